@@ -1,0 +1,1 @@
+"""What is kept: the store, vectors and their spaces, searchers."""

@@ -1,0 +1,1 @@
+"""What arrives: shards, their formats, sources, decoding, task boundaries, batches."""
