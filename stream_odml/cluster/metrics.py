@@ -1,0 +1,161 @@
+"""What the driver tells Prometheus.
+
+Counts and ages are read from the ledger at each scrape, so a restarted driver reports the same totals;
+only durations (histograms) and the progress of the running stage live in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+PREFIX = "stream_odml"
+PHASES = ("idle", "caching", "training", "evaluating", "committing")
+LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 1800)
+STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+@dataclass
+class StreamFigures:
+    """One consistent reading of the stream, taken under the driver's lock.
+
+    ``shards`` counts by state, ``images`` by outcome, ``quarantined`` rows by reason; ``queue_shards`` and
+    ``queue_age_s`` by queue (``index``, ``boundary``, ``learn``), ages in seconds of the oldest entry.
+    """
+
+    shards: Mapping[str, int] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    queue_shards: Mapping[str, int] = field(default_factory=dict)
+    queue_age_s: Mapping[str, float] = field(default_factory=dict)
+    classes: int = 0
+    stages_committed: int = 0
+    gate_refusals: int = 0
+    epoch: int = 0
+    head: str = ""
+    head_committed_at: float = 0.0
+    recall_at_1: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    forgetting: float | None = None
+    drift: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class StageProgress:
+    """The running stage as rank 0 last reported it; durations in seconds."""
+
+    phase: str = "idle"
+    task: str = ""
+    version: str = ""
+    stage: int = 0
+    step: int = 0
+    total_steps: int = 0
+    losses: Mapping[str, float] = field(default_factory=dict)
+    step_s: float = 0.0
+    data_wait_s: float = 0.0
+    workers: int = 0
+
+
+class DriverMetrics(Collector):
+    """Registry and exporter of one driver; ``figures`` and ``progress`` are replaced, never mutated."""
+
+    def __init__(self) -> None:
+        self.figures = StreamFigures()
+        self.progress = StageProgress()
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self.searchable = self._histogram(
+            "landed_to_indexed_seconds", "Time from a shard's landing to its vectors being committed."
+        )
+        self.commit = self._histogram("commit_seconds", "Time of one commit to the store.", ("commit",))
+        self.first_batch = self._histogram(
+            "boundary_to_first_step_seconds", "Time from a task's hand-over to its first training step."
+        )
+        self.step = self._histogram("step_seconds", "Time of one training step.", buckets=STEP_BUCKETS)
+        self.data_wait = self._histogram(
+            "data_wait_seconds", "Time a training step waited for its batch.", buckets=STEP_BUCKETS
+        )
+
+    def _histogram(
+        self,
+        name: str,
+        text: str,
+        labels: tuple[str, ...] = (),
+        buckets: tuple[float, ...] = LATENCY_BUCKETS,
+    ) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def serve(self, port: int, host: str = "127.0.0.1") -> int:
+        """Start the exporter and return its port (``port`` 0: any free one). Raises OSError if taken."""
+        server, _ = start_http_server(port, addr=host, registry=self.registry)
+        return int(server.server_port)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every family that the ledger or the running stage defines."""
+        yield from self._stream(self.figures)
+        yield from self._quality(self.figures)
+        yield from self._stage(self.progress)
+
+    def _stream(self, now: StreamFigures) -> Iterable[Metric]:
+        yield _counter("shards", "Shards by the state they reached.", "state", now.shards)
+        yield _counter("images", "Images by what became of them.", "outcome", now.images)
+        yield _counter("quarantined_rows", "Rows set aside, by reason.", "reason", now.quarantined)
+        yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
+        yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
+        yield _value("classes", "Classes known to the gallery.", now.classes)
+        yield _value("writer_epoch", "Epoch of the committing writer; grows at each takeover.", now.epoch)
+        yield CounterMetricFamily(
+            f"{PREFIX}_stages_committed", "Stages that became a version.", value=now.stages_committed
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_gate_refusals", "Stages that the quality gate refused.", value=now.gate_refusals
+        )
+
+    def _quality(self, now: StreamFigures) -> Iterable[Metric]:
+        info = GaugeMetricFamily(f"{PREFIX}_head_info", "1 for the head version.", labels=["version"])
+        if now.head:
+            info.add_metric([now.head], 1)
+            age = max(0.0, time.time() - now.head_committed_at)
+            yield _value("head_age_seconds", "Time since the head version was committed.", age)
+        yield info
+        recall = GaugeMetricFamily(
+            f"{PREFIX}_recall_at_1",
+            "Recall@1 on held-out images by split and gallery form.",
+            labels=["split", "gallery"],
+        )
+        for (split, gallery), value in now.recall_at_1.items():
+            recall.add_metric([split, gallery], value)
+        yield recall
+        if now.forgetting is not None:
+            yield _value("forgetting", "Best Recall@1 on old classes so far minus now.", now.forgetting)
+        yield _gauge("drift", "Embedding drift of the last stage.", "measure", now.drift)
+
+    def _stage(self, now: StageProgress) -> Iterable[Metric]:
+        yield _value("stage", "Depth of the version that is being learnt.", now.stage)
+        yield _gauge("phase", "1 for the phase of the trainer.", "phase", {p: p == now.phase for p in PHASES})
+        yield _value("stage_step", "Steps done in the running stage.", now.step)
+        yield _value("stage_steps", "Steps of the running stage in all.", now.total_steps)
+        yield _value("train_workers", "Data-parallel workers in the running stage.", now.workers)
+        yield _gauge("loss", "Last loss of the running stage by part.", "part", now.losses)
+
+
+def _value(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family
+
+
+def _counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family
