@@ -1,0 +1,148 @@
+"""A Ray session of our own: started, checked against what the stream needs, and left without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+NAMESPACE = "stream-odml"
+_TEMP_PREFIX = "odml-"
+
+# Read by Ray when its first process starts, so they must be set before `ray.init`.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+class ClusterTooSmall(ValueError):
+    """The cluster cannot hold every process of the stream at once; waiting would never end."""
+
+
+class PortTaken(ValueError):
+    """Another process listens on a port that the stream was told to use."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """CPUs or GPUs that one role asks for: ``count`` processes of ``each`` logical units."""
+
+    role: str
+    count: int
+    each: float
+
+    @property
+    def total(self) -> float:
+        """Units in all."""
+        return self.count * self.each
+
+
+def check_resources(needs: list[Need], available: float, unit: str = "CPU") -> None:
+    """Raise ClusterTooSmall if ``needs`` exceed ``available`` logical units.
+
+    Ray itself would wait without a word: a Train worker group that holds every CPU leaves none for the
+    read tasks that it waits for (ray-project/ray#44687).
+    """
+    wanted = sum(need.total for need in needs)
+    if wanted <= available + 1e-6:
+        return
+    rows = "\n".join(f"  {n.role:<18} {n.count} x {n.each:g} {unit}" for n in needs if n.total)
+    raise ClusterTooSmall(
+        f"the stream needs {wanted:g} {unit} at the same time, but the cluster has {available:g}:\n{rows}\n"
+        "Lower `cluster.workers` or the fractions under `cluster`, or start Ray with more."
+    )
+
+
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raise PortTaken if nothing of ours could listen on ``host:port``; port 0 always passes."""
+    if port == 0:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortTaken(
+                f"cannot listen on {host}:{port} ({error.strerror}); "
+                f"stop the process that uses it or set `{setting}` to another port"
+            ) from error
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def ray_session(
+    address: str | None, *, cpus: float | None = None, gpus: float | None = None, log_dir: Path | None = None
+) -> Iterator[None]:
+    """Join the cluster at ``address``, or start a local one whose files vanish with it.
+
+    A local session keeps its sockets and logs in one temporary folder, removed at the end; folders that a
+    killed session left behind are removed at the next start. ``log_dir`` keeps a copy of the logs.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        with _local_session(cpus, gpus, log_dir):
+            yield
+        return
+    ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None) -> Iterator[None]:
+    # Reachable only from this machine and only by this user's processes: no token to hand around.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    _remove_abandoned()
+    folder = tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-")
+    try:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=cpus,
+            num_gpus=gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=folder,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        if log_dir is not None:
+            _keep_logs(Path(folder), log_dir)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_logs(session: Path, target: Path) -> None:
+    logs = next(iter(session.glob("session_2*/logs")), None)
+    if logs is not None:
+        shutil.copytree(logs, target, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+
+
+def _remove_abandoned() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_TEMP_PREFIX).split("-", 1)[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)

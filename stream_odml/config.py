@@ -1,0 +1,285 @@
+"""The one configuration of a stream: a typed YAML file in which every mistake is named with its remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from stream_odml.cluster.options import ServiceOptions
+from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings
+
+Method = Literal[
+    "ours", "faithful", "no_peer", "no_virtual", "fecd", "l2", "sdc_l2", "sdc_finetune", "finetune",
+    "frozen_f0",
+]  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message has one line for each mistake."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SourceConfig(_Section):
+    """Where shards of images come from."""
+
+    kind: Literal["directory", "s3", "delta", "none"] = "directory"
+    """`directory`, `s3` (a prefix), `delta` (a table, followed by version), or `none`: HTTP pushes only."""
+    path: str = "inbox"
+    """Folder, `bucket/prefix`, or table; a relative folder lies under the stream root."""
+    poll_s: float = Field(0.5, gt=0, le=3600)
+    """Seconds between two looks for new shards."""
+    storage_options: dict[str, str] = Field(default_factory=dict)
+    """Of an object store: endpoint_url, region, access_key_id, secret_access_key, allow_http."""
+
+
+class BoundaryConfig(_Section):
+    """When the open task closes and is learnt; the first rule that holds closes it."""
+
+    manifest: bool = True
+    """A producer's word that a task is complete closes it."""
+    new_classes: int | None = Field(None, ge=1)
+    """Close at so many classes that no earlier task has learnt."""
+    images: int | None = Field(None, ge=2)
+    """Close at so many images."""
+    age_s: float | None = Field(None, gt=0)
+    """Close when the oldest waiting image is older than this, in seconds."""
+
+
+class IngestConfig(_Section):
+    """How landed shards become searchable."""
+
+    max_pixels: int = Field(64_000_000, ge=1024)
+    """An image that declares more pixels is quarantined before it is decoded."""
+    tries: int = Field(3, ge=1, le=100)
+    """A shard that ends its process so many times is set aside."""
+    batch_shards: int = Field(64, ge=1, le=10_000)
+    """Most shards in one commit."""
+    batch_bytes: int = Field(64 << 20, ge=1 << 16)
+    """Most bytes of shards given to an indexer at once."""
+    thumbnail_px: int = Field(0, ge=0, le=512)
+    """Side of the thumbnails kept for the page; 0 keeps no picture."""
+
+
+class EvaluationConfig(_Section):
+    """Held-out images, never learnt from."""
+
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of each class's images that is held out, and kept, to measure recall."""
+    max_per_class: int = Field(20, ge=2)
+    """Most held-out images of a class that an evaluation reads."""
+
+
+class ClusterConfig(_Section):
+    """What runs where, in Ray's logical CPUs and GPUs."""
+
+    address: str | None = None
+    """Of a running Ray cluster (`auto`, `ray://...`); by default a local one is started."""
+    cpus: float | None = Field(None, gt=0)
+    """CPUs of the local cluster; by default those of this machine."""
+    workers: int = Field(2, ge=1, le=4096)
+    """Data-parallel training workers."""
+    min_workers: int | None = Field(None, ge=1)
+    """With fewer free CPUs or GPUs, training goes on with as few as this."""
+    cpus_per_worker: float = Field(0.4, gt=0)
+    """CPUs set aside for a training worker."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs of a training worker; 0 trains on CPU."""
+    indexers: int = Field(1, ge=1, le=1024)
+    """Processes that embed what lands."""
+    cpus_per_indexer: float = Field(0.2, gt=0)
+    """CPUs set aside for an indexer."""
+    gpus_per_indexer: float = Field(0.0, ge=0)
+    """GPUs (a fraction will do) of an indexer."""
+    cpus_per_read: float = Field(0.2, gt=0)
+    """CPUs of one Ray Data task that decodes a shard."""
+    checkpoint_s: float = Field(20.0, gt=0)
+    """Seconds between two records of mid-stage progress."""
+    cache_dir: str | None = None
+    """Folder, on each node, of the decoded pixels of the task in progress."""
+    worker_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that training workers must run on."""
+
+    @model_validator(mode="after")
+    def _workers_in_order(self) -> ClusterConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
+        return self
+
+
+class MetricsConfig(_Section):
+    """The Prometheus exporter of the driver."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(9464, ge=0, le=65535)
+    """Port to listen on; 0 picks a free one."""
+
+
+class StoreConfig(_Section):
+    """The stream root: tables and artifacts."""
+
+    options: dict[str, str] = Field(default_factory=dict)
+    """Of an object store, as the Delta library names them."""
+    lease_s: float = Field(10.0, ge=1, le=600)
+    """A writer whose heartbeat is older than this may be replaced."""
+    keep_versions: int = Field(10, ge=2)
+    """Versions behind the head that rollback can reach."""
+    retention_h: float = Field(168.0, ge=0)
+    """Hours that replaced table files stay readable."""
+    maintain_every_commits: int = Field(200, ge=10)
+    """Commits between two compactions."""
+
+
+class StreamConfig(_Section):
+    """Everything about one stream."""
+
+    name: str = Field("stream", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
+    """Name of the stream, in logs and metrics."""
+    root: str = "stream-root"
+    """Folder or object-store prefix that holds all state."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """The one seed of initialisation, sampling and augmentation."""
+    method: Method = "ours"
+    """Named settings of `learning`; keys given there win."""
+    source: SourceConfig = SourceConfig()
+    model: EmbedderSpec = EmbedderSpec()
+    learning: StageSettings = StageSettings()
+    boundary: BoundaryConfig = BoundaryConfig(new_classes=10)
+    ingest: IngestConfig = IngestConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    store: StoreConfig = StoreConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    service: ServiceOptions = ServiceOptions()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_method(cls, data: Any) -> Any:
+        """Lay `learning` over the settings that `method` names."""
+        if not isinstance(data, dict) or not isinstance(data.get("learning", {}), Mapping):
+            return data
+        changes = METHODS.get(str(data.get("method", "ours")), {})
+        return {**data, "learning": {**changes, **data.get("learning", {})}}
+
+    @property
+    def storage_options(self) -> dict[str, str] | None:
+        """Options of the store, or None for a local root."""
+        return dict(self.store.options) or None
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> StreamConfig:
+    """Read a YAML file. Raises ConfigError with one line per mistake, each with what was expected."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; name an existing YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}; expected keys such as `root: my-stream`")
+    return parse_config(_merge(data, overrides or {}), str(path))
+
+
+def parse_config(data: Mapping[str, Any], where: str = "config") -> StreamConfig:
+    """Validate plain data. Raises ConfigError."""
+    try:
+        return StreamConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [f"  {_explain(item)}" for item in error.errors()]
+        raise ConfigError(f"{where} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(item: ErrorDetails) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _keys_at(item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"{place}: unknown key; did you mean `{near[0]}`?" if near else f"{place}: unknown key"
+    value = item.get("input")
+    seen = f" (got {value!r})" if isinstance(value, str | int | float | bool | type(None)) else ""
+    return f"{place or 'config'}: {item['msg'].removeprefix('Value error, ')}{seen}"
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    kind: Any = StreamConfig
+    for part in loc:
+        kind = _annotation(kind, str(part))
+    fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None) or {}
+    return list(fields)
+
+
+def _annotation(kind: Any, name: str) -> Any:
+    found = getattr(kind, "model_fields", {}).get(name)
+    kinds = [found.annotation] if found is not None else []
+    return next(
+        iter([k for k in kinds if isinstance(k, type)] or [get_args(k)[0] for k in kinds if get_args(k)]),
+        None,
+    )
+
+
+def schema_json() -> str:
+    """The JSON schema of a configuration file."""
+    return json.dumps(StreamConfig.model_json_schema(), indent=2)
+
+
+def example_yaml() -> str:
+    """A configuration file with every field at its default, each behind its description."""
+    schema = StreamConfig.model_json_schema()
+    values = StreamConfig().model_dump(mode="json")
+    return "\n".join(_annotate(schema, schema["properties"], values, "")) + "\n"
+
+
+def _annotate(
+    schema: Mapping[str, Any], properties: Mapping[str, Any], values: Mapping[str, Any], indent: str
+) -> Iterator[str]:
+    for name, spec in properties.items():
+        target = spec.get("$ref") or next((s["$ref"] for s in spec.get("allOf", []) if "$ref" in s), None)
+        if target is None:
+            yield f"{indent}# {_one_line(spec.get('description', ''))}{_range(spec)}"
+            yield f"{indent}{name}: {json.dumps(values[name])}"
+            continue
+        section = schema["$defs"][target.rsplit("/", 1)[1]]
+        yield f"\n{indent}# {_one_line(section.get('description', ''))}"
+        yield f"{indent}{name}:"
+        yield from _annotate(schema, section["properties"], values[name], indent + "  ")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _range(spec: Mapping[str, Any]) -> str:
+    options = [spec, *spec.get("anyOf", [])]
+    for name, sign in (
+        ("minimum", ">="),
+        ("exclusiveMinimum", ">"),
+        ("maximum", "<="),
+        ("exclusiveMaximum", "<"),
+    ):
+        bound = next((o[name] for o in options if name in o), None)
+        if bound is not None:
+            spec = {**spec, "_": f"{spec.get('_', '')} {sign} {bound:g}"}
+    choices = spec.get("enum")
+    return (f" (one of {', '.join(map(str, choices))})" if choices else "") + (
+        f" ({spec['_'].strip()})" if "_" in spec else ""
+    )
