@@ -1,0 +1,186 @@
+"""The pixels of one task, decoded once: a memory-mapped file that may be larger than memory.
+
+Invariant: the order of rows is that of (member, row) whatever order they arrive in, and `complete.json`
+is there only when every row is, durable, for exactly these members at this size. An incomplete cache of
+the same plan is taken up where it stopped; one of another plan is thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_odml.stream.decode import Pixels
+
+_PLAN, _COMPLETE, _PIXELS, _DONE = "plan.json", "complete.json", "pixels.u8", "done.u1"
+
+
+@dataclass(frozen=True)
+class CacheMember:
+    """A shard's part in a task: its rows ascending [n] and the class name of each."""
+
+    shard_id: str
+    rows: Sequence[int]
+    class_names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.class_names):
+            raise ValueError(
+                f"{self.shard_id}: {len(self.rows)} rows but {len(self.class_names)} class names"
+            )
+        if any(a >= b for a, b in zip(self.rows, self.rows[1:], strict=False)):
+            raise ValueError(f"{self.shard_id}: rows must ascend without repeats")
+
+
+class PixelCache:
+    """Open or create the cache of a plan in `folder`.
+
+    Attributes: `pixels` [N, size, size, 3] uint8 memory map (complete only), `labels` [N] int64 into the
+    sorted `class_names`, `member_index` [N] int32 and `row` [N] int32. Raises ValueError for a plan
+    without rows.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], members: Sequence[CacheMember], size: int) -> None:
+        self.folder, self.members, self.size = Path(folder), tuple(members), size
+        counts = [len(member.rows) for member in self.members]
+        if not sum(counts):
+            raise ValueError(
+                f"{self.folder}: the plan has no rows; a task needs at least one trainable image"
+            )
+        self.class_names = sorted({name for member in self.members for name in member.class_names})
+        number = {name: index for index, name in enumerate(self.class_names)}
+        self.labels = np.array([number[name] for m in self.members for name in m.class_names], np.int64)
+        self.member_index = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self.row = np.concatenate([np.asarray(member.rows, np.int32) for member in self.members])
+        self._starts = np.concatenate(([0], np.cumsum(counts)))
+        self._row_bytes = size * size * 3
+        self.fingerprint = self._fingerprint()
+        self._pixels: Pixels | None = None
+        self._prepare()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pixel is there."""
+        return (self.folder / _COMPLETE).exists()
+
+    @property
+    def pixels(self) -> Pixels:
+        """All pixels as a read-only memory map. Raises ValueError before the cache is complete."""
+        if self._pixels is None:
+            if not self.is_complete:
+                raise ValueError(
+                    f"{self.folder} is incomplete: write the rows that missing() names, then finish()"
+                )
+            shape = (len(self), self.size, self.size, 3)
+            self._pixels = np.memmap(self.folder / _PIXELS, np.uint8, "r", shape=shape)
+        return self._pixels
+
+    def missing(self) -> list[tuple[int, NDArray[np.int32]]]:
+        """What is still to be written: (member index, rows)."""
+        if self.is_complete:
+            return []
+        absent = np.flatnonzero(np.fromfile(self.folder / _DONE, np.uint8) == 0)
+        return [
+            (int(m), self.row[absent[self.member_index[absent] == m]])
+            for m in np.unique(self.member_index[absent])
+        ]
+
+    def write(self, member: int, rows: NDArray[np.integer], pixels: Pixels) -> None:
+        """Put rows of a member in their places, in any order, again if need be. Raises ValueError for a
+        foreign row.
+        """
+        start, end = self._starts[member], self._starts[member + 1]
+        own = self.row[start:end]
+        at = np.searchsorted(own, rows)
+        if (at >= len(own)).any() or (own[np.minimum(at, len(own) - 1)] != rows).any():
+            raise ValueError(
+                f"{self.members[member].shard_id}: rows outside the plan among {np.asarray(rows)[:8]}…"
+            )
+        if pixels.dtype != np.uint8 or pixels.shape != (len(rows), self.size, self.size, 3):
+            expected = [len(rows), self.size, self.size, 3]
+            raise ValueError(f"expected uint8 {expected}, got {pixels.dtype} {list(pixels.shape)}")
+        places = at + start
+        cuts = np.flatnonzero(np.diff(places) != 1) + 1
+        with (
+            open(self.folder / _PIXELS, "r+b", buffering=0) as data,
+            open(self.folder / _DONE, "r+b", buffering=0) as done,
+        ):
+            for run in np.split(np.arange(len(rows)), cuts):
+                _write_all(
+                    data.fileno(), np.ascontiguousarray(pixels[run]), int(places[run[0]]) * self._row_bytes
+                )
+            # Marked only after the pixels: a process killed in between writes them again.
+            for run in np.split(np.arange(len(rows)), cuts):
+                _write_all(done.fileno(), np.ones(len(run), np.uint8), int(places[run[0]]))
+
+    def finish(self) -> None:
+        """Make it durable and complete. Raises ValueError while rows are missing."""
+        absent = sum(len(rows) for _, rows in self.missing())
+        if absent:
+            raise ValueError(f"{self.folder}: {absent} of {len(self)} rows are missing; write them first")
+        if not self.is_complete:
+            with open(self.folder / _PIXELS, "rb") as data:
+                os.fsync(data.fileno())
+            _write_json(self.folder / _COMPLETE, {"fingerprint": self.fingerprint})
+
+    def batch(self, indices: NDArray[np.integer]) -> Pixels:
+        """Pixels [b, size, size, 3] at `indices`, contiguous and writable."""
+        source = self.pixels
+        out = np.empty((len(indices), *source.shape[1:]), np.uint8)
+        for place in np.argsort(indices, kind="stable"):  # ascending: the disk reads forward
+            out[place] = source[indices[place]]
+        return out
+
+    def remove(self) -> None:
+        """Delete the cache from disk."""
+        self._pixels = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(f"1|{self.size}|{len(self)}".encode())
+        for member in self.members:
+            digest.update(f"|{member.shard_id}|".encode())
+            digest.update(np.asarray(member.rows, np.int32).tobytes())
+            digest.update(json.dumps(list(member.class_names)).encode())
+        return digest.hexdigest()
+
+    def _prepare(self) -> None:
+        plan = self.folder / _PLAN
+        if plan.exists() and json.loads(plan.read_text())["fingerprint"] == self.fingerprint:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        for name, length in ((_PIXELS, len(self) * self._row_bytes), (_DONE, len(self))):
+            with open(self.folder / name, "wb") as file:
+                file.truncate(length)
+        _write_json(
+            self.folder / _PLAN, {"fingerprint": self.fingerprint, "size": self.size, "rows": len(self)}
+        )
+
+
+def _write_all(handle: int, array: NDArray[np.uint8], offset: int) -> None:
+    data = memoryview(array.tobytes())
+    while len(data):
+        written = os.pwrite(handle, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _write_json(path: Path, body: dict[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w") as file:
+        json.dump(body, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(aside, path)

@@ -1,0 +1,216 @@
+"""The producer's side: put items, tables, tars and folders into an inbox, and say when a task is complete.
+
+Invariant: a shard appears under its name whole and durable, or not at all. Landing the same bytes under
+the same name again does nothing, so a producer may simply repeat itself; other bytes under that name
+raise `ShardExists`. `inbox` is a local folder or `s3://bucket/prefix`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stream_odml.stream.publish import ShardExists, check_name, publish
+from stream_odml.stream.shard import FILE_FORMATS, TASK_SUFFIX, ShardManifest
+from stream_odml.stream.storage import StorageOptions
+
+__all__ = [
+    "NewItem",
+    "ShardExists",
+    "complete_task",
+    "land_file",
+    "land_items",
+    "land_parquet",
+    "land_tar",
+    "push_name",
+]
+
+Inbox = str | os.PathLike[str]
+ROWS_PER_GROUP = 256
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("image", pa.binary()),
+        pa.field("class_name", pa.string()),
+        pa.field("item_id", pa.string()),
+        pa.field("attributes", pa.map_(pa.string(), pa.string())),
+        pa.field("time", pa.timestamp("us", "UTC")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """One image to land: its encoded bytes, its class by name, and what else is known."""
+
+    image: bytes
+    class_name: str
+    item_id: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    time: datetime | None = None
+
+
+def land_items(
+    inbox: Inbox, name: str, items: Iterable[NewItem], options: StorageOptions | None = None
+) -> str:
+    """Land items as one Parquet shard `<name>.parquet`, streaming. Returns its URI.
+
+    Raises ShardExists, ValueError for a bad name or no items, OSError.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        with pq.ParquetWriter(file, _SCHEMA, compression={"class_name": "zstd"}) as writer:
+            rows = 0
+            for group in _groups(items):
+                writer.write_table(_table(group))
+                rows += len(group)
+        if not rows:
+            raise ValueError(f"shard {name!r} has no items; land at least one")
+
+    return publish(inbox, check_name(f"{name}.parquet"), write, options)
+
+
+def _groups(items: Iterable[NewItem]) -> Iterator[list[NewItem]]:
+    pending = iter(items)
+    while group := list(itertools.islice(pending, ROWS_PER_GROUP)):
+        yield group
+
+
+def _table(items: Sequence[NewItem]) -> Any:
+    columns = {
+        "image": [item.image for item in items],
+        "class_name": [item.class_name for item in items],
+        "item_id": [item.item_id for item in items],
+        "attributes": [list(item.attributes.items()) for item in items],
+        "time": [item.time for item in items],
+    }
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def land_tar(inbox: Inbox, name: str, items: Iterable[NewItem], options: StorageOptions | None = None) -> str:
+    """Land items as one WebDataset tar `<name>.tar` (`00000000.jpg` and `00000000.json`). Returns its URI."""
+
+    def write(file: IO[bytes]) -> None:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for row, item in enumerate(items):
+                note: dict[str, Any] = {"class_name": item.class_name, "attributes": dict(item.attributes)}
+                note |= {"item_id": item.item_id} if item.item_id is not None else {}
+                note |= {"time": item.time.isoformat()} if item.time is not None else {}
+                _add(tar, f"{row:08d}.{_extension(item.image)}", item.image)
+                _add(tar, f"{row:08d}.json", json.dumps(note, sort_keys=True).encode())
+
+    return publish(inbox, check_name(f"{name}.tar"), write, options)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _extension(image: bytes) -> str:
+    starts = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
+    return starts.get(image[:4], "bmp" if image[:2] == b"BM" else "jpg")
+
+
+def land_file(
+    inbox: Inbox, path: Inbox, name: str | None = None, options: StorageOptions | None = None
+) -> str:
+    """Land a Parquet, Arrow or tar file as it is. Raises ValueError for another suffix."""
+    source = Path(path)
+    final = check_name(name or source.name)
+    if Path(final).suffix.lower() not in FILE_FORMATS:
+        raise ValueError(f"{final!r}: expected a name ending in {', '.join(FILE_FORMATS)}")
+
+    def write(file: IO[bytes]) -> None:
+        with open(source, "rb") as data:
+            shutil.copyfileobj(data, file, 8 << 20)
+
+    return publish(inbox, final, write, options)
+
+
+def land_parquet(
+    inbox: Inbox,
+    path: Inbox,
+    rows_per_shard: int = 1000,
+    label_names: Sequence[str] | None = None,
+    options: StorageOptions | None = None,
+) -> Iterator[str]:
+    """Split a large Parquet file into shards `<stem>-00000.parquet` …, one at a time; yields each URI as it
+    lands.
+
+    `label_names` turns a numbered `label` column into `class_name`. Raises ValueError, ShardExists,
+    OSError.
+    """
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard {rows_per_shard}: expected at least 1")
+    source = Path(path)
+    with pq.ParquetFile(source) as table:
+        for index, batches in enumerate(_cut(table, rows_per_shard)):
+            name = check_name(f"{source.stem}-{index:05d}.parquet")
+            yield publish(inbox, name, _writer(batches, label_names), options)
+
+
+def _cut(table: Any, rows: int) -> Iterator[list[Any]]:
+    held: list[Any] = []
+    for batch in table.iter_batches(min(rows, 1024), use_threads=False):
+        while batch.num_rows:
+            room = rows - sum(part.num_rows for part in held)
+            held.append(batch.slice(0, room))
+            batch = batch.slice(room)
+            if sum(part.num_rows for part in held) == rows:
+                yield held
+                held = []
+    if held:
+        yield held
+
+
+def _writer(batches: list[Any], names: Sequence[str] | None) -> Any:
+    table = pa.Table.from_batches(batches)
+    if names is not None:
+        labels = [names[label] for label in table.column("label").to_pylist()]
+        table = table.drop_columns(["label"]).append_column("class_name", pa.array(labels, pa.string()))
+
+    def write(file: IO[bytes]) -> None:
+        pq.write_table(table, file, row_group_size=ROWS_PER_GROUP)
+
+    return write
+
+
+def complete_task(
+    inbox: Inbox, task: str, shards: Iterable[str] = (), options: StorageOptions | None = None
+) -> str:
+    """Say that a task is complete: it consists of the named shards, or of all that landed before and still
+    waits.
+
+    `shards` are names (or URIs, whose last part counts). Lands `<task>.task.json` and returns its URI.
+    """
+    names = tuple(os.fspath(shard).rstrip("/").rpartition("/")[2] for shard in shards)
+    manifest = ShardManifest(task=task, task_complete=True, shards=names)
+    return publish(
+        inbox, check_name(task + TASK_SUFFIX), lambda file: _write(file, manifest.to_bytes()), options
+    )
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    file.write(data)
+
+
+def push_name(idempotency_key: str) -> str:
+    """The shard name for images pushed under a key: the same key gives the same name."""
+    if not idempotency_key:
+        raise ValueError("the idempotency key is empty; send a fresh random one with every new batch")
+    return f"push-{hashlib.sha256(idempotency_key.encode()).hexdigest()[:24]}"

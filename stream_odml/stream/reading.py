@@ -1,0 +1,117 @@
+"""Read a shard: every row comes out once, as a usable item or as a problem with its reason.
+
+Invariant: `read_shard` is a pure function of the shard: same reference, same rows, same order, same numbers.
+Memory is bounded by one record batch (tables: one row group) or one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from stream_odml.stream import fields
+from stream_odml.stream.delta_log import delta_files
+from stream_odml.stream.folders import folder_rows, parts_rows
+from stream_odml.stream.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.stream.reasons import FIRST_BYTES, BadShard, Reason, RowError, RowProblem
+from stream_odml.stream.shard import ShardManifest, ShardRef
+from stream_odml.stream.storage import ShardFile, StorageOptions
+from stream_odml.stream.tables import table_rows
+from stream_odml.stream.tars import tar_rows
+
+
+@dataclass(frozen=True)
+class RawItem:
+    """One usable row: its image is still encoded. `item_id` is the producer's, or `<shard_id>/<row>`."""
+
+    row: int
+    item_id: str
+    class_name: str
+    image: bytes
+    attributes: dict[str, str]
+    time: datetime | None
+
+
+def read_shard(
+    ref: ShardRef, storage_options: StorageOptions | None = None
+) -> Iterator[RawItem | RowProblem]:
+    """All rows of a shard in order.
+
+    Raises BadShard when the whole file is refused; that may come after rows were yielded (a corrupt end,
+    or changed_while_read), and then none of them counts. Raises TransientReadError when the bytes cannot
+    be had now. Images are not decoded here: `decode_image` is where an image turns out to be bad.
+    """
+    seen: set[str] = set()
+    for raw in _rows(ref, storage_options):
+        yield _check(raw, ref.shard_id, seen)
+
+
+def _rows(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
+    if ref.format == "task":
+        _check_task(ref, options)
+        return
+    if ref.format == "folder":
+        yield from folder_rows(ref, options)
+    elif ref.format == "delta":
+        yield from parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options)
+    else:
+        yield from _single_file(ref, options)
+
+
+def _check_task(ref: ShardRef, options: StorageOptions | None) -> None:
+    """A task manifest has no rows; a broken one is refused like any other file."""
+    with ShardFile(ref.uri, options) as file:
+        manifest = ShardManifest.from_bytes(file.readall() or b"")
+        if manifest.task is None or not manifest.task_complete:
+            raise BadShard(
+                Reason.BAD_MANIFEST, "a task manifest names its task and says task_complete", file.head()
+            )
+
+
+def _single_file(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
+    with ShardFile(ref.uri, options) as file:
+        if file.size_bytes != ref.size_bytes:
+            detail = f"{file.size_bytes} bytes, {ref.size_bytes} when it was seen"
+            raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head())
+        try:
+            if ref.format == "unknown":
+                raise BadShard(
+                    Reason.EMPTY_FILE if not ref.size_bytes else Reason.UNKNOWN_FORMAT, _known(ref.name)
+                )
+            yield from tar_rows(file) if ref.format == "tar" else table_rows(file, ref.format)
+        except BadShard as error:
+            if file.has_changed(ref.content_hash):
+                error = BadShard(Reason.CHANGED_WHILE_READ, f"while it was read; it then failed with {error}")
+            raise BadShard(error.reason, error.detail, file.head(FIRST_BYTES)) from error
+        if file.has_changed(ref.content_hash):
+            raise BadShard(
+                Reason.CHANGED_WHILE_READ, "its content is not the one that was seen", file.head(FIRST_BYTES)
+            )
+
+
+def _known(name: str) -> str:
+    return f"{name!r}: expected .parquet, .arrow, .tar or a folder with a manifest"
+
+
+def _check(raw: RawRow, shard_id: str, seen: set[str]) -> RawItem | RowProblem:
+    first = raw.image[:FIRST_BYTES] if raw.image else b""
+    if raw.problem is not None:
+        return RowProblem(raw.row, *raw.problem, first)
+    try:
+        if not raw.image:
+            raise RowError(Reason.EMPTY_IMAGE, "the image has no bytes")
+        if len(raw.image) > MAX_IMAGE_BYTES:
+            raise RowError(Reason.OVERSIZED, f"{len(raw.image)} bytes of image, at most {MAX_IMAGE_BYTES}")
+        name = fields.class_name(raw.label, raw.names)
+        given = fields.item_id(raw.item_id)
+        attributes, time = fields.attributes(raw.attributes), fields.when(raw.time)
+        for identity in (f"id {given}" if given is not None else None, f"key {raw.key}" if raw.key else None):
+            if identity in seen:
+                raise RowError(Reason.DUPLICATE_ID, f"{identity} came before in this shard")
+            if identity is not None:
+                seen.add(identity)
+    except RowError as error:
+        return RowProblem(raw.row, error.reason, error.detail, first)
+    item_id = f"{shard_id}/{raw.row}" if given is None else given
+    return RawItem(raw.row, item_id, name, raw.image, attributes, time)

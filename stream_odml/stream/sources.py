@@ -1,0 +1,153 @@
+"""Where shards are found. A source lists what is new and complete, in the order in which it is to land.
+
+Writing another source
+----------------------
+A source is any object with one method::
+
+    def poll(self, known: Container[str]) -> list[ShardRef]: ...
+
+The contract, in the order in which it bites:
+
+1. *Return only complete shards.* A file that a producer may still be writing is not returned. One atomic
+   rename or one PUT completes a single file; a shard of several files is complete when its `_manifest.json`
+   is there.
+2. *Skip by stamp before opening anything.* `known` holds the `ShardRef.stamp` of every shard the ledger
+   has. A stamp is whatever the listing gives for free and changes when the shard does: here name, size and
+   time of change. With 10^5 known shards a poll is one listing and 10^5 look-ups, and it opens no file.
+3. *Give each new one its identity.* `make_shard_id(name, hash)`: the hash is of the content, or of
+   something that changes exactly when the content does (an entity tag, a manifest with hashes, a commit).
+4. *Keep no state.* The ledger is the memory; a source that was restarted and gets the same `known` returns
+   the same list. So a poll may be repeated, and a crash after it loses nothing. The same content with a new
+   stamp (a touched file) is returned again with its old `shard_id`: the ledger drops it, and remembers the
+   new stamp.
+5. *Return a bounded number*, the oldest first, in an order that depends on the shards only; the rest comes
+   next time.
+6. *Raise `TransientReadError`* when the place cannot be listed now. A single shard that cannot be opened
+   now is left out, and so comes again in the next poll. Data that is broken is returned all the same:
+   `read_shard` will refuse it with a reason, and the quarantine will show it. Leaving it out would make it
+   vanish.
+
+If the shard's format is one that `read_shard` knows, nothing else is to be written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+import os
+import time
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from stream_odml.stream.reasons import BadShard, TransientReadError
+from stream_odml.stream.shard import (
+    MANIFEST_NAME,
+    ShardManifest,
+    ShardRef,
+    format_of,
+    is_hidden,
+    make_shard_id,
+)
+
+log = logging.getLogger(__name__)
+MAX_NEW = 512
+"""Shards that one poll returns at most, so that a backlog neither fills memory nor holds up the driver."""
+
+
+class Source(Protocol):
+    """Something that shards come from. See the module's text for the contract."""
+
+    def poll(self, known: Container[str]) -> list[ShardRef]:
+        """New complete shards whose stamp is not in `known`, oldest first. Raises TransientReadError."""
+        ...
+
+
+class DirectorySource:
+    """A local folder: each file in it is a shard, and each folder in it that has a `_manifest.json`.
+
+    Names that begin with a dot or an underscore are skipped. `settle_s` leaves a file alone until it has
+    not changed for so long: a help against producers that copy slowly into the inbox; those that use
+    `landing` need none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settle_s: float = 0.0, max_new: int = MAX_NEW) -> None:
+        self.path = Path(path)
+        self.settle_s = settle_s
+        self.max_new = max_new
+
+    def poll(self, known: Container[str]) -> list[ShardRef]:
+        """See `Source`. Order: time of change, then name. A folder that is not there yet gives an empty
+        list.
+        """
+        try:
+            new = heapq.nsmallest(self.max_new, self._unknown(known))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise TransientReadError(f"{self.path} cannot be listed now: {error}") from error
+        found = (self._describe(mtime_ns, name, size, is_folder) for mtime_ns, name, size, is_folder in new)
+        return [ref for ref in found if ref is not None]
+
+    def incomplete(self) -> list[str]:
+        """Folders that wait for their manifest."""
+        return sorted(
+            entry.name
+            for entry in os.scandir(self.path)
+            if entry.is_dir()
+            and not is_hidden(entry.name)
+            and not os.path.exists(f"{entry.path}/{MANIFEST_NAME}")
+        )
+
+    def _unknown(self, known: Container[str]) -> Iterator[tuple[int, str, int, bool]]:
+        settled = time.time_ns() - int(self.settle_s * 1e9)
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                try:
+                    is_folder = entry.is_dir()
+                    status = os.stat(f"{entry.path}/{MANIFEST_NAME}") if is_folder else entry.stat()
+                except (FileNotFoundError, NotADirectoryError):
+                    continue  # gone since it was listed, or a folder without its manifest
+                if self.settle_s and status.st_mtime_ns > settled:
+                    continue
+                if _stamp(entry.name, status.st_size, status.st_mtime_ns) not in known:
+                    yield status.st_mtime_ns, entry.name, status.st_size, is_folder
+
+    def _describe(self, mtime_ns: int, name: str, size: int, is_folder: bool) -> ShardRef | None:
+        path = self.path / name
+        format = "folder" if is_folder else format_of(name)
+        stamp, total, manifest = _stamp(name, size, mtime_ns), size, None
+        try:
+            with open(path / MANIFEST_NAME if is_folder else path, "rb", buffering=0) as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                if format in ("folder", "task"):
+                    file.seek(0)
+                    manifest, total = read_note(file.readall(), size)
+                now = os.fstat(file.fileno())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("%s cannot be read now and will be tried again: %s", path, error)
+            return None
+        if (now.st_size, now.st_mtime_ns) != (size, mtime_ns):
+            return None  # still being written: the next poll sees it as it will be then
+        return ShardRef(
+            make_shard_id(name, sha256), name, str(path.absolute()), format, total, mtime_ns, stamp, manifest
+        )
+
+
+def _stamp(name: str, size: int, mtime_ns: int) -> str:
+    return f"{name}|{size}|{mtime_ns}"
+
+
+def read_note(data: bytes, size: int) -> tuple[ShardManifest | None, int]:
+    """What a manifest says without its files, and the bytes that it stands for. A broken one says nothing."""
+    try:
+        full = ShardManifest.from_bytes(data)
+    except BadShard:
+        return None, size
+    note = ShardManifest(full.task, full.task_complete, full.shards)
+    return note, sum(file.size_bytes for file in full.files) or size
