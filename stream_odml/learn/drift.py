@@ -1,0 +1,169 @@
+"""Drift maps: how a stored raw embedding of one version is read in the space of another, without its
+image."""
+
+# n vectors   d embedding   m anchors of a kernel map
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stream_odml.learn.kernels import kernel_mean, kernel_weights
+from stream_odml.learn.packing import Floats, pack, unpack
+from stream_odml.learn.settings import KernelName
+
+Float64s = NDArray[np.float64]
+_KINDS = ("identity", "affine", "kernel")
+_BLOCK = 4096
+
+
+class DriftMap(Protocol):
+    """Raw vectors of one space to another; float32 in, float32 out (float64 likewise)."""
+
+    @property
+    def kind(self) -> str:
+        """identity, affine, kernel or chain."""
+        ...
+
+    def apply(self, g_nd: Floats) -> Floats:
+        """[n, d] -> [n, d], same dtype; ValueError when d is another."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """For `drift_map_from_bytes`."""
+        ...
+
+
+@dataclass(frozen=True)
+class IdentityMap:
+    """Leaves vectors where they are."""
+
+    kind: str = "identity"
+
+    def apply(self, g_nd: Floats) -> Floats:
+        return g_nd
+
+    def to_bytes(self) -> bytes:
+        return pack("identity", {})
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """g -> A g + b, held and composed in float64."""
+
+    A: Float64s
+    b: Float64s
+    kind: str = "affine"
+
+    def __post_init__(self) -> None:
+        d = len(self.b)
+        if self.A.shape != (d, d) or not (np.isfinite(self.A).all() and np.isfinite(self.b).all()):
+            raise ValueError(
+                f"affine map of A {self.A.shape}, b {self.b.shape}: expected finite [d, d] and [d]"
+            )
+
+    def apply(self, g_nd: Floats) -> Floats:
+        _check_dim(g_nd, len(self.b))
+        out = np.empty_like(g_nd)
+        weights, bias = self.A.T.astype(g_nd.dtype), self.b.astype(g_nd.dtype)
+        np.matmul(g_nd, weights, out=out)
+        out += bias
+        return out
+
+    def to_bytes(self) -> bytes:
+        return pack("affine", {"A": self.A, "b": self.b})
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMap:
+    """g -> base(g) + weighted mean of the residuals measured at m anchors, by their likeness to g.
+
+    With the identity as base it is Semantic Drift Compensation (Yu et al., CVPR 2020) on each vector.
+    """
+
+    anchors_md: NDArray[np.float32]
+    residuals_md: NDArray[np.float32]
+    base: AffineMap | None
+    kernel: KernelName
+    width: float
+    floor: float
+    kind: str = "kernel"
+
+    def apply(self, g_nd: Floats) -> Floats:
+        _check_dim(g_nd, self.anchors_md.shape[1])
+        out = (self.base.apply(g_nd) if self.base else g_nd).copy()
+        anchors, residuals = torch.from_numpy(self.anchors_md), torch.from_numpy(self.residuals_md)
+        for i in range(0, len(g_nd), _BLOCK):
+            g = torch.from_numpy(np.ascontiguousarray(g_nd[i : i + _BLOCK], dtype=np.float32))
+            w = kernel_weights(g, anchors, self.kernel, self.width)
+            out[i : i + _BLOCK] += kernel_mean(w, residuals, self.floor).numpy()
+        return out
+
+    def to_bytes(self) -> bytes:
+        arrays: dict[str, Floats] = {"anchors": self.anchors_md, "residuals": self.residuals_md}
+        if self.base:
+            arrays |= {"A": self.base.A, "b": self.base.b}
+        return pack("kernel", dict(arrays), kernel=self.kernel, width=self.width, floor=self.floor)
+
+
+@dataclass(frozen=True)
+class ChainMap:
+    """Maps applied in turn: what is left when not all of them are affine. Not stored; its links are."""
+
+    links: tuple[DriftMap, ...]
+    kind: str = "chain"
+
+    def apply(self, g_nd: Floats) -> Floats:
+        for link in self.links:
+            g_nd = link.apply(g_nd)
+        return g_nd
+
+    def to_bytes(self) -> bytes:
+        raise ValueError("a chain of drift maps is not stored; store its links")
+
+
+def compose(maps: Sequence[DriftMap]) -> DriftMap:
+    """The map that applies `maps` from first to last; runs of affine ones become one, multiplied in
+    float64."""
+    links: list[DriftMap] = []
+    for link in maps:
+        parts = link.links if isinstance(link, ChainMap) else (link,)
+        for part in parts:
+            if isinstance(part, IdentityMap):
+                continue
+            last = links[-1] if links else None
+            if isinstance(part, AffineMap) and isinstance(last, AffineMap):
+                links[-1] = AffineMap(part.A @ last.A, part.A @ last.b + part.b)
+            else:
+                links.append(part)
+    if not links:
+        return IdentityMap()
+    return links[0] if len(links) == 1 else ChainMap(tuple(links))
+
+
+def drift_map_from_bytes(data: bytes) -> DriftMap:
+    """Inverse of `to_bytes`; BadArtifact for damaged bytes or another kind of artifact."""
+    kind, arrays, meta = unpack(data, _KINDS)
+    if kind == "identity":
+        return IdentityMap()
+    base = AffineMap(arrays["A"], arrays["b"]) if "A" in arrays else None
+    if kind == "affine":
+        return cast(AffineMap, base)
+    return KernelMap(
+        arrays["anchors"],
+        arrays["residuals"],
+        base,
+        meta["kernel"],
+        float(meta["width"]),
+        float(meta["floor"]),
+    )
+
+
+def _check_dim(g_nd: Floats, d: int) -> None:
+    if g_nd.ndim != 2 or g_nd.shape[1] != d:
+        raise ValueError(f"vectors of shape {g_nd.shape} for a drift map of dimension {d}; expected [n, {d}]")

@@ -1,0 +1,143 @@
+"""The embedder: backbone, pooling, head. Its output is the raw g; whoever compares embeddings
+normalises them."""
+
+# B images   d embedding   H, W sides   N images in memory, channels last
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stream_odml.learn.backbones import IMAGENET, SYMMETRIC, Backbone, build_backbone, frozen_norms, pool
+from stream_odml.learn.packing import BadArtifact, pack, unpack
+from stream_odml.learn.settings import EmbedderSpec
+
+
+class Embedder(nn.Module):
+    """f: images [B,3,H,W] in 0..1 -> raw embeddings g [B,d]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: EmbedderSpec, backbone: Backbone) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        self.norms_frozen = spec.starts_pretrained
+        mean, std = _pixel_statistics(spec, backbone)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.pooling = spec.pooling if spec.pooling != "auto" else backbone.default_pooling
+        self.head: nn.Module = nn.Identity()
+        features = self._count_features()
+        if spec.head == "linear":
+            self.head = nn.Linear(features, spec.dim)
+        elif features != spec.dim:
+            raise ValueError(
+                f"head 'none': dim is {spec.dim}, but {spec.backbone} gives {features}; set dim: {features}"
+            )
+
+    def _count_features(self) -> int:
+        """Asks the backbone by one black image, without letting its batch norms see it."""
+        was_training = self.training
+        self.eval()
+        side = self.spec.image_size
+        with torch.no_grad():
+            features = self._features(torch.zeros(1, 3, side, side)).shape[1]
+        self.train(was_training)
+        return features
+
+    def _features(self, images_B3HW: Tensor) -> Tensor:
+        maps = self.backbone((images_B3HW - self.mean) / self.std)
+        return pool(maps, self.pooling, self.backbone.prefix_tokens)
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Raw g [B, d], always float32."""
+        g_Bd: Tensor = self.head(self._features(images_B3HW))
+        return g_Bd.float()
+
+    def train(self, mode: bool = True) -> Embedder:
+        """As nn.Module.train, except that frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        if self.norms_frozen:
+            for norm in frozen_norms(self.backbone):
+                norm.eval()
+        return self
+
+
+def _pixel_statistics(spec: EmbedderSpec, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if spec.normalisation == "imagenet":
+        return IMAGENET
+    if spec.normalisation == "symmetric":
+        return SYMMETRIC
+    if spec.normalisation == "none":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return backbone.pixel_statistics
+
+
+def build_embedder(spec: EmbedderSpec, seed: int) -> Embedder:
+    """A fresh embedder: pretrained weights where the spec names some, the rest from `seed`; the global
+    RNG is kept."""
+    return _build(spec, seed, load=True, architecture={})
+
+
+def _build(spec: EmbedderSpec, seed: int, *, load: bool, architecture: dict[str, Any]) -> Embedder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Embedder(spec, build_backbone(spec, load=load, architecture=architecture))
+
+
+def embedder_to_bytes(embedder: Embedder) -> bytes:
+    """Weights as safetensors, with the spec and the architecture in its header."""
+    arrays = {k: t.detach().cpu().contiguous().numpy() for k, t in embedder.state_dict().items()}
+    architecture = embedder.backbone.architecture()
+    return pack(
+        "embedder", arrays, spec=asdict(embedder.spec), architecture=json.loads(json.dumps(architecture))
+    )
+
+
+def embedder_from_bytes(data: bytes) -> Embedder:
+    """Inverse of `embedder_to_bytes`, on the CPU in evaluation mode; BadArtifact for damaged or
+    foreign bytes."""
+    _, arrays, meta = unpack(data, ("embedder",))
+    try:
+        embedder = _build(EmbedderSpec(**meta["spec"]), 0, load=False, architecture=meta["architecture"])
+        embedder.load_state_dict({k: torch.from_numpy(a.copy()) for k, a in arrays.items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise BadArtifact(f"an embedder that this release cannot rebuild: {error}") from error
+    return embedder.eval()
+
+
+def as_images(pixels: NDArray[np.uint8] | Tensor, device: str | torch.device = "cpu") -> Tensor:
+    """uint8 pixels [B,H,W,3] -> float images [B,3,H,W] in 0..1, channels-last in memory (faster on
+    CPUs too)."""
+    if isinstance(pixels, np.ndarray):
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        raise ValueError(f"pixels are {pixels.dtype} {tuple(pixels.shape)}, expected uint8 [B, H, W, 3]")
+    return pixels.to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def embed(
+    embedder: Embedder, pixels_NHW3: NDArray[np.uint8], device: str | torch.device = "cpu", batch: int = 256
+) -> NDArray[np.float32]:
+    """Raw embeddings [N, d] of uint8 pixels [N,H,W,3] (a memory-map is read batch by batch), in
+    evaluation mode."""
+    was_training = embedder.training
+    embedder.eval().to(device)
+    g_Nd = np.empty((len(pixels_NHW3), embedder.spec.dim), np.float32)
+    try:
+        with torch.inference_mode():
+            for i in range(0, len(pixels_NHW3), batch):
+                g_Nd[i : i + batch] = (
+                    embedder(as_images(np.array(pixels_NHW3[i : i + batch]), device)).cpu().numpy()
+                )
+    finally:
+        embedder.train(was_training)
+    return g_Nd

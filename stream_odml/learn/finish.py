@@ -1,0 +1,140 @@
+"""The last pass of a stage: one look at the task's images by O and S, everything else from sums over
+ranks."""
+
+# n images of a batch   C older classes (bank)   c new classes   d embedding   m kernel anchors
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.drift import AffineMap, DriftMap, IdentityMap, KernelMap
+from stream_odml.learn.embedder import Embedder, as_images
+from stream_odml.learn.geometry import unit
+from stream_odml.learn.kernels import kernel_weights, weighted_mean
+from stream_odml.learn.moments import PairMoments
+from stream_odml.learn.outcome import StageDiverged, StageOutcome
+from stream_odml.learn.settings import StageSettings
+from stream_odml.learn.world import World
+
+Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np.int64] | Tensor]
+
+
+class FinishPass:
+    """Collects what moves the bank, fits the maps and births the new classes."""
+
+    def __init__(
+        self, settings: StageSettings, bank: ClassBank, n_classes: int, dim: int, world: World
+    ) -> None:
+        self._settings, self._bank, self._world, self._dim = settings, bank, world, dim
+        self._moments = PairMoments.empty(dim)
+        self._direction_Cd = torch.from_numpy(bank.directions).double()
+        self._move_C = torch.zeros(len(bank), dim + 2, dtype=torch.float64)  # sum w delta, sum w, sum |w|
+        self._birth_c = torch.zeros(n_classes, 2 * dim + 1, dtype=torch.float64)  # sum g, sum z, count
+        self._parents: list[Tensor] = []
+        self._children: list[Tensor] = []
+        self._indices: list[NDArray[np.int64]] = []
+
+    @torch.inference_mode()
+    def add(
+        self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor, indices_n: NDArray[np.int64]
+    ) -> None:
+        """Raw g of n images under the parent and under the child; labels in 0..n_classes-1."""
+        if not bool(torch.isfinite(child_nd).all()):
+            raise StageDiverged(
+                "the student's embeddings are not finite after its last step; "
+                "lower learning_rate, or raise warmup_steps, and learn the task again from its parent"
+            )
+        n_classes = len(self._birth_c)
+        if len(labels_n) and not 0 <= int(labels_n.min()) <= int(labels_n.max()) < n_classes:
+            raise ValueError(
+                f"labels {int(labels_n.min())}..{int(labels_n.max())}, expected 0..{n_classes - 1}"
+            )
+        parent, child = parent_nd.double().cpu(), child_nd.double().cpu()
+        self._moments.add(parent, child)
+        s = self._settings
+        w_nC = kernel_weights(unit(parent), self._direction_Cd, s.kernel, s.kernel_width)
+        self._move_C += torch.cat(
+            [w_nC.T @ (child - parent), w_nC.sum(0)[:, None], w_nC.abs().sum(0)[:, None]], 1
+        )
+        births = torch.cat([child, unit(child), torch.ones(len(child), 1, dtype=torch.float64)], 1)
+        self._birth_c.index_add_(0, labels_n.cpu(), births)
+        self._parents.append(parent.float())
+        self._children.append(child.float())
+        self._indices.append(np.asarray(indices_n, np.int64))
+
+    def outcome(self, student: Embedder, version: str, class_names: list[str]) -> StageOutcome:
+        """Sums over ranks, and what follows from them."""
+        moments = self._moments.summed(self._world)
+        bank, shift = self._moved_bank(moments, version)
+        birth_c = self._world.sum(self._birth_c).numpy()
+        counts = birth_c[:, -1].round().astype(np.int64)
+        means = birth_c[:, :-1] / np.maximum(counts, 1)[:, None]
+        bank = bank.born(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
+        parents, children = self._stacked(self._parents), self._stacked(self._children)
+        forward = self._map(moments, parents, children, backward=False)
+        backward = self._map(moments, children, parents, backward=True)
+        indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
+        drift = {**self._sizes(moments), "bank_shift": shift}
+        return StageOutcome(student, bank, forward, backward, indices, children.numpy(), drift)
+
+    def _moved_bank(self, moments: PairMoments, version: str) -> tuple[ClassBank, float]:
+        """m_c += sum_i w_ci delta_i / sum_i w_ci, and the mean length of those moves."""
+        move_C = self._world.sum(self._move_C)
+        num, total, absolute = move_C[:, : self._dim], move_C[:, -2], move_C[:, -1]
+        delta_Cd = weighted_mean(num, total, absolute, self._settings.kernel_floor, moments.mean_drift())
+        shift = float(delta_Cd.norm(dim=1).mean()) if len(delta_Cd) else 0.0
+        return self._bank.moved(delta_Cd.numpy(), version), shift
+
+    def _map(self, moments: PairMoments, x_nd: Tensor, y_nd: Tensor, *, backward: bool) -> DriftMap:
+        s = self._settings
+        if s.gallery_map == "identity" or moments.n == 0:
+            return IdentityMap()
+        affine = moments.fit(s.ridge, backward=backward)
+        if s.gallery_map == "affine":
+            return affine
+        base: AffineMap | None = affine if s.gallery_map == "affine+kernel" else None
+        x_md, y_md = self._anchors(x_nd, int(moments.n)), self._anchors(y_nd, int(moments.n))
+        start = base.apply(x_md) if base else x_md
+        return KernelMap(x_md, y_md - start, base, s.kernel, s.kernel_width, s.kernel_floor)
+
+    def _anchors(self, rows_nd: Tensor, total: int) -> NDArray[np.float32]:
+        """Every k-th row of each rank, from all ranks: at most `kernel_anchors`, and a row more a rank."""
+        stride = -(-total // self._settings.kernel_anchors)
+        rows = self._world.gather(rows_nd[::stride].contiguous().to(self._world.device))
+        return rows.cpu().numpy()
+
+    def _sizes(self, moments: PairMoments) -> dict[str, float]:
+        d = self._dim
+        square = moments.square_2d2d
+        parent, child, cross = (float(b.trace()) for b in (square[:d, :d], square[d:, d:], square[:d, d:]))
+        drift = max(parent + child - 2 * cross, 0.0)
+        unexplained = moments.unexplained(moments.fit(self._settings.ridge)) if moments.n else 0.0
+        return {
+            "images": moments.n,
+            "drift_relative": (drift / parent) ** 0.5 if parent > 0 else 0.0,
+            "forward_unexplained": unexplained,
+        }
+
+    def _stacked(self, rows: list[Tensor]) -> Tensor:
+        return torch.cat(rows) if rows else torch.empty(0, self._dim)
+
+
+def run_finish(
+    finish: FinishPass,
+    batches: Iterable[Batch],
+    parent: Callable[[Tensor], Tensor],
+    child: Embedder,
+    device: torch.device,
+) -> None:
+    """Feeds (pixels uint8 [n,H,W,3], labels [n], indices [n]) to the pass, in evaluation mode and
+    unaugmented."""
+    with torch.inference_mode():
+        for pixels, labels, indices in batches:
+            images = as_images(pixels, device)
+            finish.add(parent(images), child(images), torch.as_tensor(labels).long(), np.asarray(indices))

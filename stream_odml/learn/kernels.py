@@ -1,0 +1,48 @@
+"""Kernels between directions, and the weighted mean that falls back to the plain one where kernel
+weights cancel."""
+
+# n rows   C centres   d embedding
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stream_odml.learn.geometry import unit
+from stream_odml.learn.settings import KernelName
+
+
+def kernel_weights(z_nd: Tensor, u_Cd: Tensor, kernel: KernelName, width: float) -> Tensor:
+    """w[i, c], the likeness of row i to centre c, [n, C]; rows and centres are normalised here.
+
+    cosine: cos; clamped: max(cos, 0); softmax: exp((cos - 1) / width), whose normalised form is
+    softmax(cos / width); gaussian: exp(-|z - u|^2 / 2 width^2), Yu et al., Semantic Drift Compensation
+    (CVPR 2020).
+    """
+    cos_nC = unit(z_nd) @ unit(u_Cd).T
+    if kernel == "cosine":
+        return cos_nC
+    if kernel == "clamped":
+        return cos_nC.clamp_min(0)
+    if kernel == "softmax":
+        return ((cos_nC - 1) / width).exp()
+    return ((cos_nC - 1) / width**2).exp()  # |z - u|^2 = 2 - 2 cos
+
+
+def weighted_mean(
+    num_nd: Tensor, total_n: Tensor, absolute_n: Tensor, floor: float, fallback_d: Tensor
+) -> Tensor:
+    """num / total row by row, [n, d]; rows with total < floor * sum|w|, or without any weight, get the
+    fallback.
+
+    Cosine weights can sum to about zero, where the quotient explodes: sum(w) / sum(|w|) measures that,
+    whatever the scale of the kernel, and is 1 for the positive ones.
+    """
+    usable_n = (absolute_n > 1e-30) & (total_n >= floor * absolute_n) & (total_n > 0)
+    quotient_nd = num_nd / torch.where(usable_n, total_n, torch.ones_like(total_n))[:, None]
+    return torch.where(usable_n[:, None], quotient_nd, fallback_d)
+
+
+def kernel_mean(w_nC: Tensor, values_Cd: Tensor, floor: float) -> Tensor:
+    """Mean of the C values weighted by each row's kernel weights, [n, d]; falls back to their plain mean."""
+    return weighted_mean(w_nC @ values_Cd, w_nC.sum(1), w_nC.abs().sum(1), floor, values_Cd.mean(0))

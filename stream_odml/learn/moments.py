@@ -1,0 +1,83 @@
+"""Second moments of pairs of embeddings: all that the affine drift maps need, one pass, a sum over ranks."""
+
+# n pairs   d embedding   q parent's g   s child's g
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_odml.learn.drift import AffineMap
+from stream_odml.learn.world import World
+
+
+@dataclass
+class PairMoments:
+    """n, sums and products of (g_parent, g_child), in float64 on the CPU."""
+
+    n: float
+    sum_2d: Tensor
+    """Sum of [g_parent, g_child]."""
+    square_2d2d: Tensor
+    """Sum of outer products of [g_parent, g_child] with itself."""
+
+    @classmethod
+    def empty(cls, dim: int) -> PairMoments:
+        """Of no pair."""
+        return cls(
+            0.0, torch.zeros(2 * dim, dtype=torch.float64), torch.zeros(2 * dim, 2 * dim, dtype=torch.float64)
+        )
+
+    def add(self, parent_nd: Tensor, child_nd: Tensor) -> None:
+        """Adds n pairs."""
+        both = torch.cat([parent_nd, child_nd], dim=1).double().cpu()
+        self.n += len(both)
+        self.sum_2d += both.sum(0)
+        self.square_2d2d += both.T @ both
+
+    def summed(self, world: World) -> PairMoments:
+        """Over all ranks."""
+        flat = torch.cat(
+            [torch.tensor([self.n], dtype=torch.float64), self.sum_2d, self.square_2d2d.flatten()]
+        )
+        flat = world.sum(flat)
+        width = len(self.sum_2d)
+        return PairMoments(float(flat[0]), flat[1 : 1 + width], flat[1 + width :].view(width, width))
+
+    def mean_drift(self) -> Tensor:
+        """Mean of g_child - g_parent, [d]."""
+        d = len(self.sum_2d) // 2
+        return (self.sum_2d[d:] - self.sum_2d[:d]) / max(self.n, 1.0)
+
+    def fit(self, ridge: float, *, backward: bool = False) -> AffineMap:
+        """argmin sum |A x + b - y|^2 + r |A - I|^2, closed form; x -> y is parent -> child, or the reverse.
+
+        r = ridge * n * (mean variance of x), so ridge has no unit. No pair, or x without variance: a shift.
+        """
+        d = len(self.sum_2d) // 2
+        n = max(self.n, 1.0)
+        mean = self.sum_2d / n
+        cov = self.square_2d2d / n - torch.outer(mean, mean)
+        x, y = (slice(d, 2 * d), slice(0, d)) if backward else (slice(0, d), slice(d, 2 * d))
+        # The tiny floor keeps the system regular when all images are alike and the ridge is zero.
+        r = max(ridge * float(cov[x, x].diagonal().mean()), 1e-9 * float(cov[x, x].diagonal().max()), 1e-12)
+        eye = torch.eye(d, dtype=torch.float64)
+        A = torch.linalg.solve(cov[x, x] + r * eye, (cov[y, x] + r * eye).T).T
+        return AffineMap(np.ascontiguousarray(A.numpy()), (mean[y] - A @ mean[x]).numpy())
+
+    def unexplained(self, forward: AffineMap) -> float:
+        """Share of the drift's mean square that the forward map leaves: 0 is perfect, 1 is no better
+        than identity."""
+        d = len(self.sum_2d) // 2
+        n = max(self.n, 1.0)
+        second = torch.cat([torch.cat([self.square_2d2d, self.sum_2d[:, None]], 1),
+                            torch.cat([self.sum_2d, torch.tensor([self.n])])[None]]) / n  # fmt: skip
+        A, b = torch.from_numpy(forward.A), torch.from_numpy(forward.b)
+        eye = torch.eye(d, dtype=torch.float64)
+        left = torch.cat([-A, eye, -b[:, None]], 1)
+        drift = torch.cat([-eye, eye, torch.zeros(d, 1, dtype=torch.float64)], 1)
+        remaining, total = ((w @ second @ w.T).trace() for w in (left, drift))
+        return float(remaining / total) if total > 1e-12 else 0.0

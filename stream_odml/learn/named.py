@@ -1,0 +1,98 @@
+"""Backbones by the names people already use: Hugging Face transformers, and timm as an extra."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from stream_odml.learn.backbones import IMAGENET, Backbone
+
+
+class TransformersBackbone(Backbone):
+    """A vision model of transformers (ResNet, ViT, DINOv2, ConvNeXt ...) by name or local folder.
+
+    Its configuration travels with the embedder, so a saved one is built again without folder or network.
+    """
+
+    def __init__(self, name: str, pretrained: bool, architecture: dict[str, Any]) -> None:
+        super().__init__()
+        transformers = importlib.import_module("transformers")
+        try:
+            config = self._config(transformers, name, architecture)
+            model = self._model(transformers, name, config, pretrained)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"backbone 'transformers:{name}' cannot be built ({error}); "
+                "expected the name or local folder of a vision model"
+            ) from error
+        for unused in (
+            ("pooler", "layernorm") if config.model_type in ("convnext", "convnextv2") else ("pooler",)
+        ):
+            # Features are pooled here; an unused parameter would stall DistributedDataParallel.
+            if isinstance(getattr(model, unused, None), nn.Module):
+                setattr(model, unused, nn.Identity())
+        self.model = model
+        self._is_tokens = hasattr(config, "num_attention_heads") and not hasattr(config, "depths")
+        self.default_pooling = "cls" if self._is_tokens else "mean"
+        self.prefix_tokens = 1 + int(getattr(config, "num_register_tokens", 0))
+        self._architecture = {"config": config.to_dict(), **self._statistics(name, architecture)}
+        self.pixel_statistics = tuple(map(tuple, self._architecture["pixels"]))  # type: ignore[assignment]
+
+    @staticmethod
+    def _config(transformers: Any, name: str, architecture: dict[str, Any]) -> Any:
+        if architecture:
+            fields = dict(architecture["config"])
+            return transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+        return transformers.AutoConfig.from_pretrained(name)
+
+    @staticmethod
+    def _model(transformers: Any, name: str, config: Any, pretrained: bool) -> nn.Module:
+        if pretrained:
+            return cast(nn.Module, transformers.AutoModel.from_pretrained(name))
+        return cast(nn.Module, transformers.AutoModel.from_config(config))
+
+    @staticmethod
+    def _statistics(name: str, architecture: dict[str, Any]) -> dict[str, Any]:
+        if architecture:
+            return {"pixels": architecture["pixels"]}
+        mixin = importlib.import_module("transformers.image_processing_base").ImageProcessingMixin
+        try:
+            found, _ = mixin.get_image_processor_dict(name)
+            return {"pixels": [list(found["image_mean"]), list(found["image_std"])]}
+        except (OSError, KeyError):
+            return {"pixels": [list(part) for part in IMAGENET]}  # a folder without preprocessor file
+
+    def architecture(self) -> dict[str, Any]:
+        return self._architecture
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        features: Tensor = self.model(images_B3HW).last_hidden_state
+        return features
+
+
+class TimmBackbone(Backbone):
+    """A model of timm by name; needs the extra `stream-odml[timm]`."""
+
+    def __init__(self, name: str, pretrained: bool) -> None:
+        super().__init__()
+        try:
+            timm = importlib.import_module("timm")
+        except ImportError as error:
+            raise ValueError(
+                f"backbone 'timm:{name}' needs timm, which is not installed; "
+                "install stream-odml[timm], or use a `transformers:` backbone"
+            ) from error
+        self.model = cast(
+            nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+        )
+        config = getattr(self.model, "pretrained_cfg", {}) or {}
+        mean, std = config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1])
+        self.pixel_statistics = (tuple(mean), tuple(std))
+        self.prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))
+        self.default_pooling = "cls" if self.prefix_tokens else "mean"
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        features: Tensor = self.model(images_B3HW)
+        return features

@@ -1,0 +1,80 @@
+"""The networks of a stage: student and peer in one module, so that one gradient exchange serves both."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stream_odml.learn.backbones import frozen_norms
+from stream_odml.learn.embedder import Embedder, build_embedder
+from stream_odml.learn.settings import Precision, StageSettings
+from stream_odml.learn.world import World
+
+
+class StudentAndPeer(nn.Module):
+    """Images [B,3,H,W] -> (g_S [B,d], g_N [B,d] or None where the peer is not asked)."""
+
+    def __init__(self, student: Embedder, peer: Embedder | None, precision: Precision) -> None:
+        super().__init__()
+        self.student, self.peer, self.precision = student, peer, precision
+
+    def forward(self, images_B3HW: Tensor, with_peer: bool) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(images_B3HW.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            student_Bd = self.student(images_B3HW)
+            peer_Bd = self.peer(images_B3HW) if with_peer and self.peer is not None else None
+        return student_Bd, peer_Bd
+
+
+def build_networks(
+    old: Embedder, settings: StageSettings, *, base: bool, seed: int, world: World
+) -> StudentAndPeer:
+    """Student: a copy of the old model. Peer: the generic pretrained weights or the seeded initialisation.
+
+    The student's batch norms are frozen, except in the base stage of a model that starts from nothing;
+    the peer's
+    are frozen when it starts pretrained.
+    """
+    student = copy.deepcopy(old)
+    student.norms_frozen = not base or old.spec.starts_pretrained
+    peer = None if base or settings.weight_peer == 0 else build_embedder(old.spec, seed)
+    networks = StudentAndPeer(student, peer, settings.precision).to(world.device)
+    channels_last(networks)
+    networks.requires_grad_(True)
+    networks.train()
+    return networks
+
+
+def freeze(embedder: Embedder, device: torch.device) -> Embedder:
+    """A copy in evaluation mode without gradients."""
+    frozen = copy.deepcopy(embedder).to(device)
+    channels_last(frozen)
+    frozen.norms_frozen = True
+    frozen.eval().requires_grad_(False)
+    return frozen
+
+
+def across_ranks(networks: StudentAndPeer, settings: StageSettings, world: World) -> nn.Module:
+    """The networks under DistributedDataParallel where there are several ranks."""
+    if world.size == 1:
+        return networks
+    foreign = ":" in networks.student.spec.backbone  # such models often have parameters that no output uses
+    live_norms = any(norm.training for norm in frozen_norms(networks))
+    return DistributedDataParallel(
+        networks,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=live_norms,
+        find_unused_parameters=foreign or (networks.peer is not None and settings.peer_every > 1),
+    )
+
+
+def channels_last(module: nn.Module) -> None:
+    """Convolution weights channels-last in memory: faster on CPUs and on tensor cores, the same values."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def contiguous(module: nn.Module) -> None:
+    """Back to the usual layout, as it is stored."""
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -1,0 +1,42 @@
+"""What a stage leaves behind: the new model, the moved bank, the drift maps, the task's embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.drift import DriftMap
+from stream_odml.learn.embedder import Embedder
+
+
+class StageDiverged(ValueError):
+    """The loss or the embeddings are not finite."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Weighted loss terms of one step, with their sum as `total`."""
+
+    losses: dict[str, float]
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class StageOutcome:
+    """All but the indices and embeddings is the same on every rank."""
+
+    student: Embedder
+    bank: ClassBank
+    forward: DriftMap
+    """Parent's space -> child's."""
+    backward: DriftMap
+    """Child's space -> parent's."""
+    indices: NDArray[np.int64]
+    """Of this rank's images, as given."""
+    embeddings: NDArray[np.float32]
+    """Their raw g under the new model, [n_local, d]."""
+    drift: dict[str, float] = field(default_factory=dict)
+    """images, drift_relative (|g_S - g_O| over |g_O|), forward_unexplained, bank_shift."""

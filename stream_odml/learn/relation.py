@@ -1,0 +1,28 @@
+"""Relation distillation: two models agree when their Gram matrices rank the batch alike. No label is used."""
+
+# B global batch   d embedding
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def gram(z_Bd: Tensor) -> Tensor:
+    """S(Z) = Z Z^T, [B, B]."""
+    return z_Bd @ z_Bd.T
+
+
+def relation_log_probabilities(z_Bd: Tensor, tau: float) -> Tensor:
+    """log P_tau(Z), [B, B]: the log-softmax of the rows of S(Z) / tau."""
+    return F.log_softmax(gram(z_Bd) / tau, dim=1)
+
+
+def relation_distillation(a_Bd: Tensor, b_Bd: Tensor, tau: float) -> Tensor:
+    """C(A, B) = tau^2 / B * sum_i KL(P_tau(A)_i || P_tau(B)_i), a scalar with gradients to both sides.
+
+    Source: Chen et al., Feature Estimations based Correlation Distillation (TMM 2021).
+    """
+    log_p = relation_log_probabilities(a_Bd, tau)
+    log_q = relation_log_probabilities(b_Bd, tau)
+    return tau**2 / len(a_Bd) * (log_p.exp() * (log_p - log_q)).sum()

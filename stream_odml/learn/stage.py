@@ -1,0 +1,207 @@
+"""One stage: a student, its frozen parent and a fresh peer over the images of one task, and of no other.
+
+Every step is a pure function of (state, batch, seed, step): a stage resumed from `state_dict` goes on
+to the same
+bits on a CPU. No image of an earlier task and no model older than the parent is ever at hand.
+"""
+
+# b rows of this rank   B global batch   d embedding
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stream_odml.learn.augment import augment, step_seed
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.drift import DriftMap
+from stream_odml.learn.embedder import Embedder, as_images
+from stream_odml.learn.finish import Batch, FinishPass, run_finish
+from stream_odml.learn.metric_losses import build_metric_loss
+from stream_odml.learn.networks import across_ranks, build_networks, contiguous, freeze
+from stream_odml.learn.objective import stage_losses
+from stream_odml.learn.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
+from stream_odml.learn.outcome import StageDiverged, StageOutcome, StepReport
+from stream_odml.learn.settings import StageSettings
+from stream_odml.learn.virtual import VirtualFeatures
+from stream_odml.learn.world import World
+
+__all__ = ["StageDiverged", "StageLearner", "StageOutcome", "StepReport"]
+
+
+class StageLearner:
+    """Learns one task. `.step` total_steps times on every rank, then `.finish` once."""
+
+    def __init__(
+        self,
+        settings: StageSettings,
+        old: Embedder,
+        bank: ClassBank,
+        *,
+        n_classes: int,
+        version_id: str,
+        seed: int,
+        world: World | None = None,
+        backward_maps: Mapping[str, DriftMap] | None = None,
+    ) -> None:
+        """`old`: the parent model, which is copied; `bank`: the parent's (empty: the base stage, L_M only).
+
+        `n_classes`: labels are 0..n_classes-1 of this task. `version_id`: of the model to be made, the
+        key of the
+        classes born. `backward_maps`: only for virtual='affine', see VirtualFeatures. ValueError on
+        what does not fit.
+        """
+        if bank.dim != old.spec.dim:
+            raise ValueError(
+                f"bank of dimension {bank.dim} with an embedder of {old.spec.dim}; they must be one version's"
+            )
+        if n_classes < 1:
+            raise ValueError(f"n_classes: {n_classes}, expected at least 1")
+        self.settings, self.bank, self.version_id, self.seed = settings, bank, version_id, seed
+        self.world = world or World.current()
+        self.is_base = len(bank) == 0
+        self.total_steps = settings.base_steps if self.is_base else settings.stage_steps
+        self.next_step = 0
+        self._n_classes = n_classes
+        self._rate = settings.base_learning_rate if self.is_base else settings.learning_rate
+        device = self.world.device
+        self.old = freeze(old, device)
+        self.networks = build_networks(old, settings, base=self.is_base, seed=seed, world=self.world)
+        names = ["student"] + (["peer"] if self.networks.peer is not None else [])
+        losses = {n: build_metric_loss(settings, n_classes, old.spec.dim, step_seed(seed, 2)) for n in names}
+        self._metric = nn.ModuleDict(losses).to(device)
+        self._virtual = None if self.is_base else VirtualFeatures(bank, settings, backward_maps or {}, device)
+        self._asks_old = not self.is_base and bool(
+            settings.weight_old
+            or settings.weight_anchor
+            or (self._virtual is not None and len(self._virtual))
+        )
+        self._parallel = across_ranks(self.networks, settings, self.world)
+        self._optimiser = build_optimiser(self.networks, self._metric, settings, self._rate)
+
+    def step(self, pixels_bHW3: Tensor, labels_b: Tensor) -> StepReport:
+        """One optimiser step on this rank's slice of the global batch (uint8 pixels, int64 labels).
+
+        Raises StageDiverged, on every rank alike and before any weight is touched, when the loss is
+        not finite.
+        """
+        step, world = self.next_step, self.world
+        if step >= self.total_steps:
+            raise ValueError(f"step {step} of a stage of {self.total_steps}; call finish")
+        counts = world.counts(len(labels_b))
+        start, total = sum(counts[: world.rank]), sum(counts)
+        labels_B = world.gather(labels_b.to(world.device), counts)
+        images = as_images(pixels_bHW3, world.device)
+        images = augment(images, self.settings, self.seed, step, start=start, total=total)
+        with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+            torch.manual_seed(
+                step_seed(self.seed, 3, step, world.rank)
+            )  # for dropout inside a named backbone
+            student_Bd, peer_Bd, old_Bd = self._embed(images, step, counts)
+            torch.manual_seed(step_seed(self.seed, 4, step))  # for miners that draw: the same on every rank
+            losses = stage_losses(
+                self.settings, self._metric, self._virtual, labels_B, student_Bd, peer_Bd, old_Bd
+            )
+            report = self._report(losses, step)
+            self._descend(sum(losses.values(), torch.zeros((), device=world.device)), step)
+        self.next_step = step + 1
+        return report
+
+    def _embed(
+        self, images: Tensor, step: int, counts: list[int]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Raw g of the global batch under S, N and O, in one exchange."""
+        with_peer = self.networks.peer is not None and step % self.settings.peer_every == 0
+        student_bd, peer_bd = self._parallel(images, with_peer)
+        parts: list[Tensor] = [student_bd]
+        if peer_bd is not None:
+            parts.append(peer_bd)
+        if self._asks_old:
+            # Cloned out of inference mode, so that the loss may save it for its backward pass.
+            parts.append(self._old_embeddings(images).clone())
+        gathered = list(
+            torch.split(self.world.gather(torch.cat(parts, dim=1), counts), student_bd.shape[1], dim=1)
+        )
+        old_Bd = gathered.pop() if self._asks_old else None
+        return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd
+
+    def _old_embeddings(self, images: Tensor) -> Tensor:
+        bf16 = self.settings.old_precision == "bf16"
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            g_bd: Tensor = self.old(images)
+        return g_bd
+
+    def _report(self, losses: dict[str, Tensor], step: int) -> StepReport:
+        values = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
+        terms = dict(zip(losses, values, strict=True))
+        if not all(abs(value) < float("inf") for value in values):
+            raise StageDiverged(
+                f"loss at step {step} is {terms}, expected finite numbers; lower learning_rate "
+                f"(now {self._rate:g}), raise warmup_steps, or look at the task's images, then learn it again"
+            )
+        return StepReport({"total": sum(values), **terms}, step)
+
+    def _descend(self, loss: Tensor, step: int) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        set_rate(self._optimiser, self.settings, self._rate, step, self.total_steps)
+        self._optimiser.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Progress within the stage, enough with the constructor's arguments to go on to the same bits."""
+        state = {f"networks.{k}": v for k, v in self.networks.state_dict().items()}
+        state |= {f"metric.{k}": v for k, v in self._metric.state_dict().items()}
+        state |= {f"adam.{k}": v for k, v in optimiser_state(self._optimiser).items()}
+        state["step"] = torch.tensor(self.next_step)
+        return {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`, into a learner built with the same arguments; ValueError when it
+        does not fit."""
+        parts: dict[str, dict[str, Tensor]] = {"networks": {}, "metric": {}, "adam": {}}
+        try:
+            for key, value in state.items():
+                if key != "step":
+                    part, rest = key.split(".", 1)
+                    parts[part][rest] = value
+            self.networks.load_state_dict(parts["networks"])
+            self._metric.load_state_dict(parts["metric"])
+            load_optimiser_state(self._optimiser, parts["adam"])
+            self.next_step = int(state["step"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"progress of another stage: {error}; begin the task again from its parent"
+            ) from error
+
+    def finish(self, batches: Iterable[Batch], class_names: list[str]) -> StageOutcome:
+        """One pass over this rank's share of the task's images, each once, on every rank; then the
+        stage is over.
+
+        Drops the old model and the peer. ValueError when names and labels disagree; StageDiverged for
+        non-finite
+        embeddings.
+        """
+        if len(class_names) != self._n_classes or len(set(class_names)) != self._n_classes:
+            raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")
+        student = self._averaged_student().eval().requires_grad_(False)
+        finish = FinishPass(self.settings, self.bank, self._n_classes, student.spec.dim, self.world)
+        run_finish(finish, batches, self.old, student, self.world.device)
+        student.cpu()
+        contiguous(student)
+        outcome = finish.outcome(student, self.version_id, class_names)
+        self.total_steps = self.next_step
+        self.networks.peer = None
+        del self.old, self._parallel, self._optimiser
+        return outcome
+
+    def _averaged_student(self) -> Embedder:
+        """The student, with old_share of the old weights (never in the base stage)."""
+        student = self.networks.student
+        if self.settings.old_share and not self.is_base:
+            with torch.no_grad():
+                for new, old in zip(student.parameters(), self.old.parameters(), strict=True):
+                    new.lerp_(old, self.settings.old_share)
+        return student
