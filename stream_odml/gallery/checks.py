@@ -1,0 +1,71 @@
+"""What the writer asks of rows before they are committed, and what it counts in them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stream_odml.gallery.errors import UnknownSubject
+from stream_odml.gallery.ledger import LedgerState, ShardState
+from stream_odml.gallery.select import encode
+from stream_odml.gallery.store import Store
+from stream_odml.gallery.tables import GALLERY, vectors_of
+
+
+def known_shards(ledger: LedgerState, shard_ids: Sequence[str]) -> list[ShardState]:
+    """The shards of these ids. Raises UnknownSubject for one that never landed."""
+    unknown = [s for s in shard_ids if s not in ledger.shards]
+    if unknown:
+        raise UnknownSubject(f"shards {unknown[:3]} are not in the ledger; record that they landed first")
+    return [ledger.shards[s] for s in shard_ids]
+
+
+def accepted(
+    store: Store, rows: pa.Table, shard_ids: Sequence[str] | None, version: str | None = None
+) -> pa.Table:
+    """The rows to commit: of ``shard_ids`` (all, when None), without forgotten ones.
+
+    Raises ValueError for vectors of another dimension or that are not finite, a version that is not
+    committed (or is not ``version``), an unknown shard.
+    """
+    rows = rows.cast(GALLERY)
+    if len(rows) == 0:
+        return rows
+    made_by = set(rows["version"].unique().to_pylist())
+    if version is not None and made_by != {version}:
+        raise ValueError(f"rows of a stage must be made by {version}, these are made by {sorted(made_by)}")
+    for name in made_by - {version}:
+        store.tree.get(name)
+    if not np.isfinite(vectors_of(rows["vector"], store.dim)).all():
+        raise ValueError("a vector is not finite; quarantine its row or refuse the model that made it")
+    shards, names = encode(rows["shard_id"])
+    known_shards(store.ledger, names)
+    keep = np.ones(len(rows), dtype=bool)
+    if shard_ids is not None:
+        keep &= np.array([name in set(shard_ids) for name in names])[shards]
+    if store.ledger.tombstones:
+        triples = zip(*(rows[c].to_pylist() for c in ("shard_id", "class_name", "item_id")), strict=True)
+        keep &= np.array([not store.ledger.forgotten(*triple) for triple in triples])
+    return rows if keep.all() else rows.filter(pa.array(keep))
+
+
+def counted(
+    shard_ids: Sequence[str], rows: pa.Table, quarantine: pa.Table, more: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """For each shard: rows, held_out, quarantined, classes (class -> rows), beside what the indexer
+    counted."""
+    counts: dict[str, dict[str, Any]] = {
+        s: {**more.get(s, {}), "rows": 0, "held_out": 0, "quarantined": 0, "classes": {}} for s in shard_ids
+    }
+    columns = (rows[c].to_pylist() for c in ("shard_id", "class_name", "held_out"))
+    for shard_id, class_name, held_out in zip(*columns, strict=True):
+        count = counts[shard_id]
+        count["rows"] += 1
+        count["held_out"] += bool(held_out)
+        count["classes"][class_name] = count["classes"].get(class_name, 0) + 1
+    for shard_id in quarantine["shard_id"].to_pylist():
+        counts[shard_id]["quarantined"] += 1
+    json.dumps(counts)  # what cannot be remembered must fail before the first row is written
+    return counts

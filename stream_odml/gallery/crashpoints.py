@@ -1,0 +1,65 @@
+"""Named places where a test makes the process die, so that "at any moment" is a list that can be walked."""
+
+import os
+import signal
+
+ENVIRONMENT = "STREAM_ODML_CRASH_AT"
+
+CRASH_POINTS = (
+    "claim.before",
+    "claim.after_ledger",
+    "claim.after_versions",
+    "claim.after_orphans",
+    "landed.before",
+    "landed.after",
+    "ingest.before",
+    "ingest.after_gallery",
+    "ingest.after_quarantine",
+    "ingest.after_ledger",
+    "set_aside.before",
+    "set_aside.after",
+    "close.before",
+    "close.after",
+    "attempt.before",
+    "attempt.after",
+    "file.before_rename",
+    "artifact.after",
+    "root.before_versions",
+    "root.after_versions",
+    "stage.before",
+    "stage.after_gallery",
+    "stage.after_versions",
+    "stage.after_ledger",
+    "refuse.before",
+    "refuse.after_ledger",
+    "refuse.after_versions",
+    "head.before",
+    "head.after_skipped",
+    "head.after_versions",
+    "forget.before",
+    "forget.after",
+    "maintain.before",
+    "maintain.after_purge",
+    "maintain.after_files",
+    "maintain.after_artifacts",
+    "maintain.after_compaction",
+    "maintain.after_vacuum",
+)
+
+
+def crash_point(name: str) -> None:
+    """Kill this process (SIGKILL) when the environment names this point, as ``name`` or ``name:3`` (third
+    pass)."""
+    wanted = os.environ.get(ENVIRONMENT)
+    if not wanted:
+        return
+    if name not in CRASH_POINTS:
+        raise ValueError(f"crash point {name!r} is not in CRASH_POINTS; add it there so that tests walk it")
+    point, _, count = wanted.partition(":")
+    if point != name:
+        return
+    left = int(count or 1) - 1
+    if left > 0:
+        os.environ[ENVIRONMENT] = f"{point}:{left}"
+        return
+    os.kill(os.getpid(), signal.SIGKILL)

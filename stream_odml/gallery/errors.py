@@ -1,0 +1,37 @@
+"""What can go wrong with a stream root, as small named errors that say what was seen and how to mend it."""
+
+
+class SchemaTooNew(ValueError):
+    """A table was written by a newer release: reading it could misread it."""
+
+
+class NotAStreamRoot(ValueError):
+    """The folder or prefix holds no stream root (or only half of one)."""
+
+
+class NoVersionYet(ValueError):
+    """No model version is committed yet, so no vector can have a meaning."""
+
+
+class RootBusy(RuntimeError):
+    """Another writer holds the stream root and lives."""
+
+
+class WriterFenced(RuntimeError):
+    """A newer writer has claimed the stream root: this one must end without another commit."""
+
+
+class ArtifactCorrupt(ValueError):
+    """The bytes of an artifact are not those that were committed."""
+
+
+class UnknownVersion(ValueError):
+    """A vector names a model version that the store does not hold: it cannot be compared with anything."""
+
+
+class StaleParent(ValueError):
+    """The head moved while a stage was being learnt: its result no longer continues what is served."""
+
+
+class UnknownSubject(ValueError):
+    """A shard, task or version that the ledger does not know."""

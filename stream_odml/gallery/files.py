@@ -1,0 +1,157 @@
+"""Plain files under a stream root, on a local disk or an object store.
+
+Protects: a name either holds complete bytes or does not exist (written aside, synced, renamed; a put is
+atomic by itself).
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.fs as pafs
+from deltalake.fs import DeltaStorageHandler
+
+from stream_odml.gallery.crashpoints import crash_point
+
+ASIDE = ".aside-"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file: ``path`` relative to the root, ``size`` in bytes, ``mtime`` in seconds since 1970."""
+
+    path: str
+    size: int
+    mtime: float
+
+
+class Files(Protocol):
+    """What the gallery needs of storage."""
+
+    uri: str
+
+    def read(self, path: str) -> bytes: ...
+
+    def write(self, path: str, data: bytes, durable: bool = True) -> None: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def list(self, prefix: str) -> Iterator[FileInfo]: ...
+
+    def delete(self, path: str) -> None: ...
+
+    def arrow(self, prefix: str) -> pafs.FileSystem: ...
+
+
+def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files:
+    """Files under ``uri``: a local path when it has no scheme, else what the scheme names."""
+    if "://" in uri:
+        return ObjectFiles(uri.rstrip("/"), storage_options)
+    return LocalFiles(str(Path(uri).absolute()))
+
+
+class LocalFiles:
+    """A folder. A write goes aside, is synced, renamed, the folder synced: no half file after a crash."""
+
+    def __init__(self, root: str) -> None:
+        self.uri = root
+
+    def read(self, path: str) -> bytes:
+        return (Path(self.uri) / path).read_bytes()
+
+    def write(self, path: str, data: bytes, durable: bool = True) -> None:
+        target = Path(self.uri) / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.parent / f"{ASIDE}{uuid.uuid4().hex}"
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    crash_point("file.before_rename")
+            aside.rename(target)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        if durable:
+            _sync_folder(target.parent)
+
+    def exists(self, path: str) -> bool:
+        return (Path(self.uri) / path).exists()
+
+    def list(self, prefix: str) -> Iterator[FileInfo]:
+        for folder, _, names in os.walk(Path(self.uri) / prefix):
+            for name in sorted(names):
+                full = Path(folder) / name
+                try:
+                    stat = full.stat()
+                except FileNotFoundError:
+                    continue  # deleted while listing: then it is not there
+                yield FileInfo(str(full.relative_to(self.uri)), stat.st_size, stat.st_mtime)
+
+    def delete(self, path: str) -> None:
+        full = Path(self.uri) / path
+        full.unlink(missing_ok=True)
+        if full.parent != Path(self.uri) and full.parent.is_dir() and not any(full.parent.iterdir()):
+            full.parent.rmdir()
+
+    def arrow(self, prefix: str) -> pafs.FileSystem:
+        return pafs.SubTreeFileSystem(str(Path(self.uri) / prefix), pafs.LocalFileSystem())
+
+
+class ObjectFiles:
+    """A prefix of an object store, through the same client and options as the tables; a put is atomic."""
+
+    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
+        self.uri = uri
+        self._options = storage_options
+
+    @cached_property
+    def _handler(self) -> Any:
+        return DeltaStorageHandler(self.uri, self._options)
+
+    @cached_property
+    def _filesystem(self) -> pafs.FileSystem:
+        return pafs.PyFileSystem(self._handler)
+
+    def read(self, path: str) -> bytes:
+        with self._filesystem.open_input_file(path) as file:
+            return bytes(file.read())
+
+    def write(self, path: str, data: bytes, durable: bool = True) -> None:
+        if durable:
+            crash_point("file.before_rename")
+        # deltalake's wrapper refuses the buffers that pyarrow hands to it; the stream below it takes bytes.
+        stream = self._handler._handler.open_output_stream(path)
+        stream.write(data)
+        stream.close()
+
+    def exists(self, path: str) -> bool:
+        return bool(self._filesystem.get_file_info([path])[0].type == pafs.FileType.File)
+
+    def list(self, prefix: str) -> Iterator[FileInfo]:
+        for info in self._filesystem.get_file_info(
+            pafs.FileSelector(prefix, allow_not_found=True, recursive=True)
+        ):
+            if info.type == pafs.FileType.File:
+                yield FileInfo(info.path, info.size or 0, info.mtime.timestamp() if info.mtime else 0.0)
+
+    def delete(self, path: str) -> None:
+        self._filesystem.delete_file(path)
+
+    def arrow(self, prefix: str) -> pafs.FileSystem:
+        handler: Any = DeltaStorageHandler(f"{self.uri}/{prefix}".rstrip("/"), self._options)
+        return pafs.PyFileSystem(handler)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,163 @@
+"""The reader: one stream root as it is now, brought up to date by reading only what came.
+
+Protects the visibility rule: rows count when, and only when, the ledger or the version tree names their
+transaction.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stream_odml.gallery.artifacts import read_artifact
+from stream_odml.gallery.errors import ArtifactCorrupt
+from stream_odml.gallery.files import open_files
+from stream_odml.gallery.ledger import Attempt, LedgerState, TaskState
+from stream_odml.gallery.mapping import Mapper
+from stream_odml.gallery.table import Table
+from stream_odml.gallery.tables import GALLERY, QUARANTINE, SCHEMAS, FloatArray, vectors_of
+from stream_odml.gallery.versions import VersionTree
+from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
+
+META = [name for name in GALLERY.names if name != "vector"]
+"""The gallery's columns that readers keep; vectors are read where they are needed."""
+TRIES = 5
+
+
+class Store:
+    """A stream root, read. Not for use by several threads at once; what it hands out is immutable."""
+
+    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
+        self.files = open_files(uri, storage_options)
+        self.uri = self.files.uri
+        self.storage_options = storage_options
+        self.tables = {name: Table(self.files, name, storage_options) for name in SCHEMAS}
+        self.dim = self.tables["gallery"].dim
+        self.ledger = LedgerState()
+        self.tree = VersionTree()
+        self.mapper = Mapper(self._drift)
+        self._blocks: dict[str, pa.Table] = {}
+        self.refresh()
+
+    @staticmethod
+    def create(uri: str, dim: int, storage_options: dict[str, str] | None = None) -> "Store":
+        """Make a stream root for vectors of dimension ``dim``, or open the one that is there.
+
+        Raises ValueError when the one that is there has another dimension.
+        """
+        if dim < 1:
+            raise ValueError(f"dim is {dim}; it must be the embedding's dimension, at least 1")
+        files = open_files(uri, storage_options)
+        for name in SCHEMAS:
+            Table.create(files, name, dim, storage_options)
+        store = Store(uri, storage_options)
+        if store.dim != dim:
+            raise ValueError(
+                f"{uri} holds vectors of dimension {store.dim}, asked for {dim}; "
+                "use the model it was made with, or another stream root"
+            )
+        return store
+
+    @staticmethod
+    def open(uri: str, storage_options: dict[str, str] | None = None) -> "Store":
+        """Open a stream root. Raises NotAStreamRoot, or SchemaTooNew when a newer release wrote it."""
+        return Store(uri, storage_options)
+
+    def refresh(self) -> bool:
+        """Take in what was committed since; True when something was. Some 60 µs when there is nothing."""
+        for _ in range(TRIES):
+            try:
+                return self._refresh()
+            except (
+                FileNotFoundError
+            ):  # compacted and vacuumed while it was read: the log names its successor by now
+                for table in self.tables.values():
+                    table.forget_seen()
+                self._blocks = {}
+        return self._refresh()
+
+    def _refresh(self) -> bool:
+        new = self._refresh_ledger() | self._refresh_tree()
+        while True:
+            came, went = self.tables["gallery"].refresh()
+            gone = set(went)
+            fresh = {path: self.tables["gallery"].read(path, META) for path in came}
+            self._blocks = {p: b for p, b in self._blocks.items() if p not in gone} | fresh
+            new |= bool(came or went)
+            # A file that went may have held rows that a ledger row of this very moment replaces: look again.
+            if not went or not (self._refresh_ledger() | self._refresh_tree()):
+                return new
+
+    def _refresh_ledger(self) -> bool:
+        rows, again = _new_rows(self.tables["ledger"])
+        before, self.ledger = self.ledger, LedgerState.replay(rows, None if again else self.ledger)
+        return before.seq != self.ledger.seq
+
+    def _refresh_tree(self) -> bool:
+        rows, again = _new_rows(self.tables["versions"])
+        before, self.tree = self.tree, VersionTree.replay(rows, None if again else self.tree)
+        return before.seq != self.tree.seq
+
+    @property
+    def epoch(self) -> int:
+        """The newest writer's epoch that this handle has seen."""
+        return max(self.ledger.epoch, self.tree.epoch)
+
+    @property
+    def blocks(self) -> dict[str, pa.Table]:
+        """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike."""
+        return dict(self._blocks)
+
+    def visible_txns(self) -> frozenset[str]:
+        """Transactions whose gallery and quarantine rows count."""
+        return frozenset(self.ledger.txns) | {v.txn for v in self.tree.versions.values()}
+
+    def gallery_rows(self, vectors: bool = True) -> pa.Table:
+        """All visible gallery rows as stored: raw vectors, superseded and forgotten rows included.
+
+        For tools and tests; a searchable picture is :class:`~stream_odml.gallery.snapshot.GallerySnapshot`.
+        """
+        columns = GALLERY.names if vectors else META
+        parts = [self.tables["gallery"].read(path, columns) for path in self._blocks]
+        return self._visible(parts, pa.schema([GALLERY.field(c) for c in columns]))
+
+    def quarantine_rows(self) -> pa.Table:
+        """All visible quarantine rows."""
+        table = self.tables["quarantine"]
+        table.refresh()
+        return self._visible([table.read(path) for path in sorted(table.present)], QUARANTINE)
+
+    def _visible(self, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
+        table = pa.concat_tables(parts) if parts else schema.empty_table()
+        txns = pa.array(sorted(self.visible_txns()), pa.string())
+        return table.filter(pc.is_in(table["txn"], value_set=txns))
+
+    def vectors(self, path: str) -> FloatArray:
+        """The raw vectors float32 [n, d] of one data file of :attr:`blocks`."""
+        return vectors_of(self.tables["gallery"].read(path, ["vector"])["vector"], self.dim)
+
+    def artifact(self, version_id: str, name: str) -> bytes:
+        """The bytes of a committed version's artifact. Raises UnknownVersion, ArtifactCorrupt."""
+        version = self.tree.get(version_id)
+        if name not in version.artifacts:
+            raise ArtifactCorrupt(
+                f"version {version_id} has no artifact {name!r}, only {sorted(version.artifacts)}"
+            )
+        return read_artifact(self.files, version.artifacts[name])
+
+    def next_task(self) -> TaskState | None:
+        """The closed task to learn now: the first that the head's path has not learnt and nobody skipped."""
+        return self.ledger.next_task(self.tree.learnt())
+
+    def current_attempt(self, task_id: str, parent: str) -> Attempt | None:
+        """The attempt to go on with after a restart, if one is under way."""
+        return self.ledger.current_attempt(task_id, parent, self.tree.committed)
+
+    def _drift(self, version_id: str, name: str) -> DriftMap:
+        return drift_map_from_bytes(self.artifact(version_id, name))
+
+
+def _new_rows(table: Table) -> tuple[list[dict[str, Any]], bool]:
+    came, went = table.refresh()
+    paths = sorted(table.present) if went else came  # compacted: the new files repeat the old rows
+    return [row for path in paths for row in table.read(path).to_pylist()], bool(went)

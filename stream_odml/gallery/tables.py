@@ -1,0 +1,176 @@
+"""The four tables of a stream root: columns, schema version, and how rows are built and checked.
+
+Protects: a table never holds a vector without its version, nor a vector that is not finite or of another
+dimension.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+"""Raised by one whenever a table changes in a way that an older release would misread."""
+
+TIME = pa.timestamp("us", tz="UTC")
+VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
+
+LEDGER = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("kind", pa.string()),
+        ("subject", pa.string()),
+        ("task", pa.string()),
+        ("txn", pa.string()),
+        ("detail", pa.string()),
+        ("time", TIME),
+        ("epoch", pa.int64()),
+    ]
+)
+VERSIONS = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("kind", pa.string()),
+        ("version_id", pa.string()),
+        ("parent", pa.string()),
+        ("task", pa.string()),
+        ("artifacts", pa.string()),
+        ("metrics", pa.string()),
+        ("reason", pa.string()),
+        ("time", TIME),
+        ("epoch", pa.int64()),
+    ]
+)
+GALLERY = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("class_name", pa.string()),
+        ("shard_id", pa.string()),
+        ("row", pa.int32()),
+        ("held_out", pa.bool_()),
+        ("attributes", pa.string()),
+        ("time", TIME),
+        ("vector", VECTOR),
+        ("version", pa.string()),
+        ("txn", pa.string()),
+    ]
+)
+QUARANTINE = pa.schema(
+    [
+        ("shard_id", pa.string()),
+        ("row", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("first_bytes", pa.binary()),
+        ("time", TIME),
+        ("txn", pa.string()),
+    ]
+)
+SCHEMAS = {"ledger": LEDGER, "versions": VERSIONS, "gallery": GALLERY, "quarantine": QUARANTINE}
+
+FloatArray = NDArray[np.float32]
+
+
+def gallery_rows(
+    *,
+    item_ids: Sequence[str],
+    class_names: Sequence[str],
+    shard_ids: Sequence[str] | str,
+    rows: Sequence[int] | NDArray[np.integer[Any]],
+    vectors: FloatArray,
+    version: str,
+    held_out: Sequence[bool] | NDArray[np.bool_] | bool = False,
+    attributes: Sequence[dict[str, str] | str | None] | None = None,
+    times: Sequence[datetime | None] | None = None,
+) -> pa.Table:
+    """Gallery rows for a commit; ``vectors`` float32 [n, d] RAW (not normalised) under model ``version``.
+
+    The writer fills in ``txn``. Raises ValueError for lengths that differ, a vector that is not finite, or no
+    version.
+    """
+    n = len(item_ids)
+    if vectors.ndim != 2 or vectors.shape[0] != n:
+        raise ValueError(f"vectors have shape {vectors.shape} for {n} items; give one row [d] for each item")
+    if not version:
+        raise ValueError("the vectors name no model version; say which version made them")
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{int(n - finite.sum())} of {n} vectors are not finite (first: row {int(finite.argmin())}); "
+            "quarantine those rows or refuse the model that made them"
+        )
+    columns = {
+        "item_id": pa.array(item_ids, pa.string()),
+        "class_name": pa.array(class_names, pa.string()),
+        "shard_id": pa.array([shard_ids] * n if isinstance(shard_ids, str) else shard_ids, pa.string()),
+        "row": pa.array(np.asarray(rows, dtype=np.int32)),
+        "held_out": pa.array([held_out] * n if isinstance(held_out, bool) else held_out, pa.bool_()),
+        "attributes": pa.array([_as_json(a) for a in attributes] if attributes else ["{}"] * n, pa.string()),
+        "time": pa.array(times if times is not None else [None] * n, TIME),
+        "vector": vector_column(vectors),
+        "version": pa.array([version] * n, pa.string()),
+        "txn": pa.array([""] * n, pa.string()),
+    }
+    return pa.table(columns, schema=GALLERY)
+
+
+def quarantine_rows(
+    *,
+    shard_ids: Sequence[str],
+    rows: Sequence[int],
+    reasons: Sequence[str],
+    details: Sequence[str],
+    first_bytes: Sequence[bytes],
+) -> pa.Table:
+    """Quarantine rows: why each row of a shard cannot be used; the writer fills in ``time`` and ``txn``."""
+    n = len(shard_ids)
+    columns = {
+        "shard_id": pa.array(shard_ids, pa.string()),
+        "row": pa.array(rows, pa.int32()),
+        "reason": pa.array(reasons, pa.string()),
+        "detail": pa.array(details, pa.string()),
+        "first_bytes": pa.array(first_bytes, pa.binary()),
+        "time": pa.array([None] * n, TIME),
+        "txn": pa.array([""] * n, pa.string()),
+    }
+    return pa.table(columns, schema=QUARANTINE)
+
+
+def vector_column(vectors: FloatArray) -> pa.Array:
+    """float32 [n, d] as an Arrow list column, without a Python loop."""
+    n, d = vectors.shape
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    offsets = pa.array(np.arange(n + 1, dtype=np.int32) * d)
+    return pa.ListArray.from_arrays(offsets, flat, type=VECTOR)
+
+
+def vectors_of(column: pa.ChunkedArray, dim: int) -> FloatArray:
+    """The inverse of :func:`vector_column`: float32 [n, dim]. Raises ValueError when a row has another
+    dimension."""
+    parts = []
+    for chunk in column.chunks:
+        flat = chunk.flatten().to_numpy(zero_copy_only=False)
+        if flat.size != len(chunk) * dim:
+            raise ValueError(f"stored vectors do not have dimension {dim}; the table does not fit this store")
+        parts.append(flat.reshape(len(chunk), dim))
+    if not parts:
+        return np.empty((0, dim), dtype=np.float32)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def with_column(table: pa.Table, name: str, value: Any) -> pa.Table:
+    """The table with one column set to one value everywhere."""
+    field = table.schema.field(name)
+    return table.set_column(
+        table.schema.get_field_index(name), field, pa.repeat(pa.scalar(value, field.type), len(table))
+    )
+
+
+def _as_json(attributes: dict[str, str] | str | None) -> str:
+    if isinstance(attributes, str):
+        return attributes
+    return json.dumps(attributes or {}, sort_keys=True)
