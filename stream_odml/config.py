@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from stream_odml.cluster.options import ServiceOptions
 from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings
+from stream_odml.stream.boundary import BoundaryPolicy
 
 Method = Literal[
     "ours", "faithful", "no_peer", "no_virtual", "fecd", "l2", "sdc_l2", "sdc_finetune", "finetune",
@@ -42,19 +43,6 @@ class SourceConfig(_Section):
     """Of an object store: endpoint_url, region, access_key_id, secret_access_key, allow_http."""
 
 
-class BoundaryConfig(_Section):
-    """When the open task closes and is learnt; the first rule that holds closes it."""
-
-    manifest: bool = True
-    """A producer's word that a task is complete closes it."""
-    new_classes: int | None = Field(None, ge=1)
-    """Close at so many classes that no earlier task has learnt."""
-    images: int | None = Field(None, ge=2)
-    """Close at so many images."""
-    age_s: float | None = Field(None, gt=0)
-    """Close when the oldest waiting image is older than this, in seconds."""
-
-
 class IngestConfig(_Section):
     """How landed shards become searchable."""
 
@@ -66,8 +54,8 @@ class IngestConfig(_Section):
     """Most shards in one commit."""
     batch_bytes: int = Field(64 << 20, ge=1 << 16)
     """Most bytes of shards given to an indexer at once."""
-    thumbnail_px: int = Field(0, ge=0, le=512)
-    """Side of the thumbnails kept for the page; 0 keeps no picture."""
+    thumbnails: bool = False
+    """Keep a small picture of every item for the page, at the model's input size."""
 
 
 class EvaluationConfig(_Section):
@@ -77,6 +65,19 @@ class EvaluationConfig(_Section):
     """Share of each class's images that is held out, and kept, to measure recall."""
     max_per_class: int = Field(20, ge=2)
     """Most held-out images of a class that an evaluation reads."""
+
+
+class GateConfig(_Section):
+    """Which stages are published. A refused stage is learnt again with a stronger anchor, then set aside."""
+
+    enabled: bool = True
+    """Compare every stage with the version it would replace."""
+    max_new_loss: float = Field(0.05, ge=0, le=1)
+    """Refuse when Recall@1 on the stage's own held-out images falls by more than this."""
+    max_old_loss: float = Field(0.05, ge=0, le=1)
+    """Refuse when Recall@1 on older classes, held out or estimated, falls by more than this."""
+    retries: int = Field(1, ge=0, le=10)
+    """Further attempts at a refused stage before its task is skipped."""
 
 
 class ClusterConfig(_Section):
@@ -154,9 +155,10 @@ class StreamConfig(_Section):
     source: SourceConfig = SourceConfig()
     model: EmbedderSpec = EmbedderSpec()
     learning: StageSettings = StageSettings()
-    boundary: BoundaryConfig = BoundaryConfig(new_classes=10)
+    boundary: BoundaryPolicy = BoundaryPolicy()
     ingest: IngestConfig = IngestConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
     store: StoreConfig = StoreConfig()
     cluster: ClusterConfig = ClusterConfig()
     service: ServiceOptions = ServiceOptions()

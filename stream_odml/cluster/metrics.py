@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from stream_odml.cluster.progress import StageProgress
+
 PREFIX = "stream_odml"
 PHASES = ("idle", "caching", "training", "evaluating", "committing")
 LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 1800)
@@ -42,22 +44,6 @@ class StreamFigures:
     recall_at_1: Mapping[tuple[str, str], float] = field(default_factory=dict)
     forgetting: float | None = None
     drift: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class StageProgress:
-    """The running stage as rank 0 last reported it; durations in seconds."""
-
-    phase: str = "idle"
-    task: str = ""
-    version: str = ""
-    stage: int = 0
-    step: int = 0
-    total_steps: int = 0
-    losses: Mapping[str, float] = field(default_factory=dict)
-    step_s: float = 0.0
-    data_wait_s: float = 0.0
-    workers: int = 0
 
 
 class DriverMetrics(Collector):
@@ -93,6 +79,16 @@ class DriverMetrics(Collector):
         """Start the exporter and return its port (``port`` 0: any free one). Raises OSError if taken."""
         server, _ = start_http_server(port, addr=host, registry=self.registry)
         return int(server.server_port)
+
+    def report(self, progress: StageProgress) -> None:
+        """Take over what rank 0 reports, and observe its durations."""
+        self.progress = progress
+        for seconds in progress.step_s:
+            self.step.observe(seconds)
+        for seconds in progress.data_wait_s:
+            self.data_wait.observe(seconds)
+        if progress.first_step_s is not None:
+            self.first_batch.observe(progress.first_step_s)
 
     def collect(self) -> Iterable[Metric]:
         """Yield every family that the ledger or the running stage defines."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from stream_odml.gallery.artifacts import ArtifactRef
 from stream_odml.stream.shard import ShardRef
 
 
 @dataclass(frozen=True)
 class StageOrder:
-    """One stage to learn. ``version_id`` names the attempt; ``shards`` are in landing order."""
+    """One stage to learn. ``version_id`` names the attempt; ``shards`` are in landing order.
+
+    ``handed_at`` is in seconds since the epoch; ``retry`` counts the refusals before this attempt.
+    """
 
     task: str
     version_id: str
@@ -17,20 +21,46 @@ class StageOrder:
     depth: int
     shards: tuple[ShardRef, ...]
     handed_at: float
-    anchor_scale: float = 1.0
+    retry: int = 0
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the trainer does next: a stage, nothing yet (``order`` is None), or end."""
+
+    order: StageOrder | None = None
+    stop: bool = False
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a finished stage hands to the driver: file references only.
+    """What a finished stage hands to the driver: references only, and the figures of its version.
 
-    ``artifacts`` maps a name to its reference in the store, ``rows`` are the Parquet parts (store paths) of
-    the task's items embedded by the new model, ``metrics`` goes into the version's row.
+    ``rows`` are store paths of Parquet parts with the task's items under the new model. ``refusal`` says why
+    the stage must not be published; nothing else is used then.
     """
 
     version_id: str
     parent: str
     task: str
-    artifacts: dict[str, dict[str, object]]
-    rows: tuple[str, ...]
+    artifacts: dict[str, ArtifactRef] = field(default_factory=dict)
+    rows: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """The running stage as rank 0 reports it; durations in seconds of the steps since the last report."""
+
+    phase: str = "idle"
+    task: str = ""
+    version: str = ""
+    stage: int = 0
+    step: int = 0
+    total_steps: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+    step_s: tuple[float, ...] = ()
+    data_wait_s: tuple[float, ...] = ()
+    first_step_s: float | None = None
+    workers: int = 0

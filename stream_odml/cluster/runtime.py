@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-NAMESPACE = "stream-odml"
+NAMESPACE = "stream_odml"
 _TEMP_PREFIX = "odml-"
 
 # Read by Ray when its first process starts, so they must be set before `ray.init`.

@@ -1,0 +1,101 @@
+"""A task's images, streamed by Ray Data into the pixel cache of each node: decoded once, learnt from many times.
+
+The Dataset is finite and made from an explicit list of shards and rows, so it is the same whenever it is built;
+a read task that is run again after a kill yields the same blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from stream_odml.gallery.select import select_rows
+from stream_odml.gallery.store import Store
+from stream_odml.stream.cache import CacheMember, PixelCache
+from stream_odml.stream.rows import decode_rows
+from stream_odml.stream.shard import ShardRef
+
+BLOCK_ROWS = 256
+
+
+def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
+    """Gallery rows (without vectors) of the task's living items: one each, neither replaced nor forgotten."""
+    rows = pa.concat_tables(list(store.blocks.values()))
+    rows = rows.take(select_rows(rows, store.ledger, store.tree, head).picked)
+    return rows.filter(pc.is_in(rows["shard_id"], pa.array([s.shard_id for s in shards], pa.string())))
+
+
+def cache_members(rows: pa.Table, shards: Sequence[ShardRef]) -> list[CacheMember]:
+    """The plan of a cache over ``rows``, shard by shard in landing order."""
+    members = []
+    for shard in shards:
+        own = rows.filter(pc.equal(rows["shard_id"], shard.shard_id)).sort_by("row")
+        if len(own):
+            members.append(CacheMember(shard.shard_id, own["row"].to_pylist(), own["class_name"].to_pylist()))
+    return members
+
+
+def open_cache(folder: Path, rows: pa.Table, shards: Sequence[ShardRef], size: int) -> PixelCache:
+    """The cache of these rows in ``folder``; complete, or as far as an earlier process came."""
+    return PixelCache(folder, cache_members(rows, shards), size)
+
+
+def fill_cache(
+    cache: PixelCache,
+    shards: Sequence[ShardRef],
+    source_options: dict[str, str] | None,
+    cpus_per_read: float,
+    progress: Callable[[int], None],
+) -> None:
+    """Decode what the cache lacks, on the whole cluster, and write it here.
+
+    Raises what reading raises (BadShard if a shard changed since it was indexed).
+    """
+    by_id = {shard.shard_id: shard for shard in shards}
+    wanted = [
+        {"member": member, "shard": json.dumps(by_id[cache.members[member].shard_id].to_dict()), "rows": rows}
+        for member, rows in cache.missing()
+    ]
+    written = 0
+    for block in _decoded(wanted, cache.size, source_options, cpus_per_read):
+        for member in np.unique(block["member"]):
+            own = block["member"] == member
+            cache.write(int(member), block["row"][own], block["pixels"][own])
+        written += len(block["row"])
+        progress(written)
+    cache.finish()
+
+
+def _decoded(
+    wanted: list[dict[str, Any]], size: int, options: dict[str, str] | None, cpus: float
+) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    if not wanted:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False  # it starts actors for each execution: seconds a task
+    dataset = ray.data.from_items(wanted, override_num_blocks=len(wanted)).map_batches(
+        _decode_shard,
+        batch_size=1,
+        batch_format="numpy",
+        fn_kwargs={"size": size, "options": options},
+        num_cpus=cpus,
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+
+
+def _decode_shard(
+    spec: dict[str, Any], size: int, options: dict[str, str] | None
+) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    shard = ShardRef.from_dict(json.loads(spec["shard"][0]))
+    rows = [int(row) for row in spec["rows"][0]]
+    for block in decode_rows(shard, rows, size, BLOCK_ROWS, options):
+        member = np.full(len(block.rows), spec["member"][0], np.int32)
+        yield {"member": member, "row": block.rows, "pixels": block.pixels}

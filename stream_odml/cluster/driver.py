@@ -1,0 +1,194 @@
+"""The driver actor: finds what lands, closes tasks, makes every commit, and never touches an image.
+
+Protects: one writer. All state is in the store; what is here can be lost at any instant and is rebuilt from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import asdict
+from typing import Any, Literal
+
+import ray
+
+from stream_odml.cluster.figures import stream_figures
+from stream_odml.cluster.indexer import indexer_handles
+from stream_odml.cluster.ingestion import Discovery, Ingestion
+from stream_odml.cluster.metrics import DriverMetrics
+from stream_odml.cluster.progress import Instruction, StageProgress, StageResult
+from stream_odml.cluster.sources import open_sources
+from stream_odml.cluster.stages import Stages
+from stream_odml.config import StreamConfig
+from stream_odml.gallery.errors import StaleParent, WriterFenced
+from stream_odml.gallery.writer import Writer
+
+log = logging.getLogger(__name__)
+BEAT_S = 0.1
+POLL_S = 4.0
+"""Longest that a trainer's question for work stays open."""
+FIGURES_S = 1.0
+
+
+class StreamDriver:
+    """Ray actor with several threads: one loop for tier 1, the others answer trainer, service and people."""
+
+    def __init__(self, config_json: str, takeover: bool = False) -> None:
+        # Plain values: arguments that live in the object store would be lost with the process that put them there.
+        config = StreamConfig.model_validate_json(config_json)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._config = config
+        self._writer = Writer.claim(
+            config.root,
+            f"stream {config.name}",
+            takeover=takeover,
+            storage_options=config.storage_options,
+            lease_s=config.store.lease_s,
+        )
+        self._lock = threading.RLock()
+        self._work_came = threading.Condition(self._lock)
+        self._stop = threading.Event()
+        self._ingestion = Ingestion(self._writer, indexer_handles(config.cluster.indexers), config.ingest)
+        self._stages = Stages(self._writer, config.boundary, config.gate.retries)
+        self._discovery = Discovery(open_sources(config), self._writer.store, config.source.poll_s)
+        self._metrics = DriverMetrics()
+        self._figures_due = 0.0
+        self._problem = ""
+        self.metrics_port = self._metrics.serve(config.metrics.port, config.metrics.host)
+        self._discovery.start()
+        self._loop = threading.Thread(target=self._run, name="ingestion", daemon=True)
+        self._loop.start()
+
+    # -- tier 1 -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._beat()
+                self._problem = ""
+            except WriterFenced as error:
+                self._fenced(error)
+            except (
+                OSError
+            ) as error:  # a full or unreachable disk: nothing is lost, so say it and go on trying
+                self._problem = f"{type(error).__name__}: {error}"
+                log.error("cannot commit: %s", self._problem)
+                self._stop.wait(1.0)
+
+    def _beat(self) -> None:
+        finished = self._ingestion.gather(BEAT_S)
+        with self._lock:
+            while (refs := self._discovery.take()) is not None:
+                self._ingestion.land(refs)
+            began = time.perf_counter()
+            committed = self._ingestion.commit(finished)
+            if committed:
+                self._metrics.commit.labels("ingest").observe(time.perf_counter() - began)
+                now = time.time()
+                for shard in committed:
+                    self._metrics.searchable.observe(max(0.0, now - shard.detail["mtime_ns"] / 1e9))
+            self._ingestion.dispatch(self._writer.store.tree.head)
+            if self._stages.close_tasks():
+                self._work_came.notify_all()
+            self._refresh_figures()
+
+    def _refresh_figures(self, force: bool = False) -> None:
+        if force or time.monotonic() >= self._figures_due:
+            self._metrics.figures = stream_figures(self._writer.store, self._writer.epoch)
+            self._figures_due = time.monotonic() + FIGURES_S
+
+    def _fenced(self, error: WriterFenced) -> None:
+        # A newer writer owns the root. Ending for good is all that is left: a restart would only fight with it.
+        log.error("fenced: %s", error)
+        self._stop.set()
+        ray.actor.exit_actor() if threading.current_thread() is threading.main_thread() else os._exit(3)
+
+    # -- tier 2 -------------------------------------------------------------------------------------------------
+
+    def next_instruction(self) -> Instruction:
+        """What rank 0 does next; waits a few seconds for a task to close."""
+        deadline = time.monotonic() + POLL_S
+        with self._work_came:
+            while not self._stop.is_set():
+                order = self._stages.next_order()
+                if order is not None or time.monotonic() >= deadline:
+                    return Instruction(order)
+                self._work_came.wait(timeout=0.5)
+        return Instruction(stop=True)
+
+    def report(self, progress: StageProgress) -> bool:
+        """Note the progress of the running stage; False when its parent is not the head any more."""
+        self._metrics.report(progress)
+        return self._is_current(progress.version)
+
+    def _is_current(self, version_id: str) -> bool:
+        with self._lock:
+            order = self._stages.next_order() if version_id else None
+        return order is None or order.version_id == version_id
+
+    def commit_stage(self, result: StageResult) -> str:
+        """Commit or refuse a finished stage and return the head. A stage whose parent is not the head is dropped."""
+        began = time.perf_counter()
+        with self._lock:
+            try:
+                head = self._stages.commit(result)
+            except StaleParent as error:
+                log.warning("stage %s is dropped: %s", result.version_id, error)
+                return self._writer.store.tree.head
+            self._refresh_figures(force=True)
+        self._metrics.commit.labels("stage").observe(time.perf_counter() - began)
+        return head
+
+    # -- people -------------------------------------------------------------------------------------------------
+
+    def request_rollback(self, version_id: str, relearn: bool = True) -> dict[str, Any]:
+        """Move the head. Tasks learnt only on the branch left behind are learnt again, or skipped."""
+        with self._lock:
+            left = self._writer.store.tree.learnt()
+            self._writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
+            lost = sorted(left - self._writer.store.tree.learnt())
+            self._refresh_figures(force=True)
+            return {"head": version_id, "tasks_to_relearn": lost if relearn else []}
+
+    def request_forget(self, kind: Literal["class", "item"], name: str) -> dict[str, Any]:
+        """Forget a class or an item: hidden at once, removed by the next maintenance."""
+        with self._lock:
+            self._writer.forget(kind, name)
+            self._refresh_figures(force=True)
+        return {"forgotten": name, "kind": kind}
+
+    def status(self) -> dict[str, Any]:
+        """Everything a person asks first, as plain values."""
+        with self._lock:
+            self._refresh_figures(force=True)
+            figures = asdict(self._metrics.figures)
+            waits = self._stages.explain()
+        figures["recall_at_1"] = {"/".join(k): v for k, v in figures["recall_at_1"].items()}
+        return {
+            "stream": self._config.name,
+            "pid": os.getpid(),
+            "metrics_port": self.metrics_port,
+            "problem": self._problem or self._discovery.error,
+            "open_task": waits,
+            "stage": asdict(self._metrics.progress),
+            **figures,
+        }
+
+    def pid(self) -> int:
+        """Process id, for status and fault tests."""
+        return os.getpid()
+
+    def drain(self) -> None:
+        """Tell the trainer to end after the stage in progress, and stop tier 1."""
+        self._stop.set()
+        self._discovery.stop()
+        self._loop.join(timeout=30)
+        with self._work_came:
+            self._work_came.notify_all()
+
+    def close(self) -> None:
+        """Give the stream root back. Call after `drain`."""
+        with self._lock:
+            self._writer.release()

@@ -1,0 +1,173 @@
+"""Recall of a stage on held-out images before it is published: as served, as re-extracted, and unmapped.
+
+Protects: held-out images are read here and nowhere else in a stage, and nothing here changes the model.
+The gallery is the union of all held-out images so far; a query is one of them, and never finds itself.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stream_odml.cluster.figures import recall_key
+from stream_odml.gallery.select import select_rows
+from stream_odml.gallery.store import Store
+from stream_odml.gallery.tables import vectors_of
+from stream_odml.learn.drift import DriftMap
+from stream_odml.learn.embedder import Embedder, embed
+from stream_odml.learn.evaluation import Retrieval, recall_at_k
+from stream_odml.stream.decode import decode_image
+
+Floats = NDArray[np.float32]
+TASK_KEY = "recall_at_1_of_task/"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out images of learnt tasks and of the one at hand, with what the gallery holds of them.
+
+    ``pixels`` uint8 [n, H, W, 3]; ``labels`` [n] of the class; ``tasks`` [n] the task that brought the class
+    first; ``mapped`` [n, d] stored vectors in the parent's space; ``raw`` [n, d] as they were stored.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    tasks: NDArray[np.str_]
+    of_this_task: NDArray[np.bool_]
+    mapped: Floats
+    raw: Floats
+
+
+def load_held_out(store: Store, parent: str, task: str, size: int, per_class: int) -> HeldOut | None:
+    """All held-out images to measure a stage of ``task`` on, at most ``per_class`` of a class; None if too few."""
+    rows = _rows(store, parent, {*store.tree.learnt(parent), task}, per_class)
+    if len(rows) < 2:
+        return None
+    images = _images(store, rows)
+    first = _first_tasks(store)
+    names = rows["class_name"].to_pylist()
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    raw = vectors_of(rows["vector"], store.dim)
+    return HeldOut(
+        np.stack([decode_image(image, size) for image in images]),
+        np.array([number[name] for name in names], np.int64),
+        np.array([first[name] for name in names]),
+        np.array([store.ledger.shards[s].task == task for s in rows["shard_id"].to_pylist()]),
+        _mapped(store, raw, rows["version"].to_pylist(), parent),
+        raw,
+    )
+
+
+def evaluate_stage(held: HeldOut, student: Embedder, forward: DriftMap, task: str) -> dict[str, float]:
+    """Recall@1 of the new version: by split and gallery form, and re-extracted of each task's classes."""
+    fresh = embed(student, held.pixels)
+    # At the commit the task's own items are embedded anew; all others are only ever mapped.
+    served = np.where(held.of_this_task[:, None], fresh, forward.apply(held.mapped).astype(np.float32))
+    stale = np.where(held.of_this_task[:, None], fresh, held.raw)
+    new = held.tasks == task
+    splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
+    forms = {"served": served, "reextracted": fresh, "stale": stale}
+    figures = {
+        recall_key(split, form): value
+        for split, queries in splits.items()
+        for form, gallery in forms.items()
+        if (value := _recall(held, fresh, gallery, queries)) is not None
+    }
+    for name in np.unique(held.tasks):
+        value = _recall(held, fresh, fresh, held.tasks == name)
+        if value is not None:
+            figures[f"{TASK_KEY}{name}"] = value
+    return figures
+
+
+def evaluate_parent(held: HeldOut, parent: Embedder, task: str) -> dict[str, float]:
+    """Served Recall@1 of the version that the stage would replace, on the same images."""
+    fresh = embed(parent, held.pixels)
+    new = held.tasks == task
+    values = {"old": _recall(held, fresh, held.mapped, ~new), "new": _recall(held, fresh, held.mapped, new)}
+    return {f"parent_recall_at_1/{split}": value for split, value in values.items() if value is not None}
+
+
+def forgetting(store: Store, parent: str, figures: dict[str, float]) -> float | None:
+    """Mean over earlier tasks of the best Recall@1 so far minus the one now; None before the second task."""
+    lineage = [store.tree.get(version).metrics for version in store.tree.lineage(parent)]
+    losses = []
+    for key, now in figures.items():
+        best = max((float(m[key]) for m in lineage if key in m), default=None)
+        if key.startswith(TASK_KEY) and best is not None:
+            losses.append(best - now)
+    return float(np.mean(losses)) if losses else None
+
+
+def _recall(held: HeldOut, queries: Floats, gallery: Floats, chosen: NDArray[np.bool_]) -> float | None:
+    own = np.flatnonzero(chosen)
+    if not len(own):
+        return None
+    try:
+        return recall_at_k(Retrieval(queries[own], held.labels[own], gallery, held.labels, own), (1,))[1]
+    except ValueError:  # no class with a second image: nothing to find
+        return None
+
+
+def _rows(store: Store, parent: str, tasks: set[str], per_class: int) -> pa.Table:
+    blocks = store.blocks
+    meta = pa.concat_tables(list(blocks.values())) if blocks else None
+    if meta is None:
+        return pa.table({"item_id": pa.array([], pa.string())})
+    picked = np.zeros(len(meta), bool)
+    picked[select_rows(meta, store.ledger, store.tree, parent).picked] = True
+    shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
+    keep = picked & meta["held_out"].to_numpy(zero_copy_only=False)
+    keep &= pc.is_in(meta["shard_id"], pa.array(shards, pa.string())).to_numpy(zero_copy_only=False)
+    keep &= _first_of_each(meta["class_name"].to_pylist(), keep, per_class)
+    parts, start = [], 0
+    for path, block in blocks.items():
+        mine = keep[start : start + len(block)]
+        start += len(block)
+        if mine.any():
+            parts.append(store.tables["gallery"].read(path).filter(pa.array(mine)))
+    return pa.concat_tables(parts) if parts else meta.slice(0, 0)
+
+
+def _first_of_each(names: Sequence[str], keep: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+    count: dict[str, int] = {}
+    chosen = np.zeros(len(keep), bool)
+    for i in np.flatnonzero(keep).tolist():
+        count[names[i]] = count.get(names[i], 0) + 1
+        chosen[i] = count[names[i]] <= most
+    return chosen
+
+
+def _images(store: Store, rows: pa.Table) -> list[bytes]:
+    shards, items = rows["shard_id"].to_pylist(), rows["item_id"].to_pylist()
+    images: dict[tuple[str, str], bytes] = {}
+    for shard in dict.fromkeys(shards):
+        table = pq.read_table(io.BytesIO(store.files.read(f"holdout/{shard}.parquet")))
+        ids, data = table["item_id"].to_pylist(), table["image"].to_pylist()
+        images.update({(shard, item): image for item, image in zip(ids, data, strict=True)})
+    return [images[key] for key in zip(shards, items, strict=True)]
+
+
+def _first_tasks(store: Store) -> dict[str, str]:
+    first: dict[str, str] = {}
+    for task in store.ledger.tasks.values():
+        for shard in task.shard_ids:
+            for name in store.ledger.shards[shard].classes:
+                first.setdefault(name, task.task_id)
+    return first
+
+
+def _mapped(store: Store, raw: Floats, versions: Sequence[str], parent: str) -> Floats:
+    mapped = np.empty_like(raw)
+    made_by = np.array(versions)
+    for version in np.unique(made_by):
+        rows = made_by == version
+        mapped[rows] = store.mapper.get(store.tree, str(version), parent).apply(raw[rows])
+    return mapped

@@ -1,0 +1,137 @@
+"""The warm process of tier 1: keeps the current model loaded and answers with rows, never with a commit."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from stream_odml.cluster.indexing import IndexedShard, IndexOptions, index_shard
+from stream_odml.cluster.runtime import NAMESPACE
+from stream_odml.config import StreamConfig
+from stream_odml.gallery.artifacts import STUDENT
+from stream_odml.gallery.store import Store
+from stream_odml.learn.embedder import Embedder, embedder_from_bytes
+from stream_odml.stream.reasons import TransientReadError
+from stream_odml.stream.shard import ShardRef
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What the ledger keeps of an indexed shard."""
+
+    shard_id: str
+    rows: int
+    held_out: int
+    quarantined: int
+    classes: dict[str, int]
+    """Good images of each class."""
+    trainable: dict[str, int]
+    """Those of them that are not held out."""
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True)
+class IndexedBatch:
+    """Rows of several shards, ready for one transaction; ``retry`` names shards whose bytes were out of reach."""
+
+    version: str
+    rows: pa.Table
+    quarantine: pa.Table
+    counts: list[ShardCounts]
+    retry: dict[str, str]
+
+
+class Indexer:
+    """Ray actor. Stateless but for the loaded model, so that it can be replaced at any time."""
+
+    def __init__(self, config_json: str) -> None:
+        config = StreamConfig.model_validate_json(config_json)
+        torch.set_num_threads(_threads())
+        self._store = Store.open(config.root, storage_options=config.storage_options)
+        self._options = IndexOptions(
+            config.ingest.max_pixels,
+            config.ingest.thumbnails,
+            config.evaluation.held_out,
+            dict(config.source.storage_options) or None,
+        )
+        self._version = ""
+        self._embedder: Embedder | None = None
+
+    def pid(self) -> int:
+        """Process id, for status and fault tests."""
+        return os.getpid()
+
+    def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
+        """Index ``refs`` with the model ``version``; every shard is in ``counts`` or in ``retry``."""
+        embedder = self._model(version)
+        done: list[IndexedShard] = []
+        retry: dict[str, str] = {}
+        for ref in refs:
+            try:
+                done.append(index_shard(ref, embedder, version, self._store.files, self._options))
+            except TransientReadError as error:
+                retry[ref.shard_id] = str(error)
+        return IndexedBatch(
+            version,
+            _concat([shard.rows for shard in done]),
+            _concat([shard.quarantine for shard in done]),
+            [_counts(shard) for shard in done],
+            retry,
+        )
+
+    def _model(self, version: str) -> Embedder:
+        if self._embedder is None or self._version != version:
+            self._store.refresh()
+            self._embedder = embedder_from_bytes(self._store.artifact(version, STUDENT))
+            self._version = version
+        return self._embedder
+
+
+def _counts(shard: IndexedShard) -> ShardCounts:
+    return ShardCounts(
+        shard.ref.shard_id,
+        len(shard.rows),
+        len(shard.rows) - shard.trainable.total(),
+        len(shard.quarantine),
+        dict(shard.classes),
+        dict(shard.trainable),
+        dict(Counter(shard.quarantine["reason"].to_pylist())),
+    )
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table | None:
+    return pa.concat_tables(tables) if tables else None
+
+
+def _threads() -> int:
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def start_indexers(config: StreamConfig) -> list[Any]:
+    """Start the indexer actors that ``config`` asks for, under names by which a restarted driver finds them."""
+    cluster = config.cluster
+    actor = ray.remote(
+        num_cpus=cluster.cpus_per_indexer,
+        num_gpus=cluster.gpus_per_indexer,
+        max_restarts=-1,
+        max_task_retries=0,  # the driver counts what a shard does to its reader
+    )(Indexer)
+    return [
+        actor.options(name=_name(i), namespace=NAMESPACE).remote(config.model_dump_json())
+        for i in range(cluster.indexers)
+    ]
+
+
+def indexer_handles(count: int) -> list[Any]:
+    """Handles of the running indexers. Raises ValueError when there are none."""
+    return [ray.get_actor(_name(i), namespace=NAMESPACE) for i in range(count)]
+
+
+def _name(i: int) -> str:
+    return f"Indexer-{i}"

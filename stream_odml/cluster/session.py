@@ -1,0 +1,202 @@
+"""A running stream: every process started in order, watched, and ended in reverse.
+
+Protects: nothing is started before what could go wrong has been checked, and nothing of ours is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from stream_odml.cluster.driver import StreamDriver
+from stream_odml.cluster.driver_calls import DRIVER_NAME
+from stream_odml.cluster.indexer import start_indexers
+from stream_odml.cluster.runtime import NAMESPACE, Need, check_port, check_resources, free_port, ray_session
+from stream_odml.cluster.sources import open_sources, push_path
+from stream_odml.config import ConfigError, StreamConfig
+from stream_odml.gallery.artifacts import STUDENT
+from stream_odml.gallery.files import open_files
+from stream_odml.gallery.store import Store
+from stream_odml.gallery.writer import Writer
+from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
+
+log = logging.getLogger(__name__)
+ENDPOINTS = "endpoints.json"
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a running stream answers. Written to the stream root, so that other commands find it."""
+
+    service: str
+    metrics: str
+    pid: int
+
+
+class Session:
+    """Handles of a running stream; made by `run_stream`."""
+
+    def __init__(self, config: StreamConfig, driver: Any, indexers: list[Any], endpoints: Endpoints) -> None:
+        self.config, self.driver, self.indexers, self.endpoints = config, driver, indexers, endpoints
+        self.failure: BaseException | None = None
+        self._stopping = threading.Event()
+        self._trainer = threading.Thread(target=self._train, name="trainer", daemon=True)
+
+    def status(self, timeout_s: float = 5.0) -> dict[str, Any]:
+        """What the driver says; raises ray's GetTimeoutError or RayActorError while it is away."""
+        status: dict[str, Any] = ray.get(self.driver.status.remote(), timeout=timeout_s)
+        return status
+
+    def start_training(self) -> None:
+        """Begin the long-lived training run in a thread of this process."""
+        self._trainer.start()
+
+    def _train(self) -> None:
+        from stream_odml.cluster.trainer import build_trainer
+
+        while not self._stopping.is_set():
+            try:
+                build_trainer(self.config).fit()
+                return
+            except Exception as error:  # the controller died, or a worker failed for good: start again
+                if self._stopping.is_set():
+                    return
+                log.error("training ended: %s; starting it again", error)
+                self.failure = error
+                self._stopping.wait(2.0)
+
+    def stop(self, timeout_s: float = 60.0) -> None:
+        """Drain the driver, let the trainer return, give the root back."""
+        self._stopping.set()
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.driver.drain.remote(), timeout=timeout_s)
+        if self._trainer.is_alive():
+            self._trainer.join(timeout=timeout_s)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.driver.close.remote(), timeout=timeout_s)
+
+
+@contextlib.contextmanager
+def run_stream(config: StreamConfig, takeover: bool = False, serve: bool = True) -> Iterator[Session]:
+    """Start a stream and end it when the block ends.
+
+    Raises ConfigError, RootBusy, PortTaken, ClusterTooSmall before anything of the stream has run.
+    """
+    config = prepare(config, takeover)
+    cluster = config.cluster
+    log_dir = Path(config.root) / "logs" if "://" not in config.root else None
+    with ray_session(cluster.address, cpus=cluster.cpus, gpus=_gpus(config), log_dir=log_dir):
+        check_resources(needs(config, serve), ray.cluster_resources().get("CPU", 0.0))
+        gpus = [Need("training", cluster.workers, cluster.gpus_per_worker)]
+        gpus.append(Need("indexers", cluster.indexers, cluster.gpus_per_indexer))
+        check_resources(gpus, ray.cluster_resources().get("GPU", 0.0), "GPU")
+        indexers = start_indexers(config)
+        driver = _start_driver(config, takeover)
+        session = Session(config, driver, indexers, _endpoints(config, driver))
+        try:
+            session.start_training()
+            if serve:
+                from stream_odml.cluster.service import start_service
+
+                start_service(config.root, config.service, config.storage_options)
+            _write_endpoints(config, session.endpoints)
+            yield session
+        finally:
+            session.stop()
+            if serve and cluster.address is not None:
+                from stream_odml.cluster.service import stop_service
+
+                stop_service()
+            _remove_endpoints(config)
+
+
+def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
+    """Check all that can be checked without Ray, make the stream root, and settle port 0 and relative paths."""
+    check_port(config.service.host, config.service.port, "service.port")
+    check_port(config.metrics.host, config.metrics.port, "metrics.port")
+    if config.learning.classes_per_batch % config.cluster.workers:
+        raise ConfigError(
+            f"learning.classes_per_batch {config.learning.classes_per_batch} does not divide over "
+            f"{config.cluster.workers} workers; make it a multiple of cluster.workers"
+        )
+    if "://" not in config.root:
+        config = config.model_copy(update={"root": str(Path(config.root).absolute())})
+    port = config.service.port or free_port(config.service.host)
+    service = config.service.model_copy(
+        update={"port": port, "push_dir": push_path(config), "namespace": NAMESPACE}
+    )
+    config = config.model_copy(update={"service": service})
+    _make_root(config, takeover)
+    open_sources(config)
+    return config
+
+
+def needs(config: StreamConfig, serve: bool) -> list[Need]:
+    """Logical CPUs of everything that runs at the same time; one read task at least must fit beside it."""
+    cluster = config.cluster
+    return [
+        Need("training", cluster.workers, cluster.cpus_per_worker),
+        Need("indexers", cluster.indexers, cluster.cpus_per_indexer),
+        Need("serving", config.service.replicas if serve else 0, config.service.num_cpus),
+        Need("reading", 1, cluster.cpus_per_read),
+    ]
+
+
+def _make_root(config: StreamConfig, takeover: bool) -> None:
+    """Create the tables and the initial model where there are none; fails early if another run holds the root."""
+    try:
+        Store.create(config.root, config.model.dim, config.storage_options)
+    except OSError as error:
+        raise ConfigError(
+            f"the stream root {config.root} cannot be used ({error}); make it readable and writable, or change `root`"
+        ) from error
+    writer = Writer.claim(
+        config.root, f"stream {config.name}", takeover, config.store.lease_s, config.storage_options
+    )
+    try:
+        if writer.store.tree.root is None:
+            model = build_embedder(config.model, config.seed)
+            writer.commit_root({STUDENT: embedder_to_bytes(model)})
+    finally:
+        writer.release()
+
+
+def _start_driver(config: StreamConfig, takeover: bool) -> Any:
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=16)(StreamDriver)
+    driver = actor.options(name=DRIVER_NAME, namespace=NAMESPACE).remote(config.model_dump_json(), takeover)
+    ray.get(driver.pid.remote())
+    return driver
+
+
+def _endpoints(config: StreamConfig, driver: Any) -> Endpoints:
+    port = ray.get(driver.status.remote())["metrics_port"]
+    return Endpoints(
+        f"http://{config.service.host}:{config.service.port}",
+        f"http://{config.metrics.host}:{port}/metrics",
+        os.getpid(),
+    )
+
+
+def _write_endpoints(config: StreamConfig, endpoints: Endpoints) -> None:
+    files = open_files(config.root, config.storage_options)
+    files.write(ENDPOINTS, json.dumps({**asdict(endpoints), "time": time.time()}).encode())
+
+
+def _remove_endpoints(config: StreamConfig) -> None:
+    with contextlib.suppress(OSError):
+        open_files(config.root, config.storage_options).delete(ENDPOINTS)
+
+
+def _gpus(config: StreamConfig) -> float | None:
+    wants = config.cluster.gpus_per_worker or config.cluster.gpus_per_indexer
+    return None if wants else 0

@@ -1,0 +1,50 @@
+"""The sources that a configuration names, and the inbox of images pushed over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stream_odml.config import ConfigError, StreamConfig
+from stream_odml.stream.delta_source import DeltaTableSource
+from stream_odml.stream.object_store import S3Source
+from stream_odml.stream.sources import DirectorySource, Source
+
+
+def inbox_path(config: StreamConfig) -> str:
+    """The source's place: a relative folder lies under the stream root."""
+    path = config.source.path
+    if config.source.kind == "directory" and not Path(path).is_absolute():
+        return str(Path(config.root) / path)
+    return path
+
+
+def push_path(config: StreamConfig) -> str:
+    """Where the service lands pushed images."""
+    return config.service.push_dir or f"{config.root.rstrip('/')}/push"
+
+
+def open_sources(config: StreamConfig) -> list[Source]:
+    """All places that the driver watches. Raises ConfigError for one that cannot be."""
+    options = dict(config.source.storage_options) or None
+    sources: list[Source] = []
+    if config.source.kind == "directory":
+        sources.append(_directory(inbox_path(config)))
+    elif config.source.kind == "s3":
+        sources.append(S3Source(config.source.path, options))
+    elif config.source.kind == "delta":
+        sources.append(DeltaTableSource(config.source.path, options))
+    push = push_path(config)
+    sources.append(S3Source(push, config.storage_options) if "://" in push else _directory(push))
+    return sources
+
+
+def _directory(path: str) -> DirectorySource:
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise ConfigError(
+            f"the inbox {path} cannot be read ({error.strerror}); make the folder readable or change `source.path`"
+        ) from error
+    return DirectorySource(path)

@@ -1,0 +1,366 @@
+"""One stage on one rank: open the task's pixels, step, finish, evaluate, write what the commit will name.
+
+Protects: everything that a commit names is written before the driver hears of it, and nothing here commits.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from stream_odml.cluster import evaluating
+from stream_odml.cluster.caching import fill_cache, open_cache, task_rows
+from stream_odml.cluster.gate import verdict
+from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
+from stream_odml.config import StreamConfig
+from stream_odml.gallery.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef, write_artifact
+from stream_odml.gallery.store import Store
+from stream_odml.gallery.tables import gallery_rows
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.embedder import embed, embedder_from_bytes
+from stream_odml.learn.settings import StageSettings
+from stream_odml.learn.stage import StageDiverged, StageLearner, StageOutcome
+from stream_odml.learn.virtual import virtual_births
+from stream_odml.learn.world import World
+from stream_odml.stream.cache import PixelCache
+from stream_odml.stream.reasons import BadShard, TransientReadError
+from stream_odml.stream.sampler import PKSampler
+
+log = logging.getLogger(__name__)
+FINISH_BATCH = 256
+READ_TRIES = 5
+
+
+class StageFailed(Exception):
+    """The stage cannot become a version; the message says why, on every rank alike."""
+
+
+class StageRun:
+    """Use in order: `open`, `step` until `total_steps`, `finish`, `close`."""
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        order: StageOrder,
+        world: World,
+        leads_node: bool,
+        report: Callable[[StageProgress], None],
+    ) -> None:
+        self.config, self.order, self.world = config, order, world
+        self._leads_node, self._report = leads_node, report
+        self._store = Store.open(config.root, config.storage_options)
+        self._settings = retried(config.learning, order.retry)
+        self._began = time.perf_counter()
+
+    # -- before -------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Decode the task into this node's cache and build the learner. Raises StageFailed."""
+        self._say("caching")
+        self._rows = task_rows(self._store, self.order.shards, self.order.parent)
+        if not len(self._rows):
+            raise StageFailed("the task has no items left: they were forgotten or replaced")
+        size = self.config.model.image_size
+        self._cache_folder = cache_root(self.config) / self.order.task
+        failure = self._fill(size) if self._leads_node else None
+        failures = [f for f in self._all_ranks(failure) if f]
+        if failures:
+            raise StageFailed(failures[0])
+        self._cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
+        self._rows = _in_cache_order(self._rows, self._cache)
+        train = np.flatnonzero(~self._rows["held_out"].to_numpy(zero_copy_only=False))
+        self._train, labels = train, self._cache.labels[train]
+        self._classes, self._labels = np.unique(labels, return_inverse=True)
+        try:
+            self._sampler = PKSampler(
+                self._labels,
+                self._settings.classes_per_batch,
+                self._settings.images_per_class,
+                self.config.seed,
+                self.world.size,
+            )
+        except ValueError as error:
+            raise StageFailed(str(error)) from error
+        self.learner = self._build_learner()
+        self._say("training")
+
+    def _fill(self, size: int) -> str | None:
+        """Fill this node's cache; what went wrong for good, or None."""
+        for tried in range(READ_TRIES):
+            try:
+                cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
+                options = dict(self.config.source.storage_options) or None
+                fill_cache(cache, self.order.shards, options, self.config.cluster.cpus_per_read, _ignore)
+                return None
+            except Exception as error:
+                cause = _root_cause(error)
+                if isinstance(cause, BadShard):
+                    return f"a shard changed after it was indexed: {cause}"
+                if not isinstance(cause, TransientReadError):
+                    raise
+                log.warning("images are out of reach, asking again: %s", cause)
+                time.sleep(2.0**tried)
+        return f"images of the task are out of reach: {cause}"
+
+    def _build_learner(self) -> StageLearner:
+        parent = self.order.parent
+        old = embedder_from_bytes(self._store.artifact(parent, STUDENT))
+        bank = parent_bank(self._store, parent, old.spec.dim)
+        maps = {}
+        if self._settings.virtual == "affine":
+            maps = {
+                birth: _SpaceMapAsDrift(self._store.mapper.get(self._store.tree, parent, birth))
+                for birth in virtual_births(bank)
+            }
+        return StageLearner(
+            self._settings,
+            old,
+            bank,
+            n_classes=len(self._classes),
+            version_id=self.order.version_id,
+            seed=self.config.seed,
+            world=self.world,
+            backward_maps=maps,
+        )
+
+    # -- during -------------------------------------------------------------------------------------------------
+
+    @property
+    def next_step(self) -> int:
+        """Steps done."""
+        return self.learner.next_step
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the stage."""
+        return self.learner.total_steps
+
+    def step(self) -> None:
+        """One step on this rank's slice of the global batch. Raises StageFailed for a loss that is not finite."""
+        began = time.perf_counter()
+        chosen = self._sampler.slice(self.next_step, self.world.rank)
+        pixels = torch.from_numpy(self._cache.batch(self._train[chosen]))
+        labels = torch.from_numpy(self._labels[chosen])
+        loaded = time.perf_counter()
+        first = self._first_step_s()
+        try:
+            report = self.learner.step(pixels, labels)
+        except StageDiverged as error:
+            raise StageFailed(str(error)) from error
+        ended = time.perf_counter()
+        self._say(
+            "training",
+            losses=report.losses,
+            step_s=(ended - began,),
+            data_wait_s=(loaded - began,),
+            first_step_s=first,
+        )
+
+    def _first_step_s(self) -> float | None:
+        return None if self.next_step else time.time() - self.order.handed_at
+
+    # -- after --------------------------------------------------------------------------------------------------
+
+    def finish(self) -> StageResult:
+        """Fit the maps, move the bank, embed the task anew, evaluate, and write all of it. Raises StageFailed."""
+        self._say("evaluating")
+        names = [self._cache.class_names[c] for c in self._classes]
+        try:
+            outcome = self.learner.finish(self._share(), names)
+        except StageDiverged as error:
+            raise StageFailed(str(error)) from error
+        parts = self._all_ranks(self._write_rows(outcome))
+        if self.world.rank:
+            return StageResult(self.order.version_id, self.order.parent, self.order.task)
+        figures = self._figures(outcome)
+        refusal = verdict(self.config.gate, figures)
+        return StageResult(
+            self.order.version_id,
+            self.order.parent,
+            self.order.task,
+            self._write_artifacts(outcome),
+            tuple(parts),
+            figures,
+            refusal,
+        )
+
+    def _share(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
+        """This rank's part of the training images, each once."""
+        own = np.arange(len(self._train))[self.world.rank :: self.world.size]
+        for start in range(0, len(own), FINISH_BATCH):
+            chosen = own[start : start + FINISH_BATCH]
+            yield self._cache.batch(self._train[chosen]), self._labels[chosen], self._train[chosen]
+
+    def _write_rows(self, outcome: StageOutcome) -> str:
+        """This rank's gallery rows of the task's items under the new model, held-out ones included."""
+        held = np.flatnonzero(self._rows["held_out"].to_numpy(zero_copy_only=False))
+        held = held[self.world.rank :: self.world.size]
+        vectors = [outcome.embeddings, embed(outcome.student, self._cache.batch(held), self.world.device)]
+        at = np.concatenate([outcome.indices, held])
+        table = _stamped(self._rows.take(pa.array(at)), np.concatenate(vectors), self.order.version_id)
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        path = f"artifacts/{self.order.version_id}/rows-{self.world.rank}.parquet"
+        self._store.files.write(path, sink.getvalue())
+        return path
+
+    def _write_artifacts(self, outcome: StageOutcome) -> dict[str, ArtifactRef]:
+        from stream_odml.learn.embedder import embedder_to_bytes
+
+        contents = {
+            STUDENT: embedder_to_bytes(outcome.student),
+            BANK: outcome.bank.to_bytes(),
+            FORWARD: outcome.forward.to_bytes(),
+            BACKWARD: outcome.backward.to_bytes(),
+        }
+        files, version = self._store.files, self.order.version_id
+        return {name: write_artifact(files, version, name, data) for name, data in contents.items()}
+
+    def _figures(self, outcome: StageOutcome) -> dict[str, float]:
+        """Figures of the new version: drift, sizes, and recall where images are held out."""
+        figures = {f"drift/{name}": float(value) for name, value in outcome.drift.items()}
+        figures |= {
+            "images": float(len(self._train)),
+            "classes": float(len(self._classes)),
+            "steps": float(self.total_steps),
+            "seconds": time.perf_counter() - self._began,
+            "workers": float(self.world.size),
+        }
+        held = evaluating.load_held_out(
+            self._store,
+            self.order.parent,
+            self.order.task,
+            self.config.model.image_size,
+            self.config.evaluation.max_per_class,
+        )
+        if held is not None:
+            parent = embedder_from_bytes(self._store.artifact(self.order.parent, STUDENT))
+            figures |= evaluating.evaluate_stage(held, outcome.student, outcome.forward, self.order.task)
+            figures |= evaluating.evaluate_parent(held, parent, self.order.task)
+            lost = evaluating.forgetting(self._store, self.order.parent, figures)
+            figures |= {} if lost is None else {"forgetting": lost}
+        return figures
+
+    def close(self) -> None:
+        """Remove the task's pixels from this node."""
+        if self._leads_node:
+            shutil.rmtree(self._cache_folder, ignore_errors=True)
+
+    # -- between ------------------------------------------------------------------------------------------------
+
+    def _say(self, phase: str, **more: Any) -> None:
+        begun = hasattr(self, "learner")
+        progress = StageProgress(
+            phase,
+            self.order.task,
+            self.order.version_id,
+            self.order.depth,
+            self.next_step if begun else 0,
+            self.total_steps if begun else 0,
+        )
+        self._report(replace(progress, **more))
+
+    def _all_ranks(self, value: Any) -> list[Any]:
+        values = [value]
+        if self.world.size > 1:
+            values = [None] * self.world.size
+            dist.all_gather_object(values, value)
+        return values
+
+
+class _SpaceMapAsDrift:
+    """A composed map between versions where the learning core asks for a drift map."""
+
+    kind = "composed"
+
+    def __init__(self, composed: Any) -> None:
+        self._map = composed
+
+    def apply(self, g_nd: NDArray[Any]) -> NDArray[np.float32]:
+        """Map raw vectors [n, d]."""
+        mapped: NDArray[np.float32] = self._map.apply(np.ascontiguousarray(g_nd, np.float32))
+        return mapped
+
+    def to_bytes(self) -> bytes:
+        """A view of stored maps: there is nothing of its own to store."""
+        raise TypeError("a composed map is never stored; store the maps of each stage")
+
+
+def retried(settings: StageSettings, refusals: int) -> StageSettings:
+    """Settings of an attempt after so many refusals: each makes the anchors 4 times stronger, the rate half."""
+    if not refusals:
+        return settings
+    factor = 4.0**refusals
+    return replace(
+        settings,
+        weight_old=settings.weight_old * factor,
+        weight_anchor=max(settings.weight_anchor, 1.0) * factor,
+        learning_rate=settings.learning_rate / 2**refusals,
+    )
+
+
+def parent_bank(store: Store, parent: str, dim: int) -> ClassBank:
+    """The bank of a version; empty for the initial model."""
+    if BANK not in store.tree.get(parent).artifacts:
+        return ClassBank.empty(dim)
+    return ClassBank.from_bytes(store.artifact(parent, BANK))
+
+
+def cache_root(config: StreamConfig) -> Path:
+    """Folder of this stream's pixel caches on this node."""
+    if config.cluster.cache_dir is not None:
+        return Path(config.cluster.cache_dir) / config.name
+    if "://" not in config.root:
+        return Path(config.root).absolute() / "cache"
+    return Path(tempfile.gettempdir()) / f"stream-odml-cache-{config.name}"
+
+
+def _in_cache_order(rows: pa.Table, cache: PixelCache) -> pa.Table:
+    shards = [cache.members[m].shard_id for m in cache.member_index]
+    place = {key: i for i, key in enumerate(zip(shards, cache.row.tolist(), strict=True))}
+    at = [place[key] for key in zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True)]
+    return rows.take(pa.array(np.argsort(at)))
+
+
+def _stamped(rows: pa.Table, vectors: NDArray[np.float32], version: str) -> pa.Table:
+    return gallery_rows(
+        item_ids=rows["item_id"].to_pylist(),
+        class_names=rows["class_name"].to_pylist(),
+        shard_ids=rows["shard_id"].to_pylist(),
+        rows=rows["row"].to_numpy(),
+        vectors=vectors,
+        version=version,
+        held_out=rows["held_out"].to_numpy(zero_copy_only=False),
+        attributes=rows["attributes"].to_pylist(),
+        times=rows["time"].to_pylist(),
+    )
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What a read task raised, out of the wrappers that Ray puts around it."""
+    seen = error
+    while True:
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        if not isinstance(inner, BaseException) or inner is seen:
+            return seen
+        if isinstance(inner, BadShard | TransientReadError):
+            return inner
+        seen = inner
+
+
+def _ignore(written: int) -> None:
+    """Caching reports no finer progress than its phase."""

@@ -1,0 +1,147 @@
+"""Tier 2 as the driver runs it: tasks are closed, handed out one attempt at a time, and their result committed.
+
+Protects: a task's members are committed before it is learnt; an attempt keeps its version id over every restart of
+trainer and driver, and loses it only when it is committed or refused.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stream_odml.cluster.ingestion import shard_ref
+from stream_odml.cluster.progress import StageOrder, StageResult
+from stream_odml.gallery.ledger import LedgerState, ShardState
+from stream_odml.gallery.tables import GALLERY
+from stream_odml.gallery.writer import Writer
+from stream_odml.stream.boundary import BoundaryPolicy, Closure, WaitingShard
+
+log = logging.getLogger(__name__)
+
+
+class Stages:
+    """Not thread-safe: the driver calls it under its lock."""
+
+    def __init__(self, writer: Writer, policy: BoundaryPolicy, max_refusals: int) -> None:
+        self._writer = writer
+        self._policy = policy
+        self._max_refusals = max_refusals
+        self._handed_at: dict[str, float] = {}
+
+    def close_tasks(self) -> list[str]:
+        """Close every task whose boundary has come; returns their ids."""
+        closed = []
+        while (closure := self._decide()) is not None:
+            task = self._writer.store.ledger.next_task_id
+            self._writer.close_task(task, closure.shard_ids, closure.reason)
+            if not closure.trainable:
+                self._writer.skip_task(
+                    task, f"{closure.images} images of {closure.classes} classes: nothing to learn"
+                )
+            log.info("task %s closed with %d shards: %s", task, len(closure.shard_ids), closure.reason)
+            closed.append(task)
+        return closed
+
+    def _decide(self) -> Closure | None:
+        ledger = self._writer.store.ledger
+        return self._policy.decide(waiting_shards(ledger), learnt_or_closed_classes(ledger), time.time())
+
+    def explain(self) -> list[str]:
+        """What the open task waits for, a line for each rule."""
+        ledger = self._writer.store.ledger
+        return self._policy.explain(waiting_shards(ledger), learnt_or_closed_classes(ledger), time.time())
+
+    def next_order(self) -> StageOrder | None:
+        """The stage to learn now, from the head; its attempt is ledgered before this returns."""
+        store = self._writer.store
+        task = store.next_task()
+        if task is None:
+            return None
+        parent = store.tree.head
+        attempt = store.current_attempt(task.task_id, parent)
+        version_id = attempt.version_id if attempt else self._writer.begin_attempt(task.task_id, parent)
+        return StageOrder(
+            task=task.task_id,
+            version_id=version_id,
+            parent=parent,
+            depth=store.tree.get(parent).depth + 1,
+            shards=tuple(shard_ref(store.ledger.shards[shard]) for shard in task.shard_ids),
+            handed_at=self._handed_at.setdefault(version_id, time.time()),
+            retry=task.refusals,
+        )
+
+    def commit(self, result: StageResult) -> str:
+        """Publish a finished stage, or record its refusal; returns the head afterwards. Safe to repeat.
+
+        Raises StaleParent when the head moved since the stage began.
+        """
+        store = self._writer.store
+        if store.tree.is_committed(result.version_id):
+            return store.tree.head
+        if result.refusal is not None:
+            return self._refuse(result)
+        self._writer.commit_stage(
+            version_id=result.version_id,
+            parent=result.parent,
+            task=result.task,
+            artifacts=result.artifacts,
+            rows=self._rows(result),
+            metrics=result.metrics,
+        )
+        for part in result.rows:
+            store.files.delete(part)
+        return result.version_id
+
+    def _refuse(self, result: StageResult) -> str:
+        store = self._writer.store
+        reason = result.refusal or ""
+        log.warning("stage %s of %s is refused: %s", result.version_id, result.task, reason)
+        self._writer.refuse(result.version_id, result.task, reason, result.metrics)
+        if store.ledger.tasks[result.task].refusals > self._max_refusals:
+            self._writer.skip_task(result.task, f"refused {self._max_refusals + 1} times, last: {reason}")
+        return store.tree.head
+
+    def _rows(self, result: StageResult) -> pa.Table:
+        parts = [pq.read_table(io.BytesIO(self._writer.store.files.read(path))) for path in result.rows]
+        return pa.concat_tables([part.cast(GALLERY) for part in parts]) if parts else GALLERY.empty_table()
+
+
+def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
+    """Indexed shards without a task in the order of landing, up to the first that is still to be indexed.
+
+    A task depends on the order of landing only: a shard that its indexer finished early waits for those before it.
+    """
+    waiting = []
+    for shard in ledger.shards.values():
+        if shard.state == "landed":
+            break
+        if shard.state == "indexed":
+            waiting.append(_waiting(shard))
+    return waiting
+
+
+def _waiting(shard: ShardState) -> WaitingShard:
+    manifest = shard_ref(shard).manifest
+    return WaitingShard(
+        shard.shard_id,
+        shard.name,
+        shard.counts.get("trainable", {}),
+        shard.landed_at.timestamp(),
+        task=manifest.task if manifest else None,
+        task_complete=manifest.task_complete if manifest else False,
+        task_shards=manifest.shards if manifest else (),
+    )
+
+
+def learnt_or_closed_classes(ledger: LedgerState) -> set[str]:
+    """Classes of all closed tasks."""
+    return {
+        name
+        for task in ledger.tasks.values()
+        for shard in task.shard_ids
+        for name in ledger.shards[shard].classes
+    }

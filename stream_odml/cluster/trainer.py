@@ -1,0 +1,201 @@
+"""The long-lived training run: one Ray Train `fit()` whose workers take one stage after another.
+
+Protects: what a stage learns is a function of its order, the store and the seed; a killed worker takes the stage
+up again from its last recorded step, and on one world size it ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file, save_file
+
+from stream_odml.cluster.driver_calls import call_driver, driver_handle
+from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
+from stream_odml.cluster.stage_run import StageFailed, StageRun
+from stream_odml.config import StreamConfig
+from stream_odml.learn.world import World
+
+log = logging.getLogger(__name__)
+LOOK_EVERY = 10
+"""Steps between two looks at the clock and at the driver."""
+REPORT_S = 0.5
+
+
+def build_trainer(config: StreamConfig) -> TorchTrainer:
+    """The trainer of a stream; the caller runs `.fit()`, which returns when the driver says stop."""
+    cluster = config.cluster
+    workers: int | tuple[int, int] = cluster.workers
+    if cluster.min_workers is not None and cluster.min_workers < cluster.workers:
+        workers = (cluster.min_workers, cluster.workers)
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    return TorchTrainer(
+        train_stages,
+        train_loop_config={"config": config.model_dump_json()},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=bool(cluster.gpus_per_worker),
+            resources_per_worker=resources,
+            label_selector=dict(cluster.worker_labels) or None,
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=progress_path(config),
+            failure_config=FailureConfig(max_failures=-1),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+def progress_path(config: StreamConfig) -> str:
+    """Where mid-stage progress is kept: beside the tables, so that every node that sees them sees it."""
+    root = config.root.rstrip("/")
+    return f"{root}/progress" if "://" in root else str(Path(root).absolute() / "progress")
+
+
+def train_stages(settings: dict[str, Any]) -> None:
+    """The train function of every worker: ask, learn, hand over, until the driver says stop."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    config = StreamConfig.model_validate_json(settings["config"])
+    worker = _Worker(config)
+    while (order := worker.next_order()) is not None:
+        worker.learn(order)
+
+
+class _Worker:
+    def __init__(self, config: StreamConfig) -> None:
+        context = ray.train.get_context()
+        device = ray.train.torch.get_device()
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+        self.config = config
+        self.world = World.current(device)
+        self.leads_node = context.get_local_rank() == 0
+        self.reporter = _Reporter(self.world)
+
+    def next_order(self) -> StageOrder | None:
+        """The next stage, the same on every rank; None to end. Ranks meet here every few seconds while idle."""
+        while True:
+            asked = call_driver("next_instruction") if self.world.rank == 0 else None
+            instruction: Instruction = self._from_rank_zero(asked)
+            if instruction.stop:
+                return None
+            if instruction.order is not None:
+                return instruction.order
+
+    def learn(self, order: StageOrder) -> None:
+        """One stage from cache to commit. A failure that repeating would not mend is handed over as a refusal."""
+        run = StageRun(self.config, order, self.world, self.leads_node, self.reporter.report)
+        try:
+            run.open()
+            self._resume(run, order)
+            if not self._steps(run):
+                return
+            result = run.finish()
+        except StageFailed as failure:
+            result = StageResult(order.version_id, order.parent, order.task, refusal=str(failure))
+        if self.world.rank == 0:
+            self.reporter.report(
+                StageProgress("committing", order.task, order.version_id, order.depth), wait=True
+            )
+            call_driver("commit_stage", result)
+            self.reporter.report(StageProgress())
+        self._barrier()
+        run.close()
+
+    def _steps(self, run: StageRun) -> bool:
+        """All remaining steps; False when the head moved away meanwhile."""
+        recorded = time.monotonic()
+        while run.next_step < run.total_steps:
+            run.step()
+            if run.next_step % LOOK_EVERY:
+                continue
+            due = time.monotonic() - recorded >= self.config.cluster.checkpoint_s
+            due, current = self._from_rank_zero((due, self.reporter.is_current))
+            if not current:
+                return False
+            if due:
+                self._record(run)
+                recorded = time.monotonic()
+        return True
+
+    def _record(self, run: StageRun) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.world.rank == 0:
+                save_file(run.learner.state_dict(), Path(folder) / "progress.safetensors")
+                (Path(folder) / "version_id").write_text(run.order.version_id)
+                checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report({"step": run.next_step}, checkpoint=checkpoint)
+
+    def _resume(self, run: StageRun, order: StageOrder) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as folder:
+            if (Path(folder) / "version_id").read_text() == order.version_id:
+                run.learner.load_state_dict(load_file(Path(folder) / "progress.safetensors"))
+                log.info("stage %s goes on at step %d", order.version_id, run.next_step)
+
+    def _from_rank_zero(self, value: Any) -> Any:
+        shared = [value]
+        if self.world.size > 1:
+            dist.broadcast_object_list(shared, src=0, device=self.world.device)
+        return shared[0]
+
+    def _barrier(self) -> None:
+        if self.world.size > 1:
+            dist.barrier()
+
+
+class _Reporter:
+    """Tells the driver how the stage goes, at most twice a second and without waiting for its answer."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._answer: Any = None
+        self._sent = 0.0
+        self._steps: list[float] = []
+        self._waits: list[float] = []
+        self.is_current = True
+
+    def report(self, progress: StageProgress) -> None:
+        """Send ``progress`` (rank 0 only); durations of what is not sent are kept for the next report."""
+        if self._world.rank:
+            return
+        self._steps += progress.step_s
+        self._waits += progress.data_wait_s
+        urgent = progress.phase != "training" or progress.first_step_s is not None
+        if not urgent and time.monotonic() - self._sent < REPORT_S:
+            return
+        self._collect()
+        full = StageProgress(
+            **{
+                **progress.__dict__,
+                "step_s": tuple(self._steps),
+                "data_wait_s": tuple(self._waits),
+                "workers": self._world.size,
+            }
+        )
+        self._steps, self._waits, self._sent = [], [], time.monotonic()
+        self._answer = driver_handle().report.remote(full)
+
+    def _collect(self) -> None:
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return
+        try:
+            self.is_current = bool(ray.get(self._answer))
+        except ray.exceptions.RayError:  # the driver is restarting: progress is only for the eye
+            self.is_current = True
