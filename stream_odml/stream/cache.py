@@ -101,6 +101,8 @@ class PixelCache:
         """Put rows of a member in their places, in any order, again if need be. Raises ValueError for a
         foreign row.
         """
+        if not len(rows):
+            return
         start, end = self._starts[member], self._starts[member + 1]
         own = self.row[start:end]
         at = np.searchsorted(own, rows)

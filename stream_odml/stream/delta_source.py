@@ -54,7 +54,8 @@ class DeltaTableSource:
                 except BadShard as error:
                     if error.reason is not Reason.MISSING_FILE:
                         raise
-                    self._check_gap(version)
+                    if not found:
+                        self._check_gap(version)
                     return found
             version += 1
         return found

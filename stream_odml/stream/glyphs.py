@@ -57,14 +57,8 @@ def glyph_categories(seed: int, images: int = 20, size: int = 40, start: int = 0
 def _texts(seed: int) -> Iterator[str]:
     random = np.random.default_rng((seed, 5))
     characters = sorted(_faces_of())
-    characters = [characters[at] for at in random.permutation(len(characters))]
     singles: list[str] = []
-    looks = np.empty((len(characters), _LOOK * _LOOK), np.float32)
-    for character in characters:
-        look = _look(character)
-        if look is None or (singles and float((looks[: len(singles)] @ look).max()) > _TOO_CLOSE):
-            continue  # blank, or looks like one that is in the stream already (Latin A and Greek Alpha)
-        looks[len(singles)] = look
+    for character in _distinct([characters[at] for at in random.permutation(len(characters))]):
         singles.append(character)
         yield character
     seen: set[str] = set()
@@ -73,6 +67,24 @@ def _texts(seed: int) -> Iterator[str]:
         if pair not in seen:
             seen.add(pair)
             yield pair
+
+
+def _distinct(characters: list[str], block: int = 64) -> Iterator[str]:
+    """Leave out what is blank or looks like one that came before (Latin A and Greek Alpha)."""
+    kept_ND = np.empty((0, _LOOK * _LOOK), np.float32)
+    for start in range(0, len(characters), block):
+        looks = [
+            (char, look) for char in characters[start : start + block] if (look := _look(char)) is not None
+        ]
+        if not looks:
+            continue
+        looks_BD = np.stack([look for _, look in looks])
+        is_new = (looks_BD @ kept_ND.T).max(axis=1, initial=0.0) <= _TOO_CLOSE
+        within_BB = looks_BD @ looks_BD.T
+        for at in range(len(looks)):
+            is_new[at] &= not (within_BB[at, :at] > _TOO_CLOSE)[is_new[:at]].any()
+        kept_ND = np.concatenate((kept_ND, looks_BD[is_new]))
+        yield from (char for (char, _), new in zip(looks, is_new, strict=True) if new)
 
 
 def _name(text: str) -> str:

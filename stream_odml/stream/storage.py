@@ -23,7 +23,7 @@ StorageOptions = Mapping[str, str]
 AWS_ENDPOINT_URL.
 """
 
-RETRY_ATTEMPTS = 8
+RETRY_ATTEMPTS = 6
 
 
 def is_remote(uri: str) -> bool:

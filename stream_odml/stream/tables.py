@@ -144,6 +144,7 @@ def _arrow_batches(file: ShardFile, constants: Mapping[str, str]) -> Iterator[tu
         reader = pa.ipc.open_file(source)
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
     else:
+        _check_stream_end(file)
         reader = pa.ipc.open_stream(source)
         batches = iter(reader)
     columns = _columns(reader.schema, constants)
@@ -152,6 +153,15 @@ def _arrow_batches(file: ShardFile, constants: Mapping[str, str]) -> Iterator[tu
         batch.validate(full=True)
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield columns, batch.slice(start, BATCH_ROWS)
+
+
+def _check_stream_end(file: ShardFile) -> None:
+    """A stream may end anywhere between two batches, so without its end mark a cut one would pass for whole."""
+    file.seek(max(0, file.size_bytes - 8))
+    tail = file.read(8)
+    if file.head(4) == b"\xff\xff\xff\xff" and tail != b"\xff\xff\xff\xff\0\0\0\0":
+        raise BadShard(Reason.TRUNCATED_FILE, "no end-of-stream mark")
+    file.seek(0)
 
 
 def _unpack(batch: Any, columns: _Columns, first_row: int) -> Iterator[RawRow]:
@@ -189,15 +199,14 @@ def _times(array: Any) -> list[Any]:
     """Timestamps by whole microseconds: no pandas, and one outside the calendar spoils its own row only."""
     if not pa.types.is_timestamp(array.type):
         return list(array.to_pylist())
-    try:
-        micros = array.cast(pa.timestamp("us", array.type.tz), safe=False).cast(pa.int64()).to_pylist()
-    except pa.ArrowInvalid:  # seconds too large for microseconds
-        return [_try(lambda s=s: fields.when(s), s) for s in array.cast(pa.int64()).to_pylist()]
-    return [_try(lambda m=m: fields.when_micros(m), m) for m in micros]
+    up, down = {"s": (1_000_000, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[array.type.unit]
+    numbers = array.cast(pa.int64()).to_pylist()
+    micros = [None if number is None else number * up // down for number in numbers]
+    return [_when(value) for value in micros]
 
 
-def _try(convert: Any, value: Any) -> Any:
+def _when(micros: int | None) -> Any:
     try:
-        return convert()
+        return fields.when_micros(micros)
     except RowError as error:
         return error

@@ -1,0 +1,170 @@
+"""An S3 prefix for real, against a local server (moto), also while it throttles."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stream_odml.stream import storage
+from stream_odml.stream.landing import ShardExists, complete_task, land_items, land_tar
+from stream_odml.stream.landing_folder import land_folder
+from stream_odml.stream.object_store import S3Source
+from stream_odml.stream.reading import RawItem, read_shard
+from stream_odml.stream.reasons import BadShard, Reason, TransientReadError
+from stream_odml.stream.storage import s3_filesystem
+from tests.stream.helpers import some_items
+from tests.stream.pictures import picture
+
+SERVER = os.environ.get("STREAM_ODML_MOTO_SERVER") or shutil.which("moto_server")
+pytestmark = pytest.mark.skipif(
+    not SERVER, reason="no moto_server: pip install 'moto[server]', or name it in STREAM_ODML_MOTO_SERVER"
+)
+Options = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    assert SERVER is not None
+    child = subprocess.Popen([SERVER, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield port
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def options(port: int) -> Options:
+    return {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+
+
+@pytest.fixture
+def inbox(server: int, request: pytest.FixtureRequest) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", server)
+    connection.request("PUT", f"/b{abs(hash(request.node.name))}")
+    assert connection.getresponse().status == 200
+    return f"s3://b{abs(hash(request.node.name))}/inbox"
+
+
+def test_shards_of_every_kind(server: int, inbox: str, tmp_path: Path) -> None:
+    s3 = options(server)
+    source = S3Source(inbox, s3)
+    assert source.poll(set()) == []
+    land_items(inbox, "p", some_items(300), s3)
+    land_tar(inbox, "t", some_items(20), s3)
+    (tmp_path / "zoo/cats").mkdir(parents=True)
+    (tmp_path / "zoo/cats/a.png").write_bytes(picture())
+    land_folder(inbox, tmp_path / "zoo", options=s3)
+    complete_task(inbox, "spring", ["p.parquet"], s3)
+    refs = {ref.name: ref for ref in source.poll(set())}
+    assert {name: len(list(read_shard(ref, s3))) for name, ref in refs.items()} == {
+        "p.parquet": 300, "t.tar": 20, "zoo": 1, "spring.task.json": 0,
+    }  # fmt: skip
+    assert refs["spring.task.json"].manifest is not None
+    assert refs["spring.task.json"].manifest.shards == ("p.parquet",)
+    assert all(isinstance(row, RawItem) for ref in refs.values() for row in read_shard(ref, s3))
+    assert S3Source(inbox, s3).poll({ref.stamp for ref in refs.values()}) == []
+
+
+def test_landing_again_and_changing_under_way(server: int, inbox: str) -> None:
+    s3 = options(server)
+    for _ in range(2):
+        land_items(inbox, "p", some_items(3), s3)
+    with pytest.raises(ShardExists):
+        land_items(inbox, "p", some_items(4), s3)
+    (ref,) = S3Source(inbox, s3).poll(set())
+    filesystem, key = s3_filesystem(s3), f"{inbox[5:]}/p.parquet"
+    with filesystem.open_input_stream(key) as there:
+        data = there.read()
+    rows = read_shard(ref, s3)
+    next(rows)
+    with filesystem.open_output_stream(key) as out:
+        out.write(data[:-20] + b"\0" * 20)
+    with pytest.raises(BadShard) as refusal:
+        list(rows)
+    assert refusal.value.reason is Reason.CHANGED_WHILE_READ
+    filesystem.delete_file(key)
+    with pytest.raises(BadShard) as refusal:
+        list(read_shard(ref, s3))
+    assert refusal.value.reason is Reason.MISSING_FILE
+
+
+class _Proxy(http.server.BaseHTTPRequestHandler):
+    """Hands requests on to the server, but answers `refuse` of them with 503 SlowDown first."""
+
+    behind = 0
+    refuse = 0
+    refused = 0
+
+    def _pass(self) -> None:
+        kind = type(self)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if kind.refuse > 0:
+            kind.refuse, kind.refused = kind.refuse - 1, kind.refused + 1
+            self._answer(503, {"Content-Type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>")
+            return
+        connection = http.client.HTTPConnection("127.0.0.1", kind.behind)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        dropped = {"connection", "transfer-encoding", "server", "date"}
+        headers = {name: value for name, value in answer.getheaders() if name.lower() not in dropped}
+        self._answer(answer.status, headers, answer.read())
+
+    do_GET = do_PUT = do_HEAD = do_POST = _pass  # noqa: N815
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_throttling_is_waited_out_and_given_up_as_transient(
+    server: int, inbox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land_items(inbox, "p", some_items(5), options(server))
+    _Proxy.behind = server
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
+    thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+    thread.start()
+    try:
+        s3 = options(proxy.server_address[1])
+        _Proxy.refuse, _Proxy.refused = 3, 0
+        (ref,) = S3Source(inbox, s3).poll(set())
+        assert _Proxy.refused == 3
+        _Proxy.refuse = 2
+        assert len(list(read_shard(ref, s3))) == 5
+        assert _Proxy.refused == 5
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+    monkeypatch.setattr(storage, "RETRY_ATTEMPTS", 2)
+    with pytest.raises(TransientReadError):
+        S3Source(inbox, {**s3, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}).poll(set())
