@@ -1,0 +1,106 @@
+"""Errors as clients see them: {error, detail, remedy}. Nothing of the server (paths, traces) ever leaves."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+log = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP status, a stable ``error`` code, what was seen, and what to do about it."""
+
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        detail: str,
+        remedy: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.error, self.detail, self.remedy = status, error, detail, remedy
+        self.headers = dict(headers or {})
+
+    def response(self) -> Response:
+        """Return the JSON response that carries this error."""
+        body = {"error": self.error, "detail": self.detail, "remedy": self.remedy}
+        return JSONResponse(body, self.status, self.headers)
+
+
+def bad_request(detail: str, remedy: str = "") -> ApiError:
+    """400: the request cannot be read."""
+    return ApiError(400, "bad_request", detail, remedy)
+
+
+def unprocessable(error: str, detail: str, remedy: str = "") -> ApiError:
+    """422: readable, but it cannot be done as asked."""
+    return ApiError(422, error, detail, remedy)
+
+
+def not_found(error: str, detail: str, remedy: str = "") -> ApiError:
+    """404: no such thing (any more)."""
+    return ApiError(404, error, detail, remedy)
+
+
+def unavailable(error: str, detail: str, retry_after_s: float = 1.0, remedy: str = "") -> ApiError:
+    """503 with Retry-After: right question, wrong moment."""
+    wait = str(max(1, math.ceil(retry_after_s)))
+    return ApiError(503, error, detail, remedy or f"try again in {wait} s", {"Retry-After": wait})
+
+
+def too_large(limit: int) -> ApiError:
+    """413: the body is over the limit (bytes)."""
+    return ApiError(
+        413, "body_too_large", f"the body is larger than {limit} bytes", "send fewer or smaller images"
+    )
+
+
+def internal_error() -> ApiError:
+    """500: our fault; the log has the trace, the client has not."""
+    return ApiError(500, "internal", "the server failed on this request", "try again; report it if it stays")
+
+
+_STATUS_WORDS = {
+    404: ("not_found", "there is nothing at this address", "GET /docs lists every address"),
+    405: (
+        "method_not_allowed",
+        "this address does not take this method",
+        "the Allow header names those it takes",
+    ),
+}
+
+
+async def _on_http(request: Request, raised: Exception) -> Response:
+    assert isinstance(raised, HTTPException)
+    error, detail, remedy = _STATUS_WORDS.get(raised.status_code, ("http_error", str(raised.detail), ""))
+    return ApiError(raised.status_code, error, detail, remedy, raised.headers).response()
+
+
+async def _on_validation(request: Request, raised: Exception) -> Response:
+    assert isinstance(raised, RequestValidationError)
+    first = raised.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return unprocessable(
+        "invalid_parameter", f"{where}: {first['msg']}", "see /docs for what is allowed"
+    ).response()
+
+
+async def _on_api(request: Request, raised: Exception) -> Response:
+    assert isinstance(raised, ApiError)
+    return raised.response()
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Teach ``app`` to answer every known error as {error, detail, remedy}."""
+    app.add_exception_handler(ApiError, _on_api)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_validation)

@@ -1,0 +1,93 @@
+"""Request bodies as OpenAPI sees them: the search routes read theirs by hand, so they are described by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_FILTER: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "class": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "attributes": {"type": "object", "additionalProperties": {"type": "string"}},
+        "from": {"type": "string", "format": "date-time"},
+        "to": {"type": "string", "format": "date-time"},
+    },
+}
+_VECTOR: Schema = {"type": "array", "items": {"type": "number"}, "minItems": 1}
+_IMAGE: Schema = {"type": "string", "format": "byte", "description": "encoded image, base64"}
+_FILE: Schema = {"type": "string", "format": "binary"}
+_VERSION: Schema = {
+    "type": "string",
+    "description": "the model version that made the vector (default: the served one); an older one is mapped",
+}
+_QUERY: Schema = {
+    "k": {"type": "integer", "minimum": 1, "default": 10},
+    "filter": _FILTER,
+    "group_by": {"type": "string", "enum": ["class"]},
+    "group_size": {"type": "integer", "minimum": 1, "maximum": 100, "default": 1},
+    "min_version": {"type": "string", "description": "wait until this version's commit is visible"},
+    "min_seq": {"type": "integer", "description": "wait until this sequence is served"},
+}
+
+
+def _object(properties: Schema, required: list[str] | None = None) -> Schema:
+    schema: Schema = {"type": "object", "additionalProperties": False, "properties": properties}
+    return schema | ({"required": required} if required else {})
+
+
+def _body(**contents: Schema) -> Schema:
+    types = {
+        kind.replace("__", "/").replace("_", "-"): {"schema": schema} for kind, schema in contents.items()
+    }
+    return {"requestBody": {"required": True, "content": types}}
+
+
+SEARCH_BODY = _body(
+    application__json=_object({"vector": _VECTOR, "image": _IMAGE, "version": _VERSION, **_QUERY}),
+    multipart__form_data=_object({"image": _FILE}, ["image"]),
+    image__png=_FILE,
+    image__jpeg=_FILE,
+    image__webp=_FILE,
+)
+_PACKED = _object(
+    {"base64": {"type": "string", "format": "byte"}, "dim": {"type": "integer"}}, ["base64", "dim"]
+)
+_PACKED["description"] = "rows of little-endian float32"
+BATCH_BODY = _body(
+    application__json=_object(
+        {
+            "vectors": {"oneOf": [{"type": "array", "items": _VECTOR}, _PACKED]},
+            "images": {"type": "array", "items": _IMAGE},
+            "version": _VERSION,
+            **_QUERY,
+        }
+    )
+)
+_ITEM: Schema = {
+    "class": {"type": "string"},
+    "id": {"type": "string"},
+    "attributes": {"type": "object", "additionalProperties": {"type": "string"}},
+    "time": {"type": "string", "format": "date-time"},
+}
+_FORM_ITEM = _ITEM | {"attributes": {"type": "string", "description": "JSON object of strings"}}
+PUSH_BODY = _body(
+    application__json=_object(
+        {"items": {"type": "array", "items": _object({"image": _IMAGE, **_ITEM}, ["image", "class"])}},
+        ["items"],
+    ),
+    multipart__form_data=_object(
+        {"image": {"type": "array", "items": _FILE}, **_FORM_ITEM}, ["image", "class"]
+    ),
+)
+PUSH_BODY["parameters"] = [
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "maxLength": 512},
+        "description": "repeat a push with the same key and it lands once",
+    }
+]

@@ -1,0 +1,93 @@
+"""What an operator may set about the service. Imports neither Ray nor torch, so that reading a config stays quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ServiceOptions(BaseModel):
+    """Limits and sizes of the search service; every default suits one small machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(
+        "127.0.0.1", description="Address the HTTP proxy listens on; 0.0.0.0 for every interface."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 picks a free one.")
+    replicas: int = Field(1, ge=1, le=256, description="Serve replicas; two or more survive the loss of one.")
+    num_cpus: float = Field(0.2, ge=0, le=64, description="CPUs that Ray sets aside for each replica.")
+    max_ongoing_requests: int = Field(
+        64, ge=1, le=10_000, description="Requests one replica works on at once; more are told to retry."
+    )
+    poll_s: float = Field(0.25, ge=0.02, le=60, description="Seconds between two looks at the store.")
+    timeout_s: float = Field(
+        10.0, gt=0, le=600, description="Seconds a request may take before it is given up."
+    )
+    body_timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds a client has to send its body.")
+    wait_s: float = Field(
+        5.0,
+        ge=0,
+        le=60,
+        description="Longest wait, in seconds, for the version that min_version or min_seq asks.",
+    )
+    max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest request body, in bytes.")
+    max_pixels: int = Field(
+        40_000_000, ge=1024, le=1_000_000_000, description="Largest width x height of an uploaded image."
+    )
+    max_k: int = Field(200, ge=1, le=10_000, description="Largest k (neighbours asked for) of one query.")
+    max_batch: int = Field(
+        256, ge=1, le=65_536, description="Most queries in one batch, most images in one push."
+    )
+    image_threads: int = Field(1, ge=1, le=64, description="Threads that decode and embed image queries.")
+    token_file: Path | None = Field(
+        None, description="File with the bearer token that clients must send; no token if absent."
+    )
+    token_env: str = Field(
+        "STREAM_ODML_TOKEN",
+        description="Environment variable with the token, used where no token_file is named.",
+    )
+    push_dir: str | None = Field(
+        None, description="Inbox folder for images pushed over HTTP; by default push/ under the stream root."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address the metrics exporter of each replica listens on."
+    )
+    metrics_ports: tuple[int, int] = Field(
+        (9410, 9473), description="First and last port tried for a replica's exporter; then any free one."
+    )
+    metrics_dir: Path | None = Field(
+        None,
+        description="Folder of Prometheus file_sd files, one a replica; by default metrics/ under the root.",
+    )
+    health_check_period_s: float = Field(2.0, gt=0, le=60, description="Seconds between two health checks.")
+    health_check_timeout_s: float = Field(
+        5.0, gt=0, le=60, description="Seconds before a health check fails."
+    )
+    stale_after_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds without a successful look at the store before readiness fails.",
+    )
+    map_points: int = Field(1500, ge=10, le=20_000, description="Points of the embedding map on the page.")
+    namespace: str = Field(
+        "stream_odml", min_length=1, description="Ray namespace of the StreamDriver actor."
+    )
+
+    def token(self) -> str | None:
+        """Return the token clients must send, or None. Raises ValueError if the file is unreadable or empty."""
+        if self.token_file is None:
+            return os.environ.get(self.token_env) or None
+        try:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(
+                f"service.token_file {str(self.token_file)!r} cannot be read ({error.strerror}); "
+                "create it with one line, the token, or remove the option"
+            ) from error
+        if not token:
+            raise ValueError(f"service.token_file {str(self.token_file)!r} is empty; write the token into it")
+        return token
