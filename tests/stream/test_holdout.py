@@ -25,8 +25,7 @@ def test_share_nesting_and_seed() -> None:
 
 def test_the_same_in_another_process() -> None:
     code = (
-        "from stream_odml.stream.holdout import is_held_out as h
-"
+        "from stream_odml.stream.holdout import is_held_out as h\n"
         "print(sum(h(f'item/{n}', 0.2) for n in range(999)))"
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
