@@ -1,0 +1,170 @@
+"""What the service answers, as small frozen types for Python callers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One neighbour: cosine ``score`` in the space of the version that answered."""
+
+    id: str
+    class_name: str
+    score: float
+    version: str
+    time: datetime | None
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The best hits of one class."""
+
+    class_name: str
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Answer to one query, by model ``version`` at ``sequence`` of the store; ``groups`` if asked by class."""
+
+    version: str
+    sequence: int
+    hits: tuple[Hit, ...] = ()
+    groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """The images are durable as ``shard``; ``repeated`` if this key had landed before."""
+
+    shard: str
+    ids: tuple[str, ...]
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """One item of the gallery."""
+
+    id: str
+    class_name: str
+    shard: str
+    version: str
+    time: datetime | None
+    attributes: Mapping[str, str]
+    has_thumbnail: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """One class; ``learnt`` once a model version was trained on it."""
+
+    name: str
+    count: int
+    first_seen: datetime | None
+    sample: str
+    learnt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One committed model version."""
+
+    id: str
+    parent: str | None
+    task: str | None
+    committed: datetime | None
+    retired: bool
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The tree of versions in order of commit."""
+
+    head: str
+    sequence: int
+    versions: tuple[VersionInfo, ...]
+
+
+def moment(text: str | None) -> datetime | None:
+    """A datetime out of the service's ISO 8601 text."""
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def hit(data: Json) -> Hit:
+    """One neighbour out of its JSON."""
+    return Hit(
+        data["id"],
+        data["class"],
+        data["score"],
+        data["version"],
+        moment(data["time"]),
+        dict(data["attributes"]),
+    )
+
+
+def search_result(data: Json, head: Json | None = None) -> SearchResult:
+    """One answer; in a batch, ``head`` is the whole reply, which names version and sequence once."""
+    head = data if head is None else head
+    groups = tuple(Group(group["class"], tuple(map(hit, group["hits"]))) for group in data.get("groups", ()))
+    return SearchResult(head["version"], head["sequence"], tuple(map(hit, data.get("hits", ()))), groups)
+
+
+def batch_result(data: Json) -> list[SearchResult]:
+    """Answers of a batch, in its order."""
+    return [search_result(one, data) for one in data["results"]]
+
+
+def push_result(data: Json) -> PushResult:
+    """Receipt of a push."""
+    return PushResult(data["shard"], tuple(data["ids"]), data["repeated"])
+
+
+def stored_item(data: Json) -> StoredItem:
+    """One item."""
+    return StoredItem(
+        data["id"],
+        data["class"],
+        data["shard"],
+        data["version"],
+        moment(data["time"]),
+        dict(data["attributes"]),
+        data["thumbnail"],
+    )
+
+
+def classes(data: Json) -> list[ClassInfo]:
+    """Classes, newest first."""
+    return [
+        ClassInfo(row["name"], row["count"], moment(row["first_seen"]), row["sample"], row["learnt"])
+        for row in data["classes"]
+    ]
+
+
+def versions(data: Json) -> Versions:
+    """The tree of versions."""
+    rows = tuple(
+        VersionInfo(
+            row["id"],
+            row["parent"],
+            row["task"],
+            moment(row["committed"]),
+            row["retired"],
+            dict(row["metrics"]),
+        )
+        for row in data["versions"]
+    )
+    return Versions(data["head"], data["sequence"], rows)
+
+
+def plain(data: Json) -> dict[str, Any]:
+    """The reply as it came."""
+    return dict(data)
