@@ -14,7 +14,7 @@ Json = Mapping[str, Any]
 class Hit:
     """One neighbour: cosine ``score`` in the space of the version that answered."""
 
-    id: str
+    item_id: str
     class_name: str
     score: float
     version: str
@@ -53,7 +53,7 @@ class PushResult:
 class StoredItem:
     """One item of the gallery."""
 
-    id: str
+    item_id: str
     class_name: str
     shard: str
     version: str

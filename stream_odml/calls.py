@@ -50,11 +50,11 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True)
 class NewImage:
-    """One image to push; an ``id`` of your own makes it easy to find and to forget."""
+    """One image to push; an ``item_id`` of your own makes it easy to find and to forget."""
 
     image: Image
     class_name: str
-    id: str | None = None
+    item_id: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     time: datetime | None = None
 
@@ -92,7 +92,7 @@ def push(images: Sequence[NewImage], key: str | None) -> Call[answers.PushResult
             "image": _base64(new.image),
             "class": new.class_name,
             "attributes": dict(new.attributes),
-            **_given(id=new.id, time=_iso(new.time)),
+            **_given(id=new.item_id, time=_iso(new.time)),
         }
         for new in images
     ]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from stream_odml import answers, calls
 from stream_odml.calls import Call, Image, NewImage, Options, Vector
 
-__all__ = ["AsyncClient", "Client", "NewImage", "ServiceError", "ServiceUnreachable"]
+__all__ = ["AsyncClient", "Client", "ClientError", "NewImage", "ServiceError", "ServiceUnreachable"]
 
 T = TypeVar("T")
 _AGAIN = frozenset({429, 502, 503, 504})
@@ -28,7 +28,11 @@ _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 10.0
 
 
-class ServiceError(Exception):
+class ClientError(Exception):
+    """Whatever keeps a call from its answer."""
+
+
+class ServiceError(ClientError):
     """The service refused: ``status`` (HTTP), ``error`` (a stable code), ``detail`` and ``remedy``."""
 
     def __init__(self, status: int, error: str, detail: str, remedy: str) -> None:
@@ -36,7 +40,7 @@ class ServiceError(Exception):
         self.status, self.error, self.detail, self.remedy = status, error, detail, remedy
 
 
-class ServiceUnreachable(Exception):
+class ServiceUnreachable(ClientError):
     """No answer came: nothing listens there, the connection broke, or it took too long."""
 
 

@@ -11,7 +11,6 @@ import httpx
 import numpy as np
 import pytest
 
-from stream_odml import client as module
 from stream_odml.client import AsyncClient, Client, NewImage, ServiceError, ServiceUnreachable
 from stream_odml.cluster.api import create_app
 from stream_odml.cluster.options import ServiceOptions
@@ -44,12 +43,12 @@ def busy(after: str | None = None) -> httpx.Response:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     taken: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", taken.append)
+    monkeypatch.setattr("stream_odml.client.time.sleep", taken.append)
     return taken
 
 
-def client_of(script: Script, **more: int) -> Client:
-    return Client("http://service", transport=httpx.MockTransport(script), **more)
+def client_of(script: Script, retries: int = 4) -> Client:
+    return Client("http://service", transport=httpx.MockTransport(script), retries=retries)
 
 
 def test_it_comes_back_after_a_broken_connection_and_after_a_refusal(waits: list[float]) -> None:
@@ -110,10 +109,8 @@ def test_an_answer_that_is_not_the_services_is_an_error_with_its_text(waits: lis
 
 
 def test_nothing_listens() -> None:
-    with (
-        Client("http://127.0.0.1:9", retries=0) as client,
-        pytest.raises(ServiceUnreachable, match="is the service up"),
-    ):
+    client = Client("http://127.0.0.1:9", retries=0)
+    with client, pytest.raises(ServiceUnreachable, match="is the service up"):
         client.status()
 
 
@@ -135,15 +132,15 @@ def with_service(act: Callable[[AsyncClient, FakeBackend], object], tmp_path: Pa
 def test_every_search_against_the_real_api(tmp_path: Path) -> None:
     async def act(client: AsyncClient, backend: FakeBackend) -> None:
         one = await client.search_vector(backend.vectors[5], version="v0000-aa", k=2)
-        assert (one.version, one.sequence, one.hits[0].id) == ("v0001-bb", 7, "shard-1/5")
+        assert (one.version, one.sequence, one.hits[0].item_id) == ("v0001-bb", 7, "shard-1/5")
         many = await client.search_batch(backend.vectors[[5, 6]], k=1)
-        assert [result.hits[0].id for result in many] == ["shard-1/5", "shard-1/6"]
+        assert [result.hits[0].item_id for result in many] == ["shard-1/5", "shard-1/6"]
         grouped = await client.search_vector(backend.vectors[5], group_by_class=True, k=2)
-        assert [group.class_name for group in grouped.groups][0] == "c1"
+        assert grouped.groups[0].class_name == "c1"
         (tmp_path / "a.png").write_bytes(PNG)
         start = datetime(2026, 1, 1, 3, tzinfo=UTC)
         late = await client.search_image(tmp_path / "a.png", classes=["c0"], after=start)
-        assert [hit.id for hit in late.hits] == ["shard-1/3"]
+        assert [hit.item_id for hit in late.hits] == ["shard-1/3"]
         assert late.hits[0].time == start
 
     with_service(act, tmp_path)
@@ -151,7 +148,9 @@ def test_every_search_against_the_real_api(tmp_path: Path) -> None:
 
 def test_everything_else_against_the_real_api(tmp_path: Path) -> None:
     async def act(client: AsyncClient, backend: FakeBackend) -> None:
-        pushed = await client.push([NewImage(PNG, "cat", id="tom", attributes={"colour": "grey"})], key="k")
+        pushed = await client.push(
+            [NewImage(PNG, "cat", item_id="tom", attributes={"colour": "grey"})], key="k"
+        )
         assert pushed.ids == ("tom",)
         assert (await client.get("shard-1/6")).class_name == "c1"
         assert (await client.classes(limit=1))[0].name == "c4"
