@@ -56,7 +56,8 @@ def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Pixels
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers raise nearly everything, from SyntaxError to KeyError
-        reason = Reason.TRUNCATED_IMAGE if _is_cut(data) else Reason.CORRUPT_IMAGE
+        is_cut = _is_cut(data) or "truncated" in str(error)  # a cut file may end like a whole one by chance
+        reason = Reason.TRUNCATED_IMAGE if is_cut else Reason.CORRUPT_IMAGE
         raise BadImage(reason, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
