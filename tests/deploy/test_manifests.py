@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import re
 import shlex
 import tomllib
@@ -32,6 +33,7 @@ from tests.deploy.schema_ray import (
 TOKEN_SECRET = "stream-odml-auth"
 
 
+@functools.cache
 def manifests(variant: str) -> list[Manifest]:
     return [check(document) for document in kustomize.build(KUBERNETES / variant)]
 
@@ -41,10 +43,14 @@ def variant(request: pytest.FixtureRequest) -> list[Manifest]:
     return manifests(request.param)
 
 
+@functools.cache
+def _rayjob() -> dict[str, Any]:
+    return next(d for d in kustomize.build(KUBERNETES / "base") if d["kind"] == "RayJob")
+
+
 @pytest.fixture
 def job() -> dict[str, Any]:
-    documents = kustomize.build(KUBERNETES / "base")
-    return copy.deepcopy(next(d for d in documents if d["kind"] == "RayJob"))
+    return copy.deepcopy(_rayjob())
 
 
 def _head(job: dict[str, Any]) -> dict[str, Any]:
