@@ -40,7 +40,8 @@ def accepted(
         store.tree.get(name)
     if not np.isfinite(vectors_of(rows["vector"], store.dim)).all():
         raise ValueError("a vector is not finite; quarantine its row or refuse the model that made it")
-    shards, names = encode(rows["shard_id"])
+    shards, dictionary = encode(rows["shard_id"])
+    names = dictionary.to_pylist()
     known_shards(store.ledger, names)
     keep = np.ones(len(rows), dtype=bool)
     if shard_ids is not None:

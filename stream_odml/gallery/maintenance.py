@@ -106,7 +106,7 @@ def _purge(fence: Fence) -> int:
     store = fence.store
     if not store.tree.moves or not store.blocks:
         return 0
-    meta = pa.concat_tables(list(store.blocks.values()))
+    meta = store.metadata()
     selection = select_rows(meta, store.ledger, store.tree, store.tree.head)
     # The replaced rows go first: were the row that replaced them gone before them, they would come back.
     purged = sum(_purge_rows(fence, meta, part) for part in (selection.replaced, selection.forgotten))

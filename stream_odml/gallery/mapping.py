@@ -4,6 +4,7 @@ Protects: whatever the number of stages between, an affine path costs one matrix
 float64), and a stored vector is rounded once.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -26,13 +27,14 @@ def apply_into(drift: DriftMap, vectors: FloatArray, out: FloatArray) -> None:
 
 
 class Mapper:
-    """Drift maps between any two versions of a tree, kept for the latest heads."""
+    """Drift maps between any two versions of a tree, kept for the latest heads. Safe for many threads."""
 
     def __init__(self, load: Callable[[str, str], DriftMap]) -> None:
         """``load(version_id, FORWARD or BACKWARD)`` gives the stored drift map of a version."""
         self._load = load
         self._steps: OrderedDict[tuple[str, str], DriftMap] = OrderedDict()
         self._into: OrderedDict[str, dict[str, DriftMap]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, tree: VersionTree, start: str, end: str) -> DriftMap:
         """Backward maps from ``start`` up to the common ancestor, forward maps down to ``end``.
@@ -40,13 +42,14 @@ class Mapper:
         Raises UnknownVersion when either is not in ``tree``.
         """
         path = tree.path(start, end)
-        self._into.setdefault(end, {end: IdentityMap()})
-        self._into.move_to_end(end)
-        while len(self._into) > HEADS_KEPT:
-            self._into.popitem(last=False)
-        if start not in self._into[end]:
-            self._compose(tree, path)
-        return self._into[end][start]
+        with self._lock:
+            self._into.setdefault(end, {end: IdentityMap()})
+            self._into.move_to_end(end)
+            while len(self._into) > HEADS_KEPT:
+                self._into.popitem(last=False)
+            if start not in self._into[end]:
+                self._compose(tree, path)
+            return self._into[end][start]
 
     def _compose(self, tree: VersionTree, path: Sequence[str]) -> None:
         start, into_end = path[0], self._into[path[-1]]

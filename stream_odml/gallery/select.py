@@ -4,7 +4,6 @@ place.
 Protects: every reader, and the purge that deletes rows for good, decide by the same rule.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,14 +40,16 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
     before it. Of the rows that remain for an item, the one whose version is the fewest edges from ``head``
     counts; of two equally near, the one on the head's own lineage, then the one committed first.
     """
-    txns = pa.array(sorted(ledger.txns | {v.txn for v in tree.versions.values()}), pa.string())
-    visible = pc.is_in(meta["txn"], value_set=txns).to_numpy(zero_copy_only=False)
+    txns, txn_names = encode(meta["txn"])
+    named = ledger.txns | {v.txn for v in tree.versions.values()}
+    visible = np.array([name in named for name in txn_names.to_pylist()], dtype=bool)[txns]
     seen = np.flatnonzero(visible)
     rows = meta if len(seen) == len(meta) else meta.filter(pa.array(visible))
     items, item_names = encode(rows["item_id"])
     shards, shard_names = encode(rows["shard_id"])
-    landed = np.array([ledger.shards[s].landed_seq for s in shard_names], dtype=np.int64)[shards]
-    indexed = np.array([ledger.shards[s].indexed_seq or 0 for s in shard_names], dtype=np.int64)[shards]
+    of = [ledger.shards[name] for name in shard_names.to_pylist()]
+    landed = np.array([shard.landed_seq for shard in of], dtype=np.int64)[shards]
+    indexed = np.array([shard.indexed_seq or 0 for shard in of], dtype=np.int64)[shards]
     place = rows["row"].to_numpy().astype(np.int64)
     winner = _winners(items, len(item_names), indexed, place, _farness(rows["version"], tree, head))
     mine = winner[items]
@@ -63,12 +64,16 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
     )
 
 
-def encode(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
-    """Codes [n] and the value of each code."""
-    encoded = column.combine_chunks().dictionary_encode()
+def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
+    """Codes [n] and the value of each code, of a plain or a dictionary column."""
+    if pa.types.is_dictionary(column.type):
+        encoded = column.unify_dictionaries().combine_chunks()
+    else:
+        encoded = column.combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+    codes: Ints = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, encoded.dictionary
 
 
 def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Ints) -> Ints:
@@ -82,19 +87,25 @@ def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Int
 
 
 def _farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
-    codes, names = encode(versions)
+    codes, dictionary = encode(versions)
+    names = dictionary.to_pylist()
     lineage = set(tree.lineage(head))
     keys = [(len(tree.path(name, head)), name not in lineage, tree.get(name).seq) for name in names]
     rank = {key: i for i, key in enumerate(sorted(keys))}
     return np.array([rank[key] for key in keys], dtype=np.int64)[codes]
 
 
-def _tombstone_seq(rows: pa.Table, items: Ints, item_names: Sequence[str], ledger: LedgerState) -> Ints:
+def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: LedgerState) -> Ints:
     """For each row the ``seq`` of the latest tombstone that names its class or its item; -1 for none."""
     if not ledger.tombstones:
         return np.full(len(rows), -1, dtype=np.int64)
     stones = ledger.latest_tombstones
     classes, class_names = encode(rows["class_name"])
-    of_class = np.array([stones.get(("class", name), -1) for name in class_names], dtype=np.int64)
-    of_item = np.array([stones.get(("item", name), -1) for name in item_names], dtype=np.int64)
-    return np.maximum(of_class[classes], of_item[items])
+    of_class = np.array([stones.get(("class", name), -1) for name in class_names.to_pylist()], dtype=np.int64)
+    names = [name for kind, name in stones if kind == "item"]
+    found = pc.fill_null(
+        pc.index_in(item_names, value_set=pa.array(names, pa.string())), len(names)
+    ).to_numpy()
+    of_item = np.array([*(stones["item", name] for name in names), -1], dtype=np.int64)[found]
+    latest: Ints = np.maximum(of_class[classes], of_item[items])
+    return latest

@@ -21,7 +21,10 @@ from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
 
 META = [name for name in GALLERY.names if name != "vector"]
 """The gallery's columns that readers keep; vectors are read where they are needed."""
+REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
+"""Columns of few distinct values, kept once each."""
 TRIES = 5
+_META = pa.schema([GALLERY.field(name) for name in META])
 
 
 class Store:
@@ -37,6 +40,7 @@ class Store:
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
         self._blocks: dict[str, pa.Table] = {}
+        self._txns: dict[str, frozenset[str]] = {}
         self.refresh()
 
     @staticmethod
@@ -71,18 +75,26 @@ class Store:
             except (
                 FileNotFoundError
             ):  # compacted and vacuumed while it was read: the log names its successor by now
-                for table in self.tables.values():
-                    table.forget_seen()
-                self._blocks = {}
+                self.forget_seen()
         return self._refresh()
+
+    def forget_seen(self) -> None:
+        """Let the next :meth:`refresh` read every file again, because one of them went while it was read."""
+        for table in self.tables.values():
+            table.forget_seen()
+        self._blocks = {}
 
     def _refresh(self) -> bool:
         new = self._refresh_ledger() | self._refresh_tree()
         while True:
             came, went = self.tables["gallery"].refresh()
             gone = set(went)
-            fresh = {path: self.tables["gallery"].read(path, META) for path in came}
+            fresh = {path: _compact(self.tables["gallery"].read(path, META)) for path in came}
             self._blocks = {p: b for p, b in self._blocks.items() if p not in gone} | fresh
+            known = self._txns
+            self._txns = {
+                p: known.get(p) or frozenset(b["txn"].unique().to_pylist()) for p, b in self._blocks.items()
+            }
             new |= bool(came or went)
             # A file that went may have held rows that a ledger row of this very moment replaces: look again.
             if not went or not (self._refresh_ledger() | self._refresh_tree()):
@@ -105,8 +117,26 @@ class Store:
 
     @property
     def blocks(self) -> dict[str, pa.Table]:
-        """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike."""
+        """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike.
+
+        The columns of :data:`REPEATED` are dictionaries.
+        """
         return dict(self._blocks)
+
+    def metadata(self) -> pa.Table:
+        """All of :attr:`blocks` one after the other."""
+        whole = pa.concat_tables(self._blocks.values()) if self._blocks else _compact(_META.empty_table())
+        return whole.unify_dictionaries()
+
+    def rows_of(self, txns: frozenset[str]) -> list[tuple[str, pa.Table, pa.Array]]:
+        """(file, its rows, bool [n]: which of them are of ``txns``) for the files that have any."""
+        wanted, found = pa.array(sorted(txns), pa.string()), []
+        for path, block in self._blocks.items() if txns else ():
+            if not txns.isdisjoint(self._txns[path]):
+                found.append(
+                    (path, block, pc.is_in(block["txn"].cast(pa.string()), value_set=wanted).combine_chunks())
+                )
+        return found
 
     def visible_txns(self) -> frozenset[str]:
         """Transactions whose gallery and quarantine rows count."""
@@ -155,6 +185,13 @@ class Store:
 
     def _drift(self, version_id: str, name: str) -> DriftMap:
         return drift_map_from_bytes(self.artifact(version_id, name))
+
+
+def _compact(block: pa.Table) -> pa.Table:
+    for name in REPEATED:
+        at = block.schema.get_field_index(name)
+        block = block.set_column(at, name, block[name].dictionary_encode())
+    return block
 
 
 def _new_rows(table: Table) -> tuple[list[dict[str, Any]], bool]:

@@ -1,0 +1,168 @@
+"""The searchable items, column by column, in arrays that grow behind the snapshots that share them.
+
+Protects: a snapshot sees a prefix of fixed length; growing writes only behind it, so nothing seen ever changes.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+CHUNKS_KEPT = 32
+SLACK = 1.25
+
+
+class Growable:
+    """An array with room behind its end; only the longest prefix handed out may be grown in place."""
+
+    def __init__(self, data: NDArray[Any], used: int) -> None:
+        self._data = data
+        self._used = used
+
+    @staticmethod
+    def empty(n: int, width: int | None, dtype: Any) -> "Growable":
+        """Room for ``n`` rows and some more; memory is taken when it is first written."""
+        rows = int(n * SLACK) + 1024
+        return Growable(np.empty(rows if width is None else (rows, width), dtype=dtype), n)
+
+    def view(self, n: int) -> NDArray[Any]:
+        """The first ``n`` rows."""
+        return self._data[:n]
+
+    def grown(self, n: int, values: NDArray[Any]) -> "Growable":
+        """``values`` put behind the first ``n`` rows: in place when nobody did so before and there is room."""
+        end = n + len(values)
+        target = self
+        if self._used != n or end > len(self._data):
+            target = Growable.empty(
+                end, None if self._data.ndim == 1 else self._data.shape[1], self._data.dtype
+            )
+            target._data[:n] = self._data[:n]
+        target._data[n:end] = values
+        target._used = end
+        return target
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use."""
+        return int(self._data[: self._used].nbytes)
+
+
+@dataclass(frozen=True)
+class Strings:
+    """Arrow string chunks: a fifth of the memory of Python strings."""
+
+    chunks: tuple[pa.Array, ...] = ()
+    ends: tuple[int, ...] = ()
+
+    def grown(self, values: pa.Array) -> "Strings":
+        chunks = (*self.chunks, values)
+        if len(chunks) > CHUNKS_KEPT:
+            chunks = (pa.concat_arrays(list(chunks)),)
+        return Strings(chunks, tuple(np.cumsum([len(c) for c in chunks]).tolist()))
+
+    def __getitem__(self, i: int) -> str:
+        at = bisect_right(self.ends, i)
+        text: str = self.chunks[at][i - (self.ends[at - 1] if at else 0)].as_py()
+        return text
+
+    def within(self, values: Sequence[str] | pa.Array) -> NDArray[np.bool_]:
+        """Where one of ``values`` stands [n]."""
+        wanted = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+        found = [pc.is_in(c, value_set=wanted).to_numpy(zero_copy_only=False) for c in self.chunks]
+        return np.concatenate(found).astype(bool) if found else np.zeros(0, dtype=bool)
+
+    @property
+    def column(self) -> pa.ChunkedArray:
+        return pa.chunked_array(list(self.chunks), type=pa.string())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(c.nbytes) for c in self.chunks)
+
+
+@dataclass
+class Names:
+    """Few distinct strings by number; only ever added to, so snapshots share it."""
+
+    names: list[str] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def codes(self, column: pa.Array) -> NDArray[np.int32]:
+        """A number for each value of an Arrow string array, new names included."""
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        table = np.array([self._number(name) for name in encoded.dictionary.to_pylist()], dtype=np.int32)
+        codes: NDArray[np.int32] = table[encoded.indices.to_numpy(zero_copy_only=False)]
+        return codes
+
+    def _number(self, name: str) -> int:
+        if name not in self.numbers:
+            self.numbers[name] = len(self.names)
+            self.names.append(name)
+        return self.numbers[name]
+
+
+NO_TIME = np.iinfo(np.int64).min
+CODED = ("class_name", "shard_id", "version")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """``n`` items: id, class, shard, version of the vector, attributes (JSON), time (µs since 1970), held out."""
+
+    n: int = 0
+    item_ids: Strings = Strings()
+    attributes: Strings = Strings()
+    names: dict[str, Names] = field(default_factory=lambda: {name: Names() for name in CODED})
+    arrays: dict[str, Growable] = field(default_factory=lambda: _no_arrays())
+
+    def grown(self, rows: pa.Table) -> "Columns":
+        """With these gallery rows (no vectors) behind the others."""
+        columns = {name: _one(rows[name]) for name in ("item_id", "attributes", "time", "held_out", *CODED)}
+        values: dict[str, NDArray[Any]] = {name: self.names[name].codes(columns[name]) for name in CODED}
+        values["time"] = pc.fill_null(columns["time"].cast(pa.int64()), NO_TIME).to_numpy()
+        values["held_out"] = columns["held_out"].to_numpy(zero_copy_only=False).astype(bool)
+        return Columns(
+            self.n + len(rows),
+            self.item_ids.grown(columns["item_id"]),
+            self.attributes.grown(columns["attributes"].cast(pa.string())),
+            self.names,
+            {name: self.arrays[name].grown(self.n, values[name]) for name in values},
+        )
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The column ``name`` [n]: codes for class_name, shard_id, version; µs for time; bool for held_out."""
+        return self.arrays[name].view(self.n)
+
+    def name(self, column: str, i: int) -> str:
+        """The string of a coded column at row ``i``."""
+        return self.names[column].names[int(self.arrays[column].view(self.n)[i])]
+
+    def taken(self, rows: NDArray[np.int64]) -> "Columns":
+        """These rows only, in new arrays."""
+        at = pa.array(rows)
+        arrays = {
+            name: Growable.empty(0, None, a.view(0).dtype).grown(0, self.array(name)[rows])
+            for name, a in self.arrays.items()
+        }
+        ids, attributes = (_one(strings.column.take(at)) for strings in (self.item_ids, self.attributes))
+        return Columns(len(rows), Strings().grown(ids), Strings().grown(attributes), self.names, arrays)
+
+    @property
+    def nbytes(self) -> int:
+        return self.item_ids.nbytes + self.attributes.nbytes + sum(a.nbytes for a in self.arrays.values())
+
+
+def _no_arrays() -> dict[str, Growable]:
+    kinds = {"time": np.int64, "held_out": np.bool_, **dict.fromkeys(CODED, np.int32)}
+    return {name: Growable.empty(0, None, dtype) for name, dtype in kinds.items()}
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
