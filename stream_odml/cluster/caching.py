@@ -73,6 +73,11 @@ def fill_cache(
     cache.finish()
 
 
+def warm_up(cpus_per_read: float) -> None:
+    """Run an empty Dataset, so that the first task finds Ray Data loaded and a reading process started."""
+    list(_decoded([{"member": 0, "shard": "", "rows": []}], 1, None, cpus_per_read))
+
+
 def _decoded(
     wanted: list[dict[str, Any]], size: int, options: dict[str, str] | None, cpus: float
 ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
@@ -94,8 +99,10 @@ def _decoded(
 def _decode_shard(
     spec: dict[str, Any], size: int, options: dict[str, str] | None
 ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-    shard = ShardRef.from_dict(json.loads(spec["shard"][0]))
     rows = [int(row) for row in spec["rows"][0]]
+    if not rows:
+        return
+    shard = ShardRef.from_dict(json.loads(spec["shard"][0]))
     for block in decode_rows(shard, rows, size, BLOCK_ROWS, options):
         member = np.full(len(block.rows), spec["member"][0], np.int32)
         yield {"member": member, "row": block.rows, "pixels": block.pixels}

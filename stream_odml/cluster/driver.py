@@ -18,7 +18,7 @@ from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.indexer import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.cluster.metrics import DriverMetrics
-from stream_odml.cluster.progress import Instruction, StageProgress, StageResult
+from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.cluster.sources import open_sources
 from stream_odml.cluster.stages import Stages
 from stream_odml.config import StreamConfig
@@ -56,6 +56,7 @@ class StreamDriver:
         self._metrics = DriverMetrics()
         self._figures_due = 0.0
         self._problem = ""
+        self._training_problem = ""
         self.metrics_port = self._metrics.serve(config.metrics.port, config.metrics.host)
         self._discovery.start()
         self._loop = threading.Thread(target=self._run, name="ingestion", daemon=True)
@@ -137,9 +138,17 @@ class StreamDriver:
             except StaleParent as error:
                 log.warning("stage %s is dropped: %s", result.version_id, error)
                 return self._writer.store.tree.head
+            self._training_problem = ""
             self._refresh_figures(force=True)
         self._metrics.commit.labels("stage").observe(time.perf_counter() - began)
         return head
+
+    def stage_failed(self, order: StageOrder, error: str) -> None:
+        """Note an error of the trainer, where people look, and give the attempt up when it keeps coming."""
+        log.error("stage %s: %s", order.version_id, error)
+        with self._lock:
+            self._training_problem = error
+            self._stages.failed(order, error)
 
     # -- people -------------------------------------------------------------------------------------------------
 
@@ -170,7 +179,7 @@ class StreamDriver:
             "stream": self._config.name,
             "pid": os.getpid(),
             "metrics_port": self.metrics_port,
-            "problem": self._problem or self._discovery.error,
+            "problem": self._problem or self._discovery.error or self._training_problem or None,
             "open_task": waits,
             "stage": asdict(self._metrics.progress),
             **figures,

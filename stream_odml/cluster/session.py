@@ -31,7 +31,6 @@ from stream_odml.gallery.writer import Writer
 from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
 
 log = logging.getLogger(__name__)
-ENDPOINTS = "endpoints.json"
 
 
 @dataclass(frozen=True)
@@ -189,12 +188,12 @@ def _endpoints(config: StreamConfig, driver: Any) -> Endpoints:
 
 def _write_endpoints(config: StreamConfig, endpoints: Endpoints) -> None:
     files = open_files(config.root, config.storage_options)
-    files.write(ENDPOINTS, json.dumps({**asdict(endpoints), "time": time.time()}).encode())
+    files.write("endpoints.json", json.dumps({**asdict(endpoints), "time": time.time()}).encode())
 
 
 def _remove_endpoints(config: StreamConfig) -> None:
     with contextlib.suppress(OSError):
-        open_files(config.root, config.storage_options).delete(ENDPOINTS)
+        open_files(config.root, config.storage_options).delete("endpoints.json")
 
 
 def _gpus(config: StreamConfig) -> float | None:

@@ -65,6 +65,7 @@ class StageRun:
         self._store = Store.open(config.root, config.storage_options)
         self._settings = retried(config.learning, order.retry)
         self._began = time.perf_counter()
+        self._first_step_s: float | None = None
 
     # -- before -------------------------------------------------------------------------------------------------
 
@@ -156,7 +157,8 @@ class StageRun:
         pixels = torch.from_numpy(self._cache.batch(self._train[chosen]))
         labels = torch.from_numpy(self._labels[chosen])
         loaded = time.perf_counter()
-        first = self._first_step_s()
+        first = None if self.next_step else time.time() - self.order.handed_at
+        self._first_step_s = self._first_step_s if first is None else first
         try:
             report = self.learner.step(pixels, labels)
         except StageDiverged as error:
@@ -169,9 +171,6 @@ class StageRun:
             data_wait_s=(loaded - began,),
             first_step_s=first,
         )
-
-    def _first_step_s(self) -> float | None:
-        return None if self.next_step else time.time() - self.order.handed_at
 
     # -- after --------------------------------------------------------------------------------------------------
 
@@ -240,6 +239,8 @@ class StageRun:
             "seconds": time.perf_counter() - self._began,
             "workers": float(self.world.size),
         }
+        if self._first_step_s is not None:
+            figures["boundary_to_first_step_s"] = self._first_step_s
         held = evaluating.load_held_out(
             self._store,
             self.order.parent,

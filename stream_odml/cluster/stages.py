@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import time
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from stream_odml.gallery.writer import Writer
 from stream_odml.stream.boundary import BoundaryPolicy, Closure, WaitingShard
 
 log = logging.getLogger(__name__)
+MAX_FAILURES = 3
 
 
 class Stages:
@@ -31,6 +33,7 @@ class Stages:
         self._policy = policy
         self._max_refusals = max_refusals
         self._handed_at: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()
 
     def close_tasks(self) -> list[str]:
         """Close every task whose boundary has come; returns their ids."""
@@ -95,6 +98,13 @@ class Stages:
         for part in result.rows:
             store.files.delete(part)
         return result.version_id
+
+    def failed(self, order: StageOrder, error: str) -> None:
+        """An attempt ended in an error that nobody foresaw; the third time it is refused, so that others get on."""
+        self._failures[order.version_id] += 1
+        if self._failures[order.version_id] >= MAX_FAILURES:
+            reason = f"failed {MAX_FAILURES} times, last: {error}"
+            self.commit(StageResult(order.version_id, order.parent, order.task, refusal=reason))
 
     def _refuse(self, result: StageResult) -> str:
         store = self._writer.store

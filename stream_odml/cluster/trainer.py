@@ -20,6 +20,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
+from stream_odml.cluster.caching import warm_up
 from stream_odml.cluster.driver_calls import call_driver, driver_handle
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.cluster.stage_run import StageFailed, StageRun
@@ -84,6 +85,8 @@ class _Worker:
         self.world = World.current(device)
         self.leads_node = context.get_local_rank() == 0
         self.reporter = _Reporter(self.world)
+        if self.world.rank == 0:
+            warm_up(config.cluster.cpus_per_read)
 
     def next_order(self) -> StageOrder | None:
         """The next stage, the same on every rank; None to end. Ranks meet here every few seconds while idle."""
@@ -102,14 +105,19 @@ class _Worker:
             run.open()
             self._resume(run, order)
             if not self._steps(run):
+                run.close()
                 return
             result = run.finish()
         except StageFailed as failure:
             result = StageResult(order.version_id, order.parent, order.task, refusal=str(failure))
+        except Exception as error:
+            # Ray Train starts the workers again; the driver gives the attempt up when that does not help.
+            log.exception("stage %s failed", order.version_id)
+            if self.world.rank == 0:
+                call_driver("stage_failed", order, f"{type(error).__name__}: {error}")
+            raise
         if self.world.rank == 0:
-            self.reporter.report(
-                StageProgress("committing", order.task, order.version_id, order.depth), wait=True
-            )
+            self.reporter.report(StageProgress("committing", order.task, order.version_id, order.depth))
             call_driver("commit_stage", result)
             self.reporter.report(StageProgress())
         self._barrier()

@@ -1,0 +1,118 @@
+"""What a person sees while a stream runs: a live panel on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY_S = 5.0
+
+
+class StreamView:
+    """A context: `show` the latest status as often as you like."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._began = time.monotonic()
+        self._printed = 0.0
+        self._live = (
+            Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        )
+
+    def __enter__(self) -> StreamView:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, status: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> None:
+        """Show a driver's status and, if given, the background client's figures (ok, failed, version)."""
+        elapsed = time.monotonic() - self._began
+        if self._live is not None:
+            self._live.update(_panel(self._title, elapsed, status, asked))
+        elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            self._console.print(_line(elapsed, status, asked), soft_wrap=True, highlight=False)
+
+
+def _line(elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None) -> str:
+    stage, recall = status["stage"], status["recall_at_1"]
+    parts = [
+        f"{elapsed:6.1f}s {status['head'] or '-'}",
+        f"shards {status['shards'].get('indexed', 0)}/{status['shards'].get('landed', 0)} searchable",
+        f"{stage['phase']} {stage['task']} {stage['step']}/{stage['total_steps']}",
+        f"loss {stage['losses'].get('total', float('nan')):.3f}" if stage["losses"] else "",
+        "R@1 " + " ".join(f"{s} {recall[f'{s}/served']:.3f}" for s in _splits(recall)) if recall else "",
+        f"queries {asked['ok']} ok {asked['failed']} failed" if asked else "",
+        f"PROBLEM {status['problem']}" if status["problem"] else "",
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+def _splits(recall: Mapping[str, float]) -> list[str]:
+    return [split for split in ("old", "new", "union") if f"{split}/served" in recall]
+
+
+def _panel(
+    title: str, elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None
+) -> RenderableType:
+    stage, recall = status["stage"], status["recall_at_1"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", justify="right")
+    grid.add_column()
+    grid.add_row("version", f"[bold]{status['head'] or '-'}[/]")
+    shards = status["shards"]
+    grid.add_row(
+        "shards",
+        f"{shards.get('landed', 0)} landed, {shards.get('indexed', 0)} searchable, {shards.get('learnt', 0)} learnt",
+    )
+    grid.add_row("images", f"{status['images'].get('ingested', 0)} in the gallery, {status['classes']} classes, "
+                           f"{status['images'].get('quarantined', 0)} quarantined")  # fmt: skip
+    step = f"{stage['step']}/{stage['total_steps']}" if stage["total_steps"] else ""
+    grid.add_row("stage", f"{stage['phase']} {stage['task']} {step}")
+    if stage["total_steps"]:
+        grid.add_row("", ProgressBar(total=stage["total_steps"], completed=stage["step"], width=40))
+    if stage["losses"]:
+        grid.add_row("loss", "  ".join(f"{name} {value:.3f}" for name, value in stage["losses"].items()))
+    if recall:
+        shown = [f"{split} [bold]{recall[f'{split}/served']:.3f}[/]" for split in _splits(recall)]
+        grid.add_row("Recall@1", "  ".join(shown) + "  (served)")
+    if asked:
+        failed = f"[red]{asked['failed']} failed[/]" if asked["failed"] else "0 failed"
+        grid.add_row("queries", f"{asked['ok']} answered, {failed}")
+    if status["problem"]:
+        grid.add_row("problem", f"[red]{status['problem']}[/]")
+    return Group(Text(f"{title}   {elapsed:.0f} s", style="bold"), grid)
+
+
+def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Recall over stages; each row as `stage_rows` of the report gives it."""
+    table = Table(title="Recall@1 over stages, on held-out images", title_justify="left")
+    table.add_column("version")
+    for name in ("classes", "union served", "union re-extracted", "old served", "new served", "forgetting"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        figures = [
+            row.get(k)
+            for k in ("union_served", "union_reextracted", "old_served", "new_served", "forgetting")
+        ]
+        table.add_row(str(row["version"]), str(row["classes"]), *(_figure(f) for f in figures))
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

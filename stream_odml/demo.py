@@ -1,0 +1,237 @@
+"""The demo: a whole stream on this machine, with a producer, a client that never stops asking, and a verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from stream_odml.client import Client, ClientError
+from stream_odml.cluster.session import Session, run_stream
+from stream_odml.cluster.sources import inbox_path
+from stream_odml.config import StreamConfig, parse_config
+from stream_odml.console import StreamView, stage_table
+from stream_odml.gallery.store import Store
+from stream_odml.producer import Category, LandedShard, Producer, categories_of
+from stream_odml.stream.glyphs import glyph_categories
+from stream_odml.versions_table import stage_rows
+
+SHARD_CATEGORIES = 5
+TASK_CATEGORIES = 15
+IMAGES = 16
+LAND_EVERY_S = 1.5
+ASK_EVERY_S = 0.1
+AHEAD = 2 * TASK_CATEGORIES // SHARD_CATEGORIES
+"""Shards that may wait unlearnt before the producer pauses: the stream is endless, the machine is not."""
+
+
+@dataclass
+class Measured:
+    """What the demo's own client saw. Durations in seconds."""
+
+    ok: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    landed_to_searchable_s: list[float] = field(default_factory=list)
+    commit_to_served_s: list[float] = field(default_factory=list)
+    boundary_to_first_step_s: list[float] = field(default_factory=list)
+    wall_s: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """Flat figures for a benchmark; one that was not measured is absent."""
+        figures = {"queries_ok": float(self.ok), "queries_failed": float(self.failed), "wall_s": self.wall_s}
+        series = {
+            "landed_to_searchable_s_p95": self.landed_to_searchable_s,
+            "commit_to_served_s_p95": self.commit_to_served_s,
+            "landed_to_first_batch_s_p95": self.boundary_to_first_step_s,
+        }
+        return figures | {name: float(np.percentile(v, 95)) for name, v in series.items() if v}
+
+
+def demo_config(root: Path, seed: int, port: int, metrics_port: int, image_size: int = 32) -> StreamConfig:
+    """A small net, small stages: about half a minute each on two cores."""
+    return parse_config(
+        {
+            "name": "demo",
+            "root": str(root),
+            "seed": seed,
+            "model": {"backbone": "conv4", "dim": 64, "image_size": image_size},
+            "learning": {
+                "base_steps": 150,
+                "stage_steps": 100,
+                "classes_per_batch": 12,
+                "images_per_class": 4,
+            },
+            "boundary": {"new_classes": TASK_CATEGORIES, "images": None, "age_s": None},
+            "ingest": {"thumbnails": True},
+            "evaluation": {"held_out": 0.25},
+            "service": {"port": port},
+            "metrics": {"port": metrics_port},
+        }
+    )
+
+
+def run_demo(
+    config: StreamConfig, source: Path | None, stages: int | None, console: Console, hold: bool = False
+) -> Measured:
+    """Run until ``stages`` more versions are served (None: until interrupted) and print the verdict.
+
+    An interrupted demo ends cleanly, and the same root takes it up again: the producer goes on behind the
+    last shard that landed.
+    """
+    categories: Iterator[Category] = iter(categories_of(source)) if source else _glyphs(config)
+    measured = Measured()
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        with console.status("starting Ray, driver, trainer and service (half a minute)"):
+            session = stack.enter_context(run_stream(config))
+        try:
+            _Demo(session, categories, stages, console, measured).run()
+        except KeyboardInterrupt:
+            console.print("interrupted: ending the stream; the same command goes on from here")
+        measured.wall_s = time.monotonic() - began
+        _verdict(session, measured, console)
+        if hold:
+            _hold(console)
+    return measured
+
+
+def _glyphs(config: StreamConfig) -> Iterator[Category]:
+    for category in glyph_categories(config.seed, images=IMAGES):
+        yield Category(category.class_name, category.images)
+
+
+def _hold(console: Console) -> None:
+    console.print("serving until Ctrl-C")
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+class _Demo:
+    """One run: producer, asker and prober around a session."""
+
+    def __init__(
+        self,
+        session: Session,
+        categories: Iterator[Category],
+        stages: int | None,
+        console: Console,
+        measured: Measured,
+    ) -> None:
+        self._session, self._console, self._measured = session, console, measured
+        self._store = Store.open(session.config.root, session.config.storage_options)
+        self._goal = None if stages is None else self._learnt() + stages
+        landed = len(self._store.ledger.shards)
+        for _ in itertools.islice(categories, landed * SHARD_CATEGORIES):
+            pass  # a resumed root has these already
+        inbox = inbox_path(session.config)
+        self._producer = Producer(inbox, categories, SHARD_CATEGORIES, LAND_EVERY_S, self._has_room, landed)
+        self._stop = threading.Event()
+        self._known_versions = set(self._store.tree.versions)
+        self._unlearnt = 0
+
+    def run(self) -> None:
+        """Until the goal is served."""
+        self._producer.start()
+        threads = [threading.Thread(target=t, daemon=True) for t in (self._ask, self._probe)]
+        for thread in threads:
+            thread.start()
+        try:
+            with StreamView(self._console, f"stream {self._session.config.name}") as view:
+                while self._goal is None or self._learnt() < self._goal:
+                    self._look(view)
+                    time.sleep(0.25)
+        finally:
+            self._stop.set()
+            self._producer.stop()
+            for thread in threads:
+                thread.join(timeout=15)
+
+    def _look(self, view: StreamView) -> None:
+        self._store.refresh()
+        with contextlib.suppress(Exception):  # a restarting driver: the view keeps its last picture
+            status = self._session.status()
+            self._unlearnt = status["shards"]["landed"] - status["shards"]["learnt"]
+            view.show(status, {"ok": self._measured.ok, "failed": self._measured.failed})
+
+    def _learnt(self) -> int:
+        return len(self._store.tree.lineage(self._store.tree.head)) - 1
+
+    def _has_room(self, number: int) -> bool:
+        return self._unlearnt < AHEAD
+
+    def _ask(self) -> None:
+        """Ask for random known images all the time; note every failure and every new version."""
+        chance = random.Random(self._session.config.seed)
+        with Client(self._session.endpoints.service, retries=0) as client:
+            while not self._stop.is_set():
+                if self._producer.landed:
+                    self._query(client, chance.choice(self._producer.landed))
+                self._stop.wait(ASK_EVERY_S)
+
+    def _query(self, client: Client, shard: LandedShard) -> None:
+        try:
+            answer = client.search_image(shard.image, k=5)
+        except ClientError as error:
+            self._measured.failed += 1
+            self._measured.failures.append(str(error)[:200])
+            return
+        self._measured.ok += 1
+        if answer.version not in self._known_versions:
+            now = time.time()
+            store = Store.open(self._session.config.root, self._session.config.storage_options)
+            committed = store.tree.get(answer.version).time.timestamp()
+            self._known_versions.add(answer.version)
+            self._measured.commit_to_served_s.append(now - committed)
+
+    def _probe(self) -> None:
+        """For every shard: how long until its own image finds it."""
+        done = 0
+        with Client(self._session.endpoints.service, retries=2) as client:
+            while not self._stop.is_set():
+                if done == len(self._producer.landed):
+                    self._stop.wait(0.05)
+                    continue
+                shard = self._producer.landed[done]
+                if self._finds(client, shard):
+                    self._measured.landed_to_searchable_s.append(time.time() - shard.landed_at)
+                    done += 1
+                else:
+                    self._stop.wait(0.1)
+
+    def _finds(self, client: Client, shard: LandedShard) -> bool:
+        with contextlib.suppress(ClientError):
+            return any(hit.item_id == shard.item_id for hit in client.search_image(shard.image, k=10).hits)
+        return False
+
+
+def _verdict(session: Session, measured: Measured, console: Console) -> None:
+    store = Store.open(session.config.root, session.config.storage_options)
+    rows = stage_rows(store)
+    measured.boundary_to_first_step_s = [
+        r["boundary_to_first_step_s"] for r in rows if r["boundary_to_first_step_s"]
+    ]
+    console.print(stage_table(rows))
+    figures = measured.figures()
+    for name, label in (
+        ("landed_to_searchable_s_p95", "landed to searchable, p95"),
+        ("commit_to_served_s_p95", "commit to served, p95"),
+        ("landed_to_first_batch_s_p95", "task handed over to first step, p95"),
+    ):
+        if name in figures:
+            console.print(f"{label:38} {figures[name]:6.2f} s", highlight=False)
+    console.print(f"{'queries':38} {measured.ok} answered, {measured.failed} failed", highlight=False)
+    for failure in dict.fromkeys(measured.failures[:5]):
+        console.print(f"  failed: {failure}", style="red", highlight=False)
+    url = session.endpoints.service
+    console.print(
+        f"page {url}/   API {url}/docs   metrics {session.endpoints.metrics}", highlight=False, soft_wrap=True
+    )

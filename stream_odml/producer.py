@@ -1,0 +1,130 @@
+"""Producers for the demo: an endless stream of categories, landed shard by shard at a steady pace."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from stream_odml.stream.landing import NewItem, land_items
+from stream_odml.stream.reading import RawItem, read_shard
+from stream_odml.stream.shard import ShardRef, format_of, make_shard_id
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class that arrives: its name and its images as encoded bytes."""
+
+    name: str
+    images: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class LandedShard:
+    """A shard that the producer landed, when (seconds since the epoch), and one item of it to ask for."""
+
+    name: str
+    landed_at: float
+    item_id: str
+    image: bytes
+    class_name: str
+
+
+def categories_of(path: Path) -> list[Category]:
+    """All categories of a Parquet file, a tar or a folder of class folders, in order of their first image.
+
+    Raises ValueError when there is nothing that can be used.
+    """
+    by_name: dict[str, list[bytes]] = {}
+    for item in _items(path):
+        by_name.setdefault(item.class_name, []).append(item.image)
+    usable = [Category(name, images) for name, images in by_name.items() if len(images) >= 2]
+    if len(usable) < 2:
+        raise ValueError(
+            f"{path} holds {len(usable)} categories with two images or more; at least two are needed. "
+            "Expected a Parquet file with the columns image and class_name, a WebDataset tar, or a folder "
+            "with a folder of images for each class"
+        )
+    return usable
+
+
+def _items(path: Path) -> Iterator[RawItem]:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a Parquet file, a tar, or a folder of class folders")
+    if path.is_dir():
+        for folder in sorted(p for p in path.iterdir() if p.is_dir()):
+            for file in sorted(p for p in folder.iterdir() if p.is_file()):
+                yield RawItem(0, str(file), folder.name, file.read_bytes(), {}, None)
+        return
+    yield from (item for item in read_shard(_reference(path)) if isinstance(item, RawItem))
+
+
+def _reference(path: Path) -> ShardRef:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    status = path.stat()
+    shard_id = make_shard_id(path.name, digest)
+    uri = str(path.absolute())
+    return ShardRef(
+        shard_id, path.name, uri, format_of(path.name), status.st_size, status.st_mtime_ns, shard_id
+    )
+
+
+class Producer:
+    """Lands ``per_shard`` categories every ``every_s`` seconds, while ``may_land`` says that there is room."""
+
+    def __init__(
+        self,
+        inbox: str,
+        categories: Iterator[Category],
+        per_shard: int,
+        every_s: float,
+        may_land: Callable[[int], bool],
+        first: int = 0,
+    ) -> None:
+        self.landed: list[LandedShard] = []
+        self._inbox = inbox
+        self._categories = categories
+        self._per_shard = per_shard
+        self._every_s = every_s
+        self._may_land = may_land
+        self._number = first
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to land."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the shard in hand."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if not self._may_land(self._number):
+                self._stop.wait(0.2)
+                continue
+            batch = list(islice(self._categories, self._per_shard))
+            if not batch:
+                return
+            self._land(batch)
+            self._stop.wait(self._every_s)
+
+    def _land(self, batch: Sequence[Category]) -> None:
+        name = f"shard-{self._number:05d}"
+        items = [
+            NewItem(image, category.name, item_id=f"{name}/{i}/{j}")
+            for i, category in enumerate(batch)
+            for j, image in enumerate(category.images)
+        ]
+        land_items(self._inbox, name, items)
+        first = items[0]
+        assert first.item_id is not None
+        self.landed.append(LandedShard(name, time.time(), first.item_id, first.image, first.class_name))
+        self._number += 1

@@ -1,0 +1,96 @@
+"""What the command line does with a stream root, whether or not its stream runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from stream_odml.client import Client
+from stream_odml.cluster.figures import stream_figures
+from stream_odml.gallery.files import open_files
+from stream_odml.gallery.store import Store
+from stream_odml.gallery.writer import Writer
+
+ENDPOINTS = "endpoints.json"
+
+
+def service_url(root: str | None) -> str:
+    """Address of the running service of ``root``. Raises ValueError when none is noted."""
+    if root is None:
+        raise ValueError("name the service: --url http://host:port, or --root with the stream root")
+    url = _noted_url(root)
+    if url is None:
+        raise ValueError(f"no stream runs on {root}; start one with `stream-odml run`, or give --url")
+    return url
+
+
+def _noted_url(root: str) -> str | None:
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        return str(json.loads(open_files(root).read(ENDPOINTS))["service"])
+    return None
+
+
+def root_status(root: str) -> dict[str, Any]:
+    """How the stream stands, from its tables: head, counts by state, queues, what each open thing waits for."""
+    store = Store.open(root)
+    figures = stream_figures(store, store.epoch)
+    open_task = store.ledger.open_task
+    due = store.ledger.due_tasks(store.tree.learnt())
+    return {
+        "root": store.uri,
+        "head": figures.head or None,
+        "service": _noted_url(root),
+        "shards": dict(figures.shards),
+        "images": dict(figures.images),
+        "classes": figures.classes,
+        "quarantined": dict(figures.quarantined),
+        "waits_to_be_indexed": [shard.name for shard in store.ledger.in_state("landed")][:20],
+        "open_task": {
+            "task": open_task.task_id,
+            "shards": len(open_task.shards),
+            "images": open_task.rows,
+            "classes": len(open_task.classes),
+        },
+        "waits_to_be_learnt": [{"task": t.task_id, "closed": t.reason, "refused": t.refusals} for t in due],
+        "set_aside": {s.name: s.problem for s in store.ledger.in_state("set_aside")},
+        "recall_at_1": {"/".join(key): value for key, value in figures.recall_at_1.items()},
+        "forgetting": figures.forgetting,
+    }
+
+
+def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token: str | None) -> str:
+    """Move the head through the running service, or by this process when no stream runs on the root."""
+    address = url or _noted_url(root)
+    if address is not None:
+        with Client(address, token=token) as client:
+            client.rollback(version_id, relearn=relearn)
+        return f"head is {version_id}"
+    with _writer(root) as writer:
+        writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
+    return f"head is {version_id}"
+
+
+def forget_name(
+    root: str, kind: Literal["class", "item"], name: str, url: str | None, token: str | None
+) -> str:
+    """Forget through the running service, or by this process when no stream runs on the root."""
+    address = url or _noted_url(root)
+    if address is not None:
+        with Client(address, token=token) as client:
+            client.delete_class(name) if kind == "class" else client.delete(name)
+        return f"forgot {kind} {name}"
+    with _writer(root) as writer:
+        writer.forget(kind, name)
+        writer.maintain()
+    return f"forgot {kind} {name}; its rows are deleted"
+
+
+@contextlib.contextmanager
+def _writer(root: str) -> Iterator[Writer]:
+    writer = Writer.claim(root, "command line")
+    try:
+        yield writer
+    finally:
+        writer.release()

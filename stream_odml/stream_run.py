@@ -1,0 +1,57 @@
+"""The command `run`: a stream until it is interrupted, or until it has nothing more to do."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from stream_odml.cluster.session import Session, run_stream
+from stream_odml.config import StreamConfig
+from stream_odml.console import StreamView, stage_table
+from stream_odml.gallery.store import Store
+from stream_odml.versions_table import stage_rows
+
+
+def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, console: Console) -> None:
+    """Run ``config`` until Ctrl-C, or until nothing has waited or been learnt for ``idle_s`` seconds."""
+    with contextlib.ExitStack() as stack:
+        with console.status("starting Ray, driver, trainer and service"):
+            session = stack.enter_context(run_stream(config, takeover))
+        urls = session.endpoints
+        console.print(
+            f"page {urls.service}/   API {urls.service}/docs   metrics {urls.metrics}", soft_wrap=True
+        )
+        try:
+            _watch(session, idle_s, console)
+        except KeyboardInterrupt:
+            console.print("interrupted: ending the stream; the same command goes on from here")
+        store = Store.open(session.config.root, session.config.storage_options)
+        console.print(stage_table(stage_rows(store)))
+
+
+def _watch(session: Session, idle_s: float | None, console: Console) -> None:
+    busy_at = time.monotonic()
+    with StreamView(console, f"stream {session.config.name}") as view:
+        while idle_s is None or time.monotonic() - busy_at < idle_s:
+            status = _status(session)
+            if status is not None:
+                view.show(status)
+            if status is None or is_busy(status):
+                busy_at = time.monotonic()
+            time.sleep(0.5)
+
+
+def _status(session: Session) -> dict[str, Any] | None:
+    with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return session.status()
+    return None
+
+
+def is_busy(status: dict[str, Any]) -> bool:
+    """Whether a shard waits for tier 1, a closed task for tier 2, or a stage is in progress."""
+    queues = status["queue_shards"]
+    return bool(queues.get("index") or queues.get("learn") or status["stage"]["phase"] != "idle")
