@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,13 @@ from stream_odml.learn.backbones import frozen_norms
 from stream_odml.learn.embedder import Embedder, build_embedder
 from stream_odml.learn.settings import Precision, StageSettings
 from stream_odml.learn.world import World
+
+# torch 2.13 renamed it; the old name warns there.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 class StudentAndPeer(nn.Module):
@@ -62,10 +71,11 @@ def across_ranks(networks: StudentAndPeer, settings: StageSettings, world: World
         return networks
     foreign = ":" in networks.student.spec.backbone  # such models often have parameters that no output uses
     live_norms = any(norm.training for norm in frozen_norms(networks))
+    buffers: dict[str, Any] = {_SYNC_BUFFERS: live_norms}
     return DistributedDataParallel(
         networks,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=live_norms,
+        **buffers,
         find_unused_parameters=foreign or (networks.peer is not None and settings.peer_every > 1),
     )
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Floats = NDArray[np.floating[Any]]
+_KEY = "stream_odml"
 
 
 class BadArtifact(ValueError):
@@ -20,16 +21,17 @@ class BadArtifact(ValueError):
 def pack(kind: str, arrays: dict[str, Array], **meta: object) -> bytes:
     """Arrays and JSON-able values under a kind, as safetensors bytes."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {"kind": kind, "meta": json.dumps(meta, sort_keys=True)}
-    return safetensors.numpy.save(contiguous, metadata=header)
+    # One key: safetensors writes several in random order, and equal artifacts would have different hashes.
+    header = json.dumps({"kind": kind, "meta": meta}, sort_keys=True)
+    return safetensors.numpy.save(contiguous, metadata={_KEY: header})
 
 
 def unpack(data: bytes, kinds: tuple[str, ...]) -> tuple[str, dict[str, Array], dict[str, Any]]:
     """(kind, arrays, meta) of `pack`; BadArtifact when damaged or of a kind not in `kinds`."""
     try:
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])["__metadata__"]
-        kind, meta = str(header["kind"]), json.loads(header["meta"])
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
+        kind, meta = str(header["kind"]), dict(header["meta"])
         arrays = safetensors.numpy.load(data)
     except Exception as error:
         raise BadArtifact(

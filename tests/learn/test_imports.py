@@ -1,0 +1,25 @@
+"""What is learnt does not know where it runs, and pays for no library that no name asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_learning_imports_no_runtime_and_no_optional_library() -> None:
+    forbidden = (
+        "ray",
+        "pyarrow",
+        "pydantic",
+        "kornia",
+        "transformers",
+        "timm",
+        "pytorch_metric_learning",
+        "torchvision",
+    )
+    code = (
+        "import sys, stream_odml.learn.stage, stream_odml.learn.evaluation, stream_odml.learn.named\n"
+        f"print([name for name in {forbidden!r} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
