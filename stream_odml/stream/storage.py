@@ -60,6 +60,8 @@ def s3_filesystem(options: StorageOptions | None) -> Any:
         connect_timeout=5,
         request_timeout=30,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=RETRY_ATTEMPTS),
+        # Small files go up as one PUT; without this each is a multipart upload of three requests.
+        allow_delayed_open=True,
     )
 
 
