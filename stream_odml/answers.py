@@ -42,11 +42,10 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """The images are durable as ``shard``; ``repeated`` if this key had landed before."""
+    """The images are durable as ``shard``; ``ids`` in the order they were given."""
 
     shard: str
     ids: tuple[str, ...]
-    repeated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def batch_result(data: Json) -> list[SearchResult]:
 
 def push_result(data: Json) -> PushResult:
     """Receipt of a push."""
-    return PushResult(data["shard"], tuple(data["ids"]), data["repeated"])
+    return PushResult(data["shard"], tuple(data["ids"]))
 
 
 def stored_item(data: Json) -> StoredItem:

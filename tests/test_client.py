@@ -94,10 +94,10 @@ def test_a_rollback_is_never_repeated(waits: list[float]) -> None:
 
 
 def test_a_push_is_repeated_under_one_key(waits: list[float]) -> None:
-    landed = httpx.Response(202, json={"shard": "push-1", "ids": ["a"], "repeated": True})
+    landed = httpx.Response(202, json={"shard": "push-1", "ids": ["a"]})
     script = Script(httpx.ReadTimeout("slow"), landed)
     with client_of(script) as client:
-        assert client.push([NewImage(PNG, "cat")]).repeated
+        assert client.push([NewImage(PNG, "cat")]).shard == "push-1"
     keys = [request.headers["idempotency-key"] for request in script.seen]
     assert keys[0] == keys[1]
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stream_odml.gallery.hits import Hit
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -26,18 +28,6 @@ class Query:
     group_size: int = 1
     min_version: str | None = None
     min_seq: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One neighbour: cosine ``score`` in the served space, and the version that made its vector."""
-
-    item_id: str
-    class_name: str
-    score: float
-    version: str
-    time: datetime | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +74,6 @@ class PushReceipt:
 
     shard: str
     item_ids: Sequence[str]
-    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

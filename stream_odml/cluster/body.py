@@ -17,6 +17,8 @@ from stream_odml.cluster.errors import ApiError, bad_request, unprocessable
 
 MAX_NAME = 512
 MAX_FILTER_VALUES = 1000
+MAX_VALUE = 1e15
+"""Largest magnitude in a vector: squares and sums of such values still fit float32."""
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -99,8 +101,10 @@ def _packed(value: Mapping[str, Any]) -> Floats:
 
 
 def _finite(vectors: Floats) -> Floats:
-    if not np.isfinite(vectors).all():
-        raise unprocessable("bad_vector", "the vector holds NaN or infinity", "send finite float32 values")
+    if not (np.abs(vectors) <= MAX_VALUE).all():  # false for NaN too
+        raise unprocessable(
+            "bad_vector", "the vector holds NaN, infinity or a huge value", "send finite values"
+        )
     return vectors
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,6 +43,18 @@ class ServiceOptions(BaseModel):
         256, ge=1, le=65_536, description="Most queries in one batch, most images in one push."
     )
     image_threads: int = Field(1, ge=1, le=64, description="Threads that decode and embed image queries.")
+    search: Literal["auto", "exact", "fp16", "ivf", "hnsw"] = Field(
+        "auto", description="Searcher of the gallery; auto is exact, and ivf above approximate_above items."
+    )
+    approximate_above: int = Field(
+        300_000, ge=1, description="Items above which auto searches approximately."
+    )
+    recall_target: float = Field(
+        0.95, gt=0, le=1, description="Share of the exact 10 nearest that an approximate search must find."
+    )
+    search_threads: int = Field(
+        1, ge=1, le=256, description="FAISS threads of a replica; more than one only on cores of its own."
+    )
     token_file: Path | None = Field(
         None, description="File with the bearer token that clients must send; no token if absent."
     )

@@ -10,9 +10,10 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stream_odml.cluster.backend import Answer, Backend, ClassRow, Hit, Item, Query, VersionRow
+from stream_odml.cluster.backend import Answer, Backend, ClassRow, Item, Query, VersionRow
 from stream_odml.cluster.guard import KIND
 from stream_odml.cluster.options import ServiceOptions
+from stream_odml.gallery.hits import Hit
 
 
 def backend_of(request: Request, kind: str) -> Backend:

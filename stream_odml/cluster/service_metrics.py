@@ -43,6 +43,9 @@ class ServiceMetrics(Collector):
         self.sequence = self._gauge("served_sequence", "Ledger and version commits the replica has applied.")
         self.swap = self._histogram("swap_seconds", "Time to build the next snapshot aside and swap it in.")
         self.lag = self._histogram("commit_to_served_seconds", "Time from a version's commit to its serving.")
+        self.searchable = self._histogram(
+            "landed_to_served_seconds", "Time from a shard's landing to its being found by this replica."
+        )
         self.poll_errors = Counter(
             f"{PREFIX}_store_poll_errors", "Looks at the store that failed.", registry=self.registry
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,7 +15,6 @@ from stream_odml.cluster.backend import (
     Answer,
     ClassRow,
     Floats,
-    Hit,
     Item,
     Projection,
     PushedImage,
@@ -27,6 +26,7 @@ from stream_odml.cluster.backend import (
 )
 from stream_odml.cluster.errors import unavailable, unprocessable
 from stream_odml.cluster.service_metrics import ServiceMetrics
+from stream_odml.gallery.hits import Hit
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -103,7 +103,10 @@ class FakeBackend:
     def _hits(self, scores: Floats, query: Query) -> list[Hit]:
         order = [i for i in np.argsort(-scores) if self._passes(int(i), query)]
         kept = order if query.group_by_class else order[: query.k]
-        return [Hit(self.ids[i], self.names[i], float(scores[i]), self.head, self.times[i]) for i in kept]
+        return [self._hit(i, float(scores[i])) for i in kept]
+
+    def _hit(self, i: int, score: float) -> Hit:
+        return Hit(self.ids[i], self.names[i], score, self.head, {}, self.times[i], "shard-1", False, i)
 
     def _passes(self, i: int, query: Query) -> bool:
         return (
@@ -120,7 +123,7 @@ class FakeBackend:
 
     async def push(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
         if key is not None and key in self.pushed:
-            return replace(self.pushed[key], repeated=True)
+            return self.pushed[key]
         name = f"push-{len(self.pushed)}"
         receipt = PushReceipt(name, [image.item_id or f"{name}/{i}" for i, image in enumerate(images)])
         self.pushed[key or name] = receipt

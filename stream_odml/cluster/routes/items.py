@@ -55,7 +55,7 @@ async def push(request: Request) -> Response:
     if len(set(given)) < len(given):
         raise unprocessable("duplicate_id", "two images of the push have the same id", "give each its own id")
     receipt = await backend.push(images, key)
-    return reply({"shard": receipt.shard, "ids": list(receipt.item_ids), "repeated": receipt.repeated}, 202)
+    return reply({"shard": receipt.shard, "ids": list(receipt.item_ids)}, 202)
 
 
 async def _pushed(request: Request) -> list[PushedImage]:

@@ -9,7 +9,7 @@ from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
 from stream_odml.cluster.backend import VersionHistory, VersionRow
-from stream_odml.cluster.errors import not_found
+from stream_odml.cluster.errors import ApiError, not_found
 from stream_odml.cluster.replies import backend_of, reply, version_json
 from stream_odml.cluster.version_diff import diff_versions
 
@@ -34,7 +34,10 @@ async def rollback(
 ) -> Response:
     """Ask the driver to move the head, back or forward. No item is lost: vectors are mapped along the tree."""
     backend = backend_of(request, "rollback")
-    _find(await backend.versions(), version)
+    if _find(await backend.versions(), version).retired:
+        raise ApiError(
+            409, "retired", "the model of this version was dropped by retention", "choose a later version"
+        )
     return reply(await backend.rollback(version, relearn), 202)
 
 

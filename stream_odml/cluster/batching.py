@@ -1,0 +1,61 @@
+"""Queries that wait while another is answered are answered together: no delay when alone, one product when not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
+
+Ask = TypeVar("Ask")
+Reply = TypeVar("Reply")
+
+
+class Coalescer(Generic[Ask, Reply]):
+    """Runs ``work`` on ``pool`` over whatever has come in meanwhile, at most ``limit`` at once.
+
+    ``work`` takes a list of asks and returns a reply or an exception for each, in order. One batch runs at a
+    time, so a pool with one thread keeps FAISS on one core. Belongs to one event loop.
+    """
+
+    def __init__(
+        self, pool: Executor, work: Callable[[Sequence[Ask]], Sequence[Reply | Exception]], limit: int
+    ) -> None:
+        self._pool, self._work, self._limit = pool, work, limit
+        self._waiting: deque[tuple[Ask, asyncio.Future[Reply]]] = deque()
+        self._runner: asyncio.Task[None] | None = None
+
+    async def ask(self, ask: Ask) -> Reply:
+        """The reply to ``ask``, or what ``work`` raised for it."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((ask, future))
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
+                # Who was timed out or left needs no answer, and must not make others wait for theirs.
+                batch = [pair for pair in batch if not pair[1].done()]
+                if batch:
+                    await self._answer(batch)
+        finally:
+            self._runner = None
+
+    async def _answer(self, batch: list[tuple[Ask, asyncio.Future[Reply]]]) -> None:
+        loop = asyncio.get_running_loop()
+        replies: Sequence[Reply | Exception]
+        try:
+            replies = await loop.run_in_executor(self._pool, self._work, [ask for ask, _ in batch])
+        except Exception as error:  # one bad batch must not end the runner: each of its askers gets the error
+            replies = [error] * len(batch)
+        for (_, future), reply in zip(batch, replies, strict=True):
+            if future.done():
+                continue
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)

@@ -1,0 +1,65 @@
+"""The gallery in the plane: principal components of a fixed sample, turned so that versions look alike.
+
+A principal axis has no sign and two of them no fixed order, so each version's map could be mirrored or turned
+at will. Here every class name has a fixed direction of the plane (from its hash), and the map is turned, by
+orthogonal Procrustes (Schönemann 1966), so that its oldest classes lie as near to theirs as they can. This
+depends on the store's content alone: all replicas agree, before and after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+ANCHORS = 32
+"""Oldest classes that hold the map in place; later ones come and go without turning it."""
+
+
+def sample_rows(class_codes: Ints, item_ids: Sequence[str], points: int) -> Ints:
+    """At most ``points`` row numbers, ascending: as many of each class as fit, chosen by hash, so that the
+    same items stay in the sample while others come."""
+    keys = np.fromiter((crc32(item.encode()) for item in item_ids), dtype=np.int64, count=len(item_ids))
+    order = np.lexsort((keys, class_codes))
+    codes = class_codes[order]
+    starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]]) if len(codes) else np.zeros(0, np.int64)
+    rank = np.arange(len(codes)) - np.repeat(starts, np.diff(np.r_[starts, len(codes)]))
+    kept = np.lexsort((keys[order], rank))[:points]
+    return np.sort(order[kept])
+
+
+def project(vectors_Nd: Floats, class_names: Sequence[str], oldest: Sequence[str]) -> Floats:
+    """Coordinates float32 [N, 2] within -1..1 of ``vectors_Nd``, whose classes are ``class_names`` [N].
+
+    ``oldest`` names classes in the order they were first seen; the first 32 of them orient the map.
+    """
+    if len(vectors_Nd) == 0:
+        return np.zeros((0, 2), np.float32)
+    centred = vectors_Nd.astype(np.float64) - vectors_Nd.mean(axis=0, dtype=np.float64)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    plane = centred @ axes[:, ::-1][:, :2]
+    if plane.shape[1] < 2:
+        plane = np.hstack([plane, np.zeros((len(plane), 2 - plane.shape[1]))])
+    plane = plane @ _turn(plane, np.asarray(class_names), oldest)
+    reach = np.abs(plane).max()
+    return np.asarray(plane / (reach if reach > 0 else 1.0), dtype=np.float32)
+
+
+def _turn(plane: NDArray[np.float64], names: NDArray[np.str_], oldest: Sequence[str]) -> NDArray[np.float64]:
+    """The rotation or reflection [2, 2] that brings class means nearest to their own directions."""
+    agreement = np.zeros((2, 2))
+    present = set(names.tolist())
+    for name in [name for name in oldest if name in present][:ANCHORS]:
+        agreement += np.outer(plane[names == name].mean(axis=0), _direction(name))
+    u, _, vt = np.linalg.svd(agreement)
+    return np.asarray(u @ vt)
+
+
+def _direction(name: str) -> NDArray[np.float64]:
+    turn = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+    return np.array([np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)])
