@@ -103,6 +103,8 @@ class ClusterConfig(_Section):
     """GPUs (a fraction will do) of an indexer."""
     cpus_per_read: float = Field(0.2, gt=0)
     """CPUs of one Ray Data task that decodes a shard."""
+    serve: bool = True
+    """Start the search service with the stream; off where a RayService of its own serves the root."""
     checkpoint_s: float = Field(20.0, gt=0)
     """Seconds between two records of mid-stage progress."""
     cache_dir: str | None = None

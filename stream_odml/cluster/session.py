@@ -86,7 +86,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def run_stream(config: StreamConfig, takeover: bool = False, serve: bool = True) -> Iterator[Session]:
+def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session]:
     """Start a stream and end it when the block ends.
 
     Raises ConfigError, RootBusy, PortTaken, ClusterTooSmall before anything of the stream has run.
@@ -95,7 +95,7 @@ def run_stream(config: StreamConfig, takeover: bool = False, serve: bool = True)
     cluster = config.cluster
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=_gpus(config), log_dir=log_dir):
-        check_resources(needs(config, serve), ray.cluster_resources().get("CPU", 0.0))
+        check_resources(needs(config), ray.cluster_resources().get("CPU", 0.0))
         gpus = [Need("training", cluster.workers, cluster.gpus_per_worker)]
         gpus.append(Need("indexers", cluster.indexers, cluster.gpus_per_indexer))
         check_resources(gpus, ray.cluster_resources().get("GPU", 0.0), "GPU")
@@ -104,7 +104,7 @@ def run_stream(config: StreamConfig, takeover: bool = False, serve: bool = True)
         session = Session(config, driver, indexers, _endpoints(config, driver))
         try:
             session.start_training()
-            if serve:
+            if cluster.serve:
                 from stream_odml.cluster.service import start_service
 
                 start_service(config.root, config.service, config.storage_options)
@@ -112,7 +112,7 @@ def run_stream(config: StreamConfig, takeover: bool = False, serve: bool = True)
             yield session
         finally:
             session.stop()
-            if serve and cluster.address is not None:
+            if cluster.serve and cluster.address is not None:
                 from stream_odml.cluster.service import stop_service
 
                 stop_service()
@@ -140,13 +140,13 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     return config
 
 
-def needs(config: StreamConfig, serve: bool) -> list[Need]:
+def needs(config: StreamConfig) -> list[Need]:
     """Logical CPUs of everything that runs at the same time; one read task at least must fit beside it."""
     cluster = config.cluster
     return [
         Need("training", cluster.workers, cluster.cpus_per_worker),
         Need("indexers", cluster.indexers, cluster.cpus_per_indexer),
-        Need("serving", config.service.replicas if serve else 0, config.service.num_cpus),
+        Need("serving", config.service.replicas if cluster.serve else 0, config.service.num_cpus),
         Need("reading", 1, cluster.cpus_per_read),
     ]
 
