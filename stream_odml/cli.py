@@ -40,11 +40,17 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        if "--debug" in sys.argv:
+    except Exception as error:
+        if "--debug" in sys.argv or not isinstance(error, _known_errors()):
             raise
         err.print(f"[red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(1)
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    from stream_odml.client import ClientError
+
+    return ValueError, OSError, RuntimeError, ClientError
 
 
 def _interrupt(number: int, frame: object) -> None:

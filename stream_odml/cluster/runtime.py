@@ -25,6 +25,10 @@ _ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # A reading process that idles between two tasks is kept: starting one anew costs seconds at every boundary.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 
 
@@ -99,6 +103,8 @@ def ray_session(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in ("ray.serve", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if address is None and not os.environ.get("RAY_ADDRESS"):
         with _local_session(cpus, gpus, log_dir):
             yield
@@ -112,10 +118,11 @@ def ray_session(
 
 @contextlib.contextmanager
 def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None) -> Iterator[None]:
-    # Reachable only from this machine and only by this user's processes: no token to hand around.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     _remove_abandoned()
     folder = tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-")
+    before = dict(os.environ)
+    for name, value in _local_environment(folder).items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(
             address="local",
@@ -130,9 +137,27 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
         yield
     finally:
         ray.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
         if log_dir is not None:
             _keep_logs(Path(folder), log_dir)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _local_environment(folder: str) -> dict[str, str]:
+    """Two sessions on one machine must share neither the proxy's ports nor its files."""
+    return {
+        # Reachable only from this machine: no token to hand around.
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/h/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/h/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"{folder}/h",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/h/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
+    }
 
 
 def _keep_logs(session: Path, target: Path) -> None:

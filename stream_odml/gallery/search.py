@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stream_odml.gallery.calibration import matrix_path_from, use_best_path
 from stream_odml.gallery.tables import FloatArray
+from stream_odml.gallery.vectors import normalise_rows
 
 faiss: Any = typed_faiss  # its stubs know no keyword arguments
 Indices = NDArray[np.int64]
@@ -104,6 +105,8 @@ class IndexSearcher:
         self.n = int(index.ntotal)
         self.recall = recall
         self.build_s = build_s
+        self.exhaustive = False
+        """Whether it had to be set to look everywhere to reach its recall."""
         self._index = index
         self._parameters = search_parameters
 
@@ -113,7 +116,7 @@ class IndexSearcher:
         if self.kind == "fp16":
             per_row = self._index.d * 2
         elif self.kind == "ivf":
-            per_row += 8
+            per_row += 16
         elif self.kind == "hnsw":
             per_row += self._index.hnsw.nb_neighbors(0) * 4 + 12
         return int(self.n * per_row)
@@ -165,7 +168,9 @@ def build_searcher(vectors: FloatArray, settings: SearchSettings) -> "ExactSearc
     if kind == "exact" or len(vectors) == 0:
         return ExactSearcher(vectors)
     start = time.perf_counter()
-    return _tuned(kind, _new_index(kind, vectors), vectors, settings, start)
+    built = _tuned(kind, _new_index(kind, vectors), vectors, settings, start)
+    # Vectors without clusters need every list probed: then the exact search is faster, and right.
+    return ExactSearcher(vectors) if settings.kind == "auto" and built.exhaustive else built
 
 
 def merge_top(parts: list[tuple[FloatArray, Indices]], k: int) -> tuple[FloatArray, Indices]:
@@ -186,13 +191,15 @@ def _new_index(kind: str, vectors: FloatArray) -> Any:
         index = faiss.IndexHNSWFlat(dim, 24, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 80
     else:
-        lists = int(max(1, min(4 * n**0.5, n / 39)))
+        lists = int(max(1, min(2 * n**0.5, n / 39)))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.niter, index.cp.spherical, index.cp.seed = 6, True, 1
         index.cp.max_points_per_centroid = 64
         use_best_path(dim)
         index.train(vectors[:: max(1, n // (64 * lists))])
     index.add(vectors)
+    if kind == "ivf":
+        index.make_direct_map()  # without it no vector can be had back by its number
     return index
 
 
@@ -202,7 +209,7 @@ def _tuned(
     """Search wider until the sample's recall reaches the target, or the width its end."""
     if kind == "fp16":
         return IndexSearcher(kind, index, _parameters(kind, 0), 1.0, time.perf_counter() - start)
-    sample = vectors[:: max(1, len(vectors) // SAMPLE)][:SAMPLE]
+    sample = _between(vectors)
     k = min(10, len(vectors))
     _, exact = inner_product(sample, vectors, k)
     widest = index.nlist if kind == "ivf" else 1024
@@ -213,8 +220,18 @@ def _tuned(
             np.mean([len(set(a) & set(b)) / k for a, b in zip(exact.tolist(), found.tolist(), strict=True)])
         )
         if recall >= settings.recall_target or width >= widest:
-            return IndexSearcher(kind, index, _parameters(kind, width), recall, time.perf_counter() - start)
+            built = IndexSearcher(kind, index, _parameters(kind, width), recall, time.perf_counter() - start)
+            built.exhaustive = kind == "ivf" and width > widest // 2
+            return built
         width = min(2 * width, widest)
+
+
+def _between(vectors: FloatArray) -> FloatArray:
+    """Queries like new images: near items, but not items, for an item is found more easily than what is near it."""
+    near, off = np.random.default_rng(0).integers(len(vectors), size=(2, SAMPLE))
+    sample: FloatArray = vectors[near] + np.float32(0.25) * vectors[off]
+    normalise_rows(sample)
+    return sample
 
 
 def _parameters(kind: str, width: int) -> Any:

@@ -213,14 +213,13 @@ def _load(store: Store, settings: SearchSettings) -> GallerySnapshot:
     vectors = Growable.empty(len(picked), store.dim, np.float32)
     rows = meta.take(pa.array(picked))
     maps = {name: store.mapper.get(store.tree, name, head) for name in rows["version"].unique().to_pylist()}
-    ends = np.cumsum([len(block) for block in blocks.values()])
-    for path, start, end in zip(blocks, [0, *ends[:-1]], ends, strict=True):
-        first, last = np.searchsorted(picked, (start, end))
+    start = 0
+    for path, block in blocks.items():
+        first, last = np.searchsorted(picked, (start, start + len(block)))
         if last > first:
-            raw = store.vectors(path)[picked[first:last] - start]
-            _map_rows(
-                raw, rows["version"].slice(first, last - first), maps, vectors.view(len(picked))[first:last]
-            )
+            raw, out = store.vectors(path)[picked[first:last] - start], vectors.view(len(picked))[first:last]
+            _map_rows(raw, rows["version"].slice(first, last - first), maps, out)
+        start += len(block)
     columns = Columns().grown(rows.drop_columns(["txn", "row"]))
     loaded = GallerySnapshot(
         version=head,

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.networks import StudentAndPeer
 from stream_odml.learn.settings import StageSettings
 
@@ -25,7 +24,7 @@ def build_optimiser(
     for network, factor in ((networks.student, 1.0), (networks.peer, settings.peer_learning_rate_factor)):
         if network is not None:
             groups += _groups(network.backbone.named_parameters(), factor, settings)
-            groups += _groups(_head_parameters(network), factor * head, settings)
+            groups += _groups(network.head.named_parameters(), factor * head, settings)
     groups += _groups(losses.named_parameters(), head, settings)
     return torch.optim.Adam([group for group in groups if group["params"]], lr=rate)
 
@@ -64,10 +63,6 @@ def load_optimiser_state(optimiser: torch.optim.Adam, flat: dict[str, Tensor]) -
         # Cloned: Adam updates in place, and the caller's tensors stay the caller's.
         state.setdefault(int(i), {})[name] = value.clone()
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-def _head_parameters(network: Embedder) -> Named:
-    return network.head.named_parameters()
 
 
 def _groups(named: Named, factor: float, settings: StageSettings) -> list[dict[str, object]]:
