@@ -77,7 +77,7 @@ class StageSettings:
     miner_args: dict[str, Scalar] = field(default_factory=dict)
     """Arguments of the miner, by name."""
 
-    weight_old: float = 100.0
+    weight_old: float = 10.0
     """lambda_old: relation distillation from the old model."""
     weight_virtual: float = 10.0
     """lambda_virtual: relation distillation from the virtual features of still older models."""
@@ -114,7 +114,7 @@ class StageSettings:
     """K of the P x K global batch."""
     base_learning_rate: float = 1e-3
     """Adam's, in the first stage."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     """Adam's, in later stages."""
     head_learning_rate_factor: float = 1.0
     """The head's learning rate over the backbone's."""

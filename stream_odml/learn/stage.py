@@ -66,20 +66,21 @@ class StageLearner:
         self.next_step = 0
         self._n_classes = n_classes
         self._rate = settings.base_learning_rate if self.is_base else settings.learning_rate
-        device = self.world.device
+        self._build(old, {} if backward_maps is None else backward_maps)
+
+    def _build(self, old: Embedder, backward_maps: Mapping[str, DriftMap]) -> None:
+        s, device = self.settings, self.world.device
         self.old = freeze(old, device)
-        self.networks = build_networks(old, settings, base=self.is_base, seed=seed, world=self.world)
+        self.networks = build_networks(old, s, base=self.is_base, seed=self.seed, world=self.world)
         names = ["student"] + (["peer"] if self.networks.peer is not None else [])
-        losses = {n: build_metric_loss(settings, n_classes, old.spec.dim, step_seed(seed, 2)) for n in names}
-        self._metric = nn.ModuleDict(losses).to(device)
-        self._virtual = None if self.is_base else VirtualFeatures(bank, settings, backward_maps or {}, device)
+        losses = [build_metric_loss(s, self._n_classes, old.spec.dim, step_seed(self.seed, 2)) for _ in names]
+        self._metric = nn.ModuleDict(dict(zip(names, losses, strict=True))).to(device)
+        self._virtual = None if self.is_base else VirtualFeatures(self.bank, s, backward_maps, device)
         self._asks_old = not self.is_base and bool(
-            settings.weight_old
-            or settings.weight_anchor
-            or (self._virtual is not None and len(self._virtual))
+            s.weight_old or s.weight_anchor or (self._virtual is not None and len(self._virtual))
         )
-        self._parallel = across_ranks(self.networks, settings, self.world)
-        self._optimiser = build_optimiser(self.networks, self._metric, settings, self._rate)
+        self._parallel = across_ranks(self.networks, s, self.world)
+        self._optimiser = build_optimiser(self.networks, self._metric, s, self._rate)
 
     def step(self, pixels_bHW3: Tensor, labels_b: Tensor) -> StepReport:
         """One optimiser step on this rank's slice of the global batch (uint8 pixels, int64 labels).
