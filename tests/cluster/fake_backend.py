@@ -164,4 +164,5 @@ class FakeBackend:
         )
 
     async def status(self) -> Mapping[str, Any]:
-        return {"driver": "alive" if self.driver_alive else "away"}
+        lag = {"unindexed_shards": 0, "unindexed_age_s": 0.0, "waiting_images": 0, "due_tasks": 0}
+        return {"lag": lag, "driver": {"stage": {"phase": "idle"}} if self.driver_alive else None}

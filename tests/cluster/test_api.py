@@ -141,6 +141,8 @@ def test_classes_new_since(api: LocalApi) -> None:
     assert [row["name"] for row in everything["classes"]] == ["c4", "c3", "c2", "c1", "c0"]
     recent = api.get("/v1/classes", params={"since": everything["classes"][2]["first_seen"]}).json()
     assert [row["name"] for row in recent["classes"]] == ["c4", "c3"]
+    assert [row["name"] for row in api.get("/v1/classes?learnt=true").json()["classes"]] == ["c0"]
+    assert api.get("/v1/classes?learnt=false&limit=1").json()["total"] == 4
 
 
 def test_versions_and_what_changed_between_two(api: LocalApi) -> None:

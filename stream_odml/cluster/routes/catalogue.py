@@ -20,6 +20,9 @@ async def classes(
     since: Annotated[
         str | None, UrlQuery(description="only classes first seen after this ISO 8601 time")
     ] = None,
+    learnt: Annotated[
+        bool | None, UrlQuery(description="only classes that a model has learnt, or has not")
+    ] = None,
     limit: Annotated[int, UrlQuery(ge=1, le=10_000)] = 1000,
     offset: Annotated[int, UrlQuery(ge=0)] = 0,
 ) -> Response:
@@ -29,6 +32,8 @@ async def classes(
     rows = await backend.classes()
     if after is not None:
         rows = [row for row in rows if row.first_seen is not None and row.first_seen > after]
+    if learnt is not None:
+        rows = [row for row in rows if row.learnt == learnt]
     page = rows[offset : offset + limit]
     return reply(
         {

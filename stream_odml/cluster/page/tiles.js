@@ -1,0 +1,22 @@
+// One tile: a picture, a name, a line below. Clicking it searches with that picture.
+
+import { picture, show } from "./api.js";
+import { h } from "./dom.js";
+import { search } from "./query.js";
+
+export function tile(id, name, { fresh = false, score = null, notes = [], label = name } = {}) {
+  const img = h("img", { alt: "", loading: "lazy" });
+  const pic = h("span", { class: "pic" }, img);
+  show(img, id, () => pic.replaceChildren(name.slice(0, 1).toUpperCase()));
+  const again = async () => {
+    const blob = await picture(id);
+    if (blob) search(blob);
+  };
+  const bar = h("i");
+  if (score !== null) bar.style.width = `${Math.max(0, Math.min(1, score)) * 100}%`;
+  return h("li", {}, h("button", { class: `tile${fresh ? " new" : ""}`, onclick: again, "aria-label": `${label}; search with it`, title: id },
+    pic,
+    h("span", { class: "name" }, name),
+    score === null ? null : h("span", { class: "bar" }, bar),
+    h("span", { class: "note" }, ...notes.map((note) => (typeof note === "string" ? h("span", {}, note) : note)))));
+}
