@@ -120,9 +120,10 @@ class StreamDriver:
         return Instruction(stop=True)
 
     def report(self, progress: StageProgress) -> bool:
-        """Note the progress of the running stage; False when its parent is not the head any more."""
+        """Note the progress of the running stage; False when it should stop: its parent is not the head any
+        more, or the stream ends."""
         self._metrics.report(progress)
-        return self._is_current(progress.version)
+        return not self._stop.is_set() and self._is_current(progress.version)
 
     def _is_current(self, version_id: str) -> bool:
         with self._lock:
@@ -190,7 +191,7 @@ class StreamDriver:
         return os.getpid()
 
     def drain(self) -> None:
-        """Tell the trainer to end after the stage in progress, and stop tier 1."""
+        """Tell the trainer to record its progress and end, and stop tier 1."""
         self._stop.set()
         self._discovery.stop()
         self._loop.join(timeout=30)

@@ -103,8 +103,6 @@ def ray_session(
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("ray.serve", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     if address is None and not os.environ.get("RAY_ADDRESS"):
         with _local_session(cpus, gpus, log_dir):
             yield

@@ -107,6 +107,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
             if cluster.serve:
                 from stream_odml.cluster.service import start_service
 
+                logging.getLogger("ray.serve").setLevel(logging.WARNING)
                 start_service(config.root, config.service, config.storage_options)
             _write_endpoints(config, session.endpoints)
             yield session

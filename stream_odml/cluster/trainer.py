@@ -101,12 +101,12 @@ class _Worker:
     def learn(self, order: StageOrder) -> None:
         """One stage from cache to commit. A failure that repeating would not mend is handed over as a refusal."""
         run = StageRun(self.config, order, self.world, self.leads_node, self.reporter.report)
+        self.reporter.begin()
         try:
             run.open()
             self._resume(run, order)
             if not self._steps(run):
-                run.close()
-                return
+                return  # its progress is recorded: the same attempt, if it comes again, goes on from there
             result = run.finish()
         except StageFailed as failure:
             result = StageResult(order.version_id, order.parent, order.task, refusal=str(failure))
@@ -124,19 +124,19 @@ class _Worker:
         run.close()
 
     def _steps(self, run: StageRun) -> bool:
-        """All remaining steps; False when the head moved away meanwhile."""
+        """All remaining steps; False when the driver wants no more of them."""
         recorded = time.monotonic()
         while run.next_step < run.total_steps:
             run.step()
             if run.next_step % LOOK_EVERY:
                 continue
             due = time.monotonic() - recorded >= self.config.cluster.checkpoint_s
-            due, current = self._from_rank_zero((due, self.reporter.is_current))
-            if not current:
-                return False
-            if due:
+            due, wanted = self._from_rank_zero((due, self.reporter.is_wanted))
+            if due or not wanted:
                 self._record(run)
                 recorded = time.monotonic()
+            if not wanted:
+                return False
         return True
 
     def _record(self, run: StageRun) -> None:
@@ -177,7 +177,11 @@ class _Reporter:
         self._sent = 0.0
         self._steps: list[float] = []
         self._waits: list[float] = []
-        self.is_current = True
+        self.is_wanted = True
+
+    def begin(self) -> None:
+        """Forget what the driver said of an earlier stage."""
+        self._answer, self.is_wanted = None, True
 
     def report(self, progress: StageProgress) -> None:
         """Send ``progress`` (rank 0 only); durations of what is not sent are kept for the next report."""
@@ -204,6 +208,6 @@ class _Reporter:
         if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
             return
         try:
-            self.is_current = bool(ray.get(self._answer))
+            self.is_wanted = bool(ray.get(self._answer))
         except ray.exceptions.RayError:  # the driver is restarting: progress is only for the eye
-            self.is_current = True
+            self.is_wanted = True

@@ -1,7 +1,6 @@
 """The rows that the writer adds to ledger and versions: one function a kind, so the columns are filled in one
 place."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,30 +15,18 @@ Entry = Mapping[str, Any]
 
 
 class Landed(Protocol):
-    """What the ledger needs of a shard that landed; any further public dataclass field is remembered too."""
+    """What the ledger needs of a shard that landed."""
 
     @property
     def shard_id(self) -> str: ...
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def uri(self) -> str: ...
-
-    @property
-    def format(self) -> str: ...
-
-    @property
-    def size_bytes(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]:
+        """All that is to be remembered, as JSON types; name, uri, format and size_bytes among it."""
+        ...
 
 
 def landed(ref: Landed) -> Entry:
-    if dataclasses.is_dataclass(ref) and not isinstance(ref, type):
-        detail = dataclasses.asdict(ref)
-    else:
-        detail = {name: getattr(ref, name) for name in ("name", "uri", "format", "size_bytes")}
-    return {"kind": "landed", "subject": ref.shard_id, "detail": _json(detail)}
+    return {"kind": "landed", "subject": ref.shard_id, "detail": _json(ref.to_dict())}
 
 
 def indexed(shard_id: str, txn: str, counts: Mapping[str, Any]) -> Entry:

@@ -1,6 +1,6 @@
 """A small stream root, and a plain-Python twin of it that knows by naive loops what a reader must see."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +27,10 @@ class Shard:
     uri: str = "/inbox/shard.parquet"
     format: str = "parquet"
     size_bytes: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the ledger keeps it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""The quality gate compares a stage with the version it would replace, split by split."""
+
+from __future__ import annotations
+
+import pytest
+
+from stream_odml.cluster.gate import verdict
+from stream_odml.config import GateConfig
+
+GATE = GateConfig(max_new_loss=0.05, max_old_loss=0.02)
+
+
+def figures(old: tuple[float, float], new: tuple[float, float]) -> dict[str, float]:
+    """Served Recall@1 (parent, stage) on old and on new classes."""
+    return {
+        "parent_recall_at_1/old": old[0],
+        "recall_at_1/old/served": old[1],
+        "parent_recall_at_1/new": new[0],
+        "recall_at_1/new/served": new[1],
+    }
+
+
+def test_a_better_stage_passes() -> None:
+    assert verdict(GATE, figures(old=(0.7, 0.7), new=(0.5, 0.8))) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "split"), [((0.7, 0.67), (0.5, 0.8), "old"), ((0.7, 0.7), (0.5, 0.4), "new")]
+)
+def test_a_stage_that_hurts_is_refused(
+    old: tuple[float, float], new: tuple[float, float], split: str
+) -> None:
+    assert f"on {split} classes would fall" in str(verdict(GATE, figures(old, new)))
+
+
+def test_losses_within_the_bound_pass() -> None:
+    assert verdict(GATE, figures(old=(0.70, 0.685), new=(0.50, 0.46))) is None
+
+
+def test_nothing_held_out_is_nothing_to_compare() -> None:
+    assert verdict(GATE, {}) is None
+
+
+def test_a_gate_that_is_off_passes_all() -> None:
+    assert verdict(GateConfig(enabled=False), figures((0.9, 0.0), (0.9, 0.0))) is None

@@ -1,0 +1,38 @@
+"""What is checked before Ray is asked for anything."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from stream_odml.cluster.runtime import (
+    ClusterTooSmall,
+    Need,
+    PortTaken,
+    check_port,
+    check_resources,
+    free_port,
+)
+
+
+def test_a_cluster_that_would_deadlock_is_refused() -> None:
+    needs = [Need("training", 2, 1.0), Need("reading", 1, 0.2)]
+    with pytest.raises(ClusterTooSmall, match=r"needs 2\.2 CPU .* has 2:\n  training +2 x 1 CPU"):
+        check_resources(needs, available=2)
+
+
+def test_a_budget_that_fits_exactly_is_accepted() -> None:
+    check_resources([Need("training", 2, 0.4), Need("indexers", 1, 0.2)], available=1.0)
+
+
+def test_a_taken_port_is_named_with_its_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortTaken, match=rf"127\.0\.0\.1:{port} .*`service\.port`"):
+            check_port("127.0.0.1", port, "service.port")
+
+
+def test_free_ports_and_port_zero_pass() -> None:
+    check_port("127.0.0.1", free_port(), "service.port")
+    check_port("127.0.0.1", 0, "service.port")
