@@ -7,7 +7,6 @@ Repeated: reads, deletes and pushes (which carry a key), after a lost connection
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,70 +18,19 @@ import numpy.typing as npt
 
 from stream_odml import answers, calls
 from stream_odml.calls import Call, Image, NewImage, Options, Vector
+from stream_odml.exchange import (
+    ClientError,
+    ServiceError,
+    ServiceUnreachable,
+    headers,
+    request,
+    result,
+    wait_s,
+)
 
 __all__ = ["AsyncClient", "Client", "ClientError", "NewImage", "ServiceError", "ServiceUnreachable"]
 
 T = TypeVar("T")
-_AGAIN = frozenset({429, 502, 503, 504})
-_FIRST_WAIT_S = 0.1
-_LONGEST_WAIT_S = 10.0
-
-
-class ClientError(Exception):
-    """Whatever keeps a call from its answer."""
-
-
-class ServiceError(ClientError):
-    """The service refused: ``status`` (HTTP), ``error`` (a stable code), ``detail`` and ``remedy``."""
-
-    def __init__(self, status: int, error: str, detail: str, remedy: str) -> None:
-        super().__init__(f"{status} {error}: {detail}" + (f"; {remedy}" if remedy else ""))
-        self.status, self.error, self.detail, self.remedy = status, error, detail, remedy
-
-
-class ServiceUnreachable(ClientError):
-    """No answer came: nothing listens there, the connection broke, or it took too long."""
-
-
-def _headers(token: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _request(client: httpx.Client | httpx.AsyncClient, call: Call[T]) -> httpx.Request:
-    return client.build_request(
-        call.method, call.path, json=call.json, params=dict(call.params) or None, headers=dict(call.headers)
-    )
-
-
-def _wait_s(
-    call: Call[T], outcome: httpx.Response | httpx.TransportError, attempt: int, retries: int
-) -> float | None:
-    """Seconds until the next attempt (full jitter: a crowd must not come back as one), or None for no other."""
-    if attempt >= retries or not call.repeatable:
-        return None
-    backoff = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT_S, _FIRST_WAIT_S * float(2**attempt))
-    if isinstance(outcome, httpx.TransportError):
-        return backoff
-    if outcome.status_code not in _AGAIN:
-        return None
-    after = outcome.headers.get("retry-after", "")
-    return max(backoff, min(_LONGEST_WAIT_S, float(after))) if after.isdecimal() else backoff
-
-
-def _result(call: Call[T], outcome: httpx.Response | httpx.TransportError) -> T:
-    if isinstance(outcome, httpx.TransportError):
-        reason = str(outcome) or type(outcome).__name__
-        raise ServiceUnreachable(
-            f"no answer to {call.method} {call.path} ({reason}); is the service up?"
-        ) from outcome
-    if outcome.is_success:
-        return call.read(outcome.json())
-    try:
-        body = outcome.json()
-        raise ServiceError(outcome.status_code, body["error"], body["detail"], body["remedy"])
-    except (ValueError, KeyError, TypeError):  # a proxy in between answered in its own words
-        detail = outcome.text[:200] or outcome.reason_phrase
-        raise ServiceError(outcome.status_code, "unexpected_answer", detail, "check the address") from None
 
 
 class Client:
@@ -102,7 +50,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.Client(base_url=url, headers=_headers(token), timeout=timeout, transport=transport)
+        self._http = httpx.Client(base_url=url, headers=headers(token), timeout=timeout, transport=transport)
 
     def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
         """Neighbours of an image: encoded bytes, or the path of a file."""
@@ -162,14 +110,14 @@ class Client:
         for attempt in range(self._retries + 1):
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = self._http.send(_request(self._http, call))
+                outcome = self._http.send(request(self._http, call))
             except httpx.TransportError as error:
                 outcome = error
-            wait_s = _wait_s(call, outcome, attempt, self._retries)
-            if wait_s is None:
+            pause_s = wait_s(call, outcome, attempt, self._retries)
+            if pause_s is None:
                 break
-            time.sleep(wait_s)
-        return _result(call, outcome)
+            time.sleep(pause_s)
+        return result(call, outcome)
 
     def close(self) -> None:
         """Close the connections."""
@@ -198,7 +146,7 @@ class AsyncClient:
     ) -> None:
         self._retries = retries
         self._http = httpx.AsyncClient(
-            base_url=url, headers=_headers(token), timeout=timeout, transport=transport
+            base_url=url, headers=headers(token), timeout=timeout, transport=transport
         )
 
     async def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
@@ -259,14 +207,14 @@ class AsyncClient:
         for attempt in range(self._retries + 1):
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = await self._http.send(_request(self._http, call))
+                outcome = await self._http.send(request(self._http, call))
             except httpx.TransportError as error:
                 outcome = error
-            wait_s = _wait_s(call, outcome, attempt, self._retries)
-            if wait_s is None:
+            pause_s = wait_s(call, outcome, attempt, self._retries)
+            if pause_s is None:
                 break
-            await asyncio.sleep(wait_s)
-        return _result(call, outcome)
+            await asyncio.sleep(pause_s)
+        return result(call, outcome)
 
     async def aclose(self) -> None:
         """Close the connections."""

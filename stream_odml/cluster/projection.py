@@ -25,6 +25,7 @@ def sample_rows(class_codes: Ints, item_ids: Sequence[str], points: int) -> Ints
     """At most ``points`` row numbers, ascending: as many of each class as fit, chosen by hash, so that the
     same items stay in the sample while others come."""
     keys = np.fromiter((crc32(item.encode()) for item in item_ids), dtype=np.int64, count=len(item_ids))
+    keys = (keys * 0x9E3779B1) % 2**32  # names that differ in a digit differ in a few bits of a CRC: mix them
     order = np.lexsort((keys, class_codes))
     codes = class_codes[order]
     starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]]) if len(codes) else np.zeros(0, np.int64)

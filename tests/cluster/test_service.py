@@ -19,7 +19,11 @@ from tests.cluster.tiny_stream import TinyStream
 pytestmark = pytest.mark.ray
 
 
-def test_two_replicas_serve_every_commit_without_a_failed_query(tmp_path: Path) -> None:
+def test_two_replicas_serve_every_commit_without_a_failed_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else Serve keeps a replica that nobody asks any more for half a minute before it lets it end.
+    monkeypatch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     stream = TinyStream(tmp_path)
     ids = stream.land("a", ["cat", "dog", "owl"])
     options = ServiceOptions(port=free_port(), replicas=2, num_cpus=0.1, poll_s=0.05)
