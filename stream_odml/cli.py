@@ -35,7 +35,9 @@ Url = Annotated[
 
 def main() -> None:
     """Entry point: known errors become one message and exit code 1, an interrupt 130."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Also where a shell started us with SIGINT ignored, as it does in the background of a script.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
     except KeyboardInterrupt:

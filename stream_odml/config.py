@@ -139,8 +139,8 @@ class StoreConfig(_Section):
     """Versions behind the head that rollback can reach."""
     retention_h: float = Field(168.0, ge=0)
     """Hours that replaced table files stay readable."""
-    maintain_every_commits: int = Field(200, ge=10)
-    """Commits between two compactions."""
+    maintain_every_rows: int = Field(2000, ge=10)
+    """Rows that the ledger grows by between two rounds of compaction and deletion."""
 
 
 class StreamConfig(_Section):

@@ -10,6 +10,7 @@ import ray
 from rich.console import Console
 
 from stream_odml.cluster.session import Session, run_stream
+from stream_odml.cluster.sources import inbox_path
 from stream_odml.config import StreamConfig
 from stream_odml.console import StreamView, stage_table
 from stream_odml.gallery.store import Store
@@ -30,6 +31,10 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
         except KeyboardInterrupt:
             console.print("interrupted: ending the stream; the same command goes on from here")
         store = Store.open(session.config.root, session.config.storage_options)
+        if not store.ledger.shards:
+            raise ValueError(
+                f"no image has landed in {inbox_path(session.config)}; land some with `stream-odml ingest FOLDER INBOX`"
+            )
         console.print(stage_table(stage_rows(store)))
 
 

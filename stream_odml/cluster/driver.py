@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any, Literal
 
 import ray
@@ -23,6 +24,7 @@ from stream_odml.cluster.sources import open_sources
 from stream_odml.cluster.stages import Stages
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.errors import StaleParent, WriterFenced
+from stream_odml.gallery.maintenance import MaintenancePolicy
 from stream_odml.gallery.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class StreamDriver:
         self._discovery = Discovery(open_sources(config), self._writer.store, config.source.poll_s)
         self._metrics = DriverMetrics()
         self._figures_due = 0.0
+        self._tidied_at = self._writer.store.ledger.seq
         self._problem = ""
         self._training_problem = ""
         self.metrics_port = self._metrics.serve(config.metrics.port, config.metrics.host)
@@ -93,7 +96,20 @@ class StreamDriver:
             self._ingestion.dispatch(self._writer.store.tree.head)
             if self._stages.close_tasks():
                 self._work_came.notify_all()
+            self._tidy()
             self._refresh_figures()
+
+    def _tidy(self) -> None:
+        """Merge small files and delete what nothing reads, once the tables have grown by enough rows."""
+        grown = self._writer.store.ledger.seq - self._tidied_at
+        if grown < self._config.store.maintain_every_rows:
+            return
+        store = self._config.store
+        report = self._writer.maintain(
+            MaintenancePolicy(retention=timedelta(hours=store.retention_h), keep_versions=store.keep_versions)
+        )
+        self._tidied_at = self._writer.store.ledger.seq
+        log.info("maintenance: %s", report)
 
     def _refresh_figures(self, force: bool = False) -> None:
         if force or time.monotonic() >= self._figures_due:

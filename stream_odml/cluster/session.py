@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from deltalake.exceptions import DeltaError
 
 from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
@@ -129,6 +130,8 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
             f"learning.classes_per_batch {config.learning.classes_per_batch} does not divide over "
             f"{config.cluster.workers} workers; make it a multiple of cluster.workers"
         )
+    if config.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
+        check_resources(needs(config), config.cluster.cpus or float(os.cpu_count() or 1))
     if "://" not in config.root:
         config = config.model_copy(update={"root": str(Path(config.root).absolute())})
     port = config.service.port or free_port(config.service.host)
@@ -156,9 +159,9 @@ def _make_root(config: StreamConfig, takeover: bool) -> None:
     """Create the tables and the initial model where there are none; fails early if another run holds the root."""
     try:
         Store.create(config.root, config.model.dim, config.storage_options)
-    except OSError as error:
+    except (OSError, DeltaError) as error:
         raise ConfigError(
-            f"the stream root {config.root} cannot be used ({error}); make it readable and writable, or change `root`"
+            f"the stream root {config.root} cannot be used ({_first_line(error)}); make it readable and writable, or change `root`"
         ) from error
     writer = Writer.claim(
         config.root, f"stream {config.name}", takeover, config.store.lease_s, config.storage_options
@@ -200,3 +203,7 @@ def _remove_endpoints(config: StreamConfig) -> None:
 def _gpus(config: StreamConfig) -> float | None:
     wants = config.cluster.gpus_per_worker or config.cluster.gpus_per_indexer
     return None if wants else 0
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

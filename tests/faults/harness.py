@@ -77,6 +77,11 @@ class StreamProcess:
     def __exit__(self, *_: object) -> None:
         self.kill_tree()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that started all others."""
+        return self._process.pid
+
     def wait(self, timeout_s: float = 180.0) -> int:
         """The exit code, when it ended by itself."""
         try:
