@@ -16,6 +16,7 @@ from stream_odml.cluster.batching import Coalescer
 from stream_odml.cluster.bundle import Bundle
 from stream_odml.cluster.errors import unprocessable
 from stream_odml.cluster.options import ServiceOptions
+from stream_odml.gallery.calibration import matrix_path_from
 from stream_odml.gallery.errors import UnknownVersion
 from stream_odml.gallery.filters import Filters
 from stream_odml.gallery.hits import Hit
@@ -68,6 +69,7 @@ class Answering:
                 f"version {made_by[:80]!a} made no vector of this gallery",
                 "GET /v1/versions lists those it knows; min_version waits for one just committed",
             )
+        self._coalescer.pays_from = matrix_path_from(dim)
         hits = await self._coalescer.ask(_Ask(bundle, vectors, made_by, query))
         return Answer(bundle.version, bundle.sequence, hits)
 

@@ -17,12 +17,16 @@ class Coalescer(Generic[Ask, Reply]):
 
     ``work`` takes a list of asks and returns a reply or an exception for each, in order. One batch runs at a
     time, so a pool with one thread keeps FAISS on one core. Belongs to one event loop.
+
+    With fewer waiting than ``pays_from`` they go one by one: where a batch is no cheaper than its queries,
+    answering it at once would only leave the pool idle while all its replies are written.
     """
 
     def __init__(
         self, pool: Executor, work: Callable[[Sequence[Ask]], Sequence[Reply | Exception]], limit: int
     ) -> None:
         self._pool, self._work, self._limit = pool, work, limit
+        self.pays_from = 2
         self._waiting: deque[tuple[Ask, asyncio.Future[Reply]]] = deque()
         self._runner: asyncio.Task[None] | None = None
 
@@ -37,7 +41,9 @@ class Coalescer(Generic[Ask, Reply]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
+                ready = len(self._waiting)
+                size = min(self._limit, ready) if ready >= self.pays_from else 1
+                batch = [self._waiting.popleft() for _ in range(size)]
                 # Who was timed out or left needs no answer, and must not make others wait for theirs.
                 batch = [pair for pair in batch if not pair[1].done()]
                 if batch:

@@ -90,6 +90,7 @@ class Puller:
         metrics.gallery_bytes.set(sum(bundle.snapshot.memory().values()))
         metrics.sequence.set(bundle.sequence)
         metrics.observe_served(bundle.version, bundle.committed_at)
+        _ = bundle.classes  # counted here, or the first request for them would hold up the event loop
         if before is None:
             return
         if before.version != bundle.version:
