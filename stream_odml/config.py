@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from stream_odml.cluster.options import ServiceOptions
+from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings
 from stream_odml.stream.boundary import BoundaryPolicy
 

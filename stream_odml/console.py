@@ -101,7 +101,10 @@ def _panel(
 
 def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Recall over stages; each row as `stage_rows` of the report gives it."""
-    table = Table(title="Recall@1 on held-out images: all as served and re-extracted; old and new as served", title_justify="left")
+    table = Table(
+        title="Recall@1 on held-out images: all as served and re-extracted; old and new as served",
+        title_justify="left",
+    )
     table.add_column("version", no_wrap=True)
     for name in ("classes", "served", "re-extr.", "old", "new", "forgot"):
         table.add_column(name, justify="right", no_wrap=True)

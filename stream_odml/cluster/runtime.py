@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Draining waits this long even when no request is left.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 
 

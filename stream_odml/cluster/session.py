@@ -106,7 +106,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
         try:
             session.start_training()
             if cluster.serve:
-                from stream_odml.cluster.service import start_service
+                from stream_odml.cluster.serving.deployment import start_service
 
                 logging.getLogger("ray.serve").setLevel(logging.WARNING)
                 start_service(config.root, config.service, config.storage_options)
@@ -115,7 +115,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
         finally:
             session.stop()
             if cluster.serve and cluster.address is not None:
-                from stream_odml.cluster.service import stop_service
+                from stream_odml.cluster.serving.deployment import stop_service
 
                 stop_service()
             _remove_endpoints(config)
@@ -161,7 +161,8 @@ def _make_root(config: StreamConfig, takeover: bool) -> None:
         Store.create(config.root, config.model.dim, config.storage_options)
     except (OSError, DeltaError) as error:
         raise ConfigError(
-            f"the stream root {config.root} cannot be used ({_first_line(error)}); make it readable and writable, or change `root`"
+            f"the stream root {config.root} cannot be used ({_first_line(error)}); "
+            "make it readable and writable, or change `root`"
         ) from error
     writer = Writer.claim(
         config.root, f"stream {config.name}", takeover, config.store.lease_s, config.storage_options

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from stream_odml.learn.kernels import kernel_mean, kernel_weights
 from stream_odml.learn.packing import Floats, pack, unpack
 from stream_odml.learn.settings import KernelName
 
@@ -97,6 +95,11 @@ class KernelMap:
     def apply(self, g_nd: Floats) -> Floats:
         _check_dim(g_nd, self.anchors_md.shape[1])
         out = (self.base.apply(g_nd) if self.base else g_nd).copy()
+        # Here, so that whoever only composes affine maps (driver, command line) does not load torch.
+        import torch
+
+        from stream_odml.learn.kernels import kernel_mean, kernel_weights
+
         anchors, residuals = torch.from_numpy(self.anchors_md), torch.from_numpy(self.residuals_md)
         for i in range(0, len(g_nd), _BLOCK):
             g = torch.from_numpy(np.ascontiguousarray(g_nd[i : i + _BLOCK], dtype=np.float32))

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stream_odml.cluster.metrics import DriverMetrics, StreamFigures
 from stream_odml.cluster.progress import StageProgress
-from stream_odml.cluster.service_metrics import ServiceMetrics
+from stream_odml.cluster.serving.metrics import ServiceMetrics
 from tests.deploy.paths import load_rules
 
 _NAME = re.compile(r"\b(?:stream_odml|ray)[a-zA-Z0-9_:]*|\bup\b")

@@ -13,8 +13,8 @@ import yaml
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from stream_odml.cluster.metrics import DriverMetrics
-from stream_odml.cluster.options import ServiceOptions
-from stream_odml.cluster.service_metrics import Exporter, ServiceMetrics
+from stream_odml.cluster.serving.metrics import Exporter, ServiceMetrics
+from stream_odml.cluster.serving.options import ServiceOptions
 from tests.deploy.paths import DEPLOY, load_rules, panel_queries, tool
 from tests.deploy.prometheus_server import Server, prometheus, wait_for
 from tests.deploy.promql import example_driver, example_replica, names, ray_names

@@ -1,0 +1,17 @@
+"""The client of the search service: what it sends, what it gets back, and when it asks again."""
+
+from stream_odml.client.answers import Group, Hit, SearchResult
+from stream_odml.client.calls import NewImage
+from stream_odml.client.client import AsyncClient, Client, ClientError, ServiceError, ServiceUnreachable
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "Group",
+    "Hit",
+    "NewImage",
+    "SearchResult",
+    "ServiceError",
+    "ServiceUnreachable",
+]

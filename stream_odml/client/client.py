@@ -1,0 +1,229 @@
+"""The typed client, synchronous and asynchronous, with retries that never do a thing twice.
+
+Repeated: reads, deletes and pushes (which carry a key), after a lost connection or when the service says so
+(429, 502, 503, 504), no sooner than its Retry-After. Not repeated: a rollback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+import numpy.typing as npt
+
+from stream_odml.client import answers, calls
+from stream_odml.client.calls import Call, Image, NewImage, Options, Vector
+from stream_odml.client.exchange import (
+    ClientError,
+    ServiceError,
+    ServiceUnreachable,
+    headers,
+    request,
+    result,
+    wait_s,
+)
+
+__all__ = ["AsyncClient", "Client", "ClientError", "NewImage", "ServiceError", "ServiceUnreachable"]
+
+T = TypeVar("T")
+
+
+class Client:
+    """Synchronous client. Safe to share between threads; close it, or use it in a ``with``.
+
+    ``timeout`` in seconds for each attempt; ``retries`` attempts after the first. Every method raises
+    ServiceError or ServiceUnreachable.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        token: str | None = None,
+        *,
+        timeout: float = 10.0,
+        retries: int = 4,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._retries = retries
+        self._http = httpx.Client(base_url=url, headers=headers(token), timeout=timeout, transport=transport)
+
+    def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
+        """Neighbours of an image: encoded bytes, or the path of a file."""
+        return self._send(calls.search_image(image, options))
+
+    def search_vector(
+        self, vector: Vector, version: str | None = None, **options: Unpack[Options]
+    ) -> answers.SearchResult:
+        """Neighbours of a vector [d] made by ``version``; an older one is mapped, an unknown one refused."""
+        return self._send(calls.search_vector(vector, version, options))
+
+    def search_batch(
+        self, vectors: npt.NDArray[Any], version: str | None = None, **options: Unpack[Options]
+    ) -> list[answers.SearchResult]:
+        """Neighbours of each row of ``vectors`` [n, d], all given by one version."""
+        return self._send(calls.search_batch(vectors, version, options))
+
+    def push(self, images: Sequence[NewImage], key: str | None = None) -> answers.PushResult:
+        """Land images; returns once they are durable. The same ``key`` lands them once."""
+        return self._send(calls.push(images, key))
+
+    def get(self, item_id: str) -> answers.StoredItem:
+        """One item."""
+        return self._send(calls.get(item_id))
+
+    def delete(self, item_id: str) -> dict[str, Any]:
+        """Ask for an item to be forgotten."""
+        return self._send(calls.delete(item_id))
+
+    def delete_class(self, name: str) -> dict[str, Any]:
+        """Ask for a class to be forgotten."""
+        return self._send(calls.delete_class(name))
+
+    def classes(
+        self, since: datetime | None = None, limit: int = 1000, offset: int = 0
+    ) -> list[answers.ClassInfo]:
+        """Classes, newest first; only those first seen after ``since``."""
+        return self._send(calls.classes(since, limit, offset))
+
+    def versions(self) -> answers.Versions:
+        """The tree of versions."""
+        return self._send(calls.versions())
+
+    def diff(self, a: str, b: str) -> dict[str, Any]:
+        """Figures and classes that changed from version ``a`` to ``b``."""
+        return self._send(calls.diff(a, b))
+
+    def rollback(self, version: str, relearn: bool = True) -> dict[str, Any]:
+        """Ask for another version to be served."""
+        return self._send(calls.rollback(version, relearn))
+
+    def status(self) -> dict[str, Any]:
+        """What is served, and how far behind the stream it is."""
+        return self._send(calls.status())
+
+    def _send(self, call: Call[T]) -> T:
+        for attempt in range(self._retries + 1):
+            outcome: httpx.Response | httpx.TransportError
+            try:
+                outcome = self._http.send(request(self._http, call))
+            except httpx.TransportError as error:
+                outcome = error
+            pause_s = wait_s(call, outcome, attempt, self._retries)
+            if pause_s is None:
+                break
+            time.sleep(pause_s)
+        return result(call, outcome)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """The same for asyncio; see :class:`Client` for the meaning of every method."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        token: str | None = None,
+        *,
+        timeout: float = 10.0,
+        retries: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._retries = retries
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers(token), timeout=timeout, transport=transport
+        )
+
+    async def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
+        """Neighbours of an image."""
+        return await self._send(calls.search_image(image, options))
+
+    async def search_vector(
+        self, vector: Vector, version: str | None = None, **options: Unpack[Options]
+    ) -> answers.SearchResult:
+        """Neighbours of a vector [d]."""
+        return await self._send(calls.search_vector(vector, version, options))
+
+    async def search_batch(
+        self, vectors: npt.NDArray[Any], version: str | None = None, **options: Unpack[Options]
+    ) -> list[answers.SearchResult]:
+        """Neighbours of each row of ``vectors`` [n, d]."""
+        return await self._send(calls.search_batch(vectors, version, options))
+
+    async def push(self, images: Sequence[NewImage], key: str | None = None) -> answers.PushResult:
+        """Land images."""
+        return await self._send(calls.push(images, key))
+
+    async def get(self, item_id: str) -> answers.StoredItem:
+        """One item."""
+        return await self._send(calls.get(item_id))
+
+    async def delete(self, item_id: str) -> dict[str, Any]:
+        """Forget an item."""
+        return await self._send(calls.delete(item_id))
+
+    async def delete_class(self, name: str) -> dict[str, Any]:
+        """Forget a class."""
+        return await self._send(calls.delete_class(name))
+
+    async def classes(
+        self, since: datetime | None = None, limit: int = 1000, offset: int = 0
+    ) -> list[answers.ClassInfo]:
+        """Classes, newest first."""
+        return await self._send(calls.classes(since, limit, offset))
+
+    async def versions(self) -> answers.Versions:
+        """The tree of versions."""
+        return await self._send(calls.versions())
+
+    async def diff(self, a: str, b: str) -> dict[str, Any]:
+        """What changed between two versions."""
+        return await self._send(calls.diff(a, b))
+
+    async def rollback(self, version: str, relearn: bool = True) -> dict[str, Any]:
+        """Serve another version."""
+        return await self._send(calls.rollback(version, relearn))
+
+    async def status(self) -> dict[str, Any]:
+        """What is served."""
+        return await self._send(calls.status())
+
+    async def _send(self, call: Call[T]) -> T:
+        for attempt in range(self._retries + 1):
+            outcome: httpx.Response | httpx.TransportError
+            try:
+                outcome = await self._http.send(request(self._http, call))
+            except httpx.TransportError as error:
+                outcome = error
+            pause_s = wait_s(call, outcome, attempt, self._retries)
+            if pause_s is None:
+                break
+            await asyncio.sleep(pause_s)
+        return result(call, outcome)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.aclose()

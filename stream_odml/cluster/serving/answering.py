@@ -1,0 +1,130 @@
+"""Queries on the threads that answer them: vectors share one FAISS thread and are batched, images have their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+from stream_odml.cluster.serving.backend import Answer, Floats, Query
+from stream_odml.cluster.serving.batching import Coalescer
+from stream_odml.cluster.serving.bundle import Bundle
+from stream_odml.cluster.serving.errors import unprocessable
+from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.gallery.calibration import matrix_path_from
+from stream_odml.gallery.errors import UnknownVersion
+from stream_odml.gallery.filters import Filters
+from stream_odml.gallery.hits import Hit
+from stream_odml.learn.embedder import embed
+from stream_odml.stream.decode import decode_image
+from stream_odml.stream.reasons import BadImage
+
+COALESCED = 64
+"""Most requests answered by one search."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Ask:
+    bundle: Bundle
+    vectors: Floats
+    version: str
+    query: Query
+
+
+class Answering:
+    """Searches bundles. Belongs to one event loop; close it to end its threads."""
+
+    def __init__(self, options: ServiceOptions) -> None:
+        self._options = options
+        # OpenMP's thread count is a setting of the calling thread: every searching thread needs its own.
+        self._searching = ThreadPoolExecutor(
+            1, "search", initializer=faiss.omp_set_num_threads, initargs=(options.search_threads,)
+        )
+        self._embedding = ThreadPoolExecutor(options.image_threads, "embed")
+        self._coalescer = Coalescer(self._searching, _work, COALESCED)
+
+    def close(self) -> None:
+        """End the threads after what they do now."""
+        self._searching.shutdown(cancel_futures=True)
+        self._embedding.shutdown(cancel_futures=True)
+
+    async def vectors(self, bundle: Bundle, vectors: Floats, version: str | None, query: Query) -> Answer:
+        """Neighbours in ``bundle`` of ``vectors`` [n, d]. ApiError 422 for another dimension or version."""
+        made_by = bundle.version if version is None else version
+        dim = bundle.snapshot.dim
+        if vectors.shape[1] != dim:
+            raise unprocessable(
+                "bad_dimension",
+                f"the vector has {vectors.shape[1]} values, the gallery {dim}",
+                "use the gallery's model",
+            )
+        if not bundle.snapshot.tree.is_committed(made_by):
+            raise unprocessable(
+                "unknown_version",
+                f"version {made_by[:80]!a} made no vector of this gallery",
+                "GET /v1/versions lists those it knows; min_version waits for one just committed",
+            )
+        self._coalescer.pays_from = matrix_path_from(dim)
+        hits = await self._coalescer.ask(_Ask(bundle, vectors, made_by, query))
+        return Answer(bundle.version, bundle.sequence, hits)
+
+    async def images(self, bundle: Bundle, images: Sequence[bytes], query: Query) -> Answer:
+        """Neighbours of encoded images, embedded by the bundle's own model. ApiError 422 for what is no image."""
+        loop = asyncio.get_running_loop()
+        vectors = await loop.run_in_executor(self._embedding, self._embed, bundle, images)
+        return await self.vectors(bundle, vectors, None, query)
+
+    def _embed(self, bundle: Bundle, images: Sequence[bytes]) -> Floats:
+        size = bundle.embedder.spec.image_size
+        try:
+            pixels = np.stack([decode_image(image, size, self._options.max_pixels) for image in images])
+        except BadImage as bad:
+            raise unprocessable(
+                str(bad.reason),
+                "the image cannot be used",
+                "send JPEG, PNG, WebP, GIF or BMP within the pixel limit",
+            ) from None
+        return embed(bundle.embedder, pixels)
+
+
+def _work(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
+    """Plain queries of one snapshot, version and k are one search; filtered and grouped ones go alone."""
+    together: dict[object, list[int]] = defaultdict(list)
+    for place, ask in enumerate(asks):
+        query = ask.query
+        plain = not (query.group_by_class or _filters(query))
+        together[(id(ask.bundle), ask.version, query.k) if plain else place].append(place)
+    replies: list[Sequence[Sequence[Hit]] | Exception] = [[] for _ in asks]
+    for places in together.values():
+        for place, reply in zip(places, _search([asks[place] for place in places]), strict=True):
+            replies[place] = reply
+    return replies
+
+
+def _search(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
+    first = asks[0]
+    vectors = first.vectors if len(asks) == 1 else np.concatenate([ask.vectors for ask in asks])
+    try:
+        hits = first.bundle.snapshot.search(
+            np.ascontiguousarray(vectors, dtype=np.float32),
+            first.version,
+            first.query.k,
+            _filters(first.query),
+            "class" if first.query.group_by_class else None,
+            first.query.group_size,
+        )
+    except UnknownVersion as error:
+        return [error] * len(asks)
+    ends = np.cumsum([len(ask.vectors) for ask in asks]).tolist()
+    return [hits[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _filters(query: Query) -> Filters | None:
+    classes = None if query.classes is None else frozenset(query.classes)
+    filters = Filters(classes, query.attributes, query.after, query.before)
+    return filters if filters else None

@@ -1,0 +1,56 @@
+"""The API as one ASGI app over a Backend. Knows nothing of Ray: tests and plain uvicorn run it as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from stream_odml import __version__
+from stream_odml.cluster.serving.backend import Backend
+from stream_odml.cluster.serving.errors import install_handlers
+from stream_odml.cluster.serving.guard import Guard
+from stream_odml.cluster.serving.metrics import ServiceMetrics
+from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.serving.routes import catalogue, health, items, pages, search, versions
+
+_ABOUT = (
+    "Search a gallery that keeps growing, by a model that keeps learning. Every answer names the `version` "
+    "of the model and the `sequence` of the store it was given by. Errors are `{error, detail, remedy}`; "
+    "503 carries `Retry-After`."
+)
+
+
+def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetrics | None = None) -> FastAPI:
+    """Build the app. Raises ValueError if the token file of ``options`` cannot be read."""
+    app = FastAPI(
+        title="stream_odml",
+        version=__version__,
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.backend = backend
+    app.state.options = options
+    for module in (search, items, catalogue, versions, health, pages):
+        app.include_router(module.router)
+    install_handlers(app)
+    token = options.token()
+    app.add_middleware(Guard, options=options, token=token, metrics=metrics or ServiceMetrics())
+    if token is not None:
+        _describe_token(app)
+    return app
+
+
+def _describe_token(app: FastAPI) -> None:
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = plain()
+        schema.setdefault("components", {})["securitySchemes"] = {
+            "token": {"type": "http", "scheme": "bearer"}
+        }
+        schema["security"] = [{"token": []}]
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

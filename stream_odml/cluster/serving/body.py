@@ -1,0 +1,243 @@
+"""Requests into typed values, by hand: the query path must not pay for a schema library on 128 floats."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn, cast
+
+import numpy as np
+from starlette.requests import Request
+
+from stream_odml.cluster.serving.backend import Floats, Query
+from stream_odml.cluster.serving.errors import ApiError, bad_request, unprocessable
+
+MAX_NAME = 512
+MAX_FILTER_VALUES = 1000
+MAX_VALUE = 1e15
+"""Largest magnitude in a vector: squares and sums of such values still fit float32."""
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise bad_request(f"the JSON body holds {name}, which is not JSON", "send finite numbers")
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object. ApiError 400 if it is none."""
+    body = await request.body()
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise bad_request("the body is not valid JSON", "send one JSON object, UTF-8") from None
+    if not isinstance(value, dict):
+        raise bad_request(f"the body is a JSON {type(value).__name__}, not an object", "send one JSON object")
+    return value
+
+
+def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    """ApiError 422 if ``body`` has a key that nothing reads: a misspelt filter must not pass for no filter."""
+    unknown = sorted(set(body) - allowed)
+    if unknown:
+        raise unprocessable(
+            "unknown_field",
+            f"unknown field {_clip(unknown[0])}",
+            f"known fields: {', '.join(sorted(allowed))}",
+        )
+
+
+def media_type(request: Request) -> str:
+    """The request's media type, lower case, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def unsupported(seen: str, wanted: str) -> ApiError:
+    """415: the media type is none of those taken here."""
+    return ApiError(415, "unsupported_media_type", f"cannot read {_clip(seen)}", f"send {wanted}")
+
+
+# --- vectors ---------------------------------------------------------------------------------------------
+
+
+def vectors_from(value: object, limit: int) -> Floats:
+    """Vectors [n, d] out of a list of lists, or of {"base64", "dim"} (little-endian float32). ApiError 422."""
+    if isinstance(value, dict):
+        vectors = _packed(value)
+    else:
+        rows = _list(value, "vectors")
+        if not 1 <= len(rows) <= limit:
+            raise unprocessable("bad_batch", f"{len(rows)} vectors in the batch", f"send 1 to {limit}")
+        if len({len(_list(row, "vector")) for row in rows}) > 1:
+            raise unprocessable("bad_vector", "the vectors differ in length", "send vectors of one length")
+        vectors = np.stack([vector_from(row) for row in rows])
+    if not 1 <= len(vectors) <= limit:
+        raise unprocessable("bad_batch", f"{len(vectors)} vectors in the batch", f"send 1 to {limit}")
+    return _finite(vectors)
+
+
+def vector_from(value: object) -> Floats:
+    """One vector [d] out of a JSON list of numbers. ApiError 422 for anything else, NaN and infinity included."""
+    row = _list(value, "vector")
+    if not row or not all(type(x) is float or type(x) is int for x in row):
+        raise unprocessable("bad_vector", "the vector is empty or holds something that is no number")
+    try:
+        with np.errstate(over="ignore"):
+            return _finite(np.array(row, dtype=np.float64).astype(np.float32))
+    except OverflowError:
+        raise unprocessable(
+            "bad_vector", "the vector holds a number too large", "send float32 values"
+        ) from None
+
+
+def _packed(value: Mapping[str, Any]) -> Floats:
+    known_keys(value, frozenset({"base64", "dim"}))
+    dim = integer(value.get("dim"), "dim", 1, 65_536)
+    data = from_base64(value.get("base64"), "vectors.base64")
+    if not data or len(data) % (4 * dim):
+        raise unprocessable("bad_vector", f"{len(data)} bytes are no rows of {dim} float32 values")
+    return np.frombuffer(data, dtype="<f4").reshape(-1, dim).astype(np.float32)
+
+
+def _finite(vectors: Floats) -> Floats:
+    if not (np.abs(vectors) <= MAX_VALUE).all():  # false for NaN too
+        raise unprocessable(
+            "bad_vector", "the vector holds NaN, infinity or a huge value", "send finite values"
+        )
+    return vectors
+
+
+# --- the rest of a query -----------------------------------------------------------------------------------
+
+QUERY_KEYS = frozenset({"k", "filter", "group_by", "group_size", "min_version", "min_seq"})
+_FILTER_KEYS = frozenset({"class", "attributes", "from", "to"})
+
+
+def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
+    """The ``k``, ``filter``, ``group_by`` … of a JSON body. ApiError 422 with the field that is wrong."""
+    chosen = body.get("filter") or {}
+    if not isinstance(chosen, dict):
+        raise unprocessable("bad_filter", "filter is not an object")
+    known_keys(chosen, _FILTER_KEYS)
+    group_by = body.get("group_by")
+    if group_by not in (None, "class"):
+        raise unprocessable("bad_group_by", f"cannot group by {_clip(group_by)}", "use group_by=class")
+    return Query(
+        k=integer(body.get("k", 10), "k", 1, max_k),
+        classes=_classes(chosen.get("class")),
+        attributes=attributes_from(chosen.get("attributes")),
+        after=moment(chosen.get("from"), "from"),
+        before=moment(chosen.get("to"), "to"),
+        group_by_class=group_by == "class",
+        group_size=integer(body.get("group_size", 1), "group_size", 1, 100),
+        min_version=optional(name_from, body.get("min_version"), "min_version"),
+        min_seq=None if body.get("min_seq") is None else integer(body["min_seq"], "min_seq", 0, 2**62),
+    )
+
+
+_URL_KEYS = frozenset(
+    {"k", "class", "attribute", "from", "to", "group_by", "group_size", "min_version", "min_seq"}
+)
+
+
+def query_from_url(request: Request, max_k: int) -> Query:
+    """The same from the address: ?k=5&class=a&class=b&attribute=colour:red&from=2026-01-01T00:00:00Z."""
+    given = request.query_params
+    known_keys(given, _URL_KEYS)
+    pairs = [pair.partition(":") for pair in given.getlist("attribute")]
+    body: dict[str, Any] = {key: given[key] for key in ("group_by", "min_version") if key in given}
+    for key in ("k", "group_size", "min_seq"):
+        if key in given:
+            body[key] = int(given[key]) if given[key].isdecimal() and len(given[key]) < 20 else given[key]
+    chosen: dict[str, Any] = {key: given[key] for key in ("from", "to") if key in given}
+    if "class" in given:
+        chosen["class"] = given.getlist("class")
+    if pairs:
+        chosen["attributes"] = {key: value for key, _, value in pairs}
+    return query_from_json({**body, "filter": chosen}, max_k)
+
+
+def _classes(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else _list(value, "filter.class")
+    if len(names) > MAX_FILTER_VALUES:
+        raise unprocessable(
+            "bad_filter", f"{len(names)} classes in the filter", f"at most {MAX_FILTER_VALUES}"
+        )
+    return tuple(name_from(name, "class") for name in names)
+
+
+def attributes_from(value: object) -> dict[str, str]:
+    """String attributes; ApiError 422 for anything that is no object of strings."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > 64:
+        raise unprocessable("bad_attributes", "attributes is not an object of at most 64 strings")
+    return {name_from(key, "attribute"): name_from(text, f"attribute {key!r}") for key, text in value.items()}
+
+
+def moment(value: object, field: str) -> datetime | None:
+    """An ISO 8601 time, or seconds since the epoch; UTC where no zone is given. ApiError 422."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):
+            seen = datetime.fromisoformat(value)
+            return (seen if seen.tzinfo else seen.replace(tzinfo=UTC)).astimezone(UTC)
+        if type(value) in (int, float):
+            return datetime.fromtimestamp(cast(float, value), UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise unprocessable(
+        "bad_time", f"{field} is {_clip(value)}", "send ISO 8601 such as 2026-01-31T12:00:00Z"
+    )
+
+
+def integer(value: object, field: str, low: int, high: int) -> int:
+    """A whole number within low..high, else ApiError 422."""
+    if type(value) is not int or not low <= value <= high:
+        raise unprocessable(
+            f"bad_{field}", f"{field} is {_clip(value)}", f"send a whole number, {low} to {high}"
+        )
+    return value
+
+
+def name_from(value: object, field: str) -> str:
+    """A non-empty string without control characters, at most 512 long; else ApiError 422."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not _clean(value):
+        raise unprocessable(
+            "bad_name", f"{field} is {_clip(value)}", f"send printable text of 1 to {MAX_NAME} characters"
+        )
+    return value
+
+
+def optional(read: Callable[[object, str], str], value: object, field: str) -> str | None:
+    """``read`` unless the value is absent."""
+    return None if value is None else read(value, field)
+
+
+def from_base64(value: object, field: str) -> bytes:
+    """Bytes out of base64 text; ApiError 422."""
+    try:
+        if isinstance(value, str):
+            return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    raise unprocessable("bad_base64", f"{field} is not base64 text", "send standard base64 with padding")
+
+
+def _clean(text: str) -> bool:
+    return not any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF or c == "\x7f" for c in text)
+
+
+def _list(value: object, field: str) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise unprocessable("bad_request_field", f"{field} is not a list")
+    return value
+
+
+def _clip(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."

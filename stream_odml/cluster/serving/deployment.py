@@ -1,0 +1,134 @@
+"""The service on Ray Serve: each replica pulls what is committed; nothing is ever pushed to it or redeployed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+
+from stream_odml.cluster.driver_calls import DRIVER_NAME
+from stream_odml.cluster.serving.api import create_app
+from stream_odml.cluster.serving.gateway import RayDriver
+from stream_odml.cluster.serving.metrics import Exporter
+from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.serving.replica import Replica
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "stream_odml"
+DEPLOYMENT = "search"
+START_TIMEOUT_S = 120.0
+
+
+class ServiceDown(RuntimeError):
+    """The service did not come up, or not in time."""
+
+
+class SearchService:
+    """One Serve replica. Sessions, sockets and files end with it."""
+
+    def __init__(self, root: str, options: str, storage_options: dict[str, str] | None) -> None:
+        """``options`` is a :class:`ServiceOptions` as JSON."""
+        from ray import serve
+
+        torch.set_num_threads(1)
+        self._options = ServiceOptions.model_validate_json(options)
+        name = str(serve.get_replica_context().replica_id.unique_id)
+        driver = RayDriver(DRIVER_NAME, self._options.namespace, self._options.timeout_s / 2)
+        self._replica = Replica(root, self._options, driver, storage_options, name)
+        self._replica.start()
+        self._exporter = Exporter(
+            self._replica.metrics, name, self._options, _metrics_dir(root, self._options)
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._replica, self._options, self._replica.metrics)
+
+    def check_health(self) -> None:
+        """Called by Serve. A store that is away is no reason to restart: a new replica would have nothing to serve."""
+        if not self._replica.puller.alive:
+            raise RuntimeError("the thread that follows the store has ended")
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # __init__ did not get so far
+            self._exporter.close()
+        with contextlib.suppress(AttributeError):
+            self._replica.close()
+
+
+def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str] | None = None) -> Any:
+    """The ``serve.Application`` over ``root``, to be run by :func:`start_service` or from a Serve config."""
+    from ray import serve
+
+    options.token()  # says now, not in a replica's log, that a token file is missing
+    deployment = serve.deployment(
+        serve.ingress()(SearchService),
+        name=DEPLOYMENT,
+        num_replicas=options.replicas,
+        # The replica's own bound answers first, in our words; this one is behind it.
+        max_ongoing_requests=2 * options.max_ongoing_requests,
+        health_check_period_s=options.health_check_period_s,
+        health_check_timeout_s=options.health_check_timeout_s,
+        graceful_shutdown_timeout_s=options.timeout_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        ray_actor_options={"num_cpus": options.num_cpus},
+    )
+    return deployment.bind(root, options.model_dump_json(), storage_options)
+
+
+def start_service(
+    root: str,
+    options: ServiceOptions,
+    storage_options: dict[str, str] | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+) -> str:
+    """Run the service on the Ray session of this process and return its URL once it answers queries.
+
+    Raises ServiceDown after ``timeout_s``, ValueError for a token file that cannot be read.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    app = build_app(root, options, storage_options)
+    serve.start(http_options=HTTPOptions(host=options.host, port=options.port))
+    serve.run(app, name=APPLICATION, route_prefix="/")
+    url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
+    _wait_until_ready(url, timeout_s)
+    return url
+
+
+def stop_service() -> None:
+    """End the service and its proxy."""
+    from ray import serve
+
+    serve.shutdown()
+
+
+def _wait_until_ready(url: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    seen = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            seen = f"HTTP {error.code}"
+        except OSError as error:
+            seen = str(error)
+        time.sleep(0.1)
+    raise ServiceDown(
+        f"{url} was not ready within {timeout_s:g} s ({seen}); see Ray's Serve logs for the reason"
+    )
+
+
+def _metrics_dir(root: str, options: ServiceOptions) -> Path | None:
+    if options.metrics_dir is not None:
+        return options.metrics_dir
+    return None if "://" in root else Path(root) / "metrics"

@@ -1,0 +1,61 @@
+"""Pushed images become a shard of the inbox, durable before they are acknowledged, once for each key."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from stream_odml.cluster.serving.backend import PushedImage, PushReceipt
+from stream_odml.cluster.serving.errors import ApiError, unavailable, unprocessable
+from stream_odml.stream.decode import decode_image
+from stream_odml.stream.landing import NewItem, ShardExists, land_items, push_name
+from stream_odml.stream.reasons import BadImage
+from stream_odml.stream.storage import StorageOptions
+
+PROBE_PX = 32
+"""Images are decoded before they are taken, to a small size: who pushes a broken one learns it at once."""
+
+
+class PushInbox:
+    """Where pushes land. Blocking: call it on a thread."""
+
+    def __init__(self, inbox: str, max_pixels: int, options: StorageOptions | None = None) -> None:
+        self._inbox, self._max_pixels, self._options = inbox, max_pixels, options
+
+    def land(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
+        """Land ``images`` as one shard. The shard's name comes from the key and its content from the images,
+        so that a repetition, to whichever replica, finds its own file there and changes nothing.
+
+        Raises ApiError: 422 for an image that cannot be used, 409 for a key that stood for other images,
+        503 when the inbox cannot be written.
+        """
+        for number, image in enumerate(images):
+            self._check(number, image.image)
+        name = push_name(key or uuid.uuid4().hex)
+        ids = [image.item_id or f"{name}/{row}" for row, image in enumerate(images)]
+        items = [
+            NewItem(image.image, image.class_name, item_id, image.attributes, image.time)
+            for image, item_id in zip(images, ids, strict=True)
+        ]
+        try:
+            land_items(self._inbox, name, items, self._options)
+        except ShardExists:
+            raise ApiError(
+                409,
+                "key_reused",
+                "this Idempotency-Key was used for other images",
+                "repeat a push unchanged, or choose a new key",
+            ) from None
+        except OSError as error:
+            raise unavailable("inbox_unavailable", "the push could not be stored", 5) from error
+        return PushReceipt(f"{name}.parquet", ids)
+
+    def _check(self, number: int, image: bytes) -> None:
+        try:
+            decode_image(image, PROBE_PX, self._max_pixels)
+        except BadImage as bad:
+            raise unprocessable(
+                str(bad.reason),
+                f"image {number} of the push cannot be used",
+                "send JPEG, PNG, WebP, GIF or BMP",
+            ) from None

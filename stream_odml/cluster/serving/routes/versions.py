@@ -1,0 +1,55 @@
+"""Versions: the tree, what changed between two of them, and going back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from fastapi import Query as UrlQuery
+from starlette.responses import Response
+
+from stream_odml.cluster.serving.backend import VersionHistory, VersionRow
+from stream_odml.cluster.serving.errors import ApiError, not_found
+from stream_odml.cluster.serving.replies import backend_of, reply, version_json
+from stream_odml.cluster.serving.version_diff import diff_versions
+
+router = APIRouter(prefix="/v1/versions", tags=["versions"])
+
+
+@router.get("", response_class=Response, summary="The tree of versions")
+async def versions(request: Request) -> Response:
+    """Every committed version with its parent and metrics, in order of commit; and which is the head."""
+    history = await backend_of(request, "versions").versions()
+    rows = [version_json(row) for row in history.versions]
+    return reply({"head": history.head, "sequence": history.sequence, "versions": rows})
+
+
+@router.post("/{version}/rollback", response_class=Response, status_code=202, summary="Serve another version")
+async def rollback(
+    version: str,
+    request: Request,
+    relearn: Annotated[
+        bool, UrlQuery(description="learn again what only the abandoned branch has learnt; else skip it")
+    ] = True,
+) -> Response:
+    """Ask the driver to move the head, back or forward. No item is lost: vectors are mapped along the tree."""
+    backend = backend_of(request, "rollback")
+    if _find(await backend.versions(), version).retired:
+        raise ApiError(
+            409, "retired", "the model of this version was dropped by retention", "choose a later version"
+        )
+    return reply(await backend.rollback(version, relearn), 202)
+
+
+@router.get("/{a}/diff/{b}", response_class=Response, summary="What changed between two versions")
+async def diff(a: str, b: str, request: Request) -> Response:
+    """Figures of both versions side by side, and the classes whose recall went up or down from a to b."""
+    history = await backend_of(request, "versions").versions()
+    return reply(diff_versions(_find(history, a), _find(history, b)))
+
+
+def _find(history: VersionHistory, version: str) -> VersionRow:
+    for row in history.versions:
+        if row.version == version:
+            return row
+    raise not_found("unknown_version", f"there is no version {version[:80]!a}", "GET /v1/versions lists them")

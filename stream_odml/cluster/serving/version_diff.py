@@ -1,0 +1,59 @@
+"""The difference of two versions: figures side by side, and classes that gained or lost recall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stream_odml.cluster.serving.backend import VersionRow
+
+CLASS_RECALL = "recall_by_class"
+"""Key of a version's metrics: Recall@1 of each class, {class: 0..1}."""
+
+
+def diff_versions(a: VersionRow, b: VersionRow) -> dict[str, Any]:
+    """Changes from ``a`` to ``b``; classes sorted by how much they changed, strongest first."""
+    before, after = _recalls(a), _recalls(b)
+    changed: list[dict[str, Any]] = [
+        {
+            "class": name,
+            "from": before[name],
+            "to": after[name],
+            "delta": round(after[name] - before[name], 6),
+        }
+        for name in before.keys() & after.keys()
+        if after[name] != before[name]
+    ]
+    changed.sort(key=lambda row: (-abs(row["delta"]), row["class"]))
+    return {
+        "from": a.version,
+        "to": b.version,
+        "metrics": _metrics(a.metrics, b.metrics),
+        "gained": [row for row in changed if row["delta"] > 0],
+        "lost": [row for row in changed if row["delta"] < 0],
+        "unchanged": len(before.keys() & after.keys()) - len(changed),
+        "new_classes": sorted(after.keys() - before.keys()),
+        "gone_classes": sorted(before.keys() - after.keys()),
+    }
+
+
+def _recalls(row: VersionRow) -> dict[str, float]:
+    recalls = row.metrics.get(CLASS_RECALL)
+    if not isinstance(recalls, Mapping):
+        return {}
+    return {str(name): float(value) for name, value in recalls.items() if _is_figure(value)}
+
+
+def _metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    rows: dict[str, dict[str, float | None]] = {}
+    for name in sorted(a.keys() | b.keys()):
+        x, y = (m.get(name) if _is_figure(m.get(name)) else None for m in (a, b))
+        if x is None and y is None:
+            continue
+        rows[name] = {"from": x, "to": y, "delta": None if x is None or y is None else round(y - x, 6)}
+    return rows
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

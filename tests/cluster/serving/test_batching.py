@@ -1,0 +1,93 @@
+"""Queries answered together: each gets its own reply, and none waits for one that has left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from stream_odml.cluster.serving.batching import Coalescer
+
+
+class Work:
+    """Doubles numbers, refuses negative ones, and holds its first batch until it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+
+    def __call__(self, asks: Sequence[int]) -> Sequence[int | Exception]:
+        self.batches.append(list(asks))
+        assert self.go.wait(5)
+        return [ValueError(str(ask)) if ask < 0 else 2 * ask for ask in asks]
+
+
+async def gather(
+    work: Work, asks: Sequence[int], pays_from: int = 2, limit: int = 4
+) -> list[int | BaseException]:
+    with ThreadPoolExecutor(1) as pool:
+        coalescer = Coalescer(pool, work, limit)
+        coalescer.pays_from = pays_from
+        tasks = [asyncio.create_task(coalescer.ask(ask)) for ask in asks[:1]]
+        while not work.batches:
+            await asyncio.sleep(0.001)
+        tasks += [asyncio.create_task(coalescer.ask(ask)) for ask in asks[1:]]
+        await asyncio.sleep(0.01)
+        work.go.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_what_came_in_meanwhile_is_one_batch_up_to_the_limit() -> None:
+    work = Work()
+    assert asyncio.run(gather(work, [1, 2, 3, 4, 5, 6, 7])) == [2, 4, 6, 8, 10, 12, 14]
+    assert work.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
+def test_few_go_one_by_one_where_a_batch_is_no_cheaper() -> None:
+    work = Work()
+    asyncio.run(gather(work, [1, 2, 3, 4, 5], pays_from=4, limit=8))
+    assert work.batches == [[1], [2, 3, 4, 5]]
+    work = Work()
+    asyncio.run(gather(work, [1, 2, 3, 4], pays_from=4, limit=8))
+    assert work.batches == [[1], [2], [3], [4]]
+
+
+def test_one_that_fails_fails_alone() -> None:
+    replies = asyncio.run(gather(Work(), [1, -2, 3]))
+    assert (replies[0], replies[2]) == (2, 6)
+    assert isinstance(replies[1], ValueError)
+
+
+def test_work_that_breaks_reaches_its_askers_and_the_next_are_served() -> None:
+    def broken(asks: Sequence[int]) -> Sequence[int | Exception]:
+        raise RuntimeError("broken")
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            coalescer = Coalescer(pool, broken, 4)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="broken"):
+                    await coalescer.ask(1)
+
+    asyncio.run(run())
+
+
+def test_who_has_left_is_not_worked_for() -> None:
+    async def run() -> list[list[int]]:
+        work = Work()
+        with ThreadPoolExecutor(1) as pool:
+            coalescer = Coalescer(pool, work, 4)
+            first = asyncio.create_task(coalescer.ask(1))
+            await asyncio.sleep(0.01)
+            gone = asyncio.create_task(coalescer.ask(2))
+            stays = asyncio.create_task(coalescer.ask(3))
+            await asyncio.sleep(0.01)
+            gone.cancel()
+            work.go.set()
+            assert (await first, await stays) == (2, 6)
+        return work.batches
+
+    assert asyncio.run(run()) == [[1], [3]]
