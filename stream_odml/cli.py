@@ -140,6 +140,46 @@ def run(
     run_until(load_config(config, overrides), takeover, until_idle, out)
 
 
+Address = Annotated[
+    str | None, typer.Option(help="Job server of the cluster, http://head:8265; by default RAY_ADDRESS.")
+]
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    address: Address = None,
+    job_id: Annotated[str | None, typer.Option(help="Id of the job; by default a new one.")] = None,
+    until_idle: Annotated[
+        float | None, typer.Option(help="End the job when nothing has waited for so many seconds.")
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Show the log and end with the job's exit code.")] = True,
+) -> None:
+    """Submit a stream as a job of a running Ray cluster. Submitting again resumes it.
+
+    Example:  stream-odml submit stream.yaml --address http://head:8265
+    """
+    from stream_odml.cluster import jobs
+
+    client, job = jobs.submit(config, address, until_idle, job_id)
+    out.print(f"submitted {job}", highlight=False)
+    if follow:
+        raise typer.Exit(jobs.follow(client, job, lambda text: print(text, end="", flush=True)))
+
+
+@app.command()
+def stop(
+    job_id: Annotated[str, typer.Argument(help="Id that `submit` printed.")], address: Address = None
+) -> None:
+    """Stop a submitted stream; what it has committed stays, and submitting again goes on from there.
+
+    Example:  stream-odml stop raysubmit_ab12 --address http://head:8265
+    """
+    from stream_odml.cluster import jobs
+
+    out.print(f"{job_id} is {jobs.stop(jobs.connect(address), job_id).value.lower()}", highlight=False)
+
+
 @app.command()
 def config(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,

@@ -1,0 +1,83 @@
+"""Streams as jobs of a Ray cluster: submitted with a working directory that holds one file, the configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from stream_odml.config import load_config
+
+CONFIG_NAME = "stream.yaml"
+SETTLE_S = 60.0
+
+
+class JobUnreachable(RuntimeError):
+    """The cluster's job server does not answer, or refuses us."""
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """A client of the job server at ``address`` (http://head:8265; None: RAY_ADDRESS or a local cluster).
+
+    A token is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Raises JobUnreachable.
+    """
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise JobUnreachable(
+            f"no job server answers at {address or 'the default address'} ({_first_line(error)}); start the cluster "
+            "with its dashboard, and set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN if it asks for a token"
+        ) from error
+
+
+def submit(
+    config: Path, address: str | None, until_idle_s: float | None, job_id: str | None
+) -> tuple[JobSubmissionClient, str]:
+    """Submit `stream-odml run` for ``config``; returns the client and the job's id. Raises ConfigError."""
+    load_config(config)  # a mistake is cheaper here than in a job's log
+    client = connect(address)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(config, Path(folder) / CONFIG_NAME)
+        idle = f" --until-idle {until_idle_s:g}" if until_idle_s is not None else ""
+        return client, client.submit_job(
+            entrypoint=f"stream-odml run {CONFIG_NAME} --address auto{idle}",
+            submission_id=job_id,
+            runtime_env={"working_dir": folder},
+        )
+
+
+def follow(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> int:
+    """Show the job's log until it ends; 0 if it succeeded or was stopped, else 1."""
+    asyncio.run(_tail(client, job_id, show))
+    status = settled(client, job_id)
+    return 0 if status in (JobStatus.SUCCEEDED, JobStatus.STOPPED) else 1
+
+
+async def _tail(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> None:
+    async for text in client.tail_job_logs(job_id):
+        show(text)
+
+
+def stop(client: JobSubmissionClient, job_id: str) -> JobStatus:
+    """Stop a job and wait until it has ended. The stream can be submitted again and goes on."""
+    client.stop_job(job_id)
+    return settled(client, job_id)
+
+
+def settled(client: JobSubmissionClient, job_id: str) -> JobStatus:
+    """The job's final status, or the one after a minute."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        status = client.get_job_status(job_id)
+        if status.is_terminal() or time.monotonic() > deadline:
+            return status
+        time.sleep(0.2)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
