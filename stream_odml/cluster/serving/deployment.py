@@ -19,6 +19,7 @@ from stream_odml.cluster.serving.gateway import RayDriver
 from stream_odml.cluster.serving.metrics import Exporter
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.cluster.serving.replica import Replica
+from stream_odml.config import load_config
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,18 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
         ray_actor_options={"num_cpus": options.num_cpus},
     )
     return deployment.bind(root, options.model_dump_json(), storage_options)
+
+
+def build(args: dict[str, str]) -> Any:
+    """The application for a Serve config file: ``args`` is ``{"config": path of the stream's YAML file}``.
+
+    Host and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError for
+    other arguments.
+    """
+    if set(args) != {"config"}:
+        raise ValueError(f"arguments of the application are {sorted(args)}; give `config: stream.yaml` alone")
+    config = load_config(Path(args["config"]))
+    return build_app(config.root, config.service, config.storage_options)
 
 
 def start_service(

@@ -13,7 +13,9 @@ import pytest
 
 from stream_odml.client import Client, ServiceError
 from stream_odml.cluster.runtime import free_port, ray_session
+from stream_odml.cluster.serving.deployment import build
 from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.config import ConfigError
 from tests.cluster.serving.tiny_stream import TinyStream
 
 pytestmark = pytest.mark.ray
@@ -45,6 +47,17 @@ def test_two_replicas_serve_every_commit_without_a_failed_query(
         stop_service()
         assert not list((Path(stream.root) / "metrics").glob("replica-*.json"))
     stream.close()
+
+
+def test_a_serve_config_names_the_stream_s_own_file(tmp_path: Path) -> None:
+    (tmp_path / "stream.yaml").write_text("root: /data/root\nservice: {replicas: 3}\n")
+    deployment = build({"config": str(tmp_path / "stream.yaml")})._bound_deployment
+    assert deployment.num_replicas == 3
+    assert deployment.init_args[0] == "/data/root"
+    with pytest.raises(ConfigError, match="missing"):
+        build({"config": str(tmp_path / "missing.yaml")})
+    with pytest.raises(ValueError, match="give `config"):
+        build({"root": "x"})
 
 
 def _swaps_under_load(stream: TinyStream, url: str, ids: list[str]) -> None:
