@@ -7,8 +7,9 @@ The gallery is the union of all held-out images so far; a query is one of them, 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,12 @@ from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import vectors_of
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, embed
-from stream_odml.learn.evaluation import Retrieval, recall_at_k
+from stream_odml.learn.evaluation import Retrieval, recall_at_1_by_class, recall_at_k
 from stream_odml.stream.decode import decode_image
 
 Floats = NDArray[np.float32]
 TASK_KEY = "recall_at_1_of_task/"
+CLASS_KEY = "recall_by_class"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class HeldOut:
     """Held-out images of learnt tasks and of the one at hand, with what the gallery holds of them.
 
     ``pixels`` uint8 [n, H, W, 3]; ``labels`` [n] of the class; ``tasks`` [n] the task that brought the class
-    first; ``mapped`` [n, d] stored vectors in the parent's space; ``raw`` [n, d] as they were stored.
+    first; ``mapped`` [n, d] stored vectors in the parent's space; ``raw`` [n, d] as they were stored; ``names`` the
+    class of each label.
     """
 
     pixels: NDArray[np.uint8]
@@ -43,6 +46,7 @@ class HeldOut:
     of_this_task: NDArray[np.bool_]
     mapped: Floats
     raw: Floats
+    names: Sequence[str]
 
 
 def load_held_out(store: Store, parent: str, task: str, size: int, per_class: int) -> HeldOut | None:
@@ -62,11 +66,13 @@ def load_held_out(store: Store, parent: str, task: str, size: int, per_class: in
         np.array([store.ledger.shards[s].task == task for s in rows["shard_id"].to_pylist()]),
         _mapped(store, raw, rows["version"].to_pylist(), parent),
         raw,
+        list(number),
     )
 
 
-def evaluate_stage(held: HeldOut, student: Embedder, forward: DriftMap, task: str) -> dict[str, float]:
-    """Recall@1 of the new version: by split and gallery form, and re-extracted of each task's classes."""
+def evaluate_stage(held: HeldOut, student: Embedder, forward: DriftMap, task: str) -> dict[str, Any]:
+    """Recall@1 of the new version: by split and gallery form, re-extracted of each task's classes, and served of each
+    class (a dict under :data:`CLASS_KEY`)."""
     fresh = embed(student, held.pixels)
     # At the commit the task's own items are embedded anew; all others are only ever mapped.
     served = np.where(held.of_this_task[:, None], fresh, forward.apply(held.mapped).astype(np.float32))
@@ -74,7 +80,7 @@ def evaluate_stage(held: HeldOut, student: Embedder, forward: DriftMap, task: st
     new = held.tasks == task
     splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
     forms = {"served": served, "reextracted": fresh, "stale": stale}
-    figures = {
+    figures: dict[str, Any] = {
         recall_key(split, form): value
         for split, queries in splits.items()
         for form, gallery in forms.items()
@@ -84,6 +90,8 @@ def evaluate_stage(held: HeldOut, student: Embedder, forward: DriftMap, task: st
         value = _recall(held, fresh, fresh, held.tasks == name)
         if value is not None:
             figures[f"{TASK_KEY}{name}"] = value
+    each = recall_at_1_by_class(Retrieval(fresh, held.labels, served, held.labels, np.arange(len(fresh))))
+    figures[CLASS_KEY] = {held.names[label]: round(value, 4) for label, value in each.items()}
     return figures
 
 
@@ -95,13 +103,15 @@ def evaluate_parent(held: HeldOut, parent: Embedder, task: str) -> dict[str, flo
     return {f"parent_recall_at_1/{split}": value for split, value in values.items() if value is not None}
 
 
-def forgetting(store: Store, parent: str, figures: dict[str, float]) -> float | None:
+def forgetting(store: Store, parent: str, figures: Mapping[str, Any]) -> float | None:
     """Mean over earlier tasks of the best Recall@1 so far minus the one now; None before the second task."""
     lineage = [store.tree.get(version).metrics for version in store.tree.lineage(parent)]
     losses = []
     for key, now in figures.items():
+        if not key.startswith(TASK_KEY):
+            continue
         best = max((float(m[key]) for m in lineage if key in m), default=None)
-        if key.startswith(TASK_KEY) and best is not None:
+        if best is not None:
             losses.append(best - now)
     return float(np.mean(losses)) if losses else None
 

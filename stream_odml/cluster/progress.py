@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from stream_odml.gallery.artifacts import ArtifactRef
 from stream_odml.stream.shard import ShardRef
@@ -45,7 +46,7 @@ class StageResult:
     task: str
     artifacts: dict[str, ArtifactRef] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
 
 

@@ -229,9 +229,9 @@ class StageRun:
         files, version = self._store.files, self.order.version_id
         return {name: write_artifact(files, version, name, data) for name, data in contents.items()}
 
-    def _figures(self, outcome: StageOutcome) -> dict[str, float]:
+    def _figures(self, outcome: StageOutcome) -> dict[str, Any]:
         """Figures of the new version: drift, sizes, and recall where images are held out."""
-        figures = {f"drift/{name}": float(value) for name, value in outcome.drift.items()}
+        figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in outcome.drift.items()}
         figures |= {
             "images": float(len(self._train)),
             "classes": float(len(self._classes)),

@@ -69,6 +69,19 @@ def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float
     return {k: found[k] / _some(n) for k in ks}
 
 
+def recall_at_1_by_class(retrieval: Retrieval) -> dict[int, float]:
+    """`recall_at_k` with k = 1 of the queries of each class alone; classes without another image are absent."""
+    found: dict[int, list[int]] = {}
+    start = 0
+    for hits, relevant in _rankings(retrieval, 1):
+        labels = retrieval.query_labels[start : start + len(hits)].tolist()
+        start += len(hits)
+        for label, hit, others in zip(labels, hits[:, 0].tolist(), relevant.tolist(), strict=True):
+            if others:
+                found.setdefault(label, []).append(hit)
+    return {label: sum(each) / len(each) for label, each in found.items()}
+
+
 def map_at_r(retrieval: Retrieval) -> float:
     """mAP@R: mean over queries of 1/R sum_{i<=R} precision(i) relevant(i), R the other images of its class.
 

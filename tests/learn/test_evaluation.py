@@ -13,6 +13,7 @@ from stream_odml.learn.evaluation import (
     compatibility_matrix,
     forgetting,
     map_at_r,
+    recall_at_1_by_class,
     recall_at_k,
 )
 
@@ -54,6 +55,19 @@ CASES = {
         VECTORS[:20], LABELS[:20], VECTORS[10:], LABELS[10:], np.maximum(np.arange(20) - 10, -1)
     ),
 }
+
+
+def test_recall_of_each_class_is_that_of_its_queries() -> None:
+    retrieval = CASES["leave one out"]
+    expected: dict[int, list[bool]] = {}
+    for i, label in enumerate(LABELS.tolist()):
+        hits, others = naive_hits(retrieval, i)
+        if others:
+            expected.setdefault(label, []).append(hits[0])
+    assert 99 not in expected
+    assert recall_at_1_by_class(retrieval) == {
+        label: float(np.mean(each)) for label, each in expected.items()
+    }
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from stream_odml.cluster.serving.backend import Answer, Backend, ClassRow, Item, Query, VersionRow
 from stream_odml.cluster.serving.guard import KIND
 from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.serving.version_diff import CLASS_RECALL
 from stream_odml.gallery.hits import Hit
 
 
@@ -95,12 +96,12 @@ def item_json(item: Item) -> dict[str, Any]:
 
 
 def version_json(row: VersionRow) -> dict[str, Any]:
-    """One version of the tree."""
+    """One version of the tree. What it holds of single classes is for the diff: too much for a list."""
     return {
         "id": row.version,
         "parent": row.parent,
         "task": row.task,
         "committed": instant(row.committed_at),
         "retired": row.retired,
-        "metrics": dict(row.metrics),
+        "metrics": {key: value for key, value in row.metrics.items() if key != CLASS_RECALL},
     }
