@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
+from itertools import islice
 
 from stream_odml.cluster.metrics import StreamFigures
 from stream_odml.gallery.ledger import LedgerState, ShardState
@@ -23,14 +24,11 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
     """Read every count, age and quality figure from ``store`` as it was last refreshed."""
     ledger, tree = store.ledger, store.tree
     learnt = tree.learnt()
-    reasons: Counter[str] = Counter()
-    for shard in ledger.shards.values():
-        reasons.update(shard.counts.get("reasons", {}))
     figures = StreamFigures(
         shards=_shards(ledger, learnt),
         images=_images(ledger, learnt),
-        quarantined=reasons,
-        classes=len({name for shard in ledger.shards.values() for name in shard.classes}),
+        quarantined=ledger.tally.reasons,
+        classes=len(ledger.tally.classes),
         stages_committed=sum(version.parent is not None for version in tree.versions.values()),
         gate_refusals=len(tree.refusals),
         epoch=epoch,
@@ -50,34 +48,39 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
 
 
 def _shards(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, int]:
-    shards = ledger.shards.values()
-    indexed = sum(shard.indexed_seq is not None for shard in shards)
     return {
-        "landed": len(shards),
-        "indexed": indexed,
-        "assigned": sum(shard.task is not None for shard in shards),
-        "learnt": sum(shard.task in learnt for shard in shards),
-        "set_aside": sum(shard.state == "set_aside" for shard in shards),
+        "landed": len(ledger.shards),
+        "indexed": ledger.tally.indexed,
+        "assigned": ledger.tally.assigned,
+        "learnt": sum(len(ledger.tasks[task].shard_ids) for task in learnt),
+        "set_aside": ledger.tally.set_aside,
     }
 
 
 def _images(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, int]:
-    shards = ledger.shards.values()
     return {
-        "ingested": sum(shard.rows for shard in shards),
-        "quarantined": sum(shard.quarantined for shard in shards),
-        "held_out": sum(shard.held_out for shard in shards),
-        "learnt": sum(shard.rows - shard.held_out for shard in shards if shard.task in learnt),
+        "ingested": ledger.tally.rows,
+        "quarantined": ledger.tally.quarantined,
+        "held_out": ledger.tally.held_out,
+        "learnt": sum(ledger.tasks[task].images for task in learnt),
     }
 
 
 def _queues(figures: StreamFigures, ledger: LedgerState, learnt: frozenset[str]) -> None:
-    due = [ledger.shards[s] for task in ledger.due_tasks(learnt) for s in task.shard_ids]
-    queues = {"index": ledger.in_state("landed"), "boundary": ledger.waiting, "learn": due}
-    figures.queue_shards = {name: len(shards) for name, shards in queues.items()}
-    figures.queue_age_s = {name: _oldest(shards) for name, shards in queues.items()}
+    due = ledger.due_tasks(learnt)
+    figures.queue_shards = {
+        "index": len(ledger.landed),
+        "boundary": len(ledger.indexed),
+        "learn": sum(len(task.shard_ids) for task in due),
+    }
+    # A task's members are in landing order, so its first is its oldest; indexers may overtake one another.
+    figures.queue_age_s = {
+        "index": _oldest(islice(ledger.landed.values(), 1)),
+        "boundary": _oldest(ledger.indexed.values()),
+        "learn": _oldest(ledger.shards[task.shard_ids[0]] for task in due),
+    }
 
 
-def _oldest(shards: list[ShardState]) -> float:
+def _oldest(shards: Iterable[ShardState]) -> float:
     oldest: datetime | None = min((shard.landed_at for shard in shards), default=None)
     return 0.0 if oldest is None else max(0.0, time.time() - oldest.timestamp())

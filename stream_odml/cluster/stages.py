@@ -34,6 +34,8 @@ class Stages:
         self._max_refusals = max_refusals
         self._handed_at: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
+        self._seen: LedgerState | None = None
+        self._ready: list[WaitingShard] = []
 
     def close_tasks(self) -> list[str]:
         """Close every task whose boundary has come; returns their ids."""
@@ -51,12 +53,19 @@ class Stages:
 
     def _decide(self) -> Closure | None:
         ledger = self._writer.store.ledger
-        return self._policy.decide(waiting_shards(ledger), learnt_or_closed_classes(ledger), time.time())
+        return self._policy.decide(self._waiting(), ledger.tally.closed_classes, time.time())
+
+    def _waiting(self) -> list[WaitingShard]:
+        """What waits, worked out again only when the ledger grew: this is asked ten times a second."""
+        ledger = self._writer.store.ledger
+        if self._seen is not ledger:
+            self._seen, self._ready = ledger, waiting_shards(ledger)
+        return self._ready
 
     def explain(self) -> list[str]:
         """What the open task waits for, a line for each rule."""
         ledger = self._writer.store.ledger
-        return self._policy.explain(waiting_shards(ledger), learnt_or_closed_classes(ledger), time.time())
+        return self._policy.explain(self._waiting(), ledger.tally.closed_classes, time.time())
 
     def next_order(self) -> StageOrder | None:
         """The stage to learn now, from the head; its attempt is ledgered before this returns."""
@@ -125,13 +134,9 @@ def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
 
     A task depends on the order of landing only: a shard that its indexer finished early waits for those before it.
     """
-    waiting = []
-    for shard in ledger.shards.values():
-        if shard.state == "landed":
-            break
-        if shard.state == "indexed":
-            waiting.append(_waiting(shard))
-    return waiting
+    first = next(iter(ledger.landed.values()), None)
+    ready = [s for s in ledger.indexed.values() if first is None or s.landed_seq < first.landed_seq]
+    return [_waiting(shard) for shard in sorted(ready, key=lambda shard: shard.landed_seq)]
 
 
 def _waiting(shard: ShardState) -> WaitingShard:
@@ -145,13 +150,3 @@ def _waiting(shard: ShardState) -> WaitingShard:
         task_complete=manifest.task_complete if manifest else False,
         task_shards=manifest.shards if manifest else (),
     )
-
-
-def learnt_or_closed_classes(ledger: LedgerState) -> set[str]:
-    """Classes of all closed tasks."""
-    return {
-        name
-        for task in ledger.tasks.values()
-        for shard in task.shard_ids
-        for name in ledger.shards[shard].classes
-    }

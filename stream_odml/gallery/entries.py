@@ -59,8 +59,8 @@ def skipped(task: str, reason: str) -> Entry:
 
 
 def forget(kind: str, name: str) -> Entry:
-    if kind not in ("class", "item"):
-        raise ValueError(f"cannot forget a {kind!r}; name a class or an item")
+    if kind not in ("class", "item", "shard"):
+        raise ValueError(f"cannot forget a {kind!r}; name a class, an item or a shard")
     return {"kind": "forget", "subject": name, "detail": _json({"of": kind})}
 
 

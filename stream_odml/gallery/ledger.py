@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from stream_odml.gallery.errors import UnknownSubject
+from stream_odml.gallery.tally import Tally
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 ShardStage = Literal["landed", "indexed", "assigned", "set_aside"]
 
 
@@ -73,6 +75,8 @@ class TaskState:
     detail: Mapping[str, Any]
     attempts: tuple[Attempt, ...] = ()
     skipped: str | None = None
+    images: int = 0
+    """Good rows of its shards that are not held out."""
 
     @property
     def refusals(self) -> int:
@@ -94,9 +98,9 @@ class OpenTask:
 
 @dataclass(frozen=True)
 class Tombstone:
-    """A request to forget a class or an item: it covers all that landed before ``seq``, and nothing after."""
+    """A request to forget a class, an item or a shard: it covers all that landed before ``seq``, and nothing after."""
 
-    kind: Literal["class", "item"]
+    kind: Literal["class", "item", "shard"]
     name: str
     seq: int
     time: datetime
@@ -120,6 +124,12 @@ class LedgerState:
     """Version ids that a derived ``learnt`` row names (for other readers of the table; nothing here depends
     on it)."""
     set_aside_count: int = 0
+    tally: Tally = field(default_factory=Tally)
+    """Sums over all shards."""
+    landed: Mapping[str, ShardState] = field(default_factory=lambda: MappingProxyType({}))
+    """Shards that wait to be indexed, in landing order: few, however many there are in all."""
+    indexed: Mapping[str, ShardState] = field(default_factory=lambda: MappingProxyType({}))
+    """Indexed shards that no task has, in indexing order."""
 
     @staticmethod
     def replay(rows: Iterable[Row], after: "LedgerState | None" = None) -> "LedgerState":
@@ -135,12 +145,14 @@ class LedgerState:
 
     def in_state(self, state: ShardStage) -> list[ShardState]:
         """Shards of one state in landing order."""
+        if state == "landed":
+            return list(self.landed.values())
         return [shard for shard in self.shards.values() if shard.state == state]
 
     @property
     def waiting(self) -> list[ShardState]:
         """Indexed shards that no task has, in indexing order."""
-        return sorted(self.in_state("indexed"), key=lambda shard: shard.indexed_seq or 0)
+        return list(self.indexed.values())
 
     @property
     def open_task(self) -> OpenTask:
@@ -180,12 +192,12 @@ class LedgerState:
     def forgotten(self, shard_id: str, class_name: str, item_id: str) -> bool:
         """Whether a tombstone covers this row; what landed after the tombstone is a return, and is not."""
         stones = self.latest_tombstones
-        latest = max(stones.get(("class", class_name), -1), stones.get(("item", item_id), -1))
-        return latest > self.shards[shard_id].landed_seq
+        names = (("class", class_name), ("item", item_id), ("shard", shard_id))
+        return max(stones.get(name, -1) for name in names) > self.shards[shard_id].landed_seq
 
     @cached_property
     def latest_tombstones(self) -> Mapping[tuple[str, str], int]:
-        """(class or item, name) -> the ``seq`` of its latest tombstone."""
+        """(class, item or shard, name) -> the ``seq`` of its latest tombstone."""
         return {(stone.kind, stone.name): stone.seq for stone in self.tombstones}
 
 
@@ -194,14 +206,22 @@ class _Building:
 
     def __init__(self, start: LedgerState) -> None:
         self.seq, self.epoch, self.set_aside_count = start.seq, start.epoch, start.set_aside_count
-        self.shards, self.tasks = dict(start.shards), dict(start.tasks)
+        self.shards, self.tasks = _copied(start.shards), _copied(start.tasks)
         self.tombstones, self.txns, self.learnt = (
             list(start.tombstones),
             set(start.txns),
             set(start.learnt_rows),
         )
+        self.tally, self.landed, self.indexed = (
+            start.tally.copy(),
+            _copied(start.landed),
+            _copied(start.indexed),
+        )
+        self.members: dict[str, list[str]] = {}
 
     def state(self) -> LedgerState:
+        for task_id, members in self.members.items():
+            self.tasks[task_id] = replace(self.tasks[task_id], shard_ids=tuple(members))
         return LedgerState(
             seq=self.seq,
             epoch=self.epoch,
@@ -211,7 +231,18 @@ class _Building:
             txns=frozenset(self.txns),
             learnt_rows=frozenset(self.learnt),
             set_aside_count=self.set_aside_count,
+            tally=self.tally,
+            landed=MappingProxyType(self.landed),
+            indexed=MappingProxyType(self.indexed),
         )
+
+    def _put(self, shard: ShardState) -> None:
+        self.shards[shard.shard_id] = shard
+        for state, those in (("landed", self.landed), ("indexed", self.indexed)):
+            if shard.state == state:
+                those[shard.shard_id] = shard
+            else:
+                those.pop(shard.shard_id, None)
 
     def apply(self, row: Row) -> None:
         self.seq = int(row["seq"])
@@ -224,54 +255,63 @@ class _Building:
     def _landed(self, row: Row, detail: dict[str, Any]) -> None:
         if row["subject"] in self.shards:
             return
-        self.shards[row["subject"]] = ShardState(
-            shard_id=row["subject"],
-            name=detail["name"],
-            uri=detail["uri"],
-            format=detail["format"],
-            size_bytes=int(detail["size_bytes"]),
-            state="landed",
-            landed_seq=row["seq"],
-            landed_at=row["time"],
-            detail=detail,
+        self._put(
+            ShardState(
+                shard_id=row["subject"],
+                name=detail["name"],
+                uri=detail["uri"],
+                format=detail["format"],
+                size_bytes=int(detail["size_bytes"]),
+                state="landed",
+                landed_seq=row["seq"],
+                landed_at=row["time"],
+                detail=detail,
+            )
         )
 
     def _indexed(self, row: Row, detail: dict[str, Any]) -> None:
         shard = self.shards[row["subject"]]
         self.txns.add(row["txn"])
-        self.shards[shard.shard_id] = replace(
-            shard,
-            state="indexed",
-            indexed_seq=row["seq"],
-            indexed_at=row["time"],
-            txn=row["txn"],
-            rows=int(detail.get("rows", 0)),
-            held_out=int(detail.get("held_out", 0)),
-            quarantined=int(detail.get("quarantined", 0)),
-            classes=detail.get("classes", {}),
-            counts=detail,
+        self.tally.count_indexed(detail)
+        self._put(
+            replace(
+                shard,
+                state="indexed",
+                indexed_seq=row["seq"],
+                indexed_at=row["time"],
+                txn=row["txn"],
+                rows=int(detail.get("rows", 0)),
+                held_out=int(detail.get("held_out", 0)),
+                quarantined=int(detail.get("quarantined", 0)),
+                classes=detail.get("classes", {}),
+                counts=detail,
+            )
         )
 
     def _set_aside(self, row: Row, detail: dict[str, Any]) -> None:
         shard = self.shards[row["subject"]]
         final = bool(detail.get("final", True))
         self.set_aside_count += final
-        self.shards[shard.shard_id] = replace(
-            shard,
-            state="set_aside" if final else shard.state,
-            attempts=shard.attempts + 1,
-            problem=detail.get("reason", ""),
+        self.tally.set_aside += final
+        self._put(
+            replace(
+                shard,
+                state="set_aside" if final else shard.state,
+                attempts=shard.attempts + 1,
+                problem=detail.get("reason", ""),
+            )
         )
 
     def _assigned(self, row: Row, detail: dict[str, Any]) -> None:
         shard, task_id = self.shards[row["subject"]], row["task"]
-        self.shards[shard.shard_id] = replace(shard, state="assigned", task=task_id)
+        self._put(replace(shard, state="assigned", task=task_id))
+        self.tally.count_assigned(shard.classes)
         task = self.tasks.get(task_id)
         if task is None:
             reason, more = detail.get("reason", ""), detail.get("detail", {})
-            self.tasks[task_id] = TaskState(task_id, (shard.shard_id,), reason, row["seq"], row["time"], more)
-        else:
-            self.tasks[task_id] = replace(task, shard_ids=(*task.shard_ids, shard.shard_id))
+            task = TaskState(task_id, (), reason, row["seq"], row["time"], more)
+        self.tasks[task_id] = replace(task, images=task.images + shard.rows - shard.held_out)
+        self.members.setdefault(task_id, list(task.shard_ids)).append(shard.shard_id)
 
     def _attempt(self, row: Row, detail: dict[str, Any]) -> None:
         attempt = Attempt(row["subject"], detail["parent"], row["seq"], row["time"])
@@ -298,3 +338,8 @@ class _Building:
 
     def _epoch(self, row: Row, detail: dict[str, Any]) -> None:
         self.epoch = max(self.epoch, int(row["epoch"]))
+
+
+def _copied(known: Mapping[str, T]) -> dict[str, T]:
+    # dict() of a read-only view looks every key up: twenty times slower than its own copy().
+    return known.copy() if isinstance(known, MappingProxyType) else dict(known)

@@ -96,7 +96,7 @@ def _farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
 
 
 def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: LedgerState) -> Ints:
-    """For each row the ``seq`` of the latest tombstone that names its class or its item; -1 for none."""
+    """For each row the ``seq`` of the latest tombstone that names its class, item or shard; -1 for none."""
     if not ledger.tombstones:
         return np.full(len(rows), -1, dtype=np.int64)
     stones = ledger.latest_tombstones
@@ -107,5 +107,7 @@ def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: Le
         pc.index_in(item_names, value_set=pa.array(names, pa.string())), len(names)
     ).to_numpy()
     of_item = np.array([*(stones["item", name] for name in names), -1], dtype=np.int64)[found]
-    latest: Ints = np.maximum(of_class[classes], of_item[items])
+    shards, shard_names = encode(rows["shard_id"])
+    of_shard = np.array([stones.get(("shard", name), -1) for name in shard_names.to_pylist()], dtype=np.int64)
+    latest: Ints = np.maximum(np.maximum(of_class[classes], of_item[items]), of_shard[shards])
     return latest

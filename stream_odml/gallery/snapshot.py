@@ -297,8 +297,8 @@ def _forgotten_since(old: GallerySnapshot, ledger: LedgerState) -> Mask:
         if stone.kind == "item":
             covered = columns.item_ids.within([stone.name])
         else:
-            number = columns.names["class_name"].numbers.get(stone.name, -1)
-            covered = columns.array("class_name") == number
+            column = "class_name" if stone.kind == "class" else "shard_id"
+            covered = columns.array(column) == columns.names[column].numbers.get(stone.name, -1)
         landed = [ledger.shards[name].landed_seq for name in columns.names["shard_id"].names]
         if landed:
             dead |= covered & (np.array(landed)[columns.array("shard_id")] < stone.seq)

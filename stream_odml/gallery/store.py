@@ -101,13 +101,13 @@ class Store:
                 return new
 
     def _refresh_ledger(self) -> bool:
-        rows, again = _new_rows(self.tables["ledger"])
-        before, self.ledger = self.ledger, LedgerState.replay(rows, None if again else self.ledger)
+        before = self.ledger
+        self.ledger = LedgerState.replay(_new_rows(self.tables["ledger"], before.seq), before)
         return before.seq != self.ledger.seq
 
     def _refresh_tree(self) -> bool:
-        rows, again = _new_rows(self.tables["versions"])
-        before, self.tree = self.tree, VersionTree.replay(rows, None if again else self.tree)
+        before = self.tree
+        self.tree = VersionTree.replay(_new_rows(self.tables["versions"], before.seq), before)
         return before.seq != self.tree.seq
 
     @property
@@ -194,7 +194,8 @@ def _compact(block: pa.Table) -> pa.Table:
     return block
 
 
-def _new_rows(table: Table) -> tuple[list[dict[str, Any]], bool]:
-    came, went = table.refresh()
-    paths = sorted(table.present) if went else came  # compacted: the new files repeat the old rows
-    return [row for path in paths for row in table.read(path).to_pylist()], bool(went)
+def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:
+    """Rows behind ``seq`` of the files that came; a merged file repeats the others, which were replayed before."""
+    came, _ = table.refresh()
+    parts = [table.read(path) for path in came]
+    return [row for part in parts for row in part.filter(pc.greater(part["seq"], seq)).to_pylist()]

@@ -287,8 +287,8 @@ class Writer:
                 self._append_versions([entries.artifact(version_id, {name: ref}, reason)])
             return ref
 
-    def forget(self, kind: Literal["class", "item"], name: str) -> int:
-        """Forget a class or an item: gone for every reader at once; :meth:`maintain` deletes the rows. The
+    def forget(self, kind: Literal["class", "item", "shard"], name: str) -> int:
+        """Forget a class, an item or a shard: gone for every reader at once; :meth:`maintain` deletes the rows. The
         tombstone's seq.
 
         What lands after it is a return of the name, and visible.

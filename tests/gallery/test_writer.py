@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="committed; move the head"):
         writer.refuse(head, "task-0001", "no")
     with pytest.raises(ValueError, match="cannot forget"):
-        writer.forget("shard", "a")  # type: ignore[arg-type]
+        writer.forget("colour", "a")  # type: ignore[arg-type]
     writer.release()
 
 
