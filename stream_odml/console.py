@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from stream_odml.gallery.ledger import TaskState
 
 PLAIN_EVERY_S = 5.0
 
@@ -119,3 +121,8 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def skipped_tasks(tasks: Iterable[TaskState]) -> list[str]:
+    """A line for every task that was closed but will not be learnt, with the reason."""
+    return [f"{task.task_id} was not learnt: {task.skipped}" for task in tasks if task.skipped is not None]

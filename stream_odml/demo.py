@@ -18,7 +18,7 @@ from stream_odml.client import Client, ClientError
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
 from stream_odml.config import StreamConfig, parse_config
-from stream_odml.console import StreamView, stage_table
+from stream_odml.console import StreamView, skipped_tasks, stage_table
 from stream_odml.gallery.store import Store
 from stream_odml.producer import Category, LandedShard, Producer, categories_of
 from stream_odml.stream.glyphs import glyph_categories
@@ -220,6 +220,8 @@ def _verdict(session: Session, measured: Measured, console: Console) -> None:
         r["boundary_to_first_step_s"] for r in rows if r["boundary_to_first_step_s"]
     ]
     console.print(stage_table(rows))
+    for line in skipped_tasks(store.ledger.tasks.values()):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
     figures = measured.figures()
     for name, label in (
         ("landed_to_searchable_s_p95", "landed to searchable, p95"),

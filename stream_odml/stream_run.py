@@ -12,7 +12,7 @@ from rich.console import Console
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
 from stream_odml.config import StreamConfig
-from stream_odml.console import StreamView, stage_table
+from stream_odml.console import StreamView, skipped_tasks, stage_table
 from stream_odml.gallery.store import Store
 from stream_odml.versions_table import stage_rows
 
@@ -36,6 +36,8 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
                 f"no image has landed in {inbox_path(session.config)}; land some with `stream-odml ingest FOLDER INBOX`"
             )
         console.print(stage_table(stage_rows(store)))
+        for line in skipped_tasks(store.ledger.tasks.values()):
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _watch(session: Session, idle_s: float | None, console: Console) -> None:

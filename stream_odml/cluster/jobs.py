@@ -44,11 +44,21 @@ def submit(
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(config, Path(folder) / CONFIG_NAME)
         idle = f" --until-idle {until_idle_s:g}" if until_idle_s is not None else ""
-        return client, client.submit_job(
-            entrypoint=f"stream-odml run {CONFIG_NAME} --address auto{idle}",
-            submission_id=job_id,
-            runtime_env={"working_dir": folder},
-        )
+        return client, _submit(client, f"stream-odml run {CONFIG_NAME} --address auto{idle}", folder, job_id)
+
+
+def _submit(client: JobSubmissionClient, entrypoint: str, folder: str, job_id: str | None) -> str:
+    """Submit, and again while a cluster that has just started has no agent for jobs yet."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder}
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def follow(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> int:
