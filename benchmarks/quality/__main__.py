@@ -1,0 +1,107 @@
+"""python -m benchmarks.quality --data FILE.parquet --protocol 400+6*100 --methods ours,l2 --seeds 0,1,2 --out DIR
+
+Killed and started again with the same words it goes on after the last stage that was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.quality.data import load_images
+from benchmarks.quality.methods import Method, all_names, apply_changes, parse_method
+from benchmarks.quality.report import write_report
+from benchmarks.quality.rows import RowFile, learning_commit
+from benchmarks.quality.study import Run, Study
+from stream_odml.learn.settings import EmbedderSpec, StageSettings
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    p.add_argument("--data", type=Path, required=True, help="Parquet with columns image and class_name")
+    p.add_argument("--protocol", default="400+6*100", help="base+k*n, alphabets[:b[*s]], repeat:…, blurry:…")
+    p.add_argument("--methods", default=",".join(all_names()), help="names, or NAME=PRESET:field=value:…")
+    p.add_argument("--seeds", default="0", help="comma-separated; --seed is the same")
+    p.add_argument("--seed", dest="seeds", help=argparse.SUPPRESS)
+    p.add_argument("--backbone", default="conv4")
+    p.add_argument("--weights", help="safetensors with the backbone's pretrained weights")
+    p.add_argument("--pretrained", action="store_true", help="weights by the backbone's name")
+    p.add_argument("--dim", type=int, default=128)
+    p.add_argument("--image-size", type=int, default=28)
+    p.add_argument("--base-steps", type=int, default=600)
+    p.add_argument("--steps", type=int, default=200, help="of each later stage, for every method")
+    p.add_argument(
+        "--set", action="append", default=[], help="field=value of StageSettings, for every method"
+    )
+    p.add_argument("--select", choices=("validation", "test"), default="validation")
+    p.add_argument("--name", help="of the result; default: quality-<data>")
+    p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--threads", type=int, default=0, help="0: as torch likes")
+    p.add_argument("--quick", action="store_true", help="an eighth of the steps: for a look, not a claim")
+    p.add_argument("--report-only", action="store_true", help="of what has been measured so far, run nothing")
+    p.add_argument(
+        "--commit", help="count rows as made at this commit; default: the last that changed learning"
+    )
+    return p
+
+
+def main() -> None:
+    """Runs what is missing, then writes the report of all that there is."""
+    args = parser().parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    study, methods, seeds = plan(args)
+    name = args.name or f"quality-{study.images.name}"
+    todo = [(seed, method) for seed in seeds for method in methods]
+    if not args.report_only:
+        run_all(study, todo, name)
+    keys = {study.key(method, seed) for seed, method in todo}
+    rows = [row for row in study.rows.read() if row["run"] in keys]
+    title = f"{study.images.name}, {study.protocol}"
+    print(write_report(args.out, name, title, rows, [m.name for m in methods], seeds, study.quick))
+
+
+def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
+    """What the command line asks for."""
+    shrink = 8 if args.quick else 1
+    common = StageSettings(base_steps=args.base_steps // shrink, stage_steps=args.steps // shrink)
+    common = apply_changes(common, args.set)
+    methods = [parse_method(text, common) for text in args.methods.split(",")]
+    spec = EmbedderSpec(
+        args.backbone, args.dim, args.image_size, weights=args.weights, pretrained=args.pretrained
+    )
+    if not spec.starts_pretrained:
+        methods = [method for method in methods if method.preset != "frozen_pretrained"]
+    work = args.work or args.out / ".quality"
+    study = Study(
+        load_images(args.data, args.image_size, work), args.protocol, args.select, spec, common, work,
+        RowFile(work / "rows.jsonl"), args.commit or learning_commit(), args.quick, args.device,
+    )  # fmt: skip
+    return study, methods, [int(seed) for seed in args.seeds.split(",")]
+
+
+def run_all(study: Study, todo: list[tuple[int, Method]], name: str) -> None:
+    """Every run that has not finished, under a progress bar."""
+    finished = study.rows.finished()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        runs, steps = bar.add_task(name, total=len(todo)), bar.add_task("", total=None)
+
+        def tick(what: str, done: int, total: int) -> None:
+            bar.update(steps, description=what, completed=done, total=total)
+
+        for seed, method in todo:
+            if study.key(method, seed) not in finished:
+                Run(study, method, seed, tick).go()
+            bar.advance(runs)
+
+
+if __name__ == "__main__":
+    main()

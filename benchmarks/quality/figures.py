@@ -1,0 +1,109 @@
+"""From rows to the figures and the table that people compare."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.quality.rows import Row
+
+Curves = dict[tuple[str, str, str, str], dict[int, dict[int, float]]]
+"""(method, split, gallery, metric) -> seed -> stage -> value"""
+
+COLUMNS: Mapping[str, str] = {
+    "avg_inc_r1_reextracted": "avg inc R@1",
+    "avg_inc_r1_mapped": "avg inc, mapped",
+    "last_r1_reextracted": "last R@1",
+    "last_r1_mapped": "last, mapped",
+    "last_r1_stale": "last, stale",
+    "base_forgetting": "forgetting, base",
+    "train_s": "seconds",
+}
+
+
+def curves(rows: Iterable[Row]) -> Curves:
+    """Rows by what they measure."""
+    table: Curves = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        key = (row["method"], row["split"], row["gallery"], row["metric"])
+        table[key][row["seed"]][row["stage"]] = row["value"]
+    return table
+
+
+def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
+    """Figure -> seed -> value, of the seeds whose last stage has been measured."""
+    seconds = _last(table.get((method, "all", "none", "train_s"), {}))
+    steps = _last(table.get((method, "all", "none", "steps"), {}))
+    result: dict[str, dict[int, float]] = {"train_s": seconds, "steps": steps}
+    for form in ("reextracted", "mapped", "stale"):
+        union = {
+            s: v for s, v in table.get((method, "union", form, "recall_at_1"), {}).items() if s in seconds
+        }
+        result[f"last_r1_{form}"] = _last(union)
+        result[f"avg_inc_r1_{form}"] = {s: float(np.mean(list(v.values()))) for s, v in union.items()}
+    for name, split in (("base_forgetting", "base_alone"), ("base_forgetting_union", "stage 0")):
+        base = table.get((method, split, "reextracted", "recall_at_1"), {})
+        result[name] = {
+            s: max(v[t] for t in sorted(v)[:-1]) - v[max(v)]
+            for s, v in base.items()
+            if s in seconds and len(v) > 1
+        }
+    return {name: values for name, values in result.items() if values}
+
+
+def flat_figures(rows: Sequence[Row], methods: Iterable[str]) -> dict[str, float]:
+    """`M/<figure>`: means over seeds; a figure that was not measured is absent."""
+    table = curves(rows)
+    flat: dict[str, float] = {}
+    for method in methods:
+        by_name = seed_figures(table, method)
+        flat |= {
+            f"{method}/{name}": float(np.mean(list(values.values()))) for name, values in by_name.items()
+        }
+        average = list(by_name.get("avg_inc_r1_reextracted", {}).values())
+        if len(average) > 1:
+            flat[f"{method}/avg_inc_r1_std"] = float(np.std(average, ddof=1))
+    return flat
+
+
+def markdown_table(rows: Sequence[Row], methods: Iterable[str]) -> str:
+    """Mean ± deviation over seeds, one line a method that has finished at least once."""
+    table = curves(rows)
+    lines = ["| method | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for method in methods:
+        by_name = seed_figures(table, method)
+        if by_name:
+            cells = [_cell(by_name.get(name, {}), 0 if name == "train_s" else 4) for name in COLUMNS]
+            lines.append(f"| {method} | {len(by_name['train_s'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def paired_table(rows: Sequence[Row], methods: Sequence[str], reference: str) -> str:
+    """`reference` minus each other method, seed by seed: what a mean over seeds would hide."""
+    table = curves(rows)
+    ours = seed_figures(table, reference)
+    names = ("avg_inc_r1_reextracted", "last_r1_reextracted", "last_r1_mapped")
+    lines = [f"| {reference} minus | " + " | ".join(COLUMNS[name] for name in names) + " |", "|---" * 4 + "|"]
+    for method in methods:
+        theirs = seed_figures(table, method)
+        cells = []
+        for name in names:
+            a, b = ours.get(name, {}), theirs.get(name, {})
+            cells.append(", ".join(f"{a[s] - b[s]:+.4f}" for s in sorted(a) if s in b) or "–")
+        if method != reference and theirs:
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _last(by_seed: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
+    return {seed: values[max(values)] for seed, values in by_seed.items()}
+
+
+def _cell(values: Mapping[int, float], digits: int) -> str:
+    if not values:
+        return "–"
+    numbers = list(values.values())
+    spread = f" ± {np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{np.mean(numbers):.{digits}f}{spread}"

@@ -1,0 +1,96 @@
+"""Plots as PNG bytes: recall over stages, served against re-extracted, forgetting, compatibility."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.quality.figures import Curves
+
+_PANELS = (
+    ("union", "reextracted", "all classes, re-extracted"),
+    ("union", "mapped", "all classes, mapped (what a user is served)"),
+    ("union", "stale", "all classes, stale"),
+    ("old", "reextracted", "old classes, re-extracted"),
+    ("new", "reextracted", "new classes, re-extracted"),
+    ("base_alone", "reextracted", "base classes among themselves, re-extracted: forgetting"),
+)
+
+
+def recall_plots(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
+    """Six panels of Recall@1 over stages, and a scatter of the last stage's two recalls."""
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True)
+    for panel, (split, form, title) in zip(axes.flat, _PANELS, strict=True):
+        for method in methods:
+            stages, values = _mean(table.get((method, split, form, "recall_at_1"), {}))
+            if stages:
+                panel.plot(stages, values, marker=".", label=method)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("stage")
+    axes.flat[0].legend(fontsize=8)
+    yield _png(figure)
+    yield _png(_served(table, methods))
+
+
+def heat_maps(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
+    """Queries by version t (column) against a gallery by version k (row), mapped, of the base classes."""
+    for method in methods:
+        cells = {
+            (int(split.split()[1]), int(split.split()[2])): _mean(by_seed)[1][-1]
+            for (name, split, form, _), by_seed in table.items()
+            if name == method and form == "mapped" and split.startswith("compatibility")
+        }
+        if cells:
+            yield _png(_heat_map(method, cells))
+
+
+def _heat_map(method: str, cells: Mapping[tuple[int, int], float]) -> Figure:
+    size = 1 + max(t for _, t in cells)
+    grid = np.full((size, size), np.nan)
+    for at, value in cells.items():
+        grid[at] = value
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(grid, vmin=float(np.nanmin(grid)) - 0.01)
+    axes.set(xlabel="queries by version", ylabel="gallery by version", title=f"{method}: R@1, base, mapped")
+    figure.colorbar(image)
+    return figure
+
+
+def _served(table: Curves, methods: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    for method in methods:
+        there = _mean(table.get((method, "union", "reextracted", "recall_at_1"), {}))[1]
+        here = _mean(table.get((method, "union", "mapped", "recall_at_1"), {}))[1]
+        if there and here:
+            axes.plot(there[-1], here[-1], "o", label=method)
+    low = min(axes.get_xlim()[0], axes.get_ylim()[0])
+    high = max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([low, high], [low, high], color="0.7", linewidth=1)
+    axes.set(xlabel="re-extracted R@1, last stage", ylabel="mapped R@1, last stage")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _mean(by_seed: Mapping[int, Mapping[int, float]]) -> tuple[list[int], list[float]]:
+    """Stages that every seed has reached, and the mean over seeds."""
+    if not by_seed:
+        return [], []
+    stages = sorted(set.intersection(*(set(values) for values in by_seed.values())))
+    return stages, [float(np.mean([values[t] for values in by_seed.values()])) for t in stages]
+
+
+def _png(figure: Figure) -> bytes:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    writer: Any = figure.savefig
+    writer(buffer, format="png", dpi=90)
+    return buffer.getvalue()

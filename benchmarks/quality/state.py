@@ -1,0 +1,86 @@
+"""What a run needs to go on after its last finished stage: models, bank, maps and vectors, nothing pickled."""
+
+# M measured images   d embedding   A images of the base classes
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
+from stream_odml.learn.embedder import Embedder, embedder_from_bytes, embedder_to_bytes
+
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class RunState:
+    """After stage `stage`. `mapped` and `stale` hold what has arrived: embedded then, and since only mapped, or
+    left alone; `base_views` the base classes' measured images as each version embeds them."""
+
+    stage: int
+    student: Embedder
+    bank: ClassBank
+    mapped_Md: Floats
+    stale_Md: Floats
+    train_s: float = 0.0
+    steps: int = 0
+    base_views: list[Floats] = field(default_factory=list)
+    forward: list[DriftMap] = field(default_factory=list)
+    backward: list[DriftMap] = field(default_factory=list)
+
+
+def save_state(folder: Path, state: RunState) -> None:
+    """Writes `folder`/<stage> aside, renames it, drops the one before."""
+    aside, target = folder / f"part-{os.getpid()}", folder / str(state.stage)
+    for old in (aside, target):
+        shutil.rmtree(old, ignore_errors=True)
+    aside.mkdir(parents=True)
+    (aside / "student.safetensors").write_bytes(embedder_to_bytes(state.student))
+    (aside / "bank").write_bytes(state.bank.to_bytes())
+    for name, maps in (("forward", state.forward), ("backward", state.backward)):
+        for i, drift_map in enumerate(maps):
+            (aside / f"{name}-{i}").write_bytes(drift_map.to_bytes())
+    arrays: dict[str, Any] = {f"view_{i}": view for i, view in enumerate(state.base_views)}
+    arrays |= {"numbers": np.asarray([state.stage, state.train_s, state.steps])}
+    arrays |= {"mapped": state.mapped_Md, "stale": state.stale_Md}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    (aside / "vectors.npz").write_bytes(buffer.getvalue())
+    os.replace(aside, target)
+    shutil.rmtree(folder / str(state.stage - 1), ignore_errors=True)
+
+
+def load_state(folder: Path) -> RunState | None:
+    """The newest finished stage in `folder`, if any."""
+    stages = [int(p.name) for p in folder.glob("[0-9]*")] if folder.exists() else []
+    if not stages:
+        return None
+    at = folder / str(max(stages))
+    with np.load(at / "vectors.npz", allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    stage, train_s, steps = arrays["numbers"]
+    count = sum(name.startswith("view_") for name in arrays)
+    maps = {
+        name: [drift_map_from_bytes((at / f"{name}-{i}").read_bytes()) for i in range(int(stage))]
+        for name in ("forward", "backward")
+    }
+    return RunState(
+        int(stage),
+        embedder_from_bytes((at / "student.safetensors").read_bytes()),
+        ClassBank.from_bytes((at / "bank").read_bytes()),
+        arrays["mapped"],
+        arrays["stale"],
+        float(train_s),
+        int(steps),
+        [arrays[f"view_{i}"] for i in range(count)],
+        **maps,
+    )

@@ -1,0 +1,198 @@
+"""One run: a method over a stream with a seed. Every method takes the same base stage and the same batches.
+
+Training sees the images of its own task and nothing older, save `joint`, whose point it is to see all.
+"""
+
+# M measured images   d embedding
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.quality.data import ImageSet, Ints
+from benchmarks.quality.measure import Measured, measure_compatibility, measure_stage
+from benchmarks.quality.methods import FROZEN, Method, pooled_spec
+from benchmarks.quality.protocols import Select, Stream, build_stream
+from benchmarks.quality.rows import Row, RowFile
+from benchmarks.quality.state import Floats, RunState, load_state, save_state
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.drift import DriftMap, IdentityMap, compose
+from stream_odml.learn.embedder import Embedder, build_embedder, embed
+from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.settings import EmbedderSpec, StageSettings
+from stream_odml.learn.stage import StageLearner
+from stream_odml.learn.world import World
+from stream_odml.stream.sampler import PKSampler
+
+Tick = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs share."""
+
+    images: ImageSet
+    protocol: str
+    select: Select
+    spec: EmbedderSpec
+    common: StageSettings
+    work: Path
+    rows: RowFile
+    commit: str
+    quick: bool = False
+    device: str = "cpu"
+
+    def stream(self, seed: int) -> Stream:
+        return build_stream(self.protocol, self.images.labels, self.images.class_names, seed, self.select)
+
+    def key(self, method: Method | None, seed: int) -> str:
+        """Names one run; of None, the base stage that all methods share."""
+        parts: dict[str, Any] = {
+            "data": self.images.fingerprint, "protocol": self.protocol, "select": self.select, "seed": seed,
+            "spec": asdict(self.spec), "commit": self.commit, "quick": self.quick, "device": self.device,
+            "base": asdict(self.common) if method is None else self.key(None, seed),
+        }  # fmt: skip
+        if method is not None:
+            parts |= {"preset": method.preset, "settings": asdict(method.settings)}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Run:
+    """Stages of one method and seed; resumes after the last finished one."""
+
+    def __init__(self, study: Study, method: Method, seed: int, tick: Tick) -> None:
+        self.study, self.method, self.seed, self.tick = study, method, seed, tick
+        self.stream = study.stream(seed)
+        self.key = study.key(method, seed)
+        self.folder = study.work / f"run-{self.key}"
+        self.labels_M = study.images.labels[self.stream.measured]
+
+    def go(self) -> None:
+        """Runs what is left; each stage's rows are on disk before its state is."""
+        state = load_state(self.folder) or self._started()
+        for stage in range(state.stage + 1, len(self.stream.tasks)):
+            self._learn(state, stage)
+        base_rows = np.flatnonzero(self.stream.arrival == 0)
+        rows = list(measure_compatibility(self.labels_M[base_rows], state.base_views, state.forward))
+        totals = (("steps", float(state.steps)), ("train_s", state.train_s))
+        rows += [
+            {"split": "all", "gallery": "none", "metric": name, "value": value} for name, value in totals
+        ]
+        self.study.rows.append(self._labelled(rows, state.stage))
+
+    def _started(self) -> RunState:
+        count = len(self.stream.measured)
+        if self.method.preset == "frozen_pretrained":
+            student = build_embedder(pooled_spec(self.study.spec), self.seed).eval()
+            bank = ClassBank.empty(student.spec.dim)
+        else:
+            student, bank = self._base()
+        nothing = np.zeros((count, student.spec.dim), np.float32)
+        state = RunState(0, student, bank, nothing, nothing.copy())
+        self._measure(state, IdentityMap())
+        return state
+
+    def _base(self) -> tuple[Embedder, ClassBank]:
+        folder = self.study.work / f"base-{self.study.key(None, self.seed)}"
+        state = load_state(folder)
+        if state is None:
+            student = build_embedder(self.study.spec, self.seed)
+            outcome = self._stage(self.study.common, student, ClassBank.empty(student.spec.dim), 0, {})[0]
+            none = np.zeros((0, student.spec.dim), np.float32)
+            state = RunState(0, outcome.student, outcome.bank, none, none)
+            save_state(folder, state)
+        return state.student, state.bank
+
+    def _learn(self, state: RunState, stage: int) -> None:
+        state.stage = stage
+        if self.method.preset in FROZEN:
+            state.forward.append(IdentityMap())
+            state.backward.append(IdentityMap())
+            self._measure(state, IdentityMap())
+            return
+        backward = {version_name(k): compose(state.backward[k : stage - 1][::-1]) for k in range(stage - 1)}
+        outcome, seconds, steps = self._stage(
+            self.method.settings, state.student, state.bank, stage, backward
+        )
+        state.student, state.bank = outcome.student, outcome.bank
+        state.train_s += seconds
+        state.steps += steps
+        state.forward.append(outcome.forward)
+        state.backward.append(outcome.backward)
+        self._measure(state, outcome.forward)
+
+    def _measure(self, state: RunState, forward: DriftMap) -> None:
+        stage = state.stage
+        queries = embed(state.student, self.study.images.pixels[self.stream.measured], self.study.device)
+        state.student.cpu()
+        known = self.stream.arrival < stage
+        state.mapped_Md[known] = forward.apply(state.mapped_Md[known])
+        arrives = self.stream.arrival == stage
+        state.mapped_Md[arrives] = state.stale_Md[arrives] = queries[arrives]
+        state.base_views.append(queries[self.stream.arrival == 0])
+        galleries: dict[str, Floats] = {
+            "reextracted": queries, "mapped": state.mapped_Md, "stale": state.stale_Md
+        }  # fmt: skip
+        rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, queries, galleries))
+        self.study.rows.append(self._labelled(rows, stage))
+        save_state(self.folder, state)
+
+    def _labelled(self, rows: list[Measured], stage: int) -> Iterator[Row]:
+        study = self.study
+        shared = {
+            "run": self.key, "data": study.images.name, "protocol": study.protocol, "select": study.select,
+            "method": self.method.name, "seed": self.seed, "stage": stage, "git": study.commit,
+        }  # fmt: skip
+        return ({**shared, **row} for row in rows)
+
+    def _stage(
+        self,
+        settings: StageSettings,
+        old: Embedder,
+        bank: ClassBank,
+        stage: int,
+        backward: dict[str, DriftMap],
+    ) -> tuple[StageOutcome, float, int]:
+        """(outcome, seconds of the steps and of the last pass, steps)."""
+        images = self._seen(stage)
+        classes, labels = np.unique(self.study.images.labels[images], return_inverse=True)
+        names = [self.study.images.class_names[int(c)] for c in classes]
+        seed = int(np.random.SeedSequence([self.seed, stage]).generate_state(1)[0])
+        learner = StageLearner(
+            settings, old, bank, n_classes=len(names), version_id=version_name(stage), seed=seed,
+            world=World.current(self.study.device), backward_maps=backward,
+        )  # fmt: skip
+        sampler = PKSampler(labels, settings.classes_per_batch, settings.images_per_class, seed)
+        started, total = time.perf_counter(), learner.total_steps
+        for step in range(total):
+            rows = sampler.batch(step)
+            learner.step(self._pixels(images[rows]), torch.from_numpy(labels[rows].astype(np.int64)))
+            self.tick(f"{self.method.name} seed {self.seed} stage {stage}", step + 1, total)
+        outcome = learner.finish(self._batches(images, labels.astype(np.int64)), names)
+        return outcome, time.perf_counter() - started, total
+
+    def _seen(self, stage: int) -> Ints:
+        first = 0 if self.method.preset == "joint" else stage
+        return np.concatenate([task.images for task in self.stream.tasks[first : stage + 1]])
+
+    def _pixels(self, rows: Ints) -> torch.Tensor:
+        return torch.from_numpy(self.study.images.pixels[rows])
+
+    def _batches(self, images: Ints, labels: Ints) -> Iterator[tuple[torch.Tensor, Ints, Ints]]:
+        for at in range(0, len(images), 256):
+            part = slice(at, at + 256)
+            yield self._pixels(images[part]), labels[part], images[part]
+
+
+def version_name(stage: int) -> str:
+    """The version that a stage makes."""
+    return f"v{stage:04d}"

@@ -1,0 +1,245 @@
+"""The study: streams that leak nothing, runs that go on where they were killed, a table that can be checked."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from benchmarks.quality import __main__ as command
+from benchmarks.quality.figures import flat_figures, markdown_table, paired_table
+from benchmarks.quality.measure import measure_stage
+from benchmarks.quality.methods import parse_method
+from benchmarks.quality.protocols import Stream, build_stream, split_images
+from benchmarks.quality.rows import Row, RowFile
+from benchmarks.quality.study import Run
+from stream_odml.learn.settings import StageSettings
+
+LABELS = np.repeat(np.arange(40), 20)
+NAMES = [f"{'abcdefgh'[c % 8]}/{c:02}" for c in range(40)]
+PROTOCOLS = ["16+4*6", "alphabets", "alphabets:3*2", "repeat@0.5:16+4*6", "blurry@0.2:16+4*6"]
+
+
+def stream(protocol: str, *, seed: int = 0, validation: bool = False) -> Stream:
+    return build_stream(protocol, LABELS, NAMES, seed, "validation" if validation else "test")
+
+
+@pytest.mark.parametrize("sizes", [[20] * 5, [2, 3, 4, 5, 50], [1, 1]])
+def test_a_split_has_every_image_once(sizes: list[int]) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    split = split_images(labels, 3)
+    together = np.concatenate([split.train, split.validation, split.test])
+    assert sorted(together) == list(range(len(labels)))
+    assert set(np.unique(labels[split.train])) == {c for c in range(len(sizes)) if sizes[c] > 0}
+
+
+def test_a_split_has_the_shares_of_each_class_and_follows_the_seed() -> None:
+    split = split_images(LABELS, 0)
+    assert np.bincount(LABELS[split.test]).tolist() == [8] * 40
+    assert np.bincount(LABELS[split.validation]).tolist() == [3] * 40
+    assert np.array_equal(split.test, split_images(LABELS, 0).test)
+    assert not np.array_equal(split.test, split_images(LABELS, 1).test)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_image_is_learnt_twice_or_measured_as_well(protocol: str) -> None:
+    for validation in (False, True):
+        s = stream(protocol, validation=validation)
+        learnt = np.concatenate([task.images for task in s.tasks])
+        assert len(set(learnt)) == len(learnt)
+        assert not set(learnt) & set(s.measured)
+    test, validation_stream = stream(protocol), stream(protocol, validation=True)
+    chosen_with = {i for task in validation_stream.tasks for i in task.images} | set(
+        validation_stream.measured
+    )
+    assert not chosen_with & set(test.measured)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_measured_image_arrives_with_the_first_task_of_its_class(protocol: str) -> None:
+    s = stream(protocol)
+    for image, arrival in zip(s.measured, s.arrival, strict=True):
+        shown = [t for t, task in enumerate(s.tasks) if LABELS[image] in LABELS[task.images]]
+        assert arrival == shown[0]
+        assert LABELS[image] in s.tasks[arrival].arriving
+
+
+def test_disjoint_tasks_show_only_new_classes_and_every_image_of_them() -> None:
+    s = stream("16+4*6")
+    assert [len(task.arriving) for task in s.tasks] == [16, 6, 6, 6, 6]
+    for task in s.tasks:
+        assert set(LABELS[task.images]) == set(task.arriving)
+        assert len(task.images) == 12 * len(task.arriving)
+
+
+def test_alphabets_come_whole() -> None:
+    s = stream("alphabets:3*2")
+    prefixes = [{NAMES[c][0] for c in task.arriving} for task in s.tasks]
+    assert [len(p) for p in prefixes] == [3, 1, 1]
+    assert all(len(task.arriving) == 5 * len(p) for task, p in zip(s.tasks, prefixes, strict=True))
+
+
+def test_repeated_classes_bring_images_that_were_never_shown() -> None:
+    s = stream("repeat@0.5:16+4*6")
+    for task in s.tasks[1:]:
+        assert len(set(LABELS[task.images])) == 9
+        assert len(task.arriving) == 6
+
+
+def test_blurred_tasks_hold_a_share_of_each_others_images() -> None:
+    s = stream("blurry@0.2:16+4*6")
+    assert sum(len(task.images) for task in s.tasks) == 40 * 12
+    assert sum(len(task.arriving) for task in s.tasks) == 40
+    assert any(len(set(LABELS[task.images])) > len(task.arriving) for task in s.tasks[1:])
+
+
+@pytest.mark.parametrize("protocol", ["41+1*2", "1+2*2", "16+4*1", "alphabets:8", "16+4", "blury:16+4*6"])
+def test_a_protocol_that_cannot_be_is_refused(protocol: str) -> None:
+    with pytest.raises(ValueError, match=r"protocol|alphabets"):
+        stream(protocol)
+
+
+def test_methods_vary_a_preset_and_unknown_settings_are_refused() -> None:
+    common = StageSettings(stage_steps=7)
+    method = parse_method("strong=l2:weight_anchor=20:gallery_map=kernel", common)
+    assert (method.name, method.preset) == ("strong", "l2")
+    assert (method.settings.weight_anchor, method.settings.gallery_map) == (20, "kernel")
+    assert method.settings.stage_steps == 7
+    with pytest.raises(ValueError, match="unknown setting 'weight'"):
+        parse_method("x=l2:weight=1", common)
+    with pytest.raises(ValueError, match="unknown method"):
+        parse_method("theirs", common)
+
+
+def test_recall_of_points_placed_by_hand() -> None:
+    """Two base classes lie right; of the newcomers one lies on a base class."""
+    angle = np.radians([0, 1, 90, 91, 180, 181, 0.5, 90.5])
+    vectors = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+    labels = np.asarray([0, 0, 1, 1, 2, 2, 3, 3])
+    arrival = np.asarray([0, 0, 0, 0, 1, 1, 1, 1])
+    rows = list(measure_stage(1, labels, arrival, vectors, {"mapped": vectors}))
+    found = {r["split"]: r["value"] for r in rows if r["metric"] == "recall_at_1"}
+    assert found["base_alone"] == 1.0  # without newcomers every base image finds its class
+    assert found["old"] == found["stage 0"] == 0.0  # with them, the newcomers stand nearer
+    assert found["new"] == 0.5
+    assert found["union"] == 0.25
+
+
+def test_a_line_cut_short_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "rows.jsonl")
+    first = {
+        "run": "a",
+        "stage": 0,
+        "split": "union",
+        "gallery": "stale",
+        "metric": "recall_at_1",
+        "value": 0.1,
+    }
+    file.append([first])
+    with file.path.open("a") as broken:
+        broken.write('{"run": "a", "sta')
+    file.append([{**first, "value": 0.2}, {**first, "run": "b", "metric": "train_s"}])
+    assert [row["value"] for row in file.read()] == [0.2, 0.1]
+    assert file.finished() == {"b"}
+
+
+def rows_of(method: str, seed: int, union: list[float]) -> list[Row]:
+    shared = {"run": f"{method}{seed}", "method": method, "seed": seed, "metric": "recall_at_1"}
+    rows: list[Row] = [
+        {**shared, "split": split, "gallery": "reextracted", "stage": t, "value": value}
+        for split in ("union", "base_alone")
+        for t, value in enumerate(union)
+    ]
+    return [
+        *rows,
+        {**shared, "split": "all", "gallery": "none", "stage": 2, "metric": "train_s", "value": 5.0},
+    ]
+
+
+def test_figures_are_means_over_seeds_and_what_is_not_measured_is_absent() -> None:
+    rows = [*rows_of("ours", 0, [0.9, 0.8, 0.7]), *rows_of("ours", 1, [0.9, 0.6, 0.6])]
+    unfinished = rows_of("l2", 0, [0.9, 0.8])[:-1]
+    figures = flat_figures([*rows, *unfinished], ["ours", "l2"])
+    assert figures["ours/avg_inc_r1_reextracted"] == pytest.approx(0.75)
+    assert figures["ours/avg_inc_r1_std"] == pytest.approx(0.0707, abs=1e-4)
+    assert figures["ours/last_r1_reextracted"] == pytest.approx(0.65)
+    assert figures["ours/base_forgetting"] == pytest.approx(0.25)
+    assert "ours/last_r1_mapped" not in figures
+    assert not [name for name in figures if name.startswith("l2/")]
+    assert "| ours | 2 | 0.7500 ± 0.0707 | – | 0.6500 ± 0.0707 |" in markdown_table(rows, ["ours", "l2"])
+    paired = paired_table([*rows, *rows_of("fecd", 1, [0.9, 0.5, 0.5])], ["ours", "fecd"], "ours")
+    assert "| fecd | +0.0667 | +0.1000 | – |" in paired
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 classes of 10 squares of one colour each, a little noisy."""
+    random = np.random.default_rng(0)
+    images, names = [], []
+    for c in range(12):
+        colour = random.integers(0, 256, 3)
+        for _ in range(10):
+            pixels = np.clip(colour + random.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            images.append(buffer.getvalue())
+            names.append(f"class/{c}")
+    path = tmp_path_factory.mktemp("data") / "squares.parquet"
+    pq.write_table(pa.table({"image": images, "class_name": names}), path)
+    return path
+
+
+def arguments(parquet: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "quality", "--data", str(parquet), "--protocol", "6+2*3", "--methods", "ours,sdc_l2,joint,frozen_f0",
+        "--image-size", "16", "--dim", "8", "--base-steps", "3", "--steps", "2", "--out", str(out),
+        "--set", "classes_per_batch=3", "--set", "images_per_class=2", "--select", "test", *more,
+    ]  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    monkeypatch.setattr("sys.argv", argv)
+    command.main()
+
+
+def without_seconds(out: Path) -> list[Row]:
+    rows = json.loads((out / "quality-squares.json").read_text())["rows"]
+    kept = [row for row in rows if row["metric"] != "train_s"]
+    return sorted(kept, key=lambda row: json.dumps(row, sort_keys=True))
+
+
+def test_the_command_measures_resumes_and_reports(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(monkeypatch, arguments(parquet, whole, "--commit", "c0ffee"))
+    figures = json.loads((whole / "quality-squares.json").read_text())["figures"]
+    assert figures["ours/steps"] == figures["joint/steps"] == 4
+    assert figures["frozen_f0/steps"] == 0
+    assert figures["frozen_f0/last_r1_mapped"] == figures["frozen_f0/last_r1_reextracted"]
+    assert "frozen_pretrained/steps" not in figures
+    assert "data:image/png" in (whole / "quality-squares.html").read_text()
+    assert "| sdc_l2 | 1 |" in (whole / "quality-squares.md").read_text()
+
+    learn, budget = Run._learn, iter(range(3))
+
+    def learn_until_killed(self: Run, *args: object) -> None:
+        if next(budget, None) is None:
+            raise KeyboardInterrupt
+        learn(self, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as kill:
+        kill.setattr(Run, "_learn", learn_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(kill, arguments(parquet, killed, "--commit", "c0ffee"))
+    run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
+    assert without_seconds(killed) == without_seconds(whole)
+
+    monkeypatch.setattr(Run, "go", lambda self: pytest.fail("measured again what had been measured"))
+    run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
