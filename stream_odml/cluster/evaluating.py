@@ -23,7 +23,7 @@ from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import vectors_of
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, embed
-from stream_odml.learn.evaluation import Retrieval, recall_at_1_by_class, recall_at_k
+from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
 from stream_odml.stream.decode import decode_image
 
 Floats = NDArray[np.float32]
@@ -77,29 +77,33 @@ def evaluate_stage(held: HeldOut, student: Embedder, forward: DriftMap, task: st
     # At the commit the task's own items are embedded anew; all others are only ever mapped.
     served = np.where(held.of_this_task[:, None], fresh, forward.apply(held.mapped).astype(np.float32))
     stale = np.where(held.of_this_task[:, None], fresh, held.raw)
+    forms = {"served": served, "reextracted": fresh, "stale": stale}
+    found = {form: _nearest(held, fresh, gallery) for form, gallery in forms.items()}
     new = held.tasks == task
     splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
-    forms = {"served": served, "reextracted": fresh, "stale": stale}
     figures: dict[str, Any] = {
         recall_key(split, form): value
         for split, queries in splits.items()
-        for form, gallery in forms.items()
-        if (value := _recall(held, fresh, gallery, queries)) is not None
+        for form in forms
+        if (value := _mean(found[form][queries])) is not None
     }
     for name in np.unique(held.tasks):
-        value = _recall(held, fresh, fresh, held.tasks == name)
+        value = _mean(found["reextracted"][held.tasks == name])
         if value is not None:
             figures[f"{TASK_KEY}{name}"] = value
-    each = recall_at_1_by_class(Retrieval(fresh, held.labels, served, held.labels, np.arange(len(fresh))))
-    figures[CLASS_KEY] = {held.names[label]: round(value, 4) for label, value in each.items()}
+    figures[CLASS_KEY] = {
+        held.names[label]: round(value, 4)
+        for label in np.unique(held.labels)
+        if (value := _mean(found["served"][held.labels == label])) is not None
+    }
     return figures
 
 
 def evaluate_parent(held: HeldOut, parent: Embedder, task: str) -> dict[str, float]:
     """Served Recall@1 of the version that the stage would replace, on the same images."""
-    fresh = embed(parent, held.pixels)
+    found = _nearest(held, embed(parent, held.pixels), held.mapped)
     new = held.tasks == task
-    values = {"old": _recall(held, fresh, held.mapped, ~new), "new": _recall(held, fresh, held.mapped, new)}
+    values = {"old": _mean(found[~new]), "new": _mean(found[new])}
     return {f"parent_recall_at_1/{split}": value for split, value in values.items() if value is not None}
 
 
@@ -116,14 +120,13 @@ def forgetting(store: Store, parent: str, figures: Mapping[str, Any]) -> float |
     return float(np.mean(losses)) if losses else None
 
 
-def _recall(held: HeldOut, queries: Floats, gallery: Floats, chosen: NDArray[np.bool_]) -> float | None:
-    own = np.flatnonzero(chosen)
-    if not len(own):
-        return None
-    try:
-        return recall_at_k(Retrieval(queries[own], held.labels[own], gallery, held.labels, own), (1,))[1]
-    except ValueError:  # no class with a second image: nothing to find
-        return None
+def _nearest(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
+    return nearest_is_relevant(Retrieval(queries, held.labels, gallery, held.labels, np.arange(len(queries))))
+
+
+def _mean(found: Floats) -> float | None:
+    known = found[~np.isnan(found)]
+    return float(known.mean()) if len(known) else None  # None: no class with a second image, nothing to find
 
 
 def _rows(store: Store, parent: str, tasks: set[str], per_class: int) -> pa.Table:

@@ -69,17 +69,16 @@ def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float
     return {k: found[k] / _some(n) for k in ks}
 
 
-def recall_at_1_by_class(retrieval: Retrieval) -> dict[int, float]:
-    """`recall_at_k` with k = 1 of the queries of each class alone; classes without another image are absent."""
-    found: dict[int, list[int]] = {}
-    start = 0
+def nearest_is_relevant(retrieval: Retrieval) -> NDArray[np.float32]:
+    """For each query [q] 1 if its nearest other is of its class, else 0; NaN where its class has no other image.
+
+    Its mean over any set of queries, the NaN left out, is their `recall_at_k` with k = 1.
+    """
+    blocks = []
     for hits, relevant in _rankings(retrieval, 1):
-        labels = retrieval.query_labels[start : start + len(hits)].tolist()
-        start += len(hits)
-        for label, hit, others in zip(labels, hits[:, 0].tolist(), relevant.tolist(), strict=True):
-            if others:
-                found.setdefault(label, []).append(hit)
-    return {label: sum(each) / len(each) for label, each in found.items()}
+        hit = hits[:, 0].float()
+        blocks.append(torch.where(relevant > 0, hit, torch.full_like(hit, torch.nan)))
+    return torch.cat(blocks).numpy() if blocks else np.empty(0, np.float32)
 
 
 def map_at_r(retrieval: Retrieval) -> float:
