@@ -7,7 +7,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Measured:
         series = {
             "landed_to_searchable_s_p95": self.landed_to_searchable_s,
             "commit_to_served_s_p95": self.commit_to_served_s,
-            "landed_to_first_batch_s_p95": self.boundary_to_first_step_s,
+            "boundary_to_first_step_s_p95": self.boundary_to_first_step_s,
         }
         return figures | {name: float(np.percentile(v, 95)) for name, v in series.items() if v}
 
@@ -93,12 +93,13 @@ def run_demo(
     with contextlib.ExitStack() as stack:
         with console.status("starting Ray, driver, trainer and service (half a minute)"):
             session = stack.enter_context(run_stream(config))
+        before = set(Store.open(session.config.root, session.config.storage_options).tree.versions)
         try:
             _Demo(session, categories, stages, console, measured).run()
         except KeyboardInterrupt:
             console.print("interrupted: ending the stream; the same command goes on from here")
         measured.wall_s = time.monotonic() - began
-        _verdict(session, measured, console)
+        _verdict(session, before, measured, console)
         if hold:
             _hold(console)
     return measured
@@ -213,12 +214,12 @@ class _Demo:
         return False
 
 
-def _verdict(session: Session, measured: Measured, console: Console) -> None:
+def _verdict(session: Session, before: Container[str], measured: Measured, console: Console) -> None:
     store = Store.open(session.config.root, session.config.storage_options)
     rows = stage_rows(store)
-    measured.boundary_to_first_step_s = [
-        r["boundary_to_first_step_s"] for r in rows if r["boundary_to_first_step_s"]
-    ]
+    # The first stage of a session finds its trainer cold: that time is in the version's figures, not in this one.
+    warm = [row["boundary_to_first_step_s"] for row in rows if row["version"] not in before][1:]
+    measured.boundary_to_first_step_s = [seconds for seconds in warm if seconds is not None]
     console.print(stage_table(rows))
     for line in skipped_tasks(store.ledger.tasks.values()):
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
@@ -226,7 +227,7 @@ def _verdict(session: Session, measured: Measured, console: Console) -> None:
     for name, label in (
         ("landed_to_searchable_s_p95", "landed to searchable, p95"),
         ("commit_to_served_s_p95", "commit to served, p95"),
-        ("landed_to_first_batch_s_p95", "task handed over to first step, p95"),
+        ("boundary_to_first_step_s_p95", "task closed to first step, warm, p95"),
     ):
         if name in figures:
             console.print(f"{label:38} {figures[name]:6.2f} s", highlight=False)
