@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.gallery.calibration import matrix_path_from, use_best_path
+from stream_odml.gallery.clusters import Clusters, index_of, lists_of
 from stream_odml.gallery.tables import FloatArray
 from stream_odml.gallery.vectors import normalise_rows
 
@@ -107,6 +108,10 @@ class IndexSearcher:
         self.build_s = build_s
         self.exhaustive = False
         """Whether it had to be set to look everywhere to reach its recall."""
+        self.width = 0
+        """Lists (ivf) or candidates (hnsw) that it looks at."""
+        self.fresh_width = 0
+        """The same, when its clusters were fresh from k-means."""
         self._index = index
         self._parameters = search_parameters
 
@@ -131,7 +136,17 @@ class IndexSearcher:
         start = time.perf_counter()
         index = faiss.clone_index(self._index)
         index.add(np.ascontiguousarray(fresh))
-        return IndexSearcher(self.kind, index, self._parameters, self.recall, time.perf_counter() - start)
+        grown = IndexSearcher(self.kind, index, self._parameters, self.recall, time.perf_counter() - start)
+        grown.width, grown.fresh_width = self.width, self.fresh_width
+        return grown
+
+    def clusters(self, rows: Indices) -> Clusters | None:
+        """Its clusters for another block of vectors, whose row i is this one's ``rows[i]`` (or -1); None if not ivf."""
+        if self.kind != "ivf":
+            return None
+        lists = lists_of(self._index)
+        kept = np.where(rows >= 0, lists[np.maximum(rows, 0)], -1)
+        return Clusters(kept, int(self._index.nlist), self.fresh_width)
 
     def vectors(self, rows: Indices) -> FloatArray:
         """float32 [len(rows), d], as the index holds them."""
@@ -161,14 +176,25 @@ def inner_product(
     return scores, found
 
 
-def build_searcher(vectors: FloatArray, settings: SearchSettings) -> "ExactSearcher | IndexSearcher":
-    """A searcher over normalised ``vectors`` [n, d], of the kind that the settings give for n."""
+def build_searcher(
+    vectors: FloatArray, settings: SearchSettings, clusters: Clusters | None = None
+) -> "ExactSearcher | IndexSearcher":
+    """A searcher over normalised ``vectors`` [n, d], of the kind that the settings give for n.
+
+    ``clusters`` of an earlier searcher are kept while they serve: k-means runs again once they need twice the probes.
+    """
     faiss.omp_set_num_threads(settings.threads)
     kind = settings.kind_for(len(vectors))
     if kind == "exact" or len(vectors) == 0:
         return ExactSearcher(vectors)
     start = time.perf_counter()
+    if kind == "ivf" and clusters is not None and _lists_for(len(vectors)) <= 2 * clusters.count:
+        kept = _tuned(kind, _with_map(index_of(vectors, clusters)), vectors, settings, start)
+        if kept.recall >= settings.recall_target and kept.width <= 2 * clusters.width:
+            kept.fresh_width = clusters.width
+            return kept
     built = _tuned(kind, _new_index(kind, vectors), vectors, settings, start)
+    built.fresh_width = built.width
     # Vectors without clusters need every list probed: then the exact search is faster, and right.
     return ExactSearcher(vectors) if settings.kind == "auto" and built.exhaustive else built
 
@@ -191,15 +217,22 @@ def _new_index(kind: str, vectors: FloatArray) -> Any:
         index = faiss.IndexHNSWFlat(dim, 24, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 80
     else:
-        lists = int(max(1, min(2 * n**0.5, n / 39)))
+        lists = _lists_for(n)
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.niter, index.cp.spherical, index.cp.seed = 6, True, 1
         index.cp.max_points_per_centroid = 64
         use_best_path(dim)
         index.train(vectors[:: max(1, n // (64 * lists))])
     index.add(vectors)
-    if kind == "ivf":
-        index.make_direct_map()  # without it no vector can be had back by its number
+    return _with_map(index) if kind == "ivf" else index
+
+
+def _lists_for(n: int) -> int:
+    return int(max(1, min(2 * n**0.5, n / 39)))
+
+
+def _with_map(index: Any) -> Any:
+    index.make_direct_map()  # without it no vector can be had back by its number
     return index
 
 
@@ -222,6 +255,7 @@ def _tuned(
         if recall >= settings.recall_target or width >= widest:
             built = IndexSearcher(kind, index, _parameters(kind, width), recall, time.perf_counter() - start)
             built.exhaustive = kind == "ivf" and width > widest // 2
+            built.width = width
             return built
         width = min(2 * width, widest)
 

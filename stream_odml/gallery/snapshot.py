@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from stream_odml.gallery.clusters import Clusters
 from stream_odml.gallery.columns import Columns, Growable
 from stream_odml.gallery.filters import Filters
 from stream_odml.gallery.hits import Hit, grouped, hits_of
@@ -61,12 +63,17 @@ class GallerySnapshot:
     txns: frozenset[str]
 
     @staticmethod
-    def load(store: Store, settings: SearchSettings | None = None) -> "GallerySnapshot":
-        """Everything, from the store as it was last refreshed. Raises NoVersionYet before the root is committed."""
+    def load(
+        store: Store, settings: SearchSettings | None = None, before: "GallerySnapshot | None" = None
+    ) -> "GallerySnapshot":
+        """Everything, from the store as it was last refreshed. Raises NoVersionYet before the root is committed.
+
+        The clusters of ``before`` are kept where they still serve, whatever space it was in.
+        """
         settings = settings or SearchSettings()
         for last in range(TRIES):
             try:
-                return _load(store, settings)
+                return _load(store, settings, before)
             except (
                 FileNotFoundError
             ):  # merged and vacuumed since the store looked: it will see the new files now
@@ -87,7 +94,7 @@ class GallerySnapshot:
             appended = _appended(self, store) if same_space else None
         except FileNotFoundError:
             appended = None
-        return appended or GallerySnapshot.load(store, self.settings)
+        return appended or GallerySnapshot.load(store, self.settings, self)
 
     @property
     def sequence(self) -> int:
@@ -205,7 +212,7 @@ class GallerySnapshot:
         return {"vectors": self.fresh.nbytes, "index": main, "columns": self.columns.nbytes}
 
 
-def _load(store: Store, settings: SearchSettings) -> GallerySnapshot:
+def _load(store: Store, settings: SearchSettings, before: GallerySnapshot | None) -> GallerySnapshot:
     head = store.tree.head
     blocks = store.blocks
     meta = store.metadata()
@@ -235,7 +242,7 @@ def _load(store: Store, settings: SearchSettings) -> GallerySnapshot:
         maps=MappingProxyType(maps),
         txns=store.visible_txns(),
     )
-    return _merged(loaded)
+    return _merged(loaded, before)
 
 
 def _map_rows(
@@ -313,12 +320,21 @@ def _without_dead(full: GallerySnapshot) -> GallerySnapshot:
     )
 
 
-def _merged(snapshot: GallerySnapshot) -> GallerySnapshot:
+def _clusters(before: GallerySnapshot | None, columns: Columns) -> Clusters | None:
+    """What the main segment of ``before`` says of the rows of ``columns``, item by item."""
+    if before is None or before.main is None or before.main.kind != "ivf":
+        return None
+    held = before.columns.item_ids.column.slice(0, before.main.n)
+    rows = pc.fill_null(pc.index_in(columns.item_ids.column, value_set=held.combine_chunks()), -1)
+    return before.main.clusters(rows.to_numpy().astype(np.int64))
+
+
+def _merged(snapshot: GallerySnapshot, before: GallerySnapshot | None = None) -> GallerySnapshot:
     """With the fresh rows in the main segment, if they have become many (or the whole too large for exact search)."""
     main, n = snapshot.main, snapshot.columns.n
     fresh = snapshot.fresh.view(n - (main.n if main else 0))
     if main is None:
-        built = build_searcher(fresh, snapshot.settings)
+        built = build_searcher(fresh, snapshot.settings, _clusters(before, snapshot.columns))
         if isinstance(built, ExactSearcher):
             return snapshot
         main = built

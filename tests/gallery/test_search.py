@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stream_odml.gallery.calibration import BATCHES, matrix_path_from
+from stream_odml.gallery.clusters import Clusters
 from stream_odml.gallery.errors import UnknownVersion
 from stream_odml.gallery.filters import Filters
 from stream_odml.gallery.search import ExactSearcher, IndexSearcher, SearchSettings, build_searcher
@@ -225,3 +226,25 @@ def test_fresh_rows_join_the_main_segment(tmp_path: Path, monkeypatch: pytest.Mo
         assert hit.item_id == f"n{number} 0"
     assert sizes == [100, 100, 112, 112, 112, 124, 124, 124]
     writer.release()
+
+
+def test_clusters_move_with_the_space_and_are_found_anew_when_they_no_longer_serve() -> None:
+    vectors = clustered(4000)
+    settings = SearchSettings("ivf")
+    first = build_searcher(vectors, settings)
+    assert isinstance(first, IndexSearcher)
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(vectors.shape[1],) * 2))[0].astype(np.float32)
+    rows = np.arange(len(vectors))[::-1].copy()  # another order, and some that the first one never held
+    rows[:50] = -1
+    moved = np.ascontiguousarray(vectors[::-1] @ turn.T)
+    clusters = first.clusters(rows)
+    assert clusters is not None
+    kept = build_searcher(moved, settings, clusters)
+    assert isinstance(kept, IndexSearcher)
+    assert kept.recall >= settings.recall_target
+    assert kept.width <= 2 * first.width
+    np.testing.assert_allclose(kept.vectors(np.array([0, 60, 3999])), moved[[0, 60, 3999]], rtol=1e-6)
+    assert (kept.search(moved[:200], 1)[1][:, 0] == np.arange(200)).mean() > 0.95
+    shuffled = Clusters(np.random.default_rng(4).permutation(clusters.lists), clusters.count, 1)
+    again = build_searcher(moved, settings, shuffled)
+    assert again.recall >= settings.recall_target
