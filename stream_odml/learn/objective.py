@@ -1,7 +1,7 @@
 """The loss of a stage, from the embeddings of the global batch:
 
-    L = L_M(S) + L_M(N) + old C(S,O) + peer/2 [C(N,S) + C(S,N)] + virtual sum_k C(S,V_k) + anchor |g_S
-    - g_O|^2
+    L = L_M(S) + L_M(N) + old C(S,O) + peer/2 [C(N,S) + C(S,N)] + virtual sum_k C(S,V_k)
+        + anchor |g_S - g_O|^2 + repel R(S, bank)
 
 Student and peer distil each other in both directions and nothing is detached: old and new tasks are equals.
 """
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stream_odml.learn.anchor import anchor_loss
 from stream_odml.learn.geometry import unit
 from stream_odml.learn.relation import relation_distillation
+from stream_odml.learn.repel import repel_loss
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.virtual import VirtualFeatures
 
@@ -27,8 +28,10 @@ def stage_losses(
     student_Bd: Tensor,
     peer_Bd: Tensor | None,
     old_Bd: Tensor | None,
+    directions_Cd: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Weighted terms by name; their sum is the loss. Arguments are raw g; a network not asked is None."""
+    """Weighted terms by name; their sum is the loss. Embeddings are raw g; a network not asked is None.
+    `directions_Cd`: the bank's, or None where they do not repel."""
     tau = settings.temperature
     student_z = unit(student_Bd)
     losses = {"metric_student": metric["student"](student_z, labels_B)}
@@ -43,6 +46,9 @@ def stage_losses(
         losses["old"] = settings.weight_old * relation_distillation(student_z, unit(old_Bd), tau)
     if settings.weight_anchor:
         losses["anchor"] = settings.weight_anchor * anchor_loss(student_Bd, old_Bd)
+    if directions_Cd is not None:
+        repelled = repel_loss(student_z, unit(old_Bd), labels_B, directions_Cd)
+        losses["repel"] = settings.weight_repel * repelled
     if virtual is not None and len(virtual):
         terms = [relation_distillation(student_z, virtual_z, tau) for virtual_z in virtual(old_Bd)]
         losses["virtual"] = settings.weight_virtual * sum(terms[1:], terms[0])

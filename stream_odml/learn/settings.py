@@ -64,6 +64,7 @@ class StageSettings:
     """How a stage is learnt. The defaults are the method `ours`; symbols as in the paper's loss
 
     L = L_M(S) + L_M(N) + old C(S,O) + peer/2 [C(N,S) + C(S,N)] + virtual sum_k C(S,V_k) + anchor |g_S-g_O|^2
+        + repel R(S, bank)
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _PYDANTIC
@@ -85,6 +86,8 @@ class StageSettings:
     """mu: mutual distillation with the peer; 0 builds no peer."""
     weight_anchor: float = 5.0
     """Weight of the squared distance between the student's and the old model's embeddings."""
+    weight_repel: float = 0.3
+    """Weight of the bank's class directions as negatives of the new images; 0 for none."""
     temperature: float = 4.0
     """tau: softens the rows of the Gram matrices."""
     virtual: Literal["kernel", "affine"] = "kernel"
@@ -141,7 +144,8 @@ class StageSettings:
     """The peer learns and distils on every n-th batch only."""
 
     def __post_init__(self) -> None:
-        for name in ("weight_old", "weight_virtual", "weight_peer", "weight_anchor", "ridge", "weight_decay"):
+        weights = ("old", "virtual", "peer", "anchor", "repel")
+        for name in (*(f"weight_{part}" for part in weights), "ridge", "weight_decay"):
             _at_least(name, getattr(self, name), 0)
         for name in ("base_learning_rate", "learning_rate", "head_learning_rate_factor", "augment"):
             _at_least(name, getattr(self, name), 0)
@@ -169,17 +173,24 @@ class StageSettings:
             raise ValueError(f"miner {self.miner!r} needs a `pml:` metric_loss, got {self.metric_loss!r}")
 
 
-_ALONE: dict[str, Any] = {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0, "weight_anchor": 0.0}
+_ALONE: dict[str, Any] = {
+    "weight_old": 0.0,
+    "weight_virtual": 0.0,
+    "weight_peer": 0.0,
+    "weight_anchor": 0.0,
+    "weight_repel": 0.0,
+}
 _SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_width": 0.3}
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "ours": {},
     "faithful": {
         "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0, "weight_anchor": 0.0,
-        "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs",
+        "weight_repel": 0.0, "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs",
     },
     "no_peer": {"weight_peer": 0.0},
     "no_virtual": {"weight_virtual": 0.0},
+    "no_repel": {"weight_repel": 0.0},
     "fecd": {**_ALONE, "weight_old": 10.0},
     "l2": {**_ALONE, "weight_anchor": 5.0},
     "sdc_l2": {**_ALONE, **_SDC, "weight_anchor": 5.0},

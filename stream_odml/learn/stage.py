@@ -75,9 +75,11 @@ class StageLearner:
         names = ["student"] + (["peer"] if self.networks.peer is not None else [])
         losses = [build_metric_loss(s, self._n_classes, old.spec.dim, step_seed(self.seed, 2)) for _ in names]
         self._metric = nn.ModuleDict(dict(zip(names, losses, strict=True))).to(device)
+        repels = s.weight_repel > 0 and not self.is_base
+        self._directions = torch.from_numpy(self.bank.directions).to(device) if repels else None
         self._virtual = None if self.is_base else VirtualFeatures(self.bank, s, backward_maps, device)
         self._asks_old = not self.is_base and bool(
-            s.weight_old or s.weight_anchor or (self._virtual is not None and len(self._virtual))
+            s.weight_old or s.weight_anchor or repels or (self._virtual is not None and len(self._virtual))
         )
         self._parallel = across_ranks(self.networks, s, self.world)
         self._optimiser = build_optimiser(self.networks, self._metric, s, self._rate)
@@ -103,7 +105,14 @@ class StageLearner:
             student_Bd, peer_Bd, old_Bd = self._embed(images, step, counts)
             torch.manual_seed(step_seed(self.seed, 4, step))  # for miners that draw: the same on every rank
             losses = stage_losses(
-                self.settings, self._metric, self._virtual, labels_B, student_Bd, peer_Bd, old_Bd
+                self.settings,
+                self._metric,
+                self._virtual,
+                labels_B,
+                student_Bd,
+                peer_Bd,
+                old_Bd,
+                self._directions,
             )
             report = self._report(losses, step)
             self._descend(sum(losses.values(), torch.zeros((), device=world.device)), step)
