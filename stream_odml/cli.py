@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -334,21 +334,36 @@ def forget(
         str | None, typer.Option("--class", help="Forget every item of this class.")
     ] = None,
     item: Annotated[str | None, typer.Option(help="Forget this item.")] = None,
+    shard: Annotated[str | None, typer.Option(help="Forget all of this shard.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Search every file under the root for what was forgotten.")
+    ] = False,
+    inbox: Annotated[
+        bool, typer.Option("--inbox", help="With --verify: delete landed shards that hold it, once learnt.")
+    ] = False,
     url: Url = None,
     token: Annotated[str | None, typer.Option(envvar="STREAM_ODML_TOKEN", help="Bearer token.")] = None,
 ) -> None:
-    """Forget a class or an item: hidden at once, deleted by the next maintenance.
+    """Forget a class, an item or a shard: hidden at once, then deleted. `--verify` proves it, exit code 1 if not.
 
-    Example:  stream-odml forget stream-root --class "sku 4711"
+    Examples:  stream-odml forget stream-root --class "sku 4711"  ·  ... --class "sku 4711" --verify --inbox
     """
-    from stream_odml.stream_root import forget_name
+    from stream_odml.stream_root import forget_name, verify_forgotten
 
-    if (class_name is None) == (item is None):
-        raise ValueError("say what to forget: either --class NAME or --item ID")
-    if class_name is not None:
-        out.print(forget_name(root, "class", class_name, url, token), highlight=False)
-    elif item is not None:
-        out.print(forget_name(root, "item", item, url, token), highlight=False)
+    options: list[tuple[Literal["class", "item", "shard"], str | None]] = [
+        ("class", class_name), ("item", item), ("shard", shard)
+    ]  # fmt: skip
+    given = [(kind, name) for kind, name in options if name is not None]
+    if len(given) != 1:
+        raise ValueError("say what to forget: one of --class NAME, --item ID, --shard ID")
+    kind, name = given[0]
+    if not verify:
+        out.print(forget_name(root, kind, name, url, token), highlight=False, markup=False, soft_wrap=True)
+        return
+    lines, gone = verify_forgotten(root, kind, name, inbox)
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(0 if gone else 1)
 
 
 def _service_of(root: str | None) -> str:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from stream_odml.client import Client
 from stream_odml.cluster.figures import stream_figures
+from stream_odml.cluster.forgetting import forget_in_banks
 from stream_odml.gallery.files import open_files
+from stream_odml.gallery.maintenance import MaintenancePolicy
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.writer import Writer
 
@@ -73,18 +78,50 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
 
 
 def forget_name(
-    root: str, kind: Literal["class", "item"], name: str, url: str | None, token: str | None
+    root: str, kind: Literal["class", "item", "shard"], name: str, url: str | None, token: str | None
 ) -> str:
     """Forget through the running service, or by this process when no stream runs on the root."""
     address = url or _noted_url(root)
     if address is not None:
         with Client(address, token=token) as client:
-            client.delete_class(name) if kind == "class" else client.delete(name)
-        return f"forgot {kind} {name}"
+            forget = {"class": client.delete_class, "item": client.delete, "shard": client.delete_shard}
+            forget[kind](name)
+        return f"forgot {kind} {name}: hidden now, deleted within a minute; --verify shows what is left"
     with _writer(root) as writer:
         writer.forget(kind, name)
-        writer.maintain()
-    return f"forgot {kind} {name}; its rows are deleted"
+        forget_in_banks(writer)  # before their vectors are deleted
+        writer.maintain(MaintenancePolicy(retention=timedelta(0)))
+    if "://" not in root:
+        shutil.rmtree(
+            Path(root) / "cache", ignore_errors=True
+        )  # made again from the shards when it is needed
+    return f"forgot {kind} {name}: its rows, statistics and pixels are deleted"
+
+
+def verify_forgotten(root: str, kind: str, name: str, inbox: bool) -> tuple[list[str], bool]:
+    """Lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete landed copies too.
+
+    A landed shard that a task has still to learn from is kept, and named.
+    """
+    from stream_odml.cluster import forget_proof
+
+    proof = forget_proof.verify_forgotten(root, kind, name)
+    lines = [f"{proof.files} files searched under {root}", *(f"found in {line}" for line in proof.findings)]
+    left = len(proof.findings)
+    for uri in proof.inbox:
+        kept = uri in proof.needed and kind != "shard"
+        if inbox and not kept and "://" not in uri:
+            _remove(Path(uri))
+            lines.append(f"removed {uri}")
+        else:
+            left += 1
+            lines.append(f"landed copy {uri}" + (" (still to be learnt)" if kept else ""))
+    lines.append(forget_proof.STAYS if not left else f"{left} places still hold {kind} {name}")
+    return lines, not left
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def test_the_example_configuration_is_valid(run: Run, tmp_path: Path) -> None:
         (["run", "none.yaml"], "name an existing YAML file"),
         (["demo", "--source", "nowhere", "--root", "unused"], "does not exist"),
         (["query", "leaf.jpg"], "--root with the stream root"),
-        (["forget", "root"], "either --class NAME or --item ID"),
+        (["forget", "root"], "one of --class NAME, --item ID, --shard ID"),
         (["ingest", "nowhere", "inbox"], "does not exist"),
     ],
 )

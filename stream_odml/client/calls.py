@@ -110,6 +110,11 @@ def delete(item_id: str) -> Call[dict[str, Any]]:
     return Call("DELETE", f"/v1/items/{_quoted(item_id)}", answers.plain)
 
 
+def delete_shard(shard_id: str) -> Call[dict[str, Any]]:
+    """Forget a whole shard."""
+    return Call("DELETE", f"/v1/shards/{_quoted(shard_id)}", answers.plain)
+
+
 def delete_class(name: str) -> Call[dict[str, Any]]:
     """Forget a class."""
     return Call("DELETE", f"/v1/classes/{_quoted(name)}", answers.plain)

@@ -80,6 +80,10 @@ class Client:
         """Ask for an item to be forgotten."""
         return self._send(calls.delete(item_id))
 
+    def delete_shard(self, shard_id: str) -> dict[str, Any]:
+        """Forget all items of a shard."""
+        return self._send(calls.delete_shard(shard_id))
+
     def delete_class(self, name: str) -> dict[str, Any]:
         """Ask for a class to be forgotten."""
         return self._send(calls.delete_class(name))
@@ -176,6 +180,10 @@ class AsyncClient:
     async def delete(self, item_id: str) -> dict[str, Any]:
         """Forget an item."""
         return await self._send(calls.delete(item_id))
+
+    async def delete_shard(self, shard_id: str) -> dict[str, Any]:
+        """Forget all items of a shard."""
+        return await self._send(calls.delete_shard(shard_id))
 
     async def delete_class(self, name: str) -> dict[str, Any]:
         """Forget a class."""

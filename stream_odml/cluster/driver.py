@@ -16,6 +16,7 @@ from typing import Any, Literal
 import ray
 
 from stream_odml.cluster.figures import stream_figures
+from stream_odml.cluster.forgetting import forget_in_banks
 from stream_odml.cluster.indexer import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.cluster.metrics import DriverMetrics
@@ -32,6 +33,10 @@ BEAT_S = 0.1
 POLL_S = 4.0
 """Longest that a trainer's question for work stays open."""
 FIGURES_S = 1.0
+FORGET_AFTER_S = 5.0
+"""From a request to forget to the deletion of what it names: several requests are served by one."""
+FORGET_AGAIN_S = 3600.0
+"""A driver that starts so soon after a request deletes once more: its predecessor may have died on the way."""
 
 
 class StreamDriver:
@@ -58,6 +63,9 @@ class StreamDriver:
         self._metrics = DriverMetrics()
         self._figures_due = 0.0
         self._tidied_at = self._writer.store.ledger.seq
+        stones = self._writer.store.ledger.tombstones
+        fresh = bool(stones) and time.time() - stones[-1].time.timestamp() < FORGET_AGAIN_S
+        self._forget_due: float | None = 0.0 if fresh else None
         self._problem = ""
         self._training_problem = ""
         self.metrics_port = self._metrics.serve(config.metrics.port, config.metrics.host)
@@ -75,19 +83,19 @@ class StreamDriver:
             except WriterFenced as error:
                 self._fenced(error)
             except (
-                OSError
-            ) as error:  # a full or unreachable disk: nothing is lost, so say it and go on trying
+                Exception
+            ) as error:  # a full or unreachable disk, say: nothing is lost, so tell and go on trying
                 self._problem = f"{type(error).__name__}: {error}"
-                log.error("cannot commit: %s", self._problem)
+                log.exception("cannot commit: %s", self._problem)
                 self._stop.wait(1.0)
 
     def _beat(self) -> None:
-        finished = self._ingestion.gather(BEAT_S)
+        self._ingestion.gather(BEAT_S)
         with self._lock:
             while (refs := self._discovery.take()) is not None:
                 self._ingestion.land(refs)
             began = time.perf_counter()
-            committed = self._ingestion.commit(finished)
+            committed = self._ingestion.commit()
             if committed:
                 self._metrics.commit.labels("ingest").observe(time.perf_counter() - began)
                 now = time.time()
@@ -102,11 +110,17 @@ class StreamDriver:
     def _tidy(self) -> None:
         """Merge small files and delete what nothing reads, once the tables have grown by enough rows."""
         grown = self._writer.store.ledger.seq - self._tidied_at
-        if grown < self._config.store.maintain_every_rows:
+        forget = self._forget_due is not None and time.monotonic() >= self._forget_due
+        if grown < self._config.store.maintain_every_rows and not forget:
             return
         store = self._config.store
+        retention = timedelta(0) if forget else timedelta(hours=store.retention_h)
+        self._forget_due = None if forget else self._forget_due
+        forget_in_banks(self._writer)  # before their vectors are deleted
         report = self._writer.maintain(
-            MaintenancePolicy(retention=timedelta(hours=store.retention_h), keep_versions=store.keep_versions)
+            MaintenancePolicy(
+                retention=retention, orphan_age=timedelta(hours=1), keep_versions=store.keep_versions
+            )
         )
         self._tidied_at = self._writer.store.ledger.seq
         log.info("maintenance: %s", report)
@@ -178,10 +192,11 @@ class StreamDriver:
             self._refresh_figures(force=True)
             return {"head": version_id, "tasks_to_relearn": lost if relearn else []}
 
-    def request_forget(self, kind: Literal["class", "item"], name: str) -> dict[str, Any]:
-        """Forget a class or an item: hidden at once, removed by the next maintenance."""
+    def request_forget(self, kind: Literal["class", "item", "shard"], name: str) -> dict[str, Any]:
+        """Forget a class, an item or a shard: hidden at once, deleted with all older table files within a minute."""
         with self._lock:
             self._writer.forget(kind, name)
+            self._forget_due = self._forget_due or time.monotonic() + FORGET_AFTER_S
             self._refresh_figures(force=True)
         return {"forgotten": name, "kind": kind}
 

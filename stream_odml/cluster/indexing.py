@@ -122,7 +122,9 @@ def _without_image(item: RawItem) -> RawItem:
 def _keep_files(ref: ShardRef, found: _Findings, files: Files) -> None:
     ids = [item.item_id for item in found.items]
     if found.thumbnails:
-        table = pa.table({"item_id": ids, "image": pa.array(found.thumbnails, pa.binary())})
+        names = [item.class_name for item in found.items]  # so that a class can be forgotten here too
+        images = pa.array(found.thumbnails, pa.binary())
+        table = pa.table({"item_id": ids, "class_name": names, "image": images})
         files.write(f"thumbnails/{ref.shard_id}.parquet", _parquet(table))
     if any(found.held_out):
         columns = {

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,13 +38,18 @@ class Discovery:
     """Polls the sources in a thread of its own, so that a slow listing never holds a commit."""
 
     def __init__(self, sources: Iterable[Source], store: Store, poll_s: float) -> None:
-        self.error: str | None = None
+        self._errors: dict[int, str] = {}
         self._sources = list(sources)
         self._found: queue.Queue[list[ShardRef]] = queue.Queue(maxsize=8)
         self._stamps = {str(shard.detail.get("stamp", "")) for shard in store.ledger.shards.values()}
         self._poll_s = poll_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
+
+    @property
+    def error(self) -> str | None:
+        """Why a source cannot be listed now, or None."""
+        return "; ".join(list(self._errors.values())) or None
 
     def start(self) -> None:
         """Begin to poll."""
@@ -62,17 +68,17 @@ class Discovery:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            found = sum(self._poll(source) for source in self._sources)
+            found = sum(self._poll(number) for number in range(len(self._sources)))
             if not found:  # a backlog comes in portions: fetch the next at once
                 self._stop.wait(self._poll_s)
 
-    def _poll(self, source: Source) -> int:
+    def _poll(self, number: int) -> int:
         try:
-            refs = source.poll(self._stamps)
-            self.error = None
-        except OSError as error:  # an unreachable source: say so, and ask again
-            self.error = f"{type(error).__name__}: {error}"
-            log.warning("a source cannot be listed, asking again: %s", self.error)
+            refs = self._sources[number].poll(self._stamps)
+            self._errors.pop(number, None)
+        except Exception as error:  # unreachable, or a gap in a table's log: say so, and go on asking
+            self._errors[number] = f"{type(error).__name__}: {error}"
+            log.warning("a source cannot be listed, asking again: %s", self._errors[number])
             return 0
         self._stamps.update(ref.stamp for ref in refs)
         while refs and not self._stop.is_set():
@@ -86,6 +92,8 @@ class Discovery:
 class _Work:
     shards: list[ShardRef]
     indexer: int
+    trial: bool
+    """One suspect alone with its indexer: if that process ends, it is this shard that ended it."""
 
 
 @dataclass
@@ -113,6 +121,7 @@ class Ingestion:
         self._suspects: set[str] = set()
         self._deferred = _Deferred()
         self._uncommitted: list[IndexedBatch] = []
+        self._failed: list[tuple[_Work, Exception]] = []
 
     def land(self, refs: list[ShardRef]) -> None:
         """Ledger what is new among ``refs``."""
@@ -122,79 +131,93 @@ class Ingestion:
             self._writer.record_landed(new)
 
     def dispatch(self, version: str) -> None:
-        """Give landed shards to indexers that have room, in landing order."""
-        load = [sum(work.indexer == i for work in self._work.values()) for i in range(len(self._indexers))]
-        waiting = [s for s in self._writer.store.ledger.in_state("landed") if self._is_free(s)]
-        while waiting and min(load) < IN_FLIGHT:
-            target = load.index(min(load))
-            batch = self._take(waiting)
+        """Give landed shards to indexers that have room, in landing order.
+
+        What waits for a commit that cannot be made holds everything back: memory stays bounded.
+        """
+        if self._uncommitted:
+            return
+        waiting = self._waiting()
+        shard = next(waiting, None)
+        while shard is not None:
+            suspect = self._is_suspect(shard)
+            target = self._free_indexer(alone=suspect)
+            if target is None:
+                return
+            batch, shard = ([shard], next(waiting, None)) if suspect else self._batch(shard, waiting)
             refs = [shard_ref(state) for state in batch]
             call = self._indexers[target].index.remote(refs, version)
-            self._work[call] = _Work(refs, target)
+            self._work[call] = _Work(refs, target, suspect)
             self._busy.update(ref.shard_id for ref in refs)
-            load[target] += 1
 
-    def _is_free(self, shard: ShardState) -> bool:
-        return shard.shard_id not in self._busy and not self._deferred.blocks(shard.shard_id)
+    def _waiting(self) -> Iterator[ShardState]:
+        landed = self._writer.store.ledger.landed.values()
+        return (s for s in landed if s.shard_id not in self._busy and not self._deferred.blocks(s.shard_id))
 
-    def _take(self, waiting: list[ShardState]) -> list[ShardState]:
-        """Remove the next batch from ``waiting``; a suspect of ending its process goes alone."""
-        batch, size = [waiting.pop(0)], 0
-        if self._is_suspect(batch[0]):
-            return batch
-        size = batch[0].size_bytes
-        while waiting and len(batch) < self._config.batch_shards and not self._is_suspect(waiting[0]):
-            size += waiting[0].size_bytes
-            if size > self._config.batch_bytes:
-                break
-            batch.append(waiting.pop(0))
-        return batch
+    def _free_indexer(self, alone: bool) -> int | None:
+        """The indexer with the least to do, or None. Nothing shares one with a suspect, whose end it would share."""
+        load = [0.0] * len(self._indexers)
+        for work in self._work.values():
+            load[work.indexer] += math.inf if work.trial else 1
+        least = min(load)
+        return load.index(least) if least < (1 if alone else IN_FLIGHT) else None
+
+    def _batch(
+        self, first: ShardState, waiting: Iterator[ShardState]
+    ) -> tuple[list[ShardState], ShardState | None]:
+        """The next batch, and the shard that did not fit."""
+        batch, size = [first], first.size_bytes
+        for shard in waiting:
+            size += shard.size_bytes
+            full = len(batch) == self._config.batch_shards or size > self._config.batch_bytes
+            if full or self._is_suspect(shard):
+                return batch, shard
+            batch.append(shard)
+        return batch, None
 
     def _is_suspect(self, shard: ShardState) -> bool:
         return shard.attempts > 0 or shard.shard_id in self._suspects
 
-    def gather(self, timeout_s: float) -> list[IndexedBatch]:
-        """Wait up to ``timeout_s`` for indexers and return what they finished (no lock is needed)."""
+    def gather(self, timeout_s: float) -> None:
+        """Wait up to ``timeout_s`` for indexers and keep what they finished for `commit` (no lock is needed)."""
         if not self._work:
             time.sleep(timeout_s)
-            return []
+            return
         done, _ = ray.wait(list(self._work), num_returns=len(self._work), timeout=timeout_s, fetch_local=True)
-        finished = []
         for call in done:
             work = self._work.pop(call)
             try:
-                finished.append(ray.get(call))
+                self._uncommitted.append(ray.get(call))
             except ray.exceptions.RayError as error:
-                self._failed(work, error)
-        return finished
+                self._failed.append((work, error))
 
-    def _failed(self, work: _Work, error: Exception) -> None:
+    def _judge(self, work: _Work, error: Exception) -> None:
+        """An indexer ended, or its code failed. Who was with it is suspected, and tried alone; then it counts."""
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), str(error).splitlines()[-1:])
         self._busy.difference_update(ref.shard_id for ref in work.shards)
-        if len(work.shards) > 1:
-            self._suspects.update(ref.shard_id for ref in work.shards)
-            return
-        shard_id = work.shards[0].shard_id
-        tries = self._writer.store.ledger.shards[shard_id].attempts + 1
-        reason = f"{Reason.KILLED_READER}: {type(error).__name__}"
-        self._writer.set_aside(shard_id, reason, final=tries >= self._config.tries)
+        self._suspects.update(ref.shard_id for ref in work.shards)
+        if work.trial:
+            shard_id = work.shards[0].shard_id
+            tries = self._writer.store.ledger.shards[shard_id].attempts + 1
+            reason = f"{Reason.KILLED_READER}: {type(error).__name__}"
+            self._writer.set_aside(shard_id, reason, final=tries >= self._config.tries)
 
-    def commit(self, batches: list[IndexedBatch]) -> list[ShardState]:
+    def commit(self) -> list[ShardState]:
         """Commit what indexers finished in one transaction and return the shards as ledgered.
 
         What could not be committed (a full disk) is kept and tried again at the next call.
         """
-        self._uncommitted += batches
-        for batch in batches:
+        while self._failed:
+            self._judge(*self._failed[0])
+            self._failed.pop(0)
+        ready = [batch for batch in self._uncommitted if batch.counts]
+        if ready:
+            self._writer.commit_ingest(_transaction(ready))
+        for batch in self._uncommitted:
             for shard_id, reason in batch.retry.items():
                 log.warning("shard %s is out of reach, asking again: %s", shard_id, reason)
                 self._deferred.put(shard_id)
                 self._busy.discard(shard_id)
-        ready = [batch for batch in self._uncommitted if batch.counts]
-        if not ready:
-            self._uncommitted = []
-            return []
-        self._writer.commit_ingest(_transaction(ready))
         self._uncommitted = []
         ids = [count.shard_id for batch in ready for count in batch.counts]
         self._busy.difference_update(ids)

@@ -14,6 +14,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stream_odml.cluster.forgetting import without_forgotten
 from stream_odml.cluster.ingestion import shard_ref
 from stream_odml.cluster.progress import StageOrder, StageResult
 from stream_odml.gallery.ledger import LedgerState, ShardState
@@ -96,15 +97,17 @@ class Stages:
             return store.tree.head
         if result.refusal is not None:
             return self._refuse(result)
+        rows = self._rows(result)
+        artifacts = without_forgotten(self._writer, result.version_id, result.parent, result.artifacts, rows)
         self._writer.commit_stage(
             version_id=result.version_id,
             parent=result.parent,
             task=result.task,
-            artifacts=result.artifacts,
-            rows=self._rows(result),
+            artifacts=artifacts,
+            rows=rows,
             metrics=result.metrics,
         )
-        for part in result.rows:
+        for part in [*result.rows, *(ref.path for n, ref in result.artifacts.items() if artifacts[n] != ref)]:
             store.files.delete(part)
         return result.version_id
 

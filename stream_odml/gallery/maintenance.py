@@ -110,6 +110,7 @@ def _purge(fence: Fence) -> int:
     selection = select_rows(meta, store.ledger, store.tree, store.tree.head)
     # The replaced rows go first: were the row that replaced them gone before them, they would come back.
     purged = sum(_purge_rows(fence, meta, part) for part in (selection.replaced, selection.forgotten))
+    purged += _purge_quarantine(fence)
     if purged:
         store.refresh()
     return purged
@@ -128,6 +129,18 @@ def _purge_rows(fence: Fence, meta: pa.Table, rows: Ints) -> int:
             where = f"shard_id = {_quoted([shard_id])} AND row IN ({', '.join(map(str, some))})"
             purged += _delete(fence, fence.store.tables["gallery"], where)
     return purged
+
+
+def _purge_quarantine(fence: Fence) -> int:
+    """First bytes of a forgotten shard's bad rows. (Of a forgotten class or item there are none: a bad row has
+    neither.)"""
+    table = fence.store.tables["quarantine"]
+    table.refresh()
+    there = {
+        s for path in table.present for s in table.read(path, ["shard_id"])["shard_id"].unique().to_pylist()
+    }
+    gone = sorted(s.name for s in fence.store.ledger.tombstones if s.kind == "shard" and s.name in there)
+    return _delete(fence, table, f"shard_id IN ({_quoted(gone)})") if gone else 0
 
 
 def _forget_in_files(fence: Fence) -> int:

@@ -64,6 +64,16 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
     )
 
 
+def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
+    """Numbers of the rows under a tombstone, those that a later shard replaced included."""
+    if not ledger.tombstones or not len(meta):
+        return np.empty(0, dtype=np.int64)
+    items, item_names = encode(meta["item_id"])
+    shards, names = encode(meta["shard_id"])
+    landed = np.array([ledger.shards[name].landed_seq for name in names.to_pylist()], dtype=np.int64)[shards]
+    return np.flatnonzero(_tombstone_seq(meta, items, item_names, ledger) > landed)
+
+
 def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
     """Codes [n] and the value of each code, of a plain or a dictionary column."""
     if pa.types.is_dictionary(column.type):

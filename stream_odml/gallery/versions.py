@@ -15,6 +15,8 @@ from stream_odml.gallery.artifacts import ArtifactRef, refs_from_json
 from stream_odml.gallery.errors import NoVersionYet, UnknownVersion
 
 Row = Mapping[str, Any]
+FORGOT = "forgot"
+"""Reason ``forgot:<seq>`` of a bank that took the place of one with forgotten images in it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Version:
     depth: int
     retired: bool = False
     """Its model is dropped by retention; its drift maps, and so its vectors, stay."""
+    forgotten_seq: int = -1
+    """Its bank is without what tombstones up to this ``seq`` of the ledger cover."""
 
     @property
     def txn(self) -> str:
@@ -200,9 +204,10 @@ def _amended(version: Version, row: Row) -> Version:
             version, metrics=MappingProxyType({**version.metrics, **json.loads(row["metrics"] or "{}")})
         )
     if row["kind"] == "artifact":
-        return replace(
-            version, artifacts=MappingProxyType({**version.artifacts, **refs_from_json(row["artifacts"])})
-        )
+        artifacts = MappingProxyType({**version.artifacts, **refs_from_json(row["artifacts"])})
+        kind, _, seq = (row["reason"] or "").partition(":")
+        forgotten = int(seq) if kind == FORGOT and seq.isdigit() else version.forgotten_seq
+        return replace(version, artifacts=artifacts, forgotten_seq=forgotten)
     if row["kind"] == "retired":
         return replace(version, retired=True)
     return version

@@ -15,6 +15,7 @@ import pyarrow as pa
 from stream_odml.gallery import entries
 from stream_odml.gallery.artifacts import (
     BACKWARD,
+    BANK,
     FORWARD,
     STUDENT,
     ArtifactRef,
@@ -31,7 +32,7 @@ from stream_odml.gallery.ledger import LedgerState
 from stream_odml.gallery.maintenance import MaintenancePolicy, MaintenanceReport, drop_orphans, maintain
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import QUARANTINE, with_column
-from stream_odml.gallery.versions import VersionTree, stage_txn
+from stream_odml.gallery.versions import FORGOT, VersionTree, stage_txn
 
 LEASE_S = 30.0
 
@@ -286,6 +287,18 @@ class Writer:
             if version.artifacts.get(name) != ref:
                 self._append_versions([entries.artifact(version_id, {name: ref}, reason)])
             return ref
+
+    def replace_banks(self, banks: Mapping[str, bytes], seq: int) -> None:
+        """Let versions name banks without what tombstones up to ``seq`` cover: all in one commit, so that no image
+        is taken out twice. The old files are deleted."""
+        with self._fence.exclusive() as store:
+            old = {v: store.tree.get(v).artifacts.get(BANK) for v in banks}
+            refs = {v: self.put_artifact(v, BANK, data) for v, data in banks.items()}
+            reason = f"{FORGOT}:{seq}"
+            self._append_versions([entries.artifact(v, {BANK: ref}, reason) for v, ref in refs.items()])
+            for version_id, ref in old.items():
+                if ref is not None and ref != refs[version_id]:
+                    store.files.delete(ref.path)
 
     def forget(self, kind: Literal["class", "item", "shard"], name: str) -> int:
         """Forget a class, an item or a shard: gone for every reader at once; :meth:`maintain` deletes the rows. The

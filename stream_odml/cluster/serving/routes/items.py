@@ -134,3 +134,9 @@ async def item(item_id: str, request: Request) -> Response:
 async def forget_item(item_id: str, request: Request) -> Response:
     """Ask the driver for a tombstone: readers stop showing the item at their next look at the store."""
     return reply(await backend_of(request, "forget").forget("item", name_from(item_id, "id")), 202)
+
+
+@router.delete("/shards/{shard_id}", response_class=Response, status_code=202, summary="Forget a shard")
+async def forget_shard(shard_id: str, request: Request) -> Response:
+    """Ask the driver to forget all items of a shard."""
+    return reply(await backend_of(request, "forget").forget("shard", name_from(shard_id, "id")), 202)
