@@ -1,0 +1,45 @@
+"""The search service, measured.
+
+    python -m benchmarks.serving
+    python -m benchmarks.serving --only http layer
+
+http: against a plain uvicorn with FAISS, by wrk; layer: our index against FAISS in process; swaps: queries over many
+swaps with two replicas; training: queries beside a stage; hostile: a thousand requests that nobody should send.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.common import Report, common_arguments
+from benchmarks.serving.hostile import measure_hostile
+from benchmarks.serving.swaps import measure_swaps
+from benchmarks.serving.throughput import measure_http, measure_layer
+from benchmarks.serving.training import measure_training
+
+PARTS = {
+    "layer": measure_layer,
+    "http": measure_http,
+    "swaps": measure_swaps,
+    "training": measure_training,
+    "hostile": measure_hostile,
+}
+
+
+def main() -> None:
+    """Measure and write `serving.json`, after each part."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    common_arguments(parser)
+    arguments = parser.parse_args()
+    report = Report.begin("serving", arguments)
+    for part in arguments.only:
+        report.say(part)
+        PARTS[part](report, report.seeds[0])
+        report.write(keep=len(arguments.only) < len(PARTS))
+
+
+if __name__ == "__main__":
+    main()
