@@ -291,13 +291,31 @@ def versions(root: Root, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def quarantine(root: Root, as_json: AsJson = False) -> None:
+def quarantine(
+    root: Root,
+    as_json: AsJson = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the refused rows, whole, to this Parquet file, to be mended.")
+    ] = None,
+) -> None:
     """List the rows that could not be used, each with its reason.
 
-    Example:  stream-odml quarantine stream-root --json
+    A retry: export them, mend the columns of the file, and land it as a new shard with `stream-odml ingest`.
+
+    Examples:  stream-odml quarantine stream-root --json  ·  stream-odml quarantine stream-root --export bad.parquet
     """
     from stream_odml.gallery.store import Store
 
+    if export is not None:
+        from stream_odml.quarantined import export_rows
+
+        written, gone = export_rows(Store.open(root), export)
+        out.print(
+            f"{written} rows in {export}; mend them, then `stream-odml ingest {export} INBOX`", soft_wrap=True
+        )
+        for line in gone:
+            out.print(f"not exported: {line}", highlight=False, markup=False, soft_wrap=True)
+        return
     rows = Store.open(root).quarantine_rows().to_pylist()
     if as_json:
         print(

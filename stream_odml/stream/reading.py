@@ -47,6 +47,11 @@ def read_shard(
         yield _check(raw, ref.shard_id, seen)
 
 
+def raw_rows(ref: ShardRef, storage_options: StorageOptions | None = None) -> Iterator[RawRow]:
+    """All rows of a shard as they were written, unchecked: for people who mend what was refused. Errors as above."""
+    return _rows(ref, storage_options)
+
+
 def _rows(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
     if ref.format == "task":
         _check_task(ref, options)

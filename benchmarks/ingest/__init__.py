@@ -1,0 +1,1 @@
+"""How fast and how exactly what lands becomes searchable: `python -m benchmarks.ingest`."""

@@ -1,0 +1,218 @@
+"""Tier 1 by its rules: order, back-pressure, retries, and who is to blame when a process ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from stream_odml.cluster import ingestion
+from stream_odml.cluster.indexer import IndexedBatch, ShardCounts
+from stream_odml.cluster.ingestion import Discovery, Ingestion
+from stream_odml.cluster.runtime import ray_session
+from stream_odml.config import IngestConfig
+from stream_odml.gallery.tables import GALLERY, QUARANTINE
+from stream_odml.gallery.writer import Writer
+from stream_odml.stream.reasons import TransientReadError
+from stream_odml.stream.shard import ShardRef
+from tests.cluster.small_root import claim, shard
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Writer]:
+    made = claim(tmp_path / "root")
+    yield made
+    made.release()
+
+
+def batch_of(refs: list[ShardRef], away: frozenset[str] = frozenset()) -> IndexedBatch:
+    """Shards without a good row, as an indexer would answer; those in ``away`` out of reach."""
+    counts = [ShardCounts(r.shard_id, 0, 0, 0, {}, {}, {}) for r in refs if r.name not in away]
+    retry = {r.shard_id: "no route to host" for r in refs if r.name in away}
+    return IndexedBatch("v", GALLERY.empty_table(), QUARANTINE.empty_table(), counts, retry)
+
+
+class FakeRay:
+    """Calls of indexers that answer when the test says so."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, list[ShardRef]]] = []
+        self.answers: dict[int, Any] = {}
+
+    def indexers(self, count: int) -> list[Any]:
+        return [_Indexer(self, number) for number in range(count)]
+
+    def wait(self, calls: list[int], **_: Any) -> tuple[list[int], list[int]]:
+        return [c for c in calls if c in self.answers], [c for c in calls if c not in self.answers]
+
+    def get(self, call: int) -> Any:
+        if isinstance(self.answers[call], Exception):
+            raise self.answers[call]
+        return self.answers[call]
+
+
+class _Indexer:
+    def __init__(self, fake: FakeRay, number: int) -> None:
+        self._fake, self._number, self.index = fake, number, self
+
+    def remote(self, refs: list[ShardRef], version: str) -> int:
+        self._fake.calls.append((self._number, refs))
+        return len(self._fake.calls) - 1
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    made = FakeRay()
+    monkeypatch.setattr(ingestion, "ray", made)
+    return made
+
+
+def names(fake: FakeRay, first: int = 0) -> list[list[str]]:
+    return [[ref.name for ref in refs] for _, refs in fake.calls[first:]]
+
+
+def test_a_backlog_waits_in_the_ledger_and_goes_out_in_order(writer: Writer, fake: FakeRay) -> None:
+    tier = Ingestion(writer, fake.indexers(2), IngestConfig(batch_shards=2))
+    tier.land([shard(f"s{n}") for n in range(20)])
+    tier.dispatch("v")
+    assert names(fake) == [["s0", "s1"], ["s2", "s3"], ["s4", "s5"], ["s6", "s7"]]
+    tier.dispatch("v")
+    assert len(fake.calls) == 4  # two batches an indexer, however much waits
+    fake.answers[0] = batch_of(fake.calls[0][1])
+    tier.gather(0.0)
+    assert [s.name for s in tier.commit()] == ["s0", "s1"]
+    tier.dispatch("v")
+    assert names(fake, 4) == [["s8", "s9"]]
+
+
+def test_what_cannot_be_committed_is_kept_and_holds_the_rest_back(
+    writer: Writer, fake: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = Ingestion(writer, fake.indexers(1), IngestConfig(batch_shards=1))
+    tier.land([shard(f"s{n}") for n in range(9)])
+    tier.dispatch("v")
+    fake.answers[0] = batch_of(fake.calls[0][1])
+    tier.gather(0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "commit_ingest", _full_disk)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space"):
+                tier.commit()
+        tier.dispatch("v")
+        assert len(fake.calls) == 2
+    assert [s.name for s in tier.commit()] == ["s0"]
+    tier.dispatch("v")
+    assert names(fake, 2) == [["s2"]]
+
+
+def _full_disk(batch: object) -> str:
+    raise OSError(28, "No space left on device")
+
+
+def test_bytes_out_of_reach_are_asked_for_again(
+    writer: Writer, fake: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingestion, "RETRY_S", 0.05)
+    tier = Ingestion(writer, fake.indexers(1), IngestConfig())
+    tier.land([shard("near"), shard("far")])
+    tier.dispatch("v")
+    fake.answers[0] = batch_of(fake.calls[0][1], frozenset({"far"}))
+    tier.gather(0.0)
+    assert [s.name for s in tier.commit()] == ["near"]
+    tier.dispatch("v")
+    assert len(fake.calls) == 1  # not at once
+    time.sleep(0.06)
+    tier.dispatch("v")
+    assert names(fake, 1) == [["far"]]
+    assert writer.ledger.shards[fake.calls[1][1][0].shard_id].attempts == 0  # it is no fault of the shard
+
+
+def test_only_a_shard_that_was_alone_is_blamed(writer: Writer, fake: FakeRay) -> None:
+    tier = Ingestion(writer, fake.indexers(1), IngestConfig(batch_shards=2, tries=2))
+    tier.land([shard(f"s{n}") for n in range(4)])
+    tier.dispatch("v")
+    for call in (0, 1):  # the process ended with both batches on it
+        fake.answers[call] = ray.exceptions.ActorDiedError()
+    tier.gather(0.0)
+    tier.commit()
+    assert {s.attempts for s in writer.ledger.shards.values()} == {0}
+    for expected in ("s0", "s0"):
+        tier.dispatch("v")
+        assert names(fake)[-1] == [expected]
+        fake.answers[len(fake.calls) - 1] = ray.exceptions.ActorDiedError()
+        tier.gather(0.0)
+        tier.commit()
+    assert [s.name for s in writer.ledger.in_state("set_aside")] == ["s0"]
+    for expected in ("s1", "s2", "s3"):
+        tier.dispatch("v")
+        assert names(fake)[-1] == [expected]  # one at a time until each is cleared
+        fake.answers[len(fake.calls) - 1] = batch_of(fake.calls[-1][1])
+        tier.gather(0.0)
+        tier.commit()
+    assert not writer.ledger.landed
+
+
+class _Source:
+    def __init__(self, *answers: list[ShardRef] | Exception) -> None:
+        self.answers = list(answers)
+        self.asked = threading.Event()
+
+    def poll(self, known: object) -> list[ShardRef]:
+        answer = self.answers.pop(0) if self.answers else []
+        if not self.answers:
+            self.asked.set()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_one_source_s_trouble_stops_no_other_and_is_told(writer: Writer) -> None:
+    broken = _Source(*[TransientReadError("no route")] * 50, ValueError("a gap in the log"))
+    well = _Source([shard("a")], [shard("b")])
+    discovery = Discovery([broken, well], writer.store, 0.01)
+    discovery.start()
+    found: list[str] = []
+    deadline = time.monotonic() + 10
+    while len(found) < 2 and time.monotonic() < deadline:
+        found += [ref.name for ref in discovery.take() or []]
+    assert found == ["a", "b"]
+    assert discovery.error is not None
+    assert "no route" in discovery.error
+    assert broken.asked.wait(10)
+    time.sleep(0.1)
+    assert discovery.error is None
+    discovery.stop()
+
+
+class Killer:
+    """An indexer whose process ends when it meets a certain shard."""
+
+    def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
+        if any(ref.name.startswith("killer") for ref in refs):
+            os._exit(1)
+        return batch_of(refs)
+
+
+@pytest.mark.ray
+def test_a_shard_that_ends_real_processes_is_set_aside_and_all_others_are_indexed(writer: Writer) -> None:
+    with ray_session(None, cpus=2, gpus=0, log_dir=None):
+        actor = ray.remote(num_cpus=0.2, max_restarts=-1, max_task_retries=0)(Killer)
+        tier = Ingestion(writer, [actor.remote() for _ in range(2)], IngestConfig(batch_shards=4, tries=2))
+        tier.land([shard("killer" if n == 9 else f"s{n:02d}") for n in range(24)])
+        deadline = time.monotonic() + 120
+        while writer.ledger.landed and time.monotonic() < deadline:
+            tier.gather(0.1)
+            tier.commit()
+            tier.dispatch("v")
+        assert [s.name for s in writer.ledger.in_state("set_aside")] == ["killer"]
+        assert len(writer.ledger.indexed) == 23
+        assert sum(s.attempts for s in writer.ledger.indexed.values()) == 0
+        assert "killed_reader" in (writer.ledger.in_state("set_aside")[0].problem or "")
