@@ -329,6 +329,26 @@ def quarantine(
 
 
 @app.command()
+def report(
+    root: Root,
+    out_file: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+    queries: Annotated[int, typer.Option(min=0, help="Held-out images shown with their neighbours.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Which held-out images.")] = 0,
+    url: Url = None,
+    token: Annotated[str | None, typer.Option(envvar="STREAM_ODML_TOKEN", help="Bearer token.")] = None,
+) -> None:
+    """Write one self-contained HTML file: recall, forgetting, drift, latency, quarantine, examples.
+
+    Example:  stream-odml report stream-root --out report.html
+    """
+    from stream_odml.report import write_report
+    from stream_odml.stream_root import latency_of
+
+    data = write_report(root, str(out_file), queries, seed, latency_of(root, url, token))
+    out.print(f"wrote {out_file}: {len(data.versions)} stages, {len(data.examples)} examples", soft_wrap=True)
+
+
+@app.command()
 def rollback(
     root: Root,
     version_id: Annotated[str, typer.Argument(help="Version to serve again; `versions` lists them.")],

@@ -37,6 +37,23 @@ def _noted_url(root: str) -> str | None:
     return None
 
 
+def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float]:
+    """What a replica of the running service tells of its latency, in ms; empty when none answers."""
+    import httpx
+
+    from stream_odml.report_data import service_latency
+
+    address = url or _noted_url(root)
+    if address is None:
+        return {}
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = httpx.get(f"{address}/metrics", headers=headers, timeout=5).raise_for_status()
+    except httpx.HTTPError:
+        return {}
+    return service_latency(answer.text)
+
+
 def root_status(root: str) -> dict[str, Any]:
     """How the stream stands, from its tables: head, counts by state, queues, what each open thing waits for."""
     store = Store.open(root)
