@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from stream_odml.cluster.serving.api import create_app
+from stream_odml.cluster.serving.backend import Query
 from stream_odml.cluster.serving.metrics import Exporter
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.cluster.serving.replica import Replica
@@ -294,3 +295,23 @@ def test_coalesced_queries_get_each_their_own_answer(stream: TinyStream, replica
             hits = answer.json()["hits"]
             assert (hits[0]["id"], len(hits)) == (ids[i % 6], 1 + i % 3)
     assert np.isfinite(vectors).all()
+
+
+def test_a_root_that_vanishes_ends_readiness_but_not_the_answers(tmp_path: Path) -> None:
+    stream = TinyStream(tmp_path)
+    ids = stream.land("a", ["cat", "dog"])
+    replica = Replica(stream.root, ServiceOptions(stale_after_s=0.05))
+    assert replica.puller.poll()
+    assert replica.ready() is None
+    away = tmp_path / "away"
+    Path(stream.root).rename(away)
+    replica.puller.poll()
+    time.sleep(0.1)
+    assert "last seen" in (replica.ready() or "")
+    answer = asyncio.run(replica.search_images([stream.images[ids[0]]], Query(k=1)))
+    assert answer.hits[0][0].item_id == ids[0]
+    away.rename(stream.root)
+    replica.puller.poll()
+    assert replica.ready() is None
+    replica.close()
+    stream.close()
