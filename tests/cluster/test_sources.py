@@ -1,0 +1,161 @@
+"""Every configured source, from landing to the gallery: each row once, also when its producer repeats itself.
+
+The indexer runs here instead of in an actor; everything else is what the driver runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from deltalake import write_deltalake
+
+from stream_odml.cluster import ingestion
+from stream_odml.cluster.indexer import Indexer
+from stream_odml.cluster.ingestion import Discovery, Ingestion
+from stream_odml.cluster.serving.backend import PushedImage
+from stream_odml.cluster.serving.push import PushInbox
+from stream_odml.cluster.sources import open_sources, push_path
+from stream_odml.cluster.stages import Stages
+from stream_odml.config import StreamConfig, parse_config
+from stream_odml.gallery.artifacts import STUDENT
+from stream_odml.gallery.store import Store
+from stream_odml.gallery.writer import Writer
+from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
+from stream_odml.stream.landing import NewItem, complete_task, land_items
+from tests.stream.pictures import picture
+from tests.stream.test_object_store import SERVER, inbox, options, server
+
+__all__ = ["inbox", "server"]  # fixtures
+
+
+class _Here:
+    """Stands in for ray: a call is made at once, in this process."""
+
+    exceptions = ray.exceptions
+
+    def wait(self, calls: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return calls, []
+
+    def get(self, call: Any) -> Any:
+        return call.value
+
+
+class _Actor:
+    def __init__(self, indexer: Indexer) -> None:
+        self._indexer, self.index = indexer, self
+
+    def remote(self, refs: Any, version: str) -> Any:
+        return _Call(self._indexer.index(refs, version))
+
+
+class _Call:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Stream:
+    """Discovery, tier 1 and the task boundary over one root."""
+
+    def __init__(self, root: Path, source: dict[str, Any]) -> None:
+        self.config: StreamConfig = parse_config(
+            {
+                "root": str(root),
+                "source": {"poll_s": 0.05, **source},
+                "model": {"backbone": "conv4", "dim": 8, "image_size": 16},
+                "boundary": {"new_classes": None, "images": None, "age_s": None},
+            }
+        )
+        Store.create(str(root), 8)
+        self.writer = Writer.claim(str(root), "test")
+        self.writer.commit_root({STUDENT: embedder_to_bytes(build_embedder(self.config.model, 0))})
+        actors = [_Actor(Indexer(self.config.model_dump_json()))]
+        self.tier = Ingestion(self.writer, actors, self.config.ingest)
+        self.stages = Stages(self.writer, self.config.boundary, 1)
+        self.discovery = Discovery(open_sources(self.config), self.writer.store, 0.05)
+        self.discovery.start()
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Beat as the driver does."""
+        deadline = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < deadline, self.discovery.error
+            while (refs := self.discovery.take()) is not None:
+                self.tier.land(refs)
+            self.tier.dispatch(self.writer.tree.head)
+            self.tier.gather(0.02)
+            self.tier.commit()
+            self.stages.close_tasks()
+
+    def items(self) -> list[str]:
+        """Ids in the gallery, each as often as it is there."""
+        return sorted(self.writer.store.gallery_rows()["item_id"].to_pylist())
+
+    def close(self) -> None:
+        self.discovery.stop()
+        self.writer.release()
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingestion, "ray", _Here())
+
+
+def some(name: str) -> list[NewItem]:
+    return [NewItem(picture(i, "PNG"), f"class {i % 3}", f"{name}/{i}") for i in range(12)]
+
+
+def ids(*names: str) -> list[str]:
+    return sorted(f"{name}/{i}" for name in names for i in range(12))
+
+
+@pytest.mark.skipif(not SERVER, reason="no moto_server: pip install 'moto[server]'")
+def test_an_s3_prefix(server: int, inbox: str, tmp_path: Path) -> None:
+    s3 = options(server)
+    stream = Stream(tmp_path / "root", {"kind": "s3", "path": inbox, "storage_options": s3})
+    land_items(inbox, "a", some("a"), s3)
+    stream.until(lambda: stream.items() == ids("a"))
+    land_items(inbox, "a", some("a"), s3)
+    land_items(inbox, "b", some("b"), s3)
+    complete_task(inbox, "both", ["a.parquet", "b.parquet"], s3)
+    stream.until(lambda: len(stream.writer.ledger.tasks) == 1)
+    assert stream.items() == ids("a", "b")
+    (task,) = stream.writer.ledger.tasks.values()
+    assert task.reason == "manifest: task both is complete"
+    stream.close()
+
+
+def test_a_delta_table_followed_by_version(tmp_path: Path) -> None:
+    table = tmp_path / "photos"
+    stream = Stream(tmp_path / "root", {"kind": "delta", "path": str(table)})
+    stream.until(lambda: not stream.items())  # a table that is not there yet is waited for
+    for name in ("a", "b"):
+        write_deltalake(table, _table(some(name)), mode="append")
+    stream.until(lambda: stream.items() == ids("a", "b"))
+    assert [s.name for s in stream.writer.ledger.shards.values()] == ["photos-v00000000", "photos-v00000001"]
+    stream.close()
+
+
+def test_pushes_repeated_after_a_lost_answer(tmp_path: Path) -> None:
+    stream = Stream(tmp_path / "root", {"kind": "none"})
+    for _ in range(3):
+        images = [PushedImage(item.image, item.class_name, item.item_id) for item in some("a")]
+        PushInbox(push_path(stream.config), 1 << 20).land(images, "key-1")
+    stream.until(lambda: stream.items() == ids("a"))
+    assert len(stream.writer.ledger.shards) == 1
+    stream.close()
+
+
+def _table(items: list[NewItem]) -> pa.Table:
+    return pa.table(
+        {
+            "image": pa.array([item.image for item in items], pa.binary()),
+            "class_name": [item.class_name for item in items],
+            "id": [item.item_id for item in items],
+        }
+    )
