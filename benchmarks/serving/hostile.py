@@ -13,12 +13,11 @@ from stream_odml.cluster.runtime import free_port, ray_session
 from stream_odml.cluster.serving.options import ServiceOptions
 from tests.cluster.serving.hostile import LEAKS, hostile_requests
 
-DIM, TOKEN, MOST_BYTES = 8, "benchmark-token", 200_000
+COUNT, DIM, TOKEN, MOST_BYTES = 1000, 8, "benchmark-token", 200_000
 
 
 def measure_hostile(report: Report, seed: int) -> None:
     """Each must get one of its right statuses, in the three fields of an error, without a path or a trace."""
-    count = 100 if report.quick else 1000
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=2):
         from stream_odml.cluster.serving.deployment import start_service, stop_service
 
@@ -33,7 +32,7 @@ def measure_hostile(report: Report, seed: int) -> None:
         url = start_service(root.uri, options)
         wrong = 0
         with httpx.Client(base_url=url, timeout=20) as client:
-            for request in report.track(hostile_requests(seed, count, TOKEN, MOST_BYTES), "hostile requests"):
+            for request in report.track(hostile_requests(seed, COUNT, TOKEN, MOST_BYTES), "hostile requests"):
                 try:
                     answer = client.request(
                         request.method, request.path, content=request.body, headers=request.headers
@@ -53,5 +52,5 @@ def measure_hostile(report: Report, seed: int) -> None:
             )
         stop_service()
         root.close()
-    report.figure("hostile_requests", float(count))
+    report.figure("hostile_requests", float(COUNT))
     report.figure("hostile_wrong", float(wrong + (alive.status_code != 200)))

@@ -28,6 +28,7 @@ from stream_odml.gallery.store import Store
 faiss: Any = typed_faiss
 DIM, K = 128, 10
 CONNECTIONS = (1, 8, 32)
+ITEMS = 100_000
 ROUNDS, SECONDS = 3, 5
 DEFAULT_SWITCH = 128_000
 """FAISS's own value of ``distance_compute_blas_threshold``."""
@@ -38,12 +39,11 @@ def measure_http(report: Report, seed: int) -> None:
     if shutil.which("wrk") is None:
         report.say("wrk is not installed (apt-get install wrk): HTTP throughput is not measured")
         return
-    n = 5_000 if report.quick else 100_000
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=2):
         from stream_odml.cluster.serving.deployment import start_service, stop_service
 
         root = MadeRoot(f"{folder}/root", DIM, seed)
-        vectors = root.vectors(n)
+        vectors = root.vectors(ITEMS)
         root.ingest(vectors)
         np.save(f"{folder}/vectors.npy", vectors)
         script = _script(Path(folder), vectors[0])
@@ -69,7 +69,7 @@ def _compare(report: Report, urls: dict[str, str], script: Path) -> None:
     for turn in range(1 if report.quick else ROUNDS):
         for connections in CONNECTIONS:
             for name, url in urls.items():
-                found = run_wrk(url, script, connections, 2 if report.quick else SECONDS)
+                found = run_wrk(url, script, connections, 3 if report.quick else SECONDS)
                 report.row(part="http", server=name, connections=connections, turn=turn, **found)
                 rates.setdefault((name, connections), []).append(found["requests_per_s"])
                 waits.setdefault((name, connections), []).append(found["p50_ms"])
@@ -130,10 +130,9 @@ def _wait(url: str, body: bytes) -> None:
 
 def measure_layer(report: Report, seed: int) -> None:
     """A snapshot's search against FAISS alone in one process: one query, and batches of 32 against FAISS's default."""
-    n = 5_000 if report.quick else 100_000
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
-        for items in (1_000, n):
+        for items in (1_000, ITEMS):
             root = MadeRoot(f"{folder}/{items}", DIM, seed)
             vectors = root.vectors(items)
             root.ingest(vectors)
@@ -142,7 +141,7 @@ def measure_layer(report: Report, seed: int) -> None:
             queries = rng.standard_normal((32, DIM), dtype=np.float32)
             found = _layer(snapshot, vectors, queries)
             report.row(part="layer", items=items, **found)
-            if items == n:
+            if items == ITEMS:
                 report.figure("layer_over_faiss", found["layer_1"])
                 report.figure("layer_over_faiss_batch32", found["layer_32"])
                 report.figure("batch32_over_default_faiss", found["default_32_ms"] / found["ours_32_ms"])
