@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+
+from pyarrow.fs import FileType
 
 from stream_odml.client import Client
 from stream_odml.cluster.figures import stream_figures
@@ -17,6 +20,7 @@ from stream_odml.gallery.files import open_files
 from stream_odml.gallery.maintenance import MaintenancePolicy
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.writer import Writer
+from stream_odml.stream.storage import is_remote, local_path, s3_filesystem, s3_path
 
 ENDPOINTS = "endpoints.json"
 
@@ -33,7 +37,10 @@ def service_url(root: str | None) -> str:
 
 def _noted_url(root: str) -> str | None:
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        return str(json.loads(open_files(root).read(ENDPOINTS))["service"])
+        noted = json.loads(open_files(root).read(ENDPOINTS))
+        # A killed run could not withdraw it: believe it of this machine only while its process lives.
+        gone = noted["host"] == platform.node() and not Path(f"/proc/{noted['pid']}").exists()
+        return None if gone else noted["service"] or None
     return None
 
 
@@ -126,18 +133,25 @@ def verify_forgotten(root: str, kind: str, name: str, inbox: bool) -> tuple[list
     lines = [f"{proof.files} files searched under {root}", *(f"found in {line}" for line in proof.findings)]
     left = len(proof.findings)
     for uri in proof.inbox:
-        kept = uri in proof.needed and kind != "shard"
-        if inbox and not kept and "://" not in uri:
-            _remove(Path(uri))
+        kept = " (still to be learnt)" if uri in proof.needed and kind != "shard" else ""
+        kept = kept or (" (delete the rows in that table, and vacuum it)" if uri in proof.foreign else "")
+        if inbox and not kept:
+            _remove(uri)
             lines.append(f"removed {uri}")
         else:
             left += 1
-            lines.append(f"landed copy {uri}" + (" (still to be learnt)" if kept else ""))
+            lines.append(f"landed copy {uri}{kept}")
     lines.append(forget_proof.STAYS if not left else f"{left} places still hold {kind} {name}")
     return lines, not left
 
 
-def _remove(path: Path) -> None:
+def _remove(uri: str) -> None:
+    if is_remote(uri):
+        store = s3_filesystem(None)
+        is_folder = store.get_file_info(s3_path(uri)).type == FileType.Directory
+        (store.delete_dir if is_folder else store.delete_file)(s3_path(uri))
+        return
+    path = local_path(uri)
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -44,6 +44,8 @@ class Proof:
     """Places of shards as the producer landed them that still hold the images."""
     needed: list[str] = field(default_factory=list)
     """Those of them that a task has still to learn from."""
+    foreign: list[str] = field(default_factory=list)
+    """Those of them that are versions of a table which is not ours to change."""
 
 
 def verify_forgotten(
@@ -71,7 +73,9 @@ def verify_forgotten(
     for shard in covered.values():
         if _in_inbox(shard, stone, source):
             proof.inbox.append(shard.uri)
-            if shard.state == "landed" or (shard.task or "") not in store.tree.learnt():
+            if shard.format == "delta":
+                proof.foreign.append(shard.uri)
+            elif shard.state == "landed" or (shard.task or "") not in store.tree.learnt():
                 proof.needed.append(shard.uri)
     return proof
 
@@ -89,8 +93,9 @@ def _in_file(files: Files, path: str, stone: Tombstone, covered: dict[str, Shard
     wanted = COLUMN[stone.kind]
     own = Path(path).stem if path.startswith(("thumbnails/", "holdout/")) else None
     names = [n for n in {wanted, "shard_id"} if n in parquet.schema_arrow.names]
-    if own is not None and stone.kind == "shard" and own == stone.name:
-        yield f"{path}: pixels of {parquet.metadata.num_rows} items"
+    images = parquet.metadata.num_rows
+    if images and own is not None and stone.kind == "shard" and own == stone.name:
+        yield f"{path}: pixels of {images} items"
     if wanted not in names or (own is not None and own not in covered):
         return
     table = parquet.read(columns=names)

@@ -1,0 +1,60 @@
+"""`forget` where no stream runs: what a person types, and what lies on the disk afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stream_odml.cli import app
+from stream_odml.cluster.indexing import IndexOptions, index_shard
+from stream_odml.gallery.writer import IngestBatch
+from stream_odml.learn.embedder import build_embedder
+from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.stream.landing import NewItem, land_items
+from stream_odml.stream.sources import DirectorySource
+from tests.cluster.small_root import DIM, claim
+from tests.stream.pictures import picture
+
+
+@pytest.mark.parametrize(("option", "left"), [("class", 4), ("item", 5), ("shard", 3)])
+def test_forget_then_verify_then_clear_the_inbox(tmp_path: Path, option: str, left: int) -> None:
+    root, inbox = tmp_path / "root", tmp_path / "inbox"
+    for name in ("a", "b"):
+        land_items(
+            inbox, name, [NewItem(picture(i, "PNG"), f"{name}{i % 2}", f"{name}/{i}") for i in range(3)]
+        )
+    writer = claim(root)
+    model = build_embedder(EmbedderSpec("conv4", dim=DIM, image_size=16), 0)
+    refs = DirectorySource(inbox).poll(set())
+    writer.record_landed(refs)
+    for ref in refs:
+        found = index_shard(
+            ref, model, writer.tree.head, writer.store.files, IndexOptions(1 << 20, True, 0.5)
+        )
+        writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine))
+    first = next(ref for ref in refs if ref.name == "a.parquet")
+    name = {"class": "a0", "item": "a/0", "shard": first.shard_id}[option]
+    writer.release()
+    shell, command = CliRunner(), ["forget", str(root), f"--{option}", name]
+    early = shell.invoke(app, [*command, "--verify"])
+    assert early.exit_code == 1
+    assert shell.invoke(app, command).exit_code == 0
+    said = shell.invoke(app, [*command, "--verify"])
+    assert said.exit_code == 1
+    assert "found in" not in said.output
+    assert "landed copy" in said.output
+    assert "a.parquet" in said.output
+    assert "b.parquet" not in said.output
+    said = shell.invoke(app, [*command, "--verify", "--inbox"])
+    if option == "shard":
+        assert said.exit_code == 0
+        assert not (inbox / "a.parquet").exists()
+    else:  # its other images are still to be learnt from
+        assert said.exit_code == 1
+        assert "still to be learnt" in said.output
+        assert (inbox / "a.parquet").exists()
+    writer = claim(root)
+    assert len(writer.store.gallery_rows()) == left
+    writer.release()
