@@ -71,7 +71,7 @@ def main() -> None:
 def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
     """What the command line asks for."""
     shrink = 8 if args.quick else 1
-    common = StageSettings(base_steps=args.base_steps // shrink, stage_steps=args.steps // shrink)
+    common = StageSettings(base_steps=-(-args.base_steps // shrink), stage_steps=-(-args.steps // shrink))
     common = apply_changes(common, args.set)
     methods = [parse_method(text, common) for text in args.methods.split(",")]
     spec = EmbedderSpec(

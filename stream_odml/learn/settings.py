@@ -191,6 +191,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "no_peer": {"weight_peer": 0.0},
     "no_virtual": {"weight_virtual": 0.0},
     "no_repel": {"weight_repel": 0.0},
+    "lean": {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0},
     "fecd": {**_ALONE, "weight_old": 10.0},
     "l2": {**_ALONE, "weight_anchor": 5.0},
     "sdc_l2": {**_ALONE, **_SDC, "weight_anchor": 5.0},
@@ -201,7 +202,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "joint": _ALONE,
 }  # fmt: skip
 """What each method changes of a StageSettings. `joint` is a fine-tune whose caller feeds every image
-so far."""
+so far; `lean` is anchor and repel alone, at a fine-tune's cost and the old model's forward pass."""
 
 
 def method_settings(method: str, settings: StageSettings | None = None) -> StageSettings:
