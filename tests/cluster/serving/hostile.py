@@ -129,7 +129,9 @@ def _form(rng: random.Random, most: int, dim: int) -> Hostile:
         ["multipart/form-data; boundary=x", "multipart/form-data", "multipart/form-data; boundary="]
     )
     path = rng.choice(["/v1/search", "/v1/items"])
-    return Hostile("broken form", frozenset({400}), path=path, body=body, headers={"Content-Type": kind})
+    # `--x--` alone is a whole form that holds nothing: a push of no images is understood, and refused for that.
+    right = {400, 422} if body == b"--x--" else {400}
+    return Hostile("broken form", frozenset(right), path=path, body=body, headers={"Content-Type": kind})
 
 
 def _address(rng: random.Random, most: int, dim: int) -> Hostile:
