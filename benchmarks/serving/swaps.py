@@ -16,7 +16,7 @@ from stream_odml.cluster.runtime import free_port, ray_session
 from stream_odml.cluster.serving.options import ServiceOptions
 
 DIM, ITEMS, ASKED, NEW = 64, 5_000, 500, 20
-SWAPS, EVERY_S, CONNECTIONS, REPLICAS = 110, 1.6, 4, 2
+SWAPS, EVERY_S, CONNECTIONS, REPLICAS = 110, 1.75, 4, 2
 WARM = 20
 AROUND_S = 0.5
 COSINE = 1e-3
