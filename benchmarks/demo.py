@@ -50,7 +50,7 @@ def _landed_to_first_batch(store: Store, row: dict[str, object]) -> float | None
     last = store.ledger.shards[members[-1]]
     if not isinstance(first_step, float) or last.indexed_at is None:
         return None
-    return last.indexed_at.timestamp() - last.detail["mtime_ns"] / 1e9 + first_step
+    return float(last.indexed_at.timestamp() - last.detail["mtime_ns"] / 1e9 + first_step)
 
 
 if __name__ == "__main__":

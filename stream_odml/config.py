@@ -40,7 +40,7 @@ class SourceConfig(_Section):
     poll_s: float = Field(0.5, gt=0, le=3600)
     """Seconds between two looks for new shards."""
     storage_options: dict[str, str] = Field(default_factory=dict)
-    """Of an object store: endpoint_url, region, access_key_id, secret_access_key, allow_http."""
+    """Of an object store, as the Delta library names them: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID ..."""
 
 
 class IngestConfig(_Section):
@@ -71,11 +71,11 @@ class GateConfig(_Section):
     """Which stages are published. A refused stage is learnt again with a stronger anchor, then set aside."""
 
     enabled: bool = True
-    """Compare every stage with the version it would replace."""
+    """Compare every stage with the version it would replace, on held-out images: without any it passes all."""
     max_new_loss: float = Field(0.05, ge=0, le=1)
     """Refuse when Recall@1 on the stage's own held-out images falls by more than this."""
     max_old_loss: float = Field(0.05, ge=0, le=1)
-    """Refuse when Recall@1 on older classes, held out or estimated, falls by more than this."""
+    """Refuse when Recall@1 on older classes' held-out images falls by more than this."""
     retries: int = Field(1, ge=0, le=10)
     """Further attempts at a refused stage before its task is skipped."""
 

@@ -147,7 +147,7 @@ class _Demo:
             thread.start()
         try:
             with StreamView(self._console, f"stream {self._session.config.name}") as view:
-                while self._goal is None or self._learnt() < self._goal:
+                while (self._goal is None or self._learnt() < self._goal) and not self._is_over():
                     self._look(view)
                     time.sleep(0.25)
         finally:
@@ -162,6 +162,12 @@ class _Demo:
             status = self._session.status()
             self._unlearnt = status["shards"]["landed"] - status["shards"]["learnt"]
             view.show(status, {"ok": self._measured.ok, "failed": self._measured.failed})
+
+    def _is_over(self) -> bool:
+        """The source has no more categories, and all that came is learnt or skipped."""
+        ledger, tree = self._store.ledger, self._store.tree
+        waits = ledger.in_state("landed") or ledger.waiting or ledger.due_tasks(tree.learnt())
+        return self._producer.exhausted and not waits
 
     def _learnt(self) -> int:
         return len(self._store.tree.lineage(self._store.tree.head)) - 1

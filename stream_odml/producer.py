@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from stream_odml.stream.landing import NewItem, land_items
+from stream_odml.stream.landing import NewItem, complete_task, land_items
 from stream_odml.stream.reading import RawItem, read_shard
 from stream_odml.stream.shard import ShardRef, format_of, make_shard_id
 
@@ -87,6 +87,7 @@ class Producer:
         first: int = 0,
     ) -> None:
         self.landed: list[LandedShard] = []
+        self.exhausted = False
         self._inbox = inbox
         self._categories = categories
         self._per_shard = per_shard
@@ -112,6 +113,9 @@ class Producer:
                 continue
             batch = list(islice(self._categories, self._per_shard))
             if not batch:
+                if self.landed:
+                    complete_task(self._inbox, f"rest-{self._number:05d}")
+                self.exhausted = True
                 return
             self._land(batch)
             self._stop.wait(self._every_s)

@@ -16,6 +16,8 @@ from stream_odml.console import StreamView, skipped_tasks, stage_table
 from stream_odml.gallery.store import Store
 from stream_odml.versions_table import stage_rows
 
+DRIVER_GONE_S = 120.0
+
 
 def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, console: Console) -> None:
     """Run ``config`` until Ctrl-C, or until nothing has waited or been learnt for ``idle_s`` seconds."""
@@ -23,9 +25,8 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
         with console.status("starting Ray, driver, trainer and service"):
             session = stack.enter_context(run_stream(config, takeover))
         urls = session.endpoints
-        console.print(
-            f"page {urls.service}/   API {urls.service}/docs   metrics {urls.metrics}", soft_wrap=True
-        )
+        served = f"page {urls.service}/   API {urls.service}/docs   " if urls.service else ""
+        console.print(f"{served}metrics {urls.metrics}", soft_wrap=True)
         try:
             _watch(session, idle_s, console)
         except KeyboardInterrupt:
@@ -41,12 +42,18 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
 
 
 def _watch(session: Session, idle_s: float | None, console: Console) -> None:
-    busy_at = time.monotonic()
+    busy_at = answered_at = time.monotonic()
     with StreamView(console, f"stream {session.config.name}") as view:
         while idle_s is None or time.monotonic() - busy_at < idle_s:
             status = _status(session)
             if status is not None:
                 view.show(status)
+            if status is not None:
+                answered_at = time.monotonic()
+            if time.monotonic() - answered_at > DRIVER_GONE_S:
+                raise RuntimeError(
+                    f"the driver has not answered for {DRIVER_GONE_S:.0f} s; start the stream again"
+                )
             if status is None or is_busy(status):
                 busy_at = time.monotonic()
             time.sleep(0.5)

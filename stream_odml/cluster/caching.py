@@ -27,7 +27,7 @@ BLOCK_ROWS = 256
 
 def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
     """Gallery rows (without vectors) of the task's living items: one each, neither replaced nor forgotten."""
-    rows = pa.concat_tables(list(store.blocks.values()))
+    rows = store.metadata()
     rows = rows.take(select_rows(rows, store.ledger, store.tree, head).picked)
     return rows.filter(pc.is_in(rows["shard_id"], pa.array([s.shard_id for s in shards], pa.string())))
 
@@ -50,36 +50,34 @@ def open_cache(folder: Path, rows: pa.Table, shards: Sequence[ShardRef], size: i
 def fill_cache(
     cache: PixelCache,
     shards: Sequence[ShardRef],
-    source_options: dict[str, str] | None,
+    read_options: Callable[[str], dict[str, str] | None],
     cpus_per_read: float,
-    progress: Callable[[int], None],
 ) -> None:
     """Decode what the cache lacks, on the whole cluster, and write it here.
 
-    Raises what reading raises (BadShard if a shard changed since it was indexed).
+    ``read_options`` gives the storage options of a shard's URI. Raises what reading raises (BadShard if a
+    shard changed since it was indexed).
     """
     by_id = {shard.shard_id: shard for shard in shards}
-    wanted = [
-        {"member": member, "shard": json.dumps(by_id[cache.members[member].shard_id].to_dict()), "rows": rows}
-        for member, rows in cache.missing()
-    ]
-    written = 0
-    for block in _decoded(wanted, cache.size, source_options, cpus_per_read):
+    wanted = []
+    for member, rows in cache.missing():
+        shard = by_id[cache.members[member].shard_id]
+        spec = {"shard": shard.to_dict(), "options": read_options(shard.uri)}
+        wanted.append({"member": member, "spec": json.dumps(spec), "rows": rows})
+    for block in _decoded(wanted, cache.size, cpus_per_read):
         for member in np.unique(block["member"]):
             own = block["member"] == member
             cache.write(int(member), block["row"][own], block["pixels"][own])
-        written += len(block["row"])
-        progress(written)
     cache.finish()
 
 
 def warm_up(cpus_per_read: float) -> None:
     """Run an empty Dataset, so that the first task finds Ray Data loaded and a reading process started."""
-    list(_decoded([{"member": 0, "shard": "", "rows": []}], 1, None, cpus_per_read))
+    list(_decoded([{"member": 0, "spec": "", "rows": []}], 1, cpus_per_read))
 
 
 def _decoded(
-    wanted: list[dict[str, Any]], size: int, options: dict[str, str] | None, cpus: float
+    wanted: list[dict[str, Any]], size: int, cpus: float
 ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     if not wanted:
         return
@@ -90,19 +88,17 @@ def _decoded(
         _decode_shard,
         batch_size=1,
         batch_format="numpy",
-        fn_kwargs={"size": size, "options": options},
+        fn_kwargs={"size": size},
         num_cpus=cpus,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
 
 
-def _decode_shard(
-    spec: dict[str, Any], size: int, options: dict[str, str] | None
-) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-    rows = [int(row) for row in spec["rows"][0]]
+def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    rows = [int(row) for row in wanted["rows"][0]]
     if not rows:
         return
-    shard = ShardRef.from_dict(json.loads(spec["shard"][0]))
-    for block in decode_rows(shard, rows, size, BLOCK_ROWS, options):
-        member = np.full(len(block.rows), spec["member"][0], np.int32)
+    spec = json.loads(wanted["spec"][0])
+    for block in decode_rows(ShardRef.from_dict(spec["shard"]), rows, size, BLOCK_ROWS, spec["options"]):
+        member = np.full(len(block.rows), wanted["member"][0], np.int32)
         yield {"member": member, "row": block.rows, "pixels": block.pixels}

@@ -24,9 +24,10 @@ from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress,
 from stream_odml.cluster.sources import open_sources
 from stream_odml.cluster.stages import Stages
 from stream_odml.config import StreamConfig
-from stream_odml.gallery.errors import StaleParent, WriterFenced
+from stream_odml.gallery.errors import RootBusy, StaleParent, WriterFenced
 from stream_odml.gallery.maintenance import MaintenancePolicy
 from stream_odml.gallery.writer import Writer
+from stream_odml.stream.shard import ShardRef
 
 log = logging.getLogger(__name__)
 BEAT_S = 0.1
@@ -47,13 +48,8 @@ class StreamDriver:
         config = StreamConfig.model_validate_json(config_json)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
         self._config = config
-        self._writer = Writer.claim(
-            config.root,
-            f"stream {config.name}",
-            takeover=takeover,
-            storage_options=config.storage_options,
-            lease_s=config.store.lease_s,
-        )
+        self._writer = _claim(config, takeover)
+        self._landing: list[ShardRef] | None = None
         self._lock = threading.RLock()
         self._work_came = threading.Condition(self._lock)
         self._stop = threading.Event()
@@ -90,17 +86,21 @@ class StreamDriver:
                 self._stop.wait(1.0)
 
     def _beat(self) -> None:
+        if self._writer.is_lost:
+            raise WriterFenced("another run has taken the stream root over")
         self._ingestion.gather(BEAT_S)
         with self._lock:
-            while (refs := self._discovery.take()) is not None:
+            while (refs := self._landing or self._discovery.take()) is not None:
+                self._landing = refs  # kept until it is ledgered: discovery will not name it again
                 self._ingestion.land(refs)
+                self._landing = None
             began = time.perf_counter()
             committed = self._ingestion.commit()
             if committed:
                 self._metrics.commit.labels("ingest").observe(time.perf_counter() - began)
                 now = time.time()
                 for shard in committed:
-                    self._metrics.searchable.observe(max(0.0, now - shard.detail["mtime_ns"] / 1e9))
+                    self._metrics.searchable.observe(max(0.0, now - shard.landed_at.timestamp()))
             self._ingestion.dispatch(self._writer.store.tree.head)
             if self._stages.close_tasks():
                 self._work_came.notify_all()
@@ -115,13 +115,13 @@ class StreamDriver:
             return
         store = self._config.store
         retention = timedelta(0) if forget else timedelta(hours=store.retention_h)
-        self._forget_due = None if forget else self._forget_due
         forget_in_banks(self._writer)  # before their vectors are deleted
         report = self._writer.maintain(
             MaintenancePolicy(
                 retention=retention, orphan_age=timedelta(hours=1), keep_versions=store.keep_versions
             )
         )
+        self._forget_due = None if forget else self._forget_due
         self._tidied_at = self._writer.store.ledger.seq
         log.info("maintenance: %s", report)
 
@@ -133,17 +133,18 @@ class StreamDriver:
     def _fenced(self, error: WriterFenced) -> None:
         # A newer writer owns the root. Ending for good is all that is left: a restart would only fight with it.
         log.error("fenced: %s", error)
-        self._stop.set()
-        ray.actor.exit_actor() if threading.current_thread() is threading.main_thread() else os._exit(3)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+        os._exit(3)
 
     # -- tier 2 -------------------------------------------------------------------------------------------------
 
     def next_instruction(self) -> Instruction:
         """What rank 0 does next; waits a few seconds for a task to close."""
         deadline = time.monotonic() + POLL_S
+        done, self._metrics.progress = self._metrics.progress, StageProgress()  # who asks is idle
         with self._work_came:
             while not self._stop.is_set():
-                order = self._stages.next_order()
+                order = self._stages.hand_out(done)
                 if order is not None or time.monotonic() >= deadline:
                     return Instruction(order)
                 self._work_came.wait(timeout=0.5)
@@ -157,8 +158,7 @@ class StreamDriver:
 
     def _is_current(self, version_id: str) -> bool:
         with self._lock:
-            order = self._stages.next_order() if version_id else None
-        return order is None or order.version_id == version_id
+            return not version_id or self._stages.is_current(version_id)
 
     def commit_stage(self, result: StageResult) -> str:
         """Commit or refuse a finished stage and return the head. A stage whose parent is not the head is dropped."""
@@ -173,6 +173,12 @@ class StreamDriver:
             self._refresh_figures(force=True)
         self._metrics.commit.labels("stage").observe(time.perf_counter() - began)
         return head
+
+    def stage_deferred(self, order: StageOrder, reason: str) -> None:
+        """A stage cannot go on for now (its images are out of reach): it is handed out again, and not counted."""
+        with self._lock:
+            self._training_problem = reason
+            self._stages.deferred(order)
 
     def stage_failed(self, order: StageOrder, error: str) -> None:
         """Note an error of the trainer, where people look, and give the attempt up when it keeps coming."""
@@ -233,3 +239,22 @@ class StreamDriver:
         """Give the stream root back. Call after `drain`."""
         with self._lock:
             self._writer.release()
+
+
+def _claim(config: StreamConfig, takeover: bool) -> Writer:
+    """Become the writer. A driver that Ray restarted, perhaps on another node, outwaits its own former lease."""
+    again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+    deadline = time.monotonic() + (2 * config.store.lease_s if again else 0.0)
+    while True:
+        try:
+            return Writer.claim(
+                config.root,
+                f"stream {config.name}",
+                takeover=takeover and not again,
+                storage_options=config.storage_options,
+                lease_s=config.store.lease_s,
+            )
+        except RootBusy:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.5)

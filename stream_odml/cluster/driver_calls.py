@@ -31,7 +31,9 @@ def call_driver(method: str, *args: Any) -> Any:
     while True:
         try:
             return ray.get(getattr(driver_handle(), method).remote(*args))
+        except ray.exceptions.RayTaskError:
+            raise  # the method's own error
         except (ray.exceptions.RayActorError, ValueError) as error:
-            if isinstance(error, ray.exceptions.RayTaskError) or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 raise DriverGone(f"the driver does not answer ({error}); start the stream again") from error
             time.sleep(0.5)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stream_odml.cluster.figures import recall_key
 from stream_odml.gallery.select import select_rows
 from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import vectors_of
+from stream_odml.gallery.tables import GALLERY, vectors_of
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, embed
 from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
@@ -52,15 +52,16 @@ class HeldOut:
 def load_held_out(store: Store, parent: str, task: str, size: int, per_class: int) -> HeldOut | None:
     """All held-out images to measure a stage of ``task`` on, at most ``per_class`` of a class; None if too few."""
     rows = _rows(store, parent, {*store.tree.learnt(parent), task}, per_class)
+    images = _images(store, rows)
+    rows = rows.filter(pa.array([image is not None for image in images], pa.bool_()))
     if len(rows) < 2:
         return None
-    images = _images(store, rows)
     first = _first_tasks(store)
     names = rows["class_name"].to_pylist()
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     raw = vectors_of(rows["vector"], store.dim)
     return HeldOut(
-        np.stack([decode_image(image, size) for image in images]),
+        np.stack([decode_image(image, size) for image in images if image is not None]),
         np.array([number[name] for name in names], np.int64),
         np.array([first[name] for name in names]),
         np.array([store.ledger.shards[s].task == task for s in rows["shard_id"].to_pylist()]),
@@ -133,7 +134,7 @@ def _rows(store: Store, parent: str, tasks: set[str], per_class: int) -> pa.Tabl
     blocks = store.blocks
     meta = pa.concat_tables(list(blocks.values())) if blocks else None
     if meta is None:
-        return pa.table({"item_id": pa.array([], pa.string())})
+        return GALLERY.empty_table()
     picked = np.zeros(len(meta), bool)
     picked[select_rows(meta, store.ledger, store.tree, parent).picked] = True
     shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
@@ -158,14 +159,17 @@ def _first_of_each(names: Sequence[str], keep: NDArray[np.bool_], most: int) -> 
     return chosen
 
 
-def _images(store: Store, rows: pa.Table) -> list[bytes]:
+def _images(store: Store, rows: pa.Table) -> list[bytes | None]:
+    """The image of each row; None where it was forgotten while this was read."""
     shards, items = rows["shard_id"].to_pylist(), rows["item_id"].to_pylist()
     images: dict[tuple[str, str], bytes] = {}
     for shard in dict.fromkeys(shards):
+        if not store.files.exists(f"holdout/{shard}.parquet"):
+            continue
         table = pq.read_table(io.BytesIO(store.files.read(f"holdout/{shard}.parquet")))
         ids, data = table["item_id"].to_pylist(), table["image"].to_pylist()
         images.update({(shard, item): image for item, image in zip(ids, data, strict=True)})
-    return [images[key] for key in zip(shards, items, strict=True)]
+    return [images.get(key) for key in zip(shards, items, strict=True)]
 
 
 def _first_tasks(store: Store) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ import torch
 
 from stream_odml.cluster.indexing import IndexedShard, IndexOptions, index_shard
 from stream_odml.cluster.runtime import NAMESPACE
+from stream_odml.cluster.sources import read_options
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.artifacts import STUDENT
 from stream_odml.gallery.store import Store
@@ -53,12 +54,14 @@ class Indexer:
     def __init__(self, config_json: str) -> None:
         config = StreamConfig.model_validate_json(config_json)
         torch.set_num_threads(_threads())
-        self._store = Store.open(config.root, storage_options=config.storage_options)
+        self._config = config
+        self._store: Store | None = (
+            None  # opened with the first shard: a root that is away must not end the actor
+        )
         self._options = IndexOptions(
             config.ingest.max_pixels,
             config.ingest.thumbnails,
             config.evaluation.held_out,
-            dict(config.source.storage_options) or None,
         )
         self._version = ""
         self._embedder: Embedder | None = None
@@ -69,12 +72,15 @@ class Indexer:
 
     def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
         """Index ``refs`` with the model ``version``; every shard is in ``counts`` or in ``retry``."""
-        embedder = self._model(version)
+        if self._store is None:
+            self._store = Store.open(self._config.root, storage_options=self._config.storage_options)
+        embedder = self._model(self._store, version)
         done: list[IndexedShard] = []
         retry: dict[str, str] = {}
         for ref in refs:
             try:
-                done.append(index_shard(ref, embedder, version, self._store.files, self._options))
+                options = replace(self._options, source_options=read_options(self._config, ref.uri))
+                done.append(index_shard(ref, embedder, version, self._store.files, options))
             except TransientReadError as error:
                 retry[ref.shard_id] = str(error)
         return IndexedBatch(
@@ -85,10 +91,10 @@ class Indexer:
             retry,
         )
 
-    def _model(self, version: str) -> Embedder:
+    def _model(self, store: Store, version: str) -> Embedder:
         if self._embedder is None or self._version != version:
-            self._store.refresh()
-            self._embedder = embedder_from_bytes(self._store.artifact(version, STUDENT))
+            store.refresh()
+            self._embedder = embedder_from_bytes(store.artifact(version, STUDENT))
             self._version = version
         return self._embedder
 

@@ -191,10 +191,20 @@ class Ingestion:
             except ray.exceptions.RayError as error:
                 self._failed.append((work, error))
 
+    def _is_innocent(self, error: Exception) -> bool:
+        """Whether the shards had no part in it: the indexer was away already, or the stream root was out of reach."""
+        # Ray has one error for a call that found the actor restarting, and for one that ended it: only words differ.
+        away = isinstance(error, ray.exceptions.ActorUnavailableError) and "is restarting" in str(error)
+        return away or isinstance(getattr(error, "cause", None), OSError)
+
     def _judge(self, work: _Work, error: Exception) -> None:
         """An indexer ended, or its code failed. Who was with it is suspected, and tried alone; then it counts."""
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), str(error).splitlines()[-1:])
         self._busy.difference_update(ref.shard_id for ref in work.shards)
+        if self._is_innocent(error):
+            for ref in work.shards:
+                self._deferred.put(ref.shard_id)
+            return
         self._suspects.update(ref.shard_id for ref in work.shards)
         if work.trial:
             shard_id = work.shards[0].shard_id

@@ -52,8 +52,10 @@ def _submit(client: JobSubmissionClient, entrypoint: str, folder: str, job_id: s
     deadline = time.monotonic() + SETTLE_S
     while True:
         try:
-            return client.submit_job(
-                entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder}
+            return str(
+                client.submit_job(
+                    entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder}
+                )
             )
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:

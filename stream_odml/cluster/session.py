@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -39,7 +40,9 @@ class Endpoints:
     """Where a running stream answers. Written to the stream root, so that other commands find it."""
 
     service: str
+    """Empty where the stream does not serve."""
     metrics: str
+    host: str
     pid: int
 
 
@@ -48,7 +51,6 @@ class Session:
 
     def __init__(self, config: StreamConfig, driver: Any, indexers: list[Any], endpoints: Endpoints) -> None:
         self.config, self.driver, self.indexers, self.endpoints = config, driver, indexers, endpoints
-        self.failure: BaseException | None = None
         self._stopping = threading.Event()
         self._trainer = threading.Thread(target=self._train, name="trainer", daemon=True)
 
@@ -67,13 +69,18 @@ class Session:
         while not self._stopping.is_set():
             try:
                 build_trainer(self.config).fit()
-                return
             except Exception as error:  # the controller died, or a worker failed for good: start again
                 if self._stopping.is_set():
                     return
                 log.error("training ended: %s; starting it again", error)
-                self.failure = error
-                self._stopping.wait(2.0)
+                if "CheckpointManager" in f"{type(error).__name__} {error}":
+                    self._drop_progress()  # torn by a kill, or of another release: it is only progress
+            self._stopping.wait(2.0)
+
+    def _drop_progress(self) -> None:
+        files = open_files(self.config.root, self.config.storage_options)
+        for file in list(files.list("progress")):
+            files.delete(file.path)
 
     def stop(self, timeout_s: float = 60.0) -> None:
         """Drain the driver, let the trainer return, give the root back."""
@@ -114,7 +121,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
             yield session
         finally:
             session.stop()
-            if cluster.serve and cluster.address is not None:
+            if cluster.serve and (cluster.address is not None or os.environ.get("RAY_ADDRESS")):
                 from stream_odml.cluster.serving.deployment import stop_service
 
                 stop_service()
@@ -125,11 +132,13 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     """Check all that can be checked without Ray, make the stream root, and settle port 0 and relative paths."""
     check_port(config.service.host, config.service.port, "service.port")
     check_port(config.metrics.host, config.metrics.port, "metrics.port")
-    if config.learning.classes_per_batch % config.cluster.workers:
-        raise ConfigError(
-            f"learning.classes_per_batch {config.learning.classes_per_batch} does not divide over "
-            f"{config.cluster.workers} workers; make it a multiple of cluster.workers"
-        )
+    least = config.cluster.min_workers or config.cluster.workers
+    for workers in range(least, config.cluster.workers + 1):
+        if config.learning.classes_per_batch % workers:
+            raise ConfigError(
+                f"learning.classes_per_batch {config.learning.classes_per_batch} does not divide over {workers} "
+                "workers; make it a multiple of every size from cluster.min_workers to cluster.workers"
+            )
     if config.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
         check_resources(needs(config), config.cluster.cpus or float(os.cpu_count() or 1))
     if "://" not in config.root:
@@ -185,8 +194,9 @@ def _start_driver(config: StreamConfig, takeover: bool) -> Any:
 def _endpoints(config: StreamConfig, driver: Any) -> Endpoints:
     port = ray.get(driver.status.remote())["metrics_port"]
     return Endpoints(
-        f"http://{config.service.host}:{config.service.port}",
+        f"http://{config.service.host}:{config.service.port}" if config.cluster.serve else "",
         f"http://{config.metrics.host}:{port}/metrics",
+        platform.node(),
         os.getpid(),
     )
 

@@ -13,6 +13,8 @@ from stream_odml.stream.sources import DirectorySource, Source
 def inbox_path(config: StreamConfig) -> str:
     """The source's place: a relative folder lies under the stream root."""
     path = config.source.path
+    if config.source.kind == "s3" and "://" not in path:
+        return f"s3://{path}"
     if config.source.kind == "directory" and not Path(path).is_absolute():
         return str(Path(config.root) / path)
     return path
@@ -23,6 +25,12 @@ def push_path(config: StreamConfig) -> str:
     return config.service.push_dir or f"{config.root.rstrip('/')}/push"
 
 
+def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
+    """Storage options of a shard: those of the store for what was pushed, else those of the source."""
+    pushed = uri.startswith(push_path(config))
+    return config.storage_options if pushed else dict(config.source.storage_options) or None
+
+
 def open_sources(config: StreamConfig) -> list[Source]:
     """All places that the driver watches. Raises ConfigError for one that cannot be."""
     options = dict(config.source.storage_options) or None
@@ -30,7 +38,7 @@ def open_sources(config: StreamConfig) -> list[Source]:
     if config.source.kind == "directory":
         sources.append(_directory(inbox_path(config)))
     elif config.source.kind == "s3":
-        sources.append(S3Source(config.source.path, options))
+        sources.append(S3Source(inbox_path(config), options))
     elif config.source.kind == "delta":
         sources.append(DeltaTableSource(config.source.path, options))
     push = push_path(config)

@@ -5,6 +5,7 @@ Protects: everything that a commit names is written before the driver hears of i
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import shutil
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from stream_odml.cluster import evaluating
 from stream_odml.cluster.caching import fill_cache, open_cache, task_rows
 from stream_odml.cluster.gate import verdict
 from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
+from stream_odml.cluster.sources import read_options
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef, write_artifact
 from stream_odml.gallery.store import Store
@@ -43,10 +46,15 @@ from stream_odml.stream.sampler import PKSampler
 log = logging.getLogger(__name__)
 FINISH_BATCH = 256
 READ_TRIES = 5
+_KEY = ("shard_id", "row")
 
 
 class StageFailed(Exception):
     """The stage cannot become a version; the message says why, on every rank alike."""
+
+
+class StageDeferred(Exception):
+    """The stage cannot begin now, for a reason outside; the same attempt comes again."""
 
 
 class StageRun:
@@ -66,21 +74,23 @@ class StageRun:
         self._settings = retried(config.learning, order.retry)
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
+        self._cache_folder = cache_root(config) / order.task
 
     # -- before -------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Decode the task into this node's cache and build the learner. Raises StageFailed."""
         self._say("caching")
-        self._rows = task_rows(self._store, self.order.shards, self.order.parent)
+        self._rows = self._agreed_rows()
         if not len(self._rows):
             raise StageFailed("the task has no items left: they were forgotten or replaced")
         size = self.config.model.image_size
-        self._cache_folder = cache_root(self.config) / self.order.task
         failure = self._fill(size) if self._leads_node else None
         failures = [f for f in self._all_ranks(failure) if f]
+        if any(isinstance(f, StageDeferred) for f in failures):
+            raise StageDeferred(str(failures[0]))
         if failures:
-            raise StageFailed(failures[0])
+            raise failures[0]
         self._cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
         self._rows = _in_cache_order(self._rows, self._cache)
         train = np.flatnonzero(~self._rows["held_out"].to_numpy(zero_copy_only=False))
@@ -99,23 +109,33 @@ class StageRun:
         self.learner = self._build_learner()
         self._say("training")
 
-    def _fill(self, size: int) -> str | None:
-        """Fill this node's cache; what went wrong for good, or None."""
+    def _agreed_rows(self) -> pa.Table:
+        """The task's living items as every rank sees them: one may read the store a commit earlier than another."""
+        while True:
+            rows = task_rows(self._store, self.order.shards, self.order.parent)
+            names = "\n".join(f"{s}/{r}" for s, r in zip(*(rows[c].to_pylist() for c in _KEY), strict=True))
+            if len(set(self._all_ranks(hashlib.sha256(names.encode()).hexdigest()))) == 1:
+                return rows
+            time.sleep(0.2)
+            self._store.refresh()
+
+    def _fill(self, size: int) -> StageFailed | StageDeferred | None:
+        """Fill this node's cache; why it cannot be filled, or None."""
         for tried in range(READ_TRIES):
             try:
                 cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
-                options = dict(self.config.source.storage_options) or None
-                fill_cache(cache, self.order.shards, options, self.config.cluster.cpus_per_read, _ignore)
+                options = partial(read_options, self.config)
+                fill_cache(cache, self.order.shards, options, self.config.cluster.cpus_per_read)
                 return None
             except Exception as error:
                 cause = _root_cause(error)
                 if isinstance(cause, BadShard):
-                    return f"a shard changed after it was indexed: {cause}"
+                    return StageFailed(f"a shard changed after it was indexed: {cause}")
                 if not isinstance(cause, TransientReadError):
                     raise
                 log.warning("images are out of reach, asking again: %s", cause)
                 time.sleep(2.0**tried)
-        return f"images of the task are out of reach: {cause}"
+        return StageDeferred(f"images of the task are out of reach: {cause}")
 
     def _build_learner(self) -> StageLearner:
         parent = self.order.parent
@@ -241,6 +261,7 @@ class StageRun:
         }
         if self._first_step_s is not None:
             figures["boundary_to_first_step_s"] = self._first_step_s
+        self._store.refresh()  # what was forgotten meanwhile is not there to be read
         held = evaluating.load_held_out(
             self._store,
             self.order.parent,
@@ -311,6 +332,7 @@ def retried(settings: StageSettings, refusals: int) -> StageSettings:
         weight_old=settings.weight_old * factor,
         weight_anchor=max(settings.weight_anchor, 1.0) * factor,
         learning_rate=settings.learning_rate / 2**refusals,
+        base_learning_rate=settings.base_learning_rate / 2**refusals,
     )
 
 
@@ -361,7 +383,3 @@ def _root_cause(error: BaseException) -> BaseException:
         if isinstance(inner, BadShard | TransientReadError):
             return inner
         seen = inner
-
-
-def _ignore(written: int) -> None:
-    """Caching reports no finer progress than its phase."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from stream_odml.cluster.forgetting import without_forgotten
 from stream_odml.cluster.ingestion import shard_ref
-from stream_odml.cluster.progress import StageOrder, StageResult
+from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
 from stream_odml.gallery.ledger import LedgerState, ShardState
 from stream_odml.gallery.tables import GALLERY
 from stream_odml.gallery.writer import Writer
@@ -24,6 +24,9 @@ from stream_odml.stream.boundary import BoundaryPolicy, Closure, WaitingShard
 
 log = logging.getLogger(__name__)
 MAX_FAILURES = 3
+MAX_RETURNS = 8
+"""Times that a trainer may lose an attempt before its first step (killed, out of memory) until it is refused."""
+LOOK_S = 1.0
 
 
 class Stages:
@@ -35,6 +38,8 @@ class Stages:
         self._max_refusals = max_refusals
         self._handed_at: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
+        self._handed: str | None = None
+        self._asked_at = (-1, 0.0)
         self._seen: LedgerState | None = None
         self._ready: list[WaitingShard] = []
 
@@ -54,7 +59,11 @@ class Stages:
 
     def _decide(self) -> Closure | None:
         ledger = self._writer.store.ledger
-        return self._policy.decide(self._waiting(), ledger.tally.closed_classes, time.time())
+        if self._asked_at[0] == ledger.seq and time.monotonic() - self._asked_at[1] < LOOK_S:
+            return None  # nothing came; only an age can have been reached, and that can wait a second
+        self._asked_at = (ledger.seq, time.monotonic())
+        settled = {s.name for s in ledger.shards.values() if s.state in ("assigned", "set_aside")}
+        return self._policy.decide(self._waiting(), ledger.tally.closed_classes, time.time(), settled)
 
     def _waiting(self) -> list[WaitingShard]:
         """What waits, worked out again only when the ledger grew: this is asked ten times a second."""
@@ -87,6 +96,31 @@ class Stages:
             retry=task.refusals,
         )
 
+    def hand_out(self, done: StageProgress) -> StageOrder | None:
+        """The next order for a trainer that asks. ``done`` is how far it had come with the one before.
+
+        An attempt that comes back again and again without a further step is refused, so that others get on.
+        """
+        order = self.next_order()
+        if order is None:
+            return None
+        if order.version_id == self._handed and (done.version != order.version_id or not done.step):
+            self.failed(order, "the trainer ended without a step", MAX_RETURNS)
+            order = self.next_order()
+        self._handed = order.version_id if order is not None else None
+        return order
+
+    def is_current(self, version_id: str) -> bool:
+        """Whether this attempt is the one to go on with."""
+        store = self._writer.store
+        task = store.next_task()
+        attempt = store.current_attempt(task.task_id, store.tree.head) if task is not None else None
+        return attempt is not None and attempt.version_id == version_id
+
+    def deferred(self, order: StageOrder) -> None:
+        """The attempt waits for something outside: handing it out again is no failure of it."""
+        self._handed = None
+
     def commit(self, result: StageResult) -> str:
         """Publish a finished stage, or record its refusal; returns the head afterwards. Safe to repeat.
 
@@ -111,11 +145,12 @@ class Stages:
             store.files.delete(part)
         return result.version_id
 
-    def failed(self, order: StageOrder, error: str) -> None:
-        """An attempt ended in an error that nobody foresaw; the third time it is refused, so that others get on."""
+    def failed(self, order: StageOrder, error: str, most: int = MAX_FAILURES) -> None:
+        """An attempt ended in an error that nobody foresaw; after ``most`` times it is refused."""
+        self._handed = None
         self._failures[order.version_id] += 1
-        if self._failures[order.version_id] >= MAX_FAILURES:
-            reason = f"failed {MAX_FAILURES} times, last: {error}"
+        if self._failures[order.version_id] >= most:
+            reason = f"failed {most} times, last: {error}"
             self.commit(StageResult(order.version_id, order.parent, order.task, refusal=reason))
 
     def _refuse(self, result: StageResult) -> str:

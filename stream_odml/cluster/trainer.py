@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from stream_odml.cluster.caching import warm_up
 from stream_odml.cluster.driver_calls import call_driver, driver_handle
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
-from stream_odml.cluster.stage_run import StageFailed, StageRun
+from stream_odml.cluster.stage_run import StageDeferred, StageFailed, StageRun
 from stream_odml.config import StreamConfig
 from stream_odml.learn.world import World
 
@@ -108,6 +108,10 @@ class _Worker:
             if not self._steps(run):
                 return  # its progress is recorded: the same attempt, if it comes again, goes on from there
             result = run.finish()
+        except StageDeferred as reason:
+            if self.world.rank == 0:
+                call_driver("stage_deferred", order, str(reason))
+            return
         except StageFailed as failure:
             result = StageResult(order.version_id, order.parent, order.task, refusal=str(failure))
         except Exception as error:
@@ -149,7 +153,8 @@ class _Worker:
             ray.train.report({"step": run.next_step}, checkpoint=checkpoint)
 
     def _resume(self, run: StageRun, order: StageOrder) -> None:
-        checkpoint = ray.train.get_checkpoint()
+        # Rank 0's for all: the others may know of an older one only.
+        checkpoint = self._from_rank_zero(ray.train.get_checkpoint())
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:

@@ -99,6 +99,11 @@ class Writer:
     def tree(self) -> VersionTree:
         return self._fence.store.tree
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another run has taken the lease; the next commit would fail."""
+        return self._fence.lease.lost
+
     def release(self) -> None:
         """Give the root back, so that the next claim need not wait."""
         self._fence.lease.release()

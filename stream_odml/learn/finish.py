@@ -36,6 +36,7 @@ class FinishPass:
         self._direction_Cd = torch.from_numpy(bank.directions).double()
         self._move_C = torch.zeros(len(bank), dim + 2, dtype=torch.float64)  # sum w delta, sum w, sum |w|
         self._birth_c = torch.zeros(n_classes, 2 * dim + 1, dtype=torch.float64)  # sum g, sum z, count
+        self._diverged = False
         self._parents: list[Tensor] = []
         self._children: list[Tensor] = []
         self._indices: list[NDArray[np.int64]] = []
@@ -46,10 +47,8 @@ class FinishPass:
     ) -> None:
         """Raw g of n images under the parent and under the child; labels in 0..n_classes-1."""
         if not bool(torch.isfinite(child_nd).all()):
-            raise StageDiverged(
-                "the student's embeddings are not finite after its last step; "
-                "lower learning_rate, or raise warmup_steps, and learn the task again from its parent"
-            )
+            self._diverged = True  # told in `outcome`, on every rank alike: the others wait there
+            return
         n_classes = len(self._birth_c)
         if len(labels_n) and not 0 <= int(labels_n.min()) <= int(labels_n.max()) < n_classes:
             raise ValueError(
@@ -69,7 +68,12 @@ class FinishPass:
         self._indices.append(np.asarray(indices_n, np.int64))
 
     def outcome(self, student: Embedder, version: str, class_names: list[str]) -> StageOutcome:
-        """Sums over ranks, and what follows from them."""
+        """Sums over ranks, and what follows from them. Raises StageDiverged on every rank when one diverged."""
+        if bool(self._world.sum(torch.tensor(float(self._diverged)))):
+            raise StageDiverged(
+                "the student's embeddings are not finite after its last step; "
+                "lower learning_rate, or raise warmup_steps, and learn the task again from its parent"
+            )
         moments = self._moments.summed(self._world)
         bank, shift = self._moved_bank(moments, version)
         birth_c = self._world.sum(self._birth_c).numpy()

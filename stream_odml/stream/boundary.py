@@ -76,19 +76,25 @@ class BoundaryPolicy:
             raise ValueError("every boundary is off, so no task would ever be learnt: set at least one")
 
     def decide(
-        self, waiting: Sequence[WaitingShard], known_classes: Collection[str], now: float
+        self,
+        waiting: Sequence[WaitingShard],
+        known_classes: Collection[str],
+        now: float,
+        settled: Collection[str] = (),
     ) -> Closure | None:
         """The next task to close, or None. Ask again after closing, without its members, until None.
 
         `waiting` in the order of landing; `known_classes`: classes of the tasks closed so far; `now` in
         seconds since
-        1970. Without a manifest no task closes before it has two classes of two images: it waits for more.
+        1970; `settled`: names of shards that will not wait again, because a task has them or they were set aside,
+        so that a manifest that names them is not waited for. Without a manifest no task closes before it has two
+        classes of two images: it waits for more.
         """
         known = frozenset(known_classes)
         tally: dict[str, int] = {}
         for end, shard in enumerate(waiting, start=1):
             if self.manifest and shard.task_complete:
-                members = _members(waiting, end - 1)
+                members = _members(waiting, end - 1, settled)
                 if members is not None:
                     return _closure(
                         members, f"manifest: task {shard.task or shard.name} is complete", shard.task
@@ -151,7 +157,9 @@ def _is_trainable(tally: Mapping[str, int]) -> bool:
     return sum(count >= MIN_IMAGES_PER_CLASS for count in tally.values()) >= MIN_CLASSES
 
 
-def _members(waiting: Sequence[WaitingShard], at: int) -> Sequence[WaitingShard] | None:
+def _members(
+    waiting: Sequence[WaitingShard], at: int, settled: Collection[str] = ()
+) -> Sequence[WaitingShard] | None:
     """What the complete task at `at` consists of; None while a shard that it names has not been indexed."""
     marker = waiting[at]
     if not marker.task_shards:
@@ -160,15 +168,16 @@ def _members(waiting: Sequence[WaitingShard], at: int) -> Sequence[WaitingShard]
         ):  # a shard that is itself of the task: those of the same name
             return [shard for shard in waiting[: at + 1] if shard.task == marker.task]
         return waiting[: at + 1]
-    if _missing(waiting, at):
+    if _missing(waiting, at, settled):
         return None
     wanted = {*marker.task_shards, marker.name}
     return [shard for shard in waiting if shard.name in wanted]
 
 
-def _missing(waiting: Sequence[WaitingShard], at: int) -> str | None:
+def _missing(waiting: Sequence[WaitingShard], at: int, settled: Collection[str] = ()) -> str | None:
     marker = waiting[at]
-    absent = sorted({*marker.task_shards} - {shard.name for shard in waiting}) if marker.task_complete else []
+    here = {shard.name for shard in waiting} | {*settled}
+    absent = sorted({*marker.task_shards} - here) if marker.task_complete else []
     if not absent:
         return None
     return (
