@@ -158,6 +158,10 @@ class Stages:
         reason = result.refusal or ""
         log.warning("stage %s of %s is refused: %s", result.version_id, result.task, reason)
         self._writer.refuse(result.version_id, result.task, reason, result.metrics)
+        for file in list(store.files.list(f"artifacts/{result.version_id}")):
+            store.files.delete(
+                file.path
+            )  # its rows hold vectors, which must not outlive a request to forget them
         if store.ledger.tasks[result.task].refusals > self._max_refusals:
             self._writer.skip_task(result.task, f"refused {self._max_refusals + 1} times, last: {reason}")
         return store.tree.head

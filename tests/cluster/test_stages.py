@@ -132,3 +132,19 @@ def test_an_attempt_that_keeps_failing_is_given_up(writer: Writer) -> None:
         stages.failed(order, "out of memory")
     assert stages.next_order() is None
     assert "out of memory" in str(writer.store.ledger.tasks["task-0001"].skipped)
+
+
+def test_a_refused_stage_leaves_no_vectors_behind(tmp_path: Path) -> None:
+    writer = claim(tmp_path / "root")
+    ref = shard("a")
+    writer.record_landed([ref])
+    index(writer, ref, {"oak": 2, "elm": 2})
+    writer.close_task("task-0001", [ref.shard_id], "test")
+    stages = Stages(writer, BoundaryPolicy(), 1)
+    order = stages.next_order()
+    assert order is not None
+    part = f"artifacts/{order.version_id}/rows-0.parquet"
+    writer.store.files.write(part, b"rows")
+    stages.commit(StageResult(order.version_id, order.parent, order.task, rows=(part,), refusal="worse"))
+    assert not writer.store.files.exists(part)
+    writer.release()
