@@ -5,7 +5,7 @@ the same output.
 """
 
 # Field names are Kubernetes's own; pydantic copies the defaults.
-# ruff: noqa: N815, RUF012
+# ruff: noqa: RUF012
 from __future__ import annotations
 
 import copy

@@ -5,7 +5,6 @@ where it wants a string. Written from the public Kubernetes API reference (v1.30
 """
 
 # Field names are Kubernetes's own.
-# ruff: noqa: N815
 from __future__ import annotations
 
 from typing import Annotated, Literal

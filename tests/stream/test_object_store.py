@@ -132,7 +132,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         headers = {name: value for name, value in answer.getheaders() if name.lower() not in dropped}
         self._answer(answer.status, headers, answer.read())
 
-    do_GET = do_PUT = do_HEAD = do_POST = _pass  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_POST = _pass
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
