@@ -18,7 +18,7 @@ from stream_odml.stream.boundary import BoundaryPolicy
 
 Method = Literal[
     "ours", "faithful", "no_peer", "no_virtual", "fecd", "l2", "sdc_l2", "sdc_finetune", "finetune",
-    "frozen_f0",
+    "frozen_f0", "no_repel", "lean",
 ]  # fmt: skip
 
 
