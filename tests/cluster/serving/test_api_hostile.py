@@ -230,7 +230,7 @@ def test_a_failure_of_ours_tells_nothing(
     api: LocalApi, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: object) -> None:
-        raise RuntimeError("/work/secret/path.py exploded")
+        raise RuntimeError("/srv/secret/path.py exploded")
 
     monkeypatch.setattr(FakeBackend, "classes", explode)
     refused(api.get("/v1/classes"), 500, "internal")
