@@ -130,6 +130,24 @@ def descendants(pid: int) -> Iterator[int]:
         stack += children.get(child, [])
 
 
+def survivors(pids: list[int], within_s: float) -> list[str]:
+    """Names of the processes that still run after ``within_s`` seconds; a zombie runs no more."""
+    deadline = time.monotonic() + within_s
+    while True:
+        alive = [name for pid in pids if (name := _running(pid)) is not None]
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.1)
+
+
+def _running(pid: int) -> str | None:
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return None
+    return None if rest.split()[0] in "ZX" else name
+
+
 def writer_died(root: Path) -> Callable[[], bool]:
     """A condition: the process that holds the root's lease is not alive any more."""
 
