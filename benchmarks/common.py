@@ -195,7 +195,8 @@ def _gpu() -> str | None:
 def _command() -> str:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     module = spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).name
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]  # not where we keep them
+    # Files by their names: where we keep them says nothing to another.
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     return shlex.join(["python", "-m", module, *words])
 
 
