@@ -91,7 +91,7 @@ def address() -> Iterator[str]:
     thread.join(timeout=10)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
