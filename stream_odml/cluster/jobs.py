@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from stream_odml.config import load_config
+from stream_odml.config import ConfigError, StreamConfig, load_config
 
 CONFIG_NAME = "stream.yaml"
 SETTLE_S = 60.0
+STOP_S = 120
+"""Ray kills a job that it told to stop after 3 s by default; draining a stage and the service takes longer."""
 
 
 class JobUnreachable(RuntimeError):
@@ -28,7 +31,7 @@ def connect(address: str | None) -> JobSubmissionClient:
     """
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         raise JobUnreachable(
             f"no job server answers at {address or 'the default address'} ({_first_line(error)}); start the cluster "
             "with its dashboard, and set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN if it asks for a token"
@@ -39,7 +42,7 @@ def submit(
     config: Path, address: str | None, until_idle_s: float | None, job_id: str | None
 ) -> tuple[JobSubmissionClient, str]:
     """Submit `stream-odml run` for ``config``; returns the client and the job's id. Raises ConfigError."""
-    load_config(config)  # a mistake is cheaper here than in a job's log
+    check_paths(load_config(config))  # a mistake is cheaper here than in a job's log
     client = connect(address)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(config, Path(folder) / CONFIG_NAME)
@@ -47,15 +50,23 @@ def submit(
         return client, _submit(client, f"stream-odml run {CONFIG_NAME} --address auto{idle}", folder, job_id)
 
 
+def check_paths(config: StreamConfig) -> None:
+    """Raise ConfigError for a root that would lie in the job's own working directory, which ends with the job."""
+    if "://" not in config.root and not Path(config.root).is_absolute():
+        raise ConfigError(
+            f"root {config.root!r} is relative: a job would keep it in a temporary folder of one node; "
+            "give an absolute path on storage that every node sees, or an object-store prefix"
+        )
+
+
 def _submit(client: JobSubmissionClient, entrypoint: str, folder: str, job_id: str | None) -> str:
     """Submit, and again while a cluster that has just started has no agent for jobs yet."""
     deadline = time.monotonic() + SETTLE_S
+    environment = {"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
     while True:
         try:
             return str(
-                client.submit_job(
-                    entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder}
-                )
+                client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
             )
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:
@@ -64,10 +75,12 @@ def _submit(client: JobSubmissionClient, entrypoint: str, folder: str, job_id: s
 
 
 def follow(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> int:
-    """Show the job's log until it ends; 0 if it succeeded or was stopped, else 1."""
+    """Show the job's log until it ends; its exit code, 0 if it was stopped, 1 if it never came to run."""
     asyncio.run(_tail(client, job_id, show))
     status = settled(client, job_id)
-    return 0 if status in (JobStatus.SUCCEEDED, JobStatus.STOPPED) else 1
+    if status in (JobStatus.SUCCEEDED, JobStatus.STOPPED):
+        return 0
+    return client.get_job_info(job_id).driver_exit_code or 1
 
 
 async def _tail(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> None:
@@ -78,12 +91,18 @@ async def _tail(client: JobSubmissionClient, job_id: str, show: Callable[[str], 
 def stop(client: JobSubmissionClient, job_id: str) -> JobStatus:
     """Stop a job and wait until it has ended. The stream can be submitted again and goes on."""
     client.stop_job(job_id)
-    return settled(client, job_id)
+    status = settled(client, job_id, STOP_S + SETTLE_S)
+    if not status.is_terminal():
+        raise RuntimeError(
+            f"{job_id} is still {status.value.lower()} after {STOP_S + SETTLE_S:.0f} s; "
+            "look at its log with `ray job logs`"
+        )
+    return status
 
 
-def settled(client: JobSubmissionClient, job_id: str) -> JobStatus:
-    """The job's final status, or the one after a minute."""
-    deadline = time.monotonic() + SETTLE_S
+def settled(client: JobSubmissionClient, job_id: str, within_s: float = SETTLE_S) -> JobStatus:
+    """The job's final status, or the one after ``within_s`` seconds."""
+    deadline = time.monotonic() + within_s
     while True:
         status = client.get_job_status(job_id)
         if status.is_terminal() or time.monotonic() > deadline:

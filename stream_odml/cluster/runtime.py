@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +111,24 @@ def ray_session(
         with _local_session(cpus, gpus, log_dir):
             yield
         return
-    ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False)
+    with _signals_kept():
+        ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """`ray.init` takes SIGTERM over and exits at once: a job that is told to stop would not say how it ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -124,16 +139,17 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
     for name, value in _local_environment(folder).items():
         os.environ.setdefault(name, value)
     try:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            num_cpus=cpus,
-            num_gpus=gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
+        with _signals_kept():
+            ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
         yield
     finally:
         ray.shutdown()
