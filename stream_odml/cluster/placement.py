@@ -1,0 +1,115 @@
+"""Whether every process of a stream finds a node: CPUs, GPUs and labels, before any of them is asked for.
+
+Protects: a stream never waits without a word for a node that the cluster does not have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stream_odml.cluster.runtime import ClusterTooSmall
+
+_AMONG = re.compile(r"(!?)in\((.*)\)")
+
+
+@dataclass
+class Node:
+    """A node of the cluster with what it has in all."""
+
+    name: str
+    cpus: float
+    gpus: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Role:
+    """``count`` processes that each need so many CPUs and GPUs of one node whose labels match ``selector``."""
+
+    name: str
+    setting: str
+    """The key under which a person changes its labels."""
+    count: int
+    cpus: float
+    gpus: float = 0.0
+    selector: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_placement(roles: Sequence[Role], nodes: Sequence[Node]) -> None:
+    """Raise ClusterTooSmall naming the first role that finds no node, what it asks of one, and what there is.
+
+    The most demanding are placed first, each on the first node with room: what Ray may do as well.
+    """
+    free = [Node(n.name, n.cpus, n.gpus, n.labels) for n in nodes]
+    for role in sorted(roles, key=lambda r: (-bool(r.selector), -r.gpus, -r.cpus)):
+        for placed in range(role.count):
+            target = next((node for node in free if _fits(role, node)), None)
+            if target is None:
+                raise ClusterTooSmall(_says(role, placed, nodes, free))
+            target.cpus -= role.cpus
+            target.gpus -= role.gpus
+
+
+def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node's labels satisfy Ray's label selector: `v`, `!v`, `in(a,b)` or `!in(a,b)` for each key."""
+    return all(_satisfies(labels.get(key), wanted) for key, wanted in selector.items())
+
+
+def _satisfies(value: str | None, wanted: str) -> bool:
+    among = _AMONG.fullmatch(wanted)
+    if among is not None:
+        listed = value in {item.strip() for item in among[2].split(",")}
+        return listed != bool(among[1])
+    return value != wanted[1:] if wanted.startswith("!") else value == wanted
+
+
+def _fits(role: Role, node: Node) -> bool:
+    room = node.cpus >= role.cpus - 1e-6 and node.gpus >= role.gpus - 1e-6
+    return room and matches(node.labels, role.selector)
+
+
+def _says(role: Role, placed: int, nodes: Sequence[Node], free: Sequence[Node]) -> str:
+    asks = f"{role.cpus:g} CPU" + (f" and {role.gpus:g} GPU" if role.gpus else "")
+    where = ", ".join(f"{k}={v}" for k, v in role.selector.items())
+    able = [node for node in nodes if matches(node.labels, role.selector)]
+    told = f"{role.name}: {placed} of {role.count} find a node; each asks for {asks} on one node"
+    if where and not able:
+        return (
+            f"{told} labelled {where}, and no node has that label. Start one with `ray start --labels {where}`, "
+            f"or change `{role.setting}`. The cluster has:\n{_table(nodes, free)}"
+        )
+    labelled = f" labelled {where}" if where else ""
+    return (
+        f"{told}{labelled}. Lower what it asks for, start larger nodes, or change `{role.setting}`. "
+        f"The cluster has (free of all, after what was placed before):\n{_table(nodes, free)}"
+    )
+
+
+def _table(nodes: Sequence[Node], free: Sequence[Node]) -> str:
+    rows = []
+    for node, left in zip(nodes, free, strict=True):
+        labels = ", ".join(f"{k}={v}" for k, v in node.labels.items() if not k.startswith("ray.io/"))
+        gpus = f", {left.gpus:g} of {node.gpus:g} GPU" if node.gpus else ""
+        rows.append(
+            f"  {node.name:<16} {left.cpus:g} of {node.cpus:g} CPU{gpus}"
+            + (f"  [{labels}]" if labels else "")
+        )
+    return "\n".join(rows)
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes that are alive in the cluster of this process."""
+    import ray
+
+    return [
+        Node(
+            str(node["NodeManagerAddress"]),
+            float(node["Resources"].get("CPU", 0.0)),
+            float(node["Resources"].get("GPU", 0.0)),
+            dict(node.get("Labels", {})),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
