@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -137,7 +137,7 @@ class Live:
 
     def metrics(self) -> dict[str, float]:
         """Sums and counts of the driver's histograms."""
-        return dict(_histograms(self._session.endpoints.metrics))
+        return scraped_histograms(self._session.endpoints.metrics)
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Until it is so. Raises TimeoutError."""
@@ -148,10 +148,13 @@ class Live:
             time.sleep(0.2)
 
 
-def _histograms(url: str) -> Iterator[tuple[str, float]]:
+def scraped_histograms(url: str) -> dict[str, float]:
+    """`<name>_sum` and `<name>_count` of the unlabelled histograms that a driver exports."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name.endswith(("_sum", "_count")) and not sample.labels:
-                yield sample.name.removeprefix("stream_odml_"), sample.value
+    return {
+        sample.name.removeprefix("stream_odml_"): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.endswith(("_sum", "_count")) and not sample.labels
+    }

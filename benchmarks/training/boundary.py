@@ -1,0 +1,97 @@
+"""From a task's boundary to the first step on it, warm, with the workers on one node and on two."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import Report
+from benchmarks.ingest.live import scraped_histograms
+from stream_odml.cluster.session import Session, run_stream
+from stream_odml.cluster.sources import inbox_path
+from stream_odml.config import StreamConfig, parse_config
+from stream_odml.gallery.store import Store
+from stream_odml.stream.glyphs import GlyphCategory, glyph_categories
+from stream_odml.stream.landing import NewItem, complete_task, land_items
+from tests.cluster.two_nodes import Place, two_nodes
+
+CLASSES, IMAGES, STEPS = 20, 16, 40
+
+
+def measure_boundary(report: Report, seed: int) -> None:
+    """Seconds from hand-over to the end of the first step, of every stage but the first; the figure is the median."""
+    for nodes in (1, 2):
+        with tempfile.TemporaryDirectory() as folder, _cluster(nodes, Path(folder)) as address:
+            config = _config(folder, seed, address)
+            with run_stream(config) as session:
+                waits = _stages(report, session, seed, 3 if report.quick else 6)
+                spent = scraped_histograms(session.endpoints.metrics)
+        waiting = spent["data_wait_seconds_sum"] / spent["step_seconds_sum"]
+        report.row(part="boundary", nodes=nodes, workers=2, boundary_to_first_step_s=waits, data_wait=waiting)
+        more = "" if nodes == 1 else "_2_nodes"
+        report.figure(f"boundary_to_first_step_s{more}", float(np.median(waits[1:])))
+        report.figure(f"data_wait_fraction{more}", waiting)
+
+
+@contextlib.contextmanager
+def _cluster(nodes: int, folder: Path) -> Iterator[str | None]:
+    """The address of a cluster of two nodes of `ray start`, with its environment; None for a session of our own."""
+    if nodes == 1:
+        yield None
+        return
+    before = dict(os.environ)
+    with two_nodes(folder / "nodes.log", Place(1, "first"), Place(1, "second")) as cluster:
+        os.environ.update(cluster.environment)
+        try:
+            yield cluster.address
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _config(folder: str, seed: int, address: str | None) -> StreamConfig:
+    return parse_config(
+        {
+            "name": "boundary",
+            "root": f"{folder}/root",
+            "seed": seed,
+            "model": {"dim": 64},
+            "learning": {"base_steps": STEPS, "stage_steps": STEPS, "classes_per_batch": 12},
+            "boundary": {"new_classes": None, "images": None, "age_s": None},
+            "gate": {"enabled": False},
+            # One worker fits a node: with two nodes there is one on each.
+            "cluster": {"address": address, "workers": 2, "cpus_per_worker": 0.6, "serve": False},
+            "metrics": {"port": 0},
+        }
+    )
+
+
+def _stages(report: Report, session: Session, seed: int, count: int) -> list[float]:
+    """Seconds to the first step of each stage; a task lands when the one before it has been learnt."""
+    store, inbox = Store.open(session.config.root), inbox_path(session.config)
+    categories = iter(glyph_categories(seed, images=IMAGES))
+    waits = []
+    for number in report.track(range(count), "stages"):
+        before = len(store.tree.versions)
+        _land(categories, inbox, f"task-{number}")
+        while len(store.tree.versions) == before:
+            time.sleep(0.1)
+            store.refresh()
+        waits.append(float(store.tree.get(store.tree.head).metrics["boundary_to_first_step_s"]))
+    return waits
+
+
+def _land(categories: Iterator[GlyphCategory], inbox: str, name: str) -> None:
+    items = [
+        NewItem(image, category.class_name, f"{category.class_name}/{i}")
+        for category in islice(categories, CLASSES)
+        for i, image in enumerate(category.images)
+    ]
+    complete_task(inbox, name, [land_items(inbox, f"{name}-0", items)])
