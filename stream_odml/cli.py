@@ -128,6 +128,10 @@ def run(
     until_idle: Annotated[
         float | None, typer.Option(help="End when nothing has waited or been learnt for so many seconds.")
     ] = None,
+    profile: Annotated[
+        int,
+        typer.Option(min=0, help="Profile so many training steps: Chrome trace and table under the root."),
+    ] = 0,
 ) -> None:
     """Run a stream as a YAML file describes it, until Ctrl-C. The same command goes on where it was.
 
@@ -137,6 +141,8 @@ def run(
     from stream_odml.stream_run import run_until
 
     overrides: dict[str, Any] = {} if address is None else {"cluster": {"address": address}}
+    if profile:
+        overrides["observe"] = {"profile_steps": profile}
     run_until(load_config(config, overrides), takeover, until_idle, out)
 
 
@@ -163,8 +169,14 @@ def submit(
 
     client, job = jobs.submit(config, address, until_idle, job_id)
     out.print(f"submitted {job}", highlight=False)
-    if follow:
-        raise typer.Exit(jobs.follow(client, job, lambda text: print(text, end="", flush=True)))
+    if not follow:
+        return
+    try:
+        code = jobs.follow(client, job, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        out.print(f"\n{job} goes on; end it with `stream-odml stop {job}`", highlight=False)
+        raise
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -346,6 +358,27 @@ def report(
 
     data = write_report(root, str(out_file), queries, seed, latency_of(root, url, token))
     out.print(f"wrote {out_file}: {len(data.versions)} stages, {len(data.examples)} examples", soft_wrap=True)
+
+
+@app.command()
+def backup(
+    root: Root,
+    target: Annotated[str, typer.Argument(help="Empty folder or object-store prefix for the copy.")],
+) -> None:
+    """Copy a stream root as it is at one instant, while its stream runs. To restore, copy the copy back.
+
+    The inbox is no part of it: keep landed shards until they are learnt.
+
+    Examples:  stream-odml backup stream-root backups/monday  ·  stream-odml backup backups/monday stream-root-2
+    """
+    from stream_odml.gallery.backup import back_up
+
+    done = back_up(root, target)
+    out.print(
+        f"{done.files} files, {done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s; head {done.head}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

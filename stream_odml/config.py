@@ -110,7 +110,9 @@ class ClusterConfig(_Section):
     cache_dir: str | None = None
     """Folder, on each node, of the decoded pixels of the task in progress."""
     worker_labels: dict[str, str] = Field(default_factory=dict)
-    """Ray node labels that training workers must run on."""
+    """Ray node labels that training workers must run on; `service.labels` are those of the replicas."""
+    indexer_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that indexers must run on."""
 
     @model_validator(mode="after")
     def _workers_in_order(self) -> ClusterConfig:
@@ -126,6 +128,21 @@ class MetricsConfig(_Section):
     """Address to listen on."""
     port: int = Field(9464, ge=0, le=65535)
     """Port to listen on; 0 picks a free one."""
+    targets_dir: Path | None = None
+    """Folder of Prometheus file_sd files, where the driver names its exporter; by default metrics/ under the root."""
+
+
+class ObserveConfig(_Section):
+    """Logs, traces and profiles. Metrics are always on."""
+
+    log_format: Literal["text", "json"] = "text"
+    """`json`: one object a line, with stream, role, stage and shard."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+    traces: Literal["off", "console", "file", "otlp"] = "off"
+    """OpenTelemetry spans of shards and stages: to stderr, to traces/ under the root, or by OTLP."""
+    profile_steps: int = Field(0, ge=0, le=1000)
+    """Profile so many steps of the first stage that a worker learns: profiles/ under the root gets a Chrome trace."""
 
 
 class StoreConfig(_Section):
@@ -165,6 +182,7 @@ class StreamConfig(_Section):
     cluster: ClusterConfig = ClusterConfig()
     service: ServiceOptions = ServiceOptions()
     metrics: MetricsConfig = MetricsConfig()
+    observe: ObserveConfig = ObserveConfig()
 
     @model_validator(mode="before")
     @classmethod

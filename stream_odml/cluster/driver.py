@@ -19,10 +19,14 @@ from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.forgetting import forget_in_banks
 from stream_odml.cluster.indexer import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
+from stream_odml.cluster.logs import about
 from stream_odml.cluster.metrics import DriverMetrics
+from stream_odml.cluster.observing import observe
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.cluster.sources import open_sources
 from stream_odml.cluster.stages import Stages
+from stream_odml.cluster.targets import announce, reachable, targets_folder, withdraw
+from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.errors import RootBusy, StaleParent, WriterFenced
 from stream_odml.gallery.maintenance import MaintenancePolicy
@@ -46,7 +50,7 @@ class StreamDriver:
     def __init__(self, config_json: str, takeover: bool = False) -> None:
         # Plain values: arguments that live in the object store would be lost with the process that put them there.
         config = StreamConfig.model_validate_json(config_json)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        observe(config, "driver")
         self._config = config
         self._writer = _claim(config, takeover)
         self._landing: list[ShardRef] | None = None
@@ -64,7 +68,7 @@ class StreamDriver:
         self._forget_due: float | None = 0.0 if fresh else None
         self._problem = ""
         self._training_problem = ""
-        self.metrics_port = self._metrics.serve(config.metrics.port, config.metrics.host)
+        self.metrics_address = self._export(config)
         self._discovery.start()
         self._loop = threading.Thread(target=self._run, name="ingestion", daemon=True)
         self._loop.start()
@@ -100,6 +104,8 @@ class StreamDriver:
                 self._metrics.commit.labels("ingest").observe(time.perf_counter() - began)
                 now = time.time()
                 for shard in committed:
+                    with about(shard=shard.shard_id):
+                        log.info("indexed: %d rows, %d quarantined", shard.rows, shard.quarantined)
                     self._metrics.searchable.observe(max(0.0, now - shard.landed_at.timestamp()))
             self._ingestion.dispatch(self._writer.store.tree.head)
             if self._stages.close_tasks():
@@ -163,7 +169,7 @@ class StreamDriver:
     def commit_stage(self, result: StageResult) -> str:
         """Commit or refuse a finished stage and return the head. A stage whose parent is not the head is dropped."""
         began = time.perf_counter()
-        with self._lock:
+        with self._lock, about(stage=result.version_id), span("stage.commit", result.version_id):
             try:
                 head = self._stages.commit(result)
             except StaleParent as error:
@@ -171,6 +177,7 @@ class StreamDriver:
                 return self._writer.store.tree.head
             self._training_problem = ""
             self._refresh_figures(force=True)
+            log.info("stage of %s ended; head is %s", result.task, head)
         self._metrics.commit.labels("stage").observe(time.perf_counter() - began)
         return head
 
@@ -182,8 +189,8 @@ class StreamDriver:
 
     def stage_failed(self, order: StageOrder, error: str) -> None:
         """Note an error of the trainer, where people look, and give the attempt up when it keeps coming."""
-        log.error("stage %s: %s", order.version_id, error)
-        with self._lock:
+        with self._lock, about(stage=order.version_id):
+            log.error("stage failed: %s", error)
             self._training_problem = error
             self._stages.failed(order, error)
 
@@ -216,7 +223,7 @@ class StreamDriver:
         return {
             "stream": self._config.name,
             "pid": os.getpid(),
-            "metrics_port": self.metrics_port,
+            "metrics_address": self.metrics_address,
             "problem": self._problem or self._discovery.error or self._training_problem or None,
             "open_task": waits,
             "stage": asdict(self._metrics.progress),
@@ -239,6 +246,15 @@ class StreamDriver:
         """Give the stream root back. Call after `drain`."""
         with self._lock:
             self._writer.release()
+        withdraw(self._targets)
+
+    def _export(self, config: StreamConfig) -> str:
+        """Start the exporter, and let Prometheus know where: host:port."""
+        port = self._metrics.serve(config.metrics.port, config.metrics.host)
+        address = f"{reachable(config.metrics.host)}:{port}"
+        folder = targets_folder(config.root, config.metrics.targets_dir)
+        self._targets = None if folder is None else announce(folder, "driver", address, {})
+        return address
 
 
 def _claim(config: StreamConfig, takeover: bool) -> Writer:

@@ -12,8 +12,11 @@ import ray
 import torch
 
 from stream_odml.cluster.indexing import IndexedShard, IndexOptions, index_shard
+from stream_odml.cluster.logs import about
+from stream_odml.cluster.observing import observe
 from stream_odml.cluster.runtime import NAMESPACE
 from stream_odml.cluster.sources import read_options
+from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.artifacts import STUDENT
 from stream_odml.gallery.store import Store
@@ -51,8 +54,9 @@ class IndexedBatch:
 class Indexer:
     """Ray actor. Stateless but for the loaded model, so that it can be replaced at any time."""
 
-    def __init__(self, config_json: str) -> None:
+    def __init__(self, config_json: str, number: int = 0) -> None:
         config = StreamConfig.model_validate_json(config_json)
+        observe(config, f"indexer-{number}")
         torch.set_num_threads(_threads())
         self._config = config
         self._store: Store | None = (
@@ -80,7 +84,8 @@ class Indexer:
         for ref in refs:
             try:
                 options = replace(self._options, source_options=read_options(self._config, ref.uri))
-                done.append(index_shard(ref, embedder, version, self._store.files, options))
+                with about(shard=ref.shard_id), span("shard.index", ref.shard_id, stage=version):
+                    done.append(index_shard(ref, embedder, version, self._store.files, options))
             except TransientReadError as error:
                 retry[ref.shard_id] = str(error)
         return IndexedBatch(
@@ -125,11 +130,12 @@ def start_indexers(config: StreamConfig) -> list[Any]:
     actor = ray.remote(
         num_cpus=cluster.cpus_per_indexer,
         num_gpus=cluster.gpus_per_indexer,
+        label_selector=dict(cluster.indexer_labels) or None,
         max_restarts=-1,
         max_task_retries=0,  # the driver counts what a shard does to its reader
     )(Indexer)
     return [
-        actor.options(name=_name(i), namespace=NAMESPACE).remote(config.model_dump_json())
+        actor.options(name=_name(i), namespace=NAMESPACE).remote(config.model_dump_json(), i)
         for i in range(cluster.indexers)
     ]
 

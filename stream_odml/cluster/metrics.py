@@ -15,9 +15,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stream_odml.cluster.progress import StageProgress
+from stream_odml.stream.reasons import Reason
 
 PREFIX = "stream_odml"
 PHASES = ("idle", "caching", "training", "evaluating", "committing")
+STATES = ("landed", "indexed", "assigned", "learnt", "set_aside")
+OUTCOMES = ("ingested", "quarantined", "held_out", "learnt")
 LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 1800)
 STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -58,6 +61,8 @@ class DriverMetrics(Collector):
             "landed_to_indexed_seconds", "Time from a shard's landing to its vectors being committed."
         )
         self.commit = self._histogram("commit_seconds", "Time of one commit to the store.", ("commit",))
+        for kind in ("ingest", "stage"):
+            self.commit.labels(kind)
         self.first_batch = self._histogram(
             "boundary_to_first_step_seconds", "Time from a task's hand-over to its first training step."
         )
@@ -97,9 +102,14 @@ class DriverMetrics(Collector):
         yield from self._stage(self.progress)
 
     def _stream(self, now: StreamFigures) -> Iterable[Metric]:
-        yield _counter("shards", "Shards by the state they reached.", "state", now.shards)
-        yield _counter("images", "Images by what became of them.", "outcome", now.images)
-        yield _counter("quarantined_rows", "Rows set aside, by reason.", "reason", now.quarantined)
+        # Every label is there from the beginning, at zero: a rate over a series that has only just appeared is empty.
+        yield _counter(
+            "shards", "Shards by the state they reached.", "state", _zeros(STATES) | dict(now.shards)
+        )
+        images = _zeros(OUTCOMES) | dict(now.images)
+        yield _counter("images", "Images by what became of them.", "outcome", images)
+        reasons = dict.fromkeys(map(str, Reason), 0) | dict(now.quarantined)
+        yield _counter("quarantined_rows", "Rows set aside, by reason.", "reason", reasons)
         yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
         yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
         yield _value("classes", "Classes known to the gallery.", now.classes)
@@ -137,6 +147,10 @@ class DriverMetrics(Collector):
         yield _value("stage_steps", "Steps of the running stage in all.", now.total_steps)
         yield _value("train_workers", "Data-parallel workers in the running stage.", now.workers)
         yield _gauge("loss", "Last loss of the running stage by part.", "part", now.losses)
+
+
+def _zeros(names: Iterable[str]) -> dict[str, int]:
+    return dict.fromkeys(names, 0)
 
 
 def _value(name: str, text: str, value: float) -> Metric:

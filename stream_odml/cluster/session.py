@@ -23,6 +23,9 @@ from deltalake.exceptions import DeltaError
 from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.indexer import start_indexers
+from stream_odml.cluster.jobs import check_paths
+from stream_odml.cluster.observing import observe
+from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
 from stream_odml.cluster.runtime import NAMESPACE, Need, check_port, check_resources, free_port, ray_session
 from stream_odml.cluster.sources import open_sources, push_path
 from stream_odml.config import ConfigError, StreamConfig
@@ -101,12 +104,14 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     """
     config = prepare(config, takeover)
     cluster = config.cluster
+    observe(config, "run")
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=_gpus(config), log_dir=log_dir):
         check_resources(needs(config), ray.cluster_resources().get("CPU", 0.0))
         gpus = [Need("training", cluster.workers, cluster.gpus_per_worker)]
         gpus.append(Need("indexers", cluster.indexers, cluster.gpus_per_indexer))
         check_resources(gpus, ray.cluster_resources().get("GPU", 0.0), "GPU")
+        check_placement(roles(config), cluster_nodes())
         indexers = start_indexers(config)
         driver = _start_driver(config, takeover)
         session = Session(config, driver, indexers, _endpoints(config, driver))
@@ -141,6 +146,8 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
             )
     if config.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
         check_resources(needs(config), config.cluster.cpus or float(os.cpu_count() or 1))
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job's working directory ends with the job
+        check_paths(config)
     if "://" not in config.root:
         config = config.model_copy(update={"root": str(Path(config.root).absolute())})
     port = config.service.port or free_port(config.service.host)
@@ -162,6 +169,19 @@ def needs(config: StreamConfig) -> list[Need]:
         Need("serving", config.service.replicas if cluster.serve else 0, config.service.num_cpus),
         Need("reading", 1, cluster.cpus_per_read),
     ]
+
+
+def roles(config: StreamConfig) -> list[Role]:
+    """What each process asks of the one node that it runs on."""
+    c, s = config.cluster, config.service
+    return [
+        Role("training", "cluster.worker_labels", c.min_workers or c.workers, c.cpus_per_worker,
+             c.gpus_per_worker, c.worker_labels),
+        Role("indexers", "cluster.indexer_labels", c.indexers, c.cpus_per_indexer, c.gpus_per_indexer,
+             c.indexer_labels),
+        Role("serving", "service.labels", s.replicas if c.serve else 0, s.num_cpus, 0.0, s.labels),
+        Role("reading", "cluster.cpus_per_read", 1, c.cpus_per_read),
+    ]  # fmt: skip
 
 
 def _make_root(config: StreamConfig, takeover: bool) -> None:
@@ -192,10 +212,10 @@ def _start_driver(config: StreamConfig, takeover: bool) -> Any:
 
 
 def _endpoints(config: StreamConfig, driver: Any) -> Endpoints:
-    port = ray.get(driver.status.remote())["metrics_port"]
+    address = ray.get(driver.status.remote())["metrics_address"]
     return Endpoints(
         f"http://{config.service.host}:{config.service.port}" if config.cluster.serve else "",
-        f"http://{config.metrics.host}:{port}/metrics",
+        f"http://{address}/metrics",
         platform.node(),
         os.getpid(),
     )

@@ -22,9 +22,14 @@ from safetensors.torch import load_file, save_file
 
 from stream_odml.cluster.caching import warm_up
 from stream_odml.cluster.driver_calls import call_driver, driver_handle
+from stream_odml.cluster.logs import about
+from stream_odml.cluster.observing import observe
+from stream_odml.cluster.profiling import StepProfile
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.cluster.stage_run import StageDeferred, StageFailed, StageRun
+from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
+from stream_odml.gallery.files import open_files
 from stream_odml.learn.world import World
 
 log = logging.getLogger(__name__)
@@ -68,11 +73,12 @@ def progress_path(config: StreamConfig) -> str:
 
 def train_stages(settings: dict[str, Any]) -> None:
     """The train function of every worker: ask, learn, hand over, until the driver says stop."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     config = StreamConfig.model_validate_json(settings["config"])
+    observe(config, f"worker-{ray.train.get_context().get_world_rank()}")
     worker = _Worker(config)
     while (order := worker.next_order()) is not None:
-        worker.learn(order)
+        with about(stage=order.version_id), span("stage", order.version_id, task=order.task):
+            worker.learn(order)
 
 
 class _Worker:
@@ -85,6 +91,7 @@ class _Worker:
         self.world = World.current(device)
         self.leads_node = context.get_local_rank() == 0
         self.reporter = _Reporter(self.world)
+        self.profile_steps = config.observe.profile_steps if self.world.rank == 0 else 0
         if self.world.rank == 0:
             warm_up(config.cluster.cpus_per_read)
 
@@ -103,11 +110,14 @@ class _Worker:
         run = StageRun(self.config, order, self.world, self.leads_node, self.reporter.report)
         self.reporter.begin()
         try:
-            run.open()
-            self._resume(run, order)
-            if not self._steps(run):
-                return  # its progress is recorded: the same attempt, if it comes again, goes on from there
-            result = run.finish()
+            with span("stage.open", order.version_id):
+                run.open()
+                self._resume(run, order)
+            with span("stage.steps", order.version_id):
+                if not self._steps(run):
+                    return  # its progress is recorded: the same attempt, if it comes again, goes on from there
+            with span("stage.finish", order.version_id):
+                result = run.finish()
         except StageDeferred as reason:
             if self.world.rank == 0:
                 call_driver("stage_deferred", order, str(reason))
@@ -130,8 +140,11 @@ class _Worker:
     def _steps(self, run: StageRun) -> bool:
         """All remaining steps; False when the driver wants no more of them."""
         recorded = time.monotonic()
+        profile = self._profile(run)
         while run.next_step < run.total_steps:
             run.step()
+            if profile is not None and profile.step():
+                profile = None
             if run.next_step % LOOK_EVERY:
                 continue
             due = time.monotonic() - recorded >= self.config.cluster.checkpoint_s
@@ -142,6 +155,12 @@ class _Worker:
             if not wanted:
                 return False
         return True
+
+    def _profile(self, run: StageRun) -> StepProfile | None:
+        """A profile of the first stage that this worker learns, where the configuration asks for one."""
+        steps, self.profile_steps = self.profile_steps, 0
+        files = open_files(self.config.root, self.config.storage_options)
+        return StepProfile(steps, files.write, run.order.version_id) if steps else None
 
     def _record(self, run: StageRun) -> None:
         with tempfile.TemporaryDirectory() as folder:

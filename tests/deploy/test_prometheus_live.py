@@ -15,11 +15,13 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from stream_odml.cluster.metrics import DriverMetrics
 from stream_odml.cluster.serving.metrics import Exporter, ServiceMetrics
 from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.targets import announce
 from tests.deploy.paths import DEPLOY, load_rules, panel_queries, tool
 from tests.deploy.prometheus_server import Server, prometheus, wait_for
 from tests.deploy.promql import example_driver, example_replica, names, ray_names
 
 ALERTS = {rule["alert"]: rule["expr"] for rule in load_rules() if "alert" in rule}
+RAY_FILE = "prom_metrics_service_discovery.json"
 RAY = {name for _, expression in panel_queries() for name in names(expression) if name.startswith("ray_")}
 
 
@@ -33,17 +35,16 @@ class Stream:
     folder: Path
 
 
-def _configure(folder: Path, driver_port: int) -> Path:
-    """The shipped prometheus.yml with the test's paths and port, and a pace for tests; nothing else differs."""
+def _configure(folder: Path) -> Path:
+    """The shipped prometheus.yml with the test's paths, and a pace for tests; nothing else differs."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
     config["rule_files"] = [str(DEPLOY / "prometheus" / name) for name in config["rule_files"]]
-    driver, replicas, ray = config["scrape_configs"]
-    assert driver["static_configs"] == [{"targets": ["127.0.0.1:9464"]}]
-    driver["static_configs"] = [{"targets": [f"127.0.0.1:{driver_port}"]}]
-    for job, pattern in ((replicas, folder / "root" / "metrics" / "*.json"), (ray, folder / "ray.json")):
-        assert len(job["file_sd_configs"]) == 1
-        job["file_sd_configs"] = [{"files": [str(pattern)], "refresh_interval": "1s"}]
+    for job in config["scrape_configs"]:
+        (found,) = job["file_sd_configs"]
+        (pattern,) = (Path(file) for file in found["files"])
+        place = folder if job["job_name"] == "ray" else folder / "root" / "metrics"
+        found |= {"files": [str(place / pattern.name)], "refresh_interval": "1s"}
         job.pop("scrape_interval", None)
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -58,7 +59,7 @@ def _ray_node(folder: Path) -> Iterator[None]:
         Gauge(name, "As Ray names it.", registry=registry).set(40)
     server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
     targets = [{"labels": {"job": "ray"}, "targets": [f"127.0.0.1:{server.server_port}"]}]
-    (folder / "ray.json").write_text(json.dumps(targets), encoding="utf-8")
+    (folder / RAY_FILE).write_text(json.dumps(targets), encoding="utf-8")
     try:
         yield
     finally:
@@ -72,12 +73,12 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stream]:
     program = tool("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     driver, replica = example_driver(), example_replica()
-    driver_port = driver.serve(0)
+    announce(folder / "root" / "metrics", "driver", f"127.0.0.1:{driver.serve(0)}", {})
     with contextlib.ExitStack() as stack:
         exporter = Exporter(replica, "r1", ServiceOptions(), folder / "root" / "metrics")
         stack.callback(exporter.close)
         stack.enter_context(_ray_node(folder))
-        server = stack.enter_context(prometheus(program, _configure(folder, driver_port)))
+        server = stack.enter_context(prometheus(program, _configure(folder)))
         stream = Stream(driver, replica, server, folder)
         wait_for("three healthy targets", lambda: sorted(server.targets().values()) == ["up", "up", "up"])
         _live(stream)
@@ -187,3 +188,13 @@ def test_a_replica_that_ends_leaves_the_targets(stream: Stream, tmp_path: Path) 
     finally:
         second.close()
     wait_for("its departure", lambda: url not in stream.server.targets())
+
+
+def test_a_driver_that_moves_is_found_where_it_went(stream: Stream) -> None:
+    """Runs after the others: the driver that Ray restarted elsewhere announces itself under the same name."""
+    folder = stream.folder / "root" / "metrics"
+    (left,) = json.loads((folder / "driver.json").read_text())[0]["targets"]
+    came = f"127.0.0.1:{example_driver().serve(0)}"
+    announce(folder, "driver", came, {})
+    wait_for("the driver", lambda: stream.server.targets().get(f"http://{came}/metrics") == "up")
+    wait_for("the end of its former place", lambda: f"http://{left}/metrics" not in stream.server.targets())

@@ -19,6 +19,7 @@ from stream_odml.cluster.serving.gateway import RayDriver
 from stream_odml.cluster.serving.metrics import Exporter
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.cluster.serving.replica import Replica
+from stream_odml.cluster.targets import targets_folder
 from stream_odml.config import load_config
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class SearchService:
         self._replica = Replica(root, self._options, driver, storage_options, name)
         self._replica.start()
         self._exporter = Exporter(
-            self._replica.metrics, name, self._options, _metrics_dir(root, self._options)
+            self._replica.metrics, name, self._options, targets_folder(root, self._options.metrics_dir)
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -79,7 +80,7 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
         health_check_timeout_s=options.health_check_timeout_s,
         graceful_shutdown_timeout_s=options.timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
-        ray_actor_options={"num_cpus": options.num_cpus},
+        ray_actor_options={"num_cpus": options.num_cpus, "label_selector": dict(options.labels) or None},
     )
     return deployment.bind(root, options.model_dump_json(), storage_options)
 
@@ -139,9 +140,3 @@ def _wait_until_ready(url: str, timeout_s: float) -> None:
     raise ServiceDown(
         f"{url} was not ready within {timeout_s:g} s ({seen}); see Ray's Serve logs for the reason"
     )
-
-
-def _metrics_dir(root: str, options: ServiceOptions) -> Path | None:
-    if options.metrics_dir is not None:
-        return options.metrics_dir
-    return None if "://" in root else Path(root) / "metrics"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import socket
+import itertools
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +13,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.targets import announce, reachable, withdraw
 
 PREFIX = "stream_odml"
+KINDS = ("vector", "image", "batch", "push", "other")
+OUTCOMES = ("ok", "client_error", "refused", "server_error", "gone")
 LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5, 1, 2.5, 10)
 SWAP_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 15, 60)
 
@@ -50,6 +51,8 @@ class ServiceMetrics(Collector):
             f"{PREFIX}_store_poll_errors", "Looks at the store that failed.", registry=self.registry
         )
         self.registry.register(self)
+        for kind, outcome in itertools.product(KINDS, OUTCOMES):  # a rate needs a zero to start from
+            self.queries.labels(kind, outcome)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"{PREFIX}_{name}", text, registry=self.registry)
@@ -100,13 +103,16 @@ class Exporter:
         self, metrics: ServiceMetrics, replica: str, options: ServiceOptions, folder: Path | None
     ) -> None:
         self._server, self._thread = _listen(metrics.registry, options)
-        self.address = f"{options.metrics_host}:{self._server.server_port}"
-        self._file = _announce(folder, replica, self.address) if folder is not None else None
+        self.address = f"{reachable(options.metrics_host)}:{self._server.server_port}"
+        self._file = (
+            None
+            if folder is None
+            else announce(folder, f"replica-{replica}", self.address, {"replica": replica})
+        )
 
     def close(self) -> None:
         """Stop the exporter and withdraw the file."""
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
+        withdraw(self._file)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5)
@@ -118,33 +124,3 @@ def _listen(registry: CollectorRegistry, options: ServiceOptions):  # type: igno
         with contextlib.suppress(OSError):
             return start_http_server(port, addr=options.metrics_host, registry=registry)
     raise OSError(f"no port is free for the metrics exporter on {options.metrics_host}")
-
-
-def _announce(folder: Path, replica: str, address: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    _withdraw_dead(folder)
-    labels = {"replica": replica, "__meta_host": socket.gethostname(), "__meta_pid": str(os.getpid())}
-    path = folder / f"replica-{replica}.json"
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps([{"targets": [address], "labels": labels}]), encoding="utf-8")
-    aside.replace(path)
-    return path
-
-
-def _withdraw_dead(folder: Path) -> None:
-    """Remove the files of replicas of this host whose process is gone (a killed one cannot do it itself)."""
-    for path in folder.glob("replica-*.json"):
-        with contextlib.suppress(OSError, ValueError, LookupError):
-            labels = json.loads(path.read_text(encoding="utf-8"))[0]["labels"]
-            if labels["__meta_host"] == socket.gethostname() and not _alive(int(labels["__meta_pid"])):
-                path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

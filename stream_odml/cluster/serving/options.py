@@ -20,6 +20,9 @@ class ServiceOptions(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 picks a free one.")
     replicas: int = Field(1, ge=1, le=256, description="Serve replicas; two or more survive the loss of one.")
     num_cpus: float = Field(0.2, ge=0, le=64, description="CPUs that Ray sets aside for each replica.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Ray node labels that replicas must run on, as apart from training."
+    )
     max_ongoing_requests: int = Field(
         64, ge=1, le=10_000, description="Requests one replica works on at once; more are told to retry."
     )

@@ -1,0 +1,62 @@
+"""What a process says: one event a line, as text or as JSON, with the stream, stage and shard that it is about."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Literal
+
+LogFormat = Literal["text", "json"]
+_about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+_always: dict[str, str] = {}
+
+
+def set_up_logs(stream: str, role: str, log_format: LogFormat, level: str) -> None:
+    """Send this process's log to stderr. A second call replaces what the first set up."""
+    _always.update(stream=stream, role=role)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if log_format == "json" else _Text())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+
+
+@contextlib.contextmanager
+def about(**what: str) -> Iterator[None]:
+    """Every line of this thread within the block also names ``what``: stage="v0003-…", shard="…"."""
+    token = _about.set({**_about.get(), **what})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+class _Json(logging.Formatter):
+    """time, level, logger, message; stream, role; stage, shard and others where they are known; error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, str] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_always,
+            **_about.get(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        named = " ".join(f"{key}={value}" for key, value in _about.get().items())
+        return super().format(record) + (f" [{named}]" if named else "")

@@ -1,0 +1,72 @@
+"""Prometheus finds our exporters by files, one each: written when an exporter starts, taken back when it ends.
+
+So a driver that Ray restarts on another node is scraped there within seconds, and no address is ever configured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+ANYWHERE = ("0.0.0.0", "::", "")
+
+
+def targets_folder(root: str, chosen: Path | None) -> Path | None:
+    """``chosen``, or metrics/ under a root that is a folder; None for an object store."""
+    if chosen is not None:
+        return chosen
+    return None if "://" in root else Path(root) / "metrics"
+
+
+def reachable(host: str) -> str:
+    """``host``, or this node's own address where an exporter listens on every interface."""
+    if host not in ANYWHERE:
+        return host
+    import ray.util
+
+    return str(ray.util.get_node_ip_address())
+
+
+def announce(folder: Path, name: str, address: str, labels: Mapping[str, str]) -> Path:
+    """Write ``folder/name.json`` for ``address`` (host:port); the file of an earlier holder of the name is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _withdraw_dead(folder)
+    told = {**labels, "__meta_host": socket.gethostname(), "__meta_pid": str(os.getpid())}
+    path = folder / f"{name}.json"
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps([{"targets": [address], "labels": told}]), encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def withdraw(path: Path | None) -> None:
+    """Remove our file, unless a successor has written its own under the same name."""
+    if path is None:
+        return
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        labels = json.loads(path.read_text(encoding="utf-8"))[0]["labels"]
+        if (labels["__meta_host"], labels["__meta_pid"]) == (socket.gethostname(), str(os.getpid())):
+            path.unlink(missing_ok=True)
+
+
+def _withdraw_dead(folder: Path) -> None:
+    """Remove the files of processes of this host that are gone (a killed one cannot do it itself)."""
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError):
+            labels = json.loads(path.read_text(encoding="utf-8"))[0]["labels"]
+            if labels["__meta_host"] == socket.gethostname() and not _alive(int(labels["__meta_pid"])):
+                path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
