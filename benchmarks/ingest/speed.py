@@ -108,18 +108,21 @@ def measure_poll(report: Report, seed: int) -> None:
 def measure_ledger(report: Report, seed: int) -> None:
     """What 10^5 settled shards add to each look of the driver at its ledger."""
     count = 10_000 if report.quick else 100_000
-    rows = [_entry(i, "landed", i, json.loads(json.dumps(_plain_ref(i).to_dict()))) for i in range(count)]
-    rows += [
-        _entry(count + i, "indexed", i, {"rows": 10, "classes": {f"c{i % 5000}": 10}}) for i in range(count)
+    rows = [
+        ledger_entry(i, "landed", i, json.loads(json.dumps(plain_ref(i).to_dict()))) for i in range(count)
     ]
     rows += [
-        _entry(2 * count + i, "assigned", i, {"reason": "images"}, f"task-{i // 1000:04d}")
+        ledger_entry(count + i, "indexed", i, {"rows": 10, "classes": {f"c{i % 5000}": 10}})
+        for i in range(count)
+    ]
+    rows += [
+        ledger_entry(2 * count + i, "assigned", i, {"reason": "images"}, f"task-{i // 1000:04d}")
         for i in range(count)
     ]
     began = time.perf_counter()
     ledger = LedgerState.replay(rows)
     replay = time.perf_counter() - began
-    new = _entry(3 * count, "landed", count, _plain_ref(count).to_dict())
+    new = ledger_entry(3 * count, "landed", count, plain_ref(count).to_dict())
     append = [_seconds(lambda: LedgerState.replay([new], ledger)) for _ in range(20)]
     beat = [_seconds(lambda: (list(ledger.landed.values()), waiting_shards(ledger))) for _ in range(100)]
     report.row(part="ledger", seed=seed, shards=count, replay_s=replay, append_s=append, beat_s=beat)
@@ -128,14 +131,16 @@ def measure_ledger(report: Report, seed: int) -> None:
     report.figure("ledger_beat_ms", 1e3 * (percentile(beat, 95) or 0.0))
 
 
-def _plain_ref(number: int) -> ShardRef:
+def plain_ref(number: int) -> ShardRef:
+    """A reference to a shard that is nowhere."""
     name = f"s{number:06d}.parquet"
     return ShardRef(f"{name}-{'0' * 16}", name, f"/inbox/{name}", "parquet", 100, 0, f"{name}|100|0")
 
 
-def _entry(seq: int, kind: str, number: int, detail: dict[str, Any], task: str = "") -> dict[str, Any]:
+def ledger_entry(seq: int, kind: str, number: int, detail: dict[str, Any], task: str = "") -> dict[str, Any]:
+    """A row of a ledger."""
     return {
-        "seq": seq, "kind": kind, "subject": _plain_ref(number).shard_id, "task": task, "txn": f"i{number // 64}",
+        "seq": seq, "kind": kind, "subject": plain_ref(number).shard_id, "task": task, "txn": f"i{number // 64}",
         "detail": json.dumps(detail), "time": datetime.now(UTC), "epoch": 1,
     }  # fmt: skip
 
