@@ -177,7 +177,8 @@ class Run:
             rows = sampler.batch(step)
             learner.step(self._pixels(images[rows]), torch.from_numpy(labels[rows].astype(np.int64)))
             self.tick(f"{self.method.name} seed {self.seed} stage {stage}", step + 1, total)
-        outcome = learner.finish(self._batches(images, labels.astype(np.int64)), names)
+        batches = self._batches(images, labels.astype(np.int64))
+        outcome = learner.finish(batches, names, len(images))
         return outcome, time.perf_counter() - started, total
 
     def _seen(self, stage: int) -> Ints:

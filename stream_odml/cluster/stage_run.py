@@ -199,7 +199,7 @@ class StageRun:
         self._say("evaluating")
         names = [self._cache.class_names[c] for c in self._classes]
         try:
-            outcome = self.learner.finish(self._share(), names)
+            outcome = self.learner.finish(self._share(), names, len(self._rows))
         except StageDiverged as error:
             raise StageFailed(str(error)) from error
         parts = self._all_ranks(self._write_rows(outcome))

@@ -17,9 +17,11 @@ from stream_odml.learn.drift import AffineMap, DriftMap, IdentityMap, KernelMap
 from stream_odml.learn.embedder import Embedder, as_images
 from stream_odml.learn.geometry import unit
 from stream_odml.learn.kernels import kernel_weights, weighted_mean
+from stream_odml.learn.map_fit import MapFit
 from stream_odml.learn.moments import PairMoments
 from stream_odml.learn.outcome import StageDiverged, StageOutcome
 from stream_odml.learn.settings import StageSettings
+from stream_odml.learn.views import WideViews
 from stream_odml.learn.world import World
 
 Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np.int64] | Tensor]
@@ -32,7 +34,7 @@ class FinishPass:
         self, settings: StageSettings, bank: ClassBank, n_classes: int, dim: int, world: World
     ) -> None:
         self._settings, self._bank, self._world, self._dim = settings, bank, world, dim
-        self._moments = PairMoments.empty(dim)
+        self._pairs = MapFit(dim)
         self._direction_Cd = torch.from_numpy(bank.directions).double()
         self._move_C = torch.zeros(len(bank), dim + 2, dtype=torch.float64)  # sum w delta, sum w, sum |w|
         self._birth_c = torch.zeros(n_classes, 2 * dim + 1, dtype=torch.float64)  # sum g, sum z, count
@@ -55,7 +57,7 @@ class FinishPass:
                 f"labels {int(labels_n.min())}..{int(labels_n.max())}, expected 0..{n_classes - 1}"
             )
         parent, child = parent_nd.double().cpu(), child_nd.double().cpu()
-        self._moments.add(parent, child)
+        self._pairs.add(parent, child, labels_n)
         s = self._settings
         w_nC = kernel_weights(unit(parent), self._direction_Cd, s.kernel, s.kernel_width)
         self._move_C += torch.cat(
@@ -67,6 +69,11 @@ class FinishPass:
         self._children.append(child.float())
         self._indices.append(np.asarray(indices_n, np.int64))
 
+    def add_views(self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor) -> None:
+        """Raw g of wide views of n images, with the labels of those: only the affine map looks at them."""
+        if bool(torch.isfinite(child_nd).all()):
+            self._pairs.add(parent_nd, child_nd, labels_n, views=True)
+
     def outcome(self, student: Embedder, version: str, class_names: list[str]) -> StageOutcome:
         """Sums over ranks, and what follows from them. Raises StageDiverged on every rank when one diverged."""
         if bool(self._world.sum(torch.tensor(float(self._diverged)))):
@@ -74,17 +81,18 @@ class FinishPass:
                 "the student's embeddings are not finite after its last step; "
                 "lower learning_rate, or raise warmup_steps, and learn the task again from its parent"
             )
-        moments = self._moments.summed(self._world)
+        pairs = self._pairs.summed(self._world)
+        moments = pairs.of_images()
         bank, shift = self._moved_bank(moments, version)
         birth_c = self._world.sum(self._birth_c).numpy()
         counts = birth_c[:, -1].round().astype(np.int64)
         means = birth_c[:, :-1] / np.maximum(counts, 1)[:, None]
         bank = bank.born(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
         parents, children = self._stacked(self._parents), self._stacked(self._children)
-        forward = self._map(moments, parents, children, backward=False)
-        backward = self._map(moments, children, parents, backward=True)
+        forward = self._map(pairs, parents, children, backward=False)
+        backward = self._map(pairs, children, parents, backward=True)
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
-        drift = {**self._sizes(moments), "bank_shift": shift}
+        drift = {**self._sizes(moments, forward), "bank_shift": shift}
         return StageOutcome(student, bank, forward, backward, indices, children.numpy(), drift)
 
     def _moved_bank(self, moments: PairMoments, version: str) -> tuple[ClassBank, float]:
@@ -95,15 +103,16 @@ class FinishPass:
         shift = float(delta_Cd.norm(dim=1).mean()) if len(delta_Cd) else 0.0
         return self._bank.moved(delta_Cd.numpy(), version), shift
 
-    def _map(self, moments: PairMoments, x_nd: Tensor, y_nd: Tensor, *, backward: bool) -> DriftMap:
+    def _map(self, pairs: MapFit, x_nd: Tensor, y_nd: Tensor, *, backward: bool) -> DriftMap:
         s = self._settings
-        if s.gallery_map == "identity" or moments.n == 0:
+        images = int(pairs.of_images().n)
+        if s.gallery_map == "identity" or images == 0:
             return IdentityMap()
-        affine = moments.fit(s.ridge, backward=backward)
+        affine = pairs.fit(s.ridge, backward=backward)
         if s.gallery_map == "affine":
             return affine
         base: AffineMap | None = affine if s.gallery_map == "affine+kernel" else None
-        x_md, y_md = self._anchors(x_nd, int(moments.n)), self._anchors(y_nd, int(moments.n))
+        x_md, y_md = self._anchors(x_nd, images), self._anchors(y_nd, images)
         start = base.apply(x_md) if base else x_md
         return KernelMap(x_md, y_md - start, base, s.kernel, s.kernel_width, s.kernel_floor)
 
@@ -113,12 +122,13 @@ class FinishPass:
         rows = self._world.gather(rows_nd[::stride].contiguous().to(self._world.device))
         return rows.cpu().numpy()
 
-    def _sizes(self, moments: PairMoments) -> dict[str, float]:
+    def _sizes(self, moments: PairMoments, forward: DriftMap) -> dict[str, float]:
         d = self._dim
         square = moments.square_2d2d
         parent, child, cross = (float(b.trace()) for b in (square[:d, :d], square[d:, d:], square[:d, d:]))
         drift = max(parent + child - 2 * cross, 0.0)
-        unexplained = moments.unexplained(moments.fit(self._settings.ridge)) if moments.n else 0.0
+        base = forward.base if isinstance(forward, KernelMap) else forward
+        unexplained = moments.unexplained(base) if isinstance(base, AffineMap) else 1.0
         return {
             "images": moments.n,
             "drift_relative": (drift / parent) ** 0.5 if parent > 0 else 0.0,
@@ -135,10 +145,13 @@ def run_finish(
     parent: Callable[[Tensor], Tensor],
     child: Embedder,
     device: torch.device,
+    views: WideViews,
 ) -> None:
     """Feeds (pixels uint8 [n,H,W,3], labels [n], indices [n]) to the pass, in evaluation mode and
-    unaugmented."""
+    unaugmented, and wide views of them."""
     with torch.inference_mode():
         for pixels, labels, indices in batches:
-            images = as_images(pixels, device)
-            finish.add(parent(images), child(images), torch.as_tensor(labels).long(), np.asarray(indices))
+            images, labels_n = as_images(pixels, device), torch.as_tensor(labels).long()
+            finish.add(parent(images), child(images), labels_n, np.asarray(indices))
+            for seen, row_n in views.of(images, np.asarray(indices)):
+                finish.add_views(parent(seen), child(seen), labels_n[row_n])

@@ -1,6 +1,6 @@
 """Second moments of pairs of embeddings: all that the affine drift maps need, one pass, a sum over ranks."""
 
-# n pairs   d embedding   q parent's g   s child's g
+# n pairs   d embedding
 
 from __future__ import annotations
 
@@ -47,6 +47,15 @@ class PairMoments:
         width = len(self.sum_2d)
         return PairMoments(float(flat[0]), flat[1 : 1 + width], flat[1 + width :].view(width, width))
 
+    def plus(self, *others: PairMoments) -> PairMoments:
+        """Of the pairs of all."""
+        total = PairMoments(self.n, self.sum_2d.clone(), self.square_2d2d.clone())
+        for other in others:
+            total.n += other.n
+            total.sum_2d += other.sum_2d
+            total.square_2d2d += other.square_2d2d
+        return total
+
     def mean_drift(self) -> Tensor:
         """Mean of g_child - g_parent, [d]."""
         d = len(self.sum_2d) // 2
@@ -72,12 +81,15 @@ class PairMoments:
         """Share of the drift's mean square that the forward map leaves: 0 is perfect, 1 is no better
         than identity."""
         d = len(self.sum_2d) // 2
-        n = max(self.n, 1.0)
+        total = self.error(AffineMap(np.eye(d), np.zeros(d)))
+        return self.error(forward) / total if total > 1e-12 else 0.0
+
+    def error(self, fitted: AffineMap, *, backward: bool = False) -> float:
+        """Mean of |A x + b - y|^2 over the pairs."""
+        d = len(self.sum_2d) // 2
         second = torch.cat([torch.cat([self.square_2d2d, self.sum_2d[:, None]], 1),
-                            torch.cat([self.sum_2d, torch.tensor([self.n])])[None]]) / n  # fmt: skip
-        A, b = torch.from_numpy(forward.A), torch.from_numpy(forward.b)
+                            torch.cat([self.sum_2d, torch.tensor([self.n])])[None]]) / max(self.n, 1.0)  # fmt: skip
+        A, b = torch.from_numpy(fitted.A), torch.from_numpy(fitted.b)
         eye = torch.eye(d, dtype=torch.float64)
-        left = torch.cat([-A, eye, -b[:, None]], 1)
-        drift = torch.cat([-eye, eye, torch.zeros(d, 1, dtype=torch.float64)], 1)
-        remaining, total = ((w @ second @ w.T).trace() for w in (left, drift))
-        return float(remaining / total) if total > 1e-12 else 0.0
+        left = torch.cat([eye, -A, -b[:, None]] if backward else [-A, eye, -b[:, None]], 1)
+        return float((left @ second @ left.T).trace())

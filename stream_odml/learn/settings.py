@@ -102,8 +102,11 @@ class StageSettings:
     """At most so many (vector, drift) pairs are kept in a kernel map."""
     gallery_map: GalleryMap = "affine"
     """How stored vectors follow the model."""
-    ridge: float = 0.03
-    """Pull of the affine map towards the identity, in units of the embedding's mean variance."""
+    ridge: float | None = None
+    """Pull of the affine map towards the identity, in units of the embedding's mean variance; null: the one
+    that serves classes left out of the fit best."""
+    map_views: int = 6
+    """The affine map is fitted to so many wide views of each image as well, at most 16,384 in all."""
     old_share: float = 0.0
     """Share of the old weights averaged into the student at the end of the stage."""
 
@@ -145,8 +148,9 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         weights = ("old", "virtual", "peer", "anchor", "repel")
-        for name in (*(f"weight_{part}" for part in weights), "ridge", "weight_decay"):
+        for name in (*(f"weight_{part}" for part in weights), "weight_decay", "map_views"):
             _at_least(name, getattr(self, name), 0)
+        _at_least("ridge", 0.0 if self.ridge is None else self.ridge, 0)
         for name in ("base_learning_rate", "learning_rate", "head_learning_rate_factor", "augment"):
             _at_least(name, getattr(self, name), 0)
         for name in (
@@ -180,7 +184,7 @@ _ALONE: dict[str, Any] = {
     "weight_anchor": 0.0,
     "weight_repel": 0.0,
 }
-_SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_width": 0.3}
+_SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_width": 0.3, "map_views": 0}
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "ours": {},

@@ -25,6 +25,7 @@ from stream_odml.learn.objective import stage_losses
 from stream_odml.learn.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
 from stream_odml.learn.outcome import StageDiverged, StageOutcome, StepReport
 from stream_odml.learn.settings import StageSettings
+from stream_odml.learn.views import WideViews
 from stream_odml.learn.virtual import VirtualFeatures
 from stream_odml.learn.world import World
 
@@ -186,9 +187,9 @@ class StageLearner:
                 f"progress of another stage: {error}; begin the task again from its parent"
             ) from error
 
-    def finish(self, batches: Iterable[Batch], class_names: list[str]) -> StageOutcome:
+    def finish(self, batches: Iterable[Batch], class_names: list[str], n_images: int = 0) -> StageOutcome:
         """One pass over this rank's share of the task's images, each once, on every rank; then the
-        stage is over.
+        stage is over. `n_images`: of all ranks, by which the map's wide views are rationed.
 
         Drops the old model and the peer. ValueError when names and labels disagree; StageDiverged for
         non-finite
@@ -198,7 +199,8 @@ class StageLearner:
             raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")
         student = self._averaged_student().eval().requires_grad_(False)
         finish = FinishPass(self.settings, self.bank, self._n_classes, student.spec.dim, self.world)
-        run_finish(finish, batches, self.old, student, self.world.device)
+        views = WideViews(0 if self.is_base else self.settings.map_views, n_images)
+        run_finish(finish, batches, self.old, student, self.world.device, views)
         student.cpu()
         contiguous(student)
         outcome = finish.outcome(student, self.version_id, class_names)

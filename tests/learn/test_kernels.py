@@ -71,7 +71,7 @@ def test_the_bank_moves_by_the_weighted_drift(kernel: KernelName) -> None:
     finish = FinishPass(settings, bank, 2, 2, World())
     finish.add(parent[:2], child[:2], torch.tensor([0, 1]), np.arange(2))
     finish.add(parent[2:], child[2:], torch.tensor([1]), np.arange(1))
-    moved, _ = finish._moved_bank(finish._moments, "v2")
+    moved, _ = finish._moved_bank(finish._pairs.of_images(), "v2")
     delta = (child - parent).numpy()
     for c, angle in enumerate((0.0, 70.0)):
         weights = [naive(kernel, angle, a, 0.4) for a in parent_angles]

@@ -1,0 +1,67 @@
+"""The affine drift map of a stage: fitted to the task's images and their wide views, its ridge chosen by classes
+that the fit has not seen, as the gallery's are.
+"""
+
+# n pairs   d embedding
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stream_odml.learn.drift import AffineMap
+from stream_odml.learn.moments import PairMoments
+from stream_odml.learn.world import World
+
+FOLDS = 4
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 1e6)
+"""Tried by cross-validation; the last leaves a shift alone."""
+UNTESTED_RIDGE = 0.1
+"""Where there are too few classes to hold any back."""
+
+
+class MapFit:
+    """Pair moments of the images and of their wide views, apart for each of FOLDS groups of classes."""
+
+    def __init__(self, dim: int) -> None:
+        self.images = [PairMoments.empty(dim) for _ in range(FOLDS)]
+        self.views = [PairMoments.empty(dim) for _ in range(FOLDS)]
+
+    def add(self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor, *, views: bool = False) -> None:
+        """Adds n pairs of raw embeddings, with the labels of their images."""
+        fold_n = labels_n.cpu() % FOLDS
+        parent, child = parent_nd.double().cpu(), child_nd.double().cpu()
+        for fold, moments in enumerate(self.views if views else self.images):
+            rows = fold_n == fold
+            moments.add(parent[rows], child[rows])
+
+    def summed(self, world: World) -> MapFit:
+        """Over all ranks."""
+        total = MapFit(len(self.images[0].sum_2d) // 2)
+        total.images = [moments.summed(world) for moments in self.images]
+        total.views = [moments.summed(world) for moments in self.views]
+        return total
+
+    def of_images(self) -> PairMoments:
+        """Of the task's own images."""
+        return self.images[0].plus(*self.images[1:])
+
+    def fit(self, ridge: float | None, *, backward: bool = False) -> AffineMap:
+        """PairMoments.fit on images and views, by `ridge` or, for None, by the one that cross-validation finds."""
+        if ridge is None:
+            ridge = self.best_ridge(backward=backward)
+        return self.of_images().plus(*self.views).fit(ridge, backward=backward)
+
+    def best_ridge(self, *, backward: bool = False) -> float:
+        """argmin over RIDGES of the error on the images of held-out classes, for a map fitted to all else."""
+        held_out = [fold for fold in range(FOLDS) if self.images[fold].n]
+        if len(held_out) < 2:
+            return UNTESTED_RIDGE
+        errors = dict.fromkeys(RIDGES, 0.0)
+        for fold in held_out:
+            others = PairMoments.empty(len(self.images[0].sum_2d) // 2).plus(
+                *(m for i in range(FOLDS) if i != fold for m in (self.images[i], self.views[i]))
+            )
+            for ridge in RIDGES:
+                fitted = others.fit(ridge, backward=backward)
+                errors[ridge] += self.images[fold].n * self.images[fold].error(fitted, backward=backward)
+        return min(errors, key=errors.__getitem__)
