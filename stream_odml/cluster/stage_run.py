@@ -331,6 +331,7 @@ def retried(settings: StageSettings, refusals: int) -> StageSettings:
         settings,
         weight_old=settings.weight_old * factor,
         weight_anchor=max(settings.weight_anchor, 1.0) * factor,
+        weight_wide=max(settings.weight_wide, 1.0) * factor,
         learning_rate=settings.learning_rate / 2**refusals,
         base_learning_rate=settings.base_learning_rate / 2**refusals,
     )

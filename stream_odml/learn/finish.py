@@ -21,7 +21,7 @@ from stream_odml.learn.map_fit import MapFit
 from stream_odml.learn.moments import PairMoments
 from stream_odml.learn.outcome import StageDiverged, StageOutcome
 from stream_odml.learn.settings import StageSettings
-from stream_odml.learn.views import WideViews
+from stream_odml.learn.views import LastPassViews
 from stream_odml.learn.world import World
 
 Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np.int64] | Tensor]
@@ -145,7 +145,7 @@ def run_finish(
     parent: Callable[[Tensor], Tensor],
     child: Embedder,
     device: torch.device,
-    views: WideViews,
+    views: LastPassViews,
 ) -> None:
     """Feeds (pixels uint8 [n,H,W,3], labels [n], indices [n]) to the pass, in evaluation mode and
     unaugmented, and wide views of them."""

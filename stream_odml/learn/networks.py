@@ -24,17 +24,17 @@ _SYNC_BUFFERS = next(
 
 
 class StudentAndPeer(nn.Module):
-    """Images [B,3,H,W] -> (g_S [B,d], g_N [B,d] or None where the peer is not asked)."""
+    """Images [B,3,H,W] -> (g_S [B,d], g_N [n,d] of the first n or None where the peer is not asked)."""
 
     def __init__(self, student: Embedder, peer: Embedder | None, precision: Precision) -> None:
         super().__init__()
         self.student, self.peer, self.precision = student, peer, precision
 
-    def forward(self, images_B3HW: Tensor, with_peer: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, images_B3HW: Tensor, n_peer: int) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(images_B3HW.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             student_Bd = self.student(images_B3HW)
-            peer_Bd = self.peer(images_B3HW) if with_peer and self.peer is not None else None
-        return student_Bd, peer_Bd
+            peer_nd = self.peer(images_B3HW[:n_peer]) if n_peer and self.peer is not None else None
+        return student_Bd, peer_nd
 
 
 def build_networks(

@@ -1,7 +1,7 @@
 """The loss of a stage, from the embeddings of the global batch:
 
     L = L_M(S) + L_M(N) + old C(S,O) + peer/2 [C(N,S) + C(S,N)] + virtual sum_k C(S,V_k)
-        + anchor |g_S - g_O|^2 + repel R(S, bank)
+        + anchor |g_S - g_O|^2 + wide |g_S - g_O|^2 on wide views + repel R(S, bank)
 
 Student and peer distil each other in both directions and nothing is detached: old and new tasks are equals.
 """
@@ -29,9 +29,10 @@ def stage_losses(
     peer_Bd: Tensor | None,
     old_Bd: Tensor | None,
     directions_Cd: Tensor | None = None,
+    wide_pair: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Weighted terms by name; their sum is the loss. Embeddings are raw g; a network not asked is None.
-    `directions_Cd`: the bank's, or None where they do not repel."""
+    `directions_Cd`: the bank's, or None where they do not repel. `wide_pair`: of wide views, under S and O."""
     tau = settings.temperature
     student_z = unit(student_Bd)
     losses = {"metric_student": metric["student"](student_z, labels_B)}
@@ -46,6 +47,8 @@ def stage_losses(
         losses["old"] = settings.weight_old * relation_distillation(student_z, unit(old_Bd), tau)
     if settings.weight_anchor:
         losses["anchor"] = settings.weight_anchor * anchor_loss(student_Bd, old_Bd)
+    if wide_pair is not None and len(wide_pair[0]):
+        losses["wide"] = settings.weight_wide * anchor_loss(*wide_pair)
     if directions_Cd is not None:
         repelled = repel_loss(student_z, unit(old_Bd), labels_B, directions_Cd)
         losses["repel"] = settings.weight_repel * repelled

@@ -64,7 +64,7 @@ class StageSettings:
     """How a stage is learnt. The defaults are the method `ours`; symbols as in the paper's loss
 
     L = L_M(S) + L_M(N) + old C(S,O) + peer/2 [C(N,S) + C(S,N)] + virtual sum_k C(S,V_k) + anchor |g_S-g_O|^2
-        + repel R(S, bank)
+        + wide |g_S-g_O|^2 on wide views + repel R(S, bank)
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _PYDANTIC
@@ -84,8 +84,13 @@ class StageSettings:
     """lambda_virtual: relation distillation from the virtual features of still older models."""
     weight_peer: float = 1.0
     """mu: mutual distillation with the peer; 0 builds no peer."""
-    weight_anchor: float = 5.0
+    weight_anchor: float = 1.0
     """Weight of the squared distance between the student's and the old model's embeddings."""
+    weight_wide: float = 20.0
+    """Weight of the same on wide views of the batch: images of no class, turned, cut and joined, which
+    stand for all that is not in the task; 0 for none."""
+    wide_every: int = 2
+    """A wide view of every n-th image of the batch."""
     weight_repel: float = 0.3
     """Weight of the bank's class directions as negatives of the new images; 0 for none."""
     temperature: float = 4.0
@@ -147,7 +152,7 @@ class StageSettings:
     """The peer learns and distils on every n-th batch only."""
 
     def __post_init__(self) -> None:
-        weights = ("old", "virtual", "peer", "anchor", "repel")
+        weights = ("old", "virtual", "peer", "anchor", "wide", "repel")
         for name in (*(f"weight_{part}" for part in weights), "weight_decay", "map_views"):
             _at_least(name, getattr(self, name), 0)
         _at_least("ridge", 0.0 if self.ridge is None else self.ridge, 0)
@@ -161,7 +166,7 @@ class StageSettings:
             "warmup_steps",
         ):
             _at_least(name, getattr(self, name), 0)
-        for name in ("classes_per_batch", "images_per_class", "peer_every", "kernel_anchors"):
+        for name in ("classes_per_batch", "images_per_class", "peer_every", "wide_every", "kernel_anchors"):
             _at_least(name, getattr(self, name), 1)
         for name in ("temperature", "kernel_width"):
             _positive(name, getattr(self, name))
@@ -182,19 +187,23 @@ _ALONE: dict[str, Any] = {
     "weight_virtual": 0.0,
     "weight_peer": 0.0,
     "weight_anchor": 0.0,
+    "weight_wide": 0.0,
     "weight_repel": 0.0,
+    "map_views": 0,
 }
-_SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_width": 0.3, "map_views": 0}
+_SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_width": 0.3}
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "ours": {},
     "faithful": {
         "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0, "weight_anchor": 0.0,
-        "weight_repel": 0.0, "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs",
+        "weight_wide": 0.0, "weight_repel": 0.0, "map_views": 0, "virtual": "kernel", "kernel": "cosine",
+        "metric_loss": "hard_pairs",
     },
     "no_peer": {"weight_peer": 0.0},
     "no_virtual": {"weight_virtual": 0.0},
     "no_repel": {"weight_repel": 0.0},
+    "no_wide": {"weight_wide": 0.0, "map_views": 0, "weight_anchor": 5.0},
     "lean": {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0},
     "fecd": {**_ALONE, "weight_old": 10.0},
     "l2": {**_ALONE, "weight_anchor": 5.0},
@@ -206,7 +215,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "joint": _ALONE,
 }  # fmt: skip
 """What each method changes of a StageSettings. `joint` is a fine-tune whose caller feeds every image
-so far; `lean` is anchor and repel alone, at a fine-tune's cost and the old model's forward pass."""
+so far; `lean` is anchors and repel alone, at a fine-tune's cost and the old model's forward pass."""
 
 
 def method_settings(method: str, settings: StageSettings | None = None) -> StageSettings:

@@ -25,7 +25,7 @@ from stream_odml.learn.objective import stage_losses
 from stream_odml.learn.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
 from stream_odml.learn.outcome import StageDiverged, StageOutcome, StepReport
 from stream_odml.learn.settings import StageSettings
-from stream_odml.learn.views import WideViews
+from stream_odml.learn.views import LastPassViews, views_of_batch
 from stream_odml.learn.virtual import VirtualFeatures
 from stream_odml.learn.world import World
 
@@ -80,7 +80,11 @@ class StageLearner:
         self._directions = torch.from_numpy(self.bank.directions).to(device) if repels else None
         self._virtual = None if self.is_base else VirtualFeatures(self.bank, s, backward_maps, device)
         self._asks_old = not self.is_base and bool(
-            s.weight_old or s.weight_anchor or repels or (self._virtual is not None and len(self._virtual))
+            s.weight_old
+            or s.weight_anchor
+            or s.weight_wide
+            or repels
+            or (self._virtual is not None and len(self._virtual))
         )
         self._parallel = across_ranks(self.networks, s, self.world)
         self._optimiser = build_optimiser(self.networks, self._metric, s, self._rate)
@@ -103,7 +107,8 @@ class StageLearner:
             torch.manual_seed(
                 step_seed(self.seed, 3, step, world.rank)
             )  # for dropout inside a named backbone
-            student_Bd, peer_Bd, old_Bd = self._embed(images, step, counts)
+            wide = self._wide(images, step, start=start, total=total)
+            student_Bd, peer_Bd, old_Bd, wide_pair = self._embed(images, wide, step, counts)
             torch.manual_seed(step_seed(self.seed, 4, step))  # for miners that draw: the same on every rank
             losses = stage_losses(
                 self.settings,
@@ -114,29 +119,43 @@ class StageLearner:
                 peer_Bd,
                 old_Bd,
                 self._directions,
+                wide_pair,
             )
             report = self._report(losses, step)
             self._descend(sum(losses.values(), torch.zeros((), device=world.device)), step)
         self.next_step = step + 1
         return report
 
-    def _embed(
-        self, images: Tensor, step: int, counts: list[int]
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Raw g of the global batch under S, N and O, in one exchange."""
-        with_peer = self.networks.peer is not None and step % self.settings.peer_every == 0
-        student_bd, peer_bd = self._parallel(images, with_peer)
-        parts: list[Tensor] = [student_bd]
-        if peer_bd is not None:
-            parts.append(peer_bd)
-        if self._asks_old:
-            # Cloned out of inference mode, so that the loss may save it for its backward pass.
-            parts.append(self._old_embeddings(images).clone())
-        gathered = list(
-            torch.split(self.world.gather(torch.cat(parts, dim=1), counts), student_bd.shape[1], dim=1)
+    def _wide(self, images_b3SS: Tensor, step: int, *, start: int, total: int) -> Tensor:
+        """This rank's wide views, none in the base stage."""
+        s = self.settings
+        if self.is_base or not s.weight_wide:
+            return images_b3SS[:0]
+        return views_of_batch(
+            images_b3SS, s.wide_every, s.images_per_class, self.seed, step, start=start, total=total
         )
-        old_Bd = gathered.pop() if self._asks_old else None
-        return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd
+
+    def _embed(
+        self, images: Tensor, wide: Tensor, step: int, counts: list[int]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Raw g of the global batch under S, N and O, in one exchange; of its wide views under S and O, in another."""
+        b = len(images)
+        with_peer = self.networks.peer is not None and step % self.settings.peer_every == 0
+        seen = (
+            torch.cat([images, wide]).contiguous(memory_format=torch.channels_last) if len(wide) else images
+        )
+        student, peer_bd = self._parallel(seen, b if with_peer else 0)
+        d = student.shape[1]
+        # Cloned out of inference mode, so that the loss may save it for its backward pass.
+        old = self._old_embeddings(seen).clone() if self._asks_old else None
+        parts = [part[:b] for part in (student, peer_bd, old) if part is not None]
+        gathered = list(torch.split(self.world.gather(torch.cat(parts, dim=1), counts), d, dim=1))
+        old_Bd = gathered.pop() if old is not None else None
+        wide_pair = None
+        if old is not None and self.settings.weight_wide:
+            both = self.world.gather(torch.cat([student[b:], old[b:]], dim=1), self.world.counts(len(wide)))
+            wide_pair = (both[:, :d], both[:, d:])
+        return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd, wide_pair
 
     def _old_embeddings(self, images: Tensor) -> Tensor:
         bf16 = self.settings.old_precision == "bf16"
@@ -199,7 +218,7 @@ class StageLearner:
             raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")
         student = self._averaged_student().eval().requires_grad_(False)
         finish = FinishPass(self.settings, self.bank, self._n_classes, student.spec.dim, self.world)
-        views = WideViews(0 if self.is_base else self.settings.map_views, n_images)
+        views = LastPassViews(0 if self.is_base else self.settings.map_views, n_images)
         run_finish(finish, batches, self.old, student, self.world.device, views)
         student.cpu()
         contiguous(student)

@@ -36,7 +36,7 @@ def losses(stage: StageLearner, t: int, steps: int) -> list[dict[str, float]]:
 def test_the_terms_of_each_stage() -> None:
     zero, first, second = after(0), after(1), after(2)
     assert set(losses(learner(0, *zero), 0, 1)[0]) == {"total", "metric_student"}
-    new = {"total", "metric_student", "metric_peer", "peer", "old", "anchor", "repel"}
+    new = {"total", "metric_student", "metric_peer", "peer", "old", "anchor", "wide", "repel"}
     assert set(losses(learner(1, *first), 1, 1)[0]) == new
     terms = losses(learner(2, *second), 2, 1)[0]
     assert set(terms) == {*new, "virtual"}

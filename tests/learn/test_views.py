@@ -1,39 +1,74 @@
-"""Wide views: what they are made of, and that neither rank nor batch changes them."""
+"""Wide views: what they are made of, and that ranks, batches and restarts do not change them."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
-from stream_odml.learn.views import MOST, WideViews, wide_views
+from stream_odml.learn.views import MOST, LastPassViews, views_of_batch, wide_views
 
-SIDE = 8
-IMAGES = torch.rand(6, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-INDEX = np.array([3, 9, 10, 11, 40, 41])
-
-
-def test_every_pixel_comes_from_a_turned_or_mirrored_copy_of_the_image() -> None:
-    for view in range(4):
-        for image, seen in zip(IMAGES, wide_views(IMAGES, INDEX, view), strict=True):
-            copies = [c.rot90(k, (1, 2)) for c in (image, image.flip(2)) for k in range(4)]
-            matches = torch.stack([(copy == seen).all(0) for copy in copies])
-            assert bool(matches.any(0).all())
+SIDE, K = 8, 3
+IMAGES = torch.rand(4 * K, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_view_depends_on_its_image_and_index_alone() -> None:
-    whole = wide_views(IMAGES, INDEX, 1)
-    parts = [wide_views(IMAGES[part], INDEX[part], 1) for part in (slice(0, 2), slice(2, 6))]
-    assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole, wide_views(IMAGES, INDEX, 2))
-    assert not torch.equal(whole, wide_views(IMAGES, INDEX + 1, 1))
+def turns(image: Tensor) -> Tensor:
+    """The eight turned or mirrored copies of an image."""
+    return torch.stack([c.rot90(k, (1, 2)) for c in (image, image.flip(2)) for k in range(4)])
 
 
-def test_a_task_has_at_most_so_many_views() -> None:
+def explained(view: Tensor, *sources: Tensor) -> bool:
+    """Whether every pixel of `view` is that of some turned copy of a source."""
+    copies = torch.cat([turns(source) for source in sources])
+    return bool((copies == view).all(1).any(0).all())
+
+
+def test_a_view_joins_an_image_and_its_partner_along_a_cut() -> None:
+    partners, draws = IMAGES.flip(0), torch.rand(len(IMAGES), 4)
+    views = wide_views(IMAGES, partners, draws)
+    for view, image, partner in zip(views, IMAGES, partners, strict=True):
+        assert explained(view, image, partner)
+    assert sum(not explained(v, i) for v, i in zip(views, IMAGES, strict=True)) > len(IMAGES) / 2
+
+
+def test_the_cut_lies_where_the_draw_says() -> None:
+    ones, zeros = torch.ones(1, 3, SIDE, SIDE), torch.zeros(1, 3, SIDE, SIDE)
+    right = wide_views(ones, zeros, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))  # angle 0, through the middle
+    assert torch.equal(right[0, 0], (torch.arange(SIDE) >= SIDE / 2).float().expand(SIDE, SIDE))
+    half_turned = wide_views(ones, zeros, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+    assert torch.equal(half_turned, 1 - right)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_two_ranks_see_the_views_of_one(every: int) -> None:
+    def views(start: int, stop: int) -> Tensor:
+        return views_of_batch(IMAGES[start:stop], every, K, 7, 2, start=start, total=len(IMAGES))
+
+    whole = views(0, 4 * K)
+    assert len(whole) == -(-len(IMAGES) // every)
+    assert torch.equal(whole, torch.cat([views(0, 2 * K), views(2 * K, 4 * K)]))
+    assert all(explained(v, IMAGES[i * every], IMAGES[partner(i * every)]) for i, v in enumerate(whole))
+
+
+def partner(row: int) -> int:
+    return row + K if row // K % 2 == 0 else row - K
+
+
+def test_a_rank_with_an_odd_class_joins_it_to_itself() -> None:
+    views = views_of_batch(IMAGES[:K], 1, K, 7, 2, start=0, total=len(IMAGES))
+    assert all(explained(view, image) for view, image in zip(views, IMAGES, strict=False))
+
+
+def test_the_last_pass_is_rationed_and_the_same_again() -> None:
     index = np.arange(6)
-    few = list(WideViews(4, 6).of(IMAGES, index))
+    few = list(LastPassViews(4, 6).of(IMAGES[:6], index))
     assert [row.tolist() for _, row in few] == [list(range(6))] * 4
-    assert len(list(WideViews(4, MOST // 2).of(IMAGES, index))) == 2
-    rationed = list(WideViews(4, 3 * MOST).of(IMAGES, index))
+    again = list(LastPassViews(4, 6).of(IMAGES[:6], index))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(few, again, strict=True))
+    assert not torch.equal(few[0][0], few[1][0])
+    assert len(list(LastPassViews(4, MOST // 2).of(IMAGES[:6], index))) == 2
+    rationed = list(LastPassViews(4, 3 * MOST).of(IMAGES[:6], index))
     assert [row.tolist() for _, row in rationed] == [[0, 3]]
-    assert list(WideViews(4, 3 * MOST).of(IMAGES[:2], np.array([1, 2]))) == []
-    assert list(WideViews(0, 6).of(IMAGES, index)) == []
+    assert list(LastPassViews(4, 3 * MOST).of(IMAGES[:2], np.array([1, 2]))) == []
+    assert list(LastPassViews(0, 6).of(IMAGES[:6], index)) == []

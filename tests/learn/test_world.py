@@ -22,11 +22,15 @@ from stream_odml.learn.world import World
 from tests.learn.tiny import SETTINGS, SPEC, after, batch, finish, learner
 
 STEPS = 20
+# The views of the last pass pair the images of one rank: only the map depends on them, and on the world.
+_NO_VIEWS = replace(SETTINGS, stage_steps=STEPS, map_views=0)
 CASES: dict[str, StageSettings] = {
-    "ours": replace(SETTINGS, stage_steps=STEPS, gallery_map="affine+kernel"),
-    "sparse": replace(SETTINGS, stage_steps=STEPS, peer_every=3, metric_loss="pml:ProxyAnchorLoss"),
+    "ours": replace(_NO_VIEWS, gallery_map="affine+kernel"),
+    "sparse": replace(
+        _NO_VIEWS, weight_anchor=5.0, weight_wide=0.0, peer_every=3, metric_loss="pml:ProxyAnchorLoss"
+    ),  # a class over two ranks
     "faithful": replace(
-        SETTINGS, stage_steps=STEPS, weight_anchor=0.0, kernel="cosine", metric_loss="hard_pairs"
+        _NO_VIEWS, weight_anchor=0.0, weight_wide=0.0, kernel="cosine", metric_loss="hard_pairs"
     ),
 }
 SPLIT = {"ours": 8, "sparse": 10, "faithful": 8}  # rows of rank 0, of 16
