@@ -92,7 +92,7 @@ class FinishPass:
         forward = self._map(pairs, parents, children, backward=False)
         backward = self._map(pairs, children, parents, backward=True)
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
-        drift = {**self._sizes(moments, forward), "bank_shift": shift}
+        drift = {**self._sizes(moments, forward), "bank_shift": shift, "forward_error": self._error(pairs)}
         return StageOutcome(student, bank, forward, backward, indices, children.numpy(), drift)
 
     def _moved_bank(self, moments: PairMoments, version: str) -> tuple[ClassBank, float]:
@@ -115,6 +115,11 @@ class FinishPass:
         x_md, y_md = self._anchors(x_nd, images), self._anchors(y_nd, images)
         start = base.apply(x_md) if base else x_md
         return KernelMap(x_md, y_md - start, base, s.kernel, s.kernel_width, s.kernel_floor)
+
+    def _error(self, pairs: MapFit) -> float:
+        if pairs.of_images().n == 0 or len(self._bank) == 0:
+            return 0.0
+        return pairs.held_out_error(self._settings.ridge)
 
     def _anchors(self, rows_nd: Tensor, total: int) -> NDArray[np.float32]:
         """Every k-th row of each rank, from all ranks: at most `kernel_anchors`, and a row more a rank."""

@@ -52,16 +52,33 @@ class MapFit:
         return self.of_images().plus(*self.views).fit(ridge, backward=backward)
 
     def best_ridge(self, *, backward: bool = False) -> float:
-        """argmin over RIDGES of the error on the images of held-out classes, for a map fitted to all else."""
-        held_out = [fold for fold in range(FOLDS) if self.images[fold].n]
-        if len(held_out) < 2:
+        """argmin over RIDGES of `held_out_error`."""
+        if len(self._held_out()) < 2:
             return UNTESTED_RIDGE
-        errors = dict.fromkeys(RIDGES, 0.0)
-        for fold in held_out:
+        errors = self._held_out_errors(RIDGES, backward=backward)
+        return RIDGES[errors.index(min(errors))]
+
+    def held_out_error(self, ridge: float | None) -> float:
+        """Mean of |A g_parent + b - g_child|^2 over images of classes that the forward map was not fitted to; over all
+        images where there are too few classes. What a stored vector of an old class should expect."""
+        if ridge is None:
+            ridge = self.best_ridge()
+        if len(self._held_out()) < 2:
+            return self.of_images().error(self.fit(ridge))
+        return self._held_out_errors((ridge,), backward=False)[0]
+
+    def _held_out(self) -> list[int]:
+        return [fold for fold in range(FOLDS) if self.images[fold].n]
+
+    def _held_out_errors(self, ridges: tuple[float, ...], *, backward: bool) -> list[float]:
+        errors, n = [0.0] * len(ridges), 0.0
+        for fold in self._held_out():
+            rest = [i for i in range(FOLDS) if i != fold]
             others = PairMoments.empty(len(self.images[0].sum_2d) // 2).plus(
-                *(m for i in range(FOLDS) if i != fold for m in (self.images[i], self.views[i]))
+                *(self.images[i] for i in rest), *(self.views[i] for i in rest)
             )
-            for ridge in RIDGES:
-                fitted = others.fit(ridge, backward=backward)
-                errors[ridge] += self.images[fold].n * self.images[fold].error(fitted, backward=backward)
-        return min(errors, key=errors.__getitem__)
+            images = self.images[fold]
+            n += images.n
+            for i, ridge in enumerate(ridges):
+                errors[i] += images.n * images.error(others.fit(ridge, backward=backward), backward=backward)
+        return [error / n for error in errors]
