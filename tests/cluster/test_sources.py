@@ -114,7 +114,7 @@ def ids(*names: str) -> list[str]:
     return sorted(f"{name}/{i}" for name in names for i in range(12))
 
 
-@pytest.mark.skipif(not SERVER, reason="NOT CHECKED: no moto_server, pip install 'moto[server]'")
+@pytest.mark.skipif(not SERVER, reason="NOT CHECKED: no S3 server; tests/s3-server.txt says how to get one")
 def test_an_s3_prefix(server: int, inbox: str, tmp_path: Path) -> None:
     s3 = options(server)
     stream = Stream(tmp_path / "root", {"kind": "s3", "path": inbox, "storage_options": s3})
