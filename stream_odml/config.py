@@ -49,11 +49,16 @@ class IngestConfig(_Section):
     max_pixels: int = Field(64_000_000, ge=1024)
     """An image that declares more pixels is quarantined before it is decoded."""
     tries: int = Field(3, ge=1, le=100)
-    """A shard that ends its process so many times is set aside."""
+    """A shard that ends its process, or hangs it, so many times is set aside."""
+    hang_s: float = Field(600.0, gt=0, le=86_400)
+    """An indexer that has not got one image further for so many seconds is ended. Keep it above what a slow
+    object store may take for one read with all its retries, some four minutes."""
     batch_shards: int = Field(64, ge=1, le=10_000)
     """Most shards in one commit."""
     batch_bytes: int = Field(64 << 20, ge=1 << 16)
     """Most bytes of shards given to an indexer at once."""
+    batch_rows: int = Field(20_000, ge=1)
+    """An indexer answers once it holds so many images; the shards that it has not begun come again."""
     thumbnails: bool = False
     """Keep a small picture of every item for the page, at the model's input size."""
 

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 
 from benchmarks.common import Report, common_arguments
-from benchmarks.ingest import live, malformed, memory, sources, speed
+from benchmarks.ingest import live, malformed, memory, sources, speed, whole_task
 
 PARTS: dict[str, Callable[[Report, int], None]] = {
     "malformed": malformed.measure,
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[Report, int], None]] = {
     "speed": speed.measure_tier1,
     "cache": speed.measure_cache,
     "memory": memory.measure,
+    "task": whole_task.measure,
     "live": live.measure,
     "sources": sources.measure,
 }

@@ -6,6 +6,7 @@ a read task that is run again after a kill yields the same blocks.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,31 +16,73 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from numpy.typing import NDArray
 
 from stream_odml.gallery.select import select_rows
-from stream_odml.gallery.store import Store
+from stream_odml.gallery.store import META, Store, compact
+from stream_odml.gallery.tables import GALLERY
 from stream_odml.stream.cache import CacheMember, PixelCache
 from stream_odml.stream.rows import decode_rows
 from stream_odml.stream.shard import ShardRef
 
 BLOCK_ROWS = 256
+_META = pa.schema([GALLERY.field(name) for name in META])
 
 
 def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
-    """Gallery rows (without vectors) of the task's living items: one each, neither replaced nor forgotten."""
-    rows = store.metadata()
+    """Gallery rows (without vectors) of the task's living items: one each, neither replaced nor forgotten.
+
+    Ordered as their cache is: shards in landing order, rows ascending. Reads rows of these shards, and of later
+    ones those that replace an item of these; its memory does not grow with the gallery.
+    """
+    rows: pa.Table = store.again(lambda: _task_rows(store, [shard.shard_id for shard in shards], head))
+    return rows
+
+
+def rows_digest(rows: pa.Table, shards: Sequence[ShardRef]) -> str:
+    """Equal for equal rows of `task_rows`, whatever files they were read from."""
+    digest = hashlib.sha256(_places(rows, shards).tobytes())
+    digest.update(rows["row"].to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _task_rows(store: Store, ids: Sequence[str], head: str) -> pa.Table:
+    shards = pa.array(ids, pa.string())
+    own = [compact(part) for _, part in store.scan(META, pc.field("shard_id").isin(shards))]
+    if not own:
+        return compact(_META.empty_table())
+    parts = [*own, *_replacing(store, ids, pa.concat_tables(own)["item_id"].unique())]
+    rows = pa.concat_tables(parts).unify_dictionaries()
     rows = rows.take(select_rows(rows, store.ledger, store.tree, head).picked)
-    return rows.filter(pc.is_in(rows["shard_id"], pa.array([s.shard_id for s in shards], pa.string())))
+    place = pc.index_in(rows["shard_id"].cast(pa.string()), value_set=shards)
+    rows = rows.append_column("place", place).filter(pc.is_valid(place))
+    return rows.sort_by([("place", "ascending"), ("row", "ascending")]).drop_columns(["place"])
 
 
-def cache_members(rows: pa.Table, shards: Sequence[ShardRef]) -> list[CacheMember]:
-    """The plan of a cache over ``rows``, shard by shard in landing order."""
-    members = []
-    for shard in shards:
-        own = rows.filter(pc.equal(rows["shard_id"], shard.shard_id)).sort_by("row")
-        if len(own):
-            members.append(CacheMember(shard.shard_id, own["row"].to_pylist(), own["class_name"].to_pylist()))
-    return members
+def _replacing(store: Store, ids: Sequence[str], items: pa.Array) -> Iterator[pa.Table]:
+    """Rows of the same items in shards that were indexed later than the first of these."""
+    known = store.ledger.shards
+    since = min((known[s].indexed_seq or 0 for s in ids if s in known), default=0)
+    own = frozenset(ids)
+    later = [s.shard_id for s in known.values() if s.shard_id not in own and (s.indexed_seq or -1) > since]
+    if later:
+        for _, part in store.scan(META, pc.field("shard_id").isin(pa.array(later, pa.string()))):
+            yield compact(part.filter(pc.is_in(part["item_id"], value_set=items)))
+
+
+def cache_members(rows: pa.Table, shards: Sequence[ShardRef]) -> Iterator[CacheMember]:
+    """The plan of a cache over ``rows``, which are ordered by shard as `task_rows` gives them."""
+    cuts = np.searchsorted(_places(rows, shards), np.arange(len(shards) + 1))
+    for shard, start, end in zip(shards, cuts, cuts[1:], strict=False):
+        if end > start:
+            own = rows.slice(start, end - start)
+            yield CacheMember(shard.shard_id, own["row"].to_numpy(), own["class_name"].to_pylist())
+
+
+def _places(rows: pa.Table, shards: Sequence[ShardRef]) -> NDArray[np.int32]:
+    ids = pa.array([s.shard_id for s in shards], pa.string())
+    places: NDArray[np.int32] = pc.index_in(rows["shard_id"].cast(pa.string()), value_set=ids).to_numpy()
+    return places
 
 
 def open_cache(folder: Path, rows: pa.Table, shards: Sequence[ShardRef], size: int) -> PixelCache:
@@ -61,7 +104,7 @@ def fill_cache(
     by_id = {shard.shard_id: shard for shard in shards}
     wanted = []
     for member, rows in cache.missing():
-        shard = by_id[cache.members[member].shard_id]
+        shard = by_id[cache.shard_ids[member]]
         spec = {"shard": shard.to_dict(), "options": read_options(shard.uri)}
         wanted.append({"member": member, "spec": json.dumps(spec), "rows": rows})
     for block in _decoded(wanted, cache.size, cpus_per_read):

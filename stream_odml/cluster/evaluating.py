@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stream_odml.cluster.figures import recall_key
 from stream_odml.gallery.select import select_rows
-from stream_odml.gallery.store import Store
+from stream_odml.gallery.store import META, Store, compact
 from stream_odml.gallery.tables import GALLERY, vectors_of
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, embed
@@ -51,7 +51,7 @@ class HeldOut:
 
 def load_held_out(store: Store, parent: str, task: str, size: int, per_class: int) -> HeldOut | None:
     """All held-out images to measure a stage of ``task`` on, at most ``per_class`` of a class; None if too few."""
-    rows = _rows(store, parent, {*store.tree.learnt(parent), task}, per_class)
+    rows = store.again(lambda: _rows(store, parent, {*store.tree.learnt(parent), task}, per_class))
     images = _images(store, rows)
     rows = rows.filter(pa.array([image is not None for image in images], pa.bool_()))
     if len(rows) < 2:
@@ -131,14 +131,15 @@ def _mean(found: Floats) -> float | None:
 
 
 def _rows(store: Store, parent: str, tasks: set[str], per_class: int) -> pa.Table:
-    blocks = store.blocks
-    meta = pa.concat_tables(list(blocks.values())) if blocks else None
-    if meta is None:
-        return GALLERY.empty_table()
-    picked = np.zeros(len(meta), bool)
-    picked[select_rows(meta, store.ledger, store.tree, parent).picked] = True
     shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
-    keep = picked & meta["held_out"].to_numpy(zero_copy_only=False)
+    # An item is held out by its id, so all rows that an item's row competes with are among these.
+    where = pc.field("held_out")
+    blocks = {path: compact(part) for path, part in store.scan(META, where)} if shards else {}
+    if not blocks:
+        return GALLERY.empty_table()
+    meta = pa.concat_tables(list(blocks.values())).unify_dictionaries()
+    keep = np.zeros(len(meta), bool)
+    keep[select_rows(meta, store.ledger, store.tree, parent).picked] = True
     keep &= pc.is_in(meta["shard_id"], pa.array(shards, pa.string())).to_numpy(zero_copy_only=False)
     keep &= _first_of_each(meta["class_name"].to_pylist(), keep, per_class)
     parts, start = [], 0
@@ -146,8 +147,8 @@ def _rows(store: Store, parent: str, tasks: set[str], per_class: int) -> pa.Tabl
         mine = keep[start : start + len(block)]
         start += len(block)
         if mine.any():
-            parts.append(store.tables["gallery"].read(path).filter(pa.array(mine)))
-    return pa.concat_tables(parts) if parts else meta.slice(0, 0)
+            parts.append(store.tables["gallery"].read(path, None, where).filter(pa.array(mine)))
+    return pa.concat_tables(parts) if parts else GALLERY.empty_table()
 
 
 def _first_of_each(names: Sequence[str], keep: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
@@ -162,13 +163,15 @@ def _first_of_each(names: Sequence[str], keep: NDArray[np.bool_], most: int) -> 
 def _images(store: Store, rows: pa.Table) -> list[bytes | None]:
     """The image of each row; None where it was forgotten while this was read."""
     shards, items = rows["shard_id"].to_pylist(), rows["item_id"].to_pylist()
+    wanted = set(zip(shards, items, strict=True))
     images: dict[tuple[str, str], bytes] = {}
     for shard in dict.fromkeys(shards):
         if not store.files.exists(f"holdout/{shard}.parquet"):
             continue
         table = pq.read_table(io.BytesIO(store.files.read(f"holdout/{shard}.parquet")))
         ids, data = table["item_id"].to_pylist(), table["image"].to_pylist()
-        images.update({(shard, item): image for item, image in zip(ids, data, strict=True)})
+        pairs = zip(ids, data, strict=True)
+        images.update({(shard, item): image for item, image in pairs if (shard, item) in wanted})
     return [images.get(key) for key in zip(shards, items, strict=True)]
 
 

@@ -24,9 +24,11 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
     """Read every count, age and quality figure from ``store`` as it was last refreshed."""
     ledger, tree = store.ledger, store.tree
     learnt = tree.learnt()
+    # A rollback makes a task due again, which the queue shows; a counter must not fall.
+    ever_learnt = frozenset(v.task for v in tree.versions.values() if v.task)
     figures = StreamFigures(
-        shards=_shards(ledger, learnt),
-        images=_images(ledger, learnt),
+        shards=_shards(ledger, ever_learnt),
+        images=_images(ledger, ever_learnt),
         quarantined=ledger.tally.reasons,
         classes=len(ledger.tally.classes),
         stages_committed=sum(version.parent is not None for version in tree.versions.values()),

@@ -10,7 +10,7 @@ by name, and then only if its rows are not yet purged; the means are of what was
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -60,11 +60,15 @@ def forget_in_banks(writer: Writer) -> int:
 
 
 def without_forgotten(
-    writer: Writer, version_id: str, parent: str, artifacts: Mapping[str, ArtifactRef], rows: pa.Table
+    writer: Writer,
+    version_id: str,
+    parent: str,
+    artifacts: Mapping[str, ArtifactRef],
+    rows: Iterable[pa.Table],
 ) -> Mapping[str, ArtifactRef]:
     """Artifacts of a stage about to be committed, its bank without what was forgotten while it was learnt.
 
-    ``rows``: the stage's own rows; those under a tombstone are in the new entries but will not be stored.
+    ``rows``: the stage's own rows in parts; those under a tombstone are in the new entries but will not be stored.
     """
     store = writer.store
     if not store.ledger.tombstones or BANK not in artifacts:
@@ -74,9 +78,10 @@ def without_forgotten(
         known = ClassBank.from_bytes(store.artifact(parent, BANK))
         masters = {key: known if key in known.keys else None for key in bank.keys if key[1] != version_id}
         bank = followed(bank, masters)
-    for key, vectors in _lost(rows, store.ledger, version_id).items():
-        for vector in vectors:
-            bank = bank.forget_item(*key, vector)
+    for part in rows:
+        for key, vectors in _lost(part, store.ledger, version_id).items():
+            for vector in vectors:
+                bank = bank.forget_item(*key, vector)
     if bank is before:
         return artifacts
     return {**artifacts, BANK: writer.put_artifact(version_id, BANK, bank.to_bytes())}

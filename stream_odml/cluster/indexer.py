@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from stream_odml.cluster.hang_guard import HangGuard
 from stream_odml.cluster.indexing import IndexedShard, IndexOptions, index_shard
 from stream_odml.cluster.logs import about
 from stream_odml.cluster.observing import observe
@@ -49,6 +50,8 @@ class IndexedBatch:
     quarantine: pa.Table
     counts: list[ShardCounts]
     retry: dict[str, str]
+    rest: tuple[str, ...] = ()
+    """Shards that were not begun, because those before them filled the batch."""
 
 
 class Indexer:
@@ -75,17 +78,22 @@ class Indexer:
         return os.getpid()
 
     def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
-        """Index ``refs`` with the model ``version``; every shard is in ``counts`` or in ``retry``."""
+        """Index ``refs`` with the model ``version``; every shard is in ``counts``, in ``retry`` or in ``rest``."""
         if self._store is None:
-            self._store = Store.open(self._config.root, storage_options=self._config.storage_options)
+            self._store = Store.open(self._config.root, self._config.storage_options, keep_gallery=False)
         embedder = self._model(self._store, version)
         done: list[IndexedShard] = []
         retry: dict[str, str] = {}
-        for ref in refs:
+        rest: tuple[str, ...] = ()
+        for begun, ref in enumerate(refs):
+            if sum(len(shard.rows) for shard in done) >= self._config.ingest.batch_rows:
+                rest = tuple(ref.shard_id for ref in refs[begun:])
+                break
             try:
                 options = replace(self._options, source_options=read_options(self._config, ref.uri))
-                with about(shard=ref.shard_id), span("shard.index", ref.shard_id, stage=version):
-                    done.append(index_shard(ref, embedder, version, self._store.files, options))
+                watched, traced = HangGuard(self._config.ingest.hang_s), span("shard.index", ref.shard_id, stage=version)
+                with about(shard=ref.shard_id), traced, watched as guard:
+                    done.append(index_shard(ref, embedder, version, self._store.files, options, guard.beat))
             except TransientReadError as error:
                 retry[ref.shard_id] = str(error)
         return IndexedBatch(
@@ -94,6 +102,7 @@ class Indexer:
             _concat([shard.quarantine for shard in done]),
             [_counts(shard) for shard in done],
             retry,
+            rest,
         )
 
     def _model(self, store: Store, version: str) -> Embedder:

@@ -1,7 +1,7 @@
 """Tier 1 as the driver runs it: what lands is ledgered, given to an indexer, and committed once.
 
-Protects: a shard is committed in exactly one transaction, whoever dies meanwhile; a shard that ends its process
-again and again is set aside; bytes that are only out of reach are asked for again and never quarantined.
+Protects: a shard is committed in exactly one transaction, whoever dies meanwhile; a shard that ends its process, or
+hangs it, again and again is set aside; bytes that are only out of reach are asked for again and never quarantined.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ class Ingestion:
         if work.trial:
             shard_id = work.shards[0].shard_id
             tries = self._writer.store.ledger.shards[shard_id].attempts + 1
-            reason = f"{Reason.KILLED_READER}: {type(error).__name__}"
+            how = f"{type(error).__name__}: it ended its process, or hung it for {self._config.hang_s:g} s"
+            reason = f"{Reason.KILLED_READER}: {how}"
             self._writer.set_aside(shard_id, reason, final=tries >= self._config.tries)
 
     def commit(self) -> list[ShardState]:
@@ -228,6 +229,7 @@ class Ingestion:
                 log.warning("shard %s is out of reach, asking again: %s", shard_id, reason)
                 self._deferred.put(shard_id)
                 self._busy.discard(shard_id)
+            self._busy.difference_update(batch.rest)
         self._uncommitted = []
         ids = [count.shard_id for batch in ready for count in batch.counts]
         self._busy.difference_update(ids)

@@ -5,8 +5,6 @@ Protects: everything that a commit names is written before the driver hears of i
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 import shutil
 import tempfile
@@ -14,39 +12,37 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
 from stream_odml.cluster import evaluating
-from stream_odml.cluster.caching import fill_cache, open_cache, task_rows
+from stream_odml.cluster.caching import fill_cache, open_cache, rows_digest, task_rows
 from stream_odml.cluster.gate import verdict
 from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
 from stream_odml.cluster.sources import read_options
+from stream_odml.cluster.stage_rows import Part, in_parts, scratch, write_rows
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef, write_artifact
 from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import gallery_rows
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.embedder import embed, embedder_from_bytes
+from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.stage import StageDiverged, StageLearner, StageOutcome
 from stream_odml.learn.virtual import virtual_births
 from stream_odml.learn.world import World
-from stream_odml.stream.cache import PixelCache
 from stream_odml.stream.reasons import BadShard, TransientReadError
 from stream_odml.stream.sampler import PKSampler
 
 log = logging.getLogger(__name__)
 FINISH_BATCH = 256
 READ_TRIES = 5
-_KEY = ("shard_id", "row")
 
 
 class StageFailed(Exception):
@@ -64,17 +60,19 @@ class StageRun:
         self,
         config: StreamConfig,
         order: StageOrder,
+        store: Store,
         world: World,
         leads_node: bool,
         report: Callable[[StageProgress], None],
     ) -> None:
         self.config, self.order, self.world = config, order, world
         self._leads_node, self._report = leads_node, report
-        self._store = Store.open(config.root, config.storage_options)
+        self._store = store
         self._settings = retried(config.learning, order.retry)
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
         self._cache_folder = cache_root(config) / order.task
+        self._scratch = cache_root(config) / f"{order.task}.rank-{world.rank}"
 
     # -- before -------------------------------------------------------------------------------------------------
 
@@ -92,7 +90,6 @@ class StageRun:
         if failures:
             raise failures[0]
         self._cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
-        self._rows = _in_cache_order(self._rows, self._cache)
         train = np.flatnonzero(~self._rows["held_out"].to_numpy(zero_copy_only=False))
         self._train, labels = train, self._cache.labels[train]
         self._classes, self._labels = np.unique(labels, return_inverse=True)
@@ -113,8 +110,7 @@ class StageRun:
         """The task's living items as every rank sees them: one may read the store a commit earlier than another."""
         while True:
             rows = task_rows(self._store, self.order.shards, self.order.parent)
-            names = "\n".join(f"{s}/{r}" for s, r in zip(*(rows[c].to_pylist() for c in _KEY), strict=True))
-            if len(set(self._all_ranks(hashlib.sha256(names.encode()).hexdigest()))) == 1:
+            if len(set(self._all_ranks(rows_digest(rows, self.order.shards)))) == 1:
                 return rows
             time.sleep(0.2)
             self._store.refresh()
@@ -199,10 +195,11 @@ class StageRun:
         self._say("evaluating")
         names = [self._cache.class_names[c] for c in self._classes]
         try:
-            outcome = self.learner.finish(self._share(), names, len(self._rows))
+            with scratch(self._scratch) as room:
+                outcome = self.learner.finish(self._share(), names, len(self._rows), room)
+                parts = self._all_ranks(self._write_rows(outcome))
         except StageDiverged as error:
             raise StageFailed(str(error)) from error
-        parts = self._all_ranks(self._write_rows(outcome))
         if self.world.rank:
             return StageResult(self.order.version_id, self.order.parent, self.order.task)
         figures = self._figures(outcome)
@@ -226,16 +223,18 @@ class StageRun:
 
     def _write_rows(self, outcome: StageOutcome) -> str:
         """This rank's gallery rows of the task's items under the new model, held-out ones included."""
+        path = f"artifacts/{self.order.version_id}/rows-{self.world.rank}.parquet"
         held = np.flatnonzero(self._rows["held_out"].to_numpy(zero_copy_only=False))
         held = held[self.world.rank :: self.world.size]
-        vectors = [outcome.embeddings, embed(outcome.student, self._cache.batch(held), self.world.device)]
-        at = np.concatenate([outcome.indices, held])
-        table = _stamped(self._rows.take(pa.array(at)), np.concatenate(vectors), self.order.version_id)
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        path = f"artifacts/{self.order.version_id}/rows-{self.world.rank}.parquet"
-        self._store.files.write(path, sink.getvalue())
+        parts = chain(in_parts(outcome.indices, outcome.embeddings), self._embedded(held, outcome.student))
+        write_rows(self._scratch / "rows.parquet", self._rows, parts, self.order.version_id)
+        self._store.files.upload(path, self._scratch / "rows.parquet")
         return path
+
+    def _embedded(self, chosen: NDArray[np.int64], student: Embedder) -> Iterator[Part]:
+        for start in range(0, len(chosen), FINISH_BATCH):
+            some = chosen[start : start + FINISH_BATCH]
+            yield some, embed(student, self._cache.batch(some), self.world.device)
 
     def _write_artifacts(self, outcome: StageOutcome) -> dict[str, ArtifactRef]:
         from stream_odml.learn.embedder import embedder_to_bytes
@@ -351,27 +350,6 @@ def cache_root(config: StreamConfig) -> Path:
     if "://" not in config.root:
         return Path(config.root).absolute() / "cache"
     return Path(tempfile.gettempdir()) / f"stream-odml-cache-{config.name}"
-
-
-def _in_cache_order(rows: pa.Table, cache: PixelCache) -> pa.Table:
-    shards = [cache.members[m].shard_id for m in cache.member_index]
-    place = {key: i for i, key in enumerate(zip(shards, cache.row.tolist(), strict=True))}
-    at = [place[key] for key in zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True)]
-    return rows.take(pa.array(np.argsort(at)))
-
-
-def _stamped(rows: pa.Table, vectors: NDArray[np.float32], version: str) -> pa.Table:
-    return gallery_rows(
-        item_ids=rows["item_id"].to_pylist(),
-        class_names=rows["class_name"].to_pylist(),
-        shard_ids=rows["shard_id"].to_pylist(),
-        rows=rows["row"].to_numpy(),
-        vectors=vectors,
-        version=version,
-        held_out=rows["held_out"].to_numpy(zero_copy_only=False),
-        attributes=rows["attributes"].to_pylist(),
-        times=rows["time"].to_pylist(),
-    )
 
 
 def _root_cause(error: BaseException) -> BaseException:

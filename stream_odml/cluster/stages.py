@@ -6,10 +6,10 @@ trainer and driver, and loses it only when it is committed or refused.
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from stream_odml.cluster.forgetting import without_forgotten
 from stream_odml.cluster.ingestion import shard_ref
 from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
+from stream_odml.gallery.files import Files
 from stream_odml.gallery.ledger import LedgerState, ShardState
 from stream_odml.gallery.tables import GALLERY
 from stream_odml.gallery.writer import Writer
@@ -27,6 +28,7 @@ MAX_FAILURES = 3
 MAX_RETURNS = 8
 """Times that a trainer may lose an attempt before its first step (killed, out of memory) until it is refused."""
 LOOK_S = 1.0
+ROWS_AT_ONCE = 1 << 13
 
 
 class Stages:
@@ -131,7 +133,7 @@ class Stages:
             return store.tree.head
         if result.refusal is not None:
             return self._refuse(result)
-        rows = self._rows(result)
+        rows = StageRows(store.files, result.rows)
         artifacts = without_forgotten(self._writer, result.version_id, result.parent, result.artifacts, rows)
         self._writer.commit_stage(
             version_id=result.version_id,
@@ -166,9 +168,19 @@ class Stages:
             self._writer.skip_task(result.task, f"refused {self._max_refusals + 1} times, last: {reason}")
         return store.tree.head
 
-    def _rows(self, result: StageResult) -> pa.Table:
-        parts = [pq.read_table(io.BytesIO(self._writer.store.files.read(path))) for path in result.rows]
-        return pa.concat_tables([part.cast(GALLERY) for part in parts]) if parts else GALLERY.empty_table()
+
+class StageRows:
+    """The parts that the ranks wrote, a few rows in memory at a time, as often as they are gone through."""
+
+    def __init__(self, files: Files, paths: Sequence[str]) -> None:
+        self._files, self._paths = files, paths
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        root = self._files.arrow("")
+        for path in self._paths:
+            with root.open_input_file(path) as file, pq.ParquetFile(file) as parts:
+                for batch in parts.iter_batches(ROWS_AT_ONCE, use_threads=False):
+                    yield pa.Table.from_batches([batch]).cast(GALLERY)
 
 
 def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:

@@ -30,6 +30,7 @@ from stream_odml.cluster.stage_run import StageDeferred, StageFailed, StageRun
 from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.files import open_files
+from stream_odml.gallery.store import Store
 from stream_odml.learn.world import World
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class _Worker:
         self.leads_node = context.get_local_rank() == 0
         self.reporter = _Reporter(self.world)
         self.profile_steps = config.observe.profile_steps if self.world.rank == 0 else 0
+        # Kept from stage to stage: each then reads only what was committed since the one before.
+        self.store = Store.open(config.root, config.storage_options, keep_gallery=False)
         if self.world.rank == 0:
             warm_up(config.cluster.cpus_per_read)
 
@@ -107,7 +110,8 @@ class _Worker:
 
     def learn(self, order: StageOrder) -> None:
         """One stage from cache to commit. A failure that repeating would not mend is handed over as a refusal."""
-        run = StageRun(self.config, order, self.world, self.leads_node, self.reporter.report)
+        self.store.refresh()
+        run = StageRun(self.config, order, self.store, self.world, self.leads_node, self.reporter.report)
         self.reporter.begin()
         try:
             with span("stage.open", order.version_id):

@@ -5,7 +5,8 @@ append fails; or it has caught up, and then it has seen the newer epoch.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -76,20 +77,34 @@ class Fence:
 
     def append(self, table: str, rows: pa.Table) -> None:
         """One commit to one table; tried again only when what came first was no newer writer's claim."""
-        if len(rows) == 0:
-            return
+        if len(rows):
+            self._append(table, lambda: self._renumbered(table, rows))
+
+    def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]]) -> None:
+        """The same for rows that are too many for memory: one commit of all that ``parts()`` yields."""
+        schema = SCHEMAS[table]
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for part in parts():
+                yield from part.to_batches()
+
+        if any(len(part) for part in parts()):
+            self._append(table, lambda: pa.RecordBatchReader.from_batches(schema, batches()))
+
+    def _append(self, table: str, rows: Callable[[], pa.Table | pa.RecordBatchReader]) -> None:
+        mark = uuid.uuid4().hex
         for last in range(TRIES):
             try:
-                self.store.tables[table].append(rows, self.epoch)
+                self.store.tables[table].append(rows(), self.epoch, mark)
                 return
             except CommitFailedError:
                 self.store.refresh()
                 self.check()
-                if self._landed(table, rows):
+                # An object store may have made the commit and lost its answer on the way.
+                if self.store.tables[table].has(mark):
                     return
                 if last == TRIES - 1:
                     raise
-                rows = self._renumbered(table, rows)
 
     def ledger_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Ledger rows with their sequence numbers, time and epoch."""
@@ -105,13 +120,6 @@ class Fence:
         common = {"time": datetime.now(UTC), "epoch": self.epoch}
         numbered = [{**defaults, **row, **common, "seq": seq + 1 + i} for i, row in enumerate(rows)]
         return pa.Table.from_pylist(numbered, schema=SCHEMAS[table])
-
-    def _landed(self, table: str, rows: pa.Table) -> bool:
-        """Whether a commit that reported failure was made all the same (a lost answer of an object store)."""
-        if "seq" not in rows.schema.names:
-            return False
-        state = self.store.ledger if table == "ledger" else self.store.tree
-        return state.epoch == self.epoch and state.seq >= int(rows["seq"][-1].as_py())
 
     def _renumbered(self, table: str, rows: pa.Table) -> pa.Table:
         if "seq" not in rows.schema.names:

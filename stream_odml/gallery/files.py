@@ -4,13 +4,15 @@ Protects: a name either holds complete bytes or does not exist (written aside, s
 atomic by itself).
 """
 
+import io
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import pyarrow.fs as pafs
 from deltalake.fs import DeltaStorageHandler
@@ -18,6 +20,7 @@ from deltalake.fs import DeltaStorageHandler
 from stream_odml.gallery.crashpoints import crash_point
 
 ASIDE = ".aside-"
+COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Files(Protocol):
     def read(self, path: str) -> bytes: ...
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None: ...
+
+    def upload(self, path: str, source: Path) -> None: ...
 
     def exists(self, path: str) -> bool: ...
 
@@ -64,12 +69,19 @@ class LocalFiles:
         return (Path(self.uri) / path).read_bytes()
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
+        self._write(path, io.BytesIO(data), durable)
+
+    def upload(self, path: str, source: Path) -> None:
+        with source.open("rb") as data:
+            self._write(path, data, True)
+
+    def _write(self, path: str, data: IO[bytes], durable: bool) -> None:
         target = Path(self.uri) / path
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.parent / f"{ASIDE}{uuid.uuid4().hex}"
         try:
             with aside.open("wb") as file:
-                file.write(data)
+                shutil.copyfileobj(data, file, COPY_BYTES)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
@@ -129,6 +141,13 @@ class ObjectFiles:
         # deltalake's wrapper refuses the buffers that pyarrow hands to it; the stream below it takes bytes.
         stream = self._handler._handler.open_output_stream(path)
         stream.write(data)
+        stream.close()
+
+    def upload(self, path: str, source: Path) -> None:
+        stream = self._handler._handler.open_output_stream(path)
+        with source.open("rb") as data:
+            while chunk := data.read(COPY_BYTES):
+                stream.write(chunk)
         stream.close()
 
     def exists(self, path: str) -> bool:

@@ -86,10 +86,10 @@ def drop_orphans(fence: Fence) -> int:
     will be."""
     store, dropped = fence.store, 0
     visible = store.visible_txns()
-    quarantine = store.tables["quarantine"]
+    gallery, quarantine = store.tables["gallery"], store.tables["quarantine"]
     quarantine.refresh()
     columns = {
-        "gallery": [block["txn"] for block in store.blocks.values()],
+        "gallery": [gallery.read(path, ["txn"])["txn"] for path in sorted(gallery.present)],
         "quarantine": [quarantine.read(path, ["txn"])["txn"] for path in sorted(quarantine.present)],
     }
     for name, blocks in columns.items():

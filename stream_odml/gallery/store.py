@@ -4,7 +4,8 @@ Protects the visibility rule: rows count when, and only when, the ledger or the 
 transaction.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,13 +25,16 @@ META = [name for name in GALLERY.names if name != "vector"]
 REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
 """Columns of few distinct values, kept once each."""
 TRIES = 5
+T = TypeVar("T")
 _META = pa.schema([GALLERY.field(name) for name in META])
 
 
 class Store:
     """A stream root, read. Not for use by several threads at once; what it hands out is immutable."""
 
-    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, uri: str, storage_options: dict[str, str] | None = None, keep_gallery: bool = True
+    ) -> None:
         self.files = open_files(uri, storage_options)
         self.uri = self.files.uri
         self.storage_options = storage_options
@@ -39,6 +43,8 @@ class Store:
         self.ledger = LedgerState()
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
+        self._keep = keep_gallery
+        self._paths: list[str] = []
         self._blocks: dict[str, pa.Table] = {}
         self._txns: dict[str, frozenset[str]] = {}
         self.refresh()
@@ -63,42 +69,61 @@ class Store:
         return store
 
     @staticmethod
-    def open(uri: str, storage_options: dict[str, str] | None = None) -> "Store":
-        """Open a stream root. Raises NotAStreamRoot, or SchemaTooNew when a newer release wrote it."""
-        return Store(uri, storage_options)
+    def open(uri: str, storage_options: dict[str, str] | None = None, keep_gallery: bool = True) -> "Store":
+        """Open a stream root. Raises NotAStreamRoot, or SchemaTooNew when a newer release wrote it.
+
+        Without ``keep_gallery`` its memory does not grow with the gallery, whose rows are read when asked for:
+        for processes that learn and index, and search nothing.
+        """
+        return Store(uri, storage_options, keep_gallery)
 
     def refresh(self) -> bool:
         """Take in what was committed since; True when something was. Some 60 µs when there is nothing."""
-        for _ in range(TRIES):
-            try:
-                return self._refresh()
-            except (
-                FileNotFoundError
-            ):  # compacted and vacuumed while it was read: the log names its successor by now
-                self.forget_seen()
-        return self._refresh()
+        marks = [(table, table.seen) for table in self.tables.values()]
+        try:
+            for _ in range(TRIES):
+                try:
+                    return self._refresh()
+                except (
+                    FileNotFoundError
+                ):  # compacted and vacuumed while it was read: the log names its successor by now
+                    self.forget_seen()
+                    marks = []
+            return self._refresh()
+        except Exception:
+            for table, seen in marks:  # out of reach: what was named but not read must be named again
+                table.seen = seen
+            raise
 
     def forget_seen(self) -> None:
         """Let the next :meth:`refresh` read every file again, because one of them went while it was read."""
         for table in self.tables.values():
             table.forget_seen()
-        self._blocks = {}
+        self._paths, self._blocks = [], {}
 
     def _refresh(self) -> bool:
         new = self._refresh_ledger() | self._refresh_tree()
         while True:
             came, went = self.tables["gallery"].refresh()
             gone = set(went)
-            fresh = {path: _compact(self.tables["gallery"].read(path, META)) for path in came}
-            self._blocks = {p: b for p, b in self._blocks.items() if p not in gone} | fresh
-            known = self._txns
-            self._txns = {
-                p: known.get(p) or frozenset(b["txn"].unique().to_pylist()) for p, b in self._blocks.items()
-            }
+            self._paths = [p for p in self._paths if p not in gone] + came
+            if self._keep:
+                self._take_in(came, gone)
             new |= bool(came or went)
             # A file that went may have held rows that a ledger row of this very moment replaces: look again.
             if not went or not (self._refresh_ledger() | self._refresh_tree()):
                 return new
+
+    def _take_in(self, came: list[str], gone: set[str]) -> None:
+        fresh = {path: self._block(path) for path in came}
+        self._blocks = {p: b for p, b in self._blocks.items() if p not in gone} | fresh
+        known = self._txns
+        self._txns = {
+            p: known.get(p) or frozenset(b["txn"].unique().to_pylist()) for p, b in self._blocks.items()
+        }
+
+    def _block(self, path: str) -> pa.Table:
+        return compact(self.tables["gallery"].read(path, META))
 
     def _refresh_ledger(self) -> bool:
         before = self.ledger
@@ -121,22 +146,45 @@ class Store:
 
         The columns of :data:`REPEATED` are dictionaries.
         """
-        return dict(self._blocks)
+        return dict(self._blocks) if self._keep else {path: self._block(path) for path in self._paths}
 
     def metadata(self) -> pa.Table:
         """All of :attr:`blocks` one after the other."""
-        whole = pa.concat_tables(self._blocks.values()) if self._blocks else _compact(_META.empty_table())
+        blocks = self.blocks
+        whole = pa.concat_tables(blocks.values()) if blocks else compact(_META.empty_table())
         return whole.unify_dictionaries()
 
     def rows_of(self, txns: frozenset[str]) -> list[tuple[str, pa.Table, pa.Array]]:
         """(file, its rows, bool [n]: which of them are of ``txns``) for the files that have any."""
         wanted, found = pa.array(sorted(txns), pa.string()), []
-        for path, block in self._blocks.items() if txns else ():
-            if not txns.isdisjoint(self._txns[path]):
+        for path in self._paths if txns else ():
+            if not self._keep or not txns.isdisjoint(self._txns[path]):
+                block = self._blocks[path] if self._keep else self._block(path)
                 found.append(
                     (path, block, pc.is_in(block["txn"].cast(pa.string()), value_set=wanted).combine_chunks())
                 )
         return found
+
+    def scan(self, columns: Sequence[str] | None, where: pc.Expression) -> Iterator[tuple[str, pa.Table]]:
+        """(file, its rows that pass) in the order of :attr:`blocks`, visible and invisible rows alike.
+
+        Row groups whose statistics rule them out are not read. Raises FileNotFoundError for a file that was
+        merged and vacuumed meanwhile: use it under :meth:`again`.
+        """
+        for path in list(self._paths):
+            rows = self.tables["gallery"].read(path, columns, where)
+            if len(rows):
+                yield path, rows
+
+    def again(self, read: Callable[[], T]) -> T:
+        """What ``read`` gives, tried again with the files of the moment when one of them was vacuumed."""
+        for _ in range(TRIES):
+            try:
+                return read()
+            except FileNotFoundError:
+                self.forget_seen()
+                self.refresh()
+        return read()
 
     def visible_txns(self) -> frozenset[str]:
         """Transactions whose gallery and quarantine rows count."""
@@ -148,7 +196,7 @@ class Store:
         For tools and tests; a searchable picture is :class:`~stream_odml.gallery.snapshot.GallerySnapshot`.
         """
         columns = GALLERY.names if vectors else META
-        parts = [self.tables["gallery"].read(path, columns) for path in self._blocks]
+        parts = [self.tables["gallery"].read(path, columns) for path in self._paths]
         return self._visible(parts, pa.schema([GALLERY.field(c) for c in columns]))
 
     def quarantine_rows(self) -> pa.Table:
@@ -187,7 +235,8 @@ class Store:
         return drift_map_from_bytes(self.artifact(version_id, name))
 
 
-def _compact(block: pa.Table) -> pa.Table:
+def compact(block: pa.Table) -> pa.Table:
+    """With the columns of :data:`REPEATED` as dictionaries."""
     for name in REPEATED:
         at = block.schema.get_field_index(name)
         block = block.set_column(at, name, block[name].dictionary_encode())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import TableNotFoundError
@@ -20,12 +21,17 @@ from stream_odml.gallery.tables import SCHEMA_VERSION, SCHEMAS
 _REPEATED = ("class_name", "shard_id", "attributes", "version", "txn", "kind", "reason", "task", "subject")
 
 
+ROW_GROUP = 1 << 15
+LOOK_BACK = 20
+
+
 def writer_properties(name: str) -> WriterProperties:
     """Dictionaries for repeated strings, none for vectors: without this a vector column reads ten times
     slower."""
     columns = {c: ColumnProperties(dictionary_enabled=True) for c in SCHEMAS[name].names if c in _REPEATED}
     return WriterProperties(
         compression="SNAPPY",
+        max_row_group_size=ROW_GROUP,  # a whole group is held in memory while it is written
         column_properties=columns or None,
         default_column_properties=ColumnProperties(dictionary_enabled=False),
     )
@@ -78,9 +84,18 @@ class Table:
         known, self.present, self._seen = self.present, frozenset(order), self.handle.version()
         return [p for p in order if p not in known], sorted(known - self.present)
 
+    @property
+    def seen(self) -> tuple[frozenset[str], int]:
+        """What :meth:`refresh` has named so far. Put an earlier value back, and it names the rest again."""
+        return self.present, self._seen
+
+    @seen.setter
+    def seen(self, value: tuple[frozenset[str], int]) -> None:
+        self.present, self._seen = value
+
     def forget_seen(self) -> None:
         """Let the next :meth:`refresh` name every file again, because reading one of them failed."""
-        self.present, self._seen = frozenset(), -1
+        self.seen = frozenset(), -1
 
     def _maybe_behind(self) -> bool:
         # Locally the next commit is a file of a known name: one stat instead of a directory listing. When
@@ -100,12 +115,17 @@ class Table:
             )
         return True
 
-    def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """One data file. Raises FileNotFoundError when it was vacuumed in the meantime (refresh and read
-        again)."""
+    def read(
+        self, path: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table:
+        """One data file, or those of its rows that pass.
+
+        Raises FileNotFoundError when it was vacuumed in the meantime (refresh and read again).
+        """
         table = pq.read_table(
             path,
             columns=list(columns) if columns else None,
+            filters=where,
             filesystem=self.files.arrow(self.name),
             use_threads=False,
             partitioning=None,
@@ -113,20 +133,27 @@ class Table:
         schema = SCHEMAS[self.name]
         return table.cast(pa.schema([schema.field(c) for c in columns]) if columns else schema)
 
-    def append(self, rows: pa.Table, epoch: int) -> None:
-        """One commit, never retried. Raises CommitFailedError when another commit came first."""
+    def append(self, rows: pa.Table | pa.RecordBatchReader, epoch: int, mark: str = "") -> None:
+        """One commit, never retried. Raises CommitFailedError when another commit came first.
+
+        A reader is written as it is read: what it yields at once is all that is in memory, and a row group.
+        """
         write_deltalake(
             self.handle,
             rows,
             mode="append",
-            commit_properties=commit_properties(epoch),
+            commit_properties=commit_properties(epoch, mark),
             writer_properties=writer_properties(self.name),
         )
 
+    def has(self, mark: str) -> bool:
+        """Whether one of the last commits carries ``mark``: a store may make a commit and lose its answer."""
+        return any(commit.get("mark") == mark for commit in self.handle.history(LOOK_BACK))
 
-def commit_properties(epoch: int) -> CommitProperties:
+
+def commit_properties(epoch: int, mark: str = "") -> CommitProperties:
     """Every commit names its writer's epoch and is made once or not at all."""
-    return CommitProperties(max_commit_retries=0, custom_metadata={"epoch": str(epoch)})
+    return CommitProperties(max_commit_retries=0, custom_metadata={"epoch": str(epoch), "mark": mark})
 
 
 def _checked_dim(handle: DeltaTable, uri: str) -> int:

@@ -97,12 +97,7 @@ def gallery_rows(
         raise ValueError(f"vectors have shape {vectors.shape} for {n} items; give one row [d] for each item")
     if not version:
         raise ValueError("the vectors name no model version; say which version made them")
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{int(n - finite.sum())} of {n} vectors are not finite (first: row {int(finite.argmin())}); "
-            "quarantine those rows or refuse the model that made them"
-        )
+    _check_finite(vectors)
     columns = {
         "item_id": pa.array(item_ids, pa.string()),
         "class_name": pa.array(class_names, pa.string()),
@@ -116,6 +111,34 @@ def gallery_rows(
         "txn": pa.array([""] * n, pa.string()),
     }
     return pa.table(columns, schema=GALLERY)
+
+
+def restamped(rows: pa.Table, vectors: FloatArray, version: str) -> pa.Table:
+    """Gallery rows of the same items (``rows``: columns but vector, version, txn) under another model.
+
+    ``vectors`` as for :func:`gallery_rows`, and the same errors.
+    """
+    if len(vectors) != len(rows):
+        raise ValueError(f"{len(vectors)} vectors for {len(rows)} rows; give one row [d] for each item")
+    _check_finite(vectors)
+    columns = {
+        "vector": vector_column(vectors),
+        "version": pa.repeat(pa.scalar(version, pa.string()), len(rows)),
+        "txn": pa.repeat(pa.scalar("", pa.string()), len(rows)),
+    }
+    return pa.table(
+        {f.name: columns[f.name] if f.name in columns else rows[f.name].cast(f.type) for f in GALLERY},
+        schema=GALLERY,
+    )
+
+
+def _check_finite(vectors: FloatArray) -> None:
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{int((~finite).sum())} of {len(vectors)} vectors are not finite (first: row {int(finite.argmin())}); "
+            "quarantine those rows or refuse the model that made them"
+        )
 
 
 def quarantine_rows(

@@ -1,12 +1,11 @@
-"""The one writer of a stream root: every change of state is an operation here, safe to repeat after any
-crash.
+"""The one writer of a stream root: every change of state is an operation here, safe to repeat after any crash.
 
 Protects: gallery rows come before the ledger row (tier 1) or the versions row (a stage) that makes them
 visible, so a crash leaves either nothing visible or all of it.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -70,7 +69,7 @@ class Writer:
 
         Raises RootBusy while another one lives (unless ``takeover``), NotAStreamRoot, SchemaTooNew.
         """
-        store = Store.open(uri, storage_options)
+        store = Store.open(uri, storage_options, keep_gallery=False)
         lease = Lease.acquire(store.files, holder, lease_s, takeover)
         try:
             store.refresh()
@@ -116,8 +115,7 @@ class Writer:
             return list(new)
 
     def commit_ingest(self, batch: IngestBatch) -> str:
-        """Make shards searchable in one transaction; its name. Repeated for indexed shards it changes
-        nothing."""
+        """Make shards searchable in one transaction; its name. Repeated for indexed shards it changes nothing."""
         with self._fence.exclusive() as store:
             shards = known_shards(store.ledger, batch.shard_ids)
             pending = [shard.shard_id for shard in shards if shard.txn is None]
@@ -140,8 +138,7 @@ class Writer:
             return txn
 
     def set_aside(self, shard_id: str, reason: str, final: bool = True) -> None:
-        """Count a failed attempt at a shard; a final one takes it out of the stream. Its good rows stay
-        searchable."""
+        """Count a failed attempt at a shard; a final one takes it out of the stream. Its good rows stay searchable."""
         with self._fence.exclusive() as store:
             shard = known_shards(store.ledger, [shard_id])[0]
             if shard.state != "set_aside":
@@ -203,12 +200,12 @@ class Writer:
         parent: str,
         task: str,
         artifacts: Mapping[str, ArtifactRef],
-        rows: pa.Table,
+        rows: pa.Table | Iterable[pa.Table],
         metrics: Mapping[str, Any] | None = None,
         publish: bool = True,
     ) -> None:
         """Commit a learnt version with its task's images embedded anew, and (``publish``) move the head to
-        it.
+        it. ``rows``: all of them, or parts that can be gone through several times, one in memory at a time.
 
         A version that is committed already is left as it is. Raises StaleParent when the head left
         ``parent``, ValueError for a refused attempt, missing artifacts, or rows of another version.
@@ -216,9 +213,17 @@ class Writer:
         with self._fence.exclusive() as store:
             if not store.tree.is_committed(version_id):
                 self._check_stage(version_id, parent, task, artifacts, publish)
-                rows = accepted(store, rows, None, version_id)
+                parts = [rows] if isinstance(rows, pa.Table) else rows
+                for (
+                    part
+                ) in parts:  # what is wrong with any of them is to be known before the first is written
+                    accepted(store, part, None, version_id)
+                txn = stage_txn(version_id, self.epoch)
                 crash_point("stage.before")
-                self._fence.append("gallery", with_column(rows, "txn", stage_txn(version_id, self.epoch)))
+                self._fence.append_parts(
+                    "gallery",
+                    lambda: (with_column(accepted(store, p, None, version_id), "txn", txn) for p in parts),
+                )
                 crash_point("stage.after_gallery")
                 self._publish(version_id, parent, task, artifacts, metrics or {}, publish)
                 crash_point("stage.after_versions")
@@ -306,10 +311,9 @@ class Writer:
                     store.files.delete(ref.path)
 
     def forget(self, kind: Literal["class", "item", "shard"], name: str) -> int:
-        """Forget a class, an item or a shard: gone for every reader at once; :meth:`maintain` deletes the rows. The
-        tombstone's seq.
+        """Forget a class, an item or a shard: gone for every reader at once, deleted by :meth:`maintain`.
 
-        What lands after it is a return of the name, and visible.
+        Returns the tombstone's seq. What lands after it is a return of the name, and visible.
         """
         with self._fence.exclusive() as store:
             last = max(

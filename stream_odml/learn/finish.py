@@ -16,6 +16,7 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import AffineMap, DriftMap, IdentityMap, KernelMap
 from stream_odml.learn.embedder import Embedder, as_images
 from stream_odml.learn.geometry import unit
+from stream_odml.learn.kept import Float32s, InMemory, Room
 from stream_odml.learn.kernels import kernel_weights, weighted_mean
 from stream_odml.learn.map_fit import MapFit
 from stream_odml.learn.moments import PairMoments
@@ -31,7 +32,13 @@ class FinishPass:
     """Collects what moves the bank, fits the maps and births the new classes."""
 
     def __init__(
-        self, settings: StageSettings, bank: ClassBank, n_classes: int, dim: int, world: World
+        self,
+        settings: StageSettings,
+        bank: ClassBank,
+        n_classes: int,
+        dim: int,
+        world: World,
+        room: Room = InMemory,
     ) -> None:
         self._settings, self._bank, self._world, self._dim = settings, bank, world, dim
         self._pairs = MapFit(dim)
@@ -39,8 +46,9 @@ class FinishPass:
         self._move_C = torch.zeros(len(bank), dim + 2, dtype=torch.float64)  # sum w delta, sum w, sum |w|
         self._birth_c = torch.zeros(n_classes, 2 * dim + 1, dtype=torch.float64)  # sum g, sum z, count
         self._diverged = False
-        self._parents: list[Tensor] = []
-        self._children: list[Tensor] = []
+        # Only kernel maps look at single pairs again; all else is sums.
+        self._parents = room() if settings.gallery_map in ("kernel", "affine+kernel") else None
+        self._children = room()
         self._indices: list[NDArray[np.int64]] = []
 
     @torch.inference_mode()
@@ -65,8 +73,9 @@ class FinishPass:
         )
         births = torch.cat([child, unit(child), torch.ones(len(child), 1, dtype=torch.float64)], 1)
         self._birth_c.index_add_(0, labels_n.cpu(), births)
-        self._parents.append(parent.float())
-        self._children.append(child.float())
+        if self._parents is not None:
+            self._parents.append(parent.float().numpy())
+        self._children.append(child.float().numpy())
         self._indices.append(np.asarray(indices_n, np.int64))
 
     def add_views(self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor) -> None:
@@ -88,12 +97,13 @@ class FinishPass:
         counts = birth_c[:, -1].round().astype(np.int64)
         means = birth_c[:, :-1] / np.maximum(counts, 1)[:, None]
         bank = bank.born(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
-        parents, children = self._stacked(self._parents), self._stacked(self._children)
+        children = self._children.rows(self._dim)
+        parents = children[:0] if self._parents is None else self._parents.rows(self._dim)
         forward = self._map(pairs, parents, children, backward=False)
         backward = self._map(pairs, children, parents, backward=True)
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
         drift = {**self._sizes(moments, forward), "bank_shift": shift, "forward_error": self._error(pairs)}
-        return StageOutcome(student, bank, forward, backward, indices, children.numpy(), drift)
+        return StageOutcome(student, bank, forward, backward, indices, children, drift)
 
     def _moved_bank(self, moments: PairMoments, version: str) -> tuple[ClassBank, float]:
         """m_c += sum_i w_ci delta_i / sum_i w_ci, and the mean length of those moves."""
@@ -103,7 +113,7 @@ class FinishPass:
         shift = float(delta_Cd.norm(dim=1).mean()) if len(delta_Cd) else 0.0
         return self._bank.moved(delta_Cd.numpy(), version), shift
 
-    def _map(self, pairs: MapFit, x_nd: Tensor, y_nd: Tensor, *, backward: bool) -> DriftMap:
+    def _map(self, pairs: MapFit, x_nd: Float32s, y_nd: Float32s, *, backward: bool) -> DriftMap:
         s = self._settings
         images = int(pairs.of_images().n)
         if s.gallery_map == "identity" or images == 0:
@@ -121,10 +131,11 @@ class FinishPass:
             return 0.0
         return pairs.held_out_error(self._settings.ridge)
 
-    def _anchors(self, rows_nd: Tensor, total: int) -> NDArray[np.float32]:
+    def _anchors(self, rows_nd: Float32s, total: int) -> NDArray[np.float32]:
         """Every k-th row of each rank, from all ranks: at most `kernel_anchors`, and a row more a rank."""
         stride = -(-total // self._settings.kernel_anchors)
-        rows = self._world.gather(rows_nd[::stride].contiguous().to(self._world.device))
+        mine = torch.from_numpy(np.array(rows_nd[::stride]))  # copied out of a memory map, read-only perhaps
+        rows = self._world.gather(mine.to(self._world.device))
         return rows.cpu().numpy()
 
     def _sizes(self, moments: PairMoments, forward: DriftMap) -> dict[str, float]:
@@ -139,9 +150,6 @@ class FinishPass:
             "drift_relative": (drift / parent) ** 0.5 if parent > 0 else 0.0,
             "forward_unexplained": unexplained,
         }
-
-    def _stacked(self, rows: list[Tensor]) -> Tensor:
-        return torch.cat(rows) if rows else torch.empty(0, self._dim)
 
 
 def run_finish(

@@ -19,6 +19,7 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, as_images
 from stream_odml.learn.finish import Batch, FinishPass, run_finish
+from stream_odml.learn.kept import InMemory, Room
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.learn.networks import across_ranks, build_networks, contiguous, freeze
 from stream_odml.learn.objective import stage_losses
@@ -206,9 +207,12 @@ class StageLearner:
                 f"progress of another stage: {error}; begin the task again from its parent"
             ) from error
 
-    def finish(self, batches: Iterable[Batch], class_names: list[str], n_images: int = 0) -> StageOutcome:
+    def finish(
+        self, batches: Iterable[Batch], class_names: list[str], n_images: int = 0, room: Room = InMemory
+    ) -> StageOutcome:
         """One pass over this rank's share of the task's images, each once, on every rank; then the
-        stage is over. `n_images`: of all ranks, by which the map's wide views are rationed.
+        stage is over. `n_images`: of all ranks, by which the map's wide views are rationed. `room` makes
+        what holds the embeddings of a share that is too large for memory.
 
         Drops the old model and the peer. ValueError when names and labels disagree; StageDiverged for
         non-finite
@@ -217,7 +221,7 @@ class StageLearner:
         if len(class_names) != self._n_classes or len(set(class_names)) != self._n_classes:
             raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")
         student = self._averaged_student().eval().requires_grad_(False)
-        finish = FinishPass(self.settings, self.bank, self._n_classes, student.spec.dim, self.world)
+        finish = FinishPass(self.settings, self.bank, self._n_classes, student.spec.dim, self.world, room)
         views = LastPassViews(0 if self.is_base else self.settings.map_views, n_images)
         run_finish(finish, batches, self.old, student, self.world.device, views)
         student.cpu()

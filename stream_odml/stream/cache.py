@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class CacheMember:
     """A shard's part in a task: its rows ascending [n] and the class name of each."""
 
     shard_id: str
-    rows: Sequence[int]
+    rows: Sequence[int] | NDArray[np.int32]
     class_names: Sequence[str]
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class CacheMember:
             raise ValueError(
                 f"{self.shard_id}: {len(self.rows)} rows but {len(self.class_names)} class names"
             )
-        if any(a >= b for a, b in zip(self.rows, self.rows[1:], strict=False)):
+        if (np.diff(np.asarray(self.rows, np.int64)) <= 0).any():
             raise ValueError(f"{self.shard_id}: rows must ascend without repeats")
 
 
@@ -45,25 +45,29 @@ class PixelCache:
     """Open or create the cache of a plan in `folder`.
 
     Attributes: `pixels` [N, size, size, 3] uint8 memory map (complete only), `labels` [N] int64 into the
-    sorted `class_names`, `member_index` [N] int32 and `row` [N] int32. Raises ValueError for a plan
-    without rows.
+    sorted `class_names`, `member_index` [N] int32 into `shard_ids` and `row` [N] int32. Raises ValueError for
+    a plan without rows.
+
+    `members` are taken one at a time and not kept: a plan of millions of rows costs its arrays, some 16 bytes
+    a row.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], members: Sequence[CacheMember], size: int) -> None:
-        self.folder, self.members, self.size = Path(folder), tuple(members), size
-        counts = [len(member.rows) for member in self.members]
-        if not sum(counts):
+    def __init__(self, folder: str | os.PathLike[str], members: Iterable[CacheMember], size: int) -> None:
+        self.folder, self.size = Path(folder), size
+        plan = _Plan.of(members, size)
+        if not len(plan.row):
             raise ValueError(
                 f"{self.folder}: the plan has no rows; a task needs at least one trainable image"
             )
-        self.class_names = sorted({name for member in self.members for name in member.class_names})
-        number = {name: index for index, name in enumerate(self.class_names)}
-        self.labels = np.array([number[name] for m in self.members for name in m.class_names], np.int64)
-        self.member_index = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self.row = np.concatenate([np.asarray(member.rows, np.int32) for member in self.members])
-        self._starts = np.concatenate(([0], np.cumsum(counts)))
+        self.shard_ids, self.class_names, self.fingerprint = (
+            plan.shard_ids,
+            plan.class_names,
+            plan.fingerprint,
+        )
+        self.labels, self.row = plan.labels, plan.row
+        self.member_index = np.repeat(np.arange(len(plan.counts), dtype=np.int32), plan.counts)
+        self._starts = np.concatenate(([0], np.cumsum(plan.counts)))
         self._row_bytes = size * size * 3
-        self.fingerprint = self._fingerprint()
         self._pixels: Pixels | None = None
         self._prepare()
 
@@ -107,9 +111,7 @@ class PixelCache:
         own = self.row[start:end]
         at = np.searchsorted(own, rows)
         if (at >= len(own)).any() or (own[np.minimum(at, len(own) - 1)] != rows).any():
-            raise ValueError(
-                f"{self.members[member].shard_id}: rows outside the plan among {np.asarray(rows)[:8]}…"
-            )
+            raise ValueError(f"{self.shard_ids[member]}: rows outside the plan among {np.asarray(rows)[:8]}…")
         if pixels.dtype != np.uint8 or pixels.shape != (len(rows), self.size, self.size, 3):
             expected = [len(rows), self.size, self.size, 3]
             raise ValueError(f"expected uint8 {expected}, got {pixels.dtype} {list(pixels.shape)}")
@@ -150,14 +152,6 @@ class PixelCache:
         self._pixels = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256(f"1|{self.size}|{len(self)}".encode())
-        for member in self.members:
-            digest.update(f"|{member.shard_id}|".encode())
-            digest.update(np.asarray(member.rows, np.int32).tobytes())
-            digest.update(json.dumps(list(member.class_names)).encode())
-        return digest.hexdigest()
-
     def _prepare(self) -> None:
         plan = self.folder / _PLAN
         if plan.exists() and json.loads(plan.read_text())["fingerprint"] == self.fingerprint:
@@ -169,6 +163,41 @@ class PixelCache:
                 file.truncate(length)
         _write_json(
             self.folder / _PLAN, {"fingerprint": self.fingerprint, "size": self.size, "rows": len(self)}
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The members as arrays."""
+
+    shard_ids: tuple[str, ...]
+    counts: NDArray[np.int64]
+    row: NDArray[np.int32]
+    labels: NDArray[np.int64]
+    class_names: list[str]
+    fingerprint: str
+
+    @staticmethod
+    def of(members: Iterable[CacheMember], size: int) -> _Plan:
+        digest = hashlib.sha256(f"2|{size}".encode())
+        number: dict[str, int] = {}
+        ids: list[str] = []
+        rows, codes = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+        for member in members:
+            ids.append(member.shard_id)
+            rows.append(np.asarray(member.rows, np.int32))
+            codes.append(
+                np.array([number.setdefault(name, len(number)) for name in member.class_names], np.int32)
+            )
+            digest.update(f"|{member.shard_id}|".encode())
+            digest.update(rows[-1].tobytes())
+            digest.update(json.dumps(list(member.class_names)).encode())
+        counts = np.array([len(part) for part in rows[1:]], np.int64)
+        names = sorted(number)
+        place = np.empty(len(names), np.int64)
+        place[[number[name] for name in names]] = np.arange(len(names))
+        return _Plan(
+            tuple(ids), counts, np.concatenate(rows), place[np.concatenate(codes)], names, digest.hexdigest()
         )
 
 

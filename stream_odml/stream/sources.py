@@ -36,6 +36,7 @@ import hashlib
 import heapq
 import logging
 import os
+import stat
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -111,6 +112,8 @@ class DirectorySource:
                     status = os.stat(f"{entry.path}/{MANIFEST_NAME}") if is_folder else entry.stat()
                 except (FileNotFoundError, NotADirectoryError):
                     continue  # gone since it was listed, or a folder without its manifest
+                if not is_folder and not stat.S_ISREG(status.st_mode):
+                    continue  # to open a pipe would wait for its other end
                 if self.settle_s and status.st_mtime_ns > settled:
                     continue
                 if _stamp(entry.name, status.st_size, status.st_mtime_ns) not in known:

@@ -36,6 +36,25 @@ def test_counts_come_from_the_ledger(tmp_path: Path) -> None:
     assert (figures.forgetting, figures.drift) == (0.01, {"relative": 0.2})
 
 
+def test_a_counter_does_not_fall_on_a_rollback(tmp_path: Path) -> None:
+    writer = claim(tmp_path / "root")
+    ref = shard("a")
+    writer.record_landed([ref])
+    index(writer, ref, {"oak": 4, "elm": 2})
+    writer.close_task("task-0001", [ref.shard_id], "test")
+    root = writer.store.tree.head
+    rows = writer.store.gallery_rows().slice(0, 0)
+    for _ in range(2):  # learnt, rolled back, learnt again: one shard all the same
+        version = writer.begin_attempt("task-0001")
+        writer.commit_stage(version, root, "task-0001", artifacts(writer, version), rows)
+        assert stream_figures(writer.store, 1).queue_shards["learn"] == 0
+        writer.move_head(root, "rollback")
+        figures = stream_figures(writer.store, 1)
+        assert (figures.shards["learnt"], figures.images["learnt"]) == (1, 6)
+        assert figures.queue_shards["learn"] == 1
+    writer.release()
+
+
 def test_the_exporter_gives_what_was_reported() -> None:
     metrics = DriverMetrics()
     metrics.report(

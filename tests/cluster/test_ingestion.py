@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,18 @@ def test_only_a_shard_that_was_alone_is_blamed(writer: Writer, fake: FakeRay) ->
         tier.gather(0.0)
         tier.commit()
     assert not writer.ledger.landed
+
+
+def test_what_did_not_fit_into_a_batch_comes_again_at_once(writer: Writer, fake: FakeRay) -> None:
+    tier = Ingestion(writer, fake.indexers(1), IngestConfig())
+    tier.land([shard(f"s{n}") for n in range(3)])
+    tier.dispatch("v")
+    refs = fake.calls[0][1]
+    fake.answers[0] = replace(batch_of(refs[:1]), rest=(refs[1].shard_id, refs[2].shard_id))
+    tier.gather(0.0)
+    assert [s.name for s in tier.commit()] == ["s0"]
+    tier.dispatch("v")
+    assert names(fake, 1) == [["s1", "s2"]]
 
 
 class _Source:

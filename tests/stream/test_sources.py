@@ -28,6 +28,12 @@ def test_each_shard_is_found_once_in_the_order_of_landing(tmp_path: Path) -> Non
     assert DirectorySource(tmp_path / "inbox").poll({ref.stamp for ref in refs}) == []
 
 
+def test_a_pipe_in_the_inbox_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.parquet")
+    land_items(tmp_path, "a", some_items(1))
+    assert [ref.name for ref in DirectorySource(tmp_path).poll(set())] == ["a.parquet"]
+
+
 def test_a_backlog_comes_in_bounded_parts_oldest_first(tmp_path: Path) -> None:
     for number in range(10):
         (tmp_path / f"{number}.parquet").write_bytes(b"%d" % number)

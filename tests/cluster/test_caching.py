@@ -1,0 +1,84 @@
+"""The rows of a task, read without the rest of the gallery, are those that the whole gallery would give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stream_odml.cluster.caching import cache_members, rows_digest, task_rows
+from stream_odml.gallery.select import select_rows
+from stream_odml.gallery.store import Store
+from stream_odml.gallery.tables import gallery_rows
+from stream_odml.gallery.writer import IngestBatch, Writer
+from stream_odml.stream.shard import ShardRef
+from tests.cluster.small_root import DIM, artifacts, claim, shard
+
+
+def land(writer: Writer, name: str, items: list[int], random: np.random.Generator) -> ShardRef:
+    """One shard with these items, each of a class by its number."""
+    ref = shard(name)
+    writer.record_landed([ref])
+    rows = gallery_rows(
+        item_ids=[f"item {i}" for i in items],
+        class_names=[f"class {i % 7}" for i in items],
+        shard_ids=ref.shard_id,
+        rows=random.choice(100, len(items), replace=False),
+        vectors=random.normal(size=(len(items), DIM)).astype(np.float32),
+        version=writer.tree.head,
+        held_out=[i % 5 == 0 for i in items],
+    )
+    writer.commit_ingest(IngestBatch([ref.shard_id], rows))
+    return ref
+
+
+def naive(store: Store, shards: list[ShardRef]) -> list[tuple[str, int, str]]:
+    """(shard, row, item) by the rule applied to everything there is."""
+    rows = store.metadata()
+    living = rows.take(pa.array(select_rows(rows, store.ledger, store.tree, store.tree.head).picked))
+    place = {ref.shard_id: number for number, ref in enumerate(shards)}
+    mine = [r for r in living.to_pylist() if r["shard_id"] in place]
+    keys = sorted((place[r["shard_id"]], r["row"], r["item_id"]) for r in mine)
+    return [(shards[at].shard_id, row, item) for at, row, item in keys]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_replaced_and_forgotten_items_are_left_out(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    writer = claim(tmp_path / "root")
+    refs = []
+    for number in range(12):  # few items in many shards: most are replaced, some several times
+        refs.append(land(writer, f"s{number}", random.choice(40, 9, replace=False).tolist(), random))
+        if number == 5:
+            task = refs[2:5]
+            writer.close_task("task-0001", [r.shard_id for r in task], "test")
+            version = writer.begin_attempt("task-0001")
+            again = writer.store.gallery_rows().slice(0, 0)
+            writer.commit_stage(version, writer.tree.head, "task-0001", artifacts(writer, version), again)
+        if number in (6, 9):
+            writer.forget("item", f"item {random.integers(40)}")
+            writer.forget("class", f"class {random.integers(7)}")
+    lean = Store.open(str(tmp_path / "root"), keep_gallery=False)
+    whole = Store.open(str(tmp_path / "root"))
+    for chosen in (refs[2:5], refs[5:6], refs[8:], [refs[7], refs[1]]):
+        rows = task_rows(lean, chosen, lean.tree.head)
+        found = list(zip(*(rows[c].to_pylist() for c in ("shard_id", "row", "item_id")), strict=True))
+        assert found == naive(whole, chosen)
+        assert found == naive(lean, chosen)
+        members = list(cache_members(rows, chosen))
+        assert [(m.shard_id, int(r)) for m in members for r in m.rows] == [key[:2] for key in found]
+        assert [n for m in members for n in m.class_names] == rows["class_name"].to_pylist()
+        assert rows_digest(rows, chosen) == rows_digest(task_rows(whole, chosen, whole.tree.head), chosen)
+    writer.release()
+
+
+def test_a_task_of_which_nothing_is_left(tmp_path: Path) -> None:
+    writer = claim(tmp_path / "root")
+    ref = land(writer, "a", [1, 2], np.random.default_rng(0))
+    assert len(task_rows(writer.store, [ref], writer.tree.head)) == 2
+    writer.forget("shard", ref.shard_id)
+    assert len(task_rows(writer.store, [ref], writer.tree.head)) == 0
+    assert len(task_rows(writer.store, [shard("unknown")], writer.tree.head)) == 0
+    writer.release()
