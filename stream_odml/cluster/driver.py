@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -68,6 +68,7 @@ class StreamDriver:
         self._forget_due: float | None = 0.0 if fresh else None
         self._problem = ""
         self._training_problem = ""
+        self._commit_failures = self._stages_deferred = 0
         self.metrics_address = self._export(config)
         self._discovery.start()
         self._loop = threading.Thread(target=self._run, name="ingestion", daemon=True)
@@ -85,6 +86,7 @@ class StreamDriver:
             except (
                 Exception
             ) as error:  # a full or unreachable disk, say: nothing is lost, so tell and go on trying
+                self._commit_failures += 1
                 self._problem = f"{type(error).__name__}: {error}"
                 log.exception("cannot commit: %s", self._problem)
                 self._stop.wait(1.0)
@@ -133,8 +135,17 @@ class StreamDriver:
 
     def _refresh_figures(self, force: bool = False) -> None:
         if force or time.monotonic() >= self._figures_due:
-            self._metrics.figures = stream_figures(self._writer.store, self._writer.epoch)
+            figures = stream_figures(self._writer.store, self._writer.epoch)
+            self._metrics.figures = replace(figures, retries=self._retries())
             self._figures_due = time.monotonic() + FIGURES_S
+
+    def _retries(self) -> dict[str, int]:
+        return {
+            "list": self._discovery.failures,
+            "read": self._ingestion.out_of_reach,
+            "commit": self._commit_failures,
+            "stage": self._stages_deferred,
+        }
 
     def _fenced(self, error: WriterFenced) -> None:
         # A newer writer owns the root. Ending for good is all that is left: a restart would only fight with it.
@@ -185,6 +196,7 @@ class StreamDriver:
         """A stage cannot go on for now (its images are out of reach): it is handed out again, and not counted."""
         with self._lock:
             self._training_problem = reason
+            self._stages_deferred += 1
             self._stages.deferred(order)
 
     def stage_failed(self, order: StageOrder, error: str) -> None:

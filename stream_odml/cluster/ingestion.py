@@ -39,6 +39,8 @@ class Discovery:
 
     def __init__(self, sources: Iterable[Source], store: Store, poll_s: float) -> None:
         self._errors: dict[int, str] = {}
+        self.failures = 0
+        """Polls that failed."""
         self._sources = list(sources)
         self._found: queue.Queue[list[ShardRef]] = queue.Queue(maxsize=8)
         self._stamps = {str(shard.detail.get("stamp", "")) for shard in store.ledger.shards.values()}
@@ -77,6 +79,7 @@ class Discovery:
             refs = self._sources[number].poll(self._stamps)
             self._errors.pop(number, None)
         except Exception as error:  # unreachable, or a gap in a table's log: say so, and go on asking
+            self.failures += 1
             self._errors[number] = f"{type(error).__name__}: {error}"
             log.warning("a source cannot be listed, asking again: %s", self._errors[number])
             return 0
@@ -120,6 +123,8 @@ class Ingestion:
         self._busy: set[str] = set()
         self._suspects: set[str] = set()
         self._deferred = _Deferred()
+        self.out_of_reach = 0
+        """Times that a shard could not be read and was put off."""
         self._uncommitted: list[IndexedBatch] = []
         self._failed: list[tuple[_Work, Exception]] = []
 
@@ -203,7 +208,7 @@ class Ingestion:
         self._busy.difference_update(ref.shard_id for ref in work.shards)
         if self._is_innocent(error):
             for ref in work.shards:
-                self._deferred.put(ref.shard_id)
+                self._put_off(ref.shard_id)
             return
         self._suspects.update(ref.shard_id for ref in work.shards)
         if work.trial:
@@ -212,6 +217,10 @@ class Ingestion:
             how = f"{type(error).__name__}: it ended its process, or hung it for {self._config.hang_s:g} s"
             reason = f"{Reason.KILLED_READER}: {how}"
             self._writer.set_aside(shard_id, reason, final=tries >= self._config.tries)
+
+    def _put_off(self, shard_id: str) -> None:
+        self.out_of_reach += 1
+        self._deferred.put(shard_id)
 
     def commit(self) -> list[ShardState]:
         """Commit what indexers finished in one transaction and return the shards as ledgered.
@@ -227,7 +236,7 @@ class Ingestion:
         for batch in self._uncommitted:
             for shard_id, reason in batch.retry.items():
                 log.warning("shard %s is out of reach, asking again: %s", shard_id, reason)
-                self._deferred.put(shard_id)
+                self._put_off(shard_id)
                 self._busy.discard(shard_id)
             self._busy.difference_update(batch.rest)
         self._uncommitted = []

@@ -47,6 +47,9 @@ class StreamFigures:
     recall_at_1: Mapping[tuple[str, str], float] = field(default_factory=dict)
     forgetting: float | None = None
     drift: Mapping[str, float] = field(default_factory=dict)
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """What was out of reach and is asked for again, since this driver began: ``list``, ``read``, ``commit``,
+    ``stage``."""
 
 
 class DriverMetrics(Collector):
@@ -110,6 +113,7 @@ class DriverMetrics(Collector):
         yield _counter("images", "Images by what became of them.", "outcome", images)
         reasons = dict.fromkeys(map(str, Reason), 0) | dict(now.quarantined)
         yield _counter("quarantined_rows", "Rows set aside, by reason.", "reason", reasons)
+        yield _counter("retries", "What was out of reach for a while, by what was tried.", "of", now.retries)
         yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
         yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
         yield _value("classes", "Classes known to the gallery.", now.classes)

@@ -16,6 +16,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from deltalake.exceptions import DeltaError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,7 @@ from stream_odml.config import StreamConfig
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.store import Store
 from stream_odml.learn.world import World
+from stream_odml.stream.storage import is_remote, s3_filesystem, s3_path
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 10
@@ -48,6 +50,7 @@ def build_trainer(config: StreamConfig) -> TorchTrainer:
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
+    progress = progress_path(config)
     return TorchTrainer(
         train_stages,
         train_loop_config={"config": config.model_dump_json()},
@@ -59,7 +62,9 @@ def build_trainer(config: StreamConfig) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=config.name,
-            storage_path=progress_path(config),
+            storage_path=s3_path(progress) if is_remote(progress) else progress,
+            # Ours: Ray's own takes its keys and its endpoint from the environment alone.
+            storage_filesystem=s3_filesystem(config.storage_options) if is_remote(progress) else None,
             failure_config=FailureConfig(max_failures=-1),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
@@ -131,8 +136,13 @@ class _Worker:
         except Exception as error:
             # Ray Train starts the workers again; the driver gives the attempt up when that does not help.
             log.exception("stage %s failed", order.version_id)
-            if self.world.rank == 0:
-                call_driver("stage_failed", order, f"{type(error).__name__}: {error}")
+            why = f"{type(error).__name__}: {error}"
+            if isinstance(
+                error, OSError | DeltaError
+            ):  # a store out of reach: waited for, and no fault of the stage
+                call_driver("stage_deferred", order, why)
+            elif self.world.rank == 0:
+                call_driver("stage_failed", order, why)
             raise
         if self.world.rank == 0:
             self.reporter.report(StageProgress("committing", order.task, order.version_id, order.depth))

@@ -27,9 +27,11 @@ from stream_odml.gallery.artifacts import STUDENT
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.writer import Writer
 from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
+from stream_odml.stream import storage
 from stream_odml.stream.landing import NewItem, complete_task, land_items
 from tests.stream.pictures import picture
 from tests.stream.test_object_store import SERVER, inbox, options, server
+from tests.stream.throttling import KINDS, Throttle
 
 __all__ = ["inbox", "server"]  # fixtures
 
@@ -128,6 +130,27 @@ def test_an_s3_prefix(server: int, inbox: str, tmp_path: Path) -> None:
     (task,) = stream.writer.ledger.tasks.values()
     assert task.reason == "manifest: task both is complete"
     stream.close()
+
+
+@pytest.mark.skipif(not SERVER, reason="NOT CHECKED: no S3 server; tests/s3-server.txt says how to get one")
+def test_a_store_that_throttles_loses_and_doubles_nothing(
+    server: int, inbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "RETRY_ATTEMPTS", 2)  # so that not all of it is mended below our sight
+    monkeypatch.setattr(ingestion, "RETRY_S", 0.2)
+    names = [f"s{n}" for n in range(6)]
+    for name in names:
+        land_items(inbox, name, some(name), options(server))
+    with Throttle(server, share=0.4, seed=3).serving() as throttle:
+        s3 = options(throttle.port)
+        stream = Stream(tmp_path / "root", {"kind": "s3", "path": inbox, "storage_options": s3})
+        stream.until(lambda: len(stream.writer.ledger.indexed) == len(names))
+        assert stream.items() == ids(*names)
+        assert len(stream.writer.store.quarantine_rows()) == 0
+        assert not stream.writer.ledger.in_state("set_aside")
+        assert set(throttle.refused) == set(KINDS)
+        assert stream.discovery.failures + stream.tier.out_of_reach > 0, throttle.refused
+        stream.close()
 
 
 def test_a_delta_table_followed_by_version(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def example_figures() -> StreamFigures:
         recall_at_1={("union", "served"): 0.8, ("old", "served"): 0.78, ("new", "served"): 0.9},
         forgetting=0.02,
         drift={"mean_angle": 0.1},
+        retries={"list": 1, "read": 2, "commit": 0, "stage": 0},
     )
 
 

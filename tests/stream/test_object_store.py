@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import http.server
 import os
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from stream_odml.stream.reasons import BadShard, Reason, TransientReadError
 from stream_odml.stream.storage import s3_filesystem
 from tests.stream.helpers import some_items
 from tests.stream.pictures import picture
+from tests.stream.throttling import Throttle
 
 SERVER = os.environ.get("STREAM_ODML_MOTO_SERVER") or shutil.which("moto_server")
 pytestmark = pytest.mark.skipif(
@@ -111,60 +110,18 @@ def test_landing_again_and_changing_under_way(server: int, inbox: str) -> None:
     assert refusal.value.reason is Reason.MISSING_FILE
 
 
-class _Proxy(http.server.BaseHTTPRequestHandler):
-    """Hands requests on to the server, but answers `refuse` of them with 503 SlowDown first."""
-
-    behind = 0
-    refuse = 0
-    refused = 0
-
-    def _pass(self) -> None:
-        kind = type(self)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if kind.refuse > 0:
-            kind.refuse, kind.refused = kind.refuse - 1, kind.refused + 1
-            self._answer(503, {"Content-Type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>")
-            return
-        connection = http.client.HTTPConnection("127.0.0.1", kind.behind)
-        connection.request(self.command, self.path, body, dict(self.headers))
-        answer = connection.getresponse()
-        dropped = {"connection", "transfer-encoding", "server", "date"}
-        headers = {name: value for name, value in answer.getheaders() if name.lower() not in dropped}
-        self._answer(answer.status, headers, answer.read())
-
-    do_GET = do_PUT = do_HEAD = do_POST = _pass
-
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 def test_throttling_is_waited_out_and_given_up_as_transient(
     server: int, inbox: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     land_items(inbox, "p", some_items(5), options(server))
-    _Proxy.behind = server
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Proxy)
-    thread = threading.Thread(target=proxy.serve_forever, daemon=True)
-    thread.start()
-    try:
-        s3 = options(proxy.server_address[1])
-        _Proxy.refuse, _Proxy.refused = 3, 0
+    with Throttle(server).serving() as throttle:
+        s3 = options(throttle.port)
+        throttle.refuse = 3
         (ref,) = S3Source(inbox, s3).poll(set())
-        assert _Proxy.refused == 3
-        _Proxy.refuse = 2
+        assert throttle.refused["slow_down"] == 3
+        throttle.refuse = 2
         assert len(list(read_shard(ref, s3))) == 5
-        assert _Proxy.refused == 5
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
+        assert throttle.refused["slow_down"] == 5
     monkeypatch.setattr(storage, "RETRY_ATTEMPTS", 2)
     with pytest.raises(TransientReadError):
         S3Source(inbox, {**s3, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}).poll(set())
