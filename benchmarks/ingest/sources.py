@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import os
-import shutil
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +11,7 @@ import pyarrow as pa
 from deltalake import write_deltalake
 
 from benchmarks.common import Report, percentile
+from benchmarks.ingest import throttled
 from benchmarks.ingest.live import Live, stream_config
 from stream_odml.client import Client
 from stream_odml.client.calls import NewImage
@@ -25,8 +20,8 @@ from stream_odml.config import StreamConfig
 from stream_odml.gallery.store import Store
 from stream_odml.stream.glyphs import GlyphCategory, glyph_categories
 from stream_odml.stream.landing import NewItem, complete_task, land_items
+from tests.stream.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
 
-SERVER = os.environ.get("STREAM_ODML_MOTO_SERVER") or shutil.which("moto_server")
 SHARDS = 5
 
 
@@ -35,10 +30,12 @@ def measure(report: Report, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         _delta_and_push(report, folder, seed)
     if SERVER is None:
-        report.say("no S3 server: pip install 'moto[server]', or name moto_server in STREAM_ODML_MOTO_SERVER")
+        report.say(NOT_CHECKED)
         return
-    with tempfile.TemporaryDirectory() as folder, _s3_server() as options:
-        _s3(report, folder, seed, options)
+    with tempfile.TemporaryDirectory() as folder, s3_server() as port:
+        make_bucket(port, "bucket")
+        _s3(report, folder, seed, s3_options(port))
+    throttled.measure(report, seed)
 
 
 def _s3(report: Report, folder: str, seed: int, options: dict[str, str]) -> None:
@@ -126,32 +123,3 @@ def _table(items: list[NewItem]) -> pa.Table:
             "id": [item.item_id for item in items],
         }
     )
-
-
-@contextlib.contextmanager
-def _s3_server() -> Iterator[dict[str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [SERVER or "", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            _make_bucket(port)
-            yield {
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            }
-        finally:
-            server.terminate()
-
-
-def _make_bucket(port: int) -> None:
-    for _ in range(100):
-        with contextlib.suppress(OSError):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("PUT", "/bucket")
-            if connection.getresponse().status == 200:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"{SERVER} did not answer within 20 s")

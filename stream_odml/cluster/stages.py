@@ -28,7 +28,6 @@ MAX_FAILURES = 3
 MAX_RETURNS = 8
 """Times that a trainer may lose an attempt before its first step (killed, out of memory) until it is refused."""
 LOOK_S = 1.0
-ROWS_AT_ONCE = 1 << 13
 
 
 class Stages:
@@ -179,8 +178,8 @@ class StageRows:
         root = self._files.arrow("")
         for path in self._paths:
             with root.open_input_file(path) as file, pq.ParquetFile(file) as parts:
-                for batch in parts.iter_batches(ROWS_AT_ONCE, use_threads=False):
-                    yield pa.Table.from_batches([batch]).cast(GALLERY)
+                for number in range(parts.num_row_groups):  # `iter_batches` would keep what it has read
+                    yield parts.read_row_group(number, use_threads=False).cast(GALLERY)
 
 
 def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:

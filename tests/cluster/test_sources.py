@@ -30,7 +30,8 @@ from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
 from stream_odml.stream import storage
 from stream_odml.stream.landing import NewItem, complete_task, land_items
 from tests.stream.pictures import picture
-from tests.stream.test_object_store import SERVER, inbox, options, server
+from tests.stream.s3_server import NOT_CHECKED, SERVER, s3_options
+from tests.stream.test_object_store import inbox, server
 from tests.stream.throttling import KINDS, Throttle
 
 __all__ = ["inbox", "server"]  # fixtures
@@ -116,9 +117,9 @@ def ids(*names: str) -> list[str]:
     return sorted(f"{name}/{i}" for name in names for i in range(12))
 
 
-@pytest.mark.skipif(not SERVER, reason="NOT CHECKED: no S3 server; tests/s3-server.txt says how to get one")
+@pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
 def test_an_s3_prefix(server: int, inbox: str, tmp_path: Path) -> None:
-    s3 = options(server)
+    s3 = s3_options(server)
     stream = Stream(tmp_path / "root", {"kind": "s3", "path": inbox, "storage_options": s3})
     land_items(inbox, "a", some("a"), s3)
     stream.until(lambda: stream.items() == ids("a"))
@@ -132,7 +133,7 @@ def test_an_s3_prefix(server: int, inbox: str, tmp_path: Path) -> None:
     stream.close()
 
 
-@pytest.mark.skipif(not SERVER, reason="NOT CHECKED: no S3 server; tests/s3-server.txt says how to get one")
+@pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
 def test_a_store_that_throttles_loses_and_doubles_nothing(
     server: int, inbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,9 +141,9 @@ def test_a_store_that_throttles_loses_and_doubles_nothing(
     monkeypatch.setattr(ingestion, "RETRY_S", 0.2)
     names = [f"s{n}" for n in range(6)]
     for name in names:
-        land_items(inbox, name, some(name), options(server))
+        land_items(inbox, name, some(name), s3_options(server))
     with Throttle(server, share=0.4, seed=3).serving() as throttle:
-        s3 = options(throttle.port)
+        s3 = s3_options(throttle.port)
         stream = Stream(tmp_path / "root", {"kind": "s3", "path": inbox, "storage_options": s3})
         stream.until(lambda: len(stream.writer.ledger.indexed) == len(names))
         assert stream.items() == ids(*names)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import os
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,53 +16,26 @@ from stream_odml.stream.reasons import BadShard, Reason, TransientReadError
 from stream_odml.stream.storage import s3_filesystem
 from tests.stream.helpers import some_items
 from tests.stream.pictures import picture
+from tests.stream.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
 from tests.stream.throttling import Throttle
 
-SERVER = os.environ.get("STREAM_ODML_MOTO_SERVER") or shutil.which("moto_server")
-pytestmark = pytest.mark.skipif(
-    not SERVER, reason="NOT CHECKED: no S3 server; tests/s3-server.txt says how to get one"
-)
-Options = dict[str, str]
+pytestmark = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    assert SERVER is not None
-    child = subprocess.Popen([SERVER, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+    with s3_server() as port:
         yield port
-    finally:
-        child.terminate()
-        child.wait()
-
-
-def options(port: int) -> Options:
-    return {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-    }
 
 
 @pytest.fixture
 def inbox(server: int, request: pytest.FixtureRequest) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", server)
-    connection.request("PUT", f"/b{abs(hash(request.node.name))}")
-    assert connection.getresponse().status == 200
+    make_bucket(server, f"b{abs(hash(request.node.name))}")
     return f"s3://b{abs(hash(request.node.name))}/inbox"
 
 
 def test_shards_of_every_kind(server: int, inbox: str, tmp_path: Path) -> None:
-    s3 = options(server)
+    s3 = s3_options(server)
     source = S3Source(inbox, s3)
     assert source.poll(set()) == []
     land_items(inbox, "p", some_items(300), s3)
@@ -88,7 +55,7 @@ def test_shards_of_every_kind(server: int, inbox: str, tmp_path: Path) -> None:
 
 
 def test_landing_again_and_changing_under_way(server: int, inbox: str) -> None:
-    s3 = options(server)
+    s3 = s3_options(server)
     for _ in range(2):
         land_items(inbox, "p", some_items(3), s3)
     with pytest.raises(ShardExists):
@@ -113,9 +80,9 @@ def test_landing_again_and_changing_under_way(server: int, inbox: str) -> None:
 def test_throttling_is_waited_out_and_given_up_as_transient(
     server: int, inbox: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    land_items(inbox, "p", some_items(5), options(server))
+    land_items(inbox, "p", some_items(5), s3_options(server))
     with Throttle(server).serving() as throttle:
-        s3 = options(throttle.port)
+        s3 = s3_options(throttle.port)
         throttle.refuse = 3
         (ref,) = S3Source(inbox, s3).poll(set())
         assert throttle.refused["slow_down"] == 3

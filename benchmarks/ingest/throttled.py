@@ -1,0 +1,92 @@
+"""A stream whose object store throttles: its source once, and once its root and everything else it reads and writes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import urllib.request
+from itertools import islice
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.common import Report
+from benchmarks.ingest.live import CATEGORIES, IMAGES, Live, stream_config
+from stream_odml.cluster.session import run_stream
+from stream_odml.config import StreamConfig
+from stream_odml.gallery.store import Store
+from stream_odml.stream.glyphs import glyph_categories
+from stream_odml.stream.landing import NewItem, complete_task, land_items
+from tests.stream.s3_server import make_bucket, s3_options, s3_server
+from tests.stream.throttling import Throttle
+
+SHARE = {"source": 0.3, "root": 0.1}
+"""Of requests that fail. Ours are asked again six times, and then later; a root that fails so often is very ill."""
+OUTAGE = 400
+"""Requests that are all refused, one after the other, in the middle of it: longer than any client's patience."""
+
+
+def measure(report: Report, seed: int) -> None:
+    """Nothing lost, doubled or quarantined; how much was refused, and what the stream's metrics say of it."""
+    for place in SHARE:
+        with tempfile.TemporaryDirectory() as folder, s3_server() as port:
+            make_bucket(port, "bucket")
+            with Throttle(port, SHARE[place], seed).serving() as throttle:
+                _stream(report, seed, place, folder, port, throttle)
+
+
+def _stream(report: Report, seed: int, place: str, folder: str, port: int, throttle: Throttle) -> None:
+    direct, weak = s3_options(port), s3_options(throttle.port)
+    config = _config(seed, folder, weak, root=place == "root")
+    shards, began = 3 if report.quick else 10, time.perf_counter()
+    with run_stream(config) as session:
+        live = Live(session, seed)
+        glyphs, names, items = glyph_categories(seed, images=IMAGES), [], []
+        for number in range(shards):
+            items = [
+                NewItem(image, category.class_name, f"{number}/{category.class_name}/{i}")
+                for category in islice(glyphs, CATEGORIES)
+                for i, image in enumerate(category.images)
+            ]
+            land_items("s3://bucket/inbox", f"s-{number}", items, direct)
+            names.append(f"s-{number}.parquet")
+            if number == shards // 2:
+                throttle.refuse = OUTAGE if place == "source" else 0
+        live.find((items[-1].item_id or "", items[-1].image))
+        complete_task("s3://bucket/inbox", "all", names, direct)
+        live.wait(lambda: live.status()["stages_committed"] == 1, f"the stage with a throttling {place}")
+        retries = _retries(session.endpoints.metrics)
+    store = Store.open(config.root, direct if place == "root" else None)
+    first = store.tree.root
+    ids = [r["item_id"] for r in store.gallery_rows(vectors=False).to_pylist() if r["version"] == first]
+    twice, wrong = len(ids) - len(set(ids)), abs(len(set(ids)) - shards * CATEGORIES * IMAGES)
+    bad = len(store.quarantine_rows()) + len(store.ledger.in_state("set_aside"))
+    report.row(
+        part="sources", source=f"throttled {place}", seed=seed, share=SHARE[place], refused=dict(throttle.refused),
+        passed=throttle.passed, retries=retries, items=len(ids), twice=twice, lost=wrong, taken_for_bad=bad,
+        seconds=time.perf_counter() - began,
+    )  # fmt: skip
+    report.figure(f"throttled_{place}_items_lost_or_twice", twice + wrong)
+    report.figure(f"throttled_{place}_taken_for_bad", bad)
+    report.figure(f"throttled_{place}_requests_refused", sum(throttle.refused.values()))
+    report.figure(f"throttled_{place}_retries_counted", sum(retries.values()))
+
+
+def _config(seed: int, folder: str, options: dict[str, str], *, root: bool) -> StreamConfig:
+    config = stream_config(folder, seed).model_dump()
+    config["source"] = {
+        "kind": "s3", "path": "s3://bucket/inbox", "storage_options": options, "poll_s": 0.2,
+    }  # fmt: skip
+    if root:
+        config |= {"root": "s3://bucket/root", "store": {"options": options}}
+    return StreamConfig.model_validate(config)
+
+
+def _retries(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        sample.labels["of"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "stream_odml_retries_total"
+    }

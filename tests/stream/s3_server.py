@@ -1,0 +1,60 @@
+"""A local S3 server (moto) for tests and benchmarks; tests/s3-server.txt says how to get one."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+SERVER = os.environ.get("STREAM_ODML_MOTO_SERVER") or shutil.which("moto_server")
+NOT_CHECKED = "NOT CHECKED: no S3 server; tests/s3-server.txt says how to get one"
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[int]:
+    """Run one on a free port. Raises TimeoutError when it does not answer."""
+    assert SERVER is not None, NOT_CHECKED
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [SERVER, "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        try:
+            _wait(port)
+            yield port
+        finally:
+            child.terminate()
+
+
+def make_bucket(port: int, name: str) -> None:
+    """Make an empty bucket."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("PUT", f"/{name}")
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise RuntimeError(f"the S3 server answered {answer.status} {answer.reason}")
+
+
+def s3_options(port: int) -> dict[str, str]:
+    """Storage options of the server, or of a proxy before it."""
+    return {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ALLOW_HTTP": "true",
+    }
+
+
+def _wait(port: int) -> None:
+    for _ in range(300):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"{SERVER} did not answer within 30 s")
