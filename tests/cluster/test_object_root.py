@@ -1,4 +1,4 @@
-"""A whole stream on an object store that throttles: killed in the middle of a stage, it goes on, is learnt and served."""
+"""A whole stream on an object store that throttles: killed in the middle of a stage, it goes on and is served."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_killed_in_a_stage_it_goes_on_and_is_served(tmp_path: Path) -> None:
         direct, weak = s3_options(port), s3_options(throttle.port)
         config = small_config(
             tmp_path / "stream",
-            root=ROOT,
+            place=ROOT,
             store={"options": weak},
             source={"kind": "s3", "path": INBOX, "storage_options": weak, "poll_s": 0.2},
             learning={

@@ -23,11 +23,14 @@ from stream_odml.stream.landing import NewItem, land_items
 CATEGORIES, IMAGES = 4, 6
 
 
-def small_config(root: Path, **changes: Any) -> Path:
-    """A stream that learns a task of three shards in seconds, without serving; returns its YAML file."""
+def small_config(root: Path, place: str | None = None, **changes: Any) -> Path:
+    """A stream that learns a task of three shards in seconds, without serving; returns its YAML file.
+
+    ``place``: the stream root, when it is no local folder; the file is put beside ``root`` all the same.
+    """
     config: dict[str, Any] = {
         "name": "faults",
-        "root": str(root),
+        "root": place or str(root),
         "model": {"dim": 16, "image_size": 16},
         "learning": {"base_steps": 12, "stage_steps": 12, "classes_per_batch": 8, "images_per_class": 2},
         "boundary": {"new_classes": 3 * CATEGORIES, "images": None, "age_s": None},
