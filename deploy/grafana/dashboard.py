@@ -100,6 +100,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ("share of arrivals", "stream_odml:quarantine:ratio_rate15m"),
             about="Rows set aside in the last hour by reason.",
         ),
+        _p(
+            "Out of reach",
+            ("{{of}}", "increase(stream_odml_retries_total[5m])"),
+            about="What was asked for again in the last five minutes: a store that throttles or is away.",
+        ),
     ),
     "Learning": (
         _p("Phase", ("{{phase}}", "stream_odml_phase == 1"), about="What the trainer does."),

@@ -59,7 +59,7 @@ def _stage(
     rows = _rows(ref, names, version, seed)
     bank = _bank(old, rows, version)
     named = {**artifacts(writer, version), BANK: writer.put_artifact(version, BANK, bank.to_bytes())}
-    named = dict(without_forgotten(writer, version, writer.tree.head, named, rows))
+    named = dict(without_forgotten(writer, version, writer.tree.head, named, [rows]))
     writer.commit_stage(version, writer.tree.head, task, named, rows)
     return ClassBank.from_bytes(writer.store.artifact(version, BANK))
 
@@ -113,7 +113,7 @@ def test_a_stage_under_way_commits_a_bank_without_it(tmp_path: Path) -> None:
     rows = _rows(a, ["oak"] * 3 + ["elm"] * 2, version, 1)
     named = {**artifacts(writer, version), BANK: writer.put_artifact(version, BANK, _bank(ClassBank.empty(DIM), rows, version).to_bytes())}  # fmt: skip  # noqa: E501
     writer.forget("class", "oak")
-    named = dict(without_forgotten(writer, version, writer.tree.head, named, rows))
+    named = dict(without_forgotten(writer, version, writer.tree.head, named, [rows]))
     writer.commit_stage(version, writer.tree.head, "task-0001", named, rows)
     _same(_current(writer)[0], _bank(ClassBank.empty(DIM), rows.slice(3), version))
     writer.release()
