@@ -32,8 +32,8 @@ WAIT_S = 3600.0
 ROLES = {
     "indexer": "ray::Indexer",
     "driver": "ray::StreamDriver",
-    "train_worker": "ray::_RayTrainWorker",
-    "reader": "ray::MapBatches",
+    "train_worker": "RayTrainWorker",
+    "reader": "MapBatches",
     "stream": "benchmarks.ingest",
 }
 """What a process is by a word of its command line; all others are Ray's own."""
@@ -41,7 +41,11 @@ ROLES = {
 
 def measure(report: Report, seed: int) -> None:
     """Index, decode, learn and commit a base task and then one of 10^6 images; nothing serves meanwhile."""
-    images = 50_000 if report.quick else 1_000_000
+    measure_images(report, seed, 50_000 if report.quick else 1_000_000)
+
+
+def measure_images(report: Report, seed: int, images: int) -> None:
+    """The same for any number of images."""
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), seed)
         inbox = Path(inbox_path(config))
