@@ -49,8 +49,8 @@ def _stream(report: Report, seed: int, place: str, folder: str, port: int, throt
             ]
             land_items("s3://bucket/inbox", f"s-{number}", items, direct)
             names.append(f"s-{number}.parquet")
-            if number == shards // 2:
-                throttle.refuse = OUTAGE if place == "source" else 0
+            if number == shards // 2 and place == "source":
+                throttle.refuse(OUTAGE)
         live.find((items[-1].item_id or "", items[-1].image))
         complete_task("s3://bucket/inbox", "all", names, direct)
         live.wait(lambda: live.status()["stages_committed"] == 1, f"the stage with a throttling {place}")
@@ -61,7 +61,7 @@ def _stream(report: Report, seed: int, place: str, folder: str, port: int, throt
     twice, wrong = len(ids) - len(set(ids)), abs(len(set(ids)) - shards * CATEGORIES * IMAGES)
     bad = len(store.quarantine_rows()) + len(store.ledger.in_state("set_aside"))
     report.row(
-        part="sources", source=f"throttled {place}", seed=seed, share=SHARE[place], refused=dict(throttle.refused),
+        part="sources", source=f"throttled {place}", seed=seed, share=SHARE[place], refused=throttle.refused,
         passed=throttle.passed, retries=retries, items=len(ids), twice=twice, lost=wrong, taken_for_bad=bad,
         seconds=time.perf_counter() - began,
     )  # fmt: skip

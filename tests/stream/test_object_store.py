@@ -83,10 +83,10 @@ def test_throttling_is_waited_out_and_given_up_as_transient(
     land_items(inbox, "p", some_items(5), s3_options(server))
     with Throttle(server).serving() as throttle:
         s3 = s3_options(throttle.port)
-        throttle.refuse = 3
+        throttle.refuse(3)
         (ref,) = S3Source(inbox, s3).poll(set())
         assert throttle.refused["slow_down"] == 3
-        throttle.refuse = 2
+        throttle.refuse(2)
         assert len(list(read_shard(ref, s3))) == 5
         assert throttle.refused["slow_down"] == 5
     monkeypatch.setattr(storage, "RETRY_ATTEMPTS", 2)
