@@ -91,7 +91,10 @@ class Indexer:
                 break
             try:
                 options = replace(self._options, source_options=read_options(self._config, ref.uri))
-                watched, traced = HangGuard(self._config.ingest.hang_s), span("shard.index", ref.shard_id, stage=version)
+                watched, traced = (
+                    HangGuard(self._config.ingest.hang_s),
+                    span("shard.index", ref.shard_id, stage=version),
+                )
                 with about(shard=ref.shard_id), traced, watched as guard:
                     done.append(index_shard(ref, embedder, version, self._store.files, options, guard.beat))
             except TransientReadError as error:

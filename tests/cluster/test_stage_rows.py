@@ -14,6 +14,7 @@ from stream_odml.cluster.stages import StageRows
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.store import META
 from stream_odml.gallery.tables import GALLERY, gallery_rows
+from stream_odml.learn.kept import InMemory
 from stream_odml.learn.settings import GalleryMap
 from tests.learn.tiny import SETTINGS, after, batch, learner, task
 
@@ -25,12 +26,12 @@ def test_on_disk_or_in_memory_is_the_same(tmp_path: Path, kind: GalleryMap) -> N
     pixels, labels, names = task(1)
     outcomes = []
     with scratch(tmp_path / "scratch") as room:
-        for where in (room, None):
+        for where in (room, InMemory):
             stage = learner(1, old, bank, settings)
             for step in range(3):
                 stage.step(*batch(1, step))
             parts = [(pixels[p], labels[p], p) for p in np.array_split(np.arange(len(labels)), 5)]
-            found = stage.finish(parts, names) if where is None else stage.finish(parts, names, where)
+            found = stage.finish(parts, names, len(labels), where)
             outcomes.append(replace(found, embeddings=np.array(found.embeddings)))
     disk, memory = outcomes
     assert disk.embeddings.tobytes() == memory.embeddings.tobytes()
