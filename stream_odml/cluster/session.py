@@ -33,7 +33,7 @@ from stream_odml.gallery.artifacts import STUDENT
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.writer import Writer
-from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
+from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embedder_to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +200,23 @@ def _make_root(config: StreamConfig, takeover: bool) -> None:
         if writer.store.tree.root is None:
             model = build_embedder(config.model, config.seed)
             writer.commit_root({STUDENT: embedder_to_bytes(model)})
+        else:
+            _check_model(config, writer.store)
     finally:
         writer.release()
+
+
+def _check_model(config: StreamConfig, store: Store) -> None:
+    """A root keeps the architecture that it was made with: every stored vector came out of it."""
+    made = embedder_from_bytes(store.artifact(store.tree.head, STUDENT)).spec
+    names = ("backbone", "image_size", "pooling", "head", "normalisation")
+    differ = [n for n in names if getattr(made, n) != getattr(config.model, n)]
+    if differ:
+        says = ", ".join(f"{n} {getattr(made, n)!r} (asked for {getattr(config.model, n)!r})" for n in differ)
+        raise ConfigError(
+            f"the stream root {config.root} was made with {says}; set `model` back, "
+            "or start a second stream with a new root on the same inbox"
+        )
 
 
 def _start_driver(config: StreamConfig, takeover: bool) -> Any:

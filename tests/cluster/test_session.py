@@ -1,0 +1,48 @@
+"""What is checked before a stream starts anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_odml.cluster.session import prepare
+from stream_odml.config import ConfigError, StreamConfig, parse_config
+from stream_odml.gallery.store import Store
+
+
+def config(root: Path, **model: Any) -> StreamConfig:
+    small = {"dim": 16, "image_size": 16} | model
+    more = {"service": {"port": 0}, "metrics": {"port": 0}, "cluster": {"cpus": 2}}
+    return parse_config({"root": str(root), "model": small, **more})
+
+
+def test_a_root_is_made_once_and_taken_up_again(tmp_path: Path) -> None:
+    prepare(config(tmp_path / "root"))
+    made = Store.open(str(tmp_path / "root")).tree.head
+    prepare(config(tmp_path / "root"))
+    assert Store.open(str(tmp_path / "root")).tree.head == made
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"backbone": "mobilenetv2"}, r"backbone 'conv4' \(asked for 'mobilenetv2'\).*new root on the same inbox"),
+        ({"image_size": 32}, r"image_size 16 \(asked for 32\)"),
+        ({"dim": 32}, r"dimension 16, asked for 32"),
+    ],
+)
+def test_another_model_needs_another_root(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    prepare(config(tmp_path / "root"))
+    with pytest.raises((ConfigError, ValueError), match=words):
+        prepare(config(tmp_path / "root", **change))
+    prepare(config(tmp_path / "root"))  # nothing was changed, and the lease was given back
+
+
+def test_in_a_job_a_relative_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="absolute path on storage that every node sees"):
+        prepare(config(Path("stream-root")))
+    assert not (tmp_path / "stream-root").exists()
