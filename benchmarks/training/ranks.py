@@ -17,7 +17,7 @@ from benchmarks.training.made import SHAPES, Shape, made_batch, made_learner
 from stream_odml.cluster.runtime import free_port
 from stream_odml.learn.world import World
 
-RANKS, STEPS = 2, 4
+RANKS, STEPS = 2, 5
 BATCHES = 8
 
 

@@ -12,7 +12,7 @@ from benchmarks.common import Report
 from benchmarks.training.made import SHAPES, Shape, made_batch, made_learner
 from benchmarks.training.naive import NaiveStep
 
-STEPS = 4
+STEPS = 5
 """Steps of a round: a multiple of every `peer_every` that is compared, so that a round has its share of the peer."""
 
 
@@ -22,6 +22,8 @@ def measure_steps(report: Report, seed: int) -> None:
     for shape in SHAPES:
         ratios = _ratios(report, shape, seed, 3 if report.quick else 25)
         if shape is SHAPES[0]:
+            seconds = float(np.median(report.rows[-1]["step_s"]["ours"]))
+            report.figure("train_images_per_s", shape.classes * shape.images / seconds)
             report.figure("mutual_over_finetune_step", ratios["ours"])
             report.figure("naive_mutual_over_finetune_step", ratios["naive"])
         else:

@@ -10,11 +10,12 @@ Student and peer distil each other in both directions and nothing is detached: o
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from stream_odml.learn.anchor import anchor_loss
 from stream_odml.learn.geometry import unit
-from stream_odml.learn.relation import relation_distillation
+from stream_odml.learn.relation import divergence, relation_log_probabilities
 from stream_odml.learn.repel import repel_loss
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.virtual import VirtualFeatures
@@ -33,18 +34,23 @@ def stage_losses(
 ) -> dict[str, Tensor]:
     """Weighted terms by name; their sum is the loss. Embeddings are raw g; a network not asked is None.
     `directions_Cd`: the bank's, or None where they do not repel. `wide_pair`: of wide views, under S and O."""
-    tau = settings.temperature
+    tau, dtype = settings.temperature, student_Bd.dtype
     student_z = unit(student_Bd)
     losses = {"metric_student": metric["student"](student_z, labels_B)}
-    if peer_Bd is not None:
+    relates = peer_Bd is not None or settings.weight_old or (virtual is not None and len(virtual))
+    # Every relation has the student on one side: its log-probabilities are worked out once.
+    log_s = relation_log_probabilities(student_z, tau) if relates else None
+    if peer_Bd is not None and log_s is not None:
         peer_z = unit(peer_Bd)
-        both = relation_distillation(peer_z, student_z, tau) + relation_distillation(student_z, peer_z, tau)
+        log_n = relation_log_probabilities(peer_z, tau)
+        both = divergence(log_n, log_s, tau) + divergence(log_s, log_n, tau)
         losses["metric_peer"] = metric["peer"](peer_z, labels_B)
-        losses["peer"] = settings.weight_peer / 2 * both
+        losses["peer"] = settings.weight_peer / 2 * both.to(dtype)
     if old_Bd is None:
         return losses
-    if settings.weight_old:
-        losses["old"] = settings.weight_old * relation_distillation(student_z, unit(old_Bd), tau)
+    if settings.weight_old and log_s is not None:
+        log_o = relation_log_probabilities(unit(old_Bd), tau)
+        losses["old"] = settings.weight_old * divergence(log_s, log_o, tau).to(dtype)
     if settings.weight_anchor:
         losses["anchor"] = settings.weight_anchor * anchor_loss(student_Bd, old_Bd)
     if wide_pair is not None and len(wide_pair[0]):
@@ -52,7 +58,7 @@ def stage_losses(
     if directions_Cd is not None:
         repelled = repel_loss(student_z, unit(old_Bd), labels_B, directions_Cd)
         losses["repel"] = settings.weight_repel * repelled
-    if virtual is not None and len(virtual):
-        terms = [relation_distillation(student_z, virtual_z, tau) for virtual_z in virtual(old_Bd)]
-        losses["virtual"] = settings.weight_virtual * sum(terms[1:], terms[0])
+    if virtual is not None and len(virtual) and log_s is not None:
+        log_v = relation_log_probabilities(torch.stack(virtual(old_Bd)), tau)
+        losses["virtual"] = settings.weight_virtual * divergence(log_s, log_v, tau).to(dtype)
     return losses

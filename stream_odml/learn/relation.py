@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 def gram(z_Bd: Tensor) -> Tensor:
     """S(Z) = Z Z^T, [B, B]."""
-    return z_Bd @ z_Bd.T
+    return z_Bd @ z_Bd.mT
 
 
 def relation_log_probabilities(z_Bd: Tensor, tau: float) -> Tensor:
@@ -19,7 +19,7 @@ def relation_log_probabilities(z_Bd: Tensor, tau: float) -> Tensor:
     At tau = 4 rows are nearly flat and a KL is some 1e-6, below the rounding of a float32 log-softmax: times
     tau^2 lambda that noise would reach the fifth digit of the loss.
     """
-    return F.log_softmax(gram(z_Bd).double() / tau, dim=1)
+    return F.log_softmax(gram(z_Bd).double() / tau, dim=-1)
 
 
 def relation_distillation(a_Bd: Tensor, b_Bd: Tensor, tau: float) -> Tensor:
@@ -29,4 +29,10 @@ def relation_distillation(a_Bd: Tensor, b_Bd: Tensor, tau: float) -> Tensor:
     """
     log_p = relation_log_probabilities(a_Bd, tau)
     log_q = relation_log_probabilities(b_Bd, tau)
-    return (tau**2 / len(a_Bd) * (log_p.exp() * (log_p - log_q)).sum()).to(a_Bd.dtype)
+    return divergence(log_p, log_q, tau).to(a_Bd.dtype)
+
+
+def divergence(log_p_BB: Tensor, log_q_BB: Tensor, tau: float) -> Tensor:
+    """tau^2 / B * sum_i KL(P_i || Q_i) of log-probabilities that several terms share; Q may be [K,B,B], and is
+    summed over."""
+    return tau**2 / len(log_p_BB) * (log_p_BB.exp() * (log_p_BB - log_q_BB)).sum()

@@ -28,7 +28,10 @@ def test_a_root_is_made_once_and_taken_up_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"backbone": "mobilenetv2"}, r"backbone 'conv4' \(asked for 'mobilenetv2'\).*new root on the same inbox"),
+        (
+            {"backbone": "mobilenetv2"},
+            r"backbone 'conv4' \(asked for 'mobilenetv2'\).*new root on the same inbox",
+        ),
         ({"image_size": 32}, r"image_size 16 \(asked for 32\)"),
         ({"dim": 32}, r"dimension 16, asked for 32"),
     ],
