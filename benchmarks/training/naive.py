@@ -24,7 +24,7 @@ class NaiveStep:
     """One loss and one optimiser over S and N; usual memory layout, no inference mode."""
 
     def __init__(self, shape: Shape, seed: int) -> None:
-        self.settings = StageSettings(stage_steps=ENDLESS)
+        self.settings = StageSettings(stage_steps=ENDLESS, weight_wide=0.0)
         self.seed = seed
         self.old = made_old(shape, seed).requires_grad_(False)
         self.student = copy.deepcopy(self.old).requires_grad_(True)
@@ -59,7 +59,7 @@ class NaiveStep:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.done += 1
-        return float(loss)
+        return float(loss.detach())
 
 
 def naive_settings(settings: StageSettings) -> StageSettings:

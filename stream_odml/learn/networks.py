@@ -1,4 +1,4 @@
-"""The networks of a stage: student and peer in one module, so that one gradient exchange serves both."""
+"""The networks of a stage: student and peer, alone or across ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SYNC_BUFFERS = next(
 class StudentAndPeer(nn.Module):
     """Images [B,3,H,W] -> (g_S [B,d], g_N [n,d] of the first n or None where the peer is not asked)."""
 
-    def __init__(self, student: Embedder, peer: Embedder | None, precision: Precision) -> None:
+    def __init__(self, student: nn.Module, peer: nn.Module | None, precision: Precision) -> None:
         super().__init__()
         self.student, self.peer, self.precision = student, peer, precision
 
@@ -37,9 +37,16 @@ class StudentAndPeer(nn.Module):
         return student_Bd, peer_nd
 
 
+class Networks(StudentAndPeer):
+    """The student and peer themselves, as built and as stored."""
+
+    student: Embedder
+    peer: Embedder | None
+
+
 def build_networks(
     old: Embedder, settings: StageSettings, *, base: bool, seed: int, world: World
-) -> StudentAndPeer:
+) -> Networks:
     """Student: a copy of the old model. Peer: the generic pretrained weights or the seeded initialisation.
 
     The student's batch norms are frozen, except in the base stage of a model that starts from nothing;
@@ -49,7 +56,7 @@ def build_networks(
     student = copy.deepcopy(old)
     student.norms_frozen = not base or old.spec.starts_pretrained
     peer = None if base or settings.weight_peer == 0 else build_embedder(old.spec, seed)
-    networks = StudentAndPeer(student, peer, settings.precision).to(world.device)
+    networks = Networks(student, peer, settings.precision).to(world.device)
     channels_last(networks)
     networks.requires_grad_(True)
     networks.train()
@@ -65,18 +72,25 @@ def freeze(embedder: Embedder, device: torch.device) -> Embedder:
     return frozen
 
 
-def across_ranks(networks: StudentAndPeer, settings: StageSettings, world: World) -> nn.Module:
-    """The networks under DistributedDataParallel where there are several ranks."""
+def across_ranks(networks: Networks, world: World) -> nn.Module:
+    """The networks under DistributedDataParallel where there are several ranks.
+
+    Each under one of its own: on a batch without the peer its gradients are then neither awaited nor exchanged.
+    """
     if world.size == 1:
         return networks
-    foreign = ":" in networks.student.spec.backbone  # such models often have parameters that no output uses
-    live_norms = any(norm.training for norm in frozen_norms(networks))
-    buffers: dict[str, Any] = {_SYNC_BUFFERS: live_norms}
+    peer = None if networks.peer is None else _synchronised(networks.peer, world)
+    return StudentAndPeer(_synchronised(networks.student, world), peer, networks.precision)
+
+
+def _synchronised(network: Embedder, world: World) -> nn.Module:
+    foreign = ":" in network.spec.backbone  # such models often have parameters that no output uses
+    buffers: dict[str, Any] = {_SYNC_BUFFERS: any(norm.training for norm in frozen_norms(network))}
     return DistributedDataParallel(
-        networks,
+        network,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         **buffers,
-        find_unused_parameters=foreign or (networks.peer is not None and settings.peer_every > 1),
+        find_unused_parameters=foreign,
     )
 
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from stream_odml.learn.networks import StudentAndPeer
+from stream_odml.learn.networks import Networks
 from stream_odml.learn.settings import StageSettings
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def build_optimiser(
-    networks: StudentAndPeer, losses: nn.ModuleDict, settings: StageSettings, rate: float
+    networks: Networks, losses: nn.ModuleDict, settings: StageSettings, rate: float
 ) -> torch.optim.Adam:
     """Groups with `factor` (times the scheduled rate) and `weight_decay`; proxies learn at the head's
     rate."""

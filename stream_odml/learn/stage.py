@@ -87,7 +87,7 @@ class StageLearner:
             or repels
             or (self._virtual is not None and len(self._virtual))
         )
-        self._parallel = across_ranks(self.networks, s, self.world)
+        self._parallel = across_ranks(self.networks, self.world)
         self._optimiser = build_optimiser(self.networks, self._metric, s, self._rate)
 
     def step(self, pixels_bHW3: Tensor, labels_b: Tensor) -> StepReport:
