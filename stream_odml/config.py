@@ -76,11 +76,12 @@ class GateConfig(_Section):
     """Which stages are published. A refused stage is learnt again with a stronger anchor, then set aside."""
 
     enabled: bool = True
-    """Compare every stage with the version it would replace, on held-out images: without any it passes all."""
+    """Compare every stage with the version it would replace, on held-out images; without any, old classes by what
+    their stored vectors and the drift map let expect."""
     max_new_loss: float = Field(0.05, ge=0, le=1)
     """Refuse when Recall@1 on the stage's own held-out images falls by more than this."""
     max_old_loss: float = Field(0.05, ge=0, le=1)
-    """Refuse when Recall@1 on older classes' held-out images falls by more than this."""
+    """Refuse when Recall@1 on older classes, measured on held-out images or estimated, falls by more than this."""
     retries: int = Field(1, ge=0, le=10)
     """Further attempts at a refused stage before its task is skipped."""
 

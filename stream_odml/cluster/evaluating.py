@@ -65,7 +65,7 @@ def load_held_out(store: Store, parent: str, task: str, size: int, per_class: in
         np.array([number[name] for name in names], np.int64),
         np.array([first[name] for name in names]),
         np.array([store.ledger.shards[s].task == task for s in rows["shard_id"].to_pylist()]),
-        _mapped(store, raw, rows["version"].to_pylist(), parent),
+        mapped_to(store, raw, rows["version"].to_pylist(), parent),
         raw,
         list(number),
     )
@@ -133,7 +133,13 @@ def _mean(found: Floats) -> float | None:
 def _rows(store: Store, parent: str, tasks: set[str], per_class: int) -> pa.Table:
     shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
     # An item is held out by its id, so all rows that an item's row competes with are among these.
-    where = pc.field("held_out")
+    return rows_of_classes(store, parent, shards, pc.field("held_out"), per_class)
+
+
+def rows_of_classes(
+    store: Store, parent: str, shards: Sequence[str], where: pc.Expression, per_class: int
+) -> pa.Table:
+    """Gallery rows that pass `where`, as a reader of version `parent` sees them: of these shards, so many a class."""
     blocks = {path: compact(part) for path, part in store.scan(META, where)} if shards else {}
     if not blocks:
         return GALLERY.empty_table()
@@ -184,7 +190,8 @@ def _first_tasks(store: Store) -> dict[str, str]:
     return first
 
 
-def _mapped(store: Store, raw: Floats, versions: Sequence[str], parent: str) -> Floats:
+def mapped_to(store: Store, raw: Floats, versions: Sequence[str], parent: str) -> Floats:
+    """Stored vectors [n, d] in the space of `parent`, each from that of the version that made it."""
     mapped = np.empty_like(raw)
     made_by = np.array(versions)
     for version in np.unique(made_by):

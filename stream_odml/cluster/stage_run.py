@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from stream_odml.cluster import evaluating
 from stream_odml.cluster.caching import fill_cache, open_cache, rows_digest, task_rows
+from stream_odml.cluster.estimating import estimate_old
+from stream_odml.cluster.figures import recall_key
 from stream_odml.cluster.gate import verdict
 from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
 from stream_odml.cluster.sources import read_options
@@ -274,6 +276,8 @@ class StageRun:
             figures |= evaluating.evaluate_parent(held, parent, self.order.task)
             lost = evaluating.forgetting(self._store, self.order.parent, figures)
             figures |= {} if lost is None else {"forgetting": lost}
+        if recall_key("old", "served") not in figures:
+            figures |= estimate_old(self._store, self.order.parent, outcome, self.config.seed)
         return figures
 
     def close(self) -> None:
