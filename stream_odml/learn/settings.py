@@ -86,9 +86,10 @@ class StageSettings:
     """mu: mutual distillation with the peer; 0 builds no peer."""
     weight_anchor: float = 1.0
     """Weight of the squared distance between the student's and the old model's embeddings."""
-    weight_wide: float = 20.0
+    weight_wide: float = 2.5
     """Weight of the same on wide views of the batch: images of no class, turned, cut and joined, which
-    stand for all that is not in the task; 0 for none."""
+    stand for all that is not in the task. Times sqrt(old classes / new classes), as Hou et al. (CVPR 2019)
+    weigh what must not change; 0 for none."""
     wide_every: int = 2
     """A wide view of every n-th image of the batch."""
     weight_repel: float = 0.3

@@ -10,6 +10,7 @@ bits on a CPU. No image of an earlier task and no model older than the parent is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,9 @@ class StageLearner:
         names = ["student"] + (["peer"] if self.networks.peer is not None else [])
         losses = [build_metric_loss(s, self._n_classes, old.spec.dim, step_seed(self.seed, 2)) for _ in names]
         self._metric = nn.ModuleDict(dict(zip(names, losses, strict=True))).to(device)
+        # The more old classes there are to each new one, the more there is to lose.
+        crowd = (len(self.bank) / self._n_classes) ** 0.5
+        self._weights = replace(s, weight_wide=s.weight_wide * crowd)
         repels = s.weight_repel > 0 and not self.is_base
         self._directions = torch.from_numpy(self.bank.directions).to(device) if repels else None
         self._virtual = None if self.is_base else VirtualFeatures(self.bank, s, backward_maps, device)
@@ -112,7 +116,7 @@ class StageLearner:
             student_Bd, peer_Bd, old_Bd, wide_pair = self._embed(images, wide, step, counts)
             torch.manual_seed(step_seed(self.seed, 4, step))  # for miners that draw: the same on every rank
             losses = stage_losses(
-                self.settings,
+                self._weights,
                 self._metric,
                 self._virtual,
                 labels_B,

@@ -43,6 +43,18 @@ def test_the_terms_of_each_stage() -> None:
     assert terms["total"] == pytest.approx(sum(v for k, v in terms.items() if k != "total"))
 
 
+def test_the_wide_anchor_grows_with_the_old_classes_to_each_new_one(base: Model) -> None:
+    old, bank = base
+    names = [f"more {i}" for i in range(3 * len(bank))]
+    tripled = [np.concatenate([part] * 3) for part in (bank.counts, bank.means, bank.directions)]
+    crowd = bank.born(names, "v1", *tripled)
+    settings = replace(SETTINGS, weight_repel=0.0, weight_virtual=0.0)
+    # The first step moves both alike: at its start nothing has drifted, and the anchor has no gradient.
+    few, many = (losses(learner(1, old, b, settings), 1, 2)[1]["wide"] for b in (bank, crowd))
+    assert few > 0
+    assert many == pytest.approx(2 * few)
+
+
 def test_the_base_stage_takes_its_own_steps_and_rate() -> None:
     settings = replace(SETTINGS, base_steps=9, stage_steps=4)
     assert learner(0, *after(0), settings).total_steps == 9
