@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import ray.data
 from numpy.typing import NDArray
 
+from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
 from stream_odml.gallery.select import select_rows
 from stream_odml.gallery.store import META, Store, compact
 from stream_odml.gallery.tables import GALLERY
@@ -138,6 +139,7 @@ def _decoded(
 
 
 def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    step_back(LEARNING_NICENESS)
     rows = [int(row) for row in wanted["rows"][0]]
     if not rows:
         return

@@ -15,7 +15,7 @@ from stream_odml.cluster.hang_guard import HangGuard
 from stream_odml.cluster.indexing import IndexedShard, IndexOptions, index_shard
 from stream_odml.cluster.logs import about
 from stream_odml.cluster.observing import observe
-from stream_odml.cluster.runtime import NAMESPACE
+from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
 from stream_odml.cluster.sources import read_options
 from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
@@ -59,6 +59,7 @@ class Indexer:
 
     def __init__(self, config_json: str, number: int = 0) -> None:
         config = StreamConfig.model_validate_json(config_json)
+        step_back(INDEXING_NICENESS)
         observe(config, f"indexer-{number}")
         torch.set_num_threads(_threads())
         self._config = config

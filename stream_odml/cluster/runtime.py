@@ -18,6 +18,9 @@ import ray
 
 NAMESPACE = "stream_odml"
 _TEMP_PREFIX = "odml-"
+LEARNING_NICENESS = 15
+INDEXING_NICENESS = 5
+"""Below learning: what has landed is to be searchable in seconds while a stage is learnt."""
 
 # Read by Ray when its first process starts, so they must be set before `ray.init`.
 _ENVIRONMENT = {
@@ -31,6 +34,12 @@ _ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Two event loops in one replica hand every message to each other, and wait for the interpreter's lock each time.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # Else a Python process reads a log line of HAProxy's for every request; the replicas count their own.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Ray puts every worker at 15, replicas and proxy too. Here only what can wait steps back (see `step_back`).
+    "RAY_worker_niceness": "0",
     # Draining waits this long even when no request is left.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
@@ -72,6 +81,14 @@ def check_resources(needs: list[Need], available: float, unit: str = "CPU") -> N
         f"the stream needs {wanted:g} {unit} at the same time, but the cluster has {available:g}:\n{rows}\n"
         "Lower `cluster.workers` or the fractions under `cluster`, or start Ray with more."
     )
+
+
+def step_back(niceness: int) -> None:
+    """In a Ray worker: let processes that answer people go before this thread and those it starts."""
+    if ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+        return
+    with contextlib.suppress(PermissionError):  # where Ray already put the worker further back
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def check_port(host: str, port: int, setting: str) -> None:

@@ -27,6 +27,7 @@ from stream_odml.cluster.logs import about
 from stream_odml.cluster.observing import observe
 from stream_odml.cluster.profiling import StepProfile
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
+from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
 from stream_odml.cluster.stage_run import StageDeferred, StageFailed, StageRun
 from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
@@ -89,6 +90,7 @@ def train_stages(settings: dict[str, Any]) -> None:
 
 class _Worker:
     def __init__(self, config: StreamConfig) -> None:
+        step_back(LEARNING_NICENESS)
         context = ray.train.get_context()
         device = ray.train.torch.get_device()
         if device.type == "cpu":

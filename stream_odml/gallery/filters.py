@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from stream_odml.gallery.columns import NO_TIME, Columns
-from stream_odml.gallery.search import Mask
+from stream_odml.gallery.exact import Mask
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from stream_odml.gallery.columns import NO_TIME, Columns
-from stream_odml.gallery.search import Indices, Mask
+from stream_odml.gallery.exact import Indices, Mask
 from stream_odml.gallery.tables import FloatArray
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -10,16 +10,14 @@ from typing import Any, Literal, Protocol
 
 import faiss as typed_faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from stream_odml.gallery.calibration import matrix_path_from, use_best_path
 from stream_odml.gallery.clusters import Clusters, index_of, lists_of
+from stream_odml.gallery.exact import Indices, Mask, inner_product, selector_of
 from stream_odml.gallery.tables import FloatArray
 from stream_odml.gallery.vectors import normalise_rows
 
 faiss: Any = typed_faiss  # its stubs know no keyword arguments
-Indices = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 Kind = Literal["auto", "exact", "fp16", "ivf", "hnsw"]
 SAMPLE = 100
 GATHER_BELOW = 0.25
@@ -127,7 +125,7 @@ class IndexSearcher:
         return int(self.n * per_row)
 
     def search(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        selector = None if mask is None else _selector(mask[: self.n])
+        selector = None if mask is None else selector_of(mask[: self.n])
         scores, rows = self._index.search(queries, k, params=self._parameters(selector))
         return scores, rows
 
@@ -154,28 +152,6 @@ class IndexSearcher:
         return found
 
 
-def inner_product(
-    queries: FloatArray, rows: FloatArray, k: int, mask: Mask | None = None
-) -> tuple[FloatArray, Indices]:
-    """Exact search of ``queries`` [nq, d] among ``rows`` [n, d], perhaps only where ``mask`` [n] is set."""
-    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    found = np.full((len(queries), k), -1, dtype=np.int64)
-    queries = np.ascontiguousarray(queries)
-    if len(rows) == 0 or len(queries) == 0:
-        return scores, found
-    sizes = (rows.shape[1], len(queries), len(rows), k)
-    pointers = (
-        faiss.swig_ptr(queries),
-        faiss.swig_ptr(rows),
-        *sizes,
-        faiss.swig_ptr(scores),
-        faiss.swig_ptr(found),
-    )
-    selector = None if mask is None else _selector(mask)
-    faiss.knn_inner_product(*pointers, *(() if selector is None else (selector,)))
-    return scores, found
-
-
 def build_searcher(
     vectors: FloatArray, settings: SearchSettings, clusters: Clusters | None = None
 ) -> "ExactSearcher | IndexSearcher":
@@ -197,16 +173,6 @@ def build_searcher(
     built.fresh_width = built.width
     # Vectors without clusters need every list probed: then the exact search is faster, and right.
     return ExactSearcher(vectors) if settings.kind == "auto" and built.exhaustive else built
-
-
-def merge_top(parts: list[tuple[FloatArray, Indices]], k: int) -> tuple[FloatArray, Indices]:
-    """The best ``k`` of several results for the same queries."""
-    if len(parts) == 1:
-        return parts[0]
-    scores = np.concatenate([part[0] for part in parts], axis=1)
-    rows = np.concatenate([part[1] for part in parts], axis=1)
-    order = np.argsort(-np.where(rows < 0, -np.inf, scores), axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def _new_index(kind: str, vectors: FloatArray) -> Any:
@@ -274,13 +240,6 @@ def _parameters(kind: str, width: int) -> Any:
     if kind == "hnsw":
         return lambda sel: faiss.SearchParametersHNSW(efSearch=width, sel=sel)
     return lambda sel: faiss.SearchParameters(sel=sel)
-
-
-def _selector(mask: Mask) -> Any:
-    bits = np.packbits(mask, bitorder="little")
-    selector = faiss.IDSelectorBitmap(bits)
-    selector.keeps_alive = bits
-    return selector
 
 
 def _named(result: tuple[FloatArray, Indices], rows: Indices) -> tuple[FloatArray, Indices]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from stream_odml.gallery.clusters import Clusters
 from stream_odml.gallery.columns import Columns, Growable
+from stream_odml.gallery.exact import Indices, Mask, merge_top
 from stream_odml.gallery.filters import Filters
 from stream_odml.gallery.hits import Hit, grouped, hits_of
 from stream_odml.gallery.ledger import LedgerState
@@ -22,11 +23,8 @@ from stream_odml.gallery.mapping import Mapper, apply_into
 from stream_odml.gallery.search import (
     ExactSearcher,
     IndexSearcher,
-    Indices,
-    Mask,
     SearchSettings,
     build_searcher,
-    merge_top,
 )
 from stream_odml.gallery.select import select_rows
 from stream_odml.gallery.store import Store

@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 import pytest
 
+from stream_odml.gallery import exact
 from stream_odml.gallery.calibration import BATCHES, matrix_path_from
 from stream_odml.gallery.clusters import Clusters
 from stream_odml.gallery.errors import UnknownVersion
@@ -76,6 +77,18 @@ def test_auto_takes_the_approximate_one_above_its_size() -> None:
     assert build_searcher(clustered(2000), settings).kind == "ivf"
     with pytest.raises(ValueError, match="search kind"):
         SearchSettings(kind="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("nq", [1, 3, 40])
+def test_every_way_of_exact_search_finds_the_same(nq: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "BLOCK_BYTES", 4096)  # many blocks, the last one short, some shorter than k
+    monkeypatch.setattr(exact, "SMALLEST_BLOCK", 64)
+    rows, queries = clustered(1000), clustered(nq, seed=3)
+    scores, found = exact.inner_product(queries, rows, 70)
+    products = queries @ rows.T
+    np.testing.assert_allclose(scores, -np.sort(-products, axis=1)[:, :70], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(products, found, axis=1), scores, atol=1e-5)
+    assert all(len(set(row)) == 70 for row in found.tolist())
 
 
 def test_calibration_leaves_faiss_on_the_measured_switch() -> None:

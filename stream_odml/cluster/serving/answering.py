@@ -16,7 +16,6 @@ from stream_odml.cluster.serving.batching import Coalescer
 from stream_odml.cluster.serving.bundle import Bundle
 from stream_odml.cluster.serving.errors import unprocessable
 from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.gallery.calibration import matrix_path_from
 from stream_odml.gallery.errors import UnknownVersion
 from stream_odml.gallery.filters import Filters
 from stream_odml.gallery.hits import Hit
@@ -26,6 +25,11 @@ from stream_odml.stream.reasons import BadImage
 
 COALESCED = 64
 """Most requests answered by one search."""
+SHORT = 1 << 25
+"""Multiplications of a search short enough (about 5 ms) for the event loop itself: a hand-over between threads costs
+half a millisecond, and several where both want the interpreter's lock."""
+LISTS_SEARCHED = 1 / 16
+"""Share of the vectors, about, that an approximate search compares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,8 @@ class Answering:
             1, "search", initializer=faiss.omp_set_num_threads, initargs=(options.search_threads,)
         )
         self._embedding = ThreadPoolExecutor(options.image_threads, "embed")
-        self._coalescer = Coalescer(self._searching, _work, COALESCED)
+        self._coalescer = Coalescer(self._searching, _work, COALESCED, self._is_short)
+        self._loop_ready = False
 
     def close(self) -> None:
         """End the threads after what they do now."""
@@ -69,9 +74,16 @@ class Answering:
                 f"version {made_by[:80]!a} made no vector of this gallery",
                 "GET /v1/versions lists those it knows; min_version waits for one just committed",
             )
-        self._coalescer.pays_from = matrix_path_from(dim)
         hits = await self._coalescer.ask(_Ask(bundle, vectors, made_by, query))
         return Answer(bundle.version, bundle.sequence, hits)
+
+    def _is_short(self, asks: Sequence[_Ask]) -> bool:
+        if not self._loop_ready:
+            faiss.omp_set_num_threads(self._options.search_threads)
+            self._loop_ready = True
+        if not all(_is_plain(ask) for ask in asks):
+            return False
+        return sum(_multiplications(ask) for ask in asks) <= SHORT
 
     async def images(self, bundle: Bundle, images: Sequence[bytes], query: Query) -> Answer:
         """Neighbours of encoded images, embedded by the bundle's own model. ApiError 422 for what is no image."""
@@ -90,6 +102,18 @@ class Answering:
                 "send JPEG, PNG, WebP, GIF or BMP within the pixel limit",
             ) from None
         return embed(bundle.embedder, pixels)
+
+
+def _multiplications(ask: _Ask) -> float:
+    snapshot = ask.bundle.snapshot
+    compared = snapshot.columns.n * (1.0 if snapshot.searcher in ("exact", "fp16") else LISTS_SEARCHED)
+    return len(ask.vectors) * snapshot.dim * compared
+
+
+def _is_plain(ask: _Ask) -> bool:
+    """Without filter or groups, and made by a version whose drift map is at hand."""
+    known = ask.version == ask.bundle.version or ask.version in ask.bundle.snapshot.maps
+    return known and not (ask.query.group_by_class or _filters(ask.query))
 
 
 def _work(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:

@@ -35,6 +35,7 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     for module in (search, items, catalogue, versions, health, pages):
         app.include_router(module.router)
     install_handlers(app)
+    app.add_middleware(search.Shortcut)
     token = options.token()
     app.add_middleware(Guard, options=options, token=token, metrics=metrics or ServiceMetrics())
     if token is not None:

@@ -1,4 +1,4 @@
-"""Queries that wait while another is answered are answered together: no delay when alone, one product when not."""
+"""Queries that wait while another is answered are answered together: no delay when alone, one pass when not."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ class Coalescer(Generic[Ask, Reply]):
     ``work`` takes a list of asks and returns a reply or an exception for each, in order. One batch runs at a
     time, so a pool with one thread keeps FAISS on one core. Belongs to one event loop.
 
-    With fewer waiting than ``pays_from`` they go one by one: where a batch is no cheaper than its queries,
-    answering it at once would only leave the pool idle while all its replies are written.
+    What ``short`` says is done in less time than two threads need to hand it over runs on the loop itself.
     """
 
     def __init__(
-        self, pool: Executor, work: Callable[[Sequence[Ask]], Sequence[Reply | Exception]], limit: int
+        self,
+        pool: Executor,
+        work: Callable[[Sequence[Ask]], Sequence[Reply | Exception]],
+        limit: int,
+        short: Callable[[Sequence[Ask]], bool] = lambda _: False,
     ) -> None:
-        self._pool, self._work, self._limit = pool, work, limit
-        self.pays_from = 2
+        self._pool, self._work, self._limit, self._short = pool, work, limit, short
         self._waiting: deque[tuple[Ask, asyncio.Future[Reply]]] = deque()
         self._runner: asyncio.Task[None] | None = None
 
@@ -41,8 +43,7 @@ class Coalescer(Generic[Ask, Reply]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                ready = len(self._waiting)
-                size = min(self._limit, ready) if ready >= self.pays_from else 1
+                size = min(self._limit, len(self._waiting))
                 batch = [self._waiting.popleft() for _ in range(size)]
                 # Who was timed out or left needs no answer, and must not make others wait for theirs.
                 batch = [pair for pair in batch if not pair[1].done()]
@@ -52,10 +53,13 @@ class Coalescer(Generic[Ask, Reply]):
             self._runner = None
 
     async def _answer(self, batch: list[tuple[Ask, asyncio.Future[Reply]]]) -> None:
-        loop = asyncio.get_running_loop()
+        asks = [ask for ask, _ in batch]
         replies: Sequence[Reply | Exception]
         try:
-            replies = await loop.run_in_executor(self._pool, self._work, [ask for ask, _ in batch])
+            if self._short(asks):
+                replies = self._work(asks)
+            else:
+                replies = await asyncio.get_running_loop().run_in_executor(self._pool, self._work, asks)
         except Exception as error:  # one bad batch must not end the runner: each of its askers gets the error
             replies = [error] * len(batch)
         for (_, future), reply in zip(batch, replies, strict=True):
@@ -65,3 +69,4 @@ class Coalescer(Generic[Ask, Reply]):
                 future.set_exception(reply)
             else:
                 future.set_result(reply)
+        await asyncio.sleep(0)  # the replies leave, and what came in is read, before the next batch begins

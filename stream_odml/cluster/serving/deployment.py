@@ -81,6 +81,8 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
         graceful_shutdown_timeout_s=options.timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": options.num_cpus, "label_selector": dict(options.labels) or None},
+        # The replica counts its requests; a formatted line for each costs more than the search of a small gallery.
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     return deployment.bind(root, options.model_dump_json(), storage_options)
 

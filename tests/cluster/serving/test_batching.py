@@ -25,12 +25,9 @@ class Work:
         return [ValueError(str(ask)) if ask < 0 else 2 * ask for ask in asks]
 
 
-async def gather(
-    work: Work, asks: Sequence[int], pays_from: int = 2, limit: int = 4
-) -> list[int | BaseException]:
+async def gather(work: Work, asks: Sequence[int], limit: int = 4) -> list[int | BaseException]:
     with ThreadPoolExecutor(1) as pool:
         coalescer = Coalescer(pool, work, limit)
-        coalescer.pays_from = pays_from
         tasks = [asyncio.create_task(coalescer.ask(ask)) for ask in asks[:1]]
         while not work.batches:
             await asyncio.sleep(0.001)
@@ -46,13 +43,23 @@ def test_what_came_in_meanwhile_is_one_batch_up_to_the_limit() -> None:
     assert work.batches == [[1], [2, 3, 4, 5], [6, 7]]
 
 
-def test_few_go_one_by_one_where_a_batch_is_no_cheaper() -> None:
-    work = Work()
-    asyncio.run(gather(work, [1, 2, 3, 4, 5], pays_from=4, limit=8))
-    assert work.batches == [[1], [2, 3, 4, 5]]
-    work = Work()
-    asyncio.run(gather(work, [1, 2, 3, 4], pays_from=4, limit=8))
-    assert work.batches == [[1], [2], [3], [4]]
+def test_short_work_runs_on_the_loop_and_long_work_does_not() -> None:
+    ran: list[tuple[int, list[int]]] = []
+
+    def work(asks: Sequence[int]) -> Sequence[int | Exception]:
+        ran.append((threading.get_ident(), list(asks)))
+        return list(asks)
+
+    async def run() -> list[int]:
+        with ThreadPoolExecutor(1) as pool:
+            coalescer = Coalescer(pool, work, 4, short=lambda asks: sum(asks) < 5)
+            short = await asyncio.gather(*(coalescer.ask(ask) for ask in (1, 1, 2)))
+            return short + await asyncio.gather(*(coalescer.ask(ask) for ask in (4, 4)))
+
+    assert asyncio.run(run()) == [1, 1, 2, 4, 4]
+    (first, together), (second, long) = ran
+    assert (first == threading.get_ident(), together) == (True, [1, 1, 2])
+    assert (second != threading.get_ident(), long) == (True, [4, 4])
 
 
 def test_one_that_fails_fails_alone() -> None:
