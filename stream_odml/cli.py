@@ -247,13 +247,13 @@ def query(
     image: Annotated[Path, typer.Argument(help="Image to look for.")],
     root: Annotated[str | None, typer.Option(help="Stream root, to find the service.")] = None,
     url: Url = None,
-    k: Annotated[int, typer.Option(min=1, max=200, help="Neighbours to show.")] = 5,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, max=200, help="Neighbours to show.")] = 5,
     token: Annotated[str | None, typer.Option(envvar="STREAM_ODML_TOKEN", help="Bearer token.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the running service for the neighbours of an image.
 
-    Example:  stream-odml query leaf.jpg --root stream-root
+    Example:  stream-odml query leaf.jpg --root stream-root -k 10
     """
     from stream_odml.client import Client
 
@@ -286,16 +286,32 @@ def status(root: Root, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def versions(root: Root, as_json: AsJson = False) -> None:
-    """List the versions from the root to the head, with recall and forgetting.
+def versions(
+    root: Root,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="FROM TO", help="What changed between two versions, class by class."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the versions from the root to the head, with recall and forgetting; or compare two of them.
 
     Example:  stream-odml versions stream-root
+    Example:  stream-odml versions stream-root --diff v0001-3fa9 head
     """
-    from stream_odml.console import stage_table
+    from stream_odml.console import diff_table, stage_table
     from stream_odml.gallery.store import Store
-    from stream_odml.versions_table import stage_rows
+    from stream_odml.versions_table import diff_of, stage_rows
 
-    rows = stage_rows(Store.open(root))
+    store = Store.open(root)
+    if diff is not None:
+        changes = diff_of(store, *diff)
+        if as_json:
+            print(json.dumps(changes, indent=2))
+        else:
+            out.print(diff_table(changes))
+        return
+    rows = stage_rows(store)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:

@@ -119,6 +119,28 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def diff_table(changes: Mapping[str, Any], shown: int = 20) -> Group:
+    """What `diff_versions` gives: figures of both versions, then the classes that changed most."""
+    figures = Table(
+        "figure", title=f"from {changes['from']} to {changes['to']}", title_justify="left", expand=False
+    )
+    classes = Table("class", title="Recall@1 of a class, as served", title_justify="left")
+    for table in (figures, classes):
+        for name in ("from", "to", "change"):
+            table.add_column(name, justify="right", no_wrap=True)
+    for name, row in changes["metrics"].items():
+        if name.startswith("recall_at_1/") or name == "forgetting":
+            figures.add_row(name, *(_figure(row[key]) for key in ("from", "to", "delta")))
+    changed = sorted([*changes["gained"], *changes["lost"]], key=lambda row: -abs(row["delta"]))
+    for row in changed[:shown]:
+        classes.add_row(str(row["class"]), _figure(row["from"]), _figure(row["to"]), f"{row['delta']:+.3f}")
+    said = Text(
+        f"{len(changes['gained'])} classes gained recall, {len(changes['lost'])} lost, {changes['unchanged']} "
+        f"kept theirs; {len(changes['new_classes'])} are new, {len(changes['gone_classes'])} are gone."
+    )
+    return Group(figures, *([classes] if changed else []), said)
+
+
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 

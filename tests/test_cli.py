@@ -67,6 +67,29 @@ def test_versions_lists_recall(run: Run, root: Path) -> None:
     assert (row["classes"], row["union_served"], row["old_served"]) == (2, 0.5, None)
 
 
+def test_two_versions_compared_class_by_class(run: Run, tmp_path: Path) -> None:
+    writer = claim(tmp_path / "root")
+    recalls = [{"oak": 0.5, "elm": 1.0}, {"oak": 0.75, "elm": 0.5, "ash": 1.0}]
+    for number, recall in enumerate(recalls):
+        task = f"task-{number + 1:04}"
+        ref = shard(str(number))
+        writer.record_landed([ref])
+        index(writer, ref, dict.fromkeys(recall, 2))
+        writer.close_task(task, [ref.shard_id], "test")
+        version = writer.begin_attempt(task)
+        rows, metrics = writer.store.gallery_rows().slice(0, 0), {"recall_by_class": recall}
+        writer.commit_stage(version, writer.tree.head, task, artifacts(writer, version), rows, metrics)
+    writer.release()
+    diff = json.loads(run("versions", tmp_path / "root", "--diff", "v0001", "head", "--json"))
+    assert [(row["class"], row["delta"]) for row in diff["gained"]] == [("oak", 0.25)]
+    assert [(row["class"], row["delta"]) for row in diff["lost"]] == [("elm", -0.5)]
+    assert diff["new_classes"] == ["ash"]
+    said = run("versions", tmp_path / "root", "--diff", "v0001", "v0002")
+    assert "elm" in said
+    assert "1 classes gained recall, 1 lost" in said
+    assert "versions begin with" in run("versions", tmp_path / "root", "--diff", "v", "head", code=1)
+
+
 def test_rollback_and_forward_without_a_running_stream(run: Run, root: Path) -> None:
     learnt = json.loads(run("status", root, "--json"))["head"]
     first = json.loads(run("versions", root, "--json"))[0]["parent"]

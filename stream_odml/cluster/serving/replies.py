@@ -13,8 +13,8 @@ from starlette.responses import Response
 from stream_odml.cluster.serving.backend import Answer, Backend, ClassRow, Item, Query, VersionRow
 from stream_odml.cluster.serving.guard import KIND
 from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.version_diff import CLASS_RECALL
 from stream_odml.gallery.hits import Hit
+from stream_odml.version_diff import CLASS_RECALL
 
 
 def backend_of(request: Request, kind: str) -> Backend:

@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { lines } from "./charts.js";
-import { $, ago, count, figure, h, version } from "./dom.js";
+import { $, ago, count, figure, h, plural, version } from "./dom.js";
 
 const recall = (row, split, form = "served") => row.metrics[`recall_at_1/${split}/${form}`] ?? null;
 let tree = { head: "", versions: [] };
@@ -39,7 +39,8 @@ function line(row, onPath) {
     : h("button", { onclick: () => ask(row), "aria-label": `Serve ${row.id}` }, "Serve");
   const mark = head ? "head-row" : onPath.has(row.id) ? "" : "aside";
   return h("tr", { class: mark },
-    h("td", {}, version(row.id)), h("td", {}, ago(row.committed)), h("td", { class: "wide" }, row.task ?? "initial model"),
+    h("td", {}, row.parent === null ? version(row.id)
+      : h("button", { class: "link", onclick: () => compare(row), "aria-label": `What changed in ${row.id}` }, version(row.id))), h("td", {}, ago(row.committed)), h("td", { class: "wide" }, row.task ?? "initial model"),
     h("td", { class: "n" }, figure(recall(row, "union"))), h("td", { class: "n wide" }, figure(recall(row, "old"))),
     h("td", { class: "n wide" }, figure(recall(row, "new"))), h("td", { class: "n" }, figure(row.metrics.forgetting)),
     h("td", {}, action));
@@ -57,13 +58,33 @@ async function ask(row) {
   if (diff) $("rollback-diff").replaceChildren(...words(diff));
 }
 
-function words(diff) {
+function words(diff, from = "here", to = "there") {
   const recalls = diff.metrics["recall_at_1/union/served"];
   const said = [];
-  if (recalls) said.push(`Recall@1 ${figure(recalls.to)} there, ${figure(recalls.from)} here, each on the classes known at the time.`);
-  if (diff.gained.length + diff.lost.length) said.push(`${count(diff.gained.length)} classes gain recall, ${count(diff.lost.length)} lose.`);
+  if (recalls) said.push(`Recall@1 ${figure(recalls.to)} ${to}, ${figure(recalls.from)} ${from}, each on the classes known at the time.`);
+  for (const [rows, verb] of [[diff.gained, "gain"], [diff.lost, "lose"]]) {
+    if (rows.length) said.push(`${plural(rows.length, "class")} ${verb}${rows.length === 1 ? "s" : ""} recall: ${named(rows)}.`);
+  }
+  if (diff.new_classes.length) said.push(`${plural(diff.new_classes.length, "class")} measured for the first time.`);
   if (diff.gone_classes.length) said.push(`${count(diff.gone_classes.length)} classes were not learnt yet then; they stay searchable.`);
   return said.map((text) => h("p", {}, text));
+}
+
+/** The classes that changed most, by name: "oak 0.50 → 0.75, elm 1.00 → 0.50 and 3 more". */
+function named(rows, most = 5) {
+  const shown = rows.slice(0, most).map((row) => `${row.class} ${figure(row.from, 2)} → ${figure(row.to, 2)}`);
+  return shown.join(", ") + (rows.length > most ? ` and ${count(rows.length - most)} more` : "");
+}
+
+async function compare(row) {
+  const dialog = $("changes");
+  $("changes-of").textContent = row.id;
+  $("changes-diff").textContent = "…";
+  dialog.showModal();
+  const path = `/v1/versions/${encodeURIComponent(row.parent)}/diff/${encodeURIComponent(row.id)}`;
+  const diff = await call(path).catch((error) => ({ error }));
+  const parts = diff.error ? [diff.error.message] : words(diff, "before", "after");
+  $("changes-diff").replaceChildren(...(parts.length ? parts : ["Neither version was measured on held-out images."]));
 }
 
 async function serve(row) {

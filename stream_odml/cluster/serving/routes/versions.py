@@ -11,7 +11,7 @@ from starlette.responses import Response
 from stream_odml.cluster.serving.backend import VersionHistory, VersionRow
 from stream_odml.cluster.serving.errors import ApiError, not_found
 from stream_odml.cluster.serving.replies import backend_of, reply, version_json
-from stream_odml.cluster.serving.version_diff import diff_versions
+from stream_odml.version_diff import diff_versions
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"])
 
@@ -45,7 +45,8 @@ async def rollback(
 async def diff(a: str, b: str, request: Request) -> Response:
     """Figures of both versions side by side, and the classes whose recall went up or down from a to b."""
     history = await backend_of(request, "versions").versions()
-    return reply(diff_versions(_find(history, a), _find(history, b)))
+    before, after = _find(history, a), _find(history, b)
+    return reply(diff_versions(a, before.metrics, b, after.metrics))
 
 
 def _find(history: VersionHistory, version: str) -> VersionRow:

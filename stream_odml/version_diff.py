@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stream_odml.cluster.serving.backend import VersionRow
-
 CLASS_RECALL = "recall_by_class"
 """Key of a version's metrics: Recall@1 of each class, {class: 0..1}."""
 
 
-def diff_versions(a: VersionRow, b: VersionRow) -> dict[str, Any]:
-    """Changes from ``a`` to ``b``; classes sorted by how much they changed, strongest first."""
-    before, after = _recalls(a), _recalls(b)
+def diff_versions(
+    a: str, metrics_a: Mapping[str, Any], b: str, metrics_b: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Changes from version ``a`` to ``b`` out of their metrics; classes sorted by how much they changed."""
+    before, after = _recalls(metrics_a), _recalls(metrics_b)
     changed: list[dict[str, Any]] = [
         {
             "class": name,
@@ -27,9 +27,9 @@ def diff_versions(a: VersionRow, b: VersionRow) -> dict[str, Any]:
     ]
     changed.sort(key=lambda row: (-abs(row["delta"]), row["class"]))
     return {
-        "from": a.version,
-        "to": b.version,
-        "metrics": _metrics(a.metrics, b.metrics),
+        "from": a,
+        "to": b,
+        "metrics": _metrics(metrics_a, metrics_b),
         "gained": [row for row in changed if row["delta"] > 0],
         "lost": [row for row in changed if row["delta"] < 0],
         "unchanged": len(before.keys() & after.keys()) - len(changed),
@@ -38,8 +38,8 @@ def diff_versions(a: VersionRow, b: VersionRow) -> dict[str, Any]:
     }
 
 
-def _recalls(row: VersionRow) -> dict[str, float]:
-    recalls = row.metrics.get(CLASS_RECALL)
+def _recalls(metrics: Mapping[str, Any]) -> dict[str, float]:
+    recalls = metrics.get(CLASS_RECALL)
     if not isinstance(recalls, Mapping):
         return {}
     return {str(name): float(value) for name, value in recalls.items() if _is_figure(value)}
