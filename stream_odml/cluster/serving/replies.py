@@ -16,6 +16,8 @@ from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.gallery.hits import Hit
 from stream_odml.version_diff import CLASS_RECALL
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def backend_of(request: Request, kind: str) -> Backend:
     """The backend behind ``request``, which is counted as one of ``kind`` from here on."""
@@ -30,8 +32,7 @@ def options_of(request: Request) -> ServiceOptions:
 
 def reply(value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Compact JSON. Raises ValueError for NaN: an answer that is no JSON must not leave."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return Response(text.encode(), status, dict(headers or {}), media_type="application/json")
+    return Response(_ENCODER.encode(value).encode(), status, headers, media_type="application/json")
 
 
 def instant(time: datetime | None) -> str | None:
