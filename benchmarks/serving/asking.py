@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
+import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,26 +26,55 @@ class Seen:
 
 
 class Asker:
-    """Asks ``bodies(i)`` on ``connections`` connections, one thread for all; at ``rate`` a second, or without pause."""
+    """Asks ``bodies`` in turn on ``connections`` connections, at ``rate`` a second or without pause, in a process of
+    its own: what the benchmark itself does must not be in the times. ``seen`` is there when the context has ended."""
 
     def __init__(
-        self, url: str, bodies: Callable[[int], bytes], connections: int, rate: float | None = None
+        self, url: str, bodies: Sequence[bytes], connections: int, rate: float | None = None
     ) -> None:
         self.seen: list[Seen] = []
-        self._at, self._bodies, self._rate = urlsplit(url), bodies, rate
-        self._connections, self._number = connections, 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        context = multiprocessing.get_context("spawn")
+        self._stop = context.Event()
+        self._ours, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=_ask_until, args=(url, list(bodies), connections, rate, self._stop, theirs), daemon=True
+        )
 
     def __enter__(self) -> Asker:
-        self._thread.start()
+        self._process.start()
+        self._ours.recv()  # it has begun
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=30)
+        if self._ours.poll(60):
+            self.seen = self._ours.recv()
+        self._process.join(timeout=30)
 
-    async def _run(self) -> None:
+
+def _ask_until(
+    url: str,
+    bodies: Sequence[bytes],
+    connections: int,
+    rate: float | None,
+    stop: Event,
+    link: Connection,
+) -> None:
+    asking = _Asking(url, bodies, connections, rate, stop)
+    link.send("begun")
+    asyncio.run(asking.run())
+    link.send(asking.seen)
+
+
+class _Asking:
+    def __init__(
+        self, url: str, bodies: Sequence[bytes], connections: int, rate: float | None, stop: Event
+    ) -> None:
+        self.seen: list[Seen] = []
+        self._at, self._bodies, self._rate = urlsplit(url), bodies, rate
+        self._connections, self._number, self._stop = connections, 0, stop
+
+    async def run(self) -> None:
         self._origin = time.perf_counter()
         await asyncio.gather(*(self._ask() for _ in range(self._connections)))
 
@@ -57,7 +88,9 @@ class Asker:
             answer: dict[str, Any] = {}
             try:
                 link = link or await asyncio.open_connection(self._at.hostname, self._at.port)
-                status, answer = await asyncio.wait_for(_exchange(*link, self._bodies(number)), 15)
+                status, answer = await asyncio.wait_for(
+                    _exchange(*link, self._bodies[number % len(self._bodies)]), 15
+                )
             except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
                 if link is not None:
                     link[1].close()

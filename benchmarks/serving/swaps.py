@@ -37,7 +37,7 @@ def measure_swaps(report: Report, seed: int) -> None:
         options = ServiceOptions(port=free_port(), replicas=REPLICAS, num_cpus=0.5, poll_s=0.1)
         url = start_service(root.uri, options)
         memory = []
-        with Asker(url, lambda i: bodies[i % ASKED], CONNECTIONS) as asker:
+        with Asker(url, bodies, CONNECTIONS) as asker:
             time.sleep(3)
             for number in report.track(range(swaps), "swaps"):
                 _ = root.stage() if number % 2 else root.ingest(root.vectors(NEW))

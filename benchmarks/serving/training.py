@@ -58,7 +58,7 @@ def measure_training(report: Report, seed: int) -> None:
 
 
 def _asked(url: str, body: bytes, meanwhile: Callable[[], object]) -> list[float]:
-    with Asker(url, lambda _: body, CONNECTIONS, RATE) as asker:
+    with Asker(url, [body], CONNECTIONS, RATE) as asker:
         meanwhile()
     assert all(one.status == 200 for one in asker.seen), "a query failed"
     return [one.seconds * 1e3 for one in asker.seen]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from fastapi import FastAPI
 
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 APPLICATION = "stream_odml"
 DEPLOYMENT = "search"
 START_TIMEOUT_S = 120.0
+SWITCH_S = 0.0005
 
 
 class ServiceDown(RuntimeError):
@@ -40,12 +44,14 @@ class SearchService:
         """``options`` is a :class:`ServiceOptions` as JSON."""
         from ray import serve
 
-        torch.set_num_threads(1)
         self._options = ServiceOptions.model_validate_json(options)
+        _share_the_core(self._options.search_threads)
         name = str(serve.get_replica_context().replica_id.unique_id)
         driver = RayDriver(DRIVER_NAME, self._options.namespace, self._options.timeout_s / 2)
         self._replica = Replica(root, self._options, driver, storage_options, name)
         self._replica.start()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: each look through all of it would hold up every request
         self._exporter = Exporter(
             self._replica.metrics, name, self._options, targets_folder(root, self._options.metrics_dir)
         )
@@ -63,6 +69,14 @@ class SearchService:
             self._exporter.close()
         with contextlib.suppress(AttributeError):
             self._replica.close()
+
+
+def _share_the_core(threads: int) -> None:
+    """Let the loop that answers have its core: libraries do not spread over others, and the thread that builds the next
+    bundle gives the interpreter's lock back ten times as soon as it would by itself."""
+    torch.set_num_threads(1)
+    pa.set_cpu_count(threads)
+    sys.setswitchinterval(SWITCH_S)
 
 
 def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str] | None = None) -> Any:
