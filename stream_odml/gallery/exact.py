@@ -10,16 +10,12 @@ import faiss as typed_faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_odml.gallery.calibration import matrix_path_from
+from stream_odml.gallery.calibration import block_rows, matrix_path_from
 from stream_odml.gallery.tables import FloatArray
 
 faiss: Any = typed_faiss  # its stubs know no keyword arguments
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-BLOCK_BYTES = 1 << 20
-"""Rows scanned at a time by several queries: half of the cache that a core of its own has today."""
-SMALLEST_BLOCK = 1024
-"""Rows, under which a block costs more in calls than its reading saves."""
 
 
 def inner_product(
@@ -31,7 +27,7 @@ def inner_product(
     """
     queries = np.ascontiguousarray(queries)
     nq, (n, dim) = len(queries), rows.shape
-    block = max(SMALLEST_BLOCK, BLOCK_BYTES // (4 * dim))
+    block = block_rows(dim)
     if mask is not None or nq < 2 or n < 2 * block or nq >= matrix_path_from(dim):
         return _whole(queries, rows, k, mask)
     starts = range(0, n, block)

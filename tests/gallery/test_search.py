@@ -81,8 +81,9 @@ def test_auto_takes_the_approximate_one_above_its_size() -> None:
 
 @pytest.mark.parametrize("nq", [1, 3, 40])
 def test_every_way_of_exact_search_finds_the_same(nq: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "BLOCK_BYTES", 4096)  # many blocks, the last one short, some shorter than k
-    monkeypatch.setattr(exact, "SMALLEST_BLOCK", 64)
+    monkeypatch.setattr(
+        exact, "block_rows", lambda _: 64
+    )  # each shorter than k, and the last one shorter still
     rows, queries = clustered(1000), clustered(nq, seed=3)
     scores, found = exact.inner_product(queries, rows, 70)
     products = queries @ rows.T
