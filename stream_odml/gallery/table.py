@@ -7,6 +7,7 @@ rebased.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,15 +47,16 @@ class Table:
         self.files = files
         uri = f"{files.uri}/{name}"
         try:
-            self.handle = DeltaTable(uri, storage_options=storage_options)
+            self._handle = DeltaTable(uri, storage_options=storage_options)
         except TableNotFoundError:
             raise NotAStreamRoot(
                 f"{files.uri} has no table {name!r}; create a stream root there first, or correct the path"
             ) from None
-        self.dim = _checked_dim(self.handle, uri)
+        self.dim = _checked_dim(self._handle, uri)
         self.present: frozenset[str] = frozenset()
         self._log = None if "://" in uri else Path(uri) / "_delta_log"
-        self._seen = -1
+        self._files: dict[str, int] = {}
+        self._version = self._seen = -1
 
     @staticmethod
     def create(files: Files, name: str, dim: int, storage_options: dict[str, str] | None = None) -> None:
@@ -68,20 +70,27 @@ class Table:
             storage_options=storage_options,
         )
 
+    @property
+    def handle(self) -> DeltaTable:
+        """For commits: at the version that :meth:`refresh` saw last, never at a later one of somebody else's."""
+        if self._handle.version() < self._version:
+            self._handle.load_as_version(self._version)
+        return self._handle
+
     def refresh(self) -> tuple[list[str], list[str]]:
         """(files that came, files that went) since the last call, oldest first; about 20 µs when nothing did.
 
         Raises NotAStreamRoot when the table is gone.
         """
-        if self._maybe_behind():
-            self.handle.update_incremental()
-        if self.handle.version() == self._seen:
+        if self._version < 0:
+            self._read_table()
+        if self._maybe_behind() and not self._read_log():
+            self._handle.update_incremental()
+            self._read_table()
+        if self._version == self._seen:
             return [], []
-        actions = pa.table(self.handle.get_add_actions(flatten=True))
-        order = actions.sort_by([("modification_time", "ascending"), ("path", "ascending")])[
-            "path"
-        ].to_pylist()
-        known, self.present, self._seen = self.present, frozenset(order), self.handle.version()
+        order = sorted(self._files, key=lambda path: (self._files[path], path))
+        known, self.present, self._seen = self.present, frozenset(order), self._version
         return [p for p in order if p not in known], sorted(known - self.present)
 
     @property
@@ -97,13 +106,40 @@ class Table:
         """Let the next :meth:`refresh` name every file again, because reading one of them failed."""
         self.seen = frozenset(), -1
 
+    def _read_table(self) -> None:
+        actions = pa.table(self._handle.get_add_actions(flatten=True))
+        times = actions["modification_time"].cast(pa.timestamp("ms")).cast(pa.int64())
+        self._files = dict(zip(actions["path"].to_pylist(), times.to_pylist(), strict=True))
+        self._version = self._handle.version()
+
+    def _read_log(self) -> bool:
+        """Take in the local commits after the one seen; False if they cannot be had one by one.
+
+        The Delta library's own update keeps some 60 KB of every commit for ever (delta-io/delta-rs#4241) and takes
+        longer the longer the log is: a replica that swaps for weeks, and answers meanwhile, can afford neither.
+        """
+        read = 0
+        while self._log is not None:
+            try:
+                text = (self._log / f"{self._version + 1:020d}.json").read_text(encoding="utf-8")
+                actions = [json.loads(line) for line in text.splitlines()]
+            except (FileNotFoundError, ValueError):
+                break
+            for action in actions:
+                if "add" in action:
+                    self._files[unquote(action["add"]["path"])] = action["add"]["modificationTime"]
+                elif "remove" in action:
+                    self._files.pop(unquote(action["remove"]["path"]), None)
+            self._version, read = self._version + 1, read + 1
+        return read > 0
+
     def _maybe_behind(self) -> bool:
         # Locally the next commit is a file of a known name: one stat instead of a directory listing. When
         # even our own version's file is gone, the log was cleaned up past a sleeping reader, and the table
         # itself must be asked.
         if self._log is None:
             return True
-        following = self.handle.version() + 1
+        following = self._version + 1
         if (self._log / f"{following:020d}.json").exists():
             return True
         if (self._log / f"{following - 1:020d}.json").exists():
