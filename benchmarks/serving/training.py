@@ -43,6 +43,9 @@ def measure_training(report: Report, seed: int) -> None:
 
         learn("first")
         quiet = [learn("quiet")]
+        _asked(
+            session.endpoints.service, body, lambda: time.sleep(2)
+        )  # what is first is neither idle nor busy
         idle = _asked(session.endpoints.service, body, lambda: time.sleep(IDLE_S))
         busy_speed: list[float] = []
         busy = _asked(session.endpoints.service, body, lambda: busy_speed.append(learn("asked")))

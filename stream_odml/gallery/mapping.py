@@ -17,7 +17,7 @@ from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 BLOCK = 8192
 """Rows mapped at a time: bounds what is held beside input and output."""
 STEPS_KEPT = 64
-HEADS_KEPT = 3
+HEADS_KEPT = 2
 
 
 def apply_into(drift: DriftMap, vectors: FloatArray, out: FloatArray) -> None:

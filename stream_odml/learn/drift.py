@@ -17,7 +17,8 @@ from stream_odml.learn.settings import KernelName
 
 Float64s = NDArray[np.float64]
 _KINDS = ("identity", "affine", "kernel")
-_BLOCK = 4096
+_BLOCK = 1024
+"""Rows whose weights for some thousand anchors stay in the cache between the two products."""
 
 
 class DriftMap(Protocol):
@@ -98,12 +99,14 @@ class KernelMap:
         # Here, so that whoever only composes affine maps (driver, command line) does not load torch.
         import torch
 
-        from stream_odml.learn.kernels import kernel_mean, kernel_weights
+        from stream_odml.learn.geometry import unit
+        from stream_odml.learn.kernels import kernel_mean, weights_of
 
-        anchors, residuals = torch.from_numpy(self.anchors_md), torch.from_numpy(self.residuals_md)
+        anchors_dm = unit(torch.from_numpy(self.anchors_md)).T
+        residuals = torch.from_numpy(self.residuals_md)
         for i in range(0, len(g_nd), _BLOCK):
             g = torch.from_numpy(np.ascontiguousarray(g_nd[i : i + _BLOCK], dtype=np.float32))
-            w = kernel_weights(g, anchors, self.kernel, self.width)
+            w = weights_of(unit(g) @ anchors_dm, self.kernel, self.width)
             out[i : i + _BLOCK] += kernel_mean(w, residuals, self.floor).numpy()
         return out
 

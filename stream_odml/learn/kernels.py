@@ -19,14 +19,19 @@ def kernel_weights(z_nd: Tensor, u_Cd: Tensor, kernel: KernelName, width: float)
     softmax(cos / width); gaussian: exp(-|z - u|^2 / 2 width^2), Yu et al., Semantic Drift Compensation
     (CVPR 2020).
     """
-    cos_nC = unit(z_nd) @ unit(u_Cd).T
+    return weights_of(unit(z_nd) @ unit(u_Cd).T, kernel, width)
+
+
+def weights_of(cos_nC: Tensor, kernel: KernelName, width: float) -> Tensor:
+    """The same out of the cosines, in their place: for many rows a pass over fresh memory costs as much as a
+    tenth of the product that made them."""
     if kernel == "cosine":
         return cos_nC
     if kernel == "clamped":
-        return cos_nC.clamp_min(0)
+        return cos_nC.clamp_min_(0)
     if kernel == "softmax":
-        return ((cos_nC - 1) / width).exp()
-    return ((cos_nC - 1) / width**2).exp()  # |z - u|^2 = 2 - 2 cos
+        return cos_nC.sub_(1).div_(width).exp_()
+    return cos_nC.sub_(1).div_(width**2).exp_()  # |z - u|^2 = 2 - 2 cos
 
 
 def weighted_mean(
@@ -45,4 +50,5 @@ def weighted_mean(
 
 def kernel_mean(w_nC: Tensor, values_Cd: Tensor, floor: float) -> Tensor:
     """Mean of the C values weighted by each row's kernel weights, [n, d]; falls back to their plain mean."""
-    return weighted_mean(w_nC @ values_Cd, w_nC.sum(1), w_nC.abs().sum(1), floor, values_Cd.mean(0))
+    absolute_n = torch.linalg.vector_norm(w_nC, 1, dim=1)
+    return weighted_mean(w_nC @ values_Cd, w_nC.sum(1), absolute_n, floor, values_Cd.mean(0))
