@@ -16,7 +16,7 @@ from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 
 BLOCK = 8192
 """Rows mapped at a time: bounds what is held beside input and output."""
-STEPS_KEPT = 64
+STEPS_KEPT = 16
 HEADS_KEPT = 2
 
 
@@ -50,6 +50,11 @@ class Mapper:
             if start not in self._into[end]:
                 self._compose(tree, path)
             return self._into[end][start]
+
+    def keep(self, head: str) -> None:
+        """Forget the maps into other heads: a map a version adds up, and the next head's are made from this one's."""
+        with self._lock:
+            self._into = OrderedDict({head: self._into[head]} if head in self._into else {})
 
     def _compose(self, tree: VersionTree, path: Sequence[str]) -> None:
         start, into_end = path[0], self._into[path[-1]]

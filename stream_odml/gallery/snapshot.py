@@ -225,6 +225,7 @@ def _load(store: Store, settings: SearchSettings, before: GallerySnapshot | None
             raw, out = store.vectors(path)[picked[first:last] - start], vectors.view(len(picked))[first:last]
             _map_rows(raw, rows["version"].slice(first, last - first), maps, out)
         start += len(block)
+    store.mapper.keep(head)
     columns = Columns().grown(rows.drop_columns(["txn", "row"]))
     loaded = GallerySnapshot(
         version=head,
