@@ -71,6 +71,13 @@ class Strings:
         text: str = self.chunks[at][i - (self.ends[at - 1] if at else 0)].as_py()
         return text
 
+    def take(self, rows: NDArray[np.int64]) -> list[str]:
+        """The strings at ``rows``, at once where they lie in one piece."""
+        if len(self.chunks) != 1:
+            return [self[row] for row in rows.tolist()]
+        found: list[str] = self.chunks[0].take(pa.array(rows)).to_pylist()
+        return found
+
     def within(self, values: Sequence[str] | pa.Array) -> NDArray[np.bool_]:
         """Where one of ``values`` stands [n]."""
         wanted = values if isinstance(values, pa.Array) else pa.array(values, pa.string())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -44,25 +45,25 @@ class Nearest(Protocol):
 
 def hits_of(columns: Columns, scores: FloatArray, rows: Indices) -> list[list[Hit]]:
     """Scores and rows [nq, k] as hits; places without a row are left out."""
-    arrays = {name: columns.array(name) for name in ("class_name", "shard_id", "version", "time", "held_out")}
-    names = {name: columns.names[name].names for name in ("class_name", "shard_id", "version")}
-
-    def hit(row: int, score: float) -> Hit:
-        text, time = columns.attributes[row], int(arrays["time"][row])
-        return Hit(
-            columns.item_ids[row],
-            names["class_name"][arrays["class_name"][row]],
-            score,
-            names["version"][arrays["version"][row]],
-            {} if text == "{}" else json.loads(text),
-            None if time == NO_TIME else EPOCH + timedelta(microseconds=time),
-            names["shard_id"][arrays["shard_id"][row]],
-            bool(arrays["held_out"][row]),
-            row,
-        )
-
-    pairs = zip(rows.tolist(), scores.tolist(), strict=True)
-    return [[hit(row, score) for row, score in zip(*pair, strict=True) if row >= 0] for pair in pairs]
+    found = rows >= 0
+    flat = rows[found]
+    of = {name: columns.array(name)[flat].tolist() for name in ("time", "held_out")}
+    for name in ("class_name", "version", "shard_id"):
+        names = columns.names[name].names
+        of[name] = [names[code] for code in columns.array(name)[flat].tolist()]
+    hits = map(
+        Hit,
+        columns.item_ids.take(flat),
+        of["class_name"],
+        scores[found].tolist(),
+        of["version"],
+        [{} if text == "{}" else json.loads(text) for text in columns.attributes.take(flat)],
+        [None if time == NO_TIME else EPOCH + timedelta(microseconds=time) for time in of["time"]],
+        of["shard_id"],
+        of["held_out"],
+        flat.tolist(),
+    )
+    return [list(islice(hits, count)) for count in found.sum(axis=1).tolist()]
 
 
 def grouped(
