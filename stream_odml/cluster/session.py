@@ -36,6 +36,7 @@ from stream_odml.gallery.writer import Writer
 from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embedder_to_bytes
 
 log = logging.getLogger(__name__)
+ENDING_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
         gpus.append(Need("indexers", cluster.indexers, cluster.gpus_per_indexer))
         check_resources(gpus, ray.cluster_resources().get("GPU", 0.0), "GPU")
         check_placement(roles(config), cluster_nodes())
+        _check_alone()
         indexers = start_indexers(config)
         driver = _start_driver(config, takeover)
         session = Session(config, driver, indexers, _endpoints(config, driver))
@@ -217,6 +219,22 @@ def _check_model(config: StreamConfig, store: Store) -> None:
             f"the stream root {config.root} was made with {says}; set `model` back, "
             "or start a second stream with a new root on the same inbox"
         )
+
+
+def _check_alone() -> None:
+    """A Ray cluster runs one stream: its actors are found by their names. One that is ending is waited for."""
+    deadline = time.monotonic() + ENDING_S
+    while True:
+        try:
+            ray.get_actor(DRIVER_NAME, namespace=NAMESPACE)
+        except ValueError:
+            return
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                "another stream runs on this Ray cluster; stop it (`stream-odml stop JOB`), or give this one a "
+                "cluster of its own"
+            )
+        time.sleep(0.5)
 
 
 def _start_driver(config: StreamConfig, takeover: bool) -> Any:

@@ -135,10 +135,13 @@ def start_service(
 
 
 def stop_service() -> None:
-    """End the service and its proxy."""
+    """End the service; Serve itself too, unless it serves somebody else's application on this cluster."""
     from ray import serve
 
-    serve.shutdown()
+    if set(serve.status().applications) <= {APPLICATION}:
+        serve.shutdown()
+    else:
+        serve.delete(APPLICATION)
 
 
 def _wait_until_ready(url: str, timeout_s: float) -> None:
