@@ -70,27 +70,29 @@ def two_nodes(
     # A socket's path may have 107 bytes: the folder of a test is too deep.
     folder = Path(tempfile.mkdtemp(prefix="odml2-"))
     gcs, jobs, client, *agents = free_ports(5)
-    environment = {**_environment(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {**_environment(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     first = ["--head", f"--port={gcs}", f"--dashboard-port={jobs}", f"--ray-client-server-port={client}"]
     first += [f"--dashboard-host={head.ip}", f"--temp-dir={folder}", "--disable-usage-stats"]
     started: list[subprocess.Popen[bytes]] = []
     try:
         with output.open("ab") as log:
             started.append(
-                _start(head, [*first, f"--dashboard-agent-listen-port={agents[0]}"], environment, log)
+                _start(head, [*first, f"--dashboard-agent-listen-port={agents[0]}"], environment, folder, log)
             )
             _until_answers(f"http://{head.ip}:{jobs}/api/version", environment, started[0], output)
             second = [f"--address={head.ip}:{gcs}", f"--dashboard-agent-listen-port={agents[1]}"]
-            started.append(_start(worker, second, environment, log))
+            started.append(_start(worker, second, environment, folder, log))
             yield TwoNodes(f"http://{head.ip}:{jobs}", f"{head.ip}:{gcs}", environment, folder)
     finally:
         for process in reversed(started):
             _end(process)
+        for logs in folder.glob("session_2*/logs/serve"):  # why a service did not come up
+            shutil.copytree(logs, output.with_suffix(".serve"), dirs_exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(
-    place: Place, options: list[str], environment: Mapping[str, str], log: IO[bytes]
+    place: Place, options: list[str], environment: Mapping[str, str], folder: Path, log: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     command = [
         *place.prefix,
@@ -101,12 +103,12 @@ def _start(
         f"--num-cpus={place.cpus}",
     ]
     command += ["--num-gpus=0", f"--labels=role={place.role}", *options]
-    return subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log, start_new_session=True)
+    own = {**environment, **_proxy(folder / place.role)}
+    return subprocess.Popen(command, env=own, stdout=log, stderr=log, start_new_session=True)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     keep = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    metrics, stats = free_ports(2)
     return {
         **keep,
         "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}",
@@ -116,11 +118,17 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
-        # Other sessions on this machine must not meet this one's proxy.
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/h/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/h/admin.sock",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"{folder}/h",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/h/server-state",
+    }
+
+
+def _proxy(folder: Path) -> dict[str, str]:
+    """Nodes that share a disk, and sessions that share a machine, must not meet each other's proxy."""
+    metrics, stats = free_ports(2)
+    return {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
     }
