@@ -24,7 +24,7 @@ from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
-from stream_odml.cluster.observing import observe
+from stream_odml.cluster.observing import TERMINAL, observe
 from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
 from stream_odml.cluster.runtime import NAMESPACE, Need, check_port, check_resources, free_port, ray_session
 from stream_odml.cluster.sources import open_sources, push_path
@@ -105,7 +105,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     """
     config = prepare(config, takeover)
     cluster = config.cluster
-    observe(config, "run")
+    observe(config, TERMINAL)
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=_gpus(config), log_dir=log_dir):
         check_resources(needs(config), ray.cluster_resources().get("CPU", 0.0))

@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 from stream_odml.cluster import tracing
 from stream_odml.cluster.logs import about, set_up_logs
 from stream_odml.cluster.metrics import DriverMetrics
+from stream_odml.cluster.observing import TERMINAL, observe
 from stream_odml.cluster.profiling import WARM_UP, StepProfile
 from stream_odml.cluster.serving.metrics import ServiceMetrics
 from stream_odml.cluster.tracing import set_up_traces, span, trace_id
@@ -133,3 +134,15 @@ def test_a_stream_leaves_logs_traces_and_a_profile(tmp_path: Path) -> None:
     assert sum(s["name"] == "shard.index" for s in spans) == 3
     assert (root / "profiles" / f"{head}.txt").stat().st_size > 0
     assert json.loads((root / "profiles" / f"{head}.trace.json").read_text())["traceEvents"]
+
+
+def test_a_terminal_is_not_filled_with_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Driver and workers log what happens; whoever typed the command sees the panel, and errors."""
+    logging.getLogger().handlers = []
+    plain = parse_config({"root": str(tmp_path)})
+    observe(plain, TERMINAL)
+    logging.getLogger("stream_odml").info("of no interest")
+    assert capfd.readouterr().err == ""
+    observe(plain, "driver")
+    logging.getLogger("stream_odml").info("indexed")
+    assert "indexed" in capfd.readouterr().err
