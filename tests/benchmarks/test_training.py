@@ -1,0 +1,23 @@
+"""What the training benchmark compares is the same thing: naive and ours begin with one loss and learn alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.training.made import Shape, made_batch, made_learner
+from benchmarks.training.naive import NaiveStep, naive_settings
+from stream_odml.learn.settings import EmbedderSpec, StageSettings
+
+SHAPE = Shape("tiny", EmbedderSpec("conv4", 16, 16), 4, 3)
+
+
+def test_the_naive_step_has_the_loss_of_ours() -> None:
+    pixels, labels = made_batch(SHAPE, 0)
+    naive = NaiveStep(SHAPE, 0)
+    ours = made_learner(SHAPE, "ours", 0, weight_wide=0.0, peer_every=1)
+    assert naive.step(pixels, labels) == pytest.approx(ours.step(pixels, labels).losses["total"], rel=1e-5)
+
+
+def test_the_naive_settings_ask_the_peer_on_every_batch() -> None:
+    assert StageSettings().peer_every > 1
+    assert naive_settings(StageSettings()).peer_every == 1
