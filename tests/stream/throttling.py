@@ -80,11 +80,23 @@ class _Verdicts:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # answers "Expect: 100-continue", which uploads wait for
     behind: int
     verdicts: _Verdicts
 
+    def _body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(parts)
+
     def _pass(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self._body()
         if self.path == CONTROL:
             self.verdicts.refuse = int(body or 0) or self.verdicts.refuse
             self._answer(200, {}, json.dumps(self.verdicts.counts).encode())
@@ -98,7 +110,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         connection = http.client.HTTPConnection("127.0.0.1", self.behind)
         try:
-            connection.request(self.command, self.path, body, dict(self.headers))
+            dropped = {"transfer-encoding", "expect", "connection", "content-length"}
+            asked = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+            connection.request(self.command, self.path, body, asked)
             answer = connection.getresponse()
             data = answer.read()
         except OSError:  # the server is ending
@@ -122,7 +136,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         with contextlib.suppress(OSError):  # who asked has gone
             self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            for name, value in ({"Content-Length": str(len(body)), "Connection": "close"} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
