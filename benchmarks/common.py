@@ -103,16 +103,21 @@ class Report:
         return path
 
     def as_dict(self) -> dict[str, Any]:
-        """All of the result file."""
-        return {
-            "benchmark": self.name,
+        """All of the result file; `parts` says of each part which run measured it, as others may be of older runs."""
+        run = {
             "command": _command(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "git": git_commit(),
+        }
+        parts = sorted({str(row["part"]) for row in self.rows if "part" in row})
+        return {
+            "benchmark": self.name,
+            **run,
             "machine": machine(),
             "versions": versions(),
             "seeds": self.seeds,
             "quick": self.quick,
+            **({"parts": dict.fromkeys(parts, run)} if parts else {}),
             "figures": self.figures,
             "rows": self.rows,
         }
@@ -121,7 +126,12 @@ class Report:
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     measured = {row.get("part") for row in new["rows"]}
     rows = [row for row in old["rows"] if row.get("part") not in measured]
-    return {**new, "figures": {**old["figures"], **new["figures"]}, "rows": [*rows, *new["rows"]]}
+    return {
+        **new,
+        "parts": {**old.get("parts", {}), **new.get("parts", {})},
+        "figures": {**old["figures"], **new["figures"]},
+        "rows": [*rows, *new["rows"]],
+    }
 
 
 def figure_table(title: str, figures: Mapping[str, float]) -> Table:
