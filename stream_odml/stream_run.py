@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from stream_odml.cluster.runtime import HeadDied, dead_head
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
 from stream_odml.config import StreamConfig
@@ -45,10 +46,11 @@ def _watch(session: Session, idle_s: float | None, console: Console) -> None:
     busy_at = answered_at = time.monotonic()
     with StreamView(console, f"stream {session.config.name}") as view:
         while idle_s is None or time.monotonic() - busy_at < idle_s:
+            if dead := dead_head():
+                raise HeadDied(f"Ray's {' and '.join(dead)} ended")
             status = _status(session)
             if status is not None:
                 view.show(status)
-            if status is not None:
                 answered_at = time.monotonic()
             if time.monotonic() - answered_at > DRIVER_GONE_S:
                 raise RuntimeError(
@@ -60,9 +62,15 @@ def _watch(session: Session, idle_s: float | None, console: Console) -> None:
 
 
 def _status(session: Session) -> dict[str, Any] | None:
-    with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+    try:
         return session.status()
-    return None
+    except ray.exceptions.ActorDiedError as error:  # one that restarts does not answer so
+        raise RuntimeError(
+            "the driver has ended for good, as it does when another run takes the stream root over; "
+            "see logs/ under the root, and start the stream again if there is no other"
+        ) from error
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return None
 
 
 def is_busy(status: dict[str, Any]) -> bool:

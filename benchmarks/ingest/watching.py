@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tests.faults.harness import descendants
+from benchmarks.faults.process import descendants
 
 EVERY_S = 0.2
 OTHER = "ray_itself"

@@ -17,7 +17,7 @@ import ray
 
 from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.forgetting import forget_in_banks
-from stream_odml.cluster.indexer import indexer_handles
+from stream_odml.cluster.indexer_calls import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.cluster.logs import about
 from stream_odml.cluster.metrics import DriverMetrics
@@ -199,12 +199,12 @@ class StreamDriver:
             self._stages_deferred += 1
             self._stages.deferred(order)
 
-    def stage_failed(self, order: StageOrder, error: str) -> None:
+    def stage_failed(self, order: StageOrder, error: str, rank: int) -> None:
         """Note an error of the trainer, where people look, and give the attempt up when it keeps coming."""
         with self._lock, about(stage=order.version_id):
-            log.error("stage failed: %s", error)
+            log.error("stage failed on rank %d: %s", rank, error)
             self._training_problem = error
-            self._stages.failed(order, error)
+            self._stages.failed(order, error, rank)
 
     # -- people -------------------------------------------------------------------------------------------------
 

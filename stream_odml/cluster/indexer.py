@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import ray
 import torch
 
 from stream_odml.cluster.hang_guard import HangGuard
+from stream_odml.cluster.indexer_calls import IndexedBatch, ShardCounts, indexer_name
 from stream_odml.cluster.indexing import IndexedShard, IndexOptions, index_shard
 from stream_odml.cluster.logs import about
 from stream_odml.cluster.observing import observe
@@ -24,34 +25,6 @@ from stream_odml.gallery.store import Store
 from stream_odml.learn.embedder import Embedder, embedder_from_bytes
 from stream_odml.stream.reasons import TransientReadError
 from stream_odml.stream.shard import ShardRef
-
-
-@dataclass(frozen=True)
-class ShardCounts:
-    """What the ledger keeps of an indexed shard."""
-
-    shard_id: str
-    rows: int
-    held_out: int
-    quarantined: int
-    classes: dict[str, int]
-    """Good images of each class."""
-    trainable: dict[str, int]
-    """Those of them that are not held out."""
-    reasons: dict[str, int]
-
-
-@dataclass(frozen=True)
-class IndexedBatch:
-    """Rows of several shards, ready for one transaction; ``retry`` names shards whose bytes were out of reach."""
-
-    version: str
-    rows: pa.Table
-    quarantine: pa.Table
-    counts: list[ShardCounts]
-    retry: dict[str, str]
-    rest: tuple[str, ...] = ()
-    """Shards that were not begun, because those before them filled the batch."""
 
 
 class Indexer:
@@ -148,15 +121,6 @@ def start_indexers(config: StreamConfig) -> list[Any]:
         max_task_retries=0,  # the driver counts what a shard does to its reader
     )(Indexer)
     return [
-        actor.options(name=_name(i), namespace=NAMESPACE).remote(config.model_dump_json(), i)
+        actor.options(name=indexer_name(i), namespace=NAMESPACE).remote(config.model_dump_json(), i)
         for i in range(cluster.indexers)
     ]
-
-
-def indexer_handles(count: int) -> list[Any]:
-    """Handles of the running indexers. Raises ValueError when there are none."""
-    return [ray.get_actor(_name(i), namespace=NAMESPACE) for i in range(count)]
-
-
-def _name(i: int) -> str:
-    return f"Indexer-{i}"

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from stream_odml.cluster.indexer import IndexedBatch
+from stream_odml.cluster.indexer_calls import IndexedBatch
 from stream_odml.config import IngestConfig
 from stream_odml.gallery.ledger import ShardState
 from stream_odml.gallery.store import Store

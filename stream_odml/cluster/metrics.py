@@ -150,6 +150,8 @@ class DriverMetrics(Collector):
         yield _value("stage_step", "Steps done in the running stage.", now.step)
         yield _value("stage_steps", "Steps of the running stage in all.", now.total_steps)
         yield _value("train_workers", "Data-parallel workers in the running stage.", now.workers)
+        if now.leader:
+            yield _gauge("train_leader_info", "1 for host and process of rank 0.", "process", {now.leader: 1})
         yield _gauge("loss", "Last loss of the running stage by part.", "part", now.losses)
 
 

@@ -65,3 +65,5 @@ class StageProgress:
     data_wait_s: tuple[float, ...] = ()
     first_step_s: float | None = None
     workers: int = 0
+    leader: str = ""
+    """Host and process id of rank 0."""

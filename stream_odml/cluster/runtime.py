@@ -27,6 +27,9 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # How soon a lost worker is noticed, and how long a frozen one is waited for (Ray's own: 2 s and 10 minutes).
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -41,6 +44,9 @@ _ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # Ray puts every worker at 15, replicas and proxy too. Here only what can wait steps back (see `step_back`).
     "RAY_worker_niceness": "0",
+    # Three looks that fail, and the proxy is started anew: at Ray's default of ten seconds, half a minute without one.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     # Draining waits this long even when no request is left.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
@@ -48,6 +54,10 @@ _ENVIRONMENT = {
 
 class ClusterTooSmall(ValueError):
     """The cluster cannot hold every process of the stream at once; waiting would never end."""
+
+
+class HeadDied(RuntimeError):
+    """A process of Ray's own ended, and with it the session that this process had started."""
 
 
 class PortTaken(ValueError):
@@ -170,12 +180,21 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
             )
         yield
     finally:
+        if dead_head():  # the rest would wait for it a minute, and hold the stream root meanwhile
+            ray._private.worker._global_node.kill_all_processes(check_alive=False)
         ray.shutdown()
         os.environ.clear()
         os.environ.update(before)
         if log_dir is not None:
             _keep_logs(Path(folder), log_dir)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def dead_head() -> list[str]:
+    """Which of Ray's own processes have ended, of a session that this process started: nothing goes on without them."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    dead = node.dead_processes() if node is not None else []
+    return [name for name, _ in dead if name in ("gcs_server", "raylet")]
 
 
 def _local_environment(folder: str) -> dict[str, str]:
@@ -191,6 +210,8 @@ def _local_environment(folder: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
+        # A local head never comes back: what is left of its session need not wait for it for a minute.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     }
 
 

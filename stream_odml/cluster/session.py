@@ -26,7 +26,16 @@ from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
 from stream_odml.cluster.observing import TERMINAL, observe
 from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
-from stream_odml.cluster.runtime import NAMESPACE, Need, check_port, check_resources, free_port, ray_session
+from stream_odml.cluster.runtime import (
+    NAMESPACE,
+    HeadDied,
+    Need,
+    check_port,
+    check_resources,
+    dead_head,
+    free_port,
+    ray_session,
+)
 from stream_odml.cluster.sources import open_sources, push_path
 from stream_odml.config import ConfigError, StreamConfig
 from stream_odml.gallery.artifacts import STUDENT
@@ -86,11 +95,19 @@ class Session:
         for file in list(files.list("progress")):
             files.delete(file.path)
 
+    def abandon(self) -> None:
+        """Nobody is left to talk to: only keep the trainer from being started again."""
+        self._stopping.set()
+
     def stop(self, timeout_s: float = 60.0) -> None:
         """Drain the driver, let the trainer return, give the root back."""
         self._stopping.set()
-        with contextlib.suppress(ray.exceptions.RayError):
+        try:
             ray.get(self.driver.drain.remote(), timeout=timeout_s)
+        except ray.exceptions.ActorDiedError:
+            timeout_s = 1.0  # ended for good: nobody tells the trainer to return
+        except ray.exceptions.RayError:
+            pass
         if self._trainer.is_alive():
             self._trainer.join(timeout=timeout_s)
         with contextlib.suppress(ray.exceptions.RayError):
@@ -101,7 +118,8 @@ class Session:
 def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session]:
     """Start a stream and end it when the block ends.
 
-    Raises ConfigError, RootBusy, PortTaken, ClusterTooSmall before anything of the stream has run.
+    Raises ConfigError, RootBusy, PortTaken, ClusterTooSmall before anything of the stream has run, HeadDied when Ray
+    ended under it.
     """
     config = prepare(config, takeover)
     cluster = config.cluster
@@ -127,6 +145,9 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
             _write_endpoints(config, session.endpoints)
             yield session
         finally:
+            if dead := dead_head():
+                session.abandon()
+                raise HeadDied(f"Ray's {' and '.join(dead)} ended; the same command goes on from here")
             session.stop()
             if cluster.serve and (cluster.address is not None or os.environ.get("RAY_ADDRESS")):
                 from stream_odml.cluster.serving.deployment import stop_service

@@ -38,8 +38,9 @@ class Stages:
         self._policy = policy
         self._max_refusals = max_refusals
         self._handed_at: dict[str, float] = {}
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[tuple[str, int]] = Counter()
         self._handed: str | None = None
+        self._returns, self._furthest = 0, 0
         self._asked_at = (-1, 0.0)
         self._seen: LedgerState | None = None
         self._ready: list[WaitingShard] = []
@@ -100,16 +101,32 @@ class Stages:
     def hand_out(self, done: StageProgress) -> StageOrder | None:
         """The next order for a trainer that asks. ``done`` is how far it had come with the one before.
 
-        An attempt that comes back again and again without a further step is refused, so that others get on.
+        An attempt that comes back again and again without a further step is refused, so that others get on; one that
+        is killed as often, but gets on in between, is not.
         """
         order = self.next_order()
         if order is None:
             return None
-        if order.version_id == self._handed and (done.version != order.version_id or not done.step):
-            self.failed(order, "the trainer ended without a step", MAX_RETURNS)
+        if order.version_id == self._handed and not self._got_on(order.version_id, done):
+            self._refuse_after(order, MAX_RETURNS, "the trainer ended without a further step")
             order = self.next_order()
+        elif order.version_id != self._handed:
+            self._returns, self._furthest = 0, 0
         self._handed = order.version_id if order is not None else None
         return order
+
+    def _got_on(self, version_id: str, done: StageProgress) -> bool:
+        step = done.step if done.version == version_id else 0
+        if step > self._furthest:
+            self._returns, self._furthest = 0, step
+            return True
+        self._returns += 1
+        return self._returns < MAX_RETURNS
+
+    def _refuse_after(self, order: StageOrder, times: int, error: str) -> None:
+        self._handed = None
+        reason = f"failed {times} times, last: {error}"
+        self.commit(StageResult(order.version_id, order.parent, order.task, refusal=reason))
 
     def is_current(self, version_id: str) -> bool:
         """Whether this attempt is the one to go on with."""
@@ -146,13 +163,12 @@ class Stages:
             store.files.delete(part)
         return result.version_id
 
-    def failed(self, order: StageOrder, error: str, most: int = MAX_FAILURES) -> None:
-        """An attempt ended in an error that nobody foresaw; after ``most`` times it is refused."""
+    def failed(self, order: StageOrder, error: str, rank: int = 0) -> None:
+        """An attempt ended in an error that nobody foresaw; after the third of one rank it is refused."""
         self._handed = None
-        self._failures[order.version_id] += 1
-        if self._failures[order.version_id] >= most:
-            reason = f"failed {most} times, last: {error}"
-            self.commit(StageResult(order.version_id, order.parent, order.task, refusal=reason))
+        self._failures[order.version_id, rank] += 1
+        if self._failures[order.version_id, rank] == MAX_FAILURES and self.is_current(order.version_id):
+            self._refuse_after(order, MAX_FAILURES, error)
 
     def _refuse(self, result: StageResult) -> str:
         store = self._writer.store

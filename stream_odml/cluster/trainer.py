@@ -7,6 +7,8 @@ up again from its last recorded step, and on one world size it ends in the same 
 from __future__ import annotations
 
 import logging
+import os
+import platform
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from stream_odml.cluster.caching import warm_up
-from stream_odml.cluster.driver_calls import call_driver, driver_handle
+from stream_odml.cluster.driver_calls import DriverGone, call_driver, driver_handle
 from stream_odml.cluster.logs import about
 from stream_odml.cluster.observing import observe
 from stream_odml.cluster.profiling import StepProfile
@@ -143,8 +145,8 @@ class _Worker:
                 error, OSError | DeltaError
             ):  # a store out of reach: waited for, and no fault of the stage
                 call_driver("stage_deferred", order, why)
-            elif self.world.rank == 0:
-                call_driver("stage_failed", order, why)
+            elif not is_loss_of_a_process(error):
+                call_driver("stage_failed", order, why, self.world.rank)
             raise
         if self.world.rank == 0:
             self.reporter.report(StageProgress("committing", order.task, order.version_id, order.depth))
@@ -208,6 +210,17 @@ class _Worker:
             dist.barrier()
 
 
+def is_loss_of_a_process(error: BaseException) -> bool:
+    """Whether another process went (a peer, a reading task, a node): nothing that this stage did wrong.
+
+    A peer that failed by itself tells its own error; gloo names a lost one in plain RuntimeErrors only.
+    """
+    lost = (ray.exceptions.RayError, dist.DistError, DriverGone)
+    if isinstance(error, lost) and not isinstance(error, ray.exceptions.RayTaskError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+
+
 class _Reporter:
     """Tells the driver how the stage goes, at most twice a second and without waiting for its answer."""
 
@@ -239,6 +252,7 @@ class _Reporter:
                 "step_s": tuple(self._steps),
                 "data_wait_s": tuple(self._waits),
                 "workers": self._world.size,
+                "leader": f"{platform.node()}:{os.getpid()}",
             }
         )
         self._steps, self._waits, self._sent = [], [], time.monotonic()

@@ -2,8 +2,11 @@
 
 import os
 import signal
+from pathlib import Path
 
 ENVIRONMENT = "STREAM_ODML_CRASH_AT"
+ORDER = "STREAM_ODML_CRASH_ORDER"
+"""Names a file; a point that is written into it kills the first process that passes there, once."""
 
 CRASH_POINTS = (
     "claim.before",
@@ -50,13 +53,15 @@ CRASH_POINTS = (
 
 def crash_point(name: str) -> None:
     """Kill this process (SIGKILL) when the environment names this point, as ``name`` or ``name:3`` (third
-    pass)."""
-    wanted = os.environ.get(ENVIRONMENT)
-    if not wanted:
+    pass), or when the file that :data:`ORDER` names holds it."""
+    wanted, order = os.environ.get(ENVIRONMENT), os.environ.get(ORDER)
+    if not wanted and not order:
         return
     if name not in CRASH_POINTS:
         raise ValueError(f"crash point {name!r} is not in CRASH_POINTS; add it there so that tests walk it")
-    point, _, count = wanted.partition(":")
+    if order and _claimed(Path(order), name):
+        os.kill(os.getpid(), signal.SIGKILL)
+    point, _, count = (wanted or "").partition(":")
     if point != name:
         return
     left = int(count or 1) - 1
@@ -64,3 +69,13 @@ def crash_point(name: str) -> None:
         os.environ[ENVIRONMENT] = f"{point}:{left}"
         return
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _claimed(order: Path, name: str) -> bool:
+    try:
+        if order.read_text() != name:
+            return False
+        order.unlink()  # succeeds for one process of all that pass here now
+    except FileNotFoundError:
+        return False
+    return True

@@ -13,7 +13,8 @@ import pytest
 import ray
 
 from stream_odml.cluster import indexing
-from stream_odml.cluster.indexer import IndexedBatch, Indexer
+from stream_odml.cluster.indexer import Indexer
+from stream_odml.cluster.indexer_calls import IndexedBatch
 from stream_odml.cluster.ingestion import Ingestion
 from stream_odml.cluster.runtime import ray_session
 from stream_odml.config import parse_config

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from stream_odml.cluster import ingestion
-from stream_odml.cluster.indexer import IndexedBatch, ShardCounts
+from stream_odml.cluster.indexer_calls import IndexedBatch, ShardCounts
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.cluster.runtime import ray_session
 from stream_odml.config import IngestConfig

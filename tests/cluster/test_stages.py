@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stream_odml.cluster.progress import StageResult
-from stream_odml.cluster.stages import MAX_FAILURES, Stages
+from stream_odml.cluster.progress import StageProgress, StageResult
+from stream_odml.cluster.stages import MAX_FAILURES, MAX_RETURNS, Stages
 from stream_odml.gallery.writer import Writer
 from stream_odml.stream.boundary import BoundaryPolicy
 from stream_odml.stream.shard import ShardManifest
@@ -130,8 +130,40 @@ def test_an_attempt_that_keeps_failing_is_given_up(writer: Writer) -> None:
     for _ in range(MAX_FAILURES):
         assert stages.next_order() is not None
         stages.failed(order, "out of memory")
+        stages.failed(order, "a peer's own words", rank=1)
     assert stages.next_order() is None
     assert "out of memory" in str(writer.store.ledger.tasks["task-0001"].skipped)
+
+
+def one_task(writer: Writer, max_refusals: int = 0) -> Stages:
+    """A closed task that waits to be learnt."""
+    stages = Stages(writer, TWO_CLASSES, max_refusals)
+    ref = shard("a")
+    writer.record_landed([ref])
+    index(writer, ref, {"oak": 3, "elm": 3})
+    stages.close_tasks()
+    return stages
+
+
+def test_an_attempt_that_is_killed_often_but_gets_on_is_kept(writer: Writer) -> None:
+    stages = one_task(writer)
+    order = stages.hand_out(StageProgress())
+    assert order is not None
+    for step in range(1, 3 * MAX_RETURNS):
+        again = stages.hand_out(StageProgress("training", version=order.version_id, step=step))
+        assert again is not None
+        assert again.version_id == order.version_id
+
+
+def test_an_attempt_that_never_gets_past_a_step_is_given_up(writer: Writer) -> None:
+    stages = one_task(writer)
+    order = stages.hand_out(StageProgress())
+    assert order is not None
+    stuck = StageProgress("training", version=order.version_id, step=7)
+    for _ in range(MAX_RETURNS):
+        assert stages.hand_out(stuck) is not None
+    assert stages.hand_out(stuck) is None
+    assert "without a further step" in str(writer.store.ledger.tasks["task-0001"].skipped)
 
 
 def test_a_refused_stage_leaves_no_vectors_behind(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.faults.harness import descendants
+from benchmarks.faults.process import descendants
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S = 90.0

@@ -1,0 +1,209 @@
+"""Faults that kill nobody: frozen processes, a full or read-only or slow disk, a wall clock that jumps.
+
+The stream's root is a small tmpfs of its own. Each fault is begun, held for some seconds, ended; then the time until
+the stream does all of its work again is taken, and the oracle asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Report
+from benchmarks.faults.live import Live
+from benchmarks.faults.process import send
+from benchmarks.faults.watch import wait_for
+
+SIZE = "256m"
+FSYNC_MS = 300
+JUMP_S = 7200
+HEAL_S = 90.0
+Fault = Callable[["Place", float], None]
+
+
+class Place:
+    """A live stream whose root lies on a tmpfs of its own and whose processes carry the shim."""
+
+    def __init__(self, folder: Path, live: Live, disk: Path, shim: Path | None) -> None:
+        self.folder, self.live, self.disk, self.shim = folder, live, disk, shim
+
+    def one(self, role: str) -> int:
+        """A process of a role."""
+        sight = self.live.watch.sight
+        if role == "rank_0":
+            return sight.leader
+        found = sight.cast.get(role, frozenset()) - ({sight.leader} if role == "worker" else set())
+        return min(found)
+
+
+def _stopped(role: str) -> Fault:
+    def fault(place: Place, hold_s: float) -> None:
+        pid = place.one(role)
+        send(pid, signal.SIGSTOP)
+        time.sleep(hold_s)
+        send(pid, signal.SIGCONT)
+
+    return fault
+
+
+def full_disk(place: Place, hold_s: float) -> None:
+    """Not a byte is left, again and again as something is freed."""
+    filler = place.disk / "filler"
+    until = time.monotonic() + hold_s
+    with filler.open("ab", buffering=0) as file:
+        while time.monotonic() < until:
+            for size in (1 << 20, 4096, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(b"\0" * size) == size:
+                        pass
+            time.sleep(0.05)
+    filler.unlink()
+
+
+def read_only(place: Place, hold_s: float) -> None:
+    """The disk is remounted read-only, as Linux does after an error of it."""
+    deadline = time.monotonic() + 10
+    while _mount("-o", "remount,ro", str(place.disk)) and time.monotonic() < deadline:
+        time.sleep(0.02)  # busy: somebody writes at this instant
+    time.sleep(hold_s)
+    _mount("-o", "remount,rw", str(place.disk))
+
+
+def slow_fsync(place: Place, hold_s: float) -> None:
+    """Each fsync of any process takes a third of a second."""
+    assert place.shim is not None
+    told = place.folder / "shim" / "fsync_ms"
+    told.write_text(str(FSYNC_MS))
+    time.sleep(hold_s)
+    told.unlink()
+
+
+def _clock(offset_s: int) -> Fault:
+    def fault(place: Place, hold_s: float) -> None:
+        told = place.folder / "shim" / f"clock-{place.one('driver')}"
+        told.write_text(str(offset_s))
+        time.sleep(hold_s)
+        told.unlink()
+
+    return fault
+
+
+FAULTS: dict[str, Fault] = {
+    "stop_driver": _stopped("driver"),
+    "stop_worker": _stopped("worker"),
+    "stop_rank_0": _stopped("rank_0"),
+    "stop_indexer": _stopped("indexer"),
+    "stop_replica": _stopped("replica"),
+    "full_disk": full_disk,
+    "read_only": read_only,
+    "slow_fsync": slow_fsync,
+    "clock_forward": _clock(JUMP_S),
+    "clock_back": _clock(-JUMP_S),
+}
+NEED_SHIM = ("slow_fsync", "clock_forward", "clock_back")
+NEED_ROOT = ("full_disk", "read_only")
+
+
+def run(report: Report, seed: int, names: list[str], hold_s: float) -> int:
+    """Each of ``names`` once, in an order that the seed chooses; how many promises were broken."""
+    chosen = [name for name in FAULTS if not names or name in names]
+    random.Random(seed).shuffle(chosen)
+    broken = 0
+    with place() as here:
+        for name in chosen:
+            why = _impossible(name, here)
+            if why:
+                report.say(f"NOT CHECKED: {name}: {why}")
+                continue
+            row = _suffer(here, name, hold_s)
+            broken += row["verdict"] != "ok"
+            report.row(part=f"environment-{seed}", seed=seed, fault=name, **row)
+            report.say(f"{name}: {row}")
+        found = here.live.drain()
+        report.row(
+            part=f"environment-{seed}",
+            seed=seed,
+            fault="all",
+            verdict="; ".join(v.text for v in found) or "ok",
+        )
+        report.say(f"after all of them: {[v.text for v in found] or 'ok'}")
+        return broken + len(found)
+
+
+def _impossible(name: str, here: Place) -> str:
+    if name in NEED_SHIM and here.shim is None:
+        return "no C compiler for the shim"
+    return "needs root for a tmpfs" if name in NEED_ROOT and os.geteuid() else ""
+
+
+def _suffer(here: Place, name: str, hold_s: float) -> dict[str, Any]:
+    live = here.live
+    asked = len(live.asker.questions)
+    began, before = time.monotonic(), live.watch.sight
+    FAULTS[name](here, hold_s)
+    ended = time.monotonic()
+    shard = live.feeder.land().name
+    heal_s = wait_for(lambda: shard in live.watch.sight.indexed and live.is_ready(), HEAL_S)
+
+    def has_stepped() -> bool:
+        now = live.watch.sight
+        return (now.stage, now.step) > (before.stage, before.step) and now.phase == "training"
+
+    to_step_s = wait_for(has_stepped, HEAL_S)
+    found = live.check()
+    questions = live.asker.questions[asked:]
+    verdict = "; ".join(v.text for v in found) or (
+        "ok" if heal_s is not None else f"not healed in {HEAL_S:.0f} s"
+    )
+    return {
+        "held_s": round(ended - began, 2),
+        "heal_s": None if heal_s is None else round(heal_s, 2),
+        "heal_to_step_s": None if to_step_s is None else round(time.monotonic() - ended, 2),
+        "questions": len(questions),
+        "unanswered": sum(q.attempt == 0 for q in questions),
+        "landings_refused": live.feeder.full,
+        "verdict": verdict,
+    }
+
+
+@contextlib.contextmanager
+def place() -> Iterator[Place]:
+    """The stream on its own disk."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        folder = Path(name)
+        disk, shim = folder / "disk", _shim(folder)
+        disk.mkdir()
+        mounted = os.geteuid() == 0 and not _mount("-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk))
+        try:
+            live = Live(folder, root=disk / "root")
+            if shim is not None:
+                live.environment |= {"LD_PRELOAD": str(shim), "FAULTS_SHIM": str(folder / "shim")}
+            with live:
+                yield Place(folder, live, disk, shim)
+        finally:
+            if mounted:
+                subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def _shim(folder: Path) -> Path | None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    (folder / "shim").mkdir()
+    if compiler is None:
+        return None
+    target = folder / "shim.so"
+    source = Path(__file__).with_name("shim.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", str(target), str(source), "-ldl"], check=True)
+    return target
+
+
+def _mount(*words: str) -> int:
+    return subprocess.run(["mount", *words], check=False, capture_output=True).returncode

@@ -1,0 +1,55 @@
+"""What a rank sees when another process goes is not counted against the stage; its own errors are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+
+from stream_odml.cluster.driver_calls import DriverGone
+from stream_odml.cluster.trainer import is_loss_of_a_process
+
+
+def _rank(rank: int, port: int, words: multiprocessing.SimpleQueue[tuple[bool, str]]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.all_reduce(torch.ones(1))
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        dist.all_reduce(torch.ones(1))
+    except Exception as error:
+        words.put((is_loss_of_a_process(error), f"{type(error).__name__}: {error}"))
+
+
+def test_a_peer_that_is_killed() -> None:
+    """By a real one: the words of gloo may change with a release of torch."""
+    context = multiprocessing.get_context("spawn")
+    words = context.SimpleQueue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [context.Process(target=_rank, args=(rank, port, words)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert not words.empty(), "rank 0 saw no error"
+    lost, text = words.get()
+    assert lost, text
+
+
+@pytest.mark.parametrize("error", [ray.exceptions.WorkerCrashedError(), DriverGone("away")])
+def test_a_process_of_ray_that_went(error: Exception) -> None:
+    assert is_loss_of_a_process(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("labels"), RuntimeError("out of memory"), MemoryError()])
+def test_an_error_of_its_own(error: Exception) -> None:
+    assert not is_loss_of_a_process(error)
