@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from typing import Any
 
@@ -17,7 +18,12 @@ from stream_odml.console import StreamView, skipped_tasks, stage_table
 from stream_odml.gallery.store import Store
 from stream_odml.versions_table import stage_rows
 
+log = logging.getLogger(__name__)
 DRIVER_GONE_S = 120.0
+ENDED = (
+    "the driver has ended for good, as it does when another run takes the stream root over; "
+    "see logs/ under the root, and start the stream again if there is no other"
+)
 
 
 def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, console: Console) -> None:
@@ -65,10 +71,10 @@ def _status(session: Session) -> dict[str, Any] | None:
     try:
         return session.status()
     except ray.exceptions.ActorDiedError as error:  # one that restarts does not answer so
-        raise RuntimeError(
-            "the driver has ended for good, as it does when another run takes the stream root over; "
-            "see logs/ under the root, and start the stream again if there is no other"
-        ) from error
+        log.error(
+            ENDED
+        )  # at once: ending Ray under a running trainer may end this process before its last words
+        raise RuntimeError(ENDED) from error
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
 

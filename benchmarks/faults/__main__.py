@@ -27,7 +27,7 @@ from benchmarks.faults.nodes import have_namespaces
 from tests.gallery.crash_walk import POINTS, walk
 
 PARTS = ("kills", "crash", "resume", "environment", "elastic", "cut", "memory")
-QUICK = {"kills": 12, "minutes": 1.2, "apart": 1}
+QUICK = {"kills": 12, "minutes": 3.0, "apart": 1}
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:

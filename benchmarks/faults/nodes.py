@@ -133,7 +133,8 @@ class TwoNodes:
         with (self._folder.with_suffix(".log")).open("ab") as log:
             return subprocess.Popen(
                 [*command, "--num-cpus", str(cpus), "--num-gpus", "0", "--disable-usage-stats"],
-                env={**os.environ, **self.environment},
+                # Else gloo takes the address of the host's name, which is this machine's own on both nodes.
+                env={**os.environ, **self.environment, "GLOO_SOCKET_IFNAME": NAME + ("f" if prefix else "h")},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
