@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -82,6 +83,7 @@ def two_nodes(
             _until_answers(f"http://{head.ip}:{jobs}/api/version", environment, started[0], output)
             second = [f"--address={head.ip}:{gcs}", f"--dashboard-agent-listen-port={agents[1]}"]
             started.append(_start(worker, second, environment, folder, log))
+            _until_joined(f"http://{head.ip}:{jobs}", environment, output)
             yield TwoNodes(f"http://{head.ip}:{jobs}", f"{head.ip}:{gcs}", environment, folder)
     finally:
         for process in reversed(started):
@@ -134,12 +136,26 @@ def _proxy(folder: Path) -> dict[str, str]:
     }
 
 
+def _until_joined(url: str, environment: Mapping[str, str], output: Path) -> None:
+    request = _asking(f"{url}/nodes?view=summary", environment)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+            if sum(node["raylet"].get("state") == "ALIVE" for node in nodes) == 2:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"the second node never joined:\n{output.read_text(errors='replace')[-3000:]}")
+
+
+def _asking(url: str, environment: Mapping[str, str]) -> urllib.request.Request:
+    return urllib.request.Request(url, headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"})
+
+
 def _until_answers(
     url: str, environment: Mapping[str, str], process: subprocess.Popen[bytes], output: Path
 ) -> None:
-    request = urllib.request.Request(
-        url, headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
-    )
+    request = _asking(url, environment)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=2):
