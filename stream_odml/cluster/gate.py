@@ -16,7 +16,7 @@ def verdict(gate: GateConfig, figures: Mapping[str, float]) -> str | None:
     for split, form, most in (
         ("new", "served", gate.max_new_loss),
         ("old", "served", gate.max_old_loss),
-        ("old", "estimated", gate.max_old_loss),
+        ("old", "estimated", gate.max_old_loss_estimated),
     ):
         kind = "/estimated" if form == "estimated" else ""
         before = figures.get(f"parent_recall_at_1/{split}{kind}")

@@ -38,9 +38,9 @@ def test_losses_within_the_bound_pass() -> None:
 
 
 def test_an_estimate_stands_in_for_old_classes_without_held_out_images() -> None:
-    estimated = {"parent_recall_at_1/old/estimated": 0.7, "recall_at_1/old/estimated": 0.6}
+    estimated = {"parent_recall_at_1/old/estimated": 0.7, "recall_at_1/old/estimated": 0.5}
     assert "estimated Recall@1 on old classes would fall" in str(verdict(GATE, estimated))
-    assert verdict(GATE, {**estimated, "recall_at_1/old/estimated": 0.69}) is None
+    assert verdict(GATE, {**estimated, "recall_at_1/old/estimated": 0.6}) is None
 
 
 def test_nothing_held_out_is_nothing_to_compare() -> None:
