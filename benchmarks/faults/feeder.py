@@ -61,10 +61,11 @@ class Feeder:
             thread.start()
 
     def stop(self) -> None:
-        """End; a push that was begun is repeated until it is confirmed."""
+        """End; a push that was begun is repeated until it is confirmed. Harmless when repeated."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=120)
+            if thread.is_alive():
+                thread.join(timeout=120)
 
     def land(self) -> Confirmed:
         """Land one shard now; returns when its producer may forget it. Raises OSError."""

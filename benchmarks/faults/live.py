@@ -22,7 +22,7 @@ from stream_odml.cluster.runtime import free_port
 from stream_odml.gallery.crashpoints import ORDER
 from stream_odml.gallery.store import Store
 
-START_S = 120.0
+START_S = 240.0
 SHARDS_A_TASK = 3
 
 
@@ -66,11 +66,16 @@ class Live:
         self.start()
         self.watch.start()
         self.feeder.start()
-        self.ready()
+        try:
+            self.ready()
+        except BaseException:
+            self.__exit__()
+            raise
         self.asker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.feeder.stop()
         self.watch.stop()
         if self.process is not None:
             self.process.kill_tree()
