@@ -8,6 +8,7 @@ from stream_odml.gallery.crashpoints import CRASH_POINTS, ORDER, crash_point
 from tests.gallery.crash_walk import POINTS, check_finished, check_whole_shards, killed_at, walk
 
 
+@pytest.mark.timeout(600)
 def test_killed_twice_at_every_point() -> None:
     failed = {point: why for point, why in walk(POINTS) if why}
     assert failed == {}
