@@ -176,11 +176,16 @@ def _undisturbed(scene: Scene) -> dict[str, Any]:
     return {}
 
 
-def _loses_a_node(scene: Scene) -> dict[str, Any]:
+def _into_stage_two(scene: Scene) -> None:
+    """Learn the base task and stop in the midst of the next one, on both workers."""
     scene.land(0)
     scene.until("the base stage", scene.learnt(1))
     scene.land(1)
     scene.until("stage 2 on two workers", scene.training(2, 2, 0.3))
+
+
+def _loses_a_node(scene: Scene) -> dict[str, Any]:
+    _into_stage_two(scene)
     scene.nodes.lose()
     down = scene.until("stage 2 on one worker", scene.training(2, 1))
     scene.until("stage 2", scene.learnt(2))
@@ -197,10 +202,7 @@ def _loses_a_node(scene: Scene) -> dict[str, Any]:
 
 
 def _cut(scene: Scene) -> dict[str, Any]:
-    scene.land(0)
-    scene.until("the base stage", scene.learnt(1))
-    scene.land(1)
-    scene.until("stage 2 on two workers", scene.training(2, 2, 0.3))
+    _into_stage_two(scene)
     scene.nodes.cut()
     took = scene.until("stage 2 on one worker", scene.training(2, 1))
     scene.until("stage 2", scene.learnt(2))
