@@ -1,8 +1,8 @@
 """Faults of every kind, on purpose, against a real stream, with an oracle of what was confirmed.
 
-    python -m benchmarks.faults --kills 120 --seed 1 --minutes 7            # all roles, several in flight
-    python -m benchmarks.faults --kills 60 --seed 2 --minutes 7 --alone     # one at a time: times to heal
-    python -m benchmarks.faults --only replica --minutes 5 --name replicas  # availability under replica kills
+    python -m benchmarks.faults --kills 120 --seed 1 --minutes 12           # all roles, several in flight
+    python -m benchmarks.faults --alone --quiet-machine --name alone        # one at a time: times to heal
+    python -m benchmarks.faults --only replica --quiet-machine --minutes 10 --name replicas  # availability
     python -m benchmarks.faults --parts crash resume --name steps           # crash points; mid-stage progress
     python -m benchmarks.faults --parts environment --name environment      # frozen, full, read-only, slow, clock
     python -m benchmarks.faults --parts memory --name memory                # ten stages, a thousand swaps
@@ -50,6 +50,9 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--hold", type=float, default=6.0, help="seconds that a fault of the environment lasts"
+    )
+    parser.add_argument(
+        "--quiet-machine", action="store_true", help="nothing else runs here: only such runs count for times"
     )
     parser.add_argument("--rate", type=float, default=5.0, help="questions a second of the client")
     parser.add_argument("--name", default="", help="of the result file, faults-<name>.json")
@@ -111,6 +114,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         arguments.apart,
         (arguments.pause[0], arguments.pause[1]),
         arguments.rate,
+        arguments.quiet_machine,
     )
 
 

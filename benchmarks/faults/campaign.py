@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import tempfile
@@ -15,7 +16,8 @@ from benchmarks.faults.asker import Question, availability
 from benchmarks.faults.killer import SLOTS, Board, Kill, Slot, row
 from benchmarks.faults.live import Live
 from benchmarks.faults.oracle import KINDS, Violation
-from benchmarks.faults.process import send
+from benchmarks.faults.others import Others
+from benchmarks.faults.process import family_of, send
 from benchmarks.faults.watch import wait_for
 
 APART = ("tree", "raylet", "gcs")
@@ -41,6 +43,8 @@ class Plan:
     apart: int
     pause_s: tuple[float, float]
     rate: float
+    quiet: bool = False
+    """Nothing else runs on the machine, so that times count."""
 
 
 def run(report: Report, seed: int, plan: Plan) -> list[Violation]:
@@ -50,13 +54,13 @@ def run(report: Report, seed: int, plan: Plan) -> list[Violation]:
         report.say(f"seed {seed}: starting a stream")
         with Live(Path(folder), rate=plan.rate) as live:
             board = Board(live, seed, plan.kills, say=report.say)
-            _slots(board, plan, report)
+            others = _slots(board, plan, report)
             apart = list(_apart(board, plan, report))
             report.say("no more kills; waiting for what is on its way")
             found = [*live.drain(), *live.end()]
             for kill in [*board.kills, *apart]:
-                report.row(part=part, seed=seed, **row(kill))
-            _summary(report, part, live, board, plan, found)
+                report.row(part=part, seed=seed, **row(kill), **({"quiet": True} if plan.quiet else {}))
+            _summary(report, part, live, board, plan, found, others)
         broken = [k for k in [*board.kills, *apart] if k.verdict not in ("ok", "not passed")]
         found += [Violation("disagree", f"kill {k.number} of {k.role}: {k.verdict}") for k in broken]
         for violation in found:
@@ -64,14 +68,16 @@ def run(report: Report, seed: int, plan: Plan) -> list[Violation]:
         return found
 
 
-def _slots(board: Board, plan: Plan, report: Report) -> None:
+def _slots(board: Board, plan: Plan, report: Report) -> Others:
+    """Let all slots kill until there were enough; who else used the machine meanwhile."""
     slots = [Slot(board, name, plan.pause_s, plan.alone, set(plan.only)) for name in SLOTS]
     for slot in slots:
         slot.start()
     until = time.monotonic() + 60 * plan.minutes
-    said = time.monotonic()
+    said, others = time.monotonic(), Others()
     while time.monotonic() < until and any(slot.is_alive() for slot in slots) and not board.stop.is_set():
         time.sleep(0.5)
+        others.look([os.getpid(), *family_of(board.live.watch.session)])
         if board.live.process is not None and board.live.process.has_ended:
             report.say(f"[red]the stream ended by itself:\n{board.live.process.tail()}[/]")
             break
@@ -82,6 +88,7 @@ def _slots(board: Board, plan: Plan, report: Report) -> None:
     board.stop.set()
     for slot in slots:
         slot.join(timeout=200)
+    return others
 
 
 def _apart(board: Board, plan: Plan, report: Report) -> Iterable[Kill]:
@@ -119,7 +126,9 @@ def _end(live: Live, role: str) -> bool:
     return ended is not None
 
 
-def _summary(report: Report, part: str, live: Live, board: Board, plan: Plan, found: list[Violation]) -> None:
+def _summary(
+    report: Report, part: str, live: Live, board: Board, plan: Plan, found: list[Violation], others: Others
+) -> None:
     """A row of sums, from which the figures of several runs are made."""
     by_kind = {FIGURES[kind]: sum(v.kind == kind for v in found) for kind in KINDS}
     questions: list[Question] = live.asker.questions
@@ -128,6 +137,8 @@ def _summary(report: Report, part: str, live: Live, board: Board, plan: Plan, fo
         sums=True,
         only=sorted(plan.only),
         alone=plan.alone,
+        quiet=plan.quiet,
+        others_cores=others.cores,
         kills=len(board.kills),
         minutes=round(board.minutes, 2),
         **by_kind,

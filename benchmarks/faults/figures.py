@@ -38,30 +38,34 @@ def _sums(rows: list[Row]) -> dict[str, float | None]:
 
 
 def _healing(kills: list[Row]) -> dict[str, float | None]:
-    """Times of kills that had no other in flight, except where the name says otherwise."""
-    inside = [row for row in kills if row["slot"] != "apart"]
-    alone = [row for row in inside if not row.get("in_flight")]
+    """Times of runs on a quiet machine, of kills that had no other in flight; the counts are of all runs."""
+    timed = [row for row in kills if row.get("quiet") and not row.get("in_flight")]
     seen = {
-        "heal_s_p95": _p95(alone, "heal_s", SINGLE),
-        "heal_to_step_s_p95": _p95([r for r in alone if r["slot"] == "training"], "heal_to_step_s"),
-        "heal_s_p95_several_in_flight": _p95([r for r in inside if r.get("in_flight")], "heal_s", SINGLE),
+        "kills_timed": float(len(timed)),
+        "heal_s_p95": _p95(timed, "heal_s", SINGLE),
+        "heal_to_step_s_p95": _p95([r for r in timed if r["slot"] == "training"], "heal_to_step_s"),
+        "heal_s_p95_busy_or_several": _p95([r for r in kills if r not in timed], "heal_s", SINGLE),
         "not_healed": float(sum("heal_s" not in row for row in kills)),
     }
     for role in sorted({row["role"] for row in kills}):
-        mine = [row for row in kills if row["role"] == role]
-        seen[f"kills_{role}"] = float(len(mine))
-        seen[f"heal_s_p95_{role}"] = _p95([r for r in mine if not r.get("in_flight")] or mine, "heal_s")
+        seen[f"kills_{role}"] = float(sum(row["role"] == role for row in kills))
+        seen[f"heal_s_p50_{role}"] = _quantile(timed, "heal_s", (role,), 50)
+        seen[f"heal_s_p95_{role}"] = _p95(timed, "heal_s", (role,))
     return seen
 
 
 def _p95(rows: list[Row], name: str, roles: tuple[str, ...] = ()) -> float | None:
-    return percentile([row[name] for row in rows if name in row and (not roles or row["role"] in roles)], 95)
+    return _quantile(rows, name, roles, 95)
+
+
+def _quantile(rows: list[Row], name: str, roles: tuple[str, ...], q: float) -> float | None:
+    return percentile([row[name] for row in rows if name in row and (not roles or row["role"] in roles)], q)
 
 
 def _availability(rows: list[Row]) -> dict[str, float | None]:
-    """Of runs that kill replicas alone, and of all runs."""
+    """Of runs on a quiet machine that kill replicas alone, and of all runs."""
     sums = [row for row in rows if row.get("sums") and row["questions"]]
-    replicas = [row for row in sums if row["only"] == ["replica"]]
+    replicas = [row for row in sums if row["only"] == ["replica"] and row["quiet"]]
     seen: dict[str, float | None] = {}
     for name, chosen in (("availability", replicas), ("availability_all_roles", sums)):
         asked = sum(row["questions"] for row in chosen)

@@ -1,6 +1,6 @@
 """Seeded killers: each slot kills one role after the other, the next only when the last one has healed.
 
-Slots are independent of each other (training, writing, indexing, serving) and may have one kill in flight each.
+Slots are independent of each other and may have one kill in flight each.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from benchmarks.faults.watch import Sight, wait_for
 
 SLOTS: dict[str, dict[str, int]] = {
     "training": {"worker": 3, "rank_0": 3, "reader": 3, "train_controller": 1},
-    "writing": {"driver": 3, "crash_point": 2},
+    "writing": {"driver": 1},
+    "committing": {"crash_point": 1},
     "indexing": {"indexer": 1},
     "serving": {"replica": 5, "proxy": 1, "proxy_manager": 1, "serve_controller": 1},
 }
 HEAL_S = 90.0
 WAIT_FOR_VICTIM_S = 15.0
+WAIT_AT_POINT_S = 45.0
 POINTS = (
     "landed.before", "landed.after", "ingest.before", "ingest.after_gallery", "ingest.after_quarantine",
     "ingest.after_ledger", "close.before", "close.after", "attempt.before", "attempt.after", "stage.before",
@@ -180,7 +182,7 @@ class Slot(threading.Thread):
                 return self.board.stop.is_set()
             return True
 
-        if wait_for(taken, WAIT_FOR_VICTIM_S, 0.01) is None or order.exists():
+        if wait_for(taken, WAIT_AT_POINT_S, 0.01) is None or order.exists():
             order.unlink(missing_ok=True)
             kill.verdict = "not passed"
         kill.at_s = time.monotonic() - self.board.began
@@ -198,7 +200,7 @@ class Slot(threading.Thread):
 
     def _condition(self, kill: Kill, before: Sight, replicas: set[str]) -> Callable[[], bool]:
         live = self.board.live
-        if kill.slot in ("writing", "indexing"):
+        if kill.slot in ("writing", "committing", "indexing"):
             name = _land(live)
             return lambda: name in live.watch.sight.indexed and self._replaced(kill, before)
         if kill.slot == "training":
