@@ -16,9 +16,9 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.common import Report, common_arguments, percentile
-from stream_odml.demo import demo_config, run_demo
+from stream_odml.commands.demo import demo_config, run_demo
+from stream_odml.commands.versions_table import stage_rows
 from stream_odml.gallery.store import Store
-from stream_odml.versions_table import stage_rows
 
 
 def main() -> None:

@@ -46,6 +46,10 @@ from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embe
 
 log = logging.getLogger(__name__)
 ENDING_S = 20.0
+ENDED = (
+    "the driver has ended for good, as it does when another run takes the stream root over; "
+    "see logs/ under the root, and start the stream again if there is no other"
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,17 @@ class Session:
         """What the driver says; raises ray's GetTimeoutError or RayActorError while it is away."""
         status: dict[str, Any] = ray.get(self.driver.status.remote(), timeout=timeout_s)
         return status
+
+    def look(self) -> dict[str, Any] | None:
+        """`status`, or None while the driver is away; RuntimeError once it has ended for good."""
+        try:
+            return self.status()
+        except ray.exceptions.ActorDiedError as error:  # one that restarts does not answer so
+            # At once: ending Ray under a running trainer may end this process before its last words.
+            log.error(ENDED)
+            raise RuntimeError(ENDED) from error
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return None
 
     def start_training(self) -> None:
         """Begin the long-lived training run in a thread of this process."""

@@ -14,7 +14,7 @@ from stream_odml.cluster.serving.backend import Answer, Backend, ClassRow, Item,
 from stream_odml.cluster.serving.guard import KIND
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.gallery.hits import Hit
-from stream_odml.version_diff import CLASS_RECALL
+from stream_odml.gallery.version_diff import CLASS_RECALL
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from stream_odml.cluster.serving.backend import VersionHistory, VersionRow
 from stream_odml.cluster.serving.errors import ApiError, not_found
 from stream_odml.cluster.serving.replies import backend_of, reply, version_json
-from stream_odml.version_diff import diff_versions
+from stream_odml.gallery.version_diff import diff_versions
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"])
 

@@ -7,7 +7,7 @@ from typing import Any
 from stream_odml.cluster.figures import recall_key
 from stream_odml.gallery.errors import UnknownVersion
 from stream_odml.gallery.store import Store
-from stream_odml.version_diff import diff_versions
+from stream_odml.gallery.version_diff import diff_versions
 
 
 def stage_rows(store: Store) -> list[dict[str, Any]]:

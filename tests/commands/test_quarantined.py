@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_odml.cluster.indexing import IndexOptions, index_shard
+from stream_odml.commands.quarantined import export_rows
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.writer import IngestBatch, Writer
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.settings import EmbedderSpec
-from stream_odml.quarantined import export_rows
 from stream_odml.stream.landing import land_file
 from stream_odml.stream.sources import DirectorySource
 from tests.cluster.small_root import DIM, claim

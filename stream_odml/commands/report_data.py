@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from stream_odml.commands.versions_table import stage_rows
 from stream_odml.gallery.artifacts import STUDENT
 from stream_odml.gallery.files import Files
 from stream_odml.gallery.search import SearchSettings
@@ -20,7 +21,6 @@ from stream_odml.gallery.snapshot import GallerySnapshot
 from stream_odml.gallery.store import Store
 from stream_odml.learn.embedder import embed, embedder_from_bytes
 from stream_odml.stream.decode import decode_image
-from stream_odml.versions_table import stage_rows
 
 SHARDS_READ = 64
 """Held-out files that examples are drawn from, newest and oldest shards alike."""
@@ -60,7 +60,7 @@ class ReportData:
     root: str
     head: str
     versions: Sequence[dict[str, Any]]
-    """Rows of :func:`stream_odml.versions_table.stage_rows`, with ``drift`` by measure."""
+    """Rows of :func:`stream_odml.commands.versions_table.stage_rows`, with ``drift`` by measure."""
     items: int
     classes: int
     quarantine: dict[str, int]

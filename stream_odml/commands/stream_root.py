@@ -48,7 +48,7 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     """What a replica of the running service tells of its latency, in ms; empty when none answers."""
     import httpx
 
-    from stream_odml.report_data import service_latency
+    from stream_odml.commands.report_data import service_latency
 
     address = url or _noted_url(root)
     if address is None:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from stream_odml.cluster.runtime import HeadDied, dead_head
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
+from stream_odml.commands.console import StreamView, skipped_tasks, stage_table
+from stream_odml.commands.versions_table import stage_rows
 from stream_odml.config import StreamConfig
-from stream_odml.console import StreamView, skipped_tasks, stage_table
 from stream_odml.gallery.store import Store
-from stream_odml.versions_table import stage_rows
 
-log = logging.getLogger(__name__)
 DRIVER_GONE_S = 120.0
-ENDED = (
-    "the driver has ended for good, as it does when another run takes the stream root over; "
-    "see logs/ under the root, and start the stream again if there is no other"
-)
 
 
 def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, console: Console) -> None:
@@ -54,7 +47,7 @@ def _watch(session: Session, idle_s: float | None, console: Console) -> None:
         while idle_s is None or time.monotonic() - busy_at < idle_s:
             if dead := dead_head():
                 raise HeadDied(f"Ray's {' and '.join(dead)} ended")
-            status = _status(session)
+            status = session.look()
             if status is not None:
                 view.show(status)
                 answered_at = time.monotonic()
@@ -65,18 +58,6 @@ def _watch(session: Session, idle_s: float | None, console: Console) -> None:
             if status is None or is_busy(status):
                 busy_at = time.monotonic()
             time.sleep(0.5)
-
-
-def _status(session: Session) -> dict[str, Any] | None:
-    try:
-        return session.status()
-    except ray.exceptions.ActorDiedError as error:  # one that restarts does not answer so
-        log.error(
-            ENDED
-        )  # at once: ending Ray under a running trainer may end this process before its last words
-        raise RuntimeError(ENDED) from error
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-        return None
 
 
 def is_busy(status: dict[str, Any]) -> bool:

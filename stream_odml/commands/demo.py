@@ -17,12 +17,12 @@ from rich.console import Console
 from stream_odml.client import Client, ClientError
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
+from stream_odml.commands.console import StreamView, skipped_tasks, stage_table
+from stream_odml.commands.producer import Category, LandedShard, Producer, categories_of
+from stream_odml.commands.versions_table import stage_rows
 from stream_odml.config import StreamConfig, parse_config
-from stream_odml.console import StreamView, skipped_tasks, stage_table
 from stream_odml.gallery.store import Store
-from stream_odml.producer import Category, LandedShard, Producer, categories_of
 from stream_odml.stream.glyphs import glyph_categories
-from stream_odml.versions_table import stage_rows
 
 SHARD_CATEGORIES = 5
 TASK_CATEGORIES = 15
@@ -158,8 +158,8 @@ class _Demo:
 
     def _look(self, view: StreamView) -> None:
         self._store.refresh()
-        with contextlib.suppress(Exception):  # a restarting driver: the view keeps its last picture
-            status = self._session.status()
+        status = self._session.look()
+        if status is not None:
             self._unlearnt = status["shards"]["landed"] - status["shards"]["learnt"]
             view.show(status, {"ok": self._measured.ok, "failed": self._measured.failed})
 

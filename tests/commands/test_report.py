@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from stream_odml.cluster.indexing import IndexOptions
+from stream_odml.commands.report import write_report
+from stream_odml.commands.report_data import service_latency
+from stream_odml.commands.report_plots import Line, bars, line_plot
 from stream_odml.gallery.errors import NotAStreamRoot
-from stream_odml.report import write_report
-from stream_odml.report_data import service_latency
-from stream_odml.report_plots import Line, bars, line_plot
 from tests.cluster.serving.tiny_stream import TinyStream
 
 BAD_NAME = "<script>alert(1)</script>"

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from stream_odml.report_data import Example, ReportData, report_data
-from stream_odml.report_plots import CSS, Line, bars, line_plot
+from stream_odml.commands.report_data import Example, ReportData, report_data
+from stream_odml.commands.report_plots import CSS, Line, bars, line_plot
 
 QUERIES, NEIGHBOURS = 24, 6
 
