@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.common import Report
 from benchmarks.faults.live import Live
 from benchmarks.faults.process import send
-from benchmarks.faults.watch import wait_for
+from benchmarks.faults.watch import Sight, wait_for
 
 SIZE = "256m"
 FSYNC_MS = 300
@@ -87,9 +87,9 @@ def slow_fsync(place: Place, hold_s: float) -> None:
     told.unlink()
 
 
-def _clock(offset_s: int) -> Fault:
+def _clock(offset_s: int, everywhere: bool) -> Fault:
     def fault(place: Place, hold_s: float) -> None:
-        told = place.folder / "shim" / f"clock-{place.one('driver')}"
+        told = place.folder / "shim" / ("clock" if everywhere else f"clock-{place.one('driver')}")
         told.write_text(str(offset_s))
         time.sleep(hold_s)
         told.unlink()
@@ -106,10 +106,12 @@ FAULTS: dict[str, Fault] = {
     "full_disk": full_disk,
     "read_only": read_only,
     "slow_fsync": slow_fsync,
-    "clock_forward": _clock(JUMP_S),
-    "clock_back": _clock(-JUMP_S),
+    "driver_clock_forward": _clock(JUMP_S, everywhere=False),
+    "driver_clock_back": _clock(-JUMP_S, everywhere=False),
+    "clock_forward": _clock(JUMP_S, everywhere=True),
+    "clock_back": _clock(-JUMP_S, everywhere=True),
 }
-NEED_SHIM = ("slow_fsync", "clock_forward", "clock_back")
+NEED_SHIM = ("slow_fsync", "driver_clock_forward", "driver_clock_back", "clock_forward", "clock_back")
 NEED_ROOT = ("full_disk", "read_only")
 
 
@@ -147,32 +149,32 @@ def _impossible(name: str, here: Place) -> str:
 
 def _suffer(here: Place, name: str, hold_s: float) -> dict[str, Any]:
     live = here.live
-    asked = len(live.asker.questions)
-    began, before = time.monotonic(), live.watch.sight
+    asked, refused = len(live.asker.questions), live.feeder.full
+    began = time.monotonic()
     FAULTS[name](here, hold_s)
-    ended = time.monotonic()
+    ended, after = time.monotonic(), live.watch.sight
     shard = live.feeder.land().name
     heal_s = wait_for(lambda: shard in live.watch.sight.indexed and live.is_ready(), HEAL_S)
-
-    def has_stepped() -> bool:
-        now = live.watch.sight
-        return (now.stage, now.step) > (before.stage, before.step) and now.phase == "training"
-
-    to_step_s = wait_for(has_stepped, HEAL_S)
-    found = live.check()
+    stepped = wait_for(lambda: _has_stepped(live.watch.sight, after), HEAL_S)
+    to_step_s = None if stepped is None else time.monotonic() - ended
+    found = [violation.text for violation in live.check()]
+    if heal_s is None or to_step_s is None:
+        found.append(f"not healed in {HEAL_S:.0f} s")
     questions = live.asker.questions[asked:]
-    verdict = "; ".join(v.text for v in found) or (
-        "ok" if heal_s is not None else f"not healed in {HEAL_S:.0f} s"
-    )
     return {
         "held_s": round(ended - began, 2),
         "heal_s": None if heal_s is None else round(heal_s, 2),
-        "heal_to_step_s": None if to_step_s is None else round(time.monotonic() - ended, 2),
+        "heal_to_step_s": None if to_step_s is None else round(to_step_s, 2),
         "questions": len(questions),
         "unanswered": sum(q.attempt == 0 for q in questions),
-        "landings_refused": live.feeder.full,
-        "verdict": verdict,
+        "landings_refused": live.feeder.full - refused,
+        "verdict": "; ".join(found) or "ok",
     }
+
+
+def _has_stepped(now: Sight, before: Sight) -> bool:
+    """Whether a step was made that had not been made before."""
+    return (now.stage, now.step) > (before.stage, before.step) and now.phase == "training"
 
 
 @contextlib.contextmanager

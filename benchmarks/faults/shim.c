@@ -1,6 +1,7 @@
 /* Preloaded into every process of a stream under fault. In the folder that FAULTS_SHIM names:
  *   fsync_ms     makes each fsync and fdatasync last so many milliseconds longer, in every process
  *   clock-<pid>  moves the wall clock of one process by so many seconds
+ *   clock        moves that of every process
  * Monotonic clocks stay, as they do when an operator sets the time. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,7 +39,7 @@ static long offset_s(void) {
     if (ms >= next_look) {
         next_look = ms + 50;
         snprintf(name, sizeof name, "clock-%d", getpid());
-        offset = (long)number_in(name);
+        offset = (long)(number_in(name) + number_in("clock"));
     }
     return offset;
 }

@@ -210,6 +210,9 @@ def _local_environment(folder: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
+        # Nobody takes this machine away with a warning, and the process that would listen for one is started anew
+        # with every worker group, just when the workers need the cores to come back.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # A local head never comes back: what is left of its session need not wait for it for a minute.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     }
