@@ -1,6 +1,6 @@
 """Faults of every kind, on purpose, against a real stream, with an oracle of what was confirmed.
 
-    python -m benchmarks.faults --kills 120 --seed 1 --minutes 12           # all roles, several in flight
+    python -m benchmarks.faults --kills 150 --seed 1 --minutes 10 --again 0.4  # all roles, several in flight
     python -m benchmarks.faults --alone --quiet-machine --name alone        # one at a time: times to heal
     python -m benchmarks.faults --only replica --quiet-machine --minutes 10 --name replicas  # availability
     python -m benchmarks.faults --parts crash resume --name steps           # crash points; mid-stage progress
@@ -42,6 +42,9 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=7.0, help="longest time of killing")
     parser.add_argument("--only", nargs="+", default=[], help="roles of killer.py, faults of environment.py")
     parser.add_argument("--alone", action="store_true", help="never two kills in flight")
+    parser.add_argument(
+        "--again", type=float, default=0.0, help="share of kills whose successor is killed on its way, too"
+    )
     parser.add_argument(
         "--apart", type=int, default=0, help="whole-tree kills (tree, raylet, gcs) at the end"
     )
@@ -114,6 +117,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         arguments.apart,
         (arguments.pause[0], arguments.pause[1]),
         arguments.rate,
+        arguments.again,
         arguments.quiet_machine,
     )
 

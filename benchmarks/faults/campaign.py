@@ -43,6 +43,8 @@ class Plan:
     apart: int
     pause_s: tuple[float, float]
     rate: float
+    again: float = 0.0
+    """Share of kills after which what comes in the place of the killed is killed, too."""
     quiet: bool = False
     """Nothing else runs on the machine, so that times count."""
 
@@ -70,7 +72,7 @@ def run(report: Report, seed: int, plan: Plan) -> list[Violation]:
 
 def _slots(board: Board, plan: Plan, report: Report) -> Others:
     """Let all slots kill until there were enough; who else used the machine meanwhile."""
-    slots = [Slot(board, name, plan.pause_s, plan.alone, set(plan.only)) for name in SLOTS]
+    slots = [Slot(board, name, plan.pause_s, plan.alone, set(plan.only), plan.again) for name in SLOTS]
     for slot in slots:
         slot.start()
     until = time.monotonic() + 60 * plan.minutes

@@ -8,13 +8,14 @@ from benchmarks.common import percentile
 
 Row = dict[str, Any]
 SUMS = ("shards_lost", "learnt_twice", "indexed_twice", "phantom_items", "disagreements")
+UNPASSED = "not passed"
 SINGLE = ("driver", "worker", "rank_0", "indexer", "replica")
 """The roles that the bars of healing name."""
 
 
 def figures(rows: list[Row]) -> dict[str, float | None]:
     """All of them; None for what was not measured."""
-    kills = [row for row in rows if "slot" in row and row.get("verdict") != "not passed"]
+    kills = [row for row in rows if "slot" in row and row.get("verdict", UNPASSED) != UNPASSED]
     seen: dict[str, float | None] = {}
     if kills:
         seen |= {"kills": float(len(kills)), **_sums(rows), **_healing(kills), **_availability(rows)}
@@ -45,7 +46,7 @@ def _healing(kills: list[Row]) -> dict[str, float | None]:
         "heal_s_p95": _p95(timed, "heal_s", SINGLE),
         "heal_to_step_s_p95": _p95([r for r in timed if r["slot"] == "training"], "heal_to_step_s"),
         "heal_s_p95_busy_or_several": _p95([r for r in kills if r not in timed], "heal_s", SINGLE),
-        "not_healed": float(sum("heal_s" not in row for row in kills)),
+        "not_healed": float(sum("heal_s" not in row and not row.get("killed_again") for row in kills)),
     }
     for role in sorted({row["role"] for row in kills}):
         seen[f"kills_{role}"] = float(sum(row["role"] == role for row in kills))

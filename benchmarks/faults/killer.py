@@ -28,6 +28,11 @@ SLOTS: dict[str, dict[str, int]] = {
 HEAL_S = 90.0
 WAIT_FOR_VICTIM_S = 15.0
 WAIT_AT_POINT_S = 45.0
+SUCCESSORS = {
+    "driver": "driver", "indexer": "indexer", "replica": "replica", "worker": "worker", "rank_0": "worker"
+}  # fmt: skip
+"""Roles that are killed again on the way back, and what comes in their place (which rank is not known yet)."""
+SUCCESSOR_LIVES_S = 1.5
 POINTS = (
     "landed.before", "landed.after", "ingest.before", "ingest.after_gallery", "ingest.after_quarantine",
     "ingest.after_ledger", "close.before", "close.after", "attempt.before", "attempt.after", "stage.before",
@@ -51,6 +56,8 @@ class Kill:
     heal_to_step_s: float | None = None
     verdict: str = ""
     point: str = ""
+    killed_again: bool = False
+    """What came in its place was killed before it had healed; that is the next kill of its slot."""
 
 
 @dataclass
@@ -84,9 +91,13 @@ class Board:
 
     def end(self, kill: Kill) -> None:
         """Ask the oracle, and let the slot go on."""
-        found = self.live.check()
+        self.judge(kill)
         with self.lock:
             self.flying.pop(kill.slot, None)
+
+    def judge(self, kill: Kill) -> None:
+        """Ask the oracle."""
+        found = self.live.check()
         kill.verdict = "; ".join(v.text for v in found) or kill.verdict or "ok"
         if kill.verdict != "ok":
             self.say(f"[red]seed {self.seed}, kill {kill.number} ({kill.role}): {kill.verdict}[/]")
@@ -95,13 +106,20 @@ class Board:
 
 
 class Slot(threading.Thread):
-    """Kills roles of one slot until the board says stop. ``alone``: never while another slot's kill is healing."""
+    """Kills roles of one slot until the board says stop. ``alone``: never while another slot's kill is healing;
+    ``again``: share of kills after which what comes in the place of the killed is killed on its way, too."""
 
     def __init__(
-        self, board: Board, name: str, pause_s: tuple[float, float], alone: bool, only: set[str]
+        self,
+        board: Board,
+        name: str,
+        pause_s: tuple[float, float],
+        alone: bool,
+        only: set[str],
+        again: float = 0.0,
     ) -> None:
         super().__init__(name=f"killer-{name}", daemon=True)
-        self.board, self.slot, self.pause_s, self.alone = board, name, pause_s, alone
+        self.board, self.slot, self.pause_s, self.alone, self.again = board, name, pause_s, alone, again
         self._random = random.Random(f"{board.seed}/{name}")
         self._roles = [
             role for role, times in SLOTS[name].items() if not only or role in only for _ in range(times)
@@ -136,9 +154,38 @@ class Slot(threading.Thread):
             before = self._at_point(kill, before)
         else:
             send(victim, signal.SIGKILL)
+            kill = self._strike_again(kill, before)
         if not kill.verdict:
             self._heal(kill, before, names)
         self.board.end(kill)
+
+    def _strike_again(self, kill: Kill, before: Sight) -> Kill:
+        """Kill what comes in the place of the killed, as often as chance wants it; the last kill."""
+        role = SUCCESSORS.get(kill.role, "")
+        known = before.cast.get(role, frozenset())
+        while role and self._random.random() < self.again:
+            victim = self._successor(role, known)
+            following = self.board.begin(self.slot, role) if victim else None
+            if following is None:
+                break
+            following.victim = victim
+            send(victim, signal.SIGKILL)
+            kill.killed_again = True
+            self.board.judge(kill)
+            kill, known = following, known | {victim}
+        return kill
+
+    def _successor(self, role: str, known: frozenset[int]) -> int:
+        """A process of ``role`` that is none of the known, some instants after it came; 0 when none comes."""
+        come: set[int] = set()
+
+        def has_come() -> bool:
+            come.update(self.board.live.watch.sight.cast.get(role, frozenset()) - known)
+            return bool(come) or self.board.stop.is_set()
+
+        wait_for(has_come, WAIT_FOR_VICTIM_S)
+        time.sleep(self._random.uniform(0.0, SUCCESSOR_LIVES_S))
+        return min((pid for pid in come if is_running(pid)), default=0)
 
     def _prepare(self, role: str) -> tuple[int, str] | None:
         """Whom to kill, and at which named point."""
@@ -238,5 +285,7 @@ def row(kill: Kill, **more: Any) -> dict[str, Any]:
     """A kill as the result file keeps it."""
     values = {**kill.__dict__, **more}
     return {
-        k: round(v, 3) if isinstance(v, float) else v for k, v in values.items() if v not in (None, "", ())
+        k: round(v, 3) if isinstance(v, float) else v
+        for k, v in values.items()
+        if v not in (None, "", ()) and v is not False
     }

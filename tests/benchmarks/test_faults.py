@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.faults import others
+from benchmarks.faults import live, others
 from benchmarks.faults.figures import figures
 
 SUMS = {"shards_lost": 0, "learnt_twice": 0, "indexed_twice": 0, "phantom_items": 0, "disagreements": 0}
@@ -29,9 +30,11 @@ def test_times_are_of_single_kills_on_a_quiet_machine() -> None:
         kill("replica", 50.0),
         kill("replica", 70.0, quiet=True, in_flight=["driver"]),
         kill("crash_point", 9.0, verdict="not passed"),
+        {"slot": "writing", "role": "driver", "killed_again": True, "verdict": "ok"},
     ]
     seen = figures(rows)
-    assert (seen["kills"], seen["kills_replica"], seen["kills_timed"]) == (3.0, 3.0, 1.0)
+    assert (seen["kills"], seen["kills_replica"], seen["kills_timed"]) == (4.0, 3.0, 1.0)
+    assert seen["not_healed"] == 0.0
     assert seen["heal_s_p95"] == seen["heal_s_p50_replica"] == 2.0
     assert seen["heal_s_p95_busy_or_several"] == 69.0
 
@@ -60,3 +63,23 @@ def test_what_others_use_is_what_no_process_of_the_family_used(monkeypatch: pyte
     assert seen.cores is None
     seen.look([1, 2])
     assert seen.cores == (6.0 - 3.0 - 0.5) / 2.0
+
+
+def test_the_oracle_looks_again_when_a_file_was_merged_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    looks: list[str] = []
+
+    def open_store(root: str) -> str:
+        looks.append(root)
+        if len(looks) < 3:
+            raise FileNotFoundError(root)
+        return root
+
+    monkeypatch.setattr("benchmarks.faults.live.Store.open", open_store)
+    monkeypatch.setattr(live, "violations", lambda store, truth, final, learnt: [])
+    assert live.Live(tmp_path).check() == []
+    assert len(looks) == 3
+    monkeypatch.setattr(live, "LOOKS", 2)
+    looks.clear()
+    assert [violation.kind for violation in live.Live(tmp_path).check()] == ["disagree"]
