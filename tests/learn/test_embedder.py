@@ -24,7 +24,7 @@ from stream_odml.learn.embedder import (
     embedder_from_bytes,
     embedder_to_bytes,
 )
-from stream_odml.learn.mobilenetv2 import MobileNetV2, _SameConv2d
+from stream_odml.learn.mobilenetv2 import MobileNetV2, _ConvNorm, _SameConv2d
 from stream_odml.learn.packing import BadArtifact
 from stream_odml.learn.settings import EmbedderSpec, StageSettings
 from stream_odml.learn.stage import StageLearner
@@ -113,6 +113,24 @@ def test_bytes_keep_every_bit_and_batches_do_not_matter(tmp_path: Path) -> None:
         embedder_from_bytes(data[:-1])
     with pytest.raises(BadArtifact, match="expected embedder"):
         embedder_from_bytes(ClassBank.empty(4).to_bytes())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_frozen_norm_folded_into_its_convolution_gives_the_same_values_and_gradients(stride: int) -> None:
+    torch.manual_seed(0)
+    layer = _ConvNorm(3, 4, 3, stride)
+    conv, norm = layer[0], layer[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm(torch.randn(64, 4, 5, 5) * 3 + 1)  # statistics other than 0 and 1
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    layer.eval()
+    images = torch.randn(2, 3, 9, 9, requires_grad=True)
+    wanted = [images, *layer.parameters()]
+    folded = torch.autograd.grad(layer(images).square().sum(), wanted)
+    apart = torch.autograd.grad(norm(conv(images)).clamp(0, 6).square().sum(), wanted)
+    for one, other in zip(folded, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_mobilenet_loads_weights_by_torchvision_s_names(tmp_path: Path) -> None:
