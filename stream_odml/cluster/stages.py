@@ -10,6 +10,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +19,6 @@ import pyarrow.parquet as pq
 from stream_odml.cluster.forgetting import without_forgotten
 from stream_odml.cluster.ingestion import shard_ref
 from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
-from stream_odml.gallery.files import Files
 from stream_odml.gallery.ledger import LedgerState, ShardState
 from stream_odml.gallery.tables import GALLERY
 from stream_odml.gallery.writer import Writer
@@ -149,16 +150,20 @@ class Stages:
             return store.tree.head
         if result.refusal is not None:
             return self._refuse(result)
-        rows = StageRows(store.files, result.rows)
-        artifacts = without_forgotten(self._writer, result.version_id, result.parent, result.artifacts, rows)
-        self._writer.commit_stage(
-            version_id=result.version_id,
-            parent=result.parent,
-            task=result.task,
-            artifacts=artifacts,
-            rows=rows,
-            metrics=result.metrics,
-        )
+        with ExitStack() as copies:
+            # Here first: the table's writer cannot wait for an object store in the midst of its own work.
+            rows = StageRows([copies.enter_context(store.files.local(part)) for part in result.rows])
+            artifacts = without_forgotten(
+                self._writer, result.version_id, result.parent, result.artifacts, rows
+            )
+            self._writer.commit_stage(
+                version_id=result.version_id,
+                parent=result.parent,
+                task=result.task,
+                artifacts=artifacts,
+                rows=rows,
+                metrics=result.metrics,
+            )
         for part in [*result.rows, *(ref.path for n, ref in result.artifacts.items() if artifacts[n] != ref)]:
             store.files.delete(part)
         return result.version_id
@@ -187,13 +192,12 @@ class Stages:
 class StageRows:
     """The parts that the ranks wrote, a few rows in memory at a time, as often as they are gone through."""
 
-    def __init__(self, files: Files, paths: Sequence[str]) -> None:
-        self._files, self._paths = files, paths
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
 
     def __iter__(self) -> Iterator[pa.Table]:
-        root = self._files.arrow("")
         for path in self._paths:
-            with root.open_input_file(path) as file, pq.ParquetFile(file) as parts:
+            with pq.ParquetFile(path) as parts:
                 for number in range(parts.num_row_groups):  # `iter_batches` would keep what it has read
                     yield parts.read_row_group(number, use_threads=False).cast(GALLERY)
 

@@ -7,8 +7,10 @@ atomic by itself).
 import io
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +45,8 @@ class Files(Protocol):
 
     def upload(self, path: str, source: Path) -> None: ...
 
+    def local(self, path: str) -> AbstractContextManager[Path]: ...
+
     def exists(self, path: str) -> bool: ...
 
     def list(self, prefix: str) -> Iterator[FileInfo]: ...
@@ -74,6 +78,10 @@ class LocalFiles:
     def upload(self, path: str, source: Path) -> None:
         with source.open("rb") as data:
             self._write(path, data, True)
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        yield Path(self.uri) / path
 
     def _write(self, path: str, data: IO[bytes], durable: bool) -> None:
         target = Path(self.uri) / path
@@ -149,6 +157,15 @@ class ObjectFiles:
             while chunk := data.read(COPY_BYTES):
                 stream.write(chunk)
         stream.close()
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        """A copy on this machine's disk for as long as the block lasts."""
+        with tempfile.TemporaryDirectory(prefix="stream-odml-") as folder:
+            copy = Path(folder) / Path(path).name
+            with self._filesystem.open_input_stream(path) as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
+            yield copy
 
     def exists(self, path: str) -> bool:
         return bool(self._filesystem.get_file_info([path])[0].type == pafs.FileType.File)

@@ -19,10 +19,10 @@ from stream_odml.stream.shard import ShardManifest, ShardRef
 DIM = 4
 
 
-def claim(root: Path) -> Writer:
+def claim(root: Path | str, options: dict[str, str] | None = None) -> Writer:
     """Make the root, with an initial version, and become its writer."""
-    Store.create(str(root), DIM)
-    writer = Writer.claim(str(root), "test")
+    Store.create(str(root), DIM, options)
+    writer = Writer.claim(str(root), "test", storage_options=options)
     writer.commit_root({STUDENT: b"the initial model"})
     return writer
 
