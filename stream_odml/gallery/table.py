@@ -24,6 +24,8 @@ _REPEATED = ("class_name", "shard_id", "attributes", "version", "txn", "kind", "
 
 ROW_GROUP = 1 << 15
 LOOK_BACK = 20
+CHECKPOINT_EVERY = 50
+"""Commits from one checkpoint of a table's log to the next."""
 
 
 def writer_properties(name: str) -> WriterProperties:
@@ -45,13 +47,15 @@ class Table:
     def __init__(self, files: Files, name: str, storage_options: dict[str, str] | None = None) -> None:
         self.name = name
         self.files = files
-        uri = f"{files.uri}/{name}"
+        self._uri = uri = f"{files.uri}/{name}"
+        self._options = storage_options
         try:
             self._handle = DeltaTable(uri, storage_options=storage_options)
         except TableNotFoundError:
             raise NotAStreamRoot(
                 f"{files.uri} has no table {name!r}; create a stream root there first, or correct the path"
             ) from None
+        self._opened = self._handle.version()
         self.dim = _checked_dim(self._handle, uri)
         self.present: frozenset[str] = frozenset()
         self._log = None if "://" in uri else Path(uri) / "_delta_log"
@@ -67,14 +71,20 @@ class Table:
             mode="ignore",
             name=name,
             description=json.dumps({"schema_version": SCHEMA_VERSION, "dim": dim}),
+            configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY)},
             storage_options=storage_options,
         )
 
     @property
     def handle(self) -> DeltaTable:
-        """For commits: at the version that :meth:`refresh` saw last, never at a later one of somebody else's."""
-        if self._handle.version() < self._version:
-            self._handle.load_as_version(self._version)
+        """For commits: at the version that :meth:`refresh` saw last, never at a later one of somebody else's.
+
+        Opened anew after each checkpoint: a handle keeps every commit that it makes, and the next takes longer.
+        """
+        aged = self._version // CHECKPOINT_EVERY > self._opened // CHECKPOINT_EVERY
+        if aged or self._handle.version() < self._version:
+            self._handle = DeltaTable(self._uri, version=self._version, storage_options=self._options)
+            self._opened = self._version
         return self._handle
 
     def refresh(self) -> tuple[list[str], list[str]]:

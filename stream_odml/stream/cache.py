@@ -96,10 +96,9 @@ class PixelCache:
         if self.is_complete:
             return []
         absent = np.flatnonzero(np.fromfile(self.folder / _DONE, np.uint8) == 0)
-        return [
-            (int(m), self.row[absent[self.member_index[absent] == m]])
-            for m in np.unique(self.member_index[absent])
-        ]
+        members, firsts = np.unique(self.member_index[absent], return_index=True)
+        parts = np.split(self.row[absent], firsts[1:])
+        return [(int(member), rows) for member, rows in zip(members, parts, strict=False)]
 
     def write(self, member: int, rows: NDArray[np.integer], pixels: Pixels) -> None:
         """Put rows of a member in their places, in any order, again if need be. Raises ValueError for a
