@@ -128,11 +128,15 @@ def _decoded(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.use_datasource_v2 = False  # it starts actors for each execution: seconds a task
+    # More reads than cores decode no faster. They start more processes, each of which takes seconds of a core from
+    # those that answer people, just when a task begins.
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     dataset = ray.data.from_items(wanted, override_num_blocks=len(wanted)).map_batches(
         _decode_shard,
         batch_size=1,
         batch_format="numpy",
         fn_kwargs={"size": size},
+        compute=ray.data.TaskPoolStrategy(size=cores),
         num_cpus=cpus,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)

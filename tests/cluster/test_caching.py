@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from stream_odml.cluster.caching import cache_members, rows_digest, task_rows
+from benchmarks.faults.process import descendants
+from stream_odml.cluster.caching import cache_members, fill_cache, rows_digest, task_rows
+from stream_odml.cluster.runtime import ray_session
 from stream_odml.gallery.select import select_rows
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import gallery_rows
 from stream_odml.gallery.writer import IngestBatch, Writer
+from stream_odml.stream.cache import CacheMember, PixelCache
+from stream_odml.stream.landing import land_items
 from stream_odml.stream.shard import ShardRef
+from stream_odml.stream.sources import DirectorySource
 from tests.cluster.small_root import DIM, artifacts, claim, shard
+from tests.stream.helpers import some_items
 
 
 def land(writer: Writer, name: str, items: list[int], random: np.random.Generator) -> ShardRef:
@@ -82,3 +89,19 @@ def test_a_task_of_which_nothing_is_left(tmp_path: Path) -> None:
     assert len(task_rows(writer.store, [ref], writer.tree.head)) == 0
     assert len(task_rows(writer.store, [shard("unknown")], writer.tree.head)) == 0
     writer.release()
+
+
+@pytest.mark.ray
+def test_no_more_processes_read_than_there_are_cores(tmp_path: Path) -> None:
+    """A start costs seconds of a core: ten at once keep an indexer from coming back for half a minute."""
+    for number in range(12):
+        land_items(tmp_path / "inbox", f"s{number:02d}", some_items(4, first=4 * number))
+    refs = DirectorySource(tmp_path / "inbox").poll(set())
+    names = [f"class {n % 3}" for n in range(4)]
+    members = [CacheMember(ref.shard_id, np.arange(4, dtype=np.int32), names) for ref in refs]
+    cache = PixelCache(tmp_path / "cache", members, 8)
+    with ray_session(None, cpus=2, gpus=0):
+        fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1)
+        titles = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())]
+    assert cache.is_complete
+    assert 1 <= sum(title.startswith((b"ray::IDLE", b"ray::MapBatches")) for title in titles) <= 3
