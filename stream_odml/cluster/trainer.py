@@ -104,8 +104,9 @@ class _Worker:
         self.profile_steps = config.observe.profile_steps if self.world.rank == 0 else 0
         # Kept from stage to stage: each then reads only what was committed since the one before.
         self.store = Store.open(config.root, config.storage_options, keep_gallery=False)
-        if self.world.rank == 0:
-            warm_up(config.cluster.cpus_per_read)
+        self._is_warm = self.world.rank > 0
+        if ray.train.get_checkpoint() is None:
+            self._warm_up()
 
     def next_order(self) -> StageOrder | None:
         """The next stage, the same on every rank; None to end. Ranks meet here every few seconds while idle."""
@@ -116,6 +117,13 @@ class _Worker:
                 return None
             if instruction.order is not None:
                 return instruction.order
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Load what reading needs, before a first task or while idle: who comes back into a stage cannot wait."""
+        if not self._is_warm:
+            warm_up(self.config.cluster.cpus_per_read)
+        self._is_warm = True
 
     def learn(self, order: StageOrder) -> None:
         """One stage from cache to commit. A failure that repeating would not mend is handed over as a refusal."""
