@@ -33,8 +33,9 @@ class _Section(BaseModel):
 class SourceConfig(_Section):
     """Where shards of images come from."""
 
-    kind: Literal["directory", "s3", "delta", "none"] = "directory"
-    """`directory`, `s3` (a prefix), `delta` (a table, followed by version), or `none`: HTTP pushes only."""
+    kind: str = Field("directory", pattern=r"^(directory|s3|delta|none|[\w.]+:\w+)$")
+    """`directory`, `s3` (a prefix), `delta` (a table, followed by version), `none`: HTTP pushes only; or
+    `module:function` of your own, see docs/sources.md."""
     path: str = "inbox"
     """Folder, `bucket/prefix`, or table; a relative folder lies under the stream root."""
     poll_s: float = Field(0.5, gt=0, le=3600)

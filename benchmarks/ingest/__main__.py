@@ -1,6 +1,6 @@
 """Ingestion, measured part by part; each part adds its figures to `ingest.json`.
 
-python -m benchmarks.ingest                       # all parts, some ten minutes on two cores
+python -m benchmarks.ingest                       # all parts, some forty minutes on two cores
 python -m benchmarks.ingest --parts live speed    # these, keeping the figures of the others
 """
 
@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 
 from benchmarks.common import Report, common_arguments
-from benchmarks.ingest import live, malformed, memory, sources, speed, whole_task
+from benchmarks.ingest import backlog, live, malformed, memory, sources, speed, whole_task
 
 PARTS: dict[str, Callable[[Report, int], None]] = {
     "malformed": malformed.measure,
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[Report, int], None]] = {
     "speed": speed.measure_tier1,
     "cache": speed.measure_cache,
     "memory": memory.measure,
+    "backlog": backlog.measure,
     "task": whole_task.measure,
     "live": live.measure,
     "sources": sources.measure,

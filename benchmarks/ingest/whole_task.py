@@ -47,7 +47,7 @@ def measure(report: Report, seed: int) -> None:
 def measure_images(report: Report, seed: int, images: int) -> None:
     """The same for any number of images."""
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(Path(folder), seed)
+        config = stream_config(Path(folder), seed)
         inbox = Path(inbox_path(config))
         inbox.mkdir(parents=True)
         began = time.perf_counter()
@@ -75,7 +75,8 @@ def measure_images(report: Report, seed: int, images: int) -> None:
     report.figure("task_peak_mib_over_task", max(watch.peaks().values()) / (gib * 1024))
 
 
-def _config(folder: Path, seed: int) -> StreamConfig:
+def stream_config(folder: Path, seed: int) -> StreamConfig:
+    """Two indexers, two workers, tasks closed by their producer only, nothing served."""
     from transformers import ResNetConfig
 
     # What is measured is memory: the smallest net that learns, so that a million images take minutes.
@@ -104,13 +105,13 @@ def _land(report: Report, inbox: Path, seed: int, first: int, count: int, task: 
     began = time.perf_counter()
     names = [f"s{number:05d}.parquet" for number in range(first, first + count)]
     for number, name in report.track(list(enumerate(names, first)), "shards landed"):
-        pq.write_table(_shard(seed, number), inbox / f".{name}", row_group_size=256)
+        pq.write_table(made_shard(seed, number), inbox / f".{name}", row_group_size=256)
         (inbox / f".{name}").rename(inbox / name)
     complete_task(inbox, task, names)
     return time.perf_counter() - began
 
 
-def _shard(seed: int, number: int) -> pa.Table:
+def made_shard(seed: int, number: int) -> pa.Table:
     """Images of noisy 8 x 8 patterns, a pattern a class, as PNGs of some 300 bytes."""
     random = np.random.default_rng((seed, number))
     images, names = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from stream_odml.config import ConfigError, StreamConfig
@@ -41,9 +42,23 @@ def open_sources(config: StreamConfig) -> list[Source]:
         sources.append(S3Source(inbox_path(config), options))
     elif config.source.kind == "delta":
         sources.append(DeltaTableSource(config.source.path, options))
+    elif config.source.kind != "none":
+        sources.append(_made_by(config.source.kind, config.source.path, options or {}))
     push = push_path(config)
     sources.append(S3Source(push, config.storage_options) if "://" in push else _directory(push))
     return sources
+
+
+def _made_by(factory: str, path: str, options: dict[str, str]) -> Source:
+    """What a function of the user's makes. ``factory``: `module:function`."""
+    module, _, name = factory.partition(":")
+    try:
+        made: Source = getattr(importlib.import_module(module), name)(path, options)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"source.kind {factory!r} cannot be had ({error}); its module must be importable where the driver runs"
+        ) from error
+    return made
 
 
 def _directory(path: str) -> DirectorySource:

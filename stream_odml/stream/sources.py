@@ -1,33 +1,6 @@
 """Where shards are found. A source lists what is new and complete, in the order in which it is to land.
 
-Writing another source
-----------------------
-A source is any object with one method::
-
-    def poll(self, known: Container[str]) -> list[ShardRef]: ...
-
-The contract, in the order in which it bites:
-
-1. *Return only complete shards.* A file that a producer may still be writing is not returned. One atomic
-   rename or one PUT completes a single file; a shard of several files is complete when its `_manifest.json`
-   is there.
-2. *Skip by stamp before opening anything.* `known` holds the `ShardRef.stamp` of every shard the ledger
-   has. A stamp is whatever the listing gives for free and changes when the shard does: here name, size and
-   time of change. With 10^5 known shards a poll is one listing and 10^5 look-ups, and it opens no file.
-3. *Give each new one its identity.* `make_shard_id(name, hash)`: the hash is of the content, or of
-   something that changes exactly when the content does (an entity tag, a manifest with hashes, a commit).
-4. *Keep no state.* The ledger is the memory; a source that was restarted and gets the same `known` returns
-   the same list. So a poll may be repeated, and a crash after it loses nothing. The same content with a new
-   stamp (a touched file) is returned again with its old `shard_id`: the ledger drops it, and remembers the
-   new stamp.
-5. *Return a bounded number*, the oldest first, in an order that depends on the shards only; the rest comes
-   next time.
-6. *Raise `TransientReadError`* when the place cannot be listed now. A single shard that cannot be opened
-   now is left out, and so comes again in the next poll. Data that is broken is returned all the same:
-   `read_shard` will refuse it with a reason, and the quarantine will show it. Leaving it out would make it
-   vanish.
-
-If the shard's format is one that `read_shard` knows, nothing else is to be written.
+The contract of a source, and how to write another one: docs/sources.md.
 """
 
 from __future__ import annotations
@@ -58,7 +31,7 @@ MAX_NEW = 512
 
 
 class Source(Protocol):
-    """Something that shards come from. See the module's text for the contract."""
+    """Something that shards come from; docs/sources.md is its contract."""
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
         """New complete shards whose stamp is not in `known`, oldest first. Raises TransientReadError."""

@@ -5,6 +5,7 @@ The indexer runs here instead of in an actor; everything else is what the driver
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +23,14 @@ from stream_odml.cluster.serving.backend import PushedImage
 from stream_odml.cluster.serving.push import PushInbox
 from stream_odml.cluster.sources import open_sources, push_path
 from stream_odml.cluster.stages import Stages
-from stream_odml.config import StreamConfig, parse_config
+from stream_odml.config import ConfigError, StreamConfig, parse_config
 from stream_odml.gallery.artifacts import STUDENT
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.writer import Writer
 from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
 from stream_odml.stream import storage
 from stream_odml.stream.landing import NewItem, complete_task, land_items
+from stream_odml.stream.publish import file_sha256
 from tests.stream.pictures import picture
 from tests.stream.s3_server import NOT_CHECKED, SERVER, s3_options
 from tests.stream.test_object_store import inbox, server
@@ -163,6 +165,40 @@ def test_a_delta_table_followed_by_version(tmp_path: Path) -> None:
     stream.until(lambda: stream.items() == ids("a", "b"))
     assert [s.name for s in stream.writer.ledger.shards.values()] == ["photos-v00000000", "photos-v00000001"]
     stream.close()
+
+
+def test_the_source_that_the_page_on_writing_one_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "feeds.py").write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    feed = tmp_path / "feed.txt"
+    stream = Stream(tmp_path / "root", {"kind": "feeds:from_feed", "path": str(feed)})
+    announced = []
+    for name in ("b", "a"):
+        path = Path(land_items(tmp_path / "elsewhere", name, some(name)))
+        announced.append(f"{file_sha256(path)} {path}")
+    feed.write_text(f"{announced[0]}\n{announced[1]}")  # the second line is not whole yet
+    stream.until(lambda: stream.items() == ids("b"))
+    feed.write_text("\n".join([*announced, f"{'0' * 64} {tmp_path}/gone.parquet", ""]))
+    stream.until(lambda: len(stream.writer.ledger.indexed) == 3)
+    assert stream.items() == ids("a", "b")
+    assert [s.name for s in stream.writer.ledger.shards.values()] == [
+        "b.parquet",
+        "a.parquet",
+        "gone.parquet",
+    ]
+    assert stream.writer.store.quarantine_rows()["reason"].to_pylist() == ["missing_file"]
+    stream.close()
+
+
+def test_a_source_that_cannot_be_made_says_why() -> None:
+    for kind in ("no_such_module:make", "json:no_such_function"):
+        config = parse_config({"source": {"kind": kind}})
+        with pytest.raises(ConfigError, match=f"source.kind '{kind}' cannot be had"):
+            open_sources(config)
 
 
 def test_pushes_repeated_after_a_lost_answer(tmp_path: Path) -> None:

@@ -57,6 +57,28 @@ def test_a_shard_indexed_early_waits_for_those_that_landed_before(writer: Writer
     ]
 
 
+def test_what_comes_while_a_task_is_learnt_joins_the_next_new_class_or_known(writer: Writer) -> None:
+    stages = Stages(writer, TWO_CLASSES, max_refusals=1)
+    first, known, new = shard("first"), shard("known"), shard("new")
+    writer.record_landed([first])
+    index(writer, first, {"oak": 3, "elm": 3})
+    assert stages.close_tasks() == ["task-0001"]
+    learning = result(writer, stages)
+    writer.record_landed([known, new])
+    index(writer, known, {"oak": 3})
+    assert stages.close_tasks() == []
+    index(writer, new, {"ash": 3, "fir": 3})
+    assert stages.close_tasks() == ["task-0002"]
+    assert stages.is_current(learning.version_id)  # nothing that came disturbs the task under way
+    stages.commit(learning)
+    tasks = writer.store.ledger.tasks
+    assert tasks["task-0001"].shard_ids == (first.shard_id,)
+    assert tasks["task-0002"].shard_ids == (known.shard_id, new.shard_id)
+    order = stages.next_order()
+    assert order is not None
+    assert (order.task, order.parent) == ("task-0002", learning.version_id)
+
+
 def test_held_out_images_do_not_count(writer: Writer) -> None:
     stages = Stages(writer, BoundaryPolicy(new_classes=None, images=6, age_s=None), max_refusals=1)
     ref = shard("a")

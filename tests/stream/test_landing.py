@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -75,6 +76,29 @@ def test_a_killed_producer_is_never_seen(tmp_path: Path) -> None:
     assert DirectorySource(tmp_path).poll(set()) == []
     land_items(tmp_path, "s", some_items(2))
     assert len(read(only(tmp_path))[0]) == 2
+
+
+def test_bytes_are_durable_before_the_name_and_the_name_before_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def synced(handle: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "bytes")
+        fsync(handle)
+
+    def linked(source: Path, target: Path) -> None:
+        steps.append("name")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    land_items(tmp_path, "s", some_items(2))
+    assert steps == ["bytes", "name", "folder"]
+    # Who repeats a push may be answered while the first is between its name and its folder.
+    land_items(tmp_path, "s", some_items(2))
+    assert steps[3:] == ["bytes", "name", "folder"]
 
 
 def test_parquet_is_cut_into_shards_with_names_for_its_labels(tmp_path: Path) -> None:
