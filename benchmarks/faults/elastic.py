@@ -29,7 +29,7 @@ from stream_odml.stream.landing import NewItem, complete_task, land_items
 TASKS, CATEGORIES, IMAGES, SIZE = 4, 16, 10, 24
 STEPS = 240
 FIGURES = ("recall_at_1/union/served", "recall_at_1/union/reextracted")
-WAIT_S = 150.0
+WAIT_S = 240.0
 
 
 class Scene:

@@ -35,7 +35,7 @@ def stream_yaml(path: Path, root: Path, **changes: Mapping[str, Any]) -> Path:
         "learning": {"base_steps": 50, "stage_steps": 50, "classes_per_batch": 8, "images_per_class": 2},
         "boundary": {"new_classes": SHARDS_A_TASK * CLASSES, "images": None, "age_s": None},
         "gate": {"enabled": False},
-        "store": {"maintain_every_rows": 200, "retention_h": 0.0, "lease_s": 10},
+        "store": {"maintain_every_rows": 80, "retention_h": 0.0, "lease_s": 10},
         "cluster": {"cpus": 2, "workers": 2, "checkpoint_s": 1.0},
         "service": {"port": free_port(), "replicas": 2, "num_cpus": 0.1},
         "metrics": {"port": free_port()},
