@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Report
+from benchmarks.faults.killer import land_surely
 from benchmarks.faults.live import Live
 from benchmarks.faults.process import send
 from benchmarks.faults.watch import Sight, wait_for
@@ -37,11 +38,21 @@ class Place:
         self.folder, self.live, self.disk, self.shim = folder, live, disk, shim
 
     def one(self, role: str) -> int:
-        """A process of a role."""
-        sight = self.live.watch.sight
-        if role == "rank_0":
-            return sight.leader
-        found = sight.cast.get(role, frozenset()) - ({sight.leader} if role == "worker" else set())
+        """A process of a role; waits until there is one. Raises AssertionError."""
+        found: frozenset[int] = frozenset()
+
+        def has_come() -> bool:
+            nonlocal found
+            sight = self.live.watch.sight
+            workers = sight.cast.get("worker", frozenset())
+            if role in ("rank_0", "worker"):
+                found = workers & {sight.leader} if role == "rank_0" else workers - {sight.leader}
+            else:
+                found = sight.cast.get(role, frozenset())
+            return bool(found)
+
+        if wait_for(has_come, HEAL_S) is None:
+            raise AssertionError(f"no {role} came in {HEAL_S:.0f} s: {self.live.watch.sight}")
         return min(found)
 
 
@@ -153,7 +164,7 @@ def _suffer(here: Place, name: str, hold_s: float) -> dict[str, Any]:
     began = time.monotonic()
     FAULTS[name](here, hold_s)
     ended, after = time.monotonic(), live.watch.sight
-    shard = live.feeder.land().name
+    shard = land_surely(live)
     heal_s = wait_for(lambda: shard in live.watch.sight.indexed and live.is_ready(), HEAL_S)
     stepped = wait_for(lambda: _has_stepped(live.watch.sight, after), HEAL_S)
     to_step_s = None if stepped is None else time.monotonic() - ended

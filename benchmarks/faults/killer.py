@@ -248,7 +248,7 @@ class Slot(threading.Thread):
     def _condition(self, kill: Kill, before: Sight, replicas: set[str]) -> Callable[[], bool]:
         live = self.board.live
         if kill.slot in ("writing", "committing", "indexing"):
-            name = _land(live)
+            name = land_surely(live)
             return lambda: name in live.watch.sight.indexed and self._replaced(kill, before)
         if kill.slot == "training":
             return lambda: self._has_returned(kill.role, before)
@@ -273,7 +273,8 @@ class Slot(threading.Thread):
         return self._has_returned(role, before) and sight.phase == "training" and sight.step > 0
 
 
-def _land(live: Live) -> str:
+def land_surely(live: Live) -> str:
+    """Land a shard, again and again while the disk refuses; its name."""
     while True:
         try:
             return live.feeder.land().name
