@@ -35,6 +35,7 @@ from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.store import Store
+from stream_odml.learn.memory import give_back_memory, keep_freed_memory
 from stream_odml.learn.world import World
 from stream_odml.stream.storage import is_remote, s3_filesystem, s3_path
 
@@ -93,6 +94,7 @@ def train_stages(settings: dict[str, Any]) -> None:
 class _Worker:
     def __init__(self, config: StreamConfig) -> None:
         step_back(LEARNING_NICENESS)
+        keep_freed_memory()
         context = ray.train.get_context()
         device = ray.train.torch.get_device()
         if device.type == "cpu":
@@ -162,6 +164,7 @@ class _Worker:
             self.reporter.report(StageProgress())
         self._barrier()
         run.close()
+        give_back_memory()
 
     def _steps(self, run: StageRun) -> bool:
         """All remaining steps; False when the driver wants no more of them."""

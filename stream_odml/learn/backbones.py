@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stream_odml.learn.settings import EmbedderSpec
 
@@ -30,8 +31,18 @@ class Backbone(nn.Module):
         return {}
 
 
+class _GroupNorm(nn.GroupNorm):
+    """Never in bfloat16, for which torch's kernel, channels last, takes three times as long as for float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.group_norm(wide, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+
+
 class Conv4(Backbone):
-    """Four times convolution, group norm, ReLU, max-pooling, for drawings of 28 to 105 pixels.
+    """Four times convolution, group norm, max-pooling, ReLU, for drawings of 28 to 105 pixels.
+
+    ReLU after the pooling, with which it commutes to the last bit, gradients too: a quarter of the numbers.
 
     Group norm and not batch norm: the loss is then the same on 1 rank and on N, on the CPU too.
     """
@@ -44,9 +55,9 @@ class Conv4(Backbone):
         for c_in in (3, channels, channels, channels):
             layers += [
                 nn.Conv2d(c_in, channels, 3, padding=1, bias=False),
-                nn.GroupNorm(8, channels),
-                nn.ReLU(inplace=True),
+                _GroupNorm(8, channels),
                 nn.MaxPool2d(2, ceil_mode=True),
+                nn.ReLU(inplace=True),
             ]
         self.features = nn.Sequential(*layers)
 

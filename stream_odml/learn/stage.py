@@ -32,6 +32,7 @@ from stream_odml.learn.virtual import VirtualFeatures
 from stream_odml.learn.world import World
 
 __all__ = ["StageDiverged", "StageLearner", "StageOutcome", "StepReport"]
+_AT_A_TIME = 24
 
 
 class StageLearner:
@@ -165,8 +166,9 @@ class StageLearner:
     def _old_embeddings(self, images: Tensor) -> Tensor:
         bf16 = self.settings.old_precision == "bf16"
         with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            g_bd: Tensor = self.old(images)
-        return g_bd
+            # On a CPU a few at a time, so that the activations of a layer are still in the cache for the next.
+            few = _AT_A_TIME if images.device.type == "cpu" else max(len(images), 1)
+            return torch.cat([self.old(part) for part in torch.split(images, few)])
 
     def _report(self, losses: dict[str, Tensor], step: int) -> StepReport:
         values = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from stream_odml.learn.backbones import frozen_norms, pool
+from stream_odml.learn.backbones import Conv4, frozen_norms, pool
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import (
     as_images,
@@ -158,6 +158,18 @@ def test_strided_convolutions_pad_like_tensorflow(side: int) -> None:
     before = 0 if side % 2 == 0 else 1  # even sides are padded at the bottom and right only
     padded = F.pad(image, (before, 1, before, 1))
     assert torch.equal(conv(image), F.conv2d(padded, conv.weight, stride=2))
+
+
+def test_conv4_pools_before_relu_to_the_same_bits() -> None:
+    conv4 = Conv4()
+    images = torch.rand(4, 3, 28, 28, requires_grad=True)
+    maps, features = images, conv4.features
+    for i in range(0, len(features), 4):
+        maps = features[i + 2](F.relu(features[i + 1](features[i](maps))))
+    ours = conv4(images)
+    assert torch.equal(ours, maps)
+    grads = [torch.autograd.grad(out.square().sum(), [images, *conv4.parameters()]) for out in (ours, maps)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_frozen_norms_survive_train() -> None:
