@@ -37,6 +37,7 @@ def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
     ones those that replace an item of these; its memory does not grow with the gallery.
     """
     rows: pa.Table = store.again(lambda: _task_rows(store, [shard.shard_id for shard in shards], head))
+    pa.default_memory_pool().release_unused()  # sorting them took three times their size
     return rows
 
 

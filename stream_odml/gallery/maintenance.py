@@ -78,6 +78,7 @@ def maintain(fence: Fence, policy: MaintenancePolicy) -> MaintenanceReport:
     vacuumed = sum(_vacuum(fence, table, policy) for table in fence.store.tables.values())
     crash_point("maintain.after_vacuum")
     fence.store.refresh()
+    pa.default_memory_pool().release_unused()  # whole columns of the gallery went through it
     return MaintenanceReport(purged, rewritten, deleted, retired, compacted, vacuumed)
 
 
