@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Report, common_arguments
 from benchmarks.serving.roots import MadeRoot
-from stream_odml.gallery.mapping import apply_into
+from stream_odml.gallery.applying import apply_into
 from stream_odml.gallery.search import SearchSettings
 from stream_odml.gallery.snapshot import GallerySnapshot
 from stream_odml.gallery.store import Store

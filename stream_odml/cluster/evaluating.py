@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_odml.cluster.figures import recall_key
+from stream_odml.gallery.applying import map_in_place
 from stream_odml.gallery.select import select_rows
 from stream_odml.gallery.store import META, Store, compact
 from stream_odml.gallery.tables import GALLERY, vectors_of
@@ -192,9 +193,7 @@ def _first_tasks(store: Store) -> dict[str, str]:
 
 def mapped_to(store: Store, raw: Floats, versions: Sequence[str], parent: str) -> Floats:
     """Stored vectors [n, d] in the space of `parent`, each from that of the version that made it."""
-    mapped = np.empty_like(raw)
-    made_by = np.array(versions)
-    for version in np.unique(made_by):
-        rows = made_by == version
-        mapped[rows] = store.mapper.get(store.tree, str(version), parent).apply(raw[rows])
+    mapped, (names, codes) = raw.copy(), np.unique(np.array(versions, str), return_inverse=True)
+    made_by = [str(name) for name in names]
+    map_in_place(store.mapper.into(store.tree, made_by, parent), made_by, codes, mapped)
     return mapped

@@ -141,10 +141,8 @@ class StageRun:
         bank = parent_bank(self._store, parent, old.spec.dim)
         maps = {}
         if self._settings.virtual == "affine":
-            maps = {
-                birth: _SpaceMapAsDrift(self._store.mapper.get(self._store.tree, parent, birth))
-                for birth in virtual_births(bank)
-            }
+            found = self._store.mapper.out_of(self._store.tree, parent, virtual_births(bank))
+            maps = {birth: _SpaceMapAsDrift(drift) for birth, drift in found.items()}
         return StageLearner(
             self._settings,
             old,

@@ -29,9 +29,9 @@ def inner_product(
     nq, (n, dim) = len(queries), rows.shape
     block = block_rows(dim)
     if mask is not None or nq < 2 or n < 2 * block or nq >= matrix_path_from(dim):
-        return _whole(queries, rows, k, mask)
+        return whole(queries, rows, k, mask)
     starts = range(0, n, block)
-    parts = [_whole(queries, rows[start : start + block], k, None) for start in starts]
+    parts = [whole(queries, rows[start : start + block], k) for start in starts]
     for start, (_, found) in zip(starts, parts, strict=True):
         found[found >= 0] += start
     return merge_top(parts, k)
@@ -55,7 +55,10 @@ def selector_of(mask: Mask) -> Any:
     return selector
 
 
-def _whole(queries: FloatArray, rows: FloatArray, k: int, mask: Mask | None) -> tuple[FloatArray, Indices]:
+def whole(
+    queries: FloatArray, rows: FloatArray, k: int, mask: Mask | None = None
+) -> tuple[FloatArray, Indices]:
+    """As :func:`inner_product`, in one go; ``queries`` and ``rows`` lie in one piece."""
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     found = np.full((len(queries), k), -1, dtype=np.int64)
     if len(rows) == 0 or len(queries) == 0:
@@ -65,4 +68,5 @@ def _whole(queries: FloatArray, rows: FloatArray, k: int, mask: Mask | None) -> 
     results = (faiss.swig_ptr(scores), faiss.swig_ptr(found))
     selector = None if mask is None else selector_of(mask)
     faiss.knn_inner_product(*arrays, *sizes, *results, *(() if selector is None else (selector,)))
+    scores[found < 0] = -np.inf  # from k = 100 on FAISS fills with its lowest number
     return scores, found

@@ -14,6 +14,7 @@ import numpy as np
 from stream_odml.gallery.calibration import matrix_path_from, use_best_path
 from stream_odml.gallery.clusters import Clusters, index_of, lists_of
 from stream_odml.gallery.exact import Indices, Mask, inner_product, selector_of
+from stream_odml.gallery.halves import WIDEST, Halves, worth_from
 from stream_odml.gallery.tables import FloatArray
 from stream_odml.gallery.vectors import normalise_rows
 
@@ -74,20 +75,26 @@ class Searcher(Protocol):
 
 
 class ExactSearcher:
-    """Flat search over the array itself: no copy, so a growing buffer is searched by a view of its prefix."""
+    """Flat search over the array itself: no copy, so a growing buffer is searched by a view of its prefix.
+
+    With ``halves`` of the same rows, many queries at once are answered by them.
+    """
 
     kind = "exact"
     recall = 1.0
     build_s = 0.0
     nbytes = 0
 
-    def __init__(self, vectors: FloatArray) -> None:
+    def __init__(self, vectors: FloatArray, halves: Halves | None = None) -> None:
         self._vectors = np.ascontiguousarray(vectors)
+        self._halves = halves
         self.n, self._dim = vectors.shape
         use_best_path(self._dim)
 
     def search(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
         if mask is None:
+            if self._halves is not None and k <= WIDEST and len(queries) >= worth_from(self._dim):
+                return self._halves.nearest(queries, self._vectors, k)
             return inner_product(queries, self._vectors, k)
         kept = int(mask[: self.n].sum())
         if kept < GATHER_BELOW * self.n or len(queries) >= matrix_path_from(self._dim):

@@ -75,7 +75,10 @@ def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
 
 
 def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
-    """Codes [n] and the value of each code, of a plain or a dictionary column."""
+    """Codes [n] and the value of each code, of a plain or a dictionary column; every value occurs.
+
+    A dictionary remembers what a filter took out: the version of a stage not committed yet, which no tree knows.
+    """
     if pa.types.is_dictionary(column.type):
         encoded = column.unify_dictionaries().combine_chunks()
     else:
@@ -83,7 +86,10 @@ def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
     codes: Ints = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, encoded.dictionary
+    occurs = np.bincount(codes, minlength=len(encoded.dictionary)) > 0
+    if occurs.all():
+        return codes, encoded.dictionary
+    return (np.cumsum(occurs) - 1)[codes], encoded.dictionary.filter(pa.array(occurs))
 
 
 def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Ints) -> Ints:

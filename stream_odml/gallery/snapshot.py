@@ -4,29 +4,29 @@ Protects: every vector in it, and every query, is in one space, that of ``versio
 not found.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stream_odml.gallery.applying import map_in_place
 from stream_odml.gallery.clusters import Clusters
 from stream_odml.gallery.columns import Columns, Growable
 from stream_odml.gallery.exact import Indices, Mask, merge_top
 from stream_odml.gallery.filters import Filters
+from stream_odml.gallery.halves import NEVER, ROWS, Halves, worth_from
 from stream_odml.gallery.hits import Hit, grouped, hits_of
 from stream_odml.gallery.ledger import LedgerState
-from stream_odml.gallery.mapping import Mapper, apply_into
+from stream_odml.gallery.mapping import Mapper
 from stream_odml.gallery.search import (
     ExactSearcher,
     IndexSearcher,
     SearchSettings,
     build_searcher,
 )
-from stream_odml.gallery.select import select_rows
+from stream_odml.gallery.select import encode, select_rows
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import FloatArray
 from stream_odml.gallery.vectors import Vectors, normalise_rows
@@ -52,12 +52,12 @@ class GallerySnapshot:
     """Covers the first ``main.n`` items; None when all are searched exactly."""
     fresh: Growable
     """Normalised vectors of the items behind ``main``."""
+    halves: Halves | None
+    """Of ``fresh``, where they make batches faster."""
     dead: Indices
     """Rows that do not count any more, ascending."""
     settings: SearchSettings
     mapper: Mapper
-    maps: Mapping[str, DriftMap]
-    """From each version that made a vector here."""
     txns: frozenset[str]
 
     @staticmethod
@@ -142,8 +142,7 @@ class GallerySnapshot:
 
     def map_from(self, version: str) -> DriftMap:
         """The drift map from ``version``'s space into this one. Raises UnknownVersion."""
-        known = self.maps.get(version)
-        return known if known is not None else self.mapper.get(self.tree, version, self.version)
+        return self.mapper.get(self.tree, version, self.version)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
         """Cosines and row numbers [nq, k] for :meth:`queries`; -1 where there are fewer than k."""
@@ -156,7 +155,7 @@ class GallerySnapshot:
         if self.main is not None:
             parts.append(self.main.search(queries, wide, None if mask is None else mask[:split]))
         if n > split or not parts:
-            exact = ExactSearcher(self.fresh.view(n - split))
+            exact = ExactSearcher(self.fresh.view(n - split), self.halves)
             scores, rows = exact.search(queries, wide, None if mask is None else mask[split:])
             parts.append((scores, np.where(rows < 0, -1, rows + split)))
         scores, rows = merge_top(parts, wide)
@@ -207,7 +206,13 @@ class GallerySnapshot:
     def memory(self) -> dict[str, int]:
         """Bytes by what holds them."""
         main = self.main.nbytes if self.main else 0
-        return {"vectors": self.fresh.nbytes, "index": main, "columns": self.columns.nbytes}
+        halves = self.halves.nbytes if self.halves else 0
+        return {
+            "vectors": self.fresh.nbytes,
+            "halves": halves,
+            "index": main,
+            "columns": self.columns.nbytes,
+        }
 
 
 def _load(store: Store, settings: SearchSettings, before: GallerySnapshot | None) -> GallerySnapshot:
@@ -217,15 +222,13 @@ def _load(store: Store, settings: SearchSettings, before: GallerySnapshot | None
     picked = select_rows(meta, store.ledger, store.tree, head).picked
     vectors = Growable.empty(len(picked), store.dim, np.float32)
     rows = meta.take(pa.array(picked))
-    maps = {name: store.mapper.get(store.tree, name, head) for name in rows["version"].unique().to_pylist()}
     start = 0
     for path, block in blocks.items():
         first, last = np.searchsorted(picked, (start, start + len(block)))
         if last > first:
-            raw, out = store.vectors(path)[picked[first:last] - start], vectors.view(len(picked))[first:last]
-            _map_rows(raw, rows["version"].slice(first, last - first), maps, out)
+            vectors.view(len(picked))[first:last] = store.vectors(path)[picked[first:last] - start]
         start += len(block)
-    store.mapper.keep(head)
+    _map_rows(store, rows["version"], head, vectors.view(len(picked)))
     columns = Columns().grown(rows.drop_columns(["txn", "row"]))
     loaded = GallerySnapshot(
         version=head,
@@ -235,35 +238,28 @@ def _load(store: Store, settings: SearchSettings, before: GallerySnapshot | None
         columns=columns,
         main=None,
         fresh=vectors,
+        halves=None,
         dead=np.empty(0, dtype=np.int64),
         settings=settings,
         mapper=store.mapper,
-        maps=MappingProxyType(maps),
         txns=store.visible_txns(),
     )
     return _merged(loaded, before)
 
 
-def _map_rows(
-    raw: FloatArray, versions: pa.ChunkedArray, maps: Mapping[str, DriftMap], out: FloatArray
-) -> None:
-    """Raw vectors of several versions into normalised ones of one: one matrix product for each version."""
-    names = versions.unique().to_pylist()
-    if len(names) == 1:
-        apply_into(maps[names[0]], raw, out)
-    else:
-        made_by = np.array(versions.to_pylist())
-        for name in names:
-            mine = np.flatnonzero(made_by == name)
-            out[mine] = maps[name].apply(raw[mine])
-    normalise_rows(out)
+def _map_rows(store: Store, versions: pa.ChunkedArray, head: str, vectors: FloatArray) -> None:
+    """Raw vectors of several versions into normalised ones of one, in place."""
+    codes, names = encode(versions)
+    made_by = names.to_pylist()
+    map_in_place(store.mapper.into(store.tree, made_by, head), made_by, codes, vectors)
+    normalise_rows(vectors)
 
 
 def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
     """``old`` with new tier-1 rows behind it, and what they replace or a new tombstone covers marked dead."""
     txns = store.visible_txns()
     new = [(path, block.filter(mask), mask) for path, block, mask in store.rows_of(txns - old.txns)]
-    columns, fresh, dead, maps = old.columns, old.fresh, _forgotten_since(old, store.ledger), dict(old.maps)
+    columns, fresh, dead = old.columns, old.fresh, _forgotten_since(old, store.ledger)
     n = old.columns.n
     if new:
         meta = pa.concat_tables([rows for _, rows, _ in new]).unify_dictionaries()
@@ -273,11 +269,9 @@ def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
             [store.vectors(path)[mask.to_numpy(zero_copy_only=False)] for path, _, mask in new]
         )
         rows = meta.take(pa.array(picked))
-        for name in rows["version"].unique().to_pylist():
-            maps.setdefault(name, store.mapper.get(store.tree, name, old.version))
-        mapped = np.empty((len(picked), old.dim), dtype=np.float32)
+        mapped = raw[picked]
         if len(picked):
-            _map_rows(raw[picked], rows["version"], maps, mapped)
+            _map_rows(store, rows["version"], old.version, mapped)
         fresh = old.fresh.grown(n - (old.main.n if old.main else 0), mapped)
         columns = old.columns.grown(rows.drop_columns(["txn", "row"]))
     dead[old.dead] = True
@@ -288,7 +282,6 @@ def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
         columns=columns,
         fresh=fresh,
         dead=np.flatnonzero(dead),
-        maps=MappingProxyType(maps),
         txns=txns,
     )
     if len(changed.dead) <= DEAD_KEPT:
@@ -314,9 +307,8 @@ def _forgotten_since(old: GallerySnapshot, ledger: LedgerState) -> Mask:
 def _without_dead(full: GallerySnapshot) -> GallerySnapshot:
     alive = full.rows()
     fresh = Growable.empty(0, full.dim, np.float32).grown(0, full.fresh.view(full.columns.n)[alive])
-    return _merged(
-        replace(full, columns=full.columns.taken(alive), fresh=fresh, dead=np.empty(0, dtype=np.int64))
-    )
+    columns, none = full.columns.taken(alive), np.empty(0, dtype=np.int64)
+    return _merged(replace(full, columns=columns, fresh=fresh, halves=None, dead=none))
 
 
 def _clusters(before: GallerySnapshot | None, columns: Columns) -> Clusters | None:
@@ -335,10 +327,18 @@ def _merged(snapshot: GallerySnapshot, before: GallerySnapshot | None = None) ->
     if main is None:
         built = build_searcher(fresh, snapshot.settings, _clusters(before, snapshot.columns))
         if isinstance(built, ExactSearcher):
-            return snapshot
+            return replace(snapshot, halves=_halves(snapshot.halves, fresh))
         main = built
     elif len(fresh) <= max(FRESH_KEPT, snapshot.settings.fresh_share * main.n):
         return snapshot
     else:
         main = main.grown(fresh)
-    return replace(snapshot, main=main, fresh=Growable.empty(0, snapshot.dim, np.float32))
+    return replace(snapshot, main=main, fresh=Growable.empty(0, snapshot.dim, np.float32), halves=None)
+
+
+def _halves(held: Halves | None, rows: FloatArray) -> Halves | None:
+    dim = rows.shape[1]
+    if len(rows) < ROWS or worth_from(dim) == NEVER:
+        return None
+    held = held or Halves.empty(dim)
+    return held.grown(rows[held.n :])

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stream_odml.gallery.artifacts import read_artifact
+from stream_odml.gallery.blocks import Blocks
 from stream_odml.gallery.errors import ArtifactCorrupt
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.ledger import Attempt, LedgerState, TaskState
 from stream_odml.gallery.mapping import Mapper
+from stream_odml.gallery.spool import Spool
 from stream_odml.gallery.table import Table
 from stream_odml.gallery.tables import GALLERY, QUARANTINE, SCHEMAS, FloatArray, vectors_of
 from stream_odml.gallery.versions import VersionTree
@@ -43,9 +45,10 @@ class Store:
         self.ledger = LedgerState()
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
+        self._spool = Spool() if "://" in self.uri else None
         self._keep = keep_gallery
         self._paths: list[str] = []
-        self._blocks: dict[str, pa.Table] = {}
+        self._blocks = Blocks()
         self._txns: dict[str, frozenset[str]] = {}
         self.refresh()
 
@@ -99,7 +102,7 @@ class Store:
         """Let the next :meth:`refresh` read every file again, because one of them went while it was read."""
         for table in self.tables.values():
             table.forget_seen()
-        self._paths, self._blocks = [], {}
+        self._paths, self._blocks, self._txns = [], Blocks(), {}
 
     def _refresh(self) -> bool:
         new = self._refresh_ledger() | self._refresh_tree()
@@ -116,11 +119,9 @@ class Store:
 
     def _take_in(self, came: list[str], gone: set[str]) -> None:
         fresh = {path: self._block(path) for path in came}
-        self._blocks = {p: b for p, b in self._blocks.items() if p not in gone} | fresh
-        known = self._txns
-        self._txns = {
-            p: known.get(p) or frozenset(b["txn"].unique().to_pylist()) for p, b in self._blocks.items()
-        }
+        txns = {path: frozenset(block["txn"].unique().to_pylist()) for path, block in fresh.items()}
+        self._blocks = self._blocks.changed(gone, fresh.items())
+        self._txns = {path: names for path, names in self._txns.items() if path not in gone} | txns
 
     def _block(self, path: str) -> pa.Table:
         return compact(self.tables["gallery"].read(path, META))
@@ -146,23 +147,23 @@ class Store:
 
         The columns of :data:`REPEATED` are dictionaries.
         """
-        return dict(self._blocks) if self._keep else {path: self._block(path) for path in self._paths}
+        return self._blocks.files() if self._keep else {path: self._block(path) for path in self._paths}
 
     def metadata(self) -> pa.Table:
         """All of :attr:`blocks` one after the other."""
-        blocks = self.blocks
-        whole = pa.concat_tables(blocks.values()) if blocks else compact(_META.empty_table())
+        parts = self._blocks.tables() if self._keep else list(self.blocks.values())
+        whole = pa.concat_tables(parts) if parts else compact(_META.empty_table())
         return whole.unify_dictionaries()
 
     def rows_of(self, txns: frozenset[str]) -> list[tuple[str, pa.Table, pa.Array]]:
         """(file, its rows, bool [n]: which of them are of ``txns``) for the files that have any."""
-        wanted, found = pa.array(sorted(txns), pa.string()), []
+        wanted, kept = pa.array(sorted(txns), pa.string()), self._blocks.files() if txns else {}
+        found = []
         for path in self._paths if txns else ():
             if not self._keep or not txns.isdisjoint(self._txns[path]):
-                block = self._blocks[path] if self._keep else self._block(path)
-                found.append(
-                    (path, block, pc.is_in(block["txn"].cast(pa.string()), value_set=wanted).combine_chunks())
-                )
+                block = kept[path] if self._keep else self._block(path)
+                named = pc.is_in(block["txn"].cast(pa.string()), value_set=wanted)
+                found.append((path, block, named.combine_chunks()))
         return found
 
     def scan(self, columns: Sequence[str] | None, where: pc.Expression) -> Iterator[tuple[str, pa.Table]]:
@@ -232,7 +233,10 @@ class Store:
         return self.ledger.current_attempt(task_id, parent, self.tree.committed)
 
     def _drift(self, version_id: str, name: str) -> DriftMap:
-        return drift_map_from_bytes(self.artifact(version_id, name))
+        if self._spool is None:
+            return drift_map_from_bytes(self.artifact(version_id, name))
+        data = self._spool.get(f"{version_id}/{name}", lambda: self.artifact(version_id, name))
+        return drift_map_from_bytes(data)
 
 
 def compact(block: pa.Table) -> pa.Table:

@@ -5,15 +5,27 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from stream_odml.gallery.blocks import Blocks
 from stream_odml.gallery.errors import NotAStreamRoot, NoVersionYet, SchemaTooNew
 from stream_odml.gallery.maintenance import MaintenancePolicy
 from stream_odml.gallery.snapshot import GallerySnapshot
 from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import SCHEMAS
-from tests.gallery.world import DIM, Item, Shard, ingest, new_root
+from stream_odml.gallery.tables import SCHEMAS, with_column
+from tests.gallery.world import (
+    DIM,
+    Item,
+    Shard,
+    commit_stage,
+    drift_pair,
+    ingest,
+    make_rows,
+    new_root,
+)
 
 TIDY = MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0))
 
@@ -78,6 +90,64 @@ def test_the_same_root_through_an_object_stores_client(tmp_path: Path) -> None:
     assert len(GallerySnapshot.load(Store.open(uri))) == 1
     writer.release()
     assert not (tmp_path / "root" / "lease.json").exists()
+
+
+def test_a_reader_that_comes_between_a_stages_rows_and_its_commit(tmp_path: Path) -> None:
+    writer = new_root(str(tmp_path))
+    ingest(writer, "a", [Item("1", "c"), Item("2", "d")])
+    rows = make_rows("a", [Item("1", "c")], np.ones((1, DIM)), "v0001-not-committed")
+    writer.store.tables["gallery"].append(with_column(rows, "txn", "v0001-not-committed.1"), writer.epoch)
+    assert len(GallerySnapshot.load(Store.open(str(tmp_path)))) == 2
+    writer.release()
+
+
+def test_files_taken_in_together_keep_their_order_and_their_rows() -> None:
+    rng = np.random.default_rng(0)
+    blocks, naive = Blocks(), dict[str, list[str]]()
+    for turn in range(300):
+        gone = {path for path in naive if rng.random() < 0.02}
+        came = [(f"{turn}-{i}", [f"{turn}-{i}-{j}" for j in range(rng.integers(4))]) for i in range(turn % 3)]
+        blocks = blocks.changed(gone, [(path, one_column(names)) for path, names in came])
+        naive = {path: names for path, names in naive.items() if path not in gone} | dict(came)
+        files = {path: table["class_name"].to_pylist() for path, table in blocks.files().items()}
+        assert list(files.items()) == list(naive.items())
+        rows = [name for table in blocks.tables() for name in table["class_name"].to_pylist()]
+        assert rows == [name for names in naive.values() for name in names]
+    assert len(blocks.tables()) < len(naive) / 4
+
+
+def one_column(names: list[str]) -> pa.Table:
+    return pa.table({"class_name": pa.array(names, pa.string()).dictionary_encode()})
+
+
+def test_drift_maps_of_an_object_store_are_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"file://{tmp_path}/root"
+    writer = new_root(uri)
+    versions = [writer.tree.head]
+    for turn in range(3):
+        ingest(writer, f"s{turn}", [Item(f"{turn}", "c")])
+        task = writer.ledger.next_task_id
+        writer.close_task(task, [f"s{turn}"], "test")
+        versions.append(commit_stage(writer, task, None, seed=turn))
+    reader, fetched = Store.open(uri), list[str]()
+    artifact = reader.artifact
+
+    def counted(version: str, name: str) -> bytes:
+        fetched.append(version)
+        return artifact(version, name)
+
+    monkeypatch.setattr(reader, "artifact", counted)
+    vector = np.ones((1, DIM), np.float32)
+    expected = vector
+    for turn in range(3):
+        expected = drift_pair(turn)[0].apply(expected)
+    for _ in range(2):
+        maps = dict(reader.mapper.into(reader.tree, versions[:1], versions[-1]))
+        np.testing.assert_allclose(maps[versions[0]].apply(vector), expected, atol=1e-5)
+    assert sorted(fetched) == sorted(versions[1:])
+    writer.release()
 
 
 @pytest.mark.parametrize("name", list(SCHEMAS))

@@ -1,6 +1,7 @@
 """The version tree and the maps along it, against walking and mapping by hand."""
 
 import itertools
+import weakref
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 
 from stream_odml.gallery.artifacts import FORWARD
 from stream_odml.gallery.errors import NoVersionYet, UnknownVersion
-from stream_odml.gallery.mapping import Mapper
+from stream_odml.gallery.mapping import ASKED_KEPT, HEADS_KEPT, STONES, Mapper
 from stream_odml.gallery.versions import VersionTree
-from stream_odml.learn.drift import DriftMap, IdentityMap
+from stream_odml.learn.drift import AffineMap, DriftMap
 from tests.gallery.world import Twin, drift_pair
 
 # root - a - b - c
@@ -57,26 +58,69 @@ def test_paths_and_maps_between_any_two_versions(start: str, end: str) -> None:
     np.testing.assert_allclose(mapped, expected, atol=1e-5)
 
 
-def test_a_mapper_that_served_one_head_needs_only_the_last_stage_for_the_next() -> None:
-    loaded = []
-    naive = twin()
+@pytest.mark.parametrize("end", PARENTS)
+def test_maps_from_all_versions_at_once_and_to_all_are_those_of_one_by_one(end: str) -> None:
+    naive, vectors = twin(), np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
 
     def load(version: str, name: str) -> DriftMap:
-        loaded.append((version, name))
         return naive.drifts[version][0 if name == FORWARD else 1]
 
     mapper = Mapper(load)
-    mapper.get(tree(), "root", "b")
-    assert sorted(loaded) == [("a", FORWARD), ("b", FORWARD)]
-    mapper.get(tree(), "root", "c")
-    assert loaded[2:] == [("c", FORWARD)]
-    assert mapper.get(tree(), "a", "c").kind == "affine"
-    assert isinstance(mapper.get(tree(), "c", "c"), IdentityMap)
+    into, out_of = dict(mapper.into(tree(), PARENTS, end)), mapper.out_of(tree(), end, PARENTS)
+    assert set(into) == set(out_of) == set(PARENTS)
+    for name in PARENTS:
+        there = [naive.moved(v.astype(float), name, end) for v in vectors]
+        back = [naive.moved(v.astype(float), end, name) for v in vectors]
+        np.testing.assert_allclose(into[name].apply(vectors), there, atol=1e-5)
+        np.testing.assert_allclose(out_of[name].apply(vectors), back, atol=1e-5)
+    with pytest.raises(UnknownVersion, match="'v9'"):
+        list(mapper.into(tree(), ["a", "v9"], end))
+
+
+def line(length: int) -> VersionTree:
+    """v0 - v1 - ... - v<length>, which is the head."""
+    rows = [row(0, "version", "v0")]
+    rows += [row(i, "version", f"v{i}", f"v{i - 1}") for i in range(1, length + 1)]
+    return VersionTree.replay([*rows, row(2 * length, "head", f"v{length}")])
+
+
+def test_a_mapper_holds_few_maps_however_many_versions_there_are() -> None:
+    """Weak references see every map that it loaded or composed."""
+    alive: weakref.WeakSet[AffineMap] = weakref.WeakSet()
+    loads = 0
+
+    def load(version: str, name: str) -> DriftMap:
+        nonlocal loads
+        loads += 1
+        made = AffineMap(np.eye(2), np.ones(2))
+        alive.add(made)
+        return made
+
+    mapper = Mapper(load)
+    for length in range(1, 300):
+        for _, drift in mapper.into(line(length), [f"v{i}" for i in range(length)], f"v{length}"):
+            if isinstance(drift, AffineMap):
+                alive.add(drift)
+        assert (
+            mapper.get(line(length), "v0", f"v{length}").apply(np.zeros((1, 2), np.float32))[0, 0] == length
+        )
+        assert mapper.at_hand("v0", f"v{length}")
+    del drift
+    assert len(alive) <= HEADS_KEPT * (STONES + ASKED_KEPT)
+    # What was asked for is at hand under the next head; what was not is part of the way from something that is.
+    before = loads
+    assert mapper.get(line(299), "v0", "v299").kind == "affine"
+    assert loads == before
+    assert not mapper.at_hand("v77", "v299")
+    mapper.get(line(299), "v77", "v299")
+    assert before < loads <= before + -(-299 // STONES)
+    for i in range(ASKED_KEPT):  # and room is made by what was not asked for lately
+        mapper.get(line(299), f"v{80 + i}", "v299")
+    assert not mapper.at_hand("v77", "v299")
 
 
 def test_a_thousand_affine_stages_are_one_matrix_and_keep_their_precision() -> None:
-    rows = [row(0, "version", "v0")] + [row(i, "version", f"v{i}", f"v{i - 1}") for i in range(1, 1001)]
-    deep = VersionTree.replay([*rows, row(2000, "head", "v1000")])
+    deep = line(1000)
     pair = drift_pair(3)
 
     def load(version: str, name: str) -> DriftMap:  # there and back again: even stages undo the odd ones

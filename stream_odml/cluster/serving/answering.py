@@ -112,7 +112,8 @@ def _multiplications(ask: _Ask) -> float:
 
 def _is_plain(ask: _Ask) -> bool:
     """Without filter or groups, and made by a version whose drift map is at hand."""
-    known = ask.version == ask.bundle.version or ask.version in ask.bundle.snapshot.maps
+    snapshot = ask.bundle.snapshot
+    known = ask.version == snapshot.version or snapshot.mapper.at_hand(ask.version, snapshot.version)
     return known and not (ask.query.group_by_class or _filters(ask.query))
 
 

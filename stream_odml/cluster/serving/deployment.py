@@ -76,6 +76,7 @@ def _share_the_core(threads: int) -> None:
     bundle gives the interpreter's lock back ten times as soon as it would by itself."""
     torch.set_num_threads(1)
     pa.set_cpu_count(threads)
+    pa.set_memory_pool(pa.system_memory_pool())  # a second allocator would keep free pages of its own
     sys.setswitchinterval(SWITCH_S)
 
 
