@@ -53,6 +53,8 @@ class Served:
     checked_at: float
     replica: str = ""
     searcher: str = ""
+    recall: float = 1.0
+    """Of the searcher against exact search, measured when it was built."""
     memory_bytes: int = 0
     swaps: int = 0
 

@@ -41,6 +41,10 @@ class ServiceMetrics(Collector):
         )
         self.gallery_items = self._gauge("gallery_items", "Items the replica can find.")
         self.gallery_bytes = self._gauge("gallery_bytes", "Memory the searcher of the replica holds.")
+        self.search_recall = self._gauge(
+            "search_recall",
+            "Share of the exact 10 nearest that the searcher found when it was built; 1 if exact.",
+        )
         self.sequence = self._gauge("served_sequence", "Ledger and version commits the replica has applied.")
         self.swap = self._histogram("swap_seconds", "Time to build the next snapshot aside and swap it in.")
         self.lag = self._histogram("commit_to_served_seconds", "Time from a version's commit to its serving.")

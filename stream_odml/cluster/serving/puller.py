@@ -90,6 +90,7 @@ class Puller:
         metrics.swap.observe(seconds)
         metrics.gallery_items.set(len(bundle.snapshot))
         metrics.gallery_bytes.set(sum(bundle.snapshot.memory().values()))
+        metrics.search_recall.set(bundle.snapshot.recall)
         metrics.sequence.set(bundle.sequence)
         metrics.observe_served(bundle.version, bundle.committed_at)
         _ = bundle.classes  # counted here, or the first request for them would hold up the event loop

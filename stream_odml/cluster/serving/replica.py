@@ -96,6 +96,7 @@ class Replica:
             checked_at=self.puller.checked_at,
             replica=self._name,
             searcher=snapshot.searcher,
+            recall=snapshot.recall,
             memory_bytes=sum(snapshot.memory().values()),
             swaps=self.puller.swaps,
         )

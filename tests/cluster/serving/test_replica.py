@@ -275,6 +275,21 @@ def test_each_replica_is_scrapeable_and_announced(
     assert not list((tmp_path / "metrics").glob("*.json"))
 
 
+def test_what_searches_and_how_well_is_exported(stream: TinyStream) -> None:
+    stream.land("a", ["cat", "dog", "owl"], per_class=8)
+    for kind, recall in (("exact", 1.0), ("hnsw", None)):
+        options = OPTIONS.model_copy(update={"search": kind})
+        replica = Replica(stream.root, options)
+        replica.start()
+        with LocalApi(create_app(replica, options, replica.metrics)) as api:
+            status, text = api.get("/v1/status").json(), api.get("/metrics").text
+        replica.close()
+        exported = float(text.split("\nstream_odml_search_recall ")[1].split()[0])
+        assert (status["searcher"], status["recall"]) == (kind, exported)
+        assert exported == recall if recall else exported >= options.recall_target
+        assert status["memory_bytes"] > 24 * 16 * 4
+
+
 def test_coalesced_queries_get_each_their_own_answer(stream: TinyStream, replica: Replica) -> None:
     ids = stream.land("a", ["cat", "dog", "owl"])
     while len(replica._bundle().snapshot) < len(ids):
