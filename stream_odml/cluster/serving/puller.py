@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import threading
 import time
@@ -14,6 +12,7 @@ from stream_odml.cluster.serving.metrics import ServiceMetrics
 from stream_odml.gallery.errors import NoVersionYet
 from stream_odml.gallery.search import SearchSettings
 from stream_odml.gallery.store import Store
+from stream_odml.learn.memory import give_back_memory
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Puller:
             return
         if before.version != bundle.version:
             metrics.lag.observe(max(0.0, now - bundle.committed_at))
-            _give_back()
+            give_back_memory()  # scattered pages of what building a gallery needed would add up, swap by swap
         seen = before.snapshot.ledger.seq
         for shard in bundle.snapshot.ledger.shards.values():
             if shard.indexed_seq is not None and shard.indexed_seq > seen:
@@ -107,9 +106,3 @@ class Puller:
     def _run(self) -> None:
         while not self._stop.wait(self._poll_s):
             self.poll()
-
-
-def _give_back() -> None:
-    """Let the allocator return what building a gallery needed for a moment: scattered pages would add up."""
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
