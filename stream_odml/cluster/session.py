@@ -24,6 +24,7 @@ from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
+from stream_odml.cluster.leftovers import free_reservations
 from stream_odml.cluster.observing import TERMINAL, observe
 from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
 from stream_odml.cluster.runtime import (
@@ -96,6 +97,8 @@ class Session:
 
         while not self._stopping.is_set():
             try:
+                if count := free_reservations():
+                    log.warning("freed %d placement group(s) of a training run that was killed", count)
                 build_trainer(self.config).fit()
             except Exception as error:  # the controller died, or a worker failed for good: start again
                 if self._stopping.is_set():
