@@ -26,6 +26,7 @@ from stream_odml.gallery.store import Store
 START_S = 240.0
 SHARDS_A_TASK = 3
 LOOKS = 20
+END_S = 60.0
 
 
 def stream_yaml(path: Path, root: Path, **changes: Mapping[str, Any]) -> Path:
@@ -151,8 +152,11 @@ class Live:
         pid, below = self.process.pid, list(descendants(self.process.pid))
         self.process.interrupt()
         found = []
-        if (code := self.process.wait(60)) != 0:
-            found.append(f"Ctrl-C ended the stream with code {code}: {self.process.tail()[-500:]}")
+        try:
+            if (code := self.process.wait(END_S)) != 0:
+                found.append(f"Ctrl-C ended the stream with code {code}: {self.process.tail()[-500:]}")
+        except AssertionError as error:
+            found.append(f"after Ctrl-C it is {str(error)[-500:]}")
         found += [f"{name} is left behind" for name in survivors(below, within_s=10)]
         found += [f"{path} is left behind" for path in Path(tempfile.gettempdir()).glob(f"odml-{pid}-*")]
         return [Violation("disagree", text) for text in found]
