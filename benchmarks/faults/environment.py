@@ -98,9 +98,21 @@ def slow_fsync(place: Place, hold_s: float) -> None:
     told.unlink()
 
 
-def _clock(offset_s: int, everywhere: bool) -> Fault:
+def clock_forward(place: Place, hold_s: float) -> None:
+    """The wall clock of every process is set forward, and stays so."""
+    (place.folder / "shim" / "clock").write_text(str(JUMP_S))
+    time.sleep(hold_s)
+
+
+def clock_back(place: Place, hold_s: float) -> None:
+    """And back again: Ray's timers stand still, so the stream ends with a message, and a supervisor starts it."""
+    (place.folder / "shim" / "clock").write_text("0")
+    time.sleep(hold_s)
+
+
+def _clock_of_driver(offset_s: int) -> Fault:
     def fault(place: Place, hold_s: float) -> None:
-        told = place.folder / "shim" / ("clock" if everywhere else f"clock-{place.one('driver')}")
+        told = place.folder / "shim" / f"clock-{place.one('driver')}"
         told.write_text(str(offset_s))
         time.sleep(hold_s)
         told.unlink()
@@ -117,11 +129,13 @@ FAULTS: dict[str, Fault] = {
     "full_disk": full_disk,
     "read_only": read_only,
     "slow_fsync": slow_fsync,
-    "driver_clock_forward": _clock(JUMP_S, everywhere=False),
-    "driver_clock_back": _clock(-JUMP_S, everywhere=False),
-    "clock_forward": _clock(JUMP_S, everywhere=True),
-    "clock_back": _clock(-JUMP_S, everywhere=True),
+    "driver_clock_forward": _clock_of_driver(JUMP_S),
+    "driver_clock_back": _clock_of_driver(-JUMP_S),
+    "clock_forward": clock_forward,
+    "clock_back": clock_back,
 }
+LAST = ("clock_forward", "clock_back")
+"""In this order, and nothing after them: the clock is set forward once, and back once."""
 NEED_SHIM = ("slow_fsync", "driver_clock_forward", "driver_clock_back", "clock_forward", "clock_back")
 NEED_ROOT = ("full_disk", "read_only")
 
@@ -130,6 +144,7 @@ def run(report: Report, seed: int, names: list[str], hold_s: float) -> int:
     """Each of ``names`` once, in an order that the seed chooses; how many promises were broken."""
     chosen = [name for name in FAULTS if not names or name in names]
     random.Random(seed).shuffle(chosen)
+    chosen.sort(key=lambda name: LAST.index(name) if name in LAST else -1)
     broken = 0
     with place() as here:
         for name in chosen:
@@ -165,7 +180,9 @@ def _suffer(here: Place, name: str, hold_s: float) -> dict[str, Any]:
     FAULTS[name](here, hold_s)
     ended, after = time.monotonic(), live.watch.sight
     shard = land_surely(live)
-    heal_s = wait_for(lambda: shard in live.watch.sight.indexed and live.is_ready(), HEAL_S)
+    again = _start_again(live)
+    healed = wait_for(lambda: shard in live.watch.sight.indexed and live.is_ready(), HEAL_S)
+    heal_s = None if healed is None else time.monotonic() - ended
     stepped = wait_for(lambda: _has_stepped(live.watch.sight, after), HEAL_S)
     to_step_s = None if stepped is None else time.monotonic() - ended
     found = [violation.text for violation in live.check()]
@@ -179,8 +196,20 @@ def _suffer(here: Place, name: str, hold_s: float) -> dict[str, Any]:
         "questions": len(questions),
         "unanswered": sum(q.attempt == 0 for q in questions),
         "landings_refused": live.feeder.full - refused,
+        "started_again": again,
         "verdict": "; ".join(found) or "ok",
     }
+
+
+def _start_again(live: Live) -> bool:
+    """What a supervisor does: start the same command when the stream has ended with a message."""
+    assert live.process is not None
+    if not live.process.has_ended:
+        return False
+    live.process.kill_tree()
+    live.start()
+    live.ready()
+    return True
 
 
 def _has_stepped(now: Sight, before: Sight) -> bool:

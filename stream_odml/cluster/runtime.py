@@ -10,6 +10,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import ray
 
 NAMESPACE = "stream_odml"
 _TEMP_PREFIX = "odml-"
+CLOCK_BACK_S = 30.0
 LEARNING_NICENESS = 15
 INDEXING_NICENESS = 5
 """Below learning: what has landed is to be searchable in seconds while a stage is learnt."""
@@ -58,6 +60,10 @@ class ClusterTooSmall(ValueError):
 
 class HeadDied(RuntimeError):
     """A process of Ray's own ended, and with it the session that this process had started."""
+
+
+class ClockWentBack(HeadDied):
+    """Ray's timers wait for a wall clock that was set back: it grants no resource and notices no death meanwhile."""
 
 
 class PortTaken(ValueError):
@@ -179,15 +185,39 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
                 _temp_dir=folder,
             )
         yield
+    except ClockWentBack:
+        _kill_session()
+        raise
     finally:
-        if dead_head():  # the rest would wait for it a minute, and hold the stream root meanwhile
-            ray._private.worker._global_node.kill_all_processes(check_alive=False)
+        if dead_head():
+            _kill_session()
         ray.shutdown()
         os.environ.clear()
         os.environ.update(before)
         if log_dir is not None:
             _keep_logs(Path(folder), log_dir)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_session() -> None:
+    """The rest would wait a minute for what does not answer, and hold the stream root meanwhile."""
+    ray._private.worker._global_node.kill_all_processes(check_alive=False)
+
+
+class WallClock:
+    """Watches the wall clock against one that nobody sets."""
+
+    def __init__(self) -> None:
+        self._ahead = time.time() - time.monotonic()
+
+    def check(self) -> None:
+        """Raise ClockWentBack when it was set back by more than a stream outlives since the check before."""
+        before, self._ahead = self._ahead, time.time() - time.monotonic()
+        if before - self._ahead > CLOCK_BACK_S:
+            raise ClockWentBack(
+                f"the wall clock was set back by {before - self._ahead:.0f} s, and Ray stands still for as long; "
+                "the same command goes on from here"
+            )
 
 
 def dead_head() -> list[str]:

@@ -29,6 +29,7 @@ from stream_odml.cluster.observing import TERMINAL, observe
 from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
 from stream_odml.cluster.runtime import (
     NAMESPACE,
+    ClockWentBack,
     HeadDied,
     Need,
     check_port,
@@ -70,6 +71,7 @@ class Session:
     def __init__(self, config: StreamConfig, driver: Any, indexers: list[Any], endpoints: Endpoints) -> None:
         self.config, self.driver, self.indexers, self.endpoints = config, driver, indexers, endpoints
         self._stopping = threading.Event()
+        self.is_abandoned = False
         self._trainer = threading.Thread(target=self._train, name="trainer", daemon=True)
 
     def status(self, timeout_s: float = 5.0) -> dict[str, Any]:
@@ -87,6 +89,11 @@ class Session:
             raise RuntimeError(ENDED) from error
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return None
+
+    @property
+    def owns_ray(self) -> bool:
+        """Whether Ray was started for this stream, and ends with it."""
+        return self.config.cluster.address is None and not os.environ.get("RAY_ADDRESS")
 
     def start_training(self) -> None:
         """Begin the long-lived training run in a thread of this process."""
@@ -115,6 +122,7 @@ class Session:
 
     def abandon(self) -> None:
         """Nobody is left to talk to: only keep the trainer from being started again."""
+        self.is_abandoned = True
         self._stopping.set()
 
     def stop(self, timeout_s: float = 60.0) -> None:
@@ -162,12 +170,16 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
                 start_service(config.root, config.service, config.storage_options)
             _write_endpoints(config, session.endpoints)
             yield session
+        except ClockWentBack:
+            session.abandon()
+            raise
         finally:
             if dead := dead_head():
                 session.abandon()
                 raise HeadDied(f"Ray's {' and '.join(dead)} ended; the same command goes on from here")
-            session.stop()
-            if cluster.serve and (cluster.address is not None or os.environ.get("RAY_ADDRESS")):
+            if not session.is_abandoned:
+                session.stop()
+            if cluster.serve and not session.owns_ray:
                 from stream_odml.cluster.serving.deployment import stop_service
 
                 stop_service()

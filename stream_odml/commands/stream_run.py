@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from stream_odml.cluster.runtime import HeadDied, dead_head
+from stream_odml.cluster.runtime import HeadDied, WallClock, dead_head
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
 from stream_odml.commands.console import StreamView, skipped_tasks, stage_table
@@ -43,10 +43,13 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
 
 def _watch(session: Session, idle_s: float | None, console: Console) -> None:
     busy_at = answered_at = time.monotonic()
+    clock = WallClock()
     with StreamView(console, f"stream {session.config.name}") as view:
         while idle_s is None or time.monotonic() - busy_at < idle_s:
             if dead := dead_head():
                 raise HeadDied(f"Ray's {' and '.join(dead)} ended")
+            if session.owns_ray:
+                clock.check()
             status = session.look()
             if status is not None:
                 view.show(status)

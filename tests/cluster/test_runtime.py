@@ -7,9 +7,11 @@ import socket
 import pytest
 
 from stream_odml.cluster.runtime import (
+    ClockWentBack,
     ClusterTooSmall,
     Need,
     PortTaken,
+    WallClock,
     check_port,
     check_resources,
     free_port,
@@ -36,3 +38,18 @@ def test_a_taken_port_is_named_with_its_setting() -> None:
 def test_free_ports_and_port_zero_pass() -> None:
     check_port("127.0.0.1", free_port(), "service.port")
     check_port("127.0.0.1", 0, "service.port")
+
+
+def test_a_wall_clock_that_goes_back_far_is_noticed_and_one_that_goes_forward_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Far forward, then back by little, as time servers do it, then far back, then on.
+    wall = iter([1000.0, 8200.0, 8190.0, 990.0, 990.0])
+    monkeypatch.setattr("time.time", lambda: next(wall))
+    monkeypatch.setattr("time.monotonic", lambda: 50.0)
+    clock = WallClock()
+    clock.check()
+    clock.check()
+    with pytest.raises(ClockWentBack, match="set back by 7200 s"):
+        clock.check()
+    clock.check()
