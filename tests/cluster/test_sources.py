@@ -67,17 +67,20 @@ class _Call:
 class Stream:
     """Discovery, tier 1 and the task boundary over one root."""
 
-    def __init__(self, root: Path, source: dict[str, Any]) -> None:
+    def __init__(
+        self, root: Path | str, source: dict[str, Any], options: dict[str, str] | None = None
+    ) -> None:
         self.config: StreamConfig = parse_config(
             {
                 "root": str(root),
+                "store": {"options": options or {}},
                 "source": {"poll_s": 0.05, **source},
                 "model": {"backbone": "conv4", "dim": 8, "image_size": 16},
                 "boundary": {"new_classes": None, "images": None, "age_s": None},
             }
         )
-        Store.create(str(root), 8)
-        self.writer = Writer.claim(str(root), "test")
+        Store.create(str(root), 8, options)
+        self.writer = Writer.claim(str(root), "test", storage_options=options)
         self.writer.commit_root({STUDENT: embedder_to_bytes(build_embedder(self.config.model, 0))})
         actors = [_Actor(Indexer(self.config.model_dump_json()))]
         self.tier = Ingestion(self.writer, actors, self.config.ingest)
@@ -201,14 +204,22 @@ def test_a_source_that_cannot_be_made_says_why() -> None:
             open_sources(config)
 
 
-def test_pushes_repeated_after_a_lost_answer(tmp_path: Path) -> None:
-    stream = Stream(tmp_path / "root", {"kind": "none"})
+def _pushed_three_times(stream: Stream) -> None:
     for _ in range(3):
         images = [PushedImage(item.image, item.class_name, item.item_id) for item in some("a")]
-        PushInbox(push_path(stream.config), 1 << 20).land(images, "key-1")
+        PushInbox(push_path(stream.config), 1 << 20, stream.config.storage_options).land(images, "key-1")
     stream.until(lambda: stream.items() == ids("a"))
     assert len(stream.writer.ledger.shards) == 1
     stream.close()
+
+
+def test_pushes_repeated_after_a_lost_answer(tmp_path: Path) -> None:
+    _pushed_three_times(Stream(tmp_path / "root", {"kind": "none"}))
+
+
+@pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
+def test_pushes_to_a_root_in_an_object_store(server: int, inbox: str) -> None:
+    _pushed_three_times(Stream(f"{inbox}-root", {"kind": "none"}, s3_options(server)))
 
 
 def _table(items: list[NewItem]) -> pa.Table:

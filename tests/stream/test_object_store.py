@@ -54,6 +54,18 @@ def test_shards_of_every_kind(server: int, inbox: str, tmp_path: Path) -> None:
     assert S3Source(inbox, s3).poll({ref.stamp for ref in refs.values()}) == []
 
 
+def test_a_poll_over_known_shards_is_one_listing_and_opens_none(server: int, inbox: str) -> None:
+    for number in range(7):
+        land_items(inbox, f"s{number}", some_items(2, first=number), s3_options(server))
+    with Throttle(server).serving() as counted:
+        source = S3Source(inbox, s3_options(counted.port))
+        known = {ref.stamp for ref in source.poll(set())}
+        assert len(known) == 7
+        before = counted.passed
+        assert source.poll(known) == []
+        assert counted.passed - before == 1
+
+
 def test_landing_again_and_changing_under_way(server: int, inbox: str) -> None:
     s3 = s3_options(server)
     for _ in range(2):
