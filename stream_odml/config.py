@@ -52,8 +52,9 @@ class IngestConfig(_Section):
     tries: int = Field(3, ge=1, le=100)
     """A shard that ends its process, or hangs it, so many times is set aside."""
     hang_s: float = Field(600.0, gt=0, le=86_400)
-    """An indexer that has not got one image further for so many seconds is ended. Keep it above what a slow
-    object store may take for one read with all its retries, some four minutes."""
+    """An indexer that has not got one image further for so many seconds is ended, and so is a reader of a task's
+    images that gets 256 no further. Keep it above what a slow object store may take for one read with all its
+    retries, some four minutes."""
     batch_shards: int = Field(64, ge=1, le=10_000)
     """Most shards in one commit."""
     batch_bytes: int = Field(64 << 20, ge=1 << 16)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import ray.data
 from numpy.typing import NDArray
 
+from stream_odml.cluster.hang_guard import guarded
 from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
 from stream_odml.gallery.select import select_rows
 from stream_odml.gallery.store import META, Store, compact
@@ -97,17 +98,19 @@ def fill_cache(
     shards: Sequence[ShardRef],
     read_options: Callable[[str], dict[str, str] | None],
     cpus_per_read: float,
+    hang_s: float,
 ) -> None:
     """Decode what the cache lacks, on the whole cluster, and write it here.
 
-    ``read_options`` gives the storage options of a shard's URI. Raises what reading raises (BadShard if a
-    shard changed since it was indexed).
+    ``read_options`` gives the storage options of a shard's URI. A reader that gets no block further for
+    ``hang_s`` seconds is ended, and its shard read again. Raises what reading raises (BadShard if a shard changed
+    since it was indexed).
     """
     by_id = {shard.shard_id: shard for shard in shards}
     wanted = []
     for member, rows in cache.missing():
         shard = by_id[cache.shard_ids[member]]
-        spec = {"shard": shard.to_dict(), "options": read_options(shard.uri)}
+        spec = {"shard": shard.to_dict(), "options": read_options(shard.uri), "hang_s": hang_s}
         wanted.append({"member": member, "spec": json.dumps(spec), "rows": rows})
     for block in _decoded(wanted, cache.size, cpus_per_read):
         for member in np.unique(block["member"]):
@@ -149,6 +152,7 @@ def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[dict[str, np.nd
     if not rows:
         return
     spec = json.loads(wanted["spec"][0])
-    for block in decode_rows(ShardRef.from_dict(spec["shard"]), rows, size, BLOCK_ROWS, spec["options"]):
+    blocks = decode_rows(ShardRef.from_dict(spec["shard"]), rows, size, BLOCK_ROWS, spec["options"])
+    for block in guarded(blocks, spec["hang_s"]):
         member = np.full(len(block.rows), wanted["member"][0], np.int32)
         yield {"member": member, "row": block.rows, "pixels": block.pixels}

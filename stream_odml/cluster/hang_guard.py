@@ -9,7 +9,11 @@ from __future__ import annotations
 import faulthandler
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 REARM_S = 1.0
 """An alarm is set anew at most so often: it costs a thread."""
@@ -39,3 +43,13 @@ class HangGuard:
     def _arm(self) -> None:
         self._armed = time.monotonic()
         faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
+
+
+def guarded(things: Iterator[T], limit_s: float) -> Iterator[T]:
+    """The same things, each of which may take so long to come; how long its taker needs is not counted."""
+    while True:
+        with HangGuard(limit_s):
+            thing = next(things, None)
+        if thing is None:
+            return
+        yield thing

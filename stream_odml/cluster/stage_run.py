@@ -122,8 +122,8 @@ class StageRun:
         for tried in range(READ_TRIES):
             try:
                 cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
-                options = partial(read_options, self.config)
-                fill_cache(cache, self.order.shards, options, self.config.cluster.cpus_per_read)
+                options, cpus = partial(read_options, self.config), self.config.cluster.cpus_per_read
+                fill_cache(cache, self.order.shards, options, cpus, self.config.ingest.hang_s)
                 return None
             except Exception as error:
                 cause = _root_cause(error)

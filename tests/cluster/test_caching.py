@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from stream_odml.gallery.tables import gallery_rows
 from stream_odml.gallery.writer import IngestBatch, Writer
 from stream_odml.stream.cache import CacheMember, PixelCache
 from stream_odml.stream.landing import land_items
-from stream_odml.stream.shard import ShardRef
+from stream_odml.stream.landing_folder import land_folder
+from stream_odml.stream.shard import MANIFEST_NAME, ShardRef
 from stream_odml.stream.sources import DirectorySource
 from tests.cluster.small_root import DIM, artifacts, claim, shard
 from tests.stream.helpers import some_items
+from tests.stream.pictures import picture
 
 
 def land(writer: Writer, name: str, items: list[int], random: np.random.Generator) -> ShardRef:
@@ -91,17 +94,46 @@ def test_a_task_of_which_nothing_is_left(tmp_path: Path) -> None:
     writer.release()
 
 
+def _cache(folder: Path, refs: list[ShardRef], images: int) -> PixelCache:
+    names = [f"class {n % 3}" for n in range(images)]
+    members = [CacheMember(ref.shard_id, np.arange(images, dtype=np.int32), names) for ref in refs]
+    return PixelCache(folder, members, 8)
+
+
+@pytest.mark.ray
+def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(tmp_path: Path) -> None:
+    (tmp_path / "zoo/cats").mkdir(parents=True)
+    (tmp_path / "zoo/cats/a.png").write_bytes(picture())
+    land_folder(tmp_path / "inbox", tmp_path / "zoo")
+    refs = DirectorySource(tmp_path / "inbox").poll(set())
+    manifest = Path(refs[0].uri) / MANIFEST_NAME
+    whole = manifest.rename(tmp_path / "whole")
+    os.mkfifo(manifest)
+    held: list[int] = []
+
+    def hang() -> None:
+        held.append(
+            os.open(manifest, os.O_WRONLY)
+        )  # returns once a reader is there, which waits as long as it is held
+        whole.replace(manifest)
+
+    cache = _cache(tmp_path / "cache", refs, 1)
+    threading.Thread(target=hang, daemon=True).start()
+    with ray_session(None, cpus=2, gpus=0):
+        fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=1.0)
+    os.close(held.pop())
+    assert cache.is_complete
+
+
 @pytest.mark.ray
 def test_no_more_processes_read_than_there_are_cores(tmp_path: Path) -> None:
     """A start costs seconds of a core: ten at once keep an indexer from coming back for half a minute."""
     for number in range(12):
         land_items(tmp_path / "inbox", f"s{number:02d}", some_items(4, first=4 * number))
     refs = DirectorySource(tmp_path / "inbox").poll(set())
-    names = [f"class {n % 3}" for n in range(4)]
-    members = [CacheMember(ref.shard_id, np.arange(4, dtype=np.int32), names) for ref in refs]
-    cache = PixelCache(tmp_path / "cache", members, 8)
+    cache = _cache(tmp_path / "cache", refs, 4)
     with ray_session(None, cpus=2, gpus=0):
-        fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1)
+        fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=60.0)
         titles = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())]
     assert cache.is_complete
     assert 1 <= sum(title.startswith((b"ray::IDLE", b"ray::MapBatches")) for title in titles) <= 3
