@@ -16,11 +16,13 @@ from pathlib import Path
 from benchmarks.common import Report, common_arguments
 from benchmarks.ingest.speed import measure_cache
 from benchmarks.training.boundary import measure_boundary
+from benchmarks.training.parts import measure_parts
 from benchmarks.training.ranks import measure_ranks
 from benchmarks.training.recalls import measure_recalls
 from benchmarks.training.steps import measure_steps
+from stream_odml.learn.memory import keep_freed_memory
 
-PARTS = ("steps", "ranks", "cache", "boundary", "recall")
+PARTS = ("steps", "parts", "ranks", "cache", "boundary", "recall")
 
 
 def main() -> None:
@@ -34,8 +36,10 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report.begin("training", arguments)
     seed = arguments.seeds[0]
+    keep_freed_memory()  # as the workers of a stream do
     parts: dict[str, Callable[[], None]] = {
         "steps": lambda: measure_steps(report, seed),
+        "parts": lambda: measure_parts(report, seed),
         "ranks": lambda: measure_ranks(report, seed),
         "cache": lambda: measure_cache(report, seed),
         "boundary": lambda: measure_boundary(report, seed),

@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from benchmarks.common import Report
 from benchmarks.training.made import SHAPES, Shape, made_batch, made_learner
 from stream_odml.cluster.runtime import free_port
+from stream_odml.learn.memory import keep_freed_memory
 from stream_odml.learn.world import World
 
 RANKS, STEPS = 2, 5
@@ -57,6 +58,7 @@ def _rank(rank: int, address: str, seed: int, rounds: int, told: Connection | No
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
+    keep_freed_memory()
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
     shape = SHAPES[0]
     alone = made_learner(shape, "ours", seed, World()) if rank == 0 else None

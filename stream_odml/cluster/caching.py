@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -24,10 +27,11 @@ from stream_odml.gallery.select import select_rows
 from stream_odml.gallery.store import META, Store, compact
 from stream_odml.gallery.tables import GALLERY
 from stream_odml.stream.cache import CacheMember, PixelCache
-from stream_odml.stream.rows import decode_rows
+from stream_odml.stream.rows import Block, decode_rows
 from stream_odml.stream.shard import ShardRef
 
 BLOCK_ROWS = 256
+HERE_S = 1.0
 _META = pa.schema([GALLERY.field(name) for name in META])
 
 
@@ -100,23 +104,61 @@ def fill_cache(
     cpus_per_read: float,
     hang_s: float,
 ) -> None:
-    """Decode what the cache lacks, on the whole cluster, and write it here.
+    """Decode what the cache lacks, the first of it in this process, the rest on the whole cluster, and write it here.
 
     ``read_options`` gives the storage options of a shard's URI. A reader that gets no block further for
     ``hang_s`` seconds is ended, and its shard read again. Raises what reading raises (BadShard if a shard changed
     since it was indexed).
     """
-    by_id = {shard.shard_id: shard for shard in shards}
-    wanted = []
-    for member, rows in cache.missing():
-        shard = by_id[cache.shard_ids[member]]
-        spec = {"shard": shard.to_dict(), "options": read_options(shard.uri), "hang_s": hang_s}
-        wanted.append({"member": member, "spec": json.dumps(spec), "rows": rows})
-    for block in _decoded(wanted, cache.size, cpus_per_read):
-        for member in np.unique(block["member"]):
-            own = block["member"] == member
-            cache.write(int(member), block["row"][own], block["pixels"][own])
+    specs = {s.shard_id: {"shard": s.to_dict(), "options": read_options(s.uri), "hang_s": hang_s} for s in shards}
+    for member, block in _decoded_here(cache, specs, time.monotonic() + HERE_S):
+        cache.write(member, block.rows, block.pixels)
+    wanted = [
+        {"member": member, "spec": json.dumps(specs[cache.shard_ids[member]]), "rows": rows}
+        for member, rows in cache.missing()
+    ]
+    for decoded in _decoded(wanted, cache.size, cpus_per_read):
+        for member in np.unique(decoded["member"]):
+            own = decoded["member"] == member
+            cache.write(int(member), decoded["row"][own], decoded["pixels"][own])
     cache.finish()
+
+
+def _decoded_here(
+    cache: PixelCache, specs: dict[str, dict[str, Any]], until: float
+) -> Iterator[tuple[int, Block]]:
+    """What this process can decode by then: all of a small task, for which no other need be found or started. A
+    cluster ends idle reading processes after a second, and takes seconds to start the next.
+
+    In a thread, which is left behind where it hangs.
+    """
+    found: SimpleQueue[tuple[int, Block] | BaseException | None] = SimpleQueue()
+    missing = cache.missing()
+
+    def read() -> None:
+        try:
+            for member, rows in missing:
+                for block in _decode(specs[cache.shard_ids[member]], rows.tolist(), cache.size):
+                    found.put((member, block))
+                    if time.monotonic() > until:
+                        return
+        except Exception as error:
+            found.put(error)
+        finally:
+            found.put(None)
+
+    if time.monotonic() < until:
+        threading.Thread(target=read, name="decode", daemon=True).start()
+    while (left := until - time.monotonic()) > 0:
+        try:
+            one = found.get(timeout=left)
+        except Empty:
+            return
+        if isinstance(one, BaseException):
+            raise one
+        if one is None:
+            return
+        yield one
 
 
 def warm_up(cpus_per_read: float) -> None:
@@ -152,7 +194,10 @@ def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[dict[str, np.nd
     if not rows:
         return
     spec = json.loads(wanted["spec"][0])
-    blocks = decode_rows(ShardRef.from_dict(spec["shard"]), rows, size, BLOCK_ROWS, spec["options"])
-    for block in guarded(blocks, spec["hang_s"]):
+    for block in guarded(_decode(spec, rows, size), spec["hang_s"]):
         member = np.full(len(block.rows), wanted["member"][0], np.int32)
         yield {"member": member, "row": block.rows, "pixels": block.pixels}
+
+
+def _decode(spec: dict[str, Any], rows: list[int], size: int) -> Iterator[Block]:
+    return decode_rows(ShardRef.from_dict(spec["shard"]), rows, size, BLOCK_ROWS, spec["options"])

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -55,6 +55,14 @@ class StageDeferred(Exception):
     """The stage cannot begin now, for a reason outside; the same attempt comes again."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs: the node's number in the training run, and whether the rank fills its cache."""
+
+    node: int = 0
+    leads: bool = True
+
+
 class StageRun:
     """Use in order: `open`, `step` until `total_steps`, `finish`, `close`."""
 
@@ -64,16 +72,17 @@ class StageRun:
         order: StageOrder,
         store: Store,
         world: World,
-        leads_node: bool,
+        place: Place,
         report: Callable[[StageProgress], None],
     ) -> None:
         self.config, self.order, self.world = config, order, world
-        self._leads_node, self._report = leads_node, report
+        self._leads_node, self._report = place.leads, report
         self._store = store
         self._settings = retried(config.learning, order.retry)
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
-        self._cache_folder = cache_root(config) / order.task
+        # Nodes may share a disk, and each writes a cache of its own.
+        self._cache_folder = cache_root(config) / f"{order.task}.node-{place.node}"
         self._scratch = cache_root(config) / f"{order.task}.rank-{world.rank}"
 
     # -- before -------------------------------------------------------------------------------------------------

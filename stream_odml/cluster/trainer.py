@@ -30,7 +30,7 @@ from stream_odml.cluster.observing import observe
 from stream_odml.cluster.profiling import StepProfile
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
-from stream_odml.cluster.stage_run import StageDeferred, StageFailed, StageRun
+from stream_odml.cluster.stage_run import Place, StageDeferred, StageFailed, StageRun
 from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.files import open_files
@@ -101,7 +101,7 @@ class _Worker:
             torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self.config = config
         self.world = World.current(device)
-        self.leads_node = context.get_local_rank() == 0
+        self.place = Place(context.get_node_rank(), context.get_local_rank() == 0)
         self.reporter = _Reporter(self.world)
         self.profile_steps = config.observe.profile_steps if self.world.rank == 0 else 0
         # Kept from stage to stage: each then reads only what was committed since the one before.
@@ -130,7 +130,7 @@ class _Worker:
     def learn(self, order: StageOrder) -> None:
         """One stage from cache to commit. A failure that repeating would not mend is handed over as a refusal."""
         self.store.refresh()
-        run = StageRun(self.config, order, self.store, self.world, self.leads_node, self.reporter.report)
+        run = StageRun(self.config, order, self.store, self.world, self.place, self.reporter.report)
         self.reporter.begin()
         try:
             with span("stage.open", order.version_id):

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from benchmarks.faults.process import descendants
+from stream_odml.cluster import caching
 from stream_odml.cluster.caching import cache_members, fill_cache, rows_digest, task_rows
 from stream_odml.cluster.runtime import ray_session
 from stream_odml.gallery.select import select_rows
@@ -20,6 +22,7 @@ from stream_odml.gallery.writer import IngestBatch, Writer
 from stream_odml.stream.cache import CacheMember, PixelCache
 from stream_odml.stream.landing import land_items
 from stream_odml.stream.landing_folder import land_folder
+from stream_odml.stream.rows import decode_rows
 from stream_odml.stream.shard import MANIFEST_NAME, ShardRef
 from stream_odml.stream.sources import DirectorySource
 from tests.cluster.small_root import DIM, artifacts, claim, shard
@@ -100,7 +103,43 @@ def _cache(folder: Path, refs: list[ShardRef], images: int) -> PixelCache:
     return PixelCache(folder, members, 8)
 
 
+def _twelve_shards(folder: Path) -> tuple[list[ShardRef], PixelCache]:
+    """Shards of four images each, and the empty cache of them all."""
+    for number in range(12):
+        land_items(folder / "inbox", f"s{number:02d}", some_items(4, first=4 * number))
+    refs = DirectorySource(folder / "inbox").poll(set())
+    return refs, _cache(folder / "cache", refs, 4)
+
+
+def test_a_small_task_is_decoded_without_another_process(tmp_path: Path) -> None:
+    refs, cache = _twelve_shards(tmp_path)
+    fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=60.0)
+    assert not ray.is_initialized()
+    assert cache.is_complete
+    for member, ref in enumerate(refs):
+        block = next(decode_rows(ref, range(4), 8))
+        assert np.array_equal(cache.pixels[4 * member : 4 * member + 4], block.pixels)
+
+
+def test_what_hangs_here_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs, cache = _twelve_shards(tmp_path)
+    asked: list[int] = []
+    monkeypatch.setattr(caching, "HERE_S", 0.2)
+    monkeypatch.setattr(caching, "_decode", lambda *_: threading.Event().wait())
+    monkeypatch.setattr(caching, "_decoded", lambda wanted, *_: asked.append(len(wanted)) or ())
+    with pytest.raises(ValueError, match="48 of 48 rows are missing"):
+        fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=60.0)
+    assert asked == [12], "the others were not asked for all of it"
+
+
+@pytest.fixture
+def only_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the first second of a large task were over."""
+    monkeypatch.setattr(caching, "HERE_S", -1.0)
+
+
 @pytest.mark.ray
+@pytest.mark.usefixtures("only_others_read")
 def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(tmp_path: Path) -> None:
     (tmp_path / "zoo/cats").mkdir(parents=True)
     (tmp_path / "zoo/cats/a.png").write_bytes(picture())
@@ -126,12 +165,10 @@ def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(tmp_path: Path) -
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("only_others_read")
 def test_no_more_processes_read_than_there_are_cores(tmp_path: Path) -> None:
     """A start costs seconds of a core: ten at once keep an indexer from coming back for half a minute."""
-    for number in range(12):
-        land_items(tmp_path / "inbox", f"s{number:02d}", some_items(4, first=4 * number))
-    refs = DirectorySource(tmp_path / "inbox").poll(set())
-    cache = _cache(tmp_path / "cache", refs, 4)
+    refs, cache = _twelve_shards(tmp_path)
     with ray_session(None, cpus=2, gpus=0):
         fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=60.0)
         titles = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())]
