@@ -27,7 +27,7 @@ from stream_odml.learn.objective import stage_losses
 from stream_odml.learn.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
 from stream_odml.learn.outcome import StageDiverged, StageOutcome, StepReport
 from stream_odml.learn.settings import StageSettings
-from stream_odml.learn.views import LastPassViews, views_of_batch
+from stream_odml.learn.views import LastPassViews, counts_of_views, views_of_batch
 from stream_odml.learn.virtual import VirtualFeatures
 from stream_odml.learn.world import World
 
@@ -110,12 +110,10 @@ class StageLearner:
         images = as_images(pixels_bHW3, world.device)
         images = augment(images, self.settings, self.seed, step, start=start, total=total)
         with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-            torch.manual_seed(
-                step_seed(self.seed, 3, step, world.rank)
-            )  # for dropout inside a named backbone
+            self._draw_anew(3, step, world.rank)  # for dropout inside a named backbone
             wide = self._wide(images, step, start=start, total=total)
             student_Bd, peer_Bd, old_Bd, wide_pair = self._embed(images, wide, step, counts)
-            torch.manual_seed(step_seed(self.seed, 4, step))  # for miners that draw: the same on every rank
+            self._draw_anew(4, step)  # for miners that draw: the same on every rank
             losses = stage_losses(
                 self._weights,
                 self._metric,
@@ -131,6 +129,13 @@ class StageLearner:
             self._descend(sum(losses.values(), torch.zeros((), device=world.device)), step)
         self.next_step = step + 1
         return report
+
+    def _draw_anew(self, *parts: int) -> None:
+        """As torch.manual_seed, which formats the stack for each kind of accelerator that is not there."""
+        seed = step_seed(self.seed, *parts)
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _wide(self, images_b3SS: Tensor, step: int, *, start: int, total: int) -> Tensor:
         """This rank's wide views, none in the base stage."""
@@ -159,7 +164,8 @@ class StageLearner:
         old_Bd = gathered.pop() if old is not None else None
         wide_pair = None
         if old is not None and self.settings.weight_wide:
-            both = self.world.gather(torch.cat([student[b:], old[b:]], dim=1), self.world.counts(len(wide)))
+            of_ranks = counts_of_views(counts, self.settings.wide_every)
+            both = self.world.gather(torch.cat([student[b:], old[b:]], dim=1), of_ranks)
             wide_pair = (both[:, :d], both[:, d:])
         return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd, wide_pair
 

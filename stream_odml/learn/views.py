@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -54,6 +55,12 @@ def views_of_batch(
     draws = torch.rand(total, 4, generator=torch.Generator().manual_seed(step_seed(seed, 5, step)))
     at, partner = ((row - start).to(images_b3SS.device) for row in (row_b, other_b))
     return wide_views(images_b3SS[at], images_b3SS[partner], draws[row_b])
+
+
+def counts_of_views(counts: list[int], every: int) -> list[int]:
+    """How many views `views_of_batch` gives each rank, of which they hold so many rows: known without asking."""
+    before = [-(-rows // every) for rows in accumulate(counts, initial=0)]
+    return [after - start for start, after in pairwise(before)]
 
 
 @dataclass(frozen=True)

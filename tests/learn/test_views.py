@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stream_odml.learn.views import MOST, LastPassViews, views_of_batch, wide_views
+from stream_odml.learn.views import MOST, LastPassViews, counts_of_views, views_of_batch, wide_views
 
 SIDE, K = 8, 3
 IMAGES = torch.rand(4 * K, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -48,6 +48,8 @@ def test_two_ranks_see_the_views_of_one(every: int) -> None:
     whole = views(0, 4 * K)
     assert len(whole) == -(-len(IMAGES) // every)
     assert torch.equal(whole, torch.cat([views(0, 2 * K), views(2 * K, 4 * K)]))
+    uneven = [views(0, K), views(K, K), views(K, 4 * K)]
+    assert counts_of_views([K, 0, 3 * K], every) == [len(part) for part in uneven]
     assert all(explained(v, IMAGES[i * every], IMAGES[partner(i * every)]) for i, v in enumerate(whole))
 
 
