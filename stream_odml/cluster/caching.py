@@ -110,7 +110,9 @@ def fill_cache(
     ``hang_s`` seconds is ended, and its shard read again. Raises what reading raises (BadShard if a shard changed
     since it was indexed).
     """
-    specs = {s.shard_id: {"shard": s.to_dict(), "options": read_options(s.uri), "hang_s": hang_s} for s in shards}
+    specs = {
+        s.shard_id: {"shard": s.to_dict(), "options": read_options(s.uri), "hang_s": hang_s} for s in shards
+    }
     for member, block in _decoded_here(cache, specs, time.monotonic() + HERE_S):
         cache.write(member, block.rows, block.pixels)
     wanted = [
