@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 
+from stream_odml.gallery.entries import stamped
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.maintenance import MaintenancePolicy
 from stream_odml.gallery.table import Table
+from stream_odml.gallery.tables import quarantine_rows
 from tests.gallery.world import Item, ingest, new_root
 
 
@@ -45,6 +49,32 @@ def test_appends_merges_and_deletions_are_followed(tmp_path: Path) -> None:
     assert sleeper.present == tables["gallery"].present
     tables["gallery"].forget_seen()
     assert set(tables["gallery"].refresh()[0]) == held["gallery"]
+
+
+def test_a_handle_opened_anew_after_a_checkpoint_does_not_see_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_odml.gallery.table.CHECKPOINT_EVERY", 3)
+    new_root(str(tmp_path)).release()
+    mine, other = (Table(open_files(str(tmp_path)), "quarantine") for _ in range(2))
+    bad = quarantine_rows(
+        shard_ids=["s"], rows=[0], reasons=["not_an_image"], details=["?"], first_bytes=[b""]
+    )
+    rows = stamped(bad, "t.1")
+    handles = list[DeltaTable]()
+    for _ in range(8):
+        mine.refresh()
+        mine.append(rows, 1)
+        handles.append(mine.handle)
+    mine.refresh()
+    assert len({id(handle) for handle in handles}) > 1
+    assert len(list((tmp_path / "quarantine/_delta_log").glob("*.checkpoint.parquet"))) >= 2
+    other.refresh()
+    other.append(rows, 2)
+    with pytest.raises(CommitFailedError):
+        mine.append(rows, 1)
+    assert len(mine.refresh()[0]) == 1
+    assert set(mine.present) == whole_log(tmp_path, "quarantine")
 
 
 def test_a_commit_half_written_is_left_for_the_library(tmp_path: Path) -> None:
