@@ -222,13 +222,13 @@ def place() -> Iterator[Place]:
     """The stream on its own disk."""
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
-        disk, shim = folder / "disk", _shim(folder)
+        disk, shim = folder / "disk", build_shim(folder)
         disk.mkdir()
         mounted = os.geteuid() == 0 and not _mount("-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk))
         try:
             live = Live(folder, root=disk / "root")
             if shim is not None:
-                live.environment |= {"LD_PRELOAD": str(shim), "FAULTS_SHIM": str(folder / "shim")}
+                live.environment |= shimmed(shim)
             with live:
                 yield Place(folder, live, disk, shim)
         finally:
@@ -236,7 +236,8 @@ def place() -> Iterator[Place]:
                 subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
-def _shim(folder: Path) -> Path | None:
+def build_shim(folder: Path) -> Path | None:
+    """The library to preload, which obeys the files in ``folder``/shim; None without a C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     (folder / "shim").mkdir()
     if compiler is None:
@@ -245,6 +246,11 @@ def _shim(folder: Path) -> Path | None:
     source = Path(__file__).with_name("shim.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", str(target), str(source), "-ldl"], check=True)
     return target
+
+
+def shimmed(shim: Path) -> dict[str, str]:
+    """Environment of a process that carries the shim."""
+    return {"LD_PRELOAD": str(shim), "FAULTS_SHIM": str(shim.with_name("shim"))}
 
 
 def _mount(*words: str) -> int:

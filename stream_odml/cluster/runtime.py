@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ray
 
+log = logging.getLogger(__name__)
 NAMESPACE = "stream_odml"
 _TEMP_PREFIX = "odml-"
 CLOCK_BACK_S = 30.0
@@ -214,10 +215,12 @@ class WallClock:
         """Raise ClockWentBack when it was set back by more than a stream outlives since the check before."""
         before, self._ahead = self._ahead, time.time() - time.monotonic()
         if before - self._ahead > CLOCK_BACK_S:
-            raise ClockWentBack(
+            told = (
                 f"the wall clock was set back by {before - self._ahead:.0f} s, and Ray stands still for as long; "
                 "the same command goes on from here"
             )
+            log.error(told)  # at once: Ray may end this process while it is shut down, before its last words
+            raise ClockWentBack(told)
 
 
 def dead_head() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,10 @@ def land_shards(root: Path, count: int, first: int = 0) -> dict[str, str]:
 class StreamProcess(process.StreamProcess):
     """`stream-odml run` that ends by itself once it has been idle for ``idle_s`` seconds."""
 
-    def __init__(self, config: Path, idle_s: float = 3.0) -> None:
-        super().__init__(config, "--until-idle", str(idle_s))
+    def __init__(
+        self, config: Path, idle_s: float = 3.0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(config, "--until-idle", str(idle_s), environment=environment)
 
 
 def open_store(root: Path) -> Store:
