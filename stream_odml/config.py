@@ -35,7 +35,7 @@ class SourceConfig(_Section):
 
     kind: str = Field("directory", pattern=r"^(directory|s3|delta|none|[\w.]+:\w+)$")
     """`directory`, `s3` (a prefix), `delta` (a table, followed by version), `none`: HTTP pushes only; or
-    `module:function` of your own, see docs/sources.md."""
+    `module:function` of your own, see deploy/sources.md."""
     path: str = "inbox"
     """Folder, `bucket/prefix`, or table; a relative folder lies under the stream root."""
     poll_s: float = Field(0.5, gt=0, le=3600)

@@ -1,6 +1,6 @@
 """Where shards are found. A source lists what is new and complete, in the order in which it is to land.
 
-The contract of a source, and how to write another one: docs/sources.md.
+The contract of a source, and how to write another one: deploy/sources.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_NEW = 512
 
 
 class Source(Protocol):
-    """Something that shards come from; docs/sources.md is its contract."""
+    """Something that shards come from; deploy/sources.md is its contract."""
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
         """New complete shards whose stamp is not in `known`, oldest first. Raises TransientReadError."""

@@ -173,7 +173,7 @@ def test_a_delta_table_followed_by_version(tmp_path: Path) -> None:
 def test_the_source_that_the_page_on_writing_one_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "deploy" / "sources.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "feeds.py").write_text(example, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
