@@ -6,7 +6,7 @@ bounded, so it says which few rows can be; those are compared in full. With x' a
     |<q, x> - <q', x'>|  <=  |q - q'| |x| + |q'| |x - x'| + what fp32 loses in d sums
 
 where |q - q'| and the largest |x - x'| are measured, and |x| <= 1. The product is handed out as a half itself: rounding
-keeps the order, so a bound rounded in the same way is still one.
+to the nearest keeps the order, so a bound rounded in the same way is still one.
 """
 
 import time
@@ -114,9 +114,7 @@ def _within(tiles: Any, floor: Any, error: Any, k: int) -> tuple[Indices, Indice
     """
     torch = _torch()
     peaks = tiles.amax(1)
-    if (
-        bool(floor.isinf().any()) and len(peaks) >= k
-    ):  # nothing is known yet, but the k highest peaks are k rows
+    if bool(floor.isinf().any()) and len(peaks) >= k:  # nothing is known, but the k highest peaks are k rows
         reached = peaks.topk(k, dim=0).values[-1]
         floor = torch.maximum(floor, reached - error - SLACK * HALF * reached.abs())
     reach = (floor - error).bfloat16().float()
