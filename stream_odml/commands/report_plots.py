@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 240, 44, 28, 12, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 240, 54, 28, 12, 12
 
 CSS = """
 :root{color-scheme:light dark;--bg:#fbfbfa;--fg:#1d1f23;--soft:#666c76;--line:#dcdee2;--card:#fff;
@@ -15,14 +15,14 @@ CSS = """
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
 main{max-width:1000px;margin:0 auto;padding:24px 16px 64px}h1{margin:0;font-size:26px}h2{font-size:19px;margin:0 0 4px}
 h3{font-size:15px;margin:16px 0 4px}.sub,p{color:var(--soft);margin:2px 0 10px;overflow-wrap:anywhere}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px;margin:16px 0}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px;margin:16px 0;overflow-x:auto}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:10px;margin:16px 0}
 .tiles div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 12px}
 .tiles span{display:block;color:var(--soft);font-size:12px}.tiles b{font-size:17px;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft);font-size:13px}
-svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}
+svg{width:100%;min-width:520px;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}
 .grid{stroke:var(--line)}.key{display:flex;flex-wrap:wrap;gap:14px;font-size:13px;color:var(--soft)}
 .key i{display:inline-block;width:16px;height:3px;vertical-align:middle;margin-right:6px}
 .bars{display:grid;grid-template-columns:max-content 1fr max-content;gap:6px 10px;align-items:center}
@@ -61,7 +61,9 @@ def line_plot(lines: Sequence[Line], what: str, unit_range: bool = True) -> str:
     def y(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (top - low))
 
-    parts = [_grid(low + (top - low) * step / 4, y(low + (top - low) * step / 4)) for step in range(5)]
+    lines_at = [low + (top - low) * step / 4 for step in range(5)]
+    places = 2 if top - low >= 0.1 else 3 if top - low >= 0.01 else 4
+    parts = [_grid(value, y(value), places) for value in lines_at]
     every = max(1, count // 12)
     parts += [
         f'<text x="{x(i):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{i + 1}</text>'
@@ -83,10 +85,10 @@ def line_plot(lines: Sequence[Line], what: str, unit_range: bool = True) -> str:
     )
 
 
-def _grid(value: float, at: float) -> str:
+def _grid(value: float, at: float, places: int) -> str:
     return (
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:.2f}</text>'
+        f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:.{places}f}</text>'
     )
 
 

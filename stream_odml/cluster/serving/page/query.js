@@ -14,6 +14,7 @@ export function start() {
   drop.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); $("file").click(); }
   });
+  $("asked").addEventListener("error", () => { $("asked").hidden = true; }); // what is no image has no picture
   $("by-class").addEventListener("change", () => last && search(last));
   for (const kind of ["dragenter", "dragover"]) {
     document.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
@@ -22,8 +23,10 @@ export function start() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    const file = [...event.dataTransfer.files].find((one) => one.type.startsWith("image/"));
+    const files = [...event.dataTransfer.files];
+    const file = files.find((one) => one.type.startsWith("image/"));
     if (file) search(file);
+    else if (files.length) refuse(files[0]);
   });
   document.addEventListener("paste", (event) => {
     const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
@@ -58,13 +61,21 @@ function answered(answer, hits, milliseconds) {
   $("answered").replaceChildren(best, line);
   $("hits").replaceChildren(...hits.map((hit, i) => tile(hit.id, hit.class, {
     score: hit.score,
-    notes: [figure(hit.score), version(hit.version)],
+    notes: [figure(hit.score), h("code", { title: `vector made by ${hit.version}` }, hit.version.split("-")[0])],
     label: `${i + 1}: ${hit.class}, similarity ${figure(hit.score)}`,
   })));
   ring(hits.map((hit) => hit.id));
 }
 
+function refuse(file) {
+  turn += 1; // an answer that is still on its way belongs to no picture any more
+  last = null;
+  $("asked").hidden = true;
+  failed({ message: `${file.name} is no image` });
+}
+
 function failed(error) {
   $("hits").replaceChildren();
+  ring([]);
   $("answered").replaceChildren(h("p", { class: "error", role: "alert" }, error.message || "the service does not answer"));
 }
