@@ -15,7 +15,8 @@ CSS = """
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
 main{max-width:1000px;margin:0 auto;padding:24px 16px 64px}h1{margin:0;font-size:26px}h2{font-size:19px;margin:0 0 4px}
 h3{font-size:15px;margin:16px 0 4px}.sub,p{color:var(--soft);margin:2px 0 10px;overflow-wrap:anywhere}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px;margin:16px 0;overflow-x:auto}
+section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px;margin:16px 0}
+section{overflow-x:auto}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:10px;margin:16px 0}
 .tiles div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:10px 12px}
 .tiles span{display:block;color:var(--soft);font-size:12px}.tiles b{font-size:17px;overflow-wrap:anywhere}
