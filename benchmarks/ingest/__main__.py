@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 
 from benchmarks.common import Report, common_arguments
-from benchmarks.ingest import backlog, live, malformed, memory, sources, speed, whole_task
+from benchmarks.ingest import backlog, live, malformed, memory, sources, speed, throttled, whole_task
 
 PARTS: dict[str, Callable[[Report, int], None]] = {
     "malformed": malformed.measure,
@@ -23,6 +23,7 @@ PARTS: dict[str, Callable[[Report, int], None]] = {
     "task": whole_task.measure,
     "live": live.measure,
     "sources": sources.measure,
+    "throttled": throttled.measure,
 }
 
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 from deltalake import write_deltalake
 
 from benchmarks.common import Report, percentile
-from benchmarks.ingest import throttled
 from benchmarks.ingest.live import Live, stream_config
 from stream_odml.client import Client
 from stream_odml.client.calls import NewImage
@@ -35,7 +34,6 @@ def measure(report: Report, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder, s3_server() as port:
         make_bucket(port, "bucket")
         _s3(report, folder, seed, s3_options(port))
-    throttled.measure(report, seed)
 
 
 def _s3(report: Report, folder: str, seed: int, options: dict[str, str]) -> None:
