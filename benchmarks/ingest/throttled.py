@@ -21,9 +21,9 @@ from tests.stream.throttling import Throttle
 
 SHARE = {"source": 0.3, "root": 0.1}
 """Of requests that fail. Ours are asked again six times, and then later; a root that fails so often is very ill."""
-OUTAGE = 60
-"""Requests that are all refused, one after the other, in the middle of it: ten times one request's tries, so that
-several polls and reads give up. Tries pause longer and longer: hundreds would be an outage of many minutes."""
+OUTAGE = 18
+"""Requests that are all refused, one after the other, in the middle of it: three times one request's tries, so that
+polls and reads give up. Over six tries the client pauses for half a minute: ten times as many would be minutes."""
 
 
 def measure(report: Report, seed: int) -> None:
