@@ -82,7 +82,10 @@ def _judge(
     slopes = _slopes(memory[WARM:])
     if slopes:
         report.figure("rss_slope_mb_per_100_swaps", max(slopes.values()))
-    report.row(part="swaps", p99_around_ms=around, p99_rest_ms=rest, memory=memory[:: max(1, swaps // 20)])
+    began = min(one.began for one in seen) if seen else 0.0
+    failed = [(one.status, one.began - began, one.seconds) for one in seen if one.status != 200]
+    report.row(part="swaps", p99_around_ms=around, p99_rest_ms=rest, failed_status_at_took=failed[:100],
+               memory=memory[:: max(1, swaps // 20)])  # fmt: skip
 
 
 def _right(one: Seen, item: str) -> bool:
