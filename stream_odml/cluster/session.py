@@ -45,9 +45,11 @@ from stream_odml.gallery.files import open_files
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.writer import Writer
 from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embedder_to_bytes
+from stream_odml.stream.storage import is_remote
 
 log = logging.getLogger(__name__)
 ENDING_S = 20.0
+OPENING_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 ENDED = (
     "the driver has ended for good, as it does when another run takes the stream root over; "
     "see logs/ under the root, and start the stream again if there is no other"
@@ -238,14 +240,26 @@ def roles(config: StreamConfig) -> list[Role]:
 
 
 def _make_root(config: StreamConfig, takeover: bool) -> None:
-    """Create the tables and the initial model where there are none; fails early if another run holds the root."""
-    try:
-        Store.create(config.root, config.model.dim, config.storage_options)
-    except (OSError, DeltaError) as error:
-        raise ConfigError(
-            f"the stream root {config.root} cannot be used ({_first_line(error)}); "
-            "make it readable and writable, or change `root`"
-        ) from error
+    """Create the tables and the initial model where there are none; fails early if another run holds the root.
+
+    An object store may be busy, or lose the answer to a commit: it is asked again. Every part is safe to repeat.
+    """
+    pauses = list(OPENING_PAUSES_S) if is_remote(config.root) else []
+    while True:
+        try:
+            return _open_root(config, takeover)
+        except (OSError, DeltaError) as error:
+            if not pauses:
+                raise ConfigError(
+                    f"the stream root {config.root} cannot be used ({_first_line(error)}); "
+                    "make it readable and writable, or change `root`"
+                ) from error
+            log.warning("the stream root %s cannot be opened yet: %s", config.root, _first_line(error))
+            time.sleep(pauses.pop(0))
+
+
+def _open_root(config: StreamConfig, takeover: bool) -> None:
+    Store.create(config.root, config.model.dim, config.storage_options)
     writer = Writer.claim(
         config.root, f"stream {config.name}", takeover, config.store.lease_s, config.storage_options
     )

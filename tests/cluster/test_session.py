@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stream_odml.cluster import session
 from stream_odml.cluster.session import prepare
 from stream_odml.config import ConfigError, StreamConfig, parse_config
 from stream_odml.gallery.store import Store
@@ -49,3 +50,20 @@ def test_in_a_job_a_relative_root_is_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match="absolute path on storage that every node sees"):
         prepare(config(Path("stream-root")))
     assert not (tmp_path / "stream-root").exists()
+
+
+@pytest.mark.parametrize(("root", "tries"), [("s3://bucket/root", 3), ("/nowhere/root", 1)])
+def test_a_root_on_an_object_store_is_asked_again_and_one_on_a_disk_is_not(
+    root: str, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def breaks_off(config: StreamConfig, takeover: bool) -> None:
+        asked.append(config.root)
+        raise OSError("Connection reset by peer")
+
+    monkeypatch.setattr(session, "OPENING_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(session, "_open_root", breaks_off)
+    with pytest.raises(ConfigError, match=r"cannot be used .Connection reset by peer.*make it readable"):
+        session._make_root(parse_config({"root": root}), takeover=False)
+    assert asked == [root] * tries
