@@ -13,13 +13,15 @@ from benchmarks.quality.data import Ints
 from benchmarks.quality.state import Floats
 from stream_odml.learn.drift import DriftMap, compose
 from stream_odml.learn.evaluation import (
+    QueryScores,
     Retrieval,
     compatibility_matrix,
-    map_at_r,
-    recall_at_k,
+    score_queries,
 )
 
 Measured = dict[str, Any]
+MOST_QUERIES = 500
+"""Of one cell of the compatibility matrix."""
 
 
 def measure_stage(
@@ -32,33 +34,29 @@ def measure_stage(
     """
     rows = np.flatnonzero(arrival_M <= stage)
     labels, arrival = labels_M[rows], arrival_M[rows]
-    queries = queries_Md[rows]
+    groups = {"union": arrival <= stage, "old": arrival < stage, "new": arrival == stage}
+    groups |= {f"stage {k}": arrival == k for k in range(stage + 1)}
+    base = arrival == 0
     for form, vectors_Md in galleries.items():
-        gallery = vectors_Md[rows]
-        parts = [_recalls(queries, gallery, labels, np.flatnonzero(arrival == k)) for k in range(stage + 1)]
-        groups = {"union": range(stage + 1), "old": range(stage), "new": range(stage, stage + 1)}
+        scores = _scores(queries_Md[rows], vectors_Md[rows], labels)
         for split, members in groups.items():
-            yield from _pooled([parts[k] for k in members], split, form)
-        for k in range(stage + 1):
-            yield from _pooled([parts[k]], f"stage {k}", form)
-        base = arrival == 0
-        alone = _recalls(queries[base], gallery[base], labels[base], np.arange(int(base.sum())))
-        yield from _pooled([alone], "base_alone", form)
-        if form != "stale":
-            own = np.arange(len(labels))
-            value = map_at_r(Retrieval(queries, labels, gallery, labels, own))
-            yield {"split": "union", "gallery": form, "metric": "map_at_r", "value": value}
+            yield from _recalls(scores, np.flatnonzero(members), split, form)
+        alone = _scores(queries_Md[rows][base], vectors_Md[rows][base], labels[base])
+        yield from _recalls(alone, np.arange(int(base.sum())), "base_alone", form)
+        yield {"split": "union", "gallery": form, "metric": "map_at_r", "value": scores.map_at_r()}
 
 
 def measure_compatibility(labels: Ints, views: list[Floats], forward: list[DriftMap]) -> Iterator[Measured]:
-    """Recall@1 of the base classes, queries by version t against a gallery by version k, mapped and not."""
+    """Recall@1 of the base classes, queries by version t against a gallery by version k, mapped and not. There are
+    as many pairs as versions squared: some images query, all are the gallery."""
+    rows = np.unique(np.linspace(0, len(labels) - 1, MOST_QUERIES).astype(np.int64))
     versions = range(len(views))
     queries = {str(t): views[t] for t in versions}
     pairs = [(k, t) for t in versions for k in range(t + 1)]
     stale = {(str(k), str(t)): views[k] for k, t in pairs}
     mapped = {(str(k), str(t)): compose(forward[k:t]).apply(views[k]) for k, t in pairs}
     for form, galleries in (("mapped", mapped), ("stale", stale)):
-        for (k, t), value in compatibility_matrix(queries, galleries, labels).items():
+        for (k, t), value in compatibility_matrix(queries, galleries, labels, rows).items():
             yield {
                 "split": f"compatibility {k} {t}",
                 "gallery": form,
@@ -67,20 +65,13 @@ def measure_compatibility(labels: Ints, views: list[Floats], forward: list[Drift
             }
 
 
-def _recalls(queries: Floats, gallery: Floats, labels: Ints, rows: Ints) -> tuple[int, dict[int, float]]:
-    """Queries that have another image of their class, and their recalls."""
-    counts = np.bincount(labels)
-    able = rows[counts[labels[rows]] > 1]
-    if len(able) == 0:
-        return 0, {}
-    query_labels = labels[able]
-    return len(able), recall_at_k(Retrieval(queries[able], query_labels, gallery, labels, able))
+def _scores(queries: Floats, gallery: Floats, labels: Ints) -> QueryScores:
+    return score_queries(Retrieval(queries, labels, gallery, labels, np.arange(len(labels))))
 
 
-def _pooled(parts: list[tuple[int, dict[int, float]]], split: str, form: str) -> Iterator[Measured]:
-    total = sum(n for n, _ in parts)
-    if total == 0:
+def _recalls(scores: QueryScores, rows: Ints, split: str, form: str) -> Iterator[Measured]:
+    """Nothing where no query has another image of its class."""
+    if np.isnan(scores.precision_Q[rows]).all():
         return
-    for k in next(recalls for n, recalls in parts if n):
-        value = sum(n * recalls[k] for n, recalls in parts if n) / total
+    for k, value in scores.recall_at_k(rows=rows).items():
         yield {"split": split, "gallery": form, "metric": f"recall_at_{k}", "value": value}

@@ -84,3 +84,25 @@ def load_state(folder: Path) -> RunState | None:
         [arrays[f"view_{i}"] for i in range(count)],
         **maps,
     )
+
+
+def save_student(folder: Path, student: Embedder, seconds: float) -> None:
+    """A student after its last step, and the seconds that it took, written aside and renamed."""
+    aside = folder.with_name(f"{folder.name}-part-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    (aside / "student.safetensors").write_bytes(embedder_to_bytes(student))
+    (aside / "seconds").write_text(repr(seconds))
+    if folder.exists():  # another process was as fast, and learnt the same
+        shutil.rmtree(aside)
+        return
+    os.replace(aside, folder)
+
+
+def load_student(folder: Path, student: Embedder) -> float | None:
+    """Gives `student` the saved weights and returns their seconds; None where none are saved."""
+    if not folder.exists():
+        return None
+    saved = embedder_from_bytes((folder / "student.safetensors").read_bytes())
+    student.load_state_dict(saved.state_dict())
+    return float((folder / "seconds").read_text())

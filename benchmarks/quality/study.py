@@ -23,7 +23,7 @@ from benchmarks.quality.measure import Measured, measure_compatibility, measure_
 from benchmarks.quality.methods import FROZEN, Method, pooled_spec
 from benchmarks.quality.protocols import Select, Stream, build_stream
 from benchmarks.quality.rows import Row, RowFile
-from benchmarks.quality.state import Floats, RunState, load_state, save_state
+from benchmarks.quality.state import Floats, RunState, load_state, load_student, save_state, save_student
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.embedder import Embedder, build_embedder, embed
@@ -32,6 +32,9 @@ from stream_odml.learn.settings import EmbedderSpec, StageSettings
 from stream_odml.learn.stage import StageLearner
 from stream_odml.learn.world import World
 from stream_odml.stream.sampler import PKSampler
+
+MAPPING = {"gallery_map", "ridge", "map_views", "kernel", "kernel_width", "kernel_floor", "kernel_anchors"}
+"""Settings of how the gallery follows, which leave the student alone where nothing it learns reads them."""
 
 Tick = Callable[[str, int, int], None]
 
@@ -132,11 +135,16 @@ class Run:
 
     def _measure(self, state: RunState, forward: DriftMap) -> None:
         stage = state.stage
-        queries = embed(state.student, self.study.images.pixels[self.stream.measured], self.study.device)
+        known, arrives = self.stream.arrival < stage, self.stream.arrival == stage
+        queries = np.zeros_like(state.stale_Md)
+        # Images of tasks to come are not measured; a frozen model embeds none twice.
+        seen = arrives if self.method.preset in FROZEN else known | arrives
+        queries[seen] = embed(
+            state.student, self.study.images.pixels[self.stream.measured[seen]], self.study.device
+        )
+        queries[known & ~seen] = state.stale_Md[known & ~seen]
         state.student.cpu()
-        known = self.stream.arrival < stage
         state.mapped_Md[known] = forward.apply(state.mapped_Md[known])
-        arrives = self.stream.arrival == stage
         state.mapped_Md[arrives] = state.stale_Md[arrives] = queries[arrives]
         state.base_views.append(queries[self.stream.arrival == 0])
         galleries: dict[str, Floats] = {
@@ -173,15 +181,33 @@ class Run:
             settings, old, bank, n_classes=len(names), version_id=version_name(stage), seed=seed,
             world=World.current(self.study.device), backward_maps=backward,
         )  # fmt: skip
-        sampler = PKSampler(labels, settings.classes_per_batch, settings.images_per_class, seed)
-        started, total = clock(), learner.total_steps
-        for step in range(total):
-            rows = sampler.batch(step)
-            learner.step(self._pixels(images[rows]), torch.from_numpy(labels[rows].astype(np.int64)))
-            self.tick(f"{self.method.name} seed {self.seed} stage {stage}", step + 1, total)
+        total, twin = learner.total_steps, self._twin(settings, stage)
+        spent = load_student(twin, learner.networks.student) if twin else None
+        started = clock()
+        if spent is None:
+            sampler = PKSampler(labels, settings.classes_per_batch, settings.images_per_class, seed)
+            for step in range(total):
+                rows = sampler.batch(step)
+                learner.step(self._pixels(images[rows]), torch.from_numpy(labels[rows].astype(np.int64)))
+                self.tick(f"{self.method.name} seed {self.seed} stage {stage}", step + 1, total)
+            if twin:
+                save_student(twin, learner.networks.student, clock() - started)
         batches = self._batches(images, labels.astype(np.int64))
         outcome = learner.finish(batches, names, len(images))
-        return outcome, clock() - started, total
+        return outcome, clock() - started + (spent or 0.0), total
+
+    def _twin(self, settings: StageSettings, stage: int) -> Path | None:
+        """Where this stage's student waits for a method that learns the same and only maps the gallery otherwise,
+        as SDC does; None where what is learnt reads the moved bank or the maps."""
+        if settings.weight_repel or settings.weight_virtual or stage == 0:
+            return None
+        learnt = {name: value for name, value in asdict(settings).items() if name not in MAPPING}
+        joint = self.method.preset == "joint"
+        parts = [self.study.key(None, self.seed), learnt, joint, stage]
+        return (
+            self.study.work
+            / f"twin-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
+        )
 
     def _seen(self, stage: int) -> Ints:
         first = 0 if self.method.preset == "joint" else stage

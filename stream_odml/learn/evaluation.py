@@ -53,15 +53,48 @@ class Retrieval:
             )
 
 
-def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float]:
-    """Share of queries with an image of their class among the k nearest others, for each k.
+@dataclass(frozen=True)
+class QueryScores:
+    """What each query found, so that any subset of queries is scored without a second search."""
 
-    Queries whose class has no other image in the gallery are left out; ValueError when none remains.
-    """
-    depth = max(ks)
+    first_Q: NDArray[np.int32]
+    """Rank, from 1, of the nearest other image of its class; 0 where none is as near as the search was deep."""
+    precision_Q: NDArray[np.float64]
+    """AP@R: 1/R sum_{i<=R} precision(i) relevant(i), R the other images of its class; NaN where there is none."""
+
+    def recall_at_k(self, ks: Sequence[int] = KS, rows: Labels | slice = slice(None)) -> dict[int, float]:
+        """Share of queries (of `rows`) with an image of their class among the k nearest others, for each k.
+
+        Queries whose class has no other image are left out; ValueError when none remains.
+        """
+        first = self.first_Q[rows][~np.isnan(self.precision_Q[rows])]
+        return {k: int(((first > 0) & (first <= k)).sum()) / _some(len(first)) for k in ks}
+
+    def map_at_r(self) -> float:
+        """mAP@R, the mean of AP@R over queries as in `recall_at_k` (Musgrave et al., A Metric Learning Reality
+        Check, 2020)."""
+        known = self.precision_Q[~np.isnan(self.precision_Q)]
+        return float(known.sum()) / _some(len(known))
+
+
+def score_queries(retrieval: Retrieval, depth: int = max(KS)) -> QueryScores:
+    """One search, as deep as `depth` and as the largest class of the gallery."""
+    _, sizes = np.unique(retrieval.gallery_labels, return_counts=True)
+    first, precision = [np.empty(0, np.int32)], [np.empty(0)]
+    for hits, relevant in _rankings(retrieval, max(depth, int(sizes.max(initial=1)))):
+        found = torch.where(hits.any(1), hits.int().argmax(1) + 1, 0)
+        ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
+        hits_d = hits.double() * (ranks <= relevant[:, None])
+        first.append(found.to(torch.int32).numpy())
+        precision.append(((hits_d.cumsum(1) / ranks * hits_d).sum(1) / relevant).numpy())
+    return QueryScores(np.concatenate(first), np.concatenate(precision))
+
+
+def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float]:
+    """`QueryScores.recall_at_k` of all queries, searched no deeper than max(ks)."""
     found = dict.fromkeys(ks, 0)
     n = 0
-    for hits, relevant in _rankings(retrieval, depth):
+    for hits, relevant in _rankings(retrieval, max(ks)):
         hits = hits[relevant > 0]
         n += len(hits)
         for k in ks:
@@ -79,22 +112,6 @@ def nearest_is_relevant(retrieval: Retrieval) -> NDArray[np.float32]:
         hit = hits[:, 0].float()
         blocks.append(torch.where(relevant > 0, hit, torch.full_like(hit, torch.nan)))
     return torch.cat(blocks).numpy() if blocks else np.empty(0, np.float32)
-
-
-def map_at_r(retrieval: Retrieval) -> float:
-    """mAP@R: mean over queries of 1/R sum_{i<=R} precision(i) relevant(i), R the other images of its class.
-
-    Queries as in `recall_at_k` (Musgrave et al., A Metric Learning Reality Check, 2020).
-    """
-    _, sizes = np.unique(retrieval.gallery_labels, return_counts=True)
-    total, n = 0.0, 0
-    for hits, relevant in _rankings(retrieval, int(sizes.max(initial=1))):
-        hits, r = hits[relevant > 0].double(), relevant[relevant > 0].double()
-        ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
-        hits = hits * (ranks <= r[:, None])
-        total += float(((hits.cumsum(1) / ranks * hits).sum(1) / r).sum())
-        n += len(hits)
-    return total / _some(n)
 
 
 def _rankings(retrieval: Retrieval, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,14 +182,18 @@ def backward_transfer(recall_TT: Floats) -> float:
 
 
 def compatibility_matrix(
-    queries: Mapping[str, Floats], galleries: Mapping[tuple[str, str], Floats], labels: Labels
+    queries: Mapping[str, Floats],
+    galleries: Mapping[tuple[str, str], Floats],
+    labels: Labels,
+    rows: Labels | None = None,
 ) -> dict[tuple[str, str], float]:
     """Recall@1 of queries embedded by version t against the same images as galleries[(k, t)], leave-one-out.
 
-    galleries[(k, t)] is what version k embedded, in the space of t as mapped (or not) by the caller.
+    galleries[(k, t)] is what version k embedded, in the space of t as mapped (or not) by the caller. `rows`: the
+    images that query, if not all.
     """
-    own = np.arange(len(labels))
+    own = np.arange(len(labels)) if rows is None else rows
     return {
-        (k, t): recall_at_k(Retrieval(queries[t], labels, gallery, labels, own), (1,))[1]
+        (k, t): recall_at_k(Retrieval(queries[t][own], labels[own], gallery, labels, own), (1,))[1]
         for (k, t), gallery in galleries.items()
     }

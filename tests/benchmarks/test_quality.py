@@ -243,3 +243,16 @@ def test_the_command_measures_resumes_and_reports(
 
     monkeypatch.setattr(Run, "go", lambda self: pytest.fail("measured again what had been measured"))
     run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
+
+
+def test_a_method_that_only_maps_otherwise_takes_the_student_of_its_twin(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, alone = tmp_path / "beside", tmp_path / "alone"
+    run(monkeypatch, arguments(parquet, beside, "--commit", "c0ffee", "--methods", "l2,sdc_l2"))
+    run(monkeypatch, arguments(parquet, alone, "--commit", "c0ffee", "--methods", "sdc_l2"))
+    of_twin = [row for row in without_seconds(beside) if row["method"] == "sdc_l2"]
+    assert of_twin == without_seconds(alone)
+    last = json.loads((beside / "quality-squares.json").read_text())["figures"]
+    assert last["l2/last_r1_reextracted"] == last["sdc_l2/last_r1_reextracted"]
+    assert last["l2/avg_inc_r1_mapped"] != last["sdc_l2/avg_inc_r1_mapped"]

@@ -12,9 +12,9 @@ from stream_odml.learn.evaluation import (
     backward_transfer,
     compatibility_matrix,
     forgetting,
-    map_at_r,
     nearest_is_relevant,
     recall_at_k,
+    score_queries,
 )
 
 RNG = np.random.default_rng(0)
@@ -75,7 +75,13 @@ def test_recall_and_map_equal_the_loops(name: str, block: int, monkeypatch: pyte
     retrieval = CASES[name]
     recalls, mean_precision = naive(retrieval)
     assert recall_at_k(retrieval, (1, 4, 32)) == pytest.approx(recalls)
-    assert map_at_r(retrieval) == pytest.approx(mean_precision)
+    scores = score_queries(retrieval, 8)
+    assert scores.recall_at_k((1, 4)) == pytest.approx({k: recalls[k] for k in (1, 4)})
+    assert scores.map_at_r() == pytest.approx(mean_precision)
+    some = np.array([0, 3, 11])
+    assert scores.recall_at_k((1,), some)[1] == pytest.approx(
+        np.nanmean(nearest_is_relevant(retrieval)[some])
+    )
 
 
 def test_ties_count_against_the_query() -> None:
@@ -83,7 +89,7 @@ def test_ties_count_against_the_query() -> None:
     labels = np.repeat(np.arange(10), 4)
     retrieval = Retrieval.leave_one_out(collapsed, labels)
     assert recall_at_k(retrieval, (1, 32)) == {1: 0.0, 32: 0.0}
-    assert map_at_r(retrieval) == 0.0
+    assert score_queries(retrieval).map_at_r() == 0.0
 
 
 def test_nothing_to_measure_is_an_error() -> None:
@@ -108,3 +114,6 @@ def test_compatibility_matrix_sees_a_turned_space() -> None:
     turned = np.roll(space, 2, axis=0)
     matrix = compatibility_matrix({"new": turned}, {("old", "new"): space, ("new", "new"): turned}, labels)
     assert matrix == {("old", "new"): 0.0, ("new", "new"): 1.0}
+    assert compatibility_matrix({"new": turned}, {("new", "new"): turned}, labels, np.array([0, 5])) == {
+        ("new", "new"): 1.0
+    }
