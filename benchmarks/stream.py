@@ -135,7 +135,7 @@ def stream_config(arguments: argparse.Namespace, root: str, seed: int) -> Stream
         "images_per_class": 4,
     }
     if arguments.weights:
-        learning |= {"base_learning_rate": 3e-4, "learning_rate": 1e-4, "augment_flip": True}
+        learning |= {"augment_flip": True}
     return parse_config(
         {
             "name": "benchmark",

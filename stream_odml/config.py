@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings
+from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
 from stream_odml.stream.boundary import BoundaryPolicy
 
 Method = Literal[
     "ours", "faithful", "no_peer", "no_virtual", "fecd", "l2", "sdc_l2", "sdc_finetune", "finetune",
-    "frozen_f0", "no_repel", "lean",
+    "frozen_f0", "no_wide", "no_average", "repel", "lean",
 ]  # fmt: skip
 
 
@@ -198,11 +198,14 @@ class StreamConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _apply_method(cls, data: Any) -> Any:
-        """Lay `learning` over the settings that `method` names."""
+        """Lay `learning` over the settings that `method` names, and those over the rates that pretrained weights want."""
         if not isinstance(data, dict) or not isinstance(data.get("learning", {}), Mapping):
             return data
         changes = METHODS.get(str(data.get("method", "ours")), {})
-        return {**data, "learning": {**changes, **data.get("learning", {})}}
+        model = data.get("model", {})
+        learnt = isinstance(model, Mapping) and bool(model.get("weights") or model.get("pretrained"))
+        rates = PRETRAINED if learnt else {}
+        return {**data, "learning": {**rates, **changes, **data.get("learning", {})}}
 
     @property
     def storage_options(self) -> dict[str, str] | None:

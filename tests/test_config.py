@@ -57,6 +57,14 @@ def test_a_method_sets_what_the_user_does_not() -> None:
     assert (config.learning.metric_loss, config.learning.weight_old) == ("hard_pairs", 3)
 
 
+def test_pretrained_weights_are_learnt_on_at_a_lower_rate_unless_the_user_says_otherwise() -> None:
+    model = {"backbone": "mobilenetv2", "weights": "w.safetensors"}
+    assert parse_config({"model": model}).learning.base_learning_rate == 3e-4
+    asked = parse_config({"model": model, "learning": {"base_learning_rate": 1e-2}}).learning
+    assert (asked.base_learning_rate, asked.learning_rate) == (1e-2, 1e-4)
+    assert parse_config({}).learning.base_learning_rate == 1e-3
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "{", "seed: [1", "\x00"])
 def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
     path = tmp_path / "stream.yaml"

@@ -6,6 +6,7 @@ Killed and started again with the same words it goes on after the last stage tha
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from benchmarks.quality.methods import Method, all_names, apply_changes, parse_m
 from benchmarks.quality.report import write_report
 from benchmarks.quality.rows import RowFile, learning_commit
 from benchmarks.quality.study import Run, Study
-from stream_odml.learn.settings import EmbedderSpec, StageSettings
+from stream_odml.learn.settings import PRETRAINED, EmbedderSpec, StageSettings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,11 +73,13 @@ def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
     """What the command line asks for."""
     shrink = 8 if args.quick else 1
     common = StageSettings(base_steps=-(-args.base_steps // shrink), stage_steps=-(-args.steps // shrink))
-    common = apply_changes(common, args.set)
-    methods = [parse_method(text, common) for text in args.methods.split(",")]
     spec = EmbedderSpec(
         args.backbone, args.dim, args.image_size, weights=args.weights, pretrained=args.pretrained
     )
+    if spec.starts_pretrained:
+        common = replace(common, **PRETRAINED)
+    common = apply_changes(common, args.set)
+    methods = [parse_method(text, common) for text in args.methods.split(",")]
     if not spec.starts_pretrained:
         methods = [method for method in methods if method.preset != "frozen_pretrained"]
     work = args.work or args.out / ".quality"

@@ -84,15 +84,15 @@ class StageSettings:
     """lambda_virtual: relation distillation from the virtual features of still older models."""
     weight_peer: float = 1.0
     """mu: mutual distillation with the peer; 0 builds no peer."""
-    weight_anchor: float = 1.0
+    weight_anchor: float = 5.0
     """Weight of the squared distance between the student's and the old model's embeddings."""
-    weight_wide: float = 2.5
+    weight_wide: float = 1.0
     """Weight of the same on wide views of the batch: images of no class, turned, cut and joined, which
     stand for all that is not in the task. Times sqrt(old classes / new classes), as Hou et al. (CVPR 2019)
     weigh what must not change; 0 for none."""
     wide_every: int = 2
     """A wide view of every n-th image of the batch."""
-    weight_repel: float = 0.3
+    weight_repel: float = 0.0
     """Weight of the bank's class directions as negatives of the new images; 0 for none."""
     temperature: float = 4.0
     """tau: softens the rows of the Gram matrices."""
@@ -113,8 +113,9 @@ class StageSettings:
     that serves classes left out of the fit best."""
     map_views: int = 6
     """The affine map is fitted to so many wide views of each image as well, at most 16,384 in all."""
-    old_share: float = 0.0
-    """Share of the old weights averaged into the student at the end of the stage."""
+    old_share: float = 0.2
+    """Share of the old weights averaged into the student at the end of the stage: little is lost of what was learnt,
+    and the drift that the gallery's map must follow is smaller."""
 
     base_steps: int = 600
     """Steps of the first stage (empty bank)."""
@@ -125,9 +126,9 @@ class StageSettings:
     images_per_class: int = 5
     """K of the P x K global batch."""
     base_learning_rate: float = 1e-3
-    """Adam's, in the first stage."""
-    learning_rate: float = 5e-4
-    """Adam's, in later stages."""
+    """Adam's, in the first stage; 3e-4 where a configuration names pretrained weights and no rate."""
+    learning_rate: float = 2e-4
+    """Adam's, in later stages; 1e-4 where a configuration names pretrained weights and no rate."""
     head_learning_rate_factor: float = 1.0
     """The head's learning rate over the backbone's."""
     peer_learning_rate_factor: float = 1.0
@@ -192,6 +193,7 @@ _ALONE: dict[str, Any] = {
     "weight_wide": 0.0,
     "weight_repel": 0.0,
     "map_views": 0,
+    "old_share": 0.0,
 }
 _SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_width": 0.3}
 
@@ -199,13 +201,14 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "ours": {},
     "faithful": {
         "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0, "weight_anchor": 0.0,
-        "weight_wide": 0.0, "weight_repel": 0.0, "map_views": 0, "virtual": "kernel", "kernel": "cosine",
-        "metric_loss": "hard_pairs", "peer_every": 1,
+        "weight_wide": 0.0, "weight_repel": 0.0, "map_views": 0, "old_share": 0.0, "virtual": "kernel",
+        "kernel": "cosine", "metric_loss": "hard_pairs", "peer_every": 1,
     },
     "no_peer": {"weight_peer": 0.0},
     "no_virtual": {"weight_virtual": 0.0},
-    "no_repel": {"weight_repel": 0.0},
-    "no_wide": {"weight_wide": 0.0, "map_views": 0, "weight_anchor": 5.0},
+    "no_wide": {"weight_wide": 0.0, "map_views": 0},
+    "no_average": {"old_share": 0.0},
+    "repel": {"weight_repel": 0.3},
     "lean": {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0},
     "fecd": {**_ALONE, "weight_old": 10.0},
     "l2": {**_ALONE, "weight_anchor": 5.0},
@@ -217,7 +220,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "joint": _ALONE,
 }  # fmt: skip
 """What each method changes of a StageSettings. `joint` is a fine-tune whose caller feeds every image
-so far; `lean` is anchors and repel alone, at a fine-tune's cost and the old model's forward pass."""
+so far; `lean` is anchors and averaged weights alone, at a fine-tune's cost and the old model's forward pass."""
+
+PRETRAINED: Mapping[str, float] = {"base_learning_rate": 3e-4, "learning_rate": 1e-4}
+"""Laid over the defaults where a model starts from learnt weights: at the rates for a new model a short first stage
+spoils them (`benchmarks/STUDY.md`)."""
 
 
 def method_settings(method: str, settings: StageSettings | None = None) -> StageSettings:
