@@ -198,7 +198,7 @@ class StreamConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _apply_method(cls, data: Any) -> Any:
-        """Lay `learning` over the settings that `method` names, and those over the rates that pretrained weights want."""
+        """Lay `learning` over what `method` names, and that over the rates that pretrained weights want."""
         if not isinstance(data, dict) or not isinstance(data.get("learning", {}), Mapping):
             return data
         changes = METHODS.get(str(data.get("method", "ours")), {})
