@@ -93,7 +93,8 @@ class StageSettings:
     wide_every: int = 2
     """A wide view of every n-th image of the batch."""
     weight_repel: float = 0.0
-    """Weight of the bank's class directions as negatives of the new images; 0 for none."""
+    """Weight of the bank's class directions as negatives of the new images; 0.3 may help a task of many new classes,
+    and costs a task of few (`benchmarks/STUDY.md`)."""
     temperature: float = 4.0
     """tau: softens the rows of the Gram matrices."""
     virtual: Literal["kernel", "affine"] = "kernel"

@@ -35,10 +35,12 @@ def losses(stage: StageLearner, t: int, steps: int) -> list[dict[str, float]]:
 
 def test_the_terms_of_each_stage() -> None:
     zero, first, second = after(0), after(1), after(2)
+    every = replace(SETTINGS, weight_repel=0.3)
     assert set(losses(learner(0, *zero), 0, 1)[0]) == {"total", "metric_student"}
     new = {"total", "metric_student", "metric_peer", "peer", "old", "anchor", "wide", "repel"}
-    assert set(losses(learner(1, *first), 1, 1)[0]) == new
-    terms = losses(learner(2, *second), 2, 1)[0]
+    assert set(losses(learner(1, *first, every), 1, 1)[0]) == new
+    assert set(losses(learner(1, *first), 1, 1)[0]) == new - {"repel"}
+    terms = losses(learner(2, *second, every), 2, 1)[0]
     assert set(terms) == {*new, "virtual"}
     assert terms["total"] == pytest.approx(sum(v for k, v in terms.items() if k != "total"))
 
@@ -48,7 +50,7 @@ def test_the_wide_anchor_grows_with_the_old_classes_to_each_new_one(base: Model)
     names = [f"more {i}" for i in range(3 * len(bank))]
     tripled = [np.concatenate([part] * 3) for part in (bank.counts, bank.means, bank.directions)]
     crowd = bank.born(names, "v1", *tripled)
-    settings = replace(SETTINGS, weight_repel=0.0, weight_virtual=0.0)
+    settings = replace(SETTINGS, weight_virtual=0.0)
     # The first step moves both alike: at its start nothing has drifted, and the anchor has no gradient.
     few, many = (losses(learner(1, old, b, settings), 1, 2)[1]["wide"] for b in (bank, crowd))
     assert few > 0
