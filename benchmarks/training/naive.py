@@ -33,7 +33,7 @@ class NaiveStep:
         self.peer = build_embedder(shape.spec, seed).train()
         bank = made_bank(shape.spec.dim, seed)
         self.virtual = VirtualFeatures(bank, self.settings, {}, torch.device("cpu"))
-        self.directions = torch.from_numpy(bank.directions)
+        self.directions = torch.from_numpy(bank.directions) if self.settings.weight_repel else None
         losses = {
             name: build_metric_loss(self.settings, shape.classes, shape.spec.dim, 0)
             for name in ("student", "peer")
