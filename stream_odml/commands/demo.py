@@ -69,6 +69,10 @@ def demo_config(root: Path, seed: int, port: int, metrics_port: int, image_size:
                 "stage_steps": 100,
                 "classes_per_batch": 12,
                 "images_per_class": 4,
+                # Fifteen classes and 150 steps leave little to keep and much to learn.
+                "learning_rate": 5e-4,
+                "weight_anchor": 1.0,
+                "weight_repel": 0.3,
             },
             "boundary": {"new_classes": TASK_CATEGORIES, "images": None, "age_s": None},
             "ingest": {"thumbnails": True},
