@@ -96,7 +96,7 @@ class Report:
             body = _merged(json.loads(path.read_text()), body)
         self.out.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".aside")
-        aside.write_text(json.dumps(body, indent=1, default=_plain) + "\n")
+        aside.write_text(_text(body))
         aside.replace(path)
         self.console.print(figure_table(self.name, body["figures"]))
         self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
@@ -208,6 +208,13 @@ def _command() -> str:
     # Files by their names: where we keep them says nothing to another.
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     return shlex.join(["python", "-m", module, *words])
+
+
+def _text(body: dict[str, Any]) -> str:
+    """JSON with a line for each row: a long study has tens of thousands of them."""
+    rows = ",\n  ".join(json.dumps(row, default=_plain) for row in body["rows"])
+    head = json.dumps({**body, "rows": []}, indent=1, default=_plain).removesuffix("[]\n}")
+    return f"{head}[\n  {rows}\n ]\n}}\n"
 
 
 def _plain(value: Any) -> Any:

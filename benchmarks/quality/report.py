@@ -23,7 +23,7 @@ def write_report(
     """Writes `<name>.json`, `.md` and `.html` to `out`; returns the Markdown. What was not measured is absent."""
     result = Report(name, out, seeds, quick)
     result.figures.update(flat_figures(rows, methods))
-    result.rows.extend(rows)
+    result.rows.extend(row for row in rows if _is_kept(row))
     result.write()
     note = _note(rows, methods, seeds, quick)
     tables = markdown_table(rows, methods) + "\n" + paired_table(rows, methods, methods[0])
@@ -36,6 +36,18 @@ def write_report(
     )
     (out / f"{name}.html").write_text(page)
     return f"{note}\n\n{tables}"
+
+
+def _is_kept(row: Row) -> bool:
+    """Whether the result keeps a row. Recall at more than one is kept of the union alone, and a stale gallery is not
+    looked at stage by stage: the number of such rows grows with the square of the stages."""
+    if row["split"].startswith("stage"):
+        return bool(row["metric"] == "recall_at_1" and row["gallery"] != "stale")
+    return bool(
+        row["split"] == "union"
+        or not row["metric"].startswith("recall_at_")
+        or row["metric"] == "recall_at_1"
+    )
 
 
 def _note(rows: list[Row], methods: list[str], seeds: list[int], quick: bool) -> str:

@@ -223,7 +223,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """What each method changes of a StageSettings. `joint` is a fine-tune whose caller feeds every image
 so far; `lean` is anchors and averaged weights alone, at a fine-tune's cost and the old model's forward pass."""
 
-PRETRAINED: Mapping[str, float] = {"base_learning_rate": 3e-4, "learning_rate": 1e-4}
+PRETRAINED: Mapping[str, Any] = {"base_learning_rate": 3e-4, "learning_rate": 1e-4}
 """Laid over the defaults where a model starts from learnt weights: at the rates for a new model a short first stage
 spoils them (`benchmarks/STUDY.md`)."""
 
