@@ -86,14 +86,16 @@ class _Asking:
                 await asyncio.sleep(max(0.0, self._origin + number / self._rate - time.perf_counter()))
             began, status = time.perf_counter(), 0
             answer: dict[str, Any] = {}
+            kept = False
             try:
                 link = link or await asyncio.open_connection(self._at.hostname, self._at.port)
-                status, answer = await asyncio.wait_for(
+                status, answer, kept = await asyncio.wait_for(
                     _exchange(*link, self._bodies[number % len(self._bodies)]), 15
                 )
             except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
-                if link is not None:
-                    link[1].close()
+                pass
+            if link is not None and not kept:
+                link[1].close()
                 link = None
             self.seen.append(Seen(number, began, time.perf_counter() - began, status, answer))
         if link is not None:
@@ -102,7 +104,8 @@ class _Asking:
 
 async def _exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, dict[str, Any], bool]:
+    """Status, answer, and whether the connection stays: a proxy that is replaced says `Connection: close`."""
     head = (
         "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -111,4 +114,4 @@ async def _exchange(
     lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
     data = await reader.readexactly(int(headers["content-length"]))
-    return int(lines[0].split()[1]), json.loads(data)
+    return int(lines[0].split()[1]), json.loads(data), headers.get("connection") != "close"
