@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stream_odml.learn.backbones import IMAGENET, SYMMETRIC, Backbone, build_backbone, frozen_norms, pool
+from stream_odml.learn.backbone import IMAGENET, SYMMETRIC, Backbone, frozen_norms, pool
+from stream_odml.learn.backbones import build_backbone
 from stream_odml.learn.packing import BadArtifact, pack, unpack
 from stream_odml.learn.settings import EmbedderSpec
 

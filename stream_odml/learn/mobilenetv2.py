@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream_odml.learn.backbones import SYMMETRIC, Backbone
+from stream_odml.learn.backbone import SYMMETRIC, Backbone
 
 _BLOCKS = (
     (1, 16, 1, 1),

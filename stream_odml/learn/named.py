@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from stream_odml.learn.backbones import IMAGENET, Backbone
+from stream_odml.learn.backbone import IMAGENET, Backbone
 
 
 class TransformersBackbone(Backbone):

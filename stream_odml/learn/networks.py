@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stream_odml.learn.backbones import frozen_norms
+from stream_odml.learn.backbone import frozen_norms
 from stream_odml.learn.embedder import Embedder, build_embedder
 from stream_odml.learn.settings import Precision, StageSettings
 from stream_odml.learn.world import World
