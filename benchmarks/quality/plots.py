@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.quality.figures import Curves
 
@@ -18,7 +19,7 @@ _PANELS = (
     ("union", "stale", "all classes, stale"),
     ("old", "reextracted", "old classes, re-extracted"),
     ("new", "reextracted", "new classes, re-extracted"),
-    ("base_alone", "reextracted", "base classes among themselves, re-extracted: forgetting"),
+    ("base_alone", "reextracted", "base classes alone, re-extracted: forgetting"),
 )
 
 
@@ -33,6 +34,7 @@ def recall_plots(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
                 panel.plot(stages, values, marker=".", label=method)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("stage")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.flat[0].legend(fontsize=8)
     yield _png(figure)
     yield _png(_served(table, methods))
