@@ -66,7 +66,7 @@ class Study:
         }  # fmt: skip
         if method is not None:
             parts |= {"preset": method.preset, "settings": asdict(method.settings)}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(parts)
 
 
 class Run:
@@ -204,10 +204,7 @@ class Run:
         learnt = {name: value for name, value in asdict(settings).items() if name not in MAPPING}
         joint = self.method.preset == "joint"
         parts = [self.study.key(None, self.seed), learnt, joint, stage]
-        return (
-            self.study.work
-            / f"twin-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
-        )
+        return self.study.work / f"twin-{_digest(parts)}"
 
     def _seen(self, stage: int) -> Ints:
         first = 0 if self.method.preset == "joint" else stage
@@ -225,3 +222,7 @@ class Run:
 def version_name(stage: int) -> str:
     """The version that a stage makes."""
     return f"v{stage:04d}"
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
