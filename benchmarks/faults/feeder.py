@@ -47,6 +47,8 @@ class Feeder:
         self._inbox, self._url, self._truth, self._every_s = inbox, url, truth, every_s
         self._most = classes
         self._numbers, self._classes = itertools.count(), 0
+        self._refused: list[int] = []
+        """First classes of shards that the disk refused: they come with a later one, or their task would stay open."""
         self._lock, self._stop = threading.Lock(), threading.Event()
         self.pushes_confirmed = 0
         self.full = 0
@@ -71,9 +73,12 @@ class Feeder:
         """Land one shard now; returns when its producer may forget it. Raises OSError."""
         with self._lock:
             number = next(self._numbers)
-            if self._classes < self._most() or self._classes == 0:
-                self._classes += CLASSES
-            first = max(0, self._classes - CLASSES)
+            if self._refused:
+                first = self._refused.pop()
+            else:
+                if self._classes < self._most() or self._classes == 0:
+                    self._classes += CLASSES
+                first = max(0, self._classes - CLASSES)
         name = f"shard-{number:05d}"
         pictures = [(f"c{first + c:05d}", number * IMAGES + i) for c in range(CLASSES) for i in range(IMAGES)]
         items = {f"{name}/{i}": kind for i, (kind, _) in enumerate(pictures)}
@@ -81,7 +86,12 @@ class Feeder:
         new = [
             NewItem(picture(*seen), seen[0], item_id=item) for item, seen in zip(items, pictures, strict=True)
         ]
-        land_items(self._inbox, name, new)
+        try:
+            land_items(self._inbox, name, new)
+        except OSError:
+            with self._lock:
+                self._refused.append(first)
+            raise
         return self._truth.confirm(f"{name}.parquet", items)
 
     def _land_all(self) -> None:

@@ -19,6 +19,7 @@ DIM, ITEMS, ASKED, NEW = 64, 5_000, 500, 20
 SWAPS, EVERY_S, CONNECTIONS, REPLICAS = 110, 1.75, 4, 2
 WARM = 20
 AROUND_S = 0.5
+LOOK_S = 0.2
 COSINE = 1e-3
 
 
@@ -41,11 +42,21 @@ def measure_swaps(report: Report, seed: int) -> None:
             time.sleep(3)
             for number in report.track(range(swaps), "swaps"):
                 _ = root.stage() if number % 2 else root.ingest(root.vectors(NEW))
-                time.sleep(EVERY_S)
-                memory.append(_memory(Path(root.uri)))
+                memory.append(_least_memory(Path(root.uri), EVERY_S))
         stop_service()
         root.close()
     _judge(report, asker.seen, [ids[i] for i in chosen], memory, swaps)
+
+
+def _least_memory(root: Path, seconds: float) -> dict[str, float]:
+    """The least that each replica holds meanwhile: what stays when a swap is over, not what building one takes."""
+    least = _memory(root)
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(LOOK_S, left))
+        now = _memory(root)
+        least = {pid: min(now[pid], least.get(pid, now[pid])) for pid in now}
+    return least
 
 
 def _memory(root: Path) -> dict[str, float]:

@@ -97,11 +97,11 @@ class Puller:
             return
         if before.version != bundle.version:
             metrics.lag.observe(max(0.0, now - bundle.committed_at))
-            give_back_memory()  # scattered pages of what building a gallery needed would add up, swap by swap
         seen = before.snapshot.ledger.seq
         for shard in bundle.snapshot.ledger.shards.values():
             if shard.indexed_seq is not None and shard.indexed_seq > seen:
                 metrics.searchable.observe(max(0.0, now - shard.landed_at.timestamp()))
+        give_back_memory()  # scattered pages of what building a gallery needed would add up, swap by swap
 
     def _run(self) -> None:
         while not self._stop.wait(self._poll_s):
