@@ -22,6 +22,7 @@ from deltalake.exceptions import DeltaError
 
 from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
+from stream_odml.cluster.holding import Holding
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
 from stream_odml.cluster.leftovers import free_reservations
@@ -75,6 +76,7 @@ class Session:
         self._stopping = threading.Event()
         self.is_abandoned = False
         self._trainer = threading.Thread(target=self._train, name="trainer", daemon=True)
+        self._holding: Holding | None = None
 
     def status(self, timeout_s: float = 5.0) -> dict[str, Any]:
         """What the driver says; raises ray's GetTimeoutError or RayActorError while it is away."""
@@ -99,6 +101,9 @@ class Session:
 
     def start_training(self) -> None:
         """Begin the long-lived training run in a thread of this process."""
+        cluster = self.config.cluster
+        if cluster.min_workers is not None and cluster.min_workers < cluster.workers:
+            self._holding = Holding(self.config.name, [r for r in roles(self.config) if r.name != "training"])
         self._trainer.start()
 
     def _train(self) -> None:
@@ -138,6 +143,8 @@ class Session:
             pass
         if self._trainer.is_alive():
             self._trainer.join(timeout=timeout_s)
+        if self._holding is not None:
+            self._holding.release()
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.driver.close.remote(), timeout=timeout_s)
 

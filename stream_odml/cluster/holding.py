@@ -1,0 +1,74 @@
+"""Tells Ray what the stream's own actors hold, where the number of training workers follows what the cluster has.
+
+Ray's coordinator gives an elastic group whole nodes, whoever else lives there. With a node lost, the group would wait
+for ever for a place that indexers and replicas have. What they ask for is reserved first, under a name of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from stream_odml.cluster.placement import Role
+
+log = logging.getLogger(__name__)
+EVERY_S, EXPIRE_S = 30.0, 120.0
+ANSWER_S = 10.0
+
+
+class Holding:
+    """Reserves what ``roles`` ask for until :meth:`release`; asked anew now and then, as the coordinator may restart."""
+
+    def __init__(self, name: str, roles: Sequence[Role]) -> None:
+        """Returns when the coordinator has taken it. A Ray without one is left alone, with a warning."""
+        self._name = f"stream-odml-{name}"
+        self._bundles = [bundle for role in roles for bundle in [_bundle(role)] * role.count if bundle]
+        self._released = threading.Event()
+        if self._ask():
+            threading.Thread(target=self._renew, name="holding", daemon=True).start()
+
+    def release(self) -> None:
+        """Give it back."""
+        self._released.set()
+        with contextlib.suppress(Exception):  # Ray may have ended, and the reservation with it
+            ray.get(_coordinator().cancel_request.remote(self._name), timeout=ANSWER_S)
+
+    def _renew(self) -> None:
+        while not self._released.wait(EVERY_S):
+            self._ask()
+
+    def _ask(self) -> bool:
+        try:
+            from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
+                ResourceRequestPriority,
+            )
+
+            # As high as a training run asks, and earlier: it comes first.
+            asked = _coordinator().request_resources.remote(
+                requester_id=self._name,
+                resources=self._bundles,
+                expire_after_s=EXPIRE_S,
+                priority=ResourceRequestPriority.HIGH,
+            )
+            ray.get(asked, timeout=ANSWER_S)
+        except Exception as error:  # inside Ray, and changed with its releases: training goes on without
+            log.warning(
+                "what indexers and replicas hold is not reserved (%s: %s)", type(error).__name__, error
+            )
+            return False
+        return True
+
+
+def _bundle(role: Role) -> dict[str, float]:
+    return {name: amount for name, amount in (("CPU", role.cpus), ("GPU", role.gpus)) if amount}
+
+
+def _coordinator() -> Any:
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+
+    return default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()

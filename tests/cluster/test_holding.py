@@ -1,0 +1,36 @@
+"""A training group that takes what there is leaves room for the stream's other processes."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+
+from stream_odml.cluster.holding import Holding
+from stream_odml.cluster.placement import Role
+from stream_odml.cluster.runtime import ray_session
+
+
+def places() -> int:
+    """How many of three training workers of one CPU Ray's coordinator finds a place for."""
+    coordinator = get_or_create_autoscaling_coordinator()
+    ray.get(coordinator.request_resources.remote("train-x", [{"CPU": 1.0}] * 3, 60.0,
+                                                 priority=ResourceRequestPriority.HIGH))  # fmt: skip
+    found = ray.get(coordinator.get_reserved_resources.remote("train-x", recompute=True))
+    ray.get(coordinator.cancel_request.remote("train-x"))
+    return int(sum(node.get("CPU", 0.0) for node in found.values()))
+
+
+@pytest.mark.ray
+def test_workers_are_not_counted_where_indexers_and_replicas_are() -> None:
+    with ray_session(None, cpus=3, gpus=0):
+        assert places() == 3  # whoever else holds a part of a CPU
+        holding = Holding(
+            "x", [Role("indexers", "", 2, 0.2), Role("serving", "", 1, 0.5), Role("none", "", 1, 0.0)]
+        )
+        assert places() == 2
+        holding.release()
+        assert places() == 3
