@@ -22,7 +22,7 @@ ANSWER_S = 10.0
 
 
 class Holding:
-    """Reserves what ``roles`` ask for until :meth:`release`; asked anew now and then, as the coordinator may restart."""
+    """Reserves what ``roles`` ask for until :meth:`release`; asked anew now and then: the coordinator may restart."""
 
     def __init__(self, name: str, roles: Sequence[Role]) -> None:
         """Returns when the coordinator has taken it. A Ray without one is left alone, with a warning."""
