@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 from deltalake.exceptions import DeltaError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
@@ -311,7 +312,10 @@ def _check_alone() -> None:
 
 def _start_driver(config: StreamConfig, takeover: bool) -> Any:
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=16)(StreamDriver)
-    driver = actor.options(name=DRIVER_NAME, namespace=NAMESPACE).remote(config.model_dump_json(), takeover)
+    # On this node while it lives: its metrics answer where they are said to, and the loss of another does not end it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = actor.options(name=DRIVER_NAME, namespace=NAMESPACE, scheduling_strategy=here)
+    driver = options.remote(config.model_dump_json(), takeover)
     ray.get(driver.pid.remote())
     return driver
 
