@@ -180,8 +180,14 @@ def _suffer(here: Place, name: str, hold_s: float) -> dict[str, Any]:
     FAULTS[name](here, hold_s)
     ended, after = time.monotonic(), live.watch.sight
     shard = land_surely(live)
-    again = _start_again(live)
-    healed = wait_for(lambda: shard in live.watch.sight.indexed and live.is_ready(), HEAL_S)
+    again = False
+
+    def has_healed() -> bool:
+        nonlocal again
+        again = _start_again(live) or again
+        return shard in live.watch.sight.indexed and live.is_ready()
+
+    healed = wait_for(has_healed, HEAL_S)
     heal_s = None if healed is None else time.monotonic() - ended
     stepped = wait_for(lambda: _has_stepped(live.watch.sight, after), HEAL_S)
     to_step_s = None if stepped is None else time.monotonic() - ended
