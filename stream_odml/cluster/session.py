@@ -104,6 +104,8 @@ class Session:
         """Begin the long-lived training run in a thread of this process."""
         cluster = self.config.cluster
         if cluster.min_workers is not None and cluster.min_workers < cluster.workers:
+            # Just after the loss of a node Ray still counts it, and waits this long for what is not there.
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
             self._holding = Holding(self.config.name, [r for r in roles(self.config) if r.name != "training"])
         self._trainer.start()
 
