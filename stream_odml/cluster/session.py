@@ -314,8 +314,9 @@ def _check_alone() -> None:
 
 def _start_driver(config: StreamConfig, takeover: bool) -> Any:
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=16)(StreamDriver)
-    # On this node while it lives: its metrics answer where they are said to, and the loss of another does not end it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # On this node, without which the command ends, too: its metrics answer where they are said to, and the loss of
+    # another node does not touch it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = actor.options(name=DRIVER_NAME, namespace=NAMESPACE, scheduling_strategy=here)
     driver = options.remote(config.model_dump_json(), takeover)
     ray.get(driver.pid.remote())
