@@ -15,7 +15,8 @@ from benchmarks.serving.roots import MadeRoot, request_body
 from stream_odml.cluster.runtime import free_port, ray_session
 from stream_odml.cluster.serving.options import ServiceOptions
 
-DIM, ITEMS, ASKED, NEW = 64, 5_000, 500, 20
+DIM, ITEMS, ASKED, NEW = 64, 5_000, 500, 2
+"""Few are new, so that memory tells what a swap leaves behind, and not how the gallery grows."""
 SWAPS, EVERY_S, CONNECTIONS, REPLICAS = 110, 1.75, 4, 2
 WARM = 20
 AROUND_S = 0.5
