@@ -17,8 +17,8 @@ from stream_odml.cluster.serving.options import ServiceOptions
 
 DIM, ITEMS, ASKED, NEW = 64, 5_000, 500, 2
 """Few are new, so that memory tells what a swap leaves behind, and not how the gallery grows."""
-SWAPS, EVERY_S, CONNECTIONS, REPLICAS = 110, 1.75, 4, 2
-WARM = 20
+SWAPS, EVERY_S, CONNECTIONS, REPLICAS = 160, 1.75, 4, 2
+WARM = 60
 AROUND_S = 0.5
 LOOK_S = 0.2
 COSINE = 1e-3
