@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int, default=0, help="0: as torch likes")
+    p.add_argument(
+        "--oracle", action="store_true", help="a gallery too, moved by maps fitted with images of old classes"
+    )
     p.add_argument("--quick", action="store_true", help="an eighth of the steps: for a look, not a claim")
     p.add_argument("--report-only", action="store_true", help="of what has been measured so far, run nothing")
     p.add_argument(
@@ -85,7 +88,7 @@ def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
     work = args.work or args.out / ".quality"
     study = Study(
         load_images(args.data, args.image_size, work), args.protocol, args.select, spec, common, work,
-        RowFile(work / "rows.jsonl"), args.commit or learning_commit(), args.quick, args.device,
+        RowFile(work / "rows.jsonl"), args.commit or learning_commit(), args.quick, args.device, args.oracle,
     )  # fmt: skip
     return study, methods, [int(seed) for seed in args.seeds.split(",")]
 

@@ -17,6 +17,7 @@ COLUMNS: Mapping[str, str] = {
     "avg_inc_r1_mapped": "avg inc, mapped",
     "last_r1_reextracted": "last R@1",
     "last_r1_mapped": "last, mapped",
+    "last_r1_oracle": "last, oracle map",
     "last_r1_stale": "last, stale",
     "base_forgetting": "forgetting, base",
     "train_s": "seconds",
@@ -37,7 +38,7 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
     seconds = _last(table.get((method, "all", "none", "train_s"), {}))
     steps = _last(table.get((method, "all", "none", "steps"), {}))
     result: dict[str, dict[int, float]] = {"train_s": seconds, "steps": steps}
-    for form in ("reextracted", "mapped", "stale"):
+    for form in ("reextracted", "mapped", "oracle", "stale"):
         union = {
             s: v for s, v in table.get((method, "union", form, "recall_at_1"), {}).items() if s in seconds
         }
@@ -71,11 +72,13 @@ def flat_figures(rows: Sequence[Row], methods: Iterable[str]) -> dict[str, float
 def markdown_table(rows: Sequence[Row], methods: Iterable[str]) -> str:
     """Mean ± deviation over seeds, one line a method that has finished at least once."""
     table = curves(rows)
-    lines = ["| method | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for method in methods:
-        by_name = seed_figures(table, method)
+    measured = {method: seed_figures(table, method) for method in methods}
+    columns = [name for name in COLUMNS if any(name in by_name for by_name in measured.values())]
+    titles = [COLUMNS[name] for name in columns]
+    lines = ["| method | seeds | " + " | ".join(titles) + " |", "|---" * (len(titles) + 2) + "|"]
+    for method, by_name in measured.items():
         if by_name:
-            cells = [_cell(by_name.get(name, {}), 0 if name == "train_s" else 4) for name in COLUMNS]
+            cells = [_cell(by_name.get(name, {}), 0 if name == "train_s" else 4) for name in columns]
             lines.append(f"| {method} | {len(by_name['train_s'])} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -39,10 +39,10 @@ def write_report(
 
 
 def _is_kept(row: Row) -> bool:
-    """Whether the result keeps a row. Recall at more than one is kept of the union alone, and a stale gallery is not
-    looked at stage by stage: the number of such rows grows with the square of the stages."""
+    """Whether the result keeps a row. Recall at more than one is kept of the union alone, and only what is served and
+    re-extracted is looked at stage by stage: the number of such rows grows with the square of the stages."""
     if row["split"].startswith("stage"):
-        return bool(row["metric"] == "recall_at_1" and row["gallery"] != "stale")
+        return bool(row["metric"] == "recall_at_1" and row["gallery"] in ("reextracted", "mapped"))
     return bool(
         row["split"] == "union"
         or not row["metric"].startswith("recall_at_")

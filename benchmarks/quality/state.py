@@ -36,6 +36,8 @@ class RunState:
     base_views: list[Floats] = field(default_factory=list)
     forward: list[DriftMap] = field(default_factory=list)
     backward: list[DriftMap] = field(default_factory=list)
+    oracle_Md: Floats | None = None
+    """As `mapped`, by maps that have seen the old classes' images; None where that is not measured."""
 
 
 def save_state(folder: Path, state: RunState) -> None:
@@ -52,6 +54,7 @@ def save_state(folder: Path, state: RunState) -> None:
     arrays: dict[str, Any] = {f"view_{i}": view for i, view in enumerate(state.base_views)}
     arrays |= {"numbers": np.asarray([state.stage, state.train_s, state.steps])}
     arrays |= {"mapped": state.mapped_Md, "stale": state.stale_Md}
+    arrays |= {} if state.oracle_Md is None else {"oracle": state.oracle_Md}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     (aside / "vectors.npz").write_bytes(buffer.getvalue())
@@ -83,6 +86,7 @@ def load_state(folder: Path) -> RunState | None:
         int(steps),
         [arrays[f"view_{i}"] for i in range(count)],
         **maps,
+        oracle_Md=arrays.get("oracle"),
     )
 
 

@@ -21,6 +21,7 @@ import torch
 from benchmarks.quality.data import ImageSet, Ints
 from benchmarks.quality.measure import Measured, measure_compatibility, measure_stage
 from benchmarks.quality.methods import FROZEN, Method, pooled_spec
+from benchmarks.quality.oracle import oracle_map
 from benchmarks.quality.protocols import Select, Stream, build_stream
 from benchmarks.quality.rows import Row, RowFile
 from benchmarks.quality.state import Floats, RunState, load_state, load_student, save_state, save_student
@@ -53,6 +54,8 @@ class Study:
     commit: str
     quick: bool = False
     device: str = "cpu"
+    oracle: bool = False
+    """Measure a gallery too that is moved by `oracle_map`."""
 
     def stream(self, seed: int) -> Stream:
         return build_stream(self.protocol, self.images.labels, self.images.class_names, seed, self.select)
@@ -66,6 +69,7 @@ class Study:
         }  # fmt: skip
         if method is not None:
             parts |= {"preset": method.preset, "settings": asdict(method.settings)}
+            parts |= {"oracle": True} if self.oracle else {}
         return _digest(parts)
 
 
@@ -101,6 +105,7 @@ class Run:
             student, bank = self._base()
         nothing = np.zeros((count, student.spec.dim), np.float32)
         state = RunState(0, student, bank, nothing, nothing.copy())
+        state.oracle_Md = nothing.copy() if self.study.oracle else None
         self._measure(state, IdentityMap())
         return state
 
@@ -123,10 +128,13 @@ class Run:
             self._measure(state, IdentityMap())
             return
         backward = {version_name(k): compose(state.backward[k : stage - 1][::-1]) for k in range(stage - 1)}
-        outcome, seconds, steps = self._stage(
-            self.method.settings, state.student, state.bank, stage, backward
-        )
+        parent = state.student
+        outcome, seconds, steps = self._stage(self.method.settings, parent, state.bank, stage, backward)
         state.student, state.bank = outcome.student, outcome.bank
+        if state.oracle_Md is not None:
+            old = np.concatenate([task.images for task in self.stream.tasks[:stage]])
+            moved = oracle_map(self.study.images, old, parent, outcome.student, self.study.device)
+            state.oracle_Md = moved.apply(state.oracle_Md)
         state.train_s += seconds
         state.steps += steps
         state.forward.append(outcome.forward)
@@ -150,6 +158,9 @@ class Run:
         galleries: dict[str, Floats] = {
             "reextracted": queries, "mapped": state.mapped_Md, "stale": state.stale_Md
         }  # fmt: skip
+        if state.oracle_Md is not None:
+            state.oracle_Md[arrives] = queries[arrives]
+            galleries["oracle"] = state.oracle_Md
         rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, queries, galleries))
         self.study.rows.append(self._labelled(rows, stage))
         save_state(self.folder, state)

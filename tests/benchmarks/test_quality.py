@@ -172,7 +172,7 @@ def test_figures_are_means_over_seeds_and_what_is_not_measured_is_absent() -> No
     assert figures["ours/base_forgetting"] == pytest.approx(0.25)
     assert "ours/last_r1_mapped" not in figures
     assert not [name for name in figures if name.startswith("l2/")]
-    assert "| ours | 2 | 0.7500 ± 0.0707 | – | 0.6500 ± 0.0707 |" in markdown_table(rows, ["ours", "l2"])
+    assert "| ours | 2 | 0.7500 ± 0.0707 | 0.6500 ± 0.0707 |" in markdown_table(rows, ["ours", "l2"])
     paired = paired_table([*rows, *rows_of("fecd", 1, [0.9, 0.5, 0.5])], ["ours", "fecd"], "ours")
     assert "| fecd | +0.0667 | +0.1000 | – |" in paired
 
@@ -256,3 +256,19 @@ def test_a_method_that_only_maps_otherwise_takes_the_student_of_its_twin(
     last = json.loads((beside / "quality-squares.json").read_text())["figures"]
     assert last["l2/last_r1_reextracted"] == last["sdc_l2/last_r1_reextracted"]
     assert last["l2/avg_inc_r1_mapped"] != last["sdc_l2/avg_inc_r1_mapped"]
+
+
+def test_an_oracle_is_measured_beside_and_changes_nothing_else(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, more = tmp_path / "plain", tmp_path / "more"
+    for out, words in ((plain, []), (more, ["--oracle"])):
+        run(monkeypatch, arguments(parquet, out, "--commit", "c0ffee", "--methods", "l2,frozen_f0", *words))
+    rows = [{**row, "run": ""} for row in without_seconds(more)]
+    assert [row for row in rows if row["gallery"] != "oracle"] == [
+        {**row, "run": ""} for row in without_seconds(plain)
+    ]
+    figures = json.loads((more / "quality-squares.json").read_text())["figures"]
+    assert {"l2/last_r1_oracle", "frozen_f0/last_r1_oracle"} <= set(figures)
+    assert figures["frozen_f0/last_r1_oracle"] == figures["frozen_f0/last_r1_reextracted"]
+    assert "| last, oracle map |" in (more / "quality-squares.md").read_text()
