@@ -25,12 +25,13 @@ class Holding:
     """Reserves what ``roles`` ask for until :meth:`release`; asked anew now and then: the coordinator may restart."""
 
     def __init__(self, name: str, roles: Sequence[Role]) -> None:
-        """Returns when the coordinator has taken it. A Ray without one is left alone, with a warning."""
+        """Returns when the coordinator has taken it, or did not answer: then it is asked again, after one warning."""
         self._name = f"stream-odml-{name}"
         self._bundles = [bundle for role in roles for bundle in [_bundle(role)] * role.count if bundle]
         self._released = threading.Event()
-        if self._ask():
-            threading.Thread(target=self._renew, name="holding", daemon=True).start()
+        self._is_taken = True
+        self._ask()
+        threading.Thread(target=self._renew, name="holding", daemon=True).start()
 
     def release(self) -> None:
         """Give it back."""
@@ -42,7 +43,7 @@ class Holding:
         while not self._released.wait(EVERY_S):
             self._ask()
 
-    def _ask(self) -> bool:
+    def _ask(self) -> None:
         try:
             from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
                 ResourceRequestPriority,
@@ -56,12 +57,14 @@ class Holding:
                 priority=ResourceRequestPriority.HIGH,
             )
             ray.get(asked, timeout=ANSWER_S)
-        except Exception as error:  # inside Ray, and changed with its releases: training goes on without
-            log.warning(
-                "what indexers and replicas hold is not reserved (%s: %s)", type(error).__name__, error
-            )
-            return False
-        return True
+        except Exception as error:  # busy; or another Ray, whose inside is another: training goes on without
+            if self._is_taken:
+                log.warning(
+                    "what indexers and replicas hold is not reserved (%s: %s)", type(error).__name__, error
+                )
+            self._is_taken = False
+        else:
+            self._is_taken = True
 
 
 def _bundle(role: Role) -> dict[str, float]:

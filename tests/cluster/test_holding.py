@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+
 import pytest
 import ray
 from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
@@ -9,6 +12,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
     get_or_create_autoscaling_coordinator,
 )
 
+from stream_odml.cluster import holding as module
 from stream_odml.cluster.holding import Holding
 from stream_odml.cluster.placement import Role
 from stream_odml.cluster.runtime import ray_session
@@ -34,3 +38,23 @@ def test_workers_are_not_counted_where_indexers_and_replicas_are() -> None:
         assert places() == 2
         holding.release()
         assert places() == 3
+
+
+def test_a_coordinator_that_does_not_answer_is_asked_again_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, thrice = [], threading.Event()
+
+    def away() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            thrice.set()
+        raise TimeoutError("busy")
+
+    monkeypatch.setattr(module, "_coordinator", away)
+    monkeypatch.setattr(module, "EVERY_S", 0.01)
+    with caplog.at_level(logging.WARNING):
+        holding = Holding("x", [Role("indexers", "", 1, 0.2)])
+        assert thrice.wait(10)
+        holding.release()
+    assert sum("is not reserved (TimeoutError: busy)" in record.message for record in caplog.records) == 1
