@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +110,25 @@ class Run:
         return state
 
     def _base(self) -> tuple[Embedder, ClassBank]:
-        folder = self.study.work / f"base-{self.study.key(None, self.seed)}"
-        state = load_state(folder)
-        if state is None:
-            student = build_embedder(self.study.spec, self.seed)
-            outcome = self._stage(self.study.common, student, ClassBank.empty(student.spec.dim), 0, {})[0]
-            none = np.zeros((0, student.spec.dim), np.float32)
-            state = RunState(0, outcome.student, outcome.bank, none, none)
-            save_state(folder, state)
+        """Learnt once for all methods, and whitened for those that ask for it."""
+        key, common = self.study.key(None, self.seed), replace(self.study.common, whitening=0.0)
+        student = build_embedder(self.study.spec, self.seed)
+        plain = self._base_stage(f"base-{key}", common, student)
+        share = self.method.settings.whitening
+        if not share:
+            return plain.student, plain.bank
+        whitened = replace(common, whitening=share, base_steps=0)
+        state = self._base_stage(f"base-{key}-whitened-{share}", whitened, plain.student)
         return state.student, state.bank
+
+    def _base_stage(self, name: str, settings: StageSettings, start: Embedder) -> RunState:
+        state = load_state(self.study.work / name)
+        if state is None:
+            outcome = self._stage(settings, start, ClassBank.empty(start.spec.dim), 0, {})[0]
+            none = np.zeros((0, start.spec.dim), np.float32)
+            state = RunState(0, outcome.student, outcome.bank, none, none)
+            save_state(self.study.work / name, state)
+        return state
 
     def _learn(self, state: RunState, stage: int) -> None:
         state.stage = stage

@@ -63,6 +63,13 @@ class Embedder(nn.Module):
         g_Bd: Tensor = self.head(self._features(images_B3HW))
         return g_Bd.float()
 
+    def turn(self, W_dd: Tensor) -> None:
+        """Every embedding g becomes W g, by the head, which must be a linear layer."""
+        assert isinstance(self.head, nn.Linear)
+        with torch.no_grad():
+            for part in (self.head.weight, self.head.bias):
+                part.copy_(W_dd.to(part.device) @ part.double())
+
     def train(self, mode: bool = True) -> Embedder:
         """As nn.Module.train, except that frozen batch norms stay in evaluation mode."""
         super().train(mode)

@@ -23,6 +23,7 @@ from stream_odml.learn.moments import PairMoments
 from stream_odml.learn.outcome import StageDiverged, StageOutcome
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.views import LastPassViews
+from stream_odml.learn.whitening import within_class_whitening
 from stream_odml.learn.world import World
 
 Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np.int64] | Tensor]
@@ -48,7 +49,8 @@ class FinishPass:
         self._diverged = False
         # Only kernel maps look at single pairs again; all else is sums.
         self._parents = room() if settings.gallery_map in ("kernel", "affine+kernel") else None
-        self._children = room()
+        self._children, self._room = room(), room
+        self._labels: list[Tensor] = []
         self._indices: list[NDArray[np.int64]] = []
 
     @torch.inference_mode()
@@ -71,11 +73,11 @@ class FinishPass:
         self._move_C += torch.cat(
             [w_nC.T @ (child - parent), w_nC.sum(0)[:, None], w_nC.abs().sum(0)[:, None]], 1
         )
-        births = torch.cat([child, unit(child), torch.ones(len(child), 1, dtype=torch.float64)], 1)
-        self._birth_c.index_add_(0, labels_n.cpu(), births)
+        self._birth_c.index_add_(0, labels_n.cpu(), _births(child))
         if self._parents is not None:
             self._parents.append(parent.float().numpy())
         self._children.append(child.float().numpy())
+        self._labels.append(labels_n.cpu())
         self._indices.append(np.asarray(indices_n, np.int64))
 
     def add_views(self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor) -> None:
@@ -91,19 +93,43 @@ class FinishPass:
                 "lower learning_rate, or raise warmup_steps, and learn the task again from its parent"
             )
         pairs = self._pairs.summed(self._world)
+        children = self._children.rows(self._dim)
+        W_dd = self._whitening(pairs.of_images(), student)
+        if W_dd is not None:
+            student.turn(W_dd)
+            pairs = pairs.with_child(W_dd)
+            children = self._turned(children, W_dd)
         moments = pairs.of_images()
         bank, shift = self._moved_bank(moments, version)
         birth_c = self._world.sum(self._birth_c).numpy()
         counts = birth_c[:, -1].round().astype(np.int64)
         means = birth_c[:, :-1] / np.maximum(counts, 1)[:, None]
         bank = bank.born(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
-        children = self._children.rows(self._dim)
         parents = children[:0] if self._parents is None else self._parents.rows(self._dim)
         forward = self._map(pairs, parents, children, backward=False)
         backward = self._map(pairs, children, parents, backward=True)
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
         drift = {**self._sizes(moments, forward), "bank_shift": shift, "forward_error": self._error(pairs)}
         return StageOutcome(student, bank, forward, backward, indices, children, drift)
+
+    def _whitening(self, moments: PairMoments, student: Embedder) -> Tensor | None:
+        """Of the first stage, where there is a head to take it: no stored vector has to follow yet."""
+        if len(self._bank) or not self._settings.whitening or student.spec.head != "linear":
+            return None
+        birth_c, d = self._world.sum(self._birth_c), self._dim
+        square_dd = moments.square_2d2d[d:, d:]
+        return within_class_whitening(square_dd, birth_c[:, :d], birth_c[:, -1], self._settings.whitening)
+
+    def _turned(self, children_nd: Float32s, W_dd: Tensor) -> Float32s:
+        """W g of every row, batch by batch as they came, and the births counted anew from them."""
+        turned, start = self._room(), 0
+        self._birth_c.zero_()
+        for labels_n in self._labels:
+            rows_nd = torch.from_numpy(np.array(children_nd[start : start + len(labels_n)])).double() @ W_dd.T
+            self._birth_c.index_add_(0, labels_n, _births(rows_nd))
+            turned.append(rows_nd.float().numpy())
+            start += len(labels_n)
+        return turned.rows(self._dim)
 
     def _moved_bank(self, moments: PairMoments, version: str) -> tuple[ClassBank, float]:
         """m_c += sum_i w_ci delta_i / sum_i w_ci, and the mean length of those moves."""
@@ -150,6 +176,11 @@ class FinishPass:
             "drift_relative": (drift / parent) ** 0.5 if parent > 0 else 0.0,
             "forward_unexplained": unexplained,
         }
+
+
+def _births(child_nd: Tensor) -> Tensor:
+    """What the sums by class are of: [g, z, 1]."""
+    return torch.cat([child_nd, unit(child_nd), torch.ones(len(child_nd), 1, dtype=child_nd.dtype)], 1)
 
 
 def run_finish(

@@ -41,6 +41,13 @@ class MapFit:
         total.views = [moments.summed(world) for moments in self.views]
         return total
 
+    def with_child(self, W_dd: Tensor) -> MapFit:
+        """Of the pairs (g_parent, W g_child)."""
+        turned = MapFit(len(W_dd))
+        turned.images = [moments.with_child(W_dd) for moments in self.images]
+        turned.views = [moments.with_child(W_dd) for moments in self.views]
+        return turned
+
     def of_images(self) -> PairMoments:
         """Of the task's own images."""
         return self.images[0].plus(*self.images[1:])

@@ -118,6 +118,10 @@ class StageSettings:
     """Share of the old weights averaged into the student at the end of the stage: little is lost of what was learnt,
     and the drift that the gallery's map must follow is smaller."""
 
+    whitening: float = 0.25
+    """Share of the covariance within classes by which the first stage's embedding is whitened, once, in the head; 0 for
+    none, and none without a linear head. Worth more recall than any other choice here (`benchmarks/STUDY.md`)."""
+
     base_steps: int = 600
     """Steps of the first stage (empty bank)."""
     stage_steps: int = 200
@@ -174,7 +178,7 @@ class StageSettings:
             _at_least(name, getattr(self, name), 1)
         for name in ("temperature", "kernel_width"):
             _positive(name, getattr(self, name))
-        for name in ("kernel_floor", "old_share"):
+        for name in ("kernel_floor", "old_share", "whitening"):
             _share(name, getattr(self, name))
         _one_of("virtual", self.virtual, ("kernel", "affine"))
         _one_of("kernel", self.kernel, ("cosine", "clamped", "softmax", "gaussian"))
@@ -195,6 +199,7 @@ _ALONE: dict[str, Any] = {
     "weight_repel": 0.0,
     "map_views": 0,
     "old_share": 0.0,
+    "whitening": 0.0,
 }
 _SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_width": 0.3}
 
@@ -202,13 +207,14 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "ours": {},
     "faithful": {
         "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0, "weight_anchor": 0.0,
-        "weight_wide": 0.0, "weight_repel": 0.0, "map_views": 0, "old_share": 0.0, "virtual": "kernel",
-        "kernel": "cosine", "metric_loss": "hard_pairs", "peer_every": 1,
+        "weight_wide": 0.0, "weight_repel": 0.0, "map_views": 0, "old_share": 0.0, "whitening": 0.0,
+        "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs", "peer_every": 1,
     },
     "no_peer": {"weight_peer": 0.0},
     "no_virtual": {"weight_virtual": 0.0},
     "no_wide": {"weight_wide": 0.0, "map_views": 0},
     "no_average": {"old_share": 0.0},
+    "no_whitening": {"whitening": 0.0},
     "repel": {"weight_repel": 0.3},
     "lean": {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0},
     "fecd": {**_ALONE, "weight_old": 10.0},

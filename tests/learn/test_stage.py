@@ -184,7 +184,7 @@ def test_every_gallery_map_shrinks_the_drift(base: Model, gallery_map: str) -> N
     outcome = learn(1, old, bank, settings)
     pixels = task(1)[0]
     parent, child = embed(old, pixels), embed(outcome.student, pixels)
-    assert np.square(outcome.forward.apply(parent) - child).sum() < 0.5 * np.square(parent - child).sum()
+    assert np.square(outcome.forward.apply(parent) - child).sum() < 0.6 * np.square(parent - child).sum()
 
 
 def test_old_share_averages_the_weights(base: Model) -> None:

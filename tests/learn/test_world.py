@@ -32,13 +32,15 @@ CASES: dict[str, StageSettings] = {
     "faithful": replace(
         _NO_VIEWS, weight_anchor=0.0, weight_wide=0.0, kernel="cosine", metric_loss="hard_pairs"
     ),
+    "first": replace(_NO_VIEWS, base_steps=STEPS, whitening=0.5),
 }
-SPLIT = {"ours": 8, "sparse": 10, "faithful": 8}  # rows of rank 0, of 16
+SPLIT = {"ours": 8, "sparse": 10, "faithful": 8, "first": 8}  # rows of rank 0, of 16
 
 
 def learn_here(folder: Path, case: str, world: World) -> dict[str, Tensor]:
     """The losses, the weights and what is left of the third stage, learnt by this world."""
-    bank = ClassBank.from_bytes((folder / "bank").read_bytes())
+    first = case == "first"
+    bank = ClassBank.empty(SPEC.dim) if first else ClassBank.from_bytes((folder / "bank").read_bytes())
     old = embedder_from_bytes((folder / "old").read_bytes())
     stage = learner(2, old, bank, CASES[case], world)
     mine = slice(None) if world.size == 1 else (slice(0, SPLIT[case]), slice(SPLIT[case], 16))[world.rank]
