@@ -86,7 +86,7 @@ class StageSettings:
     """mu: mutual distillation with the peer; 0 builds no peer."""
     weight_anchor: float = 5.0
     """Weight of the squared distance between the student's and the old model's embeddings."""
-    weight_wide: float = 1.0
+    weight_wide: float = 0.3
     """Weight of the same on wide views of the batch: images of no class, turned, cut and joined, which
     stand for all that is not in the task. Times sqrt(old classes / new classes), as Hou et al. (CVPR 2019)
     weigh what must not change; 0 for none."""
@@ -114,7 +114,7 @@ class StageSettings:
     that serves classes left out of the fit best."""
     map_views: int = 6
     """The affine map is fitted to so many wide views of each image as well, at most 16,384 in all."""
-    old_share: float = 0.2
+    old_share: float = 0.1
     """Share of the old weights averaged into the student at the end of the stage: little is lost of what was learnt,
     and the drift that the gallery's map must follow is smaller."""
 
