@@ -23,7 +23,8 @@ def write_report(
     """Writes `<name>.json`, `.md` and `.html` to `out`; returns the Markdown. What was not measured is absent."""
     result = Report(name, out, seeds, quick)
     result.figures.update(flat_figures(rows, methods))
-    result.rows.extend(row for row in rows if _is_kept(row))
+    last = max((row["stage"] for row in rows), default=0)
+    result.rows.extend(row for row in rows if _is_kept(row, last))
     result.write()
     note = _note(rows, methods, seeds, quick)
     tables = markdown_table(rows, methods) + "\n" + paired_table(rows, methods, methods[0])
@@ -38,11 +39,14 @@ def write_report(
     return f"{note}\n\n{tables}"
 
 
-def _is_kept(row: Row) -> bool:
-    """Whether the result keeps a row. Recall at more than one is kept of the union alone, and only what is served and
-    re-extracted is looked at stage by stage: the number of such rows grows with the square of the stages."""
+def _is_kept(row: Row, last: int) -> bool:
+    """Whether the result keeps a row. Recall at more than one is kept of the union alone; the classes of one stage, of
+    which there are as many rows as the square of the stages, when they have come and at the end."""
     if row["split"].startswith("stage"):
-        return bool(row["metric"] == "recall_at_1" and row["gallery"] in ("reextracted", "mapped"))
+        looked_at = row["stage"] in (int(row["split"].split()[1]), last)
+        return bool(
+            looked_at and row["metric"] == "recall_at_1" and row["gallery"] in ("reextracted", "mapped")
+        )
     return bool(
         row["split"] == "union"
         or not row["metric"].startswith("recall_at_")
