@@ -28,16 +28,26 @@ def recall_plots(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
     figure = Figure(figsize=(13, 8), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True)
     for panel, (split, form, title) in zip(axes.flat, _PANELS, strict=True):
-        for method in methods:
+        for i, method in enumerate(methods):
             stages, values = _mean(table.get((method, split, form, "recall_at_1"), {}))
             if stages:
-                panel.plot(stages, values, marker=".", label=method)
+                panel.plot(stages, values, marker=".", label=method, **_look(i))
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("stage")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.flat[0].legend(fontsize=8)
+    handles = {
+        label: line
+        for panel in axes.flat
+        for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside right upper")
     yield _png(figure)
     yield _png(_served(table, methods))
+
+
+def _look(i: int) -> dict[str, Any]:
+    """Of the i-th method: its colour, and another kind of line where the ten colours come again."""
+    return {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]}
 
 
 def heat_maps(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
@@ -68,11 +78,11 @@ def _heat_map(method: str, cells: Mapping[tuple[int, int], float]) -> Figure:
 def _served(table: Curves, methods: Sequence[str]) -> Figure:
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
-    for method in methods:
+    for i, method in enumerate(methods):
         there = _mean(table.get((method, "union", "reextracted", "recall_at_1"), {}))[1]
         here = _mean(table.get((method, "union", "mapped", "recall_at_1"), {}))[1]
         if there and here:
-            axes.plot(there[-1], here[-1], "o", label=method)
+            axes.plot(there[-1], here[-1], "os^"[i // 10 % 3], color=f"C{i % 10}", label=method)
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])
     high = max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([low, high], [low, high], color="0.7", linewidth=1)
