@@ -19,6 +19,7 @@ import ray
 
 log = logging.getLogger(__name__)
 NAMESPACE = "stream_odml"
+_PROXY_ENDS_S = 3.0
 _TEMP_PREFIX = "odml-"
 CLOCK_BACK_S = 30.0
 LEARNING_NICENESS = 15
@@ -168,7 +169,7 @@ def _signals_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None) -> Iterator[None]:
-    _remove_abandoned()
+    remove_abandoned()
     folder = tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-")
     before = dict(os.environ)
     for name, value in _local_environment(folder).items():
@@ -193,6 +194,7 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
         if dead_head():
             _kill_session()
         ray.shutdown()
+        _end_proxies(folder)
         os.environ.clear()
         os.environ.update(before)
         if log_dir is not None:
@@ -257,8 +259,32 @@ def _keep_logs(session: Path, target: Path) -> None:
         shutil.copytree(logs, target, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
 
-def _remove_abandoned() -> None:
+def remove_abandoned() -> None:
+    """What sessions that were killed left behind: their folders, and a proxy that still holds its port."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}*-*"):
         owner = folder.name.removeprefix(_TEMP_PREFIX).split("-", 1)[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _end_proxies(str(folder))
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_proxies(folder: str) -> None:
+    """Serve's HAProxy outlives a session that ends while Serve is starting or whose processes were killed, and keeps
+    the port from the next one; its configuration lies in the session's folder."""
+    ended = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if any(word.startswith(f"{folder}/h/".encode()) for word in command.read_bytes().split(b"\0")):
+                os.kill(int(command.parent.name), signal.SIGTERM)
+                ended.append(command)
+    deadline = time.monotonic() + _PROXY_ENDS_S
+    while any(_is_running(command) for command in ended) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _is_running(command: Path) -> bool:
+    """Whether a process still has a command line: a dead one that nobody waits for has none."""
+    try:
+        return bool(command.read_bytes())
+    except OSError:
+        return False

@@ -39,6 +39,7 @@ from stream_odml.cluster.runtime import (
     dead_head,
     free_port,
     ray_session,
+    remove_abandoned,
 )
 from stream_odml.cluster.sources import open_sources, push_path
 from stream_odml.config import ConfigError, StreamConfig
@@ -200,6 +201,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
 
 def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     """Check all that can be checked without Ray, make the stream root, and settle port 0 and relative paths."""
+    remove_abandoned()
     check_port(config.service.host, config.service.port, "service.port")
     check_port(config.metrics.host, config.metrics.port, "metrics.port")
     least = config.cluster.min_workers or config.cluster.workers

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,7 @@ from stream_odml.cluster.runtime import (
     check_port,
     check_resources,
     free_port,
+    remove_abandoned,
 )
 
 
@@ -53,3 +58,26 @@ def test_a_wall_clock_that_goes_back_far_is_noticed_and_one_that_goes_forward_is
     with pytest.raises(ClockWentBack, match="set back by 7200 s"):
         clock.check()
     clock.check()
+
+
+def test_a_proxy_that_outlived_its_session_is_ended_with_what_the_session_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    owner = subprocess.Popen([sys.executable, "-c", ""])
+    owner.wait()
+    proxies = []
+    for pid in (owner.pid, 1):  # of a session that is gone, and of one that runs
+        folder = tmp_path / f"odml-{pid}-x"
+        (folder / "h").mkdir(parents=True)
+        sleeper = [sys.executable, "-c", "import time; time.sleep(60)", f"{folder}/h/haproxy.cfg"]
+        proxies.append(subprocess.Popen(sleeper))
+    try:
+        remove_abandoned()
+        assert proxies[0].wait(timeout=5) != 0
+        assert proxies[1].poll() is None
+        assert [path.name for path in tmp_path.iterdir()] == ["odml-1-x"]
+    finally:
+        for proxy in proxies:
+            proxy.kill()
+            proxy.wait()
