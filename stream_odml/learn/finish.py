@@ -23,7 +23,7 @@ from stream_odml.learn.moments import PairMoments
 from stream_odml.learn.outcome import StageDiverged, StageOutcome
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.views import LastPassViews
-from stream_odml.learn.whitening import within_class_whitening
+from stream_odml.learn.whitening import error_whitening, within_class_whitening
 from stream_odml.learn.world import World
 
 Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np.int64] | Tensor]
@@ -44,7 +44,8 @@ class FinishPass:
         self._settings, self._bank, self._world, self._dim = settings, bank, world, dim
         self._pairs = MapFit(dim)
         self._direction_Cd = torch.from_numpy(bank.directions).double()
-        self._move_C = torch.zeros(len(bank), dim + 2, dtype=torch.float64)  # sum w delta, sum w, sum |w|
+        # Sums of w g_child, w g_parent, w, |w|.
+        self._move_C = torch.zeros(len(bank), 2 * dim + 2, dtype=torch.float64)
         self._birth_c = torch.zeros(n_classes, 2 * dim + 1, dtype=torch.float64)  # sum g, sum z, count
         self._diverged = False
         # Only kernel maps look at single pairs again; all else is sums.
@@ -71,7 +72,7 @@ class FinishPass:
         s = self._settings
         w_nC = kernel_weights(unit(parent), self._direction_Cd, s.kernel, s.kernel_width)
         self._move_C += torch.cat(
-            [w_nC.T @ (child - parent), w_nC.sum(0)[:, None], w_nC.abs().sum(0)[:, None]], 1
+            [w_nC.T @ child, w_nC.T @ parent, w_nC.sum(0)[:, None], w_nC.abs().sum(0)[:, None]], 1
         )
         self._birth_c.index_add_(0, labels_n.cpu(), _births(child))
         if self._parents is not None:
@@ -94,7 +95,7 @@ class FinishPass:
             )
         pairs = self._pairs.summed(self._world)
         children = self._children.rows(self._dim)
-        W_dd = self._whitening(pairs.of_images(), student)
+        W_dd = self._whitening(pairs, student)
         if W_dd is not None:
             student.turn(W_dd)
             pairs = pairs.with_child(W_dd)
@@ -112,17 +113,34 @@ class FinishPass:
         drift = {**self._sizes(moments, forward), "bank_shift": shift, "forward_error": self._error(pairs)}
         return StageOutcome(student, bank, forward, backward, indices, children, drift)
 
-    def _whitening(self, moments: PairMoments, student: Embedder) -> Tensor | None:
-        """Of the first stage, where there is a head to take it: no stored vector has to follow yet."""
-        if len(self._bank) or not self._settings.whitening or student.spec.head != "linear":
+    def _whitening(self, pairs: MapFit, student: Embedder) -> Tensor | None:
+        """Of a first stage by what differs within its classes, of a later one by what its map misses; none where no
+        head can take it or no stored vector could follow."""
+        s, d = self._settings, self._dim
+        images = pairs.of_images()
+        if student.spec.head != "linear":
             return None
-        birth_c, d = self._world.sum(self._birth_c), self._dim
-        square_dd = moments.square_2d2d[d:, d:]
-        return within_class_whitening(square_dd, birth_c[:, :d], birth_c[:, -1], self._settings.whitening)
+        if not len(self._bank):
+            birth_c = self._world.sum(self._birth_c)
+            return within_class_whitening(
+                images.square_2d2d[d:, d:], birth_c[:, :d], birth_c[:, -1], s.whitening
+            )
+        if not s.error_whitening or s.gallery_map not in ("affine", "affine+kernel"):
+            return None
+        if not pairs.can_hold_out:
+            return None
+        return error_whitening(
+            pairs.held_out_matrix(s.ridge),
+            images.n,
+            images.sum_2d[d:],
+            images.square_2d2d[d:, d:],
+            s.error_whitening,
+        )
 
     def _turned(self, children_nd: Float32s, W_dd: Tensor) -> Float32s:
-        """W g of every row, batch by batch as they came, and the births counted anew from them."""
+        """W g of every row, batch by batch as they came, and the sums for bank and births of them."""
         turned, start = self._room(), 0
+        self._move_C[:, : self._dim] @= W_dd.T
         self._birth_c.zero_()
         for labels_n in self._labels:
             rows_nd = torch.from_numpy(np.array(children_nd[start : start + len(labels_n)])).double() @ W_dd.T
@@ -134,7 +152,8 @@ class FinishPass:
     def _moved_bank(self, moments: PairMoments, version: str) -> tuple[ClassBank, float]:
         """m_c += sum_i w_ci delta_i / sum_i w_ci, and the mean length of those moves."""
         move_C = self._world.sum(self._move_C)
-        num, total, absolute = move_C[:, : self._dim], move_C[:, -2], move_C[:, -1]
+        num = move_C[:, : self._dim] - move_C[:, self._dim : -2]
+        total, absolute = move_C[:, -2], move_C[:, -1]
         delta_Cd = weighted_mean(num, total, absolute, self._settings.kernel_floor, moments.mean_drift())
         shift = float(delta_Cd.norm(dim=1).mean()) if len(delta_Cd) else 0.0
         return self._bank.moved(delta_Cd.numpy(), version), shift

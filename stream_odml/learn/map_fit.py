@@ -6,6 +6,7 @@ that the fit has not seen, as the gallery's are.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from stream_odml.learn.drift import AffineMap
@@ -60,32 +61,43 @@ class MapFit:
 
     def best_ridge(self, *, backward: bool = False) -> float:
         """argmin over RIDGES of `held_out_error`."""
-        if len(self._held_out()) < 2:
+        if not self.can_hold_out:
             return UNTESTED_RIDGE
-        errors = self._held_out_errors(RIDGES, backward=backward)
+        errors = [float(e.trace()) for e in self._held_out_matrices(RIDGES, backward=backward)]
         return RIDGES[errors.index(min(errors))]
 
     def held_out_error(self, ridge: float | None) -> float:
         """Mean of |A g_parent + b - g_child|^2 over images of classes that the forward map was not fitted to; over all
         images where there are too few classes. What a stored vector of an old class should expect."""
+        return float(self.held_out_matrix(ridge).trace())
+
+    def held_out_matrix(self, ridge: float | None) -> Tensor:
+        """Mean outer product of those errors, [d, d]."""
         if ridge is None:
             ridge = self.best_ridge()
-        if len(self._held_out()) < 2:
-            return self.of_images().error(self.fit(ridge))
-        return self._held_out_errors((ridge,), backward=False)[0]
+        if not self.can_hold_out:
+            return self.of_images().error_matrix(self.fit(ridge))
+        return self._held_out_matrices((ridge,), backward=False)[0]
+
+    @property
+    def can_hold_out(self) -> bool:
+        """Whether there are classes in two groups."""
+        return len(self._held_out()) > 1
 
     def _held_out(self) -> list[int]:
         return [fold for fold in range(FOLDS) if self.images[fold].n]
 
-    def _held_out_errors(self, ridges: tuple[float, ...], *, backward: bool) -> list[float]:
-        errors, n = [0.0] * len(ridges), 0.0
+    def _held_out_matrices(self, ridges: tuple[float, ...], *, backward: bool) -> list[Tensor]:
+        d = len(self.images[0].sum_2d) // 2
+        errors, n = [torch.zeros(d, d, dtype=torch.float64) for _ in ridges], 0.0
         for fold in self._held_out():
             rest = [i for i in range(FOLDS) if i != fold]
-            others = PairMoments.empty(len(self.images[0].sum_2d) // 2).plus(
+            others = PairMoments.empty(d).plus(
                 *(self.images[i] for i in rest), *(self.views[i] for i in rest)
             )
             images = self.images[fold]
             n += images.n
             for i, ridge in enumerate(ridges):
-                errors[i] += images.n * images.error(others.fit(ridge, backward=backward), backward=backward)
+                fitted = others.fit(ridge, backward=backward)
+                errors[i] += images.n * images.error_matrix(fitted, backward=backward)
         return [error / n for error in errors]

@@ -91,10 +91,14 @@ class PairMoments:
 
     def error(self, fitted: AffineMap, *, backward: bool = False) -> float:
         """Mean of |A x + b - y|^2 over the pairs."""
+        return float(self.error_matrix(fitted, backward=backward).trace())
+
+    def error_matrix(self, fitted: AffineMap, *, backward: bool = False) -> Tensor:
+        """Mean outer product of A x + b - y with itself over the pairs, [d, d]."""
         d = len(self.sum_2d) // 2
         second = torch.cat([torch.cat([self.square_2d2d, self.sum_2d[:, None]], 1),
                             torch.cat([self.sum_2d, torch.tensor([self.n])])[None]]) / max(self.n, 1.0)  # fmt: skip
         A, b = torch.from_numpy(fitted.A), torch.from_numpy(fitted.b)
         eye = torch.eye(d, dtype=torch.float64)
         left = torch.cat([eye, -A, -b[:, None]] if backward else [-A, eye, -b[:, None]], 1)
-        return float((left @ second @ left.T).trace())
+        return left @ second @ left.T

@@ -122,6 +122,11 @@ class StageSettings:
     """Share of the covariance within classes by which the first stage's embedding is whitened, once, in the head; 0 for
     none, and none without a linear head. Worth more recall than any other choice here (`benchmarks/STUDY.md`)."""
 
+    error_whitening: float = 6.0
+    """k of every later stage's whitening, (I + k E / v)^(-1/2): E what the affine gallery map misses on classes held
+    out of its fit, v the embedding's mean variance. Directions in which stored vectors go wrong count for less; 0 for
+    none."""
+
     base_steps: int = 600
     """Steps of the first stage (empty bank)."""
     stage_steps: int = 200
@@ -161,7 +166,7 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         weights = ("old", "virtual", "peer", "anchor", "wide", "repel")
-        for name in (*(f"weight_{part}" for part in weights), "weight_decay", "map_views"):
+        for name in (*(f"weight_{part}" for part in weights), "weight_decay", "map_views", "error_whitening"):
             _at_least(name, getattr(self, name), 0)
         _at_least("ridge", 0.0 if self.ridge is None else self.ridge, 0)
         for name in ("base_learning_rate", "learning_rate", "head_learning_rate_factor", "augment"):
@@ -200,6 +205,7 @@ _ALONE: dict[str, Any] = {
     "map_views": 0,
     "old_share": 0.0,
     "whitening": 0.0,
+    "error_whitening": 0.0,
 }
 _SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_width": 0.3}
 
@@ -208,13 +214,14 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "faithful": {
         "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0, "weight_anchor": 0.0,
         "weight_wide": 0.0, "weight_repel": 0.0, "map_views": 0, "old_share": 0.0, "whitening": 0.0,
-        "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs", "peer_every": 1,
+        "error_whitening": 0.0, "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs", "peer_every": 1,
     },
     "no_peer": {"weight_peer": 0.0},
     "no_virtual": {"weight_virtual": 0.0},
     "no_wide": {"weight_wide": 0.0, "map_views": 0},
     "no_average": {"old_share": 0.0},
-    "no_whitening": {"whitening": 0.0},
+    "no_error_whitening": {"error_whitening": 0.0},
+    "no_whitening": {"whitening": 0.0, "error_whitening": 0.0},
     "repel": {"weight_repel": 0.3},
     "lean": {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0},
     "fecd": {**_ALONE, "weight_old": 10.0},

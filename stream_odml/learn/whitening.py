@@ -1,7 +1,8 @@
-"""Within-class whitening of a first model's embedding: directions in which images of one class differ count for less.
+"""Whitening of the embedding: directions in which vectors that should be alike differ count for less.
 
-Within-class covariance normalisation (Hatch, Kajarekar & Stolcke, Interspeech 2006), shrunk towards the identity. It is
-linear: folded into the head it costs nothing, and what is learnt after it is learnt in the better space.
+Within-class covariance normalisation (Hatch, Kajarekar & Stolcke, Interspeech 2006), shrunk towards the identity, and
+the same by the covariance of other differences. It is linear: folded into the head it costs nothing, and a stored
+vector follows it exactly.
 """
 
 # c classes   d embedding
@@ -13,19 +14,40 @@ from torch import Tensor
 
 
 def within_class_whitening(square_dd: Tensor, sum_cd: Tensor, count_c: Tensor, share: float) -> Tensor | None:
-    """W = ((1 - s) I + s S / mean variance of S)^(-1/2), times what keeps the mean of |g|^2; S is the covariance of raw
-    g within classes, s = share * n / (n + d) for n degrees of freedom: few images say little of d directions.
-
-    From float64 sums over all images: of outer products of g, of g by class, of images by class. None where nothing
-    is to be whitened: no share, no class with two images, or all images of a class alike.
-    """
+    """By the covariance of raw g within classes, from float64 sums over all images: of outer products of g, of g by
+    class, of images by class."""
     known = count_c > 0
     between_dd = (sum_cd[known] / count_c[known, None]).T @ sum_cd[known]
-    scatter_dd, freedom, d = square_dd - between_dd, float(count_c.sum() - known.sum()), len(square_dd)
+    return _whitening(square_dd - between_dd, float(count_c.sum() - known.sum()), square_dd, share)
+
+
+def error_whitening(
+    missed_dd: Tensor, n: float, sum_d: Tensor, square_dd: Tensor, weight: float
+) -> Tensor | None:
+    """By the mean outer product of the errors of mapped vectors: W ~ (I + k E / v)^(-1/2), v the mean variance of g. As
+    E is small beside v where a map follows well, so is what this changes.
+
+    From float64 sums over n images, of g and of outer products of g.
+    """
+    variance = float(square_dd.trace() - sum_d.square().sum() / n)
+    if variance <= 1e-9 * float(square_dd.trace()):
+        return None
+    noise = weight * n * float(missed_dd.trace()) / variance
+    return _whitening(n * missed_dd, n, square_dd, noise / (1 + noise))
+
+
+def _whitening(scatter_dd: Tensor, freedom: float, square_dd: Tensor, share: float) -> Tensor | None:
+    """W = ((1 - s) I + s S / mean variance of S)^(-1/2), times what keeps the mean of |g|^2.
+
+    S, of any scale: scatter of what should not count, from n = `freedom` independent differences, and s = share *
+    n / (n + d), as a few images say little of d directions. `square_dd`: sum of outer products of the images' g. None
+    where nothing is to be whitened: no share, nothing that differs.
+    """
+    d = len(square_dd)
     if not share or freedom <= 0 or float(scatter_dd.trace()) <= 1e-9 * float(square_dd.trace()):
         return None
     s = share * freedom / (freedom + d)
-    eye_dd = torch.eye(d, dtype=torch.float64)
-    variance_d, direction_dd = torch.linalg.eigh((1 - s) * eye_dd + s * d * scatter_dd / scatter_dd.trace())
+    mixed_dd = (1 - s) * torch.eye(d, dtype=torch.float64) + s * d * scatter_dd / scatter_dd.trace()
+    variance_d, direction_dd = torch.linalg.eigh(mixed_dd)
     W_dd: Tensor = (direction_dd * variance_d.rsqrt()) @ direction_dd.T
     return W_dd * (square_dd.trace() / (W_dd @ square_dd @ W_dd).trace()).sqrt()
