@@ -12,6 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MOST_BY_ERROR = 0.25
+"""Share of the error's covariance at most. A weak model moves much and its map misses much, of what it has just learnt
+before all: with half of it, a stage on a base of few steps was worse for it."""
+
 
 def within_class_whitening(square_dd: Tensor, sum_cd: Tensor, count_c: Tensor, share: float) -> Tensor | None:
     """By the covariance of raw g within classes, from float64 sums over all images: of outer products of g, of g by
@@ -24,8 +28,8 @@ def within_class_whitening(square_dd: Tensor, sum_cd: Tensor, count_c: Tensor, s
 def error_whitening(
     missed_dd: Tensor, n: float, sum_d: Tensor, square_dd: Tensor, weight: float
 ) -> Tensor | None:
-    """By the mean outer product of the errors of mapped vectors: W ~ (I + k E / v)^(-1/2), v the mean variance of g. As
-    E is small beside v where a map follows well, so is what this changes.
+    """By the mean outer product of the errors of mapped vectors: W ~ (I + k E / v)^(-1/2), v the mean variance of g. E
+    is small beside v where a map follows well, and so is then what this changes; it changes no more than MOST_BY_ERROR.
 
     From float64 sums over n images, of g and of outer products of g.
     """
@@ -33,7 +37,7 @@ def error_whitening(
     if variance <= 1e-9 * float(square_dd.trace()):
         return None
     noise = weight * n * float(missed_dd.trace()) / variance
-    return _whitening(n * missed_dd, n, square_dd, noise / (1 + noise))
+    return _whitening(n * missed_dd, n, square_dd, min(noise / (1 + noise), MOST_BY_ERROR))
 
 
 def _whitening(scatter_dd: Tensor, freedom: float, square_dd: Tensor, share: float) -> Tensor | None:

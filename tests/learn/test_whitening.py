@@ -71,13 +71,17 @@ def test_where_a_map_goes_wrong_is_shrunk_by_the_error_over_the_variance() -> No
     g = rng.normal(size=(90, 5)) + 2.0
     errors = rng.normal(size=(90, 5)) * np.array([0.4, 0.1, 0.1, 0.0, 0.0])
     E, sums = errors.T @ errors / 90, torch.from_numpy(g)
-    W = error_whitening(torch.from_numpy(E), 90, sums.sum(0), sums.T @ sums, 6.0)
+    W = error_whitening(torch.from_numpy(E), 90, sums.sum(0), sums.T @ sums, 2.0)
     assert W is not None
-    ratio = 6.0 * np.trace(E) / np.square(g - g.mean(0)).sum(1).mean()
+    ratio = 2.0 * np.trace(E) / np.square(g - g.mean(0)).sum(1).mean()
     share = ratio / (1 + ratio) * 90 / (90 + 5)
     whitened = W.numpy() @ ((1 - share) * np.eye(5) + share * E / np.trace(E) * 5) @ W.numpy()
     assert np.allclose(whitened, np.eye(5) * whitened[0, 0])
     assert np.isclose(np.square(g @ W.numpy()).sum(), np.square(g).sum())
+    most, more = (error_whitening(torch.from_numpy(E), 90, sums.sum(0), sums.T @ sums, k) for k in (1e3, 1e6))
+    assert most is not None
+    assert more is not None
+    assert torch.equal(most, more)
     alike = torch.ones(90, 5, dtype=torch.float64)
     assert error_whitening(torch.from_numpy(E), 90, alike.sum(0), alike.T @ alike, 6.0) is None
     assert error_whitening(torch.from_numpy(E * 0), 90, sums.sum(0), sums.T @ sums, 6.0) is None
@@ -117,7 +121,7 @@ def test_what_the_map_of_a_later_stage_misses_counts_for_less() -> None:
         learn(1, old, bank, replace(settings, error_whitening=weight)) for weight in (0.0, 6.0)
     )
     consistent(whitened, 1, slice(CLASSES, None))
-    assert whitened.drift["forward_error"] < 0.9 * plain.drift["forward_error"]
+    assert whitened.drift["forward_error"] < 0.95 * plain.drift["forward_error"]
     for outcome in (plain, whitened):
         moved = np.linalg.norm(outcome.bank.means[:CLASSES] - bank.means, axis=1)
         assert outcome.drift["bank_shift"] == pytest.approx(moved.mean(), rel=1e-4)
