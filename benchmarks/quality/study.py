@@ -222,6 +222,8 @@ class Run:
         as SDC does; None where what is learnt reads the moved bank or the maps."""
         if settings.weight_repel or settings.weight_virtual or stage == 0:
             return None
+        if settings.error_whitening and stage > 1:  # the parent was turned by its own map's error
+            return None
         learnt = {name: value for name, value in asdict(settings).items() if name not in MAPPING}
         joint = self.method.preset == "joint"
         parts = [self.study.key(None, self.seed), learnt, joint, stage]

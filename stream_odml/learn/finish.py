@@ -44,8 +44,7 @@ class FinishPass:
         self._settings, self._bank, self._world, self._dim = settings, bank, world, dim
         self._pairs = MapFit(dim)
         self._direction_Cd = torch.from_numpy(bank.directions).double()
-        # Sums of w g_child, w g_parent, w, |w|.
-        self._move_C = torch.zeros(len(bank), 2 * dim + 2, dtype=torch.float64)
+        self._move_C = torch.zeros(len(bank), dim + 2, dtype=torch.float64)  # sum w delta, sum w, sum |w|
         self._birth_c = torch.zeros(n_classes, 2 * dim + 1, dtype=torch.float64)  # sum g, sum z, count
         self._diverged = False
         # Only kernel maps look at single pairs again; all else is sums.
@@ -72,7 +71,7 @@ class FinishPass:
         s = self._settings
         w_nC = kernel_weights(unit(parent), self._direction_Cd, s.kernel, s.kernel_width)
         self._move_C += torch.cat(
-            [w_nC.T @ child, w_nC.T @ parent, w_nC.sum(0)[:, None], w_nC.abs().sum(0)[:, None]], 1
+            [w_nC.T @ (child - parent), w_nC.sum(0)[:, None], w_nC.abs().sum(0)[:, None]], 1
         )
         self._birth_c.index_add_(0, labels_n.cpu(), _births(child))
         if self._parents is not None:
@@ -94,87 +93,86 @@ class FinishPass:
                 "lower learning_rate, or raise warmup_steps, and learn the task again from its parent"
             )
         pairs = self._pairs.summed(self._world)
-        children = self._children.rows(self._dim)
-        W_dd = self._whitening(pairs, student)
+        moments, missed_dd = pairs.of_images(), self._missed(pairs)
+        children, birth_c = self._children.rows(self._dim), self._birth_c
+        W_dd = self._whitening(pairs, missed_dd, student)
+        # What is fitted and moved is so in the space that was learnt, and turned after it: W is known exactly.
+        bank, shift = self._moved_bank(moments, version, W_dd)
         if W_dd is not None:
             student.turn(W_dd)
-            pairs = pairs.with_child(W_dd)
-            children = self._turned(children, W_dd)
-        moments = pairs.of_images()
-        bank, shift = self._moved_bank(moments, version)
-        birth_c = self._world.sum(self._birth_c).numpy()
-        counts = birth_c[:, -1].round().astype(np.int64)
-        means = birth_c[:, :-1] / np.maximum(counts, 1)[:, None]
+            children, birth_c = self._turned(children, W_dd)
+        sums_c = self._world.sum(birth_c).numpy()
+        counts = sums_c[:, -1].round().astype(np.int64)
+        means = sums_c[:, :-1] / np.maximum(counts, 1)[:, None]
         bank = bank.born(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
         parents = children[:0] if self._parents is None else self._parents.rows(self._dim)
-        forward = self._map(pairs, parents, children, backward=False)
-        backward = self._map(pairs, children, parents, backward=True)
+        forward_fit, backward_fit = (pairs.fit(self._settings.ridge, backward=b) for b in (False, True))
+        forward = self._map(moments, _turned_map(forward_fit, W_dd, backward=False), parents, children)
+        backward = self._map(moments, _turned_map(backward_fit, W_dd, backward=True), children, parents)
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
-        drift = {**self._sizes(moments, forward), "bank_shift": shift, "forward_error": self._error(pairs)}
+        drift = {
+            **self._sizes(moments, forward_fit),
+            "bank_shift": shift,
+            "forward_error": _length(missed_dd, W_dd),
+        }
         return StageOutcome(student, bank, forward, backward, indices, children, drift)
 
-    def _whitening(self, pairs: MapFit, student: Embedder) -> Tensor | None:
-        """Of a first stage by what differs within its classes, of a later one by what its map misses; none where no
-        head can take it or no stored vector could follow."""
+    def _missed(self, pairs: MapFit) -> Tensor | None:
+        """What the forward map misses, where there is an older vector to miss."""
+        if pairs.of_images().n == 0 or len(self._bank) == 0:
+            return None
+        return pairs.held_out_matrix(self._settings.ridge)
+
+    def _whitening(self, pairs: MapFit, missed_dd: Tensor | None, student: Embedder) -> Tensor | None:
+        """W of a first stage by what differs within its classes, of a later one by what its map misses; none without a
+        head to take it, nor where the gallery's map has no linear part, as W is one."""
         s, d = self._settings, self._dim
         images = pairs.of_images()
+        square_dd = images.square_2d2d[d:, d:]
         if student.spec.head != "linear":
             return None
         if not len(self._bank):
             birth_c = self._world.sum(self._birth_c)
-            return within_class_whitening(
-                images.square_2d2d[d:, d:], birth_c[:, :d], birth_c[:, -1], s.whitening
-            )
-        if not s.error_whitening or s.gallery_map not in ("affine", "affine+kernel"):
+            return within_class_whitening(square_dd, birth_c[:, :d], birth_c[:, -1], s.whitening)
+        follows = s.gallery_map in ("affine", "affine+kernel") and pairs.can_hold_out
+        if missed_dd is None or not follows or not s.error_whitening:
             return None
-        if not pairs.can_hold_out:
-            return None
-        return error_whitening(
-            pairs.held_out_matrix(s.ridge),
-            images.n,
-            images.sum_2d[d:],
-            images.square_2d2d[d:, d:],
-            s.error_whitening,
-        )
+        return error_whitening(missed_dd, images.n, images.sum_2d[d:], square_dd, s.error_whitening)
 
-    def _turned(self, children_nd: Float32s, W_dd: Tensor) -> Float32s:
-        """W g of every row, batch by batch as they came, and the sums for bank and births of them."""
+    def _turned(self, children_nd: Float32s, W_dd: Tensor) -> tuple[Float32s, Tensor]:
+        """W g of every row, batch by batch as they came, and the sums by class of those."""
         turned, start = self._room(), 0
-        self._move_C[:, : self._dim] @= W_dd.T
-        self._birth_c.zero_()
+        birth_c = torch.zeros_like(self._birth_c)
         for labels_n in self._labels:
             rows_nd = torch.from_numpy(np.array(children_nd[start : start + len(labels_n)])).double() @ W_dd.T
-            self._birth_c.index_add_(0, labels_n, _births(rows_nd))
+            birth_c.index_add_(0, labels_n, _births(rows_nd))
             turned.append(rows_nd.float().numpy())
             start += len(labels_n)
-        return turned.rows(self._dim)
+        return turned.rows(self._dim), birth_c
 
-    def _moved_bank(self, moments: PairMoments, version: str) -> tuple[ClassBank, float]:
-        """m_c += sum_i w_ci delta_i / sum_i w_ci, and the mean length of those moves."""
+    def _moved_bank(
+        self, moments: PairMoments, version: str, W_dd: Tensor | None = None
+    ) -> tuple[ClassBank, float]:
+        """m_c += sum_i w_ci delta_i / sum_i w_ci, then turned by W, and the mean length of those moves."""
         move_C = self._world.sum(self._move_C)
-        num = move_C[:, : self._dim] - move_C[:, self._dim : -2]
-        total, absolute = move_C[:, -2], move_C[:, -1]
+        num, total, absolute = move_C[:, : self._dim], move_C[:, -2], move_C[:, -1]
         delta_Cd = weighted_mean(num, total, absolute, self._settings.kernel_floor, moments.mean_drift())
         shift = float(delta_Cd.norm(dim=1).mean()) if len(delta_Cd) else 0.0
+        if W_dd is not None:
+            mean_Cd = torch.from_numpy(self._bank.means).double()
+            delta_Cd = (mean_Cd + delta_Cd) @ W_dd.T - mean_Cd
         return self._bank.moved(delta_Cd.numpy(), version), shift
 
-    def _map(self, pairs: MapFit, x_nd: Float32s, y_nd: Float32s, *, backward: bool) -> DriftMap:
-        s = self._settings
-        images = int(pairs.of_images().n)
+    def _map(self, moments: PairMoments, affine: AffineMap, x_nd: Float32s, y_nd: Float32s) -> DriftMap:
+        s, images = self._settings, int(moments.n)
         if s.gallery_map == "identity" or images == 0:
             return IdentityMap()
-        affine = pairs.fit(s.ridge, backward=backward)
         if s.gallery_map == "affine":
             return affine
         base: AffineMap | None = affine if s.gallery_map == "affine+kernel" else None
         x_md, y_md = self._anchors(x_nd, images), self._anchors(y_nd, images)
         start = base.apply(x_md) if base else x_md
         return KernelMap(x_md, y_md - start, base, s.kernel, s.kernel_width, s.kernel_floor)
-
-    def _error(self, pairs: MapFit) -> float:
-        if pairs.of_images().n == 0 or len(self._bank) == 0:
-            return 0.0
-        return pairs.held_out_error(self._settings.ridge)
 
     def _anchors(self, rows_nd: Float32s, total: int) -> NDArray[np.float32]:
         """Every k-th row of each rank, from all ranks: at most `kernel_anchors`, and a row more a rank."""
@@ -183,18 +181,37 @@ class FinishPass:
         rows = self._world.gather(mine.to(self._world.device))
         return rows.cpu().numpy()
 
-    def _sizes(self, moments: PairMoments, forward: DriftMap) -> dict[str, float]:
+    def _sizes(self, moments: PairMoments, forward: AffineMap) -> dict[str, float]:
+        """Of what was learnt, before it is turned."""
         d = self._dim
         square = moments.square_2d2d
         parent, child, cross = (float(b.trace()) for b in (square[:d, :d], square[d:, d:], square[:d, d:]))
         drift = max(parent + child - 2 * cross, 0.0)
-        base = forward.base if isinstance(forward, KernelMap) else forward
-        unexplained = moments.unexplained(base) if isinstance(base, AffineMap) else 1.0
+        is_affine = self._settings.gallery_map in ("affine", "affine+kernel") and moments.n > 0
         return {
             "images": moments.n,
             "drift_relative": (drift / parent) ** 0.5 if parent > 0 else 0.0,
-            "forward_unexplained": unexplained,
+            "forward_unexplained": moments.unexplained(forward) if is_affine else 1.0,
         }
+
+
+def _turned_map(affine: AffineMap, W_dd: Tensor | None, *, backward: bool) -> AffineMap:
+    """Into the space that W turns to, or back out of it."""
+    if W_dd is None:
+        return affine
+    W = W_dd.numpy()
+    return (
+        AffineMap(affine.A @ np.linalg.inv(W), affine.b)
+        if backward
+        else AffineMap(W @ affine.A, W @ affine.b)
+    )
+
+
+def _length(missed_dd: Tensor | None, W_dd: Tensor | None) -> float:
+    """Mean square of the errors, in the space that W turns to."""
+    if missed_dd is None:
+        return 0.0
+    return float((missed_dd if W_dd is None else W_dd @ missed_dd @ W_dd.T).trace())
 
 
 def _births(child_nd: Tensor) -> Tensor:

@@ -42,13 +42,6 @@ class MapFit:
         total.views = [moments.summed(world) for moments in self.views]
         return total
 
-    def with_child(self, W_dd: Tensor) -> MapFit:
-        """Of the pairs (g_parent, W g_child)."""
-        turned = MapFit(len(W_dd))
-        turned.images = [moments.with_child(W_dd) for moments in self.images]
-        turned.views = [moments.with_child(W_dd) for moments in self.views]
-        return turned
-
     def of_images(self) -> PairMoments:
         """Of the task's own images."""
         return self.images[0].plus(*self.images[1:])
@@ -60,19 +53,16 @@ class MapFit:
         return self.of_images().plus(*self.views).fit(ridge, backward=backward)
 
     def best_ridge(self, *, backward: bool = False) -> float:
-        """argmin over RIDGES of `held_out_error`."""
+        """argmin over RIDGES of the trace of `held_out_matrix`."""
         if not self.can_hold_out:
             return UNTESTED_RIDGE
         errors = [float(e.trace()) for e in self._held_out_matrices(RIDGES, backward=backward)]
         return RIDGES[errors.index(min(errors))]
 
-    def held_out_error(self, ridge: float | None) -> float:
-        """Mean of |A g_parent + b - g_child|^2 over images of classes that the forward map was not fitted to; over all
-        images where there are too few classes. What a stored vector of an old class should expect."""
-        return float(self.held_out_matrix(ridge).trace())
-
     def held_out_matrix(self, ridge: float | None) -> Tensor:
-        """Mean outer product of those errors, [d, d]."""
+        """Mean outer product, [d, d], of A g_parent + b - g_child over images of classes that the forward map was not
+        fitted to; over all images where there are too few classes. What a stored vector of an old class should
+        expect."""
         if ridge is None:
             ridge = self.best_ridge()
         if not self.can_hold_out:
@@ -81,7 +71,7 @@ class MapFit:
 
     @property
     def can_hold_out(self) -> bool:
-        """Whether there are classes in two groups."""
+        """Whether two groups or more hold classes, so that a fit can be tried on one that it has not seen."""
         return len(self._held_out()) > 1
 
     def _held_out(self) -> list[int]:

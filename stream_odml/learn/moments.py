@@ -56,11 +56,6 @@ class PairMoments:
             total.square_2d2d += other.square_2d2d
         return total
 
-    def with_child(self, W_dd: Tensor) -> PairMoments:
-        """Of the pairs (g_parent, W g_child)."""
-        both = torch.block_diag(torch.eye(len(W_dd), dtype=torch.float64), W_dd)  # type: ignore[no-untyped-call]
-        return PairMoments(self.n, both @ self.sum_2d, both @ self.square_2d2d @ both.T)
-
     def mean_drift(self) -> Tensor:
         """Mean of g_child - g_parent, [d]."""
         d = len(self.sum_2d) // 2

@@ -39,5 +39,5 @@ class StageOutcome:
     embeddings: NDArray[np.float32]
     """Their raw g under the new model, [n_local, d]."""
     drift: dict[str, float] = field(default_factory=dict)
-    """images, drift_relative (|g_S - g_O| over |g_O|), forward_unexplained, bank_shift, forward_error
-    (MapFit.held_out_error)."""
+    """images; drift_relative (|g_S - g_O| over |g_O|), forward_unexplained and bank_shift before the model is whitened;
+    forward_error (trace of MapFit.held_out_matrix) after it."""

@@ -123,9 +123,10 @@ class StageSettings:
     none, and none without a linear head. Worth more recall than any other choice here (`benchmarks/STUDY.md`)."""
 
     error_whitening: float = 6.0
-    """k of every later stage's whitening, (I + k E / v)^(-1/2): E what the affine gallery map misses on classes held
-    out of its fit, v the embedding's mean variance. Directions in which stored vectors go wrong count for less; 0 for
-    none."""
+    """k of every later stage's whitening, W ~ (I + k E / v)^(-1/2): E what the affine gallery map misses on classes
+    held out of its fit, v the embedding's mean variance, E's share a quarter at most. Directions in which stored
+    vectors go wrong count for less. 0 for none; none without a linear head, an affine map, or classes enough to hold
+    any out."""
 
     base_steps: int = 600
     """Steps of the first stage (empty bank)."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 MOST_BY_ERROR = 0.25
-"""Share of the error's covariance at most. A weak model moves much and its map misses much, of what it has just learnt
-before all: with half of it, a stage on a base of few steps was worse for it."""
+"""Share of the error's covariance at most. A weak model moves much, and its map misses above all what it has just
+learnt: with a half, a stage after a short first one lost recall."""
 
 
 def within_class_whitening(square_dd: Tensor, sum_cd: Tensor, count_c: Tensor, share: float) -> Tensor | None:
@@ -28,16 +28,19 @@ def within_class_whitening(square_dd: Tensor, sum_cd: Tensor, count_c: Tensor, s
 def error_whitening(
     missed_dd: Tensor, n: float, sum_d: Tensor, square_dd: Tensor, weight: float
 ) -> Tensor | None:
-    """By the mean outer product of the errors of mapped vectors: W ~ (I + k E / v)^(-1/2), v the mean variance of g. E
-    is small beside v where a map follows well, and so is then what this changes; it changes no more than MOST_BY_ERROR.
+    """By the mean outer product E of the errors of mapped vectors: W ~ (I + k E / v)^(-1/2), v the mean variance of g.
+    Where a map follows well, E is small beside v and little changes; E's share is MOST_BY_ERROR at most, and less where
+    images are few.
 
     From float64 sums over n images, of g and of outer products of g.
     """
-    variance = float(square_dd.trace() - sum_d.square().sum() / n)
-    if variance <= 1e-9 * float(square_dd.trace()):
+    scatter = float(square_dd.trace() - sum_d.square().sum() / n)
+    if scatter <= 1e-9 * float(square_dd.trace()):
         return None
-    noise = weight * n * float(missed_dd.trace()) / variance
-    return _whitening(n * missed_dd, n, square_dd, min(noise / (1 + noise), MOST_BY_ERROR))
+    ratio = (
+        weight * n * float(missed_dd.trace()) / scatter
+    )  # (I + k E / v) / (1 + ratio) has the shares of `_whitening`
+    return _whitening(n * missed_dd, n, square_dd, min(ratio / (1 + ratio), MOST_BY_ERROR))
 
 
 def _whitening(scatter_dd: Tensor, freedom: float, square_dd: Tensor, share: float) -> Tensor | None:
