@@ -78,10 +78,16 @@ def _heat_map(method: str, cells: Mapping[tuple[int, int], float]) -> Figure:
 def _served(table: Curves, methods: Sequence[str]) -> Figure:
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
-    for i, method in enumerate(methods):
-        there = _mean(table.get((method, "union", "reextracted", "recall_at_1"), {}))[1]
-        here = _mean(table.get((method, "union", "mapped", "recall_at_1"), {}))[1]
-        if there and here:
+    measured = {
+        method: [
+            _mean(table.get((method, "union", form, "recall_at_1"), {})) for form in ("reextracted", "mapped")
+        ]
+        for method in methods
+    }
+    last = max((stages[-1] for forms in measured.values() for stages, _ in forms if stages), default=0)
+    for i, (method, forms) in enumerate(measured.items()):
+        if all(stages and stages[-1] == last for stages, _ in forms):
+            (_, there), (_, here) = forms
             axes.plot(there[-1], here[-1], "os^"[i // 10 % 3], color=f"C{i % 10}", label=method)
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])
     high = max(axes.get_xlim()[1], axes.get_ylim()[1])
@@ -93,11 +99,13 @@ def _served(table: Curves, methods: Sequence[str]) -> Figure:
 
 
 def _mean(by_seed: Mapping[int, Mapping[int, float]]) -> tuple[list[int], list[float]]:
-    """Stages that every seed has reached, and the mean over seeds."""
+    """Stages, and the mean over the seeds that have come furthest: one that is under way would cut the others short."""
     if not by_seed:
         return [], []
-    stages = sorted(set.intersection(*(set(values) for values in by_seed.values())))
-    return stages, [float(np.mean([values[t] for values in by_seed.values()])) for t in stages]
+    last = max(max(values) for values in by_seed.values())
+    furthest = [values for values in by_seed.values() if max(values) == last]
+    stages = sorted(set.intersection(*(set(values) for values in furthest)))
+    return stages, [float(np.mean([values[t] for values in furthest])) for t in stages]
 
 
 def _png(figure: Figure) -> bytes:

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality.figures import flat_figures, markdown_table, paired_table
+from benchmarks.quality.figures import curves, flat_figures, markdown_table, paired_table
 from benchmarks.quality.measure import measure_stage
 from benchmarks.quality.methods import parse_method
+from benchmarks.quality.plots import recall_plots
 from benchmarks.quality.protocols import Stream, build_stream, split_images
 from benchmarks.quality.rows import Row, RowFile
 from benchmarks.quality.study import Run
@@ -272,3 +273,17 @@ def test_an_oracle_is_measured_beside_and_changes_nothing_else(
     assert {"l2/last_r1_oracle", "frozen_f0/last_r1_oracle"} <= set(figures)
     assert figures["frozen_f0/last_r1_oracle"] == figures["frozen_f0/last_r1_reextracted"]
     assert "| last, oracle map |" in (more / "quality-squares.md").read_text()
+
+
+def test_a_seed_that_is_under_way_changes_no_plot() -> None:
+    def recalls(seed: int, stages: int) -> list[Row]:
+        shared = {"method": "l2", "seed": seed, "split": "union", "metric": "recall_at_1"}
+        return [
+            {**shared, "gallery": form, "stage": t, "value": 0.9 - 0.1 * t - 0.2 * seed}
+            for form in ("reextracted", "mapped")
+            for t in range(stages)
+        ]
+
+    done = list(recall_plots(curves(recalls(0, 3)), ["l2"]))
+    assert list(recall_plots(curves(recalls(0, 3) + recalls(1, 1)), ["l2"])) == done
+    assert list(recall_plots(curves(recalls(0, 3) + recalls(1, 3)), ["l2"])) != done
