@@ -113,9 +113,13 @@ class FinishPass:
         drift = {
             **self._sizes(moments, forward_fit),
             "bank_shift": shift,
-            "forward_error": _length(missed_dd, W_dd),
+            "forward_error": _mean_square(missed_dd, W_dd),
         }
         return StageOutcome(student, bank, forward, backward, indices, children, drift)
+
+    @property
+    def _maps_affinely(self) -> bool:
+        return self._settings.gallery_map in ("affine", "affine+kernel")
 
     def _missed(self, pairs: MapFit) -> Tensor | None:
         """What the forward map misses, where there is an older vector to miss."""
@@ -134,7 +138,7 @@ class FinishPass:
         if not len(self._bank):
             birth_c = self._world.sum(self._birth_c)
             return within_class_whitening(square_dd, birth_c[:, :d], birth_c[:, -1], s.whitening)
-        follows = s.gallery_map in ("affine", "affine+kernel") and pairs.can_hold_out
+        follows = self._maps_affinely and pairs.can_hold_out
         if missed_dd is None or not follows or not s.error_whitening:
             return None
         return error_whitening(missed_dd, images.n, images.sum_2d[d:], square_dd, s.error_whitening)
@@ -169,7 +173,7 @@ class FinishPass:
             return IdentityMap()
         if s.gallery_map == "affine":
             return affine
-        base: AffineMap | None = affine if s.gallery_map == "affine+kernel" else None
+        base = affine if self._maps_affinely else None
         x_md, y_md = self._anchors(x_nd, images), self._anchors(y_nd, images)
         start = base.apply(x_md) if base else x_md
         return KernelMap(x_md, y_md - start, base, s.kernel, s.kernel_width, s.kernel_floor)
@@ -187,11 +191,10 @@ class FinishPass:
         square = moments.square_2d2d
         parent, child, cross = (float(b.trace()) for b in (square[:d, :d], square[d:, d:], square[:d, d:]))
         drift = max(parent + child - 2 * cross, 0.0)
-        is_affine = self._settings.gallery_map in ("affine", "affine+kernel") and moments.n > 0
         return {
             "images": moments.n,
             "drift_relative": (drift / parent) ** 0.5 if parent > 0 else 0.0,
-            "forward_unexplained": moments.unexplained(forward) if is_affine else 1.0,
+            "forward_unexplained": moments.unexplained(forward) if self._maps_affinely and moments.n else 1.0,
         }
 
 
@@ -207,7 +210,7 @@ def _turned_map(affine: AffineMap, W_dd: Tensor | None, *, backward: bool) -> Af
     )
 
 
-def _length(missed_dd: Tensor | None, W_dd: Tensor | None) -> float:
+def _mean_square(missed_dd: Tensor | None, W_dd: Tensor | None) -> float:
     """Mean square of the errors, in the space that W turns to."""
     if missed_dd is None:
         return 0.0

@@ -37,9 +37,8 @@ def error_whitening(
     scatter = float(square_dd.trace() - sum_d.square().sum() / n)
     if scatter <= 1e-9 * float(square_dd.trace()):
         return None
-    ratio = (
-        weight * n * float(missed_dd.trace()) / scatter
-    )  # (I + k E / v) / (1 + ratio) has the shares of `_whitening`
+    # (I + k E / v) / (1 + ratio) is the mixture of `_whitening`.
+    ratio = weight * n * float(missed_dd.trace()) / scatter
     return _whitening(n * missed_dd, n, square_dd, min(ratio / (1 + ratio), MOST_BY_ERROR))
 
 

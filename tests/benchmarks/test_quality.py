@@ -259,6 +259,16 @@ def test_a_method_that_only_maps_otherwise_takes_the_student_of_its_twin(
     assert last["l2/avg_inc_r1_mapped"] != last["sdc_l2/avg_inc_r1_mapped"]
 
 
+def test_a_method_whose_parent_was_whitened_by_another_map_learns_its_own_student(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, alone = tmp_path / "beside", tmp_path / "alone"
+    other = "other=lean:gallery_map=identity"
+    run(monkeypatch, arguments(parquet, beside, "--commit", "c0ffee", "--methods", f"lean,{other}"))
+    run(monkeypatch, arguments(parquet, alone, "--commit", "c0ffee", "--methods", other))
+    assert [row for row in without_seconds(beside) if row["method"] == "other"] == without_seconds(alone)
+
+
 def test_an_oracle_is_measured_beside_and_changes_nothing_else(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
