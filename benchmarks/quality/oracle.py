@@ -22,4 +22,4 @@ def oracle_map(images: ImageSet, rows: Ints, parent: Embedder, child: Embedder, 
     _, labels = np.unique(images.labels[chosen], return_inverse=True)
     fit = MapFit(parent.spec.dim)
     fit.add(pairs[0], pairs[1], torch.from_numpy(labels.astype(np.int64)))
-    return fit.fit(None)
+    return fit.fitted(None).forward

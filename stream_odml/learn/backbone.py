@@ -17,7 +17,7 @@ class Backbone(nn.Module):
     pixel_statistics: tuple[tuple[float, ...], tuple[float, ...]] = SYMMETRIC
     """Mean and deviation of the pixels it wants."""
     default_pooling: str = "mean"
-    prefix_tokens: int = 1
+    prefix_tokens: int = 0
     """Tokens before the patches (class and registers), when the features are tokens."""
 
     def architecture(self) -> dict[str, Any]:
@@ -28,12 +28,12 @@ class Backbone(nn.Module):
 
 def pool(features: Tensor, how: str, prefix_tokens: int) -> Tensor:
     """Features [B,F,h,w] or tokens [B,T,F] to vectors [B,F'], by mean, max, gem, flatten or cls."""
-    if features.ndim == 3 and how == "cls":
+    if how == "cls" and not (features.ndim == 3 and prefix_tokens):
+        raise ValueError("pooling 'cls' needs a backbone with a class token; use mean, max, gem or flatten")
+    if how == "cls":
         return features[:, 0]
     if features.ndim == 3:
         features = features[:, prefix_tokens:].transpose(1, 2)
-    elif how == "cls":
-        raise ValueError("pooling 'cls' needs a backbone with tokens; use mean, max, gem or flatten")
     features_BFp = features.flatten(2)
     if how == "mean":
         return features_BFp.mean(dim=2)

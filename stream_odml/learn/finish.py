@@ -1,7 +1,7 @@
 """The last pass of a stage: one look at the task's images by O and S, everything else from sums over
 ranks."""
 
-# n images of a batch   C older classes (bank)   c new classes   d embedding   m kernel anchors
+# n images of a batch   C older classes (bank)   c new classes   d embedding
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.drift import AffineMap, DriftMap, IdentityMap, KernelMap
+from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.embedder import Embedder, as_images
 from stream_odml.learn.geometry import unit
 from stream_odml.learn.kept import Float32s, InMemory, Room
+from stream_odml.learn.kernel_fit import KernelFit
 from stream_odml.learn.kernels import kernel_weights, weighted_mean
-from stream_odml.learn.map_fit import MapFit
+from stream_odml.learn.map_fit import AffineFit, MapFit
 from stream_odml.learn.moments import PairMoments
 from stream_odml.learn.outcome import StageDiverged, StageOutcome
 from stream_odml.learn.settings import StageSettings
@@ -93,39 +94,35 @@ class FinishPass:
                 "lower learning_rate, or raise warmup_steps, and learn the task again from its parent"
             )
         pairs = self._pairs.summed(self._world)
-        moments, missed_dd = pairs.of_images(), self._missed(pairs)
+        moments, fitted = pairs.of_images(), self._affine(pairs)
         children, birth_c = self._children.rows(self._dim), self._birth_c
-        W_dd = self._whitening(pairs, missed_dd, student)
+        W_dd = self._whitening(pairs, None if fitted is None else fitted.missed_dd, student)
         # What is fitted and moved is so in the space that was learnt, and turned after it: W is known exactly.
         bank, shift = self._moved_bank(moments, version, W_dd)
+        drift = {**self._sizes(moments, fitted), "bank_shift": shift}
         if W_dd is not None:
             student.turn(W_dd)
             children, birth_c = self._turned(children, W_dd)
+            fitted = None if fitted is None else fitted.turned(W_dd)
         sums_c = self._world.sum(birth_c).numpy()
         counts = sums_c[:, -1].round().astype(np.int64)
         means = sums_c[:, :-1] / np.maximum(counts, 1)[:, None]
         bank = bank.born(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
-        parents = children[:0] if self._parents is None else self._parents.rows(self._dim)
-        forward_fit, backward_fit = (pairs.fit(self._settings.ridge, backward=b) for b in (False, True))
-        forward = self._map(moments, _turned_map(forward_fit, W_dd, backward=False), parents, children)
-        backward = self._map(moments, _turned_map(backward_fit, W_dd, backward=True), children, parents)
+        forward, backward, error = self._maps(moments, fitted, children)
+        # No older vector, nothing to miss.
+        drift["forward_error"] = error if len(self._bank) else 0.0
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
-        drift = {
-            **self._sizes(moments, forward_fit),
-            "bank_shift": shift,
-            "forward_error": _mean_square(missed_dd, W_dd),
-        }
         return StageOutcome(student, bank, forward, backward, indices, children, drift)
 
     @property
     def _maps_affinely(self) -> bool:
         return self._settings.gallery_map in ("affine", "affine+kernel")
 
-    def _missed(self, pairs: MapFit) -> Tensor | None:
-        """What the forward map misses, where there is an older vector to miss."""
-        if pairs.of_images().n == 0 or len(self._bank) == 0:
+    def _affine(self, pairs: MapFit) -> AffineFit | None:
+        """None where there is no pair, or none is to be mapped so."""
+        if not (self._maps_affinely and pairs.of_images().n):
             return None
-        return pairs.held_out_matrix(self._settings.ridge)
+        return pairs.fitted(self._settings.ridge)
 
     def _whitening(self, pairs: MapFit, missed_dd: Tensor | None, student: Embedder) -> Tensor | None:
         """W of a first stage by what differs within its classes, of a later one by what its map misses; none without a
@@ -138,8 +135,7 @@ class FinishPass:
         if not len(self._bank):
             birth_c = self._world.sum(self._birth_c)
             return within_class_whitening(square_dd, birth_c[:, :d], birth_c[:, -1], s.whitening)
-        follows = self._maps_affinely and pairs.can_hold_out
-        if missed_dd is None or not follows or not s.error_whitening:
+        if missed_dd is None or not pairs.can_hold_out or not s.error_whitening:
             return None
         return error_whitening(missed_dd, images.n, images.sum_2d[d:], square_dd, s.error_whitening)
 
@@ -167,54 +163,29 @@ class FinishPass:
             delta_Cd = (mean_Cd + delta_Cd) @ W_dd.T - mean_Cd
         return self._bank.moved(delta_Cd.numpy(), version), shift
 
-    def _map(self, moments: PairMoments, affine: AffineMap, x_nd: Float32s, y_nd: Float32s) -> DriftMap:
+    def _maps(
+        self, moments: PairMoments, fitted: AffineFit | None, children_nd: Float32s
+    ) -> tuple[DriftMap, DriftMap, float]:
+        """Parent -> child, child -> parent, and by what mean square the first misses classes it was not fitted to."""
         s, images = self._settings, int(moments.n)
         if s.gallery_map == "identity" or images == 0:
-            return IdentityMap()
-        if s.gallery_map == "affine":
-            return affine
-        base = affine if self._maps_affinely else None
-        x_md, y_md = self._anchors(x_nd, images), self._anchors(y_nd, images)
-        start = base.apply(x_md) if base else x_md
-        return KernelMap(x_md, y_md - start, base, s.kernel, s.kernel_width, s.kernel_floor)
+            return IdentityMap(), IdentityMap(), moments.drift() / max(images, 1)
+        if fitted is not None and s.gallery_map == "affine":
+            return fitted.forward, fitted.backward, float(fitted.missed_dd.trace())
+        parents_nd = children_nd[:0] if self._parents is None else self._parents.rows(self._dim)
+        labels_n = torch.cat([torch.empty(0, dtype=torch.int64), *self._labels])
+        kernel = KernelFit.gathered(s, parents_nd, children_nd, labels_n, images, self._world)
+        forward, backward = (None, None) if fitted is None else (fitted.forward, fitted.backward)
+        return kernel.fit(forward), kernel.fit(backward, backward=True), kernel.held_out_error(forward)
 
-    def _anchors(self, rows_nd: Float32s, total: int) -> NDArray[np.float32]:
-        """Every k-th row of each rank, from all ranks: at most `kernel_anchors`, and a row more a rank."""
-        stride = -(-total // self._settings.kernel_anchors)
-        mine = torch.from_numpy(np.array(rows_nd[::stride]))  # copied out of a memory map, read-only perhaps
-        rows = self._world.gather(mine.to(self._world.device))
-        return rows.cpu().numpy()
-
-    def _sizes(self, moments: PairMoments, forward: AffineMap) -> dict[str, float]:
+    def _sizes(self, moments: PairMoments, fitted: AffineFit | None) -> dict[str, float]:
         """Of what was learnt, before it is turned."""
-        d = self._dim
-        square = moments.square_2d2d
-        parent, child, cross = (float(b.trace()) for b in (square[:d, :d], square[d:, d:], square[:d, d:]))
-        drift = max(parent + child - 2 * cross, 0.0)
+        parent = float(moments.square_2d2d.diagonal()[: self._dim].sum())
         return {
             "images": moments.n,
-            "drift_relative": (drift / parent) ** 0.5 if parent > 0 else 0.0,
-            "forward_unexplained": moments.unexplained(forward) if self._maps_affinely and moments.n else 1.0,
+            "drift_relative": (moments.drift() / parent) ** 0.5 if parent > 0 else 0.0,
+            "forward_unexplained": 1.0 if fitted is None else moments.unexplained(fitted.forward),
         }
-
-
-def _turned_map(affine: AffineMap, W_dd: Tensor | None, *, backward: bool) -> AffineMap:
-    """Into the space that W turns to, or back out of it."""
-    if W_dd is None:
-        return affine
-    W = W_dd.numpy()
-    return (
-        AffineMap(affine.A @ np.linalg.inv(W), affine.b)
-        if backward
-        else AffineMap(W @ affine.A, W @ affine.b)
-    )
-
-
-def _mean_square(missed_dd: Tensor | None, W_dd: Tensor | None) -> float:
-    """Mean square of the errors, in the space that W turns to."""
-    if missed_dd is None:
-        return 0.0
-    return float((missed_dd if W_dd is None else W_dd @ missed_dd @ W_dd.T).trace())
 
 
 def _births(child_nd: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ that the fit has not seen, as the gallery's are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +21,28 @@ RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 1e6)
 """Tried by cross-validation; the last leaves a shift alone."""
 UNTESTED_RIDGE = 0.1
 """Where there are too few classes to hold any back."""
+
+
+@dataclass(frozen=True, eq=False)
+class AffineFit:
+    """The affine maps of a stage, and what the first of them misses."""
+
+    forward: AffineMap
+    """Parent's space -> child's."""
+    backward: AffineMap
+    """Child's space -> parent's."""
+    missed_dd: Tensor
+    """Mean outer product of forward(g_parent) - g_child over images of classes that the map was not fitted to; over
+    all images where there are too few classes. What a stored vector of an old class should expect."""
+
+    def turned(self, W_dd: Tensor) -> AffineFit:
+        """As the child's space is turned by W."""
+        W, there, back = W_dd.numpy(), self.forward, self.backward
+        return AffineFit(
+            AffineMap(W @ there.A, W @ there.b),
+            AffineMap(back.A @ np.linalg.inv(W), back.b),
+            W_dd @ self.missed_dd @ W_dd.T,
+        )
 
 
 class MapFit:
@@ -46,28 +71,25 @@ class MapFit:
         """Of the task's own images."""
         return self.images[0].plus(*self.images[1:])
 
-    def fit(self, ridge: float | None, *, backward: bool = False) -> AffineMap:
-        """PairMoments.fit on images and views, by `ridge` or, for None, by the one that cross-validation finds."""
-        if ridge is None:
-            ridge = self.best_ridge(backward=backward)
-        return self.of_images().plus(*self.views).fit(ridge, backward=backward)
+    def fitted(self, ridge: float | None) -> AffineFit:
+        """Both ways on images and views, by `ridge` or, for None, by the one that serves held-out classes best."""
+        forward = self.best_ridge() if ridge is None else ridge
+        backward = self.best_ridge(backward=True) if ridge is None else ridge
+        pairs = self.of_images().plus(*self.views)
+        there = pairs.fit(forward)
+        missed = (
+            self._held_out_matrices((forward,), backward=False)[0]
+            if self.can_hold_out
+            else self.of_images().error_matrix(there)
+        )
+        return AffineFit(there, pairs.fit(backward, backward=True), missed)
 
     def best_ridge(self, *, backward: bool = False) -> float:
-        """argmin over RIDGES of the trace of `held_out_matrix`."""
+        """argmin over RIDGES of the mean square error on images of classes that the map was not fitted to."""
         if not self.can_hold_out:
             return UNTESTED_RIDGE
         errors = [float(e.trace()) for e in self._held_out_matrices(RIDGES, backward=backward)]
         return RIDGES[errors.index(min(errors))]
-
-    def held_out_matrix(self, ridge: float | None) -> Tensor:
-        """Mean outer product, [d, d], of A g_parent + b - g_child over images of classes that the forward map was not
-        fitted to; over all images where there are too few classes. What a stored vector of an old class should
-        expect."""
-        if ridge is None:
-            ridge = self.best_ridge()
-        if not self.can_hold_out:
-            return self.of_images().error_matrix(self.fit(ridge))
-        return self._held_out_matrices((ridge,), backward=False)[0]
 
     @property
     def can_hold_out(self) -> bool:

@@ -61,6 +61,12 @@ class PairMoments:
         d = len(self.sum_2d) // 2
         return (self.sum_2d[d:] - self.sum_2d[:d]) / max(self.n, 1.0)
 
+    def drift(self) -> float:
+        """Sum of |g_child - g_parent|^2."""
+        d = len(self.sum_2d) // 2
+        square = self.square_2d2d
+        return max(float(square.trace() - 2 * square[:d, d:].trace()), 0.0)
+
     def fit(self, ridge: float, *, backward: bool = False) -> AffineMap:
         """argmin sum |A x + b - y|^2 + r |A - I|^2, closed form; x -> y is parent -> child, or the reverse.
 
@@ -80,8 +86,7 @@ class PairMoments:
     def unexplained(self, forward: AffineMap) -> float:
         """Share of the drift's mean square that the forward map leaves: 0 is perfect, 1 is no better
         than identity."""
-        d = len(self.sum_2d) // 2
-        total = self.error(AffineMap(np.eye(d), np.zeros(d)))
+        total = self.drift() / max(self.n, 1.0)
         return self.error(forward) / total if total > 1e-12 else 0.0
 
     def error(self, fitted: AffineMap, *, backward: bool = False) -> float:

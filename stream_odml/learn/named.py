@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from stream_odml.learn.backbone import IMAGENET, Backbone
 
+_UNUSED = {"convnext": ("layernorm",), "convnextv2": ("layernorm",), "siglip_vision_model": ("head",)}
+"""Beside `pooler`, what does not go into the last hidden state."""
+
 
 class TransformersBackbone(Backbone):
     """A vision model of transformers (ResNet, ViT, DINOv2, ConvNeXt ...) by name or local folder.
@@ -27,16 +30,13 @@ class TransformersBackbone(Backbone):
                 f"backbone 'transformers:{name}' cannot be built ({error}); "
                 "expected the name or local folder of a vision model"
             ) from error
-        for unused in (
-            ("pooler", "layernorm") if config.model_type in ("convnext", "convnextv2") else ("pooler",)
-        ):
-            # Features are pooled here; an unused parameter would stall DistributedDataParallel.
+        for unused in ("pooler", *_UNUSED.get(config.model_type, ())):
+            # Features are pooled here: what only pools learns nothing.
             if isinstance(getattr(model, unused, None), nn.Module):
                 setattr(model, unused, nn.Identity())
         self.model = model
-        self._is_tokens = hasattr(config, "num_attention_heads") and not hasattr(config, "depths")
-        self.default_pooling = "cls" if self._is_tokens else "mean"
-        self.prefix_tokens = 1 + int(getattr(config, "num_register_tokens", 0))
+        self.prefix_tokens = _prefix_tokens(model)
+        self.default_pooling = "cls" if self.prefix_tokens else "mean"
         self._architecture = {"config": config.to_dict(), **self._statistics(name, architecture)}
         self.pixel_statistics = tuple(map(tuple, self._architecture["pixels"]))  # type: ignore[assignment]
 
@@ -70,6 +70,18 @@ class TransformersBackbone(Backbone):
     def forward(self, images_B3HW: Tensor) -> Tensor:
         features: Tensor = self.model(images_B3HW).last_hidden_state
         return features
+
+
+def _prefix_tokens(model: nn.Module) -> int:
+    """How many tokens stand before the patches: class, distillation and registers, where a model has them (Swin and
+    SigLIP have none)."""
+    before = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
+    ends = tuple(f"embeddings.{name}" for name in before)
+    return sum(
+        parameter.numel() // parameter.shape[-1]
+        for name, parameter in model.named_parameters()
+        if name.endswith(ends)
+    )
 
 
 class TimmBackbone(Backbone):

@@ -40,4 +40,4 @@ class StageOutcome:
     """Their raw g under the new model, [n_local, d]."""
     drift: dict[str, float] = field(default_factory=dict)
     """images; drift_relative (|g_S - g_O| over |g_O|), forward_unexplained and bank_shift before the model is whitened;
-    forward_error (trace of MapFit.held_out_matrix) after it."""
+    forward_error (mean square by which the forward map misses classes that it was not fitted to) after it."""

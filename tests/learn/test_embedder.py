@@ -41,7 +41,34 @@ CONFIGS: dict[str, Any] = {
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
     ),
     "convnext": transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=4),
+    "swin": transformers.SwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2, hidden_size=16
+    ),
+    "siglip": transformers.SiglipVisionConfig(**SMALL, image_size=32, patch_size=16),
+    "registers": transformers.Dinov2WithRegistersConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    ),
 }
+PREFIX = {"vit": 1, "dinov2": 1, "registers": 1 + 4}
+"""Tokens before the patches; the others have none."""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_patches_alone_are_averaged_and_only_a_class_token_is_taken_for_one(
+    name: str, tmp_path: Path
+) -> None:
+    transformers.AutoModel.from_config(CONFIGS[name]).save_pretrained(tmp_path)
+    spec = EmbedderSpec(f"transformers:{tmp_path}", dim=16, head="none", pooling="mean")
+    embedder, images = build_embedder(spec, 0).eval(), torch.rand(2, 3, 32, 32)
+    features = embedder.backbone(images)
+    prefix = PREFIX.get(name, 0)
+    patches = features[:, prefix:].mean(1) if features.ndim == 3 else features.mean((2, 3))
+    mean = tuple(torch.tensor(part).view(1, 3, 1, 1) for part in embedder.backbone.pixel_statistics)
+    assert torch.allclose(embedder(images * mean[1] + mean[0]), patches, atol=1e-5)
+    assert embedder.backbone.default_pooling == ("cls" if prefix else "mean")
+    if not prefix:
+        with pytest.raises(ValueError, match="needs a backbone with a class token"):
+            build_embedder(replace(spec, pooling="cls"), 0)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -216,7 +243,7 @@ def test_pooling_equals_the_loops() -> None:
     tokens = torch.rand(2, 5, 3)
     assert torch.equal(pool(tokens, "cls", 1), tokens[:, 0])
     assert torch.allclose(pool(tokens, "mean", 2), tokens[:, 2:].mean(1))
-    with pytest.raises(ValueError, match="needs a backbone with tokens"):
+    with pytest.raises(ValueError, match="needs a backbone with a class token"):
         pool(maps, "cls", 1)
 
 

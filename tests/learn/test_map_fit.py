@@ -56,7 +56,10 @@ def test_the_ridge_is_the_best_for_classes_that_are_held_out(backward: bool) -> 
     for x, y, _ in (images, views):
         everything.add(x, y)
     best = everything.fit(fit.best_ridge(backward=backward), backward=backward)
-    assert pytest.approx(best.A) == fit.fit(None, backward=backward).A
+    chosen = fit.fitted(None)
+    assert pytest.approx(best.A) == (chosen.backward if backward else chosen.forward).A
+    if not backward:
+        assert float(chosen.missed_dd.trace()) * len(images[0]) == pytest.approx(min(errors))
 
 
 def test_noise_of_classes_asks_for_more_ridge_than_a_clean_turn() -> None:
@@ -69,7 +72,7 @@ def test_batches_do_not_matter_and_too_few_classes_take_the_default() -> None:
     x, y, labels = task(9, 4, 2)
     whole = fitted([(x, y, labels)], task(0, 0, 1))
     halves = fitted([(x[:20], y[:20], labels[:20]), (x[20:], y[20:], labels[20:])], task(0, 0, 1))
-    assert pytest.approx(halves.fit(None).A) == whole.fit(None).A
+    assert pytest.approx(halves.fitted(None).forward.A) == whole.fitted(None).forward.A
     assert whole.of_images().n == 36
     one = labels == 4
     assert fitted([(x[one], y[one], labels[one])], task(0, 0, 1)).best_ridge() == UNTESTED_RIDGE
