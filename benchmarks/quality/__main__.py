@@ -6,15 +6,18 @@ Killed and started again with the same words it goes on after the last stage tha
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.quality.data import load_images
-from benchmarks.quality.methods import Method, all_names, apply_changes, parse_method
+from benchmarks.quality.data import ImageSet, load_images
+from benchmarks.quality.methods import Method, all_names, apply_changes, parse_methods
+from benchmarks.quality.protocols import Stream
 from benchmarks.quality.report import write_report
 from benchmarks.quality.rows import RowFile, learning_commit
 from benchmarks.quality.study import Run, Study
@@ -27,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, required=True, help="Parquet with columns image and class_name")
     p.add_argument("--protocol", default="400+6*100", help="base+k*n, alphabets[:b[*s]], repeat:…, blurry:…")
     p.add_argument("--methods", default=",".join(all_names()), help="names, or NAME=PRESET:field=value:…")
-    p.add_argument("--seeds", default="0", help="comma-separated; --seed is the same")
-    p.add_argument("--seed", dest="seeds", help=argparse.SUPPRESS)
+    p.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated; --seed is the same")
+    p.add_argument("--seed", dest="seeds", type=_seeds, help=argparse.SUPPRESS)
     p.add_argument("--backbone", default="conv4")
     p.add_argument("--weights", help="safetensors with the backbone's pretrained weights")
     p.add_argument("--pretrained", action="store_true", help="weights by the backbone's name")
@@ -44,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--threads", type=int, default=0, help="0: as torch likes")
+    p.add_argument("--threads", type=_count, default=0, help="0: as torch likes")
     p.add_argument(
         "--oracle", action="store_true", help="a gallery too, moved by maps fitted with images of old classes"
     )
@@ -57,19 +60,44 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs what is missing, then writes the report of all that there is."""
+    """Runs what is missing, then writes the report of all that there is. What cannot be done is told in one line."""
     args = parser().parse_args()
+    try:
+        _run(args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"python -m benchmarks.quality: {error}") from error
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     study, methods, seeds = plan(args)
     name = args.name or f"quality-{study.images.name}"
+    if Path(name).name != name:
+        raise ValueError(f"--name {name!r}; expected a file name, and the folder in --out")
+    args.out.mkdir(parents=True, exist_ok=True)
+    streams = [study.stream(seed) for seed in seeds]  # what cannot be is told before hours are spent
     todo = [(seed, method) for seed in seeds for method in methods]
     if not args.report_only:
         run_all(study, todo, name)
-    keys = {study.key(method, seed) for seed, method in todo}
-    rows = [row for row in study.rows.read() if row["run"] in keys]
+    names = {study.key(method, seed): method.name for seed, method in todo}
+    rows = [{**row, "method": names[row["run"]]} for row in study.rows.read() if row["run"] in names]
+    if not rows:
+        raise ValueError(
+            f"{study.rows.path} has nothing of these methods, seeds and settings at commit {study.commit}; "
+            "run without --report-only, or name the commit that was measured with --commit"
+        )
     title = f"{study.images.name}, {study.protocol}"
-    print(write_report(args.out, name, title, rows, [m.name for m in methods], seeds, study.quick))
+    shown = [method.name for method in methods]
+    remark = _unmeasured(study.images, streams[0])
+    print(write_report(args.out, name, title, rows, shown, seeds, study.quick, remark))
+
+
+def _unmeasured(images: ImageSet, stream: Stream) -> str:
+    shown = np.unique(images.labels[np.concatenate([task.images for task in stream.tasks])])
+    counts = np.bincount(images.labels[stream.measured], minlength=len(images.class_names))
+    few = int((counts[shown] < 2).sum())
+    return f"{few} of {len(shown)} classes have too few images to be measured." if few else ""
 
 
 def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
@@ -82,15 +110,43 @@ def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
     if spec.starts_pretrained:
         common = replace(common, **PRETRAINED)
     common = apply_changes(common, args.set)
-    methods = [parse_method(text, common) for text in args.methods.split(",")]
+    methods = parse_methods(args.methods, common)
     if not spec.starts_pretrained:
         methods = [method for method in methods if method.preset != "frozen_pretrained"]
+    if not methods:
+        raise ValueError(
+            "frozen_pretrained needs pretrained weights: name them with --weights or --pretrained"
+        )
     work = args.work or args.out / ".quality"
+    weights = hashlib.sha256(Path(args.weights).read_bytes()).hexdigest()[:16] if args.weights else None
     study = Study(
         load_images(args.data, args.image_size, work), args.protocol, args.select, spec, common, work,
-        RowFile(work / "rows.jsonl"), args.commit or learning_commit(), args.quick, args.device, args.oracle,
+        RowFile(work / "rows.jsonl"), args.commit or learning_commit(), args.quick, _device(args.device),
+        args.oracle, weights,
     )  # fmt: skip
-    return study, methods, [int(seed) for seed in args.seeds.split(",")]
+    return study, methods, args.seeds
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
+    if min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of 0 or more between commas")
+    return seeds
+
+
+def _device(name: str) -> str:
+    """As it was given, if torch can use it here."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _count(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
+    return int(text)
 
 
 def run_all(study: Study, todo: list[tuple[int, Method]], name: str) -> None:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_odml.stream.decode import decode_image
+from stream_odml.stream.reasons import BadImage
 
 Ints = NDArray[np.int64]
 
@@ -34,28 +37,48 @@ class ImageSet:
 def load_images(path: Path, size: int, work: Path) -> ImageSet:
     """Reads the columns `image` and `class_name`; decodes at `size` unless `work` holds them already.
 
-    Raises BadImage for an image that cannot be decoded, OSError for a file that cannot be read.
+    `image` is encoded bytes, or a struct with such `bytes`, as Hugging Face writes it. Raises ValueError for a row that
+    cannot be used, OSError for a file that cannot be read.
     """
     fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    names = pq.read_table(path, columns=["class_name"])["class_name"].to_pylist()
-    class_names, labels = np.unique(np.asarray(names), return_inverse=True)
+    missing = {"image", "class_name"} - set(pq.read_schema(path).names)
+    if missing:
+        raise ValueError(f"{path} has no column {' and no column '.join(sorted(missing))}")
+    names = pq.read_table(path, columns=["class_name"])["class_name"]
+    if not len(names) or names.null_count:
+        raise ValueError(
+            f"{path}: {names.null_count} of {len(names)} rows have no class_name; each needs one"
+        )
+    class_names, labels = np.unique(np.asarray(names.to_pylist()), return_inverse=True)
     cached = work / f"pixels-{fingerprint}-{size}.npy"
     if not cached.exists():
-        images = pq.read_table(path, columns=["image"])["image"].to_pylist()
-        _decode_into(cached, images, size)
+        images = pq.read_table(path, columns=["image"])["image"]
+        if pa.types.is_struct(images.type):
+            images = pc.struct_field(images, "bytes")
+        _decode_into(cached, images.to_pylist(), size, path)
     pixels = np.load(cached, mmap_mode="r")
     return ImageSet(
         path.stem, fingerprint, pixels, labels.astype(np.int64), tuple(str(name) for name in class_names)
     )
 
 
-def _decode_into(target: Path, images: Sequence[bytes], size: int) -> None:
+def _decode_into(target: Path, images: Sequence[bytes | None], size: int, source: Path) -> None:
     """Writes aside and renames: a run that is killed here leaves no half-decoded cache behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_suffix(f".{os.getpid()}.part")
     pixels = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=(len(images), size, size, 3))
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for i, decoded in enumerate(pool.map(lambda data: decode_image(data, size), images)):
-            pixels[i] = decoded
-    pixels.flush()
-    os.replace(aside, target)
+
+    def decode(i: int) -> None:
+        data = images[i]
+        try:
+            pixels[i] = decode_image(b"" if data is None else data, size)
+        except BadImage as error:
+            raise ValueError(f"{source}, row {i}: {error}") from error
+
+    try:
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(pool.map(decode, range(len(images))))
+        pixels.flush()
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)

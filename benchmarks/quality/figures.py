@@ -6,8 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.quality.rows import Row
+from stream_odml.learn.evaluation import average_incremental_recall, backward_transfer, forgetting
+
+Floats = NDArray[np.float64]
 
 Curves = dict[tuple[str, str, str, str], dict[int, dict[int, float]]]
 """(method, split, gallery, metric) -> seed -> stage -> value"""
@@ -20,6 +24,7 @@ COLUMNS: Mapping[str, str] = {
     "last_r1_oracle": "last, oracle map",
     "last_r1_stale": "last, stale",
     "base_forgetting": "forgetting, base",
+    "backward_transfer_mapped": "backward transfer, mapped",
     "train_s": "seconds",
 }
 
@@ -43,7 +48,12 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
             s: v for s, v in table.get((method, "union", form, "recall_at_1"), {}).items() if s in seconds
         }
         result[f"last_r1_{form}"] = _last(union)
-        result[f"avg_inc_r1_{form}"] = {s: float(np.mean(list(v.values()))) for s, v in union.items()}
+        result[f"avg_inc_r1_{form}"] = {
+            s: average_incremental_recall(list(v.values())) for s, v in union.items()
+        }
+        result[f"last_map_at_r_{form}"] = _last(
+            {s: v for s, v in table.get((method, "union", form, "map_at_r"), {}).items() if s in seconds}
+        )
     for name, split in (("base_forgetting", "base_alone"), ("base_forgetting_union", "stage 0")):
         base = table.get((method, split, "reextracted", "recall_at_1"), {})
         result[name] = {
@@ -51,7 +61,26 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
             for s, v in base.items()
             if s in seconds and len(v) > 1
         }
+    for form in ("reextracted", "mapped"):
+        for seed in seconds:
+            recall_TT = _by_task(table, method, form, seed)
+            if recall_TT is not None:
+                result.setdefault(f"forgetting_{form}", {})[seed] = forgetting(recall_TT)
+                result.setdefault(f"backward_transfer_{form}", {})[seed] = backward_transfer(recall_TT)
     return {name: values for name, values in result.items() if values}
+
+
+def _by_task(table: Curves, method: str, form: str, seed: int) -> Floats | None:
+    """Recall@1 [t, k], NaN above the diagonal, after stage t of the classes that came with stage k, among all that had
+    come; None where not all of it was measured."""
+    last = max(table.get((method, "union", form, "recall_at_1"), {}).get(seed, {0: 0.0}))
+    found = np.full((last + 1, last + 1), np.nan)
+    for k in range(last + 1):
+        measured = table.get((method, f"stage {k}", form, "recall_at_1"), {}).get(seed, {})
+        if not measured.keys() >= set(range(k, last + 1)):
+            return None
+        found[k:, k] = [measured[t] for t in range(k, last + 1)]
+    return found
 
 
 def flat_figures(rows: Sequence[Row], methods: Iterable[str]) -> dict[str, float]:

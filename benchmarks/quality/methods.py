@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, replace
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, method_settings
 
 FROZEN = ("frozen_f0", "frozen_pretrained")
+_NAME = r"[\w.+-]+"
 
 
 @dataclass(frozen=True)
@@ -21,22 +25,55 @@ class Method:
     settings: StageSettings
 
 
+def parse_methods(text: str, common: StageSettings) -> list[Method]:
+    """Methods as `parse_method` reads them, between commas. ValueError for a name given twice, and for one method under
+    two names: both would be one run."""
+    methods: list[Method] = []
+    for part in re.split(rf",(?={_NAME}(?:=|,|$))", text):  # not at the commas of a JSON value
+        method = parse_method(part, common)
+        for other in methods:
+            if method.name == other.name:
+                raise ValueError(
+                    f"method {method.name!r} is asked for twice; give each variation its own name"
+                )
+            if (method.preset, method.settings) == (other.preset, other.settings):
+                raise ValueError(
+                    f"methods {other.name!r} and {method.name!r} are the same; ask for one of them"
+                )
+        methods.append(method)
+    return methods
+
+
 def parse_method(text: str, common: StageSettings) -> Method:
     """`ours`, or `NAME=PRESET:field=value:field=value`, over the settings that all methods share."""
     name, _, rest = text.partition("=")
-    preset, *changes = rest.split(":") if rest else [name]
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f"method name {name!r}; expected letters, digits and _ . + -")
+    preset, *changes = re.split(r":(?=\w+=)", rest) if rest else [name]
+    for change in changes:
+        if change.startswith("base_"):
+            raise ValueError(
+                f"{change!r} is of the stage that all methods start from; use --set or --base-steps"
+            )
     return Method(name, preset, apply_changes(method_settings(preset, common), changes))
 
 
 def apply_changes(settings: StageSettings, changes: list[str]) -> StageSettings:
-    """`field=value` each; the value is JSON, or else text. ValueError for an unknown field."""
+    """`field=value` each; the value is JSON, or else text. ValueError for an unknown field and for a value that is none
+    of its type or range."""
     known = {field.name for field in dataclasses.fields(settings)}
+    changed = asdict(settings)
     for change in changes:
         field, _, text = change.partition("=")
         if field not in known:
             raise ValueError(f"unknown setting {field!r}; expected one of {', '.join(sorted(known))}")
-        settings = replace(settings, **{field: _value(text)})
-    return settings
+        changed[field] = _value(text)
+    try:
+        return TypeAdapter(StageSettings).validate_python(changed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else str(first["msg"])) from None
 
 
 def pooled_spec(spec: EmbedderSpec) -> EmbedderSpec:

@@ -52,7 +52,7 @@ class Stream:
 
 
 def split_images(labels: Ints, seed: int) -> Split:
-    """Of each class 40 % test, 15 % (two at least, of four or more) validation, the rest train."""
+    """Of each class 40 % test, 15 % (two at least, where two are left to learn from) validation, the rest train."""
     random = np.random.default_rng((seed, 11))
     parts: dict[str, list[Ints]] = {"train": [], "validation": [], "test": []}
     for label in np.unique(labels):
@@ -90,7 +90,19 @@ def build_stream(
         tasks = [np.concatenate([by_class[int(c)] for c in group]) for group in groups]
     if kind == "blurry":
         tasks = _blurred(tasks, share, random)
-    return _stream(tasks, labels, measured)
+    stream = _stream(tasks, labels, measured)
+    for t, task in enumerate(stream.tasks):
+        if not len(task.images):
+            raise ValueError(
+                f"protocol {protocol!r} leaves task {t} without an image; ask for fewer, larger tasks"
+            )
+    first = labels[stream.measured[stream.arrival == 0]]
+    if not (np.bincount(first, minlength=1) > 1).any():
+        raise ValueError(
+            f"no class of the first task has two {select} images, so nothing can be measured; "
+            "40 % of a class test, 15 % validate: more images a class are needed"
+        )
+    return stream
 
 
 def _class_groups(

@@ -18,7 +18,14 @@ pre{{overflow:auto;background:#f6f6f6;padding:1rem}}</style>
 
 
 def write_report(
-    out: Path, name: str, title: str, rows: list[Row], methods: list[str], seeds: list[int], quick: bool
+    out: Path,
+    name: str,
+    title: str,
+    rows: list[Row],
+    methods: list[str],
+    seeds: list[int],
+    quick: bool,
+    remark: str = "",
 ) -> str:
     """Writes `<name>.json`, `.md` and `.html` to `out`; returns the Markdown. What was not measured is absent."""
     result = Report(name, out, seeds, quick)
@@ -26,7 +33,7 @@ def write_report(
     last = max((row["stage"] for row in rows), default=0)
     result.rows.extend(row for row in rows if _is_kept(row, last))
     result.write()
-    note = _note(rows, methods, seeds, quick)
+    note = " ".join(part for part in (_note(rows, methods, seeds, quick), remark) if part)
     tables = markdown_table(rows, methods) + "\n" + paired_table(rows, methods, methods[0])
     (out / f"{name}.md").write_text(f"# {title}\n\n{note}\n\n{tables}")
     table = curves(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,7 +12,16 @@ from typing import Any
 
 Row = dict[str, Any]
 _KEY = ("run", "stage", "split", "gallery", "metric")
-_WATCHED = ("stream_odml/learn", "stream_odml/stream/sampler.py", "stream_odml/stream/decode.py")
+_WATCHED = (
+    "stream_odml/learn",
+    "stream_odml/stream/sampler.py",
+    "stream_odml/stream/decode.py",
+    *(
+        f"benchmarks/quality/{name}.py"
+        for name in ("data", "measure", "methods", "oracle", "protocols", "study")
+    ),
+)
+"""What a figure depends on, as far as it is ours."""
 
 
 class RowFile:
@@ -39,22 +49,34 @@ class RowFile:
             rows[tuple(row.get(name) for name in _KEY)] = row
         return list(rows.values())
 
+    def stages(self) -> dict[str, set[int]]:
+        """The measured stages of each run."""
+        found: dict[str, set[int]] = {}
+        for row in self._lines():
+            if row["split"] == "union":
+                found.setdefault(row["run"], set()).add(row["stage"])
+        return found
+
     def finished(self) -> set[str]:
-        """Runs whose last stage has been measured."""
-        return {row["run"] for row in self._lines() if row["metric"] == "train_s"}
+        """Runs whose every stage has been measured."""
+        stages = self.stages()
+        ends = {row["run"]: row["stage"] for row in self._lines() if row["metric"] == "train_s"}
+        return {run for run, last in ends.items() if stages.get(run, set()) >= set(range(last + 1))}
 
     def _lines(self) -> Iterator[Row]:
         if not self.path.exists():
             return
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(row, dict):
+                yield row
 
 
 def learning_commit() -> str:
-    """The last commit that touched what is learnt, `+` when it has been edited since."""
+    """The last commit that touched what is learnt or measured; with `+` and a digest of it when edited since."""
     root = Path(__file__).resolve().parents[2]
     try:
         log = ["git", "-C", str(root), "log", "-1", "--format=%h", "--", *_WATCHED]
@@ -63,4 +85,10 @@ def learning_commit() -> str:
         edited = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit + ("+" if edited else "")
+    if not edited:
+        return commit
+    digest = hashlib.sha256()
+    for path in (root / name for name in _WATCHED):
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return f"{commit}+{digest.hexdigest()[:7]}"

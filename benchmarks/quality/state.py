@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,26 @@ def save_state(folder: Path, state: RunState) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     (aside / "vectors.npz").write_bytes(buffer.getvalue())
-    os.replace(aside, target)
+    try:
+        os.replace(aside, target)
+    except OSError:  # another process was as fast, and learnt the same
+        shutil.rmtree(aside)
     shutil.rmtree(folder / str(state.stage - 1), ignore_errors=True)
 
 
 def load_state(folder: Path) -> RunState | None:
-    """The newest finished stage in `folder`, if any."""
+    """The newest finished stage in `folder`, if any. ValueError for one that is damaged."""
     stages = [int(p.name) for p in folder.glob("[0-9]*")] if folder.exists() else []
     if not stages:
         return None
     at = folder / str(max(stages))
+    try:
+        return _load(at)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{at} is damaged ({error}); delete {folder}, and it is measured again") from error
+
+
+def _load(at: Path) -> RunState:
     with np.load(at / "vectors.npz", allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     stage, train_s, steps = arrays["numbers"]

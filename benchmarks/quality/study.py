@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -56,6 +57,8 @@ class Study:
     device: str = "cpu"
     oracle: bool = False
     """Measure a gallery too that is moved by `oracle_map`."""
+    weights: str | None = None
+    """Digest of the file with the pretrained weights, where there is one."""
 
     def stream(self, seed: int) -> Stream:
         return build_stream(self.protocol, self.images.labels, self.images.class_names, seed, self.select)
@@ -67,6 +70,7 @@ class Study:
             "spec": asdict(self.spec), "commit": self.commit, "quick": self.quick, "device": self.device,
             "base": asdict(self.common) if method is None else self.key(None, seed),
         }  # fmt: skip
+        parts |= {"weights": self.weights} if self.weights else {}
         if method is not None:
             parts |= {"preset": method.preset, "settings": asdict(method.settings)}
             parts |= {"oracle": True} if self.oracle else {}
@@ -85,7 +89,11 @@ class Run:
 
     def go(self) -> None:
         """Runs what is left; each stage's rows are on disk before its state is."""
-        state = load_state(self.folder) or self._started()
+        state = load_state(self.folder)
+        if state and not self.study.rows.stages().get(self.key, set()) >= set(range(state.stage + 1)):
+            shutil.rmtree(self.folder)  # its rows are gone, and cannot be measured any more
+            state = None
+        state = state or self._started()
         for stage in range(state.stage + 1, len(self.stream.tasks)):
             self._learn(state, stage)
         base_rows = np.flatnonzero(self.stream.arrival == 0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +15,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.quality import __main__ as command
+from benchmarks.quality.data import load_images
 from benchmarks.quality.figures import curves, flat_figures, markdown_table, paired_table
 from benchmarks.quality.measure import measure_stage
-from benchmarks.quality.methods import parse_method
+from benchmarks.quality.methods import parse_method, parse_methods
 from benchmarks.quality.plots import recall_plots
 from benchmarks.quality.protocols import Stream, build_stream, split_images
 from benchmarks.quality.rows import Row, RowFile
@@ -106,6 +109,14 @@ def test_a_protocol_that_cannot_be_is_refused(protocol: str) -> None:
         stream(protocol)
 
 
+def test_a_stream_that_could_not_be_learnt_or_measured_is_refused() -> None:
+    few, names = np.repeat(np.arange(20), 2), [f"c{c}" for c in range(20)]
+    with pytest.raises(ValueError, match="without an image"):
+        build_stream("blurry@.9:2+9*2", few, names, 0, "test")
+    with pytest.raises(ValueError, match="no class of the first task has two validation images"):
+        build_stream("4+2*2", few, names, 0, "validation")
+
+
 def test_methods_vary_a_preset_and_unknown_settings_are_refused() -> None:
     common = StageSettings(stage_steps=7)
     method = parse_method("strong=l2:weight_anchor=20:gallery_map=kernel", common)
@@ -116,6 +127,28 @@ def test_methods_vary_a_preset_and_unknown_settings_are_refused() -> None:
         parse_method("x=l2:weight=1", common)
     with pytest.raises(ValueError, match="unknown method"):
         parse_method("theirs", common)
+    library = parse_method("ms=l2:metric_loss=pml:MultiSimilarityLoss:weight_anchor=3", common)
+    assert (library.settings.metric_loss, library.settings.weight_anchor) == ("pml:MultiSimilarityLoss", 3)
+
+
+def test_methods_between_commas_are_of_different_names_and_settings() -> None:
+    common = StageSettings()
+    text = 'a=l2:metric_loss=pml:TripletMarginLoss:metric_loss_args={"margin":0.2,"smooth_loss":true},ours'
+    first, second = parse_methods(text, common)
+    assert first.settings.metric_loss_args == {"margin": 0.2, "smooth_loss": True}
+    assert (first.name, second.name) == ("a", "ours")
+    for wrong, said in (
+        ("x=l2,x=finetune", "'x' is asked for twice"),
+        ("a=l2,l2", "'a' and 'l2' are the same"),
+        ("x=l2:base_steps=9", "the stage that all methods start from"),
+        ("x=l2:weight_anchor=abc", "weight_anchor: Input should be a valid number"),
+        ("x=l2:stage_steps=1.5", "stage_steps: Input should be a valid integer"),
+        ("x=l2:whitening=2", "whitening"),
+        ("$x$=l2", "expected letters"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            parse_methods(wrong, common)
+    assert parse_method("x=l2:augment_flip=False", common).settings.augment_flip is False
 
 
 def test_recall_of_points_placed_by_hand() -> None:
@@ -145,8 +178,10 @@ def test_a_line_cut_short_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
     file.append([first])
     with file.path.open("a") as broken:
         broken.write('{"run": "a", "sta')
-    file.append([{**first, "value": 0.2}, {**first, "run": "b", "metric": "train_s"}])
-    assert [row["value"] for row in file.read()] == [0.2, 0.1]
+    seconds = {"metric": "train_s", "split": "all", "gallery": "none"}
+    file.append([{**first, "value": 0.2}, {**first, "run": "b"}, {**first, **seconds, "run": "b"}])
+    file.append([{**first, **seconds, "run": "a", "stage": 1}])  # of whose stages one is not there
+    assert [row["value"] for row in file.read()] == [0.2, 0.1, 0.1, 0.1]
     assert file.finished() == {"b"}
 
 
@@ -171,6 +206,13 @@ def test_figures_are_means_over_seeds_and_what_is_not_measured_is_absent() -> No
     assert figures["ours/avg_inc_r1_std"] == pytest.approx(0.0707, abs=1e-4)
     assert figures["ours/last_r1_reextracted"] == pytest.approx(0.65)
     assert figures["ours/base_forgetting"] == pytest.approx(0.25)
+    assert "ours/backward_transfer_reextracted" not in figures  # no class was looked at by its task
+    by_task = [(0, 0, 0.9), (1, 0, 0.95), (2, 0, 0.8), (1, 1, 0.7), (2, 1, 0.75), (2, 2, 0.6)]
+    shared = {"method": "ours", "metric": "recall_at_1", "gallery": "reextracted", "run": "ours0", "seed": 0}
+    more = [{**shared, "split": f"stage {k}", "stage": t, "value": value} for t, k, value in by_task]
+    figures = flat_figures([*rows, *more], ["ours"])
+    assert figures["ours/backward_transfer_reextracted"] == pytest.approx((-0.1 + 0.05) / 2)
+    assert figures["ours/forgetting_reextracted"] == pytest.approx((0.15 - 0.05) / 2)
     assert "ours/last_r1_mapped" not in figures
     assert not [name for name in figures if name.startswith("l2/")]
     assert "| ours | 2 | 0.7500 ± 0.0707 | 0.6500 ± 0.0707 |" in markdown_table(rows, ["ours", "l2"])
@@ -242,8 +284,64 @@ def test_the_command_measures_resumes_and_reports(
     run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
     assert without_seconds(killed) == without_seconds(whole)
 
+    lines = (killed / ".quality/rows.jsonl").read_text().splitlines(keepends=True)
+    (killed / ".quality/rows.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    run(
+        monkeypatch, arguments(parquet, killed, "--commit", "c0ffee")
+    )  # what is left of a run is not taken for it
+    assert without_seconds(killed) == without_seconds(whole)
+
     monkeypatch.setattr(Run, "go", lambda self: pytest.fail("measured again what had been measured"))
     run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
+    run(
+        monkeypatch,
+        arguments(parquet, killed, "--commit", "c0ffee", "--methods", "mine=ours", "--report-only"),
+    )
+    assert "mine/last_r1_mapped" in json.loads((killed / "quality-squares.json").read_text())["figures"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--report-only", "--commit", "other"], "has nothing of these methods"),
+        (["--methods", "frozen_pretrained"], "needs pretrained weights"),
+        (["--protocol", "6+9*3"], "on 12 classes"),
+        (["--device", "nowhere"], "--device nowhere"),
+        (["--name", "a/b"], "expected a file name"),
+        (["--out", "/proc/nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line_before_anything_is_learnt(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(Run, "go", lambda self: pytest.fail("learnt"))
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, arguments(parquet, tmp_path, "--work", str(tmp_path / "work"), *words))
+    assert said in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+def test_rows_that_cannot_be_used_are_named(parquet: Path, tmp_path: Path) -> None:
+    good = pq.read_table(parquet)
+    images = good["image"].to_pylist()
+
+    def refused(said: str, **columns: Any) -> None:
+        pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
+        with pytest.raises(ValueError, match=said):
+            load_images(tmp_path / "bad.parquet", 16, tmp_path)
+
+    names = good["class_name"].to_pylist()
+    refused("row 3: ", image=[*images[:3], b"no image", *images[4:]], class_name=names)
+    refused("row 5: ", image=[*images[:5], None, *images[6:]], class_name=names)
+    refused("1 of 120 rows have no class_name", image=images, class_name=[None, *names[1:]])
+    refused("no column class_name", image=images, label=names)
+    refused("0 of 0 rows", image=pa.array([], pa.binary()), class_name=pa.array([], pa.string()))
+    assert not list(tmp_path.glob("*.part"))
+    nested = pa.table({"image": [{"bytes": data, "path": None} for data in images], "class_name": names})
+    pq.write_table(nested, tmp_path / "hub.parquet")
+    assert np.array_equal(
+        load_images(tmp_path / "hub.parquet", 16, tmp_path).pixels, load_images(parquet, 16, tmp_path).pixels
+    )
 
 
 def test_a_method_that_only_maps_otherwise_takes_the_student_of_its_twin(
