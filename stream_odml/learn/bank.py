@@ -44,6 +44,9 @@ class ClassBank:
             raise ValueError(
                 f"bank with {C} names, other rows {sorted(rows)} and {len(set(self.keys))} different keys"
             )
+        for name, vectors_Cd in self._vectors().items():
+            if not np.isfinite(vectors_Cd).all():
+                raise ValueError(f"bank with a {name} that is not finite")
 
     @classmethod
     def empty(cls, dim: int) -> ClassBank:

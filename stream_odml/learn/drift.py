@@ -92,6 +92,14 @@ class KernelMap:
     floor: float
     kind: str = "kernel"
 
+    def __post_init__(self) -> None:
+        shapes = self.anchors_md.shape, self.residuals_md.shape
+        finite = np.isfinite(self.anchors_md).all() and np.isfinite(self.residuals_md).all()
+        if shapes[0] != shapes[1] or not len(self.anchors_md) or not finite:
+            raise ValueError(
+                f"kernel map of anchors and residuals {shapes}: expected one shape, a row, finite"
+            )
+
     def apply(self, g_nd: Floats) -> Floats:
         _check_dim(g_nd, self.anchors_md.shape[1])
         out = (self.base.apply(g_nd) if self.base else g_nd).copy()

@@ -137,6 +137,8 @@ def embed(
 ) -> NDArray[np.float32]:
     """Raw embeddings [N, d] of uint8 pixels [N,H,W,3] (a memory-map is read batch by batch), in
     evaluation mode."""
+    if batch < 1:
+        raise ValueError(f"batch {batch}, expected at least 1")
     was_training = embedder.training
     embedder.eval().to(device)
     g_Nd = np.empty((len(pixels_NHW3), embedder.spec.dim), np.float32)

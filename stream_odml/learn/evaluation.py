@@ -51,6 +51,10 @@ class Retrieval:
             raise ValueError(
                 f"queries {self.queries.shape} against a gallery {self.gallery.shape}: not one space"
             )
+        # A NaN would rank first, or make an image of its class of everything.
+        for name, vectors in (("queries", self.queries), ("gallery", self.gallery)):
+            if not np.isfinite(vectors.sum(dtype=np.float64)):
+                raise ValueError(f"{name} with a value that is not finite")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ class FinishPass:
         self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor, indices_n: NDArray[np.int64]
     ) -> None:
         """Raw g of n images under the parent and under the child; labels in 0..n_classes-1."""
+        counts = [len(rows) for rows in (parent_nd, child_nd, labels_n, indices_n)]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"embeddings by both, labels and indices of {counts} images, expected as many of each"
+            )
         if not bool(torch.isfinite(child_nd).all()):
             self._diverged = True  # told in `outcome`, on every rank alike: the others wait there
             return

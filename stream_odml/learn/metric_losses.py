@@ -74,6 +74,8 @@ class SupervisedContrastiveLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature {temperature}, expected a number above 0")
         self.temperature = temperature
 
     def forward(self, z_Bd: Tensor, labels_B: Tensor) -> Tensor:
@@ -120,7 +122,8 @@ def build_metric_loss(settings: StageSettings, n_classes: int, dim: int, seed: i
     if not name.startswith("pml:"):
         raise ValueError(f"unknown metric_loss {name!r}; expected {', '.join(_BY_HAND)} or pml:<class name>")
     cls = _library_class("losses", name.removeprefix("pml:"))
-    wanted = inspect.signature(cls).parameters  # proxies are counted and sized by the task
+    # Proxies are counted and sized by the task; some losses pass these on to the class they extend.
+    wanted = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
     sizes = {"num_classes": n_classes, "embedding_size": dim}
     args = {**{k: v for k, v in sizes.items() if k in wanted}, **args}
     miner = None
@@ -145,9 +148,12 @@ def _library_class(module: str, name: str) -> Any:
 
 def _construct(cls: Any, name: str, args: dict[str, Scalar]) -> nn.Module:
     try:
-        return cast(nn.Module, cls(**args))
-    except TypeError as error:
-        raise ValueError(f"{name!r} does not take the arguments {args}: {error}") from error
+        built = cls(**args)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name!r} does not take the arguments {args}: {error!r}") from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"{name!r} is no module that could be called with embeddings and labels")
+    return built
 
 
 def _masked_mean(values_BB: Tensor, mask_BB: Tensor) -> Tensor:

@@ -180,8 +180,13 @@ class StageSettings:
             "warmup_steps",
         ):
             _at_least(name, getattr(self, name), 0)
-        for name in ("classes_per_batch", "images_per_class", "peer_every", "wide_every", "kernel_anchors"):
+        for name in ("peer_every", "wide_every", "kernel_anchors"):
             _at_least(name, getattr(self, name), 1)
+        for name in (
+            "classes_per_batch",
+            "images_per_class",
+        ):  # with one there is no pair to tell apart, or none alike
+            _at_least(name, getattr(self, name), 2)
         for name in ("temperature", "kernel_width"):
             _positive(name, getattr(self, name))
         for name in ("kernel_floor", "old_share", "whitening"):

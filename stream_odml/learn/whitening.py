@@ -39,7 +39,8 @@ def error_whitening(
         return None
     # (I + k E / v) / (1 + ratio) is the mixture of `_whitening`.
     ratio = weight * n * float(missed_dd.trace()) / scatter
-    return _whitening(n * missed_dd, n, square_dd, min(ratio / (1 + ratio), MOST_BY_ERROR))
+    share = 1 - 1 / (1 + ratio)  # which an infinite ratio does not make NaN
+    return _whitening(n * missed_dd, n, square_dd, min(share, MOST_BY_ERROR))
 
 
 def _whitening(scatter_dd: Tensor, freedom: float, square_dd: Tensor, share: float) -> Tensor | None:

@@ -20,6 +20,12 @@ def bank() -> ClassBank:
     )
 
 
+def test_a_bank_holds_nothing_that_is_not_finite() -> None:
+    good = np.ones((1, 2), np.float32)
+    with pytest.raises(ValueError, match="mean that is not finite"):
+        ClassBank.empty(2).born(["a"], "v1", np.array([3]), good * np.nan, good)
+
+
 def test_a_class_that_comes_again_gets_a_second_entry_and_one_merged_mean() -> None:
     assert bank().keys == [("a", "v1"), ("b", "v1"), ("a", "v2")]
     names, counts, means = bank().merge()

@@ -39,6 +39,15 @@ def random_affine() -> AffineMap:
     return AffineMap(RNG.normal(size=(D, D)), RNG.normal(size=D))
 
 
+@pytest.mark.parametrize(("anchors", "residuals"), [((0, D), (0, D)), ((3, D), (2, D)), ((3, D), (3, D + 1))])
+def test_a_kernel_map_has_anchors_and_as_many_residuals(
+    anchors: tuple[int, int], residuals: tuple[int, int]
+) -> None:
+    a, r = np.ones(anchors, np.float32), np.ones(residuals, np.float32)
+    with pytest.raises(ValueError, match="expected one shape, a row, finite"):
+        KernelMap(a, r, None, "cosine", 0.1, 0.05)
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_without_ridge_the_fit_is_least_squares(backward: bool) -> None:
     x, y = pairs()

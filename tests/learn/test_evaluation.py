@@ -57,6 +57,14 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("part", ["queries", "gallery"])
+def test_a_value_that_is_not_finite_is_no_match_for_anything(part: str) -> None:
+    vectors = {"queries": np.eye(3, dtype=np.float32), "gallery": np.eye(3, dtype=np.float32)}
+    vectors[part][1, 0] = np.nan
+    with pytest.raises(ValueError, match=f"{part} with a value that is not finite"):
+        Retrieval(vectors["queries"], np.arange(3), vectors["gallery"], np.arange(3))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_nearest_of_each_query_equals_the_loops(name: str) -> None:
     retrieval = CASES[name]

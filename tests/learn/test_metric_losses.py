@@ -82,6 +82,8 @@ ALL = [
         metric_loss="pml:MultiSimilarityLoss", miner="MultiSimilarityMiner", miner_args={"epsilon": 0.2}
     ),
     StageSettings(metric_loss="pml:ProxyAnchorLoss", metric_loss_args={"margin": 0.2}),
+    StageSettings(metric_loss="pml:CosFaceLoss"),
+    StageSettings(metric_loss="pml:SubCenterArcFaceLoss", metric_loss_args={"sub_centers": 2}),
     StageSettings(metric_loss="pml:TripletMarginLoss"),
 ]
 
