@@ -11,7 +11,6 @@ by name, and then only if its rows are not yet purged; the means are of what was
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -91,36 +90,20 @@ def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassB
     """``bank`` with entries corrected as they are in ``masters``, and without those that have none any more."""
     gone = [key for key, master in masters.items() if master is None]
     if gone:
-        keep = [i for i, key in enumerate(bank.keys) if key not in gone]
-        bank = _taken(bank, keep)
-    counts, births = bank.counts.copy(), bank.birth_means.copy()
-    means, directions = bank.means.copy(), bank.directions.copy()
-    changed = False
+        bank = bank.kept(np.array([i for i, key in enumerate(bank.keys) if key not in gone], np.int64))
+    rows, counts, births = [], [], []
     for i, key in enumerate(bank.keys):
         master = masters.get(key)
         if master is None:
             continue
         at = master.keys.index(key)
-        if counts[i] == master.counts[at]:
-            continue
-        means[i] += master.birth_means[at] - births[i]  # the drift since birth stays
-        births[i], counts[i], changed = master.birth_means[at], master.counts[at], True
-        directions[i] = means[i] / max(float(np.linalg.norm(means[i])), 1e-6)
-    if not changed:
+        if bank.counts[i] != master.counts[at]:
+            rows.append(i)
+            counts.append(master.counts[at])
+            births.append(master.birth_means[at])
+    if not rows:
         return bank
-    return replace(bank, counts=counts, birth_means=births, means=means, directions=directions)
-
-
-def _taken(bank: ClassBank, keep: list[int]) -> ClassBank:
-    return ClassBank(
-        bank.version,
-        tuple(bank.names[i] for i in keep),
-        tuple(bank.births[i] for i in keep),
-        bank.counts[keep],
-        bank.birth_means[keep],
-        bank.means[keep],
-        bank.directions[keep],
-    )
+    return bank.corrected(np.array(rows), np.array(counts), np.array(births))
 
 
 def _birth_vectors(store: Store) -> dict[Key, list[tuple[Floats, int]]]:

@@ -163,10 +163,7 @@ class FinishPass:
         num, total, absolute = move_C[:, : self._dim], move_C[:, -2], move_C[:, -1]
         delta_Cd = weighted_mean(num, total, absolute, self._settings.kernel_floor, moments.mean_drift())
         shift = float(delta_Cd.norm(dim=1).mean()) if len(delta_Cd) else 0.0
-        if W_dd is not None:
-            mean_Cd = torch.from_numpy(self._bank.means).double()
-            delta_Cd = (mean_Cd + delta_Cd) @ W_dd.T - mean_Cd
-        return self._bank.moved(delta_Cd.numpy(), version), shift
+        return self._bank.moved(delta_Cd.numpy(), version, None if W_dd is None else W_dd.numpy()), shift
 
     def _maps(
         self, moments: PairMoments, fitted: AffineFit | None, children_nd: Float32s

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.packing import BadArtifact
+from stream_odml.learn.packing import BadArtifact, Floats
 from stream_odml.learn.settings import EmbedderSpec
 
 RNG = np.random.default_rng(0)
@@ -46,6 +46,25 @@ def test_forgetting_an_item_leaves_the_means_of_the_others() -> None:
     assert after.means == pytest.approx(without + drift, rel=1e-5)
     assert after.directions == pytest.approx((without + drift) / np.linalg.norm(without + drift), rel=1e-5)
     assert before.counts.tolist() == [5]
+
+
+def test_forgetting_an_item_takes_it_out_as_later_whitenings_left_it() -> None:
+    images, drift = RNG.normal(size=(5, 2)), np.array([[0.5, -0.5]])
+    W, again = np.array([[0.5, 0.1], [0.1, 2.0]]), np.array([[1.5, 0.0], [0.0, 0.8]])
+
+    def bank_of(rows: Floats) -> ClassBank:
+        mean = rows.mean(0)[None]
+        born = ClassBank.empty(2).born(["a"], "v1", np.array([len(rows)]), mean, mean)
+        turned = born.moved(drift, "v2", W).born(["b"], "v2", np.array([1]), drift, drift)
+        return turned.moved(np.repeat(drift, 2, 0), "v3", again)
+
+    after, never = bank_of(images).forget_item("a", "v1", images[0]), bank_of(images[1:])
+    for name in ("counts", "birth_means", "means", "directions"):
+        assert getattr(after, name) == pytest.approx(getattr(never, name), rel=1e-5)
+    assert set(after.turns) == {"v1", "v2"}
+    stored = ClassBank.from_bytes(after.to_bytes())
+    assert all(np.array_equal(stored.turns[birth], after.turns[birth]) for birth in after.turns)
+    assert set(stored.forget("a").turns) == {"v2"}
 
 
 def test_forgetting_a_class_or_its_last_item_removes_the_entry() -> None:
