@@ -22,12 +22,17 @@ MOST = 4096
 
 
 def estimate_old(store: Store, parent: str, outcome: StageOutcome, seed: int) -> dict[str, float]:
-    """`parent_recall_at_1/old/estimated` and `recall_at_1/old/estimated`; empty where nothing older was learnt."""
+    """`parent_recall_at_1/old/estimated`, `recall_at_1/old/estimated`, and `task_spread`: the variance of the task's
+    images over that of stored vectors, without which the estimate says nothing. Empty where nothing older was learnt.
+    """
     vectors, labels = store.again(lambda: _stored(store, parent, seed))
     found = estimated_recall(vectors, labels, outcome.forward, outcome.drift["forward_error"], seed)
     if found is None:
         return {}
-    return dict(zip(("parent_recall_at_1/old/estimated", "recall_at_1/old/estimated"), found, strict=True))
+    variance = float(np.square(vectors - vectors.mean(0, dtype=np.float64)).sum(1).mean())
+    figures = {"task_spread": outcome.drift["parent_variance"] / variance} if variance > 0 else {}
+    names = ("parent_recall_at_1/old/estimated", "recall_at_1/old/estimated")
+    return figures | dict(zip(names, found, strict=True))
 
 
 def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:

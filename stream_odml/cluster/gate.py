@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from stream_odml.cluster.figures import recall_key
 from stream_odml.config import GateConfig
 
+LEAST_SPREAD = 1e-4
+"""Of a task's images, as the parent embeds them, over stored vectors. Below it they are one image: how the model moved
+elsewhere cannot be read from them."""
+
 
 def verdict(gate: GateConfig, figures: Mapping[str, float]) -> str | None:
     """Why the stage must not be published, or None. Compares served Recall@1 with the parent's, split by split; that of
     old classes is estimated where none of their images is held out."""
     if not gate.enabled:
         return None
+    if figures.get("task_spread", 1.0) < LEAST_SPREAD:
+        return "all images of the task are alike, so that what it would cost old classes cannot be told"
     for split, form, most in (
         ("new", "served", gate.max_new_loss),
         ("old", "served", gate.max_old_loss),

@@ -183,8 +183,10 @@ class FinishPass:
     def _sizes(self, moments: PairMoments, fitted: AffineFit | None) -> dict[str, float]:
         """Of what was learnt, before it is turned."""
         parent = float(moments.square_2d2d.diagonal()[: self._dim].sum())
+        n, sum_d = max(moments.n, 1.0), moments.sum_2d[: self._dim]
         return {
             "images": moments.n,
+            "parent_variance": max(parent / n - float((sum_d / n).square().sum()), 0.0),
             "drift_relative": (moments.drift() / parent) ** 0.5 if parent > 0 else 0.0,
             "forward_unexplained": 1.0 if fitted is None else moments.unexplained(fitted.forward),
         }

@@ -39,5 +39,6 @@ class StageOutcome:
     embeddings: NDArray[np.float32]
     """Their raw g under the new model, [n_local, d]."""
     drift: dict[str, float] = field(default_factory=dict)
-    """images; drift_relative (|g_S - g_O| over |g_O|), forward_unexplained and bank_shift before the model is whitened;
-    forward_error (mean square by which the forward map misses classes that it was not fitted to) after it."""
+    """images; parent_variance (mean |g_O - mean|^2); drift_relative (|g_S - g_O| over |g_O|), forward_unexplained and
+    bank_shift before the model is whitened; forward_error (mean square by which the forward map misses classes that it
+    was not fitted to) after it."""

@@ -20,11 +20,11 @@ CLASSES, EACH = 12, 6
 LOST = AffineMap(np.zeros((DIM, DIM)), np.ones(DIM))
 
 
-def outcome(forward: DriftMap, error: float = 0.0) -> StageOutcome:
+def outcome(forward: DriftMap, error: float = 0.0, variance: float = 1.0) -> StageOutcome:
     nothing = np.empty(0)
     return StageOutcome(
         cast(Any, None), cast(Any, None), forward, forward, nothing.astype(np.int64),
-        nothing.astype(np.float32), {"forward_error": error},
+        nothing.astype(np.float32), {"forward_error": error, "parent_variance": variance},
     )  # fmt: skip
 
 
@@ -66,7 +66,12 @@ def test_learnt_items_are_looked_at_and_only_they(tmp_path: Path) -> None:
     assert estimate_old(store, root, outcome(LOST), seed=0) == {}
     learn(writer, "old", "task-0001")
     good = estimate_old(store, writer.tree.head, outcome(IdentityMap()), seed=0)
+    assert good.pop("task_spread") == pytest.approx(
+        1 / DIM, rel=0.5
+    )  # the vectors vary by one in each dimension
     assert good == {"parent_recall_at_1/old/estimated": 1.0, "recall_at_1/old/estimated": 1.0}
+    alike = estimate_old(store, writer.tree.head, outcome(IdentityMap(), variance=0.0), seed=0)
+    assert alike["task_spread"] == 0.0
     bad = estimate_old(store, writer.tree.head, outcome(LOST), seed=0)
     assert bad["recall_at_1/old/estimated"] < 0.2
     noisy = estimate_old(store, writer.tree.head, outcome(IdentityMap(), error=20.0), seed=0)

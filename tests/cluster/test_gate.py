@@ -33,6 +33,12 @@ def test_a_stage_that_hurts_is_refused(
     assert f"on {split} classes would fall" in str(verdict(GATE, figures(old, new)))
 
 
+def test_a_task_whose_images_are_all_alike_is_refused() -> None:
+    better = figures(old=(0.7, 0.7), new=(0.5, 0.8))
+    assert "are alike" in str(verdict(GATE, {**better, "task_spread": 1e-9}))
+    assert verdict(GATE, {**better, "task_spread": 0.02}) is None
+
+
 def test_losses_within_the_bound_pass() -> None:
     assert verdict(GATE, figures(old=(0.70, 0.685), new=(0.50, 0.46))) is None
 

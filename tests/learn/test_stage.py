@@ -186,6 +186,9 @@ def test_every_gallery_map_shrinks_the_drift(base: Model, gallery_map: str) -> N
     parent, child = embed(old, pixels), embed(outcome.student, pixels)
     missed = np.square(outcome.forward.apply(parent) - child).sum(1).mean()
     assert missed < 0.6 * np.square(parent - child).sum(1).mean()
+    assert outcome.drift["parent_variance"] == pytest.approx(
+        np.square(parent - parent.mean(0)).sum(1).mean(), rel=1e-4
+    )
     # Of classes that it was not fitted to it misses more.
     assert missed < outcome.drift["forward_error"] < np.square(child).sum(1).mean()
 
