@@ -85,10 +85,11 @@ class StageSettings:
     weight_peer: float = 1.0
     """mu: mutual distillation with the peer; 0 builds no peer."""
     weight_anchor: float = 5.0
-    """Weight of the squared distance between the student's and the old model's embeddings."""
+    """Weight of the squared distance between the student's and the old model's embeddings, in units of the mean squared
+    length of the old."""
     weight_wide: float = 0.3
     """Weight of the same on wide views of the batch: images of no class, turned, cut and joined, which
-    stand for all that is not in the task. Times sqrt(old classes / new classes), as Hou et al. (CVPR 2019)
+    stand for all that is not in the task. Times sqrt(bank entries / new classes), as Hou et al. (CVPR 2019)
     weigh what must not change; 0 for none."""
     wide_every: int = 2
     """A wide view of every n-th image of the batch."""
@@ -120,7 +121,7 @@ class StageSettings:
 
     whitening: float = 0.25
     """Share of the covariance within classes by which the first stage's embedding is whitened, once, in the head; 0 for
-    none, and none without a linear head. Worth more recall than any other choice here (`benchmarks/STUDY.md`)."""
+    none, and none without a linear head. Worth one to three points of recall (`benchmarks/STUDY.md`)."""
 
     error_whitening: float = 6.0
     """k of every later stage's whitening, W ~ (I + k E / v)^(-1/2): E what the affine gallery map misses on classes
@@ -162,8 +163,8 @@ class StageSettings:
     old_precision: Precision = "fp32"
     """Of the old model."""
     peer_every: int = 5
-    """The peer learns and distils on every n-th batch only: at 1 a step costs 2.4 times a fine-tune's instead of
-    1.6, and recall was the same (`python -m benchmarks.training`)."""
+    """The peer learns and distils on every n-th batch only, at the same recall as on every one: without wide views a
+    step then costs 1.5 times a fine-tune's (`python -m benchmarks.training`)."""
 
     def __post_init__(self) -> None:
         weights = ("old", "virtual", "peer", "anchor", "wide", "repel")
@@ -240,7 +241,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "joint": _ALONE,
 }  # fmt: skip
 """What each method changes of a StageSettings. `joint` is a fine-tune whose caller feeds every image
-so far; `lean` is anchors and averaged weights alone, at a fine-tune's cost and the old model's forward pass."""
+so far; `lean` is anchors, wide views and averaged weights alone: the old model's forward passes and half as many images
+again, beside a fine-tune."""
 
 PRETRAINED: Mapping[str, Any] = {"base_learning_rate": 3e-4, "learning_rate": 1e-4}
 """Laid over the defaults where a model starts from learnt weights: at the rates for a new model a short first stage

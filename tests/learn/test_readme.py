@@ -1,0 +1,49 @@
+"""The page of the method: its example runs as written, its table says what the presets set."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import stream_odml.learn
+from stream_odml.learn.settings import METHODS, method_settings
+
+PAGE = (Path(stream_odml.learn.__path__[0]) / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_learns_two_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    recalls = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(recalls) == 2
+    assert min(recalls) > 0.5
+
+
+def test_every_method_is_named() -> None:
+    assert {name for name in METHODS if f"`{name}`" not in PAGE and f"`method: {name}`" not in PAGE} <= {
+        "repel"
+    }
+
+
+def test_the_table_says_what_is_set() -> None:
+    ours, faithful = method_settings("ours"), method_settings("faithful")
+    for s in (ours, faithful):
+        assert (s.weight_old, s.weight_virtual, s.weight_peer, s.temperature) == (10, 10, 1, 4)
+    assert (ours.metric_loss, ours.kernel, ours.kernel_width, ours.peer_every) == (
+        "supcon",
+        "softmax",
+        0.05,
+        5,
+    )
+    assert (ours.weight_anchor, ours.weight_wide, ours.old_share) == (5, 0.3, 0.1)
+    assert (ours.whitening, ours.error_whitening, ours.gallery_map, ours.map_views) == (0.25, 6, "affine", 6)
+    assert (faithful.metric_loss, faithful.kernel, faithful.peer_every) == ("hard_pairs", "cosine", 1)
+    assert (faithful.weight_anchor, faithful.weight_wide, faithful.old_share, faithful.map_views) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert (faithful.whitening, faithful.error_whitening, faithful.gallery_map) == (0, 0, "affine")
