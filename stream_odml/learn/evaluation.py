@@ -1,8 +1,7 @@
 """Retrieval metrics in blocks: memory stays bounded for galleries of a million vectors.
 
-Ties count against the query: a negative as similar as the positive stands before it, so a collapsed
-embedding scores
-nothing and every figure is deterministic.
+Ties count against the query: a negative as similar as the positive stands before it, so a collapsed embedding
+scores nothing and every figure is deterministic.
 """
 
 # q queries of a block   Q queries   G gallery   D depth of the ranking
@@ -29,9 +28,8 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Queries against a gallery. Vectors need no normalisation. `self_index`: each query's own row in
-    the gallery,
-    or -1; None where no query is in the gallery."""
+    """Queries against a gallery. Vectors need no normalisation. `self_index`: each query's own row in the
+    gallery, or -1; None where no query is in the gallery."""
 
     queries: Floats
     query_labels: Labels

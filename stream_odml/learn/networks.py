@@ -49,9 +49,8 @@ def build_networks(
 ) -> Networks:
     """Student: a copy of the old model. Peer: the generic pretrained weights or the seeded initialisation.
 
-    The student's batch norms are frozen, except in the base stage of a model that starts from nothing;
-    the peer's
-    are frozen when it starts pretrained.
+    The student's batch norms are frozen, except in the base stage of a model that starts from nothing; the
+    peer's are frozen when it starts pretrained.
     """
     student = copy.deepcopy(old)
     student.norms_frozen = not base or old.spec.starts_pretrained

@@ -1,8 +1,7 @@
 """One stage: a student, its frozen parent and a fresh peer over the images of one task, and of no other.
 
-Every step is a pure function of (state, batch, seed, step): a stage resumed from `state_dict` goes on
-to the same
-bits on a CPU. No image of an earlier task and no model older than the parent is ever at hand.
+Every step is a pure function of (state, batch, seed, step): a stage resumed from `state_dict` goes on to the
+same bits on a CPU. No image of an earlier task and no model older than the parent is ever at hand.
 """
 
 # b rows of this rank   B global batch   d embedding
@@ -52,10 +51,9 @@ class StageLearner:
     ) -> None:
         """`old`: the parent model, which is copied; `bank`: the parent's (empty: the base stage, L_M only).
 
-        `n_classes`: labels are 0..n_classes-1 of this task. `version_id`: of the model to be made, the
-        key of the
-        classes born. `backward_maps`: only for virtual='affine', see VirtualFeatures. ValueError on
-        what does not fit.
+        `n_classes`: labels are 0..n_classes-1 of this task. `version_id`: of the model to be made, the key of
+        the classes born. `backward_maps`: only for virtual='affine', see VirtualFeatures. ValueError on what
+        does not fit.
         """
         if bank.dim != old.spec.dim:
             raise ValueError(
@@ -227,8 +225,7 @@ class StageLearner:
         what holds the embeddings of a share that is too large for memory.
 
         Drops the old model and the peer. ValueError when names and labels disagree; StageDiverged for
-        non-finite
-        embeddings.
+        non-finite embeddings.
         """
         if len(class_names) != self._n_classes or len(set(class_names)) != self._n_classes:
             raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")

@@ -85,10 +85,9 @@ class BoundaryPolicy:
         """The next task to close, or None. Ask again after closing, without its members, until None.
 
         `waiting` in the order of landing; `known_classes`: classes of the tasks closed so far; `now` in
-        seconds since
-        1970; `settled`: names of shards that will not wait again, because a task has them or they were set aside,
-        so that a manifest that names them is not waited for. Without a manifest no task closes before it has two
-        classes of two images: it waits for more.
+        seconds since 1970; `settled`: names of shards that will not wait again, because a task has them or
+        they were set aside, so that a manifest that names them is not waited for. Without a manifest no task
+        closes before it has two classes of two images: it waits for more.
         """
         known = frozenset(known_classes)
         tally: dict[str, int] = {}
