@@ -22,17 +22,10 @@ def relation_log_probabilities(z_Bd: Tensor, tau: float) -> Tensor:
     return F.log_softmax(gram(z_Bd).double() / tau, dim=-1)
 
 
-def relation_distillation(a_Bd: Tensor, b_Bd: Tensor, tau: float) -> Tensor:
-    """C(A, B) = tau^2 / B * sum_i KL(P_tau(A)_i || P_tau(B)_i), a scalar with gradients to both sides.
+def divergence(log_p_BB: Tensor, log_q_BB: Tensor, tau: float) -> Tensor:
+    """C(A, B) = tau^2 / B * sum_i KL(P_tau(A)_i || P_tau(B)_i), a scalar with gradients to both sides, of
+    log-probabilities that several terms share; those of B may be [K,B,B], and are summed over.
 
     Source: Chen et al., Feature Estimations based Correlation Distillation (TMM 2021).
     """
-    log_p = relation_log_probabilities(a_Bd, tau)
-    log_q = relation_log_probabilities(b_Bd, tau)
-    return divergence(log_p, log_q, tau).to(a_Bd.dtype)
-
-
-def divergence(log_p_BB: Tensor, log_q_BB: Tensor, tau: float) -> Tensor:
-    """tau^2 / B * sum_i KL(P_i || Q_i) of log-probabilities that several terms share; Q may be [K,B,B], and is
-    summed over."""
     return tau**2 / len(log_p_BB) * (log_p_BB.exp() * (log_p_BB - log_q_BB)).sum()
