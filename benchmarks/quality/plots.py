@@ -46,8 +46,14 @@ def recall_plots(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
 
 
 def _look(i: int) -> dict[str, Any]:
-    """Of the i-th method: its colour, and another kind of line where the ten colours come again."""
-    return {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]}
+    """Of the i-th method: its colour, and another kind of line where the ten colours come again; the first, which the
+    others are compared with, lies on top."""
+    return {
+        "color": f"C{i % 10}",
+        "linestyle": ("-", "--", ":")[i // 10 % 3],
+        "linewidth": 1.4 if i else 2.4,
+        "zorder": 2 if i else 3,
+    }
 
 
 def heat_maps(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
@@ -88,7 +94,8 @@ def _served(table: Curves, methods: Sequence[str]) -> Figure:
     for i, (method, forms) in enumerate(measured.items()):
         if all(stages and stages[-1] == last for stages, _ in forms):
             (_, there), (_, here) = forms
-            axes.plot(there[-1], here[-1], "os^"[i // 10 % 3], color=f"C{i % 10}", label=method)
+            look = {"color": f"C{i % 10}", "zorder": 2 if i else 3}
+            axes.plot(there[-1], here[-1], "os^"[i // 10 % 3], label=method, **look)
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])
     high = max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([low, high], [low, high], color="0.7", linewidth=1)
