@@ -21,6 +21,7 @@ from benchmarks.quality.protocols import Stream
 from benchmarks.quality.report import write_report
 from benchmarks.quality.rows import RowFile, learning_commit
 from benchmarks.quality.study import Run, Study
+from stream_odml.learn.memory import keep_freed_memory
 from stream_odml.learn.settings import PRETRAINED, EmbedderSpec, StageSettings
 
 
@@ -69,6 +70,7 @@ def main() -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     study, methods, seeds = plan(args)

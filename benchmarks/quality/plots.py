@@ -94,8 +94,8 @@ def _served(table: Curves, methods: Sequence[str]) -> Figure:
     for i, (method, forms) in enumerate(measured.items()):
         if all(stages and stages[-1] == last for stages, _ in forms):
             (_, there), (_, here) = forms
-            look = {"color": f"C{i % 10}", "zorder": 2 if i else 3}
-            axes.plot(there[-1], here[-1], "os^"[i // 10 % 3], label=method, **look)
+            marker = "os^"[i // 10 % 3]
+            axes.plot(there[-1], here[-1], marker, color=f"C{i % 10}", zorder=2 if i else 3, label=method)
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])
     high = max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([low, high], [low, high], color="0.7", linewidth=1)
