@@ -56,6 +56,8 @@ class Report:
     console: Console = field(default_factory=Console)
     figures: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    rows_as_parquet: bool = False
+    """Write the rows to `<name>.parquet` and only its name into the JSON: a study has tens of thousands of them."""
     _began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -95,6 +97,8 @@ class Report:
         if keep and path.exists():
             body = _merged(json.loads(path.read_text()), body)
         self.out.mkdir(parents=True, exist_ok=True)
+        if self.rows_as_parquet:
+            body["rows"] = _write_parquet(path.with_suffix(".parquet"), body["rows"])
         aside = path.with_suffix(".aside")
         aside.write_text(_text(body))
         aside.replace(path)
@@ -210,8 +214,31 @@ def _command() -> str:
     return shlex.join(["python", "-m", module, *words])
 
 
+def read_rows(result: Path) -> list[dict[str, Any]]:
+    """Return the rows of a result file, from the Parquet file beside it if that is where they are."""
+    rows = json.loads(result.read_text())["rows"]
+    if isinstance(rows, str):
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(result.parent / rows).to_pylist()
+    found: list[dict[str, Any]] = rows
+    return found
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    aside = path.with_suffix(".aside")
+    pq.write_table(pa.Table.from_pylist(rows), aside, compression="zstd")
+    aside.replace(path)
+    return path.name
+
+
 def _text(body: dict[str, Any]) -> str:
-    """JSON with a line for each row: a long study has tens of thousands of them."""
+    """Return JSON with a line for each row."""
+    if isinstance(body["rows"], str):
+        return json.dumps(body, indent=1, default=_plain) + "\n"
     rows = ",\n  ".join(json.dumps(row, default=_plain) for row in body["rows"])
     head = json.dumps({**body, "rows": []}, indent=1, default=_plain).removesuffix("[]\n}")
     return f"{head}[\n  {rows}\n ]\n}}\n"

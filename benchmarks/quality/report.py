@@ -27,8 +27,11 @@ def write_report(
     quick: bool,
     remark: str = "",
 ) -> str:
-    """Writes `<name>.json`, `.md` and `.html` to `out`; returns the Markdown. What was not measured is absent."""
-    result = Report(name, out, seeds, quick)
+    """Write `<name>.json` (figures), `.parquet` (rows), `.md` and `.html` to `out`; return the Markdown.
+
+    What was not measured is absent.
+    """
+    result = Report(name, out, seeds, quick, rows_as_parquet=True)
     result.figures.update(flat_figures(rows, methods))
     last = max((row["stage"] for row in rows), default=0)
     result.rows.extend(row for row in rows if _is_kept(row, last))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.common import read_rows
 from benchmarks.quality import __main__ as command
 from benchmarks.quality.data import load_images
 from benchmarks.quality.figures import curves, flat_figures, markdown_table, paired_table
@@ -252,7 +253,7 @@ def run(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
 
 
 def without_seconds(out: Path) -> list[Row]:
-    rows = json.loads((out / "quality-squares.json").read_text())["rows"]
+    rows = read_rows(out / "quality-squares.json")
     kept = [row for row in rows if row["metric"] != "train_s"]
     return sorted(kept, key=lambda row: json.dumps(row, sort_keys=True))
 
