@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.cluster.logs import about
 from stream_odml.cluster.metrics import DriverMetrics
 from stream_odml.cluster.observing import observe
+from stream_odml.cluster.plain import plain
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.cluster.sources import open_sources
 from stream_odml.cluster.stages import Stages
@@ -229,18 +230,17 @@ class StreamDriver:
         """Everything a person asks first, as plain values."""
         with self._lock:
             self._refresh_figures(force=True)
-            figures = asdict(self._metrics.figures)
+            figures, progress = self._metrics.figures, self._metrics.progress
             waits = self._stages.explain()
-        figures["recall_at_1"] = {"/".join(k): v for k, v in figures["recall_at_1"].items()}
-        return {
+        told = {
             "stream": self._config.name,
             "pid": os.getpid(),
             "metrics_address": self.metrics_address,
             "problem": self._problem or self._discovery.error or self._training_problem or None,
             "open_task": waits,
-            "stage": asdict(self._metrics.progress),
-            **figures,
+            "stage": progress,
         }
+        return {**plain(told), **plain(figures)}
 
     def pid(self) -> int:
         """Process id, for status and fault tests."""

@@ -29,7 +29,7 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
     figures = StreamFigures(
         shards=_shards(ledger, ever_learnt),
         images=_images(ledger, ever_learnt),
-        quarantined=ledger.tally.reasons,
+        quarantined=dict(ledger.tally.reasons),
         classes=len(ledger.tally.classes),
         stages_committed=sum(version.parent is not None for version in tree.versions.values()),
         gate_refusals=len(tree.refusals),

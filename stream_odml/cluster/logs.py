@@ -26,6 +26,14 @@ def set_up_logs(stream: str, role: str, log_format: LogFormat, level: str) -> No
     root.setLevel(level.upper())
 
 
+def join_serve_log() -> None:
+    """Send the log of this Serve replica to the file that Serve keeps for it.
+
+    Serve takes what a replica writes to stderr for text of level INFO, which the replica's level then drops.
+    """
+    logging.getLogger().handlers = list(logging.getLogger("ray.serve").handlers)
+
+
 @contextlib.contextmanager
 def about(**what: str) -> Iterator[None]:
     """Every line of this thread within the block also names ``what``: stage="v0003-…", shard="…"."""

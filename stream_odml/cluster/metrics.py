@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -164,14 +165,19 @@ def _value(name: str, text: str, value: float) -> Metric:
 
 
 def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], float(value))
-    return family
+    return _filled(GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=[label]), values)
 
 
 def _counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=[label])
+    return _filled(CounterMetricFamily(f"{PREFIX}_{name}", text, labels=[label]), values)
+
+
+F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)
+
+
+def _filled(family: F, values: Mapping[str, float]) -> F:
+    """One figure that is no number, or a name that is no text, must not cost a scrape all the others."""
     for key, value in values.items():
-        family.add_metric([key], float(value))
+        if isinstance(value, int | float) or hasattr(value, "__float__"):
+            family.add_metric([str(key)], float(value))
     return family

@@ -44,11 +44,12 @@ def status(root: Root, as_json: AsJson = False) -> None:
 
     Example:  stream-odml status stream-root --json
     """
+    from stream_odml.cluster.plain import plain
     from stream_odml.commands.stream_root import root_status
 
     report = root_status(root)
     if as_json:
-        print(json.dumps(report, indent=2, default=str))
+        print(json.dumps(plain(report), indent=2))
         return
     for key, value in report.items():
         out.print(f"{key:16} {value}", highlight=False, soft_wrap=True)
@@ -67,6 +68,7 @@ def versions(
     Example:  stream-odml versions stream-root
     Example:  stream-odml versions stream-root --diff v0001-3fa9 head
     """
+    from stream_odml.cluster.plain import plain
     from stream_odml.commands.console import diff_table, stage_table
     from stream_odml.commands.versions_table import diff_of, stage_rows
     from stream_odml.gallery.store import Store
@@ -75,13 +77,13 @@ def versions(
     if diff is not None:
         changes = diff_of(store, *diff)
         if as_json:
-            print(json.dumps(changes, indent=2))
+            print(json.dumps(plain(changes), indent=2))
         else:
             out.print(diff_table(changes))
         return
     rows = stage_rows(store)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(plain(rows), indent=2))
     else:
         out.print(stage_table(rows))
 

@@ -17,6 +17,7 @@ import torch
 from fastapi import FastAPI
 
 from stream_odml.cluster.driver_calls import DRIVER_NAME
+from stream_odml.cluster.logs import join_serve_log
 from stream_odml.cluster.serving.api import create_app
 from stream_odml.cluster.serving.gateway import RayDriver
 from stream_odml.cluster.serving.metrics import Exporter
@@ -44,6 +45,7 @@ class SearchService:
         """``options`` is a :class:`ServiceOptions` as JSON."""
         from ray import serve
 
+        join_serve_log()
         self._options = ServiceOptions.model_validate_json(options)
         _share_the_core(self._options.search_threads)
         name = str(serve.get_replica_context().replica_id.unique_id)

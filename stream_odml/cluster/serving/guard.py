@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stream_odml.cluster.serving.errors import ApiError, internal_error, too_large, unavailable
@@ -52,6 +53,8 @@ class Guard:
             await sender.refuse(scope, receive, refusal)
         except TimeoutError:
             await sender.refuse(scope, receive, _timed_out(self._options.timeout_s))
+        except ClientDisconnect:
+            log.debug("client left: %s", scope["method"])
         except Exception:
             log.exception("request failed: %s", scope["method"])
             await sender.refuse(scope, receive, internal_error())
@@ -119,7 +122,10 @@ class _Sender:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:  # how a server may say that the connection is gone
+            raise ClientDisconnect from None
 
     async def refuse(self, scope: Scope, receive: Receive, refusal: ApiError) -> None:
         if self.status == 0:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stream_odml.cluster.plain import plain
 from stream_odml.cluster.serving.backend import Answer, Backend, ClassRow, Item, Query, VersionRow
 from stream_odml.cluster.serving.guard import KIND
 from stream_odml.cluster.serving.options import ServiceOptions
@@ -31,8 +32,12 @@ def options_of(request: Request) -> ServiceOptions:
 
 
 def reply(value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Compact JSON. Raises ValueError for NaN: an answer that is no JSON must not leave."""
-    return Response(_ENCODER.encode(value).encode(), status, headers, media_type="application/json")
+    """Compact JSON. What JSON cannot hold, such as NaN or a tuple as a key, leaves in a form that it can."""
+    try:
+        body = _ENCODER.encode(value).encode()
+    except (TypeError, ValueError, RecursionError):  # rare: a look at every value would cost each answer
+        body = _ENCODER.encode(plain(value)).encode()
+    return Response(body, status, headers, media_type="application/json")
 
 
 def instant(time: datetime | None) -> str | None:

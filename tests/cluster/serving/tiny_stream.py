@@ -7,6 +7,7 @@ against a gallery of another would not find it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,7 +86,9 @@ class TinyStream:
             self._seen.add(ref.stamp)
             self.writer.record_landed([ref])
             found = index_shard(ref, self.model, self.head, self.writer.store.files, OPTIONS)
-            self.writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine))
+            reasons = Counter(found.quarantine["reason"].to_pylist())
+            counts = {ref.shard_id: {"reasons": dict(reasons)}}
+            self.writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine, counts))
         return [ref.shard_id for ref in refs]
 
     def stage(self) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from stream_odml.cluster.plain import plain
 from stream_odml.cluster.serving.errors import unavailable
 from stream_odml.cluster.serving.replies import backend_of, reply
 
@@ -38,7 +37,7 @@ async def readyz(request: Request) -> Response:
 async def status(request: Request) -> Response:
     """The served version, sizes, lag and queues; works while the driver is away."""
     backend = backend_of(request, "status")
-    return reply({**dataclasses.asdict(backend.served()), **await backend.status()})
+    return reply({**plain(backend.served()), **plain(await backend.status())})
 
 
 @router.get("/metrics", response_class=Response, summary="Metrics of the replica that answered")
