@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
 from stream_odml.stream.boundary import BoundaryPolicy
+from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 
 Method = Literal[
     "ours", "faithful", "no_peer", "no_virtual", "fecd", "l2", "sdc_l2", "sdc_finetune", "finetune",
@@ -47,8 +48,9 @@ class SourceConfig(_Section):
 class IngestConfig(_Section):
     """How landed shards become searchable."""
 
-    max_pixels: int = Field(64_000_000, ge=1024)
-    """An image that declares more pixels is quarantined before it is decoded."""
+    max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1024, le=178_000_000)
+    """An image that declares more pixels is refused before it is decoded: when it is pushed, sent as a query, indexed
+    or learnt from. Above 178 million Pillow refuses by itself."""
     tries: int = Field(3, ge=1, le=100)
     """A shard that ends its process, or hangs it, so many times is set aside."""
     hang_s: float = Field(600.0, gt=0, le=86_400)

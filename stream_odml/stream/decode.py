@@ -1,4 +1,6 @@
-"""Bytes to pixels: JPEG, PNG, WebP, GIF (first frame), BMP; any colour mode, any EXIF rotation.
+"""Bytes to pixels: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and, with the extra `heic`, HEIC.
+
+Of several frames the first counts; any colour mode and any EXIF rotation will do.
 
 Invariant: no pixel is decoded before the declared size has been checked, and what cannot be decoded is a
 `BadImage` with a reason, never a crash or a warning.
@@ -9,19 +11,24 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from functools import cache
+from importlib import import_module
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from stream_odml.stream.passed_over import HEIC_REMEDY, reads_heic
+from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.stream.reasons import BadImage, Reason
 
 Pixels = NDArray[np.uint8]
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 50_000_000
-"""Images that declare more pixels are refused undecoded (image_bomb)."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"})
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,31 +41,65 @@ _TURNS = {
 }
 
 
-def decode_image(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Pixels:
+def decode_image(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
     """Decode to RGB [size, size, 3] uint8: upright, on white, shorter side scaled to `size`, centre cropped.
 
-    Raises BadImage (empty_image, not_an_image, image_bomb, truncated_image, corrupt_image).
+    An image that declares more than `max_pixels` pixels is refused undecoded. Raises BadImage (empty_image,
+    not_an_image, image_bomb, truncated_image, corrupt_image, out_of_memory).
     """
     if not data:
         raise BadImage(Reason.EMPTY_IMAGE, "no bytes")
     _hush_pillow()
     _check_webp(data, max_pixels)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise _bomb(width, height, max_pixels)
-            return _square(image, size)
+        try:
+            return _opened(data, size, max_pixels)
+        except ValueError:
+            # Text and colour profiles of any length say nothing about the pixels; Pillow refuses long ones.
+            if (pixels_only := _without_notes(data)) is None:
+                raise
+            return _opened(pixels_only, size, max_pixels)
     except Image.DecompressionBombError as error:
         raise BadImage(Reason.IMAGE_BOMB, str(error)) from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
-    except (BadImage, MemoryError):
+    except MemoryError as error:
+        raise BadImage(Reason.OUT_OF_MEMORY, f"{len(data)} bytes of image need more than there is") from error
+    except BadImage:
         raise
     except Exception as error:  # Pillow's parsers raise nearly everything, from SyntaxError to KeyError
         is_cut = _is_cut(data) or "truncated" in str(error)  # a cut file may end like a whole one by chance
         reason = Reason.TRUNCATED_IMAGE if is_cut else Reason.CORRUPT_IMAGE
         raise BadImage(reason, f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _opened(data: bytes, size: int, max_pixels: int) -> Pixels:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise _bomb(width, height, max_pixels)
+        return _square(image, size)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    if not reads_heic():
+        return FORMATS
+    import_module("pillow_heif").register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def _without_notes(data: bytes) -> bytes | None:
+    """The chunks of a PNG that make its pixels; None for anything else."""
+    if not data.startswith(_PNG_START):
+        return None
+    parts, at = [_PNG_START], len(_PNG_START)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in _PIXEL_CHUNKS:
+            parts.append(data[at:end])
+        at = end
+    return b"".join(parts)
 
 
 def encode_image(pixels: Pixels, format: Literal["WEBP", "JPEG", "PNG"] = "WEBP", quality: int = 80) -> bytes:
@@ -131,13 +172,24 @@ def _orientation(image: Image.Image) -> int:
 def _plain(image: Image.Image) -> Image.Image:
     """One of L, RGB or RGBA."""
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(wide, 0, 65_535) >> 8).astype(np.uint8))
+        wide = np.asarray(image)
+        return Image.fromarray(
+            (np.clip(wide, 0, min(65_535, np.iinfo(wide.dtype).max)) >> 8).astype(np.uint8)
+        )
+    if image.mode == "F":
+        return _from_floats(np.asarray(image))
     if image.has_transparency_data:
         return image.convert("RGBA")
     if image.mode in ("L", "RGB"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _from_floats(values: NDArray[np.float32]) -> Image.Image:
+    """Grey levels of floats in 0..1, or in 0..255 where any is above 1."""
+    finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    scale = 255.0 if finite.max(initial=0.0) <= 1 else 1.0
+    return Image.fromarray(np.clip(finite * scale, 0, 255).astype(np.uint8))
 
 
 def _scaled(image: Image.Image, size: int) -> Image.Image:
@@ -149,11 +201,22 @@ def _scaled(image: Image.Image, size: int) -> Image.Image:
 
 
 def _unidentified(data: bytes) -> BadImage:
-    known = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"RIFF")
-    if data.startswith(known) and not (data[:4] == b"RIFF" and data[8:12] not in (b"WEBP", b"")):
+    if _is_heic(data) and not reads_heic():
+        return BadImage(Reason.NOT_AN_IMAGE, f"a HEIC image; {HEIC_REMEDY}")
+    known = (b"\xff\xd8\xff", _PNG_START, b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+    is_container = data[4:8] == b"ftyp" and (data[8:12] in (b"avif", b"avis") or _is_heic(data))
+    if is_container or (
+        data.startswith(known) and not (data[:4] == b"RIFF" and data[8:12] not in (b"WEBP", b""))
+    ):
         reason = Reason.TRUNCATED_IMAGE if _is_cut(data) else Reason.CORRUPT_IMAGE
         return BadImage(reason, f"starts as an image and is none: {data[:16]!r}, {len(data)} bytes")
-    return BadImage(Reason.NOT_AN_IMAGE, f"starts with {data[:16]!r}; expected one of {', '.join(FORMATS)}")
+    return BadImage(
+        Reason.NOT_AN_IMAGE, f"starts with {data[:16]!r}; expected one of {', '.join(_formats())}"
+    )
+
+
+def _is_heic(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
 
 
 def _is_cut(data: bytes) -> bool:

@@ -22,6 +22,7 @@ class Reason(StrEnum):
     TRUNCATED_IMAGE = "truncated_image"
     CORRUPT_IMAGE = "corrupt_image"
     IMAGE_BOMB = "image_bomb"
+    OUT_OF_MEMORY = "out_of_memory"
     # the other fields of a row
     MISSING_IMAGE = "missing_image"
     MISSING_LABEL = "missing_label"

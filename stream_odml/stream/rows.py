@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_odml.stream.decode import MAX_PIXELS, Pixels, decode_image
+from stream_odml.stream.decode import Pixels, decode_image
+from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.stream.reading import RawItem, read_shard
 from stream_odml.stream.reasons import BadImage, BadShard, Reason, RowProblem
 from stream_odml.stream.shard import ShardRef
@@ -34,7 +35,10 @@ class Decoded(NamedTuple):
 
 
 def decode_shard(
-    ref: ShardRef, size: int, storage_options: StorageOptions | None = None, max_pixels: int = MAX_PIXELS
+    ref: ShardRef,
+    size: int,
+    storage_options: StorageOptions | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Iterator[Decoded | RowProblem]:
     """Every row of a shard, decoded, or its problem: the first pass over a shard. Errors as `read_shard`."""
     for found in read_shard(ref, storage_options):

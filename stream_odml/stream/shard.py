@@ -18,7 +18,14 @@ from stream_odml.stream.reasons import BadShard, Reason
 MANIFEST_NAME = "_manifest.json"
 TASK_SUFFIX = ".task.json"
 HASH_CHARS = 16
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".mpo"),
+        *(".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"),
+        *(".heic", ".heif", ".hif"),
+    }
+)
+"""Names of image files. What a file holds is told by its bytes: `decode.py` reads any of its formats under any name."""
 FILE_FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
