@@ -75,11 +75,13 @@ def test_further_formats_obey_the_pixel_limit_and_survive_cuts(format: str) -> N
     with pytest.raises(BadImage) as refusal:
         decode_image(whole, 16, max_pixels=1599)
     assert refusal.value.reason is Reason.IMAGE_BOMB
+    reasons = set()
     for length in range(1, len(whole) - 2, max(1, len(whole) // 40)):
         try:
             decode_image(whole[:length], 16)
         except BadImage as error:
-            assert error.reason in (Reason.TRUNCATED_IMAGE, Reason.NOT_AN_IMAGE, Reason.CORRUPT_IMAGE)
+            reasons.add(error.reason)
+    assert reasons <= {Reason.TRUNCATED_IMAGE, Reason.NOT_AN_IMAGE, Reason.CORRUPT_IMAGE}
 
 
 def test_heic_without_its_plugin_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
