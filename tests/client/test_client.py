@@ -122,7 +122,7 @@ def with_service(act: Callable[[AsyncClient, FakeBackend], object], tmp_path: Pa
 
     async def run() -> None:
         async with AsyncClient(
-            "http://api", "secret", retries=0, transport=httpx.ASGITransport(app)
+            "http://localhost", "secret", retries=0, transport=httpx.ASGITransport(app)
         ) as client:
             await act(client, backend)  # type: ignore[misc]
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from stream_odml import __version__
+from stream_odml.cluster.serving.access import Access
 from stream_odml.cluster.serving.backend import Backend
 from stream_odml.cluster.serving.errors import install_handlers
 from stream_odml.cluster.serving.guard import Guard
@@ -22,7 +23,7 @@ _ABOUT = (
 
 
 def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetrics | None = None) -> FastAPI:
-    """Build the app. Raises ValueError if the token file of ``options`` cannot be read."""
+    """Build the app. Raises ValueError if a token file of ``options`` cannot be read."""
     app = FastAPI(
         title="stream_odml",
         version=__version__,
@@ -36,9 +37,9 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
         app.include_router(module.router)
     install_handlers(app)
     app.add_middleware(search.Shortcut)
-    token = options.token()
-    app.add_middleware(Guard, options=options, token=token, metrics=metrics or ServiceMetrics())
-    if token is not None:
+    access = Access(options)
+    app.add_middleware(Guard, options=options, access=access, metrics=metrics or ServiceMetrics())
+    if any(options.tokens()):
         _describe_token(app)
     return app
 

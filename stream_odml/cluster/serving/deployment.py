@@ -86,7 +86,7 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
     """The ``serve.Application`` over ``root``, to be run by :func:`start_service` or from a Serve config."""
     from ray import serve
 
-    options.token()  # says now, not in a replica's log, that a token file is missing
+    options.tokens()  # says now, not in a replica's log, that a token file is missing
     deployment = serve.deployment(
         serve.ingress()(SearchService),
         name=DEPLOYMENT,

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 
+from starlette._utils import get_route_path
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stream_odml.cluster.serving.access import Access
 from stream_odml.cluster.serving.errors import ApiError, internal_error, too_large, unavailable
 from stream_odml.cluster.serving.metrics import ServiceMetrics
 from stream_odml.cluster.serving.options import ServiceOptions
 
 log = logging.getLogger(__name__)
 
-# Probes must answer while the queue is full, and a browser must get the page before it can ask for a token.
+# Probes must answer while the queue is full.
 _ALWAYS = ("/healthz", "/readyz")
 KIND = "stream_odml.kind"
 """Key of the ASGI scope under which a route notes what kind of request it answered, for the metrics."""
-
-
-def is_open(path: str) -> bool:
-    """Whether ``path`` is served without a token: probes, the page, the description of the API."""
-    return not (path.startswith("/v1/") or path == "/v1" or path == "/metrics")
 
 
 class Guard:
     """ASGI middleware that refuses before any work is done, and turns every failure into a JSON error."""
 
     def __init__(
-        self, app: ASGIApp, options: ServiceOptions, token: str | None, metrics: ServiceMetrics
+        self, app: ASGIApp, options: ServiceOptions, access: Access, metrics: ServiceMetrics
     ) -> None:
-        self._app, self._options, self._metrics = app, options, metrics
-        self._expected = f"Bearer {token}".encode() if token else None
+        self._app, self._options, self._access, self._metrics = app, options, access, metrics
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there is none to talk to
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -65,22 +63,12 @@ class Guard:
             )
 
     def _admit(self, scope: Scope) -> None:
-        path = scope["path"]
-        if path in _ALWAYS:
+        self._access.check(scope)
+        if get_route_path(scope) in _ALWAYS:
             return
         if self._in_flight > self._options.max_ongoing_requests:
             raise unavailable("overloaded", f"{self._in_flight} requests are being answered already")
         headers = dict(scope["headers"])
-        if self._expected is not None and not is_open(path):
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                raise ApiError(
-                    401,
-                    "unauthorized",
-                    "no valid token came with the request",
-                    "send the header 'Authorization: Bearer TOKEN'",
-                    {"WWW-Authenticate": "Bearer"},
-                )
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._options.max_body_bytes:
             raise too_large(self._options.max_body_bytes)

@@ -65,6 +65,18 @@ class ServiceOptions(BaseModel):
         "STREAM_ODML_TOKEN",
         description="Environment variable with the token, used where no token_file is named.",
     )
+    read_token_file: Path | None = Field(
+        None, description="File with a second bearer token, which may search and read and change nothing."
+    )
+    read_token_env: str = Field(
+        "STREAM_ODML_READ_TOKEN",
+        description="Environment variable with the token for reading, used where no read_token_file is named.",
+    )
+    allowed_hosts: tuple[str, ...] | None = Field(
+        None,
+        description="Names of the service that clients may use, also as *.domain; `*` allows all. By default "
+        "loopback names, the bound address and the machine's own names.",
+    )
     push_dir: str | None = Field(
         None, description="Inbox folder for images pushed over HTTP; by default push/ under the stream root."
     )
@@ -95,15 +107,32 @@ class ServiceOptions(BaseModel):
 
     def token(self) -> str | None:
         """Return the token clients must send, or None. Raises ValueError if the file is unreadable or empty."""
-        if self.token_file is None:
-            return os.environ.get(self.token_env) or None
-        try:
-            token = self.token_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
+        return _token("token_file", self.token_file, self.token_env)
+
+    def tokens(self) -> tuple[str | None, str | None]:
+        """Return the token for everything and the one for reading. With a token for reading alone, nobody may change.
+
+        Raises ValueError if a file is unreadable or empty, or if both tokens are the same.
+        """
+        token = self.token()
+        read_token = _token("read_token_file", self.read_token_file, self.read_token_env)
+        if token is not None and token == read_token:
             raise ValueError(
-                f"service.token_file {str(self.token_file)!r} cannot be read ({error.strerror}); "
-                "create it with one line, the token, or remove the option"
-            ) from error
-        if not token:
-            raise ValueError(f"service.token_file {str(self.token_file)!r} is empty; write the token into it")
-        return token
+                "the token for reading (service.read_token_file) is the one for changing; choose another"
+            )
+        return token, read_token
+
+
+def _token(option: str, file: Path | None, variable: str) -> str | None:
+    if file is None:
+        return os.environ.get(variable, "").strip() or None
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(
+            f"service.{option} {str(file)!r} cannot be read ({error.strerror}); "
+            "create it with one line, the token, or remove the option"
+        ) from error
+    if not token:
+        raise ValueError(f"service.{option} {str(file)!r} is empty; write the token into it")
+    return token

@@ -32,7 +32,7 @@ class LocalApi:
     async def send(self, method: str, url: str, **more: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(
-            transport=transport, base_url="http://api", headers=self._headers
+            transport=transport, base_url="http://localhost", headers=self._headers
         ) as client:
             return await client.request(method, url, **more)
 

@@ -238,7 +238,7 @@ def test_a_failure_of_ours_tells_nothing(
 
 
 @pytest.mark.parametrize(
-    "given", [None, "", "Bearer", "Bearer wrong", "bearer secret", "Basic secret", "Bearer secretx"]
+    "given", [None, "", "Bearer", "Bearer wrong", "bearer secre", "Basic secret", "Bearer secretx"]
 )
 def test_without_the_token_nothing_but_the_page_and_the_probes(tmp_path: Path, given: str | None) -> None:
     (tmp_path / "token").write_text("secret\n")

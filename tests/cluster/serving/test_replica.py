@@ -197,7 +197,7 @@ def test_queries_under_swaps_all_succeed_and_never_mix_versions(stream: TinyStre
     async def client(number: int) -> int:
         asked = 0
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             while not done.is_set():
                 item = ids[(number + asked) % len(ids)]
                 body = stream.images[item]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette._utils import get_route_path
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -132,7 +133,7 @@ class Shortcut:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            handler = _SHORT.get(scope["path"].removeprefix(scope.get("root_path", "")))
+            handler = _SHORT.get(get_route_path(scope))
             if handler is not None:
                 response = await handler(Request(scope, receive))
                 await response(scope, receive, send)

@@ -9,6 +9,7 @@ from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
 from stream_odml.cluster.serving.backend import VersionHistory, VersionRow
+from stream_odml.cluster.serving.body import media_type, unsupported
 from stream_odml.cluster.serving.errors import ApiError, not_found
 from stream_odml.cluster.serving.replies import backend_of, reply, version_json
 from stream_odml.gallery.version_diff import diff_versions
@@ -34,6 +35,8 @@ async def rollback(
 ) -> Response:
     """Ask the driver to move the head, back or forward. No item is lost: vectors are mapped along the tree."""
     backend = backend_of(request, "rollback")
+    if media_type(request) not in ("", "application/json"):
+        raise unsupported(media_type(request), "no body")
     if _find(await backend.versions(), version).retired:
         raise ApiError(
             409, "retired", "the model of this version was dropped by retention", "choose a later version"
