@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -110,7 +111,7 @@ class _Copy:
         """The data of a table as of ``version``, then its log up to there: a cut copy names nothing it lacks."""
         handle = DeltaTable(f"{self._source.uri}/{name}", version=version, storage_options=options)
         for path in pa.table(handle.get_add_actions(flatten=True))["path"].to_pylist():
-            self._file(f"{name}/{path}")
+            self._file(f"{name}/{unquote(path)}")
         for path in self._log(name, version):
             self._file(path)
 

@@ -9,6 +9,10 @@ class NotAStreamRoot(ValueError):
     """The folder or prefix holds no stream root (or only half of one)."""
 
 
+class DataFileMissing(FileNotFoundError):
+    """A table's log names a data file that is not there, and still names it when the log is read again."""
+
+
 class NoVersionYet(ValueError):
     """No model version is committed yet, so no vector can have a meaning."""
 

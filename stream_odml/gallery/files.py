@@ -1,12 +1,13 @@
 """Plain files under a stream root, on a local disk or an object store.
 
 Protects: a name either holds complete bytes or does not exist (written aside, synced, renamed; a put is
-atomic by itself).
+atomic by itself). No name, whoever wrote it, reaches a file outside the root, and only regular files are read.
 """
 
 import io
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ import pyarrow.fs as pafs
 from deltalake.fs import DeltaStorageHandler
 
 from stream_odml.gallery.crashpoints import crash_point
+from stream_odml.stream.regular import UnsafePath, check_root, inside, open_regular, place_below, refuse_links
+from stream_odml.stream.shard import is_safe_path
 
 ASIDE = ".aside-"
 COPY_BYTES = 8 << 20
@@ -55,12 +58,19 @@ class Files(Protocol):
 
     def arrow(self, prefix: str) -> pafs.FileSystem: ...
 
+    def check(self, path: str) -> None: ...
+
+    def only_regular(self, prefix: str) -> None: ...
+
 
 def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files:
-    """Files under ``uri``: a local path when it has no scheme, else what the scheme names."""
+    """Files under ``uri``: a local path when it has no scheme, else what the scheme names.
+
+    Raises ValueError for a local path that cannot hold Delta tables.
+    """
     if "://" in uri:
         return ObjectFiles(uri.rstrip("/"), storage_options)
-    return LocalFiles(str(Path(uri).absolute()))
+    return LocalFiles(check_root(uri))
 
 
 class LocalFiles:
@@ -70,7 +80,8 @@ class LocalFiles:
         self.uri = root
 
     def read(self, path: str) -> bytes:
-        return (Path(self.uri) / path).read_bytes()
+        with open_regular(inside(self.uri, path)) as file:
+            return file.read()
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
         self._write(path, io.BytesIO(data), durable)
@@ -81,10 +92,12 @@ class LocalFiles:
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        yield Path(self.uri) / path
+        full = inside(self.uri, path)
+        open_regular(full).close()
+        yield full
 
     def _write(self, path: str, data: IO[bytes], durable: bool) -> None:
-        target = Path(self.uri) / path
+        target = place_below(self.uri, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.parent / f"{ASIDE}{uuid.uuid4().hex}"
         try:
@@ -102,26 +115,35 @@ class LocalFiles:
             _sync_folder(target.parent)
 
     def exists(self, path: str) -> bool:
-        return (Path(self.uri) / path).exists()
+        return inside(self.uri, path).exists()
 
     def list(self, prefix: str) -> Iterator[FileInfo]:
-        for folder, _, names in os.walk(Path(self.uri) / prefix):
+        for folder, _, names in os.walk(inside(self.uri, prefix or ".")):
             for name in sorted(names):
                 full = Path(folder) / name
                 try:
-                    stat = full.stat()
+                    seen = full.lstat()
                 except FileNotFoundError:
                     continue  # deleted while listing: then it is not there
-                yield FileInfo(str(full.relative_to(self.uri)), stat.st_size, stat.st_mtime)
+                if stat.S_ISREG(seen.st_mode):
+                    yield FileInfo(str(full.relative_to(self.uri)), seen.st_size, seen.st_mtime)
 
     def delete(self, path: str) -> None:
-        full = Path(self.uri) / path
+        full = place_below(self.uri, path)
         full.unlink(missing_ok=True)
         if full.parent != Path(self.uri) and full.parent.is_dir() and not any(full.parent.iterdir()):
             full.parent.rmdir()
 
     def arrow(self, prefix: str) -> pafs.FileSystem:
         return pafs.SubTreeFileSystem(str(Path(self.uri) / prefix), pafs.LocalFileSystem())
+
+    def check(self, path: str) -> None:
+        """Raise UnsafePath unless ``path`` is a regular file inside the root; FileNotFoundError when it is none."""
+        open_regular(inside(self.uri, path)).close()
+
+    def only_regular(self, prefix: str) -> None:
+        """Raise UnsafePath when a link, FIFO, socket or device lies below ``prefix``: other libraries follow them."""
+        refuse_links(Path(self.uri) / prefix)
 
 
 class ObjectFiles:
@@ -183,6 +205,14 @@ class ObjectFiles:
     def arrow(self, prefix: str) -> pafs.FileSystem:
         handler: Any = DeltaStorageHandler(f"{self.uri}/{prefix}".rstrip("/"), self._options)
         return pafs.PyFileSystem(handler)
+
+    def check(self, path: str) -> None:
+        """Raise UnsafePath for a name that could leave the prefix."""
+        if not is_safe_path(path):
+            raise UnsafePath(f"{path[:200]!r} is no path below {self.uri}; it is not followed")
+
+    def only_regular(self, prefix: str) -> None:
+        """An object store has neither links nor FIFOs."""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,18 +6,21 @@ rebased.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
-from stream_odml.gallery.errors import NotAStreamRoot, SchemaTooNew
+from stream_odml.gallery.data_file import Partition, read_data_file
+from stream_odml.gallery.errors import DataFileMissing, NotAStreamRoot, SchemaTooNew
 from stream_odml.gallery.files import Files
 from stream_odml.gallery.tables import SCHEMA_VERSION, SCHEMAS
+from stream_odml.stream.regular import UnsafePath, open_regular
+from stream_odml.stream.shard import is_safe_path
 
 _REPEATED = ("class_name", "shard_id", "attributes", "version", "txn", "kind", "reason", "task", "subject")
 
@@ -26,6 +29,16 @@ ROW_GROUP = 1 << 15
 LOOK_BACK = 20
 CHECKPOINT_EVERY = 50
 """Commits from one checkpoint of a table's log to the next."""
+UNREADABLE = frozenset({"deletionVectors", "columnMapping"})
+"""Features of Delta with which a data file does not say which of its rows and columns count."""
+
+
+@dataclass(frozen=True)
+class _Added:
+    """When a data file was added (ms), and the columns that its table keeps in the log instead."""
+
+    time: int
+    partition: Partition
 
 
 def writer_properties(name: str) -> WriterProperties:
@@ -49,6 +62,7 @@ class Table:
         self.files = files
         self._uri = uri = f"{files.uri}/{name}"
         self._options = storage_options
+        files.only_regular(f"{name}/_delta_log")  # the Delta library would wait for ever on a FIFO
         try:
             self._handle = DeltaTable(uri, storage_options=storage_options)
         except TableNotFoundError:
@@ -57,9 +71,10 @@ class Table:
             ) from None
         self._opened = self._handle.version()
         self.dim = _checked_dim(self._handle, uri)
+        _check_features(self._handle, uri)
         self.present: frozenset[str] = frozenset()
         self._log = None if "://" in uri else Path(uri) / "_delta_log"
-        self._files: dict[str, int] = {}
+        self._files: dict[str, _Added] = {}
         self._version = self._seen = -1
 
     @staticmethod
@@ -95,11 +110,12 @@ class Table:
         if self._version < 0:
             self._read_table()
         if self._maybe_behind() and not self._read_log():
+            self.files.only_regular(f"{self.name}/_delta_log")
             self._handle.update_incremental()
             self._read_table()
         if self._version == self._seen:
             return [], []
-        order = sorted(self._files, key=lambda path: (self._files[path], path))
+        order = sorted(self._files, key=lambda path: (self._files[path].time, path))
         known, self.present, self._seen = self.present, frozenset(order), self._version
         return [p for p in order if p not in known], sorted(known - self.present)
 
@@ -117,9 +133,15 @@ class Table:
         self.seen = frozenset(), -1
 
     def _read_table(self) -> None:
+        _check_features(self._handle, self._uri)
         actions = pa.table(self._handle.get_add_actions(flatten=True))
-        times = actions["modification_time"].cast(pa.timestamp("ms")).cast(pa.int64())
-        self._files = dict(zip(actions["path"].to_pylist(), times.to_pylist(), strict=True))
+        times = actions["modification_time"].cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()
+        columns = {name: f"partition.{name}" for name in self._handle.metadata().partition_columns}
+        values = {name: actions[column].cast(pa.string()).to_pylist() for name, column in columns.items()}
+        self._files = {
+            self._safe(unquote(path)): _Added(times[i], {name: of[i] for name, of in values.items()})
+            for i, path in enumerate(actions["path"].to_pylist())
+        }
         self._version = self._handle.version()
 
     def _read_log(self) -> bool:
@@ -131,17 +153,29 @@ class Table:
         read = 0
         while self._log is not None:
             try:
-                text = (self._log / f"{self._version + 1:020d}.json").read_text(encoding="utf-8")
-                actions = [json.loads(line) for line in text.splitlines()]
-            except (FileNotFoundError, ValueError):
+                with open_regular(self._log / f"{self._version + 1:020d}.json") as file:
+                    actions = [json.loads(line) for line in file.read().splitlines()]
+            except (FileNotFoundError, json.JSONDecodeError):
                 break
+            if any("protocol" in action or "metaData" in action for action in actions):
+                return False  # the table is another than it was: the whole of it is read, and checked
             for action in actions:
                 if "add" in action:
-                    self._files[unquote(action["add"]["path"])] = action["add"]["modificationTime"]
+                    add = action["add"]
+                    added = _Added(add["modificationTime"], add.get("partitionValues") or {})
+                    self._files[self._safe(unquote(add["path"]))] = added
                 elif "remove" in action:
                     self._files.pop(unquote(action["remove"]["path"]), None)
             self._version, read = self._version + 1, read + 1
         return read > 0
+
+    def _safe(self, path: str) -> str:
+        if not is_safe_path(path):
+            raise UnsafePath(
+                f"table {self._uri} names the data file {path[:200]!r}, which lies outside the table; "
+                "it is not read: restore the table from a backup"
+            )
+        return path
 
     def _maybe_behind(self) -> bool:
         # Locally the next commit is a file of a known name: one stat instead of a directory listing. When
@@ -164,20 +198,22 @@ class Table:
     def read(
         self, path: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> pa.Table:
-        """One data file, or those of its rows that pass.
+        """One data file, or those of its rows that pass, in the types of this table's schema.
 
-        Raises FileNotFoundError when it was vacuumed in the meantime (refresh and read again).
+        Raises DataFileMissing when it was vacuumed in the meantime (refresh and read again), or removed.
         """
-        table = pq.read_table(
-            path,
-            columns=list(columns) if columns else None,
-            filters=where,
-            filesystem=self.files.arrow(self.name),
-            use_threads=False,
-            partitioning=None,
-        )
+        added = self._files.get(path)
+        partition = added.partition if added else {}
         schema = SCHEMAS[self.name]
-        return table.cast(pa.schema([schema.field(c) for c in columns]) if columns else schema)
+        try:
+            self.files.check(f"{self.name}/{path}")
+            filesystem = self.files.arrow(self.name)
+            return read_data_file(filesystem, path, schema, columns, where, partition)
+        except FileNotFoundError as error:
+            raise DataFileMissing(
+                f"table {self.name!r} of {self.files.uri} names the data file {path}, which is not there; if no "
+                "maintenance has just replaced it, put the file back or restore the root from a backup"
+            ) from error
 
     def append(self, rows: pa.Table | pa.RecordBatchReader, epoch: int, mark: str = "") -> None:
         """One commit, never retried. Raises CommitFailedError when another commit came first.
@@ -200,6 +236,17 @@ class Table:
 def commit_properties(epoch: int, mark: str = "") -> CommitProperties:
     """Every commit names its writer's epoch and is made once or not at all."""
     return CommitProperties(max_commit_retries=0, custom_metadata={"epoch": str(epoch), "mark": mark})
+
+
+def _check_features(handle: DeltaTable, uri: str) -> None:
+    protocol = handle.protocol()
+    mapped = handle.metadata().configuration.get("delta.columnMapping.mode", "none") != "none"
+    found = UNREADABLE & set(protocol.reader_features or ()) | ({"columnMapping"} if mapped else set())
+    if found:
+        raise NotAStreamRoot(
+            f"{uri} was rewritten with {', '.join(sorted(found))}, which stream-odml does not read; "
+            "rewrite the table without them, or restore it from a backup"
+        )
 
 
 def _checked_dim(handle: DeltaTable, uri: str) -> int:

@@ -1,0 +1,55 @@
+"""Read one data file of a table in the table's own schema, whatever Delta writer wrote the file.
+
+Protects: every filter sees our types. Delta's own DELETE, UPDATE and MERGE write `string_view` columns, other writers
+`large_string`, dictionaries, 64-bit integers or partition values that are in the log instead of the file.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+
+Partition = Mapping[str, str | None]
+"""Values of the columns that a partitioned table keeps in its log, as the log writes them."""
+
+
+def read_data_file(
+    filesystem: pafs.FileSystem,
+    path: str,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    where: pc.Expression | None = None,
+    partition: Partition | None = None,
+) -> pa.Table:
+    """Return the rows of `path` that pass, columns in the types of `schema`; a column that it lacks is null.
+
+    Row groups whose statistics rule them out are not read. Raises FileNotFoundError.
+    """
+    known = _known_values(schema, partition or {})
+    fragment = ds.ParquetFileFormat().make_fragment(path, filesystem, partition_expression=known)
+    if where is not None:
+        # Arrow compares no `string_view` with a row group's statistics; read as a dictionary it can.
+        views = [field.name for field in fragment.physical_schema if _is_view(field.type)]
+        if views:
+            options = ds.ParquetReadOptions(dictionary_columns=views)
+            file_format = ds.ParquetFileFormat(read_options=options)
+            fragment = file_format.make_fragment(path, filesystem, partition_expression=known)
+    names = list(columns) if columns else schema.names
+    table = fragment.to_table(schema=schema, columns=names, filter=where, use_threads=False)
+    return table.cast(pa.schema([schema.field(name) for name in names]))
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
+
+
+def _known_values(schema: pa.Schema, partition: Partition) -> pc.Expression | None:
+    known = None
+    for name, text in partition.items():
+        kind = schema.field(name).type
+        value = pa.scalar(text or None, pa.string()).cast(kind)
+        equal = pc.field(name) == value if value.is_valid else pc.field(name).is_null()
+        known = equal if known is None else known & equal
+    return known

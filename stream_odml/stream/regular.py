@@ -1,0 +1,107 @@
+"""Local files below a folder that somebody else may have filled: only regular files, and only inside it.
+
+Protects: no name and no link from a table, a manifest or a listing reaches a file outside its folder, and no FIFO,
+socket or device blocks the process that opens it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+from stream_odml.stream.shard import is_safe_path
+
+NOT_IN_A_ROOT = "[]|^%\\"
+"""Characters that the Delta library cannot take in a local path: it ends in a Rust panic, or writes elsewhere."""
+
+
+class UnsafePath(ValueError):
+    """A path that leaves its folder, or names something other than a regular file."""
+
+
+def inside(root: str | os.PathLike[str], path: str) -> Path:
+    """Return the place of the relative `path` below `root`. Raises UnsafePath when its name or a link leads out."""
+    if not is_safe_path(path):
+        raise UnsafePath(f"{path[:200]!r} is no relative path below {os.fspath(root)}; it is not followed")
+    full, top = Path(root) / path, os.path.realpath(root)
+    if os.path.commonpath((top, os.path.realpath(full))) != top:
+        raise UnsafePath(
+            f"{full} is a link that leads out of {os.fspath(root)}; remove it, or put its file there"
+        )
+    return full
+
+
+def place_below(root: str | os.PathLike[str], path: str) -> Path:
+    """Return where to write or delete the relative `path`: a link of that name goes itself, no folder leads out."""
+    folder, name = os.path.split(path)
+    if not is_safe_path(path) or not name:
+        raise UnsafePath(
+            f"{path[:200]!r} is no relative path below {os.fspath(root)}; nothing is written there"
+        )
+    return inside(root, folder or ".") / name
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file to read, unbuffered, without ever blocking. Raises UnsafePath for a FIFO, socket or device.
+
+    Raises IsADirectoryError for a folder.
+    """
+    _check_regular(os.fspath(path), os.stat(path).st_mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(os.fspath(path), os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UnsafePath when `folder`, or anything below it, is a link or no regular file: others would follow it."""
+    if folder.is_symlink():
+        raise UnsafePath(f"{folder} is a link; a stream root holds its files itself: put the folder there")
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            full = Path(place) / name
+            try:
+                mode = full.lstat().st_mode
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                raise UnsafePath(f"{full} is {_kind(mode)}, and no file of a stream root; remove it")
+
+
+def check_root(uri: str | os.PathLike[str]) -> str:
+    """Return a local stream root's absolute path. Raises ValueError, in one line, for a path that cannot hold one."""
+    text = os.fspath(uri).removeprefix("file://")
+    if text.startswith("~"):
+        raise ValueError(
+            f"the stream root {text!r} begins with '~', which only a shell expands; write the path out"
+        )
+    path = str(Path(text).absolute())
+    wrong = sorted({c for c in path if c in NOT_IN_A_ROOT or not c.isprintable()})
+    if wrong:
+        seen = " ".join(map(ascii, wrong))
+        raise ValueError(
+            f"the stream root {path!r} has {seen} in its path, which Delta tables cannot; rename it"
+        )
+    return path
+
+
+def _check_regular(path: str, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder, expected a file")
+    if not stat.S_ISREG(mode):
+        raise UnsafePath(f"{path} is {_kind(mode)}, expected a regular file; remove it")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFDIR: "a folder",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
