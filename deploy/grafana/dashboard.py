@@ -49,7 +49,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         _p("Classes", ("classes", "stream_odml_classes"), kind="stat", width=3),
         _p("Searchable items", ("items", "max(stream_odml_gallery_items)"), kind="stat", width=3),
         _p("Stages committed", ("stages", "stream_odml_stages_committed_total"), kind="stat", width=3),
-        _p("Refused by the gate", ("refused", "stream_odml_gate_refusals_total"), kind="stat", width=3),
+        _p(
+            "Tasks not learnt",
+            ("{{state}}", "stream_odml_tasks_not_learnt"),
+            kind="stat",
+            width=3,
+            about="Refused and tried again, or skipped; `stream-odml status ROOT` says why and what to do.",
+        ),
         _p("Stale replicas", ("stale", "stream_odml:stale_replicas:count"), kind="stat", width=3),
     ),
     "Search": (

@@ -144,6 +144,12 @@ def rollback(version: str, relearn: bool) -> Call[dict[str, Any]]:
     )
 
 
+def relearn(task: str, anyway: bool) -> Call[dict[str, Any]]:
+    """Learn a refused or skipped task after all."""
+    params = {"anyway": "true" if anyway else "false"}
+    return Call("POST", f"/v1/tasks/{_quoted(task)}/relearn", answers.plain, params=params)
+
+
 def status() -> Call[dict[str, Any]]:
     """What is served, and how far behind the stream it is."""
     return Call("GET", "/v1/status", answers.plain)

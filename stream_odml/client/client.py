@@ -106,6 +106,10 @@ class Client:
         """Ask for another version to be served."""
         return self._send(calls.rollback(version, relearn))
 
+    def relearn(self, task: str, anyway: bool = False) -> dict[str, Any]:
+        """Ask for a refused or skipped task to be learnt after all; ``anyway``: published whatever the gate finds."""
+        return self._send(calls.relearn(task, anyway))
+
     def status(self) -> dict[str, Any]:
         """What is served, and how far behind the stream it is."""
         return self._send(calls.status())
@@ -206,6 +210,10 @@ class AsyncClient:
     async def rollback(self, version: str, relearn: bool = True) -> dict[str, Any]:
         """Serve another version."""
         return await self._send(calls.rollback(version, relearn))
+
+    async def relearn(self, task: str, anyway: bool = False) -> dict[str, Any]:
+        """Learn a refused or skipped task after all."""
+        return await self._send(calls.relearn(task, anyway))
 
     async def status(self) -> dict[str, Any]:
         """What is served."""

@@ -25,7 +25,7 @@ from stream_odml.cluster.observing import observe
 from stream_odml.cluster.plain import plain
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.cluster.sources import open_sources
-from stream_odml.cluster.stages import Stages
+from stream_odml.cluster.stages import Stages, relearn
 from stream_odml.cluster.targets import announce, reachable, targets_folder, withdraw
 from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
@@ -217,6 +217,14 @@ class StreamDriver:
             lost = sorted(left - self._writer.store.tree.learnt())
             self._refresh_figures(force=True)
             return {"head": version_id, "tasks_to_relearn": lost if relearn else []}
+
+    def request_relearn(self, task_id: str, anyway: bool = False) -> dict[str, Any]:
+        """Learn a refused or skipped task after all, once those that wait are learnt."""
+        with self._work_came:
+            relearn(self._writer, task_id, anyway)
+            self._work_came.notify_all()
+            self._refresh_figures(force=True)
+        return {"task": task_id, "anyway": anyway}
 
     def request_forget(self, kind: Literal["class", "item", "shard"], name: str) -> dict[str, Any]:
         """Forget a class, an item or a shard: hidden at once, deleted with all older table files within a minute."""

@@ -10,6 +10,7 @@ from itertools import islice
 from stream_odml.cluster.metrics import StreamFigures
 from stream_odml.gallery.ledger import LedgerState, ShardState
 from stream_odml.gallery.store import Store
+from stream_odml.gallery.unlearnt import unlearnt_tasks
 
 SPLITS = ("old", "new", "union")
 FORMS = ("served", "reextracted", "stale")
@@ -37,6 +38,7 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
     )
     _queues(figures, ledger, learnt)
     if tree.moves:
+        figures.not_learnt = [task.as_json() for task in unlearnt_tasks(ledger, tree, root=store.uri)]
         head = tree.get(tree.head)
         figures.head = head.version_id
         figures.head_committed_at = head.time.timestamp()

@@ -7,9 +7,10 @@ only durations (histograms) and the progress of the running stage live in memory
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,6 +24,8 @@ PHASES = ("idle", "caching", "training", "evaluating", "committing")
 STATES = ("landed", "indexed", "assigned", "learnt", "set_aside")
 OUTCOMES = ("ingested", "quarantined", "held_out", "learnt")
 LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 1800)
+TASKS_NAMED, REASON_LENGTH = 20, 200
+"""Bounds of what is said of single tasks: a label is kept for every value that it ever had."""
 STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -48,6 +51,8 @@ class StreamFigures:
     recall_at_1: Mapping[tuple[str, str], float] = field(default_factory=dict)
     forgetting: float | None = None
     drift: Mapping[str, float] = field(default_factory=dict)
+    not_learnt: Sequence[Mapping[str, Any]] = ()
+    """Tasks that were refused or skipped, see :mod:`stream_odml.gallery.unlearnt`."""
     retries: Mapping[str, int] = field(default_factory=dict)
     """What was out of reach and is asked for again, since this driver began: ``list``, ``read``, ``commit``,
     ``stage``."""
@@ -125,6 +130,7 @@ class DriverMetrics(Collector):
         yield CounterMetricFamily(
             f"{PREFIX}_gate_refusals", "Stages that the quality gate refused.", value=now.gate_refusals
         )
+        yield from _not_learnt(now.not_learnt)
 
     def _quality(self, now: StreamFigures) -> Iterable[Metric]:
         info = GaugeMetricFamily(f"{PREFIX}_head_info", "1 for the head version.", labels=["version"])
@@ -154,6 +160,19 @@ class DriverMetrics(Collector):
         if now.leader:
             yield _gauge("train_leader_info", "1 for host and process of rank 0.", "process", {now.leader: 1})
         yield _gauge("loss", "Last loss of the running stage by part.", "part", now.losses)
+
+
+def _not_learnt(tasks: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
+    states = _zeros(("refused", "skipped")) | Counter(task["state"] for task in tasks)
+    yield _gauge("tasks_not_learnt", "Tasks that were refused or skipped, by state.", "state", states)
+    info = GaugeMetricFamily(
+        f"{PREFIX}_task_not_learnt_info",
+        f"1 for each of the last {TASKS_NAMED} tasks that were refused or skipped, and why.",
+        labels=["task", "state", "reason"],
+    )
+    for task in tasks[-TASKS_NAMED:]:
+        info.add_metric([task["task"], task["state"], task["reason"][:REASON_LENGTH]], 1)
+    yield info
 
 
 def _zeros(names: Iterable[str]) -> dict[str, int]:

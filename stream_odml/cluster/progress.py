@@ -13,7 +13,8 @@ from stream_odml.stream.shard import ShardRef
 class StageOrder:
     """One stage to learn. ``version_id`` names the attempt; ``shards`` are in landing order.
 
-    ``handed_at`` is in seconds since the epoch; ``retry`` counts the refusals before this attempt.
+    ``handed_at`` is in seconds since the epoch; ``retry`` counts the refusals before this attempt; ``anyway``: the
+    result is published whatever the quality gate finds.
     """
 
     task: str
@@ -23,6 +24,7 @@ class StageOrder:
     shards: tuple[ShardRef, ...]
     handed_at: float
     retry: int = 0
+    anyway: bool = False
 
 
 @dataclass(frozen=True)

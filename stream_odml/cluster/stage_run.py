@@ -45,6 +45,8 @@ from stream_odml.stream.sampler import PKSampler
 log = logging.getLogger(__name__)
 FINISH_BATCH = 256
 READ_TRIES = 5
+OVERRULED = "gate_overruled"
+"""Metric of a version that was published though the quality gate spoke against it: what it said."""
 
 
 class StageFailed(Exception):
@@ -213,6 +215,8 @@ class StageRun:
             return StageResult(self.order.version_id, self.order.parent, self.order.task)
         figures = self._figures(outcome)
         refusal = verdict(self.config.gate, figures)
+        if refusal is not None and self.order.anyway:
+            figures[OVERRULED], refusal = refusal, None
         return StageResult(
             self.order.version_id,
             self.order.parent,

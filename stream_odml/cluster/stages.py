@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 from stream_odml.cluster.forgetting import without_forgotten
 from stream_odml.cluster.ingestion import shard_ref
 from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
-from stream_odml.gallery.ledger import LedgerState, ShardState
+from stream_odml.gallery.checks import closed_task
+from stream_odml.gallery.ledger import LedgerState, ShardState, TaskState
 from stream_odml.gallery.tables import GALLERY
+from stream_odml.gallery.unlearnt import NOTHING
 from stream_odml.gallery.writer import Writer
-from stream_odml.stream.boundary import BoundaryPolicy, Closure, WaitingShard
+from stream_odml.stream.boundary import BoundaryPolicy, Closure, WaitingShard, is_trainable
 
 log = logging.getLogger(__name__)
 MAX_FAILURES = 3
@@ -54,7 +56,7 @@ class Stages:
             self._writer.close_task(task, closure.shard_ids, closure.reason)
             if not closure.trainable:
                 self._writer.skip_task(
-                    task, f"{closure.images} images of {closure.classes} classes: nothing to learn"
+                    task, f"{closure.images} images of {closure.classes} classes: {NOTHING}"
                 )
             log.info("task %s closed with %d shards: %s", task, len(closure.shard_ids), closure.reason)
             closed.append(task)
@@ -83,7 +85,8 @@ class Stages:
     def next_order(self) -> StageOrder | None:
         """The stage to learn now, from the head; its attempt is ledgered before this returns."""
         store = self._writer.store
-        task = store.next_task()
+        while (task := store.next_task()) is not None and self._gives_up(task):
+            pass
         if task is None:
             return None
         parent = store.tree.head
@@ -96,8 +99,23 @@ class Stages:
             depth=store.tree.get(parent).depth + 1,
             shards=tuple(shard_ref(store.ledger.shards[shard]) for shard in task.shard_ids),
             handed_at=self._handed_at.setdefault(version_id, time.time()),
-            retry=task.refusals,
+            retry=self._retry(task),
+            anyway=task.anyway,
         )
+
+    def _gives_up(self, task: TaskState) -> bool:
+        """Skip a task that was refused too often; here too, because a crash may have come before it was."""
+        refused = task.refused
+        if len(refused) <= self._max_refusals:
+            return False
+        self._writer.skip_task(task.task_id, f"refused {len(refused)} times, last: {refused[-1].refused}")
+        return True
+
+    def _retry(self, task: TaskState) -> int:
+        """How much gentler than a first attempt: what is published at any price is learnt at the least one."""
+        if not task.anyway:
+            return task.refusals
+        return min(sum(attempt.refused is not None for attempt in task.attempts), self._max_refusals)
 
     def hand_out(self, done: StageProgress) -> StageOrder | None:
         """The next order for a trainer that asks. ``done`` is how far it had come with the one before.
@@ -184,8 +202,7 @@ class Stages:
             store.files.delete(
                 file.path
             )  # its rows hold vectors, which must not outlive a request to forget them
-        if store.ledger.tasks[result.task].refusals > self._max_refusals:
-            self._writer.skip_task(result.task, f"refused {self._max_refusals + 1} times, last: {reason}")
+        self._gives_up(store.ledger.tasks[result.task])
         return store.tree.head
 
 
@@ -200,6 +217,23 @@ class StageRows:
             with pq.ParquetFile(path) as parts:
                 for number in range(parts.num_row_groups):  # `iter_batches` would keep what it has read
                     yield parts.read_row_group(number, use_threads=False).cast(GALLERY)
+
+
+def relearn(writer: Writer, task_id: str, anyway: bool) -> None:
+    """Let a refused or skipped task be learnt after all; ``anyway``: published whatever the gate finds.
+
+    Raises UnknownSubject, and ValueError for a task that is learnt or that holds nothing to learn. Safe to repeat.
+    """
+    ledger = writer.store.ledger
+    trainable: Counter[str] = Counter()
+    for shard in closed_task(ledger, task_id).shard_ids:
+        trainable.update(ledger.shards[shard].counts.get("trainable", {}))
+    if not is_trainable(trainable):
+        raise ValueError(
+            f"{task_id} holds {trainable.total()} images of {len(trainable)} classes to learn from: {NOTHING}; "
+            "land more images, two classes of two images at least"
+        )
+    writer.relearn_task(task_id, anyway)
 
 
 def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:

@@ -51,8 +51,11 @@ def status(root: Root, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(plain(report), indent=2))
         return
+    not_learnt = report.pop("not_learnt")
     for key, value in report.items():
         out.print(f"{key:16} {value}", highlight=False, soft_wrap=True)
+    for task in not_learnt:
+        out.print(f"{'not learnt':16} {task['in_words']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def versions(
@@ -65,12 +68,14 @@ def versions(
 ) -> None:
     """List the versions from the root to the head, with recall and forgetting; or compare two of them.
 
+    Below them: the tasks that were refused or skipped, why, and what to do.
+
     Example:  stream-odml versions stream-root
     Example:  stream-odml versions stream-root --diff v0001-3fa9 head
     """
     from stream_odml.cluster.plain import plain
     from stream_odml.commands.console import diff_table, stage_table
-    from stream_odml.commands.versions_table import diff_of, stage_rows
+    from stream_odml.commands.versions_table import diff_of, stage_rows, unlearnt_lines
     from stream_odml.gallery.store import Store
 
     store = Store.open(root)
@@ -86,6 +91,8 @@ def versions(
         print(json.dumps(plain(rows), indent=2))
     else:
         out.print(stage_table(rows))
+        for line in unlearnt_lines(store):
+            out.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def quarantine(

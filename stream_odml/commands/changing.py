@@ -51,6 +51,25 @@ def rollback(
     out.print(roll_back(root, version_id, relearn, url, token), highlight=False)
 
 
+def relearn(
+    root: Root,
+    task: Annotated[str, typer.Argument(help="Task that was refused or skipped; `status` lists them.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Publish the result whatever the quality gate finds.")
+    ] = False,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Learn a task after all that was refused or skipped. A running stream begins once those that wait are learnt.
+
+    Examples:  stream-odml relearn stream-root task-0002  ·  stream-odml relearn stream-root task-0002 --anyway
+    """
+    from stream_odml.commands.stream_root import relearn_task
+
+    said = relearn_task(root, task, anyway, url, token)
+    out.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
 def forget(
     root: Root,
     class_name: Annotated[
@@ -111,5 +130,5 @@ def backup(
 
 def register(app: typer.Typer) -> None:
     """Adds these commands to the app."""
-    for command in (ingest, rollback, forget, backup):
+    for command in (ingest, rollback, relearn, forget, backup):
         app.command()(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,8 +12,6 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-
-from stream_odml.gallery.ledger import TaskState
 
 PLAIN_EVERY_S = 5.0
 
@@ -25,6 +23,8 @@ class StreamView:
         self._console = console
         self._title = title
         self._began = time.monotonic()
+        self._began_at = time.time()
+        self._told: set[tuple[str, str, int]] = set()
         self._printed = 0.0
         self._live = (
             Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
@@ -44,11 +44,23 @@ class StreamView:
     def show(self, status: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> None:
         """Show a driver's status and, if given, the background client's figures (ok, failed, version)."""
         elapsed = time.monotonic() - self._began
+        self._tell_refusals(status.get("not_learnt", ()))
         if self._live is not None:
             self._live.update(_panel(self._title, elapsed, status, asked))
         elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
             self._printed = time.monotonic()
             self._console.print(_line(elapsed, status, asked), soft_wrap=True, highlight=False)
+
+    def _tell_refusals(self, tasks: Sequence[Mapping[str, Any]]) -> None:
+        """Say once, above the panel, what was refused since this view began, and what happens next."""
+        for task in tasks:
+            key = (task["task"], task["state"], task["attempts"])
+            if task["since"] < self._began_at or key in self._told:
+                continue
+            self._told.add(key)
+            self._console.print(
+                task["in_words"], style="yellow", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def _line(elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None) -> str:
@@ -143,8 +155,3 @@ def diff_table(changes: Mapping[str, Any], shown: int = 20) -> Group:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def skipped_tasks(tasks: Iterable[TaskState]) -> list[str]:
-    """A line for every task that was closed but will not be learnt, with the reason."""
-    return [f"{task.task_id} was not learnt: {task.skipped}" for task in tasks if task.skipped is not None]

@@ -17,9 +17,9 @@ from rich.console import Console
 from stream_odml.client import Client, ClientError
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
-from stream_odml.commands.console import StreamView, skipped_tasks, stage_table
+from stream_odml.commands.console import StreamView, stage_table
 from stream_odml.commands.producer import Category, LandedShard, Producer, categories_of
-from stream_odml.commands.versions_table import stage_rows
+from stream_odml.commands.versions_table import stage_rows, unlearnt_lines
 from stream_odml.config import StreamConfig, parse_config
 from stream_odml.gallery.store import Store
 from stream_odml.stream.glyphs import glyph_categories
@@ -231,8 +231,8 @@ def _verdict(session: Session, before: Container[str], measured: Measured, conso
     warm = [row["boundary_to_first_step_s"] for row in rows if row["version"] not in before][1:]
     measured.boundary_to_first_step_s = [seconds for seconds in warm if seconds is not None]
     console.print(stage_table(rows))
-    for line in skipped_tasks(store.ledger.tasks.values()):
-        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    for line in unlearnt_lines(store):
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     figures = measured.figures()
     for name, label in (
         ("landed_to_searchable_s_p95", "landed to searchable, p95"),

@@ -37,6 +37,7 @@ def page(data: ReportData, latency: Mapping[str, float]) -> str:
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     sections = [
         ("Recall over stages", _recall(data)),
+        ("Tasks that were not learnt", _not_learnt(data)),
         ("Forgetting", _forgetting(data)),
         ("Served against re-extracted", _gap(data)),
         ("Drift", _drift(data)),
@@ -96,6 +97,16 @@ def _forgetting(data: ReportData) -> str:
         rows = [[escape(name), f"{a:.2f}", f"{b:.2f}"] for name, a, b in data.lost_classes]
         text += "<h3>Classes that lost most in the last stage</h3>" + _table(["class", "before", "now"], rows)
     return text
+
+
+def _not_learnt(data: ReportData) -> str:
+    if not data.not_learnt:
+        return "<p class=none>Every task that closed is learnt, or waits to be.</p>"
+    rows = [
+        [t.task, str(t.classes), str(t.images), str(t.attempts), escape(t.reason), escape(t.remedy)]
+        for t in data.not_learnt
+    ]
+    return _table(["task", "classes", "images", "refused", "why", "what to do"], rows)
 
 
 def _gap(data: ReportData) -> str:

@@ -19,6 +19,7 @@ from stream_odml.gallery.files import Files
 from stream_odml.gallery.search import SearchSettings
 from stream_odml.gallery.snapshot import GallerySnapshot
 from stream_odml.gallery.store import Store
+from stream_odml.gallery.unlearnt import Unlearnt, unlearnt_tasks
 from stream_odml.learn.embedder import embed, embedder_from_bytes
 from stream_odml.stream.decode import decode_image
 
@@ -65,6 +66,8 @@ class ReportData:
     classes: int
     quarantine: dict[str, int]
     examples: Sequence[Example]
+    not_learnt: Sequence[Unlearnt]
+    """Tasks that were refused or skipped."""
     lost_classes: Sequence[tuple[str, float, float]]
     """Class, Recall@1 at the version before, and now: the strongest losses of the head's stage."""
 
@@ -86,6 +89,7 @@ def report_data(root: str, queries: int, neighbours: int, seed: int) -> ReportDa
         len({int(code) for code in snapshot.columns.array("class_name")[snapshot.rows()]}),
         dict(reasons.most_common()),
         _examples(store, snapshot, queries, neighbours, seed),
+        unlearnt_tasks(store.ledger, store.tree, root=store.uri),
         _lost(store, snapshot.version),
     )
 

@@ -16,6 +16,7 @@ from pyarrow.fs import FileType
 from stream_odml.client import Client
 from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.forgetting import forget_in_banks
+from stream_odml.cluster.stages import relearn
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.maintenance import MaintenancePolicy
 from stream_odml.gallery.store import Store
@@ -83,6 +84,7 @@ def root_status(root: str) -> dict[str, Any]:
             "classes": len(open_task.classes),
         },
         "waits_to_be_learnt": [{"task": t.task_id, "closed": t.reason, "refused": t.refusals} for t in due],
+        "not_learnt": [dict(task) for task in figures.not_learnt],
         "set_aside": {s.name: s.problem for s in store.ledger.in_state("set_aside")},
         "recall_at_1": {"/".join(key): value for key, value in figures.recall_at_1.items()},
         "forgetting": figures.forgetting,
@@ -99,6 +101,19 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
     with _writer(root) as writer:
         writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
     return f"head is {version_id}"
+
+
+def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str | None) -> str:
+    """Take a refused or skipped task back, through the running service, or by this process when no stream runs."""
+    price = ", and is published whatever the gate finds" if anyway else ""
+    address = url or _noted_url(root)
+    if address is not None:
+        with Client(address, token=token) as client:
+            client.relearn(task, anyway)
+        return f"{task} is learnt once the tasks that wait are{price}"
+    with _writer(root) as writer:
+        relearn(writer, task, anyway)
+    return f"{task} is learnt when the stream runs again{price}"
 
 
 def forget_name(

@@ -11,8 +11,8 @@ from rich.console import Console
 from stream_odml.cluster.runtime import HeadDied, WallClock, dead_head
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
-from stream_odml.commands.console import StreamView, skipped_tasks, stage_table
-from stream_odml.commands.versions_table import stage_rows
+from stream_odml.commands.console import StreamView, stage_table
+from stream_odml.commands.versions_table import stage_rows, unlearnt_lines
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.store import Store
 
@@ -37,8 +37,8 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
                 f"no image has landed in {inbox_path(session.config)}; land some with `stream-odml ingest FOLDER INBOX`"
             )
         console.print(stage_table(stage_rows(store)))
-        for line in skipped_tasks(store.ledger.tasks.values()):
-            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+        for line in unlearnt_lines(store):
+            console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _watch(session: Session, idle_s: float | None, console: Console) -> None:

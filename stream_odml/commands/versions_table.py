@@ -7,6 +7,7 @@ from typing import Any
 from stream_odml.cluster.figures import recall_key
 from stream_odml.gallery.errors import UnknownVersion
 from stream_odml.gallery.store import Store
+from stream_odml.gallery.unlearnt import unlearnt_tasks
 from stream_odml.gallery.version_diff import diff_versions
 
 
@@ -32,6 +33,13 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             row[name] = metrics.get(name)
         rows.append(row)
     return rows
+
+
+def unlearnt_lines(store: Store) -> list[str]:
+    """A line for every task that was refused or skipped and that the head has not learnt: why, and what to do."""
+    if not store.tree.moves:
+        return []
+    return [task.in_words() for task in unlearnt_tasks(store.ledger, store.tree, root=store.uri)]
 
 
 def diff_of(store: Store, a: str, b: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the writer asks of rows before they are committed, and what it counts in them."""
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stream_odml.gallery.errors import UnknownSubject
-from stream_odml.gallery.ledger import LedgerState, ShardState
+from stream_odml.gallery.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef
+from stream_odml.gallery.errors import StaleParent, UnknownSubject
+from stream_odml.gallery.ledger import LedgerState, ShardState, TaskState
 from stream_odml.gallery.select import encode
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import GALLERY, vectors_of
+from stream_odml.gallery.versions import VersionTree
 
 
 def known_shards(ledger: LedgerState, shard_ids: Sequence[str]) -> list[ShardState]:
@@ -20,6 +23,51 @@ def known_shards(ledger: LedgerState, shard_ids: Sequence[str]) -> list[ShardSta
     if unknown:
         raise UnknownSubject(f"shards {unknown[:3]} are not in the ledger; record that they landed first")
     return [ledger.shards[s] for s in shard_ids]
+
+
+def closed_task(ledger: LedgerState, task_id: str) -> TaskState:
+    """The closed task of this id. Raises UnknownSubject, with the ids that come nearest."""
+    if task_id in ledger.tasks:
+        return ledger.tasks[task_id]
+    near = difflib.get_close_matches(task_id, list(ledger.tasks), n=3, cutoff=0.5) or list(ledger.tasks)[-3:]
+    known = f"the nearest are {', '.join(near)}" if near else "no task has closed yet"
+    raise UnknownSubject(
+        f"there is no closed task {task_id!r}: {known}; `stream-odml status ROOT` lists them"
+    )
+
+
+def asks_for_more(ledger: LedgerState, tree: VersionTree, task_id: str, anyway: bool) -> bool:
+    """Whether a request to learn this task after all changes anything: it is skipped, or to be published ``anyway``.
+
+    Raises UnknownSubject, and ValueError for a task that the served version has learnt.
+    """
+    task = closed_task(ledger, task_id)
+    if task_id in tree.learnt():
+        raise ValueError(f"{task_id} is learnt already: the served version {tree.head} knows it")
+    return task.skipped is not None or (anyway and not task.anyway)
+
+
+def check_stage(
+    store: Store, version_id: str, parent: str, task: str, artifacts: Mapping[str, ArtifactRef], publish: bool
+) -> None:
+    """Raise StaleParent when the head left ``parent``, ValueError for another attempt or missing artifacts."""
+    tree = store.tree
+    tree.get(parent)
+    if publish and tree.head != parent:
+        raise StaleParent(
+            f"the head is {tree.head}, version {version_id} was learnt from {parent}; "
+            "refuse it and learn the task again from the head"
+        )
+    current = store.current_attempt(task, parent)
+    if current is None or current.version_id != version_id:
+        seen = current.version_id if current else "none"
+        raise ValueError(
+            f"{version_id} is not the current attempt at {task!r} from {parent} (that is {seen})"
+        )
+    missing = [n for n in (STUDENT, FORWARD, BACKWARD) if n not in artifacts]
+    absent = [ref.path for ref in artifacts.values() if not store.files.exists(ref.path)]
+    if missing or absent:
+        raise ValueError(f"version {version_id} lacks artifacts {missing}, files {absent}; write them first")
 
 
 def accepted(

@@ -58,6 +58,10 @@ def skipped(task: str, reason: str) -> Entry:
     return {"kind": "skipped", "subject": task, "task": task, "detail": _json({"reason": reason})}
 
 
+def relearn(task: str, anyway: bool) -> Entry:
+    return {"kind": "relearn", "subject": task, "task": task, "detail": _json({"anyway": anyway})}
+
+
 def forget(kind: str, name: str) -> Entry:
     if kind not in ("class", "item", "shard"):
         raise ValueError(f"cannot forget a {kind!r}; name a class, an item or a shard")

@@ -61,6 +61,7 @@ class Attempt:
     seq: int
     started_at: datetime
     refused: str | None = None
+    refused_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,25 @@ class TaskState:
     detail: Mapping[str, Any]
     attempts: tuple[Attempt, ...] = ()
     skipped: str | None = None
+    skipped_at: datetime | None = None
     images: int = 0
     """Good rows of its shards that are not held out."""
+    relearn_seq: int = -1
+    """``seq`` of the latest request to learn it after all; what was refused before it does not count any more."""
+    queued_seq: int = -1
+    """Its place among the tasks that wait: when it closed, or when it was taken back after it was skipped."""
+    anyway: bool = False
+    """Publish it whatever the quality gate finds."""
+
+    @property
+    def refused(self) -> tuple[Attempt, ...]:
+        """Attempts that were refused, from any parent, since it was last asked for again."""
+        return tuple(a for a in self.attempts if a.refused is not None and a.seq > self.relearn_seq)
 
     @property
     def refusals(self) -> int:
-        """How many attempts were refused, from any parent."""
-        return sum(attempt.refused is not None for attempt in self.attempts)
+        """How many attempts were refused, see :attr:`refused`."""
+        return len(self.refused)
 
 
 @dataclass(frozen=True)
@@ -173,8 +186,12 @@ class LedgerState:
         return f"task-{len(self.tasks) + 1:04d}"
 
     def due_tasks(self, learnt: Set[str]) -> list[TaskState]:
-        """Closed tasks, in learning order, that are neither in ``learnt`` (the head's path) nor skipped."""
-        return [t for t in self.tasks.values() if t.task_id not in learnt and t.skipped is None]
+        """Closed tasks, in learning order, that are neither in ``learnt`` (the head's path) nor skipped.
+
+        One that was skipped and taken back stands behind those that waited then: it stops no stage under way.
+        """
+        due = (t for t in self.tasks.values() if t.task_id not in learnt and t.skipped is None)
+        return sorted(due, key=lambda task: task.queued_seq)
 
     def next_task(self, learnt: Set[str]) -> TaskState | None:
         """The first of :meth:`due_tasks`."""
@@ -309,7 +326,7 @@ class _Building:
         task = self.tasks.get(task_id)
         if task is None:
             reason, more = detail.get("reason", ""), detail.get("detail", {})
-            task = TaskState(task_id, (), reason, row["seq"], row["time"], more)
+            task = TaskState(task_id, (), reason, row["seq"], row["time"], more, queued_seq=row["seq"])
         self.tasks[task_id] = replace(task, images=task.images + shard.rows - shard.held_out)
         self.members.setdefault(task_id, list(task.shard_ids)).append(shard.shard_id)
 
@@ -320,15 +337,24 @@ class _Building:
 
     def _refused(self, row: Row, detail: dict[str, Any]) -> None:
         task = self.tasks[row["task"]]
+        reason, at = detail.get("reason", ""), row["time"]
         attempts = tuple(
-            replace(a, refused=detail.get("reason", "")) if a.version_id == row["subject"] else a
+            replace(a, refused=reason, refused_at=at) if a.version_id == row["subject"] else a
             for a in task.attempts
         )
         self.tasks[task.task_id] = replace(task, attempts=attempts)
 
     def _skipped(self, row: Row, detail: dict[str, Any]) -> None:
         task = self.tasks[row["task"]]
-        self.tasks[task.task_id] = replace(task, skipped=detail.get("reason", ""))
+        self.tasks[task.task_id] = replace(task, skipped=detail.get("reason", ""), skipped_at=row["time"])
+
+    def _relearn(self, row: Row, detail: dict[str, Any]) -> None:
+        task, seq = self.tasks[row["task"]], int(row["seq"])
+        queued = task.queued_seq if task.skipped is None else seq
+        anyway = task.anyway or bool(detail.get("anyway", False))
+        self.tasks[task.task_id] = replace(
+            task, skipped=None, skipped_at=None, relearn_seq=seq, queued_seq=queued, anyway=anyway
+        )
 
     def _learnt(self, row: Row, detail: dict[str, Any]) -> None:
         self.learnt.add(row["subject"])

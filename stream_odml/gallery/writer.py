@@ -12,19 +12,18 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from stream_odml.gallery import entries
-from stream_odml.gallery.artifacts import (
-    BACKWARD,
-    BANK,
-    FORWARD,
-    STUDENT,
-    ArtifactRef,
-    refs_to_json,
-    write_artifact,
+from stream_odml.gallery.artifacts import BANK, ArtifactRef, refs_to_json, write_artifact
+from stream_odml.gallery.checks import (
+    accepted,
+    asks_for_more,
+    check_stage,
+    closed_task,
+    counted,
+    known_shards,
 )
-from stream_odml.gallery.checks import accepted, counted, known_shards
 from stream_odml.gallery.crashpoints import crash_point
 from stream_odml.gallery.entries import Landed
-from stream_odml.gallery.errors import StaleParent, UnknownSubject
+from stream_odml.gallery.errors import UnknownSubject
 from stream_odml.gallery.fence import Fence
 from stream_odml.gallery.lease import Lease
 from stream_odml.gallery.ledger import LedgerState
@@ -212,11 +211,10 @@ class Writer:
         """
         with self._fence.exclusive() as store:
             if not store.tree.is_committed(version_id):
-                self._check_stage(version_id, parent, task, artifacts, publish)
+                check_stage(store, version_id, parent, task, artifacts, publish)
                 parts = [rows] if isinstance(rows, pa.Table) else rows
-                for (
-                    part
-                ) in parts:  # what is wrong with any of them is to be known before the first is written
+                for part in parts:
+                    # What is wrong with any of them is to be known before the first is written.
                     accepted(store, part, None, version_id)
                 txn = stage_txn(version_id, self.epoch)
                 crash_point("stage.before")
@@ -257,10 +255,17 @@ class Writer:
     def skip_task(self, task_id: str, reason: str) -> None:
         """Do not learn this task, though it is due."""
         with self._fence.exclusive() as store:
-            if task_id not in store.ledger.tasks:
-                raise UnknownSubject(f"task {task_id!r} is not closed; only a closed task can be skipped")
-            if store.ledger.tasks[task_id].skipped is None:
-                self._append_ledger([entries.skipped(task_id, reason)])
+            if closed_task(store.ledger, task_id).skipped is None:
+                self._ledger("skip", [entries.skipped(task_id, reason)])
+
+    def relearn_task(self, task_id: str, anyway: bool = False) -> None:
+        """Let a task be learnt after all, behind those that wait; ``anyway``: published whatever the gate finds.
+
+        Asked again while it waits, it changes nothing. Raises UnknownSubject, ValueError for one that is learnt.
+        """
+        with self._fence.exclusive() as store:
+            if asks_for_more(store.ledger, store.tree, task_id, anyway):
+                self._ledger("relearn", [entries.relearn(task_id, anyway)])
 
     def move_head(self, version_id: str, reason: str, skip_abandoned: bool = False) -> None:
         """Serve another committed version from now on: rollback, or roll-forward.
@@ -346,29 +351,6 @@ class Writer:
     ) -> None:
         if all(refusal.version_id != version_id for refusal in self.tree.refusals):
             self._append_versions([entries.refusal(version_id, parent, task, reason, metrics)])
-
-    def _check_stage(
-        self, version_id: str, parent: str, task: str, artifacts: Mapping[str, ArtifactRef], publish: bool
-    ) -> None:
-        tree = self.tree
-        tree.get(parent)
-        if publish and tree.head != parent:
-            raise StaleParent(
-                f"the head is {tree.head}, version {version_id} was learnt from {parent}; "
-                "refuse it and learn the task again from the head"
-            )
-        current = self.store.current_attempt(task, parent)
-        if current is None or current.version_id != version_id:
-            seen = current.version_id if current else "none"
-            raise ValueError(
-                f"{version_id} is not the current attempt at {task!r} from {parent} (that is {seen})"
-            )
-        missing = [n for n in (STUDENT, FORWARD, BACKWARD) if n not in artifacts]
-        absent = [ref.path for ref in artifacts.values() if not self.store.files.exists(ref.path)]
-        if missing or absent:
-            raise ValueError(
-                f"version {version_id} lacks artifacts {missing}, files {absent}; write them first"
-            )
 
     def _publish(
         self,

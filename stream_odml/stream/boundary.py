@@ -100,7 +100,7 @@ class BoundaryPolicy:
                     )
             _add(tally, shard)
             reason = self._reached(tally, known)
-            if reason and _is_trainable(tally):
+            if reason and is_trainable(tally):
                 return _closure(waiting[:end], reason)
         return self._by_age(waiting, tally, now)
 
@@ -123,7 +123,7 @@ class BoundaryPolicy:
             lines.append(
                 f"age of the oldest: {max(0.0, now - waiting[0].landed_at):.0f} s of {self.age_s:.0f} s"
             )
-        if not _is_trainable(tally):
+        if not is_trainable(tally):
             lines.append(
                 f"held back: fewer than {MIN_CLASSES} classes with {MIN_IMAGES_PER_CLASS} images; needs more"
             )
@@ -140,7 +140,7 @@ class BoundaryPolicy:
     def _by_age(
         self, waiting: Sequence[WaitingShard], tally: Mapping[str, int], now: float
     ) -> Closure | None:
-        if self.age_s is None or not waiting or not _is_trainable(tally):
+        if self.age_s is None or not waiting or not is_trainable(tally):
             return None
         age = now - min(shard.landed_at for shard in waiting)
         return _closure(waiting, f"age: {age:.0f} s of {self.age_s:.0f} s") if age >= self.age_s else None
@@ -152,7 +152,8 @@ def _add(tally: dict[str, int], shard: WaitingShard) -> None:
             tally[name] = tally.get(name, 0) + count
 
 
-def _is_trainable(tally: Mapping[str, int]) -> bool:
+def is_trainable(tally: Mapping[str, int]) -> bool:
+    """Whether there is something to tell apart: two classes of two images, of trainable images by class."""
     return sum(count >= MIN_IMAGES_PER_CLASS for count in tally.values()) >= MIN_CLASSES
 
 
@@ -189,4 +190,4 @@ def _closure(members: Sequence[WaitingShard], reason: str, task: str | None = No
     for shard in members:
         _add(tally, shard)
     ids = tuple(shard.shard_id for shard in members)
-    return Closure(ids, reason, sum(tally.values()), len(tally), _is_trainable(tally), task)
+    return Closure(ids, reason, sum(tally.values()), len(tally), is_trainable(tally), task)

@@ -57,6 +57,9 @@ def index(writer: Writer, shards: list[str]) -> None:
 
 def learn(writer: Writer, task: str, shards: list[str], refuse_first: bool = False) -> None:
     writer.close_task(task, shards, "enough classes")
+    if writer.ledger.tasks[task].relearn_seq < 0:  # given up and taken back, once in the task's life
+        writer.skip_task(task, "given up")
+        writer.relearn_task(task)
     if task in writer.tree.learnt() or writer.ledger.tasks[task].skipped or len(writer.tree.moves) > 3:
         return
     if refuse_first and not writer.ledger.tasks[task].refusals:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from deltalake import DeltaTable
 
 from stream_odml.gallery.crashpoints import CRASH_POINTS
 from stream_odml.gallery.errors import NotAStreamRoot
@@ -113,6 +114,8 @@ def check_finished(root: str) -> None:
     assert state.learnt_rows == {v.version_id for v in tree.versions.values() if v.task}
     assert [r.task for r in tree.refusals] == ["task-0001"]
     assert state.tasks["task-0001"].refusals == 1
+    kinds = Counter(DeltaTable(f"{root}/ledger").to_pyarrow_table()["kind"].to_pylist())
+    assert kinds["relearn"] == len(state.tasks), "a request to learn a task after all is recorded once"
     assert store.next_task() is None
     assert sorted(store.quarantine_rows()["shard_id"].to_pylist()) == ["a", "b", "d"]
     rows = store.gallery_rows(vectors=False)

@@ -13,7 +13,7 @@ from stream_odml.cluster.serving.errors import install_handlers
 from stream_odml.cluster.serving.guard import Guard
 from stream_odml.cluster.serving.metrics import ServiceMetrics
 from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.routes import catalogue, health, items, pages, search, versions
+from stream_odml.cluster.serving.routes import catalogue, health, items, pages, search, tasks, versions
 
 _ABOUT = (
     "Search a gallery that keeps growing, by a model that keeps learning. Every answer names the `version` "
@@ -33,7 +33,7 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     )
     app.state.backend = backend
     app.state.options = options
-    for module in (search, items, catalogue, versions, health, pages):
+    for module in (search, items, catalogue, versions, tasks, health, pages):
         app.include_router(module.router)
     install_handlers(app)
     app.add_middleware(search.Shortcut)

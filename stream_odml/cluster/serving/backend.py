@@ -121,6 +121,8 @@ class VersionHistory:
     head: str
     sequence: int
     versions: Sequence[VersionRow]
+    not_learnt: Sequence[Mapping[str, Any]] = ()
+    """Tasks that were refused or skipped, see :mod:`stream_odml.gallery.unlearnt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,9 @@ class Backend(Protocol):
 
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
         """Ask the driver to move the head; ApiError 503 while it is away."""
+
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
+        """Ask the driver to learn a refused or skipped task after all; ApiError 503 while it is away."""
 
     async def classes(self) -> Sequence[ClassRow]:
         """Every class of the served gallery, newest first."""

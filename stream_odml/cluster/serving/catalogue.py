@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stream_odml.cluster.serving.backend import ClassRow, Item, Projection, VersionHistory, VersionRow
 from stream_odml.cluster.serving.projection import project, sample_rows
 from stream_odml.gallery.snapshot import GallerySnapshot
+from stream_odml.gallery.unlearnt import unlearnt_tasks
 
 
 def class_rows(snapshot: GallerySnapshot) -> Sequence[ClassRow]:
@@ -47,12 +48,13 @@ def _shard_facts(snapshot: GallerySnapshot) -> tuple[NDArray[np.float64], NDArra
 
 
 def version_history(snapshot: GallerySnapshot) -> VersionHistory:
-    """The tree in order of commit."""
+    """The tree in order of commit, and the tasks that the served version has not learnt."""
     rows = [
         VersionRow(v.version_id, v.parent, v.task, v.time, dict(v.metrics), v.retired)
         for v in snapshot.tree.versions.values()
     ]
-    return VersionHistory(snapshot.version, snapshot.sequence, rows)
+    tasks = unlearnt_tasks(snapshot.ledger, snapshot.tree, snapshot.version)
+    return VersionHistory(snapshot.version, snapshot.sequence, rows, [task.as_json() for task in tasks])
 
 
 def plane(snapshot: GallerySnapshot, points: int, oldest: Sequence[str]) -> Projection:

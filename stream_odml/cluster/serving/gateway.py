@@ -11,13 +11,16 @@ from stream_odml.gallery.errors import UnknownSubject, UnknownVersion
 
 
 class Driver(Protocol):
-    """What the service asks of the driver. Both raise ApiError: 503 while it is away, 404 for what it does not know."""
+    """What the service asks of the driver. All raise ApiError: 503 while it is away, 404 for what it does not know."""
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
         """Forget an ``item`` or a ``class``."""
 
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
         """Move the head."""
+
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
+        """Learn a refused or skipped task after all."""
 
     async def status(self) -> Mapping[str, Any]:
         """What the driver says of itself."""
@@ -30,6 +33,9 @@ class NoDriver:
         raise _away()
 
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
+        raise _away()
+
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
         raise _away()
 
     async def status(self) -> Mapping[str, Any]:
@@ -47,6 +53,9 @@ class RayDriver:
 
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
         return await self._call("request_rollback", version, relearn)
+
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
+        return await self._call("request_relearn", task, anyway)
 
     async def status(self) -> Mapping[str, Any]:
         return await self._call("status")
@@ -70,7 +79,7 @@ class RayDriver:
 
 def _refusal(cause: BaseException) -> ApiError:
     if isinstance(cause, UnknownVersion | UnknownSubject):
-        return not_found("unknown_subject", "the driver does not know what the request names")
+        return not_found("unknown_subject", str(cause)[:500])
     if isinstance(cause, ValueError):
         return ApiError(409, "refused", "the driver refused the request", "look at its log for the reason")
     return unavailable("driver_failed", "the driver failed on the request", 5)

@@ -163,6 +163,9 @@ class Replica:
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
         return await self._driver.rollback(version, relearn)
 
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
+        return await self._driver.relearn(task, anyway)
+
     async def classes(self) -> Sequence[ClassRow]:
         return await asyncio.to_thread(lambda: self._bundle().classes)
 

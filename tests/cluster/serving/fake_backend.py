@@ -144,6 +144,9 @@ class FakeBackend:
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
         return self._ask("rollback", version, str(relearn))
 
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
+        return self._ask("relearn", task, str(anyway))
+
     def _ask(self, *what: str) -> Mapping[str, Any]:
         if not self.driver_alive:
             raise unavailable("driver_away", "the driver does not answer", 5)

@@ -22,6 +22,7 @@ export async function refresh() {
   lines($("forgetting"), labels, [of("forgetting", "forgetting", (row) => row.metrics.forgetting ?? null)],
     true, "Nothing to forget before the second stage.");
   const onPath = new Set(path.map((row) => row.id));
+  $("not-learnt").replaceChildren(...(tree.not_learnt ?? []).map((task) => h("li", {}, task.in_words)));
   $("versions").replaceChildren(...tree.versions.toReversed().map((row) => line(row, onPath)));
 }
 

@@ -19,10 +19,18 @@ router = APIRouter(prefix="/v1/versions", tags=["versions"])
 
 @router.get("", response_class=Response, summary="The tree of versions")
 async def versions(request: Request) -> Response:
-    """Every committed version with its parent and metrics, in order of commit; and which is the head."""
+    """Every committed version with its parent and metrics, in order of commit; which is the head; and the tasks that
+    it has not learnt because they were refused or skipped, with the reason and what to do."""
     history = await backend_of(request, "versions").versions()
     rows = [version_json(row) for row in history.versions]
-    return reply({"head": history.head, "sequence": history.sequence, "versions": rows})
+    return reply(
+        {
+            "head": history.head,
+            "sequence": history.sequence,
+            "versions": rows,
+            "not_learnt": history.not_learnt,
+        }
+    )
 
 
 @router.post("/{version}/rollback", response_class=Response, status_code=202, summary="Serve another version")
