@@ -184,7 +184,8 @@ def _base64(image: Image) -> str:
 
 
 def _quoted(name: str) -> str:
-    return quote(name, safe="")
+    # "." and ".." would be taken for folders of the address, unless they are quoted themselves.
+    return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -1,6 +1,7 @@
-"""The fields of a row beside its image: class name, id, attributes, time. Each has one checker.
+"""The fields of a row beside its image: class name, id, attributes, time. Each has one checker, for every way in.
 
-Invariant: what leaves this file is clean text of bounded length, or a `RowError` with its reason.
+Invariant: what leaves this file is clean text of bounded length, or a `RowError` with its reason; and what leaves it
+passes again unchanged, so that what the service accepts is what a reader of the shard accepts.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -17,19 +18,50 @@ from stream_odml.stream.reasons import Reason, RowError
 
 MAX_NAME_CHARS = 256
 MAX_ATTRIBUTES_CHARS = 16_384
-_CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Of all keys and values of a row together."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
 
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Categories of characters that nobody sees or types: controls, direction marks, zero widths, line separators."""
+_JOINERS = "\u200c\u200d"
+"""Format characters that Persian, Indic scripts and emoji need inside words."""
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols that are drawn as nothing."""
+_NFC_SHRINKS = 4
+"""Code points, at most, that normalisation makes one of: longer text cannot become short enough."""
+
+
+def normalised(text: str) -> str:
+    """Return a name as it is stored and looked up: in NFC, without white space around it."""
+    text = text.strip()
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
 
 @lru_cache(maxsize=65_536)
-def _clean(text: str, reason: Reason) -> str:
-    text = unicodedata.normalize("NFC", text.strip()) if not text.isascii() else text.strip()
+def _name(text: str, reason: Reason) -> str:
+    """A name that a person can see, type and put into an address; blank text stays blank."""
+    text = text.strip()
+    if len(text) <= MAX_NAME_CHARS * _NFC_SHRINKS:
+        text = normalised(text)
     if len(text) > MAX_NAME_CHARS:
         raise RowError(reason, f"{len(text)} characters, at most {MAX_NAME_CHARS}: {text[:40]!r}…")
-    if not text.isprintable() and any(unicodedata.category(char) in _CONTROL for char in text):
-        raise RowError(reason, f"control characters in {text[:80]!r}")
+    _refuse_invisible(text, reason, _JOINERS, _INVISIBLE)
+    if not any(unicodedata.category(char)[0] in "LNPS" and char not in _FILLERS for char in text):
+        return ""
+    if text in (".", ".."):
+        raise RowError(reason, f"{text!r} cannot stand in the path of an address; choose another name")
     return text
+
+
+def _refuse_invisible(text: str, reason: Reason, allowed: str, categories: Set[str]) -> None:
+    if text.isprintable():
+        return
+    bad = next((c for c in text if unicodedata.category(c) in categories and c not in allowed), None)
+    if bad is not None:
+        raise RowError(
+            reason, f"invisible or control character U+{ord(bad):04X} in {text[:80]!r}; leave it out"
+        )
 
 
 def _text(value: object, reason: Reason) -> str:
@@ -42,12 +74,14 @@ def _text(value: object, reason: Reason) -> str:
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        if value < 0:
-            raise RowError(reason, f"{value} is negative; expected a name or a number from 0")
+        if not 0 <= value < 10**MAX_NAME_CHARS:
+            raise RowError(
+                reason, "a number below 0 or of too many digits; expected a name or a number from 0"
+            )
         value = str(value)
     if not isinstance(value, str):
         raise RowError(reason, f"{value!r:.80} ({type(value).__name__}); expected a name or a whole number")
-    return _clean(value, reason)
+    return _name(value, reason)
 
 
 def class_name(value: object, names: Sequence[str] | None = None) -> str:
@@ -80,7 +114,8 @@ def item_id(value: object) -> str | None:
 def attributes(value: object) -> dict[str, str]:
     """A map, a struct, a JSON object or None, as a flat dict of text; nulls are left out.
 
-    Raises RowError(bad_attributes): not an object, a number that is not finite, too long, control characters.
+    Raises RowError(bad_attributes): not an object, a number that is not finite, too long, control characters, a
+    name that is blank or comes twice.
     """
     if value is None or value in ("", b""):
         return {}
@@ -95,15 +130,32 @@ def attributes(value: object) -> dict[str, str]:
         raise RowError(
             Reason.BAD_ATTRIBUTES, f"{type(value).__name__}; expected an object of names and values"
         )
-    flat = {
-        _clean(str(key), Reason.BAD_ATTRIBUTES): _plain(item)
-        for key, item in value.items()
-        if item is not None
-    }
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        if item is None:
+            continue
+        name = _name(str(key), Reason.BAD_ATTRIBUTES)
+        if not name or name in flat:
+            what = f"the name {name!r} comes twice" if name else f"the name {str(key)[:80]!r} is blank"
+            raise RowError(
+                Reason.BAD_ATTRIBUTES, f"{what}; expected names that differ as NFC without spaces around"
+            )
+        flat[name] = attribute_value(_plain(item))
     length = sum(len(key) + len(item) for key, item in flat.items())
     if length > MAX_ATTRIBUTES_CHARS:
         raise RowError(Reason.BAD_ATTRIBUTES, f"{length} characters, at most {MAX_ATTRIBUTES_CHARS}")
     return flat
+
+
+def attribute_value(text: str) -> str:
+    """The value of an attribute as it is stored and filtered by: NFC; may be empty, and of several lines.
+
+    Raises RowError(bad_attributes): too long, control characters, lone surrogates.
+    """
+    if len(text) > MAX_ATTRIBUTES_CHARS * _NFC_SHRINKS:
+        raise RowError(Reason.BAD_ATTRIBUTES, f"{len(text)} characters, at most {MAX_ATTRIBUTES_CHARS}")
+    _refuse_invisible(text, Reason.BAD_ATTRIBUTES, "\t\n\r", {"Cc", "Cs"})
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _pairs(value: list[Any]) -> dict[str, Any]:

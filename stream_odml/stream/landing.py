@@ -2,7 +2,8 @@
 
 Invariant: a shard appears under its name whole and durable, or not at all. Landing the same bytes under
 the same name again does nothing, so a producer may simply repeat itself; other bytes under that name
-raise `ShardExists`. `inbox` is a local folder or `s3://bucket/prefix`.
+raise `ShardExists`. What `land_items` and `land_tar` land, a reader takes with the same fields: they go through
+the same checks here as there. `inbox` is a local folder or `s3://bucket/prefix`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stream_odml.stream import fields
 from stream_odml.stream.publish import ShardExists, check_name, publish
+from stream_odml.stream.reasons import Reason, RowError
 from stream_odml.stream.shard import FILE_FORMATS, TASK_SUFFIX, ShardManifest
 from stream_odml.stream.storage import StorageOptions
 
@@ -68,13 +71,14 @@ def land_items(
 ) -> str:
     """Land items as one Parquet shard `<name>.parquet`, streaming. Returns its URI.
 
-    Raises ShardExists, ValueError for a bad name or no items, OSError.
+    Raises ShardExists, ValueError for a bad name or no items, RowError (a ValueError) for fields that no reader would
+    take, OSError. Images are not looked at.
     """
 
     def write(file: IO[bytes]) -> None:
         with pq.ParquetWriter(file, _SCHEMA, compression={"class_name": "zstd"}) as writer:
             rows = 0
-            for group in _groups(items):
+            for group in _groups(checked(items)):
                 writer.write_table(_table(group))
                 rows += len(group)
         if not rows:
@@ -87,6 +91,26 @@ def _groups(items: Iterable[NewItem]) -> Iterator[list[NewItem]]:
     pending = iter(items)
     while group := list(itertools.islice(pending, ROWS_PER_GROUP)):
         yield group
+
+
+def checked(items: Iterable[NewItem]) -> Iterator[NewItem]:
+    """The items with their fields as a reader will give them. Raises RowError, which names the item by its place."""
+    seen: set[str] = set()
+    for place, item in enumerate(items):
+        try:
+            yield _checked(item, seen)
+        except RowError as error:
+            raise type(error)(error.reason, f"item {place}: {error.detail}") from error
+
+
+def _checked(item: NewItem, seen: set[str]) -> NewItem:
+    item_id = fields.item_id(item.item_id)
+    if item_id is not None:
+        if item_id in seen:
+            raise RowError(Reason.DUPLICATE_ID, f"its id {item_id!r} came before in this shard")
+        seen.add(item_id)
+    name = fields.class_name(item.class_name)
+    return NewItem(item.image, name, item_id, fields.attributes(item.attributes), fields.when(item.time))
 
 
 def _table(items: Sequence[NewItem]) -> Any:
@@ -105,7 +129,7 @@ def land_tar(inbox: Inbox, name: str, items: Iterable[NewItem], options: Storage
 
     def write(file: IO[bytes]) -> None:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for row, item in enumerate(items):
+            for row, item in enumerate(checked(items)):
                 note: dict[str, Any] = {"class_name": item.class_name, "attributes": dict(item.attributes)}
                 note |= {"item_id": item.item_id} if item.item_id is not None else {}
                 note |= {"time": item.time.isoformat()} if item.time is not None else {}

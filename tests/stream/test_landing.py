@@ -57,11 +57,12 @@ def test_a_producer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_killed_producer_is_never_seen(tmp_path: Path) -> None:
     code = (
-        "import itertools, sys\n"
+        "import dataclasses, itertools\n"
         "from stream_odml.stream.landing import land_items\n"
         "from tests.stream.helpers import some_items\n"
         "item = some_items(1)[0]\n"
-        f"land_items({str(tmp_path)!r}, 's', itertools.repeat(item))\n"
+        "items = (dataclasses.replace(item, item_id=str(i)) for i in itertools.count())\n"
+        f"land_items({str(tmp_path)!r}, 's', items)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()})
     deadline = time.monotonic() + 30

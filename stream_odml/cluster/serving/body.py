@@ -6,8 +6,8 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, NoReturn, cast
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from pydantic_core import from_json
@@ -15,9 +15,13 @@ from starlette.requests import Request
 
 from stream_odml.cluster.serving.backend import Floats, Query
 from stream_odml.cluster.serving.errors import ApiError, bad_request, unprocessable
+from stream_odml.stream import fields
+from stream_odml.stream.reasons import RowError
 
+T = TypeVar("T")
 MAX_NAME = 512
 MAX_FILTER_VALUES = 1000
+MAX_FILTER_ATTRIBUTES = 64
 MAX_VALUE = 1e15
 """Largest magnitude in a vector: squares and sums of such values still fit float32."""
 
@@ -135,7 +139,7 @@ def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
     return Query(
         k=integer(body.get("k", 10), "k", 1, max_k),
         classes=_classes(chosen.get("class")),
-        attributes=attributes_from(chosen.get("attributes")),
+        attributes=_wanted_attributes(chosen.get("attributes")),
         after=moment(chosen.get("from"), "from"),
         before=moment(chosen.get("to"), "to"),
         group_by_class=group_by == "class",
@@ -178,30 +182,63 @@ def _classes(value: object) -> tuple[str, ...] | None:
     return tuple(name_from(name, "class") for name in names)
 
 
-def attributes_from(value: object) -> dict[str, str]:
-    """String attributes; ApiError 422 for anything that is no object of strings."""
+def _wanted_attributes(value: object) -> dict[str, str]:
+    """The attributes that a filter asks for, as they are stored."""
     if value is None:
         return {}
-    if not isinstance(value, dict) or len(value) > 64:
-        raise unprocessable("bad_attributes", "attributes is not an object of at most 64 strings")
-    return {name_from(key, "attribute"): name_from(text, f"attribute {key!r}") for key, text in value.items()}
+    if not isinstance(value, dict) or len(value) > MAX_FILTER_ATTRIBUTES:
+        raise unprocessable(
+            "bad_attributes", f"attributes is not an object of at most {MAX_FILTER_ATTRIBUTES} strings"
+        )
+    return {name_from(key, "attribute"): _wanted_value(key, text) for key, text in value.items()}
+
+
+def _wanted_value(key: object, text: object) -> str:
+    if not isinstance(text, str):
+        raise unprocessable("bad_attributes", f"attribute {_clip(key)} is {_clip(text)}", "send a string")
+    return _checked(fields.attribute_value, text, f"attribute {_clip(key)}", "bad_attributes")
+
+
+# --- the fields of an item ---------------------------------------------------------------------------------
+
+
+def class_from(value: object) -> str:
+    """The class of a new item, as it will be stored. ApiError 422."""
+    return _checked(fields.class_name, value, "class", "bad_name")
+
+
+def id_from(value: object) -> str | None:
+    """The id of a new item, as it will be stored, or None. ApiError 422."""
+    return _checked(fields.item_id, value, "id", "bad_name")
+
+
+def attributes_from(value: object) -> dict[str, str]:
+    """The attributes of a new item, as they will be stored. ApiError 422."""
+    if not isinstance(value, dict | None):
+        raise unprocessable(
+            "bad_attributes", f"attributes is {_clip(value)}", "send an object of names and values"
+        )
+    return _checked(fields.attributes, value, "attributes", "bad_attributes")
 
 
 def moment(value: object, field: str) -> datetime | None:
-    """An ISO 8601 time, or seconds since the epoch; UTC where no zone is given. ApiError 422."""
-    if value is None:
-        return None
+    """An ISO 8601 time, or seconds since 1970; UTC where no zone is given. ApiError 422."""
+    return _checked(fields.when, value, field, "bad_time")
+
+
+def _checked(read: Callable[[Any], T], value: object, field: str, error: str) -> T:
+    """What a reader of shards makes of ``value``, and a refusal where that refuses."""
     try:
-        if isinstance(value, str):
-            seen = datetime.fromisoformat(value)
-            return (seen if seen.tzinfo else seen.replace(tzinfo=UTC)).astimezone(UTC)
-        if type(value) in (int, float):
-            return datetime.fromtimestamp(cast(float, value), UTC)
-    except (ValueError, OverflowError, OSError):
-        pass
-    raise unprocessable(
-        "bad_time", f"{field} is {_clip(value)}", "send ISO 8601 such as 2026-01-31T12:00:00Z"
-    )
+        return read(value)
+    except RowError as refused:
+        raise unprocessable(error, f"{field}: {ascii(refused.detail)[1:-1]}", _REMEDIES[error]) from None
+
+
+_REMEDIES = {
+    "bad_name": f"send printable text of 1 to {fields.MAX_NAME_CHARS} characters",
+    "bad_attributes": f"send an object of names and values, {fields.MAX_ATTRIBUTES_CHARS} characters in all",
+    "bad_time": "send ISO 8601 such as 2026-01-31T12:00:00Z",
+}
 
 
 def integer(value: object, field: str, low: int, high: int) -> int:
@@ -214,12 +251,14 @@ def integer(value: object, field: str, low: int, high: int) -> int:
 
 
 def name_from(value: object, field: str) -> str:
-    """A non-empty string without control characters, at most 512 long; else ApiError 422."""
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not _clean(value):
-        raise unprocessable(
-            "bad_name", f"{field} is {_clip(value)}", f"send printable text of 1 to {MAX_NAME} characters"
-        )
-    return value
+    """A name to look up, as it would be stored: not blank, without control characters. ApiError 422."""
+    if isinstance(value, str) and len(value) <= MAX_NAME and _clean(value):
+        name = fields.normalised(value)
+        if name:
+            return name
+    raise unprocessable(
+        "bad_name", f"{field} is {_clip(value)}", f"send printable text of 1 to {MAX_NAME} characters"
+    )
 
 
 def optional(read: Callable[[object, str], str], value: object, field: str) -> str | None:

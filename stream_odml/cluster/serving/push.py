@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from stream_odml.cluster.serving.backend import PushedImage, PushReceipt
 from stream_odml.cluster.serving.errors import ApiError, unavailable, unprocessable
 from stream_odml.stream.decode import decode_image
-from stream_odml.stream.landing import NewItem, ShardExists, land_items, push_name
-from stream_odml.stream.reasons import BadImage
+from stream_odml.stream.landing import NewItem, ShardExists, checked, land_items, push_name
+from stream_odml.stream.rawrow import MAX_IMAGE_BYTES
+from stream_odml.stream.reasons import BadImage, Reason, RowError
 from stream_odml.stream.storage import StorageOptions
 
 PROBE_PX = 32
@@ -24,21 +25,20 @@ class PushInbox:
 
     def land(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
         """Land ``images`` as one shard. The shard's name comes from the key and its content from the images,
-        so that a repetition, to whichever replica, finds its own file there and changes nothing.
+        so that a repetition, to whichever replica, finds its own file there and changes nothing. The receipt's ids
+        are those under which the items will be found.
 
-        Raises ApiError: 422 for an image that cannot be used, 409 for a key that stood for other images,
-        503 when the inbox cannot be written.
+        Raises ApiError: 422 for an image that cannot be used, or fields that no reader would take, 409 for a key
+        that stood for other images, 503 when the inbox cannot be written.
         """
         for number, image in enumerate(images):
             self._check(number, image.image)
         name = push_name(key or uuid.uuid4().hex)
-        ids = [image.item_id or f"{name}/{row}" for row, image in enumerate(images)]
-        items = [
-            NewItem(image.image, image.class_name, item_id, image.attributes, image.time)
-            for image, item_id in zip(images, ids, strict=True)
-        ]
         try:
+            items = list(checked(_new_item(image, f"{name}/{row}") for row, image in enumerate(images)))
             land_items(self._inbox, name, items, self._options)
+        except RowError as bad:
+            raise unprocessable(str(bad.reason), bad.detail, "mend or leave out that image") from None
         except ShardExists:
             raise ApiError(
                 409,
@@ -48,9 +48,12 @@ class PushInbox:
             ) from None
         except OSError as error:
             raise unavailable("inbox_unavailable", "the push could not be stored", 5) from error
-        return PushReceipt(f"{name}.parquet", ids)
+        return PushReceipt(f"{name}.parquet", [str(item.item_id) for item in items])
 
     def _check(self, number: int, image: bytes) -> None:
+        if len(image) > MAX_IMAGE_BYTES:
+            detail = f"image {number} of the push has {len(image)} bytes, at most {MAX_IMAGE_BYTES}"
+            raise unprocessable(str(Reason.OVERSIZED), detail, "send a smaller image")
         try:
             decode_image(image, PROBE_PX, self._max_pixels)
         except BadImage as bad:
@@ -59,3 +62,8 @@ class PushInbox:
                 f"image {number} of the push cannot be used",
                 "send JPEG, PNG, WebP, GIF or BMP",
             ) from None
+
+
+def _new_item(image: PushedImage, default_id: str) -> NewItem:
+    item_id = default_id if image.item_id is None else image.item_id
+    return NewItem(image.image, image.class_name, item_id, image.attributes, image.time)

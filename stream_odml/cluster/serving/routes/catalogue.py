@@ -8,8 +8,9 @@ from fastapi import APIRouter, Path, Request
 from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
-from stream_odml.cluster.serving.body import moment, name_from
+from stream_odml.cluster.serving.body import moment
 from stream_odml.cluster.serving.replies import backend_of, class_json, options_of, reply
+from stream_odml.stream.fields import normalised
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
 
@@ -48,7 +49,7 @@ async def classes(
 @router.delete("/classes/{name:path}", response_class=Response, status_code=202, summary="Forget a class")
 async def forget_class(name: Annotated[str, Path()], request: Request) -> Response:
     """Ask the driver to forget a class: its items go, and its entries in the bank of every kept version."""
-    return reply(await backend_of(request, "forget").forget("class", name_from(name, "class")), 202)
+    return reply(await backend_of(request, "forget").forget("class", normalised(name)), 202)
 
 
 @router.get("/projection", response_class=Response, summary="The gallery in the plane")

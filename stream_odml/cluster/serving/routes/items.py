@@ -11,7 +11,9 @@ from starlette.responses import Response
 from stream_odml.cluster.serving.backend import PushedImage
 from stream_odml.cluster.serving.body import (
     attributes_from,
+    class_from,
     from_base64,
+    id_from,
     json_object,
     known_keys,
     media_type,
@@ -24,6 +26,7 @@ from stream_odml.cluster.serving.errors import bad_request, not_found, unprocess
 from stream_odml.cluster.serving.multipart import Part, parse_multipart
 from stream_odml.cluster.serving.openapi import PUSH_BODY
 from stream_odml.cluster.serving.replies import backend_of, item_json, options_of, reply
+from stream_odml.stream.fields import normalised
 
 router = APIRouter(prefix="/v1", tags=["items"])
 
@@ -53,7 +56,10 @@ async def push(request: Request) -> Response:
         raise unprocessable("bad_batch", f"{len(images)} images in the push", f"send 1 to {limit}")
     given = [image.item_id for image in images if image.item_id is not None]
     if len(set(given)) < len(given):
-        raise unprocessable("duplicate_id", "two images of the push have the same id", "give each its own id")
+        twice = next(name for name in given if given.count(name) > 1)
+        raise unprocessable(
+            "duplicate_id", f"two images of the push have the id {twice!a}", "give each its own id"
+        )
     receipt = await backend.push(images, key)
     return reply({"shard": receipt.shard, "ids": list(receipt.item_ids)}, 202)
 
@@ -101,8 +107,8 @@ def _image(data: bytes, fields: dict[str, Any]) -> PushedImage:
         raise unprocessable("bad_image", "an image has no bytes")
     return PushedImage(
         image=data,
-        class_name=name_from(fields.get("class"), "class"),
-        item_id=optional(name_from, fields.get("id"), "id"),
+        class_name=class_from(fields.get("class")),
+        item_id=id_from(fields.get("id")),
         attributes=attributes_from(fields.get("attributes")),
         time=moment(fields.get("time"), "time"),
     )
@@ -112,16 +118,30 @@ def _image(data: bytes, fields: dict[str, Any]) -> PushedImage:
 @router.get("/items/{item_id:path}/thumbnail", response_class=Response, summary="Small picture of an item")
 async def thumbnail(item_id: str, request: Request) -> Response:
     """The stored thumbnail; 404 if none is kept. It never changes, so browsers may keep it."""
-    data = await backend_of(request, "thumbnail").thumbnail(item_id)
+    whole = f"{item_id}/thumbnail"
+    if _is_quoted(request):
+        return await item(whole, request)
+    item_id = normalised(item_id)
+    backend = backend_of(request, "thumbnail")
+    data = await backend.thumbnail(item_id)
     if data is None:
+        if await backend.item(normalised(whole)) is not None:  # a client that leaves slashes as they are
+            return await item(whole, request)
         raise not_found("no_thumbnail", f"item {item_id[:80]!a} has no thumbnail")
     kind = next((kind for start, kind in _CHUNKS if data.startswith(start)), "application/octet-stream")
     return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
 
 
+def _is_quoted(request: Request) -> bool:
+    """Whether the last slash was sent as %2F, and so belongs to the id of an item called "…/thumbnail"."""
+    raw: bytes | None = request.scope.get("raw_path")
+    return raw is not None and not raw.partition(b"?")[0].endswith(b"/thumbnail")
+
+
 @router.get("/items/{item_id:path}", response_class=Response, summary="One item")
 async def item(item_id: str, request: Request) -> Response:
     """What the gallery holds of one item."""
+    item_id = normalised(item_id)
     found = await backend_of(request, "item").item(item_id)
     if found is None:
         raise not_found(
@@ -132,11 +152,14 @@ async def item(item_id: str, request: Request) -> Response:
 
 @router.delete("/items/{item_id:path}", response_class=Response, status_code=202, summary="Forget an item")
 async def forget_item(item_id: str, request: Request) -> Response:
-    """Ask the driver for a tombstone: readers stop showing the item at their next look at the store."""
-    return reply(await backend_of(request, "forget").forget("item", name_from(item_id, "id")), 202)
+    """Ask the driver for a tombstone: readers stop showing the item at their next look at the store.
+
+    The answer says how many items it covers; a name that covers none is 404.
+    """
+    return reply(await backend_of(request, "forget").forget("item", normalised(item_id)), 202)
 
 
-@router.delete("/shards/{shard_id}", response_class=Response, status_code=202, summary="Forget a shard")
+@router.delete("/shards/{shard_id:path}", response_class=Response, status_code=202, summary="Forget a shard")
 async def forget_shard(shard_id: str, request: Request) -> Response:
-    """Ask the driver to forget all items of a shard."""
-    return reply(await backend_of(request, "forget").forget("shard", name_from(shard_id, "id")), 202)
+    """Ask the driver to forget all items of a shard, by its id or its name."""
+    return reply(await backend_of(request, "forget").forget("shard", normalised(shard_id)), 202)
