@@ -24,7 +24,7 @@ from stream_odml.gallery.ledger import LedgerState, ShardState, TaskState
 from stream_odml.gallery.tables import GALLERY
 from stream_odml.gallery.unlearnt import NOTHING
 from stream_odml.gallery.writer import Writer
-from stream_odml.stream.boundary import BoundaryPolicy, Closure, WaitingShard, is_trainable
+from stream_odml.stream.boundary import BoundaryPolicy, Closure, Settled, WaitingShard, is_trainable
 
 log = logging.getLogger(__name__)
 MAX_FAILURES = 3
@@ -46,14 +46,15 @@ class Stages:
         self._returns, self._furthest = 0, 0
         self._asked_at = (-1, 0.0)
         self._seen: LedgerState | None = None
-        self._ready: list[WaitingShard] = []
+        self._looked: tuple[list[WaitingShard], Settled] = ([], {})
 
     def close_tasks(self) -> list[str]:
         """Close every task whose boundary has come; returns their ids."""
         closed = []
         while (closure := self._decide()) is not None:
             task = self._writer.store.ledger.next_task_id
-            self._writer.close_task(task, closure.shard_ids, closure.reason)
+            named = {} if closure.task is None else {"name": closure.task}
+            self._writer.close_task(task, closure.shard_ids, closure.reason, named)
             if not closure.trainable:
                 self._writer.skip_task(
                     task, f"{closure.images} images of {closure.classes} classes: {NOTHING}"
@@ -62,25 +63,36 @@ class Stages:
             closed.append(task)
         return closed
 
+    def _drop_idle_manifests(self) -> None:
+        """A manifest that closes nothing leaves the queue, with its reason where people look for it."""
+        for shard_id, reason in self._policy.closes_nothing(*self._look()).items():
+            log.warning("%s", reason)
+            self._writer.set_aside(shard_id, reason)
+
     def _decide(self) -> Closure | None:
         ledger = self._writer.store.ledger
         if self._asked_at[0] == ledger.seq and time.monotonic() - self._asked_at[1] < LOOK_S:
             return None  # nothing came; only an age can have been reached, and that can wait a second
         self._asked_at = (ledger.seq, time.monotonic())
-        settled = {s.name for s in ledger.shards.values() if s.state in ("assigned", "set_aside")}
-        return self._policy.decide(self._waiting(), ledger.tally.closed_classes, time.time(), settled)
+        waiting, settled = self._look()
+        closure = self._policy.decide(waiting, ledger.tally.closed_classes, time.time(), settled)
+        if closure is None:
+            self._drop_idle_manifests()
+        return closure
 
-    def _waiting(self) -> list[WaitingShard]:
-        """What waits, worked out again only when the ledger grew: this is asked ten times a second."""
+    def _look(self) -> tuple[list[WaitingShard], Settled]:
+        """What waits and what is settled, worked out again only when the ledger grew: this is asked ten times
+        a second."""
         ledger = self._writer.store.ledger
         if self._seen is not ledger:
-            self._seen, self._ready = ledger, waiting_shards(ledger)
-        return self._ready
+            self._seen, self._looked = ledger, (waiting_shards(ledger), _settled(ledger))
+        return self._looked
 
     def explain(self) -> list[str]:
         """What the open task waits for, a line for each rule."""
         ledger = self._writer.store.ledger
-        return self._policy.explain(self._waiting(), ledger.tally.closed_classes, time.time())
+        waiting, settled = self._look()
+        return self._policy.explain(waiting, ledger.tally.closed_classes, time.time(), settled)
 
     def next_order(self) -> StageOrder | None:
         """The stage to learn now, from the head; its attempt is ledgered before this returns."""
@@ -246,8 +258,19 @@ def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
     return [_waiting(shard) for shard in sorted(ready, key=lambda shard: shard.landed_seq)]
 
 
+def _settled(ledger: LedgerState) -> Settled:
+    """Names of shards that will not wait again, and the task that has each."""
+    return {
+        shard.name: shard.task or "set aside"
+        for shard in ledger.shards.values()
+        if shard.state in ("assigned", "set_aside")
+    }
+
+
 def _waiting(shard: ShardState) -> WaitingShard:
     manifest = shard_ref(shard).manifest
+    if shard.format == "task" and shard.quarantined:
+        manifest = None  # it was refused: what it says closes nothing
     return WaitingShard(
         shard.shard_id,
         shard.name,
@@ -255,5 +278,5 @@ def _waiting(shard: ShardState) -> WaitingShard:
         shard.landed_at.timestamp(),
         task=manifest.task if manifest else None,
         task_complete=manifest.task_complete if manifest else False,
-        task_shards=manifest.shards if manifest else (),
+        task_shards=(manifest.shards or ()) if manifest else (),
     )

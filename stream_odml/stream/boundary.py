@@ -4,14 +4,25 @@ Invariant: members depend on the order of landing only, not on when one asks: co
 *shortest* prefix that meets them, so a driver that was away closes the same tasks afterwards. The age of
 an image is the one condition of the clock; that is why a closed task's members are committed before it is
 learnt.
+
+A shard that names its task, or that a manifest which landed *before* it names, belongs to that task: the
+conditions do not count it. A manifest claims only what lands after it, since what landed before may have
+been closed by then. No manifest closes a task without an image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
+from stream_odml.stream.shard import TASK_SUFFIX
+
+Settled = Mapping[str, str]
+"""Names of shards that will not wait again, and where they are: the id of their task, or `set aside`."""
+
+_NONE: Settled = MappingProxyType({})
 MIN_CLASSES = 2
 MIN_IMAGES_PER_CLASS = 2
 
@@ -80,54 +91,94 @@ class BoundaryPolicy:
         waiting: Sequence[WaitingShard],
         known_classes: Collection[str],
         now: float,
-        settled: Collection[str] = (),
+        settled: Settled = _NONE,
     ) -> Closure | None:
         """The next task to close, or None. Ask again after closing, without its members, until None.
 
         `waiting` in the order of landing; `known_classes`: classes of the tasks closed so far; `now` in
-        seconds since 1970; `settled`: names of shards that will not wait again, because a task has them or
-        they were set aside, so that a manifest that names them is not waited for. Without a manifest no task
+        seconds since 1970; a manifest does not wait for shards that are `settled`. Without a manifest no task
         closes before it has two classes of two images: it waits for more.
         """
         known = frozenset(known_classes)
+        owned = self._owned(waiting)
+        open_task: list[WaitingShard] = []
         tally: dict[str, int] = {}
-        for end, shard in enumerate(waiting, start=1):
+        for at, shard in enumerate(waiting):
             if self.manifest and shard.task_complete:
-                members = _members(waiting, end - 1, settled)
-                if members is not None:
-                    return _closure(
-                        members, f"manifest: task {shard.task or shard.name} is complete", shard.task
-                    )
+                members = _members(waiting, at, settled, owned)
+                if members and any(map(_has_images, members)):
+                    return _closure(members, _manifest_reason(shard, settled), shard.task)
+            if shard.shard_id in owned:
+                continue
+            open_task.append(shard)
             _add(tally, shard)
             reason = self._reached(tally, known)
             if reason and is_trainable(tally):
-                return _closure(waiting[:end], reason)
-        return self._by_age(waiting, tally, now)
+                return _closure(open_task, reason)
+        return self._by_age(open_task, tally, now)
+
+    def closes_nothing(self, waiting: Sequence[WaitingShard], settled: Settled = _NONE) -> dict[str, str]:
+        """Task manifests that close no task, by id, and why: no image of theirs waits. Ask after `decide`."""
+        owned = self._owned(waiting)
+        found = {}
+        for at, shard in enumerate(waiting if self.manifest else ()):
+            if not (shard.task_complete and _is_marker(shard)):
+                continue
+            members = _members(waiting, at, settled, owned)
+            if members is not None and not any(map(_has_images, members)):
+                found[shard.shard_id] = f"task {shard.task} closes nothing: {_where(shard, settled)}"
+        return found
 
     def explain(
-        self, waiting: Sequence[WaitingShard], known_classes: Collection[str], now: float
+        self,
+        waiting: Sequence[WaitingShard],
+        known_classes: Collection[str],
+        now: float,
+        settled: Settled = _NONE,
     ) -> list[str]:
         """One line per condition: what waits for what. For people, in `status`."""
+        owned = self._owned(waiting)
+        counted = [shard for shard in waiting if shard.shard_id not in owned]
+        tally: dict[str, int] = {}
+        for shard in counted:
+            _add(tally, shard)
         if not waiting:
             return ["no image waits"]
-        tally: dict[str, int] = {}
-        for shard in waiting:
-            _add(tally, shard)
-        fresh, total = len(tally.keys() - frozenset(known_classes)), sum(tally.values())
-        lines = [f"{len(waiting)} shards with {total} images of {len(tally)} classes wait"]
+        lines = [f"{len(counted)} shards with {sum(tally.values())} images of {len(tally)} classes wait"]
+        lines += self._conditions(counted, tally, frozenset(known_classes), now)
+        return (
+            lines
+            + _announced(waiting, owned)
+            + [line for line in (_missing(waiting, at, settled) for at in range(len(waiting))) if line]
+        )
+
+    def _conditions(
+        self, counted: Sequence[WaitingShard], tally: Mapping[str, int], known: frozenset[str], now: float
+    ) -> list[str]:
+        lines = []
         if self.new_classes is not None:
-            lines.append(f"new classes: {fresh} of {self.new_classes}")
+            lines.append(f"new classes: {len(tally.keys() - known)} of {self.new_classes}")
         if self.images is not None:
-            lines.append(f"images: {total} of {self.images}")
-        if self.age_s is not None:
-            lines.append(
-                f"age of the oldest: {max(0.0, now - waiting[0].landed_at):.0f} s of {self.age_s:.0f} s"
-            )
+            lines.append(f"images: {sum(tally.values())} of {self.images}")
+        oldest = _oldest(counted)
+        if self.age_s is not None and oldest is not None:
+            lines.append(f"age of the oldest: {max(0.0, now - oldest):.0f} s of {self.age_s:.0f} s")
         if not is_trainable(tally):
             lines.append(
                 f"held back: fewer than {MIN_CLASSES} classes with {MIN_IMAGES_PER_CLASS} images; needs more"
             )
-        return lines + [line for line in (_missing(waiting, at) for at in range(len(waiting))) if line]
+        return lines
+
+    def _owned(self, waiting: Sequence[WaitingShard]) -> frozenset[str]:
+        """Ids of the shards that belong to a task by name, which the conditions do not count."""
+        owned: set[str] = set()
+        announced: set[str] = set()
+        for shard in waiting if self.manifest else ():
+            if shard.name in announced or (shard.task is not None and not _is_marker(shard)):
+                owned.add(shard.shard_id)
+            if shard.task_complete:
+                announced.update(shard.task_shards)
+        return frozenset(owned)
 
     def _reached(self, tally: Mapping[str, int], known: frozenset[str]) -> str | None:
         fresh, total = len(tally.keys() - known) if self.new_classes is not None else 0, sum(tally.values())
@@ -140,10 +191,24 @@ class BoundaryPolicy:
     def _by_age(
         self, waiting: Sequence[WaitingShard], tally: Mapping[str, int], now: float
     ) -> Closure | None:
-        if self.age_s is None or not waiting or not is_trainable(tally):
+        oldest = _oldest(waiting)
+        if self.age_s is None or oldest is None or not is_trainable(tally):
             return None
-        age = now - min(shard.landed_at for shard in waiting)
+        age = now - oldest
         return _closure(waiting, f"age: {age:.0f} s of {self.age_s:.0f} s") if age >= self.age_s else None
+
+
+def _is_marker(shard: WaitingShard) -> bool:
+    """Whether it is a task manifest, which has no images of its own."""
+    return shard.name.endswith(TASK_SUFFIX)
+
+
+def _has_images(shard: WaitingShard) -> bool:
+    return any(shard.counts.values())
+
+
+def _oldest(waiting: Sequence[WaitingShard]) -> float | None:
+    return min((shard.landed_at for shard in waiting if _has_images(shard)), default=None)
 
 
 def _add(tally: dict[str, int], shard: WaitingShard) -> None:
@@ -158,23 +223,45 @@ def is_trainable(tally: Mapping[str, int]) -> bool:
 
 
 def _members(
-    waiting: Sequence[WaitingShard], at: int, settled: Collection[str] = ()
+    waiting: Sequence[WaitingShard], at: int, settled: Settled, owned: Collection[str]
 ) -> Sequence[WaitingShard] | None:
     """What the complete task at `at` consists of; None while a shard that it names has not been indexed."""
     marker = waiting[at]
-    if not marker.task_shards:
-        if (
-            marker.task is not None and marker.counts
-        ):  # a shard that is itself of the task: those of the same name
-            return [shard for shard in waiting[: at + 1] if shard.task == marker.task]
-        return waiting[: at + 1]
-    if _missing(waiting, at, settled):
-        return None
-    wanted = {*marker.task_shards, marker.name}
-    return [shard for shard in waiting if shard.name in wanted]
+    if marker.task_shards:
+        wanted = {*marker.task_shards, marker.name}
+        return None if _missing(waiting, at, settled) else [s for s in waiting if s.name in wanted]
+    earlier = waiting[: at + 1]
+    if _is_marker(marker):
+        return [s for s in earlier if s.shard_id not in owned or s.task == marker.task]
+    return [s for s in earlier if s.task == marker.task]
 
 
-def _missing(waiting: Sequence[WaitingShard], at: int, settled: Collection[str] = ()) -> str | None:
+def _manifest_reason(marker: WaitingShard, settled: Settled) -> str:
+    reason = f"manifest: task {marker.task or marker.name} is complete"
+    gone = [name for name in marker.task_shards if name in settled]
+    return f"{reason}, without what was closed before: {_where(marker, settled)}" if gone else reason
+
+
+def _where(marker: WaitingShard, settled: Settled) -> str:
+    """Where the shards of a manifest are that do not wait any more."""
+    gone = [f"{name} ({settled[name]})" for name in marker.task_shards if name in settled]
+    if not gone:
+        return "no image of it waits"
+    return ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+
+
+def _announced(waiting: Sequence[WaitingShard], owned: Collection[str]) -> list[str]:
+    """Tasks whose shards wait until somebody says that they are complete."""
+    complete = {shard.task for shard in waiting if shard.task_complete}
+    own = [shard for shard in waiting if shard.shard_id in owned and shard.task not in complete]
+    images = {task: 0 for task in (shard.task for shard in own) if task is not None}
+    for shard in own:
+        if shard.task is not None:
+            images[shard.task] += sum(shard.counts.values())
+    return [f"task {task}: {count} images wait until it is complete" for task, count in images.items()]
+
+
+def _missing(waiting: Sequence[WaitingShard], at: int, settled: Settled) -> str | None:
     marker = waiting[at]
     here = {shard.name for shard in waiting} | {*settled}
     absent = sorted({*marker.task_shards} - here) if marker.task_complete else []

@@ -68,10 +68,13 @@ def _check_task(ref: ShardRef, options: StorageOptions | None) -> None:
     """A task manifest has no rows; a broken one is refused like any other file."""
     with ShardFile(ref.uri, options) as file:
         manifest = ShardManifest.from_bytes(file.readall() or b"")
-        if manifest.task is None or not manifest.task_complete:
+        if not (manifest.task or "").strip() or not manifest.task_complete:
             raise BadShard(
                 Reason.BAD_MANIFEST, "a task manifest names its task and says task_complete", file.head()
             )
+        if manifest.shards == ():
+            detail = "it names no shard, so it closes nothing; leave `shards` out to close all that waits"
+            raise BadShard(Reason.BAD_MANIFEST, detail, file.head())
 
 
 def _single_file(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:

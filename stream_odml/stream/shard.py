@@ -53,13 +53,14 @@ class ManifestFile:
 class ShardManifest:
     """What a producer says about a shard or a task.
 
-    `task` names the task, `task_complete` says that it is whole. `shards` names the shards of the task;
-    when it is empty, everything that landed before the manifest and still waits belongs to it.
+    `task` names the task, `task_complete` says that it is whole. `shards` of a task manifest names the
+    shards of the task, which may land after it; with None, everything that landed before the manifest and
+    still waits belongs to it. A task manifest that names none (an empty list) is refused.
     """
 
     task: str | None = None
     task_complete: bool = False
-    shards: tuple[str, ...] = ()
+    shards: tuple[str, ...] | None = ()
     files: tuple[ManifestFile, ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -79,12 +80,18 @@ class ShardManifest:
             if task is not None and not isinstance(task, str):
                 raise ValueError(f"task {task!r} is not a string")
             files = tuple(_file_from_json(item) for item in body.get("files", ()))
-            shards = tuple(str(name) for name in body.get("shards", ()))
-            return ShardManifest(task, bool(body.get("task_complete", False)), shards, files)
+            complete = bool(body.get("task_complete", False))
+            return ShardManifest(task, complete, _names_from_json(body.get("shards")), files)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, BadShard):
                 raise
             raise BadShard(Reason.BAD_MANIFEST, f"{type(error).__name__}: {error}", data[:32]) from error
+
+
+def _names_from_json(names: Any) -> tuple[str, ...] | None:
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"shards {names!r:.80}: expected a list of shard names, or null for all that wait")
+    return None if names is None else tuple(names)
 
 
 def _file_to_json(file: ManifestFile) -> dict[str, Any]:
