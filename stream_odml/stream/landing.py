@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.stream import fields
-from stream_odml.stream.publish import ShardExists, check_name, publish
+from stream_odml.stream.publish import MAX_NAME_CHARS, ShardExists, check_name, publish
+from stream_odml.stream.reading import check_rows
 from stream_odml.stream.reasons import Reason, RowError
-from stream_odml.stream.shard import FILE_FORMATS, TASK_SUFFIX, ShardManifest
+from stream_odml.stream.shard import FILE_FORMATS, TASK_SUFFIX, ShardManifest, format_of, shard_name
 from stream_odml.stream.storage import StorageOptions
 
 __all__ = [
@@ -153,11 +154,14 @@ def _extension(image: bytes) -> str:
 def land_file(
     inbox: Inbox, path: Inbox, name: str | None = None, options: StorageOptions | None = None
 ) -> str:
-    """Land a Parquet, Arrow or tar file as it is. Raises ValueError for another suffix."""
+    """Land a Parquet, Arrow or tar file as it is. `name` ends in its suffix; by default it is made from the
+    file's own.
+
+    Raises ValueError for another suffix, and for a file none of whose first rows can be used.
+    """
     source = Path(path)
-    final = check_name(name or source.name)
-    if Path(final).suffix.lower() not in FILE_FORMATS:
-        raise ValueError(f"{final!r}: expected a name ending in {', '.join(FILE_FORMATS)}")
+    final = check_file_name(name or shard_name(source.stem) + source.suffix.lower())
+    check_rows(source, format_of(final))
 
     def write(file: IO[bytes]) -> None:
         with open(source, "rb") as data:
@@ -166,26 +170,42 @@ def land_file(
     return publish(inbox, final, write, options)
 
 
+def check_file_name(name: str) -> str:
+    """Return the name of a shard that is one file. Raises ValueError for a suffix that no reader has."""
+    if format_of(check_name(name)) not in FILE_FORMATS.values():
+        raise ValueError(f"{name!r}: expected a name ending in {', '.join(FILE_FORMATS)}")
+    return name
+
+
 def land_parquet(
     inbox: Inbox,
     path: Inbox,
     rows_per_shard: int = 1000,
     label_names: Sequence[str] | None = None,
     options: StorageOptions | None = None,
+    name: str | None = None,
 ) -> Iterator[str]:
-    """Split a large Parquet file into shards `<stem>-00000.parquet` …, one at a time; yields each URI as it
+    """Split a large Parquet file into shards `<name>-00000.parquet` …, one at a time; yields each URI as it
     lands.
 
-    `label_names` turns a numbered `label` column into `class_name`. Raises ValueError, ShardExists,
-    OSError.
+    `label_names` turns a numbered `label` column into `class_name`. `name` is by default made from the
+    file's own. Raises ValueError, ShardExists, OSError.
     """
+    names = parquet_names(path, rows_per_shard, name)
+    with pq.ParquetFile(Path(path)) as table:
+        for final, batches in zip(names, _cut(table, rows_per_shard), strict=True):
+            yield publish(inbox, final, _writer(batches, label_names), options)
+
+
+def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> list[str]:
+    """Return the names of the shards that `land_parquet` cuts a file into, without reading a row of it."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard {rows_per_shard}: expected at least 1")
     source = Path(path)
+    stem = shard_name(source.stem) if name is None else name
     with pq.ParquetFile(source) as table:
-        for index, batches in enumerate(_cut(table, rows_per_shard)):
-            name = check_name(f"{source.stem}-{index:05d}.parquet")
-            yield publish(inbox, name, _writer(batches, label_names), options)
+        count = -(-table.metadata.num_rows // rows_per_shard)
+    return [check_name(f"{stem}-{index:05d}.parquet") for index in range(count)]
 
 
 def _cut(table: Any, rows: int) -> Iterator[list[Any]]:
@@ -215,18 +235,38 @@ def _writer(batches: list[Any], names: Sequence[str] | None) -> Any:
 
 
 def complete_task(
-    inbox: Inbox, task: str, shards: Iterable[str] = (), options: StorageOptions | None = None
+    inbox: Inbox, task: str, shards: Iterable[str] | None = None, options: StorageOptions | None = None
 ) -> str:
-    """Say that a task is complete: it consists of the named shards, or of all that landed before and still
-    waits.
+    """Say that a task is complete: it consists of the named shards, or with None of all that landed before
+    and still waits.
 
-    `shards` are names (or URIs, whose last part counts). Lands `<task>.task.json` and returns its URI.
+    `shards` are names (or URIs, whose last part counts). To keep a boundary from closing some of them
+    earlier, complete the task *before* they land: it waits for them. Lands `<task>.task.json` and returns
+    its URI. Raises ValueError for a task that is no file name or has no shard, ShardExists for one that was
+    completed with others.
     """
-    names = tuple(os.fspath(shard).rstrip("/").rpartition("/")[2] for shard in shards)
+    final = check_task(task)
+    names = None if shards is None else tuple(os.fspath(s).rstrip("/").rpartition("/")[2] for s in shards)
+    if names is not None and not all(names or [""]):
+        raise ValueError(f"task {task!r} names no shard: there is nothing to complete")
     manifest = ShardManifest(task=task, task_complete=True, shards=names)
-    return publish(
-        inbox, check_name(task + TASK_SUFFIX), lambda file: _write(file, manifest.to_bytes()), options
-    )
+    try:
+        return publish(inbox, final, lambda file: _write(file, manifest.to_bytes()), options)
+    except ShardExists as error:
+        raise ShardExists(
+            f"task {task!r} was completed before, with other shards; a task is completed once: choose another name"
+        ) from error
+
+
+def check_task(task: str) -> str:
+    """Return the file name of a task's manifest. Raises ValueError for a task that is no file name."""
+    try:
+        return check_name(task + TASK_SUFFIX)
+    except ValueError:
+        room = MAX_NAME_CHARS - len(TASK_SUFFIX)
+        raise ValueError(
+            f"task {task!r:.80}: expected 1-{room} letters, digits, '.', '_', '-', first a letter or digit"
+        ) from None
 
 
 def _write(file: IO[bytes], data: bytes) -> None:

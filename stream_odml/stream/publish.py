@@ -22,6 +22,7 @@ import pyarrow.fs as pafs
 
 from stream_odml.stream.storage import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
 
+MAX_NAME_CHARS = 150
 Write = Callable[[IO[bytes]], None]
 
 
@@ -31,9 +32,10 @@ class ShardExists(ValueError):
 
 def check_name(name: str) -> str:
     """A name that sources see and every file system takes. Raises ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,149}", name):
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}", name):
         raise ValueError(
-            f"shard name {name!r}: expected 1-150 letters, digits, '.', '_', '-', first a letter or digit"
+            f"shard name {name!r:.80}: expected 1-{MAX_NAME_CHARS} letters, digits, '.', '_', '-', "
+            "first a letter or digit"
         )
     return name
 

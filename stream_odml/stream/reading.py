@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
+from pathlib import Path
 
 from stream_odml.stream import fields
 from stream_odml.stream.delta_log import delta_files
@@ -19,6 +21,9 @@ from stream_odml.stream.shard import ShardManifest, ShardRef
 from stream_odml.stream.storage import ShardFile, StorageOptions
 from stream_odml.stream.tables import table_rows
 from stream_odml.stream.tars import tar_rows
+
+CHECKED_ROWS = 1000
+"""Rows that a producer's file is searched for one that can be used, before it lands."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,24 @@ def read_shard(
 def raw_rows(ref: ShardRef, storage_options: StorageOptions | None = None) -> Iterator[RawRow]:
     """All rows of a shard as they were written, unchecked: for people who mend what was refused. Errors as above."""
     return _rows(ref, storage_options)
+
+
+def check_rows(path: Path, format: str) -> None:
+    """Read the start of a table or tar. Raises ValueError, in words, where no row of it could become an item."""
+    first: RowProblem | None = None
+    with ShardFile(str(path)) as file:
+        try:
+            rows = tar_rows(file) if format == "tar" else table_rows(file, format)
+            for raw in islice(rows, CHECKED_ROWS):
+                found = _check(raw, path.name, set())
+                if isinstance(found, RawItem):
+                    return
+                first = first or found
+        except BadShard as error:
+            raise ValueError(f"{path} cannot be read: {error.detail} ({error.reason})") from error
+    if first is None:
+        raise ValueError(f"{path} has no rows: there is nothing to land")
+    raise ValueError(f"{path}: no row at its start can be used, the first: {first.detail} ({first.reason})")
 
 
 def _rows(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -80,7 +81,9 @@ class ShardManifest:
             if task is not None and not isinstance(task, str):
                 raise ValueError(f"task {task!r} is not a string")
             files = tuple(_file_from_json(item) for item in body.get("files", ()))
-            complete = bool(body.get("task_complete", False))
+            complete = body.get("task_complete", False)
+            if not isinstance(complete, bool):
+                raise ValueError(f"task_complete {complete!r}: expected true or false")
             return ShardManifest(task, complete, _names_from_json(body.get("shards")), files)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, BadShard):
@@ -160,6 +163,21 @@ def make_shard_id(name: str, content_sha256: str) -> str:
     if slug != name:
         slug = f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
     return f"{slug}-{content_sha256[:HASH_CHARS]}"
+
+
+def shard_name(text: str) -> str:
+    """Return the name of a shard made from the name of a folder or file: `my photos` becomes
+    `my_photos-b4b3ca`.
+
+    A name that every file system takes stays as it is; another one gets six digits of its hash, so that
+    `photos (1)` and `photos [1]` stay apart. Accents that are composed differently give an equal name.
+    """
+    text = unicodedata.normalize("NFC", text)
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "_", plain)[:100].strip("._-") or "shard"
+    if slug != text:
+        slug = f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+    return slug
 
 
 def format_of(name: str) -> str:
