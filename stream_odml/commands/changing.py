@@ -21,18 +21,20 @@ def ingest(
     task: Annotated[
         str | None, typer.Option(help="Say that these shards are a complete task of this name.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the shards; by default made from that of the folder or file.")
+    ] = None,
 ) -> None:
-    """Land images as shards. Repeating the command lands nothing twice.
+    """Land images as shards. Repeating the command lands nothing twice; of a folder that has grown it lands
+    what is new. The class of an image is its folder, without a leading `train`, `test` or the like.
 
     Examples:  stream-odml ingest photos/ stream-root/inbox  ·  stream-odml ingest new.parquet stream-root/inbox
     --task spring
     """
     from stream_odml.commands.ingest import land_path
 
-    shards = []
-    for shard in land_path(path, inbox, rows_per_shard, task):
-        out.print(f"landed {shard}", highlight=False, soft_wrap=True)
-        shards.append(shard)
+    for line in land_path(path, inbox, rows_per_shard, task, name):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def rollback(

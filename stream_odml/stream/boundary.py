@@ -170,11 +170,11 @@ class BoundaryPolicy:
         return lines
 
     def _owned(self, waiting: Sequence[WaitingShard]) -> frozenset[str]:
-        """Ids of the shards that belong to a task by name, which the conditions do not count."""
+        """Ids of the shards that belong to a task by name, and of manifests: no condition counts or closes them."""
         owned: set[str] = set()
         announced: set[str] = set()
         for shard in waiting if self.manifest else ():
-            if shard.name in announced or (shard.task is not None and not _is_marker(shard)):
+            if shard.name in announced or shard.task is not None:
                 owned.add(shard.shard_id)
             if shard.task_complete:
                 announced.update(shard.task_shards)

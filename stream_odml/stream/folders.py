@@ -1,4 +1,5 @@
-"""Rows of a folder shard: `_manifest.json` names its files; an image's class is the folder it lies in.
+"""Rows of a folder shard: `_manifest.json` names its files; an image's class is the folder it lies in, or what
+the manifest says of it.
 
 Files may also be tables or tars, whose rows then follow one another. A file that is not the one the
 manifest declares spoils its own row only: the identity of the shard is the manifest, and every other file
@@ -18,6 +19,8 @@ from stream_odml.stream.shard import MANIFEST_NAME, ManifestFile, ShardManifest,
 from stream_odml.stream.storage import ShardFile, StorageOptions, is_remote, join, local_path
 from stream_odml.stream.tables import table_rows
 from stream_odml.stream.tars import tar_rows
+
+_FOREIGN_TABLE = frozenset({Reason.WRONG_SCHEMA, Reason.EMPTY_FILE})
 
 
 def read_manifest(uri: str, options: StorageOptions | None) -> tuple[ShardManifest, str]:
@@ -52,12 +55,24 @@ def parts_rows(uri: str, files: tuple[ManifestFile, ...], options: StorageOption
 
 
 def _part(uri: str, declared: ManifestFile, kind: str, options: StorageOptions | None) -> Iterator[RawRow]:
+    """Rows of a table or tar. One that holds no rows of ours from its start is one row, which says why."""
+    if not _inside(uri, declared.path):
+        yield RawRow(0, problem=(Reason.UNSAFE_PATH, f"{declared.path!r} leads out of the shard"))
+        return
     with ShardFile(join(uri, declared.path), options) as file:
         if file.size_bytes != declared.size_bytes or (declared.sha256 and _sha256(file) != declared.sha256):
             raise BadShard(
                 Reason.HASH_MISMATCH, f"{declared.path} is not the file that the manifest declares"
             )
-        yield from tar_rows(file) if kind == "tar" else table_rows(file, kind, dict(declared.values))
+        count = 0
+        try:
+            for raw in tar_rows(file) if kind == "tar" else table_rows(file, kind, dict(declared.values)):
+                yield raw
+                count += 1
+        except BadShard as error:
+            if count or error.reason not in _FOREIGN_TABLE:
+                raise
+            yield RawRow(0, problem=(error.reason, f"{declared.path}: {error.detail}"))
 
 
 def _sha256(file: ShardFile) -> str:
@@ -68,7 +83,8 @@ def _sha256(file: ShardFile) -> str:
 
 def _image(uri: str, declared: ManifestFile, row: int, options: StorageOptions | None) -> RawRow:
     folder = PurePosixPath(declared.path).parent.as_posix()
-    label = None if folder == "." else folder
+    values = dict(declared.values)
+    label = values.get("class_name", None if folder == "." else folder)
     if declared.size_bytes > MAX_IMAGE_BYTES:
         return RawRow(row, None, label, problem=(Reason.OVERSIZED, f"{declared.size_bytes} bytes of image"))
     if not _inside(uri, declared.path):
@@ -79,11 +95,18 @@ def _image(uri: str, declared: ManifestFile, row: int, options: StorageOptions |
         with ShardFile(join(uri, declared.path), options) as file:
             data = file.read(declared.size_bytes + 1) or b"" if is_remote(uri) else file.readall() or b""
     except BadShard as error:
-        return RawRow(row, None, label, problem=(error.reason, f"{declared.path} is not there"))
+        return RawRow(row, None, label, problem=(error.reason, f"{declared.path}: {error.detail}"))
     if declared.sha256 and hashlib.sha256(data).hexdigest() != declared.sha256:
         detail = f"{declared.path} is not the file that the manifest declares"
         return RawRow(row, data, label, problem=(Reason.HASH_MISMATCH, detail))
-    return RawRow(row, data, label)
+    return RawRow(
+        row,
+        data,
+        label,
+        item_id=values.get("item_id"),
+        attributes=values.get("attributes"),
+        time=values.get("time"),
+    )
 
 
 def _inside(uri: str, path: str) -> bool:

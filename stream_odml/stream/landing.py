@@ -161,7 +161,7 @@ def land_file(
     """
     source = Path(path)
     final = check_file_name(name or shard_name(source.stem) + source.suffix.lower())
-    check_rows(source, format_of(final))
+    check_rows(source.resolve(), format_of(final))  # whoever names a link here may follow it
 
     def write(file: IO[bytes]) -> None:
         with open(source, "rb") as data:

@@ -1,20 +1,53 @@
 """Land a folder of class folders as one shard: files first, `_manifest.json` last.
 
 Invariant: a folder is a shard only once its manifest is there, and the manifest carries the hash of every
-file.
+file. A folder that has grown lands as its new part: the images whose bytes have not landed from it before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from stream_odml.stream.publish import ShardExists, check_name, file_sha256, sync_folder
-from stream_odml.stream.shard import FILE_FORMATS, IMAGE_SUFFIXES, MANIFEST_NAME, ManifestFile, ShardManifest
-from stream_odml.stream.storage import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
+import pyarrow.fs as pafs
+
+from stream_odml.stream.folder_scan import scan_folder
+from stream_odml.stream.folders import read_manifest
+from stream_odml.stream.publish import ShardExists, check_name, sync_folder
+from stream_odml.stream.reasons import BadShard
+from stream_odml.stream.shard import MANIFEST_NAME, TASK_SUFFIX, ShardManifest, shard_name
+from stream_odml.stream.storage import (
+    StorageOptions,
+    is_remote,
+    join,
+    local_path,
+    open_regular,
+    s3_filesystem,
+    s3_path,
+)
+
+_PART_CHARS = 8
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """What would land of a folder, found without writing a byte.
+
+    `name` and `manifest` are those of the shard to land, both None where all of it has landed before;
+    `before` are the shards that hold the rest. `notes` say what is passed over, a line for each kind.
+    """
+
+    source: Path
+    name: str | None
+    manifest: ShardManifest | None
+    before: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def land_folder(
@@ -28,17 +61,49 @@ def land_folder(
     """Copy `folder` (class folders of images; also tables and tars) into the inbox as one shard. Returns its
     URI.
 
-    `task_complete` says that with this shard `task` is whole. Raises ShardExists, ValueError when it
-    holds no file.
+    `name` is by default made from the folder's own. `task_complete` says that with this shard `task` is
+    whole. Raises ShardExists, ValueError when it holds no file that can land.
     """
-    source, place = Path(folder), os.fspath(inbox)
-    final = check_name(name or source.name)
-    manifest = describe_folder(source, task, task_complete)
-    if is_remote(place):
-        _upload(source, join(place, final), manifest, options)
-    else:
-        _copy(source, local_path(place), final, manifest)
-    return join(place, final)
+    source, place = _named(folder), os.fspath(inbox)
+    final = _check_folder_name(shard_name(source.name) if name is None else name)
+    scan = scan_folder(source, _local_or_none(place))
+    return _land(place, source, final, ShardManifest(task, task_complete, files=scan.files), options)
+
+
+def plan_folder(
+    inbox: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    options: StorageOptions | None = None,
+) -> FolderPlan:
+    """Find what of `folder` has not landed from it before, by the bytes of its files. Errors as `land_folder`."""
+    source, place = _named(folder), os.fspath(inbox)
+    base = _check_folder_name(shard_name(source.name) if name is None else name)
+    scan = scan_folder(source, _local_or_none(place))
+    landed = _landed(place, base, options)
+    known = {file.sha256 for manifest in landed.values() for file in manifest.files}
+    new = tuple(file for file in scan.files if file.sha256 not in known)
+    here = {file.sha256 for file in scan.files}
+    before = tuple(n for n, manifest in landed.items() if here & {file.sha256 for file in manifest.files})
+    if not new:
+        return FolderPlan(source, None, None, before, scan.notes)
+    manifest = ShardManifest(files=new)
+    if not before and base not in landed:
+        return FolderPlan(source, base, manifest, (), scan.notes)
+    part = hashlib.sha256(manifest.to_bytes()).hexdigest()[:_PART_CHARS]
+    note = (
+        f"{len(scan.files) - len(new)} of {len(scan.files)} files landed before; the {len(new)} new ones land"
+    )
+    return FolderPlan(source, check_name(f"{base}-{part}"), manifest, before, (note, *scan.notes))
+
+
+def land_plan(
+    inbox: str | os.PathLike[str], plan: FolderPlan, options: StorageOptions | None = None
+) -> str | None:
+    """Land what a plan found; None where it found nothing new. Raises ShardExists, OSError."""
+    if plan.name is None or plan.manifest is None:
+        return None
+    return _land(os.fspath(inbox), plan.source, plan.name, plan.manifest, options)
 
 
 def seal_folder(folder: str | os.PathLike[str], task: str | None = None, task_complete: bool = False) -> Path:
@@ -51,21 +116,61 @@ def seal_folder(folder: str | os.PathLike[str], task: str | None = None, task_co
 
 def describe_folder(folder: Path, task: str | None = None, task_complete: bool = False) -> ShardManifest:
     """The manifest of a folder: images, tables and tars below it, sorted by path, each with size and hash."""
-    wanted = IMAGE_SUFFIXES | set(FILE_FORMATS)
-    paths = sorted(path for path in _walk(folder) if path.suffix.lower() in wanted)
-    if not paths:
-        raise ValueError(f"{folder} holds no image, table or tar; expected class folders of images")
-    files = tuple(
-        ManifestFile(path.relative_to(folder).as_posix(), path.stat().st_size, file_sha256(path))
-        for path in paths
-    )
-    return ShardManifest(task, task_complete, files=files)
+    return ShardManifest(task, task_complete, files=scan_folder(folder).files)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(root) / name for name in names if not name.startswith("."))
+def _named(folder: str | os.PathLike[str]) -> Path:
+    """The folder with a name, also for `.` and `..`. Raises ValueError for none, and for the root of all."""
+    source = Path(os.path.abspath(folder))
+    if not source.is_dir():
+        raise ValueError(f"{folder} is no folder; name a folder of class folders")
+    if not source.name:
+        raise ValueError(
+            f"{folder} is the root of the file system; name the folder of class folders below it"
+        )
+    return source
+
+
+def _check_folder_name(name: str) -> str:
+    if name.endswith(TASK_SUFFIX):
+        raise ValueError(f"shard name {name!r} is that of a task's manifest; choose another name")
+    return check_name(name)
+
+
+def _local_or_none(inbox: str) -> Path | None:
+    return None if is_remote(inbox) else local_path(inbox)
+
+
+def _landed(inbox: str, base: str, options: StorageOptions | None) -> dict[str, ShardManifest]:
+    """The shards that landed from the folder of this name: the first, and its parts."""
+    ours = re.compile(rf"{re.escape(base)}(-[0-9a-f]{{{_PART_CHARS}}})?")
+    landed = {}
+    for name in sorted(filter(ours.fullmatch, _folders(inbox, options))):
+        try:
+            landed[name] = read_manifest(join(inbox, name), options)[0]
+        except BadShard:
+            continue  # without its manifest it is no shard, or one that readers refuse
+    return landed
+
+
+def _folders(inbox: str, options: StorageOptions | None) -> Iterator[str]:
+    if is_remote(inbox):
+        filesystem = s3_filesystem(options)
+        listed = filesystem.get_file_info(pafs.FileSelector(s3_path(inbox), allow_not_found=True))
+        yield from (info.base_name for info in listed if info.type == pafs.FileType.Directory)
+    elif local_path(inbox).exists():
+        with os.scandir(local_path(inbox)) as entries:
+            yield from (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def _land(
+    inbox: str, source: Path, name: str, manifest: ShardManifest, options: StorageOptions | None
+) -> str:
+    if is_remote(inbox):
+        _upload(source, join(inbox, name), manifest, options)
+    else:
+        _copy(source, local_path(inbox), name, manifest)
+    return join(inbox, name)
 
 
 def _write_manifest(root: Path, manifest: ShardManifest) -> Path:
@@ -81,33 +186,46 @@ def _write_manifest(root: Path, manifest: ShardManifest) -> Path:
 
 def _copy(source: Path, inbox: Path, name: str, manifest: ShardManifest) -> None:
     final, aside = inbox / name, inbox / f".{name}.{secrets.token_hex(4)}"
-    if (final / MANIFEST_NAME).exists():
-        if (final / MANIFEST_NAME).read_bytes() == manifest.to_bytes():
-            return
-        raise ShardExists(f"{final} exists with other content; a shard is immutable: choose another name")
+    if _is_landed(final, manifest):
+        return
     try:
         for file in manifest.files:
             target = aside / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file.path, target)
-            _sync_file(target)
+            with open_regular(source / file.path) as data, open(target, "xb") as out:
+                shutil.copyfileobj(data, out, 8 << 20)
+                out.flush()
+                os.fsync(out.fileno())
         _write_manifest(aside, manifest)
-        os.rename(aside, final)
+        try:
+            os.rename(aside, final)
+        except OSError:
+            if not _is_landed(final, manifest):  # who landed it meanwhile may have landed the same
+                raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     sync_folder(inbox)
 
 
-def _sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def _is_landed(final: Path, manifest: ShardManifest) -> bool:
+    """Whether this very shard is there. Raises ShardExists where anything else has its name."""
+    if not os.path.lexists(final):
+        return False
+    try:
+        if (final / MANIFEST_NAME).read_bytes() == manifest.to_bytes():
+            return True
+    except (FileNotFoundError, NotADirectoryError):
+        raise ShardExists(
+            f"{final} exists and is no complete shard; remove it, or choose another name"
+        ) from None
+    raise ShardExists(f"{final} exists with other content; a shard is immutable: choose another name")
 
 
 def _upload(source: Path, uri: str, manifest: ShardManifest, options: StorageOptions | None) -> None:
     filesystem, key = s3_filesystem(options), s3_path(uri)
     for file in manifest.files:
         with (
-            open(source / file.path, "rb") as data,
+            open_regular(source / file.path) as data,
             filesystem.open_output_stream(join(key, file.path)) as out,
         ):
             shutil.copyfileobj(data, out, 8 << 20)

@@ -6,7 +6,7 @@ Memory is bounded by one record batch (tables: one row group) or one image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -57,12 +57,12 @@ def raw_rows(ref: ShardRef, storage_options: StorageOptions | None = None) -> It
     return _rows(ref, storage_options)
 
 
-def check_rows(path: Path, format: str) -> None:
+def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = None) -> None:
     """Read the start of a table or tar. Raises ValueError, in words, where no row of it could become an item."""
     first: RowProblem | None = None
     with ShardFile(str(path)) as file:
         try:
-            rows = tar_rows(file) if format == "tar" else table_rows(file, format)
+            rows = tar_rows(file) if format == "tar" else table_rows(file, format, constants)
             for raw in islice(rows, CHECKED_ROWS):
                 found = _check(raw, path.name, set())
                 if isinstance(found, RawItem):

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
+from stream_odml.stream.foreign import is_foreign
 from stream_odml.stream.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.stream.reasons import BadShard, Reason, TransientReadError
 from stream_odml.stream.shard import IMAGE_SUFFIXES, is_safe_path
@@ -58,7 +59,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[RawRow]:
     row, key, parts = 0, "", {}  # type: int, str, dict[str, Any]
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # or the tar keeps every header in memory
-        if member.isdir():
+        if member.isdir() or is_foreign(member.name):
             continue
         problem = _refuse(member)
         member_key, extension = _split(member.name)
