@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from stream_odml.stream import fields
 from stream_odml.stream.reasons import RowError
+from stream_odml.stream.regular import read_regular
 from stream_odml.stream.shard import is_safe_path
-from stream_odml.stream.storage import read_regular
 
 METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
 MAX_METADATA_BYTES = 256 << 20

@@ -17,8 +17,8 @@ from stream_odml.stream.folder_metadata import METADATA_NAMES, Described, read_m
 from stream_odml.stream.foreign import is_foreign, is_foreign_folder
 from stream_odml.stream.passed_over import describe_passed_over, is_landable
 from stream_odml.stream.reading import check_rows
+from stream_odml.stream.regular import hash_regular
 from stream_odml.stream.shard import FILE_FORMATS, MANIFEST_NAME, ManifestFile, format_of
-from stream_odml.stream.storage import hash_regular
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
 """Folders that split a data set: `train/cats` and `test/cats` are one class, `cats`."""

@@ -21,13 +21,13 @@ from stream_odml.stream.folder_scan import scan_folder
 from stream_odml.stream.folders import read_manifest
 from stream_odml.stream.publish import ShardExists, check_name, sync_folder
 from stream_odml.stream.reasons import BadShard
+from stream_odml.stream.regular import open_regular
 from stream_odml.stream.shard import MANIFEST_NAME, TASK_SUFFIX, ShardManifest, shard_name
 from stream_odml.stream.storage import (
     StorageOptions,
     is_remote,
     join,
     local_path,
-    open_regular,
     s3_filesystem,
     s3_path,
 )
@@ -192,7 +192,7 @@ def _copy(source: Path, inbox: Path, name: str, manifest: ShardManifest) -> None
         for file in manifest.files:
             target = aside / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open_regular(source / file.path) as data, open(target, "xb") as out:
+            with open_regular(source / file.path, follow=False) as data, open(target, "xb") as out:
                 shutil.copyfileobj(data, out, 8 << 20)
                 out.flush()
                 os.fsync(out.fileno())
@@ -225,7 +225,7 @@ def _upload(source: Path, uri: str, manifest: ShardManifest, options: StorageOpt
     filesystem, key = s3_filesystem(options), s3_path(uri)
     for file in manifest.files:
         with (
-            open_regular(source / file.path) as data,
+            open_regular(source / file.path, follow=False) as data,
             filesystem.open_output_stream(join(key, file.path)) as out,
         ):
             shutil.copyfileobj(data, out, 8 << 20)

@@ -6,6 +6,8 @@ socket or device blocks the process that opens it.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -15,6 +17,8 @@ from stream_odml.stream.shard import is_safe_path
 
 NOT_IN_A_ROOT = "[]|^%\\"
 """Characters that the Delta library cannot take in a local path: it ends in a Rust panic, or writes elsewhere."""
+
+_CHUNK_BYTES = 1 << 20
 
 
 class UnsafePath(ValueError):
@@ -43,19 +47,44 @@ def place_below(root: str | os.PathLike[str], path: str) -> Path:
     return inside(root, folder or ".") / name
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a regular file to read, unbuffered, without ever blocking. Raises UnsafePath for a FIFO, socket or device.
+def open_regular(path: str | os.PathLike[str], follow: bool = True) -> IO[bytes]:
+    """Open a regular file to read, unbuffered, without ever blocking. Raises UnsafePath for a FIFO, socket or device,
+    and without `follow` for a link.
 
     Raises IsADirectoryError for a folder.
     """
-    _check_regular(os.fspath(path), os.stat(path).st_mode)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    _check_regular(os.fspath(path), os.stat(path, follow_symlinks=follow).st_mode)
+    only = 0 if follow else os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | only)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise UnsafePath(f"{os.fspath(path)} became a link; it is not followed") from error
+        raise
     try:
         _check_regular(os.fspath(path), os.fstat(descriptor).st_mode)
         return os.fdopen(descriptor, "rb", buffering=0)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def hash_regular(path: Path) -> tuple[int, str]:
+    """Return the size in bytes and the sha256 of a regular file that is no link. Errors as `open_regular`."""
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path, follow=False) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file that is no link. Raises ValueError for more than `limit`."""
+    with open_regular(path, follow=False) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise ValueError(f"{path} has more than {limit} bytes")
+        return file.read(limit)
 
 
 def refuse_links(folder: Path) -> None:

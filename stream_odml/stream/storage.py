@@ -6,11 +6,9 @@ raises above this file is the data's own fault.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from stream_odml.stream.reasons import BadShard, Reason, TransientReadError
+from stream_odml.stream.regular import UnsafePath, open_regular
 from stream_odml.stream.shard import HASH_CHARS
 
 StorageOptions = Mapping[str, str]
@@ -72,41 +71,6 @@ def s3_path(uri: str) -> str:
     return uri.removeprefix("s3://").rstrip("/")
 
 
-def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
-    """Open a regular file to read. What a name leads to may be another file than its producer's own bytes:
-    a link is not followed, and opening a pipe would wait for its other end.
-
-    Raises BadShard(unsafe_path) for anything else, OSError.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise BadShard(
-                Reason.UNSAFE_PATH, f"{os.fspath(path)} is a link or a socket, not a file"
-            ) from error
-        raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise BadShard(Reason.UNSAFE_PATH, f"{os.fspath(path)} is a folder, a pipe or a device, not a file")
-    return io.FileIO(handle)
-
-
-def hash_regular(path: Path) -> tuple[int, str]:
-    """Size in bytes and sha256 of a regular file. Errors as `open_regular`."""
-    with open_regular(path) as file:
-        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file. Raises ValueError for more than `limit`; other errors as `open_regular`."""
-    with open_regular(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"{path} has more than {limit} bytes")
-    return data
-
-
 class ShardFile(io.RawIOBase):
     """One open file, seekable, that remembers how it looked when it was opened.
 
@@ -124,8 +88,10 @@ class ShardFile(io.RawIOBase):
             if is_remote(uri):
                 self._inner = s3_filesystem(options).open_input_file(s3_path(uri))
             else:
-                self._inner = open_regular(local_path(uri))
+                self._inner = open_regular(local_path(uri), follow=False)
             self.looks = self._look()
+        except UnsafePath as error:
+            raise BadShard(Reason.UNSAFE_PATH, str(error)) from error
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BadShard(Reason.MISSING_FILE, f"{uri} is gone: {error}") from error
         except OSError as error:

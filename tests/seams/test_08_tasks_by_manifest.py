@@ -49,8 +49,8 @@ def ingest(path: Path, stream: Stream, rows: int = 8, task: str | None = None) -
 
 def wait(stream: Stream, shards: int) -> None:
     """Until so many shards are ledgered, none waits to be indexed, and no boundary is left to close."""
-    ledger = lambda: stream.writer.store.ledger  # noqa: E731
-    stream.until(lambda: len(ledger().shards) == shards and not ledger().landed)
+    store = stream.writer.store
+    stream.until(lambda: len(store.ledger.shards) == shards and not store.ledger.landed)
     stream.stages._asked_at = (-1, 0.0)
     stream.stages.close_tasks()
 
