@@ -209,6 +209,23 @@ class StreamConfig(_Section):
         rates = PRETRAINED if learnt else {}
         return {**data, "learning": {**rates, **changes, **data.get("learning", {})}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _share_pixel_limit(cls, data: Any) -> Any:
+        """Hand `ingest.max_pixels` to the service: what one of them takes, all of them take."""
+        if not isinstance(data, dict):
+            return data
+        ingest, service = data.get("ingest", {}), data.get("service", {})
+        if not isinstance(ingest, Mapping) or not isinstance(service, Mapping):
+            return data
+        limit = ingest.get("max_pixels", DEFAULT_MAX_PIXELS)
+        if service.get("max_pixels", limit) != limit:
+            raise ValueError(
+                f"service.max_pixels {service['max_pixels']} differs from ingest.max_pixels {limit}; "
+                "set ingest.max_pixels alone, it holds for the service too"
+            )
+        return {**data, "service": {**service, "max_pixels": limit}}
+
     @property
     def storage_options(self) -> dict[str, str] | None:
         """Options of the store, or None for a local root."""

@@ -28,7 +28,8 @@ from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.stream.cache import CacheMember, PixelCache
 from stream_odml.stream.glyphs import glyph_categories
 from stream_odml.stream.landing import NewItem, land_items
-from stream_odml.stream.rows import decode_rows
+from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
+from stream_odml.stream.rows import Block, decode_rows
 from stream_odml.stream.shard import ShardRef
 from stream_odml.stream.sources import DirectorySource
 
@@ -76,13 +77,17 @@ def measure_cache(report: Report, seed: int) -> None:
         cache = PixelCache(
             Path(folder) / "cache", [CacheMember(ref.shard_id, range(images), ["c"] * images)], SIZE
         )
-        for block in decode_rows(ref, range(images), SIZE, BATCH):
+        for block in decode_rows(ref, range(images), SIZE, DEFAULT_MAX_PIXELS, BATCH):
+            assert isinstance(block, Block)
             cache.write(0, block.rows, block.pixels)
         cache.finish()
         order = np.random.default_rng(seed).permutation(images)
         batches = [order[start : start + 128] for start in range(0, images, 128)]
         cached = [_seconds(lambda: [cache.batch(b) for b in batches]) for _ in range(epochs)]
-        decoded = [_seconds(lambda: list(decode_rows(ref, range(images), SIZE, 128))) for _ in range(epochs)]
+        decoded = [
+            _seconds(lambda: list(decode_rows(ref, range(images), SIZE, DEFAULT_MAX_PIXELS, 128)))
+            for _ in range(epochs)
+        ]
     report.row(part="cache", seed=seed, images=images, cached_s=cached, decoded_s=decoded)
     report.figure("cached_over_decode_speedup", float(np.median(decoded) / np.median(cached)))
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -27,11 +28,18 @@ from stream_odml.gallery.select import select_rows
 from stream_odml.gallery.store import META, Store, compact
 from stream_odml.gallery.tables import GALLERY
 from stream_odml.stream.cache import CacheMember, PixelCache
+from stream_odml.stream.reasons import BadShard, Reason, RowProblem, TransientReadError
 from stream_odml.stream.rows import Block, decode_rows
 from stream_odml.stream.shard import ShardRef
 
+Batch = dict[str, NDArray[Any]]
+"""member [b], row [b], pixels [b, size, size, 3], problem [b]: "" or JSON of reason and detail."""
 BLOCK_ROWS = 256
 HERE_S = 1.0
+READER_ENDS = 3
+"""Processes that a row may end, alone with them from the second on, until the task is learnt without it."""
+READING_HERE = "reading-here"
+_OUT_OF_REACH = "out_of_reach"
 _META = pa.schema([GALLERY.field(name) for name in META])
 
 
@@ -101,56 +109,98 @@ def fill_cache(
     cache: PixelCache,
     shards: Sequence[ShardRef],
     read_options: Callable[[str], dict[str, str] | None],
+    max_pixels: int,
     cpus_per_read: float,
     hang_s: float,
 ) -> None:
     """Decode what the cache lacks, the first of it in this process, the rest on the whole cluster, and write it here.
 
-    ``read_options`` gives the storage options of a shard's URI. A reader that gets no block further for
-    ``hang_s`` seconds is ended, and its shard read again. Raises what reading raises (BadShard if a shard changed
-    since it was indexed).
+    ``read_options`` gives the storage options of a shard's URI; ``max_pixels`` is ``ingest.max_pixels``. A row that
+    cannot be had (changed, gone, above a limit, or the end of `READER_ENDS` processes) is noted as lost in the cache.
+    A reader that gets no block further for ``hang_s`` seconds is ended, and its shard read again. Raises
+    TransientReadError when bytes are out of reach.
     """
     specs = {
-        s.shard_id: {"shard": s.to_dict(), "options": read_options(s.uri), "hang_s": hang_s} for s in shards
+        s.shard_id: {
+            "shard": s.to_dict(),
+            "options": read_options(s.uri),
+            "hang_s": hang_s,
+            "max_pixels": max_pixels,
+        }
+        for s in shards
     }
-    for member, block in _decoded_here(cache, specs, time.monotonic() + HERE_S):
-        cache.write(member, block.rows, block.pixels)
+    for member, part in _decoded_here(cache, specs, time.monotonic() + HERE_S):
+        _keep(cache, member, part)
     wanted = [
         {"member": member, "spec": json.dumps(specs[cache.shard_ids[member]]), "rows": rows}
         for member, rows in cache.missing()
     ]
     for decoded in _decoded(wanted, cache.size, cpus_per_read):
-        for member in np.unique(decoded["member"]):
-            own = decoded["member"] == member
-            cache.write(int(member), decoded["row"][own], decoded["pixels"][own])
+        _keep_batch(cache, decoded)
+    for (
+        member,
+        rows,
+    ) in cache.missing():  # of readers that ended; what failed in another way fails again, and says so
+        spec = json.dumps(specs[cache.shard_ids[member]])
+        for decoded in _decoded_apart(member, spec, rows.tolist(), cache.size, cpus_per_read):
+            _keep_batch(cache, decoded)
     cache.finish()
+
+
+def _keep(cache: PixelCache, member: int, part: Block | RowProblem) -> None:
+    if isinstance(part, RowProblem):
+        cache.lose(member, [part])
+    else:
+        cache.write(member, part.rows, part.pixels)
+
+
+def _keep_batch(cache: PixelCache, decoded: Batch) -> None:
+    """Write what a reading process gives: pixels, problems, or that its shard is out of reach."""
+    problems = decoded["problem"]
+    for member in np.unique(decoded["member"]):
+        own = decoded["member"] == member
+        good = own & (problems == "")
+        cache.write(int(member), decoded["row"][good], decoded["pixels"][good])
+        told = [
+            (row, json.loads(text))
+            for row, text in zip(decoded["row"][own & ~good], problems[own & ~good], strict=True)
+        ]
+        for _, (reason, detail) in told:
+            if reason == _OUT_OF_REACH:
+                raise TransientReadError(detail)
+        cache.lose(int(member), [RowProblem(int(row), Reason(why), detail) for row, (why, detail) in told])
 
 
 def _decoded_here(
     cache: PixelCache, specs: dict[str, dict[str, Any]], until: float
-) -> Iterator[tuple[int, Block]]:
+) -> Iterator[tuple[int, Block | RowProblem]]:
     """What this process can decode by then: all of a small task, for which no other need be found or started. A
     cluster ends idle reading processes after a second, and takes seconds to start the next.
 
-    In a thread, which is left behind where it hangs.
+    In a thread, which is left behind where it hangs. A mark lies beside the cache for as long as it reads: whoever
+    finds one comes after a process that this reading ended, or hangs, and leaves it to others.
     """
-    found: SimpleQueue[tuple[int, Block] | BaseException | None] = SimpleQueue()
-    missing = cache.missing()
+    found: SimpleQueue[tuple[int, Block | RowProblem] | BaseException | None] = SimpleQueue()
+    missing, mark = cache.missing(), cache.folder / READING_HERE
 
     def read() -> None:
         try:
             for member, rows in missing:
-                for block in _decode(specs[cache.shard_ids[member]], rows.tolist(), cache.size):
-                    found.put((member, block))
+                for part in _parts(specs[cache.shard_ids[member]], rows.tolist(), cache.size):
+                    found.put((member, part))
                     if time.monotonic() > until:
                         return
         except Exception as error:
             found.put(error)
         finally:
+            mark.unlink(missing_ok=True)
             found.put(None)
 
-    if time.monotonic() < until:
+    if time.monotonic() < until and not mark.exists():
+        mark.touch()
         threading.Thread(target=read, name="decode", daemon=True).start()
+    else:
+        return
     while (left := until - time.monotonic()) > 0:
         try:
             one = found.get(timeout=left)
@@ -168,14 +218,14 @@ def warm_up(cpus_per_read: float) -> None:
     list(_decoded([{"member": 0, "spec": "", "rows": []}], 1, cpus_per_read))
 
 
-def _decoded(
-    wanted: list[dict[str, Any]], size: int, cpus: float
-) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+def _decoded(wanted: list[dict[str, Any]], size: int, cpus: float) -> Iterator[Batch]:
     if not wanted:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.use_datasource_v2 = False  # it starts actors for each execution: seconds a task
+    # A shard whose readers end is left out, and its rows are then read apart from each other.
+    context.max_errored_blocks = -1
     # More reads than cores decode no faster. They start more processes, each of which takes seconds of a core from
     # those that answer people, just when a task begins.
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -190,16 +240,77 @@ def _decoded(
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
 
 
-def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-    step_back(LEARNING_NICENESS)
+def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[Batch]:
     rows = [int(row) for row in wanted["rows"][0]]
-    if not rows:
-        return
-    spec = json.loads(wanted["spec"][0])
-    for block in guarded(_decode(spec, rows, size), spec["hang_s"]):
-        member = np.full(len(block.rows), wanted["member"][0], np.int32)
-        yield {"member": member, "row": block.rows, "pixels": block.pixels}
+    if rows:
+        yield from _decode(int(wanted["member"][0]), wanted["spec"][0], rows, size, BLOCK_ROWS)
 
 
-def _decode(spec: dict[str, Any], rows: list[int], size: int) -> Iterator[Block]:
-    return decode_rows(ShardRef.from_dict(spec["shard"]), rows, size, BLOCK_ROWS, spec["options"])
+def _decoded_apart(member: int, spec: str, rows: list[int], size: int, cpus: float) -> Iterator[Batch]:
+    """Rows that ended their readers, or were read beside one that did: each told as soon as it is decoded, so that
+    the first that is missing when a reader ends is suspected. A suspect is read alone."""
+    read = ray.remote(num_cpus=cpus, max_retries=0)(_decode)
+    ends: Counter[int] = Counter()
+    while rows:
+        chosen = rows[:1] if ends[rows[0]] else rows
+        try:
+            for ref in read.options(num_returns="streaming").remote(member, spec, chosen, size, 1):
+                batch = ray.get(ref)
+                yield batch
+                done = set(batch["row"].tolist())
+                rows = [row for row in rows if row not in done]
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
+            if not rows:
+                return
+            ends[rows[0]] += 1
+            if ends[rows[0]] == READER_ENDS:
+                detail = (
+                    f"reading it for training ended its process {READER_ENDS} times: {type(error).__name__}"
+                )
+                yield _lost_batch(member, [RowProblem(rows[0], Reason.KILLED_READER, detail)], size)
+                rows = rows[1:]
+
+
+def _decode(member: int, spec: str, rows: list[int], size: int, block_rows: int) -> Iterator[Batch]:
+    """What a reading process gives of a shard: pixels of the good rows and problems of the others."""
+    step_back(LEARNING_NICENESS)
+    plan = json.loads(spec)
+    try:
+        for part in guarded(_parts(plan, rows, size, block_rows), plan["hang_s"]):
+            if isinstance(part, RowProblem):
+                yield _lost_batch(member, [part], size)
+                continue
+            count = len(part.rows)
+            members, told = np.full(count, member, np.int32), np.full(count, "", object)
+            yield {"member": members, "row": part.rows, "pixels": part.pixels, "problem": told}
+    except (
+        TransientReadError
+    ) as error:  # told, not raised: Ray Data retries and logs what is raised in words of its own
+        yield _batch(member, rows[:1], [(_OUT_OF_REACH, str(error))], size)
+
+
+def _parts(
+    spec: dict[str, Any], rows: list[int], size: int, block_rows: int = BLOCK_ROWS
+) -> Iterator[Block | RowProblem]:
+    """Blocks and problems of these rows of a shard. If the shard itself cannot be used, all of them are problems."""
+    ref = ShardRef.from_dict(spec["shard"])
+    try:
+        yield from decode_rows(ref, rows, size, spec["max_pixels"], block_rows, spec["options"])
+    except BadShard as error:
+        yield from (RowProblem(row, error.reason, f"{ref.name}: {error.detail}"[:300]) for row in rows)
+
+
+def _lost_batch(member: int, problems: Sequence[RowProblem], size: int) -> Batch:
+    told = [(str(problem.reason), problem.detail) for problem in problems]
+    return _batch(member, [problem.row for problem in problems], told, size)
+
+
+def _batch(member: int, rows: Sequence[int], told: Sequence[tuple[str, str]], size: int) -> Batch:
+    return {
+        "member": np.full(len(rows), member, np.int32),
+        "row": np.array(rows, np.int32),
+        "pixels": np.zeros((len(rows), size, size, 3), np.uint8),
+        "problem": np.array([json.dumps(one) for one in told], object),
+    }

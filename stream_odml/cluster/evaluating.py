@@ -26,6 +26,7 @@ from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, embed
 from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
 from stream_odml.stream.decode import decode_image
+from stream_odml.stream.reasons import BadImage
 
 Floats = NDArray[np.float32]
 TASK_KEY = "recall_at_1_of_task/"
@@ -50,10 +51,15 @@ class HeldOut:
     names: Sequence[str]
 
 
-def load_held_out(store: Store, parent: str, task: str, size: int, per_class: int) -> HeldOut | None:
-    """All held-out images to measure a stage of ``task`` on, at most ``per_class`` of a class; None if too few."""
+def load_held_out(
+    store: Store, parent: str, task: str, size: int, per_class: int, max_pixels: int
+) -> HeldOut | None:
+    """All held-out images to measure a stage of ``task`` on, at most ``per_class`` of a class; None if too few.
+
+    An image that cannot be decoded any more is left out.
+    """
     rows = store.again(lambda: _rows(store, parent, {*store.tree.learnt(parent), task}, per_class))
-    images = _images(store, rows)
+    images = [_decoded(image, size, max_pixels) for image in _images(store, rows)]
     rows = rows.filter(pa.array([image is not None for image in images], pa.bool_()))
     if len(rows) < 2:
         return None
@@ -62,7 +68,7 @@ def load_held_out(store: Store, parent: str, task: str, size: int, per_class: in
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     raw = vectors_of(rows["vector"], store.dim)
     return HeldOut(
-        np.stack([decode_image(image, size) for image in images if image is not None]),
+        np.stack([image for image in images if image is not None]),
         np.array([number[name] for name in names], np.int64),
         np.array([first[name] for name in names]),
         np.array([store.ledger.shards[s].task == task for s in rows["shard_id"].to_pylist()]),
@@ -70,6 +76,13 @@ def load_held_out(store: Store, parent: str, task: str, size: int, per_class: in
         raw,
         list(number),
     )
+
+
+def _decoded(image: bytes | None, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
+    try:
+        return None if image is None else decode_image(image, size, max_pixels)
+    except BadImage:
+        return None
 
 
 def evaluate_stage(held: HeldOut, student: Embedder, forward: DriftMap, task: str) -> dict[str, Any]:

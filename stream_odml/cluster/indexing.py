@@ -101,7 +101,7 @@ def _read(
 ) -> _Findings:
     found = _Findings()
     decoded = _usable(
-        decode_shard(ref, embedder.spec.image_size, options.source_options, options.max_pixels),
+        decode_shard(ref, embedder.spec.image_size, options.max_pixels, options.source_options),
         found.problems,
         beat,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from stream_odml.gallery.artifacts import ArtifactRef
 from stream_odml.stream.shard import ShardRef
 
@@ -39,8 +41,9 @@ class Instruction:
 class StageResult:
     """What a finished stage hands to the driver: references only, and the figures of its version.
 
-    ``rows`` are store paths of Parquet parts with the task's items under the new model. ``refusal`` says why
-    the stage must not be published; nothing else is used then.
+    ``rows`` are store paths of Parquet parts with the task's items under the new model; ``lost`` are quarantine rows
+    (Arrow) of those that could not be learnt from. ``refusal`` says why the stage must not be published; nothing else
+    is used then.
     """
 
     version_id: str
@@ -50,6 +53,7 @@ class StageResult:
     rows: tuple[str, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
+    lost: pa.Table | None = None
 
 
 @dataclass(frozen=True)

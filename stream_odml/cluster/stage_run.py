@@ -33,6 +33,7 @@ from stream_odml.cluster.stage_rows import Part, in_parts, scratch, write_rows
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef, write_artifact
 from stream_odml.gallery.store import Store
+from stream_odml.gallery.tables import quarantine_rows
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
 from stream_odml.learn.settings import StageSettings
@@ -96,15 +97,13 @@ class StageRun:
         if not len(self._rows):
             raise StageFailed("the task has no items left: they were forgotten or replaced")
         size = self.config.model.image_size
-        failure = self._fill(size) if self._leads_node else None
-        failures = [f for f in self._all_ranks(failure) if f]
-        if any(isinstance(f, StageDeferred) for f in failures):
-            raise StageDeferred(str(failures[0]))
-        if failures:
-            raise failures[0]
+        deferrals = [why for why in self._all_ranks(self._fill(size) if self._leads_node else None) if why]
+        if deferrals:
+            raise StageDeferred(deferrals[0])
         self._cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
-        train = np.flatnonzero(~self._rows["held_out"].to_numpy(zero_copy_only=False))
-        self._train, labels = train, self._cache.labels[train]
+        self._leave_out_lost()
+        self._train = np.flatnonzero(~self._held & ~self._lost)
+        labels = self._cache.labels[self._train]
         self._classes, self._labels = np.unique(labels, return_inverse=True)
         try:
             self._sampler = PKSampler(
@@ -128,23 +127,42 @@ class StageRun:
             time.sleep(0.2)
             self._store.refresh()
 
-    def _fill(self, size: int) -> StageFailed | StageDeferred | None:
-        """Fill this node's cache; why it cannot be filled, or None."""
+    def _fill(self, size: int) -> str | None:
+        """Fill this node's cache; why that has to wait, or None."""
         for tried in range(READ_TRIES):
             try:
                 cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
                 options, cpus = partial(read_options, self.config), self.config.cluster.cpus_per_read
-                fill_cache(cache, self.order.shards, options, cpus, self.config.ingest.hang_s)
+                ingest = self.config.ingest
+                fill_cache(cache, self.order.shards, options, ingest.max_pixels, cpus, ingest.hang_s)
                 return None
             except Exception as error:
                 cause = _root_cause(error)
-                if isinstance(cause, BadShard):
-                    return StageFailed(f"a shard changed after it was indexed: {cause}")
                 if not isinstance(cause, TransientReadError):
                     raise
                 log.warning("images are out of reach, asking again: %s", cause)
                 time.sleep(2.0**tried)
-        return StageDeferred(f"images of the task are out of reach: {cause}")
+        return f"images of the task are out of reach: {cause}"
+
+    def _leave_out_lost(self) -> None:
+        """Agree on the rows to do without: those that any node could not have. Raises StageFailed if none is left."""
+        self._held = self._rows["held_out"].to_numpy(zero_copy_only=False)
+        self._lost = np.logical_or.reduce(self._all_ranks(self._cache.lost()))
+        told = self._all_ranks(self._cache.lost_rows() if self._leads_node else [])
+        problems = {(shard, one.row): one for rows in told for shard, one in rows}
+        self._lost_rows = quarantine_rows(
+            shard_ids=[shard for shard, _ in problems],
+            rows=[row for _, row in problems],
+            reasons=[str(one.reason) for one in problems.values()],
+            details=[f"left out of {self.order.task}: {one.detail}" for one in problems.values()],
+            first_bytes=[one.first_bytes for one in problems.values()],
+        )
+        if problems:
+            first = next(iter(problems.values()))
+            count = f"{len(problems)} of the {len(self._rows)} images of {self.order.task} cannot be read any more"
+            log.warning("%s, first: %s", count, first.detail)
+            if self._lost.all():
+                raise StageFailed(f"{count}, first: {first.reason}: {first.detail}")
 
     def _build_learner(self) -> StageLearner:
         parent = self.order.parent
@@ -225,6 +243,7 @@ class StageRun:
             tuple(parts),
             figures,
             refusal,
+            self._lost_rows,
         )
 
     def _share(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
@@ -237,7 +256,7 @@ class StageRun:
     def _write_rows(self, outcome: StageOutcome) -> str:
         """This rank's gallery rows of the task's items under the new model, held-out ones included."""
         path = f"artifacts/{self.order.version_id}/rows-{self.world.rank}.parquet"
-        held = np.flatnonzero(self._rows["held_out"].to_numpy(zero_copy_only=False))
+        held = np.flatnonzero(self._held & ~self._lost)
         held = held[self.world.rank :: self.world.size]
         parts = chain(in_parts(outcome.indices, outcome.embeddings), self._embedded(held, outcome.student))
         write_rows(self._scratch / "rows.parquet", self._rows, parts, self.order.version_id)
@@ -267,6 +286,7 @@ class StageRun:
         figures |= {
             "images": float(len(self._train)),
             "classes": float(len(self._classes)),
+            "lost_images": float(self._lost.sum()),
             "steps": float(self.total_steps),
             "seconds": time.perf_counter() - self._began,
             "workers": float(self.world.size),
@@ -280,6 +300,7 @@ class StageRun:
             self.order.task,
             self.config.model.image_size,
             self.config.evaluation.max_per_class,
+            self.config.ingest.max_pixels,
         )
         if held is not None:
             parent = embedder_from_bytes(self._store.artifact(self.order.parent, STUDENT))

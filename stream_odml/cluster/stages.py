@@ -193,6 +193,7 @@ class Stages:
                 artifacts=artifacts,
                 rows=rows,
                 metrics=result.metrics,
+                quarantine=result.lost,
             )
         for part in [*result.rows, *(ref.path for n, ref in result.artifacts.items() if artifacts[n] != ref)]:
             store.files.delete(part)

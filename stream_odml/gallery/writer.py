@@ -202,9 +202,11 @@ class Writer:
         rows: pa.Table | Iterable[pa.Table],
         metrics: Mapping[str, Any] | None = None,
         publish: bool = True,
+        quarantine: pa.Table | None = None,
     ) -> None:
         """Commit a learnt version with its task's images embedded anew, and (``publish``) move the head to
         it. ``rows``: all of them, or parts that can be gone through several times, one in memory at a time.
+        ``quarantine``: rows of the task that could not be learnt from.
 
         A version that is committed already is left as it is. Raises StaleParent when the head left
         ``parent``, ValueError for a refused attempt, missing artifacts, or rows of another version.
@@ -223,6 +225,8 @@ class Writer:
                     lambda: (with_column(accepted(store, p, None, version_id), "txn", txn) for p in parts),
                 )
                 crash_point("stage.after_gallery")
+                if quarantine is not None and len(quarantine):
+                    self._fence.append("quarantine", entries.stamped(quarantine, txn))
                 self._publish(version_id, parent, task, artifacts, metrics or {}, publish)
                 crash_point("stage.after_versions")
             if version_id not in store.ledger.learnt_rows:

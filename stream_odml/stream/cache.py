@@ -1,8 +1,8 @@
 """The pixels of one task, decoded once: a memory-mapped file that may be larger than memory.
 
 Invariant: the order of rows is that of (member, row) whatever order they arrive in, and `complete.json`
-is there only when every row is, durable, for exactly these members at this size. An incomplete cache of
-the same plan is taken up where it stopped; one of another plan is thrown away.
+is there only when every row is, durable, for exactly these members at this size, or is known to be lost. An
+incomplete cache of the same plan is taken up where it stopped; one of another plan is thrown away.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.stream.decode import Pixels
+from stream_odml.stream.reasons import Reason, RowProblem
 
 _PLAN, _COMPLETE, _PIXELS, _DONE = "plan.json", "complete.json", "pixels.u8", "done.u1"
+_LOST = "lost.jsonl"
+_IS_WRITTEN, _IS_LOST = 1, 2
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,10 @@ class PixelCache:
         """
         if not len(rows):
             return
-        start, end = self._starts[member], self._starts[member + 1]
-        own = self.row[start:end]
-        at = np.searchsorted(own, rows)
-        if (at >= len(own)).any() or (own[np.minimum(at, len(own) - 1)] != rows).any():
-            raise ValueError(f"{self.shard_ids[member]}: rows outside the plan among {np.asarray(rows)[:8]}…")
+        places = self._places(member, rows)
         if pixels.dtype != np.uint8 or pixels.shape != (len(rows), self.size, self.size, 3):
             expected = [len(rows), self.size, self.size, 3]
             raise ValueError(f"expected uint8 {expected}, got {pixels.dtype} {list(pixels.shape)}")
-        places = at + start
         cuts = np.flatnonzero(np.diff(places) != 1) + 1
         with (
             open(self.folder / _PIXELS, "r+b", buffering=0) as data,
@@ -126,7 +124,35 @@ class PixelCache:
                 )
             # Marked only after the pixels: a process killed in between writes them again.
             for run in np.split(np.arange(len(rows)), cuts):
-                _write_all(done.fileno(), np.ones(len(run), np.uint8), int(places[run[0]]))
+                _write_all(done.fileno(), np.full(len(run), _IS_WRITTEN, np.uint8), int(places[run[0]]))
+
+    def lose(self, member: int, problems: Sequence[RowProblem]) -> None:
+        """Note rows of a member that cannot be had, whatever was written of them: the task is learnt without them."""
+        if not problems:
+            return
+        with open(self.folder / _LOST, "a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps([member, p.row, p.reason, p.detail])}\n" for p in problems)
+        places = self._places(member, np.array([problem.row for problem in problems], np.int64))
+        with open(self.folder / _DONE, "r+b", buffering=0) as done:
+            for place in places:
+                _write_all(done.fileno(), np.array([_IS_LOST], np.uint8), int(place))
+
+    def lost(self) -> NDArray[np.bool_]:
+        """[N] whether each row is known to be lost; its pixels mean nothing then."""
+        states = np.fromfile(self.folder / _DONE, np.uint8)
+        return np.equal(states, _IS_LOST)
+
+    def lost_rows(self) -> list[tuple[str, RowProblem]]:
+        """The rows that are lost: (shard id, problem), each once."""
+        try:
+            lines = (self.folder / _LOST).read_text(encoding="utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        noted = [
+            json.loads(line) for line in lines if line.endswith("\n")
+        ]  # a killed process may leave half a line
+        found = {(m, row): RowProblem(row, Reason(reason), detail) for m, row, reason, detail in noted}
+        return [(self.shard_ids[member], problem) for (member, _), problem in sorted(found.items())]
 
     def finish(self) -> None:
         """Make it durable and complete. Raises ValueError while rows are missing."""
@@ -134,8 +160,9 @@ class PixelCache:
         if absent:
             raise ValueError(f"{self.folder}: {absent} of {len(self)} rows are missing; write them first")
         if not self.is_complete:
-            with open(self.folder / _PIXELS, "rb") as data:
-                os.fsync(data.fileno())
+            for name in (_PIXELS, _DONE):
+                with open(self.folder / name, "rb") as data:
+                    os.fsync(data.fileno())
             _write_json(self.folder / _COMPLETE, {"fingerprint": self.fingerprint})
 
     def batch(self, indices: NDArray[np.integer]) -> Pixels:
@@ -150,6 +177,16 @@ class PixelCache:
         """Delete the cache from disk."""
         self._pixels = None
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _places(self, member: int, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Places of a member's rows in the cache. Raises ValueError for a foreign row."""
+        start, end = self._starts[member], self._starts[member + 1]
+        own = self.row[start:end]
+        at = np.searchsorted(own, rows)
+        if (at >= len(own)).any() or (own[np.minimum(at, len(own) - 1)] != rows).any():
+            raise ValueError(f"{self.shard_ids[member]}: rows outside the plan among {np.asarray(rows)[:8]}…")
+        places: NDArray[np.int64] = at + start
+        return places
 
     def _prepare(self) -> None:
         plan = self.folder / _PLAN

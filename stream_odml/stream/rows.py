@@ -1,21 +1,21 @@
 """Chosen rows of a shard as pixels, block by block: what fills the training cache.
 
-Invariant: a pure function of (reference, rows, size). Ray runs a read task again after a kill and drops
-what came before by count, so the same call has to give the same blocks in the same order.
+Invariant: a pure function of (reference, rows, size, limit). Ray runs a read task again after a kill and drops
+what came before by count, so the same call has to give the same blocks in the same order. A row that cannot be
+had is a `RowProblem` among the blocks: it costs itself, never the rows around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.stream.decode import Pixels, decode_image
-from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.stream.reading import RawItem, read_shard
-from stream_odml.stream.reasons import BadImage, BadShard, Reason, RowProblem
+from stream_odml.stream.reasons import FIRST_BYTES, BadImage, Reason, RowProblem
 from stream_odml.stream.shard import ShardRef
 from stream_odml.stream.storage import StorageOptions
 
@@ -35,73 +35,68 @@ class Decoded(NamedTuple):
 
 
 def decode_shard(
-    ref: ShardRef,
-    size: int,
-    storage_options: StorageOptions | None = None,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    ref: ShardRef, size: int, max_pixels: int, storage_options: StorageOptions | None = None
 ) -> Iterator[Decoded | RowProblem]:
     """Every row of a shard, decoded, or its problem: the first pass over a shard. Errors as `read_shard`."""
-    for found in read_shard(ref, storage_options):
-        if isinstance(found, RowProblem):
-            yield found
-            continue
-        try:
-            yield Decoded(found, decode_image(found.image, size, max_pixels))
-        except BadImage as error:
-            yield RowProblem(found.row, error.reason, error.detail, found.image[:32])
+    return (_decode(found, size, max_pixels) for found in read_shard(ref, storage_options))
+
+
+def _decode(found: RawItem | RowProblem, size: int, max_pixels: int) -> Decoded | RowProblem:
+    if isinstance(found, RowProblem):
+        return found
+    try:
+        return Decoded(found, decode_image(found.image, size, max_pixels))
+    except BadImage as error:
+        return RowProblem(found.row, error.reason, error.detail, found.image[:FIRST_BYTES])
 
 
 def decode_rows(
     ref: ShardRef,
-    rows: Collection[int] | Callable[[RawItem], bool] | None,
+    rows: Collection[int],
     size: int,
+    max_pixels: int,
     batch: int = 256,
     storage_options: StorageOptions | None = None,
-) -> Iterator[Block]:
-    """The rows that are listed (or for which the predicate holds; None: all usable ones), ascending, in
-    blocks.
+) -> Iterator[Block | RowProblem]:
+    """The listed rows, ascending, in blocks, and a problem for each of them that cannot be used any more.
 
-    Raises BadShard(changed_while_read) when a listed row cannot be used any more; other errors as
-    `read_shard`. What was read before an error must not be used.
+    The last block comes only once the whole shard was read and found to be the one that was indexed. Errors as
+    `read_shard`: after one nothing that came before may be used.
     """
-    wanted = frozenset(int(row) for row in rows) if rows is not None and not callable(rows) else None
-    given = 0
-    for block in _blocks(_decoded(ref, rows, wanted, size, storage_options), batch):
-        given += len(block.rows)
-        yield block
-    if wanted is not None and given != len(wanted):
-        raise BadShard(
-            Reason.CHANGED_WHILE_READ, f"{ref.shard_id} has {given} of the {len(wanted)} rows asked for"
-        )
+    wanted = {int(row) for row in rows}
+    held: Block | None = None
+    for part in _blocks(_chosen(ref, wanted, size, max_pixels, storage_options), batch):
+        if isinstance(part, RowProblem):
+            yield part
+            continue
+        if held is not None:
+            yield held
+        held = part
+    if held is not None:
+        yield held
+    for row in sorted(wanted):
+        yield RowProblem(row, Reason.CHANGED_WHILE_READ, f"{ref.shard_id} has no such row any more")
 
 
-def _decoded(
-    ref: ShardRef,
-    rows: Collection[int] | Callable[[RawItem], bool] | None,
-    wanted: frozenset[int] | None,
-    size: int,
-    options: StorageOptions | None,
-) -> Iterator[tuple[int, Pixels]]:
+def _chosen(
+    ref: ShardRef, wanted: set[int], size: int, max_pixels: int, options: StorageOptions | None
+) -> Iterator[Decoded | RowProblem]:
+    """What becomes of the wanted rows; each that is found is taken out of `wanted`."""
     for found in read_shard(ref, options):
-        if isinstance(found, RowProblem):
-            continue
-        if (wanted is not None and found.row not in wanted) or (callable(rows) and not rows(found)):
-            continue
-        try:
-            yield found.row, decode_image(found.image, size)
-        except BadImage as error:
-            if rows is not None:
-                raise BadShard(
-                    Reason.CHANGED_WHILE_READ, f"{ref.shard_id} row {found.row}: {error}"
-                ) from error
+        if found.row in wanted:
+            wanted.discard(found.row)
+            yield _decode(found, size, max_pixels)
 
 
-def _blocks(decoded: Iterator[tuple[int, Pixels]], batch: int) -> Iterator[Block]:
+def _blocks(decoded: Iterable[Decoded | RowProblem], batch: int) -> Iterator[Block | RowProblem]:
     rows: list[int] = []
     pixels: list[Pixels] = []
-    for row, image in decoded:
-        rows.append(row)
-        pixels.append(image)
+    for one in decoded:
+        if isinstance(one, RowProblem):
+            yield one
+            continue
+        rows.append(one.item.row)
+        pixels.append(one.pixels)
         if len(rows) == batch:
             yield Block(np.array(rows, np.int32), np.stack(pixels))
             rows, pixels = [], []

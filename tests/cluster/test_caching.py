@@ -22,12 +22,14 @@ from stream_odml.gallery.writer import IngestBatch, Writer
 from stream_odml.stream.cache import CacheMember, PixelCache
 from stream_odml.stream.landing import land_items
 from stream_odml.stream.landing_folder import land_folder
-from stream_odml.stream.rows import decode_rows
+from stream_odml.stream.rows import Block, decode_rows
 from stream_odml.stream.shard import MANIFEST_NAME, ShardRef
 from stream_odml.stream.sources import DirectorySource
 from tests.cluster.small_root import DIM, artifacts, claim, shard
 from tests.stream.helpers import some_items
 from tests.stream.pictures import picture
+
+MAX_PIXELS = 10_000
 
 
 def land(writer: Writer, name: str, items: list[int], random: np.random.Generator) -> ShardRef:
@@ -113,11 +115,12 @@ def _twelve_shards(folder: Path) -> tuple[list[ShardRef], PixelCache]:
 
 def test_a_small_task_is_decoded_without_another_process(tmp_path: Path) -> None:
     refs, cache = _twelve_shards(tmp_path)
-    fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=60.0)
+    fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=60.0)
     assert not ray.is_initialized()
     assert cache.is_complete
     for member, ref in enumerate(refs):
-        block = next(decode_rows(ref, range(4), 8))
+        block = next(decode_rows(ref, range(4), 8, MAX_PIXELS))
+        assert isinstance(block, Block)
         assert np.array_equal(cache.pixels[4 * member : 4 * member + 4], block.pixels)
 
 
@@ -125,10 +128,10 @@ def test_what_hangs_here_is_left_behind(tmp_path: Path, monkeypatch: pytest.Monk
     refs, cache = _twelve_shards(tmp_path)
     asked: list[int] = []
     monkeypatch.setattr(caching, "HERE_S", 0.2)
-    monkeypatch.setattr(caching, "_decode", lambda *_: threading.Event().wait())
+    monkeypatch.setattr(caching, "_parts", lambda *_: threading.Event().wait())
     monkeypatch.setattr(caching, "_decoded", lambda wanted, *_: map(asked.append, [len(wanted)]))
     with pytest.raises(TypeError):  # what is asked of the others comes back as nothing
-        fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=60.0)
+        fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=60.0)
     assert asked == [12], "the others were not asked for all of it"
 
 
@@ -159,7 +162,7 @@ def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(tmp_path: Path) -
     cache = _cache(tmp_path / "cache", refs, 1)
     threading.Thread(target=hang, daemon=True).start()
     with ray_session(None, cpus=2, gpus=0):
-        fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=1.0)
+        fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=1.0)
     os.close(held.pop())
     assert cache.is_complete
 
@@ -170,7 +173,7 @@ def test_no_more_processes_read_than_there_are_cores(tmp_path: Path) -> None:
     """A start costs seconds of a core: ten at once keep an indexer from coming back for half a minute."""
     refs, cache = _twelve_shards(tmp_path)
     with ray_session(None, cpus=2, gpus=0):
-        fill_cache(cache, refs, lambda uri: None, cpus_per_read=0.1, hang_s=60.0)
+        fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=60.0)
         titles = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())]
     assert cache.is_complete
     assert 1 <= sum(title.startswith((b"ray::IDLE", b"ray::MapBatches")) for title in titles) <= 3

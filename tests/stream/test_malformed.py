@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.stream.reasons import BadShard, RowProblem
 from stream_odml.stream.rows import Decoded, decode_shard
 from stream_odml.stream.sources import DirectorySource
@@ -21,7 +22,7 @@ def test_every_bad_row_is_named_and_every_good_one_used(tmp_path: Path, seed: in
     pq.write_table(table_of(rows), tmp_path / "rows.parquet", row_group_size=64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = list(decode_shard(only(tmp_path), 16))
+        found = list(decode_shard(only(tmp_path), 16, DEFAULT_MAX_PIXELS))
     reasons = [row.reason if isinstance(row, RowProblem) else None for row in found]
     assert reasons == [row.reason for row in rows]
     good = [row.item.item_id for row in found if isinstance(row, Decoded)]
@@ -43,7 +44,7 @@ def test_every_bad_file_is_refused_for_its_reason(tmp_path: Path, seed: int) -> 
         if file.later is not None:
             (tmp_path / file.name).write_bytes(file.later)
         with pytest.raises(BadShard) as refusal:
-            list(decode_shard(refs[file.name], 16))
+            list(decode_shard(refs[file.name], 16, DEFAULT_MAX_PIXELS))
         assert refusal.value.reason == file.reason, (file.name, refusal.value)
         if isinstance(file.data, bytes) and file.later is None and not file.name.endswith(".json"):
             assert refusal.value.first_bytes == file.data[:32]

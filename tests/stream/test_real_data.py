@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stream_odml.stream.landing import land_parquet
+from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.stream.rows import Decoded, decode_shard
 from stream_odml.stream.sources import DirectorySource
 
@@ -22,7 +23,11 @@ pytestmark = [
 def test_all_photographs_decode(tmp_path: Path, name: str, count: int, classes: int) -> None:
     assert DATA is not None
     list(land_parquet(tmp_path, Path(DATA) / f"{name}.parquet", rows_per_shard=2000))
-    rows = [row for ref in DirectorySource(tmp_path).poll(set()) for row in decode_shard(ref, 32)]
+    rows = [
+        row
+        for ref in DirectorySource(tmp_path).poll(set())
+        for row in decode_shard(ref, 32, DEFAULT_MAX_PIXELS)
+    ]
     assert all(isinstance(row, Decoded) for row in rows)
     assert len(rows) == count
     assert len({row.item.class_name for row in rows if isinstance(row, Decoded)}) == classes

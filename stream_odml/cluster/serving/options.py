@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 
 
 class ServiceOptions(BaseModel):
@@ -38,9 +41,8 @@ class ServiceOptions(BaseModel):
         description="Longest wait, in seconds, for the version that min_version or min_seq asks.",
     )
     max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest request body, in bytes.")
-    max_pixels: int = Field(
-        40_000_000, ge=1024, le=1_000_000_000, description="Largest width x height of an uploaded image."
-    )
+    max_pixels: SkipJsonSchema[int] = Field(DEFAULT_MAX_PIXELS, ge=1024)
+    """Largest width x height of an uploaded image: `ingest.max_pixels`, which a stream's configuration copies here."""
     max_k: int = Field(200, ge=1, le=10_000, description="Largest k (neighbours asked for) of one query.")
     max_batch: int = Field(
         256, ge=1, le=65_536, description="Most queries in one batch, most images in one push."
