@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import ray
 
+from stream_odml.cluster.erasure import find_subject
 from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.forgetting import forget_in_banks
 from stream_odml.cluster.indexer_calls import indexer_handles
@@ -227,12 +228,16 @@ class StreamDriver:
         return {"task": task_id, "anyway": anyway}
 
     def request_forget(self, kind: Literal["class", "item", "shard"], name: str) -> dict[str, Any]:
-        """Forget a class, an item or a shard: hidden at once, deleted with all older table files within a minute."""
+        """Forget a class, an item or a shard: hidden at once, deleted with all older table files within a minute.
+
+        Raises UnknownSubject for a name that covers nothing.
+        """
         with self._lock:
-            self._writer.forget(kind, name)
+            subject = find_subject(self._writer.store, kind, name)
+            self._writer.forget(subject.kind, subject.name, subject.items)
             self._forget_due = self._forget_due or time.monotonic() + FORGET_AFTER_S
             self._refresh_figures(force=True)
-        return {"forgotten": name, "kind": kind}
+        return {"forgotten": subject.name, "kind": kind, "items": subject.items}
 
     def status(self) -> dict[str, Any]:
         """Everything a person asks first, as plain values."""

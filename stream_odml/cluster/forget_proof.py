@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stream_odml.cluster.erasure import COLUMN, find_subject, stored_name, unknown
 from stream_odml.gallery.artifacts import BANK
 from stream_odml.gallery.errors import UnknownSubject
 from stream_odml.gallery.files import Files
@@ -25,7 +26,6 @@ from stream_odml.stream.reasons import BadShard
 from stream_odml.stream.shard import ShardRef
 from stream_odml.stream.storage import StorageOptions
 
-COLUMN = {"class": "class_name", "item": "item_id", "shard": "shard_id"}
 OWN_FOLDERS = ("gallery/", "quarantine/", "artifacts/", "thumbnails/", "holdout/", "cache/")
 STAYS = (
     "What stays: the name in the ledger (the request itself, and counts by class), ids in the statistics of Delta's "
@@ -37,6 +37,8 @@ STAYS = (
 class Proof:
     """What was found of one name. Empty ``findings`` and ``inbox``: it is gone."""
 
+    covered: int | None = None
+    """Items that the requests covered; None where a release that did not count took them."""
     files: int = 0
     findings: list[str] = field(default_factory=list)
     """Files of ours that still hold vectors, statistics or pixels, each with what it holds."""
@@ -55,16 +57,24 @@ def verify_forgotten(
     options: StorageOptions | None = None,
     source: StorageOptions | None = None,
 ) -> Proof:
-    """Search all files under ``root`` and the inbox. Raises UnknownSubject when it was never asked to be forgotten."""
+    """Search all files under ``root`` and the inbox.
+
+    Raises UnknownSubject when it was never asked to be forgotten, and when that request covered nothing.
+    """
     store = Store.open(root, dict(options) if options else None)
+    name = stored_name(store.ledger, kind, name)
     stones = [s for s in store.ledger.tombstones if (s.kind, s.name) == (kind, name)]
     if not stones:
+        find_subject(store, kind, name)
         raise UnknownSubject(f"{kind} {name!r} was never forgotten here; ask without --verify first")
     stone = stones[-1]
+    known = _known(store, stones)
+    if known == 0 and kind != "shard":
+        raise unknown(store, kind, name)
     covered = {s.shard_id: s for s in store.ledger.shards.values() if s.landed_seq < stone.seq}
     if kind == "shard":
         covered = {name: covered[name]} if name in covered else {}
-    proof = Proof()
+    proof = Proof(known)
     for info in store.files.list(""):
         proof.files += 1
         if info.path.startswith(OWN_FOLDERS):
@@ -78,6 +88,18 @@ def verify_forgotten(
             elif shard.state == "landed" or (shard.task or "") not in store.tree.learnt():
                 proof.needed.append(shard.uri)
     return proof
+
+
+def _known(store: Store, stones: Sequence[Tombstone]) -> int | None:
+    """How many items requests for one name covered, where that can be known."""
+    counts = [stone.items for stone in stones if stone.items is not None]
+    if len(counts) == len(stones):
+        return sum(counts)
+    stone = stones[-1]
+    shards = [s for s in store.ledger.shards.values() if s.landed_seq < stone.seq]
+    if stone.kind == "class":
+        return sum(shard.classes.get(stone.name, 0) for shard in shards)
+    return sum(s.rows for s in shards if s.shard_id == stone.name) if stone.kind == "shard" else None
 
 
 def _in_file(files: Files, path: str, stone: Tombstone, covered: dict[str, ShardState]) -> Iterator[str]:

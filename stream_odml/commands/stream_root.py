@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pyarrow.fs import FileType
 
 from stream_odml.client import Client
+from stream_odml.cluster.erasure import find_subject
 from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.forgetting import forget_in_banks
 from stream_odml.cluster.stages import relearn
@@ -119,22 +120,32 @@ def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str
 def forget_name(
     root: str, kind: Literal["class", "item", "shard"], name: str, url: str | None, token: str | None
 ) -> str:
-    """Forget through the running service, or by this process when no stream runs on the root."""
+    """Forget through the running service, or by this process when no stream runs on the root.
+
+    Raises UnknownSubject, or ServiceError with status 404, for a name that covers nothing.
+    """
     address = url or _noted_url(root)
     if address is not None:
         with Client(address, token=token) as client:
             forget = {"class": client.delete_class, "item": client.delete, "shard": client.delete_shard}
-            forget[kind](name)
-        return f"forgot {kind} {name}: hidden now, deleted within a minute; --verify shows what is left"
+            answer = forget[kind](name)
+        what = f"{kind} {answer['forgotten']}, {_items(answer['items'])}"
+        return f"forgot {what}: hidden now, deleted within a minute; --verify shows what is left"
     with _writer(root) as writer:
-        writer.forget(kind, name)
+        subject = find_subject(writer.store, kind, name)
+        writer.forget(subject.kind, subject.name, subject.items)
         forget_in_banks(writer)  # before their vectors are deleted
         writer.maintain(MaintenancePolicy(retention=timedelta(0)))
     if "://" not in root:
         shutil.rmtree(
             Path(root) / "cache", ignore_errors=True
         )  # made again from the shards when it is needed
-    return f"forgot {kind} {name}: its rows, statistics and pixels are deleted"
+    what = f"{kind} {subject.name}, {_items(subject.items)}"
+    return f"forgot {what}: rows, statistics and pixels are deleted"
+
+
+def _items(count: int) -> str:
+    return f"{count} items" if count != 1 else "1 item"
 
 
 def verify_forgotten(root: str, kind: str, name: str, inbox: bool) -> tuple[list[str], bool]:
@@ -145,8 +156,15 @@ def verify_forgotten(root: str, kind: str, name: str, inbox: bool) -> tuple[list
     from stream_odml.cluster import forget_proof
 
     proof = forget_proof.verify_forgotten(root, kind, name)
-    lines = [f"{proof.files} files searched under {root}", *(f"found in {line}" for line in proof.findings)]
+    covered = "the request covered " + (
+        "it is not known what" if proof.covered is None else _items(proof.covered)
+    )
+    lines = [f"{proof.files} files searched under {root}; {covered}"]
+    lines += [f"found in {line}" for line in proof.findings]
     left = len(proof.findings)
+    if proof.covered is None:
+        left += 1
+        lines.append(f"an earlier release took the request and did not note whether any {kind} has this name")
     for uri in proof.inbox:
         kept = " (still to be learnt)" if uri in proof.needed and kind != "shard" else ""
         kept = kept or (" (delete the rows in that table, and vacuum it)" if uri in proof.foreign else "")

@@ -62,10 +62,10 @@ def relearn(task: str, anyway: bool) -> Entry:
     return {"kind": "relearn", "subject": task, "task": task, "detail": _json({"anyway": anyway})}
 
 
-def forget(kind: str, name: str) -> Entry:
+def forget(kind: str, name: str, items: int | None) -> Entry:
     if kind not in ("class", "item", "shard"):
         raise ValueError(f"cannot forget a {kind!r}; name a class, an item or a shard")
-    return {"kind": "forget", "subject": name, "detail": _json({"of": kind})}
+    return {"kind": "forget", "subject": name, "detail": _json({"of": kind, "items": items})}
 
 
 def version(version_id: str, parent: str, task: str, artifacts: str, metrics: Mapping[str, Any]) -> Entry:

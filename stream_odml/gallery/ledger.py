@@ -117,6 +117,8 @@ class Tombstone:
     name: str
     seq: int
     time: datetime
+    items: int | None = None
+    """How many items it covered when it was put; None where nobody counted."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +362,9 @@ class _Building:
         self.learnt.add(row["subject"])
 
     def _forget(self, row: Row, detail: dict[str, Any]) -> None:
-        self.tombstones.append(Tombstone(detail["of"], row["subject"], row["seq"], row["time"]))
+        self.tombstones.append(
+            Tombstone(detail["of"], row["subject"], row["seq"], row["time"], detail.get("items"))
+        )
 
     def _epoch(self, row: Row, detail: dict[str, Any]) -> None:
         self.epoch = max(self.epoch, int(row["epoch"]))

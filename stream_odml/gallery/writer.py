@@ -319,9 +319,10 @@ class Writer:
                 if ref is not None and ref != refs[version_id]:
                     store.files.delete(ref.path)
 
-    def forget(self, kind: Literal["class", "item", "shard"], name: str) -> int:
+    def forget(self, kind: Literal["class", "item", "shard"], name: str, items: int | None = None) -> int:
         """Forget a class, an item or a shard: gone for every reader at once, deleted by :meth:`maintain`.
 
+        ``items``: how many it covers, to be recorded. Whether the name stands for anything is the caller's question.
         Returns the tombstone's seq. What lands after it is a return of the name, and visible.
         """
         with self._fence.exclusive() as store:
@@ -329,7 +330,7 @@ class Writer:
                 (t.seq for t in store.ledger.tombstones if (t.kind, t.name) == (kind, name)), default=-1
             )
             if last < 0 or any(shard.landed_seq > last for shard in store.ledger.shards.values()):
-                self._ledger("forget", [entries.forget(kind, name)])
+                self._ledger("forget", [entries.forget(kind, name, items)])
                 last = store.ledger.tombstones[-1].seq
             return last
 

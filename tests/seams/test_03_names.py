@@ -236,7 +236,7 @@ NASTY_IDS = [
 def test_every_id_is_found_at_its_own_address(service: Service) -> None:
     assert service.push(*[{"class": f"{i[:99]} class", "id": i} for i in NASTY_IDS]).status_code == 202
     service.index()
-    with Client("http://api", transport=in_process(service.api.app)) as client:
+    with Client("http://127.0.0.1", transport=in_process(service.api.app)) as client:
         for item_id in NASTY_IDS:
             assert client.get(item_id).item_id == item_id
             picture_of = service.api.get(f"/v1/items/{quote(item_id, safe='')}/thumbnail")
@@ -301,7 +301,7 @@ def test_landing_refuses_what_no_reader_takes_and_lands_the_rest_as_it_will_be_r
 
 
 def test_the_client_is_told_which_name_was_wrong(service: Service) -> None:
-    with Client("http://api", transport=in_process(service.api.app)) as client:
+    with Client("http://127.0.0.1", transport=in_process(service.api.app)) as client:
         with pytest.raises(ServiceError, match="class: invisible or control character U"):
             client.push([NewImage(IMAGE, "a\u200bb")])
         assert client.push([NewImage(IMAGE, "oak", "n\u0303", {"k": ""})]).ids == ("ñ",)

@@ -72,12 +72,13 @@ class RayDriver:
                 answer: Mapping[str, Any] = await getattr(actor, method).remote(*arguments)
                 return answer
         except ray.exceptions.RayTaskError as error:
-            raise _refusal(error.cause) from None
+            raise refusal(error.cause) from None
         except (ValueError, ray.exceptions.RayError, TimeoutError):
             raise _away() from None
 
 
-def _refusal(cause: BaseException) -> ApiError:
+def refusal(cause: BaseException) -> ApiError:
+    """What a client is told of an error of the driver."""
     if isinstance(cause, UnknownVersion | UnknownSubject):
         return not_found("unknown_subject", str(cause)[:500])
     if isinstance(cause, ValueError):
