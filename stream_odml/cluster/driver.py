@@ -244,7 +244,7 @@ class StreamDriver:
         with self._lock:
             self._refresh_figures(force=True)
             figures, progress = self._metrics.figures, self._metrics.progress
-            waits = self._stages.explain()
+            waits = self._stages.explain() + self._discovery.notes
         told = {
             "stream": self._config.name,
             "pid": os.getpid(),

@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,12 @@ class Discovery:
         """Why a source cannot be listed now, or None."""
         return "; ".join(list(self._errors.values())) or None
 
+    @property
+    def notes(self) -> list[str]:
+        """What lies in an inbox and is never read, a line for each source that tells."""
+        found = [getattr(source, "passed_over", {}) for source in self._sources]
+        return [_not_read(passed_over) for passed_over in found if passed_over]
+
     def start(self) -> None:
         """Begin to poll."""
         self._thread.start()
@@ -89,6 +95,12 @@ class Discovery:
                 self._found.put(refs, timeout=0.5)
                 break
         return len(refs)
+
+
+def _not_read(passed_over: Mapping[str, str]) -> str:
+    names = [f"{name} is {kind}" for name, kind in sorted(passed_over.items())]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} not read in the inbox: {', '.join(names[:3])}{more}; put the files themselves there"
 
 
 @dataclass

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from stream_odml.stream.decode import decode_image
+from stream_odml.stream.folder_scan import scan_folder
 from stream_odml.stream.landing import NewItem, complete_task, land_items
-from stream_odml.stream.reading import RawItem, read_shard
+from stream_odml.stream.reading import RawItem, read_folder, read_shard
+from stream_odml.stream.reasons import BadImage
 from stream_odml.stream.shard import ShardRef, format_of, make_shard_id
+
+PROBE_PX = 16
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,11 @@ class LandedShard:
 
 
 def categories_of(path: Path) -> list[Category]:
-    """All categories of a Parquet file, a tar or a folder of class folders, in order of their first image.
+    """All categories of a Parquet file, a tar or a folder, in order of their first image.
 
-    Raises ValueError when there is nothing that can be used.
+    Of a folder it takes what `ingest` would land, under the same classes: the class of an image is the path
+    of its folder, without a leading `train`, `test` or the like. Raises ValueError when there is nothing
+    that can be used.
     """
     by_name: dict[str, list[bytes]] = {}
     for item in _items(path):
@@ -55,12 +62,8 @@ def categories_of(path: Path) -> list[Category]:
 def _items(path: Path) -> Iterator[RawItem]:
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a Parquet file, a tar, or a folder of class folders")
-    if path.is_dir():
-        for folder in sorted(p for p in path.iterdir() if p.is_dir()):
-            for file in sorted(p for p in folder.iterdir() if p.is_file()):
-                yield RawItem(0, str(file), folder.name, file.read_bytes(), {}, None)
-        return
-    yield from (item for item in read_shard(_reference(path)) if isinstance(item, RawItem))
+    found = read_folder(path, scan_folder(path).files) if path.is_dir() else read_shard(_reference(path))
+    yield from (item for item in found if isinstance(item, RawItem))
 
 
 def _reference(path: Path) -> ShardRef:
@@ -68,7 +71,7 @@ def _reference(path: Path) -> ShardRef:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     status = path.stat()
     shard_id = make_shard_id(path.name, digest)
-    uri = str(path.absolute())
+    uri = str(path.resolve())
     return ShardRef(
         shard_id, path.name, uri, format_of(path.name), status.st_size, status.st_mtime_ns, shard_id
     )
@@ -128,7 +131,16 @@ class Producer:
             for j, image in enumerate(category.images)
         ]
         land_items(self._inbox, name, items)
-        first = items[0]
-        assert first.item_id is not None
-        self.landed.append(LandedShard(name, time.time(), first.item_id, first.image, first.class_name))
+        first = next((item for item in items if _is_image(item.image)), None)
+        if first is not None and first.item_id is not None:
+            self.landed.append(LandedShard(name, time.time(), first.item_id, first.image, first.class_name))
         self._number += 1
+
+
+def _is_image(data: bytes) -> bool:
+    """Whether it can be asked for: what does not decode is quarantined, and never found."""
+    try:
+        decode_image(data, PROBE_PX)
+    except BadImage:
+        return False
+    return True

@@ -89,6 +89,8 @@ def class_name(value: object, names: Sequence[str] | None = None) -> str:
 
     Raises RowError(missing_label | bad_label).
     """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if names is not None and isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < len(names):
             raise RowError(Reason.BAD_LABEL, f"label {value}, but the file names {len(names)} classes")

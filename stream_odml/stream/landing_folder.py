@@ -91,9 +91,7 @@ def plan_folder(
     if not before and base not in landed:
         return FolderPlan(source, base, manifest, (), scan.notes)
     part = hashlib.sha256(manifest.to_bytes()).hexdigest()[:_PART_CHARS]
-    note = (
-        f"{len(scan.files) - len(new)} of {len(scan.files)} files landed before; the {len(new)} new ones land"
-    )
+    note = f"{len(scan.files) - len(new)} of {len(scan.files)} files landed before; {len(new)} new to land"
     return FolderPlan(source, check_name(f"{base}-{part}"), manifest, before, (note, *scan.notes))
 
 

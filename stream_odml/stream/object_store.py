@@ -23,7 +23,7 @@ from stream_odml.stream.shard import (
     is_hidden,
     make_shard_id,
 )
-from stream_odml.stream.sources import MAX_NEW, read_note
+from stream_odml.stream.sources import MAX_NEW, landing_order, read_note
 from stream_odml.stream.storage import ShardFile, StorageOptions, hash_of_etag, join, s3_filesystem, s3_path
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,10 @@ class S3Source:
         self._filesystem = s3_filesystem(options)
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
-        """See `Source`. Order: time of change (folders: first), then name. Raises TransientReadError."""
+        """See `Source`. Order: `landing_order`; of a backlog, folders come first, since a listing dates none.
+
+        Raises TransientReadError.
+        """
         try:
             listed = self._filesystem.get_file_info(
                 pafs.FileSelector(s3_path(self.uri), allow_not_found=True)
@@ -60,7 +63,7 @@ class S3Source:
             if len(found) >= self.max_new:
                 break
             found += self._describe(info)
-        return found
+        return sorted(found, key=landing_order)
 
     def _describe(self, info: Any) -> list[ShardRef]:
         name = info.base_name

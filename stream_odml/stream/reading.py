@@ -17,7 +17,7 @@ from stream_odml.stream.delta_log import delta_files
 from stream_odml.stream.folders import folder_rows, parts_rows
 from stream_odml.stream.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.stream.reasons import FIRST_BYTES, BadShard, Reason, RowError, RowProblem
-from stream_odml.stream.shard import ShardManifest, ShardRef
+from stream_odml.stream.shard import ManifestFile, ShardManifest, ShardRef
 from stream_odml.stream.storage import ShardFile, StorageOptions
 from stream_odml.stream.tables import table_rows
 from stream_odml.stream.tars import tar_rows
@@ -50,6 +50,13 @@ def read_shard(
     seen: set[str] = set()
     for raw in _rows(ref, storage_options):
         yield _check(raw, ref.shard_id, seen)
+
+
+def read_folder(path: Path, files: tuple[ManifestFile, ...]) -> Iterator[RawItem | RowProblem]:
+    """All rows of these files of a folder on this machine, which is no shard. Errors as `read_shard`."""
+    seen: set[str] = set()
+    for raw in parts_rows(str(path.absolute()), files, None):
+        yield _check(raw, path.name, seen)
 
 
 def raw_rows(ref: ShardRef, storage_options: StorageOptions | None = None) -> Iterator[RawRow]:

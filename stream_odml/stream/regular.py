@@ -71,12 +71,17 @@ def open_regular(path: str | os.PathLike[str], follow: bool = True) -> IO[bytes]
 
 def hash_regular(path: Path) -> tuple[int, str]:
     """Return the size in bytes and the sha256 of a regular file that is no link. Errors as `open_regular`."""
-    digest, size = hashlib.sha256(), 0
     with open_regular(path, follow=False) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+        digest = sha256_of(file)
+        return file.tell(), digest
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Return the sha256, in hex, of what is left of a file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -99,7 +104,7 @@ def refuse_links(folder: Path) -> None:
             except FileNotFoundError:
                 continue  # deleted meanwhile
             if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-                raise UnsafePath(f"{full} is {_kind(mode)}, and no file of a stream root; remove it")
+                raise UnsafePath(f"{full} is {kind_of(mode)}, and no file of a stream root; remove it")
 
 
 def check_root(uri: str | os.PathLike[str]) -> str:
@@ -123,10 +128,11 @@ def _check_regular(path: str, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{path} is a folder, expected a file")
     if not stat.S_ISREG(mode):
-        raise UnsafePath(f"{path} is {_kind(mode)}, expected a regular file; remove it")
+        raise UnsafePath(f"{path} is {kind_of(mode)}, expected a regular file; remove it")
 
 
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """Return what a file is that is not a regular one, by its mode."""
     kinds = {
         stat.S_IFLNK: "a link",
         stat.S_IFIFO: "a FIFO",

@@ -5,7 +5,6 @@ The contract of a source, and how to write another one: deploy/sources.md.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import logging
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stream_odml.stream.reasons import BadShard, TransientReadError
+from stream_odml.stream.regular import UnsafePath, kind_of, open_regular, sha256_of
 from stream_odml.stream.shard import (
     MANIFEST_NAME,
     ShardManifest,
@@ -41,7 +41,8 @@ class Source(Protocol):
 class DirectorySource:
     """A local folder: each file in it is a shard, and each folder in it that has a `_manifest.json`.
 
-    Names that begin with a dot or an underscore are skipped. `settle_s` leaves a file alone until it has
+    Names that begin with a dot or an underscore are skipped. So are links, and whatever else is no file or
+    folder: nothing outside the inbox is read. `passed_over` tells of them. `settle_s` leaves a file alone until it has
     not changed for so long: a help against producers that copy slowly into the inbox; those that use
     `landing` need none.
     """
@@ -50,19 +51,26 @@ class DirectorySource:
         self.path = Path(path)
         self.settle_s = settle_s
         self.max_new = max_new
+        self.passed_over: dict[str, str] = {}
+        """Names in the inbox that are never opened, and what they are, as the last poll saw them."""
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
-        """See `Source`. Order: time of change, then name. A folder that is not there yet gives an empty
-        list.
+        """See `Source`. Order: time of change; at the same time a manifest before the shards that it names,
+        and after them when it closes all that waits; then name. A folder that is not there yet gives an
+        empty list.
         """
+        passed_over: dict[str, str] = {}
         try:
-            new = heapq.nsmallest(self.max_new, self._unknown(known))
+            new = heapq.nsmallest(self.max_new, self._unknown(known, passed_over))
         except FileNotFoundError:
             return []
         except OSError as error:
             raise TransientReadError(f"{self.path} cannot be listed now: {error}") from error
+        for name, kind in passed_over.items() - self.passed_over.items():
+            log.warning("%s in the inbox is %s and is not read: put the file itself there", name, kind)
+        self.passed_over = passed_over
         found = (self._describe(mtime_ns, name, size, is_folder) for mtime_ns, name, size, is_folder in new)
-        return [ref for ref in found if ref is not None]
+        return sorted((ref for ref in found if ref is not None), key=landing_order)
 
     def incomplete(self) -> list[str]:
         """Folders that wait for their manifest."""
@@ -74,19 +82,27 @@ class DirectorySource:
             and not os.path.exists(f"{entry.path}/{MANIFEST_NAME}")
         )
 
-    def _unknown(self, known: Container[str]) -> Iterator[tuple[int, str, int, bool]]:
+    def _unknown(
+        self, known: Container[str], passed_over: dict[str, str]
+    ) -> Iterator[tuple[int, str, int, bool]]:
         settled = time.time_ns() - int(self.settle_s * 1e9)
         with os.scandir(self.path) as entries:
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
                 try:
-                    is_folder = entry.is_dir()
-                    status = os.stat(f"{entry.path}/{MANIFEST_NAME}") if is_folder else entry.stat()
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    status = (
+                        os.lstat(f"{entry.path}/{MANIFEST_NAME}")
+                        if is_folder
+                        else entry.stat(follow_symlinks=False)
+                    )
                 except (FileNotFoundError, NotADirectoryError):
                     continue  # gone since it was listed, or a folder without its manifest
-                if not is_folder and not stat.S_ISREG(status.st_mode):
-                    continue  # to open a pipe would wait for its other end
+                if not stat.S_ISREG(status.st_mode):
+                    name = f"{entry.name}/{MANIFEST_NAME}" if is_folder else entry.name
+                    passed_over[name] = kind_of(status.st_mode)
+                    continue
                 if self.settle_s and status.st_mtime_ns > settled:
                     continue
                 if _stamp(entry.name, status.st_size, status.st_mtime_ns) not in known:
@@ -97,13 +113,13 @@ class DirectorySource:
         format = "folder" if is_folder else format_of(name)
         stamp, total, manifest = _stamp(name, size, mtime_ns), size, None
         try:
-            with open(path / MANIFEST_NAME if is_folder else path, "rb", buffering=0) as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            with open_regular(path / MANIFEST_NAME if is_folder else path, follow=False) as file:
+                sha256 = sha256_of(file)
                 if format in ("folder", "task"):
                     file.seek(0)
-                    manifest, total = read_note(file.readall(), size)
+                    manifest, total = read_note(file.read(), size)
                 now = os.fstat(file.fileno())
-        except FileNotFoundError:
+        except (FileNotFoundError, UnsafePath):  # gone, or another thing since it was listed
             return None
         except OSError as error:
             log.warning("%s cannot be read now and will be tried again: %s", path, error)
@@ -113,6 +129,13 @@ class DirectorySource:
         return ShardRef(
             make_shard_id(name, sha256), name, str(path.absolute()), format, total, mtime_ns, stamp, manifest
         )
+
+
+def landing_order(ref: ShardRef) -> tuple[int, int, str]:
+    """Clocks of file systems and object stores are coarse: what landed at the same tick still has an order."""
+    names_shards = ref.manifest is not None and bool(ref.manifest.shards)
+    rank = 1 if ref.format != "task" else 0 if names_shards else 2
+    return ref.mtime_ns, rank, ref.name
 
 
 def _stamp(name: str, size: int, mtime_ns: int) -> str:

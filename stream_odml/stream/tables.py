@@ -1,6 +1,6 @@
 """Rows of a Parquet or Arrow IPC file, one record batch in memory at a time.
 
-Columns: `image` or `bytes` (binary, or a struct with a `bytes` field); `class_name`, else `label`;
+Columns: `image`, `img` or `bytes` (binary, or a struct with a `bytes` field); `class_name`, `label` or `labels`;
 optional `id` or `item_id`, `attributes`, `time` or `timestamp`. Others are not read.
 """
 
@@ -25,8 +25,8 @@ MAX_ROW_GROUP_BYTES = 2 << 30
 """Parquet is decoded a row group at a time; one that declares more than this is refused (oversized)."""
 
 _CHOICES = {
-    "image": ("image", "bytes"),
-    "label": ("class_name", "label"),
+    "image": ("image", "img", "bytes"),
+    "label": ("class_name", "label", "labels"),
     "item_id": ("item_id", "id"),
     "attributes": ("attributes",),
     "time": ("time", "timestamp"),
@@ -84,9 +84,13 @@ def _columns(schema: Any, constants: Mapping[str, str]) -> _Columns:
     for name in names.values():
         if schema.names.count(name) > 1:
             raise BadShard(Reason.WRONG_SCHEMA, f"column {name} occurs {schema.names.count(name)} times")
-    if names["image"] in constants or not _holds_bytes(schema.field(names["image"]).type):
-        raise BadShard(Reason.WRONG_SCHEMA, f"column {names['image']} holds no bytes")
-    label = names["label"]
+    image, label = names["image"], names["label"]
+    if image in constants or not _holds_bytes(schema.field(image).type):
+        kind = "the same in every row" if image in constants else schema.field(image).type
+        raise BadShard(
+            Reason.WRONG_SCHEMA,
+            f"column {image} is {kind}; it holds no bytes: expected image files, binary or a struct with bytes",
+        )
     if label not in constants and not _holds_label(schema.field(label).type):
         raise BadShard(
             Reason.WRONG_SCHEMA, f"column {label} is {schema.field(label).type}; expected text or a number"
@@ -103,6 +107,7 @@ def _holds_bytes(kind: Any) -> bool:
         pa.types.is_large_binary,
         pa.types.is_binary_view,
         pa.types.is_fixed_size_binary,
+        pa.types.is_null,  # each row then says what it has instead
     )
     return any(test(kind) for test in binaries)
 
@@ -174,19 +179,27 @@ def _unpack(batch: Any, columns: _Columns, first_row: int) -> Iterator[RawRow]:
         array = batch.column(batch.schema.get_field_index(name))
         return _times(array) if part == "time" else list(array.to_pylist())
 
-    images = _images(batch.column(batch.schema.get_field_index(columns.names["image"])))
+    structs = batch.column(batch.schema.get_field_index(columns.names["image"]))
+    images = _images(structs)
     others = zip(*(column(part) for part in ("label", "item_id", "attributes", "time")), strict=True)
     for offset, (label, item_id, attributes, time) in enumerate(others):
         problem = None
         image = images[offset]
         if not image.is_valid:
-            problem = (Reason.MISSING_IMAGE, "the image is null")
+            problem = (Reason.MISSING_IMAGE, _why_no_bytes(structs[offset].as_py()))
         elif len(image.as_buffer() or b"") > MAX_IMAGE_BYTES:
             problem = (Reason.OVERSIZED, f"more than {MAX_IMAGE_BYTES} bytes of image")
         elif isinstance(time, RowError):
             problem = (time.reason, time.detail)
         data = None if problem and problem[0] is not Reason.BAD_TIME else image.as_py()
         yield RawRow(first_row + offset, data, label, columns.class_names, item_id, attributes, time, problem)
+
+
+def _why_no_bytes(image: Any) -> str:
+    path = image.get("path") if isinstance(image, dict) else None
+    if not path:
+        return "the image is null"
+    return f"the image is only a path, {path!r:.200}; expected its bytes in the table"
 
 
 def _images(array: Any) -> Any:

@@ -1,0 +1,193 @@
+"""Seam 25: the layouts that people's data sets have are read, or refused before they land, in words.
+
+What is refused names what was seen and what is expected, and leaves the inbox as it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stream_odml.stream.landing import land_file
+from stream_odml.stream.landing_folder import seal_folder
+from stream_odml.stream.reading import RawItem
+from stream_odml.stream.shard import MANIFEST_NAME, ManifestFile, ShardManifest
+from tests.seams.folders import classes, ingest, rows, write
+from tests.stream.pictures import picture
+
+ROWS: list[dict[str, Any]] = [
+    {"file_name": "a.png", "label": "cat", "shelf": "007", "price": "3"},
+    {"file_name": "sub/b.png", "label": "dog", "shelf": "008", "price": "4"},
+]
+
+
+def metadata(path: Path, described: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(described), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, described)) + "\n\n", encoding="utf-8")
+    else:
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, list(described[0]))
+            writer.writeheader()
+            writer.writerows(described)
+
+
+def table(path: Path, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_the_metadata_of_an_image_folder_is_what_its_images_are(tmp_path: Path, suffix: str) -> None:
+    folder = write(tmp_path / "set", "a.png", "sub/b.png", "sub/c.png")
+    metadata(folder / f"metadata.{suffix}", ROWS)
+    lines = ingest(folder, tmp_path / "inbox")
+    found = [row for row in rows(tmp_path / "inbox") if isinstance(row, RawItem)]
+    assert [(row.class_name, row.attributes) for row in found] == [
+        ("cat", {"shelf": "007", "price": "3"}),
+        ("dog", {"shelf": "008", "price": "4"}),
+        ("sub", {}),
+    ]
+    assert f"metadata.{suffix} describes 2 images" in lines
+
+
+def test_metadata_in_each_split_with_ids_and_times(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", "train/a.png", "test/a.png")
+    for split in ("train", "test"):
+        described = [
+            {"file_name": "a.png", "label": 3, "item_id": f"{split}-1", "time": "2024-05-01", "tags": ["x"]}
+        ]
+        metadata(folder / split / "metadata.jsonl", described)
+    ingest(folder, tmp_path / "inbox")
+    found = [row for row in rows(tmp_path / "inbox") if isinstance(row, RawItem)]
+    assert [(row.class_name, row.item_id) for row in found] == [("3", "test-1"), ("3", "train-1")]
+    assert {row.time for row in found} == {datetime(2024, 5, 1, tzinfo=UTC)}
+    assert json.loads(found[0].attributes["tags"]) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", "path,label\na.png,cat\n"),
+        ("metadata.csv", "\xff\xfe not text"),
+        ("metadata.jsonl", "[1, 2]\n"),
+        ("metadata.jsonl", "{\n"),
+        ("metadata.csv", "file_name,label\n../../etc/passwd,cat\n"),
+        ("metadata.parquet", "no parquet"),
+        ("stats.parquet", "no parquet"),
+        ("notes.feather", ""),
+        ("old.tar", "no tar"),
+    ],
+)
+def test_a_table_that_is_none_of_ours_is_passed_over_in_words(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    folder = write(tmp_path / "set", "cats/a.png", "dogs/b.png")
+    (folder / name).write_text(content, encoding="latin-1")
+    lines = ingest(folder, tmp_path / "inbox")
+    assert classes(tmp_path / "inbox") == ["cats", "dogs"]
+    assert any("passed over" in line and name in line for line in lines), lines
+
+
+def test_a_foreign_table_says_what_it_has(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", "cats/a.png")
+    table(folder / "stats.parquet", width=[1, 2], height=[3, 4])
+    lines = ingest(folder, tmp_path / "inbox")
+    assert any("no column image or img or bytes; found ['width', 'height']" in line for line in lines), lines
+
+
+def test_a_manifest_that_names_a_foreign_table_loses_one_row_not_the_shard(tmp_path: Path) -> None:
+    folder = write(tmp_path / "inbox/set", "cats/a.png", "dogs/b.png")
+    seal_folder(folder)
+    files = ShardManifest.from_bytes((folder / MANIFEST_NAME).read_bytes()).files
+    foreign = table(folder / "cats/x.parquet", width=[1])
+    files = (files[0], ManifestFile("cats/x.parquet", foreign.stat().st_size), files[1])
+    (folder / MANIFEST_NAME).write_bytes(ShardManifest(files=files).to_bytes())
+    assert classes(tmp_path / "inbox") == ["cats", "wrong_schema", "dogs"]
+
+
+def test_hive_folders(tmp_path: Path) -> None:
+    for kind in ("cats", "caf%C3%A9"):
+        table(tmp_path / f"set/class={kind}/day=1/part-0.parquet", image=[picture(len(kind), "PNG")] * 2)
+    table(tmp_path / "set/class=dogs/part-0.parquet", image=[picture(3, "PNG")], label=["its own"])
+    table(tmp_path / "set/class=__HIVE_DEFAULT_PARTITION__/part-0.parquet", image=[picture(4, "PNG")])
+    lines = ingest(tmp_path / "set", tmp_path / "inbox")
+    assert sorted(classes(tmp_path / "inbox")) == ["café", "café", "cats", "cats", "dogs"]
+    assert any("__HIVE_DEFAULT_PARTITION__" in line and "no column class_name" in line for line in lines), (
+        lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"img": [picture(1)], "label": [4]}, ["4"]),
+        ({"img": [{"bytes": picture(1), "path": "x.png"}], "labels": ["cat"]}, ["cat"]),
+        ({"image": [picture(1)], "labels": [2]}, ["2"]),
+        ({"image": [picture(1), picture(2)], "label": [2.0, 3.0]}, ["2", "3"]),
+        ({"image": [picture(1), picture(2)], "label": [2.0, None]}, ["2", "missing_label"]),
+    ],
+)
+def test_columns_by_their_other_names(tmp_path: Path, columns: dict[str, Any], expected: list[str]) -> None:
+    ingest(table(tmp_path / "set.parquet", **columns), tmp_path / "inbox")
+    assert classes(tmp_path / "inbox") == expected
+
+
+def test_float_labels_find_their_class_names(tmp_path: Path) -> None:
+    note = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    made = pa.table({"image": [picture()] * 2, "label": [1.0, 0.0]})
+    pq.write_table(made.replace_schema_metadata({"huggingface": json.dumps(note)}), tmp_path / "s.parquet")
+    ingest(tmp_path / "s.parquet", tmp_path / "inbox")
+    assert classes(tmp_path / "inbox") == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "seen"),
+    [
+        (
+            {"image": [{"bytes": None, "path": "a/1.png"}], "label": [1]},
+            r"only a path, 'a/1\.png'.*expected its bytes",
+        ),
+        ({"image": ["a/1.png"], "label": [1]}, r"column image is string; it holds no bytes"),
+        ({"image": [[1, 2, 3]], "label": [1]}, r"column image is list<.*it holds no bytes"),
+        ({"image": [picture()], "label": [0.25]}, r"label.*0\.25|0\.25.*float"),
+        ({"image": [picture()], "labels": [[1, 2]]}, r"column labels is list<.*expected text or a number"),
+        (
+            {"photo": [picture()], "label": [1]},
+            r"no column image or img or bytes; found \['photo', 'label'\]",
+        ),
+        ({"image": [picture()], "kind": ["x"]}, r"no column class_name or label or labels; found"),
+        ({"image": pa.array([None], pa.binary()), "label": [1]}, r"the image is null"),
+        ({"image": [picture()], "label": [" "]}, r"blank"),
+    ],
+)
+@pytest.mark.parametrize("door", ["ingest", "land_file", "folder"])
+def test_what_cannot_be_read_is_refused_before_it_lands(
+    tmp_path: Path, columns: dict[str, Any], seen: str, door: str
+) -> None:
+    made, inbox = table(tmp_path / "set/set.parquet", **columns), tmp_path / "inbox"
+    land: dict[str, Callable[[], object]] = {
+        "ingest": lambda: ingest(made, inbox),
+        "land_file": lambda: land_file(inbox, made),
+        "folder": lambda: ingest(made.parent, inbox),
+    }
+    with pytest.raises(ValueError, match=seen):
+        land[door]()
+    assert not inbox.exists()
+
+
+def test_images_without_a_class_are_refused_before_they_land(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none of its 2 images lies in a class folder.*expected a folder"):
+        ingest(write(tmp_path / "flat", "a.png", "b.png"), tmp_path / "inbox")
+    assert not (tmp_path / "inbox").exists()
