@@ -73,15 +73,21 @@ class EvaluationConfig(_Section):
     held_out: float = Field(0.0, ge=0, lt=1)
     """Share of each class's images that is held out, and kept, to measure recall."""
     max_per_class: int = Field(20, ge=2)
-    """Most held-out images of a class that an evaluation reads."""
+    """Maximum held-out images per class that an evaluation reads."""
+    max_images: int = Field(20_000, ge=100)
+    """Maximum held-out images in all. Beyond it, classes are drawn by `seed`: half of the images for the task's own."""
 
 
 class GateConfig(_Section):
     """Which stages are published. A refused stage is learnt again with a stronger anchor, then set aside."""
 
     enabled: bool = True
-    """Compare every stage with the version it would replace, on held-out images; without any, old classes by what
+    """Compare every stage with the version it would replace, on held-out images; with few or none, old classes by what
     their stored vectors and the drift map let expect."""
+    certainty: float = Field(1.64, ge=0, le=10)
+    """Refuse a loss only where it is above its bound by so many of its standard errors, as the images that measured it
+    give them: few images tell a small loss from chance only now and then. 1.64: one in twenty by chance; 0 takes every
+    figure for exact."""
     max_new_loss: float = Field(0.05, ge=0, le=1)
     """Refuse when Recall@1 on the stage's own held-out images falls by more than this."""
     max_old_loss: float = Field(0.05, ge=0, le=1)

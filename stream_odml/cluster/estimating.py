@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.compute as pc
 
-from stream_odml.cluster.evaluating import Floats, mapped_to, rows_of_classes
+from stream_odml.cluster.held_out import Floats, mapped_to
+from stream_odml.cluster.sampling import rows_of_classes
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import vectors_of
 from stream_odml.learn.damage import estimated_recall
@@ -42,7 +43,7 @@ def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
     shards = sorted(s.shard_id for s in store.ledger.shards.values() if s.task in learnt)
     drawn = [shards[i] for i in random.permutation(len(shards))[:SHARDS]]
     where = pc.field("shard_id").isin(drawn)
-    rows = rows_of_classes(store, parent, drawn, where, PER_CLASS)
+    rows = rows_of_classes(store, parent, drawn, where, PER_CLASS, seed)
     rows = rows.take(np.sort(random.permutation(len(rows))[:MOST]))
     _, labels = np.unique(np.array(rows["class_name"].to_pylist(), np.str_), return_inverse=True)
     vectors = vectors_of(rows["vector"], store.dim)

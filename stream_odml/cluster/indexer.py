@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from dataclasses import replace
@@ -26,6 +27,8 @@ from stream_odml.learn.embedder import Embedder, embedder_from_bytes
 from stream_odml.stream.reasons import TransientReadError
 from stream_odml.stream.shard import ShardRef
 
+log = logging.getLogger(__name__)
+
 
 class Indexer:
     """Ray actor. Stateless but for the loaded model, so that it can be replaced at any time."""
@@ -43,6 +46,7 @@ class Indexer:
             config.ingest.max_pixels,
             config.ingest.thumbnails,
             config.evaluation.held_out,
+            device=indexing_device(config.cluster.gpus_per_indexer),
         )
         self._version = ""
         self._embedder: Embedder | None = None
@@ -104,6 +108,30 @@ def _counts(shard: IndexedShard) -> ShardCounts:
 
 def _concat(tables: list[pa.Table]) -> pa.Table | None:
     return pa.concat_tables(tables) if tables else None
+
+
+def indexing_device(gpus: float) -> torch.device:
+    """The accelerator that Ray reserved for this process, the CPU where it reserved none.
+
+    An indexer that finds no accelerator says so and goes on, slower: what lands is to be searchable all the same.
+    """
+    if not gpus:
+        return torch.device("cpu")
+    device = found_accelerator()
+    if device is None:
+        log.error(
+            "cluster.gpus_per_indexer is %g, but torch %s finds no accelerator here: embedding on the CPU. Install a "
+            "build of torch for the GPU, or set it to 0",
+            gpus,
+            torch.__version__,
+        )
+        return torch.device("cpu")
+    return device
+
+
+def found_accelerator() -> torch.device | None:
+    """The accelerator that torch can use in this process, of those that Ray lets it see."""
+    return torch.accelerator.current_accelerator(check_available=True)
 
 
 def _threads() -> int:

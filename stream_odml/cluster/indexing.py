@@ -15,6 +15,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from stream_odml.gallery.files import Files
@@ -42,6 +43,8 @@ class IndexOptions:
     thumbnails: bool
     held_out: float
     source_options: StorageOptions | None = None
+    device: str | torch.device = "cpu"
+    """Where images are embedded."""
 
 
 @dataclass
@@ -108,7 +111,7 @@ def _read(
     while chunk := list(islice(decoded, CHUNK)):
         items = [one.item for one in chunk]
         held = [is_held_out(item.item_id, options.held_out) for item in items]
-        vectors = embed(embedder, np.stack([one.pixels for one in chunk]))
+        vectors = embed(embedder, np.stack([one.pixels for one in chunk]), options.device)
         beat()
         found.rows.append(_rows(ref, items, held, vectors, version))
         found.classes.update(item.class_name for item in items)

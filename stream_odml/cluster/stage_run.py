@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from stream_odml.cluster import evaluating
 from stream_odml.cluster.caching import fill_cache, open_cache, rows_digest, task_rows
 from stream_odml.cluster.estimating import estimate_old
-from stream_odml.cluster.figures import recall_key
-from stream_odml.cluster.gate import verdict
+from stream_odml.cluster.gate import FEW_QUERIES, verdict
+from stream_odml.cluster.held_out import HeldOut, shared_held_out
 from stream_odml.cluster.progress import StageOrder, StageProgress, StageResult
 from stream_odml.cluster.sources import read_options
 from stream_odml.cluster.stage_rows import Part, in_parts, scratch, write_rows
@@ -229,9 +229,10 @@ class StageRun:
                 parts = self._all_ranks(self._write_rows(outcome))
         except StageDiverged as error:
             raise StageFailed(str(error)) from error
+        held = self._held_out(outcome.student)
         if self.world.rank:
             return StageResult(self.order.version_id, self.order.parent, self.order.task)
-        figures = self._figures(outcome)
+        figures = self._figures(outcome, held)
         refusal = verdict(self.config.gate, figures)
         if refusal is not None and self.order.anyway:
             figures[OVERRULED], refusal = refusal, None
@@ -280,7 +281,7 @@ class StageRun:
         files, version = self._store.files, self.order.version_id
         return {name: write_artifact(files, version, name, data) for name, data in contents.items()}
 
-    def _figures(self, outcome: StageOutcome) -> dict[str, Any]:
+    def _figures(self, outcome: StageOutcome, held: HeldOut | None) -> dict[str, Any]:
         """Figures of the new version: drift, sizes, and recall where images are held out."""
         figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in outcome.drift.items()}
         figures |= {
@@ -293,24 +294,18 @@ class StageRun:
         }
         if self._first_step_s is not None:
             figures["boundary_to_first_step_s"] = self._first_step_s
-        self._store.refresh()  # what was forgotten meanwhile is not there to be read
-        held = evaluating.load_held_out(
-            self._store,
-            self.order.parent,
-            self.order.task,
-            self.config.model.image_size,
-            self.config.evaluation.max_per_class,
-            self.config.ingest.max_pixels,
-        )
         if held is not None:
-            parent = embedder_from_bytes(self._store.artifact(self.order.parent, STUDENT))
-            figures |= evaluating.evaluate_stage(held, outcome.student, outcome.forward, self.order.task)
-            figures |= evaluating.evaluate_parent(held, parent, self.order.task)
+            figures |= evaluating.evaluate_stage(held, outcome.forward, self.order.task)
             lost = evaluating.forgetting(self._store, self.order.parent, figures)
             figures |= {} if lost is None else {"forgetting": lost}
-        if recall_key("old", "served") not in figures:
+        if figures.get("queries/old", 0.0) < FEW_QUERIES:
             figures |= estimate_old(self._store, self.order.parent, outcome, self.config.seed)
         return figures
+
+    def _held_out(self, student: Embedder) -> HeldOut | None:
+        """Held-out images under both models; None on all ranks but the first, or if there are too few."""
+        self._store.refresh()  # what was forgotten meanwhile is not there to be read
+        return shared_held_out(self._store, self.order, self.config, student, self.world, self._all_ranks)
 
     def close(self) -> None:
         """Remove the task's pixels from this node."""

@@ -55,3 +55,17 @@ def test_nothing_held_out_is_nothing_to_compare() -> None:
 
 def test_a_gate_that_is_off_passes_all() -> None:
     assert verdict(GateConfig(enabled=False), figures((0.9, 0.0), (0.9, 0.0))) is None
+
+
+def test_a_loss_that_few_images_cannot_tell_from_chance_passes_and_a_sure_one_does_not() -> None:
+    loss = figures(old=(0.90, 0.86), new=(0.5, 0.8))
+    assert verdict(GATE, {**loss, "change_error/old": 0.02, "queries/old": 60.0}) is None
+    said = str(verdict(GATE, {**loss, "change_error/old": 0.01, "queries/old": 900.0}))
+    assert "from 0.900 to 0.860, by more than 0.02 (standard error 0.010, 900 held-out images)" in said
+    exact = GateConfig(max_old_loss=0.02, certainty=0.0)
+    assert verdict(exact, {**loss, "change_error/old": 0.02, "queries/old": 60.0}) is not None
+
+
+def test_a_disaster_is_refused_however_few_the_images() -> None:
+    disaster = {**figures(old=(0.9, 0.2), new=(0.5, 0.8)), "change_error/old": 0.15, "queries/old": 10.0}
+    assert "on old classes would fall" in str(verdict(GATE, disaster))

@@ -19,7 +19,7 @@ import pytest
 from deltalake import DeltaTable, TableFeatures, write_deltalake
 
 from stream_odml.cluster.caching import task_rows
-from stream_odml.cluster.evaluating import rows_of_classes
+from stream_odml.cluster.sampling import rows_of_classes
 from stream_odml.cluster.stage_rows import in_parts, write_rows
 from stream_odml.cluster.stages import StageRows
 from stream_odml.gallery.backup import back_up
