@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.stream.reasons import BadImage, Reason
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
@@ -47,18 +49,27 @@ def decode_image(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -
     An image that declares more than `max_pixels` pixels is refused undecoded. Raises BadImage (empty_image,
     not_an_image, image_bomb, truncated_image, corrupt_image, out_of_memory).
     """
+    return _read(data, lambda image: _square(image, size), max_pixels)
+
+
+def declared_pixels(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> int:
+    """Return width x height as the header declares them, decoding nothing. Raises BadImage as `decode_image` does."""
+    return _read(data, lambda image: image.size[0] * image.size[1], max_pixels)
+
+
+def _read(data: bytes, use: Callable[[Image.Image], T], max_pixels: int) -> T:
     if not data:
         raise BadImage(Reason.EMPTY_IMAGE, "no bytes")
     _hush_pillow()
     _check_webp(data, max_pixels)
     try:
         try:
-            return _opened(data, size, max_pixels)
+            return _opened(data, use, max_pixels)
         except ValueError:
             # Text and colour profiles of any length say nothing about the pixels; Pillow refuses long ones.
             if (pixels_only := _without_notes(data)) is None:
                 raise
-            return _opened(pixels_only, size, max_pixels)
+            return _opened(pixels_only, use, max_pixels)
     except Image.DecompressionBombError as error:
         raise BadImage(Reason.IMAGE_BOMB, str(error)) from error
     except UnidentifiedImageError as error:
@@ -73,12 +84,12 @@ def decode_image(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -
         raise BadImage(reason, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _opened(data: bytes, size: int, max_pixels: int) -> Pixels:
+def _opened(data: bytes, use: Callable[[Image.Image], T], max_pixels: int) -> T:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise _bomb(width, height, max_pixels)
-        return _square(image, size)
+        return use(image)
 
 
 @cache

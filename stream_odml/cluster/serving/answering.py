@@ -1,8 +1,12 @@
-"""Queries on the threads that answer them: vectors share one FAISS thread and are batched, images have their own."""
+"""Queries on the threads that answer them: vectors share one FAISS thread and are batched, images have their own.
+
+Protects: who asks little waits for no more than one job of those who ask much. Images are decoded one at a time, large
+ones on a thread of their own, embedded a few at a time, and searched in slices; between any two of these steps a
+request that has been given up ends.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,20 +18,25 @@ import numpy as np
 from stream_odml.cluster.serving.backend import Answer, Floats, Query
 from stream_odml.cluster.serving.batching import Coalescer
 from stream_odml.cluster.serving.bundle import Bundle
+from stream_odml.cluster.serving.decoding import Decoding
 from stream_odml.cluster.serving.errors import unprocessable
 from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.serving.pool import ShortestFirst
 from stream_odml.gallery.errors import UnknownVersion
 from stream_odml.gallery.filters import Filters
 from stream_odml.gallery.hits import Hit
 from stream_odml.learn.embedder import embed
-from stream_odml.stream.decode import decode_image
-from stream_odml.stream.reasons import BadImage
 
 COALESCED = 64
 """Most requests answered by one search."""
 SHORT = 1 << 25
 """Multiplications of a search short enough (about 5 ms) for the event loop itself: a hand-over between threads costs
 half a millisecond, and several where both want the interpreter's lock."""
+SLICE = 1 << 30
+"""Multiplications of one search, about a sixth of a second at most: what is longer is done in slices, between which
+others have their turn."""
+EMBEDDED_PIXELS = 1 << 19
+"""Pixels that the model is given at once."""
 LISTS_SEARCHED = 1 / 16
 """Share of the vectors, about, that an approximate search compares."""
 
@@ -49,14 +58,18 @@ class Answering:
         self._searching = ThreadPoolExecutor(
             1, "search", initializer=faiss.omp_set_num_threads, initargs=(options.search_threads,)
         )
-        self._embedding = ThreadPoolExecutor(options.image_threads, "embed")
-        self._coalescer = Coalescer(self._searching, _work, COALESCED, self._is_short)
+        self.decoding = Decoding(options)
+        self._embedding = ShortestFirst(1, "embed")
+        self._coalescer = Coalescer(
+            self._searching, _work, COALESCED, self._is_short, SLICE, _multiplications
+        )
         self._loop_ready = False
 
     def close(self) -> None:
         """End the threads after what they do now."""
         self._searching.shutdown(cancel_futures=True)
-        self._embedding.shutdown(cancel_futures=True)
+        self._embedding.close()
+        self.decoding.close()
 
     async def vectors(self, bundle: Bundle, vectors: Floats, version: str | None, query: Query) -> Answer:
         """Neighbours in ``bundle`` of ``vectors`` [n, d]. ApiError 422 for another dimension or version."""
@@ -74,7 +87,15 @@ class Answering:
                 f"version {made_by[:80]!a} made no vector of this gallery",
                 "GET /v1/versions lists those it knows; min_version waits for one just committed",
             )
-        hits = await self._coalescer.ask(_Ask(bundle, vectors, made_by, query))
+        ask = _Ask(bundle, vectors, made_by, query)
+        cost = _multiplications(ask)
+        if cost <= SLICE:
+            return Answer(bundle.version, bundle.sequence, await self._coalescer.ask(ask, cost))
+        hits: list[Sequence[Hit]] = []
+        rows = max(1, int(len(vectors) * SLICE / cost))
+        for start in range(0, len(vectors), rows):
+            part = _Ask(bundle, vectors[start : start + rows], made_by, query)
+            hits += await self._coalescer.ask(part, cost)
         return Answer(bundle.version, bundle.sequence, hits)
 
     def _is_short(self, asks: Sequence[_Ask]) -> bool:
@@ -87,21 +108,16 @@ class Answering:
 
     async def images(self, bundle: Bundle, images: Sequence[bytes], query: Query) -> Answer:
         """Neighbours of encoded images, embedded by the bundle's own model. ApiError 422 for what is no image."""
-        loop = asyncio.get_running_loop()
-        vectors = await loop.run_in_executor(self._embedding, self._embed, bundle, images)
-        return await self.vectors(bundle, vectors, None, query)
-
-    def _embed(self, bundle: Bundle, images: Sequence[bytes]) -> Floats:
         size = bundle.embedder.spec.image_size
-        try:
-            pixels = np.stack([decode_image(image, size, self._options.max_pixels) for image in images])
-        except BadImage as bad:
-            raise unprocessable(
-                str(bad.reason),
-                "the image cannot be used",
-                "send JPEG, PNG, WebP, GIF or BMP within the pixel limit",
-            ) from None
-        return embed(bundle.embedder, pixels)
+        pixels = await self.decoding.pixels(images, size)
+        at_once = max(1, EMBEDDED_PIXELS // (size * size))
+        parts = [
+            await self._embedding.run(
+                len(pixels), embed, bundle.embedder, np.stack(pixels[start : start + at_once])
+            )
+            for start in range(0, len(pixels), at_once)
+        ]
+        return await self.vectors(bundle, np.concatenate(parts), None, query)
 
 
 def _multiplications(ask: _Ask) -> float:

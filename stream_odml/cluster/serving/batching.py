@@ -1,9 +1,14 @@
-"""Queries that wait while another is answered are answered together: no delay when alone, one pass when not."""
+"""Queries that wait while another is answered are answered together: no delay when alone, one pass when not.
+
+The cheapest go first, and one pass takes only so much: a client that asks for much does not hold up the others.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import heapq
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
@@ -13,7 +18,8 @@ Reply = TypeVar("Reply")
 
 
 class Coalescer(Generic[Ask, Reply]):
-    """Runs ``work`` on ``pool`` over whatever has come in meanwhile, at most ``limit`` at once.
+    """Runs ``work`` on ``pool`` over whatever has come in meanwhile, at most ``limit`` at once, and at most ``budget``
+    in the sum of what ``weigh`` says of each, but for one alone.
 
     ``work`` takes a list of asks and returns a reply or an exception for each, in order. One batch runs at a
     time, so a pool with one thread keeps FAISS on one core. Belongs to one event loop.
@@ -27,15 +33,19 @@ class Coalescer(Generic[Ask, Reply]):
         work: Callable[[Sequence[Ask]], Sequence[Reply | Exception]],
         limit: int,
         short: Callable[[Sequence[Ask]], bool] = lambda _: False,
+        budget: float = math.inf,
+        weigh: Callable[[Ask], float] = lambda _: 0.0,
     ) -> None:
         self._pool, self._work, self._limit, self._short = pool, work, limit, short
-        self._waiting: deque[tuple[Ask, asyncio.Future[Reply]]] = deque()
+        self._budget, self._weigh = budget, weigh
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[float, int, Ask, asyncio.Future[Reply]]] = []
         self._runner: asyncio.Task[None] | None = None
 
-    async def ask(self, ask: Ask) -> Reply:
-        """The reply to ``ask``, or what ``work`` raised for it."""
+    async def ask(self, ask: Ask, cost: float = 0.0) -> Reply:
+        """The reply to ``ask``, or what ``work`` raised for it; the least ``cost`` goes first."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ask, future))
+        heapq.heappush(self._waiting, (cost, next(self._numbers), ask, future))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
         return await future
@@ -43,14 +53,25 @@ class Coalescer(Generic[Ask, Reply]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                size = min(self._limit, len(self._waiting))
-                batch = [self._waiting.popleft() for _ in range(size)]
-                # Who was timed out or left needs no answer, and must not make others wait for theirs.
-                batch = [pair for pair in batch if not pair[1].done()]
+                batch = self._next_batch()
                 if batch:
                     await self._answer(batch)
         finally:
             self._runner = None
+
+    def _next_batch(self) -> list[tuple[Ask, asyncio.Future[Reply]]]:
+        batch: list[tuple[Ask, asyncio.Future[Reply]]] = []
+        left = self._budget
+        while self._waiting and len(batch) < self._limit:
+            _, _, ask, future = self._waiting[0]
+            left -= 0.0 if future.done() else self._weigh(ask)
+            if batch and left < 0:
+                break
+            heapq.heappop(self._waiting)
+            # Who was timed out or left needs no answer, and must not make others wait for theirs.
+            if not future.done():
+                batch.append((ask, future))
+        return batch
 
     async def _answer(self, batch: list[tuple[Ask, asyncio.Future[Reply]]]) -> None:
         asks = [ask for ask, _ in batch]

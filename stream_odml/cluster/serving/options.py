@@ -29,6 +29,25 @@ class ServiceOptions(BaseModel):
     max_ongoing_requests: int = Field(
         64, ge=1, le=10_000, description="Requests one replica works on at once; more are told to retry."
     )
+    max_arriving: int = Field(
+        1024,
+        ge=1,
+        le=100_000,
+        description="Requests of one replica whose bodies still arrive; beyond, the oldest of the peer with most is "
+        "let go.",
+    )
+    max_connections_per_peer: int = Field(
+        8192,
+        ge=1,
+        le=100_000,
+        description="Connections that one address may hold to the proxy of a local stream.",
+    )
+    header_timeout_s: int = Field(
+        5,
+        ge=1,
+        le=600,
+        description="Seconds a client has to send its headers to the proxy of a local stream.",
+    )
     poll_s: float = Field(0.25, ge=0.02, le=60, description="Seconds between two looks at the store.")
     timeout_s: float = Field(
         10.0, gt=0, le=600, description="Seconds a request may take before it is given up."
@@ -43,6 +62,14 @@ class ServiceOptions(BaseModel):
     max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest request body, in bytes.")
     max_pixels: SkipJsonSchema[int] = Field(DEFAULT_MAX_PIXELS, ge=1024)
     """Largest width x height of an uploaded image: `ingest.max_pixels`, which a stream's configuration copies here."""
+    max_request_pixels: int = Field(
+        200_000_000,
+        ge=1024,
+        description="Most pixels, width x height by the headers, of all images of one request.",
+    )
+    max_held_bytes: int = Field(
+        256 << 20, ge=1024, description="Most bytes of all request bodies that one replica holds at once."
+    )
     max_k: int = Field(200, ge=1, le=10_000, description="Largest k (neighbours asked for) of one query.")
     max_batch: int = Field(
         256, ge=1, le=65_536, description="Most queries in one batch, most images in one push."
