@@ -66,8 +66,8 @@ def driver_over(stream: TinyStream, progress: StageProgress) -> StreamDriver:
     driver._lock, driver._metrics = threading.RLock(), DriverMetrics()
     driver._metrics.progress = progress
     driver._writer, driver._config = stream.writer, SimpleNamespace(name="tiny")
-    driver._stages = SimpleNamespace(explain=lambda: {"waits": {("odd", "key"): math.nan}})
-    driver._discovery = SimpleNamespace(error="", failures=0)
+    driver._stages = SimpleNamespace(explain=lambda: ["waits"])
+    driver._discovery = SimpleNamespace(error="", failures=0, notes=[{("odd", "key"): math.nan}])
     driver._ingestion = SimpleNamespace(out_of_reach=0)
     driver._problem = driver._training_problem = driver.metrics_address = ""
     driver._commit_failures = driver._stages_deferred = 0
@@ -98,7 +98,7 @@ def test_a_quarantined_row_and_a_loss_that_is_no_number_are_told(refusing: TinyS
     assert driver["quarantined"] == {"not_an_image": 1}
     assert driver["images"]["quarantined"] == 1
     assert driver["stage"]["losses"] == {"total": None}
-    assert driver["open_task"] == {"waits": {"odd/key": None}}
+    assert driver["open_task"] == ["waits", {"odd/key": None}]
 
 
 def test_what_json_has_no_form_for_is_told_in_one_that_it_has() -> None:

@@ -37,6 +37,10 @@ SLICE = 1 << 30
 others have their turn."""
 EMBEDDED_PIXELS = 1 << 19
 """Pixels that the model is given at once."""
+PER_HIT = 1 << 15
+"""Multiplications done in the time that one hit takes to be made."""
+FILTERED = 64
+"""Multiplications done in the time that a filter takes to look at one item."""
 LISTS_SEARCHED = 1 / 16
 """Share of the vectors, about, that an approximate search compares."""
 
@@ -123,14 +127,20 @@ class Answering:
 def _multiplications(ask: _Ask) -> float:
     snapshot = ask.bundle.snapshot
     compared = snapshot.columns.n * (1.0 if snapshot.searcher in ("exact", "fp16") else LISTS_SEARCHED)
-    return len(ask.vectors) * snapshot.dim * compared
+    hits = ask.query.k * (ask.query.group_size if ask.query.group_by_class else 1)
+    looked_at = 0 if _is_unfiltered(ask.query) else snapshot.columns.n * FILTERED
+    return len(ask.vectors) * (snapshot.dim * compared + hits * PER_HIT) + looked_at
 
 
 def _is_plain(ask: _Ask) -> bool:
     """Without filter or groups, and made by a version whose drift map is at hand."""
     snapshot = ask.bundle.snapshot
     known = ask.version == snapshot.version or snapshot.mapper.at_hand(ask.version, snapshot.version)
-    return known and not (ask.query.group_by_class or _filters(ask.query))
+    return known and _is_unfiltered(ask.query)
+
+
+def _is_unfiltered(query: Query) -> bool:
+    return not (query.group_by_class or _filters(query))
 
 
 def _work(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
@@ -138,8 +148,8 @@ def _work(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]
     together: dict[object, list[int]] = defaultdict(list)
     for place, ask in enumerate(asks):
         query = ask.query
-        plain = not (query.group_by_class or _filters(query))
-        together[(id(ask.bundle), ask.version, query.k) if plain else place].append(place)
+        plain = (id(ask.bundle), ask.version, query.k)
+        together[plain if _is_unfiltered(query) else place].append(place)
     replies: list[Sequence[Sequence[Hit]] | Exception] = [[] for _ in asks]
     for places in together.values():
         for place, reply in zip(places, _search([asks[place] for place in places]), strict=True):

@@ -13,6 +13,7 @@ from stream_odml.cluster.serving.errors import install_handlers
 from stream_odml.cluster.serving.guard import Guard
 from stream_odml.cluster.serving.metrics import ServiceMetrics
 from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.serving.pool import ShortestFirst
 from stream_odml.cluster.serving.routes import catalogue, health, items, pages, search, tasks, versions
 
 _ABOUT = (
@@ -33,6 +34,7 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     )
     app.state.backend = backend
     app.state.options = options
+    app.state.parsing = ShortestFirst(1, "parse")
     for module in (search, items, catalogue, versions, tasks, health, pages):
         app.include_router(module.router)
     install_handlers(app)

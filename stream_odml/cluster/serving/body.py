@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from stream_odml.cluster.serving.backend import Floats, Query
 from stream_odml.cluster.serving.errors import ApiError, bad_request, unprocessable
+from stream_odml.cluster.serving.pool import ShortestFirst
 from stream_odml.stream import fields
 from stream_odml.stream.reasons import RowError
 
@@ -22,6 +23,13 @@ T = TypeVar("T")
 MAX_NAME = 512
 MAX_FILTER_VALUES = 1000
 MAX_FILTER_ATTRIBUTES = 64
+SMALL_BODY = 1 << 15
+"""Bytes of JSON that take less time to read than to hand to a thread and back."""
+MAX_READ_AGAIN = 1 << 20
+MAX_VALUES = 1 << 20
+"""Values of one JSON body, such as 256 vectors of 4,096 numbers."""
+MAX_VECTOR_VALUES = 1 << 17
+"""The same for one vector, which may have 65,536 numbers, and its filter."""
 MAX_VALUE = 1e15
 """Largest magnitude in a vector: squares and sums of such values still fit float32."""
 
@@ -30,9 +38,33 @@ def _no_constant(name: str) -> NoReturn:
     raise bad_request(f"the JSON body holds {name}, which is not JSON", "send finite numbers")
 
 
-async def json_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object. ApiError 400 if it is none."""
+async def read_json(
+    request: Request, reader: Callable[[dict[str, Any]], T], max_values: int = MAX_VALUES
+) -> T:
+    """What ``reader`` makes of the body, a JSON object, on a thread if that may take long. ApiError 400 if it is none,
+    413 if it holds more than ``max_values`` values, and what ``reader`` raises."""
     body = await request.body()
+    return await read_on_thread(request, body, lambda: reader(json_object(body, max_values)))
+
+
+async def read_on_thread(request: Request, body: bytes, work: Callable[[], T]) -> T:
+    """What ``work`` makes of ``body``: here if it is small, else on a thread, the smallest body first."""
+    if len(body) <= SMALL_BODY:
+        return work()
+    pool: ShortestFirst = request.app.state.parsing
+    return await pool.run(len(body), work)
+
+
+def json_object(body: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
+    """The body as a JSON object. ApiError 400 if it is none, 413 if it holds more than ``max_values`` values: a number
+    costs the interpreter a hundred times what a byte of an image does."""
+    if body.count(b",") > max_values:
+        raise ApiError(
+            413,
+            "too_many_values",
+            f"the JSON body holds more than {max_values} values",
+            "send fewer vectors at once, or packed as base64",
+        )
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError:
@@ -45,9 +77,11 @@ async def json_object(request: Request) -> dict[str, Any]:
 def _read_again(body: bytes) -> Any:
     """Slower, but it says what is wrong, and reads the few forms that the fast reader refuses."""
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        if len(body) <= MAX_READ_AGAIN:
+            return json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise bad_request("the body is not valid JSON", "send one JSON object, UTF-8") from None
+        pass
+    raise bad_request("the body is not valid JSON", "send one JSON object, UTF-8")
 
 
 def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:

@@ -30,7 +30,7 @@ class Decoding:
         found = []
         for number, (image, count) in enumerate(zip(images, counts, strict=True)):
             pool = self._large if count > LARGE else self._small
-            found.append(await pool.run(total, self._decoded, number, image, size))
+            found.append(await pool.run(total, decode_checked, number, image, size, self._options.max_pixels))
         return found
 
     def _counted(self, images: Sequence[bytes]) -> list[int]:
@@ -49,16 +49,18 @@ class Decoding:
                 )
         return counts
 
-    def _decoded(self, number: int, image: bytes, size: int) -> Pixels:
-        try:
-            return decode_image(image, size, self._options.max_pixels)
-        except BadImage as bad:
-            raise _refused(number, bad) from None
-
     def close(self) -> None:
         """End the threads after what they do now."""
         self._small.close()
         self._large.close()
+
+
+def decode_checked(number: int, image: bytes, size: int, max_pixels: int) -> Pixels:
+    """RGB pixels [size, size, 3] of an image. Raises ApiError 422 if it cannot be used."""
+    try:
+        return decode_image(image, size, max_pixels)
+    except BadImage as bad:
+        raise _refused(number, bad) from None
 
 
 def _refused(number: int, bad: BadImage) -> ApiError:

@@ -14,12 +14,13 @@ from stream_odml.cluster.serving.body import (
     class_from,
     from_base64,
     id_from,
-    json_object,
     known_keys,
     media_type,
     moment,
     name_from,
     optional,
+    read_json,
+    read_on_thread,
     unsupported,
 )
 from stream_odml.cluster.serving.errors import bad_request, not_found, unprocessable
@@ -67,10 +68,14 @@ async def push(request: Request) -> Response:
 async def _pushed(request: Request) -> list[PushedImage]:
     kind = media_type(request)
     if kind == "multipart/form-data":
-        return _from_form(parse_multipart(request.headers["content-type"], await request.body()))
+        form, body = request.headers["content-type"], await request.body()
+        return await read_on_thread(request, body, lambda: _from_form(parse_multipart(form, body)))
     if kind != "application/json":
         raise unsupported(kind or "a body without Content-Type", "application/json or multipart/form-data")
-    body = await json_object(request)
+    return await read_json(request, _from_body)
+
+
+def _from_body(body: dict[str, Any]) -> list[PushedImage]:
     known_keys(body, frozenset({"items"}))
     items = body.get("items")
     if not isinstance(items, list):

@@ -1,0 +1,242 @@
+"""Seam 18: images, vectors and answers of any size take neither the event loop nor the threads from who asks little:
+they are bounded before they are worked on, done in small steps, and the cheapest go first."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.types import ASGIApp
+
+from stream_odml.cluster.serving import answering, decoding
+from stream_odml.cluster.serving.api import create_app
+from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.serving.replica import Replica
+from stream_odml.stream.decode import declared_pixels, decode_image, encode_image
+from tests.cluster.serving.fake_backend import FakeBackend
+from tests.cluster.serving.local import LocalApi
+from tests.cluster.serving.tiny_stream import SPEC, TinyStream, picture
+from tests.seams.caller import Caller
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[TinyStream]:
+    stream = TinyStream(tmp_path)
+    stream.land("a", ["cat", "dog"])
+    yield stream
+    stream.close()
+
+
+def replica_of(stream: TinyStream, options: ServiceOptions) -> Replica:
+    replica = Replica(stream.root, options)
+    replica.start()
+    return replica
+
+
+def flat(side: int) -> bytes:
+    """A PNG of few bytes and many pixels."""
+    return encode_image(np.zeros((side, side, 3), np.uint8), "PNG")
+
+
+def test_pixels_are_counted_over_the_whole_request_before_any_is_decoded(
+    stream: TinyStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def counting(image: bytes, size: int, limit: int) -> Any:
+        decoded.append(1)
+        return decode_image(image, size, limit)
+
+    monkeypatch.setattr(decoding, "decode_image", counting)
+    options = ServiceOptions(max_pixels=1 << 20, max_request_pixels=3 << 20)
+    replica = replica_of(stream, options)
+    bomb = base64.b64encode(flat(1000)).decode()
+    with LocalApi(create_app(replica, options, replica.metrics)) as api:
+        refused = api.post("/v1/search/batch", json={"images": [bomb] * 4})
+        pushed = api.post("/v1/items", json={"items": [{"image": bomb, "class": "a"}] * 4})
+        assert (refused.status_code, refused.json()["error"]) == (422, "too_many_pixels")
+        assert (pushed.status_code, pushed.json()["error"]) == (422, "too_many_pixels")
+        assert not decoded
+        assert api.post("/v1/search/batch", json={"images": [bomb] * 3}).status_code == 200
+        assert len(decoded) == 3
+    replica.close()
+    assert declared_pixels(flat(1000)) == 1_000_000
+
+
+def test_decoding_stops_between_two_images(stream: TinyStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def slow(image: bytes, size: int, limit: int) -> Any:
+        decoded.append(1)
+        time.sleep(0.1)
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(decoding, "decode_image", slow)
+    options = ServiceOptions(timeout_s=0.35)
+    replica = replica_of(stream, options)
+    with LocalApi(create_app(replica, options, replica.metrics)) as api:
+        images = [base64.b64encode(picture(0)).decode()] * 50
+        assert api.post("/v1/search/batch", json={"images": images}).status_code == 504
+        time.sleep(0.5)
+    assert len(decoded) <= 5
+    replica.close()
+
+
+def test_a_small_image_waits_for_neither_large_ones_nor_many(
+    stream: TinyStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def slow(image: bytes, size: int, limit: int) -> Any:
+        time.sleep(0.4 if len(image) > 3000 else 0.05)
+        return decode_image(image, size, limit)
+
+    monkeypatch.setattr(decoding, "decode_image", slow)
+    monkeypatch.setattr(decoding, "LARGE", 500_000)
+    options = ServiceOptions(timeout_s=5)
+    replica = replica_of(stream, options)
+    app = create_app(replica, options, replica.metrics)
+    large = json.dumps({"images": [base64.b64encode(flat(1000)).decode()] * 4}).encode()
+    many = json.dumps({"images": [base64.b64encode(picture(1)).decode()] * 40}).encode()
+
+    async def run() -> tuple[float, int]:
+        floods = [
+            asyncio.create_task(Caller(app, "a").ask("/v1/search/batch", body))
+            for body in (large, large, many, many)
+        ]
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        status = await Caller(app, "b").ask("/v1/search", picture(0), headers={"content-type": "image/png"})
+        took = time.monotonic() - began
+        for flood in floods:
+            flood.cancel()
+        await asyncio.gather(*floods, return_exceptions=True)
+        return took, status
+
+    took, status = asyncio.run(run())
+    replica.close()
+    assert status == 200
+    assert took < 0.4
+
+
+# --- vectors ---------------------------------------------------------------------------------------------------------
+
+
+def longest_pause(app: ASGIApp, *asked: tuple[str, bytes]) -> tuple[float, list[int]]:
+    """How long the event loop stood still while `app` answered, and the statuses."""
+
+    async def run() -> tuple[float, list[int]]:
+        pauses = [0.0]
+
+        async def tick() -> None:
+            while True:
+                began = time.perf_counter()
+                await asyncio.sleep(0.001)
+                pauses.append(time.perf_counter() - began)
+
+        ticking = asyncio.create_task(tick())
+        statuses = [await Caller(app, "a").ask(path, body) for path, body in asked]
+        ticking.cancel()
+        return max(pauses), statuses
+
+    return asyncio.run(run())
+
+
+def test_a_vector_of_30_mb_does_not_stop_the_loop() -> None:
+    app = create_app(FakeBackend(), ServiceOptions(timeout_s=60))
+    giant = b'{"vector": [' + b"1," * 14_999_000 + b"1]}"
+    batch = json.dumps({"vectors": [[0.123456789] * 4000] * 250}).encode()
+    deep = b'{"vector": ' + b"[" * 15_000_000 + b"]" * 15_000_000 + b"}"
+    broken = batch[:-1]
+    pause, statuses = longest_pause(
+        app, ("/v1/search", giant), ("/v1/search/batch", batch), ("/v1/search", deep), ("/v1/search/batch", broken),
+        ("/v1/items", giant),
+    )  # fmt: skip
+    assert statuses == [413, 422, 400, 400, 413]
+    assert pause < 0.7
+
+
+def test_a_huge_answer_is_refused_or_written_off_the_loop() -> None:
+    app = create_app(FakeBackend(n_classes=200, per_class=10, dim=8), ServiceOptions(timeout_s=60))
+    vectors = [[1.0] * 8] * 256
+    allowed = json.dumps({"vectors": vectors, "k": 200}).encode()
+    refused = json.dumps({"vectors": vectors, "k": 200, "group_by": "class", "group_size": 100}).encode()
+    _, statuses = longest_pause(app, ("/v1/search/batch", allowed), ("/v1/search/batch", refused))
+    assert statuses == [200, 422]
+
+
+def test_a_long_batch_lets_single_queries_in_between(
+    stream: TinyStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = answering._work
+    sizes: list[int] = []
+
+    def slow(asks: Any) -> Any:
+        sizes.append(sum(len(ask.vectors) for ask in asks))
+        time.sleep(0.05 * sizes[-1] / 8)
+        return real(asks)
+
+    monkeypatch.setattr(answering, "_work", slow)
+    monkeypatch.setattr(answering, "SHORT", -1)
+    monkeypatch.setattr(answering, "SLICE", 8 * (10 * answering.PER_HIT + SPEC.dim * 4))
+    options = ServiceOptions(timeout_s=20)
+    replica = replica_of(stream, options)
+    app = create_app(replica, options, replica.metrics)
+    rows = np.random.default_rng(0).normal(size=(256, SPEC.dim)).round(3).tolist()
+
+    async def run() -> tuple[float, list[int]]:
+        batches = [
+            asyncio.create_task(
+                Caller(app, "a").ask("/v1/search/batch", json.dumps({"vectors": rows}).encode())
+            )
+            for _ in range(4)
+        ]
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        one = await Caller(app, "b").ask("/v1/search", json.dumps({"vector": rows[0]}).encode())
+        took = time.monotonic() - began
+        return took, [one, *await asyncio.gather(*batches)]
+
+    took, statuses = asyncio.run(run())
+    replica.close()
+    assert statuses == [200] * 5
+    assert max(sizes) <= 16
+    assert took < 0.5
+
+
+def test_slices_answer_as_the_whole_does(stream: TinyStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ServiceOptions()
+    rows = np.random.default_rng(0).normal(size=(37, SPEC.dim)).round(3).tolist()
+    replica = replica_of(stream, options)
+    with LocalApi(create_app(replica, options, replica.metrics)) as api:
+        whole = api.post("/v1/search/batch", json={"vectors": rows, "k": 3}).json()
+        monkeypatch.setattr(answering, "SLICE", 5 * (3 * answering.PER_HIT + SPEC.dim * 4))
+        assert api.post("/v1/search/batch", json={"vectors": rows, "k": 3}).json() == whole
+    replica.close()
+
+
+def test_who_waits_for_a_version_leaves_places_to_others(stream: TinyStream) -> None:
+    options = ServiceOptions(max_ongoing_requests=8, wait_s=1)
+    replica = replica_of(stream, options)
+    app = create_app(replica, options, replica.metrics)
+    row = [1.0] * SPEC.dim
+    waits = json.dumps({"vector": row, "min_seq": 1 << 40}).encode()
+
+    async def run() -> tuple[list[int], int]:
+        waiting = [asyncio.create_task(Caller(app, "a").ask("/v1/search", waits)) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        one = await Caller(app, "a").ask("/v1/search", json.dumps({"vector": row}).encode())
+        return await asyncio.gather(*waiting), one
+
+    waiting, one = asyncio.run(run())
+    replica.close()
+    assert one == 200
+    assert set(waiting) == {503}
