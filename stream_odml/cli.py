@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from stream_odml import __version__
+from stream_odml.cluster.logs import TextFormatter
 from stream_odml.commands import asking, changing, running
+from stream_odml.commands.console import say, shown
 from stream_odml.commands.words import out
 
 app = typer.Typer(
@@ -36,7 +39,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv or not isinstance(error, _known_errors()):
             raise
-        err.print(f"[red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        err.print(Text.assemble(("error: ", "red"), shown(error, keep="\n")), soft_wrap=True)
         sys.exit(1)
 
 
@@ -50,24 +53,19 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option(help="Log more, and show the trace of an error.")] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.INFO if debug else logging.ERROR,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter())
+    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, handlers=[handler])
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    out.print(__version__, highlight=False)
+    say(out, __version__)
 
 
 for group in (running, asking, changing):

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
+
+from stream_odml.stream.fields import written_out
 
 LogFormat = Literal["text", "json"]
 _about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
@@ -20,7 +22,7 @@ def set_up_logs(stream: str, role: str, log_format: LogFormat, level: str) -> No
     """Send this process's log to stderr. A second call replaces what the first set up."""
     _always.update(stream=stream, role=role)
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if log_format == "json" else _Text())
+    handler.setFormatter(_Json() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
@@ -58,12 +60,21 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)
 
 
-class _Text(logging.Formatter):
+class TextFormatter(logging.Formatter):
+    """Lines for people. Nothing in a message steers the terminal, and further lines of it pass for no event."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
+        record.message = written_out(record.message, keep="\n\t").replace("\n", "\n    ")
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's own name
+        return written_out(super().formatException(ei), keep="\n\t")
 
     def format(self, record: logging.LogRecord) -> str:
         named = " ".join(f"{key}={value}" for key, value in _about.get().items())

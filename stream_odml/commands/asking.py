@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from stream_odml.commands.console import say, say_json, shown
 from stream_odml.commands.words import AsJson, Root, Token, Url, out
 
 
@@ -31,11 +31,11 @@ def query(
         answer = client.search_image(image.read_bytes(), k=k)
     if as_json:
         hits = [{"item_id": h.item_id, "class_name": h.class_name, "score": h.score} for h in answer.hits]
-        print(json.dumps({"version": answer.version, "hits": hits}))
+        say_json({"version": answer.version, "hits": hits})
         return
-    table = Table("score", "class", "item", title=f"version {answer.version}", title_justify="left")
+    table = Table("score", "class", "item", title=shown(f"version {answer.version}"), title_justify="left")
     for hit in answer.hits:
-        table.add_row(f"{hit.score:.3f}", hit.class_name, hit.item_id)
+        table.add_row(f"{hit.score:.3f}", shown(hit.class_name), shown(hit.item_id))
     out.print(table)
 
 
@@ -49,13 +49,13 @@ def status(root: Root, as_json: AsJson = False) -> None:
 
     report = root_status(root)
     if as_json:
-        print(json.dumps(plain(report), indent=2))
+        say_json(plain(report), indent=2)
         return
     not_learnt = report.pop("not_learnt")
     for key, value in report.items():
-        out.print(f"{key:16} {value}", highlight=False, soft_wrap=True)
+        say(out, f"{key:16} {value}")
     for task in not_learnt:
-        out.print(f"{'not learnt':16} {task['in_words']}", highlight=False, markup=False, soft_wrap=True)
+        say(out, f"{'not learnt':16} {task['in_words']}")
 
 
 def versions(
@@ -82,17 +82,17 @@ def versions(
     if diff is not None:
         changes = diff_of(store, *diff)
         if as_json:
-            print(json.dumps(plain(changes), indent=2))
+            say_json(plain(changes), indent=2)
         else:
             out.print(diff_table(changes))
         return
     rows = stage_rows(store)
     if as_json:
-        print(json.dumps(plain(rows), indent=2))
+        say_json(plain(rows), indent=2)
     else:
         out.print(stage_table(rows))
         for line in unlearnt_lines(store):
-            out.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            say(out, line, "yellow")
 
 
 def quarantine(
@@ -114,21 +114,17 @@ def quarantine(
         from stream_odml.commands.quarantined import export_rows
 
         written, gone = export_rows(Store.open(root), export)
-        out.print(
-            f"{written} rows in {export}; mend them, then `stream-odml ingest {export} INBOX`", soft_wrap=True
-        )
+        say(out, f"{written} rows in {export}; mend them, then `stream-odml ingest {export} INBOX`")
         for line in gone:
-            out.print(f"not exported: {line}", highlight=False, markup=False, soft_wrap=True)
+            say(out, f"not exported: {line}")
         return
     rows = Store.open(root).quarantine_rows().to_pylist()
     if as_json:
-        print(
-            json.dumps([{**r, "first_bytes": r["first_bytes"].hex(), "time": str(r["time"])} for r in rows])
-        )
+        say_json([{**r, "first_bytes": r["first_bytes"].hex(), "time": str(r["time"])} for r in rows])
         return
     table = Table("shard", "row", "reason", "detail")
     for row in rows:
-        table.add_row(row["shard_id"], str(row["row"]), row["reason"], row["detail"])
+        table.add_row(shown(row["shard_id"]), str(row["row"]), shown(row["reason"]), shown(row["detail"]))
     out.print(table)
 
 
@@ -148,7 +144,7 @@ def report(
     from stream_odml.commands.stream_root import latency_of
 
     data = write_report(root, str(out_file), queries, seed, latency_of(root, url, token))
-    out.print(f"wrote {out_file}: {len(data.versions)} stages, {len(data.examples)} examples", soft_wrap=True)
+    say(out, f"wrote {out_file}: {len(data.versions)} stages, {len(data.examples)} examples")
 
 
 def register(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from stream_odml.commands.console import say
 from stream_odml.commands.words import Root, Token, Url, out
 
 
@@ -34,7 +35,7 @@ def ingest(
     from stream_odml.commands.ingest import land_path
 
     for line in land_path(path, inbox, rows_per_shard, task, name):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(out, line)
 
 
 def rollback(
@@ -50,7 +51,7 @@ def rollback(
     """
     from stream_odml.commands.stream_root import roll_back
 
-    out.print(roll_back(root, version_id, relearn, url, token), highlight=False)
+    say(out, roll_back(root, version_id, relearn, url, token))
 
 
 def relearn(
@@ -69,7 +70,7 @@ def relearn(
     from stream_odml.commands.stream_root import relearn_task
 
     said = relearn_task(root, task, anyway, url, token)
-    out.print(said, highlight=False, markup=False, soft_wrap=True)
+    say(out, said)
 
 
 def forget(
@@ -102,11 +103,11 @@ def forget(
         raise ValueError("say what to forget: one of --class NAME, --item ID, --shard ID")
     kind, name = given[0]
     if not verify:
-        out.print(forget_name(root, kind, name, url, token), highlight=False, markup=False, soft_wrap=True)
+        say(out, forget_name(root, kind, name, url, token))
         return
     lines, gone = verify_forgotten(root, kind, name, inbox)
     for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(out, line)
     raise typer.Exit(0 if gone else 1)
 
 
@@ -123,11 +124,7 @@ def backup(
     from stream_odml.gallery.backup import back_up
 
     done = back_up(root, target)
-    out.print(
-        f"{done.files} files, {done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s; head {done.head}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(out, f"{done.files} files, {done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s; head {done.head}")
 
 
 def register(app: typer.Typer) -> None:

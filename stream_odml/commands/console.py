@@ -1,7 +1,12 @@
-"""What a person sees while a stream runs: a live panel on a terminal, plain lines elsewhere."""
+"""What a person sees: lines and tables of data on a terminal, and a live panel while a stream runs.
+
+Protects: text that came with the data is shown, never obeyed. Whatever is printed passes `shown`, which takes neither
+markup nor control characters: a class may be called `[/red]`, a file ESC[2J.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -13,7 +18,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stream_odml.stream.fields import written_out
+
 PLAIN_EVERY_S = 5.0
+
+
+def shown(value: object, style: str = "", keep: str = "") -> Text:
+    """Return ``value`` as text for a terminal, to the letter; ``keep``: control characters that are meant."""
+    return Text(written_out(str(value), keep), style)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line (or several) that may hold data, unwrapped."""
+    console.print(shown(text, style, keep="\n"), soft_wrap=True)
+
+
+def say_json(value: Any, indent: int | None = None) -> None:
+    """Print one JSON document in ASCII."""
+    print(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
 
 
 class StreamView:
@@ -49,7 +71,7 @@ class StreamView:
             self._live.update(_panel(self._title, elapsed, status, asked))
         elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
             self._printed = time.monotonic()
-            self._console.print(_line(elapsed, status, asked), soft_wrap=True, highlight=False)
+            say(self._console, _line(elapsed, status, asked))
 
     def _tell_refusals(self, tasks: Sequence[Mapping[str, Any]]) -> None:
         """Say once, above the panel, what was refused since this view began, and what happens next."""
@@ -58,9 +80,7 @@ class StreamView:
             if task["since"] < self._began_at or key in self._told:
                 continue
             self._told.add(key)
-            self._console.print(
-                task["in_words"], style="yellow", highlight=False, markup=False, soft_wrap=True
-            )
+            say(self._console, task["in_words"], "yellow")
 
 
 def _line(elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None) -> str:
@@ -88,7 +108,7 @@ def _panel(
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", justify="right")
     grid.add_column()
-    grid.add_row("version", f"[bold]{status['head'] or '-'}[/]")
+    grid.add_row("version", shown(status["head"] or "-", "bold"))
     shards = status["shards"]
     grid.add_row(
         "shards",
@@ -97,20 +117,25 @@ def _panel(
     grid.add_row("images", f"{status['images'].get('ingested', 0)} in the gallery, {status['classes']} classes, "
                            f"{status['images'].get('quarantined', 0)} quarantined")  # fmt: skip
     step = f"{stage['step']}/{stage['total_steps']}" if stage["total_steps"] else ""
-    grid.add_row("stage", f"{stage['phase']} {stage['task']} {step}")
+    grid.add_row("stage", shown(f"{stage['phase']} {stage['task']} {step}"))
     if stage["total_steps"]:
         grid.add_row("", ProgressBar(total=stage["total_steps"], completed=stage["step"], width=40))
     if stage["losses"]:
-        grid.add_row("loss", "  ".join(f"{name} {value:.3f}" for name, value in stage["losses"].items()))
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in stage["losses"].items())
+        grid.add_row("loss", shown(losses))
     if recall:
-        shown = [f"{split} [bold]{recall[f'{split}/served']:.3f}[/]" for split in _splits(recall)]
-        grid.add_row("Recall@1", "  ".join(shown) + "  (served)")
+        figures = [
+            part
+            for split in _splits(recall)
+            for part in (f"{split} ", (f"{recall[f'{split}/served']:.3f}  ", "bold"))
+        ]
+        grid.add_row("Recall@1", Text.assemble(*figures, "(served)"))
     if asked:
-        failed = f"[red]{asked['failed']} failed[/]" if asked["failed"] else "0 failed"
-        grid.add_row("queries", f"{asked['ok']} answered, {failed}")
+        failed = (f"{asked['failed']} failed", "red" if asked["failed"] else "")
+        grid.add_row("queries", Text.assemble(f"{asked['ok']} answered, ", failed))
     if status["problem"]:
-        grid.add_row("problem", f"[red]{status['problem']}[/]")
-    return Group(Text(f"{title}   {elapsed:.0f} s", style="bold"), grid)
+        grid.add_row("problem", shown(status["problem"], "red"))
+    return Group(shown(f"{title}   {elapsed:.0f} s", "bold"), grid)
 
 
 def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -127,14 +152,17 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row.get(k)
             for k in ("union_served", "union_reextracted", "old_served", "new_served", "forgetting")
         ]
-        table.add_row(str(row["version"]), str(row["classes"]), *(_figure(f) for f in figures))
+        table.add_row(shown(row["version"]), str(row["classes"]), *(_figure(f) for f in figures))
     return table
 
 
-def diff_table(changes: Mapping[str, Any], shown: int = 20) -> Group:
+def diff_table(changes: Mapping[str, Any], limit: int = 20) -> Group:
     """What `diff_versions` gives: figures of both versions, then the classes that changed most."""
     figures = Table(
-        "figure", title=f"from {changes['from']} to {changes['to']}", title_justify="left", expand=False
+        "figure",
+        title=shown(f"from {changes['from']} to {changes['to']}"),
+        title_justify="left",
+        expand=False,
     )
     classes = Table("class", title="Recall@1 of a class, as served", title_justify="left")
     for table in (figures, classes):
@@ -142,10 +170,10 @@ def diff_table(changes: Mapping[str, Any], shown: int = 20) -> Group:
             table.add_column(name, justify="right", no_wrap=True)
     for name, row in changes["metrics"].items():
         if name.startswith("recall_at_1/") or name == "forgetting":
-            figures.add_row(name, *(_figure(row[key]) for key in ("from", "to", "delta")))
+            figures.add_row(shown(name), *(_figure(row[key]) for key in ("from", "to", "delta")))
     changed = sorted([*changes["gained"], *changes["lost"]], key=lambda row: -abs(row["delta"]))
-    for row in changed[:shown]:
-        classes.add_row(str(row["class"]), _figure(row["from"]), _figure(row["to"]), f"{row['delta']:+.3f}")
+    for row in changed[:limit]:
+        classes.add_row(shown(row["class"]), _figure(row["from"]), _figure(row["to"]), f"{row['delta']:+.3f}")
     said = Text(
         f"{len(changes['gained'])} classes gained recall, {len(changes['lost'])} lost, {changes['unchanged']} "
         f"kept theirs; {len(changes['new_classes'])} are new, {len(changes['gone_classes'])} are gone."

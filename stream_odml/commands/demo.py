@@ -17,7 +17,7 @@ from rich.console import Console
 from stream_odml.client import Client, ClientError
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
-from stream_odml.commands.console import StreamView, stage_table
+from stream_odml.commands.console import StreamView, say, stage_table
 from stream_odml.commands.producer import Category, LandedShard, Producer, categories_of
 from stream_odml.commands.versions_table import stage_rows, unlearnt_lines
 from stream_odml.config import StreamConfig, parse_config
@@ -101,7 +101,7 @@ def run_demo(
         try:
             _Demo(session, categories, stages, console, measured).run()
         except KeyboardInterrupt:
-            console.print("interrupted: ending the stream; the same command goes on from here")
+            say(console, "interrupted: ending the stream; the same command goes on from here")
         measured.wall_s = time.monotonic() - began
         _verdict(session, before, measured, console)
         if hold:
@@ -115,7 +115,7 @@ def _glyphs(config: StreamConfig) -> Iterator[Category]:
 
 
 def _hold(console: Console) -> None:
-    console.print("serving until Ctrl-C")
+    say(console, "serving until Ctrl-C")
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
 
@@ -232,7 +232,7 @@ def _verdict(session: Session, before: Container[str], measured: Measured, conso
     measured.boundary_to_first_step_s = [seconds for seconds in warm if seconds is not None]
     console.print(stage_table(rows))
     for line in unlearnt_lines(store):
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        say(console, line, "yellow")
     figures = measured.figures()
     for name, label in (
         ("landed_to_searchable_s_p95", "landed to searchable, p95"),
@@ -240,11 +240,9 @@ def _verdict(session: Session, before: Container[str], measured: Measured, conso
         ("boundary_to_first_step_s_p95", "task closed to first step, warm, p95"),
     ):
         if name in figures:
-            console.print(f"{label:38} {figures[name]:6.2f} s", highlight=False)
-    console.print(f"{'queries':38} {measured.ok} answered, {measured.failed} failed", highlight=False)
+            say(console, f"{label:38} {figures[name]:6.2f} s")
+    say(console, f"{'queries':38} {measured.ok} answered, {measured.failed} failed")
     for failure in dict.fromkeys(measured.failures[:5]):
-        console.print(f"  failed: {failure}", style="red", highlight=False)
+        say(console, f"  failed: {failure}", "red")
     url = session.endpoints.service
-    console.print(
-        f"page {url}/   API {url}/docs   metrics {session.endpoints.metrics}", highlight=False, soft_wrap=True
-    )
+    say(console, f"page {url}/   API {url}/docs   metrics {session.endpoints.metrics}")

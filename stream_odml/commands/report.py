@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from html import escape
+from html import escape as escape_markup
 from typing import Any
 
 from stream_odml.commands.report_data import Example, ReportData, report_data
 from stream_odml.commands.report_plots import CSS, Line, bars, line_plot
+from stream_odml.stream.fields import written_out
 
 QUERIES, NEIGHBOURS = 24, 6
 
@@ -103,7 +104,7 @@ def _not_learnt(data: ReportData) -> str:
     if not data.not_learnt:
         return "<p class=none>Every task that closed is learnt, or waits to be.</p>"
     rows = [
-        [t.task, str(t.classes), str(t.images), str(t.attempts), escape(t.reason), escape(t.remedy)]
+        [escape(t.task), str(t.classes), str(t.images), str(t.attempts), escape(t.reason), escape(t.remedy)]
         for t in data.not_learnt
     ]
     return _table(["task", "classes", "images", "refused", "why", "what to do"], rows)
@@ -171,7 +172,12 @@ def _picture(data: bytes | None, name: str) -> str:
     if data is None:
         return "<span class=blank>no picture</span>"
     text = base64.b64encode(data).decode()
-    return f'<img src="data:image/jpeg;base64,{text}" alt="{escape(name, quote=True)}">'
+    return f'<img src="data:image/jpeg;base64,{text}" alt="{escape(name)}">'
+
+
+def escape(text: str) -> str:
+    """Text as HTML shows it, with what would reorder or hide it written out."""
+    return escape_markup(written_out(text, keep="\n\t"))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from stream_odml.commands.console import say
 from stream_odml.commands.words import ConfigFile, out
+from stream_odml.stream.fields import written_out
 
 Address = Annotated[
     str | None, typer.Option(help="Job server of the cluster, http://head:8265; by default RAY_ADDRESS.")
@@ -95,15 +98,21 @@ def submit(
     from stream_odml.cluster import jobs
 
     client, job = jobs.submit(config, address, until_idle, job_id)
-    out.print(f"submitted {job}", highlight=False)
+    say(out, f"submitted {job}")
     if not follow:
         return
     try:
-        code = jobs.follow(client, job, lambda text: print(text, end="", flush=True))
+        code = jobs.follow(client, job, _show_log)
     except KeyboardInterrupt:
-        out.print(f"\n{job} goes on; end it with `stream-odml stop {job}`", highlight=False)
+        say(out, f"\n{job} goes on; end it with `stream-odml stop {job}`")
         raise
     raise typer.Exit(code)
+
+
+def _show_log(text: str) -> None:
+    """Print a piece of a job's log: its colours go, whatever else steers a terminal is written out."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\r\n", "\n"))
+    print(written_out(plain, keep="\n\t"), end="", flush=True)
 
 
 def stop(
@@ -115,7 +124,7 @@ def stop(
     """
     from stream_odml.cluster import jobs
 
-    out.print(f"{job_id} is {jobs.stop(jobs.connect(address), job_id).value.lower()}", highlight=False)
+    say(out, f"{job_id} is {jobs.stop(jobs.connect(address), job_id).value.lower()}")
 
 
 def config(

@@ -11,7 +11,7 @@ from rich.console import Console
 from stream_odml.cluster.runtime import HeadDied, WallClock, dead_head
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
-from stream_odml.commands.console import StreamView, stage_table
+from stream_odml.commands.console import StreamView, say, stage_table
 from stream_odml.commands.versions_table import stage_rows, unlearnt_lines
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.store import Store
@@ -26,11 +26,11 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
             session = stack.enter_context(run_stream(config, takeover))
         urls = session.endpoints
         served = f"page {urls.service}/   API {urls.service}/docs   " if urls.service else ""
-        console.print(f"{served}metrics {urls.metrics}", soft_wrap=True)
+        say(console, f"{served}metrics {urls.metrics}")
         try:
             _watch(session, idle_s, console)
         except KeyboardInterrupt:
-            console.print("interrupted: ending the stream; the same command goes on from here")
+            say(console, "interrupted: ending the stream; the same command goes on from here")
         store = Store.open(session.config.root, session.config.storage_options)
         if not store.ledger.shards:
             raise ValueError(
@@ -38,7 +38,7 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
             )
         console.print(stage_table(stage_rows(store)))
         for line in unlearnt_lines(store):
-            console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            say(console, line, "yellow")
 
 
 def _watch(session: Session, idle_s: float | None, console: Console) -> None:

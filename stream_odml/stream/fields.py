@@ -38,6 +38,22 @@ def normalised(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def written_out(text: str, keep: str = "") -> str:
+    """Return text that only ever shows itself: what would steer a terminal or reorder a line becomes its escape.
+
+    Names that this release took hold nothing of that kind; file names, errors and what earlier releases took may.
+    """
+    if text.isprintable():
+        return text
+    harmless = _JOINERS + keep
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in _INVISIBLE and char not in harmless
+        else char
+        for char in text
+    )
+
+
 @lru_cache(maxsize=65_536)
 def _name(text: str, reason: Reason) -> str:
     """A name that a person can see, type and put into an address; blank text stays blank."""
