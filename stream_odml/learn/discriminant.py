@@ -1,0 +1,256 @@
+"""The discriminant head: solved in closed form from class sums, no step of gradient descent.
+
+A gallery holds items whose class the head was solved with and items that have landed since. Directions in which the
+known classes differ say little of others, so an embedding has two parts, each compared by cosine with the items of its
+kind: the discriminant, for items of known classes, and whitening within classes in all D dimensions, for the rest.
+`new_bonus` makes both scores comparable.
+"""
+
+# n items   C classes   D trunk feature   E = D + M entries of φ   k discriminant directions   d known part
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.feature_codes import FeatureCodes
+from stream_odml.learn.lift import GRID, Float64s, Lift
+from stream_odml.learn.packing import Floats, pack, unpack
+
+Float32s = NDArray[np.float32]
+_NOTHING = 1e-9
+"""Share of φ's mean square under which a scatter is what rounding leaves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """How a head is solved. What is not chosen by `choose_head` has defaults that served four streams well."""
+
+    dim: int = 128
+    """d, entries of the known part at most: discriminant directions, then leading directions of the rest."""
+    width: int = 0
+    """M, random features of the lift that the known part uses."""
+    shrinkage: float = 0.8
+    """s of the known part: share of the scatter within classes beside the identity."""
+    new_shrinkage: float = 0.8
+    """s of the whitening for items of classes that the head does not know."""
+    weight: float = 2.0
+    """w of the discriminant directions beside the rest, in the known part."""
+    new_bonus: float = 0.38
+    """Added to the cosine of an item of an unknown class."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.width < 0:
+            raise ValueError(
+                f"head of dim {self.dim}, width {self.width}; expected at least 1 and at least 0"
+            )
+        for name in ("shrinkage", "new_shrinkage"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)!r}, expected at least 0 and under 1")
+        if not (np.isfinite(self.weight) and self.weight > 0 and np.isfinite(self.new_bonus)):
+            raise ValueError(
+                f"weight {self.weight!r} and new_bonus {self.new_bonus!r}; expected finite, weight above 0"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class DiscriminantHead:
+    """Linear maps of φ, and the classes that it was solved with."""
+
+    settings: HeadSettings
+    lift: Lift
+    names: tuple[str, ...]
+    """Classes that the head knows, sorted. Of none, or of one, there is no discriminant: nothing is known."""
+    mean_E: Float64s
+    """m."""
+    known_dE: Float64s
+    """z = known (φ - m); no row where nothing is known."""
+    new_DD: Float64s
+    """The same for items of other classes, on the first D entries of φ."""
+
+    def __post_init__(self) -> None:
+        D, E = self.lift.dim, self.lift.out_dim
+        if self.mean_E.shape != (E,) or self.known_dE.shape[1:] != (E,) or self.new_DD.shape[1:] != (D,):
+            raise ValueError(
+                f"head with mean {self.mean_E.shape}, maps {self.known_dE.shape} and {self.new_DD.shape}; "
+                f"expected [{E}], [d, {E}] and [.., {D}]"
+            )
+        if not all(np.isfinite(part).all() for part in (self.mean_E, self.known_dE, self.new_DD)):
+            raise ValueError("head with an entry that is not finite; solve it again from the sums")
+
+    @property
+    def known_dim(self) -> int:
+        """d."""
+        return len(self.known_dE)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding: both parts."""
+        return len(self.known_dE) + len(self.new_DD)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names) if self.known_dim else frozenset()
+
+    def knows(self, name: str) -> bool:
+        """Whether items of a class are compared by the known part."""
+        return name in self._known
+
+    def embed(self, h_nD: Floats) -> Float32s:
+        """Return z [n, dim]: the known part and the new part, each of length 1. What a query is, whatever its class."""
+        phi_nE = self.lift.apply(h_nD)
+        return np.concatenate(
+            [self._part(phi_nE, self._known_map), self._part(phi_nE, self._new_map)], axis=1
+        )
+
+    def known_part(self, features: FeatureCodes) -> Float32s:
+        """Return the vectors, unit length, [n, d], by which items of known classes are found."""
+        return self._part(self.lift.apply(features.decode()), self._known_map)
+
+    def new_part(self, features: FeatureCodes) -> Float32s:
+        """Return the vectors, unit length, [n, D], by which items of other classes are found."""
+        plain = Lift(self.lift.dim)
+        return self._part(plain.apply(features.decode()), self._new_map)
+
+    def split(self, z_n: Floats) -> tuple[Floats, Floats]:
+        """Return the known and the new part of embeddings."""
+        return z_n[:, : self.known_dim], z_n[:, self.known_dim :]
+
+    @cached_property
+    def _known_map(self) -> tuple[Float32s, Float32s]:
+        return _affine(self.known_dE, self.mean_E)
+
+    @cached_property
+    def _new_map(self) -> tuple[Float32s, Float32s]:
+        return _affine(self.new_DD, self.mean_E[: self.lift.dim])
+
+    @staticmethod
+    def _part(phi_nE: Float32s, affine: tuple[Float32s, Float32s]) -> Float32s:
+        weights_Ed, shift_d = affine
+        z_nd = phi_nE[:, : len(weights_Ed)] @ weights_Ed
+        z_nd -= shift_d
+        norm_n1 = np.linalg.norm(z_nd, axis=1, keepdims=True)
+        z_nd /= np.where(norm_n1 > 1e-12, norm_n1, np.inf)
+        return z_nd
+
+    def to_bytes(self) -> bytes:
+        """For `from_bytes`: float64, so that a head that is read is the head that was written."""
+        s, lift = self.settings, self.lift
+        return pack(
+            "discriminant-head",
+            {"mean": self.mean_E, "known": self.known_dE, "new": self.new_DD},
+            settings={field: getattr(s, field) for field in s.__dataclass_fields__},
+            lift={"dim": lift.dim, "width": lift.width, "seed": lift.seed},
+            names=self.names,
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> DiscriminantHead:
+        """Inverse of `to_bytes`; BadArtifact when damaged."""
+        _, a, meta = unpack(data, ("discriminant-head",))
+        settings, lift = HeadSettings(**meta["settings"]), Lift(**meta["lift"])
+        return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"])
+
+
+def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> DiscriminantHead:
+    """Solve a head from sums. Every set of items has one, the empty set too:
+
+    No class: φ itself, compared by cosine. One class: whitening alone. One image a class, or classes of identical
+    images: nothing is known of what should not count, and directions between classes are taken as they are.
+    """
+    s = settings or HeadSettings()
+    sums = sums.narrowed(s.width)
+    D = sums.lift.dim
+    mean_E = sums.mean() if len(sums) else np.zeros(sums.lift.out_dim)
+    if not len(sums):
+        nothing = np.zeros((0, sums.lift.out_dim))
+        return DiscriminantHead(s, sums.lift, (), mean_E, nothing, np.eye(D))
+    within_EE, between_EE = (torch.from_numpy(part) for part in sums.scatter())
+    floor = _NOTHING * float(np.trace(sums.products_EE)) / GRID**2
+    new_DD = _inverse(_shrunk_root(within_EE[:D, :D], s.new_shrinkage, floor))
+    known_dE = _known_map(sums, within_EE, between_EE, s, floor)
+    return DiscriminantHead(s, sums.lift, sums.names, mean_E, known_dE.numpy(), new_DD.numpy())
+
+
+def _known_map(
+    sums: ClassSums, within_EE: Tensor, between_EE: Tensor, s: HeadSettings, floor: float
+) -> Tensor:
+    """The known part [d, E]: `weight` times the directions in which class means differ most once whitened, and up to
+    `dim` the directions in which whitened images differ most beside them. No row where no two classes differ."""
+    nothing = torch.zeros(0, sums.lift.out_dim, dtype=torch.float64)
+    if len(sums) < 2 or float(between_EE.trace()) <= floor:
+        return nothing
+    L_EE = _shrunk_root(within_EE, s.shrinkage, floor)
+    dim = min(s.dim, len(L_EE))
+    k = min(len(sums) - 1, dim)
+    between_EE = _whitened(between_EE, L_EE)
+    variance_k, V_Ek = (
+        _leading_of_means(sums, L_EE, k) if 2 * len(sums) < len(L_EE) else _leading(between_EE, k)
+    )
+    V_Ek = V_Ek[:, variance_k > _NOTHING * variance_k[0]]
+    directions_dE: Tensor = s.weight * V_Ek.T
+    rest = dim - len(directions_dE)
+    if rest > 0 and float(within_EE.trace()) > floor:
+        beside_EE = _whitened(within_EE, L_EE) + between_EE
+        beside_EE = beside_EE - V_Ek @ (V_Ek.T @ beside_EE)
+        beside_EE = beside_EE - (beside_EE @ V_Ek) @ V_Ek.T
+        variance_r, Q_Er = _leading(beside_EE, rest)
+        directions_dE = torch.cat([directions_dE, Q_Er[:, variance_r > _NOTHING * variance_r[0]].T])
+    # directions @ L⁻¹, by one solve with the transposed root.
+    map_Ed: Tensor = torch.linalg.solve_triangular(L_EE.T, directions_dE.T, upper=True)
+    return map_Ed.T.contiguous()
+
+
+def _shrunk_root(scatter_EE: Tensor, share: float, floor: float) -> Tensor:
+    """Lower L with L Lᵀ = (1 - s) I + s E S / trace S; the identity where nothing differs within classes."""
+    E, trace = len(scatter_EE), float(scatter_EE.trace())
+    eye_EE = torch.eye(E, dtype=torch.float64)
+    if trace <= floor:
+        return eye_EE
+    L_EE: Tensor = torch.linalg.cholesky((1 - share) * eye_EE + (share * E / trace) * scatter_EE)
+    return L_EE
+
+
+def _inverse(L_EE: Tensor) -> Tensor:
+    inverse_EE: Tensor = torch.linalg.solve_triangular(
+        L_EE, torch.eye(len(L_EE), dtype=torch.float64), upper=False
+    )
+    return inverse_EE
+
+
+def _whitened(scatter_EE: Tensor, L_EE: Tensor) -> Tensor:
+    """L⁻¹ S L⁻ᵀ."""
+    left_EE = torch.linalg.solve_triangular(L_EE, scatter_EE, upper=False)
+    both_EE: Tensor = torch.linalg.solve_triangular(L_EE, left_EE.T, upper=False)
+    return both_EE
+
+
+def _leading(scatter_EE: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues, largest first, and their directions [E, k]."""
+    variance_E, direction_EE = torch.linalg.eigh((scatter_EE + scatter_EE.T) / 2)
+    return variance_E[-k:].flip(0), _signed(direction_EE[:, -k:].flip(1))
+
+
+def _leading_of_means(sums: ClassSums, L_EE: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same of the scatter between few classes, from their means themselves: no matrix of E x E is decomposed."""
+    differ_CE = np.sqrt(sums.counts_C)[:, None] * (sums.class_means() - sums.mean())
+    whitened_EC = torch.linalg.solve_triangular(L_EE, torch.from_numpy(differ_CE.T.copy()), upper=False)
+    U_EC, deviation_C, _ = torch.linalg.svd(whitened_EC, full_matrices=False)
+    return deviation_C[:k].square(), _signed(U_EC[:, :k])
+
+
+def _signed(direction_Ek: Tensor) -> Tensor:
+    """Each with its largest entry positive: what a solver leaves open is settled."""
+    largest_1k = direction_Ek.abs().argmax(dim=0, keepdim=True)
+    return direction_Ek * direction_Ek.gather(0, largest_1k).sign()
+
+
+def _affine(map_dE: Float64s, mean_E: Float64s) -> tuple[Float32s, Float32s]:
+    """Weights [E, d] and shift [d] in float32, the shift computed in float64."""
+    return np.ascontiguousarray(map_dE.T, np.float32), (map_dE @ mean_E).astype(np.float32)
