@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 
 from stream_odml.stream.folder_scan import scan_folder
 from stream_odml.stream.folders import read_manifest
-from stream_odml.stream.publish import ShardExists, check_name, sync_folder
+from stream_odml.stream.publish import ShardExists, check_name, claim_name, sync_folder
 from stream_odml.stream.reasons import BadShard
 from stream_odml.stream.regular import open_regular
 from stream_odml.stream.shard import MANIFEST_NAME, TASK_SUFFIX, ShardManifest, shard_name
@@ -165,7 +165,7 @@ def _land(
     inbox: str, source: Path, name: str, manifest: ShardManifest, options: StorageOptions | None
 ) -> str:
     if is_remote(inbox):
-        _upload(source, join(inbox, name), manifest, options)
+        _upload(source, inbox, name, manifest, options)
     else:
         _copy(source, local_path(inbox), name, manifest)
     return join(inbox, name)
@@ -219,13 +219,18 @@ def _is_landed(final: Path, manifest: ShardManifest) -> bool:
     raise ShardExists(f"{final} exists with other content; a shard is immutable: choose another name")
 
 
-def _upload(source: Path, uri: str, manifest: ShardManifest, options: StorageOptions | None) -> None:
-    filesystem, key = s3_filesystem(options), s3_path(uri)
+def _upload(
+    source: Path, inbox: str, name: str, manifest: ShardManifest, options: StorageOptions | None
+) -> None:
+    filesystem, key = s3_filesystem(options), s3_path(join(inbox, name))
+    data, final = manifest.to_bytes(), join(key, MANIFEST_NAME)
+    if claim_name(inbox, name, hashlib.sha256(data).hexdigest(), final, options):
+        return
     for file in manifest.files:
         with (
-            open_regular(source / file.path, follow=False) as data,
+            open_regular(source / file.path, follow=False) as content,
             filesystem.open_output_stream(join(key, file.path)) as out,
         ):
-            shutil.copyfileobj(data, out, 8 << 20)
-    with filesystem.open_output_stream(join(key, MANIFEST_NAME)) as out:
-        out.write(manifest.to_bytes())
+            shutil.copyfileobj(content, out, 8 << 20)
+    with filesystem.open_output_stream(final) as out:
+        out.write(data)

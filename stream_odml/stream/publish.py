@@ -1,8 +1,8 @@
 """The one way bytes become visible in an inbox: whole, durable, and never over something else.
 
 Locally: written aside under a dot name in the same folder, fsynced, hard-linked to its name (which fails
-if the name is taken), folder fsynced. On an object store: spooled to a temporary file, then one upload,
-visible when it ends.
+if the name is taken), folder fsynced. On an object store: spooled to a temporary file, its name claimed for
+its content (`claims.py`), then one upload, visible when it ends.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import IO
 
 import pyarrow.fs as pafs
 
+from stream_odml.stream.claims import NameClaimed, claim
 from stream_odml.stream.storage import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
 
 MAX_NAME_CHARS = 150
@@ -91,18 +92,33 @@ def _publish_remote(inbox: str, name: str, write: Write, options: StorageOptions
         write(spool)
         size = spool.tell()
         spool.seek(0)
-        if filesystem.get_file_info(key).type == pafs.FileType.File:
-            with filesystem.open_input_stream(key) as there:
-                same = (
-                    hashlib.file_digest(there, "sha256").digest()
-                    == hashlib.file_digest(spool, "sha256").digest()
-                )
-            if not same:
-                raise ShardExists(f"{join(inbox, name)} exists with other content; choose another name")
-        else:
+        sha256 = hashlib.file_digest(spool, "sha256").hexdigest()
+        if not claim_name(inbox, name, sha256, key, options):
+            spool.seek(0)
             with filesystem.open_output_stream(key) as out:
                 shutil.copyfileobj(spool, out, max(1, min(size, 8 << 20)))
     return join(inbox, name)
+
+
+def claim_name(inbox: str, name: str, sha256: str, key: str, options: StorageOptions | None) -> bool:
+    """Claim a name in an object store for content of this hash, which the object `key` is to have.
+
+    Returns whether that object is there already. Raises ShardExists where the name is another content's.
+    """
+    filesystem = s3_filesystem(options)
+    taken = f"{join(inbox, name)} exists with other content; a shard is immutable: choose another name"
+    # First what lies there, claimed or not: other tools copy files into an inbox too.
+    is_there = filesystem.get_file_info(key).type == pafs.FileType.File
+    if is_there:
+        with filesystem.open_input_stream(key) as there:
+            if hashlib.file_digest(there, "sha256").hexdigest() != sha256:
+                raise ShardExists(taken)
+        return True
+    try:
+        claim(inbox, name, sha256, options)
+    except NameClaimed as error:
+        raise ShardExists(taken) from error
+    return False
 
 
 def file_sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,39 @@ def join(uri: str, path: str) -> str:
     return f"{uri.rstrip('/')}/{path}"
 
 
+@dataclass(frozen=True)
+class S3Settings:
+    """Where an object store is and who asks; None is what its client finds by itself."""
+
+    key: str | None
+    secret: str | None
+    token: str | None
+    region: str
+    endpoint: str | None
+
+
+def s3_settings(options: StorageOptions | None) -> S3Settings:
+    """The options, and the environment where they say nothing."""
+    known = {**os.environ, **(options or {})}
+    endpoint = known.get("AWS_ENDPOINT_URL") or None
+    return S3Settings(
+        key=known.get("AWS_ACCESS_KEY_ID"),
+        secret=known.get("AWS_SECRET_ACCESS_KEY"),
+        token=known.get("AWS_SESSION_TOKEN"),
+        region=known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or "us-east-1",
+        endpoint=endpoint if endpoint is None or "://" in endpoint else f"https://{endpoint}",
+    )
+
+
 def s3_filesystem(options: StorageOptions | None) -> Any:
     """An S3 file system that retries and backs off when throttled (AWS standard strategy)."""
-    known = {**os.environ, **(options or {})}
-    endpoint = known.get("AWS_ENDPOINT_URL", "")
-    scheme, _, host = endpoint.partition("://") if "://" in endpoint else ("https", "", endpoint)
-    key, secret = known.get("AWS_ACCESS_KEY_ID"), known.get("AWS_SECRET_ACCESS_KEY")
+    known = s3_settings(options)
+    scheme, _, host = (known.endpoint or "https://").partition("://")
     return pafs.S3FileSystem(
-        access_key=key,
-        secret_key=secret,
-        session_token=known.get("AWS_SESSION_TOKEN"),
-        region=known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or "us-east-1",
+        access_key=known.key,
+        secret_key=known.secret,
+        session_token=known.token,
+        region=known.region,
         endpoint_override=host or None,
         scheme=scheme,
         connect_timeout=5,

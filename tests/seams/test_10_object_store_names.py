@@ -1,0 +1,180 @@
+"""Seam 10: a name in an object store has one content, whichever producers race for it.
+
+Against a local S3 server (moto). A producer whose call returned finds its own bytes under the name for good; every
+other one was refused, before it wrote over anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stream_odml.stream import publish
+from stream_odml.stream.claims import CLAIMS, claim
+from stream_odml.stream.landing import ShardExists, complete_task, land_items, land_tar
+from stream_odml.stream.landing_folder import land_folder
+from stream_odml.stream.object_store import S3Source
+from stream_odml.stream.reading import RawItem, read_shard
+from stream_odml.stream.storage import s3_filesystem, s3_path
+from tests.seams.folders import write
+from tests.stream.helpers import some_items
+from tests.stream.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+
+pytestmark = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
+PRODUCERS = 6
+Land = Callable[[str, int, dict[str, str]], str]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    with s3_server() as port:
+        make_bucket(port, "bucket")
+        yield s3_options(port)
+
+
+@pytest.fixture
+def inbox(request: pytest.FixtureRequest) -> str:
+    return f"s3://bucket/{abs(hash(request.node.name))}/inbox"
+
+
+@pytest.fixture(params=["items", "tar", "folder"])
+def land(request: pytest.FixtureRequest, tmp_path: Path) -> Land:
+    """Land the producer's own four images under the one name."""
+
+    def folder(inbox: str, number: int, s3: dict[str, str]) -> str:
+        path = write(
+            tmp_path / f"{number}/shard", "cats/a.png", "cats/b.png", "dogs/a.png", first=10 * number
+        )
+        return land_folder(inbox, path, options=s3)
+
+    ways: dict[str, Land] = {
+        "items": lambda inbox, number, s3: land_items(inbox, "shard", some_items(4, first=10 * number), s3),
+        "tar": lambda inbox, number, s3: land_tar(inbox, "shard", some_items(4, first=10 * number), s3),
+        "folder": folder,
+    }
+    return ways[request.param]
+
+
+def images(inbox: str, s3: dict[str, str]) -> list[bytes]:
+    (ref,) = S3Source(inbox, s3).poll(set())
+    return [row.image for row in read_shard(ref, s3) if isinstance(row, RawItem)]
+
+
+def test_of_racing_producers_one_lands_and_the_others_are_refused(
+    s3: dict[str, str], inbox: str, land: Land
+) -> None:
+    barrier = threading.Barrier(PRODUCERS)
+    landed: list[int] = []
+    refused: list[str] = []
+
+    def produce(number: int) -> None:
+        barrier.wait()
+        try:
+            land(inbox, number, s3)
+        except ShardExists as error:
+            refused.append(str(error))
+        else:
+            landed.append(number)
+
+    threads = [threading.Thread(target=produce, args=(number,)) for number in range(PRODUCERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(landed) == 1
+    assert len(refused) == PRODUCERS - 1
+    assert all("exists with other content" in text for text in refused)
+    there = images(inbox, s3)
+    land(inbox, landed[0], s3)  # repeating is harmless
+    assert images(inbox, s3) == there
+    expected = {item.image for item in some_items(4, first=10 * landed[0])}
+    assert set(there) & expected or len(there) == 3
+    for number in set(range(PRODUCERS)) - set(landed):
+        with pytest.raises(ShardExists):
+            land(inbox, number, s3)
+    assert images(inbox, s3) == there
+
+
+def test_who_comes_between_the_look_and_the_write_is_not_written_over(
+    s3: dict[str, str], inbox: str, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow one has looked, and found the name free; then the other lands, whole."""
+
+    def late(*args: object) -> None:
+        monkeypatch.undo()
+        land(inbox, 2, s3)
+        claim(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publish, "claim", late)
+    with pytest.raises(ShardExists, match="exists with other content"):
+        land(inbox, 1, s3)
+    there = images(inbox, s3)
+    land(inbox, 2, s3)
+    assert images(inbox, s3) == there
+    assert len(there) in (3, 4)
+
+
+def test_a_producer_that_was_killed_after_its_claim_may_repeat_itself(
+    s3: dict[str, str], inbox: str, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        claim(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publish, "claim", killed)
+    with pytest.raises(KeyboardInterrupt):
+        land(inbox, 1, s3)
+    monkeypatch.undo()
+    assert S3Source(inbox, s3).poll(set()) == []
+    with pytest.raises(ShardExists):
+        land(inbox, 2, s3)
+    land(inbox, 1, s3)
+    assert len(images(inbox, s3)) in (3, 4)
+
+
+def test_a_folder_does_not_take_the_name_of_another(s3: dict[str, str], inbox: str, tmp_path: Path) -> None:
+    land_folder(inbox, write(tmp_path / "a/zoo", "cats/a.png", "cats/only-here.png"), options=s3)
+    before = images(inbox, s3)
+    with pytest.raises(ShardExists, match="exists with other content"):
+        land_folder(inbox, write(tmp_path / "b/zoo", "cats/a.png", first=5), options=s3)
+    assert images(inbox, s3) == before
+
+
+def test_what_another_tool_put_there_is_not_written_over(s3: dict[str, str], inbox: str) -> None:
+    with s3_filesystem(s3).open_output_stream(f"{s3_path(inbox)}/shard.parquet") as out:
+        out.write(b"copied by hand")
+    with pytest.raises(ShardExists):
+        land_items(inbox, "shard", some_items(2), s3)
+    with s3_filesystem(s3).open_input_stream(f"{s3_path(inbox)}/shard.parquet") as there:
+        assert there.read() == b"copied by hand"
+
+
+def test_a_task_is_completed_once(s3: dict[str, str], inbox: str) -> None:
+    complete_task(inbox, "base", ["a.parquet"], s3)
+    complete_task(inbox, "base", ["a.parquet"], s3)
+    with pytest.raises(ShardExists, match="completed before"):
+        complete_task(inbox, "base", ["b.parquet"], s3)
+
+
+def test_claims_are_no_shards_and_a_store_that_is_away_is_no_refusal(s3: dict[str, str], inbox: str) -> None:
+    land_items(inbox, "shard", some_items(2), s3)
+    listed = s3_filesystem(s3).get_file_info(f"{s3_path(inbox)}/{CLAIMS}/shard.parquet")
+    assert listed.is_file
+    assert [ref.name for ref in S3Source(inbox, s3).poll(set())] == ["shard.parquet"]
+    with pytest.raises(OSError, match="cannot be written now"):
+        claim("s3://no-such-bucket/inbox", "x", "0" * 64, s3)
+
+
+def test_credentials_of_the_shared_file_reach_the_claim(
+    s3: dict[str, str], inbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "credentials").write_text("[work]\naws_access_key_id = test\naws_secret_access_key = te%st\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    options = {name: value for name, value in s3.items() if "KEY" not in name}
+    assert land_items(inbox, "shard", some_items(2), options) == f"{inbox}/shard.parquet"
