@@ -173,10 +173,14 @@ class StoreConfig(_Section):
     """A writer whose heartbeat is older than this may be replaced."""
     keep_versions: int = Field(10, ge=2)
     """Versions behind the head that rollback can reach."""
-    retention_h: float = Field(168.0, ge=0)
-    """Hours that replaced table files stay readable."""
+    retention_h: float = Field(1.0, ge=0, le=87_600)
+    """Hours that replaced table files stay readable, and commits of the tables' logs behind their checkpoints."""
     maintain_every_rows: int = Field(2000, ge=10)
     """Rows that the ledger grows by between two rounds of compaction and deletion."""
+    maintain_every_commits: int = Field(256, ge=10)
+    """Commits to all tables between two rounds, where rows are few: each makes files, however small."""
+    keep_pushed_h: float = Field(168.0, ge=0, le=876_000)
+    """Hours that images pushed over HTTP stay after they are learnt, for a rollback that learns them again."""
 
 
 class StreamConfig(_Section):

@@ -7,6 +7,8 @@
     python -m benchmarks.faults --parts environment --name environment      # frozen, full, read-only, slow, clock
     python -m benchmarks.faults --parts memory --name memory                # ten stages, a thousand swaps
     python -m benchmarks.faults --parts elastic cut --name nodes            # two nodes; needs root
+    python -m benchmarks.faults --parts soak                                # an hour of pushes: faults-soak.json
+    python -m benchmarks.faults --parts commits --name commits              # 100,000 commits to the ledger
     python -m benchmarks.faults --sum                                       # faults.json out of faults-*.json
 
 A failure prints the seed and the number of the kill; the exit code is then 1.
@@ -20,14 +22,17 @@ import signal
 import sys
 
 from benchmarks.common import Report, common_arguments
-from benchmarks.faults import elastic, environment, memory, resume
+from benchmarks.faults import commits, elastic, environment, memory, resume, soak
 from benchmarks.faults.campaign import Plan, run
 from benchmarks.faults.figures import figures
 from benchmarks.faults.nodes import have_namespaces
 from tests.gallery.crash_walk import POINTS, walk
 
-PARTS = ("kills", "crash", "resume", "environment", "elastic", "cut", "memory")
+PARTS = ("kills", "crash", "resume", "environment", "elastic", "cut", "memory", "soak", "commits")
+ALONE = {"soak", "commits"}
+"""Parts that `--quick` shortens instead of choosing others."""
 QUICK = {"kills": 12, "minutes": 3.0, "apart": 1}
+KILL_MINUTES, SOAK_MINUTES = 7.0, 60.0
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +44,7 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
         "--parts", nargs="+", choices=PARTS, default=["kills"], help="what to do, in this order"
     )
     parser.add_argument("--kills", type=int, default=100, help="most kills of a seed, the whole tree apart")
-    parser.add_argument("--minutes", type=float, default=7.0, help="longest time of killing")
+    parser.add_argument("--minutes", type=float, help="longest time of killing (7), or of the soak (60)")
     parser.add_argument("--only", nargs="+", default=[], help="roles of killer.py, faults of environment.py")
     parser.add_argument("--alone", action="store_true", help="never two kills in flight")
     parser.add_argument(
@@ -63,9 +68,14 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     common_arguments(parser)
     arguments = parser.parse_args(words)
     if arguments.quick:
-        arguments.parts = ["kills", "crash"]
+        if not ALONE.issuperset(arguments.parts):
+            arguments.parts = ["kills", "crash"]
         for name, value in QUICK.items():
             setattr(arguments, name, value)
+    if arguments.minutes is None:
+        arguments.minutes = SOAK_MINUTES if arguments.parts == ["soak"] else KILL_MINUTES
+    if arguments.parts == ["soak"]:
+        arguments.name = arguments.name or "soak"
     return arguments
 
 
@@ -97,6 +107,10 @@ def do(part: str, report: Report, arguments: argparse.Namespace) -> int:
         report.row(**row)
         report.say(f"resume: {row}")
         return int(not row["identical"])
+    if part == "soak":
+        return soak.run(report, arguments.minutes, arguments.quick)
+    if part == "commits":
+        return commits.run(report, commits.QUICK_COMMITS if arguments.quick else commits.COMMITS)
     if part == "memory":
         return memory.run(report)
     if part == "environment":

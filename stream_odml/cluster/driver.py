@@ -10,14 +10,12 @@ import os
 import threading
 import time
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any, Literal
 
 import ray
 
 from stream_odml.cluster.erasure import find_subject
 from stream_odml.cluster.figures import stream_figures
-from stream_odml.cluster.forgetting import forget_in_banks
 from stream_odml.cluster.indexer_calls import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.cluster.logs import about
@@ -25,13 +23,14 @@ from stream_odml.cluster.metrics import DriverMetrics
 from stream_odml.cluster.observing import observe
 from stream_odml.cluster.plain import plain
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
+from stream_odml.cluster.pushed import PRUNED, without_images
 from stream_odml.cluster.sources import open_sources
 from stream_odml.cluster.stages import Stages, relearn
 from stream_odml.cluster.targets import announce, reachable, targets_folder, withdraw
+from stream_odml.cluster.tidying import Tidying
 from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.errors import RootBusy, StaleParent, WriterFenced
-from stream_odml.gallery.maintenance import MaintenancePolicy
 from stream_odml.gallery.writer import Writer
 from stream_odml.stream.shard import ShardRef
 
@@ -40,10 +39,8 @@ BEAT_S = 0.1
 POLL_S = 4.0
 """Longest that a trainer's question for work stays open."""
 FIGURES_S = 1.0
-FORGET_AFTER_S = 5.0
-"""From a request to forget to the deletion of what it names: several requests are served by one."""
-FORGET_AGAIN_S = 3600.0
-"""A driver that starts so soon after a request deletes once more: its predecessor may have died on the way."""
+STATUS_WAIT_S = 0.5
+"""Longest that status waits for a commit in progress before it tells the figures of before."""
 
 
 class StreamDriver:
@@ -64,10 +61,8 @@ class StreamDriver:
         self._discovery = Discovery(open_sources(config), self._writer.store, config.source.poll_s)
         self._metrics = DriverMetrics()
         self._figures_due = 0.0
-        self._tidied_at = self._writer.store.ledger.seq
-        stones = self._writer.store.ledger.tombstones
-        fresh = bool(stones) and time.time() - stones[-1].time.timestamp() < FORGET_AGAIN_S
-        self._forget_due: float | None = 0.0 if fresh else None
+        self._waits: list[str] = []
+        self._tidying = Tidying(self._writer, config, self._lock, self._fenced)
         self._problem = ""
         self._training_problem = ""
         self._commit_failures = self._stages_deferred = 0
@@ -75,6 +70,7 @@ class StreamDriver:
         self._discovery.start()
         self._loop = threading.Thread(target=self._run, name="ingestion", daemon=True)
         self._loop.start()
+        self._tidying.start()
 
     # -- tier 1 -------------------------------------------------------------------------------------------------
 
@@ -114,26 +110,7 @@ class StreamDriver:
             self._ingestion.dispatch(self._writer.store.tree.head)
             if self._stages.close_tasks():
                 self._work_came.notify_all()
-            self._tidy()
             self._refresh_figures()
-
-    def _tidy(self) -> None:
-        """Merge small files and delete what nothing reads, once the tables have grown by enough rows."""
-        grown = self._writer.store.ledger.seq - self._tidied_at
-        forget = self._forget_due is not None and time.monotonic() >= self._forget_due
-        if grown < self._config.store.maintain_every_rows and not forget:
-            return
-        store = self._config.store
-        retention = timedelta(0) if forget else timedelta(hours=store.retention_h)
-        forget_in_banks(self._writer)  # before their vectors are deleted
-        report = self._writer.maintain(
-            MaintenancePolicy(
-                retention=retention, orphan_age=timedelta(hours=1), keep_versions=store.keep_versions
-            )
-        )
-        self._forget_due = None if forget else self._forget_due
-        self._tidied_at = self._writer.store.ledger.seq
-        log.info("maintenance: %s", report)
 
     def _refresh_figures(self, force: bool = False) -> None:
         if force or time.monotonic() >= self._figures_due:
@@ -215,9 +192,12 @@ class StreamDriver:
         with self._lock:
             left = self._writer.store.tree.learnt()
             self._writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
-            lost = sorted(left - self._writer.store.tree.learnt())
+            lost = sorted(left - self._writer.store.tree.learnt()) if relearn else []
+            pruned = without_images(self._writer.store, self._tidying.pushed, lost)
+            for task in pruned:
+                self._writer.skip_task(task, PRUNED)
             self._refresh_figures(force=True)
-            return {"head": version_id, "tasks_to_relearn": lost if relearn else []}
+            return {"head": version_id, "tasks_to_relearn": [task for task in lost if task not in pruned]}
 
     def request_relearn(self, task_id: str, anyway: bool = False) -> dict[str, Any]:
         """Learn a refused or skipped task after all, once those that wait are learnt."""
@@ -233,23 +213,32 @@ class StreamDriver:
         Raises UnknownSubject for a name that covers nothing.
         """
         with self._lock:
-            subject = find_subject(self._writer.store, kind, name)
+            with self._writer.exclusive() as store:
+                subject = store.again(lambda: find_subject(store, kind, name))
             self._writer.forget(subject.kind, subject.name, subject.items)
-            self._forget_due = self._forget_due or time.monotonic() + FORGET_AFTER_S
+            self._tidying.erase_soon()
             self._refresh_figures(force=True)
         return {"forgotten": subject.name, "kind": kind, "items": subject.items}
 
     def status(self) -> dict[str, Any]:
         """Everything a person asks first, as plain values."""
-        with self._lock:
-            self._refresh_figures(force=True)
-            figures, progress = self._metrics.figures, self._metrics.progress
-            waits = self._stages.explain() + self._discovery.notes
+        # A commit to a slow store must not make the driver look dead: then this tells what was known before it.
+        if self._lock.acquire(timeout=STATUS_WAIT_S):
+            try:
+                self._refresh_figures(force=True)
+                self._waits = self._stages.explain() + self._discovery.notes
+            finally:
+                self._lock.release()
+        figures, progress, waits = self._metrics.figures, self._metrics.progress, self._waits
         told = {
             "stream": self._config.name,
             "pid": os.getpid(),
             "metrics_address": self.metrics_address,
-            "problem": self._problem or self._discovery.error or self._training_problem or None,
+            "problem": self._problem
+            or self._discovery.error
+            or self._tidying.problem
+            or self._training_problem
+            or None,
             "open_task": waits,
             "stage": progress,
         }
@@ -263,6 +252,7 @@ class StreamDriver:
         """Tell the trainer to record its progress and end, and stop tier 1."""
         self._stop.set()
         self._discovery.stop()
+        self._tidying.stop()
         self._loop.join(timeout=30)
         with self._work_came:
             self._work_came.notify_all()

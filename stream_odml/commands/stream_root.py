@@ -135,7 +135,7 @@ def forget_name(
         subject = find_subject(writer.store, kind, name)
         writer.forget(subject.kind, subject.name, subject.items)
         forget_in_banks(writer)  # before their vectors are deleted
-        writer.maintain(MaintenancePolicy(retention=timedelta(0)))
+        writer.maintain(MaintenancePolicy(retention=timedelta(0), orphan_age=timedelta(0)))
     if "://" not in root:
         shutil.rmtree(
             Path(root) / "cache", ignore_errors=True

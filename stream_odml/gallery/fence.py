@@ -4,7 +4,9 @@ Protects: a writer that slept while its successor claimed the root cannot commit
 append fails; or it has caught up, and then it has seen the newer epoch.
 """
 
+import random
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ from stream_odml.gallery.lease import Lease
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import SCHEMAS
 
-TRIES = 5
+APPEND_ATTEMPTS = 20
+"""Maintenance beside it may commit to the same table again and again; a newer writer is found at the first look."""
+PAUSE_S, MAX_PAUSE_S = 0.01, 0.5
 LEDGER_DEFAULTS: Mapping[str, Any] = {"subject": "", "task": "", "txn": "", "detail": "{}"}
 VERSION_DEFAULTS: Mapping[str, Any] = {
     "version_id": "",
@@ -93,7 +97,7 @@ class Fence:
 
     def _append(self, table: str, rows: Callable[[], pa.Table | pa.RecordBatchReader]) -> None:
         mark = uuid.uuid4().hex
-        for last in range(TRIES):
+        for attempt in range(APPEND_ATTEMPTS):
             try:
                 self.store.tables[table].append(rows(), self.epoch, mark)
                 return
@@ -103,8 +107,9 @@ class Fence:
                 # An object store may have made the commit and lost its answer on the way.
                 if self.store.tables[table].has(mark):
                     return
-                if last == TRIES - 1:
+                if attempt == APPEND_ATTEMPTS - 1:
                     raise
+                time.sleep(random.uniform(0, min(MAX_PAUSE_S, PAUSE_S * 2**attempt)))
 
     def ledger_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Ledger rows with their sequence numbers, time and epoch."""

@@ -142,6 +142,11 @@ class Store:
         return max(self.ledger.epoch, self.tree.epoch)
 
     @property
+    def commits(self) -> int:
+        """How many commits all tables together have had, as far as this handle has seen."""
+        return sum(table.version + 1 for table in self.tables.values())
+
+    @property
     def blocks(self) -> dict[str, pa.Table]:
         """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike.
 
@@ -250,5 +255,5 @@ def compact(block: pa.Table) -> pa.Table:
 def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:
     """Rows behind ``seq`` of the files that came; a merged file repeats the others, which were replayed before."""
     came, _ = table.refresh()
-    parts = [table.read(path) for path in came]
-    return [row for part in parts for row in part.filter(pc.greater(part["seq"], seq)).to_pylist()]
+    behind = pc.field("seq") > seq
+    return [row for path in came for row in table.read(path, where=behind).to_pylist()]

@@ -228,14 +228,26 @@ class Table:
             writer_properties=writer_properties(self.name),
         )
 
+    @property
+    def version(self) -> int:
+        """The last commit that :meth:`refresh` took in."""
+        return self._version
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, unless one is there, and delete the commits behind it that the table need not keep."""
+        version = self.handle.version()
+        if not self.files.exists(f"{self.name}/_delta_log/{version:020d}.checkpoint.parquet"):
+            self.handle.create_checkpoint()
+            self.handle.cleanup_metadata()
+
     def has(self, mark: str) -> bool:
         """Whether one of the last commits carries ``mark``: a store may make a commit and lose its answer."""
         return any(commit.get("mark") == mark for commit in self.handle.history(LOOK_BACK))
 
 
-def commit_properties(epoch: int, mark: str = "") -> CommitProperties:
-    """Every commit names its writer's epoch and is made once or not at all."""
-    return CommitProperties(max_commit_retries=0, custom_metadata={"epoch": str(epoch), "mark": mark})
+def commit_properties(epoch: int, mark: str = "", retries: int = 0) -> CommitProperties:
+    """Every commit names its writer's epoch, and is made once or not at all unless ``retries`` lets Delta rebase it."""
+    return CommitProperties(max_commit_retries=retries, custom_metadata={"epoch": str(epoch), "mark": mark})
 
 
 def _check_features(handle: DeltaTable, uri: str) -> None:

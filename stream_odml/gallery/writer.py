@@ -4,8 +4,10 @@ Protects: gallery rows come before the ledger row (tier 1) or the versions row (
 visible, so a crash leaves either nothing visible or all of it.
 """
 
+import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,7 +29,8 @@ from stream_odml.gallery.errors import UnknownSubject
 from stream_odml.gallery.fence import Fence
 from stream_odml.gallery.lease import Lease
 from stream_odml.gallery.ledger import LedgerState
-from stream_odml.gallery.maintenance import MaintenancePolicy, MaintenanceReport, drop_orphans, maintain
+from stream_odml.gallery.maintenance import MaintenancePolicy, MaintenanceReport, maintain
+from stream_odml.gallery.purge import drop_orphans
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import QUARANTINE, with_column
 from stream_odml.gallery.versions import FORGOT, VersionTree, stage_txn
@@ -55,6 +58,7 @@ class Writer:
 
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
+        self._maintaining = threading.Lock()
 
     @staticmethod
     def claim(
@@ -101,6 +105,10 @@ class Writer:
     def is_lost(self) -> bool:
         """Whether another run has taken the lease; the next commit would fail."""
         return self._fence.lease.lost
+
+    def exclusive(self) -> AbstractContextManager[Store]:
+        """The store brought up to date, for who reads rows of it: no other thread refreshes it meanwhile."""
+        return self._fence.exclusive()
 
     def release(self) -> None:
         """Give the root back, so that the next claim need not wait."""
@@ -334,10 +342,18 @@ class Writer:
                 last = store.ledger.tombstones[-1].seq
             return last
 
-    def maintain(self, policy: MaintenancePolicy | None = None) -> MaintenanceReport:
-        """Delete what nothing will read again, merge small files, drop old table versions; see the policy."""
-        with self._fence.exclusive():
-            return maintain(self._fence, policy or MaintenancePolicy())
+    def maintain(
+        self, policy: MaintenancePolicy | None = None, covered: int | None = None
+    ) -> MaintenanceReport:
+        """Delete what nothing will read again, merge small files, drop old table versions; see the policy.
+
+        Other operations need not wait for it. ``covered``: the ``seq`` of the last tombstone whose rows may be
+        deleted (banks need their vectors first); None for all.
+        """
+        with self._maintaining:
+            report = maintain(self._fence, policy or MaintenancePolicy(), covered)
+        with self._fence.exclusive():  # this writer's own view is up to date after every operation
+            return report
 
     def _recover(self) -> None:
         with self._fence.exclusive() as store:

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from stream_odml.cluster.serving.backend import ClassRow, VersionHistory
-from stream_odml.cluster.serving.catalogue import class_rows, version_history
+from stream_odml.cluster.serving.catalogue import class_rows, count_classes, version_history
 from stream_odml.gallery.artifacts import STUDENT
 from stream_odml.gallery.search import SearchSettings
 from stream_odml.gallery.snapshot import GallerySnapshot
@@ -42,8 +42,13 @@ class Bundle:
         return self.snapshot.tree.moves[-1].time.timestamp()
 
     @cached_property
+    def class_count(self) -> int:
+        """Classes that a living item has; some milliseconds for a million items."""
+        return count_classes(self.snapshot)
+
+    @cached_property
     def classes(self) -> Sequence[ClassRow]:
-        """Newest first."""
+        """Newest first. Takes a pass over all items: made when it is asked for, never on an event loop."""
         return class_rows(self.snapshot)
 
     @cached_property

@@ -14,6 +14,15 @@ from stream_odml.gallery.snapshot import GallerySnapshot
 from stream_odml.gallery.unlearnt import unlearnt_tasks
 
 
+def count_classes(snapshot: GallerySnapshot) -> int:
+    """How many classes the living items have."""
+    codes = snapshot.columns.array("class_name")
+    alive = np.bincount(codes, minlength=1) - np.bincount(
+        codes[snapshot.dead], minlength=int(codes.max(initial=0)) + 1
+    )
+    return int(np.count_nonzero(alive))
+
+
 def class_rows(snapshot: GallerySnapshot) -> Sequence[ClassRow]:
     """Every class of the living items, newest first; first seen when the earliest of their shards landed."""
     rows = snapshot.rows()

@@ -92,7 +92,9 @@ class Puller:
         metrics.search_recall.set(bundle.snapshot.recall)
         metrics.sequence.set(bundle.sequence)
         metrics.observe_served(bundle.version, bundle.committed_at)
-        _ = bundle.classes  # counted here, or the first request for them would hold up the event loop
+        _ = (
+            bundle.class_count
+        )  # here, for what tells it runs on the event loop; the list itself waits to be asked for
         if before is None:
             return
         if before.version != bundle.version:

@@ -91,7 +91,7 @@ class Replica:
             version=bundle.version,
             sequence=bundle.sequence,
             items=len(snapshot),
-            classes=len(bundle.classes),
+            classes=bundle.class_count,
             dim=snapshot.dim,
             committed_at=bundle.committed_at,
             loaded_at=bundle.loaded_at,
