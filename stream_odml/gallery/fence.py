@@ -44,6 +44,8 @@ class Fence:
         self.lease = lease
         self.epoch = store.epoch + 1
         self._lock = threading.RLock()
+        self.maintaining = threading.Lock()
+        """Held by maintenance, of which one at a time is enough."""
         crash_point("claim.before")
         self._claim_ledger(holder)
         crash_point("claim.after_ledger")

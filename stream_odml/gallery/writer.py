@@ -4,7 +4,6 @@ Protects: gallery rows come before the ledger row (tier 1) or the versions row (
 visible, so a crash leaves either nothing visible or all of it.
 """
 
-import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -58,7 +57,6 @@ class Writer:
 
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
-        self._maintaining = threading.Lock()
 
     @staticmethod
     def claim(
@@ -347,11 +345,9 @@ class Writer:
     ) -> MaintenanceReport:
         """Delete what nothing will read again, merge small files, drop old table versions; see the policy.
 
-        Other operations need not wait for it. ``covered``: the ``seq`` of the last tombstone whose rows may be
-        deleted (banks need their vectors first); None for all.
+        Other operations need not wait for it. ``covered`` as for :func:`~stream_odml.gallery.maintenance.maintain`.
         """
-        with self._maintaining:
-            report = maintain(self._fence, policy or MaintenancePolicy(), covered)
+        report = maintain(self._fence, policy or MaintenancePolicy(), covered)
         with self._fence.exclusive():  # this writer's own view is up to date after every operation
             return report
 

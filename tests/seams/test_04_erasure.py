@@ -46,7 +46,10 @@ class Here(NoDriver):
 
     def __init__(self, writer: Writer) -> None:
         self._self = SimpleNamespace(
-            _lock=threading.RLock(), _writer=writer, _forget_due=None, _refresh_figures=lambda force: None
+            _lock=threading.RLock(),
+            _writer=writer,
+            _tidying=SimpleNamespace(erase_soon=lambda: None),
+            _refresh_figures=lambda force: None,
         )
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
