@@ -84,7 +84,10 @@ def root_status(root: str) -> dict[str, Any]:
             "images": open_task.rows,
             "classes": len(open_task.classes),
         },
-        "waits_to_be_learnt": [{"task": t.task_id, "closed": t.reason, "refused": t.refusals} for t in due],
+        "waits_to_be_learnt": [
+            {"task": t.task_id, "name": t.detail.get("name"), "closed": t.reason, "refused": t.refusals}
+            for t in due
+        ],
         "not_learnt": [dict(task) for task in figures.not_learnt],
         "set_aside": {s.name: s.problem for s in store.ledger.in_state("set_aside")},
         "recall_at_1": {"/".join(key): value for key, value in figures.recall_at_1.items()},

@@ -1,7 +1,8 @@
 """What a `metadata` file says of the images beside it: the layout of Hugging Face's `imagefolder`.
 
 `metadata.csv`, `.jsonl` or `.parquet` with a column `file_name`, relative to its own folder. Its columns
-`class_name` or `label`, `item_id` and `time` are those of an image; every other one is an attribute.
+`class_name` or `label`, `item_id` and `time` are those of an image; every other one is an attribute, and what no
+attribute can be (a whole document, a control character) is left out: it must not cost its image.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _columns(row: dict[str, Any]) -> Described:
-    """A column that is not what its name says becomes an attribute: it must not cost its image."""
+    """A column that is not what its name says becomes an attribute."""
     known: dict[str, str] = {}
     for target, names, check in (
         ("class_name", _LABELS, fields.class_name),
@@ -88,13 +89,21 @@ def _columns(row: dict[str, Any]) -> Described:
         if checked is not None and name is not None:
             known[target] = str(checked)
             del row[name]
-    others = row | _nested(row.pop("attributes", None))
-    others = {str(name): value for name, value in others.items() if value not in (None, "") and name}
-    return known | ({"attributes": json.dumps(others, default=str)} if others else {})
+    attributes = _attributes(row)
+    return known | ({"attributes": json.dumps(attributes)} if attributes else {})
 
 
-def _nested(attributes: Any) -> dict[str, Any]:
-    try:
-        return dict(fields.attributes(attributes))
-    except RowError:
-        return {"attributes": str(attributes)}
+def _attributes(row: dict[str, Any]) -> dict[str, str]:
+    """As many columns as make attributes."""
+    nested = row.pop("attributes", None)
+    columns = {"attributes": nested} if isinstance(nested, str) else {}
+    columns |= nested if isinstance(nested, dict) else {}
+    fitting: dict[str, str] = {}
+    for name, value in (columns | row).items():
+        if value in (None, "") or not name:
+            continue
+        try:
+            fitting = fields.attributes({**fitting, str(name): value})
+        except RowError:
+            continue
+    return fitting

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from stream_odml.stream.folders import read_manifest
+from stream_odml.stream.foreign import is_foreign
 from stream_odml.stream.reasons import BadShard, TransientReadError
 from stream_odml.stream.shard import (
     MANIFEST_NAME,
@@ -55,7 +56,7 @@ class S3Source:
             )
         except OSError as error:
             raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
-        new = [info for info in listed if not is_hidden(info.base_name) and stamp_of(info) not in known]
+        new = [info for info in listed if stamp_of(info) not in known and _is_shard(info.base_name)]
         del listed
         new.sort(key=lambda info: (info.mtime_ns or 0, info.base_name))
         found: list[ShardRef] = []
@@ -95,6 +96,10 @@ class S3Source:
         return [
             ShardRef(make_shard_id(name, sha256), name, uri, "folder", size, there.mtime_ns or 0, stamp, note)
         ]
+
+
+def _is_shard(name: str) -> bool:
+    return not is_hidden(name) and not is_foreign(name)
 
 
 def _note(manifest: ShardManifest) -> ShardManifest:

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from stream_odml.stream.foreign import is_foreign
 from stream_odml.stream.reasons import BadShard, TransientReadError
 from stream_odml.stream.regular import UnsafePath, kind_of, open_regular, sha256_of
 from stream_odml.stream.shard import (
@@ -41,7 +42,8 @@ class Source(Protocol):
 class DirectorySource:
     """A local folder: each file in it is a shard, and each folder in it that has a `_manifest.json`.
 
-    Names that begin with a dot or an underscore are skipped. So are links, and whatever else is no file or
+    Names that begin with a dot or an underscore are skipped, and what systems leave anywhere (`foreign.py`).
+    So are links, and whatever else is no file or
     folder: nothing outside the inbox is read. `passed_over` tells of them. `settle_s` leaves a file alone until it has
     not changed for so long: a help against producers that copy slowly into the inbox; those that use
     `landing` need none.
@@ -79,6 +81,7 @@ class DirectorySource:
             for entry in os.scandir(self.path)
             if entry.is_dir()
             and not is_hidden(entry.name)
+            and not is_foreign(entry.name)
             and not os.path.exists(f"{entry.path}/{MANIFEST_NAME}")
         )
 
@@ -105,7 +108,9 @@ class DirectorySource:
                     continue
                 if self.settle_s and status.st_mtime_ns > settled:
                     continue
-                if _stamp(entry.name, status.st_size, status.st_mtime_ns) not in known:
+                if _stamp(entry.name, status.st_size, status.st_mtime_ns) in known:
+                    continue
+                if not is_foreign(entry.name):  # asked of few, after what most are
                     yield status.st_mtime_ns, entry.name, status.st_size, is_folder
 
     def _describe(self, mtime_ns: int, name: str, size: int, is_folder: bool) -> ShardRef | None:

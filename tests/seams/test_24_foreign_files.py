@@ -6,6 +6,7 @@ The same litter goes through a folder, a tar made on a Mac, and the demo's sourc
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from stream_odml.commands.producer import Category, Producer, categories_of
 from stream_odml.stream.foreign import is_foreign
 from stream_odml.stream.landing import land_file
 from stream_odml.stream.landing_folder import land_folder
+from stream_odml.stream.sources import DirectorySource
 from tests.seams.folders import classes, ingest, write
 from tests.stream.pictures import picture
 
@@ -56,6 +58,16 @@ def test_litter_is_foreign_and_images_are_not(name: str) -> None:
 )
 def test_a_class_may_have_any_other_name(name: str) -> None:
     assert not is_foreign(name)
+
+
+def test_the_inbox_itself_may_hold_litter(tmp_path: Path) -> None:
+    litter(tmp_path / "inbox")
+    (tmp_path / "inbox/late.parquet.part").write_bytes(b"half")
+    shutil.rmtree(tmp_path / "inbox/cats")
+    shutil.rmtree(tmp_path / "inbox/dogs")
+    source = DirectorySource(tmp_path / "inbox")
+    assert source.poll(set()) == []
+    assert source.incomplete() == []
 
 
 def test_a_folder_with_litter_lands_its_images_and_says_what_it_left(tmp_path: Path) -> None:

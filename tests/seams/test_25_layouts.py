@@ -76,6 +76,32 @@ def test_metadata_in_each_split_with_ids_and_times(tmp_path: Path) -> None:
     assert json.loads(found[0].attributes["tags"]) == ["x"]
 
 
+def test_what_no_attribute_can_be_does_not_cost_its_image(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set", "cats/a.png")
+    described = {
+        "file_name": "a.png",
+        "text": "x" * 20_000,
+        "bad": "a\u0000b",
+        "nan": float("nan"),
+        "shelf": 7,
+    }
+    metadata(folder / "cats/metadata.jsonl", [described | {"time": "yesterday", "objects": {"box": [1, 2]}}])
+    ingest(folder, tmp_path / "inbox")
+    (row,) = (row for row in rows(tmp_path / "inbox") if isinstance(row, RawItem))
+    assert row.class_name == "cats"
+    assert {name: row.attributes.get(name) for name in ("shelf", "time", "text")} == {
+        "shelf": "7", "time": "yesterday", "text": None,
+    }  # fmt: skip
+    assert json.loads(row.attributes["objects"]) == {"box": [1, 2]}
+
+
+def test_a_delta_table_is_no_folder_of_tables(tmp_path: Path) -> None:
+    table(tmp_path / "set/part-0.parquet", image=[picture()], label=[1])
+    (tmp_path / "set/_delta_log").mkdir()
+    with pytest.raises(ValueError, match=r"is a Delta table.*source.kind: delta"):
+        ingest(tmp_path / "set", tmp_path / "inbox")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
