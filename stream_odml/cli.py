@@ -15,6 +15,7 @@ from stream_odml import __version__
 from stream_odml.cluster.logs import TextFormatter
 from stream_odml.commands import asking, changing, running
 from stream_odml.commands.console import say, shown
+from stream_odml.commands.failures import ShortFormatter, message_of, tell_of_threads
 from stream_odml.commands.words import out
 
 app = typer.Typer(
@@ -28,25 +29,28 @@ err = Console(stderr=True)
 
 
 def main() -> None:
-    """Entry point: known errors become one message and exit code 1, an interrupt 130."""
+    """Entry point: a failure of any kind becomes one message and exit code 1, an interrupt 130."""
     # Also where a shell started us with SIGINT ignored, as it does in the background of a script.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    shows_traces = "--debug" in sys.argv
+    if not shows_traces:
+        tell_of_threads(_tell)
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        if "--debug" in sys.argv or not isinstance(error, _known_errors()):
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of a library written in Rust is no Exception
+        if shows_traces:
             raise
-        err.print(Text.assemble(("error: ", "red"), shown(error, keep="\n")), soft_wrap=True)
+        _tell(message_of(error))
         sys.exit(1)
 
 
-def _known_errors() -> tuple[type[Exception], ...]:
-    from stream_odml.client import ClientError
-
-    return ValueError, OSError, RuntimeError, ClientError
+def _tell(message: str) -> None:
+    err.print(Text.assemble(("error: ", "red"), shown(message, keep="\n")), soft_wrap=True)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -58,8 +62,9 @@ def _options(
     debug: Annotated[bool, typer.Option(help="Log more, and show the trace of an error.")] = False,
 ) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(TextFormatter())
+    handler.setFormatter(TextFormatter() if debug else ShortFormatter())
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, handlers=[handler])
+    logging.getLogger("stream_odml.cluster.openness").setLevel(logging.WARNING)
 
 
 @app.command()

@@ -2,7 +2,14 @@
 
 from stream_odml.client.answers import Group, Hit, SearchResult
 from stream_odml.client.calls import NewImage
-from stream_odml.client.client import AsyncClient, Client, ClientError, ServiceError, ServiceUnreachable
+from stream_odml.client.client import (
+    AsyncClient,
+    Client,
+    ClientError,
+    ServiceError,
+    ServiceUnreachable,
+    WrongStream,
+)
 
 __all__ = [
     "AsyncClient",
@@ -14,4 +21,5 @@ __all__ = [
     "SearchResult",
     "ServiceError",
     "ServiceUnreachable",
+    "WrongStream",
 ]

@@ -42,10 +42,11 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """The images are durable as ``shard``; ``ids`` in the order they were given."""
+    """The images are durable as ``shard`` of ``stream``; ``ids`` in the order they were given."""
 
     shard: str
     ids: tuple[str, ...]
+    stream: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def batch_result(data: Json) -> list[SearchResult]:
 
 def push_result(data: Json) -> PushResult:
     """Receipt of a push."""
-    return PushResult(data["shard"], tuple(data["ids"]))
+    return PushResult(data["shard"], tuple(data["ids"]), data.get("stream"))
 
 
 def stored_item(data: Json) -> StoredItem:

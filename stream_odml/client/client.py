@@ -27,8 +27,17 @@ from stream_odml.client.exchange import (
     result,
     wait_s,
 )
+from stream_odml.client.pin import StreamPin, WrongStream
 
-__all__ = ["AsyncClient", "Client", "ClientError", "NewImage", "ServiceError", "ServiceUnreachable"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "NewImage",
+    "ServiceError",
+    "ServiceUnreachable",
+    "WrongStream",
+]
 
 T = TypeVar("T")
 
@@ -36,8 +45,9 @@ T = TypeVar("T")
 class Client:
     """Synchronous client. Safe to share between threads; close it, or use it in a ``with``.
 
-    ``timeout`` in seconds for each attempt; ``retries`` attempts after the first. Every method raises
-    ServiceError or ServiceUnreachable.
+    ``stream`` is the id of the stream to talk to; by default the one that answers first. ``timeout`` in seconds for
+    each attempt; ``retries`` attempts after the first. Every method raises ServiceError (WrongStream when another
+    stream answers) or ServiceUnreachable.
     """
 
     def __init__(
@@ -45,11 +55,13 @@ class Client:
         url: str = "http://127.0.0.1:8000",
         token: str | None = None,
         *,
+        stream: str | None = None,
         timeout: float = 10.0,
         retries: int = 4,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
+        self._pin = StreamPin(stream)
         self._http = httpx.Client(base_url=url, headers=headers(token), timeout=timeout, transport=transport)
 
     def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
@@ -118,9 +130,10 @@ class Client:
         for attempt in range(self._retries + 1):
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = self._http.send(request(self._http, call))
+                outcome = self._http.send(request(self._http, call, self._pin.headers()))
             except httpx.TransportError as error:
                 outcome = error
+            self._pin.check(outcome)
             pause_s = wait_s(call, outcome, attempt, self._retries)
             if pause_s is None:
                 break
@@ -148,11 +161,13 @@ class AsyncClient:
         url: str = "http://127.0.0.1:8000",
         token: str | None = None,
         *,
+        stream: str | None = None,
         timeout: float = 10.0,
         retries: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retries = retries
+        self._pin = StreamPin(stream)
         self._http = httpx.AsyncClient(
             base_url=url, headers=headers(token), timeout=timeout, transport=transport
         )
@@ -223,9 +238,10 @@ class AsyncClient:
         for attempt in range(self._retries + 1):
             outcome: httpx.Response | httpx.TransportError
             try:
-                outcome = await self._http.send(request(self._http, call))
+                outcome = await self._http.send(request(self._http, call, self._pin.headers()))
             except httpx.TransportError as error:
                 outcome = error
+            self._pin.check(outcome)
             pause_s = wait_s(call, outcome, attempt, self._retries)
             if pause_s is None:
                 break

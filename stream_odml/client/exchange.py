@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import TypeVar
 
 import httpx
@@ -36,10 +37,13 @@ def headers(token: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def request(client: httpx.Client | httpx.AsyncClient, call: Call[T]) -> httpx.Request:
+def request(
+    client: httpx.Client | httpx.AsyncClient, call: Call[T], more_headers: Mapping[str, str]
+) -> httpx.Request:
     """The request that makes ``call``."""
+    sent = {**call.headers, **more_headers}
     return client.build_request(
-        call.method, call.path, json=call.json, params=dict(call.params) or None, headers=dict(call.headers)
+        call.method, call.path, json=call.json, params=dict(call.params) or None, headers=sent
     )
 
 

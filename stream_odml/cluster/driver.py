@@ -72,6 +72,10 @@ class StreamDriver:
         self._loop.start()
         self._tidying.start()
 
+    def stream_id(self) -> str:
+        """The stream that this driver writes."""
+        return self._writer.store.stream_id
+
     # -- tier 1 -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:

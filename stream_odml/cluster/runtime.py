@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +15,19 @@ from pathlib import Path
 
 import ray
 
+from stream_odml.cluster import haproxy_walls
+from stream_odml.cluster.ray_start import own_token, patience, reread_environment, start_ray
+from stream_odml.cluster.session_folder import (
+    SessionFolder,
+    end_proxies,
+    keep_logs,
+    remove_abandoned,
+    tighten,
+)
+from stream_odml.cluster.session_ports import PortBlock
+
 log = logging.getLogger(__name__)
 NAMESPACE = "stream_odml"
-_PROXY_ENDS_S = 3.0
-_TEMP_PREFIX = "odml-"
 CLOCK_BACK_S = 30.0
 LEARNING_NICENESS = 15
 INDEXING_NICENESS = 5
@@ -170,36 +177,48 @@ def _signals_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None) -> Iterator[None]:
     remove_abandoned()
-    folder = tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-")
     before = dict(os.environ)
-    for name, value in _local_environment(folder).items():
-        os.environ.setdefault(name, value)
-    try:
-        with _signals_kept():
-            ray.init(
-                address="local",
-                namespace=NAMESPACE,
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=folder,
-            )
-        yield
-    except ClockWentBack:
-        _kill_session()
-        raise
-    finally:
-        if dead_head():
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(contextlib.closing(SessionFolder()))
+        ports = stack.enter_context(PortBlock())
+        stack.callback(_restore_environment, before)
+        os.environ.update(_local_environment(folder.path, ports))
+        reread_environment()
+        try:
+            with _signals_kept():
+                start_ray(folder.path, NAMESPACE, cpus, gpus)
+            tighten(folder.path)
+            yield
+        except ClockWentBack:
             _kill_session()
-        ray.shutdown()
-        _end_proxies(folder)
-        os.environ.clear()
-        os.environ.update(before)
-        if log_dir is not None:
-            _keep_logs(Path(folder), log_dir)
-        shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            if dead_head():
+                _kill_session()
+            ray.shutdown()
+            end_proxies(folder.path)
+            if log_dir is not None:
+                _keep_logs(folder.path, log_dir)
+
+
+def tighten_session() -> None:
+    """Once more for what Serve has made since the start; nothing on a cluster that is not ours."""
+    if folder := os.environ.get(haproxy_walls.SESSION_VARIABLE):
+        tighten(Path(folder))
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(before)
+    reread_environment()
+
+
+def _keep_logs(folder: Path, log_dir: Path) -> None:
+    for session in sorted(folder.glob("r*")):
+        try:
+            keep_logs(session, log_dir)
+        except OSError as error:
+            log.warning("the logs of Ray could not be kept in %s: %s", log_dir, error)
 
 
 def _kill_session() -> None:
@@ -232,17 +251,15 @@ def dead_head() -> list[str]:
     return [name for name, _ in dead if name in ("gcs_server", "raylet")]
 
 
-def _local_environment(folder: str) -> dict[str, str]:
-    """Two sessions on one machine must share neither the proxy's ports nor its files."""
-    return {
-        # Reachable only from this machine: no token to hand around.
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/h/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/h/admin.sock",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"{folder}/h",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/h/server-state",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+def _local_environment(folder: Path, ports: PortBlock) -> dict[str, str]:
+    """Sessions on one machine share neither ports nor files nor a token; what a person has set otherwise stays."""
+    fixed = {
+        **ports.environment(),
+        **haproxy_walls.environment(folder),
+        **own_token(folder),
+    }
+    chosen = {
+        **patience(),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
         # Nobody takes this machine away with a warning, and the process that would listen for one is started anew
@@ -251,40 +268,4 @@ def _local_environment(folder: str) -> dict[str, str]:
         # A local head never comes back: what is left of its session need not wait for it for a minute.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     }
-
-
-def _keep_logs(session: Path, target: Path) -> None:
-    logs = next(iter(session.glob("session_2*/logs")), None)
-    if logs is not None:
-        shutil.copytree(logs, target, dirs_exist_ok=True, ignore_dangling_symlinks=True)
-
-
-def remove_abandoned() -> None:
-    """What sessions that were killed left behind: their folders, and a proxy that still holds its port."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}*-*"):
-        owner = folder.name.removeprefix(_TEMP_PREFIX).split("-", 1)[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            _end_proxies(str(folder))
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_proxies(folder: str) -> None:
-    """Serve's HAProxy outlives a session that ends while Serve is starting or whose processes were killed, and keeps
-    the port from the next one; its configuration lies in the session's folder."""
-    ended = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if any(word.startswith(f"{folder}/h/".encode()) for word in command.read_bytes().split(b"\0")):
-                os.kill(int(command.parent.name), signal.SIGTERM)
-                ended.append(command)
-    deadline = time.monotonic() + _PROXY_ENDS_S
-    while any(_is_running(command) for command in ended) and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def _is_running(command: Path) -> bool:
-    """Whether a process still has a command line: a dead one that nobody waits for has none."""
-    try:
-        return bool(command.read_bytes())
-    except OSError:
-        return False
+    return fixed | {name: os.environ.get(name, value) for name, value in chosen.items()}

@@ -28,6 +28,8 @@ from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
 from stream_odml.cluster.leftovers import free_reservations
 from stream_odml.cluster.observing import TERMINAL, observe
+from stream_odml.cluster.openness import log as openness_log
+from stream_odml.cluster.openness import open_doors
 from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
 from stream_odml.cluster.runtime import (
     NAMESPACE,
@@ -39,8 +41,9 @@ from stream_odml.cluster.runtime import (
     dead_head,
     free_port,
     ray_session,
-    remove_abandoned,
+    tighten_session,
 )
+from stream_odml.cluster.session_folder import remove_abandoned
 from stream_odml.cluster.sources import open_sources, push_path
 from stream_odml.config import ConfigError, StreamConfig
 from stream_odml.gallery.artifacts import STUDENT
@@ -99,7 +102,7 @@ class Session:
     @property
     def owns_ray(self) -> bool:
         """Whether Ray was started for this stream, and ends with it."""
-        return self.config.cluster.address is None and not os.environ.get("RAY_ADDRESS")
+        return not _joins_cluster(self.config)
 
     def start_training(self) -> None:
         """Begin the long-lived training run in a thread of this process."""
@@ -163,6 +166,8 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     config = prepare(config, takeover)
     cluster = config.cluster
     observe(config, TERMINAL)
+    if opened := open_doors(config, is_local=not _joins_cluster(config)):
+        openness_log.warning(opened)
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=_gpus(config), log_dir=log_dir):
         check_resources(needs(config), ray.cluster_resources().get("CPU", 0.0))
@@ -181,6 +186,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
 
                 logging.getLogger("ray.serve").setLevel(logging.WARNING)
                 start_service(config.root, config.service, config.storage_options)
+                tighten_session()
             _write_endpoints(config, session.endpoints)
             yield session
         except ClockWentBack:
@@ -195,7 +201,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
             if cluster.serve and not session.owns_ray:
                 from stream_odml.cluster.serving.deployment import stop_service
 
-                stop_service()
+                stop_service(Store.id_of(config.root, config.storage_options))
             _remove_endpoints(config)
 
 
@@ -211,7 +217,7 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
                 f"learning.classes_per_batch {config.learning.classes_per_batch} does not divide over {workers} "
                 "workers; make it a multiple of every size from cluster.min_workers to cluster.workers"
             )
-    if config.cluster.address is None and not os.environ.get("RAY_ADDRESS"):
+    if not _joins_cluster(config):
         check_resources(needs(config), config.cluster.cpus or float(os.cpu_count() or 1))
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job's working directory ends with the job
         check_paths(config)
@@ -225,6 +231,10 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     _make_root(config, takeover)
     open_sources(config)
     return config
+
+
+def _joins_cluster(config: StreamConfig) -> bool:
+    return config.cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
 
 def needs(config: StreamConfig) -> list[Need]:

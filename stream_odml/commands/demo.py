@@ -182,7 +182,7 @@ class _Demo:
     def _ask(self) -> None:
         """Ask for random known images all the time; note every failure and every new version."""
         chance = random.Random(self._session.config.seed)
-        with Client(self._session.endpoints.service, retries=0) as client:
+        with Client(self._session.endpoints.service, retries=0, stream=self._store.stream_id) as client:
             while not self._stop.is_set():
                 if self._producer.landed:
                     self._query(client, chance.choice(self._producer.landed))
@@ -206,7 +206,7 @@ class _Demo:
     def _probe(self) -> None:
         """For every shard: how long until its own image finds it."""
         done = 0
-        with Client(self._session.endpoints.service, retries=2) as client:
+        with Client(self._session.endpoints.service, retries=2, stream=self._store.stream_id) as client:
             while not self._stop.is_set():
                 if done == len(self._producer.landed):
                     self._stop.wait(0.05)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pyarrow.fs import FileType
 
 from stream_odml.client import Client
+from stream_odml.client.pin import STREAM_HEADER
 from stream_odml.cluster.erasure import find_subject
 from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.forgetting import forget_in_banks
@@ -56,6 +57,7 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     if address is None:
         return {}
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers[STREAM_HEADER] = Store.id_of(root)
     try:
         answer = httpx.get(f"{address}/metrics", headers=headers, timeout=5).raise_for_status()
     except httpx.HTTPError:
@@ -99,7 +101,7 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
     """Move the head through the running service, or by this process when no stream runs on the root."""
     address = url or _noted_url(root)
     if address is not None:
-        with Client(address, token=token) as client:
+        with Client(address, token=token, stream=Store.id_of(root)) as client:
             client.rollback(version_id, relearn=relearn)
         return f"head is {version_id}"
     with _writer(root) as writer:
@@ -112,7 +114,7 @@ def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str
     price = ", and is published whatever the gate finds" if anyway else ""
     address = url or _noted_url(root)
     if address is not None:
-        with Client(address, token=token) as client:
+        with Client(address, token=token, stream=Store.id_of(root)) as client:
             client.relearn(task, anyway)
         return f"{task} is learnt once the tasks that wait are{price}"
     with _writer(root) as writer:
@@ -129,7 +131,7 @@ def forget_name(
     """
     address = url or _noted_url(root)
     if address is not None:
-        with Client(address, token=token) as client:
+        with Client(address, token=token, stream=Store.id_of(root)) as client:
             forget = {"class": client.delete_class, "item": client.delete, "shard": client.delete_shard}
             answer = forget[kind](name)
         what = f"{kind} {answer['forgotten']}, {_items(answer['items'])}"

@@ -80,6 +80,11 @@ class Store:
         """
         return Store(uri, storage_options, keep_gallery)
 
+    @staticmethod
+    def id_of(uri: str, storage_options: dict[str, str] | None = None) -> str:
+        """The `stream_id` of a root, read without the rest of it. Raises as `open` does."""
+        return Table(open_files(uri, storage_options), "ledger", storage_options).id
+
     def refresh(self) -> bool:
         """Take in what was committed since; True when something was. Some 60 µs when there is nothing."""
         marks = [(table, table.seen) for table in self.tables.values()]
@@ -135,6 +140,11 @@ class Store:
         before = self.tree
         self.tree = VersionTree.replay(_new_rows(self.tables["versions"], before.seq), before)
         return before.seq != self.tree.seq
+
+    @property
+    def stream_id(self) -> str:
+        """The immutable id of the stream, made with its root."""
+        return self.tables["ledger"].id
 
     @property
     def epoch(self) -> int:

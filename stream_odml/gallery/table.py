@@ -5,6 +5,7 @@ rebased.
 """
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ class Table:
         self._opened = self._handle.version()
         self.dim = _checked_dim(self._handle, uri)
         _check_features(self._handle, uri)
+        self.id = _checked_id(self._handle, uri)
+        """What Delta named the table when it was made; it never changes."""
         self.present: frozenset[str] = frozenset()
         self._log = None if "://" in uri else Path(uri) / "_delta_log"
         self._files: dict[str, _Added] = {}
@@ -259,6 +262,16 @@ def _check_features(handle: DeltaTable, uri: str) -> None:
             f"{uri} was rewritten with {', '.join(sorted(found))}, which stream-odml does not read; "
             "rewrite the table without them, or restore it from a backup"
         )
+
+
+def _checked_id(handle: DeltaTable, uri: str) -> str:
+    try:
+        return str(uuid.UUID(str(handle.metadata().id)))
+    except ValueError:
+        raise NotAStreamRoot(
+            f"{uri} has the table id {str(handle.metadata().id)[:80]!a}, which is no UUID; "
+            "restore the root from a backup"
+        ) from None
 
 
 def _checked_dim(handle: DeltaTable, uri: str) -> int:

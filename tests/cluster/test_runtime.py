@@ -19,8 +19,8 @@ from stream_odml.cluster.runtime import (
     check_port,
     check_resources,
     free_port,
-    remove_abandoned,
 )
+from stream_odml.cluster.session_folder import remove_abandoned
 
 
 def test_a_cluster_that_would_deadlock_is_refused() -> None:

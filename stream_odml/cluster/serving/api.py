@@ -11,6 +11,7 @@ from stream_odml.cluster.serving.access import Access
 from stream_odml.cluster.serving.backend import Backend
 from stream_odml.cluster.serving.errors import install_handlers
 from stream_odml.cluster.serving.guard import Guard
+from stream_odml.cluster.serving.identity import Identity
 from stream_odml.cluster.serving.metrics import ServiceMetrics
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.cluster.serving.pool import ShortestFirst
@@ -41,6 +42,7 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     app.add_middleware(search.Shortcut)
     access = Access(options)
     app.add_middleware(Guard, options=options, access=access, metrics=metrics or ServiceMetrics())
+    app.add_middleware(Identity, stream_id=backend.stream_id)
     if any(options.tokens()):
         _describe_token(app)
     return app

@@ -139,6 +139,9 @@ class Projection:
 class Backend(Protocol):
     """All that the API needs. Methods raise ApiError for what a client did wrong or must wait for."""
 
+    def stream_id(self) -> str | None:
+        """The immutable id of the stream, or None before its root was read."""
+
     def served(self) -> Served:
         """What is served now; raises ApiError 503 while nothing is."""
 

@@ -7,24 +7,26 @@ import gc
 import logging
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import torch
 from fastapi import FastAPI
 
 from stream_odml.cluster.driver_calls import DRIVER_NAME
+from stream_odml.cluster.haproxy_walls import serve_host
 from stream_odml.cluster.logs import join_serve_log
 from stream_odml.cluster.serving.api import create_app
 from stream_odml.cluster.serving.gateway import RayDriver
+from stream_odml.cluster.serving.identity import STREAM_HEADER
 from stream_odml.cluster.serving.metrics import Exporter
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.cluster.serving.replica import Replica
 from stream_odml.cluster.targets import targets_folder
 from stream_odml.config import load_config
+from stream_odml.gallery.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,12 @@ class SearchService:
         self._options = ServiceOptions.model_validate_json(options)
         _share_the_core(self._options.search_threads)
         name = str(serve.get_replica_context().replica_id.unique_id)
-        driver = RayDriver(DRIVER_NAME, self._options.namespace, self._options.timeout_s / 2)
+        driver = RayDriver(
+            DRIVER_NAME,
+            self._options.namespace,
+            self._options.timeout_s / 2,
+            lambda: self._replica.stream_id(),
+        )
         self._replica = Replica(root, self._options, driver, storage_options, name)
         self._replica.start()
         gc.collect()
@@ -127,43 +134,70 @@ def start_service(
     storage_options: dict[str, str] | None = None,
     timeout_s: float = START_TIMEOUT_S,
 ) -> str:
-    """Run the service on the Ray session of this process and return its URL once it answers queries.
+    """Run the service on the Ray session of this process and return its URL once its own replica answers queries.
 
-    Raises ServiceDown after ``timeout_s``, ValueError for a token file that cannot be read.
+    Raises ServiceDown after ``timeout_s`` or when another stream answers there, ValueError for a token file that
+    cannot be read.
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     app = build_app(root, options, storage_options)
-    serve.start(http_options=HTTPOptions(host=options.host, port=options.port))
-    serve.run(app, name=APPLICATION, route_prefix="/")
+    stream_id = Store.id_of(root, storage_options)
     url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
-    _wait_until_ready(url, timeout_s)
+    _check_not_taken(url, stream_id)
+    serve.start(http_options=HTTPOptions(host=serve_host(options.host), port=options.port))
+    serve.run(app, name=f"{APPLICATION}-{stream_id}", route_prefix="/")
+    _wait_until_ready(url, stream_id, timeout_s)
     return url
 
 
-def stop_service() -> None:
-    """End the service; Serve itself too, unless it serves somebody else's application on this cluster."""
+def _check_not_taken(url: str, stream_id: str) -> None:
+    """On a shared cluster, `serve.run` would replace the service of another stream."""
+    try:
+        found = httpx.get(f"{url}/healthz", timeout=5, trust_env=False).headers.get(STREAM_HEADER)
+    except httpx.HTTPError:
+        return
+    if found not in (None, stream_id):
+        raise ServiceDown(_other(url, found, stream_id))
+
+
+def stop_service(stream_id: str | None = None) -> None:
+    """End the service of the stream, by default of any; Serve itself too, unless it serves another application."""
     from ray import serve
 
-    if set(serve.status().applications) <= {APPLICATION}:
+    running = set(serve.status().applications)
+    own = {name for name in running if name.startswith(f"{APPLICATION}-{stream_id or ''}")}
+    if own == running:
         serve.shutdown()
-    else:
-        serve.delete(APPLICATION)
+        return
+    for name in own:
+        serve.delete(name)
 
 
-def _wait_until_ready(url: str, timeout_s: float) -> None:
+def _wait_until_ready(url: str, stream_id: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     seen = "no answer"
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
-                return
-        except urllib.error.HTTPError as error:
-            seen = f"HTTP {error.code}"
-        except OSError as error:
+            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+        except httpx.HTTPError as error:
             seen = str(error)
+        else:
+            found = answer.headers.get(STREAM_HEADER)
+            if found not in (None, stream_id):
+                raise ServiceDown(_other(url, found, stream_id))
+            if answer.is_success and found is not None:
+                return
+            seen = f"HTTP {answer.status_code}"
         time.sleep(0.1)
     raise ServiceDown(
         f"{url} was not ready within {timeout_s:g} s ({seen}); see Ray's Serve logs for the reason"
+    )
+
+
+def _other(url: str, found: str | None, stream_id: str) -> str:
+    return (
+        f"at {url} stream {found} answers, not {stream_id}; stop that one, give this one another "
+        "`service.port`, or a Ray cluster of its own"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from stream_odml.cluster.serving.errors import ApiError, not_found, unavailable
@@ -43,10 +43,14 @@ class NoDriver:
 
 
 class RayDriver:
-    """The named actor, looked up at every call: it may have been restarted by another process."""
+    """The named actor, looked up at every call: it may have been restarted by another process, and on a cluster
+    where several streams come and go it may be another stream's, which is asked for nothing."""
 
-    def __init__(self, name: str, namespace: str, timeout_s: float) -> None:
+    def __init__(
+        self, name: str, namespace: str, timeout_s: float, stream_id: Callable[[], str | None]
+    ) -> None:
         self._name, self._namespace, self._timeout_s = name, namespace, timeout_s
+        self._stream_id = stream_id
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
         return await self._call("request_forget", kind, name)
@@ -69,6 +73,8 @@ class RayDriver:
                 None, lambda: ray.get_actor(self._name, namespace=self._namespace)
             )
             async with asyncio.timeout(self._timeout_s):
+                if await actor.stream_id.remote() != self._stream_id():
+                    raise _away()
                 answer: Mapping[str, Any] = await getattr(actor, method).remote(*arguments)
                 return answer
         except ray.exceptions.RayTaskError as error:

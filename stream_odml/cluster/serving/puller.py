@@ -29,6 +29,8 @@ class Puller:
     ) -> None:
         self.bundle: Bundle | None = None
         """What is served now. Replaced, never changed: a reader takes it once and keeps to it."""
+        self.stream_id: str | None = None
+        """Of the stream that is followed, known once its root was opened."""
         self.checked_at = 0.0
         """When the store was last seen, in seconds since the epoch."""
         self.swaps = 0
@@ -76,6 +78,7 @@ class Puller:
     def _look(self) -> Bundle:
         if self._store is None:
             self._store = self._open()
+            self.stream_id = self._store.stream_id
         else:
             self._store.refresh()
         if self.bundle is None:

@@ -111,6 +111,9 @@ class Replica:
             return f"the store was last seen {unseen:.0f} s ago"
         return None
 
+    def stream_id(self) -> str | None:
+        return self.puller.stream_id
+
     def metrics_text(self) -> bytes:
         return self.metrics.text()
 

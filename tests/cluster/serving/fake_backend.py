@@ -51,6 +51,7 @@ class FakeBackend:
     asked: list[tuple[str, ...]] = field(default_factory=list)
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
     sequence: int = 7
+    stream: str | None = "11111111-1111-4111-8111-111111111111"
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -120,6 +121,9 @@ class FakeBackend:
         if any(not image.startswith(b"\x89PNG") for image in images):
             raise unprocessable("not_an_image", "the bytes are no image of a known format")
         return await self.search_vectors(self.vectors[: len(images)], None, query)
+
+    def stream_id(self) -> str | None:
+        return self.stream
 
     async def push(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
         if key is not None and key in self.pushed:

@@ -62,7 +62,8 @@ async def push(request: Request) -> Response:
             "duplicate_id", f"two images of the push have the id {twice!a}", "give each its own id"
         )
     receipt = await backend.push(images, key)
-    return reply({"shard": receipt.shard, "ids": list(receipt.item_ids)}, 202)
+    answer = {"stream": backend.stream_id(), "shard": receipt.shard, "ids": list(receipt.item_ids)}
+    return reply(answer, 202)
 
 
 async def _pushed(request: Request) -> list[PushedImage]:

