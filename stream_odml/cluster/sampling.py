@@ -18,6 +18,8 @@ from stream_odml.gallery.store import META, Store, compact
 from stream_odml.gallery.tables import GALLERY
 
 Mask = NDArray[np.bool_]
+AT_ONCE = 65_536
+"""Rows that wait to be drawn from together."""
 
 
 def draw(names: Iterable[str], seed: int) -> NDArray[np.uint32]:
@@ -72,14 +74,20 @@ def _candidates(
     seed: int,
     classes: Collection[str] | None,
 ) -> list[str]:
-    """Items that may be in the sample, file by file, so that a file's rows at most are in memory beside them."""
+    """Items that may be in the sample, file by file, so that AT_ONCE rows and a file's are in memory beside them."""
     kept = compact(GALLERY.empty_table().select(META))
+    waiting: list[pa.Table] = []
     for _, part in store.scan(META, where):
         block = compact(part)
-        block = block.filter(pa.array(_of(block, shards, classes)))
-        kept = pa.concat_tables([kept, block]).unify_dictionaries()
-        kept = kept.filter(pa.array(_least(kept, per_class, seed)))
-    return sorted(set(kept["item_id"].to_pylist()))
+        waiting.append(block.filter(pa.array(_of(block, shards, classes))))
+        if sum(map(len, waiting)) > max(AT_ONCE, len(kept)):  # seldom, where there are many small files
+            kept, waiting = _reduced([kept, *waiting], per_class, seed), []
+    return sorted(set(_reduced([kept, *waiting], per_class, seed)["item_id"].to_pylist()))
+
+
+def _reduced(blocks: list[pa.Table], per_class: int, seed: int) -> pa.Table:
+    rows = pa.concat_tables(blocks).unify_dictionaries()
+    return rows.filter(pa.array(_least(rows, per_class, seed)))
 
 
 def _of(meta: pa.Table, shards: Sequence[str], classes: Collection[str] | None) -> Mask:

@@ -152,7 +152,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row.get(k)
             for k in ("union_served", "union_reextracted", "old_served", "new_served", "forgetting")
         ]
-        table.add_row(shown(row["version"]), str(row["classes"]), *(_figure(f) for f in figures))
+        table.add_row(shown(row["version"]), str(row["classes"]), *(figure(f) for f in figures))
     return table
 
 
@@ -170,10 +170,10 @@ def diff_table(changes: Mapping[str, Any], limit: int = 20) -> Group:
             table.add_column(name, justify="right", no_wrap=True)
     for name, row in changes["metrics"].items():
         if name.startswith("recall_at_1/") or name == "forgetting":
-            figures.add_row(shown(name), *(_figure(row[key]) for key in ("from", "to", "delta")))
+            figures.add_row(shown(name), *(figure(row[key]) for key in ("from", "to", "delta")))
     changed = sorted([*changes["gained"], *changes["lost"]], key=lambda row: -abs(row["delta"]))
     for row in changed[:limit]:
-        classes.add_row(shown(row["class"]), _figure(row["from"]), _figure(row["to"]), f"{row['delta']:+.3f}")
+        classes.add_row(shown(row["class"]), figure(row["from"]), figure(row["to"]), f"{row['delta']:+.3f}")
     said = Text(
         f"{len(changes['gained'])} classes gained recall, {len(changes['lost'])} lost, {changes['unchanged']} "
         f"kept theirs; {len(changes['new_classes'])} are new, {len(changes['gone_classes'])} are gone."
@@ -181,5 +181,6 @@ def diff_table(changes: Mapping[str, Any], limit: int = 20) -> Group:
     return Group(figures, *([classes] if changed else []), said)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """Three digits, or a dash for what was not measured."""
     return "-" if value is None else f"{value:.3f}"

@@ -7,9 +7,10 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -17,11 +18,14 @@ from rich.console import Console
 from stream_odml.client import Client, ClientError
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.cluster.sources import inbox_path
-from stream_odml.commands.console import StreamView, say, stage_table
+from stream_odml.commands.baselines import Baseline, measure_baselines
+from stream_odml.commands.console import StreamView, say
+from stream_odml.commands.demo_table import HELD_OUT, demo_table, reading
 from stream_odml.commands.producer import Category, LandedShard, Producer, categories_of
-from stream_odml.commands.versions_table import stage_rows, unlearnt_lines
+from stream_odml.commands.versions_table import stage_rows
 from stream_odml.config import StreamConfig, parse_config
 from stream_odml.gallery.store import Store
+from stream_odml.gallery.unlearnt import unlearnt_tasks
 from stream_odml.stream.glyphs import glyph_categories
 
 SHARD_CATEGORIES = 5
@@ -44,10 +48,22 @@ class Measured:
     commit_to_served_s: list[float] = field(default_factory=list)
     boundary_to_first_step_s: list[float] = field(default_factory=list)
     wall_s: float = 0.0
+    refused: int = 0
+    """Attempts at tasks whose result was not published."""
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    """By version."""
 
     def figures(self) -> dict[str, float]:
         """Flat figures for a benchmark; one that was not measured is absent."""
-        figures = {"queries_ok": float(self.ok), "queries_failed": float(self.failed), "wall_s": self.wall_s}
+        figures = {
+            "queries_ok": float(self.ok),
+            "queries_failed": float(self.failed),
+            "wall_s": self.wall_s,
+            "refused": float(self.refused),
+        }
+        last = list(self.baselines.values())[-1:]
+        others = [("frozen", b.frozen) for b in last] + [("finetuned_stale", b.finetuned) for b in last]
+        figures |= {f"recall_at_1_union_{name}": value for name, value in others if value is not None}
         series = {
             "landed_to_searchable_s_p95": self.landed_to_searchable_s,
             "commit_to_served_s_p95": self.commit_to_served_s,
@@ -56,56 +72,96 @@ class Measured:
         return figures | {name: float(np.percentile(v, 95)) for name, v in series.items() if v}
 
 
-def demo_config(root: Path, seed: int, port: int, metrics_port: int, image_size: int = 32) -> StreamConfig:
-    """A small net, small stages: about half a minute each on two cores."""
+def demo_config(
+    root: Path,
+    seed: int,
+    port: int,
+    metrics_port: int,
+    image_size: int | None = None,
+    weights: Path | None = None,
+    task_categories: int = TASK_CATEGORIES,
+) -> StreamConfig:
+    """A small net, small stages: about half a minute each on two cores. With ``weights`` a MobileNetV2 that starts from
+    them, at its own rates: minutes."""
+    learning: dict[str, Any] = {
+        "base_steps": 150,
+        "stage_steps": 100,
+        "classes_per_batch": 12,
+        "images_per_class": 4,
+        # Fifteen classes and 150 steps leave little to keep and much to learn.
+        "learning_rate": 5e-4,
+        "weight_anchor": 1.0,
+        "weight_repel": 0.3,
+    }
+    model: dict[str, Any] = {"backbone": "conv4", "dim": 64, "image_size": image_size or 32}
+    if weights is not None:
+        learning = {
+            "base_steps": 60,
+            "stage_steps": 40,
+            "classes_per_batch": 12,
+            "images_per_class": 4,
+            "augment_flip": True,
+        }
+        model = {
+            "backbone": "mobilenetv2",
+            "weights": str(weights.absolute()),
+            "dim": 128,
+            "image_size": image_size or 96,
+        }
     return parse_config(
         {
             "name": "demo",
             "root": str(root),
             "seed": seed,
-            "model": {"backbone": "conv4", "dim": 64, "image_size": image_size},
-            "learning": {
-                "base_steps": 150,
-                "stage_steps": 100,
-                "classes_per_batch": 12,
-                "images_per_class": 4,
-                # Fifteen classes and 150 steps leave little to keep and much to learn.
-                "learning_rate": 5e-4,
-                "weight_anchor": 1.0,
-                "weight_repel": 0.3,
-            },
-            "boundary": {"new_classes": TASK_CATEGORIES, "images": None, "age_s": None},
+            "model": model,
+            "learning": learning,
+            "boundary": {"new_classes": task_categories, "images": None, "age_s": None},
             "ingest": {"thumbnails": True},
-            "evaluation": {"held_out": 0.25},
+            "evaluation": {"held_out": HELD_OUT},
             "service": {"port": port},
             "metrics": {"port": metrics_port},
         }
     )
 
 
+def source_categories(source: Path, stages: int | None) -> tuple[list[Category], int]:
+    """Categories of own images, and how many of them make a task, so that there are as many tasks as ``stages``."""
+    categories = categories_of(source)
+    return categories, max(2, min(TASK_CATEGORIES, len(categories) // (stages or 3)))
+
+
 def run_demo(
-    config: StreamConfig, source: Path | None, stages: int | None, console: Console, hold: bool = False
+    config: StreamConfig,
+    categories: Sequence[Category] | None,
+    stages: int | None,
+    console: Console,
+    hold: bool = False,
 ) -> Measured:
     """Run until ``stages`` more versions are served (None: until interrupted) and print the verdict.
 
-    An interrupted demo ends cleanly, and the same root takes it up again: the producer goes on behind the
-    last shard that landed.
+    ``categories``: own images; None for glyphs, without end. An interrupted demo ends cleanly, and the same root takes
+    it up again: the producer goes on behind the last shard that landed.
     """
-    categories: Iterator[Category] = iter(categories_of(source)) if source else _glyphs(config)
+    arriving = iter(categories) if categories is not None else _glyphs(config)
     measured = Measured()
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         with console.status("starting Ray, driver, trainer and service (half a minute)"):
             session = stack.enter_context(run_stream(config))
+        urls = session.endpoints
+        say(console, f"page {urls.service}/   API {urls.service}/docs   metrics {urls.metrics}")
         before = set(Store.open(session.config.root, session.config.storage_options).tree.versions)
         try:
-            _Demo(session, categories, stages, console, measured).run()
+            _Demo(session, arriving, stages, console, measured).run()
         except KeyboardInterrupt:
             say(console, "interrupted: ending the stream; the same command goes on from here")
-        measured.wall_s = time.monotonic() - began
-        _verdict(session, before, measured, console)
         if hold:
+            _verdict(session.config, before, measured, console)
             _hold(console)
+    if not hold:
+        # The stream has ended: nothing it does takes the cores from the comparison, nor its files from under it.
+        _verdict(session.config, before, measured, console)
+    measured.wall_s = time.monotonic() - began
     return measured
 
 
@@ -162,9 +218,9 @@ class _Demo:
 
     def _look(self, view: StreamView) -> None:
         self._store.refresh()
+        self._unlearnt = unlearnt_shards(self._store)
         status = self._session.look()
         if status is not None:
-            self._unlearnt = status["shards"]["landed"] - status["shards"]["learnt"]
             view.show(status, {"ok": self._measured.ok, "failed": self._measured.failed})
 
     def _is_over(self) -> bool:
@@ -224,15 +280,27 @@ class _Demo:
         return False
 
 
-def _verdict(session: Session, before: Container[str], measured: Measured, console: Console) -> None:
-    store = Store.open(session.config.root, session.config.storage_options)
+def unlearnt_shards(store: Store) -> int:
+    """Shards that wait to be indexed or learnt. Those of a skipped task wait for nothing: the producer goes on."""
+    ledger = store.ledger
+    due = ledger.due_tasks(store.tree.learnt())
+    return len(ledger.landed) + len(ledger.indexed) + sum(len(task.shard_ids) for task in due)
+
+
+def _verdict(config: StreamConfig, before: Container[str], measured: Measured, console: Console) -> None:
+    store = Store.open(config.root, config.storage_options)
     rows = stage_rows(store)
     # The first stage of a session finds its trainer cold: that time is in the version's figures, not in this one.
     warm = [row["boundary_to_first_step_s"] for row in rows if row["version"] not in before][1:]
     measured.boundary_to_first_step_s = [seconds for seconds in warm if seconds is not None]
-    console.print(stage_table(rows))
-    for line in unlearnt_lines(store):
-        say(console, line, "yellow")
+    unlearnt = unlearnt_tasks(store.ledger, store.tree, root=store.uri)
+    measured.refused = sum(task.refusals for task in store.ledger.tasks.values())
+    measured.baselines = _baselines(store, config, console)
+    console.print(demo_table(rows, measured.baselines))
+    for line in reading(rows, measured.baselines):
+        say(console, line)
+    for task in unlearnt:
+        say(console, task.in_words(), "yellow")
     figures = measured.figures()
     for name, label in (
         ("landed_to_searchable_s_p95", "landed to searchable, p95"),
@@ -244,5 +312,13 @@ def _verdict(session: Session, before: Container[str], measured: Measured, conso
     say(console, f"{'queries':38} {measured.ok} answered, {measured.failed} failed")
     for failure in dict.fromkeys(measured.failures[:5]):
         say(console, f"  failed: {failure}", "red")
-    url = session.endpoints.service
-    say(console, f"page {url}/   API {url}/docs   metrics {session.endpoints.metrics}")
+
+
+def _baselines(store: Store, config: StreamConfig, console: Console) -> dict[str, Baseline]:
+    """The same stream without moving the gallery; empty when that is interrupted."""
+    with console.status("measuring what the same stream would get without it") as status:
+        try:
+            return measure_baselines(store, config, lambda line: status.update(f"measuring {line}"))
+        except KeyboardInterrupt:
+            say(console, "interrupted: the baselines were not measured")
+            return {}

@@ -27,9 +27,16 @@ def demo(
         Path | None,
         typer.Option(help="Own images: Parquet file, WebDataset tar, or folder of class folders."),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="With --source: pretrained weights of a MobileNetV2, a safetensors file."),
+    ] = None,
     image_size: Annotated[
-        int, typer.Option(min=16, max=512, help="Side of the model's input, in pixels.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=16, max=512, help="Side of the model's input, in pixels; by default 32, with --weights 96."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port of page and API; 0 picks a free one.")] = 8000,
     metrics_port: Annotated[
         int, typer.Option(help="Port of the driver's metrics; 0 picks a free one.")
@@ -40,19 +47,23 @@ def demo(
     """Run a whole stream on this machine: it needs no data, no GPU and no internet.
 
     Categories of glyphs, drawn from the fonts that come with matplotlib, land shard by shard; each is searchable
-    within seconds and then learnt, while a client keeps asking. A table of recall over stages ends it.
+    within seconds and then learnt, while a client keeps asking. A table of recall over stages ends it, beside what the
+    same stream gets without learning on, and by fine-tuning alone.
 
-    Examples:  stream-odml demo  ·  stream-odml demo --stages 5 --hold  ·  stream-odml demo --source photos/
+    Examples:  stream-odml demo  ·  stream-odml demo --stages 5 --hold  ·  stream-odml demo --source photos/ --weights
+    mobilenetv2.safetensors
     """
-    from stream_odml.commands.demo import demo_config, run_demo
+    from stream_odml.commands.demo import TASK_CATEGORIES, demo_config, run_demo, source_categories
+    from stream_odml.commands.demo_table import doubts
 
-    run_demo(
-        demo_config(root, seed, port, metrics_port, image_size),
-        source,
-        None if forever else stages,
-        out,
-        hold,
-    )
+    if weights is not None and source is None:
+        raise ValueError("--weights goes with --source: the glyphs of the demo are learnt from nothing")
+    goal = None if forever else stages
+    categories, each = (None, TASK_CATEGORIES) if source is None else source_categories(source, goal)
+    for line in doubts(categories, weights) if categories is not None else ():
+        say(out, line, "yellow")
+    config = demo_config(root, seed, port, metrics_port, image_size, weights, each)
+    run_demo(config, categories, goal, out, hold)
 
 
 def run(

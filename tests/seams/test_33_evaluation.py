@@ -21,7 +21,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stream_odml.cluster import held_out
+from stream_odml.cluster import held_out, sampling
 from stream_odml.cluster.evaluating import change_error
 from stream_odml.cluster.held_out import BATCH, assemble, choose, embed_images, keys_of, share
 from stream_odml.cluster.indexing import IndexOptions, _parquet
@@ -103,6 +103,16 @@ def test_the_sample_depends_on_the_seed_and_not_on_the_files(long_root: Writer) 
     long_root.maintain(MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0)))
     store.refresh()
     assert keys_of(choose(store, head, "task-0004", BOUND, 7)) == keys_of(before)
+    long_root.release()
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 50, 1 << 16])
+def test_the_sample_does_not_depend_on_how_much_is_drawn_from_at_once(
+    long_root: Writer, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    whole = choose(long_root.store, long_root.tree.head, "task-0004", BOUND, 7)
+    monkeypatch.setattr(sampling, "AT_ONCE", at_once)
+    assert keys_of(choose(long_root.store, long_root.tree.head, "task-0004", BOUND, 7)) == keys_of(whole)
     long_root.release()
 
 
