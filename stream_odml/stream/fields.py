@@ -142,7 +142,7 @@ def attributes(value: object) -> dict[str, str]:
         return {}
     if isinstance(value, (str, bytes)):
         try:
-            value = json.loads(value)
+            value = json.loads(value.removeprefix("\ufeff") if isinstance(value, str) else value)
         except (ValueError, RecursionError) as error:
             raise RowError(Reason.BAD_ATTRIBUTES, f"not JSON: {error}") from error
     if isinstance(value, list):

@@ -160,8 +160,10 @@ class _Decoders:
             if self._owner != os.getpid():
                 self._idle, self._owner = [], os.getpid()
             while self._idle:
-                if (decoder := self._idle.pop()).is_alive:
+                decoder = self._idle.pop()
+                if decoder.is_alive:
                     return decoder
+                decoder.end()
         return _Decoder()
 
     def give(self, decoder: _Decoder) -> None:

@@ -35,13 +35,14 @@ class Pipe:
         self._source, self._sink = source, sink
 
     def send(self, kind: bytes, fields: Mapping[str, Any], data: bytes | None = None) -> None:
-        """Say something to the parent."""
+        """Say something to the parent. Rows may wait for one another; what the parent is to answer may not."""
         text = json.dumps(fields).encode()
         self._sink.write(_HEAD.pack(kind, len(text), _NONE if data is None else len(data)))
         self._sink.write(text)
         if data is not None:
             self._sink.write(data)
-        self._sink.flush()
+        if kind != ROW:
+            self._sink.flush()
 
     def receive(self, max_data_bytes: int) -> Message:
         """The next message of the child. Raises BadMessage."""
