@@ -27,6 +27,13 @@ _MAX_VALUE_BYTES = 1 << 17
 _PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 _PAIR_NAMES = ({"key", "value"}, {"name", "value"}, {"k", "v"})
 _EPOCH = datetime(1970, 1, 1)
+_TEXTS = {kind.id for kind in (pa.string(), pa.large_string(), pa.string_view())}
+_BYTES = {kind.id for kind in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(1))}
+_LISTS = {
+    make(pa.null()).id
+    for make in (pa.list_, pa.large_list, pa.list_view, pa.large_list_view, lambda kind: pa.list_(kind, 1))
+}
+_WRAPPERS = (pa.DictionaryScalar, pa.RunEndEncodedScalar, pa.ExtensionScalar, pa.UnionScalar)
 
 Convert = Callable[[Any], Any]
 """A scalar of a column as what `fields.py` takes. Raises RowError."""
@@ -45,18 +52,16 @@ def unwrapped(kind: Any) -> Any:
 
 def is_text(kind: Any) -> bool:
     """Whether a type holds text."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return kind.id in _TEXTS
 
 
 def is_bytes(kind: Any) -> bool:
     """Whether a type holds bytes."""
-    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return bool(pa.types.is_fixed_size_binary(kind)) or any(bool(test(kind)) for test in tests)
+    return kind.id in _BYTES
 
 
 def _is_list(kind: Any) -> bool:
-    names = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
-    return any(bool(getattr(pa.types, name)(kind)) for name in names)
+    return kind.id in _LISTS
 
 
 def attribute_converter(column: str, kind: Any) -> Convert:
@@ -134,12 +139,9 @@ def _micros(scalar: Any) -> int:
 def inner(scalar: Any) -> Any:
     """The scalar behind encodings, extension types and unions; None for null."""
     while scalar is not None and scalar.is_valid:
-        if isinstance(
-            scalar, pa.DictionaryScalar | pa.RunEndEncodedScalar | pa.ExtensionScalar | pa.UnionScalar
-        ):
-            scalar = scalar.value
-        else:
+        if not isinstance(scalar, _WRAPPERS):
             return scalar
+        scalar = scalar.value
     return None
 
 
@@ -159,14 +161,14 @@ class _Reading:
         if scalar is None:
             return None
         kind = scalar.type
+        if is_text(kind) or is_bytes(kind):
+            return self._bytes(scalar, is_uuid)
         if pa.types.is_map(kind):
             return self.pairs(scalar, depth)
         if pa.types.is_struct(kind):
             return {kind.field(at).name: self.value(scalar[at], depth + 1) for at in range(kind.num_fields)}
         if _is_list(kind):
             return [self.value(item, depth + 1) for item in scalar.values]
-        if is_text(kind) or is_bytes(kind):
-            return self._bytes(scalar, is_uuid)
         try:
             return _simple(scalar)
         except (ValueError, OverflowError, ArithmeticError, pa.ArrowException) as error:
