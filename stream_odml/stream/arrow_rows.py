@@ -277,7 +277,7 @@ def _why_no_bytes(whole: Any) -> str:
     kind = whole.type
     if not whole.is_valid or not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return "the image is null"
-    path = arrow_values.label_value(whole["path"])
+    path = whole["path"].as_py()
     return (
         f"the image is only a path, {path!r:.200}; expected its bytes in the table"
         if path
