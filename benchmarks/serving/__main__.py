@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.common import Report, common_arguments
+from benchmarks.serving.attacks import measure_attacks
 from benchmarks.serving.hostile import measure_hostile
 from benchmarks.serving.swaps import measure_swaps
 from benchmarks.serving.throughput import measure_http, measure_layer
@@ -23,7 +24,10 @@ PARTS = {
     "swaps": measure_swaps,
     "training": measure_training,
     "hostile": measure_hostile,
+    "attacks": measure_attacks,
 }
+APART = ("attacks",)
+"""Parts with a result file of their own."""
 
 
 def main() -> None:
@@ -34,11 +38,12 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
     common_arguments(parser)
     arguments = parser.parse_args()
-    report = Report.begin("serving", arguments)
+    serving, apart = (Report.begin(name, arguments) for name in ("serving", "attacks"))
     for part in arguments.only:
+        report = apart if part in APART else serving
         report.say(part)
         PARTS[part](report, report.seeds[0])
-        report.write(keep=len(arguments.only) < len(PARTS))
+        report.write(keep=report is serving and len(arguments.only) < len(PARTS))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from fastapi import FastAPI
 
 from stream_odml.cluster.driver_calls import DRIVER_NAME
-from stream_odml.cluster.haproxy_walls import serve_host
+from stream_odml.cluster.haproxy_walls import front_bounds, serve_host
 from stream_odml.cluster.logs import join_serve_log
 from stream_odml.cluster.serving.api import create_app
 from stream_odml.cluster.serving.gateway import RayDriver
@@ -98,8 +98,9 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
         serve.ingress()(SearchService),
         name=DEPLOYMENT,
         num_replicas=options.replicas,
-        # The replica's own bound answers first, in our words; this one is behind it.
-        max_ongoing_requests=2 * options.max_ongoing_requests,
+        # The replica's own bounds answer first, in our words; this one is behind them. For Serve a request whose body
+        # still arrives is ongoing, so that a few slow clients would take a smaller number from all others.
+        max_ongoing_requests=2 * options.max_ongoing_requests + 2 * options.max_arriving,
         health_check_period_s=options.health_check_period_s,
         health_check_timeout_s=options.health_check_timeout_s,
         graceful_shutdown_timeout_s=options.timeout_s,
@@ -146,7 +147,8 @@ def start_service(
     stream_id = Store.id_of(root, storage_options)
     url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
     _check_not_taken(url, stream_id)
-    serve.start(http_options=HTTPOptions(host=serve_host(options.host), port=options.port))
+    bounds = front_bounds(options.header_timeout_s, options.max_connections_per_peer)
+    serve.start(http_options=HTTPOptions(host=serve_host(options.host, bounds), port=options.port))
     serve.run(app, name=f"{APPLICATION}-{stream_id}", route_prefix="/")
     _wait_until_ready(url, stream_id, timeout_s)
     return url
