@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from stream_odml.gallery.files import Files
 from stream_odml.gallery.store import Store
+from stream_odml.stream.claims import CLAIMS
 
 PUSHED = "push-"
 """How names of pushed shards begin (`landing.push_name`): other files of the folder are not ours to delete."""
@@ -19,7 +20,8 @@ PRUNED = "its pushed images were deleted after they were learnt (store.keep_push
 
 def prune_pushed(store: Store, files: Files, keep_s: float) -> int:
     """Delete the files below `files` of pushed shards whose task the head's path learnt `keep_s` ago; how many."""
-    there = {info.path for info in files.list("") if _is_pushed(info.path)}
+    listed = {info.path for info in files.list("")}
+    there = set(filter(_is_pushed, listed))
     if not there or not store.tree.moves:
         return 0
     before = time.time() - keep_s
@@ -31,6 +33,8 @@ def prune_pushed(store: Store, files: Files, keep_s: float) -> int:
             name = PurePosixPath(store.ledger.shards[shard_id].uri).name
             if name in there:
                 files.delete(name)
+                if f"{CLAIMS}/{name}" in listed:  # after its shard: a claim without one is a producer at work
+                    files.delete(f"{CLAIMS}/{name}")
                 pruned += 1
     return pruned
 

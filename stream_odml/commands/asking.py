@@ -29,7 +29,7 @@ def query(
     from stream_odml.gallery.store import Store
 
     stream = None if root is None else Store.id_of(root)
-    with Client(url or service_url(root), token=token, stream=stream) as client:
+    with Client(url or service_url(root, token), token=token, stream=stream) as client:
         answer = client.search_image(image.read_bytes(), k=k)
     if as_json:
         hits = [{"item_id": h.item_id, "class_name": h.class_name, "score": h.score} for h in answer.hits]

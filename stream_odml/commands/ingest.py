@@ -1,12 +1,13 @@
 """Landing what a user has as shards of a stream's inbox: the command `ingest`.
 
 Protects: every argument is checked, and every file read into, before the first byte lands; and a task is
-completed before its shards land, so that no boundary closes some of them earlier.
+completed before its shards land, so that no boundary closes some of them earlier. Names that the inbox has already
+come first of all: a task never takes somebody else's shards of the same names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from stream_odml.stream.landing import (
     parquet_names,
 )
 from stream_odml.stream.landing_folder import FolderPlan, land_plan, plan_folder
+from stream_odml.stream.publish import exists
 from stream_odml.stream.reading import check_rows
 from stream_odml.stream.shard import format_of, shard_name
 from stream_odml.stream.storage import is_remote, local_path
@@ -47,10 +49,12 @@ def land_path(
     _check_inbox(inbox)
     plan = _plan(path, inbox, rows_per_shard, name)
     yield from plan.folder.notes if plan.folder else ()
+    there = {one for one in plan.names if plan.folder is None and exists(inbox, one)}
+    yield from _land(path, inbox, rows_per_shard, plan, there)
     if task is not None:
         yield from _taken(inbox, task, plan.names)
         yield f"landed {complete_task(inbox, task, plan.names)}"
-    yield from (f"landed {uri}" for uri in _land(path, inbox, rows_per_shard, plan, name))
+    yield from _land(path, inbox, rows_per_shard, plan, {*plan.names} - there)
     if plan.folder is not None and plan.folder.name is None:
         yield f"nothing new in {path}: all of it landed before, as {', '.join(plan.folder.before)}"
 
@@ -75,15 +79,17 @@ def _file_name(path: Path, name: str | None) -> str:
     return stem if stem.lower().endswith(suffix) and name is not None else f"{stem}{suffix}"
 
 
-def _land(path: Path, inbox: str, rows_per_shard: int, plan: _Plan, name: str | None) -> Iterator[str]:
+def _land(path: Path, inbox: str, rows_per_shard: int, plan: _Plan, only: Collection[str]) -> Iterator[str]:
+    """Land those of the planned shards; a line for each."""
+    uris: Iterable[str | None] = ()
     if plan.folder is not None:
-        uri = land_plan(inbox, plan.folder)
-        yield from () if uri is None else (uri,)
+        uris = (land_plan(inbox, plan.folder),) if only else ()
     elif format_of(plan.names[0]) == "parquet":
-        stem = Path(_file_name(path, name)).stem
-        yield from land_parquet(inbox, path, rows_per_shard, name=stem)
-    else:
-        yield land_file(inbox, path, plan.names[0])
+        stem = plan.names[0].rpartition("-")[0]
+        uris = land_parquet(inbox, path, rows_per_shard, name=stem, only=only) if only else ()
+    elif only:
+        uris = (land_file(inbox, path, plan.names[0]),)
+    yield from (f"landed {uri}" for uri in uris if uri is not None)
 
 
 def _check_inbox(inbox: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import platform
 import shutil
@@ -28,23 +29,60 @@ from stream_odml.stream.storage import is_remote, local_path, s3_filesystem, s3_
 ENDPOINTS = "endpoints.json"
 
 
-def service_url(root: str | None) -> str:
-    """Address of the running service of ``root``. Raises ValueError when none is noted."""
+def service_url(root: str | None, token: str | None = None) -> str:
+    """Address of the running service of ``root``. Raises ValueError when none is noted, or as :func:`noted_url`."""
     if root is None:
         raise ValueError("name the service: --url http://host:port, or --root with the stream root")
-    url = _noted_url(root)
+    url = noted_url(root, token)
     if url is None:
         raise ValueError(f"no stream runs on {root}; start one with `stream-odml run`, or give --url")
     return url
 
 
+def noted_url(root: str, token: str | None) -> str | None:
+    """The address that the root's running stream noted, or None.
+
+    Raises ValueError where ``token`` would go to another machine: whoever can write to the root could name any.
+    """
+    url = _noted_url(root)
+    if url is None or token is None or _is_loopback(url):
+        return url
+    raise ValueError(
+        f"{root} says that its service is at {url!r}, which is not this machine; the token is not sent to an address "
+        f"out of a file: if it is yours, name it with --url {url!r}"
+    )
+
+
 def _noted_url(root: str) -> str | None:
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         noted = json.loads(open_files(root).read(ENDPOINTS))
         # A killed run could not withdraw it: believe it of this machine only while its process lives.
-        gone = noted["host"] == platform.node() and not Path(f"/proc/{noted['pid']}").exists()
-        return None if gone else noted["service"] or None
+        gone = noted["host"] == platform.node() and not Path(f"/proc/{int(noted['pid'])}").exists()
+        return None if gone or not _is_web_address(noted["service"]) else noted["service"]
     return None
+
+
+def _is_web_address(url: str) -> bool:
+    """Whether it is no more than scheme, host and port: a path, a name or a password in it is none of ours."""
+    import httpx
+
+    try:
+        seen = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    plain = str(seen).rstrip("/") == f"{seen.scheme}://{seen.netloc.decode()}"
+    return seen.scheme in ("http", "https") and bool(seen.host) and plain and not seen.userinfo
+
+
+def _is_loopback(url: str) -> bool:
+    import httpx
+
+    host = httpx.URL(url).host  # as the client itself reads it
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float]:
@@ -56,6 +94,7 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     address = url or _noted_url(root)
     if address is None:
         return {}
+    token = token if url is not None or _is_loopback(address) else None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     headers[STREAM_HEADER] = Store.id_of(root)
     try:
@@ -99,7 +138,7 @@ def root_status(root: str) -> dict[str, Any]:
 
 def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token: str | None) -> str:
     """Move the head through the running service, or by this process when no stream runs on the root."""
-    address = url or _noted_url(root)
+    address = url or noted_url(root, token)
     if address is not None:
         with Client(address, token=token, stream=Store.id_of(root)) as client:
             client.rollback(version_id, relearn=relearn)
@@ -112,7 +151,7 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
 def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str | None) -> str:
     """Take a refused or skipped task back, through the running service, or by this process when no stream runs."""
     price = ", and is published whatever the gate finds" if anyway else ""
-    address = url or _noted_url(root)
+    address = url or noted_url(root, token)
     if address is not None:
         with Client(address, token=token, stream=Store.id_of(root)) as client:
             client.relearn(task, anyway)
@@ -129,7 +168,7 @@ def forget_name(
 
     Raises UnknownSubject, or ServiceError with status 404, for a name that covers nothing.
     """
-    address = url or _noted_url(root)
+    address = url or noted_url(root, token)
     if address is not None:
         with Client(address, token=token, stream=Store.id_of(root)) as client:
             forget = {"class": client.delete_class, "item": client.delete, "shard": client.delete_shard}

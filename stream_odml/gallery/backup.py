@@ -54,7 +54,8 @@ def back_up(
 ) -> Backup:
     """Copy the stream root ``source`` to ``target``, an empty folder or prefix. Neither stops a running stream.
 
-    Raises NotAStreamRoot for a source that is none, BackupFailed.
+    Raises NotAStreamRoot for a source that is none, UnsafePath for one with links or names that lead out of it,
+    BackupFailed.
     """
     began = time.monotonic()
     store = Store.open(source, source_options)
@@ -63,6 +64,8 @@ def back_up(
         raise BackupFailed(
             f"{target} holds a stream root or a backup already; name an empty folder or prefix"
         )
+    for folder in (*SCHEMAS, "artifacts", *REWRITTEN):
+        store.files.only_regular(folder)
     for _ in range(TRIES):
         pins = _pinned(store)
         try:

@@ -17,6 +17,11 @@ from stream_odml.gallery.errors import RootBusy
 from stream_odml.gallery.files import Files
 
 LEASE = "lease.json"
+MAX_LEASE_S = 3600.0
+"""Longest that a lease may ask for: a file that asks for more is no lease of ours, and would keep a root for ever."""
+CLOCK_SKEW_S = 300.0
+"""Clocks of two hosts differ by less: a lease from further in the future is none."""
+MAX_HOLDER_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,10 @@ class Lease:
     @staticmethod
     def acquire(files: Files, holder: str, lease_s: float, takeover: bool = False) -> "Lease":
         """Take the root's lease. Raises RootBusy while another holder lives, unless ``takeover``."""
-        if lease_s <= 0:
-            raise ValueError(f"lease_s is {lease_s}; it must be a positive number of seconds")
+        if not 0 < lease_s <= MAX_LEASE_S:
+            raise ValueError(
+                f"lease_s is {lease_s}; it must be above 0 and at most {MAX_LEASE_S:.0f} seconds"
+            )
         current = read_lease(files)
         if current is not None and current.alive() and not takeover:
             raise RootBusy(
@@ -111,9 +118,27 @@ def read_lease(files: Files) -> LeaseRecord | None:
     """The root's lease, or None when there is none (or none that can be read: then the epoch decides
     alone)."""
     try:
-        return LeaseRecord(**json.loads(files.read(LEASE)))
-    except (FileNotFoundError, ValueError, TypeError):
+        record = LeaseRecord(**json.loads(files.read(LEASE)))
+        return record if _is_sound(record) else None
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, RecursionError):
         return None
+
+
+def _is_sound(record: LeaseRecord) -> bool:
+    """Whether every value has its type and range: anybody may have written the file."""
+    texts = (record.token, record.holder, record.host, record.pid_start)
+    numbers = (record.wall, record.boot_clock, record.lease_s)
+    whole = (record.pid, record.epoch)
+    here = record.host == host_identity()
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e12 for n in numbers)
+        and all(type(n) is int and 0 <= n < 2**63 for n in whole)
+        and 0 < record.lease_s <= MAX_LEASE_S
+        and (record.boot_clock <= _boot_clock() if here else record.wall <= time.time() + CLOCK_SKEW_S)
+        and record.holder.isprintable()
+        and len(record.holder) <= MAX_HOLDER_CHARS
+    )
 
 
 def host_identity() -> str:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+from stream_odml.stream.plain import as_text
 from stream_odml.stream.reasons import Reason, RowError
 
 MAX_NAME_CHARS = 256
 MAX_ATTRIBUTES_CHARS = 16_384
 """Of all keys and values of a row together."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
+_UNIT_ENDS = 10**11
+"""A number of seconds, or of thousands of a smaller unit, from which it is taken to be in the next smaller unit."""
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Categories of characters that nobody sees or types: controls, direction marks, zero widths, line separators."""
@@ -130,16 +133,16 @@ def item_id(value: object) -> str | None:
 
 
 def attributes(value: object) -> dict[str, str]:
-    """A map, a struct, a JSON object or None, as a flat dict of text; nulls are left out.
+    """A map, a JSON object or None, as a flat dict of text by the table of `plain.py`; what is missing is left out.
 
-    Raises RowError(bad_attributes): not an object, a number that is not finite, too long, control characters, a
-    name that is blank or comes twice.
+    A list counts as a map where each entry is a name and a value: a list of two, or an object of `key` and `value`.
+    Raises RowError(bad_attributes): not an object, too long, control characters, a name that is blank or comes twice.
     """
     if value is None or value in ("", b""):
         return {}
     if isinstance(value, (str, bytes)):
         try:
-            value = json.loads(value)
+            value = json.loads(value.removeprefix("\ufeff") if isinstance(value, str) else value)
         except (ValueError, RecursionError) as error:
             raise RowError(Reason.BAD_ATTRIBUTES, f"not JSON: {error}") from error
     if isinstance(value, list):
@@ -150,7 +153,7 @@ def attributes(value: object) -> dict[str, str]:
         )
     flat: dict[str, str] = {}
     for key, item in value.items():
-        if item is None:
+        if (text := _attribute_text(item)) is None:
             continue
         name = _name(str(key), Reason.BAD_ATTRIBUTES)
         if not name or name in flat:
@@ -158,7 +161,7 @@ def attributes(value: object) -> dict[str, str]:
             raise RowError(
                 Reason.BAD_ATTRIBUTES, f"{what}; expected names that differ as NFC without spaces around"
             )
-        flat[name] = attribute_value(_plain(item))
+        flat[name] = attribute_value(text)
     length = sum(len(key) + len(item) for key, item in flat.items())
     if length > MAX_ATTRIBUTES_CHARS:
         raise RowError(Reason.BAD_ATTRIBUTES, f"{length} characters, at most {MAX_ATTRIBUTES_CHARS}")
@@ -177,25 +180,33 @@ def attribute_value(text: str) -> str:
 
 
 def _pairs(value: list[Any]) -> dict[str, Any]:
-    try:
-        return dict(value)
-    except (TypeError, ValueError) as error:
-        raise RowError(Reason.BAD_ATTRIBUTES, "a list; expected an object of names and values") from error
+    found: dict[str, Any] = {}
+    for entry in value:
+        if isinstance(entry, Mapping) and entry.keys() == {"key", "value"}:
+            entry = [entry["key"], entry["value"]]
+        if not isinstance(entry, list | tuple) or len(entry) != 2 or not isinstance(entry[0], str):
+            detail = f"a list with {entry!r:.80}; expected an object of names and values"
+            raise RowError(Reason.BAD_ATTRIBUTES, detail)
+        if entry[0] in found:
+            raise RowError(Reason.BAD_ATTRIBUTES, f"the name {entry[0][:80]!r} comes twice")
+        found[entry[0]] = entry[1]
+    return found
 
 
-def _plain(value: Any) -> str:
+def _attribute_text(value: Any) -> str | None:
     try:
-        text = value if isinstance(value, str) else json.dumps(value, allow_nan=False, default=str)
-        text.encode()
-    except (ValueError, RecursionError) as error:
+        text = as_text(value)
+        (text or "").encode()
+    except (ValueError, TypeError, RecursionError) as error:
         raise RowError(Reason.BAD_ATTRIBUTES, f"{value!r:.80}: {error}") from error
     return text
 
 
 def when(value: object) -> datetime | None:
-    """A time in UTC from a datetime, a date, ISO 8601 text or seconds since 1970; None stays None.
+    """A time in UTC from a datetime, a date, ISO 8601 text or a number since 1970; None stays None.
 
-    Raises RowError(bad_time).
+    A number is in seconds below 10^11 (the year 5138), in milliseconds below 10^14, in microseconds below 10^17, else
+    in nanoseconds; text of ten or more digits is such a number. Raises RowError(bad_time).
     """
     if value is None or value == "":
         return None
@@ -205,14 +216,23 @@ def when(value: object) -> datetime | None:
         if isinstance(value, date):
             return datetime(value.year, value.month, value.day, tzinfo=UTC)
         if isinstance(value, str):
-            return when(datetime.fromisoformat(value))
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LAST_SECOND:
-            return _EPOCH + timedelta(seconds=value)
+            if re.fullmatch(r"\d{10,19}(\.\d+)?", value.strip()):
+                return when(float(value) if "." in value else int(value))
+            return when(datetime.fromisoformat(value.strip()))
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+            return _since_epoch(value)
     except (ValueError, OverflowError) as error:
         raise RowError(Reason.BAD_TIME, f"{value!r:.80}: {error}") from error
     raise RowError(
         Reason.BAD_TIME, f"{value!r:.80}; expected ISO 8601 or seconds since 1970, before year 10000"
     )
+
+
+def _since_epoch(value: float) -> datetime:
+    per_second = next((unit for unit in (1, 1_000, 1_000_000) if value < unit * _UNIT_ENDS), 1_000_000_000)
+    if isinstance(value, int):
+        return _EPOCH + timedelta(microseconds=value * 1_000_000 // per_second)
+    return _EPOCH + timedelta(seconds=value / per_second)
 
 
 def when_micros(value: int | None) -> datetime | None:

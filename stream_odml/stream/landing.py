@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -184,17 +184,19 @@ def land_parquet(
     label_names: Sequence[str] | None = None,
     options: StorageOptions | None = None,
     name: str | None = None,
+    only: Collection[str] | None = None,
 ) -> Iterator[str]:
     """Split a large Parquet file into shards `<name>-00000.parquet` …, one at a time; yields each URI as it
     lands.
 
     `label_names` turns a numbered `label` column into `class_name`. `name` is by default made from the
-    file's own. Raises ValueError, ShardExists, OSError.
+    file's own; `only` leaves out shards of other names. Raises ValueError, ShardExists, OSError.
     """
     names = parquet_names(path, rows_per_shard, name)
     with pq.ParquetFile(Path(path)) as table:
         for final, batches in zip(names, _cut(table, rows_per_shard), strict=True):
-            yield publish(inbox, final, _writer(batches, label_names), options)
+            if only is None or final in only:
+                yield publish(inbox, final, _writer(batches, label_names), options)
 
 
 def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> list[str]:

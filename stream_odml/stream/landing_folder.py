@@ -7,6 +7,7 @@ file. A folder that has grown lands as its new part: the images whose bytes have
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from stream_odml.stream.folder_scan import scan_folder
+from stream_odml.stream.folder_scan import FolderScan, scan_folder
 from stream_odml.stream.folders import read_manifest
 from stream_odml.stream.publish import ShardExists, check_name, claim_name, sync_folder
 from stream_odml.stream.reasons import BadShard
@@ -32,6 +33,7 @@ from stream_odml.stream.storage import (
     s3_path,
 )
 
+log = logging.getLogger(__name__)
 _PART_CHARS = 8
 
 
@@ -66,7 +68,7 @@ def land_folder(
     """
     source, place = _named(folder), os.fspath(inbox)
     final = _check_folder_name(shard_name(source.name) if name is None else name)
-    scan = scan_folder(source, _local_or_none(place))
+    scan = _told(source, scan_folder(source, _local_or_none(place)))
     return _land(place, source, final, ShardManifest(task, task_complete, files=scan.files), options)
 
 
@@ -89,6 +91,8 @@ def plan_folder(
         return FolderPlan(source, None, None, before, scan.notes)
     manifest = ShardManifest(files=new)
     if not before and base not in landed:
+        if not is_remote(place):
+            _is_landed(local_path(place) / base, manifest)
         return FolderPlan(source, base, manifest, (), scan.notes)
     part = hashlib.sha256(manifest.to_bytes()).hexdigest()[:_PART_CHARS]
     note = f"{len(scan.files) - len(new)} of {len(scan.files)} files landed before; {len(new)} new to land"
@@ -114,7 +118,13 @@ def seal_folder(folder: str | os.PathLike[str], task: str | None = None, task_co
 
 def describe_folder(folder: Path, task: str | None = None, task_complete: bool = False) -> ShardManifest:
     """The manifest of a folder: images, tables and tars below it, sorted by path, each with size and hash."""
-    return ShardManifest(task, task_complete, files=scan_folder(folder).files)
+    return ShardManifest(task, task_complete, files=_told(folder, scan_folder(folder)).files)
+
+
+def _told(folder: Path, scan: FolderScan) -> FolderScan:
+    for note in scan.notes:
+        log.warning("%s: %s", folder, note)
+    return scan
 
 
 def _named(folder: str | os.PathLike[str]) -> Path:

@@ -56,6 +56,15 @@ def publish(
     )
 
 
+def exists(inbox: str | os.PathLike[str], name: str, options: StorageOptions | None = None) -> bool:
+    """Whether something lies in the inbox under this name."""
+    inbox = os.fspath(inbox)
+    if not is_remote(inbox):
+        return os.path.lexists(local_path(inbox) / name)
+    found = s3_filesystem(options).get_file_info(join(s3_path(inbox), name))
+    return bool(found.type != pafs.FileType.NotFound)
+
+
 def _publish_local(inbox: str, name: str, write: Write) -> str:
     folder = local_path(inbox)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,225 +1,175 @@
-"""Rows of a Parquet or Arrow IPC file, one record batch in memory at a time.
+"""Rows of a Parquet or Arrow IPC file, decoded by a process of its own whose memory is bounded.
 
-Columns: `image`, `img` or `bytes` (binary, or a struct with a `bytes` field); `class_name`, `label` or `labels`;
-optional `id` or `item_id`, `attributes`, `time` or `timestamp`. Others are not read.
+A table can be a bomb in many ways (compressed zeros, dictionaries, nesting, metadata), and Arrow has no bound of its
+own on what it allocates. A limit on this process would be one on Ray and torch too, so the decoder is a process
+apart (`table_reader.py`): it is started once, serves one file after another, and holds no file and no key. The bytes
+are read here and handed to it, so that what cannot be read now is told from what is bad.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from stream_odml.stream import fields
+from stream_odml.stream.bounds import bounded, memory_allowed
 from stream_odml.stream.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.stream.reasons import BadShard, Reason, RowError, TransientReadError
 from stream_odml.stream.storage import ShardFile
+from stream_odml.stream.wire import END, READ, READ_BYTES, ROW, BadMessage, Message, Pipe
 
-BATCH_ROWS = 128
-MAX_ROW_GROUP_BYTES = 2 << 30
-"""Parquet is decoded a row group at a time; one that declares more than this is refused (oversized)."""
-
-_CHOICES = {
-    "image": ("image", "img", "bytes"),
-    "label": ("class_name", "label", "labels"),
-    "item_id": ("item_id", "id"),
-    "attributes": ("attributes",),
-    "time": ("time", "timestamp"),
-}
-
-
-@dataclass(frozen=True)
-class _Columns:
-    names: dict[str, str]
-    class_names: tuple[str, ...] | None
-    constants: Mapping[str, str]
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
 def table_rows(file: ShardFile, format: str, constants: Mapping[str, str] | None = None) -> Iterator[RawRow]:
     """Rows in file order. `constants` are columns that the file leaves out because they are the same in
     every row.
 
-    Raises BadShard (empty, truncated, corrupt, wrong schema, oversized) and TransientReadError.
+    Raises BadShard (empty, truncated, corrupt, wrong schema, oversized, killed_reader) and TransientReadError.
     """
     if file.size_bytes == 0:
         raise BadShard(Reason.EMPTY_FILE, "the file has no bytes")
-    reader = _parquet_batches if format == "parquet" else _arrow_batches
-    row = 0
+    return bounded(_rows(file, format, constants or {}), file.size_bytes)
+
+
+def _rows(file: ShardFile, format: str, constants: Mapping[str, str]) -> Iterator[RawRow]:
+    decoder = _decoders.take()
+    memory = memory_allowed(file.size_bytes)
+    job = {"format": format, "size": file.size_bytes, "memory": memory, "constants": dict(constants)}
     try:
-        for columns, batch in reader(file, constants or {}):
-            yield from _unpack(batch, columns, row)
-            row += batch.num_rows
-    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
-        if isinstance(error, TransientReadError) or file.failure is not None:
-            raise TransientReadError(f"{file.uri} cannot be read now: {error}") from error
-        raise BadShard(_blame(file, format), f"{type(error).__name__}: {str(error)[:300]}") from error
+        decoder.pipe.send_json(job)
+        while True:
+            message = decoder.pipe.receive(MAX_IMAGE_BYTES)
+            if message.kind == ROW:
+                yield _row(message)
+            elif message.kind == READ:
+                decoder.pipe.send_bytes(_read(file, message.fields))
+            elif message.kind == END:
+                break
+            else:
+                raise BadMessage(f"a message of kind {message.kind!r}")
+    except (BadMessage, BrokenPipeError) as error:
+        raise _ended(decoder, memory) from error
+    except BaseException:
+        decoder.end()
+        raise
+    _decoders.give(decoder)
+    if file.failure is not None:
+        raise TransientReadError(f"{file.uri} cannot be read now: {file.failure}") from file.failure
+    if "reason" in message.fields:
+        raise BadShard(Reason(message.fields["reason"]), str(message.fields["detail"]))
 
 
-def _blame(file: ShardFile, format: str) -> Reason:
-    """A table that starts well and does not end as its format ends was cut off."""
-    file.seek(max(0, file.size_bytes - 8))
-    tail, head = file.read(8) or b"", file.head(8)
-    if format == "parquet":
-        return Reason.TRUNCATED_FILE if head[:4] == b"PAR1" and tail[-4:] != b"PAR1" else Reason.CORRUPT_FILE
-    starts = head.startswith((b"ARROW1", b"\xff\xff\xff\xff"))
-    return Reason.TRUNCATED_FILE if starts and tail[-6:] != b"ARROW1" else Reason.CORRUPT_FILE
-
-
-def _columns(schema: Any, constants: Mapping[str, str]) -> _Columns:
-    """Which column plays which part. Raises BadShard(wrong_schema)."""
-    found = {
-        part: next((name for name in choices if name in schema.names or name in constants), "")
-        for part, choices in _CHOICES.items()
-    }
-    for part in ("image", "label"):
-        if not found[part]:
-            expected = " or ".join(_CHOICES[part])
-            raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
-    names = {part: name for part, name in found.items() if name}
-    for name in names.values():
-        if schema.names.count(name) > 1:
-            raise BadShard(Reason.WRONG_SCHEMA, f"column {name} occurs {schema.names.count(name)} times")
-    image, label = names["image"], names["label"]
-    if image in constants or not _holds_bytes(schema.field(image).type):
-        kind = "the same in every row" if image in constants else schema.field(image).type
-        raise BadShard(
-            Reason.WRONG_SCHEMA,
-            f"column {image} is {kind}; it holds no bytes: expected image files, binary or a struct with bytes",
-        )
-    if label not in constants and not _holds_label(schema.field(label).type):
-        raise BadShard(
-            Reason.WRONG_SCHEMA, f"column {label} is {schema.field(label).type}; expected text or a number"
-        )
-    return _Columns(names, _class_names(schema, label), constants)
-
-
-def _holds_bytes(kind: Any) -> bool:
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_bytes(kind.field(index).type)
-    binaries = (
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-        pa.types.is_fixed_size_binary,
-        pa.types.is_null,  # each row then says what it has instead
-    )
-    return any(test(kind) for test in binaries)
-
-
-def _holds_label(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-    return any(test(kind) for test in (*texts, pa.types.is_integer, pa.types.is_floating))
-
-
-def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
-    """Names that the Hugging Face writer keeps in the schema for a numbered label."""
+def _read(file: ShardFile, wanted: Mapping[str, Any]) -> bytes | None:
+    """Bytes of the file; None where its medium fails, which the file then remembers."""
+    left = min(int(wanted["count"]), READ_BYTES)
+    parts = []
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+        file.seek(int(wanted["offset"]))
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    except TransientReadError:
         return None
+    return b"".join(parts)
 
 
-def _parquet_batches(file: ShardFile, constants: Mapping[str, str]) -> Iterator[tuple[_Columns, Any]]:
-    table = pq.ParquetFile(pa.PythonFile(file, mode="r"))
-    columns = _columns(table.schema_arrow, constants)
-    wanted = [name for name in columns.names.values() if name not in constants]
-    for group in range(table.num_row_groups):
-        declared = table.metadata.row_group(group).total_byte_size
-        if declared > MAX_ROW_GROUP_BYTES:
-            raise BadShard(
-                Reason.OVERSIZED,
-                f"row group {group} declares {declared} bytes, at most {MAX_ROW_GROUP_BYTES}",
-            )
-        for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=wanted, use_threads=False):
-            yield columns, batch
+def _row(message: Message) -> RawRow:
+    found, problem, time = message.fields, message.fields["problem"], message.fields["time"]
+    told = None if problem is None else (Reason(problem[0]), str(problem[1]))
+    if isinstance(time, list):
+        try:
+            time = fields.when_micros(time[0])
+        except RowError as error:
+            time, told = None, told or (error.reason, error.detail)
+    names = None if found["names"] is None else tuple(found["names"])
+    return RawRow(
+        int(found["row"]), message.data, found["label"], names, found["id"], found["attributes"], time, told
+    )
 
 
-def _arrow_batches(file: ShardFile, constants: Mapping[str, str]) -> Iterator[tuple[_Columns, Any]]:
-    source = pa.PythonFile(file, mode="r")
-    if file.head(6) == b"ARROW1":
-        reader = pa.ipc.open_file(source)
-        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-    else:
-        _check_stream_end(file)
-        reader = pa.ipc.open_stream(source)
-        batches = iter(reader)
-    columns = _columns(reader.schema, constants)
-    for batch in batches:
-        # Offsets in an IPC file are taken as they are: without this a hostile file reads outside its buffers.
-        batch.validate(full=True)
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            yield columns, batch.slice(start, BATCH_ROWS)
+def _ended(decoder: _Decoder, memory: int) -> Exception:
+    """Why a decoder broke off: the file ended it, or somebody else did."""
+    code = decoder.end()
+    if code in _FROM_OUTSIDE:
+        return TransientReadError(
+            f"the process that decodes the table was ended by signal {-code}; it is read again"
+        )
+    how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+    return BadShard(
+        Reason.KILLED_READER, f"decoding it within {memory} bytes of memory ended the decoder by {how}"
+    )
 
 
-def _check_stream_end(file: ShardFile) -> None:
-    """A stream may end anywhere between two batches, so without its end mark a cut one would pass for whole."""
-    file.seek(max(0, file.size_bytes - 8))
-    tail = file.read(8)
-    if file.head(4) == b"\xff\xff\xff\xff" and tail != b"\xff\xff\xff\xff\0\0\0\0":
-        raise BadShard(Reason.TRUNCATED_FILE, "no end-of-stream mark")
-    file.seek(0)
+class _Decoder:
+    """One decoding process and the pipe to it."""
+
+    def __init__(self) -> None:
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve more than they use
+            "MALLOC_ARENA_MAX": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "stream_odml.stream.table_reader"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.pipe = Pipe(self._process.stdout, self._process.stdin)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> int:
+        """End it, unless it has ended; its exit code, negative for a signal."""
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                if stream is not None:
+                    stream.close()
+        try:
+            return self._process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
 
-def _unpack(batch: Any, columns: _Columns, first_row: int) -> Iterator[RawRow]:
-    def column(part: str) -> list[Any]:
-        name = columns.names.get(part)
-        if name is None:
-            return [None] * batch.num_rows
-        if name in columns.constants:
-            return [columns.constants[name]] * batch.num_rows
-        array = batch.column(batch.schema.get_field_index(name))
-        return _times(array) if part == "time" else list(array.to_pylist())
+class _Decoders:
+    """Decoders that wait for the next file. Safe with threads; not shared with a forked process."""
 
-    structs = batch.column(batch.schema.get_field_index(columns.names["image"]))
-    images = _images(structs)
-    others = zip(*(column(part) for part in ("label", "item_id", "attributes", "time")), strict=True)
-    for offset, (label, item_id, attributes, time) in enumerate(others):
-        problem = None
-        image = images[offset]
-        if not image.is_valid:
-            problem = (Reason.MISSING_IMAGE, _why_no_bytes(structs[offset].as_py()))
-        elif len(image.as_buffer() or b"") > MAX_IMAGE_BYTES:
-            problem = (Reason.OVERSIZED, f"more than {MAX_IMAGE_BYTES} bytes of image")
-        elif isinstance(time, RowError):
-            problem = (time.reason, time.detail)
-        data = None if problem and problem[0] is not Reason.BAD_TIME else image.as_py()
-        yield RawRow(first_row + offset, data, label, columns.class_names, item_id, attributes, time, problem)
+    def __init__(self) -> None:
+        self._idle: list[_Decoder] = []
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
 
+    def take(self) -> _Decoder:
+        """One that waits, or a new one."""
+        with self._lock:
+            if self._owner != os.getpid():
+                self._idle, self._owner = [], os.getpid()
+            while self._idle:
+                decoder = self._idle.pop()
+                if decoder.is_alive:
+                    return decoder
+                decoder.end()
+        return _Decoder()
 
-def _why_no_bytes(image: Any) -> str:
-    path = image.get("path") if isinstance(image, dict) else None
-    if not path:
-        return "the image is null"
-    return f"the image is only a path, {path!r:.200}; expected its bytes in the table"
+    def give(self, decoder: _Decoder) -> None:
+        """Keep one for the next file."""
+        with self._lock:
+            self._idle.append(decoder)
 
 
-def _images(array: Any) -> Any:
-    if pa.types.is_struct(array.type):
-        return _images(pc.struct_field(array, "bytes"))
-    return array
-
-
-def _times(array: Any) -> list[Any]:
-    """Timestamps by whole microseconds: no pandas, and one outside the calendar spoils its own row only."""
-    if not pa.types.is_timestamp(array.type):
-        return list(array.to_pylist())
-    up, down = {"s": (1_000_000, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[array.type.unit]
-    numbers = array.cast(pa.int64()).to_pylist()
-    micros = [None if number is None else number * up // down for number in numbers]
-    return [_when(value) for value in micros]
-
-
-def _when(micros: int | None) -> Any:
-    try:
-        return fields.when_micros(micros)
-    except RowError as error:
-        return error
+_decoders = _Decoders()

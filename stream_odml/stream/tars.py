@@ -1,9 +1,10 @@
 """Samples of a WebDataset tar: members that share a key (the path up to the first dot of the file name) are
 one row.
 
-`key.jpg` (or png, webp, gif, bmp) is the image; the class comes from `key.json` (class_name, cls or
-label), `key.cls` or `key.txt`. Nothing is ever extracted to disk, and a member whose name leads out of
-the tar is refused.
+`key.jpg` (or another suffix of an image) is the image; the class comes from `key.json` (class_name, cls or
+label), `key.cls` or `key.txt`. What stands after the first dot is one extension: `22.05.png` is the member
+`05.png` of the sample `22`, which is no image by that name. Nothing is ever extracted to disk, other members
+are not read, and a member whose name leads out of the tar is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
+from stream_odml.stream.bounds import bounded
 from stream_odml.stream.foreign import is_foreign
 from stream_odml.stream.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.stream.reasons import BadShard, Reason, TransientReadError
@@ -22,10 +24,17 @@ from stream_odml.stream.storage import ShardFile
 _BLOCK = 512
 _MAX_TEXT_BYTES = 1 << 20
 _SIDE = ("json", "cls", "txt")
+_NAMED = 12
+"""Members of a sample that a refusal names, at most."""
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
 def tar_rows(file: ShardFile) -> Iterator[RawRow]:
-    """Samples in the order of the tar. Raises BadShard (empty, truncated, corrupt) and TransientReadError."""
+    """Samples in the order of the tar. Raises BadShard (empty, truncated, corrupt, oversized), TransientReadError."""
+    return bounded(_rows(file), file.size_bytes)
+
+
+def _rows(file: ShardFile) -> Iterator[RawRow]:
     _check_ends(file)
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
@@ -46,8 +55,16 @@ def _check_ends(file: ShardFile) -> None:
     size = file.size_bytes
     if size == 0:
         raise BadShard(Reason.EMPTY_FILE, "the file has no bytes")
-    if file.head(512)[257:262] != b"ustar":
-        raise BadShard(Reason.CORRUPT_FILE, "no tar header at the start")
+    head = file.head(_BLOCK)
+    if not any(head):
+        raise BadShard(Reason.EMPTY_FILE, "the tar has no members")
+    packed = next((name for start, name in _PACKED.items() if head.startswith(start)), None)
+    if packed is not None:
+        raise BadShard(Reason.CORRUPT_FILE, f"the tar is compressed with {packed}; land it uncompressed")
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise BadShard(Reason.CORRUPT_FILE, f"no tar header at the start: {error}") from error
     file.seek(max(0, size - _BLOCK))
     tail = file.read(_BLOCK) or b""
     if size % _BLOCK or any(tail):
@@ -56,24 +73,28 @@ def _check_ends(file: ShardFile) -> None:
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[RawRow]:
-    row, key, parts = 0, "", {}  # type: int, str, dict[str, Any]
+    row, sample, passed_over = 0, _Sample(""), 0
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # or the tar keeps every header in memory
         if member.isdir() or is_foreign(member.name):
+            passed_over += not member.isdir()
             continue
         problem = _refuse(member)
-        member_key, extension = _split(member.name)
-        if parts and (member_key != key or problem):
-            yield _sample(row, key, parts)
-            row, parts = row + 1, {}
+        key, extension = _split(member.name)
+        if not sample.is_empty and (key != sample.key or problem):
+            yield sample.row(row)
+            row, sample = row + 1, _Sample(key)
         if problem:
             yield RawRow(row, problem=problem)
             row += 1
             continue
-        key = member_key
-        parts[extension] = _take(tar, member, extension)
-    if parts:
-        yield _sample(row, key, parts)
+        sample = sample if key == sample.key else _Sample(key)
+        sample.add(tar, member, extension)
+    if not sample.is_empty:
+        yield sample.row(row)
+    elif not row:
+        more = f": {passed_over} of a system or tool were passed over" if passed_over else ""
+        raise BadShard(Reason.EMPTY_FILE, f"the tar has no members to use{more}")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -103,23 +124,71 @@ def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> byte
     return data
 
 
-def _sample(row: int, key: str, parts: dict[str, Any]) -> RawRow:
-    refused = next((part for part in parts.values() if isinstance(part, tuple)), None)
-    image = next((data for name, data in parts.items() if f".{name}" in IMAGE_SUFFIXES), None)
-    if refused or image is None:
-        return RawRow(
-            row, problem=refused or (Reason.MISSING_IMAGE, f"sample {key[:200]!r} has no image"), key=key
-        )
-    note: dict[str, Any] = {}
-    if "json" in parts:
+class _Sample:
+    """The members of one key, of which only those that make a row are read."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._names: list[str] = []
+        self._parts: dict[str, bytes] = {}
+        self._problem: tuple[Reason, str] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._names
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
+        """Take one more member."""
+        if len(self._names) <= _NAMED:
+            self._names.append(f".{extension}" if extension else "(no extension)")
+        if f".{extension}" not in IMAGE_SUFFIXES and extension not in _SIDE:
+            return
+        found = _take(tar, member, extension)
+        if isinstance(found, tuple):
+            self._problem = self._problem or found
+        elif self._parts.setdefault(extension, found) != found:
+            detail = f"member {member.name[:200]!r} comes twice, with different bytes"
+            self._problem = self._problem or (Reason.DUPLICATE_ID, detail)
+
+    def row(self, row: int) -> RawRow:
+        """The row that the members make."""
+        images = [data for name, data in self._parts.items() if f".{name}" in IMAGE_SUFFIXES]
+        if self._problem or not images:
+            problem = self._problem or (Reason.MISSING_IMAGE, self._no_image())
+            return RawRow(row, images[0] if images else None, problem=problem, key=self.key)
         try:
-            note = json.loads(parts["json"])
-            if not isinstance(note, dict):
-                raise ValueError(f"{type(note).__name__}, expected an object")
+            note = _note(self._parts.get("json"))
         except (ValueError, RecursionError) as error:
-            return RawRow(row, image, problem=(Reason.BAD_ATTRIBUTES, f"{key[:200]}.json: {error}"), key=key)
-    label = next((note[name] for name in ("class_name", "cls", "label") if note.get(name) is not None), None)
-    label = label if label is not None else parts.get("cls", parts.get("txt"))
-    identity = note.get("item_id", note.get("id"))
-    time = note.get("time", note.get("timestamp"))
-    return RawRow(row, image, label, None, identity, note.get("attributes"), time, key=key)
+            detail = f"{self.key[:200]}.json: {error}"
+            return RawRow(row, images[0], problem=(Reason.BAD_ATTRIBUTES, detail), key=self.key)
+        labels = (note.get(name) for name in ("class_name", "cls", "label"))
+        label = next((label for label in labels if label is not None), None)
+        if label is None:
+            label = _decoded(self._parts.get("cls", self._parts.get("txt")))
+        identity = note.get("item_id", note.get("id"))
+        time = note.get("time", note.get("timestamp"))
+        return RawRow(row, images[0], label, None, identity, note.get("attributes"), time, key=self.key)
+
+    def _no_image(self) -> str:
+        names = ", ".join(self._names[:_NAMED]) + (", …" if len(self._names) > _NAMED else "")
+        hint = "expected one such as .jpg or .png"
+        if any(f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES for name in self._names):
+            hint = "the key ends at the first dot of a name, so write images as key.png, without further dots"
+        return f"sample {self.key[:200]!r} has no image among {names[:300]}; {hint}"
+
+
+def _note(data: bytes | None) -> dict[str, Any]:
+    note = json.loads(data) if data is not None else {}
+    if not isinstance(note, dict):
+        raise ValueError(f"{type(note).__name__}, expected an object")
+    return note
+
+
+def _decoded(data: bytes | None) -> str | bytes | None:
+    """The text of a member, without the mark that Windows puts before it; bytes where it is none."""
+    if data is None:
+        return None
+    try:
+        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+    except UnicodeDecodeError:
+        return data

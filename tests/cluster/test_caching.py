@@ -21,13 +21,12 @@ from stream_odml.gallery.tables import gallery_rows
 from stream_odml.gallery.writer import IngestBatch, Writer
 from stream_odml.stream.cache import CacheMember, PixelCache
 from stream_odml.stream.landing import land_items
-from stream_odml.stream.landing_folder import land_folder
 from stream_odml.stream.rows import Block, decode_rows
-from stream_odml.stream.shard import MANIFEST_NAME, ShardRef
+from stream_odml.stream.shard import ShardRef
 from stream_odml.stream.sources import DirectorySource
+from tests.cluster.poisoned import poison
 from tests.cluster.small_root import DIM, artifacts, claim, shard
 from tests.stream.helpers import some_items
-from tests.stream.pictures import picture
 
 MAX_PIXELS = 10_000
 
@@ -143,28 +142,21 @@ def only_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("only_others_read")
-def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(tmp_path: Path) -> None:
-    (tmp_path / "zoo/cats").mkdir(parents=True)
-    (tmp_path / "zoo/cats/a.png").write_bytes(picture())
-    land_folder(tmp_path / "inbox", tmp_path / "zoo")
+def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (item,) = some_items(1)
+    land_items(tmp_path / "inbox", "s", [item])
     refs = DirectorySource(tmp_path / "inbox").poll(set())
-    manifest = Path(refs[0].uri) / MANIFEST_NAME
-    whole = manifest.rename(tmp_path / "whole")
-    os.mkfifo(manifest)
-    held: list[int] = []
-
-    def hang() -> None:
-        held.append(
-            os.open(manifest, os.O_WRONLY)
-        )  # returns once a reader is there, which waits as long as it is held
-        whole.replace(manifest)
-
+    hung = tmp_path / "hung"
+    once = f"os.path.exists({str(hung)!r}) or (open({str(hung)!r}, 'w').close(), time.sleep(600))"
+    poison(monkeypatch, tmp_path, item.image, once)
     cache = _cache(tmp_path / "cache", refs, 1)
-    threading.Thread(target=hang, daemon=True).start()
     with ray_session(None, cpus=2, gpus=0):
-        fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=1.0)
-    os.close(held.pop())
+        fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=3.0)
+    assert hung.exists()
     assert cache.is_complete
+    assert not cache.lost().any()
 
 
 @pytest.mark.ray

@@ -3,9 +3,7 @@ learnt is left out of it, with a reason in quarantine."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from stream_odml.stream.landing_folder import land_folder
 from stream_odml.stream.reasons import BadImage, Reason
 from stream_odml.stream.rows import decode_rows
 from stream_odml.stream.sources import DirectorySource
+from tests.cluster.poisoned import poison
 from tests.stream.pictures import picture
 
 SIZE, LIMIT = 20, 10_000
@@ -191,17 +190,6 @@ def test_what_ended_a_process_here_is_read_elsewhere(tmp_path: Path, monkeypatch
     assert asked == [4]
 
 
-def _dies_at(poison: bytes) -> Callable[..., Any]:
-    whole = decode.decode_image
-
-    def decode_or_die(data: bytes, size: int, max_pixels: int) -> Any:
-        if data == poison:
-            os._exit(139)
-        return whole(data, size, max_pixels)
-
-    return decode_or_die
-
-
 @pytest.mark.ray
 def test_a_row_that_ends_its_reader_is_left_out_and_its_neighbours_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -209,14 +197,7 @@ def test_a_row_that_ends_its_reader_is_left_out_and_its_neighbours_are_not(
     """As a decoder that crashes on one image does."""
     refs, cache = four_shards(tmp_path)
     monkeypatch.setattr(caching, "HERE_S", -1.0)
-    poison = IMAGES[6 + 3]
-
-    def parts(spec: dict[str, Any], chosen: list[int], size: int, block_rows: int = 256) -> Any:
-        setattr(rows, "decode_image", _dies_at(poison))  # noqa: B010
-        yield from caching_parts(spec, chosen, size, block_rows)
-
-    caching_parts = caching._parts
-    monkeypatch.setattr(caching, "_parts", parts)
+    poison(monkeypatch, tmp_path, IMAGES[6 + 3], "os.kill(os.getpid(), 11)")
     with ray_session(None, cpus=2, gpus=0):
         began = time.monotonic()
         fill_cache(cache, refs, lambda uri: None, LIMIT, 0.1, 60.0)

@@ -175,6 +175,16 @@ def test_a_task_that_was_completed_before_fails_before_anything_landed(tmp_path:
     assert sorted(path.name for path in inbox.iterdir()) == before
 
 
+@pytest.mark.parametrize("rows", [8, 100])
+def test_a_task_does_not_take_other_shards_of_its_names(tmp_path: Path, rows: int) -> None:
+    inbox = tmp_path / "inbox"
+    list(land_path(table(tmp_path / "big.parquet", 4), str(inbox), rows, None))
+    before = sorted(path.name for path in inbox.iterdir())
+    with pytest.raises(ShardExists, match="exists with other content"):
+        list(land_path(table(tmp_path / "big.parquet", 5, images=3), str(inbox), rows, "spring"))
+    assert sorted(path.name for path in inbox.iterdir()) == before
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "", "x" * 300, "ö", "-x"])
 def test_every_argument_is_checked_before_the_first_byte(tmp_path: Path, name: str) -> None:
     inbox = tmp_path / "inbox"

@@ -24,6 +24,7 @@ from stream_odml.gallery.store import Store
 from stream_odml.gallery.table import CHECKPOINT_EVERY, Table
 from stream_odml.gallery.tables import SCHEMAS
 from stream_odml.gallery.writer import Writer
+from stream_odml.stream.claims import CLAIMS
 from tests.gallery.world import Item, Shard, commit_stage, ingest, new_root
 
 MINUTE = timedelta(minutes=1)
@@ -139,6 +140,8 @@ def pushed_stream(root: Path) -> Writer:
     for name in ("push-1", "push-2", "push-3"):
         path = root / "push" / f"{name}.parquet"
         path.write_bytes(name.encode())
+        (root / "push" / CLAIMS).mkdir(exist_ok=True)  # as an object store has one for each name
+        (root / "push" / CLAIMS / path.name).write_bytes(b"hash")
         ingest(writer, f"{name}-id", [Item(f"{name}/0", name)])
     (root / "push" / "mine.parquet").write_bytes(b"mine")
     return writer
@@ -158,8 +161,12 @@ def test_pushed_files_go_when_they_are_learnt_and_no_others(
     assert prune_pushed(writer.store, pushed, keep_s=3600) == 0
     assert without_images(writer.store, pushed, ["task-0001"]) == []
     assert prune_pushed(writer.store, pushed, keep_s=0) == 1
-    assert sorted(p.name for p in (tmp_path / "push").iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / "push").glob("*.parquet")) == [
         "mine.parquet",
+        "push-2.parquet",
+        "push-3.parquet",
+    ]
+    assert sorted(p.name for p in (tmp_path / "push" / CLAIMS).iterdir()) == [
         "push-2.parquet",
         "push-3.parquet",
     ]

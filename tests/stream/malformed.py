@@ -111,7 +111,7 @@ _ROW_KINDS: tuple[tuple[str, Reason, Callable[[Random, Any], Any]], ...] = (
     ("id", Reason.DUPLICATE_ID, lambda r, v: "id-0"),
     ("id", Reason.BAD_ID, lambda r, v: "\x1b[2J"),
     ("id", Reason.BAD_ID, lambda r, v: " "),
-    ("attributes", Reason.BAD_ATTRIBUTES, lambda r, v: '{"weight": NaN}'),
+    ("attributes", Reason.BAD_ATTRIBUTES, lambda r, v: '{"a": 1} {"b": 2}'),
     ("attributes", Reason.BAD_ATTRIBUTES, lambda r, v: '{"weight": '),
     ("attributes", Reason.BAD_ATTRIBUTES, lambda r, v: "[1, 2]"),
     ("attributes", Reason.BAD_ATTRIBUTES, lambda r, v: "[" * 100_000),

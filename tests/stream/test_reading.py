@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import random
 import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -258,8 +259,8 @@ def test_a_member_that_declares_too_much_is_not_read(tmp_path: Path, monkeypatch
 def test_a_row_group_that_declares_too_much_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "MAX_ROW_GROUP_BYTES", 100)
-    land_items(tmp_path, "s", some_items(20))
+    monkeypatch.setattr(tables, "memory_allowed", lambda size: 8 << 20)
+    land_items(tmp_path, "s", [NewItem(random.randbytes(9 << 20), "a")])
     with pytest.raises(BadShard) as refusal:
         read(only(tmp_path))
     assert refusal.value.reason is Reason.OVERSIZED

@@ -1,0 +1,88 @@
+"""Values of any library's types as text: how an attribute is stored, whichever format it came in.
+
+| value | stored as |
+|---|---|
+| text | itself |
+| null, NaN, infinity | nothing: the attribute is missing in this row |
+| boolean | `true`, `false` |
+| whole number, decimal | its digits, never an exponent |
+| float | its shortest form that reads back equal (`0.1`, `2.0`), for 16 and 32 bits too |
+| date, time, date and time | ISO 8601; a time with a zone as UTC (`2024-05-01T12:30:00+00:00`) |
+| duration | seconds (`93784.5`) |
+| UUID | its usual form of 36 characters |
+| bytes | their text where they are UTF-8, else hexadecimal digits |
+| list, map, struct inside one | JSON; all of the above holds for each part, and what is missing is null |
+
+`arrow_values.py` makes plain Python values of Arrow's, and of whole columns what `fields.attributes` takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+
+def as_text(value: Any) -> str | None:
+    """The text of a value by the table above, None for what is missing.
+
+    Raises ValueError for what has no text (TypeError's kind too), RecursionError for what is nested too deeply.
+    """
+    part = _part(value)
+    if part is None or isinstance(part, str):
+        return part
+    return json.dumps(part, allow_nan=False, ensure_ascii=False)
+
+
+def _part(value: Any) -> Any:
+    """The value as JSON has it."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_key(key): _part(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_part(item) for item in value]
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str | None:
+    if isinstance(value, Decimal):
+        return f"{value:f}" if value.is_finite() else None
+    if isinstance(value, datetime):
+        return (value if value.tzinfo is None else value.astimezone(UTC)).isoformat()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return seconds_text(value // timedelta(microseconds=1), 1_000_000)
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, bytes):
+        return bytes_text(value)
+    raise ValueError(f"a {type(value).__name__} has no text; write text, a number or a date")
+
+
+def _key(value: Any) -> str:
+    text = as_text(value)
+    if text is None:
+        raise ValueError("a name is null")
+    return text
+
+
+def bytes_text(data: bytes) -> str:
+    """Their text where they are UTF-8 without controls, else hexadecimal digits."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data.hex()
+    return text if text.isprintable() else data.hex()
+
+
+def seconds_text(count: int, per_second: int) -> str:
+    """A number of parts of a second as seconds: digits, and a point where there is a fraction."""
+    return f"{(Decimal(count) / per_second).normalize():f}"

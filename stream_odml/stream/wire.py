@@ -1,0 +1,85 @@
+"""The words between the process that has a table's file and the one that decodes it: JSON and bytes, never pickle."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import IO, Any, NamedTuple
+
+READ, ROW, END = b"B", b"R", b"E"
+"""Kinds of messages to the parent: bytes are wanted, a row, the end of the file."""
+READ_BYTES = 8 << 20
+MAX_JSON_BYTES = 8 << 20
+_HEAD = struct.Struct("<cIq")
+_SIZE = struct.Struct("<q")
+_NONE = -1
+
+
+class Message(NamedTuple):
+    """A kind, its fields, and the bytes that came with them."""
+
+    kind: bytes
+    fields: dict[str, Any]
+    data: bytes | None
+
+
+class BadMessage(OSError):
+    """The other end broke off, or says what no honest one says."""
+
+
+class Pipe:
+    """One end: what the other end writes, and what it reads."""
+
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
+        self._source, self._sink = source, sink
+
+    def send(self, kind: bytes, fields: Mapping[str, Any], data: bytes | None = None) -> None:
+        """Say something to the parent. Rows may wait for one another; what the parent is to answer may not."""
+        text = json.dumps(fields).encode()
+        self._sink.write(_HEAD.pack(kind, len(text), _NONE if data is None else len(data)))
+        self._sink.write(text)
+        if data is not None:
+            self._sink.write(data)
+        if kind != ROW:
+            self._sink.flush()
+
+    def receive(self, max_data_bytes: int) -> Message:
+        """The next message of the child. Raises BadMessage."""
+        kind, length, size = _HEAD.unpack(self._exactly(_HEAD.size))
+        if length > MAX_JSON_BYTES or size > max_data_bytes:
+            raise BadMessage(f"a message of {length} and {size} bytes")
+        try:
+            fields = json.loads(self._exactly(length))
+        except ValueError as error:
+            raise BadMessage(f"not JSON: {error}") from error
+        return Message(kind, fields, None if size == _NONE else self._exactly(size))
+
+    def send_json(self, fields: Mapping[str, Any]) -> None:
+        """Give the child a job."""
+        self.send_bytes(json.dumps(fields).encode())
+
+    def receive_json(self) -> dict[str, Any] | None:
+        """The next job, or None when there will be no more."""
+        try:
+            data = self.receive_bytes()
+        except BadMessage:
+            return None
+        return None if data is None else dict(json.loads(data))
+
+    def send_bytes(self, data: bytes | None) -> None:
+        """Answer the child; None where the bytes cannot be had."""
+        self._sink.write(_SIZE.pack(_NONE if data is None else len(data)))
+        self._sink.write(data or b"")
+        self._sink.flush()
+
+    def receive_bytes(self) -> bytes | None:
+        """What `send_bytes` sent. Raises BadMessage when the other end is gone."""
+        (size,) = _SIZE.unpack(self._exactly(_SIZE.size))
+        return None if size == _NONE else self._exactly(size)
+
+    def _exactly(self, count: int) -> bytes:
+        data = self._source.read(count)
+        if len(data) != count:
+            raise BadMessage("the other end broke off")
+        return data

@@ -1,0 +1,295 @@
+"""Seam 19: a small file that decodes to gigabytes is refused with a reason, and costs its reader little memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stream_odml.stream import tables
+from stream_odml.stream.landing import NewItem, land_items
+from stream_odml.stream.reading import read_shard
+from stream_odml.stream.reasons import BadShard, Reason, TransientReadError
+from tests.stream.helpers import only, read, some_items
+from tests.stream.pictures import picture
+
+MIB = 1 << 20
+PROBE = """
+import json, resource, sys
+from tests.stream.helpers import only
+from stream_odml.stream.reading import read_shard
+from stream_odml.stream.reasons import BadShard, RowProblem
+from stream_odml.stream import tables
+from pathlib import Path
+
+def peak(who):
+    return resource.getrusage(who).ru_maxrss / 1024
+
+list(read_shard(only(Path(sys.argv[1]))))  # an honest shard: everything is loaded
+decoder = tables._decoders.take()
+decoder.end()
+before = peak(resource.RUSAGE_SELF), peak(resource.RUSAGE_CHILDREN)
+refused, rows = "", 0
+try:
+    for row in read_shard(only(Path(sys.argv[2]))):
+        rows += 1
+except BadShard as error:
+    refused = str(error.reason) + ": " + error.detail
+while tables._decoders._idle:
+    tables._decoders.take().end()
+after = peak(resource.RUSAGE_SELF), peak(resource.RUSAGE_CHILDREN)
+print(json.dumps({"refused": refused, "rows": rows, "mib": sum(b - a for a, b in zip(before, after))}))
+"""
+
+
+def zeros(count: int, mib: int) -> pa.Array:
+    return pa.array([b"\0" * (mib * MIB)] * count, pa.large_binary())
+
+
+def arrow_of_compressed_zeros(path: Path) -> None:
+    batch = pa.record_batch({"image": zeros(16, 64), "label": pa.array(range(16))})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(path / "bomb.arrow", batch.schema, options=options) as out:
+        out.write_batch(batch)
+
+
+def arrow_stream_of_compressed_zeros(path: Path) -> None:
+    batch = pa.record_batch({"image": zeros(12, 64), "label": pa.array(range(12))})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(path / "bomb.arrow", batch.schema, options=options) as out:
+        out.write_batch(batch)
+
+
+def parquet_of_compressed_zeros(path: Path) -> None:
+    table = pa.table({"image": zeros(20, 40), "label": pa.array(range(20))})
+    pq.write_table(table, path / "bomb.parquet", compression="zstd", use_dictionary=False, write_batch_size=1)
+
+
+def parquet_that_lies_about_its_sizes(path: Path) -> None:
+    """Its footer declares a row group of a few bytes."""
+    parquet_of_compressed_zeros(path)
+    metadata = pq.read_metadata(path / "bomb.parquet")
+    true = metadata.row_group(0).total_byte_size
+    data = (path / "bomb.parquet").read_bytes()
+    at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    lies = data[at:].replace(_zigzag(true), _zigzag(1 << 28, len(_zigzag(true))))
+    column = metadata.row_group(0).column(0).total_uncompressed_size
+    lies = lies.replace(_zigzag(column), _zigzag(1000, len(_zigzag(column))))
+    (path / "bomb.parquet").write_bytes(data[:at] + lies)
+    assert pq.read_metadata(path / "bomb.parquet").row_group(0).total_byte_size <= 1 << 28
+
+
+def _zigzag(value: int, width: int = 0) -> bytes:
+    value, out = value * 2, bytearray()
+    while value >= 128 or len(out) < width - 1:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def parquet_dictionary_of_one_value(path: Path) -> None:
+    indices = pa.array(np.zeros(175, np.int32))
+    image = pa.DictionaryArray.from_arrays(indices, pa.array([b"\0" * (20 * MIB)]))
+    table = pa.table({"image": image, "label": pa.array([1] * 175)})
+    pq.write_table(table, path / "bomb.parquet", compression="zstd", dictionary_pagesize_limit=64 * MIB)
+
+
+def arrow_dictionary_of_one_value(path: Path) -> None:
+    indices = pa.array(np.zeros(4000, np.int32))
+    image = pa.DictionaryArray.from_arrays(indices, pa.array([b"\0" * MIB]))
+    batch = pa.record_batch({"image": image, "label": pa.array([1] * 4000)})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(path / "bomb.arrow", batch.schema, options=options) as out:
+        out.write_batch(batch)
+
+
+def arrow_runs_of_one_value(path: Path) -> None:
+    image = pa.RunEndEncodedArray.from_arrays(pa.array([100_000], pa.int32()), pa.array([b"\0" * MIB]))
+    batch = pa.record_batch({"image": image, "label": pa.array([1] * 100_000)})
+    with pa.ipc.new_file(path / "bomb.arrow", batch.schema) as out:
+        out.write_batch(batch)
+
+
+def arrow_rows_of_nothing(path: Path) -> None:
+    """A hundred million rows without a byte."""
+    rows = 100_000_000
+    image = pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array([None], pa.binary()))
+    label = pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array(["a"]))
+    batch = pa.record_batch({"image": image, "class_name": label})
+    with pa.ipc.new_file(path / "bomb.arrow", batch.schema) as out:
+        out.write_batch(batch)
+
+
+def parquet_of_nested_lists(path: Path) -> None:
+    inner = pa.ListArray.from_arrays(pa.array([0, 200_000_000], pa.int32()), pa.nulls(200_000_000, pa.int8()))
+    attributes = pa.StructArray.from_arrays([inner], ["tags"])
+    table = pa.table({"image": [picture()], "label": [1], "attributes": attributes})
+    pq.write_table(table, path / "bomb.parquet", compression="zstd")
+
+
+def parquet_of_huge_metadata(path: Path) -> None:
+    table = pa.table({"image": [picture()], "label": [1]})
+    table = table.replace_schema_metadata({"notes": "\0" * (90 * MIB)})
+    pq.write_table(table, path / "bomb.parquet", compression="zstd")
+
+
+BOMBS: dict[Callable[[Path], None], str] = {
+    arrow_of_compressed_zeros: "oversized",
+    arrow_stream_of_compressed_zeros: "oversized",
+    parquet_of_compressed_zeros: "oversized: row group 0 declares",
+    parquet_that_lies_about_its_sizes: "oversized",
+    parquet_dictionary_of_one_value: "oversized",
+    arrow_dictionary_of_one_value: "oversized",
+    arrow_runs_of_one_value: "oversized",
+    arrow_rows_of_nothing: "oversized",
+    parquet_of_nested_lists: "oversized",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
+def test_a_bomb_is_refused_and_costs_little(tmp_path: Path, bomb: Callable[[Path], None]) -> None:
+    land_items(tmp_path / "honest", "s", some_items(3))
+    (tmp_path / "inbox").mkdir()
+    bomb(tmp_path / "inbox")
+    assert only(tmp_path / "inbox").size_bytes < 3 * MIB
+    arguments = [sys.executable, "-c", PROBE, str(tmp_path / "honest"), str(tmp_path / "inbox")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
+    seen = json.loads(done.stdout)
+    assert seen["refused"].startswith(BOMBS[bomb]), seen
+    assert seen["mib"] < 300, seen
+    assert len(read(only(tmp_path / "honest"))[0]) == 3, "an honest shard is read as before"
+
+
+def test_many_columns_deep_nesting_and_long_metadata_are_read_or_refused(tmp_path: Path) -> None:
+    names = [f"c{n}" for n in range(20_000)]
+    wide = pa.table({"image": [picture()], "label": [1]} | {name: [0] for name in names})
+    deep: pa.DataType = pa.int8()
+    for _ in range(60):
+        deep = pa.list_(deep)
+    nested = pa.table(
+        {"image": [picture()], "label": [1], "attributes": pa.array([{"a": None}], pa.struct([("a", deep)]))}
+    )
+    long = pa.table({"image": [picture()], "label": [1]}).replace_schema_metadata({"notes": "x" * (20 * MIB)})
+    for name, table in {"wide": wide, "nested": nested, "long": long}.items():
+        (tmp_path / name).mkdir()
+        pq.write_table(table, tmp_path / name / "s.parquet")
+        with pa.ipc.new_file(tmp_path / name / "t.arrow", table.schema) as out:
+            out.write_table(table)
+        for suffix in ("s.parquet", "t.arrow"):
+            (tmp_path / name / suffix).rename(tmp_path / suffix)
+            try:
+                items, problems = read(only(tmp_path))
+            except BadShard as error:
+                assert error.reason in (Reason.OVERSIZED, Reason.CORRUPT_FILE)  # noqa: PT017
+            else:
+                assert len(items) + len(problems) == 1
+            (tmp_path / suffix).unlink()
+
+
+def test_an_honest_shard_much_larger_than_the_free_allowance_is_read(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    items = (NewItem(picture(n) + random.bytes(MIB), "a", str(n)) for n in range(300))
+    land_items(tmp_path, "s", items)
+    assert only(tmp_path).size_bytes > 300 * MIB
+    assert sum(len(row.image) > MIB for row in read_shard(only(tmp_path))) == 300  # type: ignore[union-attr]
+
+
+def test_a_sparse_tar_is_bounded_too(tmp_path: Path) -> None:
+    """Members that are holes: a hundred of 60 MB in a file of a few kilobytes."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for n in range(100):
+            member = tarfile.TarInfo(f"{n}.png")
+            member.type = tarfile.GNUTYPE_SPARSE
+            head = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+            head[386:410] = b"%011o\0%011o\0" % (0, 0)
+            head[483:495] = b"%011o\0" % (60 * MIB)
+            head[148:156] = b"%06o\0 " % (sum(head[:148]) + 8 * 32 + sum(head[156:512]))
+            out.write(bytes(head))
+            tar.offset = out.tell()
+    (tmp_path / "s.tar").write_bytes(out.getvalue())
+    with pytest.raises(BadShard) as refusal:
+        read(only(tmp_path))
+    assert refusal.value.reason is Reason.OVERSIZED
+
+
+def test_members_that_are_not_used_are_not_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for n in range(40):
+            member = tarfile.TarInfo(f"a.part{n}")
+            member.size = 8 * MIB
+            tar.addfile(member, io.BytesIO(bytes(8 * MIB)))
+        for name, data in (("a.png", picture()), ("a.cls", b"cat")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    items, _ = read(only(tmp_path))
+    assert [item.class_name for item in items] == ["cat"]
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 60
+
+
+def _decoder_pid() -> int:
+    return int(tables._decoders._idle[-1]._process.pid)
+
+
+def test_a_decoder_that_is_killed_while_it_waits_is_replaced(tmp_path: Path) -> None:
+    land_items(tmp_path, "s", some_items(3))
+    read(only(tmp_path))
+    os.kill(_decoder_pid(), signal.SIGKILL)
+    tables._decoders._idle[-1]._process.wait()
+    assert len(read(only(tmp_path))[0]) == 3
+
+
+def test_a_decoder_that_is_killed_from_outside_is_no_fault_of_the_shard(tmp_path: Path) -> None:
+    land_items(tmp_path, "s", some_items(600))
+    read(only(tmp_path))
+    pid = _decoder_pid()
+    rows = read_shard(only(tmp_path))
+    next(rows)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(TransientReadError):
+        list(rows)
+    rows = read_shard(only(tmp_path))
+    next(rows)
+
+
+def test_a_decoder_that_crashes_costs_its_shard_and_says_so(tmp_path: Path) -> None:
+    land_items(tmp_path, "s", some_items(600))
+    read(only(tmp_path))
+    pid = _decoder_pid()
+    rows = read_shard(only(tmp_path))
+    next(rows)
+    os.kill(pid, signal.SIGSEGV)
+    with pytest.raises(BadShard, match=r"killed_reader: .*signal 11 \(Segmentation fault\)"):
+        list(rows)
+
+
+def test_readers_that_stop_early_and_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
+    land_items(tmp_path, "s", some_items(200))
+    ref, found = only(tmp_path), []
+    for _ in range(3):
+        next(read_shard(ref)).row  # noqa: B018
+
+    def work() -> None:
+        found.append([row.row for row in read_shard(ref)])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [list(range(200))] * 4

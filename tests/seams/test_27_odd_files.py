@@ -1,0 +1,235 @@
+"""Seam 27: odd but honest files are read: long notes in a PNG, UUIDs as ids, times in any unit, marks before text; and
+what cannot be read says what was there."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, PngImagePlugin
+
+from stream_odml.stream import fields
+from stream_odml.stream.decode import decode_image
+from stream_odml.stream.reading import RawItem
+from stream_odml.stream.reasons import BadImage, BadShard, Reason, RowError, RowProblem
+from stream_odml.stream.shard import ShardRef
+from tests.stream.helpers import only, read
+from tests.stream.pictures import encoded, picture, png_bomb
+
+MIB = 1 << 20
+WHEN = datetime(2024, 5, 1, 12, 30, 0, 250_000, tzinfo=UTC)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
+    """A PNG with one more chunk after its header."""
+    return png[:33] + chunk(kind, data) + png[33:]
+
+
+def many_texts(png: bytes) -> bytes:
+    """Each of them short enough for Pillow, all of them not."""
+    return png[:33] + chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * (MIB - 9))) * 80 + png[33:]
+
+
+NOTES = {
+    "text": lambda: with_chunk(picture(), b"tEXt", b"Comment\0" + b"x" * (3 * MIB)),
+    "compressed text": lambda: with_chunk(picture(), b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (3 * MIB))),
+    "a bomb of text": lambda: with_chunk(picture(), b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (300 * MIB), 9)),
+    "international text": lambda: with_chunk(picture(), b"iTXt", b"XML\0\0\0\0\0" + b"<x/>" * MIB),
+    "colour profile": lambda: with_chunk(picture(), b"iCCP", b"icc\0\0" + zlib.compress(bytes(3 * MIB))),
+    "many texts": lambda: many_texts(picture()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_long_notes_in_a_png_do_not_matter(note: str) -> None:
+    assert (decode_image(NOTES[note](), 16) == decode_image(picture(), 16)).all()
+
+
+def test_a_png_with_notes_keeps_its_transparency_and_its_orientation_and_its_limit() -> None:
+    image = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    plain = encoded(image, "PNG", exif=exif)
+    noted = with_chunk(plain, b"tEXt", b"Comment\0" + b"x" * (80 * MIB))
+    assert (decode_image(noted, 16) == decode_image(plain, 16)).all()
+    assert decode_image(noted, 16)[-1, 0].tolist() == [0, 0, 255]
+    with pytest.raises(BadImage) as refusal:
+        decode_image(with_chunk(png_bomb(), b"zTXt", b"k\0\0" + zlib.compress(b"x" * (3 * MIB))), 16)
+    assert refusal.value.reason is Reason.IMAGE_BOMB
+    assert PngImagePlugin.MAX_TEXT_CHUNK == MIB, "the limit of other users of Pillow is as it was"
+
+
+def test_long_profiles_and_comments_in_other_formats() -> None:
+    image = Image.open(io.BytesIO(picture()))
+    profile = np.random.default_rng(0).bytes(3 * MIB)
+    for format in ("JPEG", "WEBP", "TIFF"):
+        decode_image(encoded(image, format, icc_profile=profile), 16)
+
+
+def table(folder: Path, **columns: Any) -> tuple[list[RawItem], list[RowProblem]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    count = len(next(iter(columns.values())))
+    columns = {"image": [picture(n) for n in range(count)], "label": ["a"] * count, **columns}
+    pq.write_table(pa.table(columns), folder / "s.parquet")
+    return read(only(folder))
+
+
+def test_ids_of_fixed_size(tmp_path: Path) -> None:
+    ids = [UUID(int=n << 100 | 0xFF) for n in range(2)]
+    raw = [one.bytes for one in ids]
+    for name, column in {"uuid": pa.array(raw, pa.uuid()), "bytes": pa.array(raw, pa.binary(16))}.items():
+        items, problems = table(tmp_path / name, id=column)
+        assert ([item.item_id for item in items], problems) == ([str(one) for one in ids], [])
+    items, _ = table(tmp_path / "text", id=pa.array([b"item-0001"], pa.binary(9)))
+    assert items[0].item_id == "item-0001"
+    items, _ = table(tmp_path / "padded", id=pa.array([b"item\0\0"], pa.binary(6)))
+    assert items[0].item_id == "item"
+    items, _ = table(tmp_path / "digest", id=pa.array([b"\xff" * 20], pa.binary(20)))
+    assert items[0].item_id == "ff" * 20
+    items, _ = table(tmp_path / "dictionary", id=pa.array(["x", "y"]).dictionary_encode())
+    assert [item.item_id for item in items] == ["x", "y"]
+    _, problems = table(tmp_path / "bad", id=pa.array([b"\xff\xfe", b"ok"], pa.binary()))
+    assert [(problem.row, problem.reason) for problem in problems] == [(0, Reason.BAD_ID)]
+
+
+SECONDS = WHEN.timestamp()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([int(SECONDS * 1e3)]),
+        pa.array([int(SECONDS * 1e6)]),
+        pa.array([int(SECONDS * 1e6) * 1000]),
+        pa.array([SECONDS]),
+        pa.array([SECONDS * 1e3]),
+        pa.array([str(int(SECONDS * 1e3))]),
+        pa.array(["1714566600.25"]),
+        pa.array(["2024-05-01T12:30:00.25Z"]),
+        pa.array(["2024-05-01 14:30:00.250+02:00"]),
+        pa.array(["2024-05-01T12:30:00.250000123Z"]),
+        pa.array([WHEN.replace(tzinfo=None)], pa.timestamp("ms")),
+        pa.array([WHEN], pa.timestamp("ns", "America/New_York")),
+        pa.array([WHEN], pa.timestamp("us", "+05:30")),
+        pa.array([WHEN]).dictionary_encode(),
+    ],
+    ids=lambda column: f"{column.type}-{column[0]}",
+)
+def test_times_in_every_unit_and_zone(tmp_path: Path, column: Any) -> None:
+    items, problems = table(tmp_path, time=column)
+    assert not problems
+    assert items[0].time == WHEN
+
+
+def test_units_of_numbers_are_told_by_their_size() -> None:
+    day = datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
+    for value in (10**9, 10**12, 10**15, 10**18, 1e9, 1e12):
+        assert fields.when(value) == day
+    assert fields.when(0) == datetime(1970, 1, 1, tzinfo=UTC)
+    assert fields.when(10**11 - 1) == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=10**11 - 1)
+    for bad in (-1, float("nan"), float("inf"), True, 10**30, "noon", [1], "9" * 19 + "9"):
+        with pytest.raises(RowError):
+            fields.when(bad)
+
+
+def tar(folder: Path, *members: tuple[str, bytes]) -> ShardRef:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / "s.tar", "w") as out:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            out.addfile(member, io.BytesIO(data))
+    return only(folder)
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
+def test_marks_before_text_are_no_part_of_it(tmp_path: Path, mark: str) -> None:
+    ref = tar(
+        tmp_path,
+        ("a.png", picture()), ("a.cls", "кот".encode(mark)),
+        ("b.png", picture()), ("b.txt", "кот\r\n".encode(mark)),
+        ("c.png", picture()), ("c.json", '{"label": "кот", "attributes": {"hue": "red"}}'.encode(mark)),
+    )  # fmt: skip
+    items, problems = read(ref)
+    assert not problems
+    assert {item.class_name for item in items} == {"кот"}
+    assert items[2].attributes == {"hue": "red"}
+
+
+def test_several_dots_say_what_was_there(tmp_path: Path) -> None:
+    ref = tar(
+        tmp_path,
+        ("22.05.png", picture()), ("22.05.cls", b"a"),
+        ("b.rgb.png", picture()), ("b.depth.png", picture()), ("b.cls", b"a"),
+        ("c.rgb.png", picture()), ("c.png", picture(1)), ("c.cls", b"a"),
+        ("d.v2/e.png", picture()), ("d.v2/e.cls", b"a"),
+        ("f.cls", b"a"),
+    )  # fmt: skip
+    items, problems = read(ref)
+    assert [(item.row, item.image == picture(1)) for item in items] == [(2, True), (3, False)]
+    assert [problem.reason for problem in problems] == [Reason.MISSING_IMAGE] * 3
+    assert (
+        "sample '22' has no image among .05.png, .05.cls; the key ends at the first dot" in problems[0].detail
+    )
+    assert "sample 'b' has no image among .rgb.png, .depth.png, .cls; the key" in problems[1].detail
+    assert problems[2].detail == "sample 'f' has no image among .cls; expected one such as .jpg or .png"
+    many = tar(tmp_path / "many", *((f"k.{n}.npy", b"") for n in range(5000)))
+    (problem,) = read(many)[1]
+    assert problem.detail.count(".npy") < 20
+
+
+def test_repeated_members(tmp_path: Path) -> None:
+    """The same bytes twice do no harm; other bytes under one name are refused rather than chosen from."""
+    ref = tar(
+        tmp_path,
+        ("a.png", picture()), ("a.png", picture()), ("a.cls", b"x"),
+        ("b.png", picture(1)), ("b.png", picture(2)), ("b.cls", b"x"),
+        ("c.png", picture(3)), ("c.cls", b"x"), ("c.cls", b"y"),
+        ("a.png", picture(4)), ("a.cls", b"x"),
+    )  # fmt: skip
+    items, problems = read(ref)
+    assert [item.row for item in items] == [0]
+    assert [problem.reason for problem in problems] == [Reason.DUPLICATE_ID] * 3
+    assert "member 'b.png' comes twice, with different bytes" in problems[0].detail
+
+
+def test_tars_without_anything_in_them(tmp_path: Path) -> None:
+    empty = tar(tmp_path / "empty")
+    left = tar(tmp_path / "left", ("._a.png", b"?"), (".DS_Store", b"?"))
+    for ref, words in ((empty, "the tar has no members"), (left, "2 of a system or tool were passed over")):
+        with pytest.raises(BadShard, match=words) as refusal:
+            read(ref)
+        assert refusal.value.reason is Reason.EMPTY_FILE
+
+
+def test_a_compressed_tar_says_so_and_an_old_one_is_read(tmp_path: Path) -> None:
+    ref = tar(tmp_path / "new", ("a.png", picture()), ("a.cls", b"x"))
+    data = bytearray(Path(ref.uri).read_bytes())
+    compressed = {"gzip": zlib.compress(bytes(data), wbits=31), "zstd": b"\x28\xb5\x2f\xfd" + bytes(508)}
+    for folder, packed in compressed.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.tar").write_bytes(packed)
+        with pytest.raises(BadShard, match=f"compressed with {folder}; land it uncompressed"):
+            read(only(tmp_path / folder))
+    for at in [start for start in range(0, len(data), 512) if data[start + 257 : start + 262] == b"ustar"]:
+        data[at + 257 : at + 265] = bytes(8)
+        data[at + 148 : at + 156] = b" " * 8
+        data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/s.tar").write_bytes(data)
+    assert len(read(only(tmp_path / "old"))[0]) == 1
