@@ -26,7 +26,8 @@ _DROPPED = "frontend prometheus"
 _STATS = "listen stats"
 _SCRIPT = "haproxy"
 MAX_CONNECTIONS = 16_384
-"""Connections of all clients at once; fewer where the limit of open files, two for each connection, is lower."""
+"""Connections of all clients at once; fewer where the limit of open files is lower: each takes two, and for every four
+of them there is a pipe of two more."""
 IDLE_TIMEOUT_S = 60
 
 
@@ -55,7 +56,9 @@ def max_connections() -> int:
     """Return how many connections HAProxy may hold, by the limit of open files: with more it would not start."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
-        MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, max(64, hard // 2 - 200))
+        MAX_CONNECTIONS
+        if hard == resource.RLIM_INFINITY
+        else min(MAX_CONNECTIONS, max(64, (hard - 500) * 2 // 5))
     )
 
 

@@ -20,9 +20,11 @@ from stream_odml.cluster import haproxy_walls
 from stream_odml.cluster.runtime import free_port
 
 CONFIG = """global
-    maxconn 400
+    maxconn {connections}
 defaults
     mode http
+    option splice-request
+    option splice-response
     timeout connect 5s
     timeout client 3600s
     timeout server 30s
@@ -55,7 +57,9 @@ def proxy(tmp_path: Path) -> Iterator[int]:
     threading.Thread(target=replica.serve_forever, daemon=True).start()
     port = free_port()
     config, front = tmp_path / "haproxy.cfg", tmp_path / "front"
-    config.write_text(CONFIG.format(port=port, replica=replica.server_port))
+    config.write_text(
+        CONFIG.format(port=port, replica=replica.server_port, connections=haproxy_walls.max_connections())
+    )
     front.write_text("\n".join(["127.0.0.1", *haproxy_walls.front_bounds(1, 60)]))
     command = [
         sys.executable,
