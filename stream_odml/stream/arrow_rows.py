@@ -17,14 +17,13 @@ import pyarrow.parquet as pq
 
 from stream_odml.stream import arrow_values
 from stream_odml.stream.arrow_values import is_bytes, is_text, unwrapped
+from stream_odml.stream.bounds import decoded_allowed
 from stream_odml.stream.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.stream.reasons import BadShard, Reason, RowError
 
 BATCH_ROWS = 128
 BATCH_BYTES = 32 << 20
 """Rows decoded at once, and about how many bytes of them."""
-MAX_ROW_GROUP_BYTES = 2 << 30
-"""A row group that declares more is refused, as is one out of proportion to its file (oversized)."""
 _READ_AHEAD = 1 << 20
 _DICTIONARIES = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
 
@@ -60,15 +59,15 @@ class _Columns:
         return [name for name in self.names.values() if name not in self.constants]
 
 
-def rows_of(file: Bytes, format: str, constants: Mapping[str, str], memory: int) -> Iterator[RawRow]:
-    """Rows in file order. `memory` is what reading may take at once.
+def rows_of(file: Bytes, format: str, constants: Mapping[str, str]) -> Iterator[RawRow]:
+    """Rows in file order.
 
     Raises BadShard (truncated, corrupt, wrong schema, oversized), MemoryError, and what `file` raises.
     """
     reader = _parquet_batches if format == "parquet" else _arrow_batches
     row = 0
     try:
-        for columns, batch in reader(file, constants, memory):
+        for columns, batch in reader(file, constants):
             for raw in _unpack(batch, columns):
                 yield replace(raw, row=row)
                 row += 1
@@ -160,39 +159,38 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def _parquet_batches(
-    file: Bytes, constants: Mapping[str, str], memory: int
-) -> Iterator[tuple[_Columns, Any]]:
+def _parquet_batches(file: Bytes, constants: Mapping[str, str]) -> Iterator[tuple[_Columns, Any]]:
     # With a buffer, pages are read as they are needed; without one a column's part of a row group is read at once.
     table = pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=_READ_AHEAD)
     columns = _columns(table.schema_arrow, constants)
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
-        limit = min(MAX_ROW_GROUP_BYTES, memory)
-        if about.total_byte_size > limit:
-            raise BadShard(
-                Reason.OVERSIZED,
-                f"row group {group} declares {about.total_byte_size} bytes, at most {limit} in a file of "
-                f"{file.size_bytes}; write smaller row groups",
+        if about.total_byte_size > decoded_allowed(file.size_bytes):
+            detail = (
+                f"row group {group} declares {about.total_byte_size} bytes in a file of {file.size_bytes}"
             )
-        rows = _rows_at_once(about, columns.names["image"])
+            raise BadShard(Reason.OVERSIZED, detail)
+        rows = rows_at_once(about, columns.names["image"])
         for batch in table.iter_batches(rows, row_groups=[group], columns=columns.wanted, use_threads=False):
             yield columns, batch
 
 
-def _rows_at_once(group: Any, image: str) -> int:
-    """So many rows that they take about `BATCH_BYTES`; a dictionary may hold one value that all rows repeat."""
+def rows_at_once(group: Any, column: str | None = None) -> int:
+    """Rows of a row group that take about `BATCH_BYTES` decoded, by one column or by all.
+
+    A dictionary may hold one value that all rows repeat, so a row of it may be as large as all of it.
+    """
+    row = 0
     for at in range(group.num_columns):
-        column = group.column(at)
-        if column.path_in_schema.split(".")[0] == image:
-            size = int(column.total_uncompressed_size)
-            repeats = bool(_DICTIONARIES.intersection(column.encodings))
-            row = size if repeats and size < BATCH_BYTES else size // max(1, int(group.num_rows))
-            return max(8, min(BATCH_ROWS, BATCH_BYTES // max(1, row)))
-    return BATCH_ROWS
+        about = group.column(at)
+        if column is None or about.path_in_schema.split(".")[0] == column:
+            size = int(about.total_uncompressed_size)
+            repeats = bool(_DICTIONARIES.intersection(about.encodings)) and size < BATCH_BYTES
+            row = max(row, size if repeats else size // max(1, int(group.num_rows)))
+    return max(8, min(BATCH_ROWS, BATCH_BYTES // max(1, row)))
 
 
-def _arrow_batches(file: Bytes, constants: Mapping[str, str], memory: int) -> Iterator[tuple[_Columns, Any]]:
+def _arrow_batches(file: Bytes, constants: Mapping[str, str]) -> Iterator[tuple[_Columns, Any]]:
     source = pa.PythonFile(file, mode="r")
     is_file = _at(file, 0, 6) == b"ARROW1"
     if not is_file:

@@ -14,7 +14,7 @@ FREE_BYTES = 256 << 20
 """What any file may decode to, at once and in all."""
 MEMORY_PER_BYTE = 4
 MAX_MEMORY_BYTES = 4 << 30
-_ROWS_PER_BYTE = 64
+_DECODED_PER_BYTE = 64
 _ROW_BYTES = 1024
 """What a row costs beside its image: rows without bytes are many in a small file too."""
 
@@ -24,9 +24,14 @@ def memory_allowed(size_bytes: int) -> int:
     return min(FREE_BYTES + MEMORY_PER_BYTE * size_bytes, MAX_MEMORY_BYTES)
 
 
+def decoded_allowed(size_bytes: int) -> int:
+    """Bytes that all rows of a file of this size may decode to, together."""
+    return FREE_BYTES + _DECODED_PER_BYTE * size_bytes
+
+
 def bounded(rows: Iterator[RawRow], size_bytes: int) -> Iterator[RawRow]:
     """The same rows. Raises BadShard(oversized) once all of them together are out of proportion to the file."""
-    limit, spent = FREE_BYTES + _ROWS_PER_BYTE * size_bytes, 0
+    limit, spent = decoded_allowed(size_bytes), 0
     for row in rows:
         spent += _ROW_BYTES + len(row.image or b"")
         if spent > limit:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import os
 import shutil
 import tarfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.stream import fields
+from stream_odml.stream.arrow_rows import rows_at_once
 from stream_odml.stream.publish import MAX_NAME_CHARS, ShardExists, check_name, publish
+from stream_odml.stream.rawrow import MAX_IMAGE_BYTES
 from stream_odml.stream.reading import check_rows
 from stream_odml.stream.reasons import Reason, RowError
 from stream_odml.stream.shard import FILE_FORMATS, TASK_SUFFIX, ShardManifest, format_of, shard_name
@@ -44,6 +45,10 @@ __all__ = [
 
 Inbox = str | os.PathLike[str]
 ROWS_PER_GROUP = 256
+GROUP_BYTES = 64 << 20
+"""A row group holds no more rows than take so many bytes: readers decode one at a time."""
+SHARD_BYTES = 1 << 30
+_READ_AHEAD = 1 << 20
 
 _SCHEMA = pa.schema(
     [
@@ -89,8 +94,16 @@ def land_items(
 
 
 def _groups(items: Iterable[NewItem]) -> Iterator[list[NewItem]]:
-    pending = iter(items)
-    while group := list(itertools.islice(pending, ROWS_PER_GROUP)):
+    """Items of one row group each: so many that a reader need not hold more than `GROUP_BYTES` and an image."""
+    group: list[NewItem] = []
+    held = 0
+    for item in items:
+        if group and (len(group) == ROWS_PER_GROUP or held + len(item.image) > GROUP_BYTES):
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += len(item.image)
+    if group:
         yield group
 
 
@@ -110,6 +123,8 @@ def _checked(item: NewItem, seen: set[str]) -> NewItem:
         if item_id in seen:
             raise RowError(Reason.DUPLICATE_ID, f"its id {item_id!r} came before in this shard")
         seen.add(item_id)
+    if len(item.image) > MAX_IMAGE_BYTES:
+        raise RowError(Reason.OVERSIZED, f"{len(item.image)} bytes of image, at most {MAX_IMAGE_BYTES}")
     name = fields.class_name(item.class_name)
     return NewItem(item.image, name, item_id, fields.attributes(item.attributes), fields.when(item.time))
 
@@ -189,14 +204,19 @@ def land_parquet(
     """Split a large Parquet file into shards `<name>-00000.parquet` …, one at a time; yields each URI as it
     lands.
 
-    `label_names` turns a numbered `label` column into `class_name`. `name` is by default made from the
+    A shard has fewer rows where they would be more than `SHARD_BYTES`. `label_names` turns a numbered `label`
+    column into `class_name`. `name` is by default made from the
     file's own; `only` leaves out shards of other names. Raises ValueError, ShardExists, OSError.
     """
     names = parquet_names(path, rows_per_shard, name)
-    with pq.ParquetFile(Path(path)) as table:
-        for final, batches in zip(names, _cut(table, rows_per_shard), strict=True):
+    with pq.ParquetFile(Path(path), buffer_size=_READ_AHEAD) as table:
+        count, source = _shard_rows(table.metadata, rows_per_shard), _Rows(table)
+        for final in names:
+            rows = source.take(count)
             if only is None or final in only:
-                yield publish(inbox, final, _writer(batches, label_names), options)
+                yield publish(inbox, final, _writer(rows, table.schema_arrow, label_names), options)
+            for _ in rows:  # of a shard that is left out
+                pass
 
 
 def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> list[str]:
@@ -206,34 +226,80 @@ def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> 
     source = Path(path)
     stem = shard_name(source.stem) if name is None else name
     with pq.ParquetFile(source) as table:
-        count = -(-table.metadata.num_rows // rows_per_shard)
+        count = -(-table.metadata.num_rows // _shard_rows(table.metadata, rows_per_shard))
     return [check_name(f"{stem}-{index:05d}.parquet") for index in range(count)]
 
 
-def _cut(table: Any, rows: int) -> Iterator[list[Any]]:
-    held: list[Any] = []
-    for batch in table.iter_batches(min(rows, 1024), use_threads=False):
-        while batch.num_rows:
-            room = rows - sum(part.num_rows for part in held)
-            held.append(batch.slice(0, room))
-            batch = batch.slice(room)
-            if sum(part.num_rows for part in held) == rows:
-                yield held
-                held = []
-    if held:
-        yield held
+def _shard_rows(metadata: Any, rows_per_shard: int) -> int:
+    """Rows of a shard: as asked, or as many as make about `SHARD_BYTES` where images are largest."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
+    return max(1, min(rows_per_shard, SHARD_BYTES // max(1, largest)))
 
 
-def _writer(batches: list[Any], names: Sequence[str] | None) -> Any:
-    table = pa.Table.from_batches(batches)
+class _Rows:
+    """The rows of a Parquet file, some megabytes at a time."""
+
+    def __init__(self, table: Any) -> None:
+        self._batches = (
+            batch
+            for group in range(table.num_row_groups)
+            for batch in table.iter_batches(
+                rows_at_once(table.metadata.row_group(group)), row_groups=[group], use_threads=False
+            )
+        )
+        self._rest: Any = None
+
+    def take(self, count: int) -> Iterator[Any]:
+        """The next rows, in batches."""
+        while count:
+            if self._rest is None or not self._rest.num_rows:
+                self._rest = next(self._batches, None)
+            if self._rest is None:
+                return
+            part = self._rest.slice(0, count)
+            self._rest = self._rest.slice(part.num_rows)
+            count -= part.num_rows
+            yield part
+
+
+def _writer(batches: Iterator[Any], schema: Any, names: Sequence[str] | None) -> Callable[[IO[bytes]], None]:
     if names is not None:
-        labels = [names[label] for label in table.column("label").to_pylist()]
-        table = table.drop_columns(["label"]).append_column("class_name", pa.array(labels, pa.string()))
+        at = schema.get_field_index("label")
+        schema = schema.remove(at).append(pa.field("class_name", pa.string()))
+
+    def named(group: Any) -> Any:
+        if names is None:
+            return group
+        labels = [names[label] for label in group.column("label").to_pylist()]
+        return group.drop_columns(["label"]).append_column("class_name", pa.array(labels, pa.string()))
 
     def write(file: IO[bytes]) -> None:
-        pq.write_table(table, file, row_group_size=ROWS_PER_GROUP)
+        with pq.ParquetWriter(file, schema) as writer:
+            for group in _row_groups(batches):
+                writer.write_table(named(group))
 
     return write
+
+
+def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:
+    """Tables of one row group each: at most `ROWS_PER_GROUP` rows and, but for a single row, about `GROUP_BYTES`."""
+    held: list[Any] = []
+    rows = size = 0
+    for batch in batches:
+        while batch.num_rows:
+            each = max(1, batch.nbytes // batch.num_rows)
+            room = min(ROWS_PER_GROUP - rows, (GROUP_BYTES - size) // each)
+            if held and room < 1:
+                yield pa.Table.from_batches(held)
+                held, rows, size = [], 0, 0
+                continue
+            part = batch.slice(0, max(1, room))
+            batch = batch.slice(part.num_rows)
+            held.append(part)
+            rows, size = rows + part.num_rows, size + part.nbytes
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def complete_task(

@@ -89,7 +89,7 @@ def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
     """Read one file; how it ended."""
     file = AskedFile(pipe, int(job["size"]))
     try:
-        for row in rows_of(file, job["format"], job["constants"], int(job["memory"])):
+        for row in rows_of(file, job["format"], job["constants"]):
             _send_row(pipe, row)
     except BadShard as error:
         return {"reason": str(error.reason), "detail": error.detail}

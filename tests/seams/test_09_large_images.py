@@ -1,0 +1,147 @@
+"""Seam 09: whatever is landed, its own reader accepts: row groups and shards are cut by bytes as well as by rows, and
+landing streams."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stream_odml.commands.ingest import land_path
+from stream_odml.stream import landing, tables
+from stream_odml.stream.landing import NewItem, land_items, land_parquet
+from stream_odml.stream.reading import RawItem, read_shard
+from stream_odml.stream.sources import DirectorySource
+from tests.stream.pictures import picture
+
+MIB = 1 << 20
+
+
+def large_table(path: Path, sizes: list[int], row_group_size: int = 1 << 20) -> list[bytes]:
+    """A Parquet file of images of these sizes; its images."""
+    random = np.random.default_rng(0)
+    images = [picture(n) + random.bytes(size) for n, size in enumerate(sizes)]
+    table = pa.table({"image": images, "label": [n % 3 for n in range(len(images))]})
+    pq.write_table(table, path, row_group_size=row_group_size, write_batch_size=8)
+    return images
+
+
+def read_back(inbox: Path) -> list[bytes]:
+    """Images of all shards, in the order of their names."""
+    refs = sorted(DirectorySource(inbox).poll(set()), key=lambda ref: ref.name)
+    rows = list(chain.from_iterable(read_shard(ref) for ref in refs))
+    assert all(isinstance(row, RawItem) for row in rows), rows[-1]
+    return [row.image for row in rows if isinstance(row, RawItem)]
+
+
+def group_bytes(inbox: Path) -> list[int]:
+    """Bytes of every row group of an inbox."""
+    found = []
+    for path in sorted(inbox.glob("*.parquet")):
+        metadata = pq.read_metadata(path)
+        found += [metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)]
+    return found
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a megabyte were what 64 are."""
+    monkeypatch.setattr(landing, "GROUP_BYTES", MIB)
+    monkeypatch.setattr(landing, "SHARD_BYTES", 8 * MIB)
+    monkeypatch.setattr(tables, "memory_allowed", lambda size: 256 * MIB)
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize(
+    "sizes",
+    [[300_000] * 60, [3 * MIB] * 10, [10] * 2000, [10, 2 * MIB, 10, 10] * 10, [0] * 300 + [5 * MIB] * 3],
+    ids=["middling", "each above a group", "tiny", "mixed", "large at the end"],
+)
+@pytest.mark.parametrize("source_groups", [7, 1 << 20])
+def test_ingest_cuts_by_bytes_and_loses_nothing(tmp_path: Path, sizes: list[int], source_groups: int) -> None:
+    images = large_table(tmp_path / "big.parquet", sizes, source_groups)
+    list(land_path(tmp_path / "big.parquet", str(tmp_path / "inbox"), 1000, "task-a"))
+    assert read_back(tmp_path / "inbox") == images
+    assert max(group_bytes(tmp_path / "inbox")) <= max(2 * MIB, max(sizes) + MIB)
+    assert all(path.stat().st_size < 24 * MIB for path in (tmp_path / "inbox").glob("*.parquet"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "inbox").glob("*.parquet")}
+    list(land_parquet(tmp_path / "inbox", tmp_path / "big.parquet"))  # again: nothing changes
+    assert {path.name: path.read_bytes() for path in (tmp_path / "inbox").glob("*.parquet")} == before
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_items_are_cut_by_bytes_too(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = [picture(n) + random.bytes(400_000) for n in range(30)]
+    land_items(tmp_path, "s", (NewItem(image, "a") for image in images))
+    assert max(group_bytes(tmp_path)) <= 2 * MIB
+    assert read_back(tmp_path) == images
+
+
+def test_small_images_still_make_groups_of_256(tmp_path: Path) -> None:
+    images = large_table(tmp_path / "s.parquet", [10] * 1100)
+    list(land_parquet(tmp_path / "inbox", tmp_path / "s.parquet", 1000, ["a", "b", "c"]))
+    rows = [
+        pq.read_metadata(path).row_group(n).num_rows
+        for path in sorted((tmp_path / "inbox").glob("*"))
+        for n in range(pq.read_metadata(path).num_row_groups)
+    ]
+    assert rows == [256, 256, 256, 232, 100]
+    assert read_back(tmp_path / "inbox") == images
+
+
+def test_an_image_that_no_reader_takes_is_not_landed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"item 1: .* bytes of image, at most"):
+        land_items(tmp_path, "s", [NewItem(picture(), "a"), NewItem(bytes(65 * MIB), "a")])
+
+
+PEAK = """
+import json, resource, sys
+from pathlib import Path
+from stream_odml.commands.ingest import land_path
+lines = list(land_path(Path(sys.argv[1]), sys.argv[2], 1000, None))
+peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+print(json.dumps({"lines": len(lines), "mib": peak / 1024}))
+"""
+
+
+def peak_of_ingest(source: Path, inbox: Path) -> tuple[int, float]:
+    """Shards, and megabytes at the peak of a process that lands a file."""
+    arguments = [sys.executable, "-c", PEAK, str(source), str(inbox)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    return int(seen["lines"]), float(seen["mib"])
+
+
+def test_landing_streams(tmp_path: Path) -> None:
+    """Its memory does not grow with the file."""
+    for count in (8, 48):
+        large_table(tmp_path / f"{count}.parquet", [4 * MIB] * count)
+    peaks = [peak_of_ingest(tmp_path / f"{n}.parquet", tmp_path / f"inbox{n}")[1] for n in (8, 48)]
+    assert peaks[1] < peaks[0] + 250, peaks
+
+
+@pytest.mark.slow
+def test_256_images_of_8_7_megabytes(tmp_path: Path) -> None:
+    """The size at which one row group of 256 rows is more than any reader takes."""
+    images, random = 256, np.random.default_rng(0)
+    schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
+    with pq.ParquetWriter(tmp_path / "big.parquet", schema, use_dictionary=False) as out:
+        for start in range(0, images, 32):
+            rows = [picture(n) + random.bytes(8_700_000) for n in range(start, start + 32)]
+            out.write_table(pa.table({"image": rows, "label": [0] * 32}, schema=schema))
+    shards, mib = peak_of_ingest(tmp_path / "big.parquet", tmp_path / "inbox")
+    (tmp_path / "big.parquet").unlink()
+    print(f"{shards} shards, {mib:.0f} MiB at the peak")
+    assert shards > 1
+    assert mib < 1000
+    assert max(group_bytes(tmp_path / "inbox")) < 128 * MIB
+    refs = DirectorySource(tmp_path / "inbox").poll(set())
+    assert sum(isinstance(row, RawItem) for ref in refs for row in read_shard(ref)) == images
