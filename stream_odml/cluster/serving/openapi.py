@@ -1,4 +1,5 @@
-"""Request bodies as OpenAPI sees them: the search routes read theirs by hand, so they are described by hand."""
+"""Bodies of requests and answers as OpenAPI sees them: routes read and write theirs by hand, so both are described by
+hand."""
 
 from __future__ import annotations
 
@@ -38,6 +39,16 @@ def _object(properties: Schema, required: list[str] | None = None) -> Schema:
     return schema | ({"required": required} if required else {})
 
 
+def _answer(schema: Schema, status: str = "200") -> Schema:
+    """An answer with `schema`, and the error that every other status carries."""
+    return {
+        "responses": {
+            status: {"description": "answered", "content": {"application/json": {"schema": schema}}},
+            "default": {"description": "refused", "content": {"application/json": {"schema": _ERROR}}},
+        }
+    }
+
+
 def _body(**contents: Schema) -> Schema:
     types = {
         kind.replace("__", "/").replace("_", "-"): {"schema": schema} for kind, schema in contents.items()
@@ -45,13 +56,41 @@ def _body(**contents: Schema) -> Schema:
     return {"requestBody": {"required": True, "content": types}}
 
 
+_ERROR = _object(
+    {name: {"type": "string"} for name in ("error", "detail", "remedy")}, ["error", "detail", "remedy"]
+)
+_HIT = _object(
+    {
+        "id": {"type": "string"},
+        "class": {"type": "string"},
+        "score": {"type": "number", "description": "cosine of the angle between the two embeddings, -1 to 1"},
+        "version": {"type": "string", "description": "the model version that made the item's vector"},
+        "time": {"type": ["string", "null"], "format": "date-time"},
+        "attributes": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+    ["id", "class", "score", "version", "time", "attributes"],
+)
+_FOUND: Schema = {
+    "hits": {"type": "array", "items": _HIT, "description": "the most similar first; absent with group_by"},
+    "groups": {
+        "type": "array",
+        "items": _object(
+            {"class": {"type": "string"}, "hits": {"type": "array", "items": _HIT}}, ["class", "hits"]
+        ),
+        "description": "with group_by: the best class first",
+    },
+}
+_SNAPSHOT: Schema = {
+    "version": {"type": "string", "description": "the model version that answered"},
+    "sequence": {"type": "integer", "description": "the commit of the store that answered, for min_seq"},
+}
 SEARCH_BODY = _body(
     application__json=_object({"vector": _VECTOR, "image": _IMAGE, "version": _VERSION, **_QUERY}),
     multipart__form_data=_object({"image": _FILE}, ["image"]),
     image__png=_FILE,
     image__jpeg=_FILE,
     image__webp=_FILE,
-)
+) | _answer(_object({**_SNAPSHOT, **_FOUND}, ["version", "sequence"]))
 _PACKED = _object(
     {"base64": {"type": "string", "format": "byte"}, "dim": {"type": "integer"}}, ["base64", "dim"]
 )
@@ -64,6 +103,14 @@ BATCH_BODY = _body(
             "version": _VERSION,
             **_QUERY,
         }
+    )
+) | _answer(
+    _object(
+        {
+            **_SNAPSHOT,
+            "results": {"type": "array", "items": _object(_FOUND), "description": "one a query, in order"},
+        },
+        ["version", "sequence", "results"],
     )
 )
 _ITEM: Schema = {
@@ -81,6 +128,16 @@ PUSH_BODY = _body(
     multipart__form_data=_object(
         {"image": {"type": "array", "items": _FILE}, **_FORM_ITEM}, ["image", "class"]
     ),
+) | _answer(
+    _object(
+        {
+            "stream": {"type": ["string", "null"]},
+            "shard": {"type": "string"},
+            "ids": {"type": "array", "items": {"type": "string"}, "description": "one an image, in order"},
+        },
+        ["shard", "ids"],
+    ),
+    "202",
 )
 PUSH_BODY["parameters"] = [
     {
