@@ -27,6 +27,10 @@ from stream_odml.gallery.writer import Writer
 from stream_odml.stream.storage import is_remote, local_path, s3_filesystem, s3_path
 
 ENDPOINTS = "endpoints.json"
+MISSING = (
+    "put these files back under the root, or restore it from a backup; a running stream goes on by itself within "
+    "seconds. Until then their rows are not found, and tasks that need them wait"
+)
 
 
 def service_url(root: str | None, token: str | None = None) -> str:
@@ -105,14 +109,18 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
 
 
 def root_status(root: str) -> dict[str, Any]:
-    """How the stream stands, from its tables: head, counts by state, queues, what each open thing waits for."""
-    store = Store.open(root)
+    """How the stream stands, from its tables: head, counts by state, queues, what each open thing waits for.
+
+    The gallery's files are not read for it, so that it tells of one that is gone.
+    """
+    store = Store.open(root, keep_gallery=False)
     figures = stream_figures(store, store.epoch)
     open_task = store.ledger.open_task
     due = store.ledger.due_tasks(store.tree.learnt())
     return {
         "root": store.uri,
         "head": figures.head or None,
+        **({"missing_files": missing, "remedy": MISSING} if (missing := store.missing_files()) else {}),
         "service": _noted_url(root),
         "shards": dict(figures.shards),
         "images": dict(figures.images),

@@ -87,21 +87,36 @@ class Store:
 
     def refresh(self) -> bool:
         """Take in what was committed since; True when something was. Some 60 µs when there is nothing."""
-        marks = [(table, table.seen) for table in self.tables.values()]
+        before = (
+            [(table, table.seen) for table in self.tables.values()],
+            self._paths,
+            self._blocks,
+            self._txns,
+        )
         try:
             for _ in range(TRIES):
                 try:
                     return self._refresh()
-                except (
-                    FileNotFoundError
-                ):  # compacted and vacuumed while it was read: the log names its successor by now
+                except FileNotFoundError:
+                    # Compacted and vacuumed while it was read: the log names its successor by now.
                     self.forget_seen()
-                    marks = []
             return self._refresh()
         except Exception:
-            for table, seen in marks:  # out of reach: what was named but not read must be named again
+            # Out of reach, or gone for good: what was named but not read is named again, and what is held stays held.
+            marks, self._paths, self._blocks, self._txns = before
+            for table, seen in marks:
                 table.seen = seen
             raise
+
+    def missing_files(self) -> list[str]:
+        """Data files that a table's log names and that are not there, as ``table/file``: one listing for each table."""
+        missing = []
+        for name, table in self.tables.items():
+            if name == "quarantine":
+                table.refresh()
+            there = {info.path for info in self.files.list(name)} if table.present else set()
+            missing += [path for path in sorted(f"{name}/{p}" for p in table.present) if path not in there]
+        return missing
 
     def forget_seen(self) -> None:
         """Let the next :meth:`refresh` read every file again, because one of them went while it was read."""
@@ -114,9 +129,9 @@ class Store:
         while True:
             came, went = self.tables["gallery"].refresh()
             gone = set(went)
-            self._paths = [p for p in self._paths if p not in gone] + came
             if self._keep:
                 self._take_in(came, gone)
+            self._paths = [p for p in self._paths if p not in gone] + came
             new |= bool(came or went)
             # A file that went may have held rows that a ledger row of this very moment replaces: look again.
             if not went or not (self._refresh_ledger() | self._refresh_tree()):
