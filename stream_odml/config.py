@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
 from stream_odml.stream.boundary import BoundaryPolicy
 from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
+from stream_odml.stream.regular import check_root
 
 Method = Literal[
     "ours", "faithful", "no_peer", "no_virtual", "fecd", "l2", "sdc_l2", "sdc_finetune", "finetune",
@@ -41,6 +42,8 @@ class SourceConfig(_Section):
     """Folder, `bucket/prefix`, or table; a relative folder lies under the stream root."""
     poll_s: float = Field(0.5, gt=0, le=3600)
     """Seconds between two looks for new shards."""
+    start_version: int = Field(0, ge=0, lt=2**63)
+    """First version of a `delta` table that is read, where older ones were cleaned out of its log."""
     storage_options: dict[str, str] = Field(default_factory=dict)
     """Of an object store, as the Delta library names them: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID ..."""
 
@@ -206,6 +209,13 @@ class StreamConfig(_Section):
     service: ServiceOptions = ServiceOptions()
     metrics: MetricsConfig = MetricsConfig()
     observe: ObserveConfig = ObserveConfig()
+
+    @field_validator("root")
+    @classmethod
+    def _root_can_hold_tables(cls, root: str) -> str:
+        if "://" not in root:
+            check_root(root)
+        return root
 
     @model_validator(mode="before")
     @classmethod

@@ -31,6 +31,7 @@ from stream_odml.cluster.tidying import Tidying
 from stream_odml.cluster.tracing import span
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.errors import RootBusy, StaleParent, WriterFenced
+from stream_odml.gallery.sequence import sequence_of
 from stream_odml.gallery.writer import Writer
 from stream_odml.stream.shard import ShardRef
 
@@ -201,7 +202,8 @@ class StreamDriver:
             for task in pruned:
                 self._writer.skip_task(task, PRUNED)
             self._refresh_figures(force=True)
-            return {"head": version_id, "tasks_to_relearn": [task for task in lost if task not in pruned]}
+            due = [task for task in lost if task not in pruned]
+            return {"head": version_id, "tasks_to_relearn": due, "sequence": _sequence(self._writer)}
 
     def request_relearn(self, task_id: str, anyway: bool = False) -> dict[str, Any]:
         """Learn a refused or skipped task after all, once those that wait are learnt."""
@@ -222,7 +224,8 @@ class StreamDriver:
             self._writer.forget(subject.kind, subject.name, subject.items)
             self._tidying.erase_soon()
             self._refresh_figures(force=True)
-        return {"forgotten": subject.name, "kind": kind, "items": subject.items}
+            sequence = _sequence(self._writer)
+        return {"forgotten": subject.name, "kind": kind, "items": subject.items, "sequence": sequence}
 
     def status(self) -> dict[str, Any]:
         """Everything a person asks first, as plain values."""
@@ -274,6 +277,11 @@ class StreamDriver:
         folder = targets_folder(config.root, config.metrics.targets_dir)
         self._targets = None if folder is None else announce(folder, "driver", address, {})
         return address
+
+
+def _sequence(writer: Writer) -> int:
+    """What a replica has to reach to show all that was committed here: `min_seq` of a search."""
+    return sequence_of(writer.ledger.seq, writer.tree.seq)
 
 
 def _claim(config: StreamConfig, takeover: bool) -> Writer:

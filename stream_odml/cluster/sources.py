@@ -41,7 +41,7 @@ def open_sources(config: StreamConfig) -> list[Source]:
     elif config.source.kind == "s3":
         sources.append(S3Source(inbox_path(config), options))
     elif config.source.kind == "delta":
-        sources.append(DeltaTableSource(config.source.path, options))
+        sources.append(DeltaTableSource(config.source.path, options, config.source.start_version))
     elif config.source.kind != "none":
         sources.append(_made_by(config.source.kind, config.source.path, options or {}))
     push = push_path(config)

@@ -27,6 +27,7 @@ from stream_odml.gallery.search import (
     build_searcher,
 )
 from stream_odml.gallery.select import encode, select_rows
+from stream_odml.gallery.sequence import sequence_of
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import FloatArray
 from stream_odml.gallery.vectors import Vectors, normalise_rows
@@ -96,8 +97,8 @@ class GallerySnapshot:
 
     @property
     def sequence(self) -> int:
-        """Grows with every commit that it knows: for reading one's own writes."""
-        return self.ledger.seq + self.tree.seq
+        """Grows with every commit that it knows: for reading one's own writes, compared by ``has_reached``."""
+        return sequence_of(self.ledger.seq, self.tree.seq)
 
     def __len__(self) -> int:
         return self.columns.n - len(self.dead)

@@ -80,5 +80,6 @@ class DeltaTableSource:
         if later and version not in commits:
             raise DeltaLogGap(
                 f"{self.uri}: version {version} is not in the log, the next one there is {min(later)}; set "
-                f"start_version={min(later)} and land the older rows once by land_parquet"
+                f"source.start_version: {min(later)} in the configuration, and land the older rows once with "
+                "`stream-odml ingest FILE INBOX`"
             )

@@ -30,7 +30,10 @@ _QUERY: Schema = {
     "group_by": {"type": "string", "enum": ["class"]},
     "group_size": {"type": "integer", "minimum": 1, "maximum": 100, "default": 1},
     "min_version": {"type": "string", "description": "wait until this version's commit is visible"},
-    "min_seq": {"type": "integer", "description": "wait until this sequence is served"},
+    "min_seq": {
+        "type": "integer",
+        "description": "wait until all that an answer of this `sequence` knew is served",
+    },
 }
 
 

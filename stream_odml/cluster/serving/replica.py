@@ -33,6 +33,7 @@ from stream_odml.cluster.serving.thumbnails import Thumbnails
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.ledger import LedgerState
 from stream_odml.gallery.search import SearchSettings
+from stream_odml.gallery.sequence import has_reached
 from stream_odml.gallery.store import Store
 
 WAIT_STEP_S = 0.02
@@ -137,7 +138,7 @@ class Replica:
     def _reached(self, query: Query) -> bool:
         bundle = self._bundle()
         known = query.min_version is None or bundle.snapshot.tree.is_committed(query.min_version)
-        return known and (query.min_seq is None or bundle.sequence >= query.min_seq)
+        return known and (query.min_seq is None or has_reached(bundle.sequence, query.min_seq))
 
     async def search_vectors(self, vectors: Floats, version: str | None, query: Query) -> Answer:
         return await self._answering.vectors(self._bundle(), vectors, version, query)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stream_odml.cluster.indexing import IndexOptions, index_shard
 from stream_odml.gallery.artifacts import BACKWARD, FORWARD, STUDENT
+from stream_odml.gallery.sequence import sequence_of
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.tables import gallery_rows
 from stream_odml.gallery.writer import IngestBatch, Writer
@@ -66,7 +67,7 @@ class TinyStream:
     @property
     def sequence(self) -> int:
         """What a replica's sequence is once it has seen everything."""
-        return self.writer.ledger.seq + self.writer.tree.seq
+        return sequence_of(self.writer.ledger.seq, self.writer.tree.seq)
 
     def land(self, name: str, classes: Sequence[str], per_class: int = 2) -> list[str]:
         """Land and index a shard; the ids of its items."""
