@@ -126,9 +126,12 @@ def _limit(memory: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     RLIMIT_DATA counts private memory only, so that neither libraries nor reserved addresses weigh.
     """
     before = resource.getrlimit(resource.RLIMIT_DATA), resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + memory, before[0][1]))
     seconds = int(time.process_time()) + CPU_S + size // _BYTES_PER_CPU_S
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, before[1][1]))
+    for kind, soft, (_, hard) in (
+        (resource.RLIMIT_DATA, _data_bytes() + memory, before[0]),
+        (resource.RLIMIT_CPU, seconds, before[1]),
+    ):
+        resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     return before
 
 

@@ -24,6 +24,8 @@ from stream_odml.stream.reasons import BadShard, Reason, RowError, TransientRead
 from stream_odml.stream.storage import ShardFile
 from stream_odml.stream.wire import END, READ, READ_BYTES, ROW, BadMessage, Message, Pipe
 
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
+"""What a decoder is told of ours: nothing secret is."""
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
@@ -111,15 +113,15 @@ class _Decoder:
     """One decoding process and the pipe to it."""
 
     def __init__(self) -> None:
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        env |= {
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve more than they use
             "MALLOC_ARENA_MAX": "1",
             "OMP_NUM_THREADS": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "stream_odml.stream.table_reader"],
+            [sys.executable, "-P", "-m", "stream_odml.stream.table_reader"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

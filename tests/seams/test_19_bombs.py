@@ -293,3 +293,23 @@ def test_readers_that_stop_early_and_threads_do_not_disturb_each_other(tmp_path:
     for thread in threads:
         thread.join()
     assert found == [list(range(200))] * 4
+
+
+def test_a_decoder_knows_no_secret_and_lives_with_the_limits_of_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land_items(tmp_path, "s", some_items(3))
+    while tables._decoders._idle:
+        tables._decoders.take().end()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do not tell")
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (500, 500));"
+        "from tests.stream.helpers import only, read; from pathlib import Path;"
+        "print(len(read(only(Path(sys.argv[1])))[0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr
+    assert (soft, hard) == resource.getrlimit(resource.RLIMIT_CPU)
+    read(only(tmp_path))
+    assert b"do not tell" not in Path(f"/proc/{_decoder_pid()}/environ").read_bytes()
