@@ -9,6 +9,7 @@
     python -m benchmarks.faults --parts elastic cut --name nodes            # two nodes; needs root
     python -m benchmarks.faults --parts soak                                # an hour of pushes: faults-soak.json
     python -m benchmarks.faults --parts commits --name commits              # 100,000 commits to the ledger
+    python -m benchmarks.faults --parts neighbours --minutes 10             # two streams: faults-neighbours.json
     python -m benchmarks.faults --sum                                       # faults.json out of faults-*.json
 
 A failure prints the seed and the number of the kill; the exit code is then 1.
@@ -22,14 +23,25 @@ import signal
 import sys
 
 from benchmarks.common import Report, common_arguments
-from benchmarks.faults import commits, elastic, environment, memory, resume, soak
+from benchmarks.faults import commits, elastic, environment, memory, neighbours, resume, soak
 from benchmarks.faults.campaign import Plan, run
 from benchmarks.faults.figures import figures
 from benchmarks.faults.nodes import have_namespaces
 from tests.gallery.crash_walk import POINTS, walk
 
-PARTS = ("kills", "crash", "resume", "environment", "elastic", "cut", "memory", "soak", "commits")
-ALONE = {"soak", "commits"}
+PARTS = (
+    "kills",
+    "crash",
+    "resume",
+    "environment",
+    "elastic",
+    "cut",
+    "memory",
+    "soak",
+    "commits",
+    "neighbours",
+)
+ALONE = {"soak", "commits", "neighbours"}
 """Parts that `--quick` shortens instead of choosing others."""
 QUICK = {"kills": 12, "minutes": 3.0, "apart": 1}
 KILL_MINUTES, SOAK_MINUTES = 7.0, 60.0
@@ -74,8 +86,8 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
             setattr(arguments, name, value)
     if arguments.minutes is None:
         arguments.minutes = SOAK_MINUTES if arguments.parts == ["soak"] else KILL_MINUTES
-    if arguments.parts == ["soak"]:
-        arguments.name = arguments.name or "soak"
+    if arguments.parts in (["soak"], ["neighbours"]):
+        arguments.name = arguments.name or arguments.parts[0]
     return arguments
 
 
@@ -89,8 +101,9 @@ def main() -> None:
     name = arguments.name or "-".join(map(str, arguments.seeds))
     report = Report.begin(f"faults-{name}", arguments)
     broken = sum(do(part, report, arguments) for part in arguments.parts)
-    for figure, value in figures(report.rows).items():
-        report.figure(figure, value)
+    if arguments.parts != ["neighbours"]:  # its rows are of two streams, with figures of their own
+        for figure, value in figures(report.rows).items():
+            report.figure(figure, value)
     report.write()
     sys.exit(1 if broken else 0)
 
@@ -109,6 +122,8 @@ def do(part: str, report: Report, arguments: argparse.Namespace) -> int:
         return int(not row["identical"])
     if part == "soak":
         return soak.run(report, arguments.minutes, arguments.quick)
+    if part == "neighbours":
+        return sum(neighbours.run(report, seed, plan_of(arguments)) for seed in report.seeds)
     if part == "commits":
         return commits.run(report, commits.QUICK_COMMITS if arguments.quick else commits.COMMITS)
     if part == "memory":

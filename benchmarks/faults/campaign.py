@@ -56,7 +56,7 @@ def run(report: Report, seed: int, plan: Plan) -> list[Violation]:
         report.say(f"seed {seed}: starting a stream")
         with Live(Path(folder), rate=plan.rate) as live:
             board = Board(live, seed, plan.kills, say=report.say)
-            others = _slots(board, plan, report)
+            others = kill_for(board, plan, report)
             apart = list(_apart(board, plan, report))
             report.say("no more kills; waiting for what is on its way")
             found = [*live.drain(), *live.end()]
@@ -70,7 +70,7 @@ def run(report: Report, seed: int, plan: Plan) -> list[Violation]:
         return found
 
 
-def _slots(board: Board, plan: Plan, report: Report) -> Others:
+def kill_for(board: Board, plan: Plan, report: Report) -> Others:
     """Let all slots kill until there were enough; who else used the machine meanwhile."""
     slots = [Slot(board, name, plan.pause_s, plan.alone, set(plan.only), plan.again) for name in SLOTS]
     for slot in slots:

@@ -1,0 +1,129 @@
+"""Seam 15: a stream's own Ray, its proxy and its metrics listen on the loopback only, and Ray asks for a token.
+
+What listens anywhere else was asked for by name, and is told in one warning.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stream_odml.cluster.haproxy_walls import narrowed
+from stream_odml.cluster.openness import open_doors
+from stream_odml.cluster.ray_start import own_token
+from stream_odml.cluster.runtime import free_port
+from stream_odml.config import parse_config
+from tests.cluster.serving.tiny_stream import TinyStream
+from tests.seams.sessions import served
+
+OPEN = """global
+    stats socket /s/a mode 666 level admin expose-fd listeners
+    stats timeout 30s
+frontend prometheus
+    bind :9101
+    http-request use-service prometheus-exporter if { path /metrics }
+frontend http_frontend
+    bind 127.0.0.1:8000
+    use_backend app
+listen stats
+  bind *:8404
+  stats enable
+  stats uri /stats
+"""
+STRANGER = """
+import sys, ray
+ray.init(address=sys.argv[1])
+print(ray.get(ray.remote(lambda: 'ran').remote()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("host", "front"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("::", "[::]")]
+)
+def test_only_the_front_listens_where_it_was_told(host: str, front: str) -> None:
+    lines = [line.strip() for line in narrowed(OPEN, host).splitlines()]
+    assert [line for line in lines if line.startswith("bind")] == [
+        f"bind {front}:8000",
+        "bind 127.0.0.1:8404",
+    ]
+    assert not [
+        line for line in lines if "prometheus" in line or line in ("stats enable", "stats uri /stats")
+    ]
+    assert "stats socket /s/a level admin expose-fd listeners mode 600" in lines
+    assert narrowed(narrowed(OPEN, host), host) == narrowed(OPEN, host)
+
+
+def test_the_token_is_new_for_each_session_and_its_owner_s_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster")
+    tokens = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        told = own_token(tmp_path / name)
+        assert told["RAY_AUTH_MODE"] == "token"
+        path = Path(told["RAY_AUTH_TOKEN_PATH"])
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        tokens.append(path.read_text())
+    assert len({*tokens}) == 2
+    assert min(map(len, tokens)) >= 32
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_what_is_opened_by_name_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert open_doors(parse_config({}), is_local=True) is None
+    config = parse_config({"service": {"host": "0.0.0.0"}, "metrics": {"host": "192.0.2.7"}})
+    told = open_doors(config, is_local=True)
+    assert told is not None
+    assert "0.0.0.0:8000, without a token" in told
+    assert "192.0.2.7" in told
+    assert "\n" not in told
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "RAY_AUTH_MODE=disabled" in (open_doors(parse_config({}), is_local=True) or "")
+
+
+@pytest.mark.ray
+def test_every_socket_of_a_session_is_on_the_loopback_and_its_files_are_its_own(tmp_path: Path) -> None:
+    stream = TinyStream(tmp_path)
+    stream.land("a", ["cat"])
+    with served(stream.root, free_port(), umask=0) as session:
+        listeners = session.listeners()
+        programs = " ".join(name for _, _, name in listeners)
+        for program in ("gcs_server", "raylet", "haproxy", "ray::ServeReplica", "DashboardAgent"):
+            assert program in programs, f"{program} was not seen: {listeners}"
+        assert not [listener for listener in listeners if not listener[0].startswith("127.")]
+        _assert_private(session.folder)
+        refused = subprocess.run(
+            [sys.executable, "-c", STRANGER, session.gcs],
+            env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+            | {"RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "ran" not in refused.stdout
+        assert refused.returncode != 0
+    assert not session.folder.exists()
+    stream.close()
+
+
+def _assert_private(session: Path) -> None:
+    assert stat.S_IMODE(session.lstat().st_mode) == 0o700
+    sockets = 0
+    for folder, names, files in os.walk(session):
+        for name in [*names, *files]:
+            path = Path(folder) / name
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                continue
+            sockets += stat.S_ISSOCK(mode)
+            forbidden = 0o077 if stat.S_ISDIR(mode) or stat.S_ISSOCK(mode) else 0o002
+            assert not mode & forbidden, f"{path} has mode {stat.S_IMODE(mode):o}"
+    assert sockets >= 2
