@@ -17,6 +17,7 @@ from stream_odml.commands import asking, changing, running
 from stream_odml.commands.console import say, shown
 from stream_odml.commands.failures import ShortFormatter, message_of, tell_of_threads
 from stream_odml.commands.words import out
+from stream_odml.masking import masked_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def _tell(message: str) -> None:
-    err.print(Text.assemble(("error: ", "red"), shown(message, keep="\n")), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "red"), shown(masked_text(message), keep="\n")), soft_wrap=True)
 
 
 def _interrupt(number: int, frame: object) -> None:

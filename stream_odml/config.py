@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.config_mistakes import mistakes, yaml_problem
 from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
+from stream_odml.masking import masked
 from stream_odml.stream.boundary import BoundaryPolicy
 from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.stream.regular import check_root
@@ -29,7 +29,9 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class SourceConfig(_Section):
@@ -253,13 +255,13 @@ class StreamConfig(_Section):
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> StreamConfig:
-    """Read a YAML file. Raises ConfigError with one line per mistake, each with what was expected."""
+    """Read a YAML file. Raises ConfigError with one line per mistake, each with what was expected, and no secret."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; name an existing YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not YAML: {yaml_problem(error)}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -268,12 +270,12 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Strea
 
 
 def parse_config(data: Mapping[str, Any], where: str = "config") -> StreamConfig:
-    """Validate plain data. Raises ConfigError."""
-    try:
-        return StreamConfig.model_validate(data)
-    except ValidationError as error:
-        lines = [f"  {_explain(item)}" for item in error.errors()]
-        raise ConfigError(f"{where} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
+    """Validate plain data. Raises ConfigError with every mistake: one does not hide another."""
+    found = mistakes(StreamConfig, data)
+    if found:
+        lines = "".join(f"\n  {line}" for line in found)
+        raise ConfigError(f"{where} has {len(found)} mistake(s):{lines}")
+    return StreamConfig.model_validate(data)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,32 +286,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(item: ErrorDetails) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _keys_at(item["loc"][:-1])
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"{place}: unknown key; did you mean `{near[0]}`?" if near else f"{place}: unknown key"
-    value = item.get("input")
-    seen = f" (got {value!r})" if isinstance(value, str | int | float | bool | type(None)) else ""
-    return f"{place or 'config'}: {item['msg'].removeprefix('Value error, ')}{seen}"
-
-
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
-    kind: Any = StreamConfig
-    for part in loc:
-        kind = _annotation(kind, str(part))
-    fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None) or {}
-    return list(fields)
-
-
-def _annotation(kind: Any, name: str) -> Any:
-    found = getattr(kind, "model_fields", {}).get(name)
-    kinds = [found.annotation] if found is not None else []
-    return next(
-        iter([k for k in kinds if isinstance(k, type)] or [get_args(k)[0] for k in kinds if get_args(k)]),
-        None,
-    )
+def shown_json(config: StreamConfig) -> str:
+    """The whole configuration as JSON for people: secrets are masked."""
+    return json.dumps(masked(config.model_dump(mode="json")), indent=2)
 
 
 def schema_json() -> str:

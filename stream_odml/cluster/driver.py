@@ -195,6 +195,7 @@ class StreamDriver:
     def request_rollback(self, version_id: str, relearn: bool = True) -> dict[str, Any]:
         """Move the head. Tasks learnt only on the branch left behind are learnt again, or skipped."""
         with self._lock:
+            version_id = self._writer.store.tree.named(version_id)
             left = self._writer.store.tree.learnt()
             self._writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
             lost = sorted(left - self._writer.store.tree.learnt()) if relearn else []

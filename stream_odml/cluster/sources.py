@@ -9,6 +9,7 @@ from stream_odml.config import ConfigError, StreamConfig
 from stream_odml.stream.delta_source import DeltaTableSource
 from stream_odml.stream.object_store import S3Source
 from stream_odml.stream.sources import DirectorySource, Source
+from stream_odml.stream.storage import local_path
 
 
 def inbox_path(config: StreamConfig) -> str:
@@ -28,8 +29,20 @@ def push_path(config: StreamConfig) -> str:
 
 def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
     """Storage options of a shard: those of the store for what was pushed, else those of the source."""
-    pushed = uri.startswith(push_path(config))
-    return config.storage_options if pushed else dict(config.source.storage_options) or None
+    return (
+        config.storage_options
+        if _lies_in(uri, push_path(config))
+        else dict(config.source.storage_options) or None
+    )
+
+
+def _lies_in(uri: str, folder: str) -> bool:
+    """Whether a place is below another one, name by name: `push-old/x` is not in `push`."""
+    return _whole(uri).startswith(f"{_whole(folder).rstrip('/')}/")
+
+
+def _whole(place: str) -> str:
+    return place if "://" in place.removeprefix("file://") else str(local_path(place).absolute())
 
 
 def open_sources(config: StreamConfig) -> list[Source]:

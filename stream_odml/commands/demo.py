@@ -238,11 +238,18 @@ class _Demo:
     def _ask(self) -> None:
         """Ask for random known images all the time; note every failure and every new version."""
         chance = random.Random(self._session.config.seed)
-        with Client(self._session.endpoints.service, retries=0, stream=self._store.stream_id) as client:
+        with self._client(retries=0) as client:
             while not self._stop.is_set():
                 if self._producer.landed:
                     self._query(client, chance.choice(self._producer.landed))
                 self._stop.wait(ASK_EVERY_S)
+
+    def _client(self, retries: int) -> Client:
+        """A client with the token that this process gave the service, where the environment holds one."""
+        options = self._session.config.service
+        return Client(
+            self._session.endpoints.service, options.token(), retries=retries, stream=self._store.stream_id
+        )
 
     def _query(self, client: Client, shard: LandedShard) -> None:
         try:
@@ -262,7 +269,7 @@ class _Demo:
     def _probe(self) -> None:
         """For every shard: how long until its own image finds it."""
         done = 0
-        with Client(self._session.endpoints.service, retries=2, stream=self._store.stream_id) as client:
+        with self._client(retries=2) as client:
             while not self._stop.is_set():
                 if done == len(self._producer.landed):
                     self._stop.wait(0.05)

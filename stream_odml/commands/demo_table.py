@@ -49,7 +49,7 @@ def demo_table(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, Baseli
             shown(row["version"]),
             str(row["classes"]),
             str(other.images or "-"),
-            f"[bold]{figure(row['union_served'])}[/]",
+            shown(figure(row["union_served"]), "bold"),
             figure(other.frozen),
             figure(other.finetuned),
         )

@@ -142,17 +142,18 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Print a file with every field.")] = False,
     check: Annotated[
-        Path | None, typer.Option(help="Check a file and print it with all defaults, as JSON.")
+        Path | None,
+        typer.Option(help="Check a file and print it with all defaults, as JSON, its secrets masked."),
     ] = None,
 ) -> None:
     """Describe or check the configuration.
 
     Examples:  stream-odml config --example > stream.yaml  ·  stream-odml config --check stream.yaml
     """
-    from stream_odml.config import example_yaml, load_config, schema_json
+    from stream_odml.config import example_yaml, load_config, schema_json, shown_json
 
     if check is not None:
-        print(load_config(check).model_dump_json(indent=2))
+        print(shown_json(load_config(check)))
     elif schema:
         print(schema_json())
     elif example:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pyarrow.fs import FileType
 
-from stream_odml.client import Client
+from stream_odml.client import Client, ServiceError
 from stream_odml.client.pin import STREAM_HEADER
 from stream_odml.cluster.erasure import find_subject
 from stream_odml.cluster.figures import stream_figures
@@ -31,6 +31,7 @@ MISSING = (
     "put these files back under the root, or restore it from a backup; a running stream goes on by itself within "
     "seconds. Until then their rows are not found, and tasks that need them wait"
 )
+TOKEN_REMEDY = "give the service's token with --token, or in the environment as STREAM_ODML_TOKEN"
 
 
 def service_url(root: str | None, token: str | None = None) -> str:
@@ -89,8 +90,23 @@ def _is_loopback(url: str) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def asking(address: str, token: str | None, stream: str | None) -> Iterator[Client]:
+    """A client for a command that takes `--token`: where the service wants another, the error says how to give it."""
+    try:
+        with Client(address, token=token, stream=stream) as client:
+            yield client
+    except ServiceError as error:
+        if error.status not in (401, 403):
+            raise
+        raise ServiceError(error.status, error.error, error.detail, TOKEN_REMEDY) from error
+
+
 def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float]:
-    """What a replica of the running service tells of its latency, in ms; empty when none answers."""
+    """What a replica of the running service tells of its latency, in ms; empty when none answers.
+
+    Raises ServiceError when the service wants a token.
+    """
     import httpx
 
     from stream_odml.commands.report_data import service_latency
@@ -102,7 +118,15 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     headers[STREAM_HEADER] = Store.id_of(root)
     try:
-        answer = httpx.get(f"{address}/metrics", headers=headers, timeout=5).raise_for_status()
+        answer = httpx.get(f"{address}/metrics", headers=headers, timeout=5)
+        if answer.status_code in (401, 403):
+            told = (
+                f"{address}/metrics is not open to this token"
+                if token
+                else f"{address}/metrics wants a token"
+            )
+            raise ServiceError(answer.status_code, "unauthorized", told, TOKEN_REMEDY)
+        answer.raise_for_status()
     except httpx.HTTPError:
         return {}
     return service_latency(answer.text)
@@ -148,10 +172,11 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
     """Move the head through the running service, or by this process when no stream runs on the root."""
     address = url or noted_url(root, token)
     if address is not None:
-        with Client(address, token=token, stream=Store.id_of(root)) as client:
-            client.rollback(version_id, relearn=relearn)
-        return f"head is {version_id}"
+        with asking(address, token, Store.id_of(root)) as client:
+            answer = client.rollback(version_id, relearn=relearn)
+        return f"head is {answer.get('head', version_id)}"
     with _writer(root) as writer:
+        version_id = writer.tree.named(version_id)
         writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
     return f"head is {version_id}"
 
@@ -161,7 +186,7 @@ def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str
     price = ", and is published whatever the gate finds" if anyway else ""
     address = url or noted_url(root, token)
     if address is not None:
-        with Client(address, token=token, stream=Store.id_of(root)) as client:
+        with asking(address, token, Store.id_of(root)) as client:
             client.relearn(task, anyway)
         return f"{task} is learnt once the tasks that wait are{price}"
     with _writer(root) as writer:
@@ -178,7 +203,7 @@ def forget_name(
     """
     address = url or noted_url(root, token)
     if address is not None:
-        with Client(address, token=token, stream=Store.id_of(root)) as client:
+        with asking(address, token, Store.id_of(root)) as client:
             forget = {"class": client.delete_class, "item": client.delete, "shard": client.delete_shard}
             answer = forget[kind](name)
         what = f"{kind} {answer['forgotten']}, {_items(answer['items'])}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from stream_odml.cluster.figures import recall_key
-from stream_odml.gallery.errors import UnknownVersion
 from stream_odml.gallery.store import Store
 from stream_odml.gallery.unlearnt import unlearnt_tasks
 from stream_odml.gallery.version_diff import diff_versions
@@ -44,16 +43,5 @@ def unlearnt_lines(store: Store) -> list[str]:
 
 def diff_of(store: Store, a: str, b: str) -> dict[str, Any]:
     """What changed from version ``a`` to ``b``, each by its id, its beginning, or ``head``. Raises UnknownVersion."""
-    first, second = (store.tree.get(_named(store, name)) for name in (a, b))
+    first, second = (store.tree.get(store.tree.named(name)) for name in (a, b))
     return diff_versions(first.version_id, first.metrics, second.version_id, second.metrics)
-
-
-def _named(store: Store, name: str) -> str:
-    if name == "head":
-        return store.tree.head
-    found = [version for version in store.tree.versions if version.startswith(name)]
-    if len(found) == 1 or name in found:
-        return name if name in found else found[0]
-    raise UnknownVersion(
-        f"{len(found)} versions begin with {name!r}; `stream-odml versions ROOT` lists them all"
-    )

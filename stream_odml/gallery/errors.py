@@ -33,6 +33,10 @@ class UnknownVersion(ValueError):
     """A vector names a model version that the store does not hold: it cannot be compared with anything."""
 
 
+class AmbiguousVersion(UnknownVersion):
+    """Several versions begin as was asked for."""
+
+
 class StaleParent(ValueError):
     """The head moved while a stage was being learnt: its result no longer continues what is served."""
 

@@ -5,16 +5,18 @@ removes nothing.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 from stream_odml.gallery.artifacts import ArtifactRef, refs_from_json
-from stream_odml.gallery.errors import NoVersionYet, UnknownVersion
+from stream_odml.gallery.errors import AmbiguousVersion, NoVersionYet, UnknownVersion
 
 Row = Mapping[str, Any]
+MAX_CANDIDATES = 8
+"""Versions that an error names."""
 FORGOT = "forgot"
 """Reason ``forgot:<seq>`` of a bank that took the place of one with forgotten images in it."""
 
@@ -139,6 +141,10 @@ class VersionTree:
                 f"the latest are {list(self.versions)[-3:]}"
             ) from None
 
+    def named(self, name: str) -> str:
+        """The id that ``name`` stands for; see :func:`version_named`."""
+        return version_named(name, self.versions, self.moves[-1].version_id if self.moves else "")
+
     def children(self, version_id: str) -> list[str]:
         """Ids of the versions learnt from ``version_id``, in commit order."""
         return [v.version_id for v in self.versions.values() if v.parent == version_id]
@@ -164,6 +170,28 @@ class VersionTree:
             return frozenset()
         tasks = (self.versions[v].task for v in self.lineage(version_id or self.head))
         return frozenset(task for task in tasks if task)
+
+
+def version_named(name: str, ids: Collection[str], head: str) -> str:
+    """Return the one of ``ids`` that is ``name`` or alone begins with it; ``head`` stands for the served one.
+
+    Raises AmbiguousVersion, which names the candidates, or UnknownVersion.
+    """
+    if name in ids:
+        return name
+    if name == "head" and head:
+        return head
+    found = [version for version in ids if version.startswith(name)] if name else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        more = "" if len(found) <= MAX_CANDIDATES else f" and {len(found) - MAX_CANDIDATES} more"
+        raise AmbiguousVersion(
+            f"{len(found)} versions begin with {name!r}: {', '.join(found[:MAX_CANDIDATES])}{more}; write more of it"
+        )
+    raise UnknownVersion(
+        f"no version is {name[:80]!r} or begins with it; the latest are {', '.join(list(ids)[-3:])}"
+    )
 
 
 def stage_txn(version_id: str, epoch: int) -> str:

@@ -222,7 +222,7 @@ def _is_data(cell: ast.expr) -> bool:
     return not (isinstance(cell, ast.Call) and ast.unparse(cell.func) in ALLOWED)
 
 
-ALLOWED = {"shown", "str", "_figure", "Text.assemble", "ProgressBar"}
+ALLOWED = {"shown", "str", "figure", "Text.assemble", "ProgressBar"}
 
 
 def test_status_shows_problems_as_they_are(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from stream_odml.cluster.serving.decoding import Decoding
 from stream_odml.cluster.serving.errors import unprocessable
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.cluster.serving.pool import ShortestFirst
-from stream_odml.gallery.errors import UnknownVersion
+from stream_odml.gallery.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.gallery.filters import Filters
 from stream_odml.gallery.hits import Hit
 from stream_odml.learn.embedder import embed
@@ -77,7 +77,6 @@ class Answering:
 
     async def vectors(self, bundle: Bundle, vectors: Floats, version: str | None, query: Query) -> Answer:
         """Neighbours in ``bundle`` of ``vectors`` [n, d]. ApiError 422 for another dimension or version."""
-        made_by = bundle.version if version is None else version
         dim = bundle.snapshot.dim
         if vectors.shape[1] != dim:
             raise unprocessable(
@@ -85,12 +84,7 @@ class Answering:
                 f"the vector has {vectors.shape[1]} values, the gallery {dim}",
                 "use the gallery's model",
             )
-        if not bundle.snapshot.tree.is_committed(made_by):
-            raise unprocessable(
-                "unknown_version",
-                f"version {made_by[:80]!a} made no vector of this gallery",
-                "GET /v1/versions lists those it knows; min_version waits for one just committed",
-            )
+        made_by = bundle.version if version is None else _named(bundle, version)
         ask = _Ask(bundle, vectors, made_by, query)
         cost = _multiplications(ask)
         if cost <= SLICE:
@@ -122,6 +116,20 @@ class Answering:
             for start in range(0, len(pixels), at_once)
         ]
         return await self.vectors(bundle, np.concatenate(parts), None, query)
+
+
+def _named(bundle: Bundle, version: str) -> str:
+    """The version that a client names, by its id or a beginning of it. ApiError 422."""
+    try:
+        return bundle.snapshot.tree.named(version)
+    except AmbiguousVersion as error:
+        raise unprocessable("ambiguous_version", str(error)) from None
+    except UnknownVersion:
+        raise unprocessable(
+            "unknown_version",
+            f"version {version[:80]!a} made no vector of this gallery",
+            "GET /v1/versions lists those it knows; min_version waits for one just committed",
+        ) from None
 
 
 def _multiplications(ask: _Ask) -> float:

@@ -23,18 +23,20 @@ from stream_odml.cluster.serving.backend import (
 )
 from stream_odml.cluster.serving.bundle import Bundle
 from stream_odml.cluster.serving.catalogue import item_of, plane
-from stream_odml.cluster.serving.errors import ApiError, unavailable
+from stream_odml.cluster.serving.errors import ApiError, unavailable, unprocessable
 from stream_odml.cluster.serving.gateway import Driver, NoDriver
 from stream_odml.cluster.serving.metrics import ServiceMetrics
 from stream_odml.cluster.serving.options import ServiceOptions
 from stream_odml.cluster.serving.puller import Puller
 from stream_odml.cluster.serving.push import PushInbox
 from stream_odml.cluster.serving.thumbnails import Thumbnails
+from stream_odml.gallery.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.ledger import LedgerState
 from stream_odml.gallery.search import SearchSettings
 from stream_odml.gallery.sequence import has_reached
 from stream_odml.gallery.store import Store
+from stream_odml.gallery.versions import VersionTree
 
 WAIT_STEP_S = 0.02
 DRIVER_NEWS_S = 1.0
@@ -137,7 +139,7 @@ class Replica:
 
     def _reached(self, query: Query) -> bool:
         bundle = self._bundle()
-        known = query.min_version is None or bundle.snapshot.tree.is_committed(query.min_version)
+        known = query.min_version is None or _is_known(bundle.snapshot.tree, query.min_version)
         return known and (query.min_seq is None or has_reached(bundle.sequence, query.min_seq))
 
     async def search_vectors(self, vectors: Floats, version: str | None, query: Query) -> Answer:
@@ -209,6 +211,16 @@ class Replica:
                 news = {}
             self._news = (now, news)
         return self._news[1] or None
+
+
+def _is_known(tree: VersionTree, name: str) -> bool:
+    """Whether a version of this name, or the one that begins so, is committed. ApiError 422 where several do."""
+    try:
+        return bool(tree.named(name))
+    except AmbiguousVersion as error:
+        raise unprocessable("ambiguous_version", str(error)) from None
+    except UnknownVersion:
+        return False
 
 
 def _lag(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, float]:

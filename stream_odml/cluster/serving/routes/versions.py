@@ -10,9 +10,11 @@ from starlette.responses import Response
 
 from stream_odml.cluster.serving.backend import VersionHistory, VersionRow
 from stream_odml.cluster.serving.body import media_type, unsupported
-from stream_odml.cluster.serving.errors import ApiError, not_found
+from stream_odml.cluster.serving.errors import ApiError, not_found, unprocessable
 from stream_odml.cluster.serving.replies import backend_of, reply, version_json
+from stream_odml.gallery.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.gallery.version_diff import diff_versions
+from stream_odml.gallery.versions import version_named
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"])
 
@@ -45,11 +47,12 @@ async def rollback(
     backend = backend_of(request, "rollback")
     if media_type(request) not in ("", "application/json"):
         raise unsupported(media_type(request), "no body")
-    if _find(await backend.versions(), version).retired:
+    found = _find(await backend.versions(), version)
+    if found.retired:
         raise ApiError(
             409, "retired", "the model of this version was dropped by retention", "choose a later version"
         )
-    return reply(await backend.rollback(version, relearn), 202)
+    return reply(await backend.rollback(found.version, relearn), 202)
 
 
 @router.get("/{a}/diff/{b}", response_class=Response, summary="What changed between two versions")
@@ -57,11 +60,17 @@ async def diff(a: str, b: str, request: Request) -> Response:
     """Figures of both versions side by side, and the classes whose recall went up or down from a to b."""
     history = await backend_of(request, "versions").versions()
     before, after = _find(history, a), _find(history, b)
-    return reply(diff_versions(a, before.metrics, b, after.metrics))
+    return reply(diff_versions(before.version, before.metrics, after.version, after.metrics))
 
 
-def _find(history: VersionHistory, version: str) -> VersionRow:
-    for row in history.versions:
-        if row.version == version:
-            return row
-    raise not_found("unknown_version", f"there is no version {version[:80]!a}", "GET /v1/versions lists them")
+def _find(history: VersionHistory, name: str) -> VersionRow:
+    """The version that ``name``, its beginning, or ``head`` stands for. ApiError 404, or 422 where several begin so."""
+    rows = {row.version: row for row in history.versions}
+    try:
+        return rows[version_named(name, rows, history.head)]
+    except AmbiguousVersion as error:
+        raise unprocessable("ambiguous_version", str(error)) from None
+    except UnknownVersion:
+        raise not_found(
+            "unknown_version", f"there is no version {name[:80]!a}", "GET /v1/versions lists them"
+        ) from None
