@@ -236,6 +236,7 @@ def _decoded(wanted: list[dict[str, Any]], size: int, cpus: float) -> Iterator[B
         fn_kwargs={"size": size},
         compute=ray.data.TaskPoolStrategy(size=cores),
         num_cpus=cpus,
+        max_retries=1,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
 
@@ -252,7 +253,8 @@ def _decoded_apart(member: int, spec: str, rows: list[int], size: int, cpus: flo
     read = ray.remote(num_cpus=cpus, max_retries=0)(_decode)
     ends: Counter[int] = Counter()
     while rows:
-        chosen = rows[:1] if ends[rows[0]] else rows
+        chosen, left = rows[:1] if ends[rows[0]] else rows, len(rows)
+        why = "it gave nothing"
         try:
             for ref in read.options(num_returns="streaming").remote(member, spec, chosen, size, 1):
                 batch = ray.get(ref)
@@ -262,15 +264,17 @@ def _decoded_apart(member: int, spec: str, rows: list[int], size: int, cpus: flo
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:
-            if not rows:
-                return
-            ends[rows[0]] += 1
-            if ends[rows[0]] == READER_ENDS:
-                detail = (
-                    f"reading it for training ended its process {READER_ENDS} times: {type(error).__name__}"
-                )
-                yield _lost_batch(member, [RowProblem(rows[0], Reason.KILLED_READER, detail)], size)
-                rows = rows[1:]
+            why = type(error).__name__
+        else:
+            if len(rows) < left:
+                continue
+        if not rows:
+            return
+        ends[rows[0]] += 1
+        if ends[rows[0]] == READER_ENDS:
+            detail = f"reading it for training ended its process {READER_ENDS} times: {why}"
+            yield _lost_batch(member, [RowProblem(rows[0], Reason.KILLED_READER, detail)], size)
+            rows = rows[1:]
 
 
 def _decode(member: int, spec: str, rows: list[int], size: int, block_rows: int) -> Iterator[Batch]:

@@ -60,13 +60,13 @@ def decode_rows(
 ) -> Iterator[Block | RowProblem]:
     """The listed rows, ascending, in blocks, and a problem for each of them that cannot be used any more.
 
-    The last block comes only once the whole shard was read and found to be the one that was indexed. Errors as
-    `read_shard`: after one nothing that came before may be used.
+    The last block, but one of a single row, comes only once the whole shard was read and found to be the one that was
+    indexed. Errors as `read_shard`: after one nothing that came before may be used.
     """
     wanted = {int(row) for row in rows}
     held: Block | None = None
     for part in _blocks(_chosen(ref, wanted, size, max_pixels, storage_options), batch):
-        if isinstance(part, RowProblem):
+        if isinstance(part, RowProblem) or batch == 1:
             yield part
             continue
         if held is not None:
