@@ -23,7 +23,7 @@ from stream_odml.cluster.metrics import DriverMetrics
 from stream_odml.cluster.observing import observe
 from stream_odml.cluster.plain import plain
 from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
-from stream_odml.cluster.pushed import PRUNED, without_images
+from stream_odml.cluster.pushed import move_back
 from stream_odml.cluster.sources import open_sources
 from stream_odml.cluster.stages import Stages, relearn
 from stream_odml.cluster.targets import announce, reachable, targets_folder, withdraw
@@ -196,14 +196,8 @@ class StreamDriver:
         """Move the head. Tasks learnt only on the branch left behind are learnt again, or skipped."""
         with self._lock:
             version_id = self._writer.store.tree.named(version_id)
-            left = self._writer.store.tree.learnt()
-            self._writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
-            lost = sorted(left - self._writer.store.tree.learnt()) if relearn else []
-            pruned = without_images(self._writer.store, self._tidying.pushed, lost)
-            for task in pruned:
-                self._writer.skip_task(task, PRUNED)
+            due = move_back(self._writer, self._tidying.pushed, version_id, relearn)
             self._refresh_figures(force=True)
-            due = [task for task in lost if task not in pruned]
             return {"head": version_id, "tasks_to_relearn": due, "sequence": _sequence(self._writer)}
 
     def request_relearn(self, task_id: str, anyway: bool = False) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from stream_odml.gallery.files import Files
 from stream_odml.gallery.store import Store
+from stream_odml.gallery.writer import Writer
 from stream_odml.stream.claims import CLAIMS
 
 PUSHED = "push-"
@@ -37,6 +38,17 @@ def prune_pushed(store: Store, files: Files, keep_s: float) -> int:
                     files.delete(f"{CLAIMS}/{name}")
                 pruned += 1
     return pruned
+
+
+def move_back(writer: Writer, files: Files, version_id: str, relearn: bool) -> list[str]:
+    """Move the head and return the tasks that are to be learnt again; those whose images are pruned are skipped."""
+    left = writer.tree.learnt()
+    writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
+    lost = sorted(left - writer.tree.learnt()) if relearn else []
+    pruned = without_images(writer.store, files, lost)
+    for task in pruned:
+        writer.skip_task(task, PRUNED)
+    return [task for task in lost if task not in pruned]
 
 
 def without_images(store: Store, files: Files, tasks: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ from stream_odml.client.pin import STREAM_HEADER
 from stream_odml.cluster.erasure import find_subject
 from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.forgetting import forget_in_banks
+from stream_odml.cluster.pushed import move_back
 from stream_odml.cluster.stages import relearn
 from stream_odml.gallery.files import open_files
 from stream_odml.gallery.maintenance import MaintenancePolicy
@@ -177,7 +178,7 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
         return f"head is {answer.get('head', version_id)}"
     with _writer(root) as writer:
         version_id = writer.tree.named(version_id)
-        writer.move_head(version_id, "rollback", skip_abandoned=not relearn)
+        move_back(writer, open_files(f"{root.rstrip('/')}/push"), version_id, relearn)
     return f"head is {version_id}"
 
 

@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from stream_odml.cluster.pushed import prune_pushed, without_images
+from stream_odml.cluster.pushed import move_back, prune_pushed, without_images
 from stream_odml.cluster.tidying import Tidying
 from stream_odml.config import StreamConfig
 from stream_odml.gallery.backup import back_up
@@ -172,9 +172,10 @@ def test_pushed_files_go_when_they_are_learnt_and_no_others(
     ]
     assert prune_pushed(writer.store, pushed, keep_s=0) == 0
     assert without_images(writer.store, pushed, ["task-0001", "task-0002"]) == ["task-0001"]
-    writer.move_head(root, "rollback")
+    assert move_back(writer, pushed, root, relearn=True) == []
+    assert "keep_pushed_h" in str(writer.ledger.tasks["task-0001"].skipped)
     (tmp_path / "push" / "push-1.parquet").write_bytes(b"again")
-    assert prune_pushed(writer.store, pushed, keep_s=0) == 0  # it is to be learnt again
+    assert prune_pushed(writer.store, pushed, keep_s=0) == 0  # no head has learnt it now
     writer.release()
 
 
