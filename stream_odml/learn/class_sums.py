@@ -150,6 +150,16 @@ class ClassSums:
         E = lift.out_dim
         return ClassSums(lift, self.names, self.counts_C, self.sums_CE[:, :E], self.products_EE[:E, :E])
 
+    def without_means(self, names: Iterable[str]) -> ClassSums:
+        """Return the sums as if these classes were unknown: their means are gone, and what remains of them is how their
+        items scatter within each. Names that are not in the sums change nothing."""
+        dropped = set(names)
+        out_C = np.fromiter((name in dropped for name in self.names), bool, len(self))
+        scaled_cE = self.sums_CE[out_C] / np.sqrt(self.counts_C[out_C])[:, None]
+        left = tuple(name for name in self.names if name not in dropped)
+        products_EE = self.products_EE - scaled_cE.T @ scaled_cE
+        return ClassSums(self.lift, left, self.counts_C[~out_C], self.sums_CE[~out_C], products_EE)
+
     def moved(self, A_EE: Float64s, b_E: Float64s) -> ClassSums:
         """Return the sums as they are once every φ has become A φ + b, as a map between trunks has it: counts stay, the
         scatter S becomes A S Aᵀ. Exact to rounding, no longer to the bit. ValueError for lifted sums: random features

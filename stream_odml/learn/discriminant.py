@@ -10,7 +10,7 @@ kind: the discriminant, for items of known classes, and whitening within classes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +26,8 @@ from stream_odml.learn.packing import Floats, pack, unpack
 Float32s = NDArray[np.float32]
 _NOTHING = 1e-9
 """Share of φ's mean square under which a scatter is what rounding leaves."""
+_SMALL, _SPARE, _ROUNDS = 512, 32, 12
+"""Matrices up to which all eigenvalues are computed; of the iteration, spare directions and rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,23 @@ class DiscriminantHead:
         """Return the known and the new part of embeddings."""
         return z_n[:, : self.known_dim], z_n[:, self.known_dim :]
 
+    def direction(self, z_n: Floats) -> Float32s:
+        """Return the directions of the features h that embeddings were made of, [n, D]: the new part is invertible, and
+        the length that it lost follows from |h| = 1. A vector that a client keeps is so read by any head of its trunk:
+        `newer.embed(older.direction(z))`. ValueError for vectors of another length than `dim`."""
+        if z_n.ndim != 2 or z_n.shape[1] != self.dim:
+            raise ValueError(
+                f"embeddings of shape {z_n.shape} for a head of {self.dim}; the head that made them is needed"
+            )
+        m_D = self.mean_E[: self.lift.dim]
+        ray_nD = np.asarray(self.split(z_n)[1], np.float64) @ np.linalg.inv(self.new_DD).T
+        # |m + t ray| = 1, of which one root is positive: the mean of unit vectors is no longer than 1.
+        a_n, b_n = np.einsum("nd,nd->n", ray_nD, ray_nD), ray_nD @ m_D
+        a_n[a_n == 0] = 1
+        t_n = (-b_n + np.sqrt(np.maximum(b_n**2 + a_n * (1 - m_D @ m_D), 0))) / a_n
+        unit_nD: Float32s = (m_D + t_n[:, None] * ray_nD).astype(np.float32)
+        return unit_nD
+
     @cached_property
     def _known_map(self) -> tuple[Float32s, Float32s]:
         return _affine(self.known_dE, self.mean_E)
@@ -135,9 +154,7 @@ class DiscriminantHead:
         weights_Ed, shift_d = affine
         z_nd = phi_nE[:, : len(weights_Ed)] @ weights_Ed
         z_nd -= shift_d
-        norm_n1 = np.linalg.norm(z_nd, axis=1, keepdims=True)
-        z_nd /= np.where(norm_n1 > 1e-12, norm_n1, np.inf)
-        return z_nd
+        return unit_rows(z_nd)
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`: float64, so that a head that is read is the head that was written."""
@@ -172,32 +189,57 @@ def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> Discrim
         nothing = np.zeros((0, sums.lift.out_dim))
         return DiscriminantHead(s, sums.lift, (), mean_E, nothing, np.eye(D))
     within_EE, between_EE = (torch.from_numpy(part) for part in sums.scatter())
-    floor = _NOTHING * float(np.trace(sums.products_EE)) / GRID**2
-    new_DD = _inverse(_shrunk_root(within_EE[:D, :D], s.new_shrinkage, floor))
-    known_dE = _known_map(sums, within_EE, between_EE, s, floor)
+    new_DD = _inverse(_shrunk_root(within_EE[:D, :D], s.new_shrinkage, _floor(sums)))
+    known_dE = _known_map(sums, within_EE, between_EE, s)
     return DiscriminantHead(s, sums.lift, sums.names, mean_E, known_dE.numpy(), new_DD.numpy())
 
 
-def _known_map(
-    sums: ClassSums, within_EE: Tensor, between_EE: Tensor, s: HeadSettings, floor: float
-) -> Tensor:
+def discriminant(sums: ClassSums, settings: HeadSettings) -> Float64s:
+    """Return the discriminant directions alone, [k, E]: the known part without what fills it up to `dim`."""
+    sums = sums.narrowed(settings.width)
+    within_EE, between_EE = (torch.from_numpy(part) for part in sums.scatter())
+    few = replace(settings, dim=max(1, min(settings.dim, len(sums) - 1)))
+    known_kE: Float64s = _known_map(sums, within_EE, between_EE, few).numpy()
+    return known_kE
+
+
+def whitening(sums: ClassSums, shrinkage: float) -> Float64s:
+    """Return the map of the new part alone, [D, D]: W with Wᵀ W the inverse of the shrunk scatter within classes."""
+    plain = sums.narrowed(0)
+    within_DD = torch.from_numpy(plain.scatter()[0])
+    whitening_DD: Float64s = _inverse(_shrunk_root(within_DD, shrinkage, _floor(sums))).numpy()
+    return whitening_DD
+
+
+def unit_rows(z_nd: Float32s) -> Float32s:
+    """Give rows length 1, in place; rows of almost nothing become zero."""
+    norm_n1 = np.linalg.norm(z_nd, axis=1, keepdims=True)
+    norm_n1[norm_n1 <= 1e-12] = np.inf
+    z_nd /= norm_n1
+    return z_nd
+
+
+def _floor(sums: ClassSums) -> float:
+    """The trace of a scatter under which it is what rounding leaves."""
+    return _NOTHING * float(np.trace(sums.products_EE)) / GRID**2
+
+
+def _known_map(sums: ClassSums, within_EE: Tensor, between_EE: Tensor, s: HeadSettings) -> Tensor:
     """The known part [d, E]: `weight` times the directions in which class means differ most once whitened, and up to
     `dim` the directions in which whitened images differ most beside them. No row where no two classes differ."""
-    nothing = torch.zeros(0, sums.lift.out_dim, dtype=torch.float64)
+    E, floor = sums.lift.out_dim, _floor(sums)
     if len(sums) < 2 or float(between_EE.trace()) <= floor:
-        return nothing
+        return torch.zeros(0, E, dtype=torch.float64)
     L_EE = _shrunk_root(within_EE, s.shrinkage, floor)
-    dim = min(s.dim, len(L_EE))
+    dim = min(s.dim, E)
     k = min(len(sums) - 1, dim)
-    between_EE = _whitened(between_EE, L_EE)
-    variance_k, V_Ek = (
-        _leading_of_means(sums, L_EE, k) if 2 * len(sums) < len(L_EE) else _leading(between_EE, k)
-    )
+    few = 2 * len(sums) < E
+    variance_k, V_Ek = _leading_of_means(sums, L_EE, k) if few else _leading(_whitened(between_EE, L_EE), k)
     V_Ek = V_Ek[:, variance_k > _NOTHING * variance_k[0]]
     directions_dE: Tensor = s.weight * V_Ek.T
     rest = dim - len(directions_dE)
-    if rest > 0 and float(within_EE.trace()) > floor:
-        beside_EE = _whitened(within_EE, L_EE) + between_EE
+    if rest and float(within_EE.trace()) > floor:
+        beside_EE = _whitened(within_EE + between_EE, L_EE)
         beside_EE = beside_EE - V_Ek @ (V_Ek.T @ beside_EE)
         beside_EE = beside_EE - (beside_EE @ V_Ek) @ V_Ek.T
         variance_r, Q_Er = _leading(beside_EE, rest)
@@ -232,9 +274,22 @@ def _whitened(scatter_EE: Tensor, L_EE: Tensor) -> Tensor:
 
 
 def _leading(scatter_EE: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues, largest first, and their directions [E, k]."""
-    variance_E, direction_EE = torch.linalg.eigh((scatter_EE + scatter_EE.T) / 2)
-    return variance_E[-k:].flip(0), _signed(direction_EE[:, -k:].flip(1))
+    """The k largest eigenvalues, largest first, and their directions [E, k].
+
+    Of large matrices by block power iteration from a fixed start, which takes a fraction of the time. Directions about
+    the k-th, of nearly equal variance, are then mixed with those that just miss being among the k.
+    """
+    E, wide = len(scatter_EE), k + _SPARE
+    scatter_EE = (scatter_EE + scatter_EE.T) / 2
+    if max(_SMALL, 4 * wide) >= E:
+        variance_E, direction_EE = torch.linalg.eigh(scatter_EE)
+        return variance_E[-k:].flip(0), _signed(direction_EE[:, -k:].flip(1))
+    start = torch.Generator().manual_seed(0)
+    block_Ew = torch.randn(E, wide, generator=start, dtype=torch.float64)
+    for _ in range(_ROUNDS):
+        block_Ew = torch.linalg.qr(scatter_EE @ block_Ew).Q
+    variance_w, mix_ww = torch.linalg.eigh(block_Ew.T @ scatter_EE @ block_Ew)
+    return variance_w[-k:].flip(0), _signed(block_Ew @ mix_ww[:, -k:].flip(1))
 
 
 def _leading_of_means(sums: ClassSums, L_EE: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -112,6 +112,18 @@ def test_a_narrower_lift_has_the_same_numbers() -> None:
         wide.narrowed(21)
 
 
+def test_a_class_without_its_mean_leaves_its_scatter() -> None:
+    features, names = stored(5, 6, 8)
+    sums = sums_of(features, names)
+    left = sums.without_means([sums.names[1], sums.names[4], "never there"])
+    assert left.names == (sums.names[0], sums.names[2], sums.names[3])
+    assert np.allclose(left.scatter()[0], sums.scatter()[0])
+    others = [i for i, name in enumerate(names) if name in left.names]
+    assert np.allclose(
+        left.scatter()[1], sums_of(features[np.array(others)], rows_of(names, np.array(others))).scatter()[1]
+    )
+
+
 def test_sums_follow_a_map_between_trunks_as_the_items_do() -> None:
     features, names = stored(5, 6, 8)
     sums, random = sums_of(features, names), np.random.default_rng(1)

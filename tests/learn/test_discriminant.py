@@ -278,3 +278,18 @@ def test_settings_and_heads_that_cannot_be_are_refused() -> None:
         solve_head(sums_of(*stored(2, 2, 4)), HeadSettings(width=9))
     with pytest.raises(ValueError, match="not finite"):
         DiscriminantHead(HeadSettings(), Lift(2), (), np.full(2, np.nan), np.zeros((0, 2)), np.eye(2))
+
+
+def test_a_vector_that_a_client_keeps_is_read_by_a_newer_head() -> None:
+    h, names = made(9, 12, 20)
+    older = solve_head(sums_of(encode(h[:48]), names[:48]))
+    newer = solve_head(sums_of(encode(h), names))
+    kept = older.embed(h)
+    direction = h / np.linalg.norm(h, axis=1, keepdims=True)
+    assert np.abs(older.direction(kept) - direction).max() < 1e-4
+    assert np.abs(newer.embed(older.direction(kept)) - newer.embed(h)).max() < 1e-3
+    first = solve_head(ClassSums.empty(Lift(20)))
+    assert np.abs(newer.embed(first.direction(first.embed(h))) - newer.embed(h)).max() < 1e-3
+    assert np.isfinite(older.direction(np.zeros((2, older.dim), np.float32))).all()
+    with pytest.raises(ValueError, match="the head that made them"):
+        newer.direction(kept[:, :-1])

@@ -13,8 +13,18 @@ from stream_odml.learn.settings import METHODS, method_settings
 PAGE = (Path(stream_odml.learn.__path__[0]) / "README.md").read_text(encoding="utf-8")
 
 
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_example_of_the_head_finds_the_class_that_it_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
+    of_head, _ = examples()
+    exec(compile(of_head, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == "['class 0' 'class 0' 'class 0']"
+
+
 def test_the_example_learns_two_tasks(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    example = examples()[-1]
     exec(compile(example, "README.md", "exec"), {})
     recalls = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(recalls) == 2

@@ -1,0 +1,128 @@
+"""The choice of a head's settings: a function of the set of items, right where one answer is better by far."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stream_odml.learn import head_choice
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import HeadSettings, solve_head
+from stream_odml.learn.feature_codes import FeatureCodes, encode
+from stream_odml.learn.head_choice import choose_head, sample_rows
+from stream_odml.learn.lift import Lift
+from tests.learn.streams import made, stored, sums_of
+
+Ints = NDArray[np.int64]
+
+
+def chosen(
+    features: FeatureCodes, names: list[str], order: Ints, settings: HeadSettings | None = None
+) -> HeadSettings:
+    """The choice of all items, in an order."""
+    features, names = features[order], [names[row] for row in order.tolist()]
+    keys = [f"item {row}" for row in order.tolist()]
+    rows = sample_rows(keys, names)
+    return choose_head(
+        sums_of(features, names), features[rows], [names[row] for row in rows.tolist()], settings
+    )
+
+
+def test_the_sample_is_a_function_of_the_set_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_choice, "MAX_CLASSES", 5)
+    monkeypatch.setattr(head_choice, "MAX_ITEMS_PER_CLASS", 3)
+    monkeypatch.setattr(head_choice, "MAX_OTHERS", 4)
+    classes = [f"c{i % 12}" for i in range(60)] + ["single"]
+    keys = [f"item {i}" for i in range(61)]
+    rows = sample_rows(keys, classes)
+    picked = [classes[row] for row in rows]
+    assert len(set(rows.tolist())) == len(rows) == 5 * 3 + 4
+    assert sorted(picked.count(name) for name in set(picked)) == [1] * 4 + [3] * 5
+    order = np.random.default_rng(0).permutation(61)
+    again = sample_rows([keys[i] for i in order], [classes[i] for i in order])
+    assert [keys[order[row]] for row in again] == [keys[row] for row in rows]
+    # What was erased leaves no trace: an item outside of the sample, nothing; one inside, another in its place.
+    outside = next(i for i in range(61) if i not in rows and picked.count(classes[i]) > 1)
+    rest = [i for i in range(61) if i != outside]
+    assert [
+        rest[r] for r in sample_rows([keys[i] for i in rest], [classes[i] for i in rest])
+    ] == rows.tolist()
+    assert len(sample_rows([], [])) == 0
+
+
+def test_the_choice_does_not_depend_on_order() -> None:
+    features, names = stored(16, 8, 24, noise=2.0)
+    orders = [np.arange(128), np.random.default_rng(1).permutation(128)]
+    first, second = (chosen(features, names, order) for order in orders)
+    assert first == second
+    assert first != HeadSettings()
+
+
+def union_recall(
+    h: NDArray[np.float32], names: list[str], known: int, settings: HeadSettings
+) -> tuple[float, float]:
+    """Recall@1 of items of known classes that the head has not seen, and of new ones, in one gallery."""
+    codes, label = encode(h), np.array([int(name[-6:]) for name in names])
+    learnt = np.flatnonzero((label < known) & (np.arange(len(label)) % 2 == 0))
+    head = solve_head(sums_of(codes[learnt], [names[row] for row in learnt.tolist()]), settings)
+    rest = np.setdiff1d(np.arange(len(label)), learnt)
+    known_q, own = label[rest] < known, np.arange(len(rest))
+    a, b = head.known_part(codes[rest]), head.new_part(codes[rest])
+    similar = np.where(known_q[None], a @ a.T, b @ b.T + settings.new_bonus)
+    similar[own, own] = -9
+    hit = label[rest][similar.argmax(1)] == label[rest]
+    return float(hit[known_q].mean()), float(hit[~known_q].mean())
+
+
+def test_both_kinds_of_classes_are_found_in_one_gallery() -> None:
+    h, names = made(40, 16, 48, noise=2.0)
+    label = np.array([int(name[-6:]) for name in names])
+    learnt = np.flatnonzero((label < 30) & (np.arange(len(label)) % 2 == 0))
+    picked = chosen(encode(h[learnt]), [names[row] for row in learnt.tolist()], np.arange(len(learnt)))
+    known, new = union_recall(h, names, 30, picked)
+    # With a bonus beyond every cosine only what is new is found, with the opposite only what is known.
+    all_new, all_known = (
+        union_recall(h, names, 30, replace(picked, new_bonus=bonus)) for bonus in (3.0, -3.0)
+    )
+    assert known > 0.85 * all_known[0]
+    assert new > 0.85 * all_new[1]
+    assert all_known[1] == all_new[0] == 0
+
+
+def test_a_lift_is_taken_where_it_helps_alone() -> None:
+    random = np.random.default_rng(0)
+    label = np.repeat(np.arange(24), 16)
+    angle = random.random(24)[label] * np.pi + random.normal(size=len(label)) * 0.02
+    # Classes by the absolute value of a direction: no linear map tells them apart, random features do.
+    sign = random.choice([-1, 1], len(label))
+    h = np.stack([sign * np.cos(angle), sign * np.sin(angle), random.normal(size=len(label)) * 0.05], 1)
+    names = [f"class {c:02d}" for c in label]
+    features = encode(h.astype(np.float32))
+    sums = ClassSums.of(Lift(3, 64, seed=1), features, names)
+    assert choose_head(sums, features, names, HeadSettings(width=0)).width == 64
+    linear, easy = stored(24, 16, 12, noise=0.3)
+    plain = ClassSums.of(Lift(12, 8, seed=1), linear, easy)
+    picked = choose_head(plain, linear, easy, HeadSettings(width=0))
+    assert picked.width in (0, 8)
+    assert solve_head(plain, picked).known_dim
+
+
+@pytest.mark.parametrize(("classes", "each"), [(0, 1), (1, 9), (2, 9), (3, 1), (9, 1), (4, 2), (5, 2)])
+def test_too_few_classes_or_items_leave_the_settings(classes: int, each: int) -> None:
+    features, names = stored(max(classes, 1), each, 12)
+    n = classes * each
+    settings = HeadSettings(new_bonus=0.3)
+    found = chosen(features[:n], names[:n], np.arange(n), settings)
+    assert found == settings or classes > 4
+    assert np.isfinite(found.new_bonus)
+
+
+def test_identical_images_leave_a_finite_choice() -> None:
+    alike = encode(np.repeat(np.random.default_rng(0).random((1, 10), np.float32), 64, axis=0))
+    names = [f"{i // 8}" for i in range(64)]
+    found = chosen(alike, names, np.arange(64))
+    assert np.isfinite(found.new_bonus)
+    solve_head(sums_of(alike, names), found)
