@@ -19,9 +19,9 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.common import Report, common_arguments, percentile
-from stream_odml.commands.demo import demo_config, run_demo
-from stream_odml.commands.versions_table import stage_rows
-from stream_odml.gallery.store import Store
+from stream_odml.cli.demo import demo_config, run_demo
+from stream_odml.cli.versions_table import stage_rows
+from stream_odml.store.store import Store
 
 RECALLS = ("recall_at_1_union_served", "recall_at_1_union_frozen", "recall_at_1_union_finetuned_stale")
 LOWEST = ("queries_ok", *RECALLS)

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Report, common_arguments
 from benchmarks.serving.roots import MadeRoot
-from stream_odml.gallery.applying import apply_into
-from stream_odml.gallery.search import SearchSettings
-from stream_odml.gallery.snapshot import GallerySnapshot
-from stream_odml.gallery.store import Store
 from stream_odml.learn.drift import AffineMap, KernelMap
+from stream_odml.search.applying import apply_into
+from stream_odml.search.search import SearchSettings
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.store import Store
 
 Floats = NDArray[np.float32]
 ANCHORS = 2500

@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from benchmarks.common import Report, common_arguments
+from stream_odml.cli.console import StreamView, stage_table
+from stream_odml.cli.producer import Category
+from stream_odml.cli.versions_table import stage_rows
 from stream_odml.client import Client, ClientError
 from stream_odml.cluster.session import Session, run_stream
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.commands.console import StreamView, stage_table
-from stream_odml.commands.producer import Category
-from stream_odml.commands.versions_table import stage_rows
-from stream_odml.config import StreamConfig, parse_config
-from stream_odml.gallery.store import Store
-from stream_odml.stream.landing import NewItem, complete_task, land_items
+from stream_odml.config.stream import StreamConfig, parse_config
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.store.store import Store
 
 SHARD_IMAGES = 1000
 ASK_EVERY_S = 0.2

@@ -27,7 +27,7 @@ from benchmarks.faults import commits, elastic, environment, memory, neighbours,
 from benchmarks.faults.campaign import Plan, run
 from benchmarks.faults.figures import figures
 from benchmarks.faults.nodes import have_namespaces
-from tests.gallery.crash_walk import POINTS, walk
+from tests.store.crash_walk import POINTS, walk
 
 PARTS = (
     "kills",

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from benchmarks.common import Report
-from stream_odml.gallery.fence import LEDGER_DEFAULTS
-from stream_odml.gallery.maintenance import MaintenancePolicy
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import LEDGER
-from stream_odml.gallery.writer import Writer
+from stream_odml.store.fence import LEDGER_DEFAULTS
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.store import Store
+from stream_odml.store.tables import LEDGER
+from stream_odml.store.writer import Writer
 
 COMMITS, QUICK_COMMITS, ROUND = 100_000, 5_000, 1_000
 POLICY = MaintenancePolicy(retention=timedelta(0), log_retention=timedelta(0), orphan_age=timedelta(0))

@@ -22,9 +22,9 @@ from benchmarks.faults.oracle import violations
 from benchmarks.faults.process import StreamProcess
 from benchmarks.faults.truth import Truth
 from benchmarks.faults.watch import Watch, wait_for
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import glyph_categories
-from stream_odml.stream.landing import NewItem, complete_task, land_items
+from stream_odml.ingest.glyphs import glyph_categories
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.store.store import Store
 
 TASKS, CATEGORIES, IMAGES, SIZE = 4, 16, 10, 24
 STEPS = 240

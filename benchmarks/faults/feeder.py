@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.faults.truth import Confirmed, Truth
 from stream_odml.client import Client, ClientError, NewImage
-from stream_odml.stream.landing import NewItem, land_items
+from stream_odml.ingest.landing import NewItem, land_items
 
 CLASSES, IMAGES, SIZE = 4, 4, 16
 """Of a shard; a picture's edge in pixels."""

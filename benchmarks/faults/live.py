@@ -20,8 +20,8 @@ from benchmarks.faults.process import StreamProcess, descendants, survivors
 from benchmarks.faults.truth import Truth
 from benchmarks.faults.watch import Watch, wait_for
 from stream_odml.cluster.runtime import free_port
-from stream_odml.gallery.crashpoints import ORDER
-from stream_odml.gallery.store import Store
+from stream_odml.storage.crashpoints import ORDER
+from stream_odml.store.store import Store
 
 START_S = 240.0
 SHARDS_A_TASK = 3
@@ -164,7 +164,7 @@ class Live:
     def _served(self) -> list[Violation]:
         """The index of the service holds as many items as the tables."""
         store = Store.open(str(self.root))
-        from stream_odml.gallery.snapshot import GallerySnapshot
+        from stream_odml.search.snapshot import GallerySnapshot
 
         items = len(GallerySnapshot.load(store))
         if wait_for(lambda: self.status().get("items") == items, 20.0) is not None:

@@ -18,15 +18,15 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.common import Report
-from stream_odml.cluster.serving.metrics import ServiceMetrics
-from stream_odml.cluster.serving.puller import Puller
-from stream_odml.gallery.search import SearchSettings
-from stream_odml.gallery.store import Store
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.memory import give_back_memory
-from tests.cluster.serving.tiny_stream import TinyStream
+from stream_odml.search.search import SearchSettings
+from stream_odml.service.metrics import ServiceMetrics
+from stream_odml.service.puller import Puller
+from stream_odml.store.store import Store
 from tests.learn import tiny
+from tests.service.tiny_stream import TinyStream
 
 STAGES, SWAPS = 10, 100
 """Swaps of each stage."""

@@ -22,7 +22,7 @@ from benchmarks.faults.feeder import picture
 from benchmarks.faults.killer import Board, row
 from benchmarks.faults.live import Live
 from benchmarks.faults.oracle import Violation
-from stream_odml.gallery.store import Store
+from stream_odml.store.store import Store
 
 NAMES = ("left", "right")
 PROBE_S = 0.3

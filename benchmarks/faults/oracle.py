@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from benchmarks.faults.truth import Truth
-from stream_odml.gallery.artifacts import BANK
-from stream_odml.gallery.select import select_rows
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.table import Table
 from stream_odml.learn.bank import ClassBank
+from stream_odml.store.artifacts import BANK
+from stream_odml.store.select import select_rows
+from stream_odml.store.store import Store
+from stream_odml.store.table import Table
 
 KINDS = ("lost", "phantom", "indexed_twice", "learnt_twice", "disagree")
 

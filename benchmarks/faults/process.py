@@ -20,7 +20,15 @@ class StreamProcess:
     def __init__(
         self, config: Path, *arguments: str, environment: Mapping[str, str] | None = None, prefix: str = ""
     ) -> None:
-        command = [*prefix.split(), sys.executable, "-m", "stream_odml.cli", "run", str(config), *arguments]
+        command = [
+            *prefix.split(),
+            sys.executable,
+            "-m",
+            "stream_odml.cli.main",
+            "run",
+            str(config),
+            *arguments,
+        ]
         self.output = config.with_suffix(".log")
         with self.output.open("ab") as log:
             self._process = subprocess.Popen(

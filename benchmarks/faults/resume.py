@@ -19,9 +19,9 @@ from benchmarks.faults.live import stream_yaml
 from benchmarks.faults.process import StreamProcess, send
 from benchmarks.faults.truth import Truth
 from benchmarks.faults.watch import Watch, wait_for
-from stream_odml.gallery.artifacts import BANK, STUDENT
-from stream_odml.gallery.store import Store
 from stream_odml.learn.bank import ClassBank
+from stream_odml.store.artifacts import BANK, STUDENT
+from stream_odml.store.store import Store
 
 SHARDS = 6
 HOW = ("rank_0", "worker", "tree")

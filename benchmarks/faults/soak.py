@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.common import Report
 from benchmarks.faults.live import Live
 from benchmarks.faults.process import family_of
-from stream_odml.gallery.tables import SCHEMAS
+from stream_odml.store.tables import SCHEMAS
 
 EVERY_S = 1.5
 """Between two shards; a push comes at half that pace."""

@@ -15,8 +15,8 @@ from typing import Any
 from deltalake.exceptions import DeltaError
 
 from benchmarks.faults.roles import Cast, cast_of
-from stream_odml.gallery.errors import NotAStreamRoot
-from stream_odml.gallery.store import Store
+from stream_odml.store.errors import NotAStreamRoot
+from stream_odml.store.store import Store
 
 LOOK_S = 0.1
 CAST_EVERY = 3

@@ -13,8 +13,8 @@ from benchmarks.common import Report
 from benchmarks.ingest.watching import MemoryWatch
 from benchmarks.ingest.whole_task import ROLES, SHARD_ROWS, made_shard, stream_config
 from stream_odml.cluster.session import run_stream
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.gallery.store import Store
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.store.store import Store
 
 TIMES = 10
 """The second backlog is so many times the first: memory must not follow."""

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.common import Report, percentile
 from stream_odml.client import Client, ClientError
 from stream_odml.cluster.session import Session, run_stream
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.config import StreamConfig, parse_config
-from stream_odml.stream.glyphs import glyph_categories
-from stream_odml.stream.landing import NewItem, complete_task, land_items
+from stream_odml.config.stream import StreamConfig, parse_config
+from stream_odml.ingest.glyphs import glyph_categories
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.pipeline.sources import inbox_path
 
 CATEGORIES, IMAGES = 5, 20
 """Of a shard: 100 images."""

@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.common import Report
-from stream_odml.cluster.indexing import IndexedShard, IndexOptions, index_shard
-from stream_odml.gallery.files import open_files
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import Embedder, build_embedder
 from stream_odml.learn.settings import EmbedderSpec
-from stream_odml.stream.shard import ShardRef
-from stream_odml.stream.sources import DirectorySource
-from tests.stream.malformed import malformed_files, malformed_rows, pour, table_of
+from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shard
+from stream_odml.storage.files import open_files
+from tests.ingest.malformed import malformed_files, malformed_rows, pour, table_of
 
 MAX_PIXELS = 64_000_000
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Report
-from stream_odml.stream.cache import CacheMember, PixelCache
-from stream_odml.stream.sampler import PKSampler
+from stream_odml.ingest.cache import CacheMember, PixelCache
+from stream_odml.ingest.sampler import PKSampler
 
 SIZE, MEMBER_ROWS, BLOCK = 32, 10_000, 500
 LIMIT_MIB = 1024

@@ -15,11 +15,11 @@ from benchmarks.ingest.live import Live, stream_config
 from stream_odml.client import Client
 from stream_odml.client.calls import NewImage
 from stream_odml.cluster.session import run_stream
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import GlyphCategory, glyph_categories
-from stream_odml.stream.landing import NewItem, complete_task, land_items
-from tests.stream.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.store.store import Store
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
 
 SHARDS = 5
 

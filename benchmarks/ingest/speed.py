@@ -19,19 +19,19 @@ import torch
 from PIL import Image
 
 from benchmarks.common import Report, percentile
-from stream_odml.cluster.indexing import IndexOptions, index_shard
-from stream_odml.cluster.stages import waiting_shards
-from stream_odml.gallery.files import open_files
-from stream_odml.gallery.ledger import LedgerState
+from stream_odml.ingest.cache import CacheMember, PixelCache
+from stream_odml.ingest.glyphs import glyph_categories
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
+from stream_odml.ingest.rows import Block, decode_rows
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import Embedder, build_embedder
 from stream_odml.learn.settings import EmbedderSpec
-from stream_odml.stream.cache import CacheMember, PixelCache
-from stream_odml.stream.glyphs import glyph_categories
-from stream_odml.stream.landing import NewItem, land_items
-from stream_odml.stream.rawrow import DEFAULT_MAX_PIXELS
-from stream_odml.stream.rows import Block, decode_rows
-from stream_odml.stream.shard import ShardRef
-from stream_odml.stream.sources import DirectorySource
+from stream_odml.pipeline.indexing import IndexOptions, index_shard
+from stream_odml.pipeline.stages import waiting_shards
+from stream_odml.storage.files import open_files
+from stream_odml.store.ledger import LedgerState
 
 SIZE, BATCH = 32, 256
 

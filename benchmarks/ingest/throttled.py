@@ -12,12 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.common import Report
 from benchmarks.ingest.live import CATEGORIES, IMAGES, Live, stream_config
 from stream_odml.cluster.session import run_stream
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import glyph_categories
-from stream_odml.stream.landing import NewItem, complete_task, land_items
-from tests.stream.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
-from tests.stream.throttling import Throttle
+from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.glyphs import glyph_categories
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.store.store import Store
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+from tests.ingest.throttling import Throttle
 
 SHARE = {"source": 0.3, "root": 0.1}
 """Of requests that fail. Ours are asked again six times, and then later; a root that fails so often is very ill."""

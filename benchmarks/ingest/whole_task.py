@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from benchmarks.common import Report
 from benchmarks.ingest.watching import MemoryWatch
 from stream_odml.cluster.session import run_stream
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.config import StreamConfig, parse_config
-from stream_odml.gallery.store import Store
-from stream_odml.stream.landing import complete_task
+from stream_odml.config.stream import StreamConfig, parse_config
+from stream_odml.ingest.landing import complete_task
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.store.store import Store
 
 SIDE, DIM, SHARD_ROWS, CLASS_IMAGES = 32, 128, 1000, 500
 BASE_SHARDS = 4

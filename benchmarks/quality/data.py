@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stream_odml.stream.decode import decode_image
-from stream_odml.stream.reasons import BadImage
+from stream_odml.ingest.decode import decode_image
+from stream_odml.ingest.reasons import BadImage
 
 Ints = NDArray[np.int64]
 

@@ -14,8 +14,8 @@ Row = dict[str, Any]
 _KEY = ("run", "stage", "split", "gallery", "metric")
 _WATCHED = (
     "stream_odml/learn",
-    "stream_odml/stream/sampler.py",
-    "stream_odml/stream/decode.py",
+    "stream_odml/ingest/sampler.py",
+    "stream_odml/ingest/decode.py",
     *(
         f"benchmarks/quality/{name}.py"
         for name in ("data", "measure", "methods", "oracle", "protocols", "study")

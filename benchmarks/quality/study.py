@@ -26,6 +26,7 @@ from benchmarks.quality.oracle import oracle_map
 from benchmarks.quality.protocols import Select, Stream, build_stream
 from benchmarks.quality.rows import Row, RowFile
 from benchmarks.quality.state import Floats, RunState, load_state, load_student, save_state, save_student
+from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.embedder import Embedder, build_embedder, embed
@@ -33,7 +34,6 @@ from stream_odml.learn.outcome import StageOutcome
 from stream_odml.learn.settings import EmbedderSpec, StageSettings
 from stream_odml.learn.stage import StageLearner
 from stream_odml.learn.world import World
-from stream_odml.stream.sampler import PKSampler
 
 MAPPING = {"gallery_map", "ridge", "map_views", "kernel", "kernel_width", "kernel_floor", "kernel_anchors"}
 """Settings of how the gallery follows, which leave the student alone where nothing it learns reads them."""

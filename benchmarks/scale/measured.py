@@ -22,13 +22,13 @@ from benchmarks.ingest.speed import ledger_entry, plain_ref
 from benchmarks.scale.laws import Law
 from benchmarks.serving.roots import MadeRoot
 from stream_odml.cluster.runtime import free_port
-from stream_odml.gallery.ledger import LedgerState
-from stream_odml.gallery.search import SearchSettings
-from stream_odml.gallery.snapshot import GallerySnapshot
-from stream_odml.gallery.store import Store
+from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.drift import AffineMap, compose
 from stream_odml.learn.repel import repel_loss
-from stream_odml.stream.sources import DirectorySource
+from stream_odml.search.search import SearchSettings
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.store import Store
 
 DIM = 128
 REPEATS = 5

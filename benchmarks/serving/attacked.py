@@ -12,9 +12,9 @@ import sys
 import torch
 import uvicorn
 
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.replica import Replica
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.api import create_app
+from stream_odml.service.replica import Replica
 
 
 def main() -> None:

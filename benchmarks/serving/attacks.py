@@ -22,8 +22,8 @@ from benchmarks.serving.asking import Asker
 from benchmarks.serving.hostile_clients import ATTACKS, SAME, Target, attacked_by, slow_bodies, slow_headers
 from benchmarks.serving.roots import MadeRoot, request_body
 from stream_odml.cluster.runtime import free_port, ray_session
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.stream.decode import encode_image
+from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.decode import encode_image
 
 DIM, K, ITEMS = 128, 10, 20_000
 PER_SECOND, CONNECTIONS = 20.0, 4
@@ -114,7 +114,7 @@ def _plain(root: str) -> Iterator[str]:
 @contextmanager
 def _served(root: str) -> Iterator[str]:
     with ray_session(None, cpus=2):
-        from stream_odml.cluster.serving.deployment import start_service, stop_service
+        from stream_odml.cluster.serve import start_service, stop_service
 
         yield start_service(root, ServiceOptions(port=free_port(), num_cpus=0.5))
         stop_service()

@@ -10,8 +10,8 @@ import httpx
 from benchmarks.common import Report
 from benchmarks.serving.roots import MadeRoot
 from stream_odml.cluster.runtime import free_port, ray_session
-from stream_odml.cluster.serving.options import ServiceOptions
-from tests.cluster.serving.hostile import LEAKS, hostile_requests
+from stream_odml.config.service import ServiceOptions
+from tests.service.hostile import LEAKS, hostile_requests
 
 COUNT, DIM, TOKEN, MOST_BYTES = 1000, 8, "benchmark-token", 200_000
 
@@ -19,7 +19,7 @@ COUNT, DIM, TOKEN, MOST_BYTES = 1000, 8, "benchmark-token", 200_000
 def measure_hostile(report: Report, seed: int) -> None:
     """Each must get one of its right statuses, in the three fields of an error, without a path or a trace."""
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=2):
-        from stream_odml.cluster.serving.deployment import start_service, stop_service
+        from stream_odml.cluster.serve import start_service, stop_service
 
         token = Path(folder) / "token"
         token.write_text(TOKEN)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_odml.gallery.artifacts import BACKWARD, FORWARD, STUDENT
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import gallery_rows
-from stream_odml.gallery.writer import IngestBatch, Writer
 from stream_odml.learn.drift import AffineMap
 from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
 from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT
+from stream_odml.store.store import Store
+from stream_odml.store.tables import gallery_rows
+from stream_odml.store.writer import IngestBatch, Writer
 
 Floats = NDArray[np.float32]
 BATCH = 100_000

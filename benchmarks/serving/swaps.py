@@ -13,7 +13,7 @@ from benchmarks.common import Report, percentile
 from benchmarks.serving.asking import Asker, Seen
 from benchmarks.serving.roots import MadeRoot, request_body
 from stream_odml.cluster.runtime import free_port, ray_session
-from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.config.service import ServiceOptions
 
 DIM, ITEMS, ASKED, NEW = 64, 5_000, 500, 2
 """Few are new, so that memory tells what a swap leaves behind, and not how the gallery grows."""
@@ -29,7 +29,7 @@ def measure_swaps(report: Report, seed: int) -> None:
     version: whatever is served, its nearest neighbour is that item with cosine 1."""
     swaps = 6 if report.quick else SWAPS
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=2):
-        from stream_odml.cluster.serving.deployment import start_service, stop_service
+        from stream_odml.cluster.serve import start_service, stop_service
 
         root = MadeRoot(f"{folder}/root", DIM, seed)
         vectors = root.vectors(ITEMS)

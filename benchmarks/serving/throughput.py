@@ -22,9 +22,9 @@ import torch
 from benchmarks.common import Report
 from benchmarks.serving.roots import Floats, MadeRoot, request_body
 from stream_odml.cluster.runtime import free_port, ray_session
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.gallery.snapshot import GallerySnapshot
-from stream_odml.gallery.store import Store
+from stream_odml.config.service import ServiceOptions
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.store import Store
 
 faiss: Any = typed_faiss
 DIM, K = 128, 10
@@ -41,7 +41,7 @@ def measure_http(report: Report, seed: int) -> None:
         report.say("wrk is not installed (apt-get install wrk): HTTP throughput is not measured")
         return
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=2):
-        from stream_odml.cluster.serving.deployment import start_service, stop_service
+        from stream_odml.cluster.serve import start_service, stop_service
 
         root = MadeRoot(f"{folder}/root", DIM, seed)
         vectors = root.vectors(ITEMS)

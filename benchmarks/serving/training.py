@@ -11,11 +11,11 @@ from benchmarks.common import Report, percentile
 from benchmarks.serving.asking import Asker
 from benchmarks.serving.roots import request_body
 from stream_odml.cluster.session import run_stream
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.config import StreamConfig, parse_config
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import GlyphCategory, glyph_categories
-from stream_odml.stream.landing import NewItem, complete_task, land_items
+from stream_odml.config.stream import StreamConfig, parse_config
+from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.store.store import Store
 
 RATE, CONNECTIONS = 50.0, 8
 CLASSES, IMAGES = 20, 16

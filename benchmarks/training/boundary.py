@@ -17,11 +17,11 @@ import numpy as np
 from benchmarks.common import Report
 from benchmarks.ingest.live import scraped_histograms
 from stream_odml.cluster.session import Session, run_stream
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.config import StreamConfig, parse_config
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import GlyphCategory, glyph_categories
-from stream_odml.stream.landing import NewItem, complete_task, land_items
+from stream_odml.config.stream import StreamConfig, parse_config
+from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.store.store import Store
 from tests.cluster.two_nodes import Place, two_nodes
 
 CLASSES, IMAGES, STEPS = 20, 16, 40

@@ -22,15 +22,15 @@ import pyarrow.compute as pc
 import ray.data
 from numpy.typing import NDArray
 
-from stream_odml.cluster.hang_guard import guarded
 from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
-from stream_odml.gallery.select import select_rows
-from stream_odml.gallery.store import META, Store, compact
-from stream_odml.gallery.tables import GALLERY
-from stream_odml.stream.cache import CacheMember, PixelCache
-from stream_odml.stream.reasons import BadShard, Reason, RowProblem, TransientReadError
-from stream_odml.stream.rows import Block, decode_rows
-from stream_odml.stream.shard import ShardRef
+from stream_odml.ingest.cache import CacheMember, PixelCache
+from stream_odml.ingest.reasons import BadShard, Reason, RowProblem, TransientReadError
+from stream_odml.ingest.rows import Block, decode_rows
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.pipeline.hang_guard import guarded
+from stream_odml.store.select import select_rows
+from stream_odml.store.store import META, Store, compact
+from stream_odml.store.tables import GALLERY
 
 Batch = dict[str, NDArray[Any]]
 """member [b], row [b], pixels [b, size, size, 3], problem [b]: "" or JSON of reason and detail."""

@@ -14,26 +14,26 @@ from typing import Any, Literal
 
 import ray
 
-from stream_odml.cluster.erasure import find_subject
-from stream_odml.cluster.figures import stream_figures
 from stream_odml.cluster.indexer_calls import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
-from stream_odml.cluster.logs import about
-from stream_odml.cluster.metrics import DriverMetrics
-from stream_odml.cluster.observing import observe
-from stream_odml.cluster.plain import plain
-from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
-from stream_odml.cluster.pushed import move_back
-from stream_odml.cluster.sources import open_sources
-from stream_odml.cluster.stages import Stages, relearn
-from stream_odml.cluster.targets import announce, reachable, targets_folder, withdraw
-from stream_odml.cluster.tidying import Tidying
-from stream_odml.cluster.tracing import span
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.errors import RootBusy, StaleParent, WriterFenced
-from stream_odml.gallery.sequence import sequence_of
-from stream_odml.gallery.writer import Writer
-from stream_odml.stream.shard import ShardRef
+from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.observe.logs import about
+from stream_odml.observe.observing import observe
+from stream_odml.observe.plain import plain
+from stream_odml.observe.targets import announce, reachable, targets_folder, withdraw
+from stream_odml.observe.tracing import span
+from stream_odml.pipeline.erasure_request import find_subject
+from stream_odml.pipeline.figures import stream_figures
+from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress, StageResult
+from stream_odml.pipeline.metrics import DriverMetrics
+from stream_odml.pipeline.pushed import move_back
+from stream_odml.pipeline.sources import open_sources
+from stream_odml.pipeline.stages import Stages, relearn
+from stream_odml.pipeline.tidying import Tidying
+from stream_odml.store.errors import RootBusy, StaleParent, WriterFenced
+from stream_odml.store.sequence import sequence_of
+from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
 BEAT_S = 0.1

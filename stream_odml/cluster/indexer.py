@@ -12,20 +12,20 @@ import pyarrow as pa
 import ray
 import torch
 
-from stream_odml.cluster.hang_guard import HangGuard
 from stream_odml.cluster.indexer_calls import IndexedBatch, ShardCounts, indexer_name
-from stream_odml.cluster.indexing import IndexedShard, IndexOptions, index_shard
-from stream_odml.cluster.logs import about
-from stream_odml.cluster.observing import observe
 from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
-from stream_odml.cluster.sources import read_options
-from stream_odml.cluster.tracing import span
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.artifacts import STUDENT
-from stream_odml.gallery.store import Store
+from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.reasons import TransientReadError
+from stream_odml.ingest.shard import ShardRef
 from stream_odml.learn.embedder import Embedder, embedder_from_bytes
-from stream_odml.stream.reasons import TransientReadError
-from stream_odml.stream.shard import ShardRef
+from stream_odml.observe.logs import about
+from stream_odml.observe.observing import observe
+from stream_odml.observe.tracing import span
+from stream_odml.pipeline.hang_guard import HangGuard
+from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shard
+from stream_odml.pipeline.sources import read_options
+from stream_odml.store.artifacts import STUDENT
+from stream_odml.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ import pyarrow as pa
 import ray
 
 from stream_odml.cluster.indexer_calls import IndexedBatch
-from stream_odml.config import IngestConfig
-from stream_odml.gallery.ledger import ShardState
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.writer import IngestBatch, Writer
-from stream_odml.stream.reasons import Reason
-from stream_odml.stream.shard import ShardRef
-from stream_odml.stream.sources import Source
+from stream_odml.config.stream import IngestConfig
+from stream_odml.ingest.reasons import Reason
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.sources import Source
+from stream_odml.store.ledger import ShardState
+from stream_odml.store.store import Store
+from stream_odml.store.writer import IngestBatch, Writer
 
 log = logging.getLogger(__name__)
 RETRY_S = 2.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from stream_odml.config import ConfigError, StreamConfig, load_config
+from stream_odml.config.stream import ConfigError, StreamConfig, load_config
 
 CONFIG_NAME = "stream.yaml"
 SETTLE_S = 60.0

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import os
 
-from stream_odml.config import StreamConfig
+from stream_odml.config.stream import StreamConfig
 
 log = logging.getLogger(__name__)
 """Shown at a person's terminal, where other warnings are not."""

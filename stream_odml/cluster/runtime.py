@@ -50,7 +50,7 @@ _ENVIRONMENT = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # Two event loops in one replica hand every message to each other, and wait for the interpreter's lock each time.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stream_odml.cluster.serving.ingress:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stream_odml.service.ingress:middlewares",
     # Else a Python process reads a log line of HAProxy's for every request; the replicas count their own.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # Ray puts every worker at 15, replicas and proxy too. Here only what can wait steps back (see `step_back`).

@@ -27,7 +27,6 @@ from stream_odml.cluster.holding import Holding
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
 from stream_odml.cluster.leftovers import free_reservations
-from stream_odml.cluster.observing import TERMINAL, observe
 from stream_odml.cluster.openness import log as openness_log
 from stream_odml.cluster.openness import open_doors
 from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
@@ -44,14 +43,15 @@ from stream_odml.cluster.runtime import (
     tighten_session,
 )
 from stream_odml.cluster.session_folder import remove_abandoned
-from stream_odml.cluster.sources import open_sources, push_path
-from stream_odml.config import ConfigError, StreamConfig
-from stream_odml.gallery.artifacts import STUDENT
-from stream_odml.gallery.files import open_files
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.writer import Writer
+from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embedder_to_bytes
-from stream_odml.stream.storage import is_remote
+from stream_odml.observe.observing import TERMINAL, observe
+from stream_odml.pipeline.sources import open_sources, push_path
+from stream_odml.storage.files import open_files
+from stream_odml.storage.reading import is_remote
+from stream_odml.store.artifacts import STUDENT
+from stream_odml.store.store import Store
+from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
 ENDING_S = 20.0
@@ -182,7 +182,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
         try:
             session.start_training()
             if cluster.serve:
-                from stream_odml.cluster.serving.deployment import start_service
+                from stream_odml.cluster.serve import start_service
 
                 logging.getLogger("ray.serve").setLevel(logging.WARNING)
                 start_service(config.root, config.service, config.storage_options)
@@ -199,7 +199,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
             if not session.is_abandoned:
                 session.stop()
             if cluster.serve and not session.owns_ray:
-                from stream_odml.cluster.serving.deployment import stop_service
+                from stream_odml.cluster.serve import stop_service
 
                 stop_service(Store.id_of(config.root, config.storage_options))
             _remove_endpoints(config)

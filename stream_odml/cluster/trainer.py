@@ -25,19 +25,19 @@ from safetensors.torch import load_file, save_file
 
 from stream_odml.cluster.caching import warm_up
 from stream_odml.cluster.driver_calls import DriverGone, call_driver, driver_handle
-from stream_odml.cluster.logs import about
-from stream_odml.cluster.observing import observe
-from stream_odml.cluster.profiling import StepProfile
-from stream_odml.cluster.progress import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
-from stream_odml.cluster.stage_run import Place, StageDeferred, StageFailed, StageRun
-from stream_odml.cluster.tracing import span
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.files import open_files
-from stream_odml.gallery.store import Store
+from stream_odml.config.stream import StreamConfig
 from stream_odml.learn.memory import give_back_memory, keep_freed_memory
 from stream_odml.learn.world import World
-from stream_odml.stream.storage import is_remote, s3_filesystem, s3_path
+from stream_odml.observe.logs import about
+from stream_odml.observe.observing import observe
+from stream_odml.observe.profiling import StepProfile
+from stream_odml.observe.tracing import span
+from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress, StageResult
+from stream_odml.pipeline.stage_run import Place, StageDeferred, StageFailed, StageRun
+from stream_odml.storage.files import open_files
+from stream_odml.storage.reading import is_remote, s3_filesystem, s3_path
+from stream_odml.store.store import Store
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 10

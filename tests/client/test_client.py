@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from stream_odml.client import AsyncClient, Client, NewImage, ServiceError, ServiceUnreachable
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.options import ServiceOptions
-from tests.cluster.serving.fake_backend import FakeBackend
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.api import create_app
+from tests.service.fake_backend import FakeBackend
 
 PNG = b"\x89PNG and so on"
 STATUS = {"version": "v0001-bb", "items": 20}

@@ -11,7 +11,7 @@ import pytest
 _SITE = """
 import hashlib, os, time
 try:
-    from stream_odml.stream import decode
+    from stream_odml.ingest import decode
 except ImportError:  # one of Ray's own processes
     pass
 else:

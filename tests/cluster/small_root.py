@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stream_odml.gallery.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import gallery_rows
-from stream_odml.gallery.writer import IngestBatch, Writer
+from stream_odml.ingest.shard import ShardManifest, ShardRef
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import IdentityMap
-from stream_odml.stream.shard import ShardManifest, ShardRef
+from stream_odml.store.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef
+from stream_odml.store.store import Store
+from stream_odml.store.tables import gallery_rows
+from stream_odml.store.writer import IngestBatch, Writer
 
 DIM = 4
 

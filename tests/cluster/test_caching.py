@@ -15,18 +15,18 @@ from benchmarks.faults.process import descendants
 from stream_odml.cluster import caching
 from stream_odml.cluster.caching import cache_members, fill_cache, rows_digest, task_rows
 from stream_odml.cluster.runtime import ray_session
-from stream_odml.gallery.select import select_rows
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import gallery_rows
-from stream_odml.gallery.writer import IngestBatch, Writer
-from stream_odml.stream.cache import CacheMember, PixelCache
-from stream_odml.stream.landing import land_items
-from stream_odml.stream.rows import Block, decode_rows
-from stream_odml.stream.shard import ShardRef
-from stream_odml.stream.sources import DirectorySource
+from stream_odml.ingest.cache import CacheMember, PixelCache
+from stream_odml.ingest.landing import land_items
+from stream_odml.ingest.rows import Block, decode_rows
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.sources import DirectorySource
+from stream_odml.store.select import select_rows
+from stream_odml.store.store import Store
+from stream_odml.store.tables import gallery_rows
+from stream_odml.store.writer import IngestBatch, Writer
 from tests.cluster.poisoned import poison
 from tests.cluster.small_root import DIM, artifacts, claim, shard
-from tests.stream.helpers import some_items
+from tests.ingest.helpers import some_items
 
 MAX_PIXELS = 10_000
 

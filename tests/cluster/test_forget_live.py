@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stream_odml.cli import app
+from stream_odml.cli.main import app
 from stream_odml.client import Client
 from stream_odml.cluster.session import run_stream
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.config import parse_config
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import glyph_categories
-from stream_odml.stream.landing import NewItem, complete_task, land_items
+from stream_odml.config.stream import parse_config
+from stream_odml.ingest.glyphs import glyph_categories
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.store.store import Store
 
 pytestmark = pytest.mark.ray
 

@@ -17,11 +17,11 @@ from stream_odml.cluster import ingestion
 from stream_odml.cluster.indexer_calls import IndexedBatch, ShardCounts
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.cluster.runtime import ray_session
-from stream_odml.config import IngestConfig
-from stream_odml.gallery.tables import GALLERY, QUARANTINE
-from stream_odml.gallery.writer import Writer
-from stream_odml.stream.reasons import TransientReadError
-from stream_odml.stream.shard import ShardRef
+from stream_odml.config.stream import IngestConfig
+from stream_odml.ingest.reasons import TransientReadError
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.store.tables import GALLERY, QUARANTINE
+from stream_odml.store.writer import Writer
 from tests.cluster.small_root import claim, shard
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stream_odml.gallery.store import Store
+from stream_odml.store.store import Store
 from tests.cluster.two_nodes import RAY, TwoNodes, free_ports, two_nodes
 from tests.faults.harness import CATEGORIES, land_shards, open_store, small_config
 from tests.faults.oracle import violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
-STREAM_ODML = [sys.executable, "-m", "stream_odml.cli"]
+STREAM_ODML = [sys.executable, "-m", "stream_odml.cli.main"]
 SMALL_BYTES = 16_384
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stream_odml.cluster.progress import StageResult
-from stream_odml.cluster.stage_rows import write_rows
-from stream_odml.cluster.stages import Stages
-from stream_odml.gallery.maintenance import MaintenancePolicy
-from stream_odml.gallery.store import META, Store
-from stream_odml.gallery.writer import Writer
-from stream_odml.stream.boundary import BoundaryPolicy
+from stream_odml.ingest.boundary import BoundaryPolicy
+from stream_odml.pipeline.messages import StageResult
+from stream_odml.pipeline.stage_rows import write_rows
+from stream_odml.pipeline.stages import Stages
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.store import META, Store
+from stream_odml.store.writer import Writer
 from tests.cluster.small_root import DIM, artifacts, claim, index, shard
-from tests.stream.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
 
 pytestmark = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
 ROOT, RANKS = "s3://bucket/root", 2

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from stream_odml.client import Client, ClientError
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import glyph_categories
-from stream_odml.stream.landing import NewItem, land_items
+from stream_odml.ingest.glyphs import glyph_categories
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.store.store import Store
 from tests.faults.harness import StreamProcess, small_config
 from tests.faults.oracle import violations
-from tests.stream.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
-from tests.stream.throttling import Throttle
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+from tests.ingest.throttling import Throttle
 
 pytestmark = [
     pytest.mark.ray,

@@ -7,7 +7,7 @@ import pytest
 from stream_odml.cluster.placement import Node, Role, check_placement, matches
 from stream_odml.cluster.runtime import ClusterTooSmall
 from stream_odml.cluster.session import roles
-from stream_odml.config import parse_config
+from stream_odml.config.stream import parse_config
 
 GPU, CPU = {"kind": "gpu"}, {"kind": "cpu"}
 NODES = [Node("10.0.0.1", 4, 1, GPU), Node("10.0.0.2", 2, 0, CPU)]

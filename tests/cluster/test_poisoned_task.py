@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from stream_odml.cluster.session import run_stream
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.config import parse_config
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import GlyphCategory, glyph_categories
-from stream_odml.stream.landing import NewItem, complete_task, land_items
+from stream_odml.config.stream import parse_config
+from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.store.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 MAX_OLD_LOSS = 0.12

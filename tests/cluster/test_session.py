@@ -9,8 +9,8 @@ import pytest
 
 from stream_odml.cluster import session
 from stream_odml.cluster.session import prepare
-from stream_odml.config import ConfigError, StreamConfig, parse_config
-from stream_odml.gallery.store import Store
+from stream_odml.config.stream import ConfigError, StreamConfig, parse_config
+from stream_odml.store.store import Store
 
 
 def config(root: Path, **model: Any) -> StreamConfig:

@@ -23,7 +23,7 @@ from tests.faults.harness import land_shards, open_store, small_config
 from tests.faults.oracle import violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
-STREAM_ODML = [sys.executable, "-m", "stream_odml.cli"]
+STREAM_ODML = [sys.executable, "-m", "stream_odml.cli.main"]
 PORT = 8077
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream_odml.cluster.metrics import DriverMetrics, StreamFigures
-from stream_odml.cluster.progress import StageProgress
-from stream_odml.cluster.serving.metrics import ServiceMetrics
+from stream_odml.pipeline.messages import StageProgress
+from stream_odml.pipeline.metrics import DriverMetrics, StreamFigures
+from stream_odml.service.metrics import ServiceMetrics
 from tests.deploy.paths import load_rules
 
 _NAME = re.compile(r"\b(?:stream_odml|ray)[a-zA-Z0-9_:]*|\bup\b")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from stream_odml.config import StreamConfig, load_config
+from stream_odml.config.stream import StreamConfig, load_config
 from tests.deploy import kustomize
 from tests.deploy.paths import KUBERNETES, REPOSITORY, VARIANTS
 from tests.deploy.schema_core import Budget, Claim, ConfigMap, Service

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
-from stream_odml.cluster.metrics import DriverMetrics
-from stream_odml.cluster.serving.metrics import Exporter, ServiceMetrics
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.targets import announce
+from stream_odml.config.service import ServiceOptions
+from stream_odml.observe.targets import announce
+from stream_odml.pipeline.metrics import DriverMetrics
+from stream_odml.service.metrics import Exporter, ServiceMetrics
 from tests.deploy.paths import DEPLOY, load_rules, panel_queries, tool
 from tests.deploy.prometheus_server import Server, prometheus, wait_for
 from tests.deploy.promql import example_driver, example_replica, names, ray_names

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from stream_odml.cli import app
-from stream_odml.cluster.targets import targets_folder
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.store import Store
+from stream_odml.cli.main import app
+from stream_odml.config.stream import StreamConfig
+from stream_odml.observe.targets import targets_folder
+from stream_odml.store.store import Store
 from tests.cluster.small_root import claim, index, shard
 from tests.deploy.paths import DEPLOY, REPOSITORY, load_rules
 

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from benchmarks.faults import process
-from stream_odml.gallery.store import Store
-from stream_odml.stream.glyphs import glyph_categories
-from stream_odml.stream.landing import NewItem, land_items
+from stream_odml.ingest.glyphs import glyph_categories
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.store.store import Store
 
 CATEGORIES, IMAGES = 4, 6
 

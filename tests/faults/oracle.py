@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from benchmarks.faults import oracle
 from benchmarks.faults.truth import Truth
-from stream_odml.gallery.snapshot import GallerySnapshot
-from stream_odml.gallery.store import Store
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.store import Store
 
 
 def violations(store: Store, landed: Mapping[str, str], learnt_shards: int | None = None) -> list[str]:

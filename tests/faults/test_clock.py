@@ -9,7 +9,7 @@ import pytest
 from benchmarks.faults.environment import JUMP_S, build_shim, shimmed
 from benchmarks.faults.oracle import violations
 from benchmarks.faults.truth import Truth
-from stream_odml.gallery.store import Store
+from stream_odml.store.store import Store
 from tests.faults.harness import StreamProcess, land_shards, open_store, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]

@@ -13,9 +13,9 @@ from benchmarks.faults.process import StreamProcess, is_running, send
 from benchmarks.faults.roles import cast_of
 from benchmarks.faults.truth import Truth
 from benchmarks.faults.watch import wait_for
-from stream_odml.gallery.lease import read_lease
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.table import Table
+from stream_odml.store.lease import read_lease
+from stream_odml.store.store import Store
+from stream_odml.store.table import Table
 from tests.faults.harness import land_shards, small_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stream_odml.commands.ingest import land_path
-from stream_odml.stream.reading import RawItem, read_shard
-from stream_odml.stream.reasons import RowProblem
-from stream_odml.stream.sources import DirectorySource
-from tests.stream.pictures import picture
+from stream_odml.cli.ingest import land_path
+from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.ingest.reasons import RowProblem
+from stream_odml.ingest.sources import DirectorySource
+from tests.ingest.pictures import picture
 
 
 def write(folder: Path, *names: str, first: int = 0) -> Path:

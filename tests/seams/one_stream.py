@@ -11,9 +11,9 @@ import sys
 
 from stream_odml.cluster import haproxy_walls
 from stream_odml.cluster.runtime import ray_session, tighten_session
-from stream_odml.cluster.serving.deployment import start_service
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.gallery.store import Store
+from stream_odml.cluster.serve import start_service
+from stream_odml.config.service import ServiceOptions
+from stream_odml.store.store import Store
 
 
 def main(root: str, port: str) -> None:

@@ -19,15 +19,15 @@ import pytest
 
 from stream_odml.client import Client, ClientError, NewImage, WrongStream
 from stream_odml.cluster.runtime import free_port
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.deployment import ServiceDown, _wait_until_ready
-from stream_odml.cluster.serving.options import ServiceOptions
+from stream_odml.cluster.serve import ServiceDown, _wait_until_ready
 from stream_odml.cluster.session_ports import BLOCK_PORTS, PortBlock
-from stream_odml.gallery.store import Store
-from tests.cluster.serving.fake_backend import FakeBackend
-from tests.cluster.serving.local import LocalApi
-from tests.cluster.serving.tiny_stream import TinyStream, picture
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.api import create_app
+from stream_odml.store.store import Store
 from tests.seams.sessions import served
+from tests.service.fake_backend import FakeBackend
+from tests.service.local import LocalApi
+from tests.service.tiny_stream import TinyStream, picture
 
 OWN = "11111111-1111-4111-8111-111111111111"
 OTHER = "22222222-2222-4222-8222-222222222222"

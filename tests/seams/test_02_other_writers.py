@@ -19,19 +19,19 @@ import pytest
 from deltalake import DeltaTable, TableFeatures, write_deltalake
 
 from stream_odml.cluster.caching import task_rows
-from stream_odml.cluster.sampling import rows_of_classes
-from stream_odml.cluster.stage_rows import in_parts, write_rows
-from stream_odml.cluster.stages import StageRows
-from stream_odml.gallery.backup import back_up
-from stream_odml.gallery.errors import NotAStreamRoot
-from stream_odml.gallery.maintenance import MaintenancePolicy
-from stream_odml.gallery.select import select_rows
-from stream_odml.gallery.snapshot import GallerySnapshot
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import SCHEMAS, quarantine_rows
-from stream_odml.gallery.writer import IngestBatch, Writer
-from stream_odml.stream.shard import ShardRef
-from tests.gallery.world import DIM, Item, Shard, commit_stage, ingest, make_rows, new_root
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.pipeline.sampling import rows_of_classes
+from stream_odml.pipeline.stage_rows import in_parts, write_rows
+from stream_odml.pipeline.stages import StageRows
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.backup import back_up
+from stream_odml.store.errors import NotAStreamRoot
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.select import select_rows
+from stream_odml.store.store import Store
+from stream_odml.store.tables import SCHEMAS, quarantine_rows
+from stream_odml.store.writer import IngestBatch, Writer
+from tests.store.world import DIM, Item, Shard, commit_stage, ingest, make_rows, new_root
 
 NOW = MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0))
 ITEMS = [Item("é/1", "rock"), Item("b", "o'clock"), Item("c", "rock")]

@@ -22,16 +22,16 @@ from urllib.parse import quote
 import pytest
 
 from stream_odml.client import Client, NewImage, ServiceError
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.replica import Replica
-from stream_odml.stream.landing import NewItem, land_items
-from stream_odml.stream.reading import RawItem, read_shard
-from stream_odml.stream.reasons import RowError, RowProblem
-from stream_odml.stream.sources import DirectorySource
-from tests.cluster.serving.local import LocalApi
-from tests.cluster.serving.tiny_stream import TinyStream, picture
+from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.ingest.reasons import RowError, RowProblem
+from stream_odml.ingest.sources import DirectorySource
+from stream_odml.service.api import create_app
+from stream_odml.service.replica import Replica
 from tests.seams.in_process import in_process
+from tests.service.local import LocalApi
+from tests.service.tiny_stream import TinyStream, picture
 
 OPTIONS = ServiceOptions(poll_s=0.02, wait_s=3.0)
 IMAGE = picture(1)

@@ -17,19 +17,19 @@ from urllib.parse import quote
 import pytest
 from typer.testing import CliRunner
 
-from stream_odml.cli import app
+from stream_odml.cli.main import app
 from stream_odml.client import Client, ServiceError
 from stream_odml.cluster.driver import StreamDriver
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.gateway import NoDriver, refusal
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.replica import Replica
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.writer import Writer
-from stream_odml.stream.landing import NewItem, land_items
-from tests.cluster.serving.local import LocalApi
-from tests.cluster.serving.tiny_stream import TinyStream, picture
+from stream_odml.cluster.gateway import NoDriver, refusal
+from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.service.api import create_app
+from stream_odml.service.replica import Replica
+from stream_odml.store.store import Store
+from stream_odml.store.writer import Writer
 from tests.seams.in_process import in_process
+from tests.service.local import LocalApi
+from tests.service.tiny_stream import TinyStream, picture
 
 CLASS = "Étude no. 7"
 ITEM = "blätter/0"

@@ -13,31 +13,31 @@ from pydantic import ValidationError
 
 from stream_odml.cluster import caching
 from stream_odml.cluster.caching import fill_cache
-from stream_odml.cluster.indexing import IndexOptions, index_shard
-from stream_odml.cluster.progress import StageOrder
 from stream_odml.cluster.runtime import ray_session
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.push import PushInbox
-from stream_odml.cluster.sources import inbox_path
-from stream_odml.cluster.stage_run import Place, StageFailed, StageRun
-from stream_odml.cluster.stages import Stages
-from stream_odml.config import StreamConfig, example_yaml, parse_config
-from stream_odml.gallery.artifacts import STUDENT
-from stream_odml.gallery.files import open_files
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.writer import IngestBatch, Writer
+from stream_odml.config.service import ServiceOptions
+from stream_odml.config.stream import StreamConfig, example_yaml, parse_config
+from stream_odml.ingest import decode, rows
+from stream_odml.ingest.cache import CacheMember, PixelCache
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.landing_folder import land_folder
+from stream_odml.ingest.reasons import BadImage, Reason
+from stream_odml.ingest.rows import decode_rows
+from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embedder_to_bytes
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.learn.world import World
-from stream_odml.stream import decode, rows
-from stream_odml.stream.cache import CacheMember, PixelCache
-from stream_odml.stream.landing import NewItem, land_items
-from stream_odml.stream.landing_folder import land_folder
-from stream_odml.stream.reasons import BadImage, Reason
-from stream_odml.stream.rows import decode_rows
-from stream_odml.stream.sources import DirectorySource
+from stream_odml.pipeline.indexing import IndexOptions, index_shard
+from stream_odml.pipeline.messages import StageOrder
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.pipeline.stage_run import Place, StageFailed, StageRun
+from stream_odml.pipeline.stages import Stages
+from stream_odml.service.push import PushInbox
+from stream_odml.storage.files import open_files
+from stream_odml.store.artifacts import STUDENT
+from stream_odml.store.store import Store
+from stream_odml.store.writer import IngestBatch, Writer
 from tests.cluster.poisoned import poison
-from tests.stream.pictures import picture
+from tests.ingest.pictures import picture
 
 SIZE, LIMIT = 20, 10_000
 IMAGES = [picture(n, size=(24, 24)) for n in range(48)]

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_odml.stream import fields
-from stream_odml.stream.landing import NewItem, land_items
-from stream_odml.stream.reasons import BadShard, Reason, RowError
-from tests.stream.helpers import only, read
-from tests.stream.pictures import picture
+from stream_odml.ingest import fields
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.reasons import BadShard, Reason, RowError
+from tests.ingest.helpers import only, read
+from tests.ingest.pictures import picture
 
 KEY_VALUE = pa.struct([("key", pa.string()), ("value", pa.string())])
 

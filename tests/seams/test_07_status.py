@@ -20,19 +20,19 @@ from prometheus_client import generate_latest
 from starlette.requests import ClientDisconnect
 
 from stream_odml.cluster.driver import StreamDriver
-from stream_odml.cluster.figures import stream_figures
-from stream_odml.cluster.logs import join_serve_log
-from stream_odml.cluster.metrics import DriverMetrics, StreamFigures
-from stream_odml.cluster.plain import plain
-from stream_odml.cluster.progress import StageProgress
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.gallery.store import Store
-from stream_odml.stream.landing import NewItem, land_items
-from stream_odml.stream.reasons import Reason
-from tests.cluster.serving.fake_backend import FakeBackend
-from tests.cluster.serving.local import LocalApi
-from tests.cluster.serving.tiny_stream import TinyStream, picture
+from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.reasons import Reason
+from stream_odml.observe.logs import join_serve_log
+from stream_odml.observe.plain import plain
+from stream_odml.pipeline.figures import stream_figures
+from stream_odml.pipeline.messages import StageProgress
+from stream_odml.pipeline.metrics import DriverMetrics, StreamFigures
+from stream_odml.service.api import create_app
+from stream_odml.store.store import Store
+from tests.service.fake_backend import FakeBackend
+from tests.service.local import LocalApi
+from tests.service.tiny_stream import TinyStream, picture
 
 ODD: dict[Any, Any] = {
     "nan": math.nan,
@@ -140,7 +140,7 @@ def test_a_scrape_leaves_out_only_what_is_no_figure(refusing: TinyStream) -> Non
 
 
 def test_the_command_line_says_it_too(refusing: TinyStream) -> None:
-    from stream_odml.commands.stream_root import root_status
+    from stream_odml.cli.stream_root import root_status
 
     assert json.loads(json.dumps(plain(root_status(refusing.root))))["quarantined"] == {"not_an_image": 1}
     assert Store.open(refusing.root).quarantine_rows().num_rows == 1
@@ -168,7 +168,7 @@ def test_a_replica_logs_where_serve_keeps_its_log(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [handler])
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     join_serve_log()
-    logging.getLogger("stream_odml.cluster.serving.guard").error("failed")
+    logging.getLogger("stream_odml.service.guard").error("failed")
     assert [record.getMessage() for record in seen] == ["failed"]
 
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stream_odml.cli.ingest import land_path
 from stream_odml.cluster import ingestion
-from stream_odml.commands.ingest import land_path
-from stream_odml.stream.boundary import BoundaryPolicy
-from stream_odml.stream.landing import ShardExists, complete_task, land_items
-from tests.cluster.test_sources import Stream, _Here, some
-from tests.stream.pictures import picture
+from stream_odml.ingest.boundary import BoundaryPolicy
+from stream_odml.ingest.landing import ShardExists, complete_task, land_items
+from tests.ingest.pictures import picture
+from tests.pipeline.test_sources import Stream, _Here, some
 
 
 @pytest.fixture

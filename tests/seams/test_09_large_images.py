@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_odml.commands.ingest import land_path
-from stream_odml.stream import landing, tables
-from stream_odml.stream.landing import NewItem, land_items, land_parquet
-from stream_odml.stream.reading import RawItem, read_shard
-from stream_odml.stream.sources import DirectorySource
-from tests.stream.pictures import picture
+from stream_odml.cli.ingest import land_path
+from stream_odml.ingest import landing, tables
+from stream_odml.ingest.landing import NewItem, land_items, land_parquet
+from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.ingest.sources import DirectorySource
+from tests.ingest.pictures import picture
 
 MIB = 1 << 20
 
@@ -105,7 +105,7 @@ def test_an_image_that_no_reader_takes_is_not_landed(tmp_path: Path) -> None:
 PEAK = """
 import json, resource, sys
 from pathlib import Path
-from stream_odml.commands.ingest import land_path
+from stream_odml.cli.ingest import land_path
 lines = list(land_path(Path(sys.argv[1]), sys.argv[2], 1000, None))
 peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 print(json.dumps({"lines": len(lines), "mib": peak / 1024}))

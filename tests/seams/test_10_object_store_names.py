@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from stream_odml.stream import publish
-from stream_odml.stream.claims import CLAIMS, claim
-from stream_odml.stream.landing import ShardExists, complete_task, land_items, land_tar
-from stream_odml.stream.landing_folder import land_folder
-from stream_odml.stream.object_store import S3Source
-from stream_odml.stream.reading import RawItem, read_shard
-from stream_odml.stream.storage import s3_filesystem, s3_path
+from stream_odml.ingest.landing import ShardExists, complete_task, land_items, land_tar
+from stream_odml.ingest.landing_folder import land_folder
+from stream_odml.ingest.object_store import S3Source
+from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.storage import publish
+from stream_odml.storage.claims import CLAIMS, claim
+from stream_odml.storage.reading import s3_filesystem, s3_path
+from tests.ingest.helpers import some_items
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
 from tests.seams.folders import write
-from tests.stream.helpers import some_items
-from tests.stream.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
 
 pytestmark = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
 PRODUCERS = 6

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from stream_odml.cluster.driver import StreamDriver
-from stream_odml.cluster.serving.backend import Query
-from stream_odml.cluster.serving.errors import ApiError
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.replica import Replica
-from stream_odml.gallery.sequence import has_reached, sequence_of
-from tests.cluster.serving.tiny_stream import TinyStream
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.backend import Query
+from stream_odml.service.errors import ApiError
+from stream_odml.service.replica import Replica
+from stream_odml.store.sequence import has_reached, sequence_of
+from tests.service.tiny_stream import TinyStream
 
 
 def test_one_number_orders_as_the_two_counters_do() -> None:

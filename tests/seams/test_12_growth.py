@@ -13,19 +13,19 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from stream_odml.cluster.pushed import move_back, prune_pushed, without_images
-from stream_odml.cluster.tidying import Tidying
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.backup import back_up
-from stream_odml.gallery.errors import WriterFenced
-from stream_odml.gallery.files import open_files
-from stream_odml.gallery.maintenance import MaintenancePolicy
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.table import CHECKPOINT_EVERY, Table
-from stream_odml.gallery.tables import SCHEMAS
-from stream_odml.gallery.writer import Writer
-from stream_odml.stream.claims import CLAIMS
-from tests.gallery.world import Item, Shard, commit_stage, ingest, new_root
+from stream_odml.config.stream import StreamConfig
+from stream_odml.pipeline.pushed import move_back, prune_pushed, without_images
+from stream_odml.pipeline.tidying import Tidying
+from stream_odml.storage.claims import CLAIMS
+from stream_odml.storage.files import open_files
+from stream_odml.store.backup import back_up
+from stream_odml.store.errors import WriterFenced
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.store import Store
+from stream_odml.store.table import CHECKPOINT_EVERY, Table
+from stream_odml.store.tables import SCHEMAS
+from stream_odml.store.writer import Writer
+from tests.store.world import Item, Shard, commit_stage, ingest, new_root
 
 MINUTE = timedelta(minutes=1)
 POLICY = MaintenancePolicy(compact_files=8, retention=timedelta(0), log_retention=MINUTE)
@@ -150,7 +150,7 @@ def pushed_stream(root: Path) -> Writer:
 def test_pushed_files_go_when_they_are_learnt_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.gallery.world.Shard", _Pushed)
+    monkeypatch.setattr("tests.store.world.Shard", _Pushed)
     writer = pushed_stream(tmp_path)
     root = writer.tree.head
     writer.close_task("task-0001", ["push-1-id"], "test")

@@ -12,14 +12,14 @@ import pyarrow.compute as pc
 import pytest
 from typer.testing import CliRunner
 
-from stream_odml.cli import app
-from stream_odml.commands.stream_root import root_status
-from stream_odml.gallery.errors import DataFileMissing
-from stream_odml.gallery.maintenance import MaintenancePolicy
-from stream_odml.gallery.snapshot import GallerySnapshot
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.writer import Writer
-from tests.gallery.world import Item, ingest, new_root
+from stream_odml.cli.main import app
+from stream_odml.cli.stream_root import root_status
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.errors import DataFileMissing
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.store import Store
+from stream_odml.store.writer import Writer
+from tests.store.world import Item, ingest, new_root
 
 TABLES = ["gallery", "ledger", "versions"]
 
@@ -105,7 +105,7 @@ def test_other_failures_of_a_read_lose_and_double_nothing(
             return read(*args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr("stream_odml.gallery.table.Table.read", failing)
+            patch.setattr("stream_odml.store.table.Table.read", failing)
             try:
                 follower.refresh()
             except OSError:

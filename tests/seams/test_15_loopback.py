@@ -17,9 +17,9 @@ from stream_odml.cluster.haproxy_walls import narrowed
 from stream_odml.cluster.openness import open_doors
 from stream_odml.cluster.ray_start import own_token
 from stream_odml.cluster.runtime import free_port
-from stream_odml.config import parse_config
-from tests.cluster.serving.tiny_stream import TinyStream
+from stream_odml.config.stream import parse_config
 from tests.seams.sessions import served
+from tests.service.tiny_stream import TinyStream
 
 OPEN = """global
     stats socket /s/a mode 666 level admin expose-fd listeners

@@ -14,9 +14,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp
 
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.options import ServiceOptions
-from tests.cluster.serving.fake_backend import FakeBackend
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.api import create_app
+from tests.service.fake_backend import FakeBackend
 
 SEARCH = b'{"vector": [1, 1, 1, 1, 1, 1, 1, 1]}'
 OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from stream_odml.cluster.serving.admission import Arrivals, Places
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.backend import Answer, Query
-from stream_odml.cluster.serving.errors import ApiError
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.pool import ShortestFirst
-from tests.cluster.serving.fake_backend import FakeBackend
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.admission import Arrivals, Places
+from stream_odml.service.api import create_app
+from stream_odml.service.backend import Answer, Query
+from stream_odml.service.errors import ApiError
+from stream_odml.service.pool import ShortestFirst
 from tests.seams.caller import JSON, VECTOR, Caller
+from tests.service.fake_backend import FakeBackend
 
 
 class Slow(FakeBackend):

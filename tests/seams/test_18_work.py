@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from starlette.types import ASGIApp
 
-from stream_odml.cluster.serving import answering, decoding
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.replica import Replica
-from stream_odml.stream.decode import declared_pixels, decode_image, encode_image
-from tests.cluster.serving.fake_backend import FakeBackend
-from tests.cluster.serving.local import LocalApi
-from tests.cluster.serving.tiny_stream import SPEC, TinyStream, picture
+from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.decode import declared_pixels, decode_image, encode_image
+from stream_odml.service import answering, decoding
+from stream_odml.service.api import create_app
+from stream_odml.service.replica import Replica
 from tests.seams.caller import Caller
+from tests.service.fake_backend import FakeBackend
+from tests.service.local import LocalApi
+from tests.service.tiny_stream import SPEC, TinyStream, picture
 
 # --- images ----------------------------------------------------------------------------------------------------------
 

@@ -19,20 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_odml.stream import tables
-from stream_odml.stream.landing import NewItem, land_items
-from stream_odml.stream.reading import read_shard
-from stream_odml.stream.reasons import BadShard, Reason, TransientReadError
-from tests.stream.helpers import only, read, some_items
-from tests.stream.pictures import picture
+from stream_odml.ingest import tables
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.reading import read_shard
+from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
+from tests.ingest.helpers import only, read, some_items
+from tests.ingest.pictures import picture
 
 MIB = 1 << 20
 PROBE = """
 import json, resource, sys
-from tests.stream.helpers import only
-from stream_odml.stream.reading import read_shard
-from stream_odml.stream.reasons import BadShard, RowProblem
-from stream_odml.stream import tables
+from tests.ingest.helpers import only
+from stream_odml.ingest.reading import read_shard
+from stream_odml.ingest.reasons import BadShard, RowProblem
+from stream_odml.ingest import tables
 from pathlib import Path
 
 def peak(who):
@@ -305,7 +305,7 @@ def test_a_decoder_knows_no_secret_and_lives_with_the_limits_of_its_parent(
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_CPU, (500, 500));"
-        "from tests.stream.helpers import only, read; from pathlib import Path;"
+        "from tests.ingest.helpers import only, read; from pathlib import Path;"
         "print(len(read(only(Path(sys.argv[1])))[0]))"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)

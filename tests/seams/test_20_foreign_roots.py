@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from stream_odml.commands.stream_root import noted_url, roll_back, root_status, service_url
-from stream_odml.gallery.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef
-from stream_odml.gallery.backup import back_up
-from stream_odml.gallery.files import LocalFiles, open_files
-from stream_odml.gallery.lease import LEASE, Lease, host_identity, read_lease
-from stream_odml.gallery.maintenance import MaintenancePolicy
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import SCHEMAS
-from stream_odml.gallery.writer import Writer
-from stream_odml.stream.regular import UnsafePath
-from tests.gallery.world import Item, ingest, new_root
+from stream_odml.cli.stream_root import noted_url, roll_back, root_status, service_url
+from stream_odml.storage.files import LocalFiles, open_files
+from stream_odml.storage.regular import UnsafePath
+from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef
+from stream_odml.store.backup import back_up
+from stream_odml.store.lease import LEASE, Lease, host_identity, read_lease
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.store import Store
+from stream_odml.store.tables import SCHEMAS
+from stream_odml.store.writer import Writer
+from tests.store.world import Item, ingest, new_root
 
 NOW = MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0))
 PROMPT_S = 5.0

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from stream_odml.cli.producer import categories_of
 from stream_odml.cluster.ingestion import Discovery
-from stream_odml.commands.producer import categories_of
-from stream_odml.stream import sources
-from stream_odml.stream.landing import land_items
-from stream_odml.stream.landing_folder import seal_folder
-from stream_odml.stream.reading import read_shard
-from stream_odml.stream.reasons import BadShard, Reason
-from stream_odml.stream.shard import MANIFEST_NAME, ManifestFile, ShardManifest
-from stream_odml.stream.sources import DirectorySource
+from stream_odml.ingest import sources
+from stream_odml.ingest.landing import land_items
+from stream_odml.ingest.landing_folder import seal_folder
+from stream_odml.ingest.reading import read_shard
+from stream_odml.ingest.reasons import BadShard, Reason
+from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest
+from stream_odml.ingest.sources import DirectorySource
+from tests.ingest.helpers import only, some_items
 from tests.seams.folders import classes, ingest, write
-from tests.stream.helpers import only, some_items
 
 pytestmark = pytest.mark.timeout(60)  # a pipe that is opened waits for ever
 SECRET = b"SECRET-OF-SOMEBODY-ELSE"

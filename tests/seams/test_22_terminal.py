@@ -21,16 +21,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import stream_odml
-from stream_odml import cli
+from stream_odml.cli import asking
+from stream_odml.cli import errors as words
+from stream_odml.cli import main as cli
+from stream_odml.cli.console import StreamView, diff_table, say, shown, stage_table
+from stream_odml.cli.report import page
+from stream_odml.cli.report_data import ReportData
 from stream_odml.client.answers import Hit, SearchResult
-from stream_odml.cluster.logs import TextFormatter, set_up_logs
-from stream_odml.commands import asking, words
-from stream_odml.commands.console import StreamView, diff_table, say, shown, stage_table
-from stream_odml.commands.report import page
-from stream_odml.commands.report_data import ReportData
-from stream_odml.gallery.writer import IngestBatch
-from stream_odml.stream.landing import NewItem, land_items
-from tests.cluster.serving.tiny_stream import TinyStream, picture
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.observe.logs import TextFormatter, set_up_logs
+from stream_odml.store.writer import IngestBatch
+from tests.service.tiny_stream import TinyStream, picture
 
 MARKUP = [
     "Rock [/metal]",
@@ -114,7 +115,7 @@ def _root(folder: Path, name: str) -> str:
     land_items(stream.inbox, "s", [NewItem(b"no image", "oak"), NewItem(picture(1), "oak")])
     (ref,) = stream._source.poll(set())
     stream.writer.record_landed([ref])
-    from stream_odml.gallery.tables import GALLERY, quarantine_rows
+    from stream_odml.store.tables import GALLERY, quarantine_rows
 
     refused = quarantine_rows(
         shard_ids=[ref.shard_id], rows=[0], reasons=["bad_label"], details=[name], first_bytes=[b""]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from stream_odml import cli
-from stream_odml.config import ConfigError, load_config, parse_config, shown_json
-from stream_odml.masking import masked_text
+from stream_odml.cli import main as cli
+from stream_odml.config.masking import masked_text
+from stream_odml.config.stream import ConfigError, load_config, parse_config, shown_json
 
 SECRET = "hunter2hunter2"
 

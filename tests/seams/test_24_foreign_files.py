@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from stream_odml.commands.producer import Category, Producer, categories_of
-from stream_odml.stream.foreign import is_foreign
-from stream_odml.stream.landing import land_file
-from stream_odml.stream.landing_folder import land_folder
-from stream_odml.stream.sources import DirectorySource
+from stream_odml.cli.producer import Category, Producer, categories_of
+from stream_odml.ingest.foreign import is_foreign
+from stream_odml.ingest.landing import land_file
+from stream_odml.ingest.landing_folder import land_folder
+from stream_odml.ingest.sources import DirectorySource
+from tests.ingest.pictures import picture
 from tests.seams.folders import classes, ingest, write
-from tests.stream.pictures import picture
 
 IMAGES = ("cats/a.png", "cats/b.png", "dogs/a.png", "dogs/b.png")
 LITTER = (

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_odml.stream.landing import land_file
-from stream_odml.stream.landing_folder import seal_folder
-from stream_odml.stream.reading import RawItem
-from stream_odml.stream.shard import MANIFEST_NAME, ManifestFile, ShardManifest
+from stream_odml.ingest.landing import land_file
+from stream_odml.ingest.landing_folder import seal_folder
+from stream_odml.ingest.reading import RawItem
+from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest
+from tests.ingest.pictures import picture
 from tests.seams.folders import classes, ingest, rows, write
-from tests.stream.pictures import picture
 
 ROWS: list[dict[str, Any]] = [
     {"file_name": "a.png", "label": "cat", "shelf": "007", "price": "3"},

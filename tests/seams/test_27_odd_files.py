@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
-from stream_odml.stream import fields
-from stream_odml.stream.decode import decode_image
-from stream_odml.stream.reading import RawItem
-from stream_odml.stream.reasons import BadImage, BadShard, Reason, RowError, RowProblem
-from stream_odml.stream.shard import ShardRef
-from tests.stream.helpers import only, read
-from tests.stream.pictures import encoded, picture, png_bomb
+from stream_odml.ingest import fields
+from stream_odml.ingest.decode import decode_image
+from stream_odml.ingest.reading import RawItem
+from stream_odml.ingest.reasons import BadImage, BadShard, Reason, RowError, RowProblem
+from stream_odml.ingest.shard import ShardRef
+from tests.ingest.helpers import only, read
+from tests.ingest.pictures import encoded, picture, png_bomb
 
 MIB = 1 << 20
 WHEN = datetime(2024, 5, 1, 12, 30, 0, 250_000, tzinfo=UTC)

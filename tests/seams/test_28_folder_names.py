@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from stream_odml.stream.landing import ShardExists
-from stream_odml.stream.publish import check_name
-from stream_odml.stream.reading import RawItem
-from stream_odml.stream.shard import shard_name
+from stream_odml.ingest.landing import ShardExists
+from stream_odml.ingest.reading import RawItem
+from stream_odml.ingest.shard import shard_name
+from stream_odml.storage.publish import check_name
+from tests.ingest.pictures import picture
 from tests.seams.folders import classes, ingest, rows, write
-from tests.stream.pictures import picture
 
 NAMES = ["my photos", "фото", "photos (1)", "photos [1]", "-x", "_x", ".x", "日本", "café", "a'b\"c", "x" * 200, "a\nb",
          "100%", "a:b", "con.", "😀"]  # fmt: skip
@@ -41,8 +41,8 @@ def test_names_stay_apart() -> None:
 @pytest.mark.parametrize("name", ["my photos", "фото", "photos (1)", "%41", "[a]"])
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
 def test_things_of_any_name_land(tmp_path: Path, name: str, kind: str) -> None:
-    from stream_odml.stream.landing import land_items, land_tar
-    from tests.stream.helpers import some_items
+    from stream_odml.ingest.landing import land_items, land_tar
+    from tests.ingest.helpers import some_items
 
     path = write(tmp_path / name, "cats/a.png", "dogs/b.png")
     if kind != "folder":

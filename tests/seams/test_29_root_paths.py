@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.backup import back_up
-from stream_odml.gallery.snapshot import GallerySnapshot
-from stream_odml.gallery.store import Store
-from tests.gallery.world import Item, ingest, new_root
+from stream_odml.config.stream import StreamConfig
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.backup import back_up
+from stream_odml.store.store import Store
+from tests.store.world import Item, ingest, new_root
 
 REFUSED = [
     "a[1]",

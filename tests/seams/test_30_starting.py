@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import ray
 
+from stream_odml.cli.failures import ShortFormatter, message_of, tell_of_threads
 from stream_odml.cluster import ray_start
 from stream_odml.cluster.ray_start import ATTEMPTS, RayNotStarted, start_ray
-from stream_odml.commands.failures import ShortFormatter, message_of, tell_of_threads
 
 BUSY = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 
@@ -104,8 +104,8 @@ def test_every_failure_is_one_message(error: BaseException, words: str) -> None:
 
 SCRIPT = """
 import sys
-import stream_odml.commands.running as running
-import stream_odml.config as config
+import stream_odml.cli.running as running
+import stream_odml.config.stream as config
 
 class Panic(BaseException): pass
 
@@ -114,7 +114,7 @@ def fail(*_, **__):
 
 config.load_config = fail
 sys.argv = ["stream-odml", *{words!r}, "run", "x.yaml"]
-from stream_odml.cli import main
+from stream_odml.cli.main import main
 main()
 """
 

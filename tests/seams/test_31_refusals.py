@@ -23,26 +23,26 @@ from prometheus_client import generate_latest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from stream_odml.cli import app
-from stream_odml.cluster.figures import stream_figures
-from stream_odml.cluster.metrics import DriverMetrics
-from stream_odml.cluster.progress import StageResult
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.replica import Replica
-from stream_odml.cluster.stages import Stages
-from stream_odml.commands.console import StreamView
-from stream_odml.commands.report import write_report
-from stream_odml.gallery.errors import UnknownSubject
-from stream_odml.gallery.ledger import LedgerState
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.unlearnt import gentler, unlearnt_tasks
-from stream_odml.gallery.writer import Writer
+from stream_odml.cli.console import StreamView
+from stream_odml.cli.main import app
+from stream_odml.cli.report import write_report
+from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.boundary import BoundaryPolicy
+from stream_odml.ingest.shard import ShardManifest
 from stream_odml.learn.settings import StageSettings
-from stream_odml.stream.boundary import BoundaryPolicy
-from stream_odml.stream.shard import ShardManifest
-from tests.cluster.serving.tiny_stream import TinyStream
+from stream_odml.pipeline.figures import stream_figures
+from stream_odml.pipeline.messages import StageResult
+from stream_odml.pipeline.metrics import DriverMetrics
+from stream_odml.pipeline.stages import Stages
+from stream_odml.service.api import create_app
+from stream_odml.service.replica import Replica
+from stream_odml.store.errors import UnknownSubject
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.store import Store
+from stream_odml.store.unlearnt import gentler, unlearnt_tasks
+from stream_odml.store.writer import Writer
 from tests.cluster.small_root import artifacts, claim, index, shard
+from tests.service.tiny_stream import TinyStream
 
 POLICY = BoundaryPolicy(new_classes=2, images=None, age_s=None)
 REASON = "served Recall@1 on old classes would fall from 0.952 to 0.839, by more than 0.05"
@@ -339,7 +339,7 @@ def view_status(store: Store) -> dict[str, Any]:
 
 
 def test_words_of_the_next_try_are_what_it_does() -> None:
-    from stream_odml.cluster.stage_run import retried
+    from stream_odml.pipeline.stage_run import retried
 
     settings = StageSettings()
     for refusals in (1, 2):

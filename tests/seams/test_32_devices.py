@@ -16,13 +16,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stream_odml.cluster import held_out, indexing
-from stream_odml.cluster.held_out import embed_images
 from stream_odml.cluster.indexer import Indexer, indexing_device
-from stream_odml.config import StreamConfig, parse_config
+from stream_odml.config.stream import StreamConfig, parse_config
+from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import Embedder, build_embedder
-from stream_odml.stream.sources import DirectorySource
-from tests.cluster.serving.tiny_stream import SPEC, TinyStream, picture
+from stream_odml.pipeline import held_out, indexing
+from stream_odml.pipeline.held_out import embed_images
+from tests.service.tiny_stream import SPEC, TinyStream, picture
 
 META = torch.device("meta")
 

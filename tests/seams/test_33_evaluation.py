@@ -21,23 +21,23 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stream_odml.cluster import held_out, sampling
-from stream_odml.cluster.evaluating import change_error
-from stream_odml.cluster.held_out import BATCH, assemble, choose, embed_images, keys_of, share
-from stream_odml.cluster.indexing import IndexOptions, _parquet
-from stream_odml.cluster.progress import StageOrder
-from stream_odml.cluster.sampling import rows_of_classes
-from stream_odml.cluster.stage_run import Place, StageRun
-from stream_odml.config import EvaluationConfig, parse_config
-from stream_odml.gallery.maintenance import MaintenancePolicy
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.tables import gallery_rows
-from stream_odml.gallery.writer import IngestBatch, Writer
+from stream_odml.config.stream import EvaluationConfig, parse_config
+from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.embedder import Embedder, build_embedder, embed
 from stream_odml.learn.world import World
-from stream_odml.stream.decode import decode_image
-from tests.cluster.serving.tiny_stream import SPEC, TinyStream, picture
+from stream_odml.pipeline import held_out, sampling
+from stream_odml.pipeline.evaluating import change_error
+from stream_odml.pipeline.held_out import BATCH, assemble, choose, embed_images, keys_of, share
+from stream_odml.pipeline.indexing import IndexOptions, _parquet
+from stream_odml.pipeline.messages import StageOrder
+from stream_odml.pipeline.sampling import rows_of_classes
+from stream_odml.pipeline.stage_run import Place, StageRun
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.store import Store
+from stream_odml.store.tables import gallery_rows
+from stream_odml.store.writer import IngestBatch, Writer
 from tests.cluster.small_root import DIM, artifacts, claim, index, shard
+from tests.service.tiny_stream import SPEC, TinyStream, picture
 
 BOUND = EvaluationConfig(held_out=0.5, max_per_class=4, max_images=100)
 
@@ -234,7 +234,7 @@ def test_a_stage_measures_the_same_on_any_number_of_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
     options = IndexOptions(max_pixels=1 << 20, thumbnails=False, held_out=0.5)
-    monkeypatch.setattr("tests.cluster.serving.tiny_stream.OPTIONS", options)
+    monkeypatch.setattr("tests.service.tiny_stream.OPTIONS", options)
     stream = TinyStream(tmp_path)
     stream.land("a", ["cat", "dog", "fox"], per_class=6)
     stream.stage()

@@ -15,21 +15,21 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.table import TableOptimizer
 
-from stream_odml.cluster.serving.bundle import Bundle
-from stream_odml.cluster.serving.metrics import ServiceMetrics
-from stream_odml.cluster.serving.puller import Puller
-from stream_odml.cluster.tidying import Tidying
-from stream_odml.config import StreamConfig
-from stream_odml.gallery.errors import WriterFenced
-from stream_odml.gallery.maintenance import MaintenancePolicy
-from stream_odml.gallery.purge import drop_orphans
-from stream_odml.gallery.search import SearchSettings
-from stream_odml.gallery.snapshot import GallerySnapshot
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.writer import Writer
-from tests.cluster.serving.tiny_stream import TinyStream
-from tests.gallery.world import Item, commit_stage, ingest, new_root
+from stream_odml.config.stream import StreamConfig
+from stream_odml.pipeline.tidying import Tidying
+from stream_odml.search.search import SearchSettings
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.service.bundle import Bundle
+from stream_odml.service.metrics import ServiceMetrics
+from stream_odml.service.puller import Puller
+from stream_odml.store.errors import WriterFenced
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.purge import drop_orphans
+from stream_odml.store.store import Store
+from stream_odml.store.writer import Writer
 from tests.seams.test_07_status import driver_over
+from tests.service.tiny_stream import TinyStream
+from tests.store.world import Item, commit_stage, ingest, new_root
 
 SLOW_S = 2.0
 PROMPT_S = 1.0
@@ -187,7 +187,7 @@ def test_a_transaction_under_way_is_no_orphan(tmp_path: Path, monkeypatch: pytes
         found.append(candidates)
         return drop_orphans(fence, candidates)
 
-    monkeypatch.setattr("stream_odml.gallery.maintenance.drop_orphans", look)
+    monkeypatch.setattr("stream_odml.store.maintenance.drop_orphans", look)
     append = writer._fence.append
     maintenance: list[threading.Thread] = []
 
@@ -239,7 +239,7 @@ def test_the_class_list_is_made_when_it_is_asked_for(tmp_path: Path, monkeypatch
     writer = new_root(str(tmp_path))
     ingest(writer, "a", [Item("x", "cat"), Item("y", "dog"), Item("z", "dog")])
     made: list[int] = []
-    monkeypatch.setattr("stream_odml.cluster.serving.bundle.class_rows", lambda snapshot: made.append(1))
+    monkeypatch.setattr("stream_odml.service.bundle.class_rows", lambda snapshot: made.append(1))
     store = Store.open(str(tmp_path))
     bundle = Bundle(GallerySnapshot.load(store), embedder=None)  # type: ignore[arg-type]
     puller = Puller(lambda: store, SearchSettings(), 1.0, ServiceMetrics())

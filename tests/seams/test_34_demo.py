@@ -14,23 +14,23 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from stream_odml.cli import app
-from stream_odml.cluster.evaluating import change_error
-from stream_odml.cluster.gate import verdict
-from stream_odml.cluster.indexing import IndexOptions
-from stream_odml.commands import baselines
-from stream_odml.commands.baselines import Baseline, measure_baselines
-from stream_odml.commands.demo import Measured, _verdict, demo_config, source_categories, unlearnt_shards
-from stream_odml.commands.demo_table import demo_table, doubts, reading
-from stream_odml.commands.producer import Category
-from stream_odml.config import GateConfig, StreamConfig, parse_config
-from stream_odml.gallery.artifacts import BANK, STUDENT
-from stream_odml.gallery.store import Store
+from stream_odml.cli import baselines
+from stream_odml.cli.baselines import Baseline, measure_baselines
+from stream_odml.cli.demo import Measured, _verdict, demo_config, source_categories, unlearnt_shards
+from stream_odml.cli.demo_table import demo_table, doubts, reading
+from stream_odml.cli.main import app
+from stream_odml.cli.producer import Category
+from stream_odml.config.stream import GateConfig, StreamConfig, parse_config
+from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes, embedder_to_bytes
-from stream_odml.stream.decode import decode_image
-from stream_odml.stream.holdout import is_held_out
-from tests.cluster.serving.tiny_stream import SPEC, TinyStream, picture
+from stream_odml.pipeline.evaluating import change_error
+from stream_odml.pipeline.gate import verdict
+from stream_odml.pipeline.holdout import is_held_out
+from stream_odml.pipeline.indexing import IndexOptions
+from stream_odml.store.artifacts import BANK, STUDENT
+from stream_odml.store.store import Store
+from tests.service.tiny_stream import SPEC, TinyStream, picture
 
 STEPS = 3
 
@@ -39,7 +39,7 @@ STEPS = 3
 def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyStream:
     """Three tasks of two classes, half of the images held out; the first version has a bank, as a learnt one has."""
     options = IndexOptions(max_pixels=1 << 20, thumbnails=False, held_out=0.5)
-    monkeypatch.setattr("tests.cluster.serving.tiny_stream.OPTIONS", options)
+    monkeypatch.setattr("tests.service.tiny_stream.OPTIONS", options)
     stream = TinyStream(tmp_path)
     for name, classes in (("a", ["ash", "bay"]), ("b", ["elm", "fir"]), ("c", ["oak", "yew"])):
         stream.land(name, classes, per_class=8)

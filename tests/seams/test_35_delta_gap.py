@@ -10,9 +10,9 @@ import pytest
 import yaml
 from deltalake import write_deltalake
 
-from stream_odml.cluster.sources import open_sources
-from stream_odml.config import StreamConfig
-from stream_odml.stream.delta_source import DeltaLogGap
+from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.delta_source import DeltaLogGap
+from stream_odml.pipeline.sources import open_sources
 
 
 def test_the_remedy_of_a_gap_is_a_setting_that_works(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.options import ServiceOptions
-from tests.cluster.serving.fake_backend import FakeBackend
-from tests.cluster.serving.local import LocalApi
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.api import create_app
+from tests.service.fake_backend import FakeBackend
+from tests.service.local import LocalApi
 
 ROW = [0.5] * 8
 ASKED: list[tuple[str, dict[str, Any], int]] = [

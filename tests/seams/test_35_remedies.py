@@ -16,22 +16,22 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from stream_odml import cli
-from stream_odml.cluster.serving.api import create_app
-from stream_odml.cluster.serving.backend import VersionRow
-from stream_odml.cluster.serving.options import ServiceOptions
-from stream_odml.cluster.serving.replica import Replica
-from stream_odml.cluster.sources import read_options
-from stream_odml.config import ConfigError, parse_config
-from stream_odml.gallery.errors import AmbiguousVersion, UnknownVersion
-from stream_odml.gallery.store import Store
-from stream_odml.gallery.versions import version_named
-from stream_odml.stream.boundary import BoundaryPolicy, WaitingShard
-from tests.cluster.serving.fake_backend import START, FakeBackend
-from tests.cluster.serving.local import LocalApi
-from tests.cluster.serving.tiny_stream import TinyStream
+from stream_odml.cli import main as cli
+from stream_odml.config.service import ServiceOptions
+from stream_odml.config.stream import ConfigError, parse_config
+from stream_odml.ingest.boundary import BoundaryPolicy, WaitingShard
+from stream_odml.pipeline.sources import read_options
+from stream_odml.service.api import create_app
+from stream_odml.service.backend import VersionRow
+from stream_odml.service.replica import Replica
+from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
+from stream_odml.store.store import Store
+from stream_odml.store.versions import version_named
 from tests.cluster.small_root import claim
 from tests.seams.in_process import in_process
+from tests.service.fake_backend import START, FakeBackend
+from tests.service.local import LocalApi
+from tests.service.tiny_stream import TinyStream
 
 IDS = ["v0000-aaaa", "v0001-b111", "v0001-b222", "v0002-cccc"]
 

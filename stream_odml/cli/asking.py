@@ -1,0 +1,160 @@
+"""Commands that only look: at a stream root at rest, or at its running service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from stream_odml.cli.console import say, say_json, shown
+from stream_odml.cli.errors import AsJson, Root, Token, Url, out
+
+
+def query(
+    image: Annotated[Path, typer.Argument(help="Image to look for.")],
+    root: Annotated[str | None, typer.Option(help="Stream root, to find the service.")] = None,
+    url: Url = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, max=200, help="Neighbours to show.")] = 5,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the running service for the neighbours of an image.
+
+    Example:  stream-odml query leaf.jpg --root stream-root -k 10
+    """
+    from stream_odml.cli.stream_root import asking, service_url
+    from stream_odml.store.store import Store
+
+    stream = None if root is None else Store.id_of(root)
+    with asking(url or service_url(root, token), token, stream) as client:
+        answer = client.search_image(image.read_bytes(), k=k)
+    if as_json:
+        hits = [{"item_id": h.item_id, "class_name": h.class_name, "score": h.score} for h in answer.hits]
+        say_json({"version": answer.version, "hits": hits})
+        return
+    table = Table("score", "class", "item", title=shown(f"version {answer.version}"), title_justify="left")
+    for hit in answer.hits:
+        table.add_row(f"{hit.score:.3f}", shown(hit.class_name), shown(hit.item_id))
+    out.print(table)
+
+
+def status(root: Root, as_json: AsJson = False) -> None:
+    """Say how a stream stands, from its tables alone: it need not be running.
+
+    Example:  stream-odml status stream-root --json
+    """
+    from stream_odml.cli.stream_root import root_status
+    from stream_odml.observe.plain import plain
+
+    report = root_status(root)
+    if as_json:
+        say_json(plain(report), indent=2)
+        return
+    not_learnt = report.pop("not_learnt")
+    for key, value in report.items():
+        say(out, f"{key:16} {value}")
+    for task in not_learnt:
+        say(out, f"{'not learnt':16} {task['in_words']}")
+
+
+def versions(
+    root: Root,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="FROM TO", help="What changed between two versions, class by class."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the versions from the root to the head, with recall and forgetting; or compare two of them.
+
+    Below them: the tasks that were refused or skipped, why, and what to do.
+
+    Example:  stream-odml versions stream-root
+    Example:  stream-odml versions stream-root --diff v0001-3fa9 head
+    """
+    from stream_odml.cli.console import diff_table, stage_table
+    from stream_odml.cli.versions_table import diff_of, stage_rows, unlearnt_lines
+    from stream_odml.observe.plain import plain
+    from stream_odml.store.store import Store
+
+    store = Store.open(root)
+    if diff is not None:
+        changes = diff_of(store, *diff)
+        if as_json:
+            say_json(plain(changes), indent=2)
+        else:
+            out.print(diff_table(changes))
+        return
+    rows = stage_rows(store)
+    if as_json:
+        say_json(plain(rows), indent=2)
+    else:
+        out.print(stage_table(rows))
+        for line in unlearnt_lines(store):
+            say(out, line, "yellow")
+
+
+def quarantine(
+    root: Root,
+    as_json: AsJson = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the refused rows, whole, to this Parquet file, to be mended.")
+    ] = None,
+) -> None:
+    """List the rows that could not be used, each with its reason.
+
+    A retry: export them, mend the columns of the file, and land it as a new shard with `stream-odml ingest`.
+
+    Examples:  stream-odml quarantine stream-root --json  ·  stream-odml quarantine stream-root --export bad.parquet
+    """
+    from stream_odml.store.store import Store
+
+    if export is not None:
+        from stream_odml.cli.quarantined import export_rows
+
+        written, gone = export_rows(Store.open(root), export)
+        say(out, f"{written} rows in {export}; mend them, then `stream-odml ingest {export} INBOX`")
+        for line in gone:
+            say(out, f"not exported: {line}")
+        return
+    rows = Store.open(root).quarantine_rows().to_pylist()
+    if as_json:
+        say_json([{**r, "first_bytes": r["first_bytes"].hex(), "time": str(r["time"])} for r in rows])
+        return
+    table = Table("shard", "row", "reason", "detail")
+    for row in rows:
+        table.add_row(shown(row["shard_id"]), str(row["row"]), shown(row["reason"]), shown(row["detail"]))
+    out.print(table)
+
+
+def report(
+    root: Root,
+    out_file: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+    queries: Annotated[int, typer.Option(min=0, help="Held-out images shown with their neighbours.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Which held-out images.")] = 0,
+    url: Url = None,
+    token: Token = None,
+) -> None:
+    """Write one self-contained HTML file: recall, forgetting, drift, latency, quarantine, examples.
+
+    Example:  stream-odml report stream-root --out report.html
+    """
+    from stream_odml.cli.report import write_report
+    from stream_odml.cli.stream_root import latency_of
+    from stream_odml.client import ServiceError
+
+    try:
+        latency = latency_of(root, url, token)
+    except ServiceError as error:
+        latency = {}
+        say(out, f"without the service's latency: {error.detail}; {error.remedy}", "yellow")
+    data = write_report(root, str(out_file), queries, seed, latency)
+    say(out, f"wrote {out_file}: {len(data.versions)} stages, {len(data.examples)} examples")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds these commands to the app."""
+    for command in (query, status, versions, quarantine, report):
+        app.command()(command)

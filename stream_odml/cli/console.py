@@ -1,0 +1,186 @@
+"""What a person sees: lines and tables of data on a terminal, and a live panel while a stream runs.
+
+Protects: text that came with the data is shown, never obeyed. Whatever is printed passes `shown`, which takes neither
+markup nor control characters: a class may be called `[/red]`, a file ESC[2J.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from stream_odml.ingest.fields import written_out
+
+PLAIN_EVERY_S = 5.0
+
+
+def shown(value: object, style: str = "", keep: str = "") -> Text:
+    """Return ``value`` as text for a terminal, to the letter; ``keep``: control characters that are meant."""
+    return Text(written_out(str(value), keep), style)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line (or several) that may hold data, unwrapped."""
+    console.print(shown(text, style, keep="\n"), soft_wrap=True)
+
+
+def say_json(value: Any, indent: int | None = None) -> None:
+    """Print one JSON document in ASCII."""
+    print(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
+
+
+class StreamView:
+    """A context: `show` the latest status as often as you like."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._began = time.monotonic()
+        self._began_at = time.time()
+        self._told: set[tuple[str, str, int]] = set()
+        self._printed = 0.0
+        self._live = (
+            Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        )
+
+    def __enter__(self) -> StreamView:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, status: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> None:
+        """Show a driver's status and, if given, the background client's figures (ok, failed, version)."""
+        elapsed = time.monotonic() - self._began
+        self._tell_refusals(status.get("not_learnt", ()))
+        if self._live is not None:
+            self._live.update(_panel(self._title, elapsed, status, asked))
+        elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            say(self._console, _line(elapsed, status, asked))
+
+    def _tell_refusals(self, tasks: Sequence[Mapping[str, Any]]) -> None:
+        """Say once, above the panel, what was refused since this view began, and what happens next."""
+        for task in tasks:
+            key = (task["task"], task["state"], task["attempts"])
+            if task["since"] < self._began_at or key in self._told:
+                continue
+            self._told.add(key)
+            say(self._console, task["in_words"], "yellow")
+
+
+def _line(elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None) -> str:
+    stage, recall = status["stage"], status["recall_at_1"]
+    parts = [
+        f"{elapsed:6.1f}s {status['head'] or '-'}",
+        f"shards {status['shards'].get('indexed', 0)}/{status['shards'].get('landed', 0)} searchable",
+        f"{stage['phase']} {stage['task']} {stage['step']}/{stage['total_steps']}",
+        f"loss {stage['losses'].get('total', float('nan')):.3f}" if stage["losses"] else "",
+        "R@1 " + " ".join(f"{s} {recall[f'{s}/served']:.3f}" for s in _splits(recall)) if recall else "",
+        f"queries {asked['ok']} ok {asked['failed']} failed" if asked else "",
+        f"PROBLEM {status['problem']}" if status["problem"] else "",
+    ]
+    return " | ".join(part for part in parts if part)
+
+
+def _splits(recall: Mapping[str, float]) -> list[str]:
+    return [split for split in ("old", "new", "union") if f"{split}/served" in recall]
+
+
+def _panel(
+    title: str, elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None
+) -> RenderableType:
+    stage, recall = status["stage"], status["recall_at_1"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", justify="right")
+    grid.add_column()
+    grid.add_row("version", shown(status["head"] or "-", "bold"))
+    shards = status["shards"]
+    grid.add_row(
+        "shards",
+        f"{shards.get('landed', 0)} landed, {shards.get('indexed', 0)} searchable, {shards.get('learnt', 0)} learnt",
+    )
+    grid.add_row("images", f"{status['images'].get('ingested', 0)} in the gallery, {status['classes']} classes, "
+                           f"{status['images'].get('quarantined', 0)} quarantined")  # fmt: skip
+    step = f"{stage['step']}/{stage['total_steps']}" if stage["total_steps"] else ""
+    grid.add_row("stage", shown(f"{stage['phase']} {stage['task']} {step}"))
+    if stage["total_steps"]:
+        grid.add_row("", ProgressBar(total=stage["total_steps"], completed=stage["step"], width=40))
+    if stage["losses"]:
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in stage["losses"].items())
+        grid.add_row("loss", shown(losses))
+    if recall:
+        figures = [
+            part
+            for split in _splits(recall)
+            for part in (f"{split} ", (f"{recall[f'{split}/served']:.3f}  ", "bold"))
+        ]
+        grid.add_row("Recall@1", Text.assemble(*figures, "(served)"))
+    if asked:
+        failed = (f"{asked['failed']} failed", "red" if asked["failed"] else "")
+        grid.add_row("queries", Text.assemble(f"{asked['ok']} answered, ", failed))
+    if status["problem"]:
+        grid.add_row("problem", shown(status["problem"], "red"))
+    return Group(shown(f"{title}   {elapsed:.0f} s", "bold"), grid)
+
+
+def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Recall over stages; each row as `stage_rows` of the report gives it."""
+    table = Table(
+        title="Recall@1 on held-out images: all as served and re-extracted; old and new as served",
+        title_justify="left",
+    )
+    table.add_column("version", no_wrap=True)
+    for name in ("classes", "served", "re-extr.", "old", "new", "forgot"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        figures = [
+            row.get(k)
+            for k in ("union_served", "union_reextracted", "old_served", "new_served", "forgetting")
+        ]
+        table.add_row(shown(row["version"]), str(row["classes"]), *(figure(f) for f in figures))
+    return table
+
+
+def diff_table(changes: Mapping[str, Any], limit: int = 20) -> Group:
+    """What `diff_versions` gives: figures of both versions, then the classes that changed most."""
+    figures = Table(
+        "figure",
+        title=shown(f"from {changes['from']} to {changes['to']}"),
+        title_justify="left",
+        expand=False,
+    )
+    classes = Table("class", title="Recall@1 of a class, as served", title_justify="left")
+    for table in (figures, classes):
+        for name in ("from", "to", "change"):
+            table.add_column(name, justify="right", no_wrap=True)
+    for name, row in changes["metrics"].items():
+        if name.startswith("recall_at_1/") or name == "forgetting":
+            figures.add_row(shown(name), *(figure(row[key]) for key in ("from", "to", "delta")))
+    changed = sorted([*changes["gained"], *changes["lost"]], key=lambda row: -abs(row["delta"]))
+    for row in changed[:limit]:
+        classes.add_row(shown(row["class"]), figure(row["from"]), figure(row["to"]), f"{row['delta']:+.3f}")
+    said = Text(
+        f"{len(changes['gained'])} classes gained recall, {len(changes['lost'])} lost, {changes['unchanged']} "
+        f"kept theirs; {len(changes['new_classes'])} are new, {len(changes['gone_classes'])} are gone."
+    )
+    return Group(figures, *([classes] if changed else []), said)
+
+
+def figure(value: float | None) -> str:
+    """Three digits, or a dash for what was not measured."""
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,331 @@
+"""The demo: a whole stream on this machine, with a producer, a client that never stops asking, and a verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import threading
+import time
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from stream_odml.cli.baselines import Baseline, measure_baselines
+from stream_odml.cli.console import StreamView, say
+from stream_odml.cli.demo_table import HELD_OUT, demo_table, reading
+from stream_odml.cli.producer import Category, LandedShard, Producer, categories_of
+from stream_odml.cli.versions_table import stage_rows
+from stream_odml.client import Client, ClientError
+from stream_odml.cluster.session import Session, run_stream
+from stream_odml.config.stream import StreamConfig, parse_config
+from stream_odml.ingest.glyphs import glyph_categories
+from stream_odml.pipeline.sources import inbox_path
+from stream_odml.store.store import Store
+from stream_odml.store.unlearnt import unlearnt_tasks
+
+SHARD_CATEGORIES = 5
+TASK_CATEGORIES = 15
+IMAGES = 16
+LAND_EVERY_S = 1.5
+ASK_EVERY_S = 0.1
+AHEAD = 2 * TASK_CATEGORIES // SHARD_CATEGORIES
+"""Shards that may wait unlearnt before the producer pauses: the stream is endless, the machine is not."""
+
+
+@dataclass
+class Measured:
+    """What the demo's own client saw. Durations in seconds."""
+
+    ok: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    landed_to_searchable_s: list[float] = field(default_factory=list)
+    commit_to_served_s: list[float] = field(default_factory=list)
+    boundary_to_first_step_s: list[float] = field(default_factory=list)
+    wall_s: float = 0.0
+    refused: int = 0
+    """Attempts at tasks whose result was not published."""
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    """By version."""
+
+    def figures(self) -> dict[str, float]:
+        """Flat figures for a benchmark; one that was not measured is absent."""
+        figures = {
+            "queries_ok": float(self.ok),
+            "queries_failed": float(self.failed),
+            "wall_s": self.wall_s,
+            "refused": float(self.refused),
+        }
+        last = list(self.baselines.values())[-1:]
+        others = [("frozen", b.frozen) for b in last] + [("finetuned_stale", b.finetuned) for b in last]
+        figures |= {f"recall_at_1_union_{name}": value for name, value in others if value is not None}
+        series = {
+            "landed_to_searchable_s_p95": self.landed_to_searchable_s,
+            "commit_to_served_s_p95": self.commit_to_served_s,
+            "boundary_to_first_step_s_p95": self.boundary_to_first_step_s,
+        }
+        return figures | {name: float(np.percentile(v, 95)) for name, v in series.items() if v}
+
+
+def demo_config(
+    root: Path,
+    seed: int,
+    port: int,
+    metrics_port: int,
+    image_size: int | None = None,
+    weights: Path | None = None,
+    task_categories: int = TASK_CATEGORIES,
+) -> StreamConfig:
+    """A small net, small stages: about half a minute each on two cores. With ``weights`` a MobileNetV2 that starts from
+    them, at its own rates: minutes."""
+    learning: dict[str, Any] = {
+        "base_steps": 150,
+        "stage_steps": 100,
+        "classes_per_batch": 12,
+        "images_per_class": 4,
+        # Fifteen classes and 150 steps leave little to keep and much to learn.
+        "learning_rate": 5e-4,
+        "weight_anchor": 1.0,
+        "weight_repel": 0.3,
+    }
+    model: dict[str, Any] = {"backbone": "conv4", "dim": 64, "image_size": image_size or 32}
+    if weights is not None:
+        learning = {
+            "base_steps": 60,
+            "stage_steps": 40,
+            "classes_per_batch": 12,
+            "images_per_class": 4,
+            "augment_flip": True,
+        }
+        model = {
+            "backbone": "mobilenetv2",
+            "weights": str(weights.absolute()),
+            "dim": 128,
+            "image_size": image_size or 96,
+        }
+    return parse_config(
+        {
+            "name": "demo",
+            "root": str(root),
+            "seed": seed,
+            "model": model,
+            "learning": learning,
+            "boundary": {"new_classes": task_categories, "images": None, "age_s": None},
+            "ingest": {"thumbnails": True},
+            "evaluation": {"held_out": HELD_OUT},
+            "service": {"port": port},
+            "metrics": {"port": metrics_port},
+        }
+    )
+
+
+def source_categories(source: Path, stages: int | None) -> tuple[list[Category], int]:
+    """Categories of own images, and how many of them make a task, so that there are as many tasks as ``stages``."""
+    categories = categories_of(source)
+    return categories, max(2, min(TASK_CATEGORIES, len(categories) // (stages or 3)))
+
+
+def run_demo(
+    config: StreamConfig,
+    categories: Sequence[Category] | None,
+    stages: int | None,
+    console: Console,
+    hold: bool = False,
+) -> Measured:
+    """Run until ``stages`` more versions are served (None: until interrupted) and print the verdict.
+
+    ``categories``: own images; None for glyphs, without end. An interrupted demo ends cleanly, and the same root takes
+    it up again: the producer goes on behind the last shard that landed.
+    """
+    arriving = iter(categories) if categories is not None else _glyphs(config)
+    measured = Measured()
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        with console.status("starting Ray, driver, trainer and service (half a minute)"):
+            session = stack.enter_context(run_stream(config))
+        urls = session.endpoints
+        say(console, f"page {urls.service}/   API {urls.service}/docs   metrics {urls.metrics}")
+        before = set(Store.open(session.config.root, session.config.storage_options).tree.versions)
+        try:
+            _Demo(session, arriving, stages, console, measured).run()
+        except KeyboardInterrupt:
+            say(console, "interrupted: ending the stream; the same command goes on from here")
+        if hold:
+            _verdict(session.config, before, measured, console)
+            _hold(console)
+    if not hold:
+        # The stream has ended: nothing it does takes the cores from the comparison, nor its files from under it.
+        _verdict(session.config, before, measured, console)
+    measured.wall_s = time.monotonic() - began
+    return measured
+
+
+def _glyphs(config: StreamConfig) -> Iterator[Category]:
+    for category in glyph_categories(config.seed, images=IMAGES):
+        yield Category(category.class_name, category.images)
+
+
+def _hold(console: Console) -> None:
+    say(console, "serving until Ctrl-C")
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+class _Demo:
+    """One run: producer, asker and prober around a session."""
+
+    def __init__(
+        self,
+        session: Session,
+        categories: Iterator[Category],
+        stages: int | None,
+        console: Console,
+        measured: Measured,
+    ) -> None:
+        self._session, self._console, self._measured = session, console, measured
+        self._store = Store.open(session.config.root, session.config.storage_options)
+        self._goal = None if stages is None else self._learnt() + stages
+        landed = len(self._store.ledger.shards)
+        for _ in itertools.islice(categories, landed * SHARD_CATEGORIES):
+            pass  # a resumed root has these already
+        inbox = inbox_path(session.config)
+        self._producer = Producer(inbox, categories, SHARD_CATEGORIES, LAND_EVERY_S, self._has_room, landed)
+        self._stop = threading.Event()
+        self._known_versions = set(self._store.tree.versions)
+        self._unlearnt = 0
+
+    def run(self) -> None:
+        """Until the goal is served."""
+        self._producer.start()
+        threads = [threading.Thread(target=t, daemon=True) for t in (self._ask, self._probe)]
+        for thread in threads:
+            thread.start()
+        try:
+            with StreamView(self._console, f"stream {self._session.config.name}") as view:
+                while (self._goal is None or self._learnt() < self._goal) and not self._is_over():
+                    self._look(view)
+                    time.sleep(0.25)
+        finally:
+            self._stop.set()
+            self._producer.stop()
+            for thread in threads:
+                thread.join(timeout=15)
+
+    def _look(self, view: StreamView) -> None:
+        self._store.refresh()
+        self._unlearnt = unlearnt_shards(self._store)
+        status = self._session.look()
+        if status is not None:
+            view.show(status, {"ok": self._measured.ok, "failed": self._measured.failed})
+
+    def _is_over(self) -> bool:
+        """The source has no more categories, and all that came is learnt or skipped."""
+        ledger, tree = self._store.ledger, self._store.tree
+        waits = ledger.in_state("landed") or ledger.waiting or ledger.due_tasks(tree.learnt())
+        return self._producer.exhausted and not waits
+
+    def _learnt(self) -> int:
+        return len(self._store.tree.lineage(self._store.tree.head)) - 1
+
+    def _has_room(self, number: int) -> bool:
+        return self._unlearnt < AHEAD
+
+    def _ask(self) -> None:
+        """Ask for random known images all the time; note every failure and every new version."""
+        chance = random.Random(self._session.config.seed)
+        with self._client(retries=0) as client:
+            while not self._stop.is_set():
+                if self._producer.landed:
+                    self._query(client, chance.choice(self._producer.landed))
+                self._stop.wait(ASK_EVERY_S)
+
+    def _client(self, retries: int) -> Client:
+        """A client with the token that this process gave the service, where the environment holds one."""
+        options = self._session.config.service
+        return Client(
+            self._session.endpoints.service, options.token(), retries=retries, stream=self._store.stream_id
+        )
+
+    def _query(self, client: Client, shard: LandedShard) -> None:
+        try:
+            answer = client.search_image(shard.image, k=5)
+        except ClientError as error:
+            self._measured.failed += 1
+            self._measured.failures.append(str(error)[:200])
+            return
+        self._measured.ok += 1
+        if answer.version not in self._known_versions:
+            now = time.time()
+            store = Store.open(self._session.config.root, self._session.config.storage_options)
+            committed = store.tree.get(answer.version).time.timestamp()
+            self._known_versions.add(answer.version)
+            self._measured.commit_to_served_s.append(now - committed)
+
+    def _probe(self) -> None:
+        """For every shard: how long until its own image finds it."""
+        done = 0
+        with self._client(retries=2) as client:
+            while not self._stop.is_set():
+                if done == len(self._producer.landed):
+                    self._stop.wait(0.05)
+                    continue
+                shard = self._producer.landed[done]
+                if self._finds(client, shard):
+                    self._measured.landed_to_searchable_s.append(time.time() - shard.landed_at)
+                    done += 1
+                else:
+                    self._stop.wait(0.1)
+
+    def _finds(self, client: Client, shard: LandedShard) -> bool:
+        with contextlib.suppress(ClientError):
+            return any(hit.item_id == shard.item_id for hit in client.search_image(shard.image, k=10).hits)
+        return False
+
+
+def unlearnt_shards(store: Store) -> int:
+    """Shards that wait to be indexed or learnt. Those of a skipped task wait for nothing: the producer goes on."""
+    ledger = store.ledger
+    due = ledger.due_tasks(store.tree.learnt())
+    return len(ledger.landed) + len(ledger.indexed) + sum(len(task.shard_ids) for task in due)
+
+
+def _verdict(config: StreamConfig, before: Container[str], measured: Measured, console: Console) -> None:
+    store = Store.open(config.root, config.storage_options)
+    rows = stage_rows(store)
+    # The first stage of a session finds its trainer cold: that time is in the version's figures, not in this one.
+    warm = [row["boundary_to_first_step_s"] for row in rows if row["version"] not in before][1:]
+    measured.boundary_to_first_step_s = [seconds for seconds in warm if seconds is not None]
+    unlearnt = unlearnt_tasks(store.ledger, store.tree, root=store.uri)
+    measured.refused = sum(task.refusals for task in store.ledger.tasks.values())
+    measured.baselines = _baselines(store, config, console)
+    console.print(demo_table(rows, measured.baselines))
+    for line in reading(rows, measured.baselines):
+        say(console, line)
+    for task in unlearnt:
+        say(console, task.in_words(), "yellow")
+    figures = measured.figures()
+    for name, label in (
+        ("landed_to_searchable_s_p95", "landed to searchable, p95"),
+        ("commit_to_served_s_p95", "commit to served, p95"),
+        ("boundary_to_first_step_s_p95", "task closed to first step, warm, p95"),
+    ):
+        if name in figures:
+            say(console, f"{label:38} {figures[name]:6.2f} s")
+    say(console, f"{'queries':38} {measured.ok} answered, {measured.failed} failed")
+    for failure in dict.fromkeys(measured.failures[:5]):
+        say(console, f"  failed: {failure}", "red")
+
+
+def _baselines(store: Store, config: StreamConfig, console: Console) -> dict[str, Baseline]:
+    """The same stream without moving the gallery; empty when that is interrupted."""
+    with console.status("measuring what the same stream would get without it") as status:
+        try:
+            return measure_baselines(store, config, lambda line: status.update(f"measuring {line}"))
+        except KeyboardInterrupt:
+            say(console, "interrupted: the baselines were not measured")
+            return {}

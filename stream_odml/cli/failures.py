@@ -1,0 +1,54 @@
+"""How a failure reaches a person: as one message. Its trace is for who asks for it with `--debug`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from stream_odml.observe.logs import TextFormatter
+
+_TRACE = "Traceback (most recent call last)"
+_ASK = "run `stream-odml --debug ...` to see the trace"
+
+
+def message_of(error: BaseException) -> str:
+    """What went wrong: the error's own words, and its kind where it is none that we raise with a remedy."""
+    cause = getattr(
+        error, "cause", None
+    )  # Ray's own errors hold a whole trace as text, and what it is about here
+    if isinstance(cause, BaseException) and cause is not error:
+        return message_of(cause)
+    text = str(error).strip()
+    if _TRACE in text:
+        text = text.splitlines()[-1].strip()
+    if text and isinstance(error, _explained()):
+        return text
+    return f"{type(error).__name__}{f': {text}' if text else ''}; {_ASK}"
+
+
+def _explained() -> tuple[type[Exception], ...]:
+    from stream_odml.client import ClientError
+
+    return ValueError, OSError, RuntimeError, ClientError
+
+
+class ShortFormatter(TextFormatter):
+    """The last line of a trace in place of all of it."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        whole: str = super().formatException(ei)
+        return whole.splitlines()[-1]
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        return ""
+
+
+def tell_of_threads(tell: Callable[[str], None]) -> None:
+    """Say in one line how a thread ended that nobody waits for."""
+
+    def failed(given: threading.ExceptHookArgs) -> None:
+        if given.exc_value is not None and not isinstance(given.exc_value, SystemExit):
+            tell(f"{given.thread.name if given.thread else 'a thread'}: {message_of(given.exc_value)}")
+
+    threading.excepthook = failed

@@ -1,0 +1,146 @@
+"""Producers for the demo: an endless stream of categories, landed shard by shard at a steady pace."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from stream_odml.ingest.decode import decode_image
+from stream_odml.ingest.folder_scan import scan_folder
+from stream_odml.ingest.landing import NewItem, complete_task, land_items
+from stream_odml.ingest.reading import RawItem, read_folder, read_shard
+from stream_odml.ingest.reasons import BadImage
+from stream_odml.ingest.shard import ShardRef, format_of, make_shard_id
+
+PROBE_PX = 16
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class that arrives: its name and its images as encoded bytes."""
+
+    name: str
+    images: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class LandedShard:
+    """A shard that the producer landed, when (seconds since the epoch), and one item of it to ask for."""
+
+    name: str
+    landed_at: float
+    item_id: str
+    image: bytes
+    class_name: str
+
+
+def categories_of(path: Path) -> list[Category]:
+    """All categories of a Parquet file, a tar or a folder, in order of their first image.
+
+    Of a folder it takes what `ingest` would land, under the same classes: the class of an image is the path
+    of its folder, without a leading `train`, `test` or the like. Raises ValueError when there is nothing
+    that can be used.
+    """
+    by_name: dict[str, list[bytes]] = {}
+    for item in _items(path):
+        by_name.setdefault(item.class_name, []).append(item.image)
+    usable = [Category(name, images) for name, images in by_name.items() if len(images) >= 2]
+    if len(usable) < 2:
+        raise ValueError(
+            f"{path} holds {len(usable)} categories with two images or more; at least two are needed. "
+            "Expected a Parquet file with the columns image and class_name, a WebDataset tar, or a folder "
+            "with a folder of images for each class"
+        )
+    return usable
+
+
+def _items(path: Path) -> Iterator[RawItem]:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a Parquet file, a tar, or a folder of class folders")
+    found = read_folder(path, scan_folder(path).files) if path.is_dir() else read_shard(_reference(path))
+    yield from (item for item in found if isinstance(item, RawItem))
+
+
+def _reference(path: Path) -> ShardRef:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    status = path.stat()
+    shard_id = make_shard_id(path.name, digest)
+    uri = str(path.resolve())
+    return ShardRef(
+        shard_id, path.name, uri, format_of(path.name), status.st_size, status.st_mtime_ns, shard_id
+    )
+
+
+class Producer:
+    """Lands ``per_shard`` categories every ``every_s`` seconds, while ``may_land`` says that there is room."""
+
+    def __init__(
+        self,
+        inbox: str,
+        categories: Iterator[Category],
+        per_shard: int,
+        every_s: float,
+        may_land: Callable[[int], bool],
+        first: int = 0,
+    ) -> None:
+        self.landed: list[LandedShard] = []
+        self.exhausted = False
+        self._inbox = inbox
+        self._categories = categories
+        self._per_shard = per_shard
+        self._every_s = every_s
+        self._may_land = may_land
+        self._number = first
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to land."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the shard in hand."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if not self._may_land(self._number):
+                self._stop.wait(0.2)
+                continue
+            batch = list(islice(self._categories, self._per_shard))
+            if not batch:
+                if self.landed:
+                    complete_task(self._inbox, f"rest-{self._number:05d}")
+                self.exhausted = True
+                return
+            self._land(batch)
+            self._stop.wait(self._every_s)
+
+    def _land(self, batch: Sequence[Category]) -> None:
+        name = f"shard-{self._number:05d}"
+        items = [
+            NewItem(image, category.name, item_id=f"{name}/{i}/{j}")
+            for i, category in enumerate(batch)
+            for j, image in enumerate(category.images)
+        ]
+        land_items(self._inbox, name, items)
+        first = next((item for item in items if _is_image(item.image)), None)
+        if first is not None and first.item_id is not None:
+            self.landed.append(LandedShard(name, time.time(), first.item_id, first.image, first.class_name))
+        self._number += 1
+
+
+def _is_image(data: bytes) -> bool:
+    """Whether it can be asked for: what does not decode is quarantined, and never found."""
+    try:
+        decode_image(data, PROBE_PX)
+    except BadImage:
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""The way back for refused rows: taken from their shards as they were written, to be mended and landed anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stream_odml.ingest.rawrow import RawRow
+from stream_odml.ingest.reading import raw_rows
+from stream_odml.ingest.reasons import BadShard, TransientReadError
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.storage.reading import StorageOptions
+from stream_odml.store.store import Store
+
+SCHEMA = pa.schema(
+    [
+        ("image", pa.binary()),
+        ("class_name", pa.string()),
+        ("item_id", pa.string()),
+        ("attributes", pa.string()),
+        ("time", pa.string()),
+        ("shard_id", pa.string()),
+        ("row", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+"""The columns of a shard, and four that say where a row came from and what is wrong (landing ignores them)."""
+
+
+def export_rows(store: Store, path: Path, options: StorageOptions | None = None) -> tuple[int, list[str]]:
+    """Write every quarantined row to a Parquet file; their number, and a line for each shard that cannot be read.
+
+    A file that was refused as a whole has no rows to export: mend the file itself and land it again. A duplicate id
+    is exported without its id, so that it lands as an item of its own.
+    """
+    bad: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in store.quarantine_rows().to_pylist():
+        bad.setdefault(row["shard_id"], {})[row["row"]] = row
+    rows: list[dict[str, Any]] = []
+    unread: list[str] = []
+    for shard_id, wanted in bad.items():
+        if -1 in wanted:
+            unread.append(f"{store.ledger.shards[shard_id].uri}: refused as a whole, {wanted[-1]['reason']}")
+            continue
+        ref = ShardRef.from_dict(dict(store.ledger.shards[shard_id].detail))
+        try:
+            rows += [_row(raw, wanted[raw.row]) for raw in raw_rows(ref, options) if raw.row in wanted]
+        except (BadShard, TransientReadError) as error:
+            unread.append(f"{ref.uri}: {error}")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    return len(rows), unread
+
+
+def _row(raw: RawRow, bad: dict[str, Any]) -> dict[str, Any]:
+    duplicate = bad["reason"] == "duplicate_id"
+    return {
+        "image": raw.image,
+        "class_name": _text(_label(raw)),
+        "item_id": None if duplicate else _text(raw.item_id),
+        "attributes": raw.attributes
+        if isinstance(raw.attributes, str | None)
+        else json.dumps(raw.attributes, default=str),
+        "time": _text(raw.time),
+        "shard_id": bad["shard_id"],
+        "row": bad["row"],
+        "reason": bad["reason"],
+        "detail": bad["detail"],
+    }
+
+
+def _label(raw: RawRow) -> object:
+    known = raw.names is not None and isinstance(raw.label, int) and 0 <= raw.label < len(raw.names)
+    return raw.names[raw.label] if known and raw.names else raw.label
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return None if value is None else str(value)

@@ -1,0 +1,196 @@
+"""What a report shows, read from a stream root: figures by version, quarantine, and example queries with neighbours."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream_odml.cli.versions_table import stage_rows
+from stream_odml.ingest.decode import decode_image
+from stream_odml.learn.embedder import embed, embedder_from_bytes
+from stream_odml.search.search import SearchSettings
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.storage.files import Files
+from stream_odml.store.artifacts import STUDENT
+from stream_odml.store.store import Store
+from stream_odml.store.unlearnt import Unlearnt, unlearnt_tasks
+
+SHARDS_READ = 64
+"""Held-out files that examples are drawn from, newest and oldest shards alike."""
+SIDE = 72
+"""Pixels of a picture in the report."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One item found for an example; ``picture`` JPEG bytes, or None where none was kept."""
+
+    class_name: str
+    score: float
+    right: bool
+    picture: bytes | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out image as a query, and the nearest items other than itself."""
+
+    item_id: str
+    class_name: str
+    picture: bytes
+    neighbours: Sequence[Neighbour]
+
+    @property
+    def right(self) -> bool:
+        """Whether the nearest is of its class."""
+        return bool(self.neighbours) and self.neighbours[0].right
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the page shows."""
+
+    root: str
+    head: str
+    versions: Sequence[dict[str, Any]]
+    """Rows of :func:`stream_odml.cli.versions_table.stage_rows`, with ``drift`` by measure."""
+    items: int
+    classes: int
+    quarantine: dict[str, int]
+    examples: Sequence[Example]
+    not_learnt: Sequence[Unlearnt]
+    """Tasks that were refused or skipped."""
+    lost_classes: Sequence[tuple[str, float, float]]
+    """Class, Recall@1 at the version before, and now: the strongest losses of the head's stage."""
+
+
+def report_data(root: str, queries: int, neighbours: int, seed: int) -> ReportData:
+    """Read a stream root. Raises ValueError where there is no stream, NoVersionYet before its first model."""
+    store = Store.open(root)
+    snapshot = GallerySnapshot.load(store, SearchSettings("exact"))
+    versions = stage_rows(store)
+    for row in versions:
+        metrics = store.tree.get(row["version"]).metrics
+        row["drift"] = {k.removeprefix("drift/"): v for k, v in metrics.items() if k.startswith("drift/")}
+    reasons = Counter(store.quarantine_rows()["reason"].to_pylist())
+    return ReportData(
+        root,
+        snapshot.version,
+        versions,
+        len(snapshot),
+        len({int(code) for code in snapshot.columns.array("class_name")[snapshot.rows()]}),
+        dict(reasons.most_common()),
+        _examples(store, snapshot, queries, neighbours, seed),
+        unlearnt_tasks(store.ledger, store.tree, root=store.uri),
+        _lost(store, snapshot.version),
+    )
+
+
+def _examples(
+    store: Store, snapshot: GallerySnapshot, queries: int, neighbours: int, seed: int
+) -> list[Example]:
+    """Held-out images, embedded by the served model, against the served gallery without themselves."""
+    held = _held_out(store, snapshot, seed)
+    rng = np.random.default_rng(seed)
+    chosen = [held[i] for i in rng.permutation(len(held))[:queries]]
+    if not chosen:
+        return []
+    model = embedder_from_bytes(store.artifact(snapshot.version, STUDENT))
+    pixels = np.stack([decode_image(image, model.spec.image_size) for _, _, image in chosen])
+    found = snapshot.search(embed(model, pixels), snapshot.version, neighbours + 1)
+    pictures = _Pictures(store.files)
+    examples = []
+    for (item_id, class_name, image), hits in zip(chosen, found, strict=True):
+        others = [hit for hit in hits if hit.item_id != item_id][:neighbours]
+        near = [
+            Neighbour(h.class_name, h.score, h.class_name == class_name, pictures.of(h.shard_id, h.item_id))
+            for h in others
+        ]
+        examples.append(Example(item_id, class_name, small_picture(image), near))
+    return sorted(examples, key=lambda example: example.right)
+
+
+def _held_out(store: Store, snapshot: GallerySnapshot, seed: int) -> list[tuple[str, str, bytes]]:
+    """(item, class, image) of living held-out items, of at most SHARDS_READ shards."""
+    shards = [s.shard_id for s in store.ledger.shards.values() if s.held_out]
+    order = np.random.default_rng(seed).permutation(len(shards))[:SHARDS_READ]
+    found = []
+    for shard in (shards[i] for i in sorted(order)):
+        path = f"holdout/{shard}.parquet"
+        if not store.files.exists(path):
+            continue
+        table = pq.read_table(io.BytesIO(store.files.read(path))).to_pylist()
+        alive = [row for row in table if snapshot.find(row["item_id"]) is not None]
+        found += [(row["item_id"], row["class_name"], row["image"]) for row in alive]
+    return found
+
+
+def service_latency(text: str) -> dict[str, float]:
+    """Median and p99 in ms of each kind of request, from a replica's exposition; a bucket's upper bound is said."""
+    buckets: dict[str, list[tuple[float, float]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples if family.name == "stream_odml_query_seconds" else ():
+            if sample.name.endswith("_bucket"):
+                at_most = (float(sample.labels["le"]), float(sample.value))
+                buckets.setdefault(sample.labels["kind"], []).append(at_most)
+    found = {}
+    for kind, counts in buckets.items():
+        for share in (50, 99):
+            bound = next((b for b, n in counts if n >= counts[-1][1] * share / 100), None)
+            if counts[-1][1] and bound is not None and bound != float("inf"):
+                found[f"{kind}, p{share} at most"] = 1e3 * bound
+    return found
+
+
+class _Pictures:
+    """Pictures of gallery items: kept thumbnails, else held-out images; each file is read once."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._shards: dict[str, dict[str, bytes]] = {}
+
+    def of(self, shard_id: str, item_id: str) -> bytes | None:
+        if shard_id not in self._shards:
+            self._shards[shard_id] = self._read(shard_id)
+        image = self._shards[shard_id].get(item_id)
+        return None if image is None else small_picture(image)
+
+    def _read(self, shard_id: str) -> dict[str, bytes]:
+        images: dict[str, bytes] = {}
+        for folder in ("holdout", "thumbnails"):
+            path = f"{folder}/{shard_id}.parquet"
+            if self._files.exists(path):
+                for row in pq.read_table(io.BytesIO(self._files.read(path))).to_pylist():
+                    images[row["item_id"]] = row["image"]
+        return images
+
+
+def small_picture(image: bytes) -> bytes:
+    """JPEG of at most SIDE pixels a side."""
+    with Image.open(io.BytesIO(image)) as opened:
+        small = opened.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+def _lost(store: Store, head: str) -> list[tuple[str, float, float]]:
+    """Classes whose recall fell most in the head's stage."""
+    from stream_odml.pipeline.evaluating import CLASS_KEY
+
+    now = store.tree.get(head)
+    if now.parent is None:
+        return []
+    after, before = now.metrics.get(CLASS_KEY, {}), store.tree.get(now.parent).metrics.get(CLASS_KEY, {})
+    falls = [(name, before[name], after[name]) for name in after.keys() & before.keys()]
+    falls = [fall for fall in falls if fall[2] < fall[1]]
+    return sorted(falls, key=lambda fall: (fall[2] - fall[1], fall[0]))[:10]

@@ -1,0 +1,275 @@
+"""What the command line does with a stream root, whether or not its stream runs."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pyarrow.fs import FileType
+
+from stream_odml.client import Client, ServiceError
+from stream_odml.client.pin import STREAM_HEADER
+from stream_odml.pipeline.erasure_request import find_subject
+from stream_odml.pipeline.figures import stream_figures
+from stream_odml.pipeline.pushed import move_back
+from stream_odml.pipeline.stages import relearn
+from stream_odml.storage.files import open_files
+from stream_odml.storage.reading import is_remote, local_path, s3_filesystem, s3_path
+from stream_odml.store.erasure import forget_in_banks
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.store import Store
+from stream_odml.store.writer import Writer
+
+ENDPOINTS = "endpoints.json"
+MISSING = (
+    "put these files back under the root, or restore it from a backup; a running stream goes on by itself within "
+    "seconds. Until then their rows are not found, and tasks that need them wait"
+)
+TOKEN_REMEDY = "give the service's token with --token, or in the environment as STREAM_ODML_TOKEN"
+
+
+def service_url(root: str | None, token: str | None = None) -> str:
+    """Address of the running service of ``root``. Raises ValueError when none is noted, or as :func:`noted_url`."""
+    if root is None:
+        raise ValueError("name the service: --url http://host:port, or --root with the stream root")
+    url = noted_url(root, token)
+    if url is None:
+        raise ValueError(f"no stream runs on {root}; start one with `stream-odml run`, or give --url")
+    return url
+
+
+def noted_url(root: str, token: str | None) -> str | None:
+    """The address that the root's running stream noted, or None.
+
+    Raises ValueError where ``token`` would go to another machine: whoever can write to the root could name any.
+    """
+    url = _noted_url(root)
+    if url is None or token is None or _is_loopback(url):
+        return url
+    raise ValueError(
+        f"{root} says that its service is at {url!r}, which is not this machine; the token is not sent to an address "
+        f"out of a file: if it is yours, name it with --url {url!r}"
+    )
+
+
+def _noted_url(root: str) -> str | None:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        noted = json.loads(open_files(root).read(ENDPOINTS))
+        # A killed run could not withdraw it: believe it of this machine only while its process lives.
+        gone = noted["host"] == platform.node() and not Path(f"/proc/{int(noted['pid'])}").exists()
+        return None if gone or not _is_web_address(noted["service"]) else noted["service"]
+    return None
+
+
+def _is_web_address(url: str) -> bool:
+    """Whether it is no more than scheme, host and port: a path, a name or a password in it is none of ours."""
+    import httpx
+
+    try:
+        seen = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    plain = str(seen).rstrip("/") == f"{seen.scheme}://{seen.netloc.decode()}"
+    return seen.scheme in ("http", "https") and bool(seen.host) and plain and not seen.userinfo
+
+
+def _is_loopback(url: str) -> bool:
+    import httpx
+
+    host = httpx.URL(url).host  # as the client itself reads it
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+@contextlib.contextmanager
+def asking(address: str, token: str | None, stream: str | None) -> Iterator[Client]:
+    """A client for a command that takes `--token`: where the service wants another, the error says how to give it."""
+    try:
+        with Client(address, token=token, stream=stream) as client:
+            yield client
+    except ServiceError as error:
+        if error.status not in (401, 403):
+            raise
+        raise ServiceError(error.status, error.error, error.detail, TOKEN_REMEDY) from error
+
+
+def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float]:
+    """What a replica of the running service tells of its latency, in ms; empty when none answers.
+
+    Raises ServiceError when the service wants a token.
+    """
+    import httpx
+
+    from stream_odml.cli.report_data import service_latency
+
+    address = url or _noted_url(root)
+    if address is None:
+        return {}
+    token = token if url is not None or _is_loopback(address) else None
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers[STREAM_HEADER] = Store.id_of(root)
+    try:
+        answer = httpx.get(f"{address}/metrics", headers=headers, timeout=5)
+        if answer.status_code in (401, 403):
+            told = (
+                f"{address}/metrics is not open to this token"
+                if token
+                else f"{address}/metrics wants a token"
+            )
+            raise ServiceError(answer.status_code, "unauthorized", told, TOKEN_REMEDY)
+        answer.raise_for_status()
+    except httpx.HTTPError:
+        return {}
+    return service_latency(answer.text)
+
+
+def root_status(root: str) -> dict[str, Any]:
+    """How the stream stands, from its tables: head, counts by state, queues, what each open thing waits for.
+
+    The gallery's files are not read for it, so that it tells of one that is gone.
+    """
+    store = Store.open(root, keep_gallery=False)
+    figures = stream_figures(store, store.epoch)
+    open_task = store.ledger.open_task
+    due = store.ledger.due_tasks(store.tree.learnt())
+    return {
+        "root": store.uri,
+        "head": figures.head or None,
+        **({"missing_files": missing, "remedy": MISSING} if (missing := store.missing_files()) else {}),
+        "service": _noted_url(root),
+        "shards": dict(figures.shards),
+        "images": dict(figures.images),
+        "classes": figures.classes,
+        "quarantined": dict(figures.quarantined),
+        "waits_to_be_indexed": [shard.name for shard in store.ledger.in_state("landed")][:20],
+        "open_task": {
+            "task": open_task.task_id,
+            "shards": len(open_task.shards),
+            "images": open_task.rows,
+            "classes": len(open_task.classes),
+        },
+        "waits_to_be_learnt": [
+            {"task": t.task_id, "name": t.detail.get("name"), "closed": t.reason, "refused": t.refusals}
+            for t in due
+        ],
+        "not_learnt": [dict(task) for task in figures.not_learnt],
+        "set_aside": {s.name: s.problem for s in store.ledger.in_state("set_aside")},
+        "recall_at_1": {"/".join(key): value for key, value in figures.recall_at_1.items()},
+        "forgetting": figures.forgetting,
+    }
+
+
+def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token: str | None) -> str:
+    """Move the head through the running service, or by this process when no stream runs on the root."""
+    address = url or noted_url(root, token)
+    if address is not None:
+        with asking(address, token, Store.id_of(root)) as client:
+            answer = client.rollback(version_id, relearn=relearn)
+        return f"head is {answer.get('head', version_id)}"
+    with _writer(root) as writer:
+        version_id = writer.tree.named(version_id)
+        move_back(writer, open_files(f"{root.rstrip('/')}/push"), version_id, relearn)
+    return f"head is {version_id}"
+
+
+def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str | None) -> str:
+    """Take a refused or skipped task back, through the running service, or by this process when no stream runs."""
+    price = ", and is published whatever the gate finds" if anyway else ""
+    address = url or noted_url(root, token)
+    if address is not None:
+        with asking(address, token, Store.id_of(root)) as client:
+            client.relearn(task, anyway)
+        return f"{task} is learnt once the tasks that wait are{price}"
+    with _writer(root) as writer:
+        relearn(writer, task, anyway)
+    return f"{task} is learnt when the stream runs again{price}"
+
+
+def forget_name(
+    root: str, kind: Literal["class", "item", "shard"], name: str, url: str | None, token: str | None
+) -> str:
+    """Forget through the running service, or by this process when no stream runs on the root.
+
+    Raises UnknownSubject, or ServiceError with status 404, for a name that covers nothing.
+    """
+    address = url or noted_url(root, token)
+    if address is not None:
+        with asking(address, token, Store.id_of(root)) as client:
+            forget = {"class": client.delete_class, "item": client.delete, "shard": client.delete_shard}
+            answer = forget[kind](name)
+        what = f"{kind} {answer['forgotten']}, {_items(answer['items'])}"
+        return f"forgot {what}: hidden now, deleted within a minute; --verify shows what is left"
+    with _writer(root) as writer:
+        subject = find_subject(writer.store, kind, name)
+        writer.forget(subject.kind, subject.name, subject.items)
+        forget_in_banks(writer)  # before their vectors are deleted
+        writer.maintain(MaintenancePolicy(retention=timedelta(0), orphan_age=timedelta(0)))
+    if "://" not in root:
+        shutil.rmtree(
+            Path(root) / "cache", ignore_errors=True
+        )  # made again from the shards when it is needed
+    what = f"{kind} {subject.name}, {_items(subject.items)}"
+    return f"forgot {what}: rows, statistics and pixels are deleted"
+
+
+def _items(count: int) -> str:
+    return f"{count} items" if count != 1 else "1 item"
+
+
+def verify_forgotten(root: str, kind: str, name: str, inbox: bool) -> tuple[list[str], bool]:
+    """Lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete landed copies too.
+
+    A landed shard that a task has still to learn from is kept, and named.
+    """
+    from stream_odml.pipeline import erasure_proof as forget_proof
+
+    proof = forget_proof.verify_forgotten(root, kind, name)
+    covered = "the request covered " + (
+        "it is not known what" if proof.covered is None else _items(proof.covered)
+    )
+    lines = [f"{proof.files} files searched under {root}; {covered}"]
+    lines += [f"found in {line}" for line in proof.findings]
+    left = len(proof.findings)
+    if proof.covered is None:
+        left += 1
+        lines.append(f"an earlier release took the request and did not note whether any {kind} has this name")
+    for uri in proof.inbox:
+        kept = " (still to be learnt)" if uri in proof.needed and kind != "shard" else ""
+        kept = kept or (" (delete the rows in that table, and vacuum it)" if uri in proof.foreign else "")
+        if inbox and not kept:
+            _remove(uri)
+            lines.append(f"removed {uri}")
+        else:
+            left += 1
+            lines.append(f"landed copy {uri}{kept}")
+    lines.append(forget_proof.STAYS if not left else f"{left} places still hold {kind} {name}")
+    return lines, not left
+
+
+def _remove(uri: str) -> None:
+    if is_remote(uri):
+        store = s3_filesystem(None)
+        is_folder = store.get_file_info(s3_path(uri)).type == FileType.Directory
+        (store.delete_dir if is_folder else store.delete_file)(s3_path(uri))
+        return
+    path = local_path(uri)
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writer(root: str) -> Iterator[Writer]:
+    writer = Writer.claim(root, "command line")
+    try:
+        yield writer
+    finally:
+        writer.release()

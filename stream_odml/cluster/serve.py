@@ -1,0 +1,205 @@
+"""The service on Ray Serve: each replica pulls what is committed; nothing is ever pushed to it or redeployed."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import torch
+from fastapi import FastAPI
+
+from stream_odml.cluster.driver_calls import DRIVER_NAME
+from stream_odml.cluster.gateway import RayDriver
+from stream_odml.cluster.haproxy_walls import front_bounds, serve_host
+from stream_odml.config.service import ServiceOptions
+from stream_odml.config.stream import load_config
+from stream_odml.observe.logs import join_serve_log
+from stream_odml.observe.targets import targets_folder
+from stream_odml.service.api import create_app
+from stream_odml.service.identity import STREAM_HEADER
+from stream_odml.service.metrics import Exporter
+from stream_odml.service.replica import Replica
+from stream_odml.store.store import Store
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "stream_odml"
+DEPLOYMENT = "search"
+START_TIMEOUT_S = 120.0
+SWITCH_S = 0.0005
+
+
+class ServiceDown(RuntimeError):
+    """The service did not come up, or not in time."""
+
+
+class SearchService:
+    """One Serve replica. Sessions, sockets and files end with it."""
+
+    def __init__(self, root: str, options: str, storage_options: dict[str, str] | None) -> None:
+        """``options`` is a :class:`ServiceOptions` as JSON."""
+        from ray import serve
+
+        join_serve_log()
+        self._options = ServiceOptions.model_validate_json(options)
+        _share_the_core(self._options.search_threads)
+        name = str(serve.get_replica_context().replica_id.unique_id)
+        driver = RayDriver(
+            DRIVER_NAME,
+            self._options.namespace,
+            self._options.timeout_s / 2,
+            lambda: self._replica.stream_id(),
+        )
+        self._replica = Replica(root, self._options, driver, storage_options, name)
+        self._replica.start()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: each look through all of it would hold up every request
+        self._exporter = Exporter(
+            self._replica.metrics, name, self._options, targets_folder(root, self._options.metrics_dir)
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._replica, self._options, self._replica.metrics)
+
+    def check_health(self) -> None:
+        """Called by Serve. A store that is away is no reason to restart: a new replica would have nothing to serve."""
+        if not self._replica.puller.alive:
+            raise RuntimeError("the thread that follows the store has ended")
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # __init__ did not get so far
+            self._exporter.close()
+        with contextlib.suppress(AttributeError):
+            self._replica.close()
+
+
+def _share_the_core(threads: int) -> None:
+    """Let the loop that answers have its core: libraries do not spread over others, and the thread that builds the next
+    bundle gives the interpreter's lock back ten times as soon as it would by itself."""
+    torch.set_num_threads(1)
+    pa.set_cpu_count(threads)
+    pa.set_memory_pool(pa.system_memory_pool())  # a second allocator would keep free pages of its own
+    sys.setswitchinterval(SWITCH_S)
+
+
+def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str] | None = None) -> Any:
+    """The ``serve.Application`` over ``root``, to be run by :func:`start_service` or from a Serve config."""
+    from ray import serve
+
+    options.tokens()  # says now, not in a replica's log, that a token file is missing
+    deployment = serve.deployment(
+        serve.ingress()(SearchService),
+        name=DEPLOYMENT,
+        num_replicas=options.replicas,
+        # The replica's own bounds answer first, in our words; this one is behind them. For Serve a request whose body
+        # still arrives is ongoing, so that a few slow clients would take a smaller number from all others.
+        max_ongoing_requests=2 * options.max_ongoing_requests + 2 * options.max_arriving,
+        health_check_period_s=options.health_check_period_s,
+        health_check_timeout_s=options.health_check_timeout_s,
+        graceful_shutdown_timeout_s=options.timeout_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        ray_actor_options={
+            "num_cpus": options.num_cpus,
+            "label_selector": dict(options.labels) or None,
+            # glibc's heap for each thread keeps free pages of its own, which add up over many small answers.
+            "runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}},
+        },
+        # The replica counts its requests; a formatted line for each costs more than the search of a small gallery.
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    return deployment.bind(root, options.model_dump_json(), storage_options)
+
+
+def build(args: dict[str, str]) -> Any:
+    """The application for a Serve config file: ``args`` is ``{"config": path of the stream's YAML file}``.
+
+    Host and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError for
+    other arguments.
+    """
+    if set(args) != {"config"}:
+        raise ValueError(f"arguments of the application are {sorted(args)}; give `config: stream.yaml` alone")
+    config = load_config(Path(args["config"]))
+    return build_app(config.root, config.service, config.storage_options)
+
+
+def start_service(
+    root: str,
+    options: ServiceOptions,
+    storage_options: dict[str, str] | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+) -> str:
+    """Run the service on the Ray session of this process and return its URL once its own replica answers queries.
+
+    Raises ServiceDown after ``timeout_s`` or when another stream answers there, ValueError for a token file that
+    cannot be read.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    app = build_app(root, options, storage_options)
+    stream_id = Store.id_of(root, storage_options)
+    url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
+    _check_not_taken(url, stream_id)
+    bounds = front_bounds(options.header_timeout_s, options.max_connections_per_peer)
+    serve.start(http_options=HTTPOptions(host=serve_host(options.host, bounds), port=options.port))
+    serve.run(app, name=f"{APPLICATION}-{stream_id}", route_prefix="/")
+    _wait_until_ready(url, stream_id, timeout_s)
+    return url
+
+
+def _check_not_taken(url: str, stream_id: str) -> None:
+    """On a shared cluster, `serve.run` would replace the service of another stream."""
+    try:
+        found = httpx.get(f"{url}/healthz", timeout=5, trust_env=False).headers.get(STREAM_HEADER)
+    except httpx.HTTPError:
+        return
+    if found not in (None, stream_id):
+        raise ServiceDown(_other(url, found, stream_id))
+
+
+def stop_service(stream_id: str | None = None) -> None:
+    """End the service of the stream, by default of any; Serve itself too, unless it serves another application."""
+    from ray import serve
+
+    running = set(serve.status().applications)
+    own = {name for name in running if name.startswith(f"{APPLICATION}-{stream_id or ''}")}
+    if own == running:
+        serve.shutdown()
+        return
+    for name in own:
+        serve.delete(name)
+
+
+def _wait_until_ready(url: str, stream_id: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    seen = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+        except httpx.HTTPError as error:
+            seen = str(error)
+        else:
+            found = answer.headers.get(STREAM_HEADER)
+            if found not in (None, stream_id):
+                raise ServiceDown(_other(url, found, stream_id))
+            if answer.is_success and found is not None:
+                return
+            seen = f"HTTP {answer.status_code}"
+        time.sleep(0.1)
+    raise ServiceDown(
+        f"{url} was not ready within {timeout_s:g} s ({seen}); see Ray's Serve logs for the reason"
+    )
+
+
+def _other(url: str, found: str | None, stream_id: str) -> str:
+    return (
+        f"at {url} stream {found} answers, not {stream_id}; stop that one, give this one another "
+        "`service.port`, or a Ray cluster of its own"
+    )

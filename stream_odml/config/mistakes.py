@@ -1,0 +1,138 @@
+"""What is wrong with a configuration, all of it at once, each mistake with its place and its remedy.
+
+Protects: one mistake does not hide another; what is wrong is noted, left out, and the rest is validated again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from stream_odml.config.masking import MASK, is_secret, masked, masked_text
+
+MIN_PREFIX = 3
+"""Letters of a wrong key, at least, that may be the beginning of a right one."""
+
+Model = type[BaseModel]
+
+
+def mistakes(model: Model, data: Mapping[str, Any]) -> list[str]:
+    """Return a line for each mistake of ``data``, none of them with a secret."""
+    found: dict[str, None] = {}
+    while True:
+        try:
+            model.model_validate(data)
+            return list(found)
+        except ValidationError as error:
+            items = error.errors()
+        found.update(dict.fromkeys(masked_text(_explain(model, item)) for item in items))
+        rest = data
+        for item in items:
+            rest = _without(rest, _blamed(data, item))
+        if rest == data:
+            return list(found)
+        data = rest
+
+
+def _blamed(data: Mapping[str, Any], item: ErrorDetails) -> tuple[str, ...]:
+    """The keys that lead to what a mistake is about; a check of a whole section names the key in its message."""
+    place: list[str] = []
+    at: Any = data
+    for part in map(str, item["loc"]):
+        if not isinstance(at, Mapping) or part not in at:
+            break
+        place.append(part)
+        at = at[part]
+    if item["type"] == "value_error" and isinstance(at, Mapping):
+        if not place:  # the sections do not fit together: "service.max_pixels 5 differs from ..."
+            named = re.findall(r"(\w+)\.(\w+)", item["msg"])
+            return next(((a, b) for a, b in named if isinstance(at.get(a), Mapping) and b in at[a]), ())
+        words = re.findall(r"\w+", item["msg"])
+        place += next(([word] for word in words if word in at), [])
+    return tuple(place)
+
+
+def _without(data: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, Any]:
+    if not place or place[0] not in data:
+        return data
+    if len(place) == 1:
+        return {key: value for key, value in data.items() if key != place[0]}
+    return {**data, place[0]: _without(data[place[0]], place[1:])}
+
+
+def yaml_problem(error: Exception) -> str:
+    """Return what is wrong and where, without the line itself, which may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        return f"{place}{error.problem or error.context}"
+    if isinstance(error, UnicodeDecodeError):
+        return "it holds bytes that are no text"
+    return str(error).split("\n")[0]
+
+
+def _explain(model: Model, item: ErrorDetails) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if is_secret(*item["loc"]):
+        place = re.sub(r"=.*", f"={MASK}", place)
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = _suggestions(model, item["loc"])
+        if near:
+            return f"{place}: unknown key; did you mean {' or '.join(f'`{key}`' for key in near)}?"
+        return f"{place}: unknown key; `stream-odml config --example` lists all keys"
+    value = masked(item.get("input"), *item["loc"])
+    seen = f" (got {value!r})" if isinstance(value, str | int | float | bool | type(None)) else ""
+    return f"{place or 'config'}: {item['msg'].removeprefix('Value error, ')}{seen}"
+
+
+def _suggestions(model: Model, loc: tuple[int | str, ...]) -> list[str]:
+    """Keys that a wrong one may stand for: of its section, else, with their place, of the others."""
+    wrong, known = str(loc[-1]), _keys_at(model, loc[:-1])
+    elsewhere = {
+        f"{section}.{key}" if section else key: key
+        for section in ("", *model.model_fields)
+        for key in _keys_at(model, (section,) if section else ())
+    }
+    if near := _alike(wrong, known):
+        return near
+    like = _alike(wrong, list(elsewhere.values()), cutoff=0.85)
+    return [place for place, key in elsewhere.items() if key in like][:2]
+
+
+def _alike(wrong: str, known: list[str], cutoff: float = 0.6) -> list[str]:
+    """The same in another spelling, by its initials, almost the same, or of the same words; best first, two at most."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", wrong).replace("-", "_").lower()
+    words = {word for word in name.split("_") if word}
+    tests: list[Callable[[str], bool]] = [
+        lambda key: key == name,
+        lambda key: "_" in key and "".join(word[0] for word in key.split("_")) == name.replace("_", ""),
+        lambda key: key in difflib.get_close_matches(name, known, n=1, cutoff=cutoff),
+        lambda key: words <= {*key.split("_")} or {*key.split("_")} <= words,
+        lambda key: len(name) >= MIN_PREFIX and key.startswith(name),
+    ]
+    return next((found[:2] for test in tests if (found := [key for key in known if test(key)])), [])
+
+
+def _keys_at(model: Model, loc: tuple[int | str, ...]) -> list[str]:
+    kind: Any = model
+    for part in loc:
+        kind = _annotation(kind, str(part))
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return list(getattr(kind, "model_fields", {}))
+
+
+def _annotation(kind: Any, name: str) -> Any:
+    found = getattr(kind, "model_fields", {}).get(name)
+    kinds = [found.annotation] if found is not None else []
+    return next(
+        iter([k for k in kinds if isinstance(k, type)] or [get_args(k)[0] for k in kinds if get_args(k)]),
+        None,
+    )

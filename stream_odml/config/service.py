@@ -1,0 +1,167 @@
+"""What an operator may set about the service. Imports neither Ray nor torch, so that reading a config stays quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
+
+
+class ServiceOptions(BaseModel):
+    """Limits and sizes of the search service; every default suits one small machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(
+        "127.0.0.1", description="Address the HTTP proxy listens on; 0.0.0.0 for every interface."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 picks a free one.")
+    replicas: int = Field(1, ge=1, le=256, description="Serve replicas; two or more survive the loss of one.")
+    num_cpus: float = Field(0.2, ge=0, le=64, description="CPUs that Ray sets aside for each replica.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Ray node labels that replicas must run on, as apart from training."
+    )
+    max_ongoing_requests: int = Field(
+        64, ge=1, le=10_000, description="Requests one replica works on at once; more are told to retry."
+    )
+    max_arriving: int = Field(
+        1024,
+        ge=1,
+        le=100_000,
+        description="Requests of one replica whose bodies still arrive; beyond, the oldest of the peer with most is "
+        "let go.",
+    )
+    max_connections_per_peer: int = Field(
+        8192,
+        ge=1,
+        le=100_000,
+        description="Connections that one address may hold to the proxy of a local stream.",
+    )
+    header_timeout_s: int = Field(
+        5,
+        ge=1,
+        le=600,
+        description="Seconds a client has to send its headers to the proxy of a local stream.",
+    )
+    poll_s: float = Field(0.25, ge=0.02, le=60, description="Seconds between two looks at the store.")
+    timeout_s: float = Field(
+        10.0, gt=0, le=600, description="Seconds a request may take before it is given up."
+    )
+    body_timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds a client has to send its body.")
+    wait_s: float = Field(
+        5.0,
+        ge=0,
+        le=60,
+        description="Longest wait, in seconds, for the version that min_version or min_seq asks.",
+    )
+    max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest request body, in bytes.")
+    max_pixels: SkipJsonSchema[int] = Field(DEFAULT_MAX_PIXELS, ge=1024)
+    """Largest width x height of an uploaded image: `ingest.max_pixels`, which a stream's configuration copies here."""
+    max_request_pixels: int = Field(
+        200_000_000,
+        ge=1024,
+        description="Most pixels, width x height by the headers, of all images of one request.",
+    )
+    max_held_bytes: int = Field(
+        256 << 20, ge=1024, description="Most bytes of all request bodies that one replica holds at once."
+    )
+    max_k: int = Field(200, ge=1, le=10_000, description="Largest k (neighbours asked for) of one query.")
+    max_batch: int = Field(
+        256, ge=1, le=65_536, description="Most queries in one batch, most images in one push."
+    )
+    image_threads: int = Field(1, ge=1, le=64, description="Threads that decode and embed image queries.")
+    search: Literal["auto", "exact", "fp16", "ivf", "hnsw"] = Field(
+        "auto", description="Searcher of the gallery; auto is exact, and ivf above approximate_above items."
+    )
+    approximate_above: int = Field(
+        300_000, ge=1, description="Items above which auto searches approximately."
+    )
+    recall_target: float = Field(
+        0.95, gt=0, le=1, description="Share of the exact 10 nearest that an approximate search must find."
+    )
+    search_threads: int = Field(
+        1, ge=1, le=256, description="FAISS threads of a replica; more than one only on cores of its own."
+    )
+    token_file: Path | None = Field(
+        None, description="File with the bearer token that clients must send; no token if absent."
+    )
+    token_env: str = Field(
+        "STREAM_ODML_TOKEN",
+        description="Environment variable with the token, used where no token_file is named.",
+    )
+    read_token_file: Path | None = Field(
+        None, description="File with a second bearer token, which may search and read and change nothing."
+    )
+    read_token_env: str = Field(
+        "STREAM_ODML_READ_TOKEN",
+        description="Environment variable with the token for reading, used where no read_token_file is named.",
+    )
+    allowed_hosts: tuple[str, ...] | None = Field(
+        None,
+        description="Names of the service that clients may use, also as *.domain; `*` allows all. By default "
+        "loopback names, the bound address and the machine's own names.",
+    )
+    push_dir: str | None = Field(
+        None, description="Inbox folder for images pushed over HTTP; by default push/ under the stream root."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address the metrics exporter of each replica listens on."
+    )
+    metrics_ports: tuple[int, int] = Field(
+        (9410, 9473), description="First and last port tried for a replica's exporter; then any free one."
+    )
+    metrics_dir: Path | None = Field(
+        None,
+        description="Folder of Prometheus file_sd files, one a replica; by default metrics/ under the root.",
+    )
+    health_check_period_s: float = Field(2.0, gt=0, le=60, description="Seconds between two health checks.")
+    health_check_timeout_s: float = Field(
+        5.0, gt=0, le=60, description="Seconds before a health check fails."
+    )
+    stale_after_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds without a successful look at the store before readiness fails.",
+    )
+    map_points: int = Field(1500, ge=10, le=20_000, description="Points of the embedding map on the page.")
+    namespace: str = Field(
+        "stream_odml", min_length=1, description="Ray namespace of the StreamDriver actor."
+    )
+
+    def token(self) -> str | None:
+        """Return the token clients must send, or None. Raises ValueError if the file is unreadable or empty."""
+        return _token("token_file", self.token_file, self.token_env)
+
+    def tokens(self) -> tuple[str | None, str | None]:
+        """Return the token for everything and the one for reading. With a token for reading alone, nobody may change.
+
+        Raises ValueError if a file is unreadable or empty, or if both tokens are the same.
+        """
+        token = self.token()
+        read_token = _token("read_token_file", self.read_token_file, self.read_token_env)
+        if token is not None and token == read_token:
+            raise ValueError(
+                "the token for reading (service.read_token_file) is the one for changing; choose another"
+            )
+        return token, read_token
+
+
+def _token(option: str, file: Path | None, variable: str) -> str | None:
+    if file is None:
+        return os.environ.get(variable, "").strip() or None
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(
+            f"service.{option} {str(file)!r} cannot be read ({error.strerror}); "
+            "create it with one line, the token, or remove the option"
+        ) from error
+    if not token:
+        raise ValueError(f"service.{option} {str(file)!r} is empty; write the token into it")
+    return token

@@ -1,0 +1,339 @@
+"""The one configuration of a stream: a typed YAML file in which every mistake is named with its remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from stream_odml.config.masking import masked
+from stream_odml.config.mistakes import mistakes, yaml_problem
+from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.boundary import BoundaryPolicy
+from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
+from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
+from stream_odml.storage.regular import check_root
+
+Method = Literal[
+    "ours", "faithful", "no_peer", "no_virtual", "fecd", "l2", "sdc_l2", "sdc_finetune", "finetune",
+    "frozen_f0", "no_wide", "no_average", "repel", "lean",
+]  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message has one line for each mistake."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+
+class SourceConfig(_Section):
+    """Where shards of images come from."""
+
+    kind: str = Field("directory", pattern=r"^(directory|s3|delta|none|[\w.]+:\w+)$")
+    """`directory`, `s3` (a prefix), `delta` (a table, followed by version), `none`: HTTP pushes only; or
+    `module:function` of your own, see deploy/sources.md."""
+    path: str = "inbox"
+    """Folder, `bucket/prefix`, or table; a relative folder lies under the stream root."""
+    poll_s: float = Field(0.5, gt=0, le=3600)
+    """Seconds between two looks for new shards."""
+    start_version: int = Field(0, ge=0, lt=2**63)
+    """First version of a `delta` table that is read, where older ones were cleaned out of its log."""
+    storage_options: dict[str, str] = Field(default_factory=dict)
+    """Of an object store, as the Delta library names them: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID ..."""
+
+
+class IngestConfig(_Section):
+    """How landed shards become searchable."""
+
+    max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1024, le=178_000_000)
+    """An image that declares more pixels is refused before it is decoded: when it is pushed, sent as a query, indexed
+    or learnt from. Above 178 million Pillow refuses by itself."""
+    tries: int = Field(3, ge=1, le=100)
+    """A shard that ends its process, or hangs it, so many times is set aside."""
+    hang_s: float = Field(600.0, gt=0, le=86_400)
+    """An indexer that has not got one image further for so many seconds is ended, and so is a reader of a task's
+    images that gets 256 no further. Keep it above what a slow object store may take for one read with all its
+    retries, some four minutes."""
+    batch_shards: int = Field(64, ge=1, le=10_000)
+    """Most shards in one commit."""
+    batch_bytes: int = Field(64 << 20, ge=1 << 16)
+    """Most bytes of shards given to an indexer at once."""
+    batch_rows: int = Field(20_000, ge=1)
+    """An indexer answers once it holds so many images; the shards that it has not begun come again."""
+    thumbnails: bool = False
+    """Keep a small picture of every item for the page, at the model's input size."""
+
+
+class EvaluationConfig(_Section):
+    """Held-out images, never learnt from."""
+
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of each class's images that is held out, and kept, to measure recall."""
+    max_per_class: int = Field(20, ge=2)
+    """Maximum held-out images per class that an evaluation reads."""
+    max_images: int = Field(20_000, ge=100)
+    """Maximum held-out images in all. Beyond it, classes are drawn by `seed`: half of the images for the task's own."""
+
+
+class GateConfig(_Section):
+    """Which stages are published. A refused stage is learnt again with a stronger anchor, then set aside."""
+
+    enabled: bool = True
+    """Compare every stage with the version it would replace, on held-out images; with few or none, old classes by what
+    their stored vectors and the drift map let expect."""
+    certainty: float = Field(1.64, ge=0, le=10)
+    """Refuse a loss only where it is above its bound by so many of its standard errors, as the images that measured it
+    give them: few images tell a small loss from chance only now and then. 1.64: one in twenty by chance; 0 takes every
+    figure for exact."""
+    max_new_loss: float = Field(0.05, ge=0, le=1)
+    """Refuse when Recall@1 on the stage's own held-out images falls by more than this."""
+    max_old_loss: float = Field(0.05, ge=0, le=1)
+    """Refuse when Recall@1 on older classes' held-out images falls by more than this."""
+    max_old_loss_estimated: float = Field(0.15, ge=0, le=1)
+    """The same without held-out images. The stored vectors are of images that were learnt, lie closer together than
+    others and suffer more from a map's error: this bound stops disasters, not small losses."""
+    retries: int = Field(1, ge=0, le=10)
+    """Further attempts at a refused stage before its task is skipped."""
+
+
+class ClusterConfig(_Section):
+    """What runs where, in Ray's logical CPUs and GPUs."""
+
+    address: str | None = None
+    """Of a running Ray cluster (`auto`, `ray://...`); by default a local one is started."""
+    cpus: float | None = Field(None, gt=0)
+    """CPUs of the local cluster; by default those of this machine."""
+    workers: int = Field(2, ge=1, le=4096)
+    """Data-parallel training workers."""
+    min_workers: int | None = Field(None, ge=1)
+    """With fewer free CPUs or GPUs, training goes on with as few as this."""
+    cpus_per_worker: float = Field(0.4, gt=0)
+    """CPUs set aside for a training worker."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs of a training worker; 0 trains on CPU."""
+    indexers: int = Field(1, ge=1, le=1024)
+    """Processes that embed what lands."""
+    cpus_per_indexer: float = Field(0.2, gt=0)
+    """CPUs set aside for an indexer."""
+    gpus_per_indexer: float = Field(0.0, ge=0)
+    """GPUs (a fraction will do) of an indexer."""
+    cpus_per_read: float = Field(0.2, gt=0)
+    """CPUs of one Ray Data task that decodes a shard."""
+    serve: bool = True
+    """Start the search service with the stream; off where a RayService of its own serves the root."""
+    checkpoint_s: float = Field(20.0, gt=0)
+    """Seconds between two records of mid-stage progress."""
+    cache_dir: str | None = None
+    """Folder, on each node, of the decoded pixels of the task in progress."""
+    worker_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that training workers must run on; `service.labels` are those of the replicas."""
+    indexer_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that indexers must run on."""
+
+    @model_validator(mode="after")
+    def _workers_in_order(self) -> ClusterConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
+        return self
+
+
+class MetricsConfig(_Section):
+    """The Prometheus exporter of the driver."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(9464, ge=0, le=65535)
+    """Port to listen on; 0 picks a free one."""
+    targets_dir: Path | None = None
+    """Folder of Prometheus file_sd files, where the driver names its exporter; by default metrics/ under the root."""
+
+
+class ObserveConfig(_Section):
+    """Logs, traces and profiles. Metrics are always on."""
+
+    log_format: Literal["text", "json"] = "text"
+    """`json`: one object a line, with stream, role, stage and shard."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+    traces: Literal["off", "console", "file", "otlp"] = "off"
+    """OpenTelemetry spans of shards and stages: to stderr, to traces/ under the root, or by OTLP."""
+    profile_steps: int = Field(0, ge=0, le=1000)
+    """Profile so many steps of the first stage that a worker learns: profiles/ under the root gets a Chrome trace."""
+
+
+class StoreConfig(_Section):
+    """The stream root: tables and artifacts."""
+
+    options: dict[str, str] = Field(default_factory=dict)
+    """Of an object store, as the Delta library names them."""
+    lease_s: float = Field(10.0, ge=1, le=600)
+    """A writer whose heartbeat is older than this may be replaced."""
+    keep_versions: int = Field(10, ge=2)
+    """Versions behind the head that rollback can reach."""
+    retention_h: float = Field(1.0, ge=0, le=87_600)
+    """Hours that replaced table files stay readable, and commits of the tables' logs behind their checkpoints."""
+    maintain_every_rows: int = Field(2000, ge=10)
+    """Rows that the ledger grows by between two rounds of compaction and deletion."""
+    maintain_every_commits: int = Field(256, ge=10)
+    """Commits to all tables between two rounds, where rows are few: each makes files, however small."""
+    keep_pushed_h: float = Field(168.0, ge=0, le=876_000)
+    """Hours that images pushed over HTTP stay after they are learnt, for a rollback that learns them again."""
+
+
+class StreamConfig(_Section):
+    """Everything about one stream."""
+
+    name: str = Field("stream", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
+    """Name of the stream, in logs and metrics."""
+    root: str = "stream-root"
+    """Folder or object-store prefix that holds all state."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """The one seed of initialisation, sampling and augmentation."""
+    method: Method = "ours"
+    """Named settings of `learning`; keys given there win."""
+    source: SourceConfig = SourceConfig()
+    model: EmbedderSpec = EmbedderSpec()
+    learning: StageSettings = StageSettings()
+    boundary: BoundaryPolicy = BoundaryPolicy()
+    ingest: IngestConfig = IngestConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    store: StoreConfig = StoreConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    service: ServiceOptions = ServiceOptions()
+    metrics: MetricsConfig = MetricsConfig()
+    observe: ObserveConfig = ObserveConfig()
+
+    @field_validator("root")
+    @classmethod
+    def _root_can_hold_tables(cls, root: str) -> str:
+        if "://" not in root:
+            check_root(root)
+        return root
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_method(cls, data: Any) -> Any:
+        """Lay `learning` over what `method` names, and that over the rates that pretrained weights want."""
+        if not isinstance(data, dict) or not isinstance(data.get("learning", {}), Mapping):
+            return data
+        changes = METHODS.get(str(data.get("method", "ours")), {})
+        model = data.get("model", {})
+        learnt = isinstance(model, Mapping) and bool(model.get("weights") or model.get("pretrained"))
+        rates = PRETRAINED if learnt else {}
+        return {**data, "learning": {**rates, **changes, **data.get("learning", {})}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_pixel_limit(cls, data: Any) -> Any:
+        """Hand `ingest.max_pixels` to the service: what one of them takes, all of them take."""
+        if not isinstance(data, dict):
+            return data
+        ingest, service = data.get("ingest", {}), data.get("service", {})
+        if not isinstance(ingest, Mapping) or not isinstance(service, Mapping):
+            return data
+        limit = ingest.get("max_pixels", DEFAULT_MAX_PIXELS)
+        if service.get("max_pixels", limit) != limit:
+            raise ValueError(
+                f"service.max_pixels {service['max_pixels']} differs from ingest.max_pixels {limit}; "
+                "set ingest.max_pixels alone, it holds for the service too"
+            )
+        return {**data, "service": {**service, "max_pixels": limit}}
+
+    @property
+    def storage_options(self) -> dict[str, str] | None:
+        """Options of the store, or None for a local root."""
+        return dict(self.store.options) or None
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> StreamConfig:
+    """Read a YAML file. Raises ConfigError with one line per mistake, each with what was expected, and no secret."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; name an existing YAML file") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not YAML: {yaml_problem(error)}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}; expected keys such as `root: my-stream`")
+    return parse_config(_merge(data, overrides or {}), str(path))
+
+
+def parse_config(data: Mapping[str, Any], where: str = "config") -> StreamConfig:
+    """Validate plain data. Raises ConfigError with every mistake: one does not hide another."""
+    found = mistakes(StreamConfig, data)
+    if found:
+        lines = "".join(f"\n  {line}" for line in found)
+        raise ConfigError(f"{where} has {len(found)} mistake(s):{lines}")
+    return StreamConfig.model_validate(data)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def shown_json(config: StreamConfig) -> str:
+    """The whole configuration as JSON for people: secrets are masked."""
+    return json.dumps(masked(config.model_dump(mode="json")), indent=2)
+
+
+def schema_json() -> str:
+    """The JSON schema of a configuration file."""
+    return json.dumps(StreamConfig.model_json_schema(), indent=2)
+
+
+def example_yaml() -> str:
+    """A configuration file with every field at its default, each behind its description."""
+    schema = StreamConfig.model_json_schema()
+    values = StreamConfig().model_dump(mode="json")
+    return "\n".join(_annotate(schema, schema["properties"], values, "")) + "\n"
+
+
+def _annotate(
+    schema: Mapping[str, Any], properties: Mapping[str, Any], values: Mapping[str, Any], indent: str
+) -> Iterator[str]:
+    for name, spec in properties.items():
+        target = spec.get("$ref") or next((s["$ref"] for s in spec.get("allOf", []) if "$ref" in s), None)
+        if target is None:
+            yield f"{indent}# {_one_line(spec.get('description', ''))}{_range(spec)}"
+            yield f"{indent}{name}: {json.dumps(values[name])}"
+            continue
+        section = schema["$defs"][target.rsplit("/", 1)[1]]
+        yield f"\n{indent}# {_one_line(section.get('description', ''))}"
+        yield f"{indent}{name}:"
+        yield from _annotate(schema, section["properties"], values[name], indent + "  ")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _range(spec: Mapping[str, Any]) -> str:
+    options = [spec, *spec.get("anyOf", [])]
+    for name, sign in (
+        ("minimum", ">="),
+        ("exclusiveMinimum", ">"),
+        ("maximum", "<="),
+        ("exclusiveMaximum", "<"),
+    ):
+        bound = next((o[name] for o in options if name in o), None)
+        if bound is not None:
+            spec = {**spec, "_": f"{spec.get('_', '')} {sign} {bound:g}"}
+    choices = spec.get("enum")
+    return (f" (one of {', '.join(map(str, choices))})" if choices else "") + (
+        f" ({spec['_'].strip()})" if "_" in spec else ""
+    )

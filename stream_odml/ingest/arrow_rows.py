@@ -1,0 +1,283 @@
+"""Rows out of a Parquet or Arrow IPC file, a few at a time: what the decoding process of `tables.py` does.
+
+Columns: `image`, `img` or `bytes` (binary, or a struct with a `bytes` field); `class_name`, `label` or `labels`;
+optional `id` or `item_id`, `attributes`, `time` or `timestamp`. Others are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stream_odml.ingest import arrow_values
+from stream_odml.ingest.arrow_values import is_bytes, is_text, unwrapped
+from stream_odml.ingest.bounds import decoded_allowed
+from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.ingest.reasons import BadShard, Reason, RowError
+
+BATCH_ROWS = 128
+BATCH_BYTES = 32 << 20
+"""Rows decoded at once, and about how many bytes of them."""
+_READ_AHEAD = 1 << 20
+_DICTIONARIES = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+
+_CHOICES = {
+    "image": ("image", "img", "bytes"),
+    "label": ("class_name", "label", "labels"),
+    "item_id": ("item_id", "id"),
+    "attributes": ("attributes",),
+    "time": ("time", "timestamp"),
+}
+
+
+class Bytes(Protocol):
+    """A file: seekable, of known size."""
+
+    size_bytes: int
+    is_out_of_reach: bool
+    """Whether a read failed for no fault of the file."""
+
+    def seek(self, offset: int, whence: int = 0) -> int: ...
+    def read(self, size: int = -1) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class _Columns:
+    names: dict[str, str]
+    class_names: tuple[str, ...] | None
+    constants: Mapping[str, str]
+    convert: Mapping[str, arrow_values.Convert]
+
+    @property
+    def wanted(self) -> list[str]:
+        return [name for name in self.names.values() if name not in self.constants]
+
+
+def rows_of(file: Bytes, format: str, constants: Mapping[str, str]) -> Iterator[RawRow]:
+    """Rows in file order.
+
+    Raises BadShard (truncated, corrupt, wrong schema, oversized), MemoryError, and what `file` raises.
+    """
+    reader = _parquet_batches if format == "parquet" else _arrow_batches
+    row = 0
+    try:
+        for columns, batch in reader(file, constants):
+            for raw in _unpack(batch, columns):
+                yield replace(raw, row=row)
+                row += 1
+    except BadShard:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(error, MemoryError) or file.is_out_of_reach:
+            raise
+        raise BadShard(_blame(file, format), f"{type(error).__name__}: {str(error)[:300]}") from error
+
+
+def _blame(file: Bytes, format: str) -> Reason:
+    """A table that starts well and does not end as its format ends was cut off."""
+    tail, head = _at(file, file.size_bytes - 8, 8), _at(file, 0, 8)
+    if format == "parquet":
+        return Reason.TRUNCATED_FILE if head[:4] == b"PAR1" and tail[-4:] != b"PAR1" else Reason.CORRUPT_FILE
+    starts = head.startswith((b"ARROW1", b"\xff\xff\xff\xff"))
+    return Reason.TRUNCATED_FILE if starts and tail[-6:] != b"ARROW1" else Reason.CORRUPT_FILE
+
+
+def _at(file: Bytes, offset: int, count: int) -> bytes:
+    file.seek(max(0, offset))
+    return file.read(count)
+
+
+def _columns(schema: Any, constants: Mapping[str, str]) -> _Columns:
+    """Which column plays which part. Raises BadShard(wrong_schema)."""
+    found = {
+        part: next((name for name in choices if name in schema.names or name in constants), "")
+        for part, choices in _CHOICES.items()
+    }
+    for part in ("image", "label"):
+        if not found[part]:
+            expected = " or ".join(_CHOICES[part])
+            raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
+    names = {part: name for part, name in found.items() if name}
+    for name in names.values():
+        if schema.names.count(name) > 1:
+            raise BadShard(Reason.WRONG_SCHEMA, f"column {name} occurs {schema.names.count(name)} times")
+    image, label = names["image"], names["label"]
+    if image in constants or not _holds_bytes(schema.field(image).type):
+        kind = "the same in every row" if image in constants else str(schema.field(image).type)[:200]
+        raise BadShard(
+            Reason.WRONG_SCHEMA,
+            f"column {image} is {kind}; it holds no bytes: expected image files, binary or a struct with bytes",
+        )
+    if label not in constants and not _holds_label(schema.field(label).type):
+        raise BadShard(
+            Reason.WRONG_SCHEMA,
+            f"column {label} is {str(schema.field(label).type)[:200]}; expected text or a number",
+        )
+    convert = {part: _converter(part, name, schema) for part, name in names.items() if name not in constants}
+    return _Columns(names, _class_names(schema, label), constants, convert)
+
+
+def _converter(part: str, name: str, schema: Any) -> arrow_values.Convert:
+    if part == "attributes":
+        return arrow_values.attribute_converter(name, schema.field(name).type)
+    simple: dict[str, Callable[[Any], Any]] = {
+        "label": arrow_values.label_value,
+        "item_id": arrow_values.id_value,
+        "time": arrow_values.time_value,
+    }
+    return simple.get(part, lambda scalar: scalar)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    bare = unwrapped(kind)
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
+    return is_bytes(bare) or bool(
+        pa.types.is_null(bare)
+    )  # where it is null, each row says what it has instead
+
+
+def _holds_label(kind: Any) -> bool:
+    bare = unwrapped(kind)
+    tests = (is_text, is_bytes, pa.types.is_null, pa.types.is_integer, pa.types.is_floating)
+    return any(bool(test(bare)) for test in tests)
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+    """Names that the Hugging Face writer keeps in the schema for a numbered label."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _parquet_batches(file: Bytes, constants: Mapping[str, str]) -> Iterator[tuple[_Columns, Any]]:
+    # With a buffer, pages are read as they are needed; without one a column's part of a row group is read at once.
+    table = pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=_READ_AHEAD)
+    columns = _columns(table.schema_arrow, constants)
+    for group in range(table.num_row_groups):
+        about = table.metadata.row_group(group)
+        if about.total_byte_size > decoded_allowed(file.size_bytes):
+            detail = (
+                f"row group {group} declares {about.total_byte_size} bytes in a file of {file.size_bytes}"
+            )
+            raise BadShard(Reason.OVERSIZED, detail)
+        rows = rows_at_once(about, columns.names["image"])
+        for batch in table.iter_batches(rows, row_groups=[group], columns=columns.wanted, use_threads=False):
+            yield columns, batch
+
+
+def rows_at_once(group: Any, column: str | None = None) -> int:
+    """Rows of a row group that take about `BATCH_BYTES` decoded, by one column or by all.
+
+    A dictionary may hold one value that all rows repeat, so a row of it may be as large as all of it.
+    """
+    row = 0
+    for at in range(group.num_columns):
+        about = group.column(at)
+        if column is None or about.path_in_schema.split(".")[0] == column:
+            size = int(about.total_uncompressed_size)
+            repeats = bool(_DICTIONARIES.intersection(about.encodings)) and size < BATCH_BYTES
+            row = max(row, size if repeats else size // max(1, int(group.num_rows)))
+    return max(8, min(BATCH_ROWS, BATCH_BYTES // max(1, row)))
+
+
+def _arrow_batches(file: Bytes, constants: Mapping[str, str]) -> Iterator[tuple[_Columns, Any]]:
+    source = pa.PythonFile(file, mode="r")
+    is_file = _at(file, 0, 6) == b"ARROW1"
+    if not is_file:
+        _check_stream_end(file)
+    file.seek(0)
+    columns = _columns(_schema(source, is_file), constants)
+    file.seek(0)
+    # Only the columns that are used are decompressed.
+    fields = sorted(_schema(source, is_file).get_field_index(name) for name in columns.wanted)
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    file.seek(0)
+    if is_file:
+        reader = pa.ipc.open_file(source, options=options)
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        batches = iter(pa.ipc.open_stream(source, options=options))
+    for batch in batches:
+        # Offsets in an IPC file are taken as they are: without this a hostile file reads outside its buffers.
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            yield columns, batch.slice(start, BATCH_ROWS)
+
+
+def _schema(source: Any, is_file: bool) -> Any:
+    source.seek(0)
+    return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).schema
+
+
+def _check_stream_end(file: Bytes) -> None:
+    """A stream may end anywhere between two batches, so without its end mark a cut one would pass for whole."""
+    tail = _at(file, file.size_bytes - 8, 8)
+    if _at(file, 0, 4) == b"\xff\xff\xff\xff" and tail != b"\xff\xff\xff\xff\0\0\0\0":
+        raise BadShard(Reason.TRUNCATED_FILE, "no end-of-stream mark")
+
+
+def _unpack(batch: Any, columns: _Columns) -> Iterator[RawRow]:
+    """Rows of a batch, each value by itself: what is encoded stays encoded until its row comes."""
+    arrays = {part: _array(batch, name) for part, name in columns.names.items() if part in columns.convert}
+    structs = arrays.pop("image")
+    images = _images(structs)
+    for at in range(batch.num_rows):
+        values: dict[str, Any] = {
+            part: columns.constants[name] for part, name in columns.names.items() if name in columns.constants
+        }
+        data, problem = _image(images[at], structs[at])
+        for part, array in arrays.items():
+            try:
+                values[part] = columns.convert[part](array[at])
+            except RowError as error:
+                problem = problem or (error.reason, error.detail)
+        yield RawRow(
+            0,
+            data,
+            values.get("label"),
+            columns.class_names,
+            values.get("item_id"),
+            values.get("attributes"),
+            values.get("time"),
+            problem,
+        )
+
+
+def _array(batch: Any, name: str) -> Any:
+    return batch.column(batch.schema.get_field_index(name))
+
+
+def _images(array: Any) -> Any:
+    return _images(pc.struct_field(array, "bytes")) if pa.types.is_struct(array.type) else array
+
+
+def _image(scalar: Any, whole: Any) -> tuple[bytes | None, tuple[Reason, str] | None]:
+    bare = arrow_values.inner(scalar)
+    if bare is None:
+        return None, (Reason.MISSING_IMAGE, _why_no_bytes(whole))
+    buffer = bare.as_buffer()
+    if buffer.size > MAX_IMAGE_BYTES:
+        return None, (Reason.OVERSIZED, f"{buffer.size} bytes of image, at most {MAX_IMAGE_BYTES}")
+    return buffer.to_pybytes(), None
+
+
+def _why_no_bytes(whole: Any) -> str:
+    kind = whole.type
+    if not whole.is_valid or not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return "the image is null"
+    path = whole["path"].as_py()
+    return (
+        f"the image is only a path, {path!r:.200}; expected its bytes in the table"
+        if path
+        else "the image is null"
+    )

@@ -1,0 +1,280 @@
+"""When a task ends: a pure function of the shards that wait, in the order in which they landed.
+
+Invariant: members depend on the order of landing only, not on when one asks: count conditions close the
+*shortest* prefix that meets them, so a driver that was away closes the same tasks afterwards. The age of
+an image is the one condition of the clock; that is why a closed task's members are committed before it is
+learnt.
+
+A shard that names its task, or that a manifest which landed *before* it names, belongs to that task: the
+conditions do not count it. A manifest claims only what lands after it, since what landed before may have
+been closed by then. No manifest closes a task without an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+from stream_odml.ingest.shard import TASK_SUFFIX
+
+Settled = Mapping[str, str]
+"""Names of shards that will not wait again, and where they are: the id of their task, or `set aside`."""
+
+_NONE: Settled = MappingProxyType({})
+MIN_CLASSES = 2
+MIN_IMAGES_PER_CLASS = 2
+
+
+@dataclass(frozen=True)
+class WaitingShard:
+    """An indexed shard that no task has yet. `counts`: trainable images by class (neither quarantined nor
+    held out).
+
+    `landed_at` in seconds since 1970. `task`, `task_complete` and `task_shards` come from the shard's
+    manifest.
+    """
+
+    shard_id: str
+    name: str
+    counts: Mapping[str, int]
+    landed_at: float
+    task: str | None = None
+    task_complete: bool = False
+    task_shards: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Closure:
+    """A task to close: its members in the order of landing, and why.
+
+    `trainable` is False where a manifest closed a task with fewer than two classes of two images: there is no
+    negative or no positive to learn from, and the task is to be recorded as skipped.
+    """
+
+    shard_ids: tuple[str, ...]
+    reason: str
+    images: int
+    classes: int
+    trainable: bool
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class BoundaryPolicy:
+    """Which events close a task. Conditions combine by "or"; None switches one off."""
+
+    new_classes: int | None = 20
+    """Classes that no closed task has, among the waiting images."""
+    images: int | None = 10_000
+    """Trainable images that wait."""
+    age_s: float | None = 3600.0
+    """Seconds since the oldest waiting image landed."""
+    manifest: bool = True
+    """A producer may say that a task is complete."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    def __post_init__(self) -> None:
+        for name in ("new_classes", "images", "age_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(
+                    f"boundary.{name} is {value}: expected more than 0, or null to switch it off"
+                )
+        if self.new_classes is None and self.images is None and self.age_s is None and not self.manifest:
+            raise ValueError("every boundary is off, so no task would ever be learnt: set at least one")
+
+    def decide(
+        self,
+        waiting: Sequence[WaitingShard],
+        known_classes: Collection[str],
+        now: float,
+        settled: Settled = _NONE,
+    ) -> Closure | None:
+        """The next task to close, or None. Ask again after closing, without its members, until None.
+
+        `waiting` in the order of landing; `known_classes`: classes of the tasks closed so far; `now` in
+        seconds since 1970; a manifest does not wait for shards that are `settled`. Without a manifest no task
+        closes before it has two classes of two images: it waits for more.
+        """
+        known = frozenset(known_classes)
+        owned = self._owned(waiting)
+        open_task: list[WaitingShard] = []
+        tally: dict[str, int] = {}
+        for at, shard in enumerate(waiting):
+            if self.manifest and shard.task_complete:
+                members = _members(waiting, at, settled, owned)
+                if members and any(map(_has_images, members)):
+                    return _closure(members, _manifest_reason(shard, settled), shard.task)
+            if shard.shard_id in owned:
+                continue
+            open_task.append(shard)
+            _add(tally, shard)
+            reason = self._reached(tally, known)
+            if reason and is_trainable(tally):
+                return _closure(open_task, reason)
+        return self._by_age(open_task, tally, now)
+
+    def closes_nothing(self, waiting: Sequence[WaitingShard], settled: Settled = _NONE) -> dict[str, str]:
+        """Task manifests that close no task, by id, and why: no image of theirs waits. Ask after `decide`."""
+        owned = self._owned(waiting)
+        found = {}
+        for at, shard in enumerate(waiting if self.manifest else ()):
+            if not (shard.task_complete and _is_marker(shard)):
+                continue
+            members = _members(waiting, at, settled, owned)
+            if members is not None and not any(map(_has_images, members)):
+                found[shard.shard_id] = f"task {shard.task} closes nothing: {_where(shard, settled)}"
+        return found
+
+    def explain(
+        self,
+        waiting: Sequence[WaitingShard],
+        known_classes: Collection[str],
+        now: float,
+        settled: Settled = _NONE,
+    ) -> list[str]:
+        """One line per condition: what waits for what. For people, in `status`."""
+        owned = self._owned(waiting)
+        counted = [shard for shard in waiting if shard.shard_id not in owned]
+        tally: dict[str, int] = {}
+        for shard in counted:
+            _add(tally, shard)
+        if not waiting:
+            return ["no image waits"]
+        lines = [f"{len(counted)} shards with {sum(tally.values())} images of {len(tally)} classes wait"]
+        lines += self._conditions(counted, tally, frozenset(known_classes), now)
+        return (
+            lines
+            + _announced(waiting, owned)
+            + [line for line in (_missing(waiting, at, settled) for at in range(len(waiting))) if line]
+        )
+
+    def _conditions(
+        self, counted: Sequence[WaitingShard], tally: Mapping[str, int], known: frozenset[str], now: float
+    ) -> list[str]:
+        lines = []
+        if self.new_classes is not None:
+            lines.append(f"new classes: {len(tally.keys() - known)} of {self.new_classes}")
+        if self.images is not None:
+            lines.append(f"images: {sum(tally.values())} of {self.images}")
+        oldest = _oldest(counted)
+        if self.age_s is not None and oldest is not None:
+            lines.append(f"age of the oldest: {max(0.0, now - oldest):.0f} s of {self.age_s:.0f} s")
+        if not is_trainable(tally):
+            lines.append(
+                f"held back: fewer than {MIN_CLASSES} classes with {MIN_IMAGES_PER_CLASS} images; needs more"
+            )
+        return lines
+
+    def _owned(self, waiting: Sequence[WaitingShard]) -> frozenset[str]:
+        """Ids of the shards that belong to a task by name, and of manifests: no condition counts or closes them."""
+        owned: set[str] = set()
+        announced: set[str] = set()
+        for shard in waiting if self.manifest else ():
+            if shard.name in announced or shard.task is not None:
+                owned.add(shard.shard_id)
+            if shard.task_complete:
+                announced.update(shard.task_shards)
+        return frozenset(owned)
+
+    def _reached(self, tally: Mapping[str, int], known: frozenset[str]) -> str | None:
+        fresh, total = len(tally.keys() - known) if self.new_classes is not None else 0, sum(tally.values())
+        if self.new_classes is not None and fresh >= self.new_classes:
+            return f"new classes: {fresh} of {self.new_classes}"
+        if self.images is not None and total >= self.images:
+            return f"images: {total} of {self.images}"
+        return None
+
+    def _by_age(
+        self, waiting: Sequence[WaitingShard], tally: Mapping[str, int], now: float
+    ) -> Closure | None:
+        oldest = _oldest(waiting)
+        if self.age_s is None or oldest is None or not is_trainable(tally):
+            return None
+        age = now - oldest
+        return _closure(waiting, f"age: {age:.0f} s of {self.age_s:.0f} s") if age >= self.age_s else None
+
+
+def _is_marker(shard: WaitingShard) -> bool:
+    """Whether it is a task manifest, which has no images of its own."""
+    return shard.name.endswith(TASK_SUFFIX)
+
+
+def _has_images(shard: WaitingShard) -> bool:
+    return any(shard.counts.values())
+
+
+def _oldest(waiting: Sequence[WaitingShard]) -> float | None:
+    return min((shard.landed_at for shard in waiting if _has_images(shard)), default=None)
+
+
+def _add(tally: dict[str, int], shard: WaitingShard) -> None:
+    for name, count in shard.counts.items():
+        if count:
+            tally[name] = tally.get(name, 0) + count
+
+
+def is_trainable(tally: Mapping[str, int]) -> bool:
+    """Whether there is something to tell apart: two classes of two images, of trainable images by class."""
+    return sum(count >= MIN_IMAGES_PER_CLASS for count in tally.values()) >= MIN_CLASSES
+
+
+def _members(
+    waiting: Sequence[WaitingShard], at: int, settled: Settled, owned: Collection[str]
+) -> Sequence[WaitingShard] | None:
+    """What the complete task at `at` consists of; None while a shard that it names has not been indexed."""
+    marker = waiting[at]
+    if marker.task_shards:
+        wanted = {*marker.task_shards, marker.name}
+        return None if _missing(waiting, at, settled) else [s for s in waiting if s.name in wanted]
+    earlier = waiting[: at + 1]
+    if _is_marker(marker):
+        return [s for s in earlier if s.shard_id not in owned or s.task == marker.task]
+    return [s for s in earlier if s.task == marker.task]
+
+
+def _manifest_reason(marker: WaitingShard, settled: Settled) -> str:
+    reason = f"manifest: task {marker.task or marker.name} is complete"
+    gone = [name for name in marker.task_shards if name in settled]
+    return f"{reason}, without what was closed before: {_where(marker, settled)}" if gone else reason
+
+
+def _where(marker: WaitingShard, settled: Settled) -> str:
+    """Where the shards of a manifest are that do not wait any more."""
+    gone = [f"{name} ({settled[name]})" for name in marker.task_shards if name in settled]
+    if not gone:
+        return "no image of it waits"
+    return ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+
+
+def _announced(waiting: Sequence[WaitingShard], owned: Collection[str]) -> list[str]:
+    """Tasks whose shards wait until somebody says that they are complete."""
+    complete = {shard.task for shard in waiting if shard.task_complete}
+    own = [shard for shard in waiting if shard.shard_id in owned and shard.task not in complete]
+    images = {task: 0 for task in (shard.task for shard in own) if task is not None}
+    for shard in own:
+        if shard.task is not None:
+            images[shard.task] += sum(shard.counts.values())
+    return [f"task {task}: {count} images wait until it is complete" for task, count in images.items()]
+
+
+def _missing(waiting: Sequence[WaitingShard], at: int, settled: Settled) -> str | None:
+    marker = waiting[at]
+    here = {shard.name for shard in waiting} | {*settled}
+    absent = sorted({*marker.task_shards} - here) if marker.task_complete else []
+    if not absent:
+        return None
+    return (
+        f"task {marker.task} is complete but waits for {len(absent)} of its shards: {', '.join(absent[:3])}"
+    )
+
+
+def _closure(members: Sequence[WaitingShard], reason: str, task: str | None = None) -> Closure:
+    tally: dict[str, int] = {}
+    for shard in members:
+        _add(tally, shard)
+    ids = tuple(shard.shard_id for shard in members)
+    return Closure(ids, reason, sum(tally.values()), len(tally), is_trainable(tally), task)

@@ -1,0 +1,43 @@
+"""How much a file may become when it is decoded: a small file that decodes to gigabytes is a bomb, not data.
+
+Images are compressed already, so an honest table or tar decodes to little more than its own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stream_odml.ingest.rawrow import RawRow
+from stream_odml.ingest.reasons import BadShard, Reason
+
+FREE_BYTES = 256 << 20
+"""What any file may decode to, at once and in all."""
+MEMORY_PER_BYTE = 4
+MAX_MEMORY_BYTES = 4 << 30
+_DECODED_PER_BYTE = 64
+_ROW_BYTES = 1024
+"""What a row costs beside its image: rows without bytes are many in a small file too."""
+
+
+def memory_allowed(size_bytes: int) -> int:
+    """Bytes of memory that reading a file of this size may take at once."""
+    return min(FREE_BYTES + MEMORY_PER_BYTE * size_bytes, MAX_MEMORY_BYTES)
+
+
+def decoded_allowed(size_bytes: int) -> int:
+    """Bytes that all rows of a file of this size may decode to, together."""
+    return FREE_BYTES + _DECODED_PER_BYTE * size_bytes
+
+
+def bounded(rows: Iterator[RawRow], size_bytes: int) -> Iterator[RawRow]:
+    """The same rows. Raises BadShard(oversized) once all of them together are out of proportion to the file."""
+    limit, spent = decoded_allowed(size_bytes), 0
+    for row in rows:
+        spent += _ROW_BYTES + len(row.image or b"")
+        if spent > limit:
+            raise BadShard(
+                Reason.OVERSIZED,
+                f"{size_bytes} bytes of file decode to more than {limit} bytes in {row.row + 1} rows; "
+                "write images as the files they are, each once",
+            )
+        yield row

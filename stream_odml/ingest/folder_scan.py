@@ -1,0 +1,217 @@
+"""What of a folder on this machine can land: images, tables and tars with their hashes, and what is passed over.
+
+Protects: nothing outside the folder is read. A link is never followed, a pipe or a device never opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from stream_odml.ingest.folder_metadata import METADATA_NAMES, Described, read_metadata
+from stream_odml.ingest.foreign import is_foreign, is_foreign_folder
+from stream_odml.ingest.passed_over import describe_passed_over, is_landable
+from stream_odml.ingest.reading import check_rows
+from stream_odml.ingest.shard import FILE_FORMATS, MANIFEST_NAME, ManifestFile, format_of
+from stream_odml.storage.regular import hash_regular
+
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
+"""Folders that split a data set: `train/cats` and `test/cats` are one class, `cats`."""
+
+_HIVE_LABELS = ("class_name", "class", "label", "labels")
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """Files that can land, sorted by path, and one line about each kind of thing that cannot."""
+
+    files: tuple[ManifestFile, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Found:
+    """Relative paths by what they are."""
+
+    files: list[str] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    special: list[str] = field(default_factory=list)
+
+
+def scan_folder(folder: Path, besides: Path | None = None) -> FolderScan:
+    """Find what can land of `folder`, but for the folder `besides` in it (the inbox itself).
+
+    The class of an image is the path of its folder, without a leading folder that only splits the data set
+    (`train`, `test` ...), or the value of `class=...` in it, or what a `metadata` file beside it says.
+    Raises ValueError where nothing can land, OSError for what cannot be read.
+    """
+    found = _Found()
+    _walk(folder, "", _identity(besides) if besides is not None else None, found)
+    described, notes = _describe(folder, found)
+    tables, bad = _tables(folder, [path for path in found.files if _is_table(path)])
+    images = [path for path in found.files if not _is_table(path)]
+    splits = _splits(images)
+    files = [_image(folder, path, splits, described.get(path)) for path in images]
+    scan = FolderScan(
+        tuple(sorted([*tables, *files], key=lambda file: file.path)), (*notes, *bad, *_notes(found))
+    )
+    _check(folder, scan, has_table=bool(tables))
+    return scan
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _walk(folder: Path, below: str, besides: tuple[int, int] | None, found: _Found) -> None:
+    with os.scandir(folder / below) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        path = f"{below}{entry.name}"
+        if entry.is_symlink():
+            found.links.append(path)
+        elif entry.is_dir(follow_symlinks=False):
+            status = entry.stat(follow_symlinks=False)
+            if is_foreign_folder(entry.name):
+                found.foreign.append(path)
+            elif (status.st_dev, status.st_ino) != besides:
+                _walk(folder, f"{path}/", besides, found)
+        elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+            found.special.append(path)
+        else:
+            _sort(path, found)
+
+
+def _sort(path: str, found: _Found) -> None:
+    name = PurePosixPath(path).name
+    if is_foreign(path):
+        found.foreign.append(path)
+    elif name.lower() in METADATA_NAMES:
+        found.metadata.append(path)
+    elif is_landable(name):
+        found.files.append(path)
+    elif path != MANIFEST_NAME:
+        found.unused.append(path)
+
+
+def _is_table(path: str) -> bool:
+    return format_of(path) in FILE_FORMATS.values()
+
+
+def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[str]]:
+    """What the metadata files say of images, by path. One that says nothing of them may be a table of images."""
+    described: dict[str, Described] = {}
+    notes = []
+    there = set(found.files)
+    for path in found.metadata:
+        try:
+            rows = read_metadata(folder / path, PurePosixPath(path).parent)
+        except ValueError as error:
+            if _is_table(path):
+                found.files.append(path)
+            else:
+                notes.append(f"{path} passed over: {error}")
+            continue
+        described |= rows
+        missing = len(rows.keys() - there)
+        lost = f", and {missing} that are not there" if missing else ""
+        notes.append(f"{path} describes {len(rows) - missing} images{lost}")
+    return described, notes
+
+
+def _tables(folder: Path, paths: Iterable[str]) -> tuple[list[ManifestFile], list[str]]:
+    """Tables and tars with rows that can be used; the others, in words."""
+    good, bad = [], []
+    for path in sorted(paths):
+        label = _hive_label(path)
+        values = () if label is None else (("class_name", label),)
+        try:
+            check_rows(folder / path, format_of(path), dict(values))
+        except ValueError as error:
+            bad.append(f"passed over: {error}")
+        else:
+            good.append(replace(_file(folder, path), values=values))
+    return good, bad
+
+
+def _file(folder: Path, path: str) -> ManifestFile:
+    size, sha256 = hash_regular(folder / path)
+    return ManifestFile(path, size, sha256)
+
+
+def _splits(images: Iterable[str]) -> frozenset[str]:
+    """The leading folders that split the data set: where all that holds images are such, and have folders."""
+    parts = [PurePosixPath(path).parts for path in images]
+    first = {part[0] for part in parts if len(part) > 1}
+    is_split = all(len(part) > 2 and part[0].lower() in SPLITS for part in parts)
+    return frozenset(first) if is_split else frozenset()
+
+
+def _image(folder: Path, path: str, splits: Collection[str], described: Described | None) -> ManifestFile:
+    values = dict(described or {})
+    parts = PurePosixPath(path).parts
+    if "class_name" not in values:
+        label = _hive_label(path)
+        if label is None and parts[0] in splits:
+            label = "/".join(parts[1:-1])
+        values |= {} if label is None else {"class_name": label}
+    return replace(_file(folder, path), values=tuple(sorted(values.items())))
+
+
+def _hive_label(path: str) -> str | None:
+    """The class in a folder such as `class=cats`."""
+    pairs = [part.partition("=") for part in PurePosixPath(path).parts[:-1]]
+    named = {key.lower(): unquote(value) for key, sign, value in pairs if sign}
+    return next((named[key] for key in _HIVE_LABELS if named.get(key, _NO_PARTITION) != _NO_PARTITION), None)
+
+
+def has_class(file: ManifestFile) -> bool:
+    """Whether an image of a manifest has a class: from its folder, or said of it."""
+    return "/" in file.path or "class_name" in dict(file.values)
+
+
+def _check(folder: Path, scan: FolderScan, has_table: bool) -> None:
+    why = "".join(f"; {note}" for note in scan.notes)
+    if not scan.files:
+        raise ValueError(f"{folder} holds no image, table or tar; expected class folders of images{why}")
+    if not has_table and not any(map(has_class, scan.files)):
+        raise ValueError(
+            f"{folder}: none of its {len(scan.files)} images lies in a class folder, so none has a class; "
+            f"expected a folder of images for each class{why}"
+        )
+
+
+def _notes(found: _Found) -> Iterator[str]:
+    passed_over = describe_passed_over(found.unused)
+    if passed_over is not None:
+        yield passed_over
+    if found.foreign:
+        yield f"{_some(found.foreign, 'hidden or system file')} passed over"
+    if found.links:
+        yield f"{_some(found.links, 'link')} not followed: copy what they lead to (`cp -rL`) to land it"
+    if found.special:
+        yield f"{_some(found.special, 'pipe, socket or device', 'pipes, sockets or devices')} passed over"
+
+
+def _some(paths: list[str], one: str, many: str | None = None) -> str:
+    names = ", ".join(repr(path)[1:-1] for path in paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
+    return f"{len(paths)} {one if len(paths) == 1 else many or one + 's'} ({names})"
+
+
+def equal_images(files: Iterable[ManifestFile]) -> int:
+    """Files whose bytes another file has too."""
+    return sum(count - 1 for count in Counter(file.sha256 for file in files).values())

@@ -1,0 +1,348 @@
+"""The producer's side: put items, tables, tars and folders into an inbox, and say when a task is complete.
+
+Invariant: a shard appears under its name whole and durable, or not at all. Landing the same bytes under
+the same name again does nothing, so a producer may simply repeat itself; other bytes under that name
+raise `ShardExists`. What `land_items` and `land_tar` land, a reader takes with the same fields: they go through
+the same checks here as there. `inbox` is a local folder or `s3://bucket/prefix`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stream_odml.ingest import fields
+from stream_odml.ingest.arrow_rows import rows_at_once
+from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES
+from stream_odml.ingest.reading import check_rows
+from stream_odml.ingest.reasons import Reason, RowError
+from stream_odml.ingest.shard import FILE_FORMATS, TASK_SUFFIX, ShardManifest, format_of, shard_name
+from stream_odml.storage.publish import MAX_NAME_CHARS, ShardExists, check_name, publish
+from stream_odml.storage.reading import StorageOptions
+
+__all__ = [
+    "NewItem",
+    "ShardExists",
+    "complete_task",
+    "land_file",
+    "land_items",
+    "land_parquet",
+    "land_tar",
+    "push_name",
+]
+
+Inbox = str | os.PathLike[str]
+ROWS_PER_GROUP = 256
+GROUP_BYTES = 64 << 20
+"""A row group holds no more rows than take so many bytes: readers decode one at a time."""
+SHARD_BYTES = 1 << 30
+_READ_AHEAD = 1 << 20
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("image", pa.binary()),
+        pa.field("class_name", pa.string()),
+        pa.field("item_id", pa.string()),
+        pa.field("attributes", pa.map_(pa.string(), pa.string())),
+        pa.field("time", pa.timestamp("us", "UTC")),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """One image to land: its encoded bytes, its class by name, and what else is known."""
+
+    image: bytes
+    class_name: str
+    item_id: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    time: datetime | None = None
+
+
+def land_items(
+    inbox: Inbox, name: str, items: Iterable[NewItem], options: StorageOptions | None = None
+) -> str:
+    """Land items as one Parquet shard `<name>.parquet`, streaming. Returns its URI.
+
+    Raises ShardExists, ValueError for a bad name or no items, RowError (a ValueError) for fields that no reader would
+    take, OSError. Images are not looked at.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        with pq.ParquetWriter(file, _SCHEMA, compression={"class_name": "zstd"}) as writer:
+            rows = 0
+            for group in _groups(checked(items)):
+                writer.write_table(_table(group))
+                rows += len(group)
+        if not rows:
+            raise ValueError(f"shard {name!r} has no items; land at least one")
+
+    return publish(inbox, check_name(f"{name}.parquet"), write, options)
+
+
+def _groups(items: Iterable[NewItem]) -> Iterator[list[NewItem]]:
+    """Items of one row group each: so many that a reader need not hold more than `GROUP_BYTES` and an image."""
+    group: list[NewItem] = []
+    held = 0
+    for item in items:
+        if group and (len(group) == ROWS_PER_GROUP or held + len(item.image) > GROUP_BYTES):
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += len(item.image)
+    if group:
+        yield group
+
+
+def checked(items: Iterable[NewItem]) -> Iterator[NewItem]:
+    """The items with their fields as a reader will give them. Raises RowError, which names the item by its place."""
+    seen: set[str] = set()
+    for place, item in enumerate(items):
+        try:
+            yield _checked(item, seen)
+        except RowError as error:
+            raise type(error)(error.reason, f"item {place}: {error.detail}") from error
+
+
+def _checked(item: NewItem, seen: set[str]) -> NewItem:
+    item_id = fields.item_id(item.item_id)
+    if item_id is not None:
+        if item_id in seen:
+            raise RowError(Reason.DUPLICATE_ID, f"its id {item_id!r} came before in this shard")
+        seen.add(item_id)
+    if len(item.image) > MAX_IMAGE_BYTES:
+        raise RowError(Reason.OVERSIZED, f"{len(item.image)} bytes of image, at most {MAX_IMAGE_BYTES}")
+    name = fields.class_name(item.class_name)
+    return NewItem(item.image, name, item_id, fields.attributes(item.attributes), fields.when(item.time))
+
+
+def _table(items: Sequence[NewItem]) -> Any:
+    columns = {
+        "image": [item.image for item in items],
+        "class_name": [item.class_name for item in items],
+        "item_id": [item.item_id for item in items],
+        "attributes": [list(item.attributes.items()) for item in items],
+        "time": [item.time for item in items],
+    }
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def land_tar(inbox: Inbox, name: str, items: Iterable[NewItem], options: StorageOptions | None = None) -> str:
+    """Land items as one WebDataset tar `<name>.tar` (`00000000.jpg` and `00000000.json`). Returns its URI."""
+
+    def write(file: IO[bytes]) -> None:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for row, item in enumerate(checked(items)):
+                note: dict[str, Any] = {"class_name": item.class_name, "attributes": dict(item.attributes)}
+                note |= {"item_id": item.item_id} if item.item_id is not None else {}
+                note |= {"time": item.time.isoformat()} if item.time is not None else {}
+                _add(tar, f"{row:08d}.{_extension(item.image)}", item.image)
+                _add(tar, f"{row:08d}.json", json.dumps(note, sort_keys=True).encode())
+
+    return publish(inbox, check_name(f"{name}.tar"), write, options)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _extension(image: bytes) -> str:
+    starts = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
+    return starts.get(image[:4], "bmp" if image[:2] == b"BM" else "jpg")
+
+
+def land_file(
+    inbox: Inbox, path: Inbox, name: str | None = None, options: StorageOptions | None = None
+) -> str:
+    """Land a Parquet, Arrow or tar file as it is. `name` ends in its suffix; by default it is made from the
+    file's own.
+
+    Raises ValueError for another suffix, and for a file none of whose first rows can be used.
+    """
+    source = Path(path)
+    final = check_file_name(name or shard_name(source.stem) + source.suffix.lower())
+    check_rows(source.resolve(), format_of(final))  # whoever names a link here may follow it
+
+    def write(file: IO[bytes]) -> None:
+        with open(source, "rb") as data:
+            shutil.copyfileobj(data, file, 8 << 20)
+
+    return publish(inbox, final, write, options)
+
+
+def check_file_name(name: str) -> str:
+    """Return the name of a shard that is one file. Raises ValueError for a suffix that no reader has."""
+    if format_of(check_name(name)) not in FILE_FORMATS.values():
+        raise ValueError(f"{name!r}: expected a name ending in {', '.join(FILE_FORMATS)}")
+    return name
+
+
+def land_parquet(
+    inbox: Inbox,
+    path: Inbox,
+    rows_per_shard: int = 1000,
+    label_names: Sequence[str] | None = None,
+    options: StorageOptions | None = None,
+    name: str | None = None,
+    only: Collection[str] | None = None,
+) -> Iterator[str]:
+    """Split a large Parquet file into shards `<name>-00000.parquet` …, one at a time; yields each URI as it
+    lands.
+
+    A shard has fewer rows where they would be more than `SHARD_BYTES`. `label_names` turns a numbered `label`
+    column into `class_name`. `name` is by default made from the
+    file's own; `only` leaves out shards of other names. Raises ValueError, ShardExists, OSError.
+    """
+    names = parquet_names(path, rows_per_shard, name)
+    with pq.ParquetFile(Path(path), buffer_size=_READ_AHEAD) as table:
+        count, source = _shard_rows(table.metadata, rows_per_shard), _Rows(table)
+        for final in names:
+            rows = source.take(count)
+            if only is None or final in only:
+                yield publish(inbox, final, _writer(rows, table.schema_arrow, label_names), options)
+            for _ in rows:  # of a shard that is left out
+                pass
+
+
+def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> list[str]:
+    """Return the names of the shards that `land_parquet` cuts a file into, without reading a row of it."""
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard {rows_per_shard}: expected at least 1")
+    source = Path(path)
+    stem = shard_name(source.stem) if name is None else name
+    with pq.ParquetFile(source) as table:
+        count = -(-table.metadata.num_rows // _shard_rows(table.metadata, rows_per_shard))
+    return [check_name(f"{stem}-{index:05d}.parquet") for index in range(count)]
+
+
+def _shard_rows(metadata: Any, rows_per_shard: int) -> int:
+    """Rows of a shard: as asked, or as many as make about `SHARD_BYTES` where images are largest."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
+    return max(1, min(rows_per_shard, SHARD_BYTES // max(1, largest)))
+
+
+class _Rows:
+    """The rows of a Parquet file, some megabytes at a time."""
+
+    def __init__(self, table: Any) -> None:
+        self._batches = (
+            batch
+            for group in range(table.num_row_groups)
+            for batch in table.iter_batches(
+                rows_at_once(table.metadata.row_group(group)), row_groups=[group], use_threads=False
+            )
+        )
+        self._rest: Any = None
+
+    def take(self, count: int) -> Iterator[Any]:
+        """The next rows, in batches."""
+        while count:
+            if self._rest is None or not self._rest.num_rows:
+                self._rest = next(self._batches, None)
+            if self._rest is None:
+                return
+            part = self._rest.slice(0, count)
+            self._rest = self._rest.slice(part.num_rows)
+            count -= part.num_rows
+            yield part
+
+
+def _writer(batches: Iterator[Any], schema: Any, names: Sequence[str] | None) -> Callable[[IO[bytes]], None]:
+    if names is not None:
+        at = schema.get_field_index("label")
+        schema = schema.remove(at).append(pa.field("class_name", pa.string()))
+
+    def named(group: Any) -> Any:
+        if names is None:
+            return group
+        labels = [names[label] for label in group.column("label").to_pylist()]
+        return group.drop_columns(["label"]).append_column("class_name", pa.array(labels, pa.string()))
+
+    def write(file: IO[bytes]) -> None:
+        with pq.ParquetWriter(file, schema) as writer:
+            for group in _row_groups(batches):
+                writer.write_table(named(group))
+
+    return write
+
+
+def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:
+    """Tables of one row group each: at most `ROWS_PER_GROUP` rows and, but for a single row, about `GROUP_BYTES`."""
+    held: list[Any] = []
+    rows = size = 0
+    for batch in batches:
+        while batch.num_rows:
+            each = max(1, batch.nbytes // batch.num_rows)
+            room = min(ROWS_PER_GROUP - rows, (GROUP_BYTES - size) // each)
+            if held and room < 1:
+                yield pa.Table.from_batches(held)
+                held, rows, size = [], 0, 0
+                continue
+            part = batch.slice(0, max(1, room))
+            batch = batch.slice(part.num_rows)
+            held.append(part)
+            rows, size = rows + part.num_rows, size + part.nbytes
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def complete_task(
+    inbox: Inbox, task: str, shards: Iterable[str] | None = None, options: StorageOptions | None = None
+) -> str:
+    """Say that a task is complete: it consists of the named shards, or with None of all that landed before
+    and still waits.
+
+    `shards` are names (or URIs, whose last part counts). To keep a boundary from closing some of them
+    earlier, complete the task *before* they land: it waits for them. Lands `<task>.task.json` and returns
+    its URI. Raises ValueError for a task that is no file name or has no shard, ShardExists for one that was
+    completed with others.
+    """
+    final = check_task(task)
+    names = None if shards is None else tuple(os.fspath(s).rstrip("/").rpartition("/")[2] for s in shards)
+    if names is not None and not all(names or [""]):
+        raise ValueError(f"task {task!r} names no shard: there is nothing to complete")
+    manifest = ShardManifest(task=task, task_complete=True, shards=names)
+    try:
+        return publish(inbox, final, lambda file: _write(file, manifest.to_bytes()), options)
+    except ShardExists as error:
+        raise ShardExists(
+            f"task {task!r} was completed before, with other shards; a task is completed once: choose another name"
+        ) from error
+
+
+def check_task(task: str) -> str:
+    """Return the file name of a task's manifest. Raises ValueError for a task that is no file name."""
+    try:
+        return check_name(task + TASK_SUFFIX)
+    except ValueError:
+        room = MAX_NAME_CHARS - len(TASK_SUFFIX)
+        raise ValueError(
+            f"task {task!r:.80}: expected 1-{room} letters, digits, '.', '_', '-', first a letter or digit"
+        ) from None
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    file.write(data)
+
+
+def push_name(idempotency_key: str) -> str:
+    """The shard name for images pushed under a key: the same key gives the same name."""
+    if not idempotency_key:
+        raise ValueError("the idempotency key is empty; send a fresh random one with every new batch")
+    return f"push-{hashlib.sha256(idempotency_key.encode()).hexdigest()[:24]}"

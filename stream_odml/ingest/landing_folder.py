@@ -1,0 +1,250 @@
+"""Land a folder of class folders as one shard: files first, `_manifest.json` last.
+
+Invariant: a folder is a shard only once its manifest is there, and the manifest carries the hash of every
+file. A folder that has grown lands as its new part: the images whose bytes have not landed from it before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from stream_odml.ingest.folder_scan import FolderScan, scan_folder
+from stream_odml.ingest.folders import read_manifest
+from stream_odml.ingest.reasons import BadShard
+from stream_odml.ingest.shard import MANIFEST_NAME, TASK_SUFFIX, ShardManifest, shard_name
+from stream_odml.storage.publish import ShardExists, check_name, claim_name, sync_folder
+from stream_odml.storage.reading import (
+    StorageOptions,
+    is_remote,
+    join,
+    local_path,
+    s3_filesystem,
+    s3_path,
+)
+from stream_odml.storage.regular import open_regular
+
+log = logging.getLogger(__name__)
+_PART_CHARS = 8
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """What would land of a folder, found without writing a byte.
+
+    `name` and `manifest` are those of the shard to land, both None where all of it has landed before;
+    `before` are the shards that hold the rest. `notes` say what is passed over, a line for each kind.
+    """
+
+    source: Path
+    name: str | None
+    manifest: ShardManifest | None
+    before: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def land_folder(
+    inbox: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    task: str | None = None,
+    task_complete: bool = False,
+    options: StorageOptions | None = None,
+) -> str:
+    """Copy `folder` (class folders of images; also tables and tars) into the inbox as one shard. Returns its
+    URI.
+
+    `name` is by default made from the folder's own. `task_complete` says that with this shard `task` is
+    whole. Raises ShardExists, ValueError when it holds no file that can land.
+    """
+    source, place = _named(folder), os.fspath(inbox)
+    final = _check_folder_name(shard_name(source.name) if name is None else name)
+    scan = _told(source, scan_folder(source, _local_or_none(place)))
+    return _land(place, source, final, ShardManifest(task, task_complete, files=scan.files), options)
+
+
+def plan_folder(
+    inbox: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    options: StorageOptions | None = None,
+) -> FolderPlan:
+    """Find what of `folder` has not landed from it before, by the bytes of its files. Errors as `land_folder`."""
+    source, place = _named(folder), os.fspath(inbox)
+    base = _check_folder_name(shard_name(source.name) if name is None else name)
+    scan = scan_folder(source, _local_or_none(place))
+    landed = _landed(place, base, options)
+    known = {file.sha256 for manifest in landed.values() for file in manifest.files}
+    new = tuple(file for file in scan.files if file.sha256 not in known)
+    here = {file.sha256 for file in scan.files}
+    before = tuple(n for n, manifest in landed.items() if here & {file.sha256 for file in manifest.files})
+    if not new:
+        return FolderPlan(source, None, None, before, scan.notes)
+    manifest = ShardManifest(files=new)
+    if not before and base not in landed:
+        if not is_remote(place):
+            _is_landed(local_path(place) / base, manifest)
+        return FolderPlan(source, base, manifest, (), scan.notes)
+    part = hashlib.sha256(manifest.to_bytes()).hexdigest()[:_PART_CHARS]
+    note = f"{len(scan.files) - len(new)} of {len(scan.files)} files landed before; {len(new)} new to land"
+    return FolderPlan(source, check_name(f"{base}-{part}"), manifest, before, (note, *scan.notes))
+
+
+def land_plan(
+    inbox: str | os.PathLike[str], plan: FolderPlan, options: StorageOptions | None = None
+) -> str | None:
+    """Land what a plan found; None where it found nothing new. Raises ShardExists, OSError."""
+    if plan.name is None or plan.manifest is None:
+        return None
+    return _land(os.fspath(inbox), plan.source, plan.name, plan.manifest, options)
+
+
+def seal_folder(folder: str | os.PathLike[str], task: str | None = None, task_complete: bool = False) -> Path:
+    """Make a folder that already lies in the inbox a shard, by writing its manifest. Returns the manifest's
+    path.
+    """
+    root = Path(folder)
+    return _write_manifest(root, describe_folder(root, task, task_complete))
+
+
+def describe_folder(folder: Path, task: str | None = None, task_complete: bool = False) -> ShardManifest:
+    """The manifest of a folder: images, tables and tars below it, sorted by path, each with size and hash."""
+    return ShardManifest(task, task_complete, files=_told(folder, scan_folder(folder)).files)
+
+
+def _told(folder: Path, scan: FolderScan) -> FolderScan:
+    for note in scan.notes:
+        log.warning("%s: %s", folder, note)
+    return scan
+
+
+def _named(folder: str | os.PathLike[str]) -> Path:
+    """The folder with a name, also for `.` and `..`. Raises ValueError for none, and for the root of all."""
+    source = Path(os.path.abspath(folder))
+    if not source.is_dir():
+        raise ValueError(f"{folder} is no folder; name a folder of class folders")
+    if (source / "_delta_log").is_dir():
+        raise ValueError(
+            f"{folder} is a Delta table, whose files hold deleted rows too: follow it with `source.kind: delta`"
+        )
+    if not source.name:
+        raise ValueError(
+            f"{folder} is the root of the file system; name the folder of class folders below it"
+        )
+    return source
+
+
+def _check_folder_name(name: str) -> str:
+    if name.endswith(TASK_SUFFIX):
+        raise ValueError(f"shard name {name!r} is that of a task's manifest; choose another name")
+    return check_name(name)
+
+
+def _local_or_none(inbox: str) -> Path | None:
+    return None if is_remote(inbox) else local_path(inbox)
+
+
+def _landed(inbox: str, base: str, options: StorageOptions | None) -> dict[str, ShardManifest]:
+    """The shards that landed from the folder of this name: the first, and its parts."""
+    ours = re.compile(rf"{re.escape(base)}(-[0-9a-f]{{{_PART_CHARS}}})?")
+    landed = {}
+    for name in sorted(filter(ours.fullmatch, _folders(inbox, options))):
+        try:
+            landed[name] = read_manifest(join(inbox, name), options)[0]
+        except BadShard:
+            continue  # without its manifest it is no shard, or one that readers refuse
+    return landed
+
+
+def _folders(inbox: str, options: StorageOptions | None) -> Iterator[str]:
+    if is_remote(inbox):
+        filesystem = s3_filesystem(options)
+        listed = filesystem.get_file_info(pafs.FileSelector(s3_path(inbox), allow_not_found=True))
+        yield from (info.base_name for info in listed if info.type == pafs.FileType.Directory)
+    elif local_path(inbox).exists():
+        with os.scandir(local_path(inbox)) as entries:
+            yield from (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def _land(
+    inbox: str, source: Path, name: str, manifest: ShardManifest, options: StorageOptions | None
+) -> str:
+    if is_remote(inbox):
+        _upload(source, inbox, name, manifest, options)
+    else:
+        _copy(source, local_path(inbox), name, manifest)
+    return join(inbox, name)
+
+
+def _write_manifest(root: Path, manifest: ShardManifest) -> Path:
+    final, aside = root / MANIFEST_NAME, root / f".{MANIFEST_NAME}.{secrets.token_hex(4)}"
+    with open(aside, "xb") as file:
+        file.write(manifest.to_bytes())
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(aside, final)
+    sync_folder(root)
+    return final
+
+
+def _copy(source: Path, inbox: Path, name: str, manifest: ShardManifest) -> None:
+    final, aside = inbox / name, inbox / f".{name}.{secrets.token_hex(4)}"
+    if _is_landed(final, manifest):
+        return
+    try:
+        for file in manifest.files:
+            target = aside / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open_regular(source / file.path, follow=False) as data, open(target, "xb") as out:
+                shutil.copyfileobj(data, out, 8 << 20)
+                out.flush()
+                os.fsync(out.fileno())
+        _write_manifest(aside, manifest)
+        try:
+            os.rename(aside, final)
+        except OSError:
+            if not _is_landed(final, manifest):  # who landed it meanwhile may have landed the same
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    sync_folder(inbox)
+
+
+def _is_landed(final: Path, manifest: ShardManifest) -> bool:
+    """Whether this very shard is there. Raises ShardExists where anything else has its name."""
+    if not os.path.lexists(final):
+        return False
+    try:
+        if (final / MANIFEST_NAME).read_bytes() == manifest.to_bytes():
+            return True
+    except (FileNotFoundError, NotADirectoryError):
+        raise ShardExists(
+            f"{final} exists and is no complete shard; remove it, or choose another name"
+        ) from None
+    raise ShardExists(f"{final} exists with other content; a shard is immutable: choose another name")
+
+
+def _upload(
+    source: Path, inbox: str, name: str, manifest: ShardManifest, options: StorageOptions | None
+) -> None:
+    filesystem, key = s3_filesystem(options), s3_path(join(inbox, name))
+    data, final = manifest.to_bytes(), join(key, MANIFEST_NAME)
+    if claim_name(inbox, name, hashlib.sha256(data).hexdigest(), final, options):
+        return
+    for file in manifest.files:
+        with (
+            open_regular(source / file.path, follow=False) as content,
+            filesystem.open_output_stream(join(key, file.path)) as out,
+        ):
+            shutil.copyfileobj(content, out, 8 << 20)
+    with filesystem.open_output_stream(final) as out:
+        out.write(data)

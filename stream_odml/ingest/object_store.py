@@ -1,0 +1,113 @@
+"""Shards below an S3 prefix. An object is complete when it is there; a folder when its manifest is.
+
+The identity of an object is its name, size and entity tag, so that nothing is fetched to see what is new.
+Requests are retried with growing pauses by the client (`storage.RETRY_ATTEMPTS`), also when the store
+throttles (503 SlowDown).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from stream_odml.ingest.folders import read_manifest
+from stream_odml.ingest.foreign import is_foreign
+from stream_odml.ingest.reasons import BadShard, TransientReadError
+from stream_odml.ingest.shard import (
+    MANIFEST_NAME,
+    ShardManifest,
+    ShardRef,
+    format_of,
+    is_hidden,
+    make_shard_id,
+)
+from stream_odml.ingest.sources import MAX_NEW, landing_order, read_note
+from stream_odml.storage.reading import ShardFile, StorageOptions, hash_of_etag, join, s3_filesystem, s3_path
+
+log = logging.getLogger(__name__)
+
+
+class S3Source:
+    """`s3://bucket/prefix`. Listing costs one request a 1,000 names.
+
+    A folder's stamp is its name, since a listing says nothing else of it: land a mended folder under a
+    new name.
+    """
+
+    def __init__(self, uri: str, options: StorageOptions | None = None, max_new: int = MAX_NEW) -> None:
+        if not uri.startswith("s3://"):
+            raise ValueError(f"{uri!r}: expected s3://bucket/prefix")
+        self.uri = uri.rstrip("/")
+        self.options = options
+        self.max_new = max_new
+        self._filesystem = s3_filesystem(options)
+
+    def poll(self, known: Container[str]) -> list[ShardRef]:
+        """See `Source`. Order: `landing_order`; of a backlog, folders come first, since a listing dates none.
+
+        Raises TransientReadError.
+        """
+        try:
+            listed = self._filesystem.get_file_info(
+                pafs.FileSelector(s3_path(self.uri), allow_not_found=True)
+            )
+        except OSError as error:
+            raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
+        new = [info for info in listed if stamp_of(info) not in known and _is_shard(info.base_name)]
+        del listed
+        new.sort(key=lambda info: (info.mtime_ns or 0, info.base_name))
+        found: list[ShardRef] = []
+        for info in new:
+            if len(found) >= self.max_new:
+                break
+            found += self._describe(info)
+        return sorted(found, key=landing_order)
+
+    def _describe(self, info: Any) -> list[ShardRef]:
+        name = info.base_name
+        uri = join(self.uri, name)
+        try:
+            if info.type == pafs.FileType.Directory:
+                return self._folder(name, uri, stamp_of(info))
+            with ShardFile(uri, self.options) as file:
+                sha256, size = hash_of_etag(file.looks), file.size_bytes
+                note = read_note(file.readall() or b"", size)[0] if format_of(name) == "task" else None
+        except (TransientReadError, BadShard) as error:  # BadShard: gone since it was listed
+            log.warning("%s cannot be read now and will be tried again: %s", uri, error)
+            return []
+        if size != info.size:
+            return []  # replaced since it was listed: the next poll sees it as it is now
+        shard_id, time_ns = make_shard_id(name, sha256), info.mtime_ns or 0
+        return [ShardRef(shard_id, name, uri, format_of(name), size, time_ns, stamp_of(info), note)]
+
+    def _folder(self, name: str, uri: str, stamp: str) -> list[ShardRef]:
+        there = self._filesystem.get_file_info(s3_path(join(uri, MANIFEST_NAME)))
+        if there.type == pafs.FileType.NotFound:
+            return []
+        try:
+            manifest, sha256 = read_manifest(uri, self.options)
+            size, note = sum(file.size_bytes for file in manifest.files), _note(manifest)
+        except BadShard:
+            with ShardFile(join(uri, MANIFEST_NAME), self.options) as file:
+                sha256, size, note = hash_of_etag(file.looks), file.size_bytes, None
+        return [
+            ShardRef(make_shard_id(name, sha256), name, uri, "folder", size, there.mtime_ns or 0, stamp, note)
+        ]
+
+
+def _is_shard(name: str) -> bool:
+    return not is_hidden(name) and not is_foreign(name)
+
+
+def _note(manifest: ShardManifest) -> ShardManifest:
+    return ShardManifest(manifest.task, manifest.task_complete, manifest.shards)
+
+
+def stamp_of(info: Any) -> str:
+    """Name, size and time of change of a listed object; the name alone of a folder."""
+    if info.type == pafs.FileType.Directory:
+        return f"{info.base_name}/"
+    return f"{info.base_name}|{info.size}|{info.mtime_ns}"

@@ -1,0 +1,35 @@
+"""What a format reader hands over: one row with its fields as found, nothing checked yet.
+
+Invariant: format readers only unpack; `reading.py` alone decides what is usable, the same way for every
+format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stream_odml.ingest.reasons import Reason
+
+MAX_IMAGE_BYTES = 64 << 20
+"""A row whose image file is larger is refused unread (oversized)."""
+DEFAULT_MAX_PIXELS = 64_000_000
+"""The default of `ingest.max_pixels`, the one limit of a stream; it is handed to everything that decodes."""
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """`label` is a class name or a number (`names` resolves it). `problem` is what the reader itself had to
+    refuse.
+    """
+
+    row: int
+    image: bytes | None = None
+    label: Any = None
+    names: tuple[str, ...] | None = None
+    item_id: Any = None
+    attributes: Any = None
+    time: Any = None
+    problem: tuple[Reason, str] | None = None
+    key: str | None = None
+    """A name that must not occur twice in the shard although it is not the item's id (a tar key)."""

@@ -1,0 +1,155 @@
+"""Read a shard: every row comes out once, as a usable item or as a problem with its reason.
+
+Invariant: `read_shard` is a pure function of the shard: same reference, same rows, same order, same numbers.
+Memory is bounded by one record batch (tables: one row group) or one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+
+from stream_odml.ingest import fields
+from stream_odml.ingest.delta_log import delta_files
+from stream_odml.ingest.folders import folder_rows, parts_rows
+from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.ingest.reasons import FIRST_BYTES, BadShard, Reason, RowError, RowProblem
+from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef
+from stream_odml.ingest.tables import table_rows
+from stream_odml.ingest.tars import tar_rows
+from stream_odml.storage.reading import ShardFile, StorageOptions
+
+CHECKED_ROWS = 1000
+"""Rows that a producer's file is searched for one that can be used, before it lands."""
+
+
+@dataclass(frozen=True)
+class RawItem:
+    """One usable row: its image is still encoded. `item_id` is the producer's, or `<shard_id>/<row>`."""
+
+    row: int
+    item_id: str
+    class_name: str
+    image: bytes
+    attributes: dict[str, str]
+    time: datetime | None
+
+
+def read_shard(
+    ref: ShardRef, storage_options: StorageOptions | None = None
+) -> Iterator[RawItem | RowProblem]:
+    """All rows of a shard in order.
+
+    Raises BadShard when the whole file is refused; that may come after rows were yielded (a corrupt end,
+    or changed_while_read), and then none of them counts. Raises TransientReadError when the bytes cannot
+    be had now. Images are not decoded here: `decode_image` is where an image turns out to be bad.
+    """
+    seen: set[str] = set()
+    for raw in _rows(ref, storage_options):
+        yield _check(raw, ref.shard_id, seen)
+
+
+def read_folder(path: Path, files: tuple[ManifestFile, ...]) -> Iterator[RawItem | RowProblem]:
+    """All rows of these files of a folder on this machine, which is no shard. Errors as `read_shard`."""
+    seen: set[str] = set()
+    for raw in parts_rows(str(path.absolute()), files, None):
+        yield _check(raw, path.name, seen)
+
+
+def raw_rows(ref: ShardRef, storage_options: StorageOptions | None = None) -> Iterator[RawRow]:
+    """All rows of a shard as they were written, unchecked: for people who mend what was refused. Errors as above."""
+    return _rows(ref, storage_options)
+
+
+def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = None) -> None:
+    """Read the start of a table or tar. Raises ValueError, in words, where no row of it could become an item."""
+    first: RowProblem | None = None
+    with ShardFile(str(path)) as file:
+        try:
+            rows = tar_rows(file) if format == "tar" else table_rows(file, format, constants)
+            for raw in islice(rows, CHECKED_ROWS):
+                found = _check(raw, path.name, set())
+                if isinstance(found, RawItem):
+                    return
+                first = first or found
+        except BadShard as error:
+            raise ValueError(f"{path} cannot be read: {error.detail} ({error.reason})") from error
+    if first is None:
+        raise ValueError(f"{path} has no rows: there is nothing to land")
+    raise ValueError(f"{path}: no row at its start can be used, the first: {first.detail} ({first.reason})")
+
+
+def _rows(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
+    if ref.format == "task":
+        _check_task(ref, options)
+        return
+    if ref.format == "folder":
+        yield from folder_rows(ref, options)
+    elif ref.format == "delta":
+        yield from parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options)
+    else:
+        yield from _single_file(ref, options)
+
+
+def _check_task(ref: ShardRef, options: StorageOptions | None) -> None:
+    """A task manifest has no rows; a broken one is refused like any other file."""
+    with ShardFile(ref.uri, options) as file:
+        manifest = ShardManifest.from_bytes(file.readall() or b"")
+        if not (manifest.task or "").strip() or not manifest.task_complete:
+            raise BadShard(
+                Reason.BAD_MANIFEST, "a task manifest names its task and says task_complete", file.head()
+            )
+        if manifest.shards == ():
+            detail = "it names no shard, so it closes nothing; leave `shards` out to close all that waits"
+            raise BadShard(Reason.BAD_MANIFEST, detail, file.head())
+
+
+def _single_file(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
+    with ShardFile(ref.uri, options) as file:
+        if file.size_bytes != ref.size_bytes:
+            detail = f"{file.size_bytes} bytes, {ref.size_bytes} when it was seen"
+            raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head())
+        try:
+            if ref.format == "unknown":
+                raise BadShard(
+                    Reason.EMPTY_FILE if not ref.size_bytes else Reason.UNKNOWN_FORMAT, _known(ref.name)
+                )
+            yield from tar_rows(file) if ref.format == "tar" else table_rows(file, ref.format)
+        except BadShard as error:
+            if file.has_changed(ref.content_hash):
+                error = BadShard(Reason.CHANGED_WHILE_READ, f"while it was read; it then failed with {error}")
+            raise BadShard(error.reason, error.detail, file.head(FIRST_BYTES)) from error
+        if file.has_changed(ref.content_hash):
+            raise BadShard(
+                Reason.CHANGED_WHILE_READ, "its content is not the one that was seen", file.head(FIRST_BYTES)
+            )
+
+
+def _known(name: str) -> str:
+    return f"{name!r}: expected .parquet, .arrow, .tar or a folder with a manifest"
+
+
+def _check(raw: RawRow, shard_id: str, seen: set[str]) -> RawItem | RowProblem:
+    first = raw.image[:FIRST_BYTES] if raw.image else b""
+    if raw.problem is not None:
+        return RowProblem(raw.row, *raw.problem, first)
+    try:
+        if not raw.image:
+            raise RowError(Reason.EMPTY_IMAGE, "the image has no bytes")
+        if len(raw.image) > MAX_IMAGE_BYTES:
+            raise RowError(Reason.OVERSIZED, f"{len(raw.image)} bytes of image, at most {MAX_IMAGE_BYTES}")
+        name = fields.class_name(raw.label, raw.names)
+        given = fields.item_id(raw.item_id)
+        attributes, time = fields.attributes(raw.attributes), fields.when(raw.time)
+        for identity in (f"id {given}" if given is not None else None, f"key {raw.key}" if raw.key else None):
+            if identity in seen:
+                raise RowError(Reason.DUPLICATE_ID, f"{identity} came before in this shard")
+            if identity is not None:
+                seen.add(identity)
+    except RowError as error:
+        return RowProblem(raw.row, error.reason, error.detail, first)
+    item_id = f"{shard_id}/{raw.row}" if given is None else given
+    return RawItem(raw.row, item_id, name, raw.image, attributes, time)

@@ -1,0 +1,104 @@
+"""Chosen rows of a shard as pixels, block by block: what fills the training cache.
+
+Invariant: a pure function of (reference, rows, size, limit). Ray runs a read task again after a kill and drops
+what came before by count, so the same call has to give the same blocks in the same order. A row that cannot be
+had is a `RowProblem` among the blocks: it costs itself, never the rows around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_odml.ingest.decode import Pixels, decode_image
+from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.ingest.reasons import FIRST_BYTES, BadImage, Reason, RowProblem
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.storage.reading import StorageOptions
+
+
+class Block(NamedTuple):
+    """Rows of one shard: `rows` [b] int32, `pixels` [b, size, size, 3] uint8."""
+
+    rows: NDArray[np.int32]
+    pixels: Pixels
+
+
+class Decoded(NamedTuple):
+    """A usable row and its pixels [size, size, 3] uint8."""
+
+    item: RawItem
+    pixels: Pixels
+
+
+def decode_shard(
+    ref: ShardRef, size: int, max_pixels: int, storage_options: StorageOptions | None = None
+) -> Iterator[Decoded | RowProblem]:
+    """Every row of a shard, decoded, or its problem: the first pass over a shard. Errors as `read_shard`."""
+    return (_decode(found, size, max_pixels) for found in read_shard(ref, storage_options))
+
+
+def _decode(found: RawItem | RowProblem, size: int, max_pixels: int) -> Decoded | RowProblem:
+    if isinstance(found, RowProblem):
+        return found
+    try:
+        return Decoded(found, decode_image(found.image, size, max_pixels))
+    except BadImage as error:
+        return RowProblem(found.row, error.reason, error.detail, found.image[:FIRST_BYTES])
+
+
+def decode_rows(
+    ref: ShardRef,
+    rows: Collection[int],
+    size: int,
+    max_pixels: int,
+    batch: int = 256,
+    storage_options: StorageOptions | None = None,
+) -> Iterator[Block | RowProblem]:
+    """The listed rows, ascending, in blocks, and a problem for each of them that cannot be used any more.
+
+    The last block, but one of a single row, comes only once the whole shard was read and found to be the one that was
+    indexed. Errors as `read_shard`: after one nothing that came before may be used.
+    """
+    wanted = {int(row) for row in rows}
+    held: Block | None = None
+    for part in _blocks(_chosen(ref, wanted, size, max_pixels, storage_options), batch):
+        if isinstance(part, RowProblem) or batch == 1:
+            yield part
+            continue
+        if held is not None:
+            yield held
+        held = part
+    if held is not None:
+        yield held
+    for row in sorted(wanted):
+        yield RowProblem(row, Reason.CHANGED_WHILE_READ, f"{ref.shard_id} has no such row any more")
+
+
+def _chosen(
+    ref: ShardRef, wanted: set[int], size: int, max_pixels: int, options: StorageOptions | None
+) -> Iterator[Decoded | RowProblem]:
+    """What becomes of the wanted rows; each that is found is taken out of `wanted`."""
+    for found in read_shard(ref, options):
+        if found.row in wanted:
+            wanted.discard(found.row)
+            yield _decode(found, size, max_pixels)
+
+
+def _blocks(decoded: Iterable[Decoded | RowProblem], batch: int) -> Iterator[Block | RowProblem]:
+    rows: list[int] = []
+    pixels: list[Pixels] = []
+    for one in decoded:
+        if isinstance(one, RowProblem):
+            yield one
+            continue
+        rows.append(one.item.row)
+        pixels.append(one.pixels)
+        if len(rows) == batch:
+            yield Block(np.array(rows, np.int32), np.stack(pixels))
+            rows, pixels = [], []
+    if rows:
+        yield Block(np.array(rows, np.int32), np.stack(pixels))

@@ -1,0 +1,157 @@
+"""Where shards are found. A source lists what is new and complete, in the order in which it is to land.
+
+The contract of a source, and how to write another one: deploy/sources.md.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import stat
+import time
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from stream_odml.ingest.foreign import is_foreign
+from stream_odml.ingest.reasons import BadShard, TransientReadError
+from stream_odml.ingest.shard import (
+    MANIFEST_NAME,
+    ShardManifest,
+    ShardRef,
+    format_of,
+    is_hidden,
+    make_shard_id,
+)
+from stream_odml.storage.regular import UnsafePath, kind_of, open_regular, sha256_of
+
+log = logging.getLogger(__name__)
+MAX_NEW = 512
+"""Shards that one poll returns at most, so that a backlog neither fills memory nor holds up the driver."""
+
+
+class Source(Protocol):
+    """Something that shards come from; deploy/sources.md is its contract."""
+
+    def poll(self, known: Container[str]) -> list[ShardRef]:
+        """New complete shards whose stamp is not in `known`, oldest first. Raises TransientReadError."""
+        ...
+
+
+class DirectorySource:
+    """A local folder: each file in it is a shard, and each folder in it that has a `_manifest.json`.
+
+    Names that begin with a dot or an underscore are skipped, and what systems leave anywhere (`foreign.py`).
+    So are links, and whatever else is no file or
+    folder: nothing outside the inbox is read. `passed_over` tells of them. `settle_s` leaves a file alone until it has
+    not changed for so long: a help against producers that copy slowly into the inbox; those that use
+    `landing` need none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settle_s: float = 0.0, max_new: int = MAX_NEW) -> None:
+        self.path = Path(path)
+        self.settle_s = settle_s
+        self.max_new = max_new
+        self.passed_over: dict[str, str] = {}
+        """Names in the inbox that are never opened, and what they are, as the last poll saw them."""
+
+    def poll(self, known: Container[str]) -> list[ShardRef]:
+        """See `Source`. Order: time of change; at the same time a manifest before the shards that it names,
+        and after them when it closes all that waits; then name. A folder that is not there yet gives an
+        empty list.
+        """
+        passed_over: dict[str, str] = {}
+        try:
+            new = heapq.nsmallest(self.max_new, self._unknown(known, passed_over))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise TransientReadError(f"{self.path} cannot be listed now: {error}") from error
+        for name, kind in passed_over.items() - self.passed_over.items():
+            log.warning("%s in the inbox is %s and is not read: put the file itself there", name, kind)
+        self.passed_over = passed_over
+        found = (self._describe(mtime_ns, name, size, is_folder) for mtime_ns, name, size, is_folder in new)
+        return sorted((ref for ref in found if ref is not None), key=landing_order)
+
+    def incomplete(self) -> list[str]:
+        """Folders that wait for their manifest."""
+        return sorted(
+            entry.name
+            for entry in os.scandir(self.path)
+            if entry.is_dir()
+            and not is_hidden(entry.name)
+            and not is_foreign(entry.name)
+            and not os.path.exists(f"{entry.path}/{MANIFEST_NAME}")
+        )
+
+    def _unknown(
+        self, known: Container[str], passed_over: dict[str, str]
+    ) -> Iterator[tuple[int, str, int, bool]]:
+        settled = time.time_ns() - int(self.settle_s * 1e9)
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                try:
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    status = (
+                        os.lstat(f"{entry.path}/{MANIFEST_NAME}")
+                        if is_folder
+                        else entry.stat(follow_symlinks=False)
+                    )
+                except (FileNotFoundError, NotADirectoryError):
+                    continue  # gone since it was listed, or a folder without its manifest
+                if not stat.S_ISREG(status.st_mode):
+                    name = f"{entry.name}/{MANIFEST_NAME}" if is_folder else entry.name
+                    passed_over[name] = kind_of(status.st_mode)
+                    continue
+                if self.settle_s and status.st_mtime_ns > settled:
+                    continue
+                if _stamp(entry.name, status.st_size, status.st_mtime_ns) in known:
+                    continue
+                if not is_foreign(entry.name):  # asked of few, after what most are
+                    yield status.st_mtime_ns, entry.name, status.st_size, is_folder
+
+    def _describe(self, mtime_ns: int, name: str, size: int, is_folder: bool) -> ShardRef | None:
+        path = self.path / name
+        format = "folder" if is_folder else format_of(name)
+        stamp, total, manifest = _stamp(name, size, mtime_ns), size, None
+        try:
+            with open_regular(path / MANIFEST_NAME if is_folder else path, follow=False) as file:
+                sha256 = sha256_of(file)
+                if format in ("folder", "task"):
+                    file.seek(0)
+                    manifest, total = read_note(file.read(), size)
+                now = os.fstat(file.fileno())
+        except (FileNotFoundError, UnsafePath):  # gone, or another thing since it was listed
+            return None
+        except OSError as error:
+            log.warning("%s cannot be read now and will be tried again: %s", path, error)
+            return None
+        if (now.st_size, now.st_mtime_ns) != (size, mtime_ns):
+            return None  # still being written: the next poll sees it as it will be then
+        return ShardRef(
+            make_shard_id(name, sha256), name, str(path.absolute()), format, total, mtime_ns, stamp, manifest
+        )
+
+
+def landing_order(ref: ShardRef) -> tuple[int, int, str]:
+    """Clocks of file systems and object stores are coarse: what landed at the same tick still has an order."""
+    names_shards = ref.manifest is not None and bool(ref.manifest.shards)
+    rank = 1 if ref.format != "task" else 0 if names_shards else 2
+    return ref.mtime_ns, rank, ref.name
+
+
+def _stamp(name: str, size: int, mtime_ns: int) -> str:
+    return f"{name}|{size}|{mtime_ns}"
+
+
+def read_note(data: bytes, size: int) -> tuple[ShardManifest | None, int]:
+    """What a manifest says without its files, and the bytes that it stands for. A broken one says nothing."""
+    try:
+        full = ShardManifest.from_bytes(data)
+    except BadShard:
+        return None, size
+    note = ShardManifest(full.task, full.task_complete, full.shards)
+    return note, sum(file.size_bytes for file in full.files) or size

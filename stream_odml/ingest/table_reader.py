@@ -1,0 +1,158 @@
+"""The process that decodes tables, `python -m stream_odml.ingest.table_reader`: bytes come in, rows go out.
+
+Protects: whoever reads shards, from what a table may do to its decoder. This process has a limit on its memory and
+its time, opens no file (it asks its parent for bytes), and may end at any moment: that is the end of one file only.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from stream_odml.ingest.arrow_rows import rows_of
+from stream_odml.ingest.rawrow import RawRow
+from stream_odml.ingest.reasons import BadShard, Reason
+from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, Pipe
+
+CPU_S = 600
+_BYTES_PER_CPU_S = 1 << 20
+
+
+class AskedFile(io.RawIOBase):
+    """A file whose bytes the parent has."""
+
+    def __init__(self, pipe: Pipe, size_bytes: int) -> None:
+        self._pipe, self.size_bytes, self._at = pipe, size_bytes, 0
+        self.is_out_of_reach = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size_bytes}[whence]
+        if base + offset < 0:
+            raise ValueError(f"offset {base + offset} is before the start of the file")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), READ_BYTES, self.size_bytes - self._at))
+        if not count:
+            return 0
+        self._pipe.send(READ, {"offset": self._at, "count": count})
+        data = self._pipe.receive_bytes()
+        if data is None:
+            self.is_out_of_reach = True
+            raise OSError("the parent cannot read the file now")
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        """All of what is asked for, unless the file ends."""
+        left = (
+            max(0, self.size_bytes - self._at) if size < 0 else min(size, max(0, self.size_bytes - self._at))
+        )
+        data = bytearray(left)
+        view, filled = memoryview(data), 0
+        while filled < left and (count := self.readinto(view[filled:])):
+            filled += count
+        return bytes(data[:filled])
+
+
+def main() -> None:
+    """Serve jobs until the parent is gone."""
+    pipe = _take_pipe()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    pa.set_cpu_count(1)
+    while (job := pipe.receive_json()) is not None:
+        limited = _limit(int(job["memory"]), int(job["size"]))
+        pipe.send(END, _serve(pipe, job))
+        _restore(limited)
+        pa.default_memory_pool().release_unused()
+
+
+def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Read one file; how it ended."""
+    file = AskedFile(pipe, int(job["size"]))
+    try:
+        for row in rows_of(file, job["format"], job["constants"]):
+            _send_row(pipe, row)
+    except BadShard as error:
+        return {"reason": str(error.reason), "detail": error.detail}
+    except MemoryError:  # Arrow's own is one of these
+        detail = f"reading it takes more than {job['memory']} bytes of memory for {job['size']} bytes of file"
+        return {"reason": str(Reason.OVERSIZED), "detail": detail}
+    except Exception as error:
+        if file.is_out_of_reach:
+            return {}  # the parent knows
+        return {"reason": str(Reason.CORRUPT_FILE), "detail": f"{type(error).__name__}: {str(error)[:300]}"}
+    return {}
+
+
+def _send_row(pipe: Pipe, row: RawRow) -> None:
+    fields: dict[str, Any] = {"row": row.row, "label": row.label, "id": row.item_id}
+    fields |= {"attributes": row.attributes, "time": row.time, "names": row.names}
+    fields["problem"] = None if row.problem is None else [str(row.problem[0]), row.problem[1]]
+    pipe.send(ROW, fields, row.image)
+
+
+def _take_pipe() -> Pipe:
+    """The two ends that the parent holds, out of reach of whatever prints."""
+    source: BinaryIO = os.fdopen(os.dup(0), "rb")
+    sink: BinaryIO = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(nothing, fd)
+    return Pipe(source, sink)
+
+
+def _limit(memory: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Hold this process to so much more memory than it has now, and to time in proportion; what was before.
+
+    RLIMIT_DATA counts private memory only, so that neither libraries nor reserved addresses weigh.
+    """
+    before = resource.getrlimit(resource.RLIMIT_DATA), resource.getrlimit(resource.RLIMIT_CPU)
+    seconds = int(time.process_time()) + CPU_S + size // _BYTES_PER_CPU_S
+    for kind, soft, (_, hard) in (
+        (resource.RLIMIT_DATA, _data_bytes() + memory, before[0]),
+        (resource.RLIMIT_CPU, seconds, before[1]),
+    ):
+        resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    return before
+
+
+def _restore(before: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, before[0])
+    resource.setrlimit(resource.RLIMIT_CPU, before[1])
+
+
+def _data_bytes() -> int:
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

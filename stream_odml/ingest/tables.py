@@ -1,0 +1,177 @@
+"""Rows of a Parquet or Arrow IPC file, decoded by a process of its own whose memory is bounded.
+
+A table can be a bomb in many ways (compressed zeros, dictionaries, nesting, metadata), and Arrow has no bound of its
+own on what it allocates. A limit on this process would be one on Ray and torch too, so the decoder is a process
+apart (`table_reader.py`): it is started once, serves one file after another, and holds no file and no key. The bytes
+are read here and handed to it, so that what cannot be read now is told from what is bad.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stream_odml.ingest import fields
+from stream_odml.ingest.bounds import bounded, memory_allowed
+from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.ingest.reasons import BadShard, Reason, RowError, TransientReadError
+from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Message, Pipe
+from stream_odml.storage.reading import ShardFile
+
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
+"""What a decoder is told of ours: nothing secret is."""
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+
+
+def table_rows(file: ShardFile, format: str, constants: Mapping[str, str] | None = None) -> Iterator[RawRow]:
+    """Rows in file order. `constants` are columns that the file leaves out because they are the same in
+    every row.
+
+    Raises BadShard (empty, truncated, corrupt, wrong schema, oversized, killed_reader) and TransientReadError.
+    """
+    if file.size_bytes == 0:
+        raise BadShard(Reason.EMPTY_FILE, "the file has no bytes")
+    return bounded(_rows(file, format, constants or {}), file.size_bytes)
+
+
+def _rows(file: ShardFile, format: str, constants: Mapping[str, str]) -> Iterator[RawRow]:
+    decoder = _decoders.take()
+    memory = memory_allowed(file.size_bytes)
+    job = {"format": format, "size": file.size_bytes, "memory": memory, "constants": dict(constants)}
+    try:
+        decoder.pipe.send_json(job)
+        while True:
+            message = decoder.pipe.receive(MAX_IMAGE_BYTES)
+            if message.kind == ROW:
+                yield _row(message)
+            elif message.kind == READ:
+                decoder.pipe.send_bytes(_read(file, message.fields))
+            elif message.kind == END:
+                break
+            else:
+                raise BadMessage(f"a message of kind {message.kind!r}")
+    except (BadMessage, BrokenPipeError) as error:
+        raise _ended(decoder, memory) from error
+    except BaseException:
+        decoder.end()
+        raise
+    _decoders.give(decoder)
+    if file.failure is not None:
+        raise TransientReadError(f"{file.uri} cannot be read now: {file.failure}") from file.failure
+    if "reason" in message.fields:
+        raise BadShard(Reason(message.fields["reason"]), str(message.fields["detail"]))
+
+
+def _read(file: ShardFile, wanted: Mapping[str, Any]) -> bytes | None:
+    """Bytes of the file; None where its medium fails, which the file then remembers."""
+    left = min(int(wanted["count"]), READ_BYTES)
+    parts = []
+    try:
+        file.seek(int(wanted["offset"]))
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    except TransientReadError:
+        return None
+    return b"".join(parts)
+
+
+def _row(message: Message) -> RawRow:
+    found, problem, time = message.fields, message.fields["problem"], message.fields["time"]
+    told = None if problem is None else (Reason(problem[0]), str(problem[1]))
+    if isinstance(time, list):
+        try:
+            time = fields.when_micros(time[0])
+        except RowError as error:
+            time, told = None, told or (error.reason, error.detail)
+    names = None if found["names"] is None else tuple(found["names"])
+    return RawRow(
+        int(found["row"]), message.data, found["label"], names, found["id"], found["attributes"], time, told
+    )
+
+
+def _ended(decoder: _Decoder, memory: int) -> Exception:
+    """Why a decoder broke off: the file ended it, or somebody else did."""
+    code = decoder.end()
+    if code in _FROM_OUTSIDE:
+        return TransientReadError(
+            f"the process that decodes the table was ended by signal {-code}; it is read again"
+        )
+    how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+    return BadShard(
+        Reason.KILLED_READER, f"decoding it within {memory} bytes of memory ended the decoder by {how}"
+    )
+
+
+class _Decoder:
+    """One decoding process and the pipe to it."""
+
+    def __init__(self) -> None:
+        env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        env |= {
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve more than they use
+            "MALLOC_ARENA_MAX": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "stream_odml.ingest.table_reader"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.pipe = Pipe(self._process.stdout, self._process.stdin)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> int:
+        """End it, unless it has ended; its exit code, negative for a signal."""
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                if stream is not None:
+                    stream.close()
+        try:
+            return self._process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+class _Decoders:
+    """Decoders that wait for the next file. Safe with threads; not shared with a forked process."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Decoder] = []
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+
+    def take(self) -> _Decoder:
+        """One that waits, or a new one."""
+        with self._lock:
+            if self._owner != os.getpid():
+                self._idle, self._owner = [], os.getpid()
+            while self._idle:
+                decoder = self._idle.pop()
+                if decoder.is_alive:
+                    return decoder
+                decoder.end()
+        return _Decoder()
+
+    def give(self, decoder: _Decoder) -> None:
+        """Keep one for the next file."""
+        with self._lock:
+            self._idle.append(decoder)
+
+
+_decoders = _Decoders()

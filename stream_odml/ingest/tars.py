@@ -1,0 +1,194 @@
+"""Samples of a WebDataset tar: members that share a key (the path up to the first dot of the file name) are
+one row.
+
+`key.jpg` (or another suffix of an image) is the image; the class comes from `key.json` (class_name, cls or
+label), `key.cls` or `key.txt`. What stands after the first dot is one extension: `22.05.png` is the member
+`05.png` of the sample `22`, which is no image by that name. Nothing is ever extracted to disk, other members
+are not read, and a member whose name leads out of the tar is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from stream_odml.ingest.bounds import bounded
+from stream_odml.ingest.foreign import is_foreign
+from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
+from stream_odml.ingest.shard import IMAGE_SUFFIXES, is_safe_path
+from stream_odml.storage.reading import ShardFile
+
+_BLOCK = 512
+_MAX_TEXT_BYTES = 1 << 20
+_SIDE = ("json", "cls", "txt")
+_NAMED = 12
+"""Members of a sample that a refusal names, at most."""
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+
+
+def tar_rows(file: ShardFile) -> Iterator[RawRow]:
+    """Samples in the order of the tar. Raises BadShard (empty, truncated, corrupt, oversized), TransientReadError."""
+    return bounded(_rows(file), file.size_bytes)
+
+
+def _rows(file: ShardFile) -> Iterator[RawRow]:
+    _check_ends(file)
+    try:
+        with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
+            yield from _samples(tar)
+    except (tarfile.TarError, EOFError, ValueError, UnicodeError, OverflowError) as error:
+        if isinstance(error, BadShard):
+            raise
+        cut = "unexpected end" in str(error) or "truncated" in str(error)
+        raise BadShard(Reason.TRUNCATED_FILE if cut else Reason.CORRUPT_FILE, str(error)[:300]) from error
+    except OSError as error:
+        if isinstance(error, TransientReadError) or file.failure is not None:
+            raise
+        raise BadShard(Reason.CORRUPT_FILE, str(error)[:300]) from error
+
+
+def _check_ends(file: ShardFile) -> None:
+    """A tar ends with blocks of zeros; without them it was cut off, perhaps cleanly between two members."""
+    size = file.size_bytes
+    if size == 0:
+        raise BadShard(Reason.EMPTY_FILE, "the file has no bytes")
+    head = file.head(_BLOCK)
+    if not any(head):
+        raise BadShard(Reason.EMPTY_FILE, "the tar has no members")
+    packed = next((name for start, name in _PACKED.items() if head.startswith(start)), None)
+    if packed is not None:
+        raise BadShard(Reason.CORRUPT_FILE, f"the tar is compressed with {packed}; land it uncompressed")
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise BadShard(Reason.CORRUPT_FILE, f"no tar header at the start: {error}") from error
+    file.seek(max(0, size - _BLOCK))
+    tail = file.read(_BLOCK) or b""
+    if size % _BLOCK or any(tail):
+        raise BadShard(Reason.TRUNCATED_FILE, "no end-of-archive block")
+    file.seek(0)
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[RawRow]:
+    row, sample, passed_over = 0, _Sample(""), 0
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # or the tar keeps every header in memory
+        if member.isdir() or is_foreign(member.name):
+            passed_over += not member.isdir()
+            continue
+        problem = _refuse(member)
+        key, extension = _split(member.name)
+        if not sample.is_empty and (key != sample.key or problem):
+            yield sample.row(row)
+            row, sample = row + 1, _Sample(key)
+        if problem:
+            yield RawRow(row, problem=problem)
+            row += 1
+            continue
+        sample = sample if key == sample.key else _Sample(key)
+        sample.add(tar, member, extension)
+    if not sample.is_empty:
+        yield sample.row(row)
+    elif not row:
+        more = f": {passed_over} of a system or tool were passed over" if passed_over else ""
+        raise BadShard(Reason.EMPTY_FILE, f"the tar has no members to use{more}")
+
+
+def _split(name: str) -> tuple[str, str]:
+    folder, _, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}/{stem}" if folder else stem, extension.lower()
+
+
+def _refuse(member: tarfile.TarInfo) -> tuple[Reason, str] | None:
+    if not is_safe_path(member.name):
+        return Reason.UNSAFE_PATH, f"member {member.name[:200]!r} leads out of the tar"
+    if not member.isfile():
+        return Reason.UNSAFE_PATH, f"member {member.name[:200]!r} is a link or a device, not a file"
+    return None
+
+
+def _take(tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> bytes | tuple[Reason, str]:
+    limit = _MAX_TEXT_BYTES if extension in _SIDE else MAX_IMAGE_BYTES
+    if member.size > limit:
+        return Reason.OVERSIZED, f"member {member.name[:200]!r} declares {member.size} bytes, at most {limit}"
+    stream = tar.extractfile(member)
+    data = stream.read() if stream is not None else b""
+    if len(data) != member.size:
+        raise BadShard(
+            Reason.TRUNCATED_FILE, f"member {member.name[:200]!r} has {len(data)} of {member.size} bytes"
+        )
+    return data
+
+
+class _Sample:
+    """The members of one key, of which only those that make a row are read."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._names: list[str] = []
+        self._parts: dict[str, bytes] = {}
+        self._problem: tuple[Reason, str] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._names
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
+        """Take one more member."""
+        if len(self._names) <= _NAMED:
+            self._names.append(f".{extension}" if extension else "(no extension)")
+        if f".{extension}" not in IMAGE_SUFFIXES and extension not in _SIDE:
+            return
+        found = _take(tar, member, extension)
+        if isinstance(found, tuple):
+            self._problem = self._problem or found
+        elif self._parts.setdefault(extension, found) != found:
+            detail = f"member {member.name[:200]!r} comes twice, with different bytes"
+            self._problem = self._problem or (Reason.DUPLICATE_ID, detail)
+
+    def row(self, row: int) -> RawRow:
+        """The row that the members make."""
+        images = [data for name, data in self._parts.items() if f".{name}" in IMAGE_SUFFIXES]
+        if self._problem or not images:
+            problem = self._problem or (Reason.MISSING_IMAGE, self._no_image())
+            return RawRow(row, images[0] if images else None, problem=problem, key=self.key)
+        try:
+            note = _note(self._parts.get("json"))
+        except (ValueError, RecursionError) as error:
+            detail = f"{self.key[:200]}.json: {error}"
+            return RawRow(row, images[0], problem=(Reason.BAD_ATTRIBUTES, detail), key=self.key)
+        labels = (note.get(name) for name in ("class_name", "cls", "label"))
+        label = next((label for label in labels if label is not None), None)
+        if label is None:
+            label = _decoded(self._parts.get("cls", self._parts.get("txt")))
+        identity = note.get("item_id", note.get("id"))
+        time = note.get("time", note.get("timestamp"))
+        return RawRow(row, images[0], label, None, identity, note.get("attributes"), time, key=self.key)
+
+    def _no_image(self) -> str:
+        names = ", ".join(self._names[:_NAMED]) + (", …" if len(self._names) > _NAMED else "")
+        hint = "expected one such as .jpg or .png"
+        if any(f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES for name in self._names):
+            hint = "the key ends at the first dot of a name, so write images as key.png, without further dots"
+        return f"sample {self.key[:200]!r} has no image among {names[:300]}; {hint}"
+
+
+def _note(data: bytes | None) -> dict[str, Any]:
+    note = json.loads(data) if data is not None else {}
+    if not isinstance(note, dict):
+        raise ValueError(f"{type(note).__name__}, expected an object")
+    return note
+
+
+def _decoded(data: bytes | None) -> str | bytes | None:
+    """The text of a member, without the mark that Windows puts before it; bytes where it is none."""
+    if data is None:
+        return None
+    try:
+        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+    except UnicodeDecodeError:
+        return data

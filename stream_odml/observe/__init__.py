@@ -1,0 +1,1 @@
+"""Logs, traces, profiles, metrics and scrape targets."""

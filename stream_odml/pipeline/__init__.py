@@ -1,0 +1,1 @@
+"""What is done to shards and tasks, callable without Ray."""

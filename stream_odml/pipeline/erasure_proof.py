@@ -1,0 +1,174 @@
+"""Proof of forgetting: every file under a stream root is opened and searched for what was to be forgotten.
+
+Read-only. It does not ask the tables what they show but their folders what lies there, older versions included.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.ingest.reasons import BadShard
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown
+from stream_odml.storage.files import Files
+from stream_odml.storage.reading import StorageOptions
+from stream_odml.store.artifacts import BANK
+from stream_odml.store.errors import UnknownSubject
+from stream_odml.store.ledger import ShardState, Tombstone
+from stream_odml.store.store import Store
+
+OWN_FOLDERS = ("gallery/", "quarantine/", "artifacts/", "thumbnails/", "holdout/", "cache/")
+STAYS = (
+    "What stays: the name in the ledger (the request itself, and counts by class), ids in the statistics of Delta's "
+    "log until it is cleaned, and what the weights and drift maps learnt from the images."
+)
+
+
+@dataclass
+class Proof:
+    """What was found of one name. Empty ``findings`` and ``inbox``: it is gone."""
+
+    covered: int | None = None
+    """Items that the requests covered; None where a release that did not count took them."""
+    files: int = 0
+    findings: list[str] = field(default_factory=list)
+    """Files of ours that still hold vectors, statistics or pixels, each with what it holds."""
+    inbox: list[str] = field(default_factory=list)
+    """Places of shards as the producer landed them that still hold the images."""
+    needed: list[str] = field(default_factory=list)
+    """Those of them that a task has still to learn from."""
+    foreign: list[str] = field(default_factory=list)
+    """Those of them that are versions of a table which is not ours to change."""
+
+
+def verify_forgotten(
+    root: str,
+    kind: str,
+    name: str,
+    options: StorageOptions | None = None,
+    source: StorageOptions | None = None,
+) -> Proof:
+    """Search all files under ``root`` and the inbox.
+
+    Raises UnknownSubject when it was never asked to be forgotten, and when that request covered nothing.
+    """
+    store = Store.open(root, dict(options) if options else None)
+    name = stored_name(store.ledger, kind, name)
+    stones = [s for s in store.ledger.tombstones if (s.kind, s.name) == (kind, name)]
+    if not stones:
+        find_subject(store, kind, name)
+        raise UnknownSubject(f"{kind} {name!r} was never forgotten here; ask without --verify first")
+    stone = stones[-1]
+    known = _known(store, stones)
+    if known == 0 and kind != "shard":
+        raise unknown(store, kind, name)
+    covered = {s.shard_id: s for s in store.ledger.shards.values() if s.landed_seq < stone.seq}
+    if kind == "shard":
+        covered = {name: covered[name]} if name in covered else {}
+    proof = Proof(known)
+    for info in store.files.list(""):
+        proof.files += 1
+        if info.path.startswith(OWN_FOLDERS):
+            proof.findings += _in_file(store.files, info.path, stone, covered)
+    proof.findings += _in_banks(store, stone) + _in_caches(store, stone, covered)
+    for shard in covered.values():
+        if _in_inbox(shard, stone, source):
+            proof.inbox.append(shard.uri)
+            if shard.format == "delta":
+                proof.foreign.append(shard.uri)
+            elif shard.state == "landed" or (shard.task or "") not in store.tree.learnt():
+                proof.needed.append(shard.uri)
+    return proof
+
+
+def _known(store: Store, stones: Sequence[Tombstone]) -> int | None:
+    """How many items requests for one name covered, where that can be known."""
+    counts = [stone.items for stone in stones if stone.items is not None]
+    if len(counts) == len(stones):
+        return sum(counts)
+    stone = stones[-1]
+    shards = [s for s in store.ledger.shards.values() if s.landed_seq < stone.seq]
+    if stone.kind == "class":
+        return sum(shard.classes.get(stone.name, 0) for shard in shards)
+    return sum(s.rows for s in shards if s.shard_id == stone.name) if stone.kind == "shard" else None
+
+
+def _in_file(files: Files, path: str, stone: Tombstone, covered: dict[str, ShardState]) -> Iterator[str]:
+    if not path.endswith(".parquet"):
+        return
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(files.read(path)))
+    except FileNotFoundError:
+        return  # vacuumed since it was listed
+    except pa.ArrowException:
+        yield f"{path}: cannot be read"
+        return
+    wanted = COLUMN[stone.kind]
+    own = Path(path).stem if path.startswith(("thumbnails/", "holdout/")) else None
+    names = [n for n in {wanted, "shard_id"} if n in parquet.schema_arrow.names]
+    images = parquet.metadata.num_rows
+    if images and own is not None and stone.kind == "shard" and own == stone.name:
+        yield f"{path}: pixels of {images} items"
+    if wanted not in names or (own is not None and own not in covered):
+        return
+    table = parquet.read(columns=names)
+    mask = pc.equal(table[wanted].cast(pa.string()), stone.name)
+    if own is None:
+        known = pa.array(sorted(covered), pa.string())
+        mask = pc.and_(mask, pc.is_in(table["shard_id"].cast(pa.string()), value_set=known))
+    count = pc.sum(mask).as_py() or 0
+    if count:
+        yield f"{path}: {count} rows" + (" of pixels" if own is not None else "")
+
+
+def _in_banks(store: Store, stone: Tombstone) -> list[str]:
+    """Banks that were committed before the request and not corrected since."""
+    return [
+        f"{version.artifacts[BANK].path}: statistics of version {version.version_id}"
+        for version in store.tree.versions.values()
+        if BANK in version.artifacts
+        and not version.retired
+        and version.time < stone.time
+        and version.forgotten_seq < stone.seq
+    ]
+
+
+def _in_caches(store: Store, stone: Tombstone, covered: dict[str, ShardState]) -> list[str]:
+    """Pixel caches made before the request, of tasks with its shards."""
+    found: dict[str, None] = {}
+    for info in store.files.list("cache"):
+        task = store.ledger.tasks.get(info.path.split("/")[1])
+        mine = [s for s in (task.shard_ids if task else ()) if s in covered and _touches(covered[s], stone)]
+        if mine and info.mtime < stone.time.timestamp():
+            found[f"cache/{info.path.split('/')[1]}: decoded pixels"] = None
+    return list(found)
+
+
+def _touches(shard: ShardState, stone: Tombstone) -> bool:
+    return stone.kind != "class" or stone.name in shard.classes
+
+
+def _in_inbox(shard: ShardState, stone: Tombstone, options: StorageOptions | None) -> bool:
+    if not _touches(shard, stone) or shard.format == "task":
+        return False
+    ref = ShardRef.from_dict(json.loads(json.dumps(dict(shard.detail))))
+    try:
+        for row in read_shard(ref, options):
+            if stone.kind == "shard":
+                return True
+            if isinstance(row, RawItem) and stone.name == (
+                row.class_name if stone.kind == "class" else row.item_id
+            ):
+                return True
+    except (BadShard, io.UnsupportedOperation):
+        return False  # gone, or not the bytes that landed: nothing here that could be named
+    return False

@@ -1,0 +1,50 @@
+"""What a stage costs old classes where no image of theirs is held out: an estimate from stored vectors.
+
+Protects: no image is read here, and what was forgotten is not looked at.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+
+from stream_odml.learn.damage import estimated_recall
+from stream_odml.learn.evaluation import Labels
+from stream_odml.learn.outcome import StageOutcome
+from stream_odml.pipeline.held_out import Floats, mapped_to
+from stream_odml.pipeline.sampling import rows_of_classes
+from stream_odml.store.store import Store
+from stream_odml.store.tables import vectors_of
+
+SHARDS = 32
+PER_CLASS = 4
+MOST = 4096
+"""Vectors in all: the cost does not grow with the gallery."""
+
+
+def estimate_old(store: Store, parent: str, outcome: StageOutcome, seed: int) -> dict[str, float]:
+    """`parent_recall_at_1/old/estimated`, `recall_at_1/old/estimated`, and `task_spread`: the variance of the task's
+    images over that of stored vectors, without which the estimate says nothing. Empty where nothing older was learnt.
+    """
+    vectors, labels = store.again(lambda: _stored(store, parent, seed))
+    found = estimated_recall(vectors, labels, outcome.forward, outcome.drift["forward_error"], seed)
+    if found is None:
+        return {}
+    variance = float(np.square(vectors - vectors.mean(0, dtype=np.float64)).sum(1).mean())
+    figures = {"task_spread": outcome.drift["parent_variance"] / variance} if variance > 0 else {}
+    names = ("parent_recall_at_1/old/estimated", "recall_at_1/old/estimated")
+    return figures | dict(zip(names, found, strict=True))
+
+
+def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
+    """Vectors of learnt items in the parent's space and their labels, from shards drawn by `seed`."""
+    random = np.random.default_rng(seed)
+    learnt = store.tree.learnt(parent)
+    shards = sorted(s.shard_id for s in store.ledger.shards.values() if s.task in learnt)
+    drawn = [shards[i] for i in random.permutation(len(shards))[:SHARDS]]
+    where = pc.field("shard_id").isin(drawn)
+    rows = rows_of_classes(store, parent, drawn, where, PER_CLASS, seed)
+    rows = rows.take(np.sort(random.permutation(len(rows))[:MOST]))
+    _, labels = np.unique(np.array(rows["class_name"].to_pylist(), np.str_), return_inverse=True)
+    vectors = vectors_of(rows["vector"], store.dim)
+    return mapped_to(store, vectors, rows["version"].to_pylist(), parent), labels.astype(np.int64)

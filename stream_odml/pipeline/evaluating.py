@@ -1,0 +1,106 @@
+"""Recall of a stage on held-out images before it is published: as served, as re-extracted, and unmapped.
+
+Protects: nothing here changes the model. The gallery is the union of the held-out images that were drawn; a query is
+one of them, and never finds itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_odml.learn.drift import DriftMap
+from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
+from stream_odml.pipeline.figures import recall_key
+from stream_odml.pipeline.held_out import Floats, HeldOut
+from stream_odml.store.store import Store
+
+TASK_KEY = "recall_at_1_of_task/"
+CLASS_KEY = "recall_by_class"
+
+
+def evaluate_stage(held: HeldOut, forward: DriftMap, task: str) -> dict[str, Any]:
+    """Recall@1 of the new version and, as served, of the one that it would replace, on the same images.
+
+    By split and gallery form, re-extracted of each task's classes, and served of each class (a dict under
+    :data:`CLASS_KEY`). Beside each comparison: how many queries it rests on, and its standard error.
+    """
+    # At the commit the task's own items are embedded anew; all others are only ever mapped.
+    own = held.of_this_task[:, None]
+    served = np.where(own, held.fresh, forward.apply(held.mapped).astype(np.float32))
+    forms = {"served": served, "reextracted": held.fresh, "stale": np.where(own, held.fresh, held.raw)}
+    found = {form: _nearest(held, held.fresh, gallery) for form, gallery in forms.items()}
+    before = _nearest(held, held.parent, held.mapped)
+    new = held.tasks == task
+    splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
+    figures: dict[str, Any] = {
+        recall_key(split, form): value
+        for split, queries in splits.items()
+        for form in forms
+        if (value := _mean(found[form][queries])) is not None
+    }
+    for split in ("old", "new"):
+        figures |= _compared(split, before, found["served"], held.labels, splits[split])
+    for name in np.unique(held.tasks):
+        value = _mean(found["reextracted"][held.tasks == name])
+        if value is not None:
+            figures[f"{TASK_KEY}{name}"] = value
+    figures[CLASS_KEY] = {
+        held.names[label]: round(value, 4)
+        for label in np.unique(held.labels)
+        if (value := _mean(found["served"][held.labels == label])) is not None
+    }
+    return figures
+
+
+def _compared(
+    split: str, before: Floats, after: Floats, labels: NDArray[np.int64], queries: NDArray[np.bool_]
+) -> dict[str, float]:
+    """The parent's Recall@1 on a split, its queries that can find anything, and the standard error of the change."""
+    known = queries & ~np.isnan(before)
+    if not known.any():
+        return {}
+    figures = {
+        f"parent_recall_at_1/{split}": float(before[known].mean()),
+        f"queries/{split}": float(known.sum()),
+    }
+    error = change_error(after[known] - before[known], labels[known])
+    return figures if error is None else {**figures, f"change_error/{split}": error}
+
+
+def change_error(change_n: Floats, labels_n: NDArray[np.int64]) -> float | None:
+    """Standard error of the mean change of queries, paired; None for fewer than two classes.
+
+    Images of one class change together, so a class counts as one observation (cluster-robust: Liang and Zeger 1986).
+    """
+    _, classes_n, counts = np.unique(labels_n, return_inverse=True, return_counts=True)
+    n_classes = len(counts)
+    if n_classes < 2:
+        return None
+    sums = np.bincount(classes_n, weights=change_n - change_n.mean(), minlength=n_classes)
+    return float(np.sqrt(n_classes / (n_classes - 1) * np.square(sums).sum()) / len(change_n))
+
+
+def forgetting(store: Store, parent: str, figures: Mapping[str, Any]) -> float | None:
+    """Mean over earlier tasks of the best Recall@1 so far minus the one now; None before the second task."""
+    lineage = [store.tree.get(version).metrics for version in store.tree.lineage(parent)]
+    losses = []
+    for key, now in figures.items():
+        if not key.startswith(TASK_KEY):
+            continue
+        best = max((float(m[key]) for m in lineage if key in m), default=None)
+        if best is not None:
+            losses.append(best - now)
+    return float(np.mean(losses)) if losses else None
+
+
+def _nearest(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
+    return nearest_is_relevant(Retrieval(queries, held.labels, gallery, held.labels, np.arange(len(queries))))
+
+
+def _mean(found: Floats) -> float | None:
+    known = found[~np.isnan(found)]
+    return float(known.mean()) if len(known) else None  # None: no class with a second image, nothing to find

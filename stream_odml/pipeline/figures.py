@@ -1,0 +1,90 @@
+"""The figures of a stream, read from its store: what the exporter and `status` show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import islice
+
+from stream_odml.pipeline.metrics import StreamFigures
+from stream_odml.store.ledger import LedgerState, ShardState
+from stream_odml.store.store import Store
+from stream_odml.store.unlearnt import unlearnt_tasks
+
+SPLITS = ("old", "new", "union")
+FORMS = ("served", "reextracted", "stale")
+
+
+def recall_key(split: str, form: str) -> str:
+    """Name of a Recall@1 figure in a version's metrics."""
+    return f"recall_at_1/{split}/{form}"
+
+
+def stream_figures(store: Store, epoch: int) -> StreamFigures:
+    """Read every count, age and quality figure from ``store`` as it was last refreshed."""
+    ledger, tree = store.ledger, store.tree
+    learnt = tree.learnt()
+    # A rollback makes a task due again, which the queue shows; a counter must not fall.
+    ever_learnt = frozenset(v.task for v in tree.versions.values() if v.task)
+    figures = StreamFigures(
+        shards=_shards(ledger, ever_learnt),
+        images=_images(ledger, ever_learnt),
+        quarantined=dict(ledger.tally.reasons),
+        classes=len(ledger.tally.classes),
+        stages_committed=sum(version.parent is not None for version in tree.versions.values()),
+        gate_refusals=len(tree.refusals),
+        epoch=epoch,
+    )
+    _queues(figures, ledger, learnt)
+    if tree.moves:
+        figures.not_learnt = [task.as_json() for task in unlearnt_tasks(ledger, tree, root=store.uri)]
+        head = tree.get(tree.head)
+        figures.head = head.version_id
+        figures.head_committed_at = head.time.timestamp()
+        metrics = head.metrics
+        figures.recall_at_1 = {
+            (s, f): metrics[recall_key(s, f)] for s in SPLITS for f in FORMS if recall_key(s, f) in metrics
+        }
+        figures.forgetting = metrics.get("forgetting")
+        figures.drift = {k.removeprefix("drift/"): v for k, v in metrics.items() if k.startswith("drift/")}
+    return figures
+
+
+def _shards(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, int]:
+    return {
+        "landed": len(ledger.shards),
+        "indexed": ledger.tally.indexed,
+        "assigned": ledger.tally.assigned,
+        "learnt": sum(len(ledger.tasks[task].shard_ids) for task in learnt),
+        "set_aside": ledger.tally.set_aside,
+    }
+
+
+def _images(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, int]:
+    return {
+        "ingested": ledger.tally.rows,
+        "quarantined": ledger.tally.quarantined,
+        "held_out": ledger.tally.held_out,
+        "learnt": sum(ledger.tasks[task].images for task in learnt),
+    }
+
+
+def _queues(figures: StreamFigures, ledger: LedgerState, learnt: frozenset[str]) -> None:
+    due = ledger.due_tasks(learnt)
+    figures.queue_shards = {
+        "index": len(ledger.landed),
+        "boundary": len(ledger.indexed),
+        "learn": sum(len(task.shard_ids) for task in due),
+    }
+    # A task's members are in landing order, so its first is its oldest; indexers may overtake one another.
+    figures.queue_age_s = {
+        "index": _oldest(islice(ledger.landed.values(), 1)),
+        "boundary": _oldest(ledger.indexed.values()),
+        "learn": _oldest(ledger.shards[task.shard_ids[0]] for task in due),
+    }
+
+
+def _oldest(shards: Iterable[ShardState]) -> float:
+    oldest: datetime | None = min((shard.landed_at for shard in shards), default=None)
+    return 0.0 if oldest is None else max(0.0, time.time() - oldest.timestamp())

@@ -1,0 +1,183 @@
+"""Tier 1 of one shard: read, decode, embed with a given model, and say what could not be used.
+
+Pure but for two derived files a shard, thumbnails and held-out images, which are written under the shard's own
+name before the commit that makes its rows visible; a repetition writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from stream_odml.ingest.decode import encode_image
+from stream_odml.ingest.reading import RawItem
+from stream_odml.ingest.reasons import BadShard, RowProblem
+from stream_odml.ingest.rows import Decoded, decode_shard
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.learn.embedder import Embedder, embed
+from stream_odml.pipeline.holdout import is_held_out
+from stream_odml.storage.files import Files
+from stream_odml.storage.reading import StorageOptions
+from stream_odml.store.tables import GALLERY, gallery_rows, quarantine_rows
+
+CHUNK = 256
+"""Images decoded before they are embedded together: bounds the memory of a shard of any size."""
+WHOLE_SHARD = -1
+"""Row number of a quarantine row that stands for its whole shard."""
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """What indexing needs of the configuration."""
+
+    max_pixels: int
+    thumbnails: bool
+    held_out: float
+    source_options: StorageOptions | None = None
+    device: str | torch.device = "cpu"
+    """Where images are embedded."""
+
+
+@dataclass
+class IndexedShard:
+    """Outcome of one shard: gallery and quarantine rows (Arrow), and the trainable images of each class."""
+
+    ref: ShardRef
+    rows: pa.Table
+    quarantine: pa.Table
+    classes: Counter[str] = field(default_factory=Counter)
+    trainable: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class _Findings:
+    """What has been found in a shard so far, chunk by chunk, as Arrow tables: a tenth of the memory of Python objects.
+
+    Bytes of an image are kept only where it is held out."""
+
+    rows: list[pa.Table] = field(default_factory=list)
+    images: list[pa.Table] = field(default_factory=list)
+    thumbnails: list[pa.Table] = field(default_factory=list)
+    problems: list[RowProblem] = field(default_factory=list)
+    classes: Counter[str] = field(default_factory=Counter)
+    trainable: Counter[str] = field(default_factory=Counter)
+
+
+def index_shard(
+    ref: ShardRef,
+    embedder: Embedder,
+    version: str,
+    files: Files,
+    options: IndexOptions,
+    beat: Callable[[], None] = lambda: None,
+) -> IndexedShard:
+    """Index one shard with ``embedder``, the model of ``version``; ``beat`` is called at every row.
+
+    A shard that is refused as a whole gives no gallery row and one quarantine row, numbered WHOLE_SHARD.
+    Raises TransientReadError when its bytes cannot be had now.
+    """
+    try:
+        found = _read(ref, embedder, version, options, beat)
+    except BadShard as error:
+        found = _Findings(problems=[RowProblem(WHOLE_SHARD, error.reason, error.detail, error.first_bytes)])
+    _keep_files(ref, found, files)
+    return IndexedShard(
+        ref,
+        pa.concat_tables([GALLERY.empty_table(), *found.rows]),
+        _quarantine(ref, found.problems),
+        found.classes,
+        found.trainable,
+    )
+
+
+def _read(
+    ref: ShardRef, embedder: Embedder, version: str, options: IndexOptions, beat: Callable[[], None]
+) -> _Findings:
+    found = _Findings()
+    decoded = _usable(
+        decode_shard(ref, embedder.spec.image_size, options.max_pixels, options.source_options),
+        found.problems,
+        beat,
+    )
+    while chunk := list(islice(decoded, CHUNK)):
+        items = [one.item for one in chunk]
+        held = [is_held_out(item.item_id, options.held_out) for item in items]
+        vectors = embed(embedder, np.stack([one.pixels for one in chunk]), options.device)
+        beat()
+        found.rows.append(_rows(ref, items, held, vectors, version))
+        found.classes.update(item.class_name for item in items)
+        kept = [item for item, out in zip(items, held, strict=True) if out]
+        found.trainable.update(item.class_name for item, out in zip(items, held, strict=True) if not out)
+        if kept:
+            found.images.append(_pictures(kept, [item.image for item in kept]))
+        if options.thumbnails:
+            found.thumbnails.append(_pictures(items, [encode_image(one.pixels) for one in chunk]))
+    return found
+
+
+def _pictures(items: list[RawItem], images: list[bytes]) -> pa.Table:
+    return pa.table(
+        {
+            "item_id": [item.item_id for item in items],
+            "class_name": [item.class_name for item in items],  # so that a class can be forgotten here too
+            "image": pa.array(images, pa.binary()),
+        }
+    )
+
+
+def _usable(
+    decoded: Iterable[Decoded | RowProblem], problems: list[RowProblem], beat: Callable[[], None]
+) -> Iterator[Decoded]:
+    for entry in decoded:
+        beat()
+        if isinstance(entry, RowProblem):
+            problems.append(entry)
+        else:
+            yield entry
+
+
+def _keep_files(ref: ShardRef, found: _Findings, files: Files) -> None:
+    for folder, parts in (("thumbnails", found.thumbnails), ("holdout", found.images)):
+        if parts:
+            files.write(f"{folder}/{ref.shard_id}.parquet", _parquet(pa.concat_tables(parts)))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _rows(
+    ref: ShardRef, items: list[RawItem], held_out: list[bool], vectors: NDArray[np.float32], version: str
+) -> pa.Table:
+    return gallery_rows(
+        item_ids=[item.item_id for item in items],
+        class_names=[item.class_name for item in items],
+        shard_ids=ref.shard_id,
+        rows=[item.row for item in items],
+        vectors=vectors,
+        version=version,
+        held_out=held_out,
+        attributes=[item.attributes for item in items],
+        times=[item.time for item in items],
+    )
+
+
+def _quarantine(ref: ShardRef, problems: list[RowProblem]) -> pa.Table:
+    return quarantine_rows(
+        shard_ids=[ref.shard_id] * len(problems),
+        rows=[problem.row for problem in problems],
+        reasons=[str(problem.reason) for problem in problems],
+        details=[problem.detail for problem in problems],
+        first_bytes=[problem.first_bytes for problem in problems],
+    )

@@ -1,0 +1,75 @@
+"""The words that driver, trainer and indexer exchange: plain values, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.store.artifacts import ArtifactRef
+
+
+@dataclass(frozen=True)
+class StageOrder:
+    """One stage to learn. ``version_id`` names the attempt; ``shards`` are in landing order.
+
+    ``handed_at`` is in seconds since the epoch; ``retry`` counts the refusals before this attempt; ``anyway``: the
+    result is published whatever the quality gate finds.
+    """
+
+    task: str
+    version_id: str
+    parent: str
+    depth: int
+    shards: tuple[ShardRef, ...]
+    handed_at: float
+    retry: int = 0
+    anyway: bool = False
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the trainer does next: a stage, nothing yet (``order`` is None), or end."""
+
+    order: StageOrder | None = None
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a finished stage hands to the driver: references only, and the figures of its version.
+
+    ``rows`` are store paths of Parquet parts with the task's items under the new model; ``lost`` are quarantine rows
+    (Arrow) of those that could not be learnt from. ``refusal`` says why the stage must not be published; nothing else
+    is used then.
+    """
+
+    version_id: str
+    parent: str
+    task: str
+    artifacts: dict[str, ArtifactRef] = field(default_factory=dict)
+    rows: tuple[str, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)
+    refusal: str | None = None
+    lost: pa.Table | None = None
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """The running stage as rank 0 reports it; durations in seconds of the steps since the last report."""
+
+    phase: str = "idle"
+    task: str = ""
+    version: str = ""
+    stage: int = 0
+    step: int = 0
+    total_steps: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+    step_s: tuple[float, ...] = ()
+    data_wait_s: tuple[float, ...] = ()
+    first_step_s: float | None = None
+    workers: int = 0
+    leader: str = ""
+    """Host and process id of rank 0."""

@@ -1,0 +1,202 @@
+"""What the driver tells Prometheus.
+
+Counts and ages are read from the ledger at each scrape, so a restarted driver reports the same totals;
+only durations (histograms) and the progress of the running stage live in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stream_odml.ingest.reasons import Reason
+from stream_odml.pipeline.messages import StageProgress
+
+PREFIX = "stream_odml"
+PHASES = ("idle", "caching", "training", "evaluating", "committing")
+STATES = ("landed", "indexed", "assigned", "learnt", "set_aside")
+OUTCOMES = ("ingested", "quarantined", "held_out", "learnt")
+LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30, 60, 300, 1800)
+TASKS_NAMED, REASON_LENGTH = 20, 200
+"""Bounds of what is said of single tasks: a label is kept for every value that it ever had."""
+STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+@dataclass
+class StreamFigures:
+    """One consistent reading of the stream, taken under the driver's lock.
+
+    ``shards`` counts by state, ``images`` by outcome, ``quarantined`` rows by reason; ``queue_shards`` and
+    ``queue_age_s`` by queue (``index``, ``boundary``, ``learn``), ages in seconds of the oldest entry.
+    """
+
+    shards: Mapping[str, int] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    queue_shards: Mapping[str, int] = field(default_factory=dict)
+    queue_age_s: Mapping[str, float] = field(default_factory=dict)
+    classes: int = 0
+    stages_committed: int = 0
+    gate_refusals: int = 0
+    epoch: int = 0
+    head: str = ""
+    head_committed_at: float = 0.0
+    recall_at_1: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    forgetting: float | None = None
+    drift: Mapping[str, float] = field(default_factory=dict)
+    not_learnt: Sequence[Mapping[str, Any]] = ()
+    """Tasks that were refused or skipped, see :mod:`stream_odml.store.unlearnt`."""
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """What was out of reach and is asked for again, since this driver began: ``list``, ``read``, ``commit``,
+    ``stage``."""
+
+
+class DriverMetrics(Collector):
+    """Registry and exporter of one driver; ``figures`` and ``progress`` are replaced, never mutated."""
+
+    def __init__(self) -> None:
+        self.figures = StreamFigures()
+        self.progress = StageProgress()
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self.searchable = self._histogram(
+            "landed_to_indexed_seconds", "Time from a shard's landing to its vectors being committed."
+        )
+        self.commit = self._histogram("commit_seconds", "Time of one commit to the store.", ("commit",))
+        for kind in ("ingest", "stage"):
+            self.commit.labels(kind)
+        self.first_batch = self._histogram(
+            "boundary_to_first_step_seconds", "Time from a task's hand-over to its first training step."
+        )
+        self.step = self._histogram("step_seconds", "Time of one training step.", buckets=STEP_BUCKETS)
+        self.data_wait = self._histogram(
+            "data_wait_seconds", "Time a training step waited for its batch.", buckets=STEP_BUCKETS
+        )
+
+    def _histogram(
+        self,
+        name: str,
+        text: str,
+        labels: tuple[str, ...] = (),
+        buckets: tuple[float, ...] = LATENCY_BUCKETS,
+    ) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def serve(self, port: int, host: str = "127.0.0.1") -> int:
+        """Start the exporter and return its port (``port`` 0: any free one). Raises OSError if taken."""
+        server, _ = start_http_server(port, addr=host, registry=self.registry)
+        return int(server.server_port)
+
+    def report(self, progress: StageProgress) -> None:
+        """Take over what rank 0 reports, and observe its durations."""
+        self.progress = progress
+        for seconds in progress.step_s:
+            self.step.observe(seconds)
+        for seconds in progress.data_wait_s:
+            self.data_wait.observe(seconds)
+        if progress.first_step_s is not None:
+            self.first_batch.observe(progress.first_step_s)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every family that the ledger or the running stage defines."""
+        yield from self._stream(self.figures)
+        yield from self._quality(self.figures)
+        yield from self._stage(self.progress)
+
+    def _stream(self, now: StreamFigures) -> Iterable[Metric]:
+        # Every label is there from the beginning, at zero: a rate over a series that has only just appeared is empty.
+        yield _counter(
+            "shards", "Shards by the state they reached.", "state", _zeros(STATES) | dict(now.shards)
+        )
+        images = _zeros(OUTCOMES) | dict(now.images)
+        yield _counter("images", "Images by what became of them.", "outcome", images)
+        reasons = dict.fromkeys(map(str, Reason), 0) | dict(now.quarantined)
+        yield _counter("quarantined_rows", "Rows set aside, by reason.", "reason", reasons)
+        yield _counter("retries", "What was out of reach for a while, by what was tried.", "of", now.retries)
+        yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
+        yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
+        yield _value("classes", "Classes known to the gallery.", now.classes)
+        yield _value("writer_epoch", "Epoch of the committing writer; grows at each takeover.", now.epoch)
+        yield CounterMetricFamily(
+            f"{PREFIX}_stages_committed", "Stages that became a version.", value=now.stages_committed
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_gate_refusals", "Stages that the quality gate refused.", value=now.gate_refusals
+        )
+        yield from _not_learnt(now.not_learnt)
+
+    def _quality(self, now: StreamFigures) -> Iterable[Metric]:
+        info = GaugeMetricFamily(f"{PREFIX}_head_info", "1 for the head version.", labels=["version"])
+        if now.head:
+            info.add_metric([now.head], 1)
+            age = max(0.0, time.time() - now.head_committed_at)
+            yield _value("head_age_seconds", "Time since the head version was committed.", age)
+        yield info
+        recall = GaugeMetricFamily(
+            f"{PREFIX}_recall_at_1",
+            "Recall@1 on held-out images by split and gallery form.",
+            labels=["split", "gallery"],
+        )
+        for (split, gallery), value in now.recall_at_1.items():
+            recall.add_metric([split, gallery], value)
+        yield recall
+        if now.forgetting is not None:
+            yield _value("forgetting", "Best Recall@1 on old classes so far minus now.", now.forgetting)
+        yield _gauge("drift", "Embedding drift of the last stage.", "measure", now.drift)
+
+    def _stage(self, now: StageProgress) -> Iterable[Metric]:
+        yield _value("stage", "Depth of the version that is being learnt.", now.stage)
+        yield _gauge("phase", "1 for the phase of the trainer.", "phase", {p: p == now.phase for p in PHASES})
+        yield _value("stage_step", "Steps done in the running stage.", now.step)
+        yield _value("stage_steps", "Steps of the running stage in all.", now.total_steps)
+        yield _value("train_workers", "Data-parallel workers in the running stage.", now.workers)
+        if now.leader:
+            yield _gauge("train_leader_info", "1 for host and process of rank 0.", "process", {now.leader: 1})
+        yield _gauge("loss", "Last loss of the running stage by part.", "part", now.losses)
+
+
+def _not_learnt(tasks: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
+    states = _zeros(("refused", "skipped")) | Counter(task["state"] for task in tasks)
+    yield _gauge("tasks_not_learnt", "Tasks that were refused or skipped, by state.", "state", states)
+    info = GaugeMetricFamily(
+        f"{PREFIX}_task_not_learnt_info",
+        f"1 for each of the last {TASKS_NAMED} tasks that were refused or skipped, and why.",
+        labels=["task", "state", "reason"],
+    )
+    for task in tasks[-TASKS_NAMED:]:
+        info.add_metric([task["task"], task["state"], task["reason"][:REASON_LENGTH]], 1)
+    yield info
+
+
+def _zeros(names: Iterable[str]) -> dict[str, int]:
+    return dict.fromkeys(names, 0)
+
+
+def _value(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    return _filled(GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=[label]), values)
+
+
+def _counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    return _filled(CounterMetricFamily(f"{PREFIX}_{name}", text, labels=[label]), values)
+
+
+F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)
+
+
+def _filled(family: F, values: Mapping[str, float]) -> F:
+    """One figure that is no number, or a name that is no text, must not cost a scrape all the others."""
+    for key, value in values.items():
+        if isinstance(value, int | float) or hasattr(value, "__float__"):
+            family.add_metric([str(key)], float(value))
+    return family

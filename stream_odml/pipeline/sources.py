@@ -1,0 +1,86 @@
+"""The sources that a configuration names, and the inbox of images pushed over HTTP."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from stream_odml.config.stream import ConfigError, StreamConfig
+from stream_odml.ingest.delta_source import DeltaTableSource
+from stream_odml.ingest.object_store import S3Source
+from stream_odml.ingest.sources import DirectorySource, Source
+from stream_odml.storage.reading import local_path
+
+
+def inbox_path(config: StreamConfig) -> str:
+    """The source's place: a relative folder lies under the stream root."""
+    path = config.source.path
+    if config.source.kind == "s3" and "://" not in path:
+        return f"s3://{path}"
+    if config.source.kind == "directory" and not Path(path).is_absolute():
+        return str(Path(config.root) / path)
+    return path
+
+
+def push_path(config: StreamConfig) -> str:
+    """Where the service lands pushed images."""
+    return config.service.push_dir or f"{config.root.rstrip('/')}/push"
+
+
+def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
+    """Storage options of a shard: those of the store for what was pushed, else those of the source."""
+    return (
+        config.storage_options
+        if _lies_in(uri, push_path(config))
+        else dict(config.source.storage_options) or None
+    )
+
+
+def _lies_in(uri: str, folder: str) -> bool:
+    """Whether a place is below another one, name by name: `push-old/x` is not in `push`."""
+    return _whole(uri).startswith(f"{_whole(folder).rstrip('/')}/")
+
+
+def _whole(place: str) -> str:
+    return place if "://" in place.removeprefix("file://") else str(local_path(place).absolute())
+
+
+def open_sources(config: StreamConfig) -> list[Source]:
+    """All places that the driver watches. Raises ConfigError for one that cannot be."""
+    options = dict(config.source.storage_options) or None
+    sources: list[Source] = []
+    if config.source.kind == "directory":
+        sources.append(_directory(inbox_path(config)))
+    elif config.source.kind == "s3":
+        sources.append(S3Source(inbox_path(config), options))
+    elif config.source.kind == "delta":
+        sources.append(DeltaTableSource(config.source.path, options, config.source.start_version))
+    elif config.source.kind != "none":
+        sources.append(_made_by(config.source.kind, config.source.path, options or {}))
+    push = push_path(config)
+    sources.append(S3Source(push, config.storage_options) if "://" in push else _directory(push))
+    return sources
+
+
+def _made_by(factory: str, path: str, options: dict[str, str]) -> Source:
+    """What a function of the user's makes. ``factory``: `module:function`."""
+    module, _, name = factory.partition(":")
+    try:
+        made: Source = getattr(importlib.import_module(module), name)(path, options)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"source.kind {factory!r} cannot be had ({error}); its module must be importable where the driver runs"
+        ) from error
+    return made
+
+
+def _directory(path: str) -> DirectorySource:
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise ConfigError(
+            f"the inbox {path} cannot be read ({error.strerror}); make the folder readable or change `source.path`"
+        ) from error
+    return DirectorySource(path)

@@ -1,0 +1,73 @@
+"""What the last pass of a stage leaves on its node's disk until it is handed over: embeddings, then gallery rows.
+
+Protects: of a task of any size only a few thousand rows are in memory at once, and no vector stays behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stream_odml.learn.kept import Float32s, Room
+from stream_odml.store.store import REPEATED
+from stream_odml.store.tables import GALLERY, restamped
+
+Part = tuple[NDArray[np.int64], Float32s]
+"""Numbers [n] of rows and their vectors [n, d]."""
+ROWS_AT_ONCE = 1 << 13
+
+
+class OnDisk:
+    """Rows in a file of a folder, read back as a memory map, whose pages the system may drop at any time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"{uuid.uuid4().hex}.f4"
+        self._file = self._path.open("wb")
+
+    def append(self, rows_nd: Float32s) -> None:
+        """Takes n rows more."""
+        self._file.write(np.ascontiguousarray(rows_nd, np.float32).data)
+
+    def rows(self, dim: int) -> Float32s:
+        """All of them, read-only."""
+        self._file.close()
+        count = self._path.stat().st_size // (4 * dim)
+        if not count:
+            return np.empty((0, dim), np.float32)
+        return np.memmap(self._path, np.float32, "r", shape=(count, dim))
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Room]:
+    """A folder for embeddings, emptied of what a killed attempt left there, and removed at the end."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield partial(OnDisk, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_parts(indices: NDArray[np.int64], vectors: Float32s) -> Iterator[Part]:
+    """Both, a few thousand rows at a time."""
+    for start in range(0, len(indices), ROWS_AT_ONCE):
+        yield indices[start : start + ROWS_AT_ONCE], np.array(vectors[start : start + ROWS_AT_ONCE])
+
+
+def write_rows(path: Path, rows: pa.Table, parts: Iterable[Part], version: str) -> None:
+    """A Parquet file of gallery rows: those of ``rows`` that the parts name, with their vectors under ``version``.
+
+    Raises ValueError for a vector that is not finite.
+    """
+    with pq.ParquetWriter(path, GALLERY, use_dictionary=list(REPEATED)) as writer:
+        for at, vectors in parts:
+            writer.write_table(restamped(rows.take(pa.array(at)), vectors, version))

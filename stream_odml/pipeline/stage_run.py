@@ -1,0 +1,395 @@
+"""One stage on one rank: open the task's pixels, step, finish, evaluate, write what the commit will name.
+
+Protects: everything that a commit names is written before the driver hears of it, and nothing here commits.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from stream_odml.cluster.caching import fill_cache, open_cache, rows_digest, task_rows
+from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.reasons import BadShard, TransientReadError
+from stream_odml.ingest.sampler import PKSampler
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
+from stream_odml.learn.settings import StageSettings
+from stream_odml.learn.stage import StageDiverged, StageLearner, StageOutcome
+from stream_odml.learn.virtual import virtual_births
+from stream_odml.learn.world import World
+from stream_odml.pipeline import evaluating
+from stream_odml.pipeline.estimating import estimate_old
+from stream_odml.pipeline.gate import FEW_QUERIES, verdict
+from stream_odml.pipeline.held_out import HeldOut, shared_held_out
+from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
+from stream_odml.pipeline.sources import read_options
+from stream_odml.pipeline.stage_rows import Part, in_parts, scratch, write_rows
+from stream_odml.store.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef, write_artifact
+from stream_odml.store.store import Store
+from stream_odml.store.tables import quarantine_rows
+
+log = logging.getLogger(__name__)
+FINISH_BATCH = 256
+READ_TRIES = 5
+OVERRULED = "gate_overruled"
+"""Metric of a version that was published though the quality gate spoke against it: what it said."""
+
+
+class StageFailed(Exception):
+    """The stage cannot become a version; the message says why, on every rank alike."""
+
+
+class StageDeferred(Exception):
+    """The stage cannot begin now, for a reason outside; the same attempt comes again."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs: the node's number in the training run, and whether the rank fills its cache."""
+
+    node: int = 0
+    leads: bool = True
+
+
+class StageRun:
+    """Use in order: `open`, `step` until `total_steps`, `finish`, `close`."""
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        order: StageOrder,
+        store: Store,
+        world: World,
+        place: Place,
+        report: Callable[[StageProgress], None],
+    ) -> None:
+        self.config, self.order, self.world = config, order, world
+        self._leads_node, self._report = place.leads, report
+        self._store = store
+        self._settings = retried(config.learning, order.retry)
+        self._began = time.perf_counter()
+        self._first_step_s: float | None = None
+        # Nodes may share a disk, and each writes a cache of its own.
+        self._cache_folder = cache_root(config) / f"{order.task}.node-{place.node}"
+        self._scratch = cache_root(config) / f"{order.task}.rank-{world.rank}"
+
+    # -- before -------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Decode the task into this node's cache and build the learner. Raises StageFailed."""
+        self._say("caching")
+        self._rows = self._agreed_rows()
+        if not len(self._rows):
+            raise StageFailed("the task has no items left: they were forgotten or replaced")
+        size = self.config.model.image_size
+        deferrals = [why for why in self._all_ranks(self._fill(size) if self._leads_node else None) if why]
+        if deferrals:
+            raise StageDeferred(deferrals[0])
+        self._cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
+        self._leave_out_lost()
+        self._train = np.flatnonzero(~self._held & ~self._lost)
+        labels = self._cache.labels[self._train]
+        self._classes, self._labels = np.unique(labels, return_inverse=True)
+        try:
+            self._sampler = PKSampler(
+                self._labels,
+                self._settings.classes_per_batch,
+                self._settings.images_per_class,
+                self.config.seed,
+                self.world.size,
+            )
+        except ValueError as error:
+            raise StageFailed(str(error)) from error
+        self.learner = self._build_learner()
+        self._say("training")
+
+    def _agreed_rows(self) -> pa.Table:
+        """The task's living items as every rank sees them: one may read the store a commit earlier than another."""
+        while True:
+            rows = task_rows(self._store, self.order.shards, self.order.parent)
+            if len(set(self._all_ranks(rows_digest(rows, self.order.shards)))) == 1:
+                return rows
+            time.sleep(0.2)
+            self._store.refresh()
+
+    def _fill(self, size: int) -> str | None:
+        """Fill this node's cache; why that has to wait, or None."""
+        for tried in range(READ_TRIES):
+            try:
+                cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
+                options, cpus = partial(read_options, self.config), self.config.cluster.cpus_per_read
+                ingest = self.config.ingest
+                fill_cache(cache, self.order.shards, options, ingest.max_pixels, cpus, ingest.hang_s)
+                return None
+            except Exception as error:
+                cause = _root_cause(error)
+                if not isinstance(cause, TransientReadError):
+                    raise
+                log.warning("images are out of reach, asking again: %s", cause)
+                time.sleep(2.0**tried)
+        return f"images of the task are out of reach: {cause}"
+
+    def _leave_out_lost(self) -> None:
+        """Agree on the rows to do without: those that any node could not have. Raises StageFailed if none is left."""
+        self._held = self._rows["held_out"].to_numpy(zero_copy_only=False)
+        self._lost = np.logical_or.reduce(self._all_ranks(self._cache.lost()))
+        told = self._all_ranks(self._cache.lost_rows() if self._leads_node else [])
+        problems = {(shard, one.row): one for rows in told for shard, one in rows}
+        self._lost_rows = quarantine_rows(
+            shard_ids=[shard for shard, _ in problems],
+            rows=[row for _, row in problems],
+            reasons=[str(one.reason) for one in problems.values()],
+            details=[f"left out of {self.order.task}: {one.detail}" for one in problems.values()],
+            first_bytes=[one.first_bytes for one in problems.values()],
+        )
+        if problems:
+            first = next(iter(problems.values()))
+            count = f"{len(problems)} of the {len(self._rows)} images of {self.order.task} cannot be read any more"
+            log.warning("%s, first: %s", count, first.detail)
+            if self._lost.all():
+                raise StageFailed(f"{count}, first: {first.reason}: {first.detail}")
+
+    def _build_learner(self) -> StageLearner:
+        parent = self.order.parent
+        old = embedder_from_bytes(self._store.artifact(parent, STUDENT))
+        bank = parent_bank(self._store, parent, old.spec.dim)
+        maps = {}
+        if self._settings.virtual == "affine":
+            found = self._store.mapper.out_of(self._store.tree, parent, virtual_births(bank))
+            maps = {birth: _SpaceMapAsDrift(drift) for birth, drift in found.items()}
+        return StageLearner(
+            self._settings,
+            old,
+            bank,
+            n_classes=len(self._classes),
+            version_id=self.order.version_id,
+            seed=self.config.seed,
+            world=self.world,
+            backward_maps=maps,
+        )
+
+    # -- during -------------------------------------------------------------------------------------------------
+
+    @property
+    def next_step(self) -> int:
+        """Steps done."""
+        return self.learner.next_step
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the stage."""
+        return self.learner.total_steps
+
+    def step(self) -> None:
+        """One step on this rank's slice of the global batch. Raises StageFailed for a loss that is not finite."""
+        began = time.perf_counter()
+        chosen = self._sampler.slice(self.next_step, self.world.rank)
+        pixels = torch.from_numpy(self._cache.batch(self._train[chosen]))
+        labels = torch.from_numpy(self._labels[chosen])
+        loaded = time.perf_counter()
+        first = None if self.next_step else time.time() - self.order.handed_at
+        self._first_step_s = self._first_step_s if first is None else first
+        try:
+            report = self.learner.step(pixels, labels)
+        except StageDiverged as error:
+            raise StageFailed(str(error)) from error
+        ended = time.perf_counter()
+        self._say(
+            "training",
+            losses=report.losses,
+            step_s=(ended - began,),
+            data_wait_s=(loaded - began,),
+            first_step_s=first,
+        )
+
+    # -- after --------------------------------------------------------------------------------------------------
+
+    def finish(self) -> StageResult:
+        """Fit the maps, move the bank, embed the task anew, evaluate, and write all of it. Raises StageFailed."""
+        self._say("evaluating")
+        names = [self._cache.class_names[c] for c in self._classes]
+        try:
+            with scratch(self._scratch) as room:
+                outcome = self.learner.finish(self._share(), names, len(self._rows), room)
+                parts = self._all_ranks(self._write_rows(outcome))
+        except StageDiverged as error:
+            raise StageFailed(str(error)) from error
+        held = self._held_out(outcome.student)
+        if self.world.rank:
+            return StageResult(self.order.version_id, self.order.parent, self.order.task)
+        figures = self._figures(outcome, held)
+        refusal = verdict(self.config.gate, figures)
+        if refusal is not None and self.order.anyway:
+            figures[OVERRULED], refusal = refusal, None
+        return StageResult(
+            self.order.version_id,
+            self.order.parent,
+            self.order.task,
+            self._write_artifacts(outcome),
+            tuple(parts),
+            figures,
+            refusal,
+            self._lost_rows,
+        )
+
+    def _share(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
+        """This rank's part of the training images, each once."""
+        own = np.arange(len(self._train))[self.world.rank :: self.world.size]
+        for start in range(0, len(own), FINISH_BATCH):
+            chosen = own[start : start + FINISH_BATCH]
+            yield self._cache.batch(self._train[chosen]), self._labels[chosen], self._train[chosen]
+
+    def _write_rows(self, outcome: StageOutcome) -> str:
+        """This rank's gallery rows of the task's items under the new model, held-out ones included."""
+        path = f"artifacts/{self.order.version_id}/rows-{self.world.rank}.parquet"
+        held = np.flatnonzero(self._held & ~self._lost)
+        held = held[self.world.rank :: self.world.size]
+        parts = chain(in_parts(outcome.indices, outcome.embeddings), self._embedded(held, outcome.student))
+        write_rows(self._scratch / "rows.parquet", self._rows, parts, self.order.version_id)
+        self._store.files.upload(path, self._scratch / "rows.parquet")
+        return path
+
+    def _embedded(self, chosen: NDArray[np.int64], student: Embedder) -> Iterator[Part]:
+        for start in range(0, len(chosen), FINISH_BATCH):
+            some = chosen[start : start + FINISH_BATCH]
+            yield some, embed(student, self._cache.batch(some), self.world.device)
+
+    def _write_artifacts(self, outcome: StageOutcome) -> dict[str, ArtifactRef]:
+        from stream_odml.learn.embedder import embedder_to_bytes
+
+        contents = {
+            STUDENT: embedder_to_bytes(outcome.student),
+            BANK: outcome.bank.to_bytes(),
+            FORWARD: outcome.forward.to_bytes(),
+            BACKWARD: outcome.backward.to_bytes(),
+        }
+        files, version = self._store.files, self.order.version_id
+        return {name: write_artifact(files, version, name, data) for name, data in contents.items()}
+
+    def _figures(self, outcome: StageOutcome, held: HeldOut | None) -> dict[str, Any]:
+        """Figures of the new version: drift, sizes, and recall where images are held out."""
+        figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in outcome.drift.items()}
+        figures |= {
+            "images": float(len(self._train)),
+            "classes": float(len(self._classes)),
+            "lost_images": float(self._lost.sum()),
+            "steps": float(self.total_steps),
+            "seconds": time.perf_counter() - self._began,
+            "workers": float(self.world.size),
+        }
+        if self._first_step_s is not None:
+            figures["boundary_to_first_step_s"] = self._first_step_s
+        if held is not None:
+            figures |= evaluating.evaluate_stage(held, outcome.forward, self.order.task)
+            lost = evaluating.forgetting(self._store, self.order.parent, figures)
+            figures |= {} if lost is None else {"forgetting": lost}
+        if figures.get("queries/old", 0.0) < FEW_QUERIES:
+            figures |= estimate_old(self._store, self.order.parent, outcome, self.config.seed)
+        return figures
+
+    def _held_out(self, student: Embedder) -> HeldOut | None:
+        """Held-out images under both models; None on all ranks but the first, or if there are too few."""
+        self._store.refresh()  # what was forgotten meanwhile is not there to be read
+        return shared_held_out(self._store, self.order, self.config, student, self.world, self._all_ranks)
+
+    def close(self) -> None:
+        """Remove the task's pixels from this node."""
+        if self._leads_node:
+            shutil.rmtree(self._cache_folder, ignore_errors=True)
+
+    # -- between ------------------------------------------------------------------------------------------------
+
+    def _say(self, phase: str, **more: Any) -> None:
+        begun = hasattr(self, "learner")
+        progress = StageProgress(
+            phase,
+            self.order.task,
+            self.order.version_id,
+            self.order.depth,
+            self.next_step if begun else 0,
+            self.total_steps if begun else 0,
+        )
+        self._report(replace(progress, **more))
+
+    def _all_ranks(self, value: Any) -> list[Any]:
+        values = [value]
+        if self.world.size > 1:
+            values = [None] * self.world.size
+            dist.all_gather_object(values, value)
+        return values
+
+
+class _SpaceMapAsDrift:
+    """A composed map between versions where the learning core asks for a drift map."""
+
+    kind = "composed"
+
+    def __init__(self, composed: Any) -> None:
+        self._map = composed
+
+    def apply(self, g_nd: NDArray[Any]) -> NDArray[np.float32]:
+        """Map raw vectors [n, d]."""
+        mapped: NDArray[np.float32] = self._map.apply(np.ascontiguousarray(g_nd, np.float32))
+        return mapped
+
+    def to_bytes(self) -> bytes:
+        """A view of stored maps: there is nothing of its own to store."""
+        raise TypeError("a composed map is never stored; store the maps of each stage")
+
+
+def retried(settings: StageSettings, refusals: int) -> StageSettings:
+    """Settings of an attempt after so many refusals: each makes the anchors 4 times stronger, the rate half."""
+    if not refusals:
+        return settings
+    factor = 4.0**refusals
+    return replace(
+        settings,
+        weight_old=settings.weight_old * factor,
+        weight_anchor=max(settings.weight_anchor, 1.0) * factor,
+        weight_wide=max(settings.weight_wide, 1.0) * factor,
+        learning_rate=settings.learning_rate / 2**refusals,
+        base_learning_rate=settings.base_learning_rate / 2**refusals,
+    )
+
+
+def parent_bank(store: Store, parent: str, dim: int) -> ClassBank:
+    """The bank of a version; empty for the initial model."""
+    if BANK not in store.tree.get(parent).artifacts:
+        return ClassBank.empty(dim)
+    return ClassBank.from_bytes(store.artifact(parent, BANK))
+
+
+def cache_root(config: StreamConfig) -> Path:
+    """Folder of this stream's pixel caches on this node."""
+    if config.cluster.cache_dir is not None:
+        return Path(config.cluster.cache_dir) / config.name
+    if "://" not in config.root:
+        return Path(config.root).absolute() / "cache"
+    return Path(tempfile.gettempdir()) / f"stream-odml-cache-{config.name}"
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What a read task raised, out of the wrappers that Ray puts around it."""
+    seen = error
+    while True:
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        if not isinstance(inner, BaseException) or inner is seen:
+            return seen
+        if isinstance(inner, BadShard | TransientReadError):
+            return inner
+        seen = inner

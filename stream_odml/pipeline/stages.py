@@ -1,0 +1,283 @@
+"""Tier 2 as the driver runs it: tasks are closed, handed out one attempt at a time, and their result committed.
+
+Protects: a task's members are committed before it is learnt; an attempt keeps its version id over every restart of
+trainer and driver, and loses it only when it is committed or refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stream_odml.cluster.ingestion import shard_ref
+from stream_odml.ingest.boundary import BoundaryPolicy, Closure, Settled, WaitingShard, is_trainable
+from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
+from stream_odml.store.checks import closed_task
+from stream_odml.store.erasure import without_forgotten
+from stream_odml.store.ledger import LedgerState, ShardState, TaskState
+from stream_odml.store.tables import GALLERY
+from stream_odml.store.unlearnt import NOTHING
+from stream_odml.store.writer import Writer
+
+log = logging.getLogger(__name__)
+MAX_FAILURES = 3
+MAX_RETURNS = 8
+"""Times that a trainer may lose an attempt before its first step (killed, out of memory) until it is refused."""
+LOOK_S = 1.0
+
+
+class Stages:
+    """Not thread-safe: the driver calls it under its lock."""
+
+    def __init__(self, writer: Writer, policy: BoundaryPolicy, max_refusals: int) -> None:
+        self._writer = writer
+        self._policy = policy
+        self._max_refusals = max_refusals
+        self._handed_at: dict[str, float] = {}
+        self._failures: Counter[tuple[str, int]] = Counter()
+        self._handed: str | None = None
+        self._returns, self._furthest = 0, 0
+        self._asked_at = (-1, 0.0)
+        self._seen: LedgerState | None = None
+        self._looked: tuple[list[WaitingShard], Settled] = ([], {})
+
+    def close_tasks(self) -> list[str]:
+        """Close every task whose boundary has come; returns their ids."""
+        closed = []
+        while (closure := self._decide()) is not None:
+            task = self._writer.store.ledger.next_task_id
+            named = {} if closure.task is None else {"name": closure.task}
+            self._writer.close_task(task, closure.shard_ids, closure.reason, named)
+            if not closure.trainable:
+                self._writer.skip_task(
+                    task, f"{closure.images} images of {closure.classes} classes: {NOTHING}"
+                )
+            log.info("task %s closed with %d shards: %s", task, len(closure.shard_ids), closure.reason)
+            closed.append(task)
+        return closed
+
+    def _drop_idle_manifests(self) -> None:
+        """A manifest that closes nothing leaves the queue, with its reason where people look for it."""
+        for shard_id, reason in self._policy.closes_nothing(*self._look()).items():
+            log.warning("%s", reason)
+            self._writer.set_aside(shard_id, reason)
+
+    def _decide(self) -> Closure | None:
+        ledger = self._writer.store.ledger
+        if self._asked_at[0] == ledger.seq and time.monotonic() - self._asked_at[1] < LOOK_S:
+            return None  # nothing came; only an age can have been reached, and that can wait a second
+        self._asked_at = (ledger.seq, time.monotonic())
+        waiting, settled = self._look()
+        closure = self._policy.decide(waiting, ledger.tally.closed_classes, time.time(), settled)
+        if closure is None:
+            self._drop_idle_manifests()
+        return closure
+
+    def _look(self) -> tuple[list[WaitingShard], Settled]:
+        """What waits and what is settled, worked out again only when the ledger grew: this is asked ten times
+        a second."""
+        ledger = self._writer.store.ledger
+        if self._seen is not ledger:
+            self._seen, self._looked = ledger, (waiting_shards(ledger), _settled(ledger))
+        return self._looked
+
+    def explain(self) -> list[str]:
+        """What the open task waits for, a line for each rule."""
+        ledger = self._writer.store.ledger
+        waiting, settled = self._look()
+        return self._policy.explain(waiting, ledger.tally.closed_classes, time.time(), settled)
+
+    def next_order(self) -> StageOrder | None:
+        """The stage to learn now, from the head; its attempt is ledgered before this returns."""
+        store = self._writer.store
+        while (task := store.next_task()) is not None and self._gives_up(task):
+            pass
+        if task is None:
+            return None
+        parent = store.tree.head
+        attempt = store.current_attempt(task.task_id, parent)
+        version_id = attempt.version_id if attempt else self._writer.begin_attempt(task.task_id, parent)
+        return StageOrder(
+            task=task.task_id,
+            version_id=version_id,
+            parent=parent,
+            depth=store.tree.get(parent).depth + 1,
+            shards=tuple(shard_ref(store.ledger.shards[shard]) for shard in task.shard_ids),
+            handed_at=self._handed_at.setdefault(version_id, time.time()),
+            retry=self._retry(task),
+            anyway=task.anyway,
+        )
+
+    def _gives_up(self, task: TaskState) -> bool:
+        """Skip a task that was refused too often; here too, because a crash may have come before it was."""
+        refused = task.refused
+        if len(refused) <= self._max_refusals:
+            return False
+        self._writer.skip_task(task.task_id, f"refused {len(refused)} times, last: {refused[-1].refused}")
+        return True
+
+    def _retry(self, task: TaskState) -> int:
+        """How much gentler than a first attempt: what is published at any price is learnt at the least one."""
+        if not task.anyway:
+            return task.refusals
+        return min(sum(attempt.refused is not None for attempt in task.attempts), self._max_refusals)
+
+    def hand_out(self, done: StageProgress) -> StageOrder | None:
+        """The next order for a trainer that asks. ``done`` is how far it had come with the one before.
+
+        An attempt that comes back again and again without a further step is refused, so that others get on; one that
+        is killed as often, but gets on in between, is not.
+        """
+        order = self.next_order()
+        if order is None:
+            return None
+        if order.version_id == self._handed and not self._got_on(order.version_id, done):
+            self._refuse_after(order, MAX_RETURNS, "the trainer ended without a further step")
+            order = self.next_order()
+        elif order.version_id != self._handed:
+            self._returns, self._furthest = 0, 0
+        self._handed = order.version_id if order is not None else None
+        return order
+
+    def _got_on(self, version_id: str, done: StageProgress) -> bool:
+        step = done.step if done.version == version_id else 0
+        if step > self._furthest:
+            self._returns, self._furthest = 0, step
+            return True
+        self._returns += 1
+        return self._returns < MAX_RETURNS
+
+    def _refuse_after(self, order: StageOrder, times: int, error: str) -> None:
+        self._handed = None
+        reason = f"failed {times} times, last: {error}"
+        self.commit(StageResult(order.version_id, order.parent, order.task, refusal=reason))
+
+    def is_current(self, version_id: str) -> bool:
+        """Whether this attempt is the one to go on with."""
+        store = self._writer.store
+        task = store.next_task()
+        attempt = store.current_attempt(task.task_id, store.tree.head) if task is not None else None
+        return attempt is not None and attempt.version_id == version_id
+
+    def deferred(self, order: StageOrder) -> None:
+        """The attempt waits for something outside: handing it out again is no failure of it."""
+        self._handed = None
+
+    def commit(self, result: StageResult) -> str:
+        """Publish a finished stage, or record its refusal; returns the head afterwards. Safe to repeat.
+
+        Raises StaleParent when the head moved since the stage began.
+        """
+        store = self._writer.store
+        if store.tree.is_committed(result.version_id):
+            return store.tree.head
+        if result.refusal is not None:
+            return self._refuse(result)
+        with ExitStack() as copies:
+            # Here first: the table's writer cannot wait for an object store in the midst of its own work.
+            rows = StageRows([copies.enter_context(store.files.local(part)) for part in result.rows])
+            artifacts = without_forgotten(
+                self._writer, result.version_id, result.parent, result.artifacts, rows
+            )
+            self._writer.commit_stage(
+                version_id=result.version_id,
+                parent=result.parent,
+                task=result.task,
+                artifacts=artifacts,
+                rows=rows,
+                metrics=result.metrics,
+                quarantine=result.lost,
+            )
+        for part in [*result.rows, *(ref.path for n, ref in result.artifacts.items() if artifacts[n] != ref)]:
+            store.files.delete(part)
+        return result.version_id
+
+    def failed(self, order: StageOrder, error: str, rank: int = 0) -> None:
+        """An attempt ended in an error that nobody foresaw; after the third of one rank it is refused."""
+        self._handed = None
+        self._failures[order.version_id, rank] += 1
+        if self._failures[order.version_id, rank] == MAX_FAILURES and self.is_current(order.version_id):
+            self._refuse_after(order, MAX_FAILURES, error)
+
+    def _refuse(self, result: StageResult) -> str:
+        store = self._writer.store
+        reason = result.refusal or ""
+        log.warning("stage %s of %s is refused: %s", result.version_id, result.task, reason)
+        self._writer.refuse(result.version_id, result.task, reason, result.metrics)
+        for file in list(store.files.list(f"artifacts/{result.version_id}")):
+            store.files.delete(
+                file.path
+            )  # its rows hold vectors, which must not outlive a request to forget them
+        self._gives_up(store.ledger.tasks[result.task])
+        return store.tree.head
+
+
+class StageRows:
+    """The parts that the ranks wrote, a few rows in memory at a time, as often as they are gone through."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for path in self._paths:
+            with pq.ParquetFile(path) as parts:
+                for number in range(parts.num_row_groups):  # `iter_batches` would keep what it has read
+                    yield parts.read_row_group(number, use_threads=False).cast(GALLERY)
+
+
+def relearn(writer: Writer, task_id: str, anyway: bool) -> None:
+    """Let a refused or skipped task be learnt after all; ``anyway``: published whatever the gate finds.
+
+    Raises UnknownSubject, and ValueError for a task that is learnt or that holds nothing to learn. Safe to repeat.
+    """
+    ledger = writer.store.ledger
+    trainable: Counter[str] = Counter()
+    for shard in closed_task(ledger, task_id).shard_ids:
+        trainable.update(ledger.shards[shard].counts.get("trainable", {}))
+    if not is_trainable(trainable):
+        raise ValueError(
+            f"{task_id} holds {trainable.total()} images of {len(trainable)} classes to learn from: {NOTHING}; "
+            "land more images, two classes of two images at least"
+        )
+    writer.relearn_task(task_id, anyway)
+
+
+def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
+    """Indexed shards without a task in the order of landing, up to the first that is still to be indexed.
+
+    A task depends on the order of landing only: a shard that its indexer finished early waits for those before it.
+    """
+    first = next(iter(ledger.landed.values()), None)
+    ready = [s for s in ledger.indexed.values() if first is None or s.landed_seq < first.landed_seq]
+    return [_waiting(shard) for shard in sorted(ready, key=lambda shard: shard.landed_seq)]
+
+
+def _settled(ledger: LedgerState) -> Settled:
+    """Names of shards that will not wait again, and the task that has each."""
+    return {
+        shard.name: shard.task or "set aside"
+        for shard in ledger.shards.values()
+        if shard.state in ("assigned", "set_aside")
+    }
+
+
+def _waiting(shard: ShardState) -> WaitingShard:
+    manifest = shard_ref(shard).manifest
+    if shard.format == "task" and shard.quarantined:
+        manifest = None  # it was refused: what it says closes nothing
+    return WaitingShard(
+        shard.shard_id,
+        shard.name,
+        shard.counts.get("trainable", {}),
+        shard.landed_at.timestamp(),
+        task=manifest.task if manifest else None,
+        task_complete=manifest.task_complete if manifest else False,
+        task_shards=(manifest.shards or ()) if manifest else (),
+    )

@@ -1,0 +1,117 @@
+"""When the driver tidies its store, and in which thread: never in one that status, rollback or a commit waits for.
+
+Protects: vectors that banks need are deleted only after the banks were corrected, in one step under the driver's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+from stream_odml.config.stream import StreamConfig
+from stream_odml.pipeline.pushed import prune_pushed
+from stream_odml.pipeline.sources import push_path
+from stream_odml.storage.files import Files, open_files
+from stream_odml.store.erasure import forget_in_banks
+from stream_odml.store.errors import WriterFenced
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.writer import Writer
+
+log = logging.getLogger(__name__)
+LOOK_S = 0.2
+RETRY_S = 5.0
+ERASE_AFTER_S = 5.0
+"""From a request to erase to the deletion of what it names: several requests are served by one."""
+ERASE_AGAIN_S = 3600.0
+"""A driver that starts so soon after a request deletes once more: its predecessor may have died on the way."""
+ORPHAN_AGE = timedelta(hours=1)
+
+
+class Tidying:
+    """Maintenance by policy, in a thread of its own. `lock`: the driver's, held only while banks are corrected."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        config: StreamConfig,
+        lock: AbstractContextManager[Any],
+        fenced: Callable[[WriterFenced], None],
+    ) -> None:
+        self.problem = ""
+        """Why the last round failed, or empty."""
+        self._writer, self._config, self._lock, self._fenced = writer, config, lock, fenced
+        self._rows, self._commits = writer.ledger.seq, writer.store.commits
+        stones = writer.ledger.tombstones
+        fresh = bool(stones) and time.time() - stones[-1].time.timestamp() < ERASE_AGAIN_S
+        self._erase_due: float | None = 0.0 if fresh else None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begin no round any more. One in progress may be cut short at any place, and is not waited for long."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def erase_soon(self) -> None:
+        """Have what tombstones cover deleted in a few seconds."""
+        if self._erase_due is None:
+            self._erase_due = time.monotonic() + ERASE_AFTER_S
+
+    @property
+    def pushed(self) -> Files:
+        """The folder of pushed images."""
+        return open_files(push_path(self._config), self._config.storage_options)
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            erase = self._erase_due is not None and time.monotonic() >= self._erase_due
+            if not erase and not self._has_grown():
+                continue
+            due, self._erase_due = self._erase_due, None if erase else self._erase_due
+            try:
+                self.tidy(erase)
+                self.problem = ""
+            except WriterFenced as error:
+                self._fenced(error)
+            except (
+                Exception
+            ) as error:  # a full or unreachable disk, a file that is gone: told, and tried again
+                self._erase_due = due if erase else self._erase_due
+                self.problem = f"maintenance: {type(error).__name__}: {error}"
+                log.exception("maintenance failed: %s", self.problem)
+                self._stop.wait(RETRY_S)
+
+    def _has_grown(self) -> bool:
+        store, writer = self._config.store, self._writer
+        rows, commits = writer.ledger.seq - self._rows, writer.store.commits - self._commits
+        return rows >= store.maintain_every_rows or commits >= store.maintain_every_commits
+
+    def tidy(self, erase: bool) -> None:
+        """One round; `erase`: without leaving replaced files for anybody who still reads them."""
+        store = self._config.store
+        retention = timedelta(hours=store.retention_h)
+        with self._lock:
+            forget_in_banks(self._writer)  # before their vectors are deleted
+            stones = self._writer.ledger.tombstones
+            covered = stones[-1].seq if stones else -1
+        report = self._writer.maintain(
+            MaintenancePolicy(
+                retention=timedelta(0) if erase else retention,
+                log_retention=retention,
+                orphan_age=ORPHAN_AGE,
+                keep_versions=store.keep_versions,
+            ),
+            covered,
+        )
+        pruned = prune_pushed(self._writer.store, self.pushed, store.keep_pushed_h * 3600)
+        self._rows, self._commits = self._writer.ledger.seq, self._writer.store.commits
+        log.info("maintenance: %s, %d pushed files pruned", report, pruned)

@@ -1,0 +1,65 @@
+"""Which items a query may find: class, attributes, time, held out or not."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from stream_odml.search.columns import NO_TIME, Columns
+from stream_odml.search.exact import Mask
+
+
+@dataclass(frozen=True)
+class Filters:
+    """All that is given must hold. Times without a zone are UTC; an item without a time is in no time range."""
+
+    classes: frozenset[str] | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Attributes that must have exactly these values."""
+    since: datetime | None = None
+    """At this time or later."""
+    until: datetime | None = None
+    """Before this time."""
+    held_out: bool | None = None
+
+    def __bool__(self) -> bool:
+        return any(v is not None for v in (self.classes, self.since, self.until, self.held_out)) or bool(
+            self.attributes
+        )
+
+    def mask(self, columns: Columns) -> Mask:
+        """Where the filter holds, bool [n]."""
+        mask = np.ones(columns.n, dtype=bool)
+        if self.classes is not None:
+            wanted = np.array(
+                [name in self.classes for name in columns.names["class_name"].names], dtype=bool
+            )
+            mask &= wanted[columns.array("class_name")] if len(wanted) else False
+        if self.held_out is not None:
+            mask &= columns.array("held_out") == self.held_out
+        if self.since is not None or self.until is not None:
+            times = columns.array("time")
+            mask &= times != NO_TIME
+            if self.since is not None:
+                mask &= times >= _microseconds(self.since)
+            if self.until is not None:
+                mask &= times < _microseconds(self.until)
+        if self.attributes and columns.n:
+            mask &= self._with_attributes(columns)
+        return mask
+
+    def _with_attributes(self, columns: Columns) -> Mask:
+        encoded = pa.concat_arrays(list(columns.attributes.chunks)).dictionary_encode()
+        wanted = self.attributes.items()
+        texts = (json.loads(text) for text in encoded.dictionary.to_pylist())
+        holds = np.array([wanted <= text.items() for text in texts], dtype=bool)
+        found: Mask = holds[encoded.indices.to_numpy(zero_copy_only=False)]
+        return found
+
+
+def _microseconds(time: datetime) -> int:
+    zoned = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return int((zoned - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)

@@ -1,0 +1,147 @@
+"""Who may ask for what: names the service answers to, pages that may send requests, tokens for reading and changing.
+
+Protects: closed by default. What a request is allowed is decided on the path that the router sees, and all but a short
+list of addresses needs a token once there is one. A page of another site can neither change anything nor, by a name
+that it lets point here, read anything.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable
+
+from starlette._utils import get_route_path
+from starlette.types import Scope
+
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.errors import ApiError
+
+# Probes, the page, which a browser must have before it can ask for a token, and the description of the API.
+_OPEN = re.compile(r"/|/healthz|/readyz|/docs|/openapi\.json|/page/[\w.-]+")
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_SEARCHES = ("/v1/search", "/v1/search/batch")
+_EVERY_ADDRESS = ("0.0.0.0", "::", "")
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class Access:
+    """Decides by host name, by origin and by token whether a request may go on."""
+
+    def __init__(self, options: ServiceOptions) -> None:
+        """Raises ValueError if a token file cannot be read or both tokens are the same."""
+        self._token, self._read_token = options.tokens()
+        self._bound = options.host
+        self._hosts = _named_hosts(options)
+
+    def check(self, scope: Scope) -> None:
+        """Raise ApiError 421 for a host that is not served, 403 for a foreign page, 401 or 403 for a token."""
+        headers, method = list(scope["headers"]), str(scope.get("method", "GET"))
+        self._check_host(headers)
+        if method not in _SAFE:
+            _check_origin(headers)
+        self._check_token(headers, method, get_route_path(scope))
+
+    def _check_host(self, headers: Headers) -> None:
+        given = _values(headers, b"host")
+        if "*" in self._hosts or not given:  # a browser, which is what this guards, always names the host
+            return
+        if len(given) > 1 or not self._is_served(_without_port(given[0])):
+            raise ApiError(
+                421,
+                "unknown_host",
+                f"the request is for host {given[0][:80]!a}, which this service does not answer to",
+                "use its address, or add the name to service.allowed_hosts",
+            )
+
+    def _is_served(self, host: str) -> bool:
+        if host in self._hosts or any(
+            host.endswith(pattern[1:]) for pattern in self._hosts if pattern.startswith("*.")
+        ):
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return host.endswith(".localhost")
+        # No site can make an address point elsewhere, so all of ours are good where we listen on all.
+        return address.is_loopback or self._bound in _EVERY_ADDRESS
+
+    def _check_token(self, headers: Headers, method: str, path: str) -> None:
+        if self._token is None and self._read_token is None:
+            return
+        if method in ("GET", "HEAD") and _OPEN.fullmatch(path):
+            return
+        given = _bearer(headers)
+        if _same(given, self._token):
+            return
+        reads = method in _SAFE or path in _SEARCHES
+        if _same(given, self._read_token):
+            if reads:
+                return
+            raise ApiError(
+                403,
+                "read_only",
+                "the token that came with the request is for reading",
+                "send the other token",
+            )
+        raise ApiError(
+            401,
+            "unauthorized",
+            "no valid token came with the request",
+            "send the header 'Authorization: Bearer TOKEN'",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _check_origin(headers: Headers) -> None:
+    """A browser says where a request that changes something comes from; other clients say nothing, and may ask."""
+    sites, origins = _values(headers, b"sec-fetch-site"), _values(headers, b"origin")
+    hosts = [_without_default_port(host) for host in _values(headers, b"host")]
+    if all(site in ("same-origin", "none") for site in sites) and all(
+        _without_default_port(origin.partition("://")[2]) in hosts for origin in origins
+    ):
+        return
+    raise ApiError(
+        403,
+        "foreign_origin",
+        f"the request comes from a page of another site ({(origins or sites)[0][:80]!a})",
+        "use the service's own page; a proxy in front must pass the Host header on",
+    )
+
+
+def _named_hosts(options: ServiceOptions) -> frozenset[str]:
+    if options.allowed_hosts is not None:
+        return frozenset(name.lower() for name in options.allowed_hosts) | {"localhost"}
+    return frozenset({"localhost", options.host.lower(), *_machine_names()})
+
+
+def _machine_names() -> set[str]:
+    name = socket.gethostname().lower()
+    return {name, name.partition(".")[0], f"{name.partition('.')[0]}.local"}
+
+
+def _values(headers: Headers, name: bytes) -> list[str]:
+    return [value.decode("latin-1").strip().lower() for key, value in headers if key.lower() == name]
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    name, _, port = host.rpartition(":")
+    return (name if name and port.isdigit() else host).removesuffix(".")
+
+
+def _without_default_port(host: str) -> str:
+    return host.removesuffix(":80").removesuffix(":443")
+
+
+def _bearer(headers: Headers) -> bytes:
+    given = [value for key, value in headers if key.lower() == b"authorization"]
+    scheme, _, token = given[0].strip().partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    return token.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _same(given: bytes, expected: str | None) -> bool:
+    return expected is not None and hmac.compare_digest(given, expected.encode())

@@ -1,0 +1,189 @@
+"""Queries on the threads that answer them: vectors share one FAISS thread and are batched, images have their own.
+
+Protects: who asks little waits for no more than one job of those who ask much. Images are decoded one at a time, large
+ones on a thread of their own, embedded a few at a time, and searched in slices; between any two of these steps a
+request that has been given up ends.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+from stream_odml.config.service import ServiceOptions
+from stream_odml.learn.embedder import embed
+from stream_odml.search.filters import Filters
+from stream_odml.search.hits import Hit
+from stream_odml.service.backend import Answer, Floats, Query
+from stream_odml.service.batching import Coalescer
+from stream_odml.service.bundle import Bundle
+from stream_odml.service.decoding import Decoding
+from stream_odml.service.errors import unprocessable
+from stream_odml.service.pool import ShortestFirst
+from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
+
+COALESCED = 64
+"""Most requests answered by one search."""
+SHORT = 1 << 25
+"""Multiplications of a search short enough (about 5 ms) for the event loop itself: a hand-over between threads costs
+half a millisecond, and several where both want the interpreter's lock."""
+SLICE = 1 << 30
+"""Multiplications of one search, about a sixth of a second at most: what is longer is done in slices, between which
+others have their turn."""
+EMBEDDED_PIXELS = 1 << 19
+"""Pixels that the model is given at once."""
+PER_HIT = 1 << 15
+"""Multiplications done in the time that one hit takes to be made."""
+FILTERED = 64
+"""Multiplications done in the time that a filter takes to look at one item."""
+LISTS_SEARCHED = 1 / 16
+"""Share of the vectors, about, that an approximate search compares."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Ask:
+    bundle: Bundle
+    vectors: Floats
+    version: str
+    query: Query
+
+
+class Answering:
+    """Searches bundles. Belongs to one event loop; close it to end its threads."""
+
+    def __init__(self, options: ServiceOptions) -> None:
+        self._options = options
+        # OpenMP's thread count is a setting of the calling thread: every searching thread needs its own.
+        self._searching = ThreadPoolExecutor(
+            1, "search", initializer=faiss.omp_set_num_threads, initargs=(options.search_threads,)
+        )
+        self.decoding = Decoding(options)
+        self._embedding = ShortestFirst(1, "embed")
+        self._coalescer = Coalescer(
+            self._searching, _work, COALESCED, self._is_short, SLICE, _multiplications
+        )
+        self._loop_ready = False
+
+    def close(self) -> None:
+        """End the threads after what they do now."""
+        self._searching.shutdown(cancel_futures=True)
+        self._embedding.close()
+        self.decoding.close()
+
+    async def vectors(self, bundle: Bundle, vectors: Floats, version: str | None, query: Query) -> Answer:
+        """Neighbours in ``bundle`` of ``vectors`` [n, d]. ApiError 422 for another dimension or version."""
+        dim = bundle.snapshot.dim
+        if vectors.shape[1] != dim:
+            raise unprocessable(
+                "bad_dimension",
+                f"the vector has {vectors.shape[1]} values, the gallery {dim}",
+                "use the gallery's model",
+            )
+        made_by = bundle.version if version is None else _named(bundle, version)
+        ask = _Ask(bundle, vectors, made_by, query)
+        cost = _multiplications(ask)
+        if cost <= SLICE:
+            return Answer(bundle.version, bundle.sequence, await self._coalescer.ask(ask, cost))
+        hits: list[Sequence[Hit]] = []
+        rows = max(1, int(len(vectors) * SLICE / cost))
+        for start in range(0, len(vectors), rows):
+            part = _Ask(bundle, vectors[start : start + rows], made_by, query)
+            hits += await self._coalescer.ask(part, cost)
+        return Answer(bundle.version, bundle.sequence, hits)
+
+    def _is_short(self, asks: Sequence[_Ask]) -> bool:
+        if not self._loop_ready:
+            faiss.omp_set_num_threads(self._options.search_threads)
+            self._loop_ready = True
+        if not all(_is_plain(ask) for ask in asks):
+            return False
+        return sum(_multiplications(ask) for ask in asks) <= SHORT
+
+    async def images(self, bundle: Bundle, images: Sequence[bytes], query: Query) -> Answer:
+        """Neighbours of encoded images, embedded by the bundle's own model. ApiError 422 for what is no image."""
+        size = bundle.embedder.spec.image_size
+        pixels = await self.decoding.pixels(images, size)
+        at_once = max(1, EMBEDDED_PIXELS // (size * size))
+        parts = [
+            await self._embedding.run(
+                len(pixels), embed, bundle.embedder, np.stack(pixels[start : start + at_once])
+            )
+            for start in range(0, len(pixels), at_once)
+        ]
+        return await self.vectors(bundle, np.concatenate(parts), None, query)
+
+
+def _named(bundle: Bundle, version: str) -> str:
+    """The version that a client names, by its id or a beginning of it. ApiError 422."""
+    try:
+        return bundle.snapshot.tree.named(version)
+    except AmbiguousVersion as error:
+        raise unprocessable("ambiguous_version", str(error)) from None
+    except UnknownVersion:
+        raise unprocessable(
+            "unknown_version",
+            f"version {version[:80]!a} made no vector of this gallery",
+            "GET /v1/versions lists those it knows; min_version waits for one just committed",
+        ) from None
+
+
+def _multiplications(ask: _Ask) -> float:
+    snapshot = ask.bundle.snapshot
+    compared = snapshot.columns.n * (1.0 if snapshot.searcher in ("exact", "fp16") else LISTS_SEARCHED)
+    hits = ask.query.k * (ask.query.group_size if ask.query.group_by_class else 1)
+    looked_at = 0 if _is_unfiltered(ask.query) else snapshot.columns.n * FILTERED
+    return len(ask.vectors) * (snapshot.dim * compared + hits * PER_HIT) + looked_at
+
+
+def _is_plain(ask: _Ask) -> bool:
+    """Without filter or groups, and made by a version whose drift map is at hand."""
+    snapshot = ask.bundle.snapshot
+    known = ask.version == snapshot.version or snapshot.mapper.at_hand(ask.version, snapshot.version)
+    return known and _is_unfiltered(ask.query)
+
+
+def _is_unfiltered(query: Query) -> bool:
+    return not (query.group_by_class or _filters(query))
+
+
+def _work(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
+    """Plain queries of one snapshot, version and k are one search; filtered and grouped ones go alone."""
+    together: dict[object, list[int]] = defaultdict(list)
+    for place, ask in enumerate(asks):
+        query = ask.query
+        plain = (id(ask.bundle), ask.version, query.k)
+        together[plain if _is_unfiltered(query) else place].append(place)
+    replies: list[Sequence[Sequence[Hit]] | Exception] = [[] for _ in asks]
+    for places in together.values():
+        for place, reply in zip(places, _search([asks[place] for place in places]), strict=True):
+            replies[place] = reply
+    return replies
+
+
+def _search(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
+    first = asks[0]
+    vectors = first.vectors if len(asks) == 1 else np.concatenate([ask.vectors for ask in asks])
+    try:
+        hits = first.bundle.snapshot.search(
+            np.ascontiguousarray(vectors, dtype=np.float32),
+            first.version,
+            first.query.k,
+            _filters(first.query),
+            "class" if first.query.group_by_class else None,
+            first.query.group_size,
+        )
+    except UnknownVersion as error:
+        return [error] * len(asks)
+    ends = np.cumsum([len(ask.vectors) for ask in asks]).tolist()
+    return [hits[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _filters(query: Query) -> Filters | None:
+    classes = None if query.classes is None else frozenset(query.classes)
+    filters = Filters(classes, query.attributes, query.after, query.before)
+    return filters if filters else None

@@ -1,0 +1,191 @@
+"""The narrow seam between the API and what answers it: one Protocol and the values that cross it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stream_odml.search.hits import Hit
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What to look for beside the vector: k, filters, and how new the answer must at least be."""
+
+    k: int = 10
+    classes: tuple[str, ...] | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    after: datetime | None = None
+    before: datetime | None = None
+    group_by_class: bool = False
+    group_size: int = 1
+    min_version: str | None = None
+    min_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Hits of each query, all from one snapshot: ``version`` and ``sequence`` name it."""
+
+    version: str
+    sequence: int
+    hits: Sequence[Sequence[Hit]]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a replica serves now. Ages in seconds; times in seconds since the epoch."""
+
+    version: str
+    sequence: int
+    items: int
+    classes: int
+    dim: int
+    committed_at: float
+    loaded_at: float
+    checked_at: float
+    replica: str = ""
+    searcher: str = ""
+    recall: float = 1.0
+    """Of the searcher against exact search, measured when it was built."""
+    memory_bytes: int = 0
+    swaps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PushedImage:
+    """One image of a push: encoded bytes, and who it is."""
+
+    image: bytes
+    class_name: str
+    item_id: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PushReceipt:
+    """Proof that a push is durable: the shard it became and the id of each image, in order."""
+
+    shard: str
+    item_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item as the gallery holds it."""
+
+    item_id: str
+    class_name: str
+    shard_id: str
+    version: str
+    time: datetime | None
+    attributes: Mapping[str, str]
+    has_thumbnail: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """One class: how many items, when its first came, an item to show, and whether the model has learnt it."""
+
+    name: str
+    count: int
+    first_seen: datetime | None
+    sample: str
+    learnt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """One committed version in the tree. ``metrics`` as the trainer wrote them."""
+
+    version: str
+    parent: str | None
+    task: str | None
+    committed_at: datetime | None
+    metrics: Mapping[str, Any]
+    retired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VersionHistory:
+    """The tree of versions in order of commit, and its head."""
+
+    head: str
+    sequence: int
+    versions: Sequence[VersionRow]
+    not_learnt: Sequence[Mapping[str, Any]] = ()
+    """Tasks that were refused or skipped, see :mod:`stream_odml.store.unlearnt`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A sample of the gallery in the plane, x and y within -1..1, oriented alike in every version."""
+
+    version: str
+    sequence: int
+    item_ids: Sequence[str]
+    class_names: Sequence[str]
+    xy: Floats
+
+
+class Backend(Protocol):
+    """All that the API needs. Methods raise ApiError for what a client did wrong or must wait for."""
+
+    def stream_id(self) -> str | None:
+        """The immutable id of the stream, or None before its root was read."""
+
+    def served(self) -> Served:
+        """What is served now; raises ApiError 503 while nothing is."""
+
+    def ready(self) -> str | None:
+        """None if queries can be answered with fresh enough data, else the reason why not."""
+
+    def metrics_text(self) -> bytes:
+        """Prometheus exposition of this replica."""
+
+    async def wait_for(self, query: Query) -> None:
+        """Return when ``min_version`` and ``min_seq`` are served; ApiError 503 if that takes too long."""
+
+    async def search_vectors(self, vectors: Floats, version: str | None, query: Query) -> Answer:
+        """Nearest items of raw or normalised ``vectors`` [n, d] made by ``version`` (None: the served one)."""
+
+    async def search_images(self, images: Sequence[bytes], query: Query) -> Answer:
+        """Embed encoded ``images`` with the served model and search."""
+
+    async def push(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
+        """Land the images durably as one shard; the same ``key`` gives the same receipt."""
+
+    async def item(self, item_id: str) -> Item | None:
+        """The item, or None."""
+
+    async def thumbnail(self, item_id: str) -> bytes | None:
+        """A small encoded image (JPEG or PNG) of the item, or None."""
+
+    async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
+        """Ask the driver to forget an ``item`` or a ``class``; ApiError 503 while it is away."""
+
+    async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
+        """Ask the driver to move the head; ApiError 503 while it is away."""
+
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
+        """Ask the driver to learn a refused or skipped task after all; ApiError 503 while it is away."""
+
+    async def classes(self) -> Sequence[ClassRow]:
+        """Every class of the served gallery, newest first."""
+
+    async def versions(self) -> VersionHistory:
+        """The tree of versions as the served snapshot knows it."""
+
+    async def projection(self, points: int) -> Projection:
+        """At most ``points`` items of the served gallery in the plane."""
+
+    async def status(self) -> Mapping[str, Any]:
+        """Lag, queues, driver: whatever says how the stream is doing. Never raises for a dead driver."""

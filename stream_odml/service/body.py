@@ -1,0 +1,325 @@
+"""Requests into typed values, by hand: the query path must not pay for a schema library on 128 floats."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from pydantic_core import from_json
+from starlette.requests import Request
+
+from stream_odml.ingest import fields
+from stream_odml.ingest.reasons import RowError
+from stream_odml.service.backend import Floats, Query
+from stream_odml.service.errors import ApiError, bad_request, unprocessable
+from stream_odml.service.pool import ShortestFirst
+
+T = TypeVar("T")
+MAX_NAME = 512
+MAX_FILTER_VALUES = 1000
+MAX_FILTER_ATTRIBUTES = 64
+SMALL_BODY = 1 << 15
+"""Bytes of JSON that take less time to read than to hand to a thread and back."""
+MAX_READ_AGAIN = 1 << 20
+MAX_VALUES = 1 << 20
+"""Values of one JSON body, such as 256 vectors of 4,096 numbers."""
+MAX_VECTOR_VALUES = 1 << 17
+"""The same for one vector, which may have 65,536 numbers, and its filter."""
+MAX_VALUE = 1e15
+"""Largest magnitude in a vector: squares and sums of such values still fit float32."""
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise bad_request(f"the JSON body holds {name}, which is not JSON", "send finite numbers")
+
+
+async def read_json(
+    request: Request, reader: Callable[[dict[str, Any]], T], max_values: int = MAX_VALUES
+) -> T:
+    """What ``reader`` makes of the body, a JSON object, on a thread if that may take long. ApiError 400 if it is none,
+    413 if it holds more than ``max_values`` values, and what ``reader`` raises."""
+    body = await request.body()
+    return await read_on_thread(request, body, lambda: reader(json_object(body, max_values)))
+
+
+async def read_on_thread(request: Request, body: bytes, work: Callable[[], T]) -> T:
+    """What ``work`` makes of ``body``: here if it is small, else on a thread, the smallest body first."""
+    if len(body) <= SMALL_BODY:
+        return work()
+    pool: ShortestFirst = request.app.state.parsing
+    return await pool.run(len(body), work)
+
+
+def json_object(body: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
+    """The body as a JSON object. ApiError 400 if it is none, 413 if it holds more than ``max_values`` values: a number
+    costs the interpreter a hundred times what a byte of an image does."""
+    if body.count(b",") > max_values:
+        raise ApiError(
+            413,
+            "too_many_values",
+            f"the JSON body holds more than {max_values} values",
+            "send fewer vectors at once, or packed as base64",
+        )
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        value = _read_again(body)
+    if not isinstance(value, dict):
+        raise bad_request(f"the body is a JSON {type(value).__name__}, not an object", "send one JSON object")
+    return value
+
+
+def _read_again(body: bytes) -> Any:
+    """Slower, but it says what is wrong, and reads the few forms that the fast reader refuses."""
+    try:
+        if len(body) <= MAX_READ_AGAIN:
+            return json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        pass
+    raise bad_request("the body is not valid JSON", "send one JSON object, UTF-8")
+
+
+def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    """ApiError 422 if ``body`` has a key that nothing reads: a misspelt filter must not pass for no filter."""
+    unknown = sorted(set(body) - allowed)
+    if unknown:
+        raise unprocessable(
+            "unknown_field",
+            f"unknown field {_clip(unknown[0])}",
+            f"known fields: {', '.join(sorted(allowed))}",
+        )
+
+
+def media_type(request: Request) -> str:
+    """The request's media type, lower case, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def unsupported(seen: str, wanted: str) -> ApiError:
+    """415: the media type is none of those taken here."""
+    return ApiError(415, "unsupported_media_type", f"cannot read {_clip(seen)}", f"send {wanted}")
+
+
+# --- vectors ---------------------------------------------------------------------------------------------
+
+
+def vectors_from(value: object, limit: int) -> Floats:
+    """Vectors [n, d] out of a list of lists, or of {"base64", "dim"} (little-endian float32). ApiError 422."""
+    if isinstance(value, dict):
+        vectors = _packed(value)
+    else:
+        rows = _list(value, "vectors")
+        if not 1 <= len(rows) <= limit:
+            raise unprocessable("bad_batch", f"{len(rows)} vectors in the batch", f"send 1 to {limit}")
+        if len({len(_list(row, "vector")) for row in rows}) > 1:
+            raise unprocessable("bad_vector", "the vectors differ in length", "send vectors of one length")
+        vectors = np.stack([vector_from(row) for row in rows])
+    if not 1 <= len(vectors) <= limit:
+        raise unprocessable("bad_batch", f"{len(vectors)} vectors in the batch", f"send 1 to {limit}")
+    return _finite(vectors)
+
+
+def vector_from(value: object) -> Floats:
+    """One vector [d] out of a JSON list of numbers. ApiError 422 for anything else, NaN and infinity included."""
+    row = _list(value, "vector")
+    if not row or not all(type(x) is float or type(x) is int for x in row):
+        raise unprocessable("bad_vector", "the vector is empty or holds something that is no number")
+    try:
+        with np.errstate(over="ignore"):
+            return _finite(np.array(row, dtype=np.float64).astype(np.float32))
+    except OverflowError:
+        raise unprocessable(
+            "bad_vector", "the vector holds a number too large", "send float32 values"
+        ) from None
+
+
+def _packed(value: Mapping[str, Any]) -> Floats:
+    known_keys(value, frozenset({"base64", "dim"}))
+    dim = integer(value.get("dim"), "dim", 1, 65_536)
+    data = from_base64(value.get("base64"), "vectors.base64")
+    if not data or len(data) % (4 * dim):
+        raise unprocessable("bad_vector", f"{len(data)} bytes are no rows of {dim} float32 values")
+    return np.frombuffer(data, dtype="<f4").reshape(-1, dim).astype(np.float32)
+
+
+def _finite(vectors: Floats) -> Floats:
+    if not (np.abs(vectors) <= MAX_VALUE).all():  # false for NaN too
+        raise unprocessable(
+            "bad_vector", "the vector holds NaN, infinity or a huge value", "send finite values"
+        )
+    return vectors
+
+
+# --- the rest of a query -----------------------------------------------------------------------------------
+
+QUERY_KEYS = frozenset({"k", "filter", "group_by", "group_size", "min_version", "min_seq"})
+_FILTER_KEYS = frozenset({"class", "attributes", "from", "to"})
+
+
+def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
+    """The ``k``, ``filter``, ``group_by`` … of a JSON body. ApiError 422 with the field that is wrong."""
+    chosen = body.get("filter") or {}
+    if not isinstance(chosen, dict):
+        raise unprocessable("bad_filter", "filter is not an object")
+    known_keys(chosen, _FILTER_KEYS)
+    group_by = body.get("group_by")
+    if group_by not in (None, "class"):
+        raise unprocessable("bad_group_by", f"cannot group by {_clip(group_by)}", "use group_by=class")
+    return Query(
+        k=integer(body.get("k", 10), "k", 1, max_k),
+        classes=_classes(chosen.get("class")),
+        attributes=_wanted_attributes(chosen.get("attributes")),
+        after=moment(chosen.get("from"), "from"),
+        before=moment(chosen.get("to"), "to"),
+        group_by_class=group_by == "class",
+        group_size=integer(body.get("group_size", 1), "group_size", 1, 100),
+        min_version=optional(name_from, body.get("min_version"), "min_version"),
+        min_seq=None if body.get("min_seq") is None else integer(body["min_seq"], "min_seq", 0, 2**62),
+    )
+
+
+_URL_KEYS = frozenset(
+    {"k", "class", "attribute", "from", "to", "group_by", "group_size", "min_version", "min_seq"}
+)
+
+
+def query_from_url(request: Request, max_k: int) -> Query:
+    """The same from the address: ?k=5&class=a&class=b&attribute=colour:red&from=2026-01-01T00:00:00Z."""
+    given = request.query_params
+    known_keys(given, _URL_KEYS)
+    pairs = [pair.partition(":") for pair in given.getlist("attribute")]
+    body: dict[str, Any] = {key: given[key] for key in ("group_by", "min_version") if key in given}
+    for key in ("k", "group_size", "min_seq"):
+        if key in given:
+            body[key] = int(given[key]) if given[key].isdecimal() and len(given[key]) < 20 else given[key]
+    chosen: dict[str, Any] = {key: given[key] for key in ("from", "to") if key in given}
+    if "class" in given:
+        chosen["class"] = given.getlist("class")
+    if pairs:
+        chosen["attributes"] = {key: value for key, _, value in pairs}
+    return query_from_json({**body, "filter": chosen}, max_k)
+
+
+def _classes(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else _list(value, "filter.class")
+    if len(names) > MAX_FILTER_VALUES:
+        raise unprocessable(
+            "bad_filter", f"{len(names)} classes in the filter", f"at most {MAX_FILTER_VALUES}"
+        )
+    return tuple(name_from(name, "class") for name in names)
+
+
+def _wanted_attributes(value: object) -> dict[str, str]:
+    """The attributes that a filter asks for, as they are stored."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_FILTER_ATTRIBUTES:
+        raise unprocessable(
+            "bad_attributes", f"attributes is not an object of at most {MAX_FILTER_ATTRIBUTES} strings"
+        )
+    return {name_from(key, "attribute"): _wanted_value(key, text) for key, text in value.items()}
+
+
+def _wanted_value(key: object, text: object) -> str:
+    if not isinstance(text, str):
+        raise unprocessable("bad_attributes", f"attribute {_clip(key)} is {_clip(text)}", "send a string")
+    return _checked(fields.attribute_value, text, f"attribute {_clip(key)}", "bad_attributes")
+
+
+# --- the fields of an item ---------------------------------------------------------------------------------
+
+
+def class_from(value: object) -> str:
+    """The class of a new item, as it will be stored. ApiError 422."""
+    return _checked(fields.class_name, value, "class", "bad_name")
+
+
+def id_from(value: object) -> str | None:
+    """The id of a new item, as it will be stored, or None. ApiError 422."""
+    return _checked(fields.item_id, value, "id", "bad_name")
+
+
+def attributes_from(value: object) -> dict[str, str]:
+    """The attributes of a new item, as they will be stored. ApiError 422."""
+    if not isinstance(value, dict | None):
+        raise unprocessable(
+            "bad_attributes", f"attributes is {_clip(value)}", "send an object of names and values"
+        )
+    return _checked(fields.attributes, value, "attributes", "bad_attributes")
+
+
+def moment(value: object, field: str) -> datetime | None:
+    """An ISO 8601 time, or seconds since 1970; UTC where no zone is given. ApiError 422."""
+    return _checked(fields.when, value, field, "bad_time")
+
+
+def _checked(read: Callable[[Any], T], value: object, field: str, error: str) -> T:
+    """What a reader of shards makes of ``value``, and a refusal where that refuses."""
+    try:
+        return read(value)
+    except RowError as refused:
+        raise unprocessable(error, f"{field}: {ascii(refused.detail)[1:-1]}", _REMEDIES[error]) from None
+
+
+_REMEDIES = {
+    "bad_name": f"send printable text of 1 to {fields.MAX_NAME_CHARS} characters",
+    "bad_attributes": f"send an object of names and values, {fields.MAX_ATTRIBUTES_CHARS} characters in all",
+    "bad_time": "send ISO 8601 such as 2026-01-31T12:00:00Z",
+}
+
+
+def integer(value: object, field: str, low: int, high: int) -> int:
+    """A whole number within low..high, else ApiError 422."""
+    if type(value) is not int or not low <= value <= high:
+        raise unprocessable(
+            f"bad_{field}", f"{field} is {_clip(value)}", f"send a whole number, {low} to {high}"
+        )
+    return value
+
+
+def name_from(value: object, field: str) -> str:
+    """A name to look up, as it would be stored: not blank, without control characters. ApiError 422."""
+    if isinstance(value, str) and len(value) <= MAX_NAME and _clean(value):
+        name = fields.normalised(value)
+        if name:
+            return name
+    raise unprocessable(
+        "bad_name", f"{field} is {_clip(value)}", f"send printable text of 1 to {MAX_NAME} characters"
+    )
+
+
+def optional(read: Callable[[object, str], str], value: object, field: str) -> str | None:
+    """``read`` unless the value is absent."""
+    return None if value is None else read(value, field)
+
+
+def from_base64(value: object, field: str) -> bytes:
+    """Bytes out of base64 text; ApiError 422."""
+    try:
+        if isinstance(value, str):
+            return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    raise unprocessable("bad_base64", f"{field} is not base64 text", "send standard base64 with padding")
+
+
+def _clean(text: str) -> bool:
+    return not any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF or c == "\x7f" for c in text)
+
+
+def _list(value: object, field: str) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise unprocessable("bad_request_field", f"{field} is not a list")
+    return value
+
+
+def _clip(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."

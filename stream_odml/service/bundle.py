@@ -1,0 +1,80 @@
+"""What a replica serves at one instant: a model and the gallery in that model's space, never one without the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from stream_odml.learn.embedder import Embedder, embedder_from_bytes
+from stream_odml.search.search import SearchSettings
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.service.backend import ClassRow, VersionHistory
+from stream_odml.service.catalogue import class_rows, count_classes, version_history
+from stream_odml.store.artifacts import STUDENT
+from stream_odml.store.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Immutable; queries hold on to the one they began with. ``loaded_at`` in seconds since the epoch."""
+
+    snapshot: GallerySnapshot
+    embedder: Embedder
+    loaded_at: float = field(default_factory=time.time)
+
+    @property
+    def version(self) -> str:
+        """Of the model, and of the space the gallery is in."""
+        return self.snapshot.version
+
+    @property
+    def sequence(self) -> int:
+        """Grows with every commit."""
+        return self.snapshot.sequence
+
+    @property
+    def committed_at(self) -> float:
+        """When the head was moved to this version, in seconds since the epoch."""
+        return self.snapshot.tree.moves[-1].time.timestamp()
+
+    @cached_property
+    def class_count(self) -> int:
+        """Classes that a living item has; some milliseconds for a million items."""
+        return count_classes(self.snapshot)
+
+    @cached_property
+    def classes(self) -> Sequence[ClassRow]:
+        """Newest first. Takes a pass over all items: made when it is asked for, never on an event loop."""
+        return class_rows(self.snapshot)
+
+    @cached_property
+    def history(self) -> VersionHistory:
+        """The tree of versions."""
+        return version_history(self.snapshot)
+
+
+def load_bundle(store: Store, settings: SearchSettings) -> Bundle:
+    """The first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without a model."""
+    snapshot = GallerySnapshot.load(store, settings)
+    return Bundle(snapshot, _model(store, snapshot.version))
+
+
+def next_bundle(store: Store, served: Bundle) -> Bundle:
+    """The bundle after ``store.refresh()``, built aside; ``served`` itself if nothing came."""
+    snapshot = served.snapshot.refreshed(store)
+    if snapshot is served.snapshot:
+        return served
+    model = served.embedder if snapshot.version == served.version else _model(store, snapshot.version)
+    return Bundle(snapshot, model)
+
+
+def _model(store: Store, version: str) -> Embedder:
+    embedder = embedder_from_bytes(store.artifact(version, STUDENT)).eval()
+    with torch.inference_mode():  # the first query must not pay for lazy initialisation
+        size = embedder.spec.image_size
+        embedder(torch.zeros(1, 3, size, size))
+    return embedder

@@ -1,0 +1,85 @@
+"""Views of one snapshot for people: its classes, its versions, one item, a plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.service.backend import ClassRow, Item, Projection, VersionHistory, VersionRow
+from stream_odml.service.projection import project, sample_rows
+from stream_odml.store.unlearnt import unlearnt_tasks
+
+
+def count_classes(snapshot: GallerySnapshot) -> int:
+    """How many classes the living items have."""
+    codes = snapshot.columns.array("class_name")
+    alive = np.bincount(codes, minlength=1) - np.bincount(
+        codes[snapshot.dead], minlength=int(codes.max(initial=0)) + 1
+    )
+    return int(np.count_nonzero(alive))
+
+
+def class_rows(snapshot: GallerySnapshot) -> Sequence[ClassRow]:
+    """Every class of the living items, newest first; first seen when the earliest of their shards landed."""
+    rows = snapshot.rows()
+    codes = snapshot.columns.array("class_name")[rows]
+    present, sample, counts = np.unique(codes, return_index=True, return_counts=True)
+    landed, learnt = _shard_facts(snapshot)
+    shards = snapshot.columns.array("shard_id")[rows]
+    size = int(present.max()) + 1 if len(present) else 0
+    first, known = np.full(size, np.inf), np.zeros(size, dtype=bool)
+    np.minimum.at(first, codes, landed[shards])
+    np.logical_or.at(known, codes, learnt[shards])
+    names = snapshot.columns.names["class_name"].names
+    found = [
+        ClassRow(
+            names[code],
+            int(count),
+            datetime.fromtimestamp(float(first[code]), UTC),
+            snapshot.columns.item_ids[int(rows[at])],
+            bool(known[code]),
+        )
+        for code, at, count in zip(present.tolist(), sample.tolist(), counts.tolist(), strict=True)
+    ]
+    return sorted(found, key=lambda row: (row.first_seen or datetime.min, row.name), reverse=True)
+
+
+def _shard_facts(snapshot: GallerySnapshot) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """For each shard code: when it landed (seconds), and whether the head's path has learnt its task."""
+    shards = [snapshot.ledger.shards[name] for name in list(snapshot.columns.names["shard_id"].names)]
+    learnt = snapshot.tree.learnt(snapshot.version)
+    landed = np.array([shard.landed_at.timestamp() for shard in shards], dtype=np.float64)
+    return landed, np.array([shard.task in learnt for shard in shards], dtype=bool)
+
+
+def version_history(snapshot: GallerySnapshot) -> VersionHistory:
+    """The tree in order of commit, and the tasks that the served version has not learnt."""
+    rows = [
+        VersionRow(v.version_id, v.parent, v.task, v.time, dict(v.metrics), v.retired)
+        for v in snapshot.tree.versions.values()
+    ]
+    tasks = unlearnt_tasks(snapshot.ledger, snapshot.tree, snapshot.version)
+    return VersionHistory(snapshot.version, snapshot.sequence, rows, [task.as_json() for task in tasks])
+
+
+def plane(snapshot: GallerySnapshot, points: int, oldest: Sequence[str]) -> Projection:
+    """At most ``points`` living items in the plane; ``oldest`` classes first orient it."""
+    rows = snapshot.rows()
+    ids = snapshot.columns.item_ids.column.to_pylist()
+    kept = rows[sample_rows(snapshot.columns.array("class_name")[rows], [ids[row] for row in rows], points)]
+    names = [snapshot.columns.name("class_name", int(row)) for row in kept]
+    xy = project(snapshot.vectors(kept), names, oldest)
+    return Projection(snapshot.version, snapshot.sequence, [ids[row] for row in kept], names, xy)
+
+
+def item_of(snapshot: GallerySnapshot, item_id: str) -> Item | None:
+    """One living item, or None. Whether it has a thumbnail is left to who keeps them."""
+    row = snapshot.find(item_id)
+    if row is None:
+        return None
+    hit = snapshot.item(row)
+    return Item(hit.item_id, hit.class_name, hit.shard_id, hit.version, hit.time, hit.attributes, False)

@@ -1,0 +1,235 @@
+"""One replica over a stream root: the Backend that the API serves, following the store, with or without a driver."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from stream_odml.cluster.gateway import Driver, NoDriver
+from stream_odml.config.service import ServiceOptions
+from stream_odml.search.search import SearchSettings
+from stream_odml.service.answering import Answering
+from stream_odml.service.backend import (
+    Answer,
+    ClassRow,
+    Floats,
+    Item,
+    Projection,
+    PushedImage,
+    PushReceipt,
+    Query,
+    Served,
+    VersionHistory,
+)
+from stream_odml.service.bundle import Bundle
+from stream_odml.service.catalogue import item_of, plane
+from stream_odml.service.errors import ApiError, unavailable, unprocessable
+from stream_odml.service.metrics import ServiceMetrics
+from stream_odml.service.puller import Puller
+from stream_odml.service.push import PushInbox
+from stream_odml.service.thumbnails import Thumbnails
+from stream_odml.storage.files import open_files
+from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.sequence import has_reached
+from stream_odml.store.store import Store
+from stream_odml.store.versions import VersionTree
+
+WAIT_STEP_S = 0.02
+DRIVER_NEWS_S = 1.0
+"""Seconds a driver's status may be repeated to other askers."""
+
+
+class Replica:
+    """Serves ``root``. :meth:`start` before the first request; close it at the end."""
+
+    def __init__(
+        self,
+        root: str,
+        options: ServiceOptions,
+        driver: Driver | None = None,
+        storage_options: dict[str, str] | None = None,
+        name: str = "local",
+    ) -> None:
+        self.metrics = ServiceMetrics()
+        settings = SearchSettings(
+            options.search, options.approximate_above, options.recall_target, threads=options.search_threads
+        )
+        self.puller = Puller(
+            partial(Store.open, root, storage_options), settings, options.poll_s, self.metrics
+        )
+        self._options, self._name = options, name
+        self._driver = driver or NoDriver()
+        self._inbox = PushInbox(
+            options.push_dir or f"{root.rstrip('/')}/push", options.max_pixels, storage_options
+        )
+        self._thumbnails = Thumbnails(open_files(root, storage_options))
+        self._answering = Answering(options)
+        self._waiting = 0
+        self._news: tuple[float, Mapping[str, Any]] = (0.0, {})
+
+    def start(self) -> None:
+        """Load the served version and follow the store."""
+        self.puller.start()
+
+    def close(self) -> None:
+        """End every thread."""
+        self.puller.close()
+        self._answering.close()
+        self._inbox.close()
+
+    def _bundle(self) -> Bundle:
+        bundle = self.puller.bundle
+        if bundle is None:
+            raise unavailable("not_ready", "no model version is loaded yet")
+        return bundle
+
+    def served(self) -> Served:
+        bundle = self._bundle()
+        snapshot = bundle.snapshot
+        return Served(
+            version=bundle.version,
+            sequence=bundle.sequence,
+            items=len(snapshot),
+            classes=bundle.class_count,
+            dim=snapshot.dim,
+            committed_at=bundle.committed_at,
+            loaded_at=bundle.loaded_at,
+            checked_at=self.puller.checked_at,
+            replica=self._name,
+            searcher=snapshot.searcher,
+            recall=snapshot.recall,
+            memory_bytes=sum(snapshot.memory().values()),
+            swaps=self.puller.swaps,
+        )
+
+    def ready(self) -> str | None:
+        if self.puller.bundle is None:
+            return "no model version is loaded yet"
+        unseen = time.time() - self.puller.checked_at
+        if unseen > self._options.stale_after_s:
+            return f"the store was last seen {unseen:.0f} s ago"
+        return None
+
+    def stream_id(self) -> str | None:
+        return self.puller.stream_id
+
+    def metrics_text(self) -> bytes:
+        return self.metrics.text()
+
+    async def wait_for(self, query: Query) -> None:
+        if self._reached(query):
+            return
+        deadline = time.monotonic() + self._options.wait_s
+        if self._waiting >= self._options.max_ongoing_requests // 4:  # the others are for who can be answered
+            deadline = 0.0
+        self._waiting += 1
+        try:
+            while not self._reached(query):
+                if time.monotonic() >= deadline:
+                    raise unavailable(
+                        "not_yet_served", "what min_version or min_seq asks for is not served yet"
+                    )
+                await asyncio.sleep(WAIT_STEP_S)
+        finally:
+            self._waiting -= 1
+
+    def _reached(self, query: Query) -> bool:
+        bundle = self._bundle()
+        known = query.min_version is None or _is_known(bundle.snapshot.tree, query.min_version)
+        return known and (query.min_seq is None or has_reached(bundle.sequence, query.min_seq))
+
+    async def search_vectors(self, vectors: Floats, version: str | None, query: Query) -> Answer:
+        return await self._answering.vectors(self._bundle(), vectors, version, query)
+
+    async def search_images(self, images: Sequence[bytes], query: Query) -> Answer:
+        return await self._answering.images(self._bundle(), images, query)
+
+    async def push(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
+        return await self._inbox.push(images, key, self._answering.decoding)
+
+    async def item(self, item_id: str) -> Item | None:
+        return await asyncio.to_thread(self._item, item_id)
+
+    def _item(self, item_id: str) -> Item | None:
+        found = item_of(self._bundle().snapshot, item_id)
+        if found is None:
+            return None
+        return Item(
+            found.item_id,
+            found.class_name,
+            found.shard_id,
+            found.version,
+            found.time,
+            found.attributes,
+            self._thumbnails.has(found.shard_id),
+        )
+
+    async def thumbnail(self, item_id: str) -> bytes | None:
+        return await asyncio.to_thread(self._thumbnail, item_id)
+
+    def _thumbnail(self, item_id: str) -> bytes | None:
+        found = item_of(self._bundle().snapshot, item_id)  # a forgotten item has no picture any more
+        return None if found is None else self._thumbnails.get(found.shard_id, item_id)
+
+    async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
+        return await self._driver.forget(kind, name)
+
+    async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
+        return await self._driver.rollback(version, relearn)
+
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
+        return await self._driver.relearn(task, anyway)
+
+    async def classes(self) -> Sequence[ClassRow]:
+        return await asyncio.to_thread(lambda: self._bundle().classes)
+
+    async def versions(self) -> VersionHistory:
+        return self._bundle().history
+
+    async def projection(self, points: int) -> Projection:
+        return await asyncio.to_thread(self._plane, points)
+
+    def _plane(self, points: int) -> Projection:
+        bundle = self._bundle()
+        return plane(bundle.snapshot, points, [row.name for row in reversed(bundle.classes)])
+
+    async def status(self) -> Mapping[str, Any]:
+        bundle = self._bundle()
+        ledger, learnt = bundle.snapshot.ledger, bundle.snapshot.tree.learnt(bundle.version)
+        return {"lag": _lag(ledger, learnt), "driver": await self._driver_news()}
+
+    async def _driver_news(self) -> Mapping[str, Any] | None:
+        now = time.monotonic()
+        if now - self._news[0] > DRIVER_NEWS_S:
+            try:
+                news = await self._driver.status()
+            except ApiError:
+                news = {}
+            self._news = (now, news)
+        return self._news[1] or None
+
+
+def _is_known(tree: VersionTree, name: str) -> bool:
+    """Whether a version of this name, or the one that begins so, is committed. ApiError 422 where several do."""
+    try:
+        return bool(tree.named(name))
+    except AmbiguousVersion as error:
+        raise unprocessable("ambiguous_version", str(error)) from None
+    except UnknownVersion:
+        return False
+
+
+def _lag(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, float]:
+    """How far what is served lies behind what has landed. Ages in seconds."""
+    landed = ledger.in_state("landed")
+    oldest = min((shard.landed_at.timestamp() for shard in landed), default=time.time())
+    return {
+        "unindexed_shards": len(landed),
+        "unindexed_age_s": round(max(0.0, time.time() - oldest), 3),
+        "waiting_images": sum(shard.rows for shard in ledger.waiting),
+        "due_tasks": len(ledger.due_tasks(learnt)),
+    }

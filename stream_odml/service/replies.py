@@ -1,0 +1,113 @@
+"""Values into JSON, and what every route shares: the backend, the options, the kind of request for the metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stream_odml.config.service import ServiceOptions
+from stream_odml.observe.plain import plain
+from stream_odml.search.hits import Hit
+from stream_odml.search.version_diff import CLASS_RECALL
+from stream_odml.service.backend import Answer, Backend, ClassRow, Item, Query, VersionRow
+from stream_odml.service.guard import KIND
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def backend_of(request: Request, kind: str) -> Backend:
+    """The backend behind ``request``, which is counted as one of ``kind`` from here on."""
+    request.scope[KIND] = kind
+    return cast(Backend, request.app.state.backend)
+
+
+def options_of(request: Request) -> ServiceOptions:
+    """The options of the service."""
+    return cast(ServiceOptions, request.app.state.options)
+
+
+def reply(value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Compact JSON. What JSON cannot hold, such as NaN or a tuple as a key, leaves in a form that it can."""
+    try:
+        body = _ENCODER.encode(value).encode()
+    except (TypeError, ValueError, RecursionError):  # rare: a look at every value would cost each answer
+        body = _ENCODER.encode(plain(value)).encode()
+    return Response(body, status, headers, media_type="application/json")
+
+
+def instant(time: datetime | None) -> str | None:
+    """ISO 8601 in UTC with a Z, or None."""
+    if time is None:
+        return None
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return aware.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def hit_json(hit: Hit) -> dict[str, Any]:
+    """One neighbour."""
+    return {
+        "id": hit.item_id,
+        "class": hit.class_name,
+        "score": round(hit.score, 6),
+        "version": hit.version,
+        "time": instant(hit.time),
+        "attributes": dict(hit.attributes),
+    }
+
+
+def hits_json(hits: Sequence[Hit], query: Query) -> dict[str, Any]:
+    """``{"hits": [...]}``, or ``{"groups": [{"class", "hits"}]}`` with the best class first."""
+    if not query.group_by_class:
+        return {"hits": [hit_json(hit) for hit in hits[: query.k]]}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for hit in hits:
+        members = groups.setdefault(hit.class_name, [])
+        if len(members) < query.group_size:
+            members.append(hit_json(hit))
+    return {"groups": [{"class": name, "hits": members} for name, members in list(groups.items())[: query.k]]}
+
+
+def answer_json(answer: Answer, query: Query) -> dict[str, Any]:
+    """The answer to one query."""
+    return {"version": answer.version, "sequence": answer.sequence, **hits_json(answer.hits[0], query)}
+
+
+def class_json(row: ClassRow) -> dict[str, Any]:
+    """One class."""
+    return {
+        "name": row.name,
+        "count": row.count,
+        "first_seen": instant(row.first_seen),
+        "sample": row.sample,
+        "learnt": row.learnt,
+    }
+
+
+def item_json(item: Item) -> dict[str, Any]:
+    """One item."""
+    return {
+        "id": item.item_id,
+        "class": item.class_name,
+        "shard": item.shard_id,
+        "version": item.version,
+        "time": instant(item.time),
+        "attributes": dict(item.attributes),
+        "thumbnail": item.has_thumbnail,
+    }
+
+
+def version_json(row: VersionRow) -> dict[str, Any]:
+    """One version of the tree. What it holds of single classes is for the diff: too much for a list."""
+    return {
+        "id": row.version,
+        "parent": row.parent,
+        "task": row.task,
+        "committed": instant(row.committed_at),
+        "retired": row.retired,
+        "metrics": {key: value for key, value in row.metrics.items() if key != CLASS_RECALL},
+    }

@@ -1,0 +1,74 @@
+"""Classes, and the gallery seen as a plane."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from fastapi import Query as UrlQuery
+from starlette.responses import Response
+
+from stream_odml.ingest.fields import normalised
+from stream_odml.service.body import moment
+from stream_odml.service.replies import backend_of, class_json, options_of, reply
+
+router = APIRouter(prefix="/v1", tags=["catalogue"])
+
+
+@router.get("/classes", response_class=Response, summary="Classes, newest first")
+async def classes(
+    request: Request,
+    since: Annotated[
+        str | None, UrlQuery(description="only classes first seen after this ISO 8601 time")
+    ] = None,
+    learnt: Annotated[
+        bool | None, UrlQuery(description="only classes that a model has learnt, or has not")
+    ] = None,
+    limit: Annotated[int, UrlQuery(ge=1, le=10_000)] = 1000,
+    offset: Annotated[int, UrlQuery(ge=0)] = 0,
+) -> Response:
+    """Every class with its count, when it was first seen and whether a model has learnt it yet."""
+    backend = backend_of(request, "classes")
+    served, after = backend.served(), moment(since, "since")
+    rows = await backend.classes()
+    if after is not None:
+        rows = [row for row in rows if row.first_seen is not None and row.first_seen > after]
+    if learnt is not None:
+        rows = [row for row in rows if row.learnt == learnt]
+    page = rows[offset : offset + limit]
+    return reply(
+        {
+            "version": served.version,
+            "sequence": served.sequence,
+            "total": len(rows),
+            "classes": [class_json(row) for row in page],
+        }
+    )
+
+
+@router.delete("/classes/{name:path}", response_class=Response, status_code=202, summary="Forget a class")
+async def forget_class(name: Annotated[str, Path()], request: Request) -> Response:
+    """Ask the driver to forget a class: its items go, and its entries in the bank of every kept version."""
+    return reply(await backend_of(request, "forget").forget("class", normalised(name)), 202)
+
+
+@router.get("/projection", response_class=Response, summary="The gallery in the plane")
+async def projection(
+    request: Request,
+    points: Annotated[int | None, UrlQuery(ge=3, le=20_000, description="how many items")] = None,
+) -> Response:
+    """2-D principal components of a fixed sample, oriented alike in every version, so that a map moves smoothly."""
+    seen = await backend_of(request, "projection").projection(points or options_of(request).map_points)
+    names = sorted(set(seen.class_names))
+    code = {name: i for i, name in enumerate(names)}
+    return reply(
+        {
+            "version": seen.version,
+            "sequence": seen.sequence,
+            "classes": names,
+            "ids": list(seen.item_ids),
+            "class": [code[name] for name in seen.class_names],
+            "x": [round(float(x), 4) for x in seen.xy[:, 0]],
+            "y": [round(float(y), 4) for y in seen.xy[:, 1]],
+        }
+    )

@@ -1,0 +1,171 @@
+"""Items: push, look up, forget. A push is answered only when it would survive the loss of power."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from stream_odml.ingest.fields import normalised
+from stream_odml.service.backend import PushedImage
+from stream_odml.service.body import (
+    attributes_from,
+    class_from,
+    from_base64,
+    id_from,
+    known_keys,
+    media_type,
+    moment,
+    name_from,
+    optional,
+    read_json,
+    read_on_thread,
+    unsupported,
+)
+from stream_odml.service.errors import bad_request, not_found, unprocessable
+from stream_odml.service.multipart import Part, parse_multipart
+from stream_odml.service.openapi import PUSH_BODY
+from stream_odml.service.replies import backend_of, item_json, options_of, reply
+
+router = APIRouter(prefix="/v1", tags=["items"])
+
+_ITEM_KEYS = frozenset({"image", "class", "id", "attributes", "time"})
+_FIELDS = frozenset({"class", "id", "attributes", "time"})
+_CHUNKS = (
+    (b"\x89PNG", "image/png"),
+    (b"\xff\xd8", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"RIFF", "image/webp"),
+)
+
+
+@router.post(
+    "/items", openapi_extra=PUSH_BODY, response_class=Response, status_code=202, summary="Push images"
+)
+async def push(request: Request) -> Response:
+    """Land images durably as one shard of the stream; searchable within seconds.
+
+    Repeat with the same Idempotency-Key after a failure: the images land once, the answer is the same.
+    """
+    backend = backend_of(request, "push")
+    key = optional(name_from, request.headers.get("idempotency-key"), "Idempotency-Key")
+    images = await _pushed(request)
+    limit = options_of(request).max_batch
+    if not 1 <= len(images) <= limit:
+        raise unprocessable("bad_batch", f"{len(images)} images in the push", f"send 1 to {limit}")
+    given = [image.item_id for image in images if image.item_id is not None]
+    if len(set(given)) < len(given):
+        twice = next(name for name in given if given.count(name) > 1)
+        raise unprocessable(
+            "duplicate_id", f"two images of the push have the id {twice!a}", "give each its own id"
+        )
+    receipt = await backend.push(images, key)
+    answer = {"stream": backend.stream_id(), "shard": receipt.shard, "ids": list(receipt.item_ids)}
+    return reply(answer, 202)
+
+
+async def _pushed(request: Request) -> list[PushedImage]:
+    kind = media_type(request)
+    if kind == "multipart/form-data":
+        form, body = request.headers["content-type"], await request.body()
+        return await read_on_thread(request, body, lambda: _from_form(parse_multipart(form, body)))
+    if kind != "application/json":
+        raise unsupported(kind or "a body without Content-Type", "application/json or multipart/form-data")
+    return await read_json(request, _from_body)
+
+
+def _from_body(body: dict[str, Any]) -> list[PushedImage]:
+    known_keys(body, frozenset({"items"}))
+    items = body.get("items")
+    if not isinstance(items, list):
+        raise unprocessable("bad_items", "items is not a list", 'send {"items": [{"image", "class"}]}')
+    return [_from_json(item) for item in items]
+
+
+def _from_json(item: Any) -> PushedImage:
+    if not isinstance(item, dict):
+        raise unprocessable("bad_items", "an item is not an object")
+    known_keys(item, _ITEM_KEYS)
+    return _image(from_base64(item.get("image"), "image"), item)
+
+
+def _from_form(parts: list[Part]) -> list[PushedImage]:
+    """Fields hold for every ``image`` part; ``id`` only where there is one image."""
+    fields: dict[str, Any] = {part.name: part.text() for part in parts if part.name != "image"}
+    known_keys(fields, _FIELDS)
+    images = [part.content for part in parts if part.name == "image"]
+    if "id" in fields and len(images) != 1:
+        raise unprocessable(
+            "bad_items", "one id cannot name several images", "push them one by one, or as JSON"
+        )
+    if "attributes" in fields:
+        try:
+            fields["attributes"] = json.loads(fields["attributes"])
+        except (ValueError, RecursionError):
+            raise bad_request("the form field attributes is not JSON", "send an object of strings") from None
+    return [_image(image, fields) for image in images]
+
+
+def _image(data: bytes, fields: dict[str, Any]) -> PushedImage:
+    if not data:
+        raise unprocessable("bad_image", "an image has no bytes")
+    return PushedImage(
+        image=data,
+        class_name=class_from(fields.get("class")),
+        item_id=id_from(fields.get("id")),
+        attributes=attributes_from(fields.get("attributes")),
+        time=moment(fields.get("time"), "time"),
+    )
+
+
+# Item ids hold slashes ("shard/row"), so the thumbnail route, which is the longer one, must come first.
+@router.get("/items/{item_id:path}/thumbnail", response_class=Response, summary="Small picture of an item")
+async def thumbnail(item_id: str, request: Request) -> Response:
+    """The stored thumbnail; 404 if none is kept. It never changes, so browsers may keep it."""
+    whole = f"{item_id}/thumbnail"
+    if _is_quoted(request):
+        return await item(whole, request)
+    item_id = normalised(item_id)
+    backend = backend_of(request, "thumbnail")
+    data = await backend.thumbnail(item_id)
+    if data is None:
+        if await backend.item(normalised(whole)) is not None:  # a client that leaves slashes as they are
+            return await item(whole, request)
+        raise not_found("no_thumbnail", f"item {item_id[:80]!a} has no thumbnail")
+    kind = next((kind for start, kind in _CHUNKS if data.startswith(start)), "application/octet-stream")
+    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _is_quoted(request: Request) -> bool:
+    """Whether the last slash was sent as %2F, and so belongs to the id of an item called "…/thumbnail"."""
+    raw: bytes | None = request.scope.get("raw_path")
+    return raw is not None and not raw.partition(b"?")[0].endswith(b"/thumbnail")
+
+
+@router.get("/items/{item_id:path}", response_class=Response, summary="One item")
+async def item(item_id: str, request: Request) -> Response:
+    """What the gallery holds of one item."""
+    item_id = normalised(item_id)
+    found = await backend_of(request, "item").item(item_id)
+    if found is None:
+        raise not_found(
+            "unknown_item", f"item {item_id[:80]!a} is not in the gallery", "it may not be indexed yet"
+        )
+    return reply(item_json(found))
+
+
+@router.delete("/items/{item_id:path}", response_class=Response, status_code=202, summary="Forget an item")
+async def forget_item(item_id: str, request: Request) -> Response:
+    """Ask the driver for a tombstone: readers stop showing the item at their next look at the store.
+
+    The answer says how many items it covers; a name that covers none is 404.
+    """
+    return reply(await backend_of(request, "forget").forget("item", normalised(item_id)), 202)
+
+
+@router.delete("/shards/{shard_id:path}", response_class=Response, status_code=202, summary="Forget a shard")
+async def forget_shard(shard_id: str, request: Request) -> Response:
+    """Ask the driver to forget all items of a shard, by its id or its name."""
+    return reply(await backend_of(request, "forget").forget("shard", normalised(shard_id)), 202)

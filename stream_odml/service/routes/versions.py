@@ -1,0 +1,76 @@
+"""Versions: the tree, what changed between two of them, and going back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from fastapi import Query as UrlQuery
+from starlette.responses import Response
+
+from stream_odml.search.version_diff import diff_versions
+from stream_odml.service.backend import VersionHistory, VersionRow
+from stream_odml.service.body import media_type, unsupported
+from stream_odml.service.errors import ApiError, not_found, unprocessable
+from stream_odml.service.replies import backend_of, reply, version_json
+from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
+from stream_odml.store.versions import version_named
+
+router = APIRouter(prefix="/v1/versions", tags=["versions"])
+
+
+@router.get("", response_class=Response, summary="The tree of versions")
+async def versions(request: Request) -> Response:
+    """Every committed version with its parent and metrics, in order of commit; which is the head; and the tasks that
+    it has not learnt because they were refused or skipped, with the reason and what to do."""
+    history = await backend_of(request, "versions").versions()
+    rows = [version_json(row) for row in history.versions]
+    return reply(
+        {
+            "head": history.head,
+            "sequence": history.sequence,
+            "versions": rows,
+            "not_learnt": history.not_learnt,
+        }
+    )
+
+
+@router.post("/{version}/rollback", response_class=Response, status_code=202, summary="Serve another version")
+async def rollback(
+    version: str,
+    request: Request,
+    relearn: Annotated[
+        bool, UrlQuery(description="learn again what only the abandoned branch has learnt; else skip it")
+    ] = True,
+) -> Response:
+    """Ask the driver to move the head, back or forward. No item is lost: vectors are mapped along the tree."""
+    backend = backend_of(request, "rollback")
+    if media_type(request) not in ("", "application/json"):
+        raise unsupported(media_type(request), "no body")
+    found = _find(await backend.versions(), version)
+    if found.retired:
+        raise ApiError(
+            409, "retired", "the model of this version was dropped by retention", "choose a later version"
+        )
+    return reply(await backend.rollback(found.version, relearn), 202)
+
+
+@router.get("/{a}/diff/{b}", response_class=Response, summary="What changed between two versions")
+async def diff(a: str, b: str, request: Request) -> Response:
+    """Figures of both versions side by side, and the classes whose recall went up or down from a to b."""
+    history = await backend_of(request, "versions").versions()
+    before, after = _find(history, a), _find(history, b)
+    return reply(diff_versions(before.version, before.metrics, after.version, after.metrics))
+
+
+def _find(history: VersionHistory, name: str) -> VersionRow:
+    """The version that ``name``, its beginning, or ``head`` stands for. ApiError 404, or 422 where several begin so."""
+    rows = {row.version: row for row in history.versions}
+    try:
+        return rows[version_named(name, rows, history.head)]
+    except AmbiguousVersion as error:
+        raise unprocessable("ambiguous_version", str(error)) from None
+    except UnknownVersion:
+        raise not_found(
+            "unknown_version", f"there is no version {name[:80]!a}", "GET /v1/versions lists them"
+        ) from None

@@ -1,0 +1,76 @@
+"""Who may write a name in an object store: whoever claims it first, and for the content that was claimed only.
+
+Protects: of two producers with other content, however they race, one is refused before it writes a byte of its own.
+A claim is a small object `.claims/<name>` beside the shards that holds the sha256 of what lands under that name. It
+is made by one conditional put (`If-None-Match: *`), which a store answers to one writer only. Who claims a name for
+the content that was claimed goes on, so that a producer that was killed may repeat itself.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import S3Store
+
+from stream_odml.storage.reading import RETRY_ATTEMPTS, StorageOptions, s3_path, s3_settings
+
+CLAIMS = ".claims"
+
+
+class NameClaimed(ValueError):
+    """The name is another content's."""
+
+
+def claim(inbox: str, name: str, sha256: str, options: StorageOptions | None) -> None:
+    """Claim a shard's name below `s3://...` for content of this hash. Raises NameClaimed, OSError."""
+    bucket, _, prefix = s3_path(inbox).partition("/")
+    key = f"{prefix}/{CLAIMS}/{name}" if prefix else f"{CLAIMS}/{name}"
+    try:
+        store = _store(bucket, options)
+        try:
+            obstore.put(store, key, sha256.encode(), mode="create")
+        except AlreadyExistsError:
+            if bytes(obstore.get(store, key).bytes()) != sha256.encode():
+                raise NameClaimed(f"{name} in {inbox} is claimed for other content") from None
+    except (BaseError, OSError) as error:
+        first = str(error).partition("\n")[0]
+        raise OSError(f"{inbox} cannot be written now: {first[:300]}") from error
+
+
+def _store(bucket: str, options: StorageOptions | None) -> S3Store:
+    known = s3_settings(options)
+    more: dict[str, Any] = {} if known.endpoint is None else {"endpoint": known.endpoint}
+    key, secret, token = known.key, known.secret, known.token
+    if key is None:
+        key, secret, token = _shared_credentials()
+    if key is not None and secret is not None:
+        more |= {"access_key_id": key, "secret_access_key": secret}
+        more |= {} if token is None else {"session_token": token}
+    allow_http = known.endpoint is not None and known.endpoint.startswith("http://")
+    return S3Store(
+        bucket,
+        region=known.region,
+        client_options={"allow_http": allow_http, "timeout": "30s"},
+        retry_config={"max_retries": RETRY_ATTEMPTS, "retry_timeout": timedelta(seconds=60)},
+        **more,
+    )
+
+
+def _shared_credentials() -> tuple[str | None, str | None, str | None]:
+    """Those of AWS's shared file: this client reads the environment and the instance's role, but no file."""
+    place = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(place)
+    profile = os.environ.get("AWS_PROFILE", "default")
+    found = parser[profile] if parser.has_section(profile) else {}
+    return (
+        found.get("aws_access_key_id"),
+        found.get("aws_secret_access_key"),
+        found.get("aws_session_token"),
+    )

@@ -1,0 +1,230 @@
+"""Plain files under a stream root, on a local disk or an object store.
+
+Protects: a name either holds complete bytes or does not exist (written aside, synced, renamed; a put is
+atomic by itself). No name, whoever wrote it, reaches a file outside the root, and only regular files are read.
+"""
+
+import io
+import os
+import shutil
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import pyarrow.fs as pafs
+from deltalake.fs import DeltaStorageHandler
+
+from stream_odml.ingest.shard import is_safe_path
+from stream_odml.storage.crashpoints import crash_point
+from stream_odml.storage.regular import (
+    UnsafePath,
+    check_root,
+    inside,
+    open_regular,
+    place_below,
+    refuse_links,
+)
+
+ASIDE = ".aside-"
+COPY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file: ``path`` relative to the root, ``size`` in bytes, ``mtime`` in seconds since 1970."""
+
+    path: str
+    size: int
+    mtime: float
+
+
+class Files(Protocol):
+    """What the gallery needs of storage."""
+
+    uri: str
+
+    def read(self, path: str) -> bytes: ...
+
+    def write(self, path: str, data: bytes, durable: bool = True) -> None: ...
+
+    def upload(self, path: str, source: Path) -> None: ...
+
+    def local(self, path: str) -> AbstractContextManager[Path]: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def list(self, prefix: str) -> Iterator[FileInfo]: ...
+
+    def delete(self, path: str) -> None: ...
+
+    def arrow(self, prefix: str) -> pafs.FileSystem: ...
+
+    def check(self, path: str) -> None: ...
+
+    def only_regular(self, prefix: str) -> None: ...
+
+
+def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files:
+    """Files under ``uri``: a local path when it has no scheme, else what the scheme names.
+
+    Raises ValueError for a local path that cannot hold Delta tables.
+    """
+    if "://" in uri:
+        return ObjectFiles(uri.rstrip("/"), storage_options)
+    return LocalFiles(check_root(uri))
+
+
+class LocalFiles:
+    """A folder. A write goes aside, is synced, renamed, the folder synced: no half file after a crash."""
+
+    def __init__(self, root: str) -> None:
+        self.uri = root
+
+    def read(self, path: str) -> bytes:
+        with open_regular(inside(self.uri, path)) as file:
+            return file.read()
+
+    def write(self, path: str, data: bytes, durable: bool = True) -> None:
+        self._write(path, io.BytesIO(data), durable)
+
+    def upload(self, path: str, source: Path) -> None:
+        with source.open("rb") as data:
+            self._write(path, data, True)
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        full = inside(self.uri, path)
+        open_regular(full).close()
+        yield full
+
+    def _write(self, path: str, data: IO[bytes], durable: bool) -> None:
+        target = place_below(self.uri, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.parent / f"{ASIDE}{uuid.uuid4().hex}"
+        try:
+            with aside.open("wb") as file:
+                shutil.copyfileobj(data, file, COPY_BYTES)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    crash_point("file.before_rename")
+            aside.rename(target)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        if durable:
+            _sync_folder(target.parent)
+
+    def exists(self, path: str) -> bool:
+        return inside(self.uri, path).exists()
+
+    def list(self, prefix: str) -> Iterator[FileInfo]:
+        for folder, _, names in os.walk(inside(self.uri, prefix or ".")):
+            for name in sorted(names):
+                full = Path(folder) / name
+                try:
+                    seen = full.lstat()
+                except FileNotFoundError:
+                    continue  # deleted while listing: then it is not there
+                if stat.S_ISREG(seen.st_mode):
+                    yield FileInfo(str(full.relative_to(self.uri)), seen.st_size, seen.st_mtime)
+
+    def delete(self, path: str) -> None:
+        full = place_below(self.uri, path)
+        full.unlink(missing_ok=True)
+        if full.parent != Path(self.uri) and full.parent.is_dir() and not any(full.parent.iterdir()):
+            full.parent.rmdir()
+
+    def arrow(self, prefix: str) -> pafs.FileSystem:
+        return pafs.SubTreeFileSystem(str(Path(self.uri) / prefix), pafs.LocalFileSystem())
+
+    def check(self, path: str) -> None:
+        """Raise UnsafePath unless ``path`` is a regular file inside the root; FileNotFoundError when it is none."""
+        open_regular(inside(self.uri, path)).close()
+
+    def only_regular(self, prefix: str) -> None:
+        """Raise UnsafePath when a link, FIFO, socket or device lies below ``prefix``: other libraries follow them."""
+        refuse_links(Path(self.uri) / prefix)
+
+
+class ObjectFiles:
+    """A prefix of an object store, through the same client and options as the tables; a put is atomic."""
+
+    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
+        self.uri = uri
+        self._options = storage_options
+
+    @cached_property
+    def _handler(self) -> Any:
+        return DeltaStorageHandler(self.uri, self._options)
+
+    @cached_property
+    def _filesystem(self) -> pafs.FileSystem:
+        return pafs.PyFileSystem(self._handler)
+
+    def read(self, path: str) -> bytes:
+        with self._filesystem.open_input_file(path) as file:
+            return bytes(file.read())
+
+    def write(self, path: str, data: bytes, durable: bool = True) -> None:
+        if durable:
+            crash_point("file.before_rename")
+        # deltalake's wrapper refuses the buffers that pyarrow hands to it; the stream below it takes bytes.
+        stream = self._handler._handler.open_output_stream(path)
+        stream.write(data)
+        stream.close()
+
+    def upload(self, path: str, source: Path) -> None:
+        stream = self._handler._handler.open_output_stream(path)
+        with source.open("rb") as data:
+            while chunk := data.read(COPY_BYTES):
+                stream.write(chunk)
+        stream.close()
+
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        """A copy on this machine's disk for as long as the block lasts."""
+        with tempfile.TemporaryDirectory(prefix="stream-odml-") as folder:
+            copy = Path(folder) / Path(path).name
+            with self._filesystem.open_input_stream(path) as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
+            yield copy
+
+    def exists(self, path: str) -> bool:
+        return bool(self._filesystem.get_file_info([path])[0].type == pafs.FileType.File)
+
+    def list(self, prefix: str) -> Iterator[FileInfo]:
+        for info in self._filesystem.get_file_info(
+            pafs.FileSelector(prefix, allow_not_found=True, recursive=True)
+        ):
+            if info.type == pafs.FileType.File:
+                yield FileInfo(info.path, info.size or 0, info.mtime.timestamp() if info.mtime else 0.0)
+
+    def delete(self, path: str) -> None:
+        self._filesystem.delete_file(path)
+
+    def arrow(self, prefix: str) -> pafs.FileSystem:
+        handler: Any = DeltaStorageHandler(f"{self.uri}/{prefix}".rstrip("/"), self._options)
+        return pafs.PyFileSystem(handler)
+
+    def check(self, path: str) -> None:
+        """Raise UnsafePath for a name that could leave the prefix."""
+        if not is_safe_path(path):
+            raise UnsafePath(f"{path[:200]!r} is no path below {self.uri}; it is not followed")
+
+    def only_regular(self, prefix: str) -> None:
+        """An object store has neither links nor FIFOs."""
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""The one way bytes become visible in an inbox: whole, durable, and never over something else.
+
+Locally: written aside under a dot name in the same folder, fsynced, hard-linked to its name (which fails
+if the name is taken), folder fsynced. On an object store: spooled to a temporary file, its name claimed for
+its content (`claims.py`), then one upload, visible when it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import pyarrow.fs as pafs
+
+from stream_odml.storage.claims import NameClaimed, claim
+from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
+
+MAX_NAME_CHARS = 150
+Write = Callable[[IO[bytes]], None]
+
+
+class ShardExists(ValueError):
+    """The name is taken by other bytes. A shard is immutable: land under another name."""
+
+
+def check_name(name: str) -> str:
+    """A name that sources see and every file system takes. Raises ValueError."""
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}", name):
+        raise ValueError(
+            f"shard name {name!r:.80}: expected 1-{MAX_NAME_CHARS} letters, digits, '.', '_', '-', "
+            "first a letter or digit"
+        )
+    return name
+
+
+def publish(
+    inbox: str | os.PathLike[str], name: str, write: Write, options: StorageOptions | None = None
+) -> str:
+    """Let `write` fill a file and show it as `name`. Returns its URI. Raises ShardExists, ValueError,
+    OSError.
+    """
+    inbox = os.fspath(inbox)
+    check_name(name)
+    return (
+        _publish_remote(inbox, name, write, options)
+        if is_remote(inbox)
+        else _publish_local(inbox, name, write)
+    )
+
+
+def exists(inbox: str | os.PathLike[str], name: str, options: StorageOptions | None = None) -> bool:
+    """Whether something lies in the inbox under this name."""
+    inbox = os.fspath(inbox)
+    if not is_remote(inbox):
+        return os.path.lexists(local_path(inbox) / name)
+    found = s3_filesystem(options).get_file_info(join(s3_path(inbox), name))
+    return bool(found.type != pafs.FileType.NotFound)
+
+
+def _publish_local(inbox: str, name: str, write: Write) -> str:
+    folder = local_path(inbox)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside, final = folder / f".{name}.{secrets.token_hex(4)}", folder / name
+    try:
+        with open(aside, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        _show(aside, final)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(folder)
+    return str(final)
+
+
+def _show(aside: Path, final: Path) -> None:
+    try:
+        os.link(aside, final)
+    except FileExistsError:
+        if file_sha256(aside) != file_sha256(final):
+            raise ShardExists(
+                f"{final} exists with other content; a shard is immutable: choose another name"
+            ) from None
+    except OSError:  # a file system without hard links
+        if final.exists() and file_sha256(aside) != file_sha256(final):
+            raise ShardExists(f"{final} exists with other content; choose another name") from None
+        os.rename(aside, final)
+
+
+def _publish_remote(inbox: str, name: str, write: Write, options: StorageOptions | None) -> str:
+    filesystem, key = s3_filesystem(options), join(s3_path(inbox), name)
+    with tempfile.TemporaryFile() as spool:
+        write(spool)
+        size = spool.tell()
+        spool.seek(0)
+        sha256 = hashlib.file_digest(spool, "sha256").hexdigest()
+        if not claim_name(inbox, name, sha256, key, options):
+            spool.seek(0)
+            with filesystem.open_output_stream(key) as out:
+                shutil.copyfileobj(spool, out, max(1, min(size, 8 << 20)))
+    return join(inbox, name)
+
+
+def claim_name(inbox: str, name: str, sha256: str, key: str, options: StorageOptions | None) -> bool:
+    """Claim a name in an object store for content of this hash, which the object `key` is to have.
+
+    Returns whether that object is there already. Raises ShardExists where the name is another content's.
+    """
+    filesystem = s3_filesystem(options)
+    taken = f"{join(inbox, name)} exists with other content; a shard is immutable: choose another name"
+    # First what lies there, claimed or not: other tools copy files into an inbox too.
+    is_there = filesystem.get_file_info(key).type == pafs.FileType.File
+    if is_there:
+        with filesystem.open_input_stream(key) as there:
+            if hashlib.file_digest(there, "sha256").hexdigest() != sha256:
+                raise ShardExists(taken)
+        return True
+    try:
+        claim(inbox, name, sha256, options)
+    except NameClaimed as error:
+        raise ShardExists(taken) from error
+    return False
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (where the platform can)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,142 @@
+"""Local files below a folder that somebody else may have filled: only regular files, and only inside it.
+
+Protects: no name and no link from a table, a manifest or a listing reaches a file outside its folder, and no FIFO,
+socket or device blocks the process that opens it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+from stream_odml.ingest.shard import is_safe_path
+
+NOT_IN_A_ROOT = "[]|^%\\"
+"""Characters that the Delta library cannot take in a local path: it ends in a Rust panic, or writes elsewhere."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+class UnsafePath(ValueError):
+    """A path that leaves its folder, or names something other than a regular file."""
+
+
+def inside(root: str | os.PathLike[str], path: str) -> Path:
+    """Return the place of the relative `path` below `root`. Raises UnsafePath when its name or a link leads out."""
+    if not is_safe_path(path):
+        raise UnsafePath(f"{path[:200]!r} is no relative path below {os.fspath(root)}; it is not followed")
+    full, top = Path(root) / path, os.path.realpath(root)
+    if os.path.commonpath((top, os.path.realpath(full))) != top:
+        raise UnsafePath(
+            f"{full} is a link that leads out of {os.fspath(root)}; remove it, or put its file there"
+        )
+    return full
+
+
+def place_below(root: str | os.PathLike[str], path: str) -> Path:
+    """Return where to write or delete the relative `path`: a link of that name goes itself, no folder leads out."""
+    folder, name = os.path.split(path)
+    if not is_safe_path(path) or not name:
+        raise UnsafePath(
+            f"{path[:200]!r} is no relative path below {os.fspath(root)}; nothing is written there"
+        )
+    return inside(root, folder or ".") / name
+
+
+def open_regular(path: str | os.PathLike[str], follow: bool = True) -> IO[bytes]:
+    """Open a regular file to read, unbuffered, without ever blocking. Raises UnsafePath for a FIFO, socket or device,
+    and without `follow` for a link.
+
+    Raises IsADirectoryError for a folder.
+    """
+    _check_regular(os.fspath(path), os.stat(path, follow_symlinks=follow).st_mode)
+    only = 0 if follow else os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | only)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise UnsafePath(f"{os.fspath(path)} became a link; it is not followed") from error
+        raise
+    try:
+        _check_regular(os.fspath(path), os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def hash_regular(path: Path) -> tuple[int, str]:
+    """Return the size in bytes and the sha256 of a regular file that is no link. Errors as `open_regular`."""
+    with open_regular(path, follow=False) as file:
+        digest = sha256_of(file)
+        return file.tell(), digest
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Return the sha256, in hex, of what is left of a file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file that is no link. Raises ValueError for more than `limit`."""
+    with open_regular(path, follow=False) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise ValueError(f"{path} has more than {limit} bytes")
+        return file.read(limit)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UnsafePath when `folder`, or anything below it, is a link or no regular file: others would follow it."""
+    if folder.is_symlink():
+        raise UnsafePath(f"{folder} is a link; a stream root holds its files itself: put the folder there")
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            full = Path(place) / name
+            try:
+                mode = full.lstat().st_mode
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                raise UnsafePath(f"{full} is {kind_of(mode)}, and no file of a stream root; remove it")
+
+
+def check_root(uri: str | os.PathLike[str]) -> str:
+    """Return a local stream root's absolute path. Raises ValueError, in one line, for a path that cannot hold one."""
+    text = os.fspath(uri).removeprefix("file://")
+    if text.startswith("~"):
+        raise ValueError(
+            f"the stream root {text!r} begins with '~', which only a shell expands; write the path out"
+        )
+    path = str(Path(text).absolute())
+    wrong = sorted({c for c in path if c in NOT_IN_A_ROOT or not c.isprintable()})
+    if wrong:
+        seen = " ".join(map(ascii, wrong))
+        raise ValueError(
+            f"the stream root {path!r} has {seen} in its path, which Delta tables cannot; rename it"
+        )
+    return path
+
+
+def _check_regular(path: str, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder, expected a file")
+    if not stat.S_ISREG(mode):
+        raise UnsafePath(f"{path} is {kind_of(mode)}, expected a regular file; remove it")
+
+
+def kind_of(mode: int) -> str:
+    """Return what a file is that is not a regular one, by its mode."""
+    kinds = {
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFDIR: "a folder",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")

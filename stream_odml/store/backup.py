@@ -1,0 +1,148 @@
+"""A consistent copy of a stream root, taken while its stream runs; the same copy in the other direction restores it.
+
+Protects: the copy is the root as it stood at one instant. Its tables are pinned at versions that were all current at
+the same time, and what the pinned tables name is in the copy, or the copy is not made.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from urllib.parse import unquote
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from stream_odml.storage.files import ASIDE, Files, open_files
+from stream_odml.store.artifacts import read_artifact
+from stream_odml.store.errors import ArtifactCorrupt
+from stream_odml.store.store import Store
+from stream_odml.store.tables import SCHEMAS
+
+MARK = "backup.json"
+REWRITTEN = ("thumbnails", "holdout")
+"""Folders of files that forgetting rewrites or removes."""
+TRIES = 5
+PIN_S = 60.0
+_LOGGED = re.compile(r"/_delta_log/(\d{20})\.")
+
+
+class BackupFailed(RuntimeError):
+    """The root changed faster than it could be copied, or the target is not empty."""
+
+
+@dataclass(frozen=True)
+class Backup:
+    """What was copied: the head, the Delta version of each table, and how much."""
+
+    source: str
+    head: str | None
+    tables: Mapping[str, int]
+    files: int
+    bytes: int
+    seconds: float
+
+
+def back_up(
+    source: str,
+    target: str,
+    source_options: dict[str, str] | None = None,
+    target_options: dict[str, str] | None = None,
+) -> Backup:
+    """Copy the stream root ``source`` to ``target``, an empty folder or prefix. Neither stops a running stream.
+
+    Raises NotAStreamRoot for a source that is none, UnsafePath for one with links or names that lead out of it,
+    BackupFailed.
+    """
+    began = time.monotonic()
+    store = Store.open(source, source_options)
+    to = open_files(target, target_options)
+    if any(to.exists(f"{name}/_delta_log/{0:020d}.json") for name in SCHEMAS) or to.exists(MARK):
+        raise BackupFailed(
+            f"{target} holds a stream root or a backup already; name an empty folder or prefix"
+        )
+    for folder in (*SCHEMAS, "artifacts", *REWRITTEN):
+        store.files.only_regular(folder)
+    for _ in range(TRIES):
+        pins = _pinned(store)
+        try:
+            copy = _Copy(store.files, to)
+            for name, version in pins.items():
+                copy.table(name, version, source_options)
+            for folder in ("artifacts", *REWRITTEN):
+                copy.folder(folder)
+            head = _checked(target, target_options)
+        except (FileNotFoundError, ArtifactCorrupt):
+            # Vacuumed, forgotten or retired while it was copied. Tables and artifacts need not come again.
+            for path in [info.path for folder in REWRITTEN for info in to.list(folder)]:
+                to.delete(path)
+            continue
+        done = Backup(store.uri, head, pins, copy.files, copy.bytes, time.monotonic() - began)
+        to.write(MARK, json.dumps({**asdict(done), "time": time.time()}, indent=1).encode())
+        return done
+    raise BackupFailed(
+        f"{source} was tidied {TRIES} times while it was copied; raise store.retention_h above the time of a copy"
+    )
+
+
+def _pinned(store: Store) -> dict[str, int]:
+    """Versions of the tables that were all current at one instant: nothing moved while they were read."""
+    deadline = time.monotonic() + PIN_S
+    seen: dict[str, int] = {}
+    while True:
+        for table in store.tables.values():
+            table.handle.update_incremental()
+        now = {name: table.handle.version() for name, table in store.tables.items()}
+        if now == seen:
+            return now
+        if time.monotonic() > deadline:
+            raise BackupFailed(
+                f"{store.uri} was committed to without a pause for {PIN_S:.0f} s; try again later"
+            )
+        seen = now
+
+
+class _Copy:
+    def __init__(self, source: Files, target: Files) -> None:
+        self._source, self._target = source, target
+        self.files = self.bytes = 0
+
+    def table(self, name: str, version: int, options: dict[str, str] | None) -> None:
+        """The data of a table as of ``version``, then its log up to there: a cut copy names nothing it lacks."""
+        handle = DeltaTable(f"{self._source.uri}/{name}", version=version, storage_options=options)
+        for path in pa.table(handle.get_add_actions(flatten=True))["path"].to_pylist():
+            self._file(f"{name}/{unquote(path)}")
+        for path in self._log(name, version):
+            self._file(path)
+
+    def _log(self, name: str, version: int) -> Iterator[str]:
+        for info in self._source.list(f"{name}/_delta_log"):
+            logged = _LOGGED.search(f"/{info.path}")
+            if logged is not None and int(logged[1]) <= version and ASIDE not in info.path:
+                yield info.path  # `_last_checkpoint` may name a later one; without it the folder is listed
+
+    def folder(self, name: str) -> None:
+        for info in self._source.list(name):
+            if ASIDE not in info.path:
+                self._file(info.path)
+
+    def _file(self, path: str) -> None:
+        if self._target.exists(path):
+            return
+        content = self._source.read(path)
+        self._target.write(path, content)
+        self.files += 1
+        self.bytes += len(content)
+
+
+def _checked(target: str, options: dict[str, str] | None) -> str | None:
+    """Open the copy as a reader would, and read every model that can be rolled back to; returns the head."""
+    store = Store.open(target, options)
+    for version in store.tree.versions.values():
+        for ref in version.artifacts.values():
+            if not version.retired:
+                read_artifact(store.files, ref)
+    return store.tree.head if store.tree.moves else None

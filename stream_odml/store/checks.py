@@ -1,0 +1,120 @@
+"""What the writer asks of rows before they are committed, and what it counts in them."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef
+from stream_odml.store.errors import StaleParent, UnknownSubject
+from stream_odml.store.ledger import LedgerState, ShardState, TaskState
+from stream_odml.store.select import encode
+from stream_odml.store.store import Store
+from stream_odml.store.tables import GALLERY, vectors_of
+from stream_odml.store.versions import VersionTree
+
+
+def known_shards(ledger: LedgerState, shard_ids: Sequence[str]) -> list[ShardState]:
+    """The shards of these ids. Raises UnknownSubject for one that never landed."""
+    unknown = [s for s in shard_ids if s not in ledger.shards]
+    if unknown:
+        raise UnknownSubject(f"shards {unknown[:3]} are not in the ledger; record that they landed first")
+    return [ledger.shards[s] for s in shard_ids]
+
+
+def closed_task(ledger: LedgerState, task_id: str) -> TaskState:
+    """The closed task of this id. Raises UnknownSubject, with the ids that come nearest."""
+    if task_id in ledger.tasks:
+        return ledger.tasks[task_id]
+    near = difflib.get_close_matches(task_id, list(ledger.tasks), n=3, cutoff=0.5) or list(ledger.tasks)[-3:]
+    known = f"the nearest are {', '.join(near)}" if near else "no task has closed yet"
+    raise UnknownSubject(
+        f"there is no closed task {task_id!r}: {known}; `stream-odml status ROOT` lists them"
+    )
+
+
+def asks_for_more(ledger: LedgerState, tree: VersionTree, task_id: str, anyway: bool) -> bool:
+    """Whether a request to learn this task after all changes anything: it is skipped, or to be published ``anyway``.
+
+    Raises UnknownSubject, and ValueError for a task that the served version has learnt.
+    """
+    task = closed_task(ledger, task_id)
+    if task_id in tree.learnt():
+        raise ValueError(f"{task_id} is learnt already: the served version {tree.head} knows it")
+    return task.skipped is not None or (anyway and not task.anyway)
+
+
+def check_stage(
+    store: Store, version_id: str, parent: str, task: str, artifacts: Mapping[str, ArtifactRef], publish: bool
+) -> None:
+    """Raise StaleParent when the head left ``parent``, ValueError for another attempt or missing artifacts."""
+    tree = store.tree
+    tree.get(parent)
+    if publish and tree.head != parent:
+        raise StaleParent(
+            f"the head is {tree.head}, version {version_id} was learnt from {parent}; "
+            "refuse it and learn the task again from the head"
+        )
+    current = store.current_attempt(task, parent)
+    if current is None or current.version_id != version_id:
+        seen = current.version_id if current else "none"
+        raise ValueError(
+            f"{version_id} is not the current attempt at {task!r} from {parent} (that is {seen})"
+        )
+    missing = [n for n in (STUDENT, FORWARD, BACKWARD) if n not in artifacts]
+    absent = [ref.path for ref in artifacts.values() if not store.files.exists(ref.path)]
+    if missing or absent:
+        raise ValueError(f"version {version_id} lacks artifacts {missing}, files {absent}; write them first")
+
+
+def accepted(
+    store: Store, rows: pa.Table, shard_ids: Sequence[str] | None, version: str | None = None
+) -> pa.Table:
+    """The rows to commit: of ``shard_ids`` (all, when None), without forgotten ones.
+
+    Raises ValueError for vectors of another dimension or that are not finite, a version that is not
+    committed (or is not ``version``), an unknown shard.
+    """
+    rows = rows.cast(GALLERY)
+    if len(rows) == 0:
+        return rows
+    made_by = set(rows["version"].unique().to_pylist())
+    if version is not None and made_by != {version}:
+        raise ValueError(f"rows of a stage must be made by {version}, these are made by {sorted(made_by)}")
+    for name in made_by - {version}:
+        store.tree.get(name)
+    if not np.isfinite(vectors_of(rows["vector"], store.dim)).all():
+        raise ValueError("a vector is not finite; quarantine its row or refuse the model that made it")
+    shards, dictionary = encode(rows["shard_id"])
+    names = dictionary.to_pylist()
+    known_shards(store.ledger, names)
+    keep = np.ones(len(rows), dtype=bool)
+    if shard_ids is not None:
+        keep &= np.array([name in set(shard_ids) for name in names])[shards]
+    if store.ledger.tombstones:
+        triples = zip(*(rows[c].to_pylist() for c in ("shard_id", "class_name", "item_id")), strict=True)
+        keep &= np.array([not store.ledger.forgotten(*triple) for triple in triples])
+    return rows if keep.all() else rows.filter(pa.array(keep))
+
+
+def counted(
+    shard_ids: Sequence[str], rows: pa.Table, quarantine: pa.Table, more: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """For each shard: rows, held_out, quarantined, classes (class -> rows), beside what the indexer
+    counted."""
+    counts: dict[str, dict[str, Any]] = {
+        s: {**more.get(s, {}), "rows": 0, "held_out": 0, "quarantined": 0, "classes": {}} for s in shard_ids
+    }
+    columns = (rows[c].to_pylist() for c in ("shard_id", "class_name", "held_out"))
+    for shard_id, class_name, held_out in zip(*columns, strict=True):
+        count = counts[shard_id]
+        count["rows"] += 1
+        count["held_out"] += bool(held_out)
+        count["classes"][class_name] = count["classes"].get(class_name, 0) + 1
+    for shard_id in quarantine["shard_id"].to_pylist():
+        counts[shard_id]["quarantined"] += 1
+    json.dumps(counts)  # what cannot be remembered must fail before the first row is written
+    return counts

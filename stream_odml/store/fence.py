@@ -1,0 +1,137 @@
+"""The right to commit: one epoch, stated in both tables that hold commit points, checked at every commit.
+
+Protects: a writer that slept while its successor claimed the root cannot commit. Its handle is stale, so its
+append fails; or it has caught up, and then it has seen the newer epoch.
+"""
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+from deltalake.exceptions import CommitFailedError
+
+from stream_odml.storage.crashpoints import crash_point
+from stream_odml.store.errors import RootBusy, WriterFenced
+from stream_odml.store.lease import Lease
+from stream_odml.store.store import Store
+from stream_odml.store.tables import SCHEMAS
+
+APPEND_ATTEMPTS = 20
+"""Maintenance beside it may commit to the same table again and again; a newer writer is found at the first look."""
+PAUSE_S, MAX_PAUSE_S = 0.01, 0.5
+LEDGER_DEFAULTS: Mapping[str, Any] = {"subject": "", "task": "", "txn": "", "detail": "{}"}
+VERSION_DEFAULTS: Mapping[str, Any] = {
+    "version_id": "",
+    "parent": "",
+    "task": "",
+    "artifacts": "{}",
+    "metrics": "{}",
+    "reason": "",
+}
+
+
+class Fence:
+    """A store that this process may commit to as writer number ``epoch``."""
+
+    def __init__(self, store: Store, lease: Lease, holder: str) -> None:
+        self.store = store
+        self.lease = lease
+        self.epoch = store.epoch + 1
+        self._lock = threading.RLock()
+        self.maintaining = threading.Lock()
+        """Held by maintenance, of which one at a time is enough."""
+        crash_point("claim.before")
+        self._claim_ledger(holder)
+        crash_point("claim.after_ledger")
+        self.append("versions", self.version_rows([{"kind": "epoch", "reason": holder}]))
+        crash_point("claim.after_versions")
+        store.refresh()
+        lease.write(self.epoch)
+
+    def _claim_ledger(self, holder: str) -> None:
+        rows = self.ledger_rows([{"kind": "epoch", "subject": holder}])
+        try:
+            self.store.tables["ledger"].append(rows, self.epoch)
+        except CommitFailedError:
+            # Two claims of one number must never both succeed, so this one is not tried again.
+            raise RootBusy(
+                f"{self.store.uri} was claimed by another writer at this very moment; try again"
+            ) from None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Store]:
+        """The store brought up to date, for one operation at a time. Raises WriterFenced for a writer of the
+        past."""
+        with self._lock:
+            self.store.refresh()
+            self.check()
+            yield self.store
+
+    def check(self) -> None:
+        """Raises WriterFenced when the store shows a newer writer."""
+        if self.store.epoch > self.epoch:
+            raise WriterFenced(
+                f"writer {self.epoch} of {self.store.uri} was replaced by writer {self.store.epoch}; "
+                "this process must end, its successor goes on from what is committed"
+            )
+
+    def append(self, table: str, rows: pa.Table) -> None:
+        """One commit to one table; tried again only when what came first was no newer writer's claim."""
+        if len(rows):
+            self._append(table, lambda: self._renumbered(table, rows))
+
+    def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]]) -> None:
+        """The same for rows that are too many for memory: one commit of all that ``parts()`` yields."""
+        schema = SCHEMAS[table]
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for part in parts():
+                yield from part.to_batches()
+
+        if any(len(part) for part in parts()):
+            self._append(table, lambda: pa.RecordBatchReader.from_batches(schema, batches()))
+
+    def _append(self, table: str, rows: Callable[[], pa.Table | pa.RecordBatchReader]) -> None:
+        mark = uuid.uuid4().hex
+        for attempt in range(APPEND_ATTEMPTS):
+            try:
+                self.store.tables[table].append(rows(), self.epoch, mark)
+                return
+            except CommitFailedError:
+                self.store.refresh()
+                self.check()
+                # An object store may have made the commit and lost its answer on the way.
+                if self.store.tables[table].has(mark):
+                    return
+                if attempt == APPEND_ATTEMPTS - 1:
+                    raise
+                time.sleep(random.uniform(0, min(MAX_PAUSE_S, PAUSE_S * 2**attempt)))
+
+    def ledger_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Ledger rows with their sequence numbers, time and epoch."""
+        return self._rows("ledger", LEDGER_DEFAULTS, rows, self.store.ledger.seq)
+
+    def version_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """The same for the ``versions`` table."""
+        return self._rows("versions", VERSION_DEFAULTS, rows, self.store.tree.seq)
+
+    def _rows(
+        self, table: str, defaults: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seq: int
+    ) -> pa.Table:
+        common = {"time": datetime.now(UTC), "epoch": self.epoch}
+        numbered = [{**defaults, **row, **common, "seq": seq + 1 + i} for i, row in enumerate(rows)]
+        return pa.Table.from_pylist(numbered, schema=SCHEMAS[table])
+
+    def _renumbered(self, table: str, rows: pa.Table) -> pa.Table:
+        if "seq" not in rows.schema.names:
+            return rows
+        seq = self.store.ledger.seq if table == "ledger" else self.store.tree.seq
+        return rows.set_column(
+            0, rows.schema.field("seq"), pa.array(range(seq + 1, seq + 1 + len(rows)), pa.int64())
+        )

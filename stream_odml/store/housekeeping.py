@@ -1,0 +1,82 @@
+"""A writer's second view of its root, for long work beside its commits: what maintenance reads and commits through.
+
+Protects: nothing long holds the lock that commits wait for, and the fence holds all the same. Each commit from here
+is checked by Delta against every commit that came first (a merge or a deletion conflicts with whatever touched its
+files), each step begins by looking for a newer writer, and no such commit makes a row visible.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from deltalake import CommitProperties
+from deltalake.exceptions import CommitFailedError
+
+from stream_odml.store.errors import WriterFenced
+from stream_odml.store.fence import Fence
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.store import Store
+from stream_odml.store.table import Table, commit_properties, writer_properties
+
+ATTEMPTS = 5
+REBASES = 15
+"""Times that Delta itself looks at what came first and commits behind it."""
+T = TypeVar("T")
+
+
+class Housekeeper:
+    """`store` is its own, so that the writer's is free; `covered`: the last tombstone whose rows may be deleted."""
+
+    def __init__(self, fence: Fence, covered: int | None = None) -> None:
+        self.fence = fence
+        self.store = Store.open(fence.store.uri, fence.store.storage_options, keep_gallery=False)
+        self._covered = covered
+        self.check()
+
+    def check(self) -> None:
+        """Take in what was committed; WriterFenced when that shows a newer writer."""
+        self.store.refresh()
+        self.store.tables["quarantine"].refresh()  # the store itself reads it when it is asked for
+        if self.store.epoch > self.fence.epoch:
+            raise WriterFenced(
+                f"writer {self.fence.epoch} of {self.store.uri} was replaced by writer {self.store.epoch}; "
+                "its maintenance ends"
+            )
+
+    @property
+    def ledger(self) -> LedgerState:
+        """The ledger without the tombstones whose vectors somebody needs still."""
+        whole = self.store.ledger
+        if self._covered is None:
+            return whole
+        stones = tuple(stone for stone in whole.tombstones if stone.seq <= self._covered)
+        return whole if len(stones) == len(whole.tombstones) else replace(whole, tombstones=stones)
+
+    @cached_property
+    def commit_properties(self) -> CommitProperties:
+        """For commits that Delta may make behind others which they do not conflict with."""
+        return commit_properties(self.fence.epoch, retries=REBASES)
+
+    def commit(self, operation: Callable[[], T]) -> T:
+        """What `operation` on a table's handle gives; done again on the newest table when another commit conflicts."""
+        for _ in range(ATTEMPTS - 1):
+            self.check()
+            try:
+                return operation()
+            except CommitFailedError:
+                continue
+        self.check()
+        return operation()
+
+    def delete(self, table: Table, where: str) -> int:
+        """Delete rows by an SQL predicate; how many went."""
+
+        def delete() -> Any:
+            return table.handle.delete(
+                where,
+                writer_properties=writer_properties(table.name),
+                commit_properties=self.commit_properties,
+            )
+
+        return int(self.commit(delete)["num_deleted_rows"] or 0)

@@ -1,0 +1,191 @@
+"""The lease: a second run on a stream root stops with a message while the first one lives.
+
+Protects people, not data: the epoch in the tables is what keeps a zombie from committing, whatever this file
+says.
+"""
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stream_odml.storage.files import Files
+from stream_odml.store.errors import RootBusy
+
+LEASE = "lease.json"
+MAX_LEASE_S = 3600.0
+"""Longest that a lease may ask for: a file that asks for more is no lease of ours, and would keep a root for ever."""
+CLOCK_SKEW_S = 300.0
+"""Clocks of two hosts differ by less: a lease from further in the future is none."""
+MAX_HOLDER_CHARS = 200
+
+
+@dataclass(frozen=True)
+class LeaseRecord:
+    """Who holds a root. ``boot_clock`` is seconds since the host's boot: it does not jump when the wall clock
+    does."""
+
+    token: str
+    holder: str
+    host: str
+    pid: int
+    pid_start: str
+    wall: float
+    boot_clock: float
+    lease_s: float
+    epoch: int = 0
+
+    def alive(self) -> bool:
+        """Whether its holder must be taken to live still."""
+        if self.host == host_identity():
+            if _pid_start(self.pid) != self.pid_start:
+                return False
+            return _boot_clock() - self.boot_clock < self.lease_s
+        return time.time() - self.wall < self.lease_s
+
+
+class Lease:
+    """A lease that this process holds; a daemon thread renews it until :meth:`release`."""
+
+    def __init__(self, files: Files, record: LeaseRecord) -> None:
+        self._files = files
+        self._record = record
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="stream-odml-lease", daemon=True)
+        self.lost = False
+        """Another holder took the lease over; the next commit will find out why."""
+
+    @staticmethod
+    def acquire(files: Files, holder: str, lease_s: float, takeover: bool = False) -> "Lease":
+        """Take the root's lease. Raises RootBusy while another holder lives, unless ``takeover``."""
+        if not 0 < lease_s <= MAX_LEASE_S:
+            raise ValueError(
+                f"lease_s is {lease_s}; it must be above 0 and at most {MAX_LEASE_S:.0f} seconds"
+            )
+        current = read_lease(files)
+        if current is not None and current.alive() and not takeover:
+            raise RootBusy(
+                f"{files.uri} is in use by {current.holder!r} (process {current.pid}); stop it first, "
+                f"or wait {current.lease_s:.0f} s if its machine is gone, or claim with takeover"
+            )
+        lease = Lease(files, _record(holder, lease_s))
+        lease.write()
+        lease._thread.start()
+        return lease
+
+    def write(self, epoch: int | None = None) -> None:
+        """Renew the lease now, and name the epoch once it is known."""
+        self._record = LeaseRecord(
+            **{
+                **asdict(self._record),
+                "wall": time.time(),
+                "boot_clock": _boot_clock(),
+                "epoch": self._record.epoch if epoch is None else epoch,
+            }
+        )
+        self._files.write(LEASE, json.dumps(asdict(self._record)).encode(), durable=False)
+
+    def release(self) -> None:
+        """Give the root back at once. Harmless when repeated, or when somebody else holds it by now."""
+        self._stop.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        current = read_lease(self._files)
+        if current is not None and current.token == self._record.token:
+            self._files.delete(LEASE)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._record.lease_s / 4):
+            try:
+                current = read_lease(self._files)
+                if (
+                    current is not None
+                    and current.token != self._record.token
+                    and current.epoch >= self._record.epoch
+                ):
+                    self.lost = True
+                    return
+                self.write()
+            except OSError:
+                continue  # a full or slow disk must not end the lease for good: the next beat tries again
+
+
+def read_lease(files: Files) -> LeaseRecord | None:
+    """The root's lease, or None when there is none (or none that can be read: then the epoch decides
+    alone)."""
+    try:
+        record = LeaseRecord(**json.loads(files.read(LEASE)))
+        return record if _is_sound(record) else None
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _is_sound(record: LeaseRecord) -> bool:
+    """Whether every value has its type and range: anybody may have written the file."""
+    texts = (record.token, record.holder, record.host, record.pid_start)
+    numbers = (record.wall, record.boot_clock, record.lease_s)
+    whole = (record.pid, record.epoch)
+    here = record.host == host_identity()
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e12 for n in numbers)
+        and all(type(n) is int and 0 <= n < 2**63 for n in whole)
+        and 0 < record.lease_s <= MAX_LEASE_S
+        and (record.boot_clock <= _boot_clock() if here else record.wall <= time.time() + CLOCK_SKEW_S)
+        and record.holder.isprintable()
+        and len(record.holder) <= MAX_HOLDER_CHARS
+    )
+
+
+def host_identity() -> str:
+    """Names the place where a process id means something: host, boot, process namespace."""
+    try:
+        boot, namespace = (
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        )
+    except OSError:
+        boot, namespace = "", ""
+    return f"{platform.node()}/{boot}/{namespace}"
+
+
+def _pid_start(pid: int) -> str:
+    """When a process began, in clock ticks since boot: a recycled id differs. Empty when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "" if Path("/proc/self/stat").exists() else _signalled(pid)
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _signalled(pid: int) -> str:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _boot_clock() -> float:
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _record(holder: str, lease_s: float) -> LeaseRecord:
+    pid = os.getpid()
+    return LeaseRecord(
+        token=uuid.uuid4().hex,
+        holder=holder,
+        host=host_identity(),
+        pid=pid,
+        pid_start=_pid_start(pid),
+        wall=time.time(),
+        boot_clock=_boot_clock(),
+        lease_s=lease_s,
+    )

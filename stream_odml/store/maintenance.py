@@ -1,0 +1,201 @@
+"""House-keeping by policy: what nothing will read again is deleted, small files are merged, old versions
+dropped, and the tables' logs cut off behind a checkpoint.
+
+Protects: only what no reader can ever pick goes, and commits never wait for any of it: the long part works through a
+view of its own and takes the fence's lock only to add a row (see `housekeeping.py`).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pyarrow as pa
+
+from stream_odml.storage.crashpoints import crash_point
+from stream_odml.storage.files import ASIDE, FileInfo
+from stream_odml.store import entries
+from stream_odml.store.artifacts import BACKWARD, FORWARD
+from stream_odml.store.fence import Fence
+from stream_odml.store.housekeeping import Housekeeper
+from stream_odml.store.purge import SHARD_FILES, drop_orphans, forget_in_files, orphaned_txns, purge
+from stream_odml.store.table import Table, writer_properties
+
+LEAST_LOG = timedelta(minutes=1)
+"""Commits younger than this stay in a table's log by any policy: who follows it reads them one by one."""
+
+
+@dataclass(frozen=True)
+class MaintenancePolicy:
+    """When and what to tidy."""
+
+    compact_files: int = 32
+    """Merge a table's small files once it has this many."""
+    target_bytes: int = 128 << 20
+    """Size of a merged file."""
+    retention: timedelta = timedelta(hours=1)
+    """How long files that were replaced stay, for readers in the middle of a read and for other tools."""
+    log_retention: timedelta | None = None
+    """How long the commits of a table's log stay behind its newest checkpoint; None leaves the tables' settings."""
+    orphan_age: timedelta = timedelta(hours=1)
+    """Age at which a file that nothing names is taken for what a crash left."""
+    keep_versions: int | None = None
+    """Keep the models of the newest so many versions and of the head; older ones can then not be rolled back
+    to."""
+
+    def __post_init__(self) -> None:
+        if self.compact_files < 2 or self.target_bytes < 1 or (self.keep_versions or 1) < 1:
+            raise ValueError("compact_files must be at least 2, target_bytes and keep_versions at least 1")
+        if self.retention < timedelta(0) or self.orphan_age < timedelta(0):
+            raise ValueError("retention and orphan_age cannot be negative")
+
+
+@dataclass(frozen=True)
+class MaintenanceReport:
+    """What was done."""
+
+    rows_purged: int
+    shard_files_rewritten: int
+    files_deleted: int
+    versions_retired: int
+    tables_compacted: tuple[str, ...]
+    files_vacuumed: int
+
+
+def maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None = None) -> MaintenanceReport:
+    """All of it, in an order that any crash may cut short. Call it without the fence's lock.
+
+    ``covered``: the ``seq`` of the last tombstone whose rows may be deleted (banks need their vectors before); None
+    for all.
+    """
+    with fence.maintaining:
+        return _maintain(fence, policy, covered)
+
+
+def _maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None) -> MaintenanceReport:
+    crash_point("maintain.before")
+    house = Housekeeper(fence, covered)
+    purged = _drop_orphans(house) + purge(house)
+    crash_point("maintain.after_purge")
+    rewritten = forget_in_files(house)
+    crash_point("maintain.after_files")
+    retired = _retire(fence, policy)
+    deleted = _drop_files(house, policy)
+    crash_point("maintain.after_artifacts")
+    tables = house.store.tables
+    for table in tables.values():
+        _set_retention(house, table, policy)
+    compacted = tuple(name for name in tables if _compact(house, name, policy))
+    crash_point("maintain.after_compaction")
+    vacuumed = sum(_vacuum(house, table, policy) for table in tables.values())
+    crash_point("maintain.after_vacuum")
+    pa.default_memory_pool().release_unused()  # whole columns of the gallery went through it
+    return MaintenanceReport(purged, rewritten, deleted, retired, compacted, vacuumed)
+
+
+def _drop_orphans(house: Housekeeper) -> int:
+    found = orphaned_txns(house.store, house.fence.epoch)
+    if not any(found.values()):
+        return 0
+    # A commit under way looks like one that a crash left. Nothing is under way under the lock, and such rows are rare.
+    with house.fence.exclusive():
+        return drop_orphans(house.fence, found)
+
+
+def _retire(fence: Fence, policy: MaintenancePolicy) -> int:
+    with fence.exclusive() as store:
+        tree = store.tree
+        if policy.keep_versions is None or not tree.moves:
+            return 0
+        kept = {*list(tree.versions)[-policy.keep_versions :], tree.head}
+        old = [v for v in tree.versions.values() if v.version_id not in kept and not v.retired]
+        rows = [entries.retired(v.version_id, "retention") for v in old]
+        fence.append("versions", fence.version_rows(rows))
+        store.refresh()
+        return len(old)
+
+
+def _drop_files(house: Housekeeper, policy: MaintenancePolicy) -> int:
+    """Artifacts that no version names (any more) and no attempt under way can name; half-written files."""
+    store = house.store
+    before = time.time() - policy.orphan_age.total_seconds()
+    listed = [info for folder in ("artifacts", *SHARD_FILES) for info in store.files.list(folder)]
+    house.check()  # after the listing: an attempt that began since then has no file in it
+    named = {
+        ref.path
+        for version in store.tree.versions.values()
+        for name, ref in version.artifacts.items()
+        if not version.retired or name in (FORWARD, BACKWARD)
+    }
+    tries = (a for task in store.ledger.tasks.values() for a in task.attempts)
+    under_way = {
+        a.version_id for a in tries if a.refused is None and not store.tree.is_committed(a.version_id)
+    }
+
+    def is_loose(info: FileInfo) -> bool:
+        folder, _, rest = info.path.partition("/")
+        loose = folder == "artifacts" and info.path not in named and rest.partition("/")[0] not in under_way
+        return (ASIDE in info.path or loose) and info.mtime <= before
+
+    loose = [info.path for info in listed if is_loose(info)]
+    for path in loose:
+        store.files.delete(path)
+    return len(loose)
+
+
+def _set_retention(house: Housekeeper, table: Table, policy: MaintenancePolicy) -> None:
+    """Let Delta itself cut the log at its checkpoints, and forget replaced files: by default it keeps 30 and 7 days."""
+    if policy.log_retention is None:
+        return
+    log = max(policy.log_retention, LEAST_LOG)
+    wanted = {
+        "delta.logRetentionDuration": f"interval {log.total_seconds():.0f} seconds",
+        "delta.deletedFileRetentionDuration": f"interval {log.total_seconds():.0f} seconds",
+    }
+    if wanted.items() <= table.handle.metadata().configuration.items():
+        return
+    house.commit(
+        lambda: table.handle.alter.set_table_properties(wanted, commit_properties=house.commit_properties)
+    )
+
+
+def _compact(house: Housekeeper, name: str, policy: MaintenancePolicy) -> bool:
+    table = house.store.tables[name]
+    merged = 0
+    if len(table.present) >= policy.compact_files:
+        compact: Callable[[], dict[str, int]] = lambda: table.handle.optimize.compact(  # noqa: E731
+            target_size=policy.target_bytes,
+            writer_properties=writer_properties(name),
+            commit_properties=house.commit_properties,
+        )
+        merged = house.commit(compact)["numFilesRemoved"]
+    house.check()
+    table.checkpoint()
+    return bool(merged)
+
+
+def _vacuum(house: Housekeeper, table: Table, policy: MaintenancePolicy) -> int:
+    house.check()
+    house.store.files.only_regular(
+        table.name
+    )  # the Delta library deletes through links, outside the root too
+    as_table_says = policy.retention == policy.log_retention and policy.retention >= LEAST_LOG
+    replaced = None if as_table_says else _hours(policy.retention)
+    # What is in no commit may be of one under way: only age tells it from what a crash left.
+    loose = _hours(max(policy.retention, policy.orphan_age))
+    return sum(
+        len(
+            table.handle.vacuum(
+                retention_hours=hours,
+                dry_run=False,
+                enforce_retention_duration=False,
+                full=full,
+                commit_properties=house.commit_properties,
+            )
+        )
+        for hours, full in ((replaced, False), (loose, True))
+    )
+
+
+def _hours(time: timedelta) -> int:
+    return int(time.total_seconds() // 3600)

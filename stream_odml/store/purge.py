@@ -1,0 +1,160 @@
+"""Delete the rows that no reader can ever pick: what crashes left, what was replaced, what is to be erased.
+
+Protects: only such rows go, and a writer of the past can delete nothing of its successor's (a transaction's name
+carries the epoch that made it).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake.exceptions import CommitFailedError
+
+from stream_odml.store.fence import Fence
+from stream_odml.store.housekeeping import Housekeeper
+from stream_odml.store.select import Ints, select_rows
+from stream_odml.store.store import Store
+from stream_odml.store.table import commit_properties, writer_properties
+
+SHARD_FILES = ("thumbnails", "holdout")
+"""Folders of ``<shard_id>.parquet`` files that erasure reaches."""
+NAMES_AT_ONCE = 2000
+
+
+def orphaned_txns(store: Store, epoch: int) -> dict[str, Set[str]]:
+    """Transactions of each table that nothing names and that are of this epoch or an older one."""
+    visible = store.visible_txns()
+    found: dict[str, Set[str]] = {}
+    for name in ("gallery", "quarantine"):
+        txns = _values(store, name, "txn")
+        found[name] = {txn for txn in txns - visible if _epoch_of(txn) <= epoch}
+    return found
+
+
+def drop_orphans(fence: Fence, candidates: Mapping[str, Set[str]] | None = None) -> int:
+    """Delete rows of transactions that were never committed and never will be. Call it under the fence's lock.
+
+    ``candidates``: what :func:`orphaned_txns` found without the lock. A commit under way then is named by now.
+    """
+    store, dropped = fence.store, 0
+    visible = store.visible_txns()
+    found = orphaned_txns(store, fence.epoch) if candidates is None else candidates
+    for name, txns in found.items():
+        orphans = sorted(txns - visible)
+        if orphans:
+            dropped += _delete_alone(fence, name, f"txn IN ({_quoted(orphans)})")
+    if dropped:
+        store.refresh()
+    return dropped
+
+
+def purge(house: Housekeeper) -> int:
+    """Delete rows that were replaced, or that a tombstone covers."""
+    store, ledger = house.store, house.ledger
+    if not store.tree.moves:
+        return 0
+    meta = store.again(store.metadata)
+    selection = select_rows(meta, ledger, store.tree, store.tree.head)
+    # The replaced rows go first: were the row that replaced them gone before them, they would come back.
+    purged = sum(_purge_rows(house, meta, part) for part in (selection.replaced, selection.forgotten))
+    return purged + _purge_quarantine(house)
+
+
+def forget_in_files(house: Housekeeper) -> int:
+    """Rewrite thumbnails and held-out images without erased rows; how many files."""
+    store, ledger, rewritten = house.store, house.ledger, 0
+    if not ledger.tombstones:
+        return 0
+    last = ledger.tombstones[-1].seq
+    for folder in SHARD_FILES:
+        for shard_id in sorted(s.shard_id for s in ledger.shards.values() if s.landed_seq < last):
+            path = f"{folder}/{shard_id}.parquet"
+            if store.files.exists(path):
+                rewritten += _rewrite(house, path, shard_id)
+    return rewritten
+
+
+def _values(store: Store, name: str, column: str) -> set[str]:
+    """Distinct values of a text column of a table."""
+    table = store.tables[name]
+
+    def read() -> set[str]:
+        if name == "quarantine":  # the store reads it when it is asked for
+            table.refresh()
+        parts = [table.read(path, [column])[column].unique() for path in sorted(table.present)]
+        return {value for part in parts for value in part.to_pylist()}
+
+    return store.again(read)
+
+
+def _delete_alone(fence: Fence, name: str, where: str) -> int:
+    """Delete rows while nothing else commits."""
+    table = fence.store.tables[name]
+    for last in (False, True):
+        fence.store.refresh()
+        table.refresh() if name == "quarantine" else None
+        fence.check()
+        try:
+            gone = table.handle.delete(
+                where,
+                writer_properties=writer_properties(name),
+                commit_properties=commit_properties(fence.epoch),
+            )
+            return int(gone["num_deleted_rows"] or 0)
+        except CommitFailedError:
+            if last:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _purge_rows(house: Housekeeper, meta: pa.Table, rows: Ints) -> int:
+    if len(rows) == 0:
+        return 0
+    dead = meta.take(pa.array(rows))
+    by_shard: dict[str, dict[int, None]] = {}
+    for shard_id, row in zip(dead["shard_id"].to_pylist(), dead["row"].to_pylist(), strict=True):
+        by_shard.setdefault(shard_id, {})[row] = None
+    purged = 0
+    for shard_id, places in by_shard.items():
+        for some in _batches(list(places)):
+            where = f"shard_id = {_quoted([shard_id])} AND row IN ({', '.join(map(str, some))})"
+            purged += house.delete(house.store.tables["gallery"], where)
+    return purged
+
+
+def _purge_quarantine(house: Housekeeper) -> int:
+    """First bytes of a forgotten shard's bad rows. (Of a forgotten class or item there are none: a bad row has
+    neither.)"""
+    there = _values(house.store, "quarantine", "shard_id")
+    gone = sorted(s.name for s in house.ledger.tombstones if s.kind == "shard" and s.name in there)
+    table = house.store.tables["quarantine"]
+    return house.delete(table, f"shard_id IN ({_quoted(gone)})") if gone else 0
+
+
+def _rewrite(house: Housekeeper, path: str, shard_id: str) -> bool:
+    files, ledger = house.store.files, house.ledger
+    table = pq.read_table(pa.BufferReader(files.read(path)))
+    names = set(table.schema.names)
+    blank: list[Any] = [""] * len(table)
+    classes = table["class_name"].to_pylist() if "class_name" in names else blank
+    items = table["item_id"].to_pylist() if "item_id" in names else blank
+    keep = [not ledger.forgotten(shard_id, c, i) for c, i in zip(classes, items, strict=True)]
+    if all(keep):
+        return False
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.filter(pa.array(keep, pa.bool_())), sink)
+    files.write(path, sink.getvalue().to_pybytes())
+    return True
+
+
+def _epoch_of(txn: str) -> int:
+    return int(txn.rpartition(".")[2])
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+
+
+def _batches(values: Sequence[int]) -> Iterable[Sequence[int]]:
+    return (values[i : i + NAMES_AT_ONCE] for i in range(0, len(values), NAMES_AT_ONCE))

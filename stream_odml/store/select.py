@@ -1,0 +1,129 @@
+"""Which stored rows count: visibility, later shards over earlier ones, tombstones, nearest version; in one
+place.
+
+Protects: every reader, and the purge that deletes rows for good, decide by the same rule.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.versions import VersionTree
+
+Ints = NDArray[np.int64]
+COLUMNS = ("item_id", "class_name", "shard_id", "row", "version", "txn")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Row numbers into the rows that were given, each ascending."""
+
+    picked: Ints
+    """One row for each living item: of its latest shard, made nearest to the head."""
+    replaced: Ints
+    """Rows that a later shard (or a later row of the same shard) replaced; no head will pick them again."""
+    forgotten: Ints
+    """Rows under a tombstone, the replaced ones left out. Purge ``replaced`` first, or an old row comes
+    back."""
+    invisible: Ints
+    """Rows of transactions that neither the ledger nor the tree names."""
+
+
+def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: str) -> Selection:
+    """Apply the rule to gallery rows that have :data:`COLUMNS` (no vectors needed).
+
+    An item belongs to its latest indexed shard, and there to its last row. A tombstone covers what landed
+    before it. Of the rows that remain for an item, the one whose version is the fewest edges from ``head``
+    counts; of two equally near, the one on the head's own lineage, then the one committed first.
+    """
+    txns, txn_names = encode(meta["txn"])
+    named = ledger.txns | {v.txn for v in tree.versions.values()}
+    visible = np.array([name in named for name in txn_names.to_pylist()], dtype=bool)[txns]
+    seen = np.flatnonzero(visible)
+    rows = meta if len(seen) == len(meta) else meta.filter(pa.array(visible))
+    items, item_names = encode(rows["item_id"])
+    shards, shard_names = encode(rows["shard_id"])
+    of = [ledger.shards[name] for name in shard_names.to_pylist()]
+    landed = np.array([shard.landed_seq for shard in of], dtype=np.int64)[shards]
+    indexed = np.array([shard.indexed_seq or 0 for shard in of], dtype=np.int64)[shards]
+    place = rows["row"].to_numpy().astype(np.int64)
+    winner = _winners(items, len(item_names), indexed, place, _farness(rows["version"], tree, head))
+    mine = winner[items]
+    replaced = (indexed != indexed[mine]) | (place != place[mine])
+    forgotten = (_tombstone_seq(rows, items, item_names, ledger) > landed) & ~replaced
+    picked = np.sort(winner)
+    return Selection(
+        seen[picked[~forgotten[picked]]],
+        seen[np.flatnonzero(replaced)],
+        seen[np.flatnonzero(forgotten)],
+        np.flatnonzero(~visible),
+    )
+
+
+def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
+    """Numbers of the rows under a tombstone, those that a later shard replaced included."""
+    if not ledger.tombstones or not len(meta):
+        return np.empty(0, dtype=np.int64)
+    items, item_names = encode(meta["item_id"])
+    shards, names = encode(meta["shard_id"])
+    landed = np.array([ledger.shards[name].landed_seq for name in names.to_pylist()], dtype=np.int64)[shards]
+    return np.flatnonzero(_tombstone_seq(meta, items, item_names, ledger) > landed)
+
+
+def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
+    """Codes [n] and the value of each code, of a plain or a dictionary column; every value occurs.
+
+    A dictionary remembers what a filter took out: the version of a stage not committed yet, which no tree knows.
+    """
+    if pa.types.is_dictionary(column.type):
+        encoded = column.unify_dictionaries().combine_chunks()
+    else:
+        encoded = column.combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    codes: Ints = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    occurs = np.bincount(codes, minlength=len(encoded.dictionary)) > 0
+    if occurs.all():
+        return codes, encoded.dictionary
+    return (np.cumsum(occurs) - 1)[codes], encoded.dictionary.filter(pa.array(occurs))
+
+
+def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Ints) -> Ints:
+    winner = np.empty(n_items, dtype=np.int64)
+    winner[items] = np.arange(len(items))
+    several = np.flatnonzero(np.bincount(items, minlength=n_items)[items] > 1)
+    if len(several):
+        order = several[np.lexsort((-farness[several], place[several], indexed[several]))]
+        winner[items[order]] = order  # of repeated indices the last assignment stands: the highest priority
+    return winner
+
+
+def _farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
+    codes, dictionary = encode(versions)
+    names = dictionary.to_pylist()
+    lineage = set(tree.lineage(head))
+    keys = [(len(tree.path(name, head)), name not in lineage, tree.get(name).seq) for name in names]
+    rank = {key: i for i, key in enumerate(sorted(keys))}
+    return np.array([rank[key] for key in keys], dtype=np.int64)[codes]
+
+
+def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: LedgerState) -> Ints:
+    """For each row the ``seq`` of the latest tombstone that names its class, item or shard; -1 for none."""
+    if not ledger.tombstones:
+        return np.full(len(rows), -1, dtype=np.int64)
+    stones = ledger.latest_tombstones
+    classes, class_names = encode(rows["class_name"])
+    of_class = np.array([stones.get(("class", name), -1) for name in class_names.to_pylist()], dtype=np.int64)
+    names = [name for kind, name in stones if kind == "item"]
+    found = pc.fill_null(
+        pc.index_in(item_names, value_set=pa.array(names, pa.string())), len(names)
+    ).to_numpy()
+    of_item = np.array([*(stones["item", name] for name in names), -1], dtype=np.int64)[found]
+    shards, shard_names = encode(rows["shard_id"])
+    of_shard = np.array([stones.get(("shard", name), -1) for name in shard_names.to_pylist()], dtype=np.int64)
+    latest: Ints = np.maximum(np.maximum(of_class[classes], of_item[items]), of_shard[shards])
+    return latest

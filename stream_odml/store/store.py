@@ -1,0 +1,284 @@
+"""The reader: one stream root as it is now, brought up to date by reading only what came.
+
+Protects the visibility rule: rows count when, and only when, the ledger or the version tree names their
+transaction.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
+from stream_odml.storage.files import open_files
+from stream_odml.store.artifacts import read_artifact
+from stream_odml.store.blocks import Blocks
+from stream_odml.store.errors import ArtifactCorrupt
+from stream_odml.store.ledger import Attempt, LedgerState, TaskState
+from stream_odml.store.mapping import Mapper
+from stream_odml.store.spool import Spool
+from stream_odml.store.table import Table
+from stream_odml.store.tables import GALLERY, QUARANTINE, SCHEMAS, FloatArray, vectors_of
+from stream_odml.store.versions import VersionTree
+
+META = [name for name in GALLERY.names if name != "vector"]
+"""The gallery's columns that readers keep; vectors are read where they are needed."""
+REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
+"""Columns of few distinct values, kept once each."""
+TRIES = 5
+T = TypeVar("T")
+_META = pa.schema([GALLERY.field(name) for name in META])
+
+
+class Store:
+    """A stream root, read. Not for use by several threads at once; what it hands out is immutable."""
+
+    def __init__(
+        self, uri: str, storage_options: dict[str, str] | None = None, keep_gallery: bool = True
+    ) -> None:
+        self.files = open_files(uri, storage_options)
+        self.uri = self.files.uri
+        self.storage_options = storage_options
+        self.tables = {name: Table(self.files, name, storage_options) for name in SCHEMAS}
+        self.dim = self.tables["gallery"].dim
+        self.ledger = LedgerState()
+        self.tree = VersionTree()
+        self.mapper = Mapper(self._drift)
+        self._spool = Spool() if "://" in self.uri else None
+        self._keep = keep_gallery
+        self._paths: list[str] = []
+        self._blocks = Blocks()
+        self._txns: dict[str, frozenset[str]] = {}
+        self.refresh()
+
+    @staticmethod
+    def create(uri: str, dim: int, storage_options: dict[str, str] | None = None) -> "Store":
+        """Make a stream root for vectors of dimension ``dim``, or open the one that is there.
+
+        Raises ValueError when the one that is there has another dimension.
+        """
+        if dim < 1:
+            raise ValueError(f"dim is {dim}; it must be the embedding's dimension, at least 1")
+        files = open_files(uri, storage_options)
+        for name in SCHEMAS:
+            Table.create(files, name, dim, storage_options)
+        store = Store(uri, storage_options)
+        if store.dim != dim:
+            raise ValueError(
+                f"{uri} holds vectors of dimension {store.dim}, asked for {dim}; "
+                "use the model it was made with, or another stream root"
+            )
+        return store
+
+    @staticmethod
+    def open(uri: str, storage_options: dict[str, str] | None = None, keep_gallery: bool = True) -> "Store":
+        """Open a stream root. Raises NotAStreamRoot, or SchemaTooNew when a newer release wrote it.
+
+        Without ``keep_gallery`` its memory does not grow with the gallery, whose rows are read when asked for:
+        for processes that learn and index, and search nothing.
+        """
+        return Store(uri, storage_options, keep_gallery)
+
+    @staticmethod
+    def id_of(uri: str, storage_options: dict[str, str] | None = None) -> str:
+        """The `stream_id` of a root, read without the rest of it. Raises as `open` does."""
+        return Table(open_files(uri, storage_options), "ledger", storage_options).id
+
+    def refresh(self) -> bool:
+        """Take in what was committed since; True when something was. Some 60 µs when there is nothing."""
+        before = (
+            [(table, table.seen) for table in self.tables.values()],
+            self._paths,
+            self._blocks,
+            self._txns,
+        )
+        try:
+            for _ in range(TRIES):
+                try:
+                    return self._refresh()
+                except FileNotFoundError:
+                    # Compacted and vacuumed while it was read: the log names its successor by now.
+                    self.forget_seen()
+            return self._refresh()
+        except Exception:
+            # Out of reach, or gone for good: what was named but not read is named again, and what is held stays held.
+            marks, self._paths, self._blocks, self._txns = before
+            for table, seen in marks:
+                table.seen = seen
+            raise
+
+    def missing_files(self) -> list[str]:
+        """Data files that a table's log names and that are not there, as ``table/file``: one listing for each table."""
+        missing = []
+        for name, table in self.tables.items():
+            if name == "quarantine":
+                table.refresh()
+            there = {info.path for info in self.files.list(name)} if table.present else set()
+            missing += [path for path in sorted(f"{name}/{p}" for p in table.present) if path not in there]
+        return missing
+
+    def forget_seen(self) -> None:
+        """Let the next :meth:`refresh` read every file again, because one of them went while it was read."""
+        for table in self.tables.values():
+            table.forget_seen()
+        self._paths, self._blocks, self._txns = [], Blocks(), {}
+
+    def _refresh(self) -> bool:
+        new = self._refresh_ledger() | self._refresh_tree()
+        while True:
+            came, went = self.tables["gallery"].refresh()
+            gone = set(went)
+            if self._keep:
+                self._take_in(came, gone)
+            self._paths = [p for p in self._paths if p not in gone] + came
+            new |= bool(came or went)
+            # A file that went may have held rows that a ledger row of this very moment replaces: look again.
+            if not went or not (self._refresh_ledger() | self._refresh_tree()):
+                return new
+
+    def _take_in(self, came: list[str], gone: set[str]) -> None:
+        fresh = {path: self._block(path) for path in came}
+        txns = {path: frozenset(block["txn"].unique().to_pylist()) for path, block in fresh.items()}
+        self._blocks = self._blocks.changed(gone, fresh.items())
+        self._txns = {path: names for path, names in self._txns.items() if path not in gone} | txns
+
+    def _block(self, path: str) -> pa.Table:
+        return compact(self.tables["gallery"].read(path, META))
+
+    def _refresh_ledger(self) -> bool:
+        before = self.ledger
+        self.ledger = LedgerState.replay(_new_rows(self.tables["ledger"], before.seq), before)
+        return before.seq != self.ledger.seq
+
+    def _refresh_tree(self) -> bool:
+        before = self.tree
+        self.tree = VersionTree.replay(_new_rows(self.tables["versions"], before.seq), before)
+        return before.seq != self.tree.seq
+
+    @property
+    def stream_id(self) -> str:
+        """The immutable id of the stream, made with its root."""
+        return self.tables["ledger"].id
+
+    @property
+    def epoch(self) -> int:
+        """The newest writer's epoch that this handle has seen."""
+        return max(self.ledger.epoch, self.tree.epoch)
+
+    @property
+    def commits(self) -> int:
+        """How many commits all tables together have had, as far as this handle has seen."""
+        return sum(table.version + 1 for table in self.tables.values())
+
+    @property
+    def blocks(self) -> dict[str, pa.Table]:
+        """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike.
+
+        The columns of :data:`REPEATED` are dictionaries.
+        """
+        return self._blocks.files() if self._keep else {path: self._block(path) for path in self._paths}
+
+    def metadata(self) -> pa.Table:
+        """All of :attr:`blocks` one after the other."""
+        parts = self._blocks.tables() if self._keep else list(self.blocks.values())
+        whole = pa.concat_tables(parts) if parts else compact(_META.empty_table())
+        return whole.unify_dictionaries()
+
+    def rows_of(self, txns: frozenset[str]) -> list[tuple[str, pa.Table, pa.Array]]:
+        """(file, its rows, bool [n]: which of them are of ``txns``) for the files that have any."""
+        wanted, kept = pa.array(sorted(txns), pa.string()), self._blocks.files() if txns else {}
+        found = []
+        for path in self._paths if txns else ():
+            if not self._keep or not txns.isdisjoint(self._txns[path]):
+                block = kept[path] if self._keep else self._block(path)
+                named = pc.is_in(block["txn"].cast(pa.string()), value_set=wanted)
+                found.append((path, block, named.combine_chunks()))
+        return found
+
+    def scan(self, columns: Sequence[str] | None, where: pc.Expression) -> Iterator[tuple[str, pa.Table]]:
+        """(file, its rows that pass) in the order of :attr:`blocks`, visible and invisible rows alike.
+
+        Row groups whose statistics rule them out are not read. Raises FileNotFoundError for a file that was
+        merged and vacuumed meanwhile: use it under :meth:`again`.
+        """
+        for path in list(self._paths):
+            rows = self.tables["gallery"].read(path, columns, where)
+            if len(rows):
+                yield path, rows
+
+    def again(self, read: Callable[[], T]) -> T:
+        """What ``read`` gives, tried again with the files of the moment when one of them was vacuumed."""
+        for _ in range(TRIES):
+            try:
+                return read()
+            except FileNotFoundError:
+                self.forget_seen()
+                self.refresh()
+        return read()
+
+    def visible_txns(self) -> frozenset[str]:
+        """Transactions whose gallery and quarantine rows count."""
+        return frozenset(self.ledger.txns) | {v.txn for v in self.tree.versions.values()}
+
+    def gallery_rows(self, vectors: bool = True) -> pa.Table:
+        """All visible gallery rows as stored: raw vectors, superseded and forgotten rows included.
+
+        For tools and tests; a searchable picture is :class:`~stream_odml.search.snapshot.GallerySnapshot`.
+        """
+        columns = GALLERY.names if vectors else META
+        parts = [self.tables["gallery"].read(path, columns) for path in self._paths]
+        return self._visible(parts, pa.schema([GALLERY.field(c) for c in columns]))
+
+    def quarantine_rows(self) -> pa.Table:
+        """All visible quarantine rows."""
+        table = self.tables["quarantine"]
+        table.refresh()
+        return self._visible([table.read(path) for path in sorted(table.present)], QUARANTINE)
+
+    def _visible(self, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
+        table = pa.concat_tables(parts) if parts else schema.empty_table()
+        txns = pa.array(sorted(self.visible_txns()), pa.string())
+        return table.filter(pc.is_in(table["txn"], value_set=txns))
+
+    def vectors(self, path: str) -> FloatArray:
+        """The raw vectors float32 [n, d] of one data file of :attr:`blocks`."""
+        return vectors_of(self.tables["gallery"].read(path, ["vector"])["vector"], self.dim)
+
+    def artifact(self, version_id: str, name: str) -> bytes:
+        """The bytes of a committed version's artifact. Raises UnknownVersion, ArtifactCorrupt."""
+        version = self.tree.get(version_id)
+        if name not in version.artifacts:
+            raise ArtifactCorrupt(
+                f"version {version_id} has no artifact {name!r}, only {sorted(version.artifacts)}"
+            )
+        return read_artifact(self.files, version.artifacts[name])
+
+    def next_task(self) -> TaskState | None:
+        """The closed task to learn now: the first that the head's path has not learnt and nobody skipped."""
+        return self.ledger.next_task(self.tree.learnt())
+
+    def current_attempt(self, task_id: str, parent: str) -> Attempt | None:
+        """The attempt to go on with after a restart, if one is under way."""
+        return self.ledger.current_attempt(task_id, parent, self.tree.committed)
+
+    def _drift(self, version_id: str, name: str) -> DriftMap:
+        if self._spool is None:
+            return drift_map_from_bytes(self.artifact(version_id, name))
+        data = self._spool.get(f"{version_id}/{name}", lambda: self.artifact(version_id, name))
+        return drift_map_from_bytes(data)
+
+
+def compact(block: pa.Table) -> pa.Table:
+    """With the columns of :data:`REPEATED` as dictionaries."""
+    for name in REPEATED:
+        at = block.schema.get_field_index(name)
+        block = block.set_column(at, name, block[name].dictionary_encode())
+    return block
+
+
+def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:
+    """Rows behind ``seq`` of the files that came; a merged file repeats the others, which were replayed before."""
+    came, _ = table.refresh()
+    behind = pc.field("seq") > seq
+    return [row for path in came for row in table.read(path, where=behind).to_pylist()]

@@ -1,0 +1,290 @@
+"""One Delta table as its reader and its writer see it: which files came, which went, append without retry.
+
+Protects the fence: an append from a handle that has not seen the latest commit fails instead of being
+rebased.
+"""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
+from deltalake.exceptions import TableNotFoundError
+
+from stream_odml.ingest.shard import is_safe_path
+from stream_odml.storage.files import Files
+from stream_odml.storage.regular import UnsafePath, open_regular
+from stream_odml.store.data_file import Partition, read_data_file
+from stream_odml.store.errors import DataFileMissing, NotAStreamRoot, SchemaTooNew
+from stream_odml.store.tables import SCHEMA_VERSION, SCHEMAS
+
+_REPEATED = ("class_name", "shard_id", "attributes", "version", "txn", "kind", "reason", "task", "subject")
+
+
+ROW_GROUP = 1 << 15
+LOOK_BACK = 20
+CHECKPOINT_EVERY = 50
+"""Commits from one checkpoint of a table's log to the next."""
+UNREADABLE = frozenset({"deletionVectors", "columnMapping"})
+"""Features of Delta with which a data file does not say which of its rows and columns count."""
+
+
+@dataclass(frozen=True)
+class _Added:
+    """When a data file was added (ms), and the columns that its table keeps in the log instead."""
+
+    time: int
+    partition: Partition
+
+
+def writer_properties(name: str) -> WriterProperties:
+    """Dictionaries for repeated strings, none for vectors: without this a vector column reads ten times
+    slower."""
+    columns = {c: ColumnProperties(dictionary_enabled=True) for c in SCHEMAS[name].names if c in _REPEATED}
+    return WriterProperties(
+        compression="SNAPPY",
+        max_row_group_size=ROW_GROUP,  # a whole group is held in memory while it is written
+        column_properties=columns or None,
+        default_column_properties=ColumnProperties(dictionary_enabled=False),
+    )
+
+
+class Table:
+    """A handle on the table ``name`` under a stream root; ``dim`` is the vector dimension that its metadata
+    states."""
+
+    def __init__(self, files: Files, name: str, storage_options: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.files = files
+        self._uri = uri = f"{files.uri}/{name}"
+        self._options = storage_options
+        files.only_regular(f"{name}/_delta_log")  # the Delta library would wait for ever on a FIFO
+        try:
+            self._handle = DeltaTable(uri, storage_options=storage_options)
+        except TableNotFoundError:
+            raise NotAStreamRoot(
+                f"{files.uri} has no table {name!r}; create a stream root there first, or correct the path"
+            ) from None
+        self._opened = self._handle.version()
+        self.dim = _checked_dim(self._handle, uri)
+        _check_features(self._handle, uri)
+        self.id = _checked_id(self._handle, uri)
+        """What Delta named the table when it was made; it never changes."""
+        self.present: frozenset[str] = frozenset()
+        self._log = None if "://" in uri else Path(uri) / "_delta_log"
+        self._files: dict[str, _Added] = {}
+        self._version = self._seen = -1
+
+    @staticmethod
+    def create(files: Files, name: str, dim: int, storage_options: dict[str, str] | None = None) -> None:
+        """Create the table, or leave one that is there as it is."""
+        DeltaTable.create(
+            f"{files.uri}/{name}",
+            schema=SCHEMAS[name],
+            mode="ignore",
+            name=name,
+            description=json.dumps({"schema_version": SCHEMA_VERSION, "dim": dim}),
+            configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY)},
+            storage_options=storage_options,
+        )
+
+    @property
+    def handle(self) -> DeltaTable:
+        """For commits: at the version that :meth:`refresh` saw last, never at a later one of somebody else's.
+
+        Opened anew after each checkpoint: a handle keeps every commit that it makes, and the next takes longer.
+        """
+        aged = self._version // CHECKPOINT_EVERY > self._opened // CHECKPOINT_EVERY
+        if aged or self._handle.version() < self._version:
+            self._handle = DeltaTable(self._uri, version=self._version, storage_options=self._options)
+            self._opened = self._version
+        return self._handle
+
+    def refresh(self) -> tuple[list[str], list[str]]:
+        """(files that came, files that went) since the last call, oldest first; about 20 µs when nothing did.
+
+        Raises NotAStreamRoot when the table is gone.
+        """
+        if self._version < 0:
+            self._read_table()
+        if self._maybe_behind() and not self._read_log():
+            self.files.only_regular(f"{self.name}/_delta_log")
+            self._handle.update_incremental()
+            self._read_table()
+        if self._version == self._seen:
+            return [], []
+        order = sorted(self._files, key=lambda path: (self._files[path].time, path))
+        known, self.present, self._seen = self.present, frozenset(order), self._version
+        return [p for p in order if p not in known], sorted(known - self.present)
+
+    @property
+    def seen(self) -> tuple[frozenset[str], int]:
+        """What :meth:`refresh` has named so far. Put an earlier value back, and it names the rest again."""
+        return self.present, self._seen
+
+    @seen.setter
+    def seen(self, value: tuple[frozenset[str], int]) -> None:
+        self.present, self._seen = value
+
+    def forget_seen(self) -> None:
+        """Let the next :meth:`refresh` name every file again, because reading one of them failed."""
+        self.seen = frozenset(), -1
+
+    def _read_table(self) -> None:
+        _check_features(self._handle, self._uri)
+        actions = pa.table(self._handle.get_add_actions(flatten=True))
+        times = actions["modification_time"].cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()
+        columns = {name: f"partition.{name}" for name in self._handle.metadata().partition_columns}
+        values = {name: actions[column].cast(pa.string()).to_pylist() for name, column in columns.items()}
+        self._files = {
+            self._safe(unquote(path)): _Added(times[i], {name: of[i] for name, of in values.items()})
+            for i, path in enumerate(actions["path"].to_pylist())
+        }
+        self._version = self._handle.version()
+
+    def _read_log(self) -> bool:
+        """Take in the local commits after the one seen; False if they cannot be had one by one.
+
+        The Delta library's own update keeps some 60 KB of every commit for ever (delta-io/delta-rs#4241) and takes
+        longer the longer the log is: a replica that swaps for weeks, and answers meanwhile, can afford neither.
+        """
+        read = 0
+        while self._log is not None:
+            try:
+                with open_regular(self._log / f"{self._version + 1:020d}.json") as file:
+                    actions = [json.loads(line) for line in file.read().splitlines()]
+            except (FileNotFoundError, json.JSONDecodeError):
+                break
+            if any("protocol" in action or "metaData" in action for action in actions):
+                return False  # the table is another than it was: the whole of it is read, and checked
+            for action in actions:
+                if "add" in action:
+                    add = action["add"]
+                    added = _Added(add["modificationTime"], add.get("partitionValues") or {})
+                    self._files[self._safe(unquote(add["path"]))] = added
+                elif "remove" in action:
+                    self._files.pop(unquote(action["remove"]["path"]), None)
+            self._version, read = self._version + 1, read + 1
+        return read > 0
+
+    def _safe(self, path: str) -> str:
+        if not is_safe_path(path):
+            raise UnsafePath(
+                f"table {self._uri} names the data file {path[:200]!r}, which lies outside the table; "
+                "it is not read: restore the table from a backup"
+            )
+        return path
+
+    def _maybe_behind(self) -> bool:
+        # Locally the next commit is a file of a known name: one stat instead of a directory listing. When
+        # even our own version's file is gone, the log was cleaned up past a sleeping reader, and the table
+        # itself must be asked.
+        if self._log is None:
+            return True
+        following = self._version + 1
+        if (self._log / f"{following:020d}.json").exists():
+            return True
+        if (self._log / f"{following - 1:020d}.json").exists():
+            return False
+        # The Delta library finds nothing new in a folder that is gone: a reader would call itself up to date for ever.
+        if not self._log.is_dir():
+            raise NotAStreamRoot(
+                f"{self.files.uri} lost its table {self.name!r}; was the folder removed, or its disk unmounted?"
+            )
+        return True
+
+    def read(
+        self, path: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table:
+        """One data file, or those of its rows that pass, in the types of this table's schema.
+
+        Raises DataFileMissing when it was vacuumed in the meantime (refresh and read again), or removed.
+        """
+        added = self._files.get(path)
+        partition = added.partition if added else {}
+        schema = SCHEMAS[self.name]
+        try:
+            self.files.check(f"{self.name}/{path}")
+            filesystem = self.files.arrow(self.name)
+            return read_data_file(filesystem, path, schema, columns, where, partition)
+        except FileNotFoundError as error:
+            raise DataFileMissing(
+                f"table {self.name!r} of {self.files.uri} names the data file {path}, which is not there; if no "
+                "maintenance has just replaced it, put the file back or restore the root from a backup"
+            ) from error
+
+    def append(self, rows: pa.Table | pa.RecordBatchReader, epoch: int, mark: str = "") -> None:
+        """One commit, never retried. Raises CommitFailedError when another commit came first.
+
+        A reader is written as it is read: what it yields at once is all that is in memory, and a row group.
+        """
+        write_deltalake(
+            self.handle,
+            rows,
+            mode="append",
+            commit_properties=commit_properties(epoch, mark),
+            writer_properties=writer_properties(self.name),
+        )
+
+    @property
+    def version(self) -> int:
+        """The last commit that :meth:`refresh` took in."""
+        return self._version
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, unless one is there, and delete the commits behind it that the table need not keep."""
+        version = self.handle.version()
+        if not self.files.exists(f"{self.name}/_delta_log/{version:020d}.checkpoint.parquet"):
+            self.handle.create_checkpoint()
+            self.handle.cleanup_metadata()
+
+    def has(self, mark: str) -> bool:
+        """Whether one of the last commits carries ``mark``: a store may make a commit and lose its answer."""
+        return any(commit.get("mark") == mark for commit in self.handle.history(LOOK_BACK))
+
+
+def commit_properties(epoch: int, mark: str = "", retries: int = 0) -> CommitProperties:
+    """Every commit names its writer's epoch, and is made once or not at all unless ``retries`` lets Delta rebase it."""
+    return CommitProperties(max_commit_retries=retries, custom_metadata={"epoch": str(epoch), "mark": mark})
+
+
+def _check_features(handle: DeltaTable, uri: str) -> None:
+    protocol = handle.protocol()
+    mapped = handle.metadata().configuration.get("delta.columnMapping.mode", "none") != "none"
+    found = UNREADABLE & set(protocol.reader_features or ()) | ({"columnMapping"} if mapped else set())
+    if found:
+        raise NotAStreamRoot(
+            f"{uri} was rewritten with {', '.join(sorted(found))}, which stream-odml does not read; "
+            "rewrite the table without them, or restore it from a backup"
+        )
+
+
+def _checked_id(handle: DeltaTable, uri: str) -> str:
+    try:
+        return str(uuid.UUID(str(handle.metadata().id)))
+    except ValueError:
+        raise NotAStreamRoot(
+            f"{uri} has the table id {str(handle.metadata().id)[:80]!a}, which is no UUID; "
+            "restore the root from a backup"
+        ) from None
+
+
+def _checked_dim(handle: DeltaTable, uri: str) -> int:
+    try:
+        stated = json.loads(handle.metadata().description or "")
+        version, dim = int(stated["schema_version"]), int(stated["dim"])
+    except (ValueError, KeyError, TypeError):
+        raise NotAStreamRoot(
+            f"{uri} is a Delta table, but not one of a stream root; correct the path"
+        ) from None
+    if version > SCHEMA_VERSION:
+        raise SchemaTooNew(
+            f"{uri} has schema version {version}, this release reads up to {SCHEMA_VERSION}; "
+            "upgrade stream-odml to open this stream root"
+        )
+    return dim

@@ -1,0 +1,241 @@
+"""The tree of committed model versions and the moves of its head, replayed from the ``versions`` rows.
+
+Protects: an id is in the tree if and only if its one row was committed; rolling back moves the head and
+removes nothing.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+from stream_odml.store.artifacts import ArtifactRef, refs_from_json
+from stream_odml.store.errors import AmbiguousVersion, NoVersionYet, UnknownVersion
+
+Row = Mapping[str, Any]
+MAX_CANDIDATES = 8
+"""Versions that an error names."""
+FORGOT = "forgot"
+"""Reason ``forgot:<seq>`` of a bank that took the place of one with forgotten images in it."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One committed model version."""
+
+    version_id: str
+    parent: str | None
+    task: str | None
+    artifacts: Mapping[str, ArtifactRef]
+    metrics: Mapping[str, Any]
+    """As committed, overlaid with every later evaluation."""
+    seq: int
+    time: datetime
+    epoch: int
+    depth: int
+    retired: bool = False
+    """Its model is dropped by retention; its drift maps, and so its vectors, stay."""
+    forgotten_seq: int = -1
+    """Its bank is without what tombstones up to this ``seq`` of the ledger cover."""
+
+    @property
+    def txn(self) -> str:
+        """What its gallery rows carry: a writer that was fenced cannot slip rows under its successor's
+        commit."""
+        return stage_txn(self.version_id, self.epoch)
+
+
+@dataclass(frozen=True)
+class HeadMove:
+    """The head went to ``version_id`` (publish, rollback, roll-forward)."""
+
+    version_id: str
+    reason: str
+    seq: int
+    time: datetime
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An attempt whose result was not wanted; its version id never enters the tree."""
+
+    version_id: str
+    parent: str | None
+    task: str | None
+    reason: str
+    metrics: Mapping[str, Any]
+    seq: int
+    time: datetime
+
+
+@dataclass(frozen=True)
+class VersionTree:
+    """An immutable picture of the versions up to ``seq``; :meth:`replay` makes the next one from new rows
+    only."""
+
+    seq: int = -1
+    epoch: int = 0
+    versions: Mapping[str, Version] = field(default_factory=lambda: MappingProxyType({}))
+    """By id, in commit order."""
+    moves: tuple[HeadMove, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+    @staticmethod
+    def replay(rows: Iterable[Row], after: "VersionTree | None" = None) -> "VersionTree":
+        """The tree after ``rows`` (any order; rows up to ``after.seq`` are ignored). Pure."""
+        start = after or VersionTree()
+        new = sorted((row for row in rows if row["seq"] > start.seq), key=lambda row: int(row["seq"]))
+        if not new:
+            return start
+        versions, moves, refusals, epoch = (
+            dict(start.versions),
+            list(start.moves),
+            list(start.refusals),
+            start.epoch,
+        )
+        for row in new:
+            kind, version_id = row["kind"], row["version_id"]
+            if kind == "version":
+                versions.setdefault(version_id, _version(row, versions))
+            elif kind == "head":
+                moves.append(HeadMove(version_id, row["reason"] or "", row["seq"], row["time"]))
+            elif kind == "refusal":
+                refusals.append(_refusal(row))
+            elif kind == "epoch":
+                epoch = max(epoch, int(row["epoch"]))
+            elif version_id in versions:
+                versions[version_id] = _amended(versions[version_id], row)
+        return VersionTree(
+            int(new[-1]["seq"]), epoch, MappingProxyType(versions), tuple(moves), tuple(refusals)
+        )
+
+    @property
+    def head(self) -> str:
+        """The served version's id. Raises NoVersionYet before the root is committed."""
+        if not self.moves:
+            raise NoVersionYet("the stream root has no model version yet; commit the initial model first")
+        return self.moves[-1].version_id
+
+    @property
+    def root(self) -> str | None:
+        """The initial model's id, if it is committed."""
+        return next((v.version_id for v in self.versions.values() if v.parent is None), None)
+
+    @property
+    def committed(self) -> Set[str]:
+        """The ids of all committed versions."""
+        return self.versions.keys()
+
+    def is_committed(self, version_id: str) -> bool:
+        return version_id in self.versions
+
+    def get(self, version_id: str) -> Version:
+        """Raises UnknownVersion for an id that was never committed."""
+        try:
+            return self.versions[version_id]
+        except KeyError:
+            raise UnknownVersion(
+                f"version {version_id!r} is not in this store; vectors must name one of its versions, "
+                f"the latest are {list(self.versions)[-3:]}"
+            ) from None
+
+    def named(self, name: str) -> str:
+        """The id that ``name`` stands for; see :func:`version_named`."""
+        return version_named(name, self.versions, self.moves[-1].version_id if self.moves else "")
+
+    def children(self, version_id: str) -> list[str]:
+        """Ids of the versions learnt from ``version_id``, in commit order."""
+        return [v.version_id for v in self.versions.values() if v.parent == version_id]
+
+    def lineage(self, version_id: str) -> list[str]:
+        """Ids from the root to ``version_id``, both included."""
+        line: list[str] = []
+        at: str | None = self.get(version_id).version_id
+        while at is not None:
+            line.append(at)
+            at = self.versions[at].parent
+        return line[::-1]
+
+    def path(self, start: str, end: str) -> list[str]:
+        """Ids from ``start`` up to the common ancestor and down to ``end``, all included."""
+        up, down = self.lineage(start), self.lineage(end)
+        shared = sum(1 for a, b in zip(up, down, strict=False) if a == b)
+        return up[shared - 1 :][::-1] + down[shared:]
+
+    def learnt(self, version_id: str | None = None) -> frozenset[str]:
+        """Tasks learnt by the versions from the root to ``version_id`` (the head when none is given)."""
+        if version_id is None and not self.moves:
+            return frozenset()
+        tasks = (self.versions[v].task for v in self.lineage(version_id or self.head))
+        return frozenset(task for task in tasks if task)
+
+
+def version_named(name: str, ids: Collection[str], head: str) -> str:
+    """Return the one of ``ids`` that is ``name`` or alone begins with it; ``head`` stands for the served one.
+
+    Raises AmbiguousVersion, which names the candidates, or UnknownVersion.
+    """
+    if name in ids:
+        return name
+    if name == "head" and head:
+        return head
+    found = [version for version in ids if version.startswith(name)] if name else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        more = "" if len(found) <= MAX_CANDIDATES else f" and {len(found) - MAX_CANDIDATES} more"
+        raise AmbiguousVersion(
+            f"{len(found)} versions begin with {name!r}: {', '.join(found[:MAX_CANDIDATES])}{more}; write more of it"
+        )
+    raise UnknownVersion(
+        f"no version is {name[:80]!r} or begins with it; the latest are {', '.join(list(ids)[-3:])}"
+    )
+
+
+def stage_txn(version_id: str, epoch: int) -> str:
+    """The transaction name of a stage's gallery rows."""
+    return f"{version_id}.{epoch}"
+
+
+def _version(row: Row, versions: Mapping[str, Version]) -> Version:
+    parent = row["parent"] or None
+    return Version(
+        version_id=row["version_id"],
+        parent=parent,
+        task=row["task"] or None,
+        artifacts=MappingProxyType(refs_from_json(row["artifacts"])),
+        metrics=MappingProxyType(json.loads(row["metrics"] or "{}")),
+        seq=row["seq"],
+        time=row["time"],
+        epoch=row["epoch"],
+        depth=0 if parent is None else versions[parent].depth + 1,
+    )
+
+
+def _refusal(row: Row) -> Refusal:
+    return Refusal(
+        row["version_id"],
+        row["parent"] or None,
+        row["task"] or None,
+        row["reason"] or "",
+        json.loads(row["metrics"] or "{}"),
+        row["seq"],
+        row["time"],
+    )
+
+
+def _amended(version: Version, row: Row) -> Version:
+    if row["kind"] == "evaluation":
+        return replace(
+            version, metrics=MappingProxyType({**version.metrics, **json.loads(row["metrics"] or "{}")})
+        )
+    if row["kind"] == "artifact":
+        artifacts = MappingProxyType({**version.artifacts, **refs_from_json(row["artifacts"])})
+        kind, _, seq = (row["reason"] or "").partition(":")
+        forgotten = int(seq) if kind == FORGOT and seq.isdigit() else version.forgotten_seq
+        return replace(version, artifacts=artifacts, forgotten_seq=forgotten)
+    if row["kind"] == "retired":
+        return replace(version, retired=True)
+    return version

@@ -1,0 +1,399 @@
+"""The one writer of a stream root: every change of state is an operation here, safe to repeat after any crash.
+
+Protects: gallery rows come before the ledger row (tier 1) or the versions row (a stage) that makes them
+visible, so a crash leaves either nothing visible or all of it.
+"""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from stream_odml.storage.crashpoints import crash_point
+from stream_odml.store import entries
+from stream_odml.store.artifacts import BANK, ArtifactRef, refs_to_json, write_artifact
+from stream_odml.store.checks import (
+    accepted,
+    asks_for_more,
+    check_stage,
+    closed_task,
+    counted,
+    known_shards,
+)
+from stream_odml.store.entries import Landed
+from stream_odml.store.errors import UnknownSubject
+from stream_odml.store.fence import Fence
+from stream_odml.store.lease import Lease
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
+from stream_odml.store.purge import drop_orphans
+from stream_odml.store.store import Store
+from stream_odml.store.tables import QUARANTINE, with_column
+from stream_odml.store.versions import FORGOT, VersionTree, stage_txn
+
+LEASE_S = 30.0
+
+
+@dataclass(frozen=True)
+class IngestBatch:
+    """Tier 1 of one or more whole shards. Rows of a forgotten class or of a shard already indexed are left
+    out."""
+
+    shard_ids: Sequence[str]
+    rows: pa.Table
+    """From :func:`~stream_odml.store.tables.gallery_rows`."""
+    quarantine: pa.Table | None = None
+    """From :func:`~stream_odml.store.tables.quarantine_rows`."""
+    counts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """More to remember of each shard (by id), as JSON; rows, held_out, quarantined, classes are counted
+    here."""
+
+
+class Writer:
+    """Commits for one stream root. Claim it, use it from any thread of one process, release it."""
+
+    def __init__(self, fence: Fence) -> None:
+        self._fence = fence
+
+    @staticmethod
+    def claim(
+        uri: str,
+        holder: str,
+        takeover: bool = False,
+        lease_s: float = LEASE_S,
+        storage_options: dict[str, str] | None = None,
+    ) -> "Writer":
+        """Become the writer and tidy up after a predecessor that died.
+
+        Raises RootBusy while another one lives (unless ``takeover``), NotAStreamRoot, SchemaTooNew.
+        """
+        store = Store.open(uri, storage_options, keep_gallery=False)
+        lease = Lease.acquire(store.files, holder, lease_s, takeover)
+        try:
+            store.refresh()
+            writer = Writer(Fence(store, lease, holder))
+            writer._recover()
+        except BaseException:
+            lease.release()
+            raise
+        return writer
+
+    @property
+    def store(self) -> Store:
+        """The writer's own view; up to date after every operation."""
+        return self._fence.store
+
+    @property
+    def epoch(self) -> int:
+        """This writer's number; a higher one in the store means that it is over."""
+        return self._fence.epoch
+
+    @property
+    def ledger(self) -> LedgerState:
+        return self._fence.store.ledger
+
+    @property
+    def tree(self) -> VersionTree:
+        return self._fence.store.tree
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another run has taken the lease; the next commit would fail."""
+        return self._fence.lease.lost
+
+    def exclusive(self) -> AbstractContextManager[Store]:
+        """The store brought up to date, for who reads rows of it: no other thread refreshes it meanwhile."""
+        return self._fence.exclusive()
+
+    def release(self) -> None:
+        """Give the root back, so that the next claim need not wait."""
+        self._fence.lease.release()
+
+    def record_landed(self, refs: Sequence[Landed]) -> list[str]:
+        """Take complete shards into the ledger; the ids that were new. A known id is passed over."""
+        with self._fence.exclusive() as store:
+            new = {ref.shard_id: ref for ref in refs if ref.shard_id not in store.ledger.shards}
+            self._ledger("landed", [entries.landed(ref) for ref in new.values()])
+            return list(new)
+
+    def commit_ingest(self, batch: IngestBatch) -> str:
+        """Make shards searchable in one transaction; its name. Repeated for indexed shards it changes nothing."""
+        with self._fence.exclusive() as store:
+            shards = known_shards(store.ledger, batch.shard_ids)
+            pending = [shard.shard_id for shard in shards if shard.txn is None]
+            if not pending:
+                return shards[0].txn or ""
+            rows = accepted(store, batch.rows, pending)
+            quarantine = batch.quarantine if batch.quarantine is not None else QUARANTINE.empty_table()
+            quarantine = quarantine.filter(
+                pa.array([s in pending for s in quarantine["shard_id"].to_pylist()], pa.bool_())
+            )
+            txn = f"i{uuid.uuid4().hex[:16]}.{self.epoch}"
+            counts = counted(pending, rows, quarantine, batch.counts)
+            crash_point("ingest.before")
+            self._fence.append("gallery", with_column(rows, "txn", txn))
+            crash_point("ingest.after_gallery")
+            self._fence.append("quarantine", entries.stamped(quarantine, txn))
+            crash_point("ingest.after_quarantine")
+            self._append_ledger([entries.indexed(shard_id, txn, counts[shard_id]) for shard_id in pending])
+            crash_point("ingest.after_ledger")
+            return txn
+
+    def set_aside(self, shard_id: str, reason: str, final: bool = True) -> None:
+        """Count a failed attempt at a shard; a final one takes it out of the stream. Its good rows stay searchable."""
+        with self._fence.exclusive() as store:
+            shard = known_shards(store.ledger, [shard_id])[0]
+            if shard.state != "set_aside":
+                self._ledger("set_aside", [entries.set_aside(shard_id, reason, final)])
+
+    def close_task(
+        self, task_id: str, shard_ids: Sequence[str], reason: str, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        """Close a task over these waiting shards, in one commit, before anything of it is learnt."""
+        with self._fence.exclusive() as store:
+            known = store.ledger.tasks.get(task_id)
+            if known is not None and set(known.shard_ids) == set(shard_ids):
+                return
+            if known is not None:
+                raise ValueError(
+                    f"task {task_id!r} is closed over {list(known.shard_ids)}; a closed task never changes"
+                )
+            taken = [s.shard_id for s in known_shards(store.ledger, shard_ids) if s.state != "indexed"]
+            if taken or not shard_ids:
+                raise ValueError(
+                    f"task {task_id!r} needs indexed shards that no task has; these are not: {taken}"
+                )
+            self._ledger("close", [entries.assigned(s, task_id, reason, detail or {}) for s in shard_ids])
+
+    def begin_attempt(self, task_id: str, parent: str | None = None) -> str:
+        """The version id to learn ``task_id`` under, from ``parent`` (the head): the same one after a
+        restart, a new one after a refusal, from another parent, or when the old one is committed."""
+        with self._fence.exclusive() as store:
+            parent = parent or store.tree.head
+            depth = store.tree.get(parent).depth + 1
+            current = store.current_attempt(task_id, parent)
+            if current is not None:
+                return current.version_id
+            version_id = f"v{depth:04d}-{uuid.uuid4().hex[:8]}"
+            self._ledger("attempt", [entries.attempt(version_id, task_id, parent)])
+            return version_id
+
+    def put_artifact(self, version_id: str, name: str, data: bytes) -> ArtifactRef:
+        """Write an artifact for a later :meth:`commit_stage` (any process may, by
+        ``artifacts.write_artifact``)."""
+        return write_artifact(self.store.files, version_id, name, data)
+
+    def commit_root(self, artifacts: Mapping[str, bytes], metrics: Mapping[str, Any] | None = None) -> str:
+        """Commit the initial model as the root and the head; its version id. Repeated it gives the one that
+        is there."""
+        with self._fence.exclusive() as store:
+            if store.tree.root is not None:
+                return store.tree.root
+            version_id = f"v0000-{uuid.uuid4().hex[:8]}"
+            refs = {name: self.put_artifact(version_id, name, data) for name, data in artifacts.items()}
+            crash_point("root.before_versions")
+            self._publish(version_id, "", "", refs, metrics or {})
+            crash_point("root.after_versions")
+            return version_id
+
+    def commit_stage(
+        self,
+        version_id: str,
+        parent: str,
+        task: str,
+        artifacts: Mapping[str, ArtifactRef],
+        rows: pa.Table | Iterable[pa.Table],
+        metrics: Mapping[str, Any] | None = None,
+        publish: bool = True,
+        quarantine: pa.Table | None = None,
+    ) -> None:
+        """Commit a learnt version with its task's images embedded anew, and (``publish``) move the head to
+        it. ``rows``: all of them, or parts that can be gone through several times, one in memory at a time.
+        ``quarantine``: rows of the task that could not be learnt from.
+
+        A version that is committed already is left as it is. Raises StaleParent when the head left
+        ``parent``, ValueError for a refused attempt, missing artifacts, or rows of another version.
+        """
+        with self._fence.exclusive() as store:
+            if not store.tree.is_committed(version_id):
+                check_stage(store, version_id, parent, task, artifacts, publish)
+                parts = [rows] if isinstance(rows, pa.Table) else rows
+                for part in parts:
+                    # What is wrong with any of them is to be known before the first is written.
+                    accepted(store, part, None, version_id)
+                txn = stage_txn(version_id, self.epoch)
+                crash_point("stage.before")
+                self._fence.append_parts(
+                    "gallery",
+                    lambda: (with_column(accepted(store, p, None, version_id), "txn", txn) for p in parts),
+                )
+                crash_point("stage.after_gallery")
+                if quarantine is not None and len(quarantine):
+                    self._fence.append("quarantine", entries.stamped(quarantine, txn))
+                self._publish(version_id, parent, task, artifacts, metrics or {}, publish)
+                crash_point("stage.after_versions")
+            if version_id not in store.ledger.learnt_rows:
+                self._append_ledger([entries.learnt(version_id, task)])
+            crash_point("stage.after_ledger")
+
+    def refuse(
+        self, version_id: str, task: str, reason: str, metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record that an attempt's result is not wanted; the task's next attempt gets a new version id."""
+        with self._fence.exclusive() as store:
+            if store.tree.is_committed(version_id):
+                raise ValueError(f"version {version_id} is committed; move the head instead of refusing it")
+            tries = (
+                {a.version_id: a for a in store.ledger.tasks[task].attempts}
+                if task in store.ledger.tasks
+                else {}
+            )
+            if version_id not in tries:
+                raise UnknownSubject(
+                    f"{version_id!r} is no attempt at task {task!r}; begin_attempt names them"
+                )
+            crash_point("refuse.before")
+            if tries[version_id].refused is None:
+                self._append_ledger([entries.refused(version_id, task, reason)])
+            crash_point("refuse.after_ledger")
+            self._record_refusal(version_id, task, tries[version_id].parent, reason, metrics or {})
+            crash_point("refuse.after_versions")
+
+    def skip_task(self, task_id: str, reason: str) -> None:
+        """Do not learn this task, though it is due."""
+        with self._fence.exclusive() as store:
+            if closed_task(store.ledger, task_id).skipped is None:
+                self._ledger("skip", [entries.skipped(task_id, reason)])
+
+    def relearn_task(self, task_id: str, anyway: bool = False) -> None:
+        """Let a task be learnt after all, behind those that wait; ``anyway``: published whatever the gate finds.
+
+        Asked again while it waits, it changes nothing. Raises UnknownSubject, ValueError for one that is learnt.
+        """
+        with self._fence.exclusive() as store:
+            if asks_for_more(store.ledger, store.tree, task_id, anyway):
+                self._ledger("relearn", [entries.relearn(task_id, anyway)])
+
+    def move_head(self, version_id: str, reason: str, skip_abandoned: bool = False) -> None:
+        """Serve another committed version from now on: rollback, or roll-forward.
+
+        Tasks learnt only on the branch that is left are due again, unless ``skip_abandoned`` says that
+        they are not.
+        """
+        with self._fence.exclusive() as store:
+            if store.tree.get(version_id).retired:
+                raise ValueError(
+                    f"version {version_id} is retired: its model was dropped by retention; choose a later one"
+                )
+            crash_point("head.before")
+            if store.tree.head == version_id:
+                return
+            left = store.tree.learnt() - store.tree.learnt(version_id) if skip_abandoned else frozenset()
+            self._append_ledger([entries.skipped(task, reason) for task in sorted(left)])
+            crash_point("head.after_skipped")
+            self._append_versions([{"kind": "head", "version_id": version_id, "reason": reason}])
+            crash_point("head.after_versions")
+
+    def record_evaluation(self, version_id: str, metrics: Mapping[str, Any]) -> None:
+        """Add metrics to a committed version."""
+        with self._fence.exclusive() as store:
+            store.tree.get(version_id)
+            self._append_versions([entries.evaluation(version_id, metrics)])
+
+    def replace_artifact(self, version_id: str, name: str, data: bytes, reason: str) -> ArtifactRef:
+        """Let a committed version name another file, as forgetting needs for banks; maintenance deletes the
+        old one."""
+        with self._fence.exclusive() as store:
+            version = store.tree.get(version_id)
+            ref = self.put_artifact(version_id, name, data)
+            if version.artifacts.get(name) != ref:
+                self._append_versions([entries.artifact(version_id, {name: ref}, reason)])
+            return ref
+
+    def replace_banks(self, banks: Mapping[str, bytes], seq: int) -> None:
+        """Let versions name banks without what tombstones up to ``seq`` cover: all in one commit, so that no image
+        is taken out twice. The old files are deleted."""
+        with self._fence.exclusive() as store:
+            old = {v: store.tree.get(v).artifacts.get(BANK) for v in banks}
+            refs = {v: self.put_artifact(v, BANK, data) for v, data in banks.items()}
+            reason = f"{FORGOT}:{seq}"
+            self._append_versions([entries.artifact(v, {BANK: ref}, reason) for v, ref in refs.items()])
+            for version_id, ref in old.items():
+                if ref is not None and ref != refs[version_id]:
+                    store.files.delete(ref.path)
+
+    def forget(self, kind: Literal["class", "item", "shard"], name: str, items: int | None = None) -> int:
+        """Forget a class, an item or a shard: gone for every reader at once, deleted by :meth:`maintain`.
+
+        ``items``: how many it covers, to be recorded. Whether the name stands for anything is the caller's question.
+        Returns the tombstone's seq. What lands after it is a return of the name, and visible.
+        """
+        with self._fence.exclusive() as store:
+            last = max(
+                (t.seq for t in store.ledger.tombstones if (t.kind, t.name) == (kind, name)), default=-1
+            )
+            if last < 0 or any(shard.landed_seq > last for shard in store.ledger.shards.values()):
+                self._ledger("forget", [entries.forget(kind, name, items)])
+                last = store.ledger.tombstones[-1].seq
+            return last
+
+    def maintain(
+        self, policy: MaintenancePolicy | None = None, covered: int | None = None
+    ) -> MaintenanceReport:
+        """Delete what nothing will read again, merge small files, drop old table versions; see the policy.
+
+        Other operations need not wait for it. ``covered`` as for :func:`~stream_odml.store.maintenance.maintain`.
+        """
+        report = maintain(self._fence, policy or MaintenancePolicy(), covered)
+        with self._fence.exclusive():  # this writer's own view is up to date after every operation
+            return report
+
+    def _recover(self) -> None:
+        with self._fence.exclusive() as store:
+            drop_orphans(self._fence)
+            crash_point("claim.after_orphans")
+            versions = store.tree.versions.values()
+            missing = [v for v in versions if v.task and v.version_id not in store.ledger.learnt_rows]
+            self._append_ledger([entries.learnt(v.version_id, v.task or "") for v in missing])
+            for task in store.ledger.tasks.values():
+                for a in task.attempts:
+                    if a.refused is not None:
+                        self._record_refusal(a.version_id, task.task_id, a.parent, a.refused, {})
+
+    def _record_refusal(
+        self, version_id: str, task: str, parent: str, reason: str, metrics: Mapping[str, Any]
+    ) -> None:
+        if all(refusal.version_id != version_id for refusal in self.tree.refusals):
+            self._append_versions([entries.refusal(version_id, parent, task, reason, metrics)])
+
+    def _publish(
+        self,
+        version_id: str,
+        parent: str,
+        task: str,
+        artifacts: Mapping[str, ArtifactRef],
+        metrics: Mapping[str, Any],
+        publish: bool = True,
+    ) -> None:
+        rows: list[Mapping[str, Any]] = [
+            entries.version(version_id, parent, task, refs_to_json(artifacts), metrics)
+        ]
+        if publish:
+            rows.append({"kind": "head", "version_id": version_id, "reason": "publish"})
+        self._append_versions(rows)
+
+    def _ledger(self, point: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        crash_point(f"{point}.before")
+        self._append_ledger(rows)
+        crash_point(f"{point}.after")
+
+    def _append_ledger(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._fence.append("ledger", self._fence.ledger_rows(rows))
+        self.store.refresh()
+
+    def _append_versions(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._fence.append("versions", self._fence.version_rows(rows))
+        self.store.refresh()

@@ -1,0 +1,77 @@
+"""`forget` where no stream runs: what a person types, and what lies on the disk afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stream_odml.cli.main import app
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.object_store import S3Source
+from stream_odml.ingest.sources import DirectorySource
+from stream_odml.learn.embedder import build_embedder
+from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.pipeline.indexing import IndexOptions, index_shard
+from stream_odml.store.writer import IngestBatch
+from tests.cluster.small_root import DIM, claim
+from tests.ingest.pictures import picture
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.skipif(not SERVER, reason=NOT_CHECKED))])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder, or a bucket whose address and keys are where a person has them: in the environment."""
+    if request.param == "disk":
+        yield str(tmp_path)
+        return
+    with s3_server() as port:
+        make_bucket(port, "bucket")
+        for name, value in s3_options(port).items():
+            monkeypatch.setenv(name, value)
+        yield "s3://bucket"
+
+
+@pytest.mark.parametrize(("option", "left"), [("class", 4), ("item", 5), ("shard", 3)])
+def test_forget_then_verify_then_clear_the_inbox(place: str, option: str, left: int) -> None:
+    root, inbox = f"{place}/root", f"{place}/inbox"
+    source = S3Source(inbox) if place.startswith("s3://") else DirectorySource(inbox)
+    for name in ("a", "b"):
+        land_items(
+            inbox, name, [NewItem(picture(i, "PNG"), f"{name}{i % 2}", f"{name}/{i}") for i in range(3)]
+        )
+    writer = claim(root)
+    model = build_embedder(EmbedderSpec("conv4", dim=DIM, image_size=16), 0)
+    refs = source.poll(set())
+    writer.record_landed(refs)
+    for ref in refs:
+        found = index_shard(
+            ref, model, writer.tree.head, writer.store.files, IndexOptions(1 << 20, True, 0.5)
+        )
+        writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine))
+    first = next(ref for ref in refs if ref.name == "a.parquet")
+    name = {"class": "a0", "item": "a/0", "shard": first.shard_id}[option]
+    writer.release()
+    shell, command = CliRunner(), ["forget", root, f"--{option}", name]
+    early = shell.invoke(app, [*command, "--verify"])
+    assert early.exit_code == 1
+    assert shell.invoke(app, command).exit_code == 0
+    said = shell.invoke(app, [*command, "--verify"])
+    assert said.exit_code == 1
+    assert "found in" not in said.output
+    assert "landed copy" in said.output
+    assert "a.parquet" in said.output
+    assert "b.parquet" not in said.output
+    said = shell.invoke(app, [*command, "--verify", "--inbox"])
+    if option == "shard":
+        assert said.exit_code == 0
+        assert [ref.name for ref in source.poll(set())] == ["b.parquet"]
+    else:  # its other images are still to be learnt from
+        assert said.exit_code == 1
+        assert "still to be learnt" in said.output
+        assert len(source.poll(set())) == 2
+    writer = claim(root)
+    assert len(writer.store.gallery_rows()) == left
+    writer.release()

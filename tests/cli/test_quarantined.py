@@ -1,0 +1,67 @@
+"""A refused row goes out whole, is mended, lands again, and is an item."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stream_odml.cli.quarantined import export_rows
+from stream_odml.ingest.landing import land_file
+from stream_odml.ingest.sources import DirectorySource
+from stream_odml.learn.embedder import build_embedder
+from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.pipeline.indexing import IndexOptions, index_shard
+from stream_odml.store.store import Store
+from stream_odml.store.writer import IngestBatch, Writer
+from tests.cluster.small_root import DIM, claim
+from tests.ingest.pictures import picture
+
+
+@pytest.mark.filterwarnings("default")
+def test_mended_rows_land_as_a_new_shard(tmp_path: Path) -> None:
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    good = picture(1, "PNG")
+    table = {
+        "image": pa.array([good, b"not an image", good, good], pa.binary()),
+        "class_name": ["oak", "oak", None, "elm"],
+        "id": ["a", "b", "c", "a"],
+        "attributes": pa.array([None, '{"lot": "7"}', None, None], pa.string()),
+    }
+    pq.write_table(pa.table(table), inbox / "first.parquet")
+    writer = claim(tmp_path / "root")
+    _index_all(writer, inbox)
+    assert len(writer.store.gallery_rows()) == 1
+    mended = tmp_path / "mended.parquet"
+    written, unread = export_rows(Store.open(str(tmp_path / "root")), mended)
+    assert (written, unread) == (3, [])
+    rows = pq.read_table(mended).to_pylist()
+    assert [(r["row"], r["reason"]) for r in rows] == [
+        (1, "not_an_image"),
+        (2, "missing_label"),
+        (3, "duplicate_id"),
+    ]
+    assert [r["item_id"] for r in rows] == ["b", "c", None]
+    assert rows[0]["attributes"] == '{"lot": "7"}'
+    assert rows[0]["image"] == b"not an image"
+    rows[0]["image"], rows[1]["class_name"] = good, "fir"
+    pq.write_table(pa.Table.from_pylist(rows), mended)
+    land_file(inbox, mended)
+    _index_all(writer, inbox)
+    found = {(r["class_name"], r["item_id"].split("-")[0]) for r in writer.store.gallery_rows().to_pylist()}
+    assert found == {("oak", "a"), ("oak", "b"), ("fir", "c"), ("elm", "mended.parquet")}
+    writer.release()
+
+
+def _index_all(writer: Writer, inbox: Path) -> None:
+    new = [ref for ref in DirectorySource(inbox).poll(set()) if ref.shard_id not in writer.ledger.shards]
+    writer.record_landed(new)
+    model = build_embedder(EmbedderSpec("conv4", dim=DIM, image_size=16), 0)
+    for ref in new:
+        found = index_shard(
+            ref, model, writer.tree.head, writer.store.files, IndexOptions(1 << 20, True, 0.0)
+        )
+        writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine))

@@ -1,0 +1,91 @@
+"""The service on a real Ray Serve, behind its proxy, with two replicas and no driver."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_odml.client import Client, ServiceError
+from stream_odml.cluster.runtime import free_port, ray_session
+from stream_odml.cluster.serve import build
+from stream_odml.config.service import ServiceOptions
+from stream_odml.config.stream import ConfigError
+from tests.service.tiny_stream import TinyStream
+
+pytestmark = pytest.mark.ray
+
+
+def test_two_replicas_serve_every_commit_without_a_failed_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else Serve keeps a replica that nobody asks any more for half a minute before it lets it end.
+    monkeypatch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+    stream = TinyStream(tmp_path)
+    ids = stream.land("a", ["cat", "dog", "owl"])
+    options = ServiceOptions(port=free_port(), replicas=2, num_cpus=0.1, poll_s=0.05)
+    with ray_session(None, cpus=1):
+        from stream_odml.cluster.serve import start_service, stop_service
+
+        url = start_service(stream.root, options)
+        with Client(url) as client:
+            assert client.search_image(stream.images[ids[2]], k=1).hits[0].item_id == ids[2]
+            _swaps_under_load(stream, url, ids)
+            with pytest.raises(ServiceError, match="driver_away"):
+                client.rollback(stream.head)
+            found = sorted((Path(stream.root) / "metrics").glob("replica-*.json"))
+            assert len(found) == 2
+            for path in found:
+                target = json.loads(path.read_text())[0]["targets"][0]
+                with urllib.request.urlopen(f"http://{target}/metrics") as answer:
+                    assert f'version="{stream.head}"' in answer.read().decode()
+        stop_service()
+        assert not list((Path(stream.root) / "metrics").glob("replica-*.json"))
+    stream.close()
+
+
+def test_a_serve_config_names_the_stream_s_own_file(tmp_path: Path) -> None:
+    (tmp_path / "stream.yaml").write_text("root: /data/root\nservice: {replicas: 3}\n")
+    deployment = build({"config": str(tmp_path / "stream.yaml")})._bound_deployment
+    assert deployment.num_replicas == 3
+    assert deployment.init_args[0] == "/data/root"
+    with pytest.raises(ConfigError, match="missing"):
+        build({"config": str(tmp_path / "missing.yaml")})
+    with pytest.raises(ValueError, match="give `config"):
+        build({"root": "x"})
+
+
+def _swaps_under_load(stream: TinyStream, url: str, ids: list[str]) -> None:
+    problems: list[object] = []
+    done = threading.Event()
+    rng = np.random.default_rng(0)
+
+    def ask() -> None:
+        with Client(url, retries=0) as client:
+            while not done.is_set():
+                item = ids[int(rng.integers(len(ids)))]
+                hit = client.search_image(stream.images[item], k=1).hits[0]
+                if hit.item_id != item or abs(hit.score - 1) > 1e-3:
+                    problems.append((item, hit))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for number in range(3):
+            late = stream.land(f"more-{number}", [f"class {number}"])
+            began = time.monotonic()
+            version = stream.stage()
+            with Client(url) as client:  # read your own writes, whichever replica answers
+                for _ in range(6):
+                    answer = client.search_image(stream.images[late[0]], k=1, min_version=version)
+                    assert (answer.version, answer.hits[0].item_id) == (version, late[0])
+            assert time.monotonic() - began < 3
+    finally:
+        done.set()
+        thread.join(timeout=10)
+    assert not problems, problems[:3]

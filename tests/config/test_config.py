@@ -1,0 +1,96 @@
+"""Every mistake in a configuration is named, with its remedy."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stream_odml.config.stream import (
+    ConfigError,
+    StreamConfig,
+    example_yaml,
+    load_config,
+    parse_config,
+    schema_json,
+)
+
+
+def test_the_printed_example_is_the_defaults() -> None:
+    assert parse_config(yaml.safe_load(example_yaml())) == StreamConfig()
+
+
+def test_every_field_of_the_example_is_described() -> None:
+    lines = example_yaml().splitlines()
+    undescribed = [
+        line
+        for before, line in pairwise(lines)
+        if line.strip() and not line.lstrip().startswith("#") and not before.lstrip().startswith("# ")
+    ]
+    assert undescribed == []
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"sede": 1}, "sede: unknown key; did you mean `seed`?"),
+        ({"learning": {"weight_od": 1}}, "learning.weight_od: unknown key; did you mean `weight_old`?"),
+        ({"service": {"prot": 1}}, "did you mean `port`?"),
+        ({"learning": {"temperature": 0}}, "temperature: 0"),
+        ({"cluster": {"workers": 0}}, "cluster.workers: Input should be greater than or equal to 1 (got 0)"),
+        ({"boundary": {"images": -5}}, "boundary.images is -5"),
+        ({"model": {"backbone": "conv4", "pretrained": True}}, "name a file in `weights`"),
+        ({"method": "best"}, "'ours'"),
+        ({"name": "no spaces"}, "name"),
+        ({"learning": 7}, "learning"),
+    ],
+)
+def test_mistakes_are_named(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(data)
+    assert words in str(error.value)
+
+
+def test_all_mistakes_come_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"2 mistake\(s\)"):
+        parse_config({"seed": -1, "cluster": {"workers": 0}})
+
+
+def test_a_method_sets_what_the_user_does_not() -> None:
+    config = parse_config({"method": "faithful", "learning": {"weight_old": 3}})
+    assert (config.learning.metric_loss, config.learning.weight_old) == ("hard_pairs", 3)
+
+
+def test_pretrained_weights_are_learnt_on_at_a_lower_rate_unless_the_user_says_otherwise() -> None:
+    model = {"backbone": "mobilenetv2", "weights": "w.safetensors"}
+    assert parse_config({"model": model}).learning.base_learning_rate == 3e-4
+    asked = parse_config({"model": model, "learning": {"base_learning_rate": 1e-2}}).learning
+    assert (asked.base_learning_rate, asked.learning_rate) == (1e-2, 1e-4)
+    assert parse_config({}).learning.base_learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "{", "seed: [1", "\x00"])
+def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "stream.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+def test_an_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name an existing YAML file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_overrides_reach_into_sections(tmp_path: Path) -> None:
+    path = tmp_path / "stream.yaml"
+    path.write_text("cluster:\n  workers: 4\n")
+    config = load_config(path, {"cluster": {"address": "auto"}})
+    assert (config.cluster.workers, config.cluster.address) == (4, "auto")
+
+
+def test_the_schema_names_every_section() -> None:
+    assert all(f'"{name}"' in schema_json() for name in StreamConfig.model_fields)

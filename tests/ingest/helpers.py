@@ -1,0 +1,30 @@
+"""Short ways to say what the tests of this room say often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stream_odml.ingest.landing import NewItem
+from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.ingest.reasons import RowProblem
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.sources import DirectorySource
+from tests.ingest.pictures import picture
+
+
+def only(inbox: Path) -> ShardRef:
+    """The one shard of an inbox."""
+    (ref,) = DirectorySource(inbox).poll(set())
+    return ref
+
+
+def read(ref: ShardRef) -> tuple[list[RawItem], list[RowProblem]]:
+    """Usable items and problems of a shard."""
+    found = list(read_shard(ref))
+    items = [row for row in found if isinstance(row, RawItem)]
+    return items, [row for row in found if isinstance(row, RowProblem)]
+
+
+def some_items(count: int, classes: int = 3, first: int = 0) -> list[NewItem]:
+    """Items of a few classes, each image different."""
+    return [NewItem(picture(first + n), f"class {n % classes}", f"item-{first + n}") for n in range(count)]

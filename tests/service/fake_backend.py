@@ -1,0 +1,175 @@
+"""A Backend in memory: exact cosine search over a few vectors, for tests of the API and of the page."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from stream_odml.search.hits import Hit
+from stream_odml.service.backend import (
+    Answer,
+    ClassRow,
+    Floats,
+    Item,
+    Projection,
+    PushedImage,
+    PushReceipt,
+    Query,
+    Served,
+    VersionHistory,
+    VersionRow,
+)
+from stream_odml.service.errors import unavailable, unprocessable
+from stream_odml.service.metrics import ServiceMetrics
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def unit(vectors: Floats) -> Floats:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / lengths, dtype=np.float32)
+
+
+@dataclass
+class FakeBackend:
+    """Classes c0, c1, … at random directions of the sphere in ``dim`` dimensions, ``per_class`` items each."""
+
+    n_classes: int = 5
+    per_class: int = 4
+    dim: int = 8
+    versions_list: list[VersionRow] = field(default_factory=list)
+    driver_alive: bool = True
+    loaded: bool = True
+    delay_s: float = 0.0
+    pushed: dict[str, PushReceipt] = field(default_factory=dict)
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+    metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
+    sequence: int = 7
+    stream: str | None = "11111111-1111-4111-8111-111111111111"
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(0)
+        centres = rng.normal(size=(self.n_classes, self.dim))
+        noise = rng.normal(size=(self.n_classes, self.per_class, self.dim)) * 0.1
+        self.vectors = unit((centres[:, None] + noise).reshape(-1, self.dim).astype(np.float32))
+        self.names = [f"c{i // self.per_class}" for i in range(len(self.vectors))]
+        self.ids = [f"shard-1/{i}" for i in range(len(self.vectors))]
+        self.times = [START + timedelta(hours=i) for i in range(len(self.vectors))]
+        if not self.versions_list:
+            self.versions_list = [
+                VersionRow("v0000-aa", None, None, START, {"recall_at_1/union/served": 0.5}),
+                VersionRow(
+                    "v0001-bb",
+                    "v0000-aa",
+                    "task-0001",
+                    START + timedelta(hours=1),
+                    {"recall_at_1/union/served": 0.75, "recall_by_class": {"c0": 1.0}},
+                ),
+            ]
+        self.head = self.versions_list[-1].version
+
+    def served(self) -> Served:
+        if not self.loaded:
+            raise unavailable("not_ready", "no version is committed yet")
+        now = time.time()
+        return Served(
+            self.head, self.sequence, len(self.ids), self.n_classes, self.dim, now - 60, now - 59, now
+        )
+
+    def ready(self) -> str | None:
+        return None if self.loaded else "no version is committed yet"
+
+    def metrics_text(self) -> bytes:
+        return self.metrics.text()
+
+    async def wait_for(self, query: Query) -> None:
+        if query.min_seq is not None and query.min_seq > self.sequence:
+            raise unavailable("not_yet_served", f"sequence {query.min_seq} is not served yet")
+
+    async def search_vectors(self, vectors: Floats, version: str | None, query: Query) -> Answer:
+        await asyncio.sleep(self.delay_s)
+        if version is not None and version not in {row.version for row in self.versions_list}:
+            raise unprocessable("unknown_version", f"no version {version!a}")
+        if vectors.shape[1] != self.dim:
+            raise unprocessable("bad_vector", f"the vector has {vectors.shape[1]} values, not {self.dim}")
+        scores = unit(vectors) @ self.vectors.T
+        return Answer(self.head, self.sequence, [self._hits(row, query) for row in scores])
+
+    def _hits(self, scores: Floats, query: Query) -> list[Hit]:
+        order = [i for i in np.argsort(-scores) if self._passes(int(i), query)]
+        kept = order if query.group_by_class else order[: query.k]
+        return [self._hit(i, float(scores[i])) for i in kept]
+
+    def _hit(self, i: int, score: float) -> Hit:
+        return Hit(self.ids[i], self.names[i], score, self.head, {}, self.times[i], "shard-1", False, i)
+
+    def _passes(self, i: int, query: Query) -> bool:
+        return (
+            (query.classes is None or self.names[i] in query.classes)
+            and not query.attributes
+            and (query.after is None or self.times[i] >= query.after)
+            and (query.before is None or self.times[i] < query.before)
+        )
+
+    async def search_images(self, images: Sequence[bytes], query: Query) -> Answer:
+        if any(not image.startswith(b"\x89PNG") for image in images):
+            raise unprocessable("not_an_image", "the bytes are no image of a known format")
+        return await self.search_vectors(self.vectors[: len(images)], None, query)
+
+    def stream_id(self) -> str | None:
+        return self.stream
+
+    async def push(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
+        if key is not None and key in self.pushed:
+            return self.pushed[key]
+        name = f"push-{len(self.pushed)}"
+        receipt = PushReceipt(name, [image.item_id or f"{name}/{i}" for i, image in enumerate(images)])
+        self.pushed[key or name] = receipt
+        return receipt
+
+    async def item(self, item_id: str) -> Item | None:
+        if item_id not in self.ids:
+            return None
+        i = self.ids.index(item_id)
+        return Item(item_id, self.names[i], "shard-1", self.head, self.times[i], {}, True)
+
+    async def thumbnail(self, item_id: str) -> bytes | None:
+        return b"\x89PNG-picture" if item_id in self.ids else None
+
+    async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
+        return self._ask("forget", kind, name)
+
+    async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
+        return self._ask("rollback", version, str(relearn))
+
+    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
+        return self._ask("relearn", task, str(anyway))
+
+    def _ask(self, *what: str) -> Mapping[str, Any]:
+        if not self.driver_alive:
+            raise unavailable("driver_away", "the driver does not answer", 5)
+        self.asked.append(what)
+        return {"accepted": True}
+
+    async def classes(self) -> Sequence[ClassRow]:
+        first = range(0, len(self.ids), self.per_class)
+        rows = [ClassRow(self.names[i], self.per_class, self.times[i], self.ids[i], i == 0) for i in first]
+        return rows[::-1]
+
+    async def versions(self) -> VersionHistory:
+        return VersionHistory(self.head, self.sequence, self.versions_list)
+
+    async def projection(self, points: int) -> Projection:
+        return Projection(
+            self.head, self.sequence, self.ids[:points], self.names[:points], self.vectors[:points, :2]
+        )
+
+    async def status(self) -> Mapping[str, Any]:
+        lag = {"unindexed_shards": 0, "unindexed_age_s": 0.0, "waiting_images": 0, "due_tasks": 0}
+        return {"lag": lag, "driver": {"stage": {"phase": "idle"}} if self.driver_alive else None}

@@ -1,0 +1,111 @@
+"""The page and its offline API list: self-contained, whole, and alive in a real browser where there is one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from stream_odml.cluster.runtime import free_port
+from stream_odml.config.service import ServiceOptions
+from stream_odml.service.api import create_app
+from stream_odml.service.routes.pages import FOLDER
+from tests.service.fake_backend import FakeBackend
+from tests.service.local import LocalApi
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def api() -> Iterator[LocalApi]:
+    with LocalApi(create_app(FakeBackend(), ServiceOptions())) as api:
+        yield api
+
+
+def texts() -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
+
+
+@pytest.mark.parametrize("page", ["/", "/docs"])
+def test_a_page_and_all_that_it_names_are_served_from_here(api: LocalApi, page: str) -> None:
+    html = api.get(page)
+    assert html.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'self'" in html.headers["content-security-policy"]
+    waiting = set(re.findall(r'(?:href|src)="(/page/[^"]+)"', html.text))
+    assert waiting
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        answer = api.get(name)
+        assert answer.status_code == 200, name
+        seen.add(name)
+        imported = {f"/page/{other}" for other in re.findall(r'from "\./([a-z]+\.js)"', answer.text)}
+        waiting |= imported - seen
+    assert any(name.endswith(".js") for name in seen)
+
+
+def test_no_file_asks_another_host_for_anything() -> None:
+    for name, text in texts().items():
+        hosts = set(re.findall(r"(?:https?:)?//[a-z][\w.-]+\.[a-z]{2,}", text)) - {"http://www.w3.org"}
+        assert not hosts, (name, hosts)
+
+
+def test_every_element_that_a_script_looks_for_is_in_the_page() -> None:
+    files = texts()
+    ids = set(re.findall(r'\bid="([^"]+)"', files["index.html"] + files["docs.html"]))
+    for name, text in files.items():
+        assert set(re.findall(r'\$\("([\w-]+)"\)', text)) <= ids, name
+
+
+def test_there_is_no_inline_script_or_style_for_the_policy_to_block() -> None:
+    for name, text in texts().items():
+        if name.endswith(".html"):
+            assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", text), name
+
+
+def test_an_unchanged_file_is_not_sent_again_and_the_whole_is_small(api: LocalApi) -> None:
+    first = api.get("/page/style.css")
+    again = api.get("/page/style.css", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert sum(len(text.encode()) for text in texts().values()) < 64_000
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    port = free_port()
+    config = uvicorn.Config(create_app(FakeBackend(), ServiceOptions()), port=port, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/", ["5 classes", "v0001·bb", "4 new of 5 classes", ">Serve<", "20 items", "re-extracted|served"]),
+        ("/docs", ["/v1/versions/{a}/diff/{b}", "Nearest items", "curl"]),
+    ],
+)
+def test_a_real_browser_draws_it(address: str, tmp_path: Path, path: str, expected: list[str]) -> None:
+    assert CHROMIUM is not None
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    )
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=4000 --dump-dom"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path}", f"{address}{path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    for pattern in expected:
+        assert re.search(pattern if "|" in pattern else re.escape(pattern), done.stdout), pattern

@@ -1,0 +1,83 @@
+"""A driver in miniature that derives all it does from the store, so it can be killed anywhere and run again."""
+
+import os
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+
+from stream_odml.storage.crashpoints import ENVIRONMENT
+from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.store import Store
+from stream_odml.store.tables import quarantine_rows
+from stream_odml.store.writer import IngestBatch, Writer
+from tests.store.world import DIM, Floats, Item, Shard, drift_pair, make_rows
+
+ITEMS = {shard: [Item(f"{shard}/{i}", f"class {i % 3}") for i in range(4)] for shard in ("a", "b", "c", "d")}
+TIDY = MaintenancePolicy(compact_files=3, retention=timedelta(0), orphan_age=timedelta(0))
+
+
+def raw(shard: str, version: str) -> Floats:
+    """The vectors that a model makes of a shard: the same whenever it is asked."""
+    return np.random.default_rng([ord(shard), int(version[1:5])]).normal(size=(len(ITEMS[shard]), DIM))
+
+
+def run(root: str, point: str = "", points_file: str = "") -> None:
+    """All of a small stream's life, to be killed at ``point``."""
+    os.environ[ENVIRONMENT] = point
+    Store.create(root, DIM)
+    writer = Writer.claim(root, "scenario")
+    first = writer.commit_root({STUDENT: b"initial"})
+    writer.record_landed([Shard(name) for name in ITEMS] + [Shard("broken")])
+    writer.set_aside("broken", "not a Parquet file")
+    index(writer, ["a"])
+    index(writer, ["b", "c"])
+    learn(writer, "task-0001", ["a"], refuse_first=True)
+    index(writer, ["d"])
+    learn(writer, "task-0002", ["b", "c"])
+    turn_back_once(writer, first)
+    if not writer.ledger.tombstones:
+        writer.forget("class", "class 1")
+    writer.maintain(TIDY)
+    writer.release()
+
+
+def index(writer: Writer, shards: list[str]) -> None:
+    if all(writer.ledger.shards[s].txn for s in shards):
+        return
+    version = writer.tree.head
+    rows = [make_rows(s, ITEMS[s], raw(s, version), version) for s in shards]
+    bad = quarantine_rows(
+        shard_ids=shards[:1], rows=[9], reasons=["truncated"], details=[""], first_bytes=[b"\xff"]
+    )
+
+    writer.commit_ingest(IngestBatch(shards, pa.concat_tables(rows), bad))
+
+
+def learn(writer: Writer, task: str, shards: list[str], refuse_first: bool = False) -> None:
+    writer.close_task(task, shards, "enough classes")
+    if writer.ledger.tasks[task].relearn_seq < 0:  # given up and taken back, once in the task's life
+        writer.skip_task(task, "given up")
+        writer.relearn_task(task)
+    if task in writer.tree.learnt() or writer.ledger.tasks[task].skipped or len(writer.tree.moves) > 3:
+        return
+    if refuse_first and not writer.ledger.tasks[task].refusals:
+        writer.refuse(writer.begin_attempt(task), task, "recall fell")
+    version = writer.begin_attempt(task)
+    forward, backward = drift_pair(int(version[1:5]))
+    data = {STUDENT: b"student", FORWARD: forward.to_bytes(), BACKWARD: backward.to_bytes()}
+    refs = {name: writer.put_artifact(version, name, part) for name, part in data.items()}
+
+    rows = pa.concat_tables([make_rows(s, ITEMS[s], raw(s, version), version) for s in shards])
+    writer.commit_stage(version, writer.tree.head, task, refs, rows)
+
+
+def turn_back_once(writer: Writer, first: str) -> None:
+    """Roll back to the root (its tasks skipped) and forward again, once in the root's life."""
+    if [m for m in writer.tree.moves if m.reason == "forward"]:
+        return
+    latest = list(writer.tree.versions)[-1]
+    if not [m for m in writer.tree.moves if m.reason == "back"]:
+        writer.move_head(first, "back", skip_abandoned=True)
+    writer.move_head(latest, "forward")
