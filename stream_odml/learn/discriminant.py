@@ -26,7 +26,7 @@ from stream_odml.learn.packing import Floats, pack, unpack
 Float32s = NDArray[np.float32]
 _NOTHING = 1e-9
 """Share of φ's mean square under which a scatter is what rounding leaves."""
-_SMALL, _SPARE, _ROUNDS = 512, 32, 12
+_SMALL, _SPARE, _ROUNDS = 512, 32, 8
 """Matrices up to which all eigenvalues are computed; of the iteration, spare directions and rounds."""
 
 
