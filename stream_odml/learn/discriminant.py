@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
+import scipy.linalg
 from numpy.typing import NDArray
-from torch import Tensor
 
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import FeatureCodes
@@ -188,27 +187,24 @@ def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> Discrim
     if not len(sums):
         nothing = np.zeros((0, sums.lift.out_dim))
         return DiscriminantHead(s, sums.lift, (), mean_E, nothing, np.eye(D))
-    within_EE, between_EE = (torch.from_numpy(part) for part in sums.scatter())
+    within_EE, between_EE = sums.scatter()
     new_DD = _inverse(_shrunk_root(within_EE[:D, :D], s.new_shrinkage, _floor(sums)))
     known_dE = _known_map(sums, within_EE, between_EE, s)
-    return DiscriminantHead(s, sums.lift, sums.names, mean_E, known_dE.numpy(), new_DD.numpy())
+    return DiscriminantHead(s, sums.lift, sums.names, mean_E, known_dE, new_DD)
 
 
 def discriminant(sums: ClassSums, settings: HeadSettings) -> Float64s:
     """Return the discriminant directions alone, [k, E]: the known part without what fills it up to `dim`."""
     sums = sums.narrowed(settings.width)
-    within_EE, between_EE = (torch.from_numpy(part) for part in sums.scatter())
+    within_EE, between_EE = sums.scatter()
     few = replace(settings, dim=max(1, min(settings.dim, len(sums) - 1)))
-    known_kE: Float64s = _known_map(sums, within_EE, between_EE, few).numpy()
-    return known_kE
+    return _known_map(sums, within_EE, between_EE, few)
 
 
 def whitening(sums: ClassSums, shrinkage: float) -> Float64s:
     """Return the map of the new part alone, [D, D]: W with Wᵀ W the inverse of the shrunk scatter within classes."""
     plain = sums.narrowed(0)
-    within_DD = torch.from_numpy(plain.scatter()[0])
-    whitening_DD: Float64s = _inverse(_shrunk_root(within_DD, shrinkage, _floor(sums))).numpy()
-    return whitening_DD
+    return _inverse(_shrunk_root(plain.scatter()[0], shrinkage, _floor(sums)))
 
 
 def unit_rows(z_nd: Float32s) -> Float32s:
@@ -224,56 +220,58 @@ def _floor(sums: ClassSums) -> float:
     return _NOTHING * float(np.trace(sums.products_EE)) / GRID**2
 
 
-def _known_map(sums: ClassSums, within_EE: Tensor, between_EE: Tensor, s: HeadSettings) -> Tensor:
+def _known_map(sums: ClassSums, within_EE: Float64s, between_EE: Float64s, s: HeadSettings) -> Float64s:
     """The known part [d, E]: `weight` times the directions in which class means differ most once whitened, and up to
     `dim` the directions in which whitened images differ most beside them. No row where no two classes differ."""
     E, floor = sums.lift.out_dim, _floor(sums)
     if len(sums) < 2 or float(between_EE.trace()) <= floor:
-        return torch.zeros(0, E, dtype=torch.float64)
+        return np.zeros((0, E))
     L_EE = _shrunk_root(within_EE, s.shrinkage, floor)
     dim = min(s.dim, E)
     k = min(len(sums) - 1, dim)
     few = 2 * len(sums) < E
     variance_k, V_Ek = _leading_of_means(sums, L_EE, k) if few else _leading(_whitened(between_EE, L_EE), k)
     V_Ek = V_Ek[:, variance_k > _NOTHING * variance_k[0]]
-    directions_dE: Tensor = s.weight * V_Ek.T
+    directions_dE: Float64s = s.weight * V_Ek.T
     rest = dim - len(directions_dE)
     if rest and float(within_EE.trace()) > floor:
         beside_EE = _whitened(within_EE + between_EE, L_EE)
-        beside_EE = beside_EE - V_Ek @ (V_Ek.T @ beside_EE)
-        beside_EE = beside_EE - (beside_EE @ V_Ek) @ V_Ek.T
+        beside_EE -= V_Ek @ (V_Ek.T @ beside_EE)
+        beside_EE -= (beside_EE @ V_Ek) @ V_Ek.T
         variance_r, Q_Er = _leading(beside_EE, rest)
-        directions_dE = torch.cat([directions_dE, Q_Er[:, variance_r > _NOTHING * variance_r[0]].T])
+        directions_dE = np.concatenate([directions_dE, Q_Er[:, variance_r > _NOTHING * variance_r[0]].T])
     # directions @ L⁻¹, by one solve with the transposed root.
-    map_Ed: Tensor = torch.linalg.solve_triangular(L_EE.T, directions_dE.T, upper=True)
-    return map_Ed.T.contiguous()
+    return np.ascontiguousarray(_solved(L_EE, directions_dE.T, transposed=True).T)
 
 
-def _shrunk_root(scatter_EE: Tensor, share: float, floor: float) -> Tensor:
+def _shrunk_root(scatter_EE: Float64s, share: float, floor: float) -> Float64s:
     """Lower L with L Lᵀ = (1 - s) I + s E S / trace S; the identity where nothing differs within classes."""
     E, trace = len(scatter_EE), float(scatter_EE.trace())
-    eye_EE = torch.eye(E, dtype=torch.float64)
     if trace <= floor:
-        return eye_EE
-    L_EE: Tensor = torch.linalg.cholesky((1 - share) * eye_EE + (share * E / trace) * scatter_EE)
-    return L_EE
+        return np.eye(E)
+    shrunk_EE: Float64s = (share * E / trace) * scatter_EE
+    shrunk_EE[np.diag_indices(E)] += 1 - share
+    return np.asarray(np.linalg.cholesky(shrunk_EE), np.float64)
 
 
-def _inverse(L_EE: Tensor) -> Tensor:
-    inverse_EE: Tensor = torch.linalg.solve_triangular(
-        L_EE, torch.eye(len(L_EE), dtype=torch.float64), upper=False
+def _solved(L_EE: Float64s, right_Ek: Float64s, *, transposed: bool = False) -> Float64s:
+    """L⁻¹ R, or L⁻ᵀ R."""
+    solved_Ek: Float64s = scipy.linalg.solve_triangular(
+        L_EE, right_Ek, trans=int(transposed), lower=True, check_finite=False
     )
-    return inverse_EE
+    return solved_Ek
 
 
-def _whitened(scatter_EE: Tensor, L_EE: Tensor) -> Tensor:
+def _inverse(L_EE: Float64s) -> Float64s:
+    return _solved(L_EE, np.eye(len(L_EE)))
+
+
+def _whitened(scatter_EE: Float64s, L_EE: Float64s) -> Float64s:
     """L⁻¹ S L⁻ᵀ."""
-    left_EE = torch.linalg.solve_triangular(L_EE, scatter_EE, upper=False)
-    both_EE: Tensor = torch.linalg.solve_triangular(L_EE, left_EE.T, upper=False)
-    return both_EE
+    return _solved(L_EE, _solved(L_EE, scatter_EE).T)
 
 
-def _leading(scatter_EE: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _leading(scatter_EE: Float64s, k: int) -> tuple[Float64s, Float64s]:
     """The k largest eigenvalues, largest first, and their directions [E, k].
 
     Of large matrices by block power iteration from a fixed start, which takes a fraction of the time. Directions about
@@ -282,28 +280,27 @@ def _leading(scatter_EE: Tensor, k: int) -> tuple[Tensor, Tensor]:
     E, wide = len(scatter_EE), k + _SPARE
     scatter_EE = (scatter_EE + scatter_EE.T) / 2
     if max(_SMALL, 4 * wide) >= E:
-        variance_E, direction_EE = torch.linalg.eigh(scatter_EE)
-        return variance_E[-k:].flip(0), _signed(direction_EE[:, -k:].flip(1))
-    start = torch.Generator().manual_seed(0)
-    block_Ew = torch.randn(E, wide, generator=start, dtype=torch.float64)
+        variance_E, direction_EE = np.linalg.eigh(scatter_EE)
+        return variance_E[::-1][:k], _signed(direction_EE[:, ::-1][:, :k])
+    block_Ew: Float64s = np.random.default_rng(0).standard_normal((E, wide))
     for _ in range(_ROUNDS):
-        block_Ew = torch.linalg.qr(scatter_EE @ block_Ew).Q
-    variance_w, mix_ww = torch.linalg.eigh(block_Ew.T @ scatter_EE @ block_Ew)
-    return variance_w[-k:].flip(0), _signed(block_Ew @ mix_ww[:, -k:].flip(1))
+        block_Ew = np.linalg.qr(scatter_EE @ block_Ew)[0]
+    variance_w, mix_ww = np.linalg.eigh(block_Ew.T @ scatter_EE @ block_Ew)
+    return variance_w[::-1][:k], _signed(block_Ew @ mix_ww[:, ::-1][:, :k])
 
 
-def _leading_of_means(sums: ClassSums, L_EE: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _leading_of_means(sums: ClassSums, L_EE: Float64s, k: int) -> tuple[Float64s, Float64s]:
     """The same of the scatter between few classes, from their means themselves: no matrix of E x E is decomposed."""
     differ_CE = np.sqrt(sums.counts_C)[:, None] * (sums.class_means() - sums.mean())
-    whitened_EC = torch.linalg.solve_triangular(L_EE, torch.from_numpy(differ_CE.T.copy()), upper=False)
-    U_EC, deviation_C, _ = torch.linalg.svd(whitened_EC, full_matrices=False)
-    return deviation_C[:k].square(), _signed(U_EC[:, :k])
+    U_EC, deviation_C, _ = np.linalg.svd(_solved(L_EE, differ_CE.T), full_matrices=False)
+    return deviation_C[:k] ** 2, _signed(U_EC[:, :k])
 
 
-def _signed(direction_Ek: Tensor) -> Tensor:
+def _signed(direction_Ek: Float64s) -> Float64s:
     """Each with its largest entry positive: what a solver leaves open is settled."""
-    largest_1k = direction_Ek.abs().argmax(dim=0, keepdim=True)
-    return direction_Ek * direction_Ek.gather(0, largest_1k).sign()
+    largest_1k = np.abs(direction_Ek).argmax(axis=0)[None]
+    signed_Ek: Float64s = direction_Ek * np.sign(np.take_along_axis(direction_Ek, largest_1k, axis=0))
+    return signed_Ek
 
 
 def _affine(map_dE: Float64s, mean_E: Float64s) -> tuple[Float32s, Float32s]:

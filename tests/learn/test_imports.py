@@ -23,3 +23,9 @@ def test_learning_imports_no_runtime_and_no_optional_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_head_is_chosen_and_solved_without_torch() -> None:
+    code = "import sys, stream_odml.learn.head_choice; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
