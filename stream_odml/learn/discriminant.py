@@ -10,12 +10,15 @@ kind: the discriminant, for items of known classes, and whitening within classes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import FeatureCodes
@@ -23,8 +26,11 @@ from stream_odml.learn.lift import GRID, Float64s, Lift
 from stream_odml.learn.packing import Floats, pack, unpack
 
 Float32s = NDArray[np.float32]
+P = ParamSpec("P")
+T = TypeVar("T")
 _NOTHING = 1e-9
 """Share of φ's mean square under which a scatter is what rounding leaves."""
+_BLAS = ThreadpoolController()
 _SMALL, _SPARE, _ROUNDS = 512, 32, 8
 """Matrices up to which all eigenvalues are computed; of the iteration, spare directions and rounds."""
 
@@ -174,6 +180,19 @@ class DiscriminantHead:
         return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"])
 
 
+def _on_one_thread(solve: Callable[P, T]) -> Callable[P, T]:
+    """On cores that training and search share, the threads of a decomposition wait for each other many times as long
+    as one takes for all of it."""
+
+    @wraps(solve)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _BLAS.limit(limits=1, user_api="blas"):
+            return solve(*args, **kwargs)
+
+    return alone
+
+
+@_on_one_thread
 def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> DiscriminantHead:
     """Solve a head from sums. Every set of items has one, the empty set too:
 
@@ -193,6 +212,7 @@ def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> Discrim
     return DiscriminantHead(s, sums.lift, sums.names, mean_E, known_dE, new_DD)
 
 
+@_on_one_thread
 def discriminant(sums: ClassSums, settings: HeadSettings) -> Float64s:
     """Return the discriminant directions alone, [k, E]: the known part without what fills it up to `dim`."""
     sums = sums.narrowed(settings.width)
@@ -201,6 +221,7 @@ def discriminant(sums: ClassSums, settings: HeadSettings) -> Float64s:
     return _known_map(sums, within_EE, between_EE, few)
 
 
+@_on_one_thread
 def whitening(sums: ClassSums, shrinkage: float) -> Float64s:
     """Return the map of the new part alone, [D, D]: W with Wᵀ W the inverse of the shrunk scatter within classes."""
     plain = sums.narrowed(0)
