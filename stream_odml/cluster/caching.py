@@ -236,7 +236,6 @@ def _decoded(wanted: list[dict[str, Any]], size: int, cpus: float) -> Iterator[B
         fn_kwargs={"size": size},
         compute=ray.data.TaskPoolStrategy(size=cores),
         num_cpus=cpus,
-        max_retries=1,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
 
