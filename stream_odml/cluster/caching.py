@@ -27,6 +27,7 @@ from stream_odml.ingest.cache import CacheMember, PixelCache
 from stream_odml.ingest.reasons import BadShard, Reason, RowProblem, TransientReadError
 from stream_odml.ingest.rows import Block, decode_rows
 from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.tables import start_decoder
 from stream_odml.pipeline.hang_guard import guarded
 from stream_odml.store.select import select_rows
 from stream_odml.store.store import META, Store, compact
@@ -214,7 +215,8 @@ def _decoded_here(
 
 
 def warm_up(cpus_per_read: float) -> None:
-    """Run an empty Dataset, so that the first task finds Ray Data loaded and a reading process started."""
+    """Run an empty Dataset, so that the first task finds Ray Data loaded, a reading process and a decoder started."""
+    start_decoder()
     list(_decoded([{"member": 0, "spec": "", "rows": []}], 1, cpus_per_read))
 
 

@@ -17,6 +17,7 @@ from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.tables import start_decoder
 from stream_odml.learn.embedder import Embedder, embedder_from_bytes
 from stream_odml.observe.logs import about
 from stream_odml.observe.observing import observe
@@ -38,6 +39,7 @@ class Indexer:
         step_back(INDEXING_NICENESS)
         observe(config, f"indexer-{number}")
         torch.set_num_threads(_threads())
+        start_decoder()
         self._config = config
         self._store: Store | None = (
             None  # opened with the first shard: a root that is away must not end the actor

@@ -40,6 +40,11 @@ def table_rows(file: ShardFile, format: str, constants: Mapping[str, str] | None
     return bounded(_rows(file, format, constants or {}), file.size_bytes)
 
 
+def start_decoder() -> None:
+    """Start a decoder, without waiting for it, so that the first table finds it ready: it takes a second to load."""
+    _decoders.give(_decoders.take())
+
+
 def _rows(file: ShardFile, format: str, constants: Mapping[str, str]) -> Iterator[RawRow]:
     decoder = _decoders.take()
     memory = memory_allowed(file.size_bytes)

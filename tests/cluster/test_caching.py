@@ -112,7 +112,8 @@ def _twelve_shards(folder: Path) -> tuple[list[ShardRef], PixelCache]:
     return refs, _cache(folder / "cache", refs, 4)
 
 
-def test_a_small_task_is_decoded_without_another_process(tmp_path: Path) -> None:
+def test_a_small_task_is_decoded_without_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "HERE_S", 60.0)  # a busy machine is no reason to fail
     refs, cache = _twelve_shards(tmp_path)
     fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=60.0)
     assert not ray.is_initialized()
