@@ -1,1 +1,1 @@
-"""Faults of every kind, on purpose, and an oracle of what was confirmed: none missing, phantom or twice."""
+"""Faults on purpose against a real stream, measured: `python -m benchmarks.faults`."""

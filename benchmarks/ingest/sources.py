@@ -10,6 +10,7 @@ from itertools import islice
 import pyarrow as pa
 from deltalake import write_deltalake
 
+from benchmarks.beside import beside
 from benchmarks.common import Report, percentile
 from benchmarks.ingest.live import Live, stream_config
 from stream_odml.client import Client
@@ -19,7 +20,6 @@ from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.store.store import Store
-from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
 
 SHARDS = 5
 
@@ -28,12 +28,9 @@ def measure(report: Report, seed: int) -> None:
     """A stream for each source: what lands is found, a task is learnt from it, and nothing is taken twice."""
     with tempfile.TemporaryDirectory() as folder:
         _delta_and_push(report, folder, seed)
-    if SERVER is None:
-        report.say(NOT_CHECKED)
-        return
-    with tempfile.TemporaryDirectory() as folder, s3_server() as port:
-        make_bucket(port, "bucket")
-        _s3(report, folder, seed, s3_options(port))
+    with tempfile.TemporaryDirectory() as folder, beside("tests.ingest.s3_server", "bucket") as server:
+        if server is not None:
+            _s3(report, folder, seed, server["options"])
 
 
 def _s3(report: Report, folder: str, seed: int, options: dict[str, str]) -> None:

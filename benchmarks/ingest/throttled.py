@@ -7,8 +7,10 @@ import time
 import urllib.request
 from itertools import islice
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.beside import beside
 from benchmarks.common import Report
 from benchmarks.ingest.live import CATEGORIES, IMAGES, Live, stream_config
 from stream_odml.cluster.session import run_stream
@@ -16,8 +18,6 @@ from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.glyphs import glyph_categories
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.store.store import Store
-from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
-from tests.ingest.throttling import Throttle
 
 SHARE = {"source": 0.3, "root": 0.1}
 """Of requests that fail. Ours are asked again six times, and then later; a root that fails so often is very ill."""
@@ -28,18 +28,19 @@ polls and reads give up. Over six tries the client pauses for half a minute: ten
 
 def measure(report: Report, seed: int) -> None:
     """Nothing lost, doubled or quarantined; how much was refused, and what the stream's metrics say of it."""
-    if SERVER is None:
-        report.say(NOT_CHECKED)
-        return
-    for place in SHARE:
-        with tempfile.TemporaryDirectory() as folder, s3_server() as port:
-            make_bucket(port, "bucket")
-            with Throttle(port, SHARE[place], seed).serving() as throttle:
-                _stream(report, seed, place, folder, port, throttle)
+    for place, share in SHARE.items():
+        with tempfile.TemporaryDirectory() as folder, beside("tests.ingest.s3_server", "bucket") as server:
+            if server is None:
+                return
+            words = [str(server["port"]), str(share), str(seed)]
+            with beside("tests.ingest.throttling", *words) as throttle:
+                _stream(report, seed, place, folder, server["options"], throttle)
 
 
-def _stream(report: Report, seed: int, place: str, folder: str, port: int, throttle: Throttle) -> None:
-    direct, weak = s3_options(port), s3_options(throttle.port)
+def _stream(
+    report: Report, seed: int, place: str, folder: str, direct: dict[str, str], throttle: dict[str, str]
+) -> None:
+    weak = {**direct, "AWS_ENDPOINT_URL": throttle["url"]}
     config = _config(seed, folder, weak, root=place == "root")
     shards, began = 3 if report.quick else 10, time.perf_counter()
     with run_stream(config) as session:
@@ -54,24 +55,26 @@ def _stream(report: Report, seed: int, place: str, folder: str, port: int, throt
             land_items("s3://bucket/inbox", f"s-{number}", items, direct)
             names.append(f"s-{number}.parquet")
             if number == shards // 2 and place == "source":
-                throttle.refuse(OUTAGE)
+                httpx.post(throttle["control"], content=str(OUTAGE)).raise_for_status()
         live.find((items[-1].item_id or "", items[-1].image))
         complete_task("s3://bucket/inbox", "all", names, direct)
         live.wait(lambda: live.status()["stages_committed"] == 1, f"the stage with a throttling {place}")
         retries = _retries(session.endpoints.metrics)
+    counts = httpx.get(throttle["control"]).raise_for_status().json()
+    passed = counts.pop("pass", 0)
     store = Store.open(config.root, direct if place == "root" else None)
     first = store.tree.root
     ids = [r["item_id"] for r in store.gallery_rows(vectors=False).to_pylist() if r["version"] == first]
     twice, wrong = len(ids) - len(set(ids)), abs(len(set(ids)) - shards * CATEGORIES * IMAGES)
     bad = len(store.quarantine_rows()) + len(store.ledger.in_state("set_aside"))
     report.row(
-        part="throttled", place=place, seed=seed, share=SHARE[place], refused=throttle.refused,
-        passed=throttle.passed, retries=retries, items=len(ids), twice=twice, lost=wrong, taken_for_bad=bad,
+        part="throttled", place=place, seed=seed, share=SHARE[place], refused=counts,
+        passed=passed, retries=retries, items=len(ids), twice=twice, lost=wrong, taken_for_bad=bad,
         seconds=time.perf_counter() - began,
     )  # fmt: skip
     report.figure(f"throttled_{place}_items_lost_or_twice", twice + wrong)
     report.figure(f"throttled_{place}_taken_for_bad", bad)
-    report.figure(f"throttled_{place}_requests_refused", sum(throttle.refused.values()))
+    report.figure(f"throttled_{place}_requests_refused", sum(counts.values()))
     report.figure(f"throttled_{place}_retries_counted", sum(retries.values()))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-
-from benchmarks.faults.process import descendants
 
 EVERY_S = 0.2
 OTHER = "ray_itself"
@@ -49,7 +48,7 @@ class MemoryWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(EVERY_S):
-            for pid in (os.getpid(), *descendants(os.getpid())):
+            for pid in _tree(os.getpid()):
                 self._look(pid)
 
     def _look(self, pid: int) -> None:
@@ -64,3 +63,12 @@ class MemoryWatch:
         for role, word in self._roles.items():
             if word in command:
                 self._role.setdefault(pid, role)
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """Yield a process and all below it."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it ended
+            for child in children.read_text().split():
+                yield from _tree(int(child))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.beside import beside
 from benchmarks.common import Report
 from benchmarks.ingest.live import scraped_histograms
 from stream_odml.cluster.session import Session, run_stream
@@ -22,7 +23,6 @@ from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.pipeline.sources import inbox_path
 from stream_odml.store.store import Store
-from tests.cluster.two_nodes import Place, two_nodes
 
 CLASSES, IMAGES, STEPS = 20, 16, 40
 
@@ -67,10 +67,10 @@ def _cluster(nodes: int, folder: Path) -> Iterator[str | None]:
         yield None
         return
     before = dict(os.environ)
-    with two_nodes(folder / "nodes.log", Place(1, "first"), Place(1, "second")) as cluster:
-        os.environ.update(cluster.environment)
+    with beside("tests.cluster.two_nodes", str(folder / "nodes.log")) as cluster:
+        os.environ.update(cluster["environment"])
         try:
-            yield cluster.address
+            yield cluster["address"]
         finally:
             os.environ.clear()
             os.environ.update(before)

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 import ray
 
-from benchmarks.faults.process import descendants
 from stream_odml.cluster import caching
 from stream_odml.cluster.caching import cache_members, fill_cache, rows_digest, task_rows
 from stream_odml.cluster.runtime import ray_session
@@ -26,6 +25,7 @@ from stream_odml.store.tables import gallery_rows
 from stream_odml.store.writer import IngestBatch, Writer
 from tests.cluster.poisoned import poison
 from tests.cluster.small_root import DIM, artifacts, claim, shard
+from tests.faults.process import descendants
 from tests.ingest.helpers import some_items
 
 MAX_PIXELS = 10_000

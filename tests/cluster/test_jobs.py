@@ -16,8 +16,7 @@ import yaml
 
 from stream_odml.store.store import Store
 from tests.cluster.two_nodes import RAY, TwoNodes, free_ports, two_nodes
-from tests.faults.harness import CATEGORIES, land_shards, open_store, small_config
-from tests.faults.oracle import violations
+from tests.faults.harness import CATEGORIES, broken_promises, land_shards, open_store, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 STREAM_ODML = [sys.executable, "-m", "stream_odml.cli.main"]
@@ -113,7 +112,7 @@ def test_a_stream_is_submitted_stopped_and_resumed_in_both_ways(cluster: TwoNode
     code, log = ended(submit(cluster, config, "--until-idle", "4"))
     assert code == 0, log
     assert learnt(root) == 3
-    assert violations(open_store(root), landed, learnt_shards=9) == []
+    assert broken_promises(open_store(root), landed, learnt_shards=9) == []
     assert len(landed) >= 9 * CATEGORIES
 
     for files in cluster.uploaded():

@@ -13,8 +13,7 @@ from stream_odml.client import Client, ClientError
 from stream_odml.ingest.glyphs import glyph_categories
 from stream_odml.ingest.landing import NewItem, land_items
 from stream_odml.store.store import Store
-from tests.faults.harness import StreamProcess, small_config
-from tests.faults.oracle import violations
+from tests.faults.harness import StreamProcess, broken_promises, small_config
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
 from tests.ingest.throttling import Throttle
 
@@ -69,7 +68,7 @@ def test_killed_in_a_stage_it_goes_on_and_is_served(tmp_path: Path) -> None:
             stream.interrupt()
             assert stream.wait(120) == 0, stream.tail()
         store = Store.open(ROOT, direct)
-        assert violations(store, landed, learnt_shards=SHARDS) == []
+        assert broken_promises(store, landed, learnt_shards=SHARDS) == []
         assert len(store.quarantine_rows()) == 0
         assert not store.ledger.in_state("set_aside")
         assert sum(throttle.refused.values()) > 20

@@ -19,8 +19,7 @@ import yaml
 
 from tests.cluster.namespaces import can_make_namespaces, two_hosts
 from tests.cluster.two_nodes import Place, two_nodes
-from tests.faults.harness import land_shards, open_store, small_config
-from tests.faults.oracle import violations
+from tests.faults.harness import broken_promises, land_shards, open_store, small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 STREAM_ODML = [sys.executable, "-m", "stream_odml.cli.main"]
@@ -92,4 +91,4 @@ def test_training_and_search_on_hosts_of_their_own(tmp_path: Path) -> None:
             stop = [*STREAM_ODML, "stop", "hosts", "--address", cluster.jobs_url]
             subprocess.run(stop, env=dict(cluster.environment), check=True, timeout=180)
             assert follower.wait(30) == 0
-    assert violations(open_store(root), landed, learnt_shards=3) == []
+    assert broken_promises(open_store(root), landed, learnt_shards=3) == []

@@ -1,4 +1,8 @@
-"""A Ray cluster of two nodes on this machine, by `ray start` as an operator would, with token authentication."""
+"""A Ray cluster of two nodes on this machine, by `ray start` as an operator would, with token authentication.
+
+As a command, `python -m tests.cluster.two_nodes LOG`, it starts nodes of one CPU each, prints the cluster's address
+and a client's environment as JSON, and ends them when it is terminated.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from benchmarks.faults.process import descendants
+from tests.faults.process import descendants
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S = 90.0
@@ -175,3 +179,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait(10)
+
+
+def main(output: Path) -> None:
+    """Keep two nodes of one CPU each until terminated."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with two_nodes(output, Place(1, "first"), Place(1, "second")) as cluster:
+        print(json.dumps({"address": cluster.address, "environment": dict(cluster.environment)}), flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -9,10 +9,13 @@ from typing import Any
 
 import yaml
 
-from benchmarks.faults import process
 from stream_odml.ingest.glyphs import glyph_categories
 from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
+from tests.faults import process
+from tests.faults.oracle import violations
+from tests.faults.truth import Truth
 
 CATEGORIES, IMAGES = 4, 6
 
@@ -66,3 +69,18 @@ class StreamProcess(process.StreamProcess):
 def open_store(root: Path) -> Store:
     """The store as a reader sees it."""
     return Store.open(str(root))
+
+
+def broken_promises(store: Store, landed: Mapping[str, str], learnt_shards: int | None = None) -> list[str]:
+    """Return every broken promise in words, for a test that knows its items by heart.
+
+    ``landed``: class by item id; ``learnt_shards``: how many shards must be learnt.
+    """
+    found = violations(store, Truth(tried=dict(landed)), learnt=learnt_shards is not None)
+    snapshot = GallerySnapshot.load(store)
+    served = {snapshot.item(int(row)).item_id for row in snapshot.rows()}
+    lost = [f"item {item} is lost" for item in sorted(landed.keys() - served)]
+    learnt = sum(len(store.ledger.tasks[task].shard_ids) for task in store.tree.learnt())
+    if learnt_shards not in (None, learnt):
+        lost.append(f"{learnt} shards are learnt, expected {learnt_shards}")
+    return [violation.text for violation in found] + lost

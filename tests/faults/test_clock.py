@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.environment import JUMP_S, build_shim, shimmed
-from benchmarks.faults.oracle import violations
-from benchmarks.faults.truth import Truth
 from stream_odml.store.store import Store
+from tests.faults.environment import JUMP_S, build_shim, shimmed
 from tests.faults.harness import StreamProcess, land_shards, open_store, small_config
+from tests.faults.oracle import violations
+from tests.faults.truth import Truth
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 

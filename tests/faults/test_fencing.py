@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults.oracle import violations
-from benchmarks.faults.process import StreamProcess, is_running, send
-from benchmarks.faults.roles import cast_of
-from benchmarks.faults.truth import Truth
-from benchmarks.faults.watch import wait_for
 from stream_odml.store.lease import read_lease
 from stream_odml.store.store import Store
 from stream_odml.store.table import Table
 from tests.faults.harness import land_shards, small_config
+from tests.faults.oracle import violations
+from tests.faults.process import StreamProcess, is_running, send
+from tests.faults.roles import cast_of
+from tests.faults.truth import Truth
+from tests.faults.watch import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 LEASE_S = 3.0

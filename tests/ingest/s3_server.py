@@ -1,13 +1,20 @@
-"""A local S3 server (moto) for tests and benchmarks; tests/s3-server.txt says how to get one."""
+"""A local S3 server (moto) for tests and benchmarks; tests/s3-server.txt says how to get one.
+
+As a command, `python -m tests.ingest.s3_server BUCKET`, it makes a bucket, prints its port and its storage options
+as JSON (null when there is no server), and serves until it is terminated.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -58,3 +65,20 @@ def _wait(port: int) -> None:
                 return
         time.sleep(0.1)
     raise TimeoutError(f"{SERVER} did not answer within 30 s")
+
+
+def main(bucket: str) -> None:
+    """Serve a bucket until terminated."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    if SERVER is None:
+        print("null", flush=True)
+        print(NOT_CHECKED, file=sys.stderr)
+        return
+    with s3_server() as port:
+        make_bucket(port, bucket)
+        print(json.dumps({"port": port, "options": s3_options(port)}), flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

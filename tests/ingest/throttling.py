@@ -37,7 +37,7 @@ class Throttle:
         with subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             try:
-                self.port = int(child.stdout.readline())
+                self.port = int(json.loads(child.stdout.readline())["port"])
                 yield self
             finally:
                 child.terminate()
@@ -151,11 +151,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def main(behind: int, share: float, seed: int) -> None:
-    """Serve until killed; the port is printed."""
+    """Serve until terminated; print the port, the URL, and where to steer and count, as JSON."""
     made = type("Handler", (_Handler,), {"behind": behind, "verdicts": _Verdicts(share, seed)})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), made)
     server.daemon_threads = True
-    print(server.server_address[1], flush=True)
+    port = server.server_address[1]
+    url = f"http://127.0.0.1:{port}"
+    print(json.dumps({"port": port, "url": url, "control": url + CONTROL}), flush=True)
     server.serve_forever()
 
 

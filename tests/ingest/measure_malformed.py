@@ -1,7 +1,11 @@
-"""Rows and files that no one should land: each must be refused for its own reason, each good row used."""
+"""Rows and files that no one should land: each must be refused for its own reason, each good row used.
+
+`python -m benchmarks.ingest --parts malformed` runs this as a command and keeps its figures.
+"""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections import Counter
@@ -9,7 +13,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.common import Report
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import Embedder, build_embedder
@@ -17,11 +20,12 @@ from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shard
 from stream_odml.storage.files import open_files
 from tests.ingest.malformed import malformed_files, malformed_rows, pour, table_of
+from tests.measured import Measured, measuring_arguments
 
 MAX_PIXELS = 64_000_000
 
 
-def measure(report: Report, seed: int) -> None:
+def measure(report: Measured, seed: int) -> None:
     """`malformed_wrong` counts crashes, wrong reasons and good rows lost, over rows and files."""
     rows, files = (1_000, 100) if report.quick else (10_000, 1_000)
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +50,7 @@ class _Indexer:
         )
 
 
-def _rows(report: Report, index: _Indexer, folder: Path, seed: int, count: int) -> int:
+def _rows(report: Measured, index: _Indexer, folder: Path, seed: int, count: int) -> int:
     folder.mkdir()
     rows = malformed_rows(seed, count)
     pq.write_table(table_of(rows), folder / "rows.parquet", row_group_size=256)
@@ -71,7 +75,7 @@ def _rows(report: Report, index: _Indexer, folder: Path, seed: int, count: int) 
     return wrong
 
 
-def _files(report: Report, index: _Indexer, folder: Path, seed: int, count: int) -> int:
+def _files(report: Measured, index: _Indexer, folder: Path, seed: int, count: int) -> int:
     files = list(malformed_files(seed, count))
     pour(folder, files)
     refs = {ref.name: ref for ref in DirectorySource(folder, max_new=count * 2).poll(set())}
@@ -92,3 +96,18 @@ def _files(report: Report, index: _Indexer, folder: Path, seed: int, count: int)
         seconds=time.perf_counter() - began, reasons=dict(Counter(str(file.reason) for file in files)),
     )  # fmt: skip
     return len(wrong)
+
+
+def main() -> None:
+    """Measure with each seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    measuring_arguments(parser)
+    arguments = parser.parse_args()
+    report = Measured("malformed", arguments.seeds, arguments.quick)
+    for seed in report.seeds:
+        measure(report, seed)
+    report.write(arguments.measured)
+
+
+if __name__ == "__main__":
+    main()

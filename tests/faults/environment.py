@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Report
-from benchmarks.faults.killer import land_surely
-from benchmarks.faults.live import Live
-from benchmarks.faults.process import send
-from benchmarks.faults.watch import Sight, wait_for
+from tests.faults.killer import land_surely
+from tests.faults.live import Live
+from tests.faults.process import send
+from tests.faults.watch import Sight, wait_for
+from tests.measured import Measured
 
 SIZE = "256m"
 FSYNC_MS = 300
@@ -140,7 +140,7 @@ NEED_SHIM = ("slow_fsync", "driver_clock_forward", "driver_clock_back", "clock_f
 NEED_ROOT = ("full_disk", "read_only")
 
 
-def run(report: Report, seed: int, names: list[str], hold_s: float) -> int:
+def run(report: Measured, seed: int, names: list[str], hold_s: float) -> int:
     """Each of ``names`` once, in an order that the seed chooses; how many promises were broken."""
     chosen = [name for name in FAULTS if not names or name in names]
     random.Random(seed).shuffle(chosen)

@@ -18,18 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from benchmarks.common import Report
 from stream_odml.store.fence import LEDGER_DEFAULTS
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.tables import LEDGER
 from stream_odml.store.writer import Writer
+from tests.measured import Measured
 
 COMMITS, QUICK_COMMITS, ROUND = 100_000, 5_000, 1_000
 POLICY = MaintenancePolicy(retention=timedelta(0), log_retention=timedelta(0), orphan_age=timedelta(0))
 
 
-def run(report: Report, commits: int) -> int:
+def run(report: Measured, commits: int) -> int:
     """Files and seconds of each round, first and last as figures; how many promises were broken."""
     with tempfile.TemporaryDirectory(prefix="commits-") as folder:
         root = Path(folder) / "root"

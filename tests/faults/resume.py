@@ -14,14 +14,14 @@ from typing import Any
 
 import yaml
 
-from benchmarks.faults.feeder import Feeder
-from benchmarks.faults.live import stream_yaml
-from benchmarks.faults.process import StreamProcess, send
-from benchmarks.faults.truth import Truth
-from benchmarks.faults.watch import Watch, wait_for
 from stream_odml.learn.bank import ClassBank
 from stream_odml.store.artifacts import BANK, STUDENT
 from stream_odml.store.store import Store
+from tests.faults.feeder import Feeder
+from tests.faults.live import stream_yaml
+from tests.faults.process import StreamProcess, send
+from tests.faults.truth import Truth
+from tests.faults.watch import Watch, wait_for
 
 SHARDS = 6
 HOW = ("rank_0", "worker", "tree")

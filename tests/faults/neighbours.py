@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx
 
-from benchmarks.common import Report
-from benchmarks.faults.campaign import Plan, kill_for
-from benchmarks.faults.feeder import picture
-from benchmarks.faults.killer import Board, row
-from benchmarks.faults.live import Live
-from benchmarks.faults.oracle import Violation
 from stream_odml.store.store import Store
+from tests.faults.campaign import Plan, kill_for
+from tests.faults.feeder import picture
+from tests.faults.killer import Board, row
+from tests.faults.live import Live
+from tests.faults.oracle import Violation
+from tests.measured import Measured
 
 NAMES = ("left", "right")
 PROBE_S = 0.3
@@ -73,7 +73,7 @@ class Prober:
             self._live.truth.confirm(answer.json()["shard"], {item: kind})
 
 
-def run(report: Report, seed: int, plan: Plan) -> int:
+def run(report: Measured, seed: int, plan: Plan) -> int:
     """One campaign against both streams; how many items or answers crossed, or were lost."""
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, ExitStack() as stack:
         report.say("starting two streams")
@@ -122,7 +122,7 @@ def _lost(found: list[Violation]) -> int:
     return sum(violation.kind == "lost" for violation in found)
 
 
-def _figures(report: Report) -> int:
+def _figures(report: Measured) -> int:
     sums = [row for row in report.rows if row.get("part") == "neighbours" and "answered" in row]
     figures = {name: sum(row[name] for row in sums) for name in ("kills", "crossed", "lost", "not_healed")}
     for name, value in figures.items():

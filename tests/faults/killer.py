@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.faults.live import Live
-from benchmarks.faults.process import is_running, send
-from benchmarks.faults.roles import readers_among
-from benchmarks.faults.watch import Sight, wait_for
+from tests.faults.live import Live
+from tests.faults.process import is_running, send
+from tests.faults.roles import readers_among
+from tests.faults.watch import Sight, wait_for
 
 SLOTS: dict[str, dict[str, int]] = {
     "training": {"worker": 3, "rank_0": 3, "reader": 3, "train_controller": 1},

@@ -1,38 +1,43 @@
-"""A thousand requests that nobody should send, over sockets to the real service behind its proxy."""
+"""A thousand requests that nobody should send, over sockets to the real service behind its proxy.
+
+`python -m benchmarks.serving --only hostile` runs this as a command and keeps its figures.
+"""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
 import httpx
 
-from benchmarks.common import Report
-from benchmarks.serving.roots import MadeRoot
 from stream_odml.cluster.runtime import free_port, ray_session
 from stream_odml.config.service import ServiceOptions
+from tests.measured import Measured, measuring_arguments
 from tests.service.hostile import LEAKS, hostile_requests
+from tests.service.tiny_stream import SPEC, TinyStream
 
-COUNT, DIM, TOKEN, MOST_BYTES = 1000, 8, "benchmark-token", 200_000
+COUNT, TOKEN, MAX_BYTES = 1000, "benchmark-token", 200_000
 
 
-def measure_hostile(report: Report, seed: int) -> None:
+def measure_hostile(report: Measured, seed: int) -> None:
     """Each must get one of its right statuses, in the three fields of an error, without a path or a trace."""
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=2):
         from stream_odml.cluster.serve import start_service, stop_service
 
         token = Path(folder) / "token"
         token.write_text(TOKEN)
-        root = MadeRoot(f"{folder}/root", DIM, seed)
-        vectors = root.vectors(200)
-        root.ingest(vectors)
+        stream = TinyStream(Path(folder))
+        first, *_ = stream.land("first", ["a", "b", "c"])
         options = ServiceOptions(
-            port=free_port(), num_cpus=0.5, token_file=token, max_body_bytes=MOST_BYTES, body_timeout_s=1.0
+            port=free_port(), num_cpus=0.5, token_file=token, max_body_bytes=MAX_BYTES, body_timeout_s=1.0
         )
-        url = start_service(root.uri, options)
+        url = start_service(stream.root, options)
         wrong = 0
         with httpx.Client(base_url=url, timeout=20) as client:
-            for request in report.track(hostile_requests(seed, COUNT, TOKEN, MOST_BYTES), "hostile requests"):
+            for request in report.track(
+                hostile_requests(seed, COUNT, TOKEN, MAX_BYTES, SPEC.dim), "hostile requests"
+            ):
                 try:
                     answer = client.request(
                         request.method, request.path, content=request.body, headers=request.headers
@@ -47,10 +52,25 @@ def measure_hostile(report: Report, seed: int) -> None:
                     )
             alive = client.post(
                 "/v1/search",
-                json={"vector": vectors[0].tolist(), "k": 1},
+                json={"vector": stream.vectors([first])[0].tolist(), "k": 1},
                 headers={"Authorization": f"Bearer {TOKEN}"},
             )
         stop_service()
-        root.close()
+        stream.close()
     report.figure("hostile_requests", float(COUNT))
     report.figure("hostile_wrong", float(wrong + (alive.status_code != 200)))
+
+
+def main() -> None:
+    """Measure with each seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    measuring_arguments(parser)
+    arguments = parser.parse_args()
+    report = Measured("hostile", arguments.seeds, arguments.quick)
+    for seed in report.seeds:
+        measure_hostile(report, seed)
+    report.write(arguments.measured)
+
+
+if __name__ == "__main__":
+    main()

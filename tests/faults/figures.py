@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common import percentile
+from tests.measured import percentile
 
 Row = dict[str, Any]
 SUMS = ("shards_lost", "learnt_twice", "indexed_twice", "phantom_items", "disagreements")

@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.faults.process import descendants, of_session, send
-from benchmarks.faults.watch import wait_for
 from stream_odml.cluster.runtime import _ENVIRONMENT, free_port
+from tests.faults.process import descendants, of_session, send
+from tests.faults.watch import wait_for
 
 NET = "10.203.17"
 NAME = f"odml{os.getpid() % 10000}"

@@ -14,9 +14,9 @@ from typing import Any
 
 from deltalake.exceptions import DeltaError
 
-from benchmarks.faults.roles import Cast, cast_of
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
+from tests.faults.roles import Cast, cast_of
 
 LOOK_S = 0.1
 CAST_EVERY = 3

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import Report
-from benchmarks.faults.asker import Question, availability
-from benchmarks.faults.killer import SLOTS, Board, Kill, Slot, row
-from benchmarks.faults.live import Live
-from benchmarks.faults.oracle import KINDS, Violation
-from benchmarks.faults.others import Others
-from benchmarks.faults.process import family_of, send
-from benchmarks.faults.watch import wait_for
+from tests.faults.asker import Question, availability
+from tests.faults.killer import SLOTS, Board, Kill, Slot, row
+from tests.faults.live import Live
+from tests.faults.oracle import KINDS, Violation
+from tests.faults.others import Others
+from tests.faults.process import family_of, send
+from tests.faults.watch import wait_for
+from tests.measured import Measured
 
 APART = ("tree", "raylet", "gcs")
 """What ends the whole stream: a supervisor starts the same command again."""
@@ -49,7 +49,7 @@ class Plan:
     """Nothing else runs on the machine, so that times count."""
 
 
-def run(report: Report, seed: int, plan: Plan) -> list[Violation]:
+def run(report: Measured, seed: int, plan: Plan) -> list[Violation]:
     """One campaign with one seed: rows and figures of ``report``; returns what was broken."""
     part = f"seed-{seed}"
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
@@ -70,7 +70,7 @@ def run(report: Report, seed: int, plan: Plan) -> list[Violation]:
         return found
 
 
-def kill_for(board: Board, plan: Plan, report: Report) -> Others:
+def kill_for(board: Board, plan: Plan, report: Measured) -> Others:
     """Let all slots kill until there were enough; who else used the machine meanwhile."""
     slots = [Slot(board, name, plan.pause_s, plan.alone, set(plan.only), plan.again) for name in SLOTS]
     for slot in slots:
@@ -93,7 +93,7 @@ def kill_for(board: Board, plan: Plan, report: Report) -> Others:
     return others
 
 
-def _apart(board: Board, plan: Plan, report: Report) -> Iterable[Kill]:
+def _apart(board: Board, plan: Plan, report: Measured) -> Iterable[Kill]:
     chosen = random.Random(f"{board.seed}/apart")
     live = board.live
     for number in range(plan.apart):
@@ -129,7 +129,7 @@ def _end(live: Live, role: str) -> bool:
 
 
 def _summary(
-    report: Report, part: str, live: Live, board: Board, plan: Plan, found: list[Violation], others: Others
+    report: Measured, part: str, live: Live, board: Board, plan: Plan, found: list[Violation], others: Others
 ) -> None:
     """A row of sums, from which the figures of several runs are made."""
     by_kind = {FIGURES[kind]: sum(v.kind == kind for v in found) for kind in KINDS}

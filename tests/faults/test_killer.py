@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import killer
-from benchmarks.faults.killer import Board, Slot, row
-from benchmarks.faults.watch import Sight
+from tests.faults import killer
+from tests.faults.killer import Board, Slot, row
+from tests.faults.watch import Sight
 
 
 class Stream:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.faults.truth import Confirmed, Truth
 from stream_odml.client import Client, ClientError, NewImage
 from stream_odml.ingest.landing import NewItem, land_items
+from tests.faults.truth import Confirmed, Truth
 
 CLASSES, IMAGES, SIZE = 4, 4, 16
 """Of a shard; a picture's edge in pixels."""

@@ -13,15 +13,15 @@ from typing import Any
 
 import yaml
 
-from benchmarks.faults.asker import Asker
-from benchmarks.faults.feeder import CLASSES, Feeder
-from benchmarks.faults.oracle import Violation, violations
-from benchmarks.faults.process import StreamProcess, descendants, survivors
-from benchmarks.faults.truth import Truth
-from benchmarks.faults.watch import Watch, wait_for
 from stream_odml.cluster.runtime import free_port
 from stream_odml.storage.crashpoints import ORDER
 from stream_odml.store.store import Store
+from tests.faults.asker import Asker
+from tests.faults.feeder import CLASSES, Feeder
+from tests.faults.oracle import Violation, violations
+from tests.faults.process import StreamProcess, descendants, survivors
+from tests.faults.truth import Truth
+from tests.faults.watch import Watch, wait_for
 
 START_S = 240.0
 SHARDS_A_TASK = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from benchmarks.faults.process import family_of
+from tests.faults.process import family_of
 
 TITLES = {
     "driver": "ray::StreamDriver",

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.common import Report
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.memory import give_back_memory
@@ -26,6 +25,7 @@ from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.puller import Puller
 from stream_odml.store.store import Store
 from tests.learn import tiny
+from tests.measured import Measured
 from tests.service.tiny_stream import TinyStream
 
 STAGES, SWAPS = 10, 100
@@ -36,7 +36,7 @@ TIDY_EVERY = 2
 """Stages: some 300 commits, of the thousand or so after which a driver does it."""
 
 
-def run(report: Report) -> int:
+def run(report: Measured) -> int:
     """A row for each stage and the slopes; 0, for a slope is a figure and no promise."""
     pa.set_memory_pool(pa.system_memory_pool())  # as a replica does
     old, bank = build_embedder(tiny.SPEC, 0), ClassBank.empty(tiny.SPEC.dim)

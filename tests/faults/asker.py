@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from benchmarks.faults.feeder import picture
+from tests.faults.feeder import picture
 
 TIMEOUT_S = 2.0
 RETRY_AFTER_S = 0.3

@@ -15,16 +15,16 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import Report
-from benchmarks.faults.live import stream_yaml
-from benchmarks.faults.nodes import TwoNodes, cluster_settings
-from benchmarks.faults.oracle import violations
-from benchmarks.faults.process import StreamProcess
-from benchmarks.faults.truth import Truth
-from benchmarks.faults.watch import Watch, wait_for
 from stream_odml.ingest.glyphs import glyph_categories
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.store.store import Store
+from tests.faults.live import stream_yaml
+from tests.faults.nodes import TwoNodes, cluster_settings
+from tests.faults.oracle import violations
+from tests.faults.process import StreamProcess
+from tests.faults.truth import Truth
+from tests.faults.watch import Watch, wait_for
+from tests.measured import Measured
 
 TASKS, CATEGORIES, IMAGES, SIZE = 4, 16, 10, 24
 STEPS = 240
@@ -120,7 +120,7 @@ class Scene:
         return "; ".join(v.text for v in violations(Store.open(str(self.root)), self.truth)) or "ok"
 
 
-def run(report: Report, seed: int) -> int:
+def run(report: Measured, seed: int) -> int:
     """Both streams side by side; how many promises were broken."""
     calm = _scene(_undisturbed)
     report.say(f"undisturbed: {calm}")
@@ -136,7 +136,7 @@ def run(report: Report, seed: int) -> int:
     return sum(1 for told in (calm, lost) if told["verdict"] != "ok")
 
 
-def run_cut(report: Report, seed: int) -> int:
+def run_cut(report: Measured, seed: int) -> int:
     """The cable between the nodes is cut in the middle of a stage, for longer than it takes to be noticed."""
     row = _scene(_cut)
     report.say(f"cut: {row}")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import live, others
-from benchmarks.faults.figures import figures
+from tests.faults import live, others
+from tests.faults.figures import figures
 
 SUMS = {"shards_lost": 0, "learnt_twice": 0, "indexed_twice": 0, "phantom_items": 0, "disagreements": 0}
 
@@ -76,7 +76,7 @@ def test_the_oracle_looks_again_when_a_file_was_merged_away(
             raise FileNotFoundError(root)
         return root
 
-    monkeypatch.setattr("benchmarks.faults.live.Store.open", open_store)
+    monkeypatch.setattr("tests.faults.live.Store.open", open_store)
     monkeypatch.setattr(live, "violations", lambda store, truth, final, learnt: [])
     assert live.Live(tmp_path).check() == []
     assert len(looks) == 3

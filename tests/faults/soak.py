@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Report
-from benchmarks.faults.live import Live
-from benchmarks.faults.process import family_of
 from stream_odml.store.tables import SCHEMAS
+from tests.faults.live import Live
+from tests.faults.process import family_of
+from tests.measured import Measured
 
 EVERY_S = 1.5
 """Between two shards; a push comes at half that pace."""
@@ -30,7 +30,7 @@ WARM = 0.4
 Sample = dict[str, float]
 
 
-def run(report: Report, minutes: float, quick: bool) -> int:
+def run(report: Measured, minutes: float, quick: bool) -> int:
     """A row for each look, and the figures; how many promises were broken."""
     retention, keep = (QUICK_RETENTION_H, QUICK_KEEP_PUSHED_H) if quick else (RETENTION_H, KEEP_PUSHED_H)
     store = {"retention_h": retention, "keep_pushed_h": keep, "maintain_every_commits": 64 if quick else 256}
@@ -47,7 +47,7 @@ def run(report: Report, minutes: float, quick: bool) -> int:
     return len(found)
 
 
-def _samples(report: Report, live: Live, minutes: float) -> Any:
+def _samples(report: Measured, live: Live, minutes: float) -> Any:
     began = said = time.monotonic()
     while (now := time.monotonic()) - began < 60 * minutes:
         assert live.process is not None
@@ -90,7 +90,7 @@ def _memory(session: int) -> float:
     return round(total / 1024, 1)
 
 
-def _figures(report: Report, samples: list[Sample], minutes: float, pushes: int, lost: int) -> None:
+def _figures(report: Measured, samples: list[Sample], minutes: float, pushes: int, lost: int) -> None:
     report.figure("minutes", minutes)
     report.figure("pushes", float(pushes))
     report.figure("lost", float(lost))
