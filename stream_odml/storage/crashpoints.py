@@ -45,6 +45,8 @@ CRASH_POINTS = (
     "head.after_versions",
     "forget.before",
     "forget.after",
+    "replace.before_versions",
+    "replace.after_versions",
     "maintain.before",
     "maintain.after_purge",
     "maintain.after_files",

@@ -15,8 +15,12 @@ from stream_odml.store.errors import ArtifactCorrupt
 
 STUDENT = "student.safetensors"
 BANK = "bank.safetensors"
+HEAD = "head.safetensors"
+"""Discriminant head of a version whose student is the trunk alone."""
+SUMS = "sums.safetensors"
+"""Class sums of all that a version has learnt, from which its head is solved."""
 FORWARD = "forward.safetensors"
-"""Drift map from the parent's space into this version's."""
+"""Drift map from the parent's space into this version's. None where both have one trunk: they name one student."""
 BACKWARD = "backward.safetensors"
 """Drift map from this version's space into its parent's."""
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef
+from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, SUMS, ArtifactRef
 from stream_odml.store.errors import StaleParent, UnknownSubject
 from stream_odml.store.ledger import LedgerState, ShardState, TaskState
 from stream_odml.store.select import encode
 from stream_odml.store.store import Store
-from stream_odml.store.tables import GALLERY, vectors_of
-from stream_odml.store.versions import VersionTree
+from stream_odml.store.tables import VECTOR_COLUMNS, features_of, vectors_of
+from stream_odml.store.versions import SUMS_SEQ, VersionTree
 
 
 def known_shards(ledger: LedgerState, shard_ids: Sequence[str]) -> list[ShardState]:
@@ -48,9 +48,18 @@ def asks_for_more(ledger: LedgerState, tree: VersionTree, task_id: str, anyway: 
 
 
 def check_stage(
-    store: Store, version_id: str, parent: str, task: str, artifacts: Mapping[str, ArtifactRef], publish: bool
+    store: Store,
+    version_id: str,
+    parent: str,
+    task: str,
+    artifacts: Mapping[str, ArtifactRef],
+    metrics: Mapping[str, Any],
+    publish: bool,
 ) -> None:
-    """Raise StaleParent when the head left ``parent``, ValueError for another attempt or missing artifacts."""
+    """Raise StaleParent when the head left ``parent``, ValueError for another attempt or missing artifacts.
+
+    Drift maps are not needed where the student is the parent's: both are one space.
+    """
     tree = store.tree
     tree.get(parent)
     if publish and tree.head != parent:
@@ -64,10 +73,20 @@ def check_stage(
         raise ValueError(
             f"{version_id} is not the current attempt at {task!r} from {parent} (that is {seen})"
         )
-    missing = [n for n in (STUDENT, FORWARD, BACKWARD) if n not in artifacts]
+    of_parent = tree.get(parent).artifacts
+    one_trunk = STUDENT in artifacts and artifacts[STUDENT] == of_parent.get(STUDENT)
+    needed = (STUDENT,) if one_trunk else (STUDENT, FORWARD, BACKWARD)
+    missing = [n for n in needed if n not in artifacts]
     absent = [ref.path for ref in artifacts.values() if not store.files.exists(ref.path)]
     if missing or absent:
         raise ValueError(f"version {version_id} lacks artifacts {missing}, files {absent}; write them first")
+    summed = int(metrics.get(SUMS_SEQ, -1))
+    if SUMS in artifacts and summed < tree.get(parent).sums_seq:
+        raise ValueError(
+            f"the sums of {version_id} are as of row {summed} of the ledger, those of its parent {parent} as of "
+            f"{tree.get(parent).sums_seq}: what was erased meanwhile is in them; sum and solve them again, and say so "
+            f"as metrics[{SUMS_SEQ!r}]"
+        )
 
 
 def accepted(
@@ -78,7 +97,7 @@ def accepted(
     Raises ValueError for vectors of another dimension or that are not finite, a version that is not
     committed (or is not ``version``), an unknown shard.
     """
-    rows = rows.cast(GALLERY)
+    rows = _of_form(store, rows)
     if len(rows) == 0:
         return rows
     made_by = set(rows["version"].unique().to_pylist())
@@ -86,7 +105,7 @@ def accepted(
         raise ValueError(f"rows of a stage must be made by {version}, these are made by {sorted(made_by)}")
     for name in made_by - {version}:
         store.tree.get(name)
-    if not np.isfinite(vectors_of(rows["vector"], store.dim)).all():
+    if not _are_finite(store, rows):
         raise ValueError("a vector is not finite; quarantine its row or refuse the model that made it")
     shards, dictionary = encode(rows["shard_id"])
     names = dictionary.to_pylist()
@@ -98,6 +117,26 @@ def accepted(
         triples = zip(*(rows[c].to_pylist() for c in ("shard_id", "class_name", "item_id")), strict=True)
         keep &= np.array([not store.ledger.forgotten(*triple) for triple in triples])
     return rows if keep.all() else rows.filter(pa.array(keep))
+
+
+def _of_form(store: Store, rows: pa.Table) -> pa.Table:
+    has = set(rows.column_names) & set(VECTOR_COLUMNS)
+    needs = set(store.gallery_schema.names) & set(VECTOR_COLUMNS)
+    if has != needs:
+        raise ValueError(
+            f"rows with {', '.join(sorted(has)) or 'no vector'} for a root in {store.form} form, which needs "
+            f"{', '.join(sorted(needs))}; make them with codes=store.row_codes"
+        )
+    return rows.cast(store.gallery_schema)
+
+
+def _are_finite(store: Store, rows: pa.Table) -> bool:
+    if store.row_codes is None:
+        return bool(np.isfinite(vectors_of(rows["vector"], store.dim)).all())
+    features = features_of(rows, store.dim)
+    if features.format != store.row_codes:
+        raise ValueError(f"features coded as {features.format} for a root of {store.row_codes}")
+    return bool(np.isfinite(features.scale_n).all() and np.isfinite(features.codes_nD).all())
 
 
 def counted(

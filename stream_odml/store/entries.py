@@ -2,7 +2,8 @@
 place."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -23,6 +24,21 @@ class Landed(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """All that is to be remembered, as JSON types; name, uri, format and size_bytes among it."""
         ...
+
+
+@dataclass(frozen=True)
+class IngestBatch:
+    """Tier 1 of one or more whole shards. Rows of a forgotten class or of a shard already indexed are left
+    out."""
+
+    shard_ids: Sequence[str]
+    rows: pa.Table
+    """From :func:`~stream_odml.store.tables.gallery_rows`."""
+    quarantine: pa.Table | None = None
+    """From :func:`~stream_odml.store.tables.quarantine_rows`."""
+    counts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """More to remember of each shard (by id), as JSON; rows, held_out, quarantined, classes are counted
+    here."""
 
 
 def landed(ref: Landed) -> Entry:

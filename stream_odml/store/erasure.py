@@ -21,7 +21,7 @@ from stream_odml.store.artifacts import BANK, ArtifactRef, read_artifact
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.select import forgotten_rows
 from stream_odml.store.store import Store
-from stream_odml.store.tables import vectors_of
+from stream_odml.store.tables import decoded
 from stream_odml.store.writer import Writer
 
 Key = tuple[str, str]
@@ -54,7 +54,7 @@ def forget_in_banks(writer: Writer) -> int:
             if key in bank.keys:
                 masters[key] = bank
         banks[version_id] = bank
-    writer.replace_banks({name: bank.to_bytes() for name, bank in banks.items()}, newest)
+    writer.replace_forgotten({name: {BANK: bank.to_bytes()} for name, bank in banks.items()}, newest)
     return len(banks)
 
 
@@ -78,7 +78,7 @@ def without_forgotten(
         masters = {key: known if key in known.keys else None for key in bank.keys if key[1] != version_id}
         bank = followed(bank, masters)
     for part in rows:
-        for key, vectors in _lost(part, store.ledger, version_id).items():
+        for key, vectors in _lost(part, store.ledger, version_id, store.dim).items():
             for vector in vectors:
                 bank = bank.forget_item(*key, vector)
     if bank is before:
@@ -132,13 +132,13 @@ def _first_cover(ledger: LedgerState, shard_id: str, class_name: str, item_id: s
     return min(s.seq for s in ledger.tombstones if s.seq > landed and (s.kind, s.name) in names)
 
 
-def _lost(rows: pa.Table, ledger: LedgerState, version_id: str) -> dict[Key, list[Floats]]:
+def _lost(rows: pa.Table, ledger: LedgerState, version_id: str, dim: int) -> dict[Key, list[Floats]]:
     dead = forgotten_rows(rows, ledger)
     found: dict[Key, list[Floats]] = {}
     if len(dead):
         lost = rows.take(pa.array(dead))
         columns = zip(lost["class_name"].to_pylist(), lost["held_out"].to_pylist(), strict=True)
-        vectors = vectors_of(lost["vector"], len(lost["vector"][0]))
+        vectors = decoded(lost, dim)
         for (name, held_out), vector in zip(columns, vectors, strict=True):
             if not held_out:
                 found.setdefault((name, version_id), []).append(vector)

@@ -88,7 +88,7 @@ class Fence:
 
     def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]]) -> None:
         """The same for rows that are too many for memory: one commit of all that ``parts()`` yields."""
-        schema = SCHEMAS[table]
+        schema = self.store.tables[table].schema
 
         def batches() -> Iterator[pa.RecordBatch]:
             for part in parts():

@@ -15,7 +15,6 @@ import pyarrow as pa
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.storage.files import ASIDE, FileInfo
 from stream_odml.store import entries
-from stream_odml.store.artifacts import BACKWARD, FORWARD
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.purge import SHARD_FILES, drop_orphans, forget_in_files, orphaned_txns, purge
@@ -121,12 +120,7 @@ def _drop_files(house: Housekeeper, policy: MaintenancePolicy) -> int:
     before = time.time() - policy.orphan_age.total_seconds()
     listed = [info for folder in ("artifacts", *SHARD_FILES) for info in store.files.list(folder)]
     house.check()  # after the listing: an attempt that began since then has no file in it
-    named = {
-        ref.path
-        for version in store.tree.versions.values()
-        for name, ref in version.artifacts.items()
-        if not version.retired or name in (FORWARD, BACKWARD)
-    }
+    named = store.tree.files
     tries = (a for task in store.ledger.tasks.values() for a in task.attempts)
     under_way = {
         a.version_id for a in tries if a.refused is None and not store.tree.is_committed(a.version_id)

@@ -109,6 +109,8 @@ class Mapper:
         return held
 
     def _step(self, tree: VersionTree, a: str, b: str) -> DriftMap:
+        if tree.same_trunk(a, b):
+            return IdentityMap()
         return self._load(b, FORWARD) if tree.get(b).parent == a else self._load(a, BACKWARD)
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
+from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat
 from stream_odml.storage.files import open_files
 from stream_odml.store.artifacts import read_artifact
 from stream_odml.store.blocks import Blocks
@@ -18,12 +19,21 @@ from stream_odml.store.errors import ArtifactCorrupt
 from stream_odml.store.ledger import Attempt, LedgerState, TaskState
 from stream_odml.store.mapping import Mapper
 from stream_odml.store.spool import Spool
-from stream_odml.store.table import Table
-from stream_odml.store.tables import GALLERY, QUARANTINE, SCHEMAS, FloatArray, vectors_of
+from stream_odml.store.table import RootForm, Table
+from stream_odml.store.tables import (
+    GALLERY,
+    QUARANTINE,
+    SCHEMAS,
+    VECTOR_COLUMNS,
+    FloatArray,
+    Form,
+    decoded,
+    features_of,
+)
 from stream_odml.store.versions import VersionTree
 
-META = [name for name in GALLERY.names if name != "vector"]
-"""The gallery's columns that readers keep; vectors are read where they are needed."""
+META = [name for name in GALLERY.names if name not in VECTOR_COLUMNS]
+"""The gallery's columns that readers keep, in either form; vectors are read where they are needed."""
 REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
 """Columns of few distinct values, kept once each."""
 TRIES = 5
@@ -41,7 +51,7 @@ class Store:
         self.uri = self.files.uri
         self.storage_options = storage_options
         self.tables = {name: Table(self.files, name, storage_options) for name in SCHEMAS}
-        self.dim = self.tables["gallery"].dim
+        self._form = self.tables["gallery"].form
         self.ledger = LedgerState()
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
@@ -53,21 +63,28 @@ class Store:
         self.refresh()
 
     @staticmethod
-    def create(uri: str, dim: int, storage_options: dict[str, str] | None = None) -> "Store":
+    def create(
+        uri: str,
+        dim: int,
+        storage_options: dict[str, str] | None = None,
+        *,
+        form: Form = "embedding",
+        codes: FeatureFormat = "int8",
+    ) -> "Store":
         """Make a stream root for vectors of dimension ``dim``, or open the one that is there.
 
-        Raises ValueError when the one that is there has another dimension.
+        In ``exact`` form they are trunk features, stored as ``codes``. Raises ValueError when the one that is there has
+        another dimension, form or codes.
         """
-        if dim < 1:
-            raise ValueError(f"dim is {dim}; it must be the embedding's dimension, at least 1")
+        wanted = RootForm(dim, form, codes if form == "exact" else "int8")
         files = open_files(uri, storage_options)
         for name in SCHEMAS:
-            Table.create(files, name, dim, storage_options)
+            Table.create(files, name, wanted, storage_options)
         store = Store(uri, storage_options)
-        if store.dim != dim:
+        if store._form != wanted:
             raise ValueError(
-                f"{uri} holds vectors of dimension {store.dim}, asked for {dim}; "
-                "use the model it was made with, or another stream root"
+                f"{uri} holds {store._form}, asked for {wanted}; "
+                "use the model and the configuration that it was made with, or another stream root"
             )
         return store
 
@@ -162,6 +179,27 @@ class Store:
         return self.tables["ledger"].id
 
     @property
+    def dim(self) -> int:
+        """Length of a stored vector."""
+        return self._form.dim
+
+    @property
+    def form(self) -> Form:
+        """Whether the gallery stores embeddings, or trunk features from which each head makes its own."""
+        return self._form.form
+
+    @property
+    def row_codes(self) -> FeatureFormat | None:
+        """How the gallery's features are coded, for :func:`~stream_odml.store.tables.gallery_rows`; None in embedding
+        form."""
+        return self._form.row_codes
+
+    @property
+    def gallery_schema(self) -> pa.Schema:
+        """The gallery's columns, of this root's form."""
+        return self.tables["gallery"].schema
+
+    @property
     def epoch(self) -> int:
         """The newest writer's epoch that this handle has seen."""
         return max(self.ledger.epoch, self.tree.epoch)
@@ -226,9 +264,10 @@ class Store:
 
         For tools and tests; a searchable picture is :class:`~stream_odml.search.snapshot.GallerySnapshot`.
         """
-        columns = GALLERY.names if vectors else META
+        schema = self.gallery_schema
+        columns = schema.names if vectors else META
         parts = [self.tables["gallery"].read(path, columns) for path in self._paths]
-        return self._visible(parts, pa.schema([GALLERY.field(c) for c in columns]))
+        return self._visible(parts, pa.schema([schema.field(c) for c in columns]))
 
     def quarantine_rows(self) -> pa.Table:
         """All visible quarantine rows."""
@@ -242,8 +281,20 @@ class Store:
         return table.filter(pc.is_in(table["txn"], value_set=txns))
 
     def vectors(self, path: str) -> FloatArray:
-        """The raw vectors float32 [n, d] of one data file of :attr:`blocks`."""
-        return vectors_of(self.tables["gallery"].read(path, ["vector"])["vector"], self.dim)
+        """The raw vectors float32 [n, dim] of one data file of :attr:`blocks`: in exact form, decoded features."""
+        return decoded(self._vector_columns(path), self.dim)
+
+    def features(self, path: str) -> FeatureCodes:
+        """The trunk features of one data file, as stored. Raises ValueError in embedding form."""
+        if self.row_codes is None:
+            raise ValueError(
+                f"{self.uri} stores embeddings, not trunk features: it was created in embedding form"
+            )
+        return features_of(self._vector_columns(path), self.dim)
+
+    def _vector_columns(self, path: str) -> pa.Table:
+        columns = [name for name in self.gallery_schema.names if name in VECTOR_COLUMNS]
+        return self.tables["gallery"].read(path, columns)
 
     def artifact(self, version_id: str, name: str) -> bytes:
         """The bytes of a committed version's artifact. Raises UnknownVersion, ArtifactCorrupt."""

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -17,11 +18,12 @@ from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProp
 from deltalake.exceptions import TableNotFoundError
 
 from stream_odml.ingest.shard import is_safe_path
+from stream_odml.learn.feature_codes import FORMATS, FeatureFormat
 from stream_odml.storage.files import Files
 from stream_odml.storage.regular import UnsafePath, open_regular
 from stream_odml.store.data_file import Partition, read_data_file
 from stream_odml.store.errors import DataFileMissing, NotAStreamRoot, SchemaTooNew
-from stream_odml.store.tables import SCHEMA_VERSION, SCHEMAS
+from stream_odml.store.tables import FORMS, SCHEMA_VERSION, SCHEMAS, SINCE, Form, gallery_schema
 
 _REPEATED = ("class_name", "shard_id", "attributes", "version", "txn", "kind", "reason", "task", "subject")
 
@@ -32,6 +34,47 @@ CHECKPOINT_EVERY = 50
 """Commits from one checkpoint of a table's log to the next."""
 UNREADABLE = frozenset({"deletionVectors", "columnMapping"})
 """Features of Delta with which a data file does not say which of its rows and columns count."""
+
+
+@dataclass(frozen=True)
+class RootForm:
+    """What the metadata of each table of a root state: fixed when the root is created."""
+
+    dim: int
+    """Length of a stored vector: an embedding, or a trunk feature."""
+    form: Form = "embedding"
+    codes: FeatureFormat = "int8"
+    """How features are coded, in exact form."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(
+                f"dim is {self.dim}; it must be the embedding's or the feature's dimension, at least 1"
+            )
+        if self.form not in FORMS or self.codes not in FORMATS:
+            raise ValueError(
+                f"form {self.form!r} with codes {self.codes!r}; "
+                f"expected one of {', '.join(FORMS)} and one of {', '.join(FORMATS)}"
+            )
+
+    @property
+    def row_codes(self) -> FeatureFormat | None:
+        """For :func:`~stream_odml.store.tables.gallery_rows`: None in embedding form."""
+        return self.codes if self.form == "exact" else None
+
+    def schema(self, table: str) -> pa.Schema:
+        """The columns of a table."""
+        return gallery_schema(self.row_codes) if table == "gallery" else SCHEMAS[table]
+
+    def to_json(self) -> str:
+        """As a table's description. A root in embedding form is one that earlier releases read too."""
+        stated = {"schema_version": SINCE[self.form], "dim": self.dim}
+        more = {"form": self.form, "codes": self.codes} if self.form == "exact" else {}
+        return json.dumps({**stated, **more})
+
+    def __str__(self) -> str:
+        what = f"features, {self.codes}," if self.form == "exact" else "embeddings"
+        return f"{what} of dimension {self.dim}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +89,9 @@ def writer_properties(name: str) -> WriterProperties:
     """Dictionaries for repeated strings, none for vectors: without this a vector column reads ten times
     slower."""
     columns = {c: ColumnProperties(dictionary_enabled=True) for c in SCHEMAS[name].names if c in _REPEATED}
+    if name == "gallery":
+        # The smallest and the largest of all codes say nothing, and would stay in the log when their rows are erased.
+        columns["codes"] = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
     return WriterProperties(
         compression="SNAPPY",
         max_row_group_size=ROW_GROUP,  # a whole group is held in memory while it is written
@@ -55,8 +101,7 @@ def writer_properties(name: str) -> WriterProperties:
 
 
 class Table:
-    """A handle on the table ``name`` under a stream root; ``dim`` is the vector dimension that its metadata
-    states."""
+    """A handle on the table ``name`` under a stream root; ``form`` is what its metadata state."""
 
     def __init__(self, files: Files, name: str, storage_options: dict[str, str] | None = None) -> None:
         self.name = name
@@ -71,7 +116,8 @@ class Table:
                 f"{files.uri} has no table {name!r}; create a stream root there first, or correct the path"
             ) from None
         self._opened = self._handle.version()
-        self.dim = _checked_dim(self._handle, uri)
+        self.form = _checked_form(self._handle, uri)
+        self.schema = self.form.schema(name)
         _check_features(self._handle, uri)
         self.id = _checked_id(self._handle, uri)
         """What Delta named the table when it was made; it never changes."""
@@ -81,14 +127,16 @@ class Table:
         self._version = self._seen = -1
 
     @staticmethod
-    def create(files: Files, name: str, dim: int, storage_options: dict[str, str] | None = None) -> None:
+    def create(
+        files: Files, name: str, form: RootForm, storage_options: dict[str, str] | None = None
+    ) -> None:
         """Create the table, or leave one that is there as it is."""
         DeltaTable.create(
             f"{files.uri}/{name}",
-            schema=SCHEMAS[name],
+            schema=form.schema(name),
             mode="ignore",
             name=name,
-            description=json.dumps({"schema_version": SCHEMA_VERSION, "dim": dim}),
+            description=form.to_json(),
             configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY)},
             storage_options=storage_options,
         )
@@ -207,11 +255,10 @@ class Table:
         """
         added = self._files.get(path)
         partition = added.partition if added else {}
-        schema = SCHEMAS[self.name]
         try:
             self.files.check(f"{self.name}/{path}")
             filesystem = self.files.arrow(self.name)
-            return read_data_file(filesystem, path, schema, columns, where, partition)
+            return read_data_file(filesystem, path, self.schema, columns, where, partition)
         except FileNotFoundError as error:
             raise DataFileMissing(
                 f"table {self.name!r} of {self.files.uri} names the data file {path}, which is not there; if no "
@@ -274,11 +321,12 @@ def _checked_id(handle: DeltaTable, uri: str) -> str:
         ) from None
 
 
-def _checked_dim(handle: DeltaTable, uri: str) -> int:
+def _checked_form(handle: DeltaTable, uri: str) -> RootForm:
     try:
         stated = json.loads(handle.metadata().description or "")
         version, dim = int(stated["schema_version"]), int(stated["dim"])
-    except (ValueError, KeyError, TypeError):
+        form, codes = str(stated.get("form", "embedding")), str(stated.get("codes", "int8"))
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise NotAStreamRoot(
             f"{uri} is a Delta table, but not one of a stream root; correct the path"
         ) from None
@@ -287,4 +335,7 @@ def _checked_dim(handle: DeltaTable, uri: str) -> int:
             f"{uri} has schema version {version}, this release reads up to {SCHEMA_VERSION}; "
             "upgrade stream-odml to open this stream root"
         )
-    return dim
+    try:
+        return RootForm(dim, cast(Form, form), cast(FeatureFormat, codes))
+    except ValueError as error:
+        raise NotAStreamRoot(f"{uri} states {error}; restore the root from a backup") from None

@@ -1,4 +1,7 @@
-"""The four tables of a stream root: columns, schema version, and how rows are built and checked.
+"""The four tables of a stream root: columns, schema version, form, and how rows are built and checked.
+
+A root has one form, fixed when it is created. `embedding`: the gallery stores embeddings, column `vector`. `exact`: it
+stores trunk features, coded (columns `codes` and `scale`), from which any head's embeddings are made anew.
 
 Protects: a table never holds a vector without its version, nor a vector that is not finite or of another
 dimension.
@@ -7,14 +10,23 @@ dimension.
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat, encode
+from stream_odml.store.code_column import code_column, codes_of
+
+SCHEMA_VERSION = 2
 """Raised by one whenever a table changes in a way that an older release would misread."""
+Form = Literal["embedding", "exact"]
+FORMS: tuple[Form, ...] = ("embedding", "exact")
+SINCE: dict[Form, int] = {"embedding": 1, "exact": 2}
+"""The schema version that each form is written with: the oldest release that reads it."""
+VECTOR_COLUMNS = ("vector", "codes", "scale")
+"""Columns of the gallery in which vectors are, in one form or the other."""
 
 TIME = pa.timestamp("us", tz="UTC")
 VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
@@ -45,20 +57,29 @@ VERSIONS = pa.schema(
         ("epoch", pa.int64()),
     ]
 )
-GALLERY = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("class_name", pa.string()),
-        ("shard_id", pa.string()),
-        ("row", pa.int32()),
-        ("held_out", pa.bool_()),
-        ("attributes", pa.string()),
-        ("time", TIME),
-        ("vector", VECTOR),
-        ("version", pa.string()),
-        ("txn", pa.string()),
-    ]
-)
+
+
+def gallery_schema(codes: FeatureFormat | None = None) -> pa.Schema:
+    """Return the gallery's columns: of a root in exact form with such codes, or (None) in embedding form."""
+    vector = [("vector", VECTOR)] if codes is None else [("codes", pa.binary()), ("scale", pa.float32())]
+    return pa.schema(
+        [
+            ("item_id", pa.string()),
+            ("class_name", pa.string()),
+            ("shard_id", pa.string()),
+            ("row", pa.int32()),
+            ("held_out", pa.bool_()),
+            ("attributes", pa.string()),
+            ("time", TIME),
+            *vector,
+            ("version", pa.string()),
+            ("txn", pa.string()),
+        ]
+    )
+
+
+GALLERY = gallery_schema()
+"""In embedding form."""
 QUARANTINE = pa.schema(
     [
         ("shard_id", pa.string()),
@@ -86,11 +107,12 @@ def gallery_rows(
     held_out: Sequence[bool] | NDArray[np.bool_] | bool = False,
     attributes: Sequence[dict[str, str] | str | None] | None = None,
     times: Sequence[datetime | None] | None = None,
+    codes: FeatureFormat | None = None,
 ) -> pa.Table:
     """Gallery rows for a commit; ``vectors`` float32 [n, d] RAW (not normalised) under model ``version``.
 
-    The writer fills in ``txn``. Raises ValueError for lengths that differ, a vector that is not finite, or no
-    version.
+    ``codes``: of a root in exact form (`Store.row_codes`), whose vectors are trunk features. The writer fills in
+    ``txn``. Raises ValueError for lengths that differ, a vector that is not finite, or no version.
     """
     n = len(item_ids)
     if vectors.ndim != 2 or vectors.shape[0] != n:
@@ -106,29 +128,57 @@ def gallery_rows(
         "held_out": pa.array([held_out] * n if isinstance(held_out, bool) else held_out, pa.bool_()),
         "attributes": pa.array([_as_json(a) for a in attributes] if attributes else ["{}"] * n, pa.string()),
         "time": pa.array(times if times is not None else [None] * n, TIME),
-        "vector": vector_column(vectors),
+        **_vector_columns(vectors, codes),
         "version": pa.array([version] * n, pa.string()),
         "txn": pa.array([""] * n, pa.string()),
     }
-    return pa.table(columns, schema=GALLERY)
+    return pa.table(columns, schema=gallery_schema(codes))
 
 
-def restamped(rows: pa.Table, vectors: FloatArray, version: str) -> pa.Table:
-    """Gallery rows of the same items (``rows``: columns but vector, version, txn) under another model.
+def restamped(
+    rows: pa.Table, vectors: FloatArray, version: str, codes: FeatureFormat | None = None
+) -> pa.Table:
+    """Gallery rows of the same items (``rows``: columns but the vector's, version, txn) under another model.
 
-    ``vectors`` as for :func:`gallery_rows`, and the same errors.
+    ``vectors`` and ``codes`` as for :func:`gallery_rows`, and the same errors.
     """
     if len(vectors) != len(rows):
         raise ValueError(f"{len(vectors)} vectors for {len(rows)} rows; give one row [d] for each item")
     _check_finite(vectors)
     columns = {
-        "vector": vector_column(vectors),
+        **_vector_columns(vectors, codes),
         "version": pa.repeat(pa.scalar(version, pa.string()), len(rows)),
         "txn": pa.repeat(pa.scalar("", pa.string()), len(rows)),
     }
+    schema = gallery_schema(codes)
     return pa.table(
-        {f.name: columns[f.name] if f.name in columns else rows[f.name].cast(f.type) for f in GALLERY},
-        schema=GALLERY,
+        {f.name: columns[f.name] if f.name in columns else rows[f.name].cast(f.type) for f in schema},
+        schema=schema,
+    )
+
+
+def _vector_columns(vectors: FloatArray, codes: FeatureFormat | None) -> dict[str, pa.Array]:
+    if codes is None:
+        return {"vector": vector_column(vectors)}
+    coded = encode(vectors, codes)
+    return {"codes": code_column(coded.codes_nD), "scale": pa.array(coded.scale_n, pa.float32())}
+
+
+def features_of(rows: pa.Table, dim: int) -> FeatureCodes:
+    """The trunk features of rows of a root in exact form, as stored. Raises ValueError when a row has another
+    dimension, or none."""
+    scales = rows["scale"]
+    if scales.null_count:
+        raise ValueError(
+            f"{scales.null_count} stored features have no scale; restore the gallery from a backup"
+        )
+    return FeatureCodes(codes_of(rows["codes"], dim), scales.to_numpy().astype(np.float32, copy=False))
+
+
+def decoded(rows: pa.Table, dim: int) -> FloatArray:
+    """The vectors float32 [n, dim] of rows in either form: embeddings, or trunk features. Errors as above."""
+    return (
+        features_of(rows, dim).decode() if "codes" in rows.column_names else vectors_of(rows["vector"], dim)
     )
 
 

@@ -11,14 +11,17 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from stream_odml.store.artifacts import ArtifactRef, refs_from_json
+from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef, refs_from_json
 from stream_odml.store.errors import AmbiguousVersion, NoVersionYet, UnknownVersion
 
 Row = Mapping[str, Any]
 MAX_CANDIDATES = 8
 """Versions that an error names."""
 FORGOT = "forgot"
-"""Reason ``forgot:<seq>`` of a bank that took the place of one with forgotten images in it."""
+"""Reason ``forgot:<seq>`` of artifacts that took the place of ones with forgotten images in them."""
+SUMS_SEQ = "sums_seq"
+"""Key of a version's metrics: the ``seq`` of the ledger up to which its class sums leave out what was replaced or
+forgotten."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,12 @@ class Version:
     retired: bool = False
     """Its model is dropped by retention; its drift maps, and so its vectors, stay."""
     forgotten_seq: int = -1
-    """Its bank is without what tombstones up to this ``seq`` of the ledger cover."""
+    """Its bank, or its sums and head, are without what tombstones up to this ``seq`` of the ledger cover."""
+
+    @property
+    def sums_seq(self) -> int:
+        """Its sums are of what was neither replaced nor forgotten by this ``seq`` of the ledger; -1 where none says."""
+        return max(int(self.metrics.get(SUMS_SEQ, -1)), self.forgotten_seq)
 
     @property
     def txn(self) -> str:
@@ -128,6 +136,17 @@ class VersionTree:
         """The ids of all committed versions."""
         return self.versions.keys()
 
+    @property
+    def files(self) -> frozenset[str]:
+        """Paths of the artifacts that some version needs: all of a version's, and a retired one's drift maps. Several
+        versions may need one file."""
+        return frozenset(
+            ref.path
+            for version in self.versions.values()
+            for name, ref in version.artifacts.items()
+            if not version.retired or name in (FORWARD, BACKWARD)
+        )
+
     def is_committed(self, version_id: str) -> bool:
         return version_id in self.versions
 
@@ -144,6 +163,10 @@ class VersionTree:
     def named(self, name: str) -> str:
         """The id that ``name`` stands for; see :func:`version_named`."""
         return version_named(name, self.versions, self.moves[-1].version_id if self.moves else "")
+
+    def same_trunk(self, a: str, b: str) -> bool:
+        """Whether two versions embed by one student: what one made is in the other's space as it is."""
+        return a == b or self.get(a).artifacts.get(STUDENT, a) == self.get(b).artifacts.get(STUDENT, b)
 
     def children(self, version_id: str) -> list[str]:
         """Ids of the versions learnt from ``version_id``, in commit order."""

@@ -7,14 +7,13 @@ visible, so a crash leaves either nothing visible or all of it.
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.store import entries
-from stream_odml.store.artifacts import BANK, ArtifactRef, refs_to_json, write_artifact
+from stream_odml.store.artifacts import ArtifactRef, refs_to_json, write_artifact
 from stream_odml.store.checks import (
     accepted,
     asks_for_more,
@@ -23,6 +22,7 @@ from stream_odml.store.checks import (
     counted,
     known_shards,
 )
+from stream_odml.store.entries import IngestBatch as IngestBatch
 from stream_odml.store.entries import Landed
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.fence import Fence
@@ -35,21 +35,6 @@ from stream_odml.store.tables import QUARANTINE, with_column
 from stream_odml.store.versions import FORGOT, VersionTree, stage_txn
 
 LEASE_S = 30.0
-
-
-@dataclass(frozen=True)
-class IngestBatch:
-    """Tier 1 of one or more whole shards. Rows of a forgotten class or of a shard already indexed are left
-    out."""
-
-    shard_ids: Sequence[str]
-    rows: pa.Table
-    """From :func:`~stream_odml.store.tables.gallery_rows`."""
-    quarantine: pa.Table | None = None
-    """From :func:`~stream_odml.store.tables.quarantine_rows`."""
-    counts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """More to remember of each shard (by id), as JSON; rows, held_out, quarantined, classes are counted
-    here."""
 
 
 class Writer:
@@ -205,13 +190,14 @@ class Writer:
         parent: str,
         task: str,
         artifacts: Mapping[str, ArtifactRef],
-        rows: pa.Table | Iterable[pa.Table],
+        rows: pa.Table | Iterable[pa.Table] = (),
         metrics: Mapping[str, Any] | None = None,
         publish: bool = True,
         quarantine: pa.Table | None = None,
     ) -> None:
         """Commit a learnt version with its task's images embedded anew, and (``publish``) move the head to
-        it. ``rows``: all of them, or parts that can be gone through several times, one in memory at a time.
+        it. ``rows``: all of them, or parts that can be gone through several times, one in memory at a time; none, and
+        no drift maps, where the student is the parent's and the images' vectors are thus as they were.
         ``quarantine``: rows of the task that could not be learnt from.
 
         A version that is committed already is left as it is. Raises StaleParent when the head left
@@ -219,7 +205,7 @@ class Writer:
         """
         with self._fence.exclusive() as store:
             if not store.tree.is_committed(version_id):
-                check_stage(store, version_id, parent, task, artifacts, publish)
+                check_stage(store, version_id, parent, task, artifacts, metrics or {}, publish)
                 parts = [rows] if isinstance(rows, pa.Table) else rows
                 for part in parts:
                     # What is wrong with any of them is to be known before the first is written.
@@ -313,17 +299,25 @@ class Writer:
                 self._append_versions([entries.artifact(version_id, {name: ref}, reason)])
             return ref
 
-    def replace_banks(self, banks: Mapping[str, bytes], seq: int) -> None:
-        """Let versions name banks without what tombstones up to ``seq`` cover: all in one commit, so that no image
-        is taken out twice. The old files are deleted."""
+    def replace_forgotten(self, data: Mapping[str, Mapping[str, bytes]], seq: int) -> None:
+        """Let versions name artifacts (by version and name) without what tombstones up to ``seq`` cover: all in one
+        commit, so that no image is taken out twice. The old files are deleted."""
         with self._fence.exclusive() as store:
-            old = {v: store.tree.get(v).artifacts.get(BANK) for v in banks}
-            refs = {v: self.put_artifact(v, BANK, data) for v, data in banks.items()}
-            reason = f"{FORGOT}:{seq}"
-            self._append_versions([entries.artifact(v, {BANK: ref}, reason) for v, ref in refs.items()])
-            for version_id, ref in old.items():
-                if ref is not None and ref != refs[version_id]:
-                    store.files.delete(ref.path)
+            old = {
+                ref for v, names in data.items() for n in names if (ref := store.tree.get(v).artifacts.get(n))
+            }
+            refs = {
+                v: {n: self.put_artifact(v, n, part) for n, part in names.items()}
+                for v, names in data.items()
+            }
+            crash_point("replace.before_versions")
+            self._append_versions(
+                [entries.artifact(v, named, f"{FORGOT}:{seq}") for v, named in refs.items()]
+            )
+            crash_point("replace.after_versions")
+            # One file may be named by several versions: one that only another one gave up stays.
+            for path in {ref.path for ref in old} - store.tree.files:
+                store.files.delete(path)
 
     def forget(self, kind: Literal["class", "item", "shard"], name: str, items: int | None = None) -> int:
         """Forget a class, an item or a shard: gone for every reader at once, deleted by :meth:`maintain`.

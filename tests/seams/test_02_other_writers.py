@@ -29,7 +29,7 @@ from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.select import select_rows
 from stream_odml.store.store import Store
-from stream_odml.store.tables import SCHEMAS, quarantine_rows
+from stream_odml.store.tables import FORMS, SCHEMAS, Form, quarantine_rows
 from stream_odml.store.writer import IngestBatch, Writer
 from tests.store.world import DIM, Item, Shard, commit_stage, ingest, make_rows, new_root
 
@@ -129,10 +129,12 @@ REWRITES: dict[str, Rewrite] = {
     "optimize": lambda table: table.optimize.compact(),
     "z-order": lambda table: table.optimize.z_order([text_column(table)]),
     "vacuum": lambda table: table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True),
-    "large_string": typed(pa.large_string(), vector=pa.large_list(pa.float32())),
-    "string_view": typed(pa.string_view(), first_bytes=pa.binary_view()),
+    "large_string": typed(
+        pa.large_string(), vector=pa.large_list(pa.float32()), codes=pa.large_binary(), scale=pa.float64()
+    ),
+    "string_view": typed(pa.string_view(), first_bytes=pa.binary_view(), codes=pa.binary_view()),
     "partitioned": partitioned,
-    "planted views": planted(pa.string_view(), first_bytes=pa.binary_view()),
+    "planted views": planted(pa.string_view(), first_bytes=pa.binary_view(), codes=pa.binary_view()),
     "planted dictionaries": planted(
         pa.dictionary(pa.int16(), pa.large_string()), row=pa.int64(), vector=pa.list_(pa.float64())
     ),
@@ -143,19 +145,22 @@ REWRITES: dict[str, Rewrite] = {
         time=pa.timestamp("ns", "UTC"),
         vector=pa.list_(pa.float32(), DIM),
         first_bytes=pa.large_binary(),
+        codes=pa.binary(DIM),
+        scale=pa.float64(),
     ),
 }
 
 
-def seeded(root: Path) -> Writer:
+def seeded(root: Path, form: Form = "embedding") -> Writer:
     """A root with everything in it: two versions, waiting shards, quarantined rows, a tombstone, held-out items."""
-    writer = new_root(str(root))
+    writer = new_root(str(root), form=form)
     ingest(writer, "s1", ITEMS, held_out=[True, False, False])
     bad = quarantine_rows(
         shard_ids=["s2"], rows=[7], reasons=["bad_image"], details=["x"], first_bytes=[b"\xff"]
     )
     writer.record_landed([Shard("s2")])
-    rows = make_rows("s2", [Item("d", "tree"), Item("c", "tree")], np.eye(2, DIM) + 1, writer.tree.head)
+    items, codes = [Item("d", "tree"), Item("c", "tree")], writer.store.row_codes
+    rows = make_rows("s2", items, np.eye(2, DIM) + 1, writer.tree.head, codes=codes)
     writer.commit_ingest(IngestBatch(["s2"], rows, bad))
     writer.close_task("task-0001", ["s1"], "test")
     commit_stage(writer, "task-0001", None, seed=1)
@@ -196,10 +201,11 @@ def seen(store: Store) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("how", REWRITES)
-def test_a_rewritten_root_reads_the_same_and_goes_on(how: str, tmp_path: Path) -> None:
+def test_a_rewritten_root_reads_the_same_and_goes_on(how: str, form: Form, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    writer = seeded(root)
+    writer = seeded(root, form)
     follower = Store.open(str(root))
     before = seen(follower)
     assert before["items"]

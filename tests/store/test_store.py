@@ -155,7 +155,7 @@ def test_a_table_of_a_newer_release_is_not_guessed_at(tmp_path: Path, name: str)
     Store.create(str(tmp_path), DIM)
     table = DeltaTable(str(tmp_path / name))
     table.alter.set_table_description(json.dumps({"schema_version": 99, "dim": DIM}))
-    with pytest.raises(SchemaTooNew, match="schema version 99, this release reads up to 1; upgrade"):
+    with pytest.raises(SchemaTooNew, match="schema version 99, this release reads up to 2; upgrade"):
         Store.open(str(tmp_path))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stream_odml.learn.drift import AffineMap
 from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT
 from stream_odml.store.store import Store
-from stream_odml.store.tables import gallery_rows
+from stream_odml.store.tables import Form, gallery_rows
 from stream_odml.store.writer import IngestBatch, Writer
 
 DIM = 6
@@ -54,9 +54,11 @@ def make_rows(shard_id: str, items: list[Item], vectors: Floats, version: str, *
     )
 
 
-def new_root(uri: str, dim: int = DIM, holder: str = "test", **claim: Any) -> Writer:
+def new_root(
+    uri: str, dim: int = DIM, holder: str = "test", form: Form = "embedding", **claim: Any
+) -> Writer:
     """A claimed root with an initial model."""
-    Store.create(uri, dim)
+    Store.create(uri, dim, form=form)
     writer = Writer.claim(uri, holder, **claim)
     writer.commit_root({STUDENT: b"initial"})
     return writer
@@ -66,7 +68,7 @@ def ingest(writer: Writer, shard_id: str, items: list[Item], seed: int = 0, **mo
     """Land and index one shard with random raw vectors; they are given back."""
     vectors = np.random.default_rng(seed).normal(size=(len(items), writer.store.dim))
     writer.record_landed([Shard(shard_id)])
-    rows = make_rows(shard_id, items, vectors, writer.tree.head, **more)
+    rows = make_rows(shard_id, items, vectors, writer.tree.head, codes=writer.store.row_codes, **more)
     writer.commit_ingest(IngestBatch([shard_id], rows))
     return vectors
 
