@@ -67,6 +67,23 @@ def _without(data: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, An
     return {**data, place[0]: _without(data[place[0]], place[1:])}
 
 
+class OnceLoader(yaml.SafeLoader):
+    """Reads YAML as `safe_load` does, but for a key that comes twice, of which that would silently take the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Raises MarkedYAMLError, which names the place."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen:
+                raise yaml.composer.ComposerError(
+                    None, None, f"the key `{key.value}` comes twice; leave one of the two out", key.start_mark
+                )
+            seen.add(name)
+        return node
+
+
 def yaml_problem(error: Exception) -> str:
     """Return what is wrong and where, without the line itself, which may hold a secret."""
     if isinstance(error, yaml.MarkedYAMLError):

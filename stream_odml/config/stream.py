@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stream_odml.config.masking import masked
-from stream_odml.config.mistakes import mistakes, yaml_problem
+from stream_odml.config.mistakes import OnceLoader, mistakes, yaml_problem
 from stream_odml.config.service import ServiceOptions
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
@@ -257,7 +257,7 @@ class StreamConfig(_Section):
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> StreamConfig:
     """Read a YAML file. Raises ConfigError with one line per mistake, each with what was expected, and no secret."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; name an existing YAML file") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -93,15 +93,21 @@ def _is_pair(kind: Any) -> bool:
 
 def label_value(scalar: Any) -> Any:
     """A class name or number."""
-    value = _Reading(Reason.BAD_LABEL).value(scalar)
-    return value if value is None or isinstance(value, str | bool | int | float) else repr(value)
+    return _plain(_Reading(Reason.BAD_LABEL).value(scalar), scalar, Reason.BAD_LABEL)
+
+
+def _plain(value: Any, scalar: Any, reason: Reason) -> Any:
+    """The value, unless it is a list or a struct, which name nothing."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise RowError(reason, f"{str(scalar.type)[:80]}; expected text or a number")
 
 
 def id_value(scalar: Any) -> Any:
     """An id as text or number: a UUID in its usual form, other fixed-size bytes as text or hexadecimal digits."""
     value = _Reading(Reason.BAD_ID, raw_bytes=True).value(scalar)
     if not isinstance(value, bytes):
-        return value if value is None or isinstance(value, str | bool | int | float) else repr(value)
+        return _plain(value, scalar, Reason.BAD_ID)
     kind = unwrapped(scalar.type)
     if not pa.types.is_fixed_size_binary(kind):
         return _decoded(value)

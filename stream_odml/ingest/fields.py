@@ -6,7 +6,6 @@ passes again unchanged, so that what the service accepts is what a reader of the
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -15,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from stream_odml.ingest.plain import as_text
+from stream_odml.ingest.plain import as_text, json_once
 from stream_odml.ingest.reasons import Reason, RowError
 
 MAX_NAME_CHARS = 256
@@ -83,6 +82,11 @@ def _refuse_invisible(text: str, reason: Reason, allowed: str, categories: Set[s
         )
 
 
+def _is_nan(value: object) -> bool:
+    """Whether it is the number by which pandas and NumPy say that a value is missing."""
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _text(value: object, reason: Reason) -> str:
     """A string, bytes in UTF-8 or a whole number, as clean text."""
     if isinstance(value, bytes):
@@ -114,7 +118,7 @@ def class_name(value: object, names: Sequence[str] | None = None) -> str:
         if not 0 <= value < len(names):
             raise RowError(Reason.BAD_LABEL, f"label {value}, but the file names {len(names)} classes")
         value = names[value]
-    if value is None or value in ("", b""):
+    if value is None or value in ("", b"") or _is_nan(value):
         raise RowError(Reason.MISSING_LABEL, "no class name or label")
     text = _text(value, Reason.BAD_LABEL)
     if not text:
@@ -124,7 +128,7 @@ def class_name(value: object, names: Sequence[str] | None = None) -> str:
 
 def item_id(value: object) -> str | None:
     """The id that a producer gave, or None. Raises RowError(bad_id)."""
-    if value is None:
+    if value is None or _is_nan(value):
         return None
     text = _text(value, Reason.BAD_ID)
     if not text:
@@ -142,7 +146,7 @@ def attributes(value: object) -> dict[str, str]:
         return {}
     if isinstance(value, (str, bytes)):
         try:
-            value = json.loads(value.removeprefix("\ufeff") if isinstance(value, str) else value)
+            value = json_once(value.removeprefix("\ufeff") if isinstance(value, str) else value)
         except (ValueError, RecursionError) as error:
             raise RowError(Reason.BAD_ATTRIBUTES, f"not JSON: {error}") from error
     if isinstance(value, list):
@@ -208,7 +212,7 @@ def when(value: object) -> datetime | None:
     A number is in seconds below 10^11 (the year 5138), in milliseconds below 10^14, in microseconds below 10^17, else
     in nanoseconds; text of ten or more digits is such a number. Raises RowError(bad_time).
     """
-    if value is None or value == "":
+    if value is None or value == "" or _is_nan(value):
         return None
     try:
         if isinstance(value, datetime):

@@ -57,7 +57,7 @@ def _rows(data: bytes, suffix: str) -> Iterator[dict[str, Any]]:
             yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         else:
             for line in filter(str.strip, data.decode("utf-8-sig").split("\n")):
-                row = json.loads(line)
+                row = json_once(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"a line holds {type(row).__name__}, expected an object")
                 yield row

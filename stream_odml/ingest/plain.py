@@ -27,6 +27,24 @@ from typing import Any
 from uuid import UUID
 
 
+class NameTwice(ValueError):
+    """An object of JSON has one name twice."""
+
+
+def json_once(data: str | bytes) -> Any:
+    """JSON as Python values. Raises ValueError, NameTwice for an object with one name twice: readers differ in
+    which of the values counts."""
+    return json.loads(data, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise NameTwice(f"the name {next(n for n in names if names.count(n) > 1)[:80]!r} comes twice")
+    return found
+
+
 def as_text(value: Any) -> str | None:
     """The text of a value by the table above, None for what is missing.
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from stream_odml.ingest.plain import json_once
 from stream_odml.ingest.reasons import BadShard, Reason
 
 MANIFEST_NAME = "_manifest.json"
@@ -74,7 +75,7 @@ class ShardManifest:
     def from_bytes(data: bytes) -> ShardManifest:
         """Parse and check. Raises BadShard(bad_manifest), or unsafe_path for one that leaves the shard."""
         try:
-            body = json.loads(data)
+            body = json_once(data)
             if body["format"] != 1:
                 raise ValueError(f"format {body['format']!r}, expected 1")
             task = body.get("task")

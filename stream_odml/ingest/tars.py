@@ -9,13 +9,13 @@ are not read, and a member whose name leads out of the tar is refused.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from typing import Any
 
 from stream_odml.ingest.bounds import bounded
 from stream_odml.ingest.foreign import is_foreign
+from stream_odml.ingest.plain import json_once
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard import IMAGE_SUFFIXES, is_safe_path
@@ -178,7 +178,7 @@ class _Sample:
 
 
 def _note(data: bytes | None) -> dict[str, Any]:
-    note = json.loads(data) if data is not None else {}
+    note = json_once(data) if data is not None else {}
     if not isinstance(note, dict):
         raise ValueError(f"{type(note).__name__}, expected an object")
     return note

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
@@ -14,6 +15,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 
 from stream_odml.ingest import fields
+from stream_odml.ingest.plain import NameTwice, json_once
 from stream_odml.ingest.reasons import RowError
 from stream_odml.service.backend import Floats, Query
 from stream_odml.service.errors import ApiError, bad_request, unprocessable
@@ -30,6 +32,7 @@ MAX_VALUES = 1 << 20
 """Values of one JSON body, such as 256 vectors of 4,096 numbers."""
 MAX_VECTOR_VALUES = 1 << 17
 """The same for one vector, which may have 65,536 numbers, and its filter."""
+_NAME_ENDS = re.compile(rb'"\s*:')
 MAX_VALUE = 1e15
 """Largest magnitude in a vector: squares and sums of such values still fit float32."""
 
@@ -69,6 +72,8 @@ def json_object(body: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
         value = from_json(body, allow_inf_nan=False)
     except ValueError:
         value = _read_again(body)
+    else:
+        _no_name_twice(body, value)
     if not isinstance(value, dict):
         raise bad_request(f"the body is a JSON {type(value).__name__}, not an object", "send one JSON object")
     return value
@@ -78,10 +83,37 @@ def _read_again(body: bytes) -> Any:
     """Slower, but it says what is wrong, and reads the few forms that the fast reader refuses."""
     try:
         if len(body) <= MAX_READ_AGAIN:
-            return json.loads(body, parse_constant=_no_constant)
+            value = json.loads(body, parse_constant=_no_constant)
+            json_once(body)
+            return value
+    except NameTwice as error:
+        raise _named_twice(error) from None
     except (ValueError, RecursionError):
         pass
     raise bad_request("the body is not valid JSON", "send one JSON object, UTF-8")
+
+
+def _no_name_twice(body: bytes, value: Any) -> None:
+    """Raise ApiError 400 for an object with one name twice. The fast reader keeps the last; that it dropped one shows
+    in the count of names, for which the body is read slowly only where its text holds something like another one."""
+    if len(_NAME_ENDS.findall(body)) == _count_names(value):
+        return
+    try:
+        json_once(body)
+    except NameTwice as error:
+        raise _named_twice(error) from None
+
+
+def _count_names(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(_count_names, value.values()))
+    if isinstance(value, list) and value and isinstance(value[0], dict | list):
+        return sum(map(_count_names, value))
+    return 0
+
+
+def _named_twice(error: NameTwice) -> ApiError:
+    return bad_request(f"in the JSON body {error}", "send each name of an object once")
 
 
 def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:

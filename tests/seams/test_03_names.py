@@ -305,3 +305,40 @@ def test_the_client_is_told_which_name_was_wrong(service: Service) -> None:
         with pytest.raises(ServiceError, match="class: invisible or control character U"):
             client.push([NewImage(IMAGE, "a\u200bb")])
         assert client.push([NewImage(IMAGE, "oak", "n\u0303", {"k": ""})]).ids == ("ñ",)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"items": [{"image": "IMG", "class": "oak", "class": "elm"}]}',
+        '{"items": [], "items": [{"image": "IMG", "class": "oak"}]}',
+        '{"items": [{"image": "IMG", "class": "oak", "cl\\u0061ss": "elm"}]}',
+        '{"items": [{"image": "IMG", "class": "oak", "attributes": {"a" : "1", "a" : "1"}}]}',
+        '\ufeff{"items": [{"image": "IMG", "class": "oak", "id": "a", "id": null}]}',
+    ],
+)
+def test_a_body_that_says_one_thing_twice_is_refused(service: Service, body: str) -> None:
+    """Its last value would count here, and its first one elsewhere."""
+    content = body.replace("IMG", base64.b64encode(IMAGE).decode()).encode()
+    answer = service.api.post("/v1/items", content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, "comes twice" in answer.json()["detail"]) == (400, True), answer.text
+    assert not list(service.stream.inbox.glob("*.parquet"))
+
+
+def test_text_that_looks_like_a_second_name_is_none(service: Service) -> None:
+    attributes = {"said": '"class": "elm", "a": 1', "a": '\\":', "b": '":"'}
+    assert service.push({"class": "oak", "id": "x", "attributes": attributes}).status_code == 202
+    service.index()
+    assert service.api.get("/v1/items/x").json()["attributes"] == attributes
+
+
+@pytest.mark.parametrize("twice", ["class", "id", "time", "attributes", None])
+def test_a_form_that_says_one_thing_twice_is_refused(service: Service, twice: str | None) -> None:
+    fields = [("class", "oak"), ("id", "a"), ("time", "2026-01-31"), ("attributes", '{"a": "1"}')]
+    fields += [field for field in fields if field[0] == twice]
+    if twice is None:
+        fields[-1] = ("attributes", '{"a": "1", "a": "2"}')
+    parts = [(name, (None, value)) for name, value in fields]
+    answer = service.api.post("/v1/items", files=[*parts, ("image", ("a.png", IMAGE))])
+    assert answer.status_code == 400, answer.text
+    assert not list(service.stream.inbox.glob("*.parquet"))

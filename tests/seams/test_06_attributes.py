@@ -219,3 +219,8 @@ def test_python_values_follow_the_same_table() -> None:
     for bad in (["ab"], [["a", 1, 2]], [[1, 2]], {"a": object()}, {"a": "\ud800"}, [["a", 1], ["a", 2]]):
         with pytest.raises(RowError):
             fields.attributes(bad)
+
+
+def test_text_that_names_an_attribute_twice_costs_its_row(tmp_path: Path) -> None:
+    texts = ['{"a": 1, "a": 2}', '{"b": {"x": 1, "x": 1}}', '{"c": 3}']
+    assert landed(tmp_path, pa.array(texts)) == [Reason.BAD_ATTRIBUTES, Reason.BAD_ATTRIBUTES, {"c": "3"}]

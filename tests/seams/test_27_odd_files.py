@@ -233,3 +233,18 @@ def test_a_compressed_tar_says_so_and_an_old_one_is_read(tmp_path: Path) -> None
     (tmp_path / "old").mkdir()
     (tmp_path / "old/s.tar").write_bytes(data)
     assert len(read(only(tmp_path / "old"))[0]) == 1
+
+
+def test_a_number_that_is_none_is_a_missing_value(tmp_path: Path) -> None:
+    """As pandas and NumPy write what a merge did not find."""
+    nan = float("nan")
+    items, problems = table(tmp_path, item_id=pa.array([7.0, nan]), time=pa.array([nan, 1_700_000_000.0]))
+    assert not problems
+    assert [item.item_id.rpartition("/")[2] for item in items] == ["7", "1"]
+    assert [item.time is None for item in items] == [True, False]
+
+
+@pytest.mark.parametrize("column", [pa.array([["a"], ["b"]]), pa.array([{"oid": "a"}, {"oid": "b"}])])
+def test_an_id_of_several_parts_is_no_id(tmp_path: Path, column: Any) -> None:
+    items, problems = table(tmp_path, item_id=column)
+    assert ([problem.reason for problem in problems], items) == ([Reason.BAD_ID] * 2, [])

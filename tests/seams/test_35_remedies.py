@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from stream_odml.cli import main as cli
 from stream_odml.config.service import ServiceOptions
-from stream_odml.config.stream import ConfigError, parse_config
+from stream_odml.config.stream import ConfigError, load_config, parse_config
 from stream_odml.ingest.boundary import BoundaryPolicy, WaitingShard
 from stream_odml.pipeline.sources import read_options
 from stream_odml.service.api import create_app
@@ -249,3 +249,26 @@ def test_a_boundary_names_only_shards_that_are_awaited() -> None:
     assert len(lines) == 1
     assert "c.parquet" in lines[0]
     assert not any(name in lines[0] for name in ("a.parquet", "b.parquet", "d.parquet"))
+
+
+TWICE = [
+    "seed: 1\nlearning:\n  epochs_base: 3\nseed: 2\n",
+    "learning:\n  dim: 1\n  batch: 2\n  dim: 1\n",
+    "root: a\n\"root\": b\n",
+    "{seed: 1, seed: 1}",
+    "learning: {}\nroot: a\nlearning: {}\n",
+]
+
+
+@pytest.mark.parametrize("text", TWICE)
+def test_a_key_that_comes_twice_is_told_with_its_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "stream.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"line \d+, column \d+: the key `\w+` comes twice"):
+        load_config(path)
+
+
+def test_a_key_that_overrides_a_merged_one_comes_once(tmp_path: Path) -> None:
+    path = tmp_path / "stream.yaml"
+    path.write_text("store: {options: &a {x: '1'}}\nsource: {storage_options: {<<: *a, x: '2'}}\n")
+    assert load_config(path).source.storage_options == {"x": "2"}

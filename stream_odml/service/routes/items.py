@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from stream_odml.ingest.fields import normalised
+from stream_odml.ingest.plain import NameTwice, json_once
 from stream_odml.service.backend import PushedImage
 from stream_odml.service.body import (
     attributes_from,
@@ -93,8 +93,12 @@ def _from_json(item: Any) -> PushedImage:
 
 def _from_form(parts: list[Part]) -> list[PushedImage]:
     """Fields hold for every ``image`` part; ``id`` only where there is one image."""
+    named = [part.name for part in parts if part.name != "image"]
     fields: dict[str, Any] = {part.name: part.text() for part in parts if part.name != "image"}
     known_keys(fields, _FIELDS)
+    if len(fields) < len(named):
+        twice = next(name for name in named if named.count(name) > 1)
+        raise bad_request(f"the form has the field {twice} more than once", "send each field once")
     images = [part.content for part in parts if part.name == "image"]
     if "id" in fields and len(images) != 1:
         raise unprocessable(
@@ -102,9 +106,12 @@ def _from_form(parts: list[Part]) -> list[PushedImage]:
         )
     if "attributes" in fields:
         try:
-            fields["attributes"] = json.loads(fields["attributes"])
-        except (ValueError, RecursionError):
-            raise bad_request("the form field attributes is not JSON", "send an object of strings") from None
+            fields["attributes"] = json_once(fields["attributes"])
+        except (ValueError, RecursionError) as error:
+            detail = f": {error}" if isinstance(error, NameTwice) else ""
+            raise bad_request(
+                f"the form field attributes is not JSON{detail}", "send an object of strings"
+            ) from None
     return [_image(image, fields) for image in images]
 
 
