@@ -254,7 +254,7 @@ def test_a_boundary_names_only_shards_that_are_awaited() -> None:
 TWICE = [
     "seed: 1\nlearning:\n  epochs_base: 3\nseed: 2\n",
     "learning:\n  dim: 1\n  batch: 2\n  dim: 1\n",
-    "root: a\n\"root\": b\n",
+    'root: a\n"root": b\n',
     "{seed: 1, seed: 1}",
     "learning: {}\nroot: a\nlearning: {}\n",
 ]
