@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.ingest import fields
+from stream_odml.ingest.plain import json_once
 from stream_odml.ingest.reasons import RowError
 from stream_odml.ingest.shard import is_safe_path
 from stream_odml.storage.regular import read_regular
