@@ -140,6 +140,17 @@ class ClassSums:
         kept = tuple(name for name, some in zip(names, filled, strict=True) if some)
         return ClassSums(self.lift, kept, counts_C[filled], sums_CE[filled], products_EE)
 
+    def equals(self, other: ClassSums) -> bool:
+        """Whether these are the sums of the same items, to what rounding leaves of a grid step an item."""
+        if self.lift != other.lift or self.names != other.names:
+            return False
+        step = 1e-6 * GRID * max(1, self.n_items)
+        return (
+            np.array_equal(self.counts_C, other.counts_C)
+            and bool((np.abs(self.sums_CE - other.sums_CE) <= step).all())
+            and bool((np.abs(self.products_EE - other.products_EE) <= step * GRID).all())
+        )
+
     def narrowed(self, width: int) -> ClassSums:
         """Return the sums that a narrower lift would have had, from the same numbers. ValueError for a wider one."""
         if width > self.lift.width:

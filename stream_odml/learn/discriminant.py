@@ -161,6 +161,16 @@ class DiscriminantHead:
         z_nd -= shift_d
         return unit_rows(z_nd)
 
+    def equals(self, other: DiscriminantHead, tolerance: float = 1e-6) -> bool:
+        """Whether it is the same head but for rounding, relative to the largest entry of each map."""
+        if (self.settings, self.lift, self.names) != (other.settings, other.lift, other.names):
+            return False
+        parts = ((self.mean_E, other.mean_E), (self.known_dE, other.known_dE), (self.new_DD, other.new_DD))
+        return all(
+            a.shape == b.shape and bool((np.abs(a - b) <= tolerance * np.abs(b).max(initial=1.0)).all())
+            for a, b in parts
+        )
+
     def to_bytes(self) -> bytes:
         """For `from_bytes`: float64, so that a head that is read is the head that was written."""
         s, lift = self.settings, self.lift

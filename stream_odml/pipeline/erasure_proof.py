@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,13 +19,17 @@ import pyarrow.parquet as pq
 from stream_odml.ingest.reading import RawItem, read_shard
 from stream_odml.ingest.reasons import BadShard
 from stream_odml.ingest.shard import ShardRef
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown
 from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
-from stream_odml.store.artifacts import BANK
+from stream_odml.store.artifacts import BANK, HEAD, SUMS
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.ledger import ShardState, Tombstone
 from stream_odml.store.store import Store
+from stream_odml.store.sums import learnt_rows, sums_now, versions_with_sums
 
 OWN_FOLDERS = ("gallery/", "quarantine/", "artifacts/", "thumbnails/", "holdout/", "cache/")
 STAYS = (
@@ -79,7 +84,7 @@ def verify_forgotten(
         proof.files += 1
         if info.path.startswith(OWN_FOLDERS):
             proof.findings += _in_file(store.files, info.path, stone, covered)
-    proof.findings += _in_banks(store, stone) + _in_caches(store, stone, covered)
+    proof.findings += _in_banks(store, stone) + _in_sums(store, stone) + _in_caches(store, stone, covered)
     for shard in covered.values():
         if _in_inbox(shard, stone, source):
             proof.inbox.append(shard.uri)
@@ -140,6 +145,30 @@ def _in_banks(store: Store, stone: Tombstone) -> list[str]:
         and version.time < stone.time
         and version.forgotten_seq < stone.seq
     ]
+
+
+def _in_sums(store: Store, stone: Tombstone) -> list[str]:
+    """Class sums that were not corrected since the request, or that are not those of what is stored, and heads that are
+    not those of their sums."""
+    found = []
+    for version in versions_with_sums(store):
+        path, name = version.artifacts[SUMS].path, version.version_id
+        sums, head = store.sums_of(name), store.head_of(name)
+        assert sums is not None
+        lift = sums.lift
+        if version.sums_seq < stone.seq and version.time < stone.time:
+            found.append(f"{path}: statistics of version {name}")
+        elif not sums_now(store, name).equals(store.again(partial(_stored_sums, store, name, lift))):
+            found.append(f"{path}: sums of version {name} that are not those of what is stored")
+        elif not solve_head(sums, head.settings).equals(head):
+            found.append(
+                f"{version.artifacts[HEAD].path}: a head of version {name} that is not that of its sums"
+            )
+    return found
+
+
+def _stored_sums(store: Store, version_id: str, lift: Lift) -> ClassSums:
+    return learnt_rows(store, version_id).sums(lift)
 
 
 def _in_caches(store: Store, stone: Tombstone, covered: dict[str, ShardState]) -> list[str]:

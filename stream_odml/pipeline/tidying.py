@@ -1,6 +1,7 @@
 """When the driver tidies its store, and in which thread: never in one that status, rollback or a commit waits for.
 
-Protects: vectors that banks need are deleted only after the banks were corrected, in one step under the driver's lock.
+Protects: vectors that banks and class sums need are deleted only after these were corrected, in one step under the
+driver's lock.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from stream_odml.storage.files import Files, open_files
 from stream_odml.store.erasure import forget_in_banks
 from stream_odml.store.errors import WriterFenced
 from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.sums import forget_in_sums
 from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,8 @@ ORPHAN_AGE = timedelta(hours=1)
 
 
 class Tidying:
-    """Maintenance by policy, in a thread of its own. `lock`: the driver's, held only while banks are corrected."""
+    """Maintenance by policy, in a thread of its own. `lock`: the driver's, held only while banks and
+    sums are corrected."""
 
     def __init__(
         self,
@@ -100,7 +103,9 @@ class Tidying:
         store = self._config.store
         retention = timedelta(hours=store.retention_h)
         with self._lock:
-            forget_in_banks(self._writer)  # before their vectors are deleted
+            # Before the rows that both need are deleted.
+            forget_in_banks(self._writer)
+            forget_in_sums(self._writer)
             stones = self._writer.ledger.tombstones
             covered = stones[-1].seq if stones else -1
         report = self._writer.maintain(

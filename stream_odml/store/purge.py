@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake.exceptions import CommitFailedError
 
+from stream_odml.store.artifacts import SUMS
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
-from stream_odml.store.select import Ints, select_rows
+from stream_odml.store.select import Ints, death_seqs, select_rows
 from stream_odml.store.store import Store
 from stream_odml.store.table import commit_properties, writer_properties
 
@@ -57,7 +58,8 @@ def purge(house: Housekeeper) -> int:
     meta = store.again(store.metadata)
     selection = select_rows(meta, ledger, store.tree, store.tree.head)
     # The replaced rows go first: were the row that replaced them gone before them, they would come back.
-    purged = sum(_purge_rows(house, meta, part) for part in (selection.replaced, selection.forgotten))
+    dead = [_not_summed(store, meta, part) for part in (selection.replaced, selection.forgotten)]
+    purged = sum(_purge_rows(house, meta, part) for part in dead)
     return purged + _purge_quarantine(house)
 
 
@@ -106,6 +108,14 @@ def _delete_alone(fence: Fence, name: str, where: str) -> int:
             if last:
                 raise
     raise AssertionError("unreachable")
+
+
+def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:
+    """Those of ``rows`` that the class sums of no kept version count any more; others are needed to correct them."""
+    kept = [v.sums_seq for v in store.tree.versions.values() if SUMS in v.artifacts and not v.retired]
+    if not kept or not len(rows):
+        return rows
+    return rows[death_seqs(meta, store.ledger, store.tree, rows) <= min(kept)]
 
 
 def _purge_rows(house: Housekeeper, meta: pa.Table, rows: Ints) -> int:

@@ -4,7 +4,11 @@ place.
 Protects: every reader, and the purge that deletes rows for good, decide by the same rule.
 """
 
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +19,7 @@ from stream_odml.store.ledger import LedgerState
 from stream_odml.store.versions import VersionTree
 
 Ints = NDArray[np.int64]
+NEVER = int(np.iinfo(np.int64).max)
 COLUMNS = ("item_id", "class_name", "shard_id", "row", "version", "txn")
 
 
@@ -51,7 +56,7 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
     landed = np.array([shard.landed_seq for shard in of], dtype=np.int64)[shards]
     indexed = np.array([shard.indexed_seq or 0 for shard in of], dtype=np.int64)[shards]
     place = rows["row"].to_numpy().astype(np.int64)
-    winner = _winners(items, len(item_names), indexed, place, _farness(rows["version"], tree, head))
+    winner = _winners(items, len(item_names), indexed, place, farness(rows["version"], tree, head))
     mine = winner[items]
     replaced = (indexed != indexed[mine]) | (place != place[mine])
     forgotten = (_tombstone_seq(rows, items, item_names, ledger) > landed) & ~replaced
@@ -72,6 +77,41 @@ def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
     shards, names = encode(meta["shard_id"])
     landed = np.array([ledger.shards[name].landed_seq for name in names.to_pylist()], dtype=np.int64)[shards]
     return np.flatnonzero(_tombstone_seq(meta, items, item_names, ledger) > landed)
+
+
+def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Ints) -> Ints:
+    """For each of ``rows`` (numbers of visible rows) the ``seq`` of the ledger from which it does not count any more:
+    of the first tombstone that covers it, or the indexing of what replaced it; :data:`NEVER` while it counts.
+
+    What replaced a row dies after it: rows up to a ``seq`` can be deleted without one coming back.
+    """
+    named = pa.array(sorted(ledger.txns | {v.txn for v in tree.versions.values()}), pa.string())
+    mine = meta.select(["item_id", "class_name", "shard_id", "row"]).take(pa.array(rows))
+    seen = pc.and_(
+        pc.is_in(meta["txn"].cast(pa.string()), value_set=named),
+        pc.is_in(meta["item_id"], value_set=mine["item_id"].unique()),
+    )
+    landings: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for item, shard, place in _values(meta.filter(seen), "item_id", "shard_id", "row"):
+        landings[item].add((ledger.shards[shard].indexed_seq or 0, place))
+    in_order = {item: sorted(places) for item, places in landings.items()}
+    stones: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for stone in ledger.tombstones:
+        stones[stone.kind, stone.name].append(stone.seq)
+    deaths = []
+    for item, name, shard, place in _values(mine, "item_id", "class_name", "shard_id", "row"):
+        state = ledger.shards[shard]
+        after = in_order[item][bisect_right(in_order[item], (state.indexed_seq or 0, place)) :]
+        died = [indexed for indexed, _ in after[:1]]
+        for key in (("class", name), ("item", item), ("shard", shard)):
+            of_name = stones.get(key, [])
+            died += of_name[bisect_right(of_name, state.landed_seq) :][:1]
+        deaths.append(min(died, default=NEVER))
+    return np.array(deaths, np.int64)
+
+
+def _values(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(rows[name].to_pylist() for name in names), strict=True)
 
 
 def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
@@ -102,7 +142,8 @@ def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Int
     return winner
 
 
-def _farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
+def farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
+    """How far each row's version is from ``head``, as ranks: the row with the lowest is the one that counts."""
     codes, dictionary = encode(versions)
     names = dictionary.to_pylist()
     lineage = set(tree.lineage(head))

@@ -10,14 +10,18 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import DiscriminantHead, solve_head
 from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
 from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat
+from stream_odml.learn.lift import Lift
 from stream_odml.storage.files import open_files
-from stream_odml.store.artifacts import read_artifact
+from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
 from stream_odml.store.blocks import Blocks
 from stream_odml.store.errors import ArtifactCorrupt
 from stream_odml.store.ledger import Attempt, LedgerState, TaskState
 from stream_odml.store.mapping import Mapper
+from stream_odml.store.recent import Recent
 from stream_odml.store.spool import Spool
 from stream_odml.store.table import RootForm, Table
 from stream_odml.store.tables import (
@@ -37,6 +41,8 @@ META = [name for name in GALLERY.names if name not in VECTOR_COLUMNS]
 REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
 """Columns of few distinct values, kept once each."""
 TRIES = 5
+HEADS_KEPT = 4
+"""Discriminant heads, of some 30 MB each."""
 T = TypeVar("T")
 _META = pa.schema([GALLERY.field(name) for name in META])
 
@@ -56,6 +62,7 @@ class Store:
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
         self._spool = Spool() if "://" in self.uri else None
+        self._heads: Recent[DiscriminantHead] = Recent(HEADS_KEPT)
         self._keep = keep_gallery
         self._paths: list[str] = []
         self._blocks = Blocks()
@@ -304,6 +311,19 @@ class Store:
                 f"version {version_id} has no artifact {name!r}, only {sorted(version.artifacts)}"
             )
         return read_artifact(self.files, version.artifacts[name])
+
+    def head_of(self, version_id: str) -> DiscriminantHead:
+        """The head of a version of a root in exact form; one without an artifact compares features as they are."""
+        ref = self.tree.get(version_id).artifacts.get(HEAD)
+        if ref is None:
+            return solve_head(ClassSums.empty(Lift(self.dim)))
+        return self._heads.get(ref.path, lambda: DiscriminantHead.from_bytes(self.artifact(version_id, HEAD)))
+
+    def sums_of(self, version_id: str) -> ClassSums | None:
+        """The class sums of a version, as they were committed, if it has any."""
+        if SUMS not in self.tree.get(version_id).artifacts:
+            return None
+        return ClassSums.from_bytes(self.artifact(version_id, SUMS))
 
     def next_task(self) -> TaskState | None:
         """The closed task to learn now: the first that the head's path has not learnt and nobody skipped."""

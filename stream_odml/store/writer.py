@@ -299,15 +299,19 @@ class Writer:
                 self._append_versions([entries.artifact(version_id, {name: ref}, reason)])
             return ref
 
-    def replace_forgotten(self, data: Mapping[str, Mapping[str, bytes]], seq: int) -> None:
+    def replace_forgotten(self, data: Mapping[str, Mapping[str, bytes | ArtifactRef]], seq: int) -> None:
         """Let versions name artifacts (by version and name) without what tombstones up to ``seq`` cover: all in one
-        commit, so that no image is taken out twice. The old files are deleted."""
+        commit, so that no image is taken out twice. The old files are deleted. A ref: that artifact has nothing of it.
+        """
         with self._fence.exclusive() as store:
             old = {
                 ref for v, names in data.items() for n in names if (ref := store.tree.get(v).artifacts.get(n))
             }
             refs = {
-                v: {n: self.put_artifact(v, n, part) for n, part in names.items()}
+                v: {
+                    n: p if isinstance(p, ArtifactRef) else self.put_artifact(v, n, p)
+                    for n, p in names.items()
+                }
                 for v, names in data.items()
             }
             crash_point("replace.before_versions")

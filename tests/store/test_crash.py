@@ -5,12 +5,18 @@ from pathlib import Path
 import pytest
 
 from stream_odml.storage.crashpoints import CRASH_POINTS, ORDER, crash_point
-from tests.store.crash_walk import POINTS, check_finished, check_whole_shards, killed_at, walk
+from tests.store.crash_walk import EXACT, POINTS, check_finished, check_whole_shards, killed_at, walk
 
 
 @pytest.mark.timeout(600)
 def test_killed_twice_at_every_point() -> None:
     failed = {point: why for point, why in walk(POINTS) if why}
+    assert failed == {}
+
+
+@pytest.mark.timeout(600)
+def test_a_root_in_exact_form_killed_twice() -> None:
+    failed = {point: why for point, why in walk(EXACT, form="exact") if why}
     assert failed == {}
 
 

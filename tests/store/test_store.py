@@ -172,7 +172,7 @@ def test_creating_again_opens_and_another_dimension_is_refused(tmp_path: Path) -
     store = Store.create(str(tmp_path), DIM)
     with pytest.raises(NoVersionYet):
         GallerySnapshot.load(store)
-    with pytest.raises(ValueError, match="dimension 6, asked for 7"):
+    with pytest.raises(ValueError, match="dimension 6, asked for embeddings of dimension 7"):
         Store.create(str(tmp_path), 7)
 
 

@@ -1,0 +1,282 @@
+"""Class sums and what is stored: which rows a version's sums are of, and how what is erased is taken out of them.
+
+The sums of a version are those of the stored features of all training rows (not held out) of the tasks that it has
+learnt, which were neither replaced nor forgotten by its `sums_seq`; a row that another trunk made is mapped to the
+version's and coded again. So sums can be computed again from what is stored, and what died since can be subtracted.
+
+Protects: sums and head are changed together with the note of how far they are changed, in one commit, and before the
+rows that this needs are deleted (`purge` waits for it).
+"""
+
+# n rows   D trunk feature
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stream_odml.learn.class_sums import ClassSums, merge
+from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.drift import DriftMap, IdentityMap
+from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat, encode
+from stream_odml.learn.lift import Lift
+from stream_odml.store.artifacts import HEAD, SUMS, ArtifactRef
+from stream_odml.store.select import Ints, death_seqs, farness, forgotten_rows, select_rows
+from stream_odml.store.select import encode as coded_names
+from stream_odml.store.store import Store
+from stream_odml.store.versions import Version
+from stream_odml.store.writer import Writer
+
+log = logging.getLogger(__name__)
+BLOCK = 4096
+"""Features mapped at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRows:
+    """Rows of the gallery that training may use, with their features in one version's trunk: read when asked for."""
+
+    store: Store
+    version_id: str
+    rows: Ints
+    """Numbers into the rows of all files, ascending."""
+    meta: pa.Table
+    """Their columns."""
+    files: Sequence[tuple[str, int]]
+    """Of the whole gallery: name and number of rows."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Item ids; each is there once."""
+        ids: list[str] = self.meta["item_id"].to_pylist()
+        return ids
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The class of each."""
+        names: list[str] = self.meta["class_name"].cast(pa.string()).to_pylist()
+        return names
+
+    def features(self, some: Ints | None = None) -> FeatureCodes:
+        """The features of all, or of `some` rows (numbers, ascending). FileNotFoundError where files were merged and
+        vacuumed since: `Store.again`."""
+        chosen = np.arange(len(self.rows)) if some is None else np.asarray(some, np.int64)
+        parts = [part for _, part in self._parts(chosen)]
+        if not parts:
+            return encode(np.empty((0, self.store.dim), np.float32), self._format)
+        return FeatureCodes(
+            np.concatenate([part.codes_nD for part in parts]),
+            np.concatenate([part.scale_n for part in parts]),
+        )
+
+    def sums(self, lift: Lift) -> ClassSums:
+        """Class sums of all of them, file by file. Errors as above."""
+        parts = (
+            ClassSums.of(lift, part, [self.classes[row] for row in rows.tolist()])
+            for rows, part in self._parts(np.arange(len(self.rows)))
+        )
+        sums = ClassSums.empty(lift)
+        for part in parts:
+            sums = merge(lift, [sums, part])
+        return sums
+
+    @property
+    def _format(self) -> FeatureFormat:
+        assert self.store.row_codes is not None, "class sums are of a root in exact form"
+        return self.store.row_codes
+
+    def _parts(self, chosen: Ints) -> Iterator[tuple[Ints, FeatureCodes]]:
+        """(which of the rows, their features), one file after the other."""
+        made_by, names = (
+            coded_names(self.meta["version"]) if len(self.meta) else (chosen, pa.array([], pa.string()))
+        )
+        maps = dict(self.store.mapper.into(self.store.tree, names.to_pylist(), self.version_id))
+        drifts = [maps[name] for name in names.to_pylist()]
+        wanted, start = self.rows[chosen], 0
+        for path, length in self.files:
+            first, last = np.searchsorted(wanted, (start, start + length))
+            if last > first:
+                stored = self.store.features(path)[wanted[first:last] - start]
+                yield chosen[first:last], self._moved(stored, made_by[chosen[first:last]], drifts)
+            start += length
+
+    def _moved(self, stored: FeatureCodes, made_by: Ints, drifts: Sequence[DriftMap]) -> FeatureCodes:
+        if all(isinstance(drifts[number], IdentityMap) for number in np.unique(made_by)):
+            return stored
+        codes_nD, scale_n = stored.codes_nD.copy(), stored.scale_n.copy()
+        for number in np.unique(made_by):
+            mine = np.flatnonzero(made_by == number)
+            if isinstance(drifts[number], IdentityMap):
+                continue
+            for start in range(0, len(mine), BLOCK):
+                some = mine[start : start + BLOCK]
+                # In float64: a feature that is mapped again, among others, must get the same codes.
+                moved_nD = drifts[number].apply(stored[some].decode().astype(np.float64))
+                coded = encode(moved_nD, self._format)
+                codes_nD[some], scale_n[some] = coded.codes_nD, coded.scale_n
+        return FeatureCodes(codes_nD, scale_n)
+
+
+def task_rows(store: Store, version_id: str, shard_ids: Collection[str]) -> TrainingRows:
+    """Living training rows of shards (a task's), as ``version_id`` has them: what a fast stage from it adds to sums."""
+    return _living(store, version_id, shard_ids)
+
+
+def learnt_rows(store: Store, version_id: str) -> TrainingRows:
+    """Living training rows of all tasks that a version has learnt: what its sums are of, but for what died since."""
+    return _living(store, version_id, _shards_learnt(store, version_id))
+
+
+def sums_now(store: Store, version_id: str) -> ClassSums:
+    """The sums of a version without what was replaced or forgotten up to ``store.ledger.seq``. Raises ValueError for a
+    version without sums."""
+    version = store.tree.get(version_id)
+    sums = store.sums_of(version_id)
+    if sums is None:
+        raise ValueError(f"version {version_id} has no class sums, only {sorted(version.artifacts)}")
+    return store.again(lambda: _without_dead(_Dead.found(store), version, sums))
+
+
+def living(store: Store, rows: pa.Table) -> NDArray[np.bool_]:
+    """Which rows of a stage about to be committed count still: neither forgotten nor replaced by what came since."""
+    keep = np.ones(len(rows), bool)
+    keep[forgotten_rows(rows, store.ledger)] = False
+    wanted = pc.field("item_id").isin(rows["item_id"].cast(pa.string()).combine_chunks())
+    last: dict[str, tuple[int, int]] = {}
+    columns = ["item_id", "shard_id", "row", "txn"]
+    parts = store.again(lambda: [part for _, part in store.scan(columns, wanted)])
+    visible = store.visible_txns()
+    for part in parts:
+        for item, shard, place, txn in zip(*(part[name].to_pylist() for name in columns), strict=True):
+            if txn in visible:
+                landing = (store.ledger.shards[shard].indexed_seq or 0, place)
+                last[item] = max(last.get(item, landing), landing)
+    own = zip(*(rows[name].to_pylist() for name in ("item_id", "shard_id", "row")), strict=True)
+    for number, (item, shard, place) in enumerate(own):
+        landing = (store.ledger.shards[shard].indexed_seq or 0, place)
+        keep[number] &= last.get(item, landing) <= landing
+    return keep
+
+
+def forget_in_sums(writer: Writer) -> int:
+    """Take what was replaced or forgotten out of the sums of all kept versions, and solve their heads again with the
+    settings that they note; how many versions were noted.
+
+    Call it before rows are purged: those that sums still count are not deleted without it.
+    """
+    # Under the lock: what died by then and what is noted have to be of one picture of the ledger.
+    with writer.exclusive() as store:
+        kept = versions_with_sums(store)
+
+        def corrected() -> dict[str, dict[str, bytes | ArtifactRef]]:
+            dead = _Dead.found(store)
+            if not len(dead.rows) or dead.deaths.max() <= min(v.sums_seq for v in kept):
+                return {}
+            return {v.version_id: _corrected(dead, v) for v in kept}
+
+        data = store.again(corrected) if kept else {}
+        if data:
+            writer.replace_forgotten(data, store.ledger.seq)
+        return len(data)
+
+
+def versions_with_sums(store: Store) -> list[Version]:
+    """Versions that can be served again, and whose sums so have to be kept true."""
+    return [v for v in store.tree.versions.values() if SUMS in v.artifacts and not v.retired]
+
+
+def _corrected(dead: _Dead, version: Version) -> dict[str, bytes | ArtifactRef]:
+    before = dead.store.sums_of(version.version_id)
+    assert before is not None
+    after = _without_dead(dead, version, before)
+    if after is before:
+        return {SUMS: version.artifacts[SUMS]}
+    head = solve_head(after, dead.store.head_of(version.version_id).settings)
+    return {SUMS: after.to_bytes(), HEAD: head.to_bytes()}
+
+
+def _without_dead(dead: _Dead, version: Version, sums: ClassSums) -> ClassSums:
+    gone = dead.owed(version)
+    if not len(gone):
+        return sums
+    try:
+        return sums.minus(gone.sums(sums.lift))
+    except ValueError:
+        # Sums that are not of what is stored cannot be corrected, but what has to be erased must leave them.
+        log.exception("sums of version %s are computed again from what is stored", version.version_id)
+        return learnt_rows(dead.store, version.version_id).sums(sums.lift)
+
+
+@dataclass(frozen=True, eq=False)
+class _Dead:
+    """Training rows that were replaced or forgotten and are stored still."""
+
+    store: Store
+    meta: pa.Table
+    """Of the whole gallery."""
+    files: Sequence[tuple[str, int]]
+    rows: Ints
+    deaths: Ints
+
+    @classmethod
+    def found(cls, store: Store) -> _Dead:
+        """In the store as it was last refreshed."""
+        meta, files = _metadata(store)
+        selection = select_rows(meta, store.ledger, store.tree, store.tree.head)
+        rows = np.sort(np.concatenate([selection.replaced, selection.forgotten]))
+        return cls(store, meta, files, rows, death_seqs(meta, store.ledger, store.tree, rows))
+
+    def owed(self, version: Version) -> TrainingRows:
+        """Those that are in the sums of a version: as for living ones, the row nearest to it of each landing."""
+        tree = self.store.tree
+        learnt = _is_training(self.meta, self.rows, _shards_learnt(self.store, version.version_id))
+        rows = self.rows[learnt & (self.deaths > version.sums_seq)]
+        some = self.meta.take(pa.array(rows))
+        if len(rows):
+            shards, _ = coded_names(some["shard_id"])
+            order = np.lexsort(
+                (farness(some["version"], tree, version.version_id), some["row"].to_numpy(), shards)
+            )
+            places = np.stack([shards, some["row"].to_numpy()])[:, order]
+            first = np.append(True, (places[:, 1:] != places[:, :-1]).any(axis=0))
+            rows = np.sort(rows[order[first]])
+            some = self.meta.take(pa.array(rows))
+        return TrainingRows(self.store, version.version_id, rows, some, self.files)
+
+
+def _living(store: Store, version_id: str, shard_ids: Collection[str]) -> TrainingRows:
+    meta, files = _metadata(store)
+    picked = select_rows(meta, store.ledger, store.tree, version_id).picked
+    rows = picked[_is_training(meta, picked, shard_ids)]
+    return TrainingRows(store, version_id, rows, meta.take(pa.array(rows)), files)
+
+
+def _metadata(store: Store) -> tuple[pa.Table, list[tuple[str, int]]]:
+    blocks = store.blocks
+    meta = pa.concat_tables(blocks.values()).unify_dictionaries() if blocks else store.metadata()
+    return meta, [(path, len(block)) for path, block in blocks.items()]
+
+
+def _is_training(meta: pa.Table, rows: Ints, shard_ids: Collection[str]) -> NDArray[np.bool_]:
+    some = meta.select(["shard_id", "held_out"]).take(pa.array(rows))
+    named = pc.is_in(some["shard_id"].cast(pa.string()), value_set=pa.array(sorted(shard_ids), pa.string()))
+    held: NDArray[np.bool_] = some["held_out"].to_numpy().astype(bool)
+    mine: NDArray[np.bool_] = named.to_numpy().astype(bool)
+    return mine & ~held
+
+
+def _shards_learnt(store: Store, version_id: str) -> frozenset[str]:
+    tasks = store.tree.learnt(version_id)
+    return frozenset(
+        s for task in tasks if task in store.ledger.tasks for s in store.ledger.tasks[task].shard_ids
+    )
