@@ -31,11 +31,11 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.embedder import Embedder, build_embedder, embed
 from stream_odml.learn.outcome import StageOutcome
-from stream_odml.learn.settings import EmbedderSpec, StageSettings
+from stream_odml.learn.settings import RENAMED, EmbedderSpec, StageSettings
 from stream_odml.learn.stage import StageLearner
 from stream_odml.learn.world import World
 
-MAPPING = {"gallery_map", "ridge", "map_views", "kernel", "kernel_width", "kernel_floor", "kernel_anchors"}
+MAPPING = {"gallery_map", "ridge", "map_composites", "kernel", "kernel_width", "kernel_floor", "kernel_pairs"}
 """Settings of how the gallery follows, which leave the student alone where nothing it learns reads them."""
 
 Tick = Callable[[str, int, int], None]
@@ -68,11 +68,11 @@ class Study:
         parts: dict[str, Any] = {
             "data": self.images.fingerprint, "protocol": self.protocol, "select": self.select, "seed": seed,
             "spec": asdict(self.spec), "commit": self.commit, "quick": self.quick, "device": self.device,
-            "base": asdict(self.common) if method is None else self.key(None, seed),
+            "base": _by_first_names(self.common) if method is None else self.key(None, seed),
         }  # fmt: skip
         parts |= {"weights": self.weights} if self.weights else {}
         if method is not None:
-            parts |= {"preset": method.preset, "settings": asdict(method.settings)}
+            parts |= {"preset": method.preset, "settings": _by_first_names(method.settings)}
             parts |= {"oracle": True} if self.oracle else {}
         return _digest(parts)
 
@@ -253,6 +253,12 @@ class Run:
 def version_name(stage: int) -> str:
     """The version that a stage makes."""
     return f"v{stage:04d}"
+
+
+def _by_first_names(settings: StageSettings) -> dict[str, Any]:
+    """Return the fields under the names that they had first, so that the keys of finished runs stay valid."""
+    first = {new: old for old, new in RENAMED.items()}
+    return {first.get(name, name): value for name, value in asdict(settings).items()}
 
 
 def _digest(parts: Any) -> str:

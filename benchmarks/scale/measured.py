@@ -24,7 +24,7 @@ from benchmarks.serving.roots import MadeRoot
 from stream_odml.cluster.runtime import free_port
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.drift import AffineMap, compose
-from stream_odml.learn.repel import repel_loss
+from stream_odml.learn.losses import repel_loss
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.ledger import LedgerState

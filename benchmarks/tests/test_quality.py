@@ -120,16 +120,16 @@ def test_a_stream_that_could_not_be_learnt_or_measured_is_refused() -> None:
 
 def test_methods_vary_a_preset_and_unknown_settings_are_refused() -> None:
     common = StageSettings(stage_steps=7)
-    method = parse_method("strong=l2:weight_anchor=20:gallery_map=kernel", common)
+    method = parse_method("strong=l2:weight_distill=20:gallery_map=kernel", common)
     assert (method.name, method.preset) == ("strong", "l2")
-    assert (method.settings.weight_anchor, method.settings.gallery_map) == (20, "kernel")
+    assert (method.settings.weight_distill, method.settings.gallery_map) == (20, "kernel")
     assert method.settings.stage_steps == 7
     with pytest.raises(ValueError, match="unknown setting 'weight'"):
         parse_method("x=l2:weight=1", common)
     with pytest.raises(ValueError, match="unknown method"):
         parse_method("theirs", common)
-    library = parse_method("ms=l2:metric_loss=pml:MultiSimilarityLoss:weight_anchor=3", common)
-    assert (library.settings.metric_loss, library.settings.weight_anchor) == ("pml:MultiSimilarityLoss", 3)
+    library = parse_method("ms=l2:metric_loss=pml:MultiSimilarityLoss:weight_distill=3", common)
+    assert (library.settings.metric_loss, library.settings.weight_distill) == ("pml:MultiSimilarityLoss", 3)
 
 
 def test_methods_between_commas_are_of_different_names_and_settings() -> None:
@@ -142,7 +142,7 @@ def test_methods_between_commas_are_of_different_names_and_settings() -> None:
         ("x=l2,x=finetune", "'x' is asked for twice"),
         ("a=l2,l2", "'a' and 'l2' are the same"),
         ("x=l2:base_steps=9", "the stage that all methods start from"),
-        ("x=l2:weight_anchor=abc", "weight_anchor: Input should be a valid number"),
+        ("x=l2:weight_distill=abc", "weight_distill: Input should be a valid number"),
         ("x=l2:stage_steps=1.5", "stage_steps: Input should be a valid integer"),
         ("x=l2:whitening=2", "whitening"),
         ("$x$=l2", "expected letters"),

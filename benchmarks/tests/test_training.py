@@ -16,7 +16,7 @@ SHAPE = Shape("tiny", EmbedderSpec("conv4", 16, 16), 4, 3)
 def test_the_naive_step_has_the_loss_of_ours() -> None:
     pixels, labels = made_batch(SHAPE, 0)
     naive = NaiveStep(SHAPE, 0)
-    ours = made_learner(SHAPE, "ours", 0, weight_wide=0.0, peer_every=1)
+    ours = made_learner(SHAPE, "ours", 0, weight_composites=0.0, peer_every=1)
     assert naive.step(pixels, labels) == pytest.approx(ours.step(pixels, labels).losses["total"], rel=1e-5)
 
 

@@ -44,7 +44,9 @@ def made_bank(dim: int, seed: int) -> ClassBank:
         names = [f"{stage}/{i}" for i in range(CLASSES_A_STAGE)]
         counts = np.full(CLASSES_A_STAGE, 10)
         bank = bank.moved(0.1 * rng.standard_normal((len(bank), dim)), version) if len(bank) else bank
-        bank = bank.born(names, version, counts, means, means / np.linalg.norm(means, axis=1, keepdims=True))
+        bank = bank.with_classes(
+            names, version, counts, means, means / np.linalg.norm(means, axis=1, keepdims=True)
+        )
     return replace(bank, version=f"v{STAGES - 1}")
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from benchmarks.training.made import ENDLESS, Shape, made_bank, made_old
 from stream_odml.learn.augment import augment
 from stream_odml.learn.embedder import build_embedder
+from stream_odml.learn.losses import stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
-from stream_odml.learn.objective import stage_losses
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.virtual import VirtualFeatures
 
@@ -24,7 +24,7 @@ class NaiveStep:
     """One loss and one optimiser over S and N; usual memory layout, no inference mode."""
 
     def __init__(self, shape: Shape, seed: int) -> None:
-        self.settings = StageSettings(stage_steps=ENDLESS, weight_wide=0.0)
+        self.settings = StageSettings(stage_steps=ENDLESS, weight_composites=0.0)
         self.seed = seed
         self.old = made_old(shape, seed).requires_grad_(False)
         self.student = copy.deepcopy(self.old).requires_grad_(True)
@@ -52,7 +52,14 @@ class NaiveStep:
         with torch.no_grad():
             old = self.old(images)
         losses = stage_losses(
-            self.settings, self.metric, self.virtual, labels, student, peer, old, self.directions
+            self.settings,
+            self.metric,
+            labels,
+            student,
+            peer_Bd=peer,
+            old_Bd=old,
+            virtual=self.virtual,
+            directions_Cd=self.directions,
         )
         loss = torch.stack(list(losses.values())).sum()
         self.optimiser.zero_grad()

@@ -14,16 +14,16 @@ from torch import Tensor
 from benchmarks.common import Report
 from benchmarks.training.made import Shape, made_batch, made_learner
 from stream_odml.learn.augment import augment
+from stream_odml.learn.composites import composites_of_batch
 from stream_odml.learn.embedder import as_images
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.learn.stage import StageLearner
-from stream_odml.learn.views import views_of_batch
 
 SHAPES = (
     Shape("conv4", EmbedderSpec("conv4", 128, 28), 16, 5),
     Shape("mobilenetv2", EmbedderSpec("mobilenetv2", 128, 96), 16, 3),
 )
-WIDE_EVERY, PEER_EVERY = (2, 4, 8), (5, 8)
+COMPOSITE_EVERY, PEER_EVERY = (2, 4, 8), (5, 8)
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -64,11 +64,13 @@ def _parts(shape: Shape, seed: int) -> dict[str, Callable[[], object]]:
         learner.step(pixels, labels)  # gives the optimiser its gradients and its state
 
     def views(every: int) -> Tensor:
-        return views_of_batch(images, every, s.images_per_class, seed, 0, start=0, total=total)
+        return composites_of_batch(
+            images, every=every, per_class=s.images_per_class, seed=seed, step=0, start=0, total=total
+        )
 
     return {
         "pixels to images, augmented": lambda: augment(as_images(pixels), s, seed, 0, start=0, total=total),
-        **{f"wide views, every {n}": (lambda n=n: views(n)) for n in WIDE_EVERY},  # type: ignore[misc]
+        **{f"wide views, every {n}": (lambda n=n: views(n)) for n in COMPOSITE_EVERY},  # type: ignore[misc]
         "S forward": lambda: learner.networks.student(images),
         "S forward and backward": lambda: _there_and_back(learner, images),
         "O forward": lambda: learner._old_embeddings(images),
@@ -84,14 +86,21 @@ def _there_and_back(learner: StageLearner, images: Tensor) -> None:
 
 
 def _losses(learner: StageLearner, old_Bd: Tensor, labels: Tensor) -> None:
-    from stream_odml.learn.objective import stage_losses
+    from stream_odml.learn.losses import stage_losses
 
     student, peer = (old_Bd.clone().requires_grad_(True) for _ in range(2))
     half = len(labels) // 2
     losses = stage_losses(
-        learner._weights, learner._metric, learner._virtual, labels, student, peer, old_Bd,
-        learner._directions, (student[:half], old_Bd[:half]),
-    )  # fmt: skip
+        learner._weights,
+        learner._metric,
+        labels,
+        student,
+        peer_Bd=peer,
+        old_Bd=old_Bd,
+        virtual=learner._virtual,
+        directions_Cd=learner._directions,
+        composites=(student[:half], old_Bd[:half]),
+    )
     torch.stack([loss.double() for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
 
 
@@ -104,8 +113,8 @@ def _steps(shape: Shape, seed: int) -> dict[str, Callable[[], object]]:
         return lambda: learner.step(pixels, labels)
 
     things = {"finetune": stepping("finetune")}
-    for precision, wide, peer in product(PRECISIONS, (0, *WIDE_EVERY), (True, False)):
-        views: dict[str, Any] = {"wide_every": wide} if wide else {"weight_wide": 0.0}
+    for precision, wide, peer in product(PRECISIONS, (0, *COMPOSITE_EVERY), (True, False)):
+        views: dict[str, Any] = {"composite_every": wide} if wide else {"weight_composites": 0.0}
         more: dict[str, Any] = {"peer_every": 1} if peer else {"weight_peer": 0.0}
         name = _name(precision, wide, peer)
         things[name] = stepping("ours", old_precision=precision, **views, **more)
@@ -121,7 +130,7 @@ def _tell(report: Report, shape: Shape, what: str, found: dict[str, float]) -> N
         for name, ms in found.items():
             report.say(f"{shape.name}: {name:32} {ms:8.1f} ms")
         return
-    for precision, wide, every in product(PRECISIONS, (0, *WIDE_EVERY), PEER_EVERY):
+    for precision, wide, every in product(PRECISIONS, (0, *COMPOSITE_EVERY), PEER_EVERY):
         with_peer, without = (found[_name(precision, wide, peer)] for peer in (True, False))
         ms = without + (with_peer - without) / every
         ratio = ms / found["finetune"]

@@ -28,7 +28,7 @@ def measure_recalls(report: Report, data: Path | None, seeds: list[int]) -> None
         return
     shrink = 8 if report.quick else 1
     common = StageSettings(base_steps=BASE_STEPS // shrink, stage_steps=STEPS // shrink)
-    plain = replace(common, weight_wide=0.0)  # the steps whose cost is compared have no wide views
+    plain = replace(common, weight_composites=0.0)  # the steps whose cost is compared have no wide views
     methods = [
         Method("mutual", "ours", plain),
         Method("naive_mutual", "ours", naive_settings(plain)),

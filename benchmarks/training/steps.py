@@ -40,9 +40,9 @@ def _ratios(report: Report, shape: Shape, seed: int, rounds: int) -> dict[str, f
     naive = NaiveStep(shape, seed)
     plain = {
         "finetune": made_learner(shape, "finetune", seed),
-        "mutual": made_learner(shape, "ours", seed, weight_wide=0.0),
-        "mutual_every_step": made_learner(shape, "ours", seed, weight_wide=0.0, peer_every=1),
-        "no_peer": made_learner(shape, "no_peer", seed, weight_wide=0.0),
+        "mutual": made_learner(shape, "ours", seed, weight_composites=0.0),
+        "mutual_every_step": made_learner(shape, "ours", seed, weight_composites=0.0, peer_every=1),
+        "no_peer": made_learner(shape, "no_peer", seed, weight_composites=0.0),
         "ours": made_learner(shape, "ours", seed),
     }
     steps: dict[str, Callable[[], object]] = {

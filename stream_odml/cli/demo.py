@@ -90,7 +90,7 @@ def demo_config(
         "images_per_class": 4,
         # Fifteen classes and 150 steps leave little to keep and much to learn.
         "learning_rate": 5e-4,
-        "weight_anchor": 1.0,
+        "weight_distill": 1.0,
         "weight_repel": 0.3,
     }
     model: dict[str, Any] = {"backbone": "conv4", "dim": 64, "image_size": image_size or 32}

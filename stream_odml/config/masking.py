@@ -1,4 +1,4 @@
-"""Secrets in what people are shown: configurations and errors, which end in terminals, logs and bug reports."""
+"""Masks secrets in configurations and errors, which end in terminals, logs and bug reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 MASK = "***"
 _OPTIONS = frozenset({"storage_options", "options"})
-"""Sections whose values are all taken for secrets: what of an object store's options is none, only its maker knows."""
+"""Sections whose values are all masked: which options of an object store are secrets is unknown here."""
 _SECRET = r"secret|token|passw|pwd|credential|api_?key|access_?key|account_?key|private_?key|signature|\bsig\b|\bsas\b"
 _SECRET_KEY = re.compile(_SECRET, re.I)
 _NAMES_A_PLACE = re.compile(r"_(file|env)$")
@@ -21,13 +21,13 @@ _ASSIGNED = re.compile(rf"(?P<name>[\w.-]*(?:{_SECRET})[\w.-]*['\"]?\s*=\s*)['\"
 
 
 def masked_text(text: str) -> str:
-    """Return text without the passwords of its URLs, and without what it assigns to names of secrets."""
+    """Return text with masked passwords in URLs, and masked values where it assigns to a secret's name."""
     text = _USER_INFO.sub(rf"\g<scheme>{MASK}@", text)
     return _ASSIGNED.sub(rf"\g<name>{MASK}", _PARAMETER.sub(rf"\g<name>{MASK}", text))
 
 
 def masked(value: Any, *path: object) -> Any:
-    """Return plain data as it may be shown; ``path``: the keys that lead to it."""
+    """Return plain data with masked secrets; `path`: the keys that lead to it."""
     if isinstance(value, Mapping):
         return {masked_text(str(key)): masked(item, *path, key) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -38,12 +38,13 @@ def masked(value: Any, *path: object) -> Any:
 
 
 def is_secret(*path: object, value: object = None) -> bool:
-    """Whether the place that ``path`` leads to holds a secret."""
+    """Return whether the place that `path` leads to holds a secret."""
     names = [str(name) for name in path]
     if not _OPTIONS.isdisjoint(names):
         return True
     if not names or not _SECRET_KEY.search(names[-1]):
         return False
-    if names[-1].endswith("_env"):  # the name of a variable, unless somebody wrote the token itself
+    # The name of a variable is no secret, unless the token itself was written there.
+    if names[-1].endswith("_env"):
         return not (isinstance(value, str) and _VARIABLE.fullmatch(value))
     return not _NAMES_A_PLACE.search(names[-1])

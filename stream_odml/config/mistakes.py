@@ -1,6 +1,6 @@
-"""What is wrong with a configuration, all of it at once, each mistake with its place and its remedy.
+"""Lists every mistake of a configuration, each with its place and its remedy.
 
-Protects: one mistake does not hide another; what is wrong is noted, left out, and the rest is validated again.
+Protects: one mistake does not hide another. Each wrong part is noted and left out, and the rest is validated again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from stream_odml.config.masking import MASK, is_secret, masked, masked_text
+from stream_odml.config.renamed import KEYS
 
 MIN_PREFIX = 3
-"""Letters of a wrong key, at least, that may be the beginning of a right one."""
+"""Minimum letters of a wrong key that is suggested as the prefix of a known one."""
 
 Model = type[BaseModel]
 
 
 def mistakes(model: Model, data: Mapping[str, Any]) -> list[str]:
-    """Return a line for each mistake of ``data``, none of them with a secret."""
+    """Return a line for each mistake of `data`, with secrets masked."""
     found: dict[str, None] = {}
     while True:
         try:
@@ -42,7 +43,7 @@ def mistakes(model: Model, data: Mapping[str, Any]) -> list[str]:
 
 
 def _blamed(data: Mapping[str, Any], item: ErrorDetails) -> tuple[str, ...]:
-    """The keys that lead to what a mistake is about; a check of a whole section names the key in its message."""
+    """Return the keys that lead to the wrong part; a check of a whole section names the key in its message."""
     place: list[str] = []
     at: Any = data
     for part in map(str, item["loc"]):
@@ -51,7 +52,8 @@ def _blamed(data: Mapping[str, Any], item: ErrorDetails) -> tuple[str, ...]:
         place.append(part)
         at = at[part]
     if item["type"] == "value_error" and isinstance(at, Mapping):
-        if not place:  # the sections do not fit together: "service.max_pixels 5 differs from ..."
+        # Two sections that do not fit together: "service.max_pixels 5 differs from ..."
+        if not place:
             named = re.findall(r"(\w+)\.(\w+)", item["msg"])
             return next(((a, b) for a, b in named if isinstance(at.get(a), Mapping) and b in at[a]), ())
         words = re.findall(r"\w+", item["msg"])
@@ -85,13 +87,13 @@ class OnceLoader(yaml.SafeLoader):
 
 
 def yaml_problem(error: Exception) -> str:
-    """Return what is wrong and where, without the line itself, which may hold a secret."""
+    """Return the problem and its place, without the line itself, which may hold a secret."""
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         return f"{place}{error.problem or error.context}"
     if isinstance(error, UnicodeDecodeError):
-        return "it holds bytes that are no text"
+        return "it holds bytes that are not UTF-8 text"
     return str(error).split("\n")[0]
 
 
@@ -110,8 +112,10 @@ def _explain(model: Model, item: ErrorDetails) -> str:
 
 
 def _suggestions(model: Model, loc: tuple[int | str, ...]) -> list[str]:
-    """Keys that a wrong one may stand for: of its section, else, with their place, of the others."""
+    """Return keys similar to a wrong one: of its section, else of others, with their section."""
     wrong, known = str(loc[-1]), _keys_at(model, loc[:-1])
+    if renamed := KEYS.get(str(loc[0]), {}).get(wrong):
+        return [renamed]
     elsewhere = {
         f"{section}.{key}" if section else key: key
         for section in ("", *model.model_fields)
@@ -124,7 +128,7 @@ def _suggestions(model: Model, loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _alike(wrong: str, known: list[str], cutoff: float = 0.6) -> list[str]:
-    """The same in another spelling, by its initials, almost the same, or of the same words; best first, two at most."""
+    """Return at most two keys, best first: another spelling, its initials, a near match, the same words, its prefix."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", wrong).replace("-", "_").lower()
     words = {word for word in name.split("_") if word}
     tests: list[Callable[[str], bool]] = [

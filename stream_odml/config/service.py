@@ -1,4 +1,4 @@
-"""What an operator may set about the service. Imports neither Ray nor torch, so that reading a config stays quick."""
+"""Settings of the search service. Imports neither Ray nor torch, so that a configuration is read quickly."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ class ServiceOptions(BaseModel):
     )
     port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 picks a free one.")
     replicas: int = Field(1, ge=1, le=256, description="Serve replicas; two or more survive the loss of one.")
-    num_cpus: float = Field(0.2, ge=0, le=64, description="CPUs that Ray sets aside for each replica.")
+    num_cpus: float = Field(0.2, ge=0, le=64, description="CPUs reserved per replica.")
     labels: dict[str, str] = Field(
-        default_factory=dict, description="Ray node labels that replicas must run on, as apart from training."
+        default_factory=dict,
+        description="Ray node labels that replicas must run on, to keep them apart from training.",
     )
     max_ongoing_requests: int = Field(
-        64, ge=1, le=10_000, description="Requests one replica works on at once; more are told to retry."
+        64,
+        ge=1,
+        le=10_000,
+        description="Maximum concurrent requests per replica; more are answered 503 with Retry-After.",
     )
     max_arriving: int = Field(
         1024,
         ge=1,
         le=100_000,
-        description="Requests of one replica whose bodies still arrive; beyond, the oldest of the peer with most is "
-        "let go.",
+        description="Maximum requests per replica whose bodies still arrive; beyond it, the oldest of the client "
+        "with most is dropped.",
     )
     max_connections_per_peer: int = Field(
         8192,
         ge=1,
         le=100_000,
-        description="Connections that one address may hold to the proxy of a local stream.",
+        description="Maximum connections per client address to the proxy of a local stream.",
     )
     header_timeout_s: int = Field(
         5,
@@ -48,41 +52,42 @@ class ServiceOptions(BaseModel):
         le=600,
         description="Seconds a client has to send its headers to the proxy of a local stream.",
     )
-    poll_s: float = Field(0.25, ge=0.02, le=60, description="Seconds between two looks at the store.")
-    timeout_s: float = Field(
-        10.0, gt=0, le=600, description="Seconds a request may take before it is given up."
-    )
+    poll_s: float = Field(0.25, ge=0.02, le=60, description="Seconds between two polls of the store.")
+    timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds until a request is cancelled.")
     body_timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds a client has to send its body.")
     wait_s: float = Field(
         5.0,
         ge=0,
         le=60,
-        description="Longest wait, in seconds, for the version that min_version or min_seq asks.",
+        description="Maximum seconds to wait for the version that min_version or min_seq asks for.",
     )
-    max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Largest request body, in bytes.")
+    max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Maximum bytes per request body.")
     max_pixels: SkipJsonSchema[int] = Field(DEFAULT_MAX_PIXELS, ge=1024)
     """Largest width x height of an uploaded image: `ingest.max_pixels`, which a stream's configuration copies here."""
     max_request_pixels: int = Field(
         200_000_000,
         ge=1024,
-        description="Most pixels, width x height by the headers, of all images of one request.",
+        description="Maximum pixels, width x height by the headers, of all images of a request.",
     )
     max_held_bytes: int = Field(
-        256 << 20, ge=1024, description="Most bytes of all request bodies that one replica holds at once."
+        256 << 20, ge=1024, description="Maximum bytes of all request bodies that a replica holds at once."
     )
-    max_k: int = Field(200, ge=1, le=10_000, description="Largest k (neighbours asked for) of one query.")
+    max_k: int = Field(200, ge=1, le=10_000, description="Maximum k (neighbours asked for) per query.")
     max_batch: int = Field(
-        256, ge=1, le=65_536, description="Most queries in one batch, most images in one push."
+        256, ge=1, le=65_536, description="Maximum queries per batch, and images per push."
     )
     image_threads: int = Field(1, ge=1, le=64, description="Threads that decode and embed image queries.")
     search: Literal["auto", "exact", "fp16", "ivf", "hnsw"] = Field(
-        "auto", description="Searcher of the gallery; auto is exact, and ivf above approximate_above items."
+        "auto", description="Index of the gallery; auto is exact, and ivf above approximate_above items."
     )
     approximate_above: int = Field(
         300_000, ge=1, description="Items above which auto searches approximately."
     )
     recall_target: float = Field(
-        0.95, gt=0, le=1, description="Share of the exact 10 nearest that an approximate search must find."
+        0.95,
+        gt=0,
+        le=1,
+        description="Minimum share of the exact 10 nearest that an approximate search finds.",
     )
     search_threads: int = Field(
         1, ge=1, le=256, description="FAISS threads of a replica; more than one only on cores of its own."
@@ -127,7 +132,7 @@ class ServiceOptions(BaseModel):
         60.0,
         gt=0,
         le=86_400,
-        description="Seconds without a successful look at the store before readiness fails.",
+        description="Seconds without a successful poll of the store before readiness fails.",
     )
     map_points: int = Field(1500, ge=10, le=20_000, description="Points of the embedding map on the page.")
     namespace: str = Field(
@@ -135,19 +140,19 @@ class ServiceOptions(BaseModel):
     )
 
     def token(self) -> str | None:
-        """Return the token clients must send, or None. Raises ValueError if the file is unreadable or empty."""
+        """Return the token that clients must send, or None. Raises ValueError where its file is unreadable or empty."""
         return _token("token_file", self.token_file, self.token_env)
 
     def tokens(self) -> tuple[str | None, str | None]:
-        """Return the token for everything and the one for reading. With a token for reading alone, nobody may change.
+        """Return the token for everything and the one for reading; with the second alone, nothing can be changed.
 
-        Raises ValueError if a file is unreadable or empty, or if both tokens are the same.
+        Raises ValueError where a file is unreadable or empty, and where both tokens are the same.
         """
         token = self.token()
         read_token = _token("read_token_file", self.read_token_file, self.read_token_env)
         if token is not None and token == read_token:
             raise ValueError(
-                "the token for reading (service.read_token_file) is the one for changing; choose another"
+                "service.read_token_file holds the same token as service.token_file; choose another"
             )
         return token, read_token
 

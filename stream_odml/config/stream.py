@@ -12,16 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from stream_odml.config.masking import masked
 from stream_odml.config.mistakes import OnceLoader, mistakes, yaml_problem
+from stream_odml.config.renamed import with_new_names
 from stream_odml.config.service import ServiceOptions
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
 from stream_odml.storage.regular import check_root
-
-Method = Literal[
-    "ours", "faithful", "no_peer", "no_virtual", "fecd", "l2", "sdc_l2", "sdc_finetune", "finetune",
-    "frozen_f0", "no_wide", "no_average", "repel", "lean",
-]  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -47,7 +43,7 @@ class SourceConfig(_Section):
     start_version: int = Field(0, ge=0, lt=2**63)
     """First version of a `delta` table that is read, where older ones were cleaned out of its log."""
     storage_options: dict[str, str] = Field(default_factory=dict)
-    """Of an object store, as the Delta library names them: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID ..."""
+    """Options of an object store as the Delta library names them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ..."""
 
 
 class IngestConfig(_Section):
@@ -57,19 +53,18 @@ class IngestConfig(_Section):
     """An image that declares more pixels is refused before it is decoded: when it is pushed, sent as a query, indexed
     or learnt from. Above 178 million Pillow refuses by itself."""
     tries: int = Field(3, ge=1, le=100)
-    """A shard that ends its process, or hangs it, so many times is set aside."""
+    """Attempts at a shard that ends its process, or hangs it; then the shard is dead-lettered."""
     hang_s: float = Field(600.0, gt=0, le=86_400)
-    """An indexer that has not got one image further for so many seconds is ended, and so is a reader of a task's
-    images that gets 256 no further. Keep it above what a slow object store may take for one read with all its
-    retries, some four minutes."""
+    """Seconds without progress after which an indexer (by one image) or a reader of a task's images (by 256) is ended.
+    Keep it above the time of one read from a slow object store with all its retries, some four minutes."""
     batch_shards: int = Field(64, ge=1, le=10_000)
-    """Most shards in one commit."""
+    """Maximum shards per commit."""
     batch_bytes: int = Field(64 << 20, ge=1 << 16)
-    """Most bytes of shards given to an indexer at once."""
+    """Maximum bytes of the shards that an indexer gets at once."""
     batch_rows: int = Field(20_000, ge=1)
-    """An indexer answers once it holds so many images; the shards that it has not begun come again."""
+    """Images after which an indexer returns what it has; shards that it has not started are dispatched again."""
     thumbnails: bool = False
-    """Keep a small picture of every item for the page, at the model's input size."""
+    """Store a thumbnail of every item for the page, at the model's input size."""
 
 
 class EvaluationConfig(_Section):
@@ -84,22 +79,21 @@ class EvaluationConfig(_Section):
 
 
 class GateConfig(_Section):
-    """Which stages are published. A refused stage is learnt again with a stronger anchor, then set aside."""
+    """Which stages are published. A refused stage is learnt again with stronger distillation, then skipped."""
 
     enabled: bool = True
-    """Compare every stage with the version it would replace, on held-out images; with few or none, old classes by what
-    their stored vectors and the drift map let expect."""
+    """Compare every stage with the version it would replace, on held-out images; with few or none, old classes by an
+    estimate from their stored vectors and the drift map."""
     certainty: float = Field(1.64, ge=0, le=10)
-    """Refuse a loss only where it is above its bound by so many of its standard errors, as the images that measured it
-    give them: few images tell a small loss from chance only now and then. 1.64: one in twenty by chance; 0 takes every
-    figure for exact."""
+    """Standard errors by which a loss must exceed its bound to be refused: few images measure a loss inexactly. 1.64
+    refuses one in twenty by chance; 0 takes every figure as exact."""
     max_new_loss: float = Field(0.05, ge=0, le=1)
     """Refuse when Recall@1 on the stage's own held-out images falls by more than this."""
     max_old_loss: float = Field(0.05, ge=0, le=1)
     """Refuse when Recall@1 on older classes' held-out images falls by more than this."""
     max_old_loss_estimated: float = Field(0.15, ge=0, le=1)
-    """The same without held-out images. The stored vectors are of images that were learnt, lie closer together than
-    others and suffer more from a map's error: this bound stops disasters, not small losses."""
+    """The same bound without held-out images, on an estimate from stored vectors. These are of images that were learnt,
+    lie closer together than others and suffer more from a map's error: it stops disasters, not small losses."""
     retries: int = Field(1, ge=0, le=10)
     """Further attempts at a refused stage before its task is skipped."""
 
@@ -108,29 +102,29 @@ class ClusterConfig(_Section):
     """What runs where, in Ray's logical CPUs and GPUs."""
 
     address: str | None = None
-    """Of a running Ray cluster (`auto`, `ray://...`); by default a local one is started."""
+    """Address of a running Ray cluster (`auto`, `ray://...`); by default a local one is started."""
     cpus: float | None = Field(None, gt=0)
     """CPUs of the local cluster; by default those of this machine."""
     workers: int = Field(2, ge=1, le=4096)
     """Data-parallel training workers."""
     min_workers: int | None = Field(None, ge=1)
-    """With fewer free CPUs or GPUs, training goes on with as few as this."""
+    """Minimum training workers: with fewer free CPUs or GPUs than `workers` need, training continues with these."""
     cpus_per_worker: float = Field(0.4, gt=0)
-    """CPUs set aside for a training worker."""
+    """CPUs reserved per training worker."""
     gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs of a training worker; 0 trains on CPU."""
+    """GPUs per training worker; 0 trains on CPU."""
     indexers: int = Field(1, ge=1, le=1024)
-    """Processes that embed what lands."""
+    """Processes that embed landed shards."""
     cpus_per_indexer: float = Field(0.2, gt=0)
-    """CPUs set aside for an indexer."""
+    """CPUs reserved per indexer."""
     gpus_per_indexer: float = Field(0.0, ge=0)
-    """GPUs (a fraction will do) of an indexer."""
+    """GPUs per indexer, also a fraction."""
     cpus_per_read: float = Field(0.2, gt=0)
-    """CPUs of one Ray Data task that decodes a shard."""
+    """CPUs per Ray Data task that decodes a shard."""
     serve: bool = True
     """Start the search service with the stream; off where a RayService of its own serves the root."""
     checkpoint_s: float = Field(20.0, gt=0)
-    """Seconds between two records of mid-stage progress."""
+    """Seconds between two checkpoints within a stage."""
     cache_dir: str | None = None
     """Folder, on each node, of the decoded pixels of the task in progress."""
     worker_labels: dict[str, str] = Field(default_factory=dict)
@@ -162,30 +156,30 @@ class ObserveConfig(_Section):
     log_format: Literal["text", "json"] = "text"
     """`json`: one object a line, with stream, role, stage and shard."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level that is logged."""
+    """Minimum level that is logged."""
     traces: Literal["off", "console", "file", "otlp"] = "off"
     """OpenTelemetry spans of shards and stages: to stderr, to traces/ under the root, or by OTLP."""
     profile_steps: int = Field(0, ge=0, le=1000)
-    """Profile so many steps of the first stage that a worker learns: profiles/ under the root gets a Chrome trace."""
+    """Steps to profile of the first stage that a worker learns; the Chrome trace goes to profiles/ under the root."""
 
 
 class StoreConfig(_Section):
     """The stream root: tables and artifacts."""
 
     options: dict[str, str] = Field(default_factory=dict)
-    """Of an object store, as the Delta library names them."""
+    """Options of an object store, as the Delta library names them."""
     lease_s: float = Field(10.0, ge=1, le=600)
-    """A writer whose heartbeat is older than this may be replaced."""
+    """Seconds after a writer's last heartbeat until another may replace it."""
     keep_versions: int = Field(10, ge=2)
     """Versions behind the head that rollback can reach."""
     retention_h: float = Field(1.0, ge=0, le=87_600)
-    """Hours that replaced table files stay readable, and commits of the tables' logs behind their checkpoints."""
+    """Hours until replaced table files, and log commits before a checkpoint, are deleted."""
     maintain_every_rows: int = Field(2000, ge=10)
-    """Rows that the ledger grows by between two rounds of compaction and deletion."""
+    """New ledger rows between two rounds of compaction and deletion."""
     maintain_every_commits: int = Field(256, ge=10)
-    """Commits to all tables between two rounds, where rows are few: each makes files, however small."""
+    """Commits to all tables between two rounds, where rows are few: each commit makes files, however small."""
     keep_pushed_h: float = Field(168.0, ge=0, le=876_000)
-    """Hours that images pushed over HTTP stay after they are learnt, for a rollback that learns them again."""
+    """Hours that images pushed over HTTP stay after they are learnt: a rollback may need to learn them again."""
 
 
 class StreamConfig(_Section):
@@ -197,7 +191,7 @@ class StreamConfig(_Section):
     """Folder or object-store prefix that holds all state."""
     seed: int = Field(0, ge=0, lt=2**31)
     """The one seed of initialisation, sampling and augmentation."""
-    method: Method = "ours"
+    method: str = Field("ours", json_schema_extra={"enum": list(METHODS)})
     """Named settings of `learning`; keys given there win."""
     source: SourceConfig = SourceConfig()
     model: EmbedderSpec = EmbedderSpec()
@@ -219,10 +213,17 @@ class StreamConfig(_Section):
             check_root(root)
         return root
 
+    @field_validator("method")
+    @classmethod
+    def _method_is_known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"expected one of {', '.join(map(repr, METHODS))}")
+        return method
+
     @model_validator(mode="before")
     @classmethod
     def _apply_method(cls, data: Any) -> Any:
-        """Lay `learning` over what `method` names, and that over the rates that pretrained weights want."""
+        """Lay `learning` over the settings of `method`, and those over the rates for pretrained weights."""
         if not isinstance(data, dict) or not isinstance(data.get("learning", {}), Mapping):
             return data
         changes = METHODS.get(str(data.get("method", "ours")), {})
@@ -234,7 +235,7 @@ class StreamConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _share_pixel_limit(cls, data: Any) -> Any:
-        """Hand `ingest.max_pixels` to the service: what one of them takes, all of them take."""
+        """Copy `ingest.max_pixels` to the service, so that every way in has one limit."""
         if not isinstance(data, dict):
             return data
         ingest, service = data.get("ingest", {}), data.get("service", {})
@@ -271,6 +272,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Strea
 
 def parse_config(data: Mapping[str, Any], where: str = "config") -> StreamConfig:
     """Validate plain data. Raises ConfigError with every mistake: one does not hide another."""
+    data = with_new_names(data)
     found = mistakes(StreamConfig, data)
     if found:
         lines = "".join(f"\n  {line}" for line in found)
@@ -287,17 +289,17 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown_json(config: StreamConfig) -> str:
-    """The whole configuration as JSON for people: secrets are masked."""
+    """Return the whole configuration as JSON with masked secrets, for display."""
     return json.dumps(masked(config.model_dump(mode="json")), indent=2)
 
 
 def schema_json() -> str:
-    """The JSON schema of a configuration file."""
+    """Return the JSON schema of a configuration file."""
     return json.dumps(StreamConfig.model_json_schema(), indent=2)
 
 
 def example_yaml() -> str:
-    """A configuration file with every field at its default, each behind its description."""
+    """Return a configuration file with every field at its default, each after its description and its range."""
     schema = StreamConfig.model_json_schema()
     values = StreamConfig().model_dump(mode="json")
     return "\n".join(_annotate(schema, schema["properties"], values, "")) + "\n"
@@ -323,7 +325,8 @@ def _one_line(text: str) -> str:
 
 
 def _range(spec: Mapping[str, Any]) -> str:
-    options = [spec, *spec.get("anyOf", [])]
+    """Return the choices and bounds of a field, from its JSON schema."""
+    options, bounds = [spec, *spec.get("anyOf", [])], []
     for name, sign in (
         ("minimum", ">="),
         ("exclusiveMinimum", ">"),
@@ -332,8 +335,8 @@ def _range(spec: Mapping[str, Any]) -> str:
     ):
         bound = next((o[name] for o in options if name in o), None)
         if bound is not None:
-            spec = {**spec, "_": f"{spec.get('_', '')} {sign} {bound:g}"}
+            bounds.append(f"{sign} {bound:.12g}")
     choices = spec.get("enum")
     return (f" (one of {', '.join(map(str, choices))})" if choices else "") + (
-        f" ({spec['_'].strip()})" if "_" in spec else ""
+        f" ({', '.join(bounds)})" if bounds else ""
     )

@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from stream_odml.ingest.shard import TASK_SUFFIX
 
@@ -23,6 +25,8 @@ Settled = Mapping[str, str]
 """Names of shards that will not wait again, and where they are: the id of their task, or `set aside`."""
 
 _NONE: Settled = MappingProxyType({})
+_ABOVE_0 = Field(json_schema_extra={"exclusiveMinimum": 0})
+"""Shows the range in the example; `BoundaryPolicy` checks it, with a remedy that pydantic does not know."""
 MIN_CLASSES = 2
 MIN_IMAGES_PER_CLASS = 2
 
@@ -63,16 +67,16 @@ class Closure:
 
 @dataclass(frozen=True)
 class BoundaryPolicy:
-    """Which events close a task. Conditions combine by "or"; None switches one off."""
+    """Which events close a task. Conditions combine by "or"; null switches one off."""
 
-    new_classes: int | None = 20
-    """Classes that no closed task has, among the waiting images."""
-    images: int | None = 10_000
-    """Trainable images that wait."""
-    age_s: float | None = 3600.0
+    new_classes: Annotated[int, _ABOVE_0] | None = 20
+    """Classes among the waiting images that no closed task has."""
+    images: Annotated[int, _ABOVE_0] | None = 10_000
+    """Waiting trainable images."""
+    age_s: Annotated[float, _ABOVE_0] | None = 3600.0
     """Seconds since the oldest waiting image landed."""
     manifest: bool = True
-    """A producer may say that a task is complete."""
+    """Close a task when a producer's manifest says that it is complete."""
 
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "use_attribute_docstrings": True}
 

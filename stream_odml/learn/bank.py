@@ -1,8 +1,9 @@
-"""The class bank: three vectors and a count a class, all that is kept of what was learnt. No image, no old model.
+"""The class bank: three vectors and a count per class, all that remains of a task. No image, no old model.
 
-Entries are keyed (class, version of birth): a class that comes again gets a second entry. The moving means live in the
-space of `version`; births never change. Where later stages were whitened, one matrix for each version of birth says
-what that made of the means born there: an image that is forgotten must be taken out of them as it went in.
+Entries are keyed (class, origin version), the version whose stage added them: a class that is learnt again gets a
+second entry. `means` are in the space of `version` and move with it; `origin_means` never change. Where later stages
+were whitened, one matrix per origin version holds the product of those transforms: an image that is erased is
+subtracted from the means as it was added to them.
 """
 
 # C entries   d embedding
@@ -22,26 +23,26 @@ Float32s = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class ClassBank:
-    """Immutable: every change gives a new bank."""
+    """Statistics of every class learnt so far. Immutable: every change returns a new bank."""
 
     version: str | None
     """The version in whose space the moving means are; None for an empty bank."""
     names: tuple[str, ...]
-    births: tuple[str, ...]
+    origins: tuple[str, ...]
     counts: NDArray[np.int64]
-    birth_means: Float32s
-    """b_c: mean raw g under the model of birth."""
+    origin_means: Float32s
+    """b_c: mean raw g under the model of the origin version."""
     means: Float32s
-    """m_c: the same mean as it is estimated under `version`."""
+    """m_c: the same mean as estimated under `version`."""
     directions: Float32s
-    """u_c: direction of the mean z at birth, later of m_c."""
-    turns: Mapping[str, Float32s] = field(default_factory=dict)
-    """T [d, d] of a version of birth: the product of the whitenings since, so that m_c = T b_c + what was estimated;
-    none where nothing was turned."""
+    """u_c: direction of the mean z at first, later of m_c."""
+    transforms: Mapping[str, Float32s] = field(default_factory=dict)
+    """T [d, d] by origin version: the product of the whitening transforms since, so that m_c = T b_c + estimated drift;
+    absent where there was none."""
 
     def __post_init__(self) -> None:
         C = len(self.names)
-        rows = {len(self.births), len(self.counts), *map(len, self._vectors().values())}
+        rows = {len(self.origins), len(self.counts), *map(len, self._vectors().values())}
         if rows != {C} or len(set(self.keys)) != C:
             raise ValueError(
                 f"bank with {C} names, other rows {sorted(rows)} and {len(set(self.keys))} different keys"
@@ -52,7 +53,7 @@ class ClassBank:
 
     @classmethod
     def empty(cls, dim: int) -> ClassBank:
-        """Of no class: what a base stage starts from."""
+        """Return the bank of no class, from which a base stage starts."""
         none = np.empty((0, dim), np.float32)
         return cls(None, (), (), np.empty(0, np.int64), none, none, none)
 
@@ -61,37 +62,37 @@ class ClassBank:
 
     @property
     def dim(self) -> int:
-        """d."""
+        """Return d."""
         return int(self.means.shape[1])
 
     @property
     def keys(self) -> list[tuple[str, str]]:
-        """(class, version of birth) of each entry."""
-        return list(zip(self.names, self.births, strict=True))
+        """Return (class, origin version) of each entry."""
+        return list(zip(self.names, self.origins, strict=True))
 
-    def births_in_order(self) -> list[str]:
-        """The different versions of birth, oldest entry first."""
-        return list(dict.fromkeys(self.births))
+    def origins_in_order(self) -> list[str]:
+        """Return the distinct origin versions, oldest entry first."""
+        return list(dict.fromkeys(self.origins))
 
-    def rows_born_at(self, birth: str) -> NDArray[np.int64]:
-        """Indices of the entries born at a version."""
-        return np.array([i for i, b in enumerate(self.births) if b == birth], np.int64)
+    def rows_of_origin(self, origin: str) -> NDArray[np.int64]:
+        """Return the indices of the entries of an origin version."""
+        return np.array([i for i, b in enumerate(self.origins) if b == origin], np.int64)
 
     def moved(self, drift_Cd: Floats, version: str, W_dd: Floats | None = None) -> ClassBank:
-        """Every m_c += drift_c, then m_c = W m_c, u_c = m_c / |m_c|; the means are then in the space of `version`."""
+        """Return the bank with m_c <- W (m_c + drift_c) and u_c = m_c / |m_c|, in the space of `version`."""
         if drift_Cd.shape != self.means.shape:
             raise ValueError(f"drift of shape {drift_Cd.shape} for a bank of {self.means.shape}")
-        moved, turns = self.means + drift_Cd, self.turns
+        moved, transforms = self.means + drift_Cd, self.transforms
         if W_dd is not None:
             moved = moved @ W_dd.T
-            turns = {
-                birth: (W_dd @ turns.get(birth, np.eye(self.dim))).astype(np.float32)
-                for birth in self.births_in_order()
+            transforms = {
+                origin: (W_dd @ transforms.get(origin, np.eye(self.dim))).astype(np.float32)
+                for origin in self.origins_in_order()
             }
         means = moved.astype(np.float32)
-        return replace(self, version=version, means=means, directions=_unit(means), turns=turns)
+        return replace(self, version=version, means=means, directions=_unit(means), transforms=transforms)
 
-    def born(
+    def with_classes(
         self,
         names: Sequence[str],
         version: str,
@@ -99,58 +100,57 @@ class ClassBank:
         mean_cd: Floats,
         mean_z_cd: Floats,
     ) -> ClassBank:
-        """With new entries of mean raw g and mean z under `version`; classes without an image are left
-        out."""
+        """Return the bank with new entries of mean raw g and mean z under `version`; empty classes are skipped."""
         keep = np.flatnonzero(counts > 0)
         mean = mean_cd[keep].astype(np.float32)
         return ClassBank(
             version,
             self.names + tuple(names[i] for i in keep.tolist()),
-            self.births + (version,) * len(keep),
+            self.origins + (version,) * len(keep),
             np.concatenate([self.counts, counts[keep]]),
-            np.concatenate([self.birth_means, mean]),
+            np.concatenate([self.origin_means, mean]),
             np.concatenate([self.means, mean]),
             np.concatenate([self.directions, _unit(mean_z_cd[keep]).astype(np.float32)]),
-            self.turns,
+            self.transforms,
         )
 
     def forget(self, name: str) -> ClassBank:
-        """Without any entry of a class."""
-        return self.kept(np.array([i for i, n in enumerate(self.names) if n != name], np.int64))
+        """Return the bank without the entries of a class."""
+        return self.selected(np.array([i for i, n in enumerate(self.names) if n != name], np.int64))
 
-    def forget_item(self, name: str, birth: str, vector_d: Floats) -> ClassBank:
-        """Without one image, given its raw g under the version of birth: the means become those of the
-        others.
+    def forget_item(self, name: str, origin: str, vector_d: Floats) -> ClassBank:
+        """Return the bank without one image, given its raw g under the origin version.
 
-        The entry goes with its last image; an unknown entry changes nothing.
+        The means become those of the other images. The entry is removed with its last image; an unknown entry changes
+        nothing.
         """
-        if (name, birth) not in self.keys:
+        if (name, origin) not in self.keys:
             return self
-        i = self.keys.index((name, birth))
+        i = self.keys.index((name, origin))
         n = int(self.counts[i])
         if n <= 1:
-            return self.kept(np.delete(np.arange(len(self)), i))
-        mean_d = self.birth_means[i].astype(np.float64)
+            return self.selected(np.delete(np.arange(len(self)), i))
+        mean_d = self.origin_means[i].astype(np.float64)
         rest_d = mean_d + (mean_d - vector_d) / (n - 1)
         return self.corrected(np.array([i]), np.array([n - 1]), rest_d[None])
 
     def corrected(
-        self, rows_r: NDArray[np.int64], counts_r: NDArray[np.int64], birth_rd: Floats
+        self, rows_r: NDArray[np.int64], counts_r: NDArray[np.int64], origin_rd: Floats
     ) -> ClassBank:
-        """Entries of so many images and such means at birth; what was estimated of their drift since stays."""
-        shift_rd = np.asarray(birth_rd, np.float64) - self.birth_means[rows_r]
-        births_r = np.array([self.births[i] for i in rows_r])
-        for birth, T_dd in self.turns.items():
-            shift_rd[births_r == birth] = shift_rd[births_r == birth] @ T_dd.T
-        counts, birth_means = self.counts.copy(), self.birth_means.copy()
+        """Return the bank with other counts and origin means in some rows; their estimated drift stays."""
+        shift_rd = np.asarray(origin_rd, np.float64) - self.origin_means[rows_r]
+        origins_r = np.array([self.origins[i] for i in rows_r])
+        for origin, T_dd in self.transforms.items():
+            shift_rd[origins_r == origin] = shift_rd[origins_r == origin] @ T_dd.T
+        counts, origin_means = self.counts.copy(), self.origin_means.copy()
         means, directions = self.means.copy(), self.directions.copy()
-        counts[rows_r], birth_means[rows_r] = counts_r, birth_rd
+        counts[rows_r], origin_means[rows_r] = counts_r, origin_rd
         means[rows_r] += shift_rd
         directions[rows_r] = _unit(means[rows_r])
-        return replace(self, counts=counts, birth_means=birth_means, means=means, directions=directions)
+        return replace(self, counts=counts, origin_means=origin_means, means=means, directions=directions)
 
     def merge(self) -> tuple[list[str], NDArray[np.int64], Float32s]:
-        """(class names, counts, means [classes, d]): one moving mean a class, its births merged by count."""
+        """Return (class names, counts, means [classes, d]): one moving mean per class, its entries merged by count."""
         names = list(dict.fromkeys(self.names))
         index = {name: i for i, name in enumerate(names)}
         counts = np.zeros(len(names), np.int64)
@@ -161,34 +161,35 @@ class ClassBank:
         return names, counts, (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
 
     def to_bytes(self) -> bytes:
-        """For `from_bytes`."""
+        """Return safetensors bytes for `from_bytes`."""
         arrays: dict[str, Array] = {"counts": self.counts, **self._vectors()}
-        arrays |= {f"turn {birth}": T_dd for birth, T_dd in self.turns.items()}
-        return pack("bank", arrays, version=self.version, names=self.names, births=self.births)
+        # The names on disk are those of the first release.
+        arrays |= {f"turn {origin}": T_dd for origin, T_dd in self.transforms.items()}
+        return pack("bank", arrays, version=self.version, names=self.names, births=self.origins)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ClassBank:
-        """Inverse of `to_bytes`; BadArtifact when damaged."""
+        """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
         _, a, meta = unpack(data, ("bank",))
         rows = (a["counts"], a["birth_mean"], a["mean"], a["direction"])
-        turns = {name.removeprefix("turn "): T_dd for name, T_dd in a.items() if name.startswith("turn ")}
-        return cls(meta["version"], tuple(meta["names"]), tuple(meta["births"]), *rows, turns)
+        transforms = {n.removeprefix("turn "): T_dd for n, T_dd in a.items() if n.startswith("turn ")}
+        return cls(meta["version"], tuple(meta["names"]), tuple(meta["births"]), *rows, transforms)
 
     def _vectors(self) -> dict[str, Float32s]:
-        return {"birth_mean": self.birth_means, "mean": self.means, "direction": self.directions}
+        return {"birth_mean": self.origin_means, "mean": self.means, "direction": self.directions}
 
-    def kept(self, rows: NDArray[np.int64]) -> ClassBank:
-        """Of these entries alone."""
-        births = tuple(self.births[i] for i in rows)
+    def selected(self, rows: NDArray[np.int64]) -> ClassBank:
+        """Return the bank of these entries alone."""
+        origins = tuple(self.origins[i] for i in rows)
         return ClassBank(
             self.version,
             tuple(self.names[i] for i in rows),
-            births,
+            origins,
             self.counts[rows],
-            self.birth_means[rows],
+            self.origin_means[rows],
             self.means[rows],
             self.directions[rows],
-            {birth: T_dd for birth, T_dd in self.turns.items() if birth in births},
+            {origin: T_dd for origin, T_dd in self.transforms.items() if origin in origins},
         )
 
 

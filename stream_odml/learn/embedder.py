@@ -63,7 +63,7 @@ class Embedder(nn.Module):
         g_Bd: Tensor = self.head(self._features(images_B3HW))
         return g_Bd.float()
 
-    def turn(self, W_dd: Tensor) -> None:
+    def apply_linear(self, W_dd: Tensor) -> None:
         """Every embedding g becomes W g, by the head, which must be a linear layer."""
         assert isinstance(self.head, nn.Linear)
         with torch.no_grad():

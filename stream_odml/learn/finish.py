@@ -1,7 +1,6 @@
-"""The last pass of a stage: one look at the task's images by O and S, everything else from sums over
-ranks."""
+"""The last pass of a stage: O and S embed each image of the task once; all else follows from sums over ranks."""
 
-# n images of a batch   C older classes (bank)   c new classes   d embedding
+# n images of a batch   C older classes (bank)   c new classes   d embedding   W whitening transform [d, d]
 
 from __future__ import annotations
 
@@ -13,17 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.composites import LastPassComposites
 from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.embedder import Embedder, as_images
 from stream_odml.learn.geometry import unit
-from stream_odml.learn.kept import Float32s, InMemory, Room
 from stream_odml.learn.kernel_fit import KernelFit
 from stream_odml.learn.kernels import kernel_weights, weighted_mean
 from stream_odml.learn.map_fit import AffineFit, MapFit
 from stream_odml.learn.moments import PairMoments
 from stream_odml.learn.outcome import StageDiverged, StageOutcome
+from stream_odml.learn.row_buffer import Float32s, InMemoryBuffer, NewBuffer
 from stream_odml.learn.settings import StageSettings
-from stream_odml.learn.views import LastPassViews
 from stream_odml.learn.whitening import error_whitening, within_class_whitening
 from stream_odml.learn.world import World
 
@@ -31,7 +30,7 @@ Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np
 
 
 class FinishPass:
-    """Collects what moves the bank, fits the maps and births the new classes."""
+    """Collects the sums that move the bank, fit the drift maps and add the new classes."""
 
     def __init__(
         self,
@@ -40,17 +39,19 @@ class FinishPass:
         n_classes: int,
         dim: int,
         world: World,
-        room: Room = InMemory,
+        new_buffer: NewBuffer = InMemoryBuffer,
     ) -> None:
         self._settings, self._bank, self._world, self._dim = settings, bank, world, dim
         self._pairs = MapFit(dim)
         self._direction_Cd = torch.from_numpy(bank.directions).double()
-        self._move_C = torch.zeros(len(bank), dim + 2, dtype=torch.float64)  # sum w delta, sum w, sum |w|
-        self._birth_c = torch.zeros(n_classes, 2 * dim + 1, dtype=torch.float64)  # sum g, sum z, count
+        # Columns: sum w delta, sum w, sum |w|.
+        self._move_C = torch.zeros(len(bank), dim + 2, dtype=torch.float64)
+        # Columns: sum g, sum z, count.
+        self._new_c = torch.zeros(n_classes, 2 * dim + 1, dtype=torch.float64)
         self._diverged = False
-        # Only kernel maps look at single pairs again; all else is sums.
-        self._parents = room() if settings.gallery_map in ("kernel", "affine+kernel") else None
-        self._children, self._room = room(), room
+        # Only kernel maps need single pairs again; all else is sums.
+        self._parents = new_buffer() if settings.gallery_map in ("kernel", "affine+kernel") else None
+        self._children, self._new_buffer = new_buffer(), new_buffer
         self._labels: list[Tensor] = []
         self._indices: list[NDArray[np.int64]] = []
 
@@ -58,16 +59,17 @@ class FinishPass:
     def add(
         self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor, indices_n: NDArray[np.int64]
     ) -> None:
-        """Raw g of n images under the parent and under the child; labels in 0..n_classes-1."""
+        """Add raw g of n images under the parent and under the child; labels in 0..n_classes-1."""
         counts = [len(rows) for rows in (parent_nd, child_nd, labels_n, indices_n)]
         if len(set(counts)) > 1:
             raise ValueError(
                 f"embeddings by both, labels and indices of {counts} images, expected as many of each"
             )
         if not bool(torch.isfinite(child_nd).all()):
-            self._diverged = True  # told in `outcome`, on every rank alike: the others wait there
+            # `outcome` raises, on every rank alike: the others wait for this one there.
+            self._diverged = True
             return
-        n_classes = len(self._birth_c)
+        n_classes = len(self._new_c)
         if len(labels_n) and not 0 <= int(labels_n.min()) <= int(labels_n.max()) < n_classes:
             raise ValueError(
                 f"labels {int(labels_n.min())}..{int(labels_n.max())}, expected 0..{n_classes - 1}"
@@ -79,20 +81,20 @@ class FinishPass:
         self._move_C += torch.cat(
             [w_nC.T @ (child - parent), w_nC.sum(0)[:, None], w_nC.abs().sum(0)[:, None]], 1
         )
-        self._birth_c.index_add_(0, labels_n.cpu(), _births(child))
+        self._new_c.index_add_(0, labels_n.cpu(), _class_terms(child))
         if self._parents is not None:
             self._parents.append(parent.float().numpy())
         self._children.append(child.float().numpy())
         self._labels.append(labels_n.cpu())
         self._indices.append(np.asarray(indices_n, np.int64))
 
-    def add_views(self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor) -> None:
-        """Raw g of wide views of n images, with the labels of those: only the affine map looks at them."""
+    def add_composites(self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor) -> None:
+        """Add raw g of composites, with the labels of their images: only the affine map is fitted to them."""
         if bool(torch.isfinite(child_nd).all()):
-            self._pairs.add(parent_nd, child_nd, labels_n, views=True)
+            self._pairs.add(parent_nd, child_nd, labels_n, composites=True)
 
     def outcome(self, student: Embedder, version: str, class_names: list[str]) -> StageOutcome:
-        """Sums over ranks, and what follows from them. Raises StageDiverged on every rank when one diverged."""
+        """Sum over ranks and return the result. Raises StageDiverged on every rank where one diverged."""
         if bool(self._world.sum(torch.tensor(float(self._diverged)))):
             raise StageDiverged(
                 "the student's embeddings are not finite after its last step; "
@@ -100,21 +102,21 @@ class FinishPass:
             )
         pairs = self._pairs.summed(self._world)
         moments, fitted = pairs.of_images(), self._affine(pairs)
-        children, birth_c = self._children.rows(self._dim), self._birth_c
+        children, new_c = self._children.rows(self._dim), self._new_c
         W_dd = self._whitening(pairs, None if fitted is None else fitted.missed_dd, student)
-        # What is fitted and moved is so in the space that was learnt, and turned after it: W is known exactly.
+        # Maps and bank are computed in the space that was learnt, then transformed by W, which is known exactly.
         bank, shift = self._moved_bank(moments, version, W_dd)
         drift = {**self._sizes(moments, fitted), "bank_shift": shift}
         if W_dd is not None:
-            student.turn(W_dd)
-            children, birth_c = self._turned(children, W_dd)
-            fitted = None if fitted is None else fitted.turned(W_dd)
-        sums_c = self._world.sum(birth_c).numpy()
+            student.apply_linear(W_dd)
+            children, new_c = self._transformed(children, W_dd)
+            fitted = None if fitted is None else fitted.transformed(W_dd)
+        sums_c = self._world.sum(new_c).numpy()
         counts = sums_c[:, -1].round().astype(np.int64)
         means = sums_c[:, :-1] / np.maximum(counts, 1)[:, None]
-        bank = bank.born(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
+        bank = bank.with_classes(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
         forward, backward, error = self._maps(moments, fitted, children)
-        # No older vector, nothing to miss.
+        # Without an older vector the map has nothing to miss.
         drift["forward_error"] = error if len(self._bank) else 0.0
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
         return StageOutcome(student, bank, forward, backward, indices, children, drift)
@@ -124,41 +126,43 @@ class FinishPass:
         return self._settings.gallery_map in ("affine", "affine+kernel")
 
     def _affine(self, pairs: MapFit) -> AffineFit | None:
-        """None where there is no pair, or none is to be mapped so."""
+        """Fit the affine maps; None where there is no pair, or `gallery_map` has no affine part."""
         if not (self._maps_affinely and pairs.of_images().n):
             return None
         return pairs.fitted(self._settings.ridge)
 
     def _whitening(self, pairs: MapFit, missed_dd: Tensor | None, student: Embedder) -> Tensor | None:
-        """W of a first stage by what differs within its classes, of a later one by what its map misses; none without a
-        head to take it, nor where the gallery's map has no linear part, as W is one."""
+        """Return W: of a first stage by the scatter within classes, of a later one by the error of its map.
+
+        None without a linear head to fold it into, and where the gallery's map has no linear part.
+        """
         s, d = self._settings, self._dim
         images = pairs.of_images()
         square_dd = images.square_2d2d[d:, d:]
         if student.spec.head != "linear":
             return None
         if not len(self._bank):
-            birth_c = self._world.sum(self._birth_c)
-            return within_class_whitening(square_dd, birth_c[:, :d], birth_c[:, -1], s.whitening)
+            new_c = self._world.sum(self._new_c)
+            return within_class_whitening(square_dd, new_c[:, :d], new_c[:, -1], s.whitening)
         if missed_dd is None or not pairs.can_hold_out or not s.error_whitening:
             return None
         return error_whitening(missed_dd, images.n, images.sum_2d[d:], square_dd, s.error_whitening)
 
-    def _turned(self, children_nd: Float32s, W_dd: Tensor) -> tuple[Float32s, Tensor]:
-        """W g of every row, batch by batch as they came, and the sums by class of those."""
-        turned, start = self._room(), 0
-        birth_c = torch.zeros_like(self._birth_c)
+    def _transformed(self, children_nd: Float32s, W_dd: Tensor) -> tuple[Float32s, Tensor]:
+        """Return W g of every row, batch by batch in their order, and the sums by class of W g."""
+        transformed, start = self._new_buffer(), 0
+        new_c = torch.zeros_like(self._new_c)
         for labels_n in self._labels:
             rows_nd = torch.from_numpy(np.array(children_nd[start : start + len(labels_n)])).double() @ W_dd.T
-            birth_c.index_add_(0, labels_n, _births(rows_nd))
-            turned.append(rows_nd.float().numpy())
+            new_c.index_add_(0, labels_n, _class_terms(rows_nd))
+            transformed.append(rows_nd.float().numpy())
             start += len(labels_n)
-        return turned.rows(self._dim), birth_c
+        return transformed.rows(self._dim), new_c
 
     def _moved_bank(
         self, moments: PairMoments, version: str, W_dd: Tensor | None = None
     ) -> tuple[ClassBank, float]:
-        """m_c += sum_i w_ci delta_i / sum_i w_ci, then turned by W, and the mean length of those moves."""
+        """Return the bank with m_c <- W (m_c + Σ_i w_ci delta_i / Σ_i w_ci), and the mean length of those moves."""
         move_C = self._world.sum(self._move_C)
         num, total, absolute = move_C[:, : self._dim], move_C[:, -2], move_C[:, -1]
         delta_Cd = weighted_mean(num, total, absolute, self._settings.kernel_floor, moments.mean_drift())
@@ -168,7 +172,7 @@ class FinishPass:
     def _maps(
         self, moments: PairMoments, fitted: AffineFit | None, children_nd: Float32s
     ) -> tuple[DriftMap, DriftMap, float]:
-        """Parent -> child, child -> parent, and by what mean square the first misses classes it was not fitted to."""
+        """Return the maps parent -> child and child -> parent, and the first one's error on held-out classes."""
         s, images = self._settings, int(moments.n)
         if s.gallery_map == "identity" or images == 0:
             return IdentityMap(), IdentityMap(), moments.drift() / max(images, 1)
@@ -181,7 +185,7 @@ class FinishPass:
         return kernel.fit(forward), kernel.fit(backward, backward=True), kernel.held_out_error(forward)
 
     def _sizes(self, moments: PairMoments, fitted: AffineFit | None) -> dict[str, float]:
-        """Of what was learnt, before it is turned."""
+        """Return the sizes of the drift, before whitening."""
         parent = float(moments.square_2d2d.diagonal()[: self._dim].sum())
         n, sum_d = max(moments.n, 1.0), moments.sum_2d[: self._dim]
         return {
@@ -192,8 +196,8 @@ class FinishPass:
         }
 
 
-def _births(child_nd: Tensor) -> Tensor:
-    """What the sums by class are of: [g, z, 1]."""
+def _class_terms(child_nd: Tensor) -> Tensor:
+    """Return [g, z, 1] of each row, the terms of the sums by class."""
     return torch.cat([child_nd, unit(child_nd), torch.ones(len(child_nd), 1, dtype=child_nd.dtype)], 1)
 
 
@@ -203,13 +207,12 @@ def run_finish(
     parent: Callable[[Tensor], Tensor],
     child: Embedder,
     device: torch.device,
-    views: LastPassViews,
+    composites: LastPassComposites,
 ) -> None:
-    """Feeds (pixels uint8 [n,H,W,3], labels [n], indices [n]) to the pass, in evaluation mode and
-    unaugmented, and wide views of them."""
+    """Feed (pixels uint8 [n,H,W,3], labels [n], indices [n]) and their composites to the pass, without augmentation."""
     with torch.inference_mode():
         for pixels, labels, indices in batches:
             images, labels_n = as_images(pixels, device), torch.as_tensor(labels).long()
             finish.add(parent(images), child(images), labels_n, np.asarray(indices))
-            for seen, row_n in views.of(images, np.asarray(indices)):
-                finish.add_views(parent(seen), child(seen), labels_n[row_n])
+            for mixed, row_n in composites.of(images, np.asarray(indices)):
+                finish.add_composites(parent(mixed), child(mixed), labels_n[row_n])

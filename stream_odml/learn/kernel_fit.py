@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_odml.learn.drift import AffineMap, KernelMap
-from stream_odml.learn.kept import Float32s
 from stream_odml.learn.map_fit import FOLDS
+from stream_odml.learn.row_buffer import Float32s
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.world import World
 
@@ -37,8 +37,8 @@ class KernelFit:
         total: int,
         world: World,
     ) -> KernelFit:
-        """Every k-th of each rank's images, `total` on all: at most `kernel_anchors`, and a row more a rank."""
-        every = slice(None, None, -(-total // settings.kernel_anchors))
+        """Every k-th of each rank's images, `total` on all: at most `kernel_pairs`, and a row more a rank."""
+        every = slice(None, None, -(-total // settings.kernel_pairs))
 
         def of_all_ranks(rows: Tensor) -> Tensor:
             return world.gather(rows.to(world.device)).cpu()

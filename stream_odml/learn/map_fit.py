@@ -1,5 +1,6 @@
-"""The affine drift map of a stage: fitted to the task's images and their wide views, its ridge chosen by classes
-that the fit has not seen, as the gallery's are.
+"""The affine drift map of a stage, fitted to the task's images and their cut-mix composites.
+
+Its ridge is chosen by the error on classes held out of the fit, as the classes of the gallery are.
 """
 
 # n pairs   d embedding
@@ -18,25 +19,25 @@ from stream_odml.learn.world import World
 
 FOLDS = 4
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 1e6)
-"""Tried by cross-validation; the last leaves a shift alone."""
-UNTESTED_RIDGE = 0.1
-"""Where there are too few classes to hold any back."""
+"""Candidates of the cross-validation; the last one leaves only a shift."""
+DEFAULT_RIDGE = 0.1
+"""Used where there are too few classes to hold any out."""
 
 
 @dataclass(frozen=True, eq=False)
 class AffineFit:
-    """The affine maps of a stage, and what the first of them misses."""
+    """The affine maps of a stage, and the error of the forward one."""
 
     forward: AffineMap
     """Parent's space -> child's."""
     backward: AffineMap
     """Child's space -> parent's."""
     missed_dd: Tensor
-    """Mean outer product of forward(g_parent) - g_child over images of classes that the map was not fitted to; over
-    all images where there are too few classes. What a stored vector of an old class should expect."""
+    """Mean outer product of forward(g_parent) - g_child over images of classes held out of the fit; over all images
+    where there are too few classes. The error to expect for a stored vector of an old class."""
 
-    def turned(self, W_dd: Tensor) -> AffineFit:
-        """As the child's space is turned by W."""
+    def transformed(self, W_dd: Tensor) -> AffineFit:
+        """Return the same maps after the linear transform g -> W g of the child's space."""
         W, there, back = W_dd.numpy(), self.forward, self.backward
         return AffineFit(
             AffineMap(W @ there.A, W @ there.b),
@@ -46,36 +47,36 @@ class AffineFit:
 
 
 class MapFit:
-    """Pair moments of the images and of their wide views, apart for each of FOLDS groups of classes."""
+    """Pair moments of the images and of their composites, one of each per group of classes (FOLDS groups)."""
 
     def __init__(self, dim: int) -> None:
         self.images = [PairMoments.empty(dim) for _ in range(FOLDS)]
-        self.views = [PairMoments.empty(dim) for _ in range(FOLDS)]
+        self.composites = [PairMoments.empty(dim) for _ in range(FOLDS)]
 
-    def add(self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor, *, views: bool = False) -> None:
-        """Adds n pairs of raw embeddings, with the labels of their images."""
+    def add(self, parent_nd: Tensor, child_nd: Tensor, labels_n: Tensor, *, composites: bool = False) -> None:
+        """Add n pairs of raw embeddings, with the labels of their images."""
         fold_n = labels_n.cpu() % FOLDS
         parent, child = parent_nd.double().cpu(), child_nd.double().cpu()
-        for fold, moments in enumerate(self.views if views else self.images):
+        for fold, moments in enumerate(self.composites if composites else self.images):
             rows = fold_n == fold
             moments.add(parent[rows], child[rows])
 
     def summed(self, world: World) -> MapFit:
-        """Over all ranks."""
+        """Return the sums over all ranks."""
         total = MapFit(len(self.images[0].sum_2d) // 2)
         total.images = [moments.summed(world) for moments in self.images]
-        total.views = [moments.summed(world) for moments in self.views]
+        total.composites = [moments.summed(world) for moments in self.composites]
         return total
 
     def of_images(self) -> PairMoments:
-        """Of the task's own images."""
+        """Return the moments of the task's own images."""
         return self.images[0].plus(*self.images[1:])
 
     def fitted(self, ridge: float | None) -> AffineFit:
-        """Both ways on images and views, by `ridge` or, for None, by the one that serves held-out classes best."""
+        """Fit both directions on images and composites, with `ridge` or, for None, `best_ridge`."""
         forward = self.best_ridge() if ridge is None else ridge
         backward = self.best_ridge(backward=True) if ridge is None else ridge
-        pairs = self.of_images().plus(*self.views)
+        pairs = self.of_images().plus(*self.composites)
         there = pairs.fit(forward)
         missed = (
             self._held_out_matrices((forward,), backward=False)[0]
@@ -85,15 +86,15 @@ class MapFit:
         return AffineFit(there, pairs.fit(backward, backward=True), missed)
 
     def best_ridge(self, *, backward: bool = False) -> float:
-        """argmin over RIDGES of the mean square error on images of classes that the map was not fitted to."""
+        """Return the argmin over RIDGES of the mean square error on images of held-out classes."""
         if not self.can_hold_out:
-            return UNTESTED_RIDGE
+            return DEFAULT_RIDGE
         errors = [float(e.trace()) for e in self._held_out_matrices(RIDGES, backward=backward)]
         return RIDGES[errors.index(min(errors))]
 
     @property
     def can_hold_out(self) -> bool:
-        """Whether two groups or more hold classes, so that a fit can be tried on one that it has not seen."""
+        """Return whether two groups or more hold classes, so that a fit can be evaluated on one held out of it."""
         return len(self._held_out()) > 1
 
     def _held_out(self) -> list[int]:
@@ -105,7 +106,7 @@ class MapFit:
         for fold in self._held_out():
             rest = [i for i in range(FOLDS) if i != fold]
             others = PairMoments.empty(d).plus(
-                *(self.images[i] for i in rest), *(self.views[i] for i in rest)
+                *(self.images[i] for i in rest), *(self.composites[i] for i in rest)
             )
             images = self.images[fold]
             n += images.n

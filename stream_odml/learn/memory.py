@@ -1,4 +1,4 @@
-"""Memory of freed tensors, kept by the process from step to step instead of given back to the kernel."""
+"""Keeps memory of freed tensors in the process from step to step, instead of returning it to the kernel."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 def keep_freed_memory() -> None:
-    """glibc maps every large block anew and unmaps it when it is freed, so that each step waits for the kernel to
-    hand out and clear the pages that the last one had: a seventh of a step with activations of 40 MB. To be called
-    by processes that learn, once; does nothing where the C library is another."""
+    """Make glibc keep freed blocks. Call once in a process that trains; does nothing with another C library.
+
+    By default glibc maps every large block and unmaps it when it is freed, so that each step waits for the kernel to
+    clear the same pages again: a seventh of a step with activations of 40 MB.
+    """
     if hasattr(_libc(), "mallopt"):
         _libc().mallopt(_MMAP_MAX, 0)
         _libc().mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def give_back_memory() -> None:
-    """What is free now goes back to the kernel: between two stages others may need it."""
+    """Return freed memory to the kernel: between two stages other processes may need it."""
     if hasattr(_libc(), "malloc_trim"):
         _libc().malloc_trim(0)
 

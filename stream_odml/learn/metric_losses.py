@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream_odml.learn.relation import gram
+from stream_odml.learn.geometry import gram
 from stream_odml.learn.settings import Scalar, StageSettings
 
 
 def pair_masks(labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(positives, negatives), boolean [B, B]; an image is never its own positive, whatever its similarity."""
+    """Return (positives, negatives), boolean [B, B]. An image is never its own positive."""
     same = labels_B[:, None] == labels_B[None, :]
     itself = torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
     return same & ~itself, ~same
 
 
 class HardPairLoss(nn.Module):
-    """mean over P*_i of (1 - s) + mean over N*_i of s, averaged over anchors i; an empty N*_i counts 0.
+    """Computes mean over P*_i of (1 - s) + mean over N*_i of s, averaged over anchors i; an empty N*_i counts 0.
 
     N*_i = {n: s_in > min_P s_ip - margin},  P*_i = {p: s_ip < max_N s_in + margin}.
     """
@@ -45,8 +45,7 @@ class HardPairLoss(nn.Module):
 
 
 class BinomialDevianceLoss(nn.Module):
-    """mean over positives of softplus(-2 (s - 0.5)) + mean over negatives of softplus(40 (s - 0.5)),
-    over anchors.
+    """Computes mean_p softplus(-2 (s_ip - 0.5)) + mean_n softplus(40 (s_in - 0.5)), averaged over anchors i.
 
     Anchors without a positive or without a negative count 0.
     """
@@ -66,8 +65,7 @@ class BinomialDevianceLoss(nn.Module):
 
 
 class SupervisedContrastiveLoss(nn.Module):
-    """-mean over positives of log(exp(s_ip / T) / sum_{a != i} exp(s_ia / T)), over anchors (Khosla et
-    al., 2020).
+    """Computes -mean_p log(exp(s_ip / T) / Σ_{a != i} exp(s_ia / T)), averaged over anchors i (Khosla et al., 2020).
 
     Anchors without a positive or without a negative count 0.
     """
@@ -89,7 +87,7 @@ class SupervisedContrastiveLoss(nn.Module):
 
 
 class LibraryLoss(nn.Module):
-    """A loss of pytorch_metric_learning by class name, with its miner where one is named."""
+    """Wraps a loss of pytorch_metric_learning, with a miner where one is named."""
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None) -> None:
         super().__init__()
@@ -110,11 +108,10 @@ _BY_HAND: dict[str, type[nn.Module]] = {
 
 
 def build_metric_loss(settings: StageSettings, n_classes: int, dim: int, seed: int) -> nn.Module:
-    """L_M as the settings name it: a module of (unit embeddings [B, d], labels [B] in 0..n_classes-1)
-    -> scalar.
+    """Build L_M by name: a module of (unit embeddings [B, d], labels [B] in 0..n_classes-1) -> scalar.
 
-    Losses with weights of their own (proxies) get them from `seed`, and `n_classes` and `dim` without asking.
-    Raises ValueError for an unknown name or argument.
+    Losses with weights of their own (proxies) are initialised from `seed` and sized by `n_classes` and `dim`. Raises
+    ValueError for an unknown name or argument.
     """
     name, args = settings.metric_loss, dict(settings.metric_loss_args)
     if name in _BY_HAND:
@@ -157,5 +154,5 @@ def _construct(cls: Any, name: str, args: dict[str, Scalar]) -> nn.Module:
 
 
 def _masked_mean(values_BB: Tensor, mask_BB: Tensor) -> Tensor:
-    """Mean of each row where the mask holds, 0 where it holds nowhere, [B]."""
+    """Return the mean of each row where the mask holds, 0 where it holds nowhere, [B]."""
     return (values_BB * mask_BB).sum(1) / mask_BB.sum(1).clamp_min(1)

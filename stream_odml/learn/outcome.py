@@ -1,4 +1,4 @@
-"""What a stage leaves behind: the new model, the moved bank, the drift maps, the task's embeddings."""
+"""Results of a step and of a stage: losses, the new model, its bank, drift maps and the task's embeddings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StepReport:
 
 @dataclass(frozen=True, eq=False)
 class StageOutcome:
-    """All but the indices and embeddings is the same on every rank."""
+    """The result of a stage. All but `indices` and `embeddings` is the same on every rank."""
 
     student: Embedder
     bank: ClassBank

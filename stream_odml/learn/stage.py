@@ -1,7 +1,7 @@
 """One stage: a student, its frozen parent and a fresh peer over the images of one task, and of no other.
 
-Every step is a pure function of (state, batch, seed, step): a stage resumed from `state_dict` goes on to the
-same bits on a CPU. No image of an earlier task and no model older than the parent is ever at hand.
+Every step is a pure function of (state, batch, seed, step): on a CPU a stage resumed from `state_dict` continues to the
+same bits. No image of an earlier task and no model older than the parent is used.
 """
 
 # b rows of this rank   B global batch   d embedding
@@ -16,26 +16,27 @@ from torch import Tensor, nn
 
 from stream_odml.learn.augment import augment, step_seed
 from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.composites import LastPassComposites, composites_of_batch, counts_of_composites
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, as_images
 from stream_odml.learn.finish import Batch, FinishPass, run_finish
-from stream_odml.learn.kept import InMemory, Room
+from stream_odml.learn.losses import stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.learn.networks import across_ranks, build_networks, contiguous, freeze
-from stream_odml.learn.objective import stage_losses
 from stream_odml.learn.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
 from stream_odml.learn.outcome import StageDiverged, StageOutcome, StepReport
+from stream_odml.learn.row_buffer import InMemoryBuffer, NewBuffer
 from stream_odml.learn.settings import StageSettings
-from stream_odml.learn.views import LastPassViews, counts_of_views, views_of_batch
 from stream_odml.learn.virtual import VirtualFeatures
 from stream_odml.learn.world import World
 
 __all__ = ["StageDiverged", "StageLearner", "StageOutcome", "StepReport"]
-_AT_A_TIME = 24
+_OLD_IMAGES_AT_ONCE = 24
+"""Images that the old model embeds at once on a CPU: the activations of a layer then stay in the cache."""
 
 
 class StageLearner:
-    """Learns one task. `.step` total_steps times on every rank, then `.finish` once."""
+    """Learns one task: call `.step` total_steps times on every rank, then `.finish` once."""
 
     def __init__(
         self,
@@ -49,11 +50,17 @@ class StageLearner:
         world: World | None = None,
         backward_maps: Mapping[str, DriftMap] | None = None,
     ) -> None:
-        """`old`: the parent model, which is copied; `bank`: the parent's (empty: the base stage, L_M only).
+        """Build the networks of a stage. Raises ValueError where the arguments do not fit together.
 
-        `n_classes`: labels are 0..n_classes-1 of this task. `version_id`: of the model to be made, the key of
-        the classes born. `backward_maps`: only for virtual='affine', see VirtualFeatures. ValueError on what
-        does not fit.
+        Args:
+            settings: How the stage is learnt.
+            old: The parent model; it is copied.
+            bank: The parent's class bank; an empty one makes this the base stage, which has L_M only.
+            n_classes: Labels of this task are 0..n_classes-1.
+            version_id: Id of the model to be made, the origin version of the new classes.
+            seed: Seed of initialisation, augmentation and composites.
+            world: Ranks of this stage; by default those of the process group.
+            backward_maps: Needed for virtual='affine' only, see `VirtualFeatures`.
         """
         if bank.dim != old.spec.dim:
             raise ValueError(
@@ -77,16 +84,16 @@ class StageLearner:
         names = ["student"] + (["peer"] if self.networks.peer is not None else [])
         losses = [build_metric_loss(s, self._n_classes, old.spec.dim, step_seed(self.seed, 2)) for _ in names]
         self._metric = nn.ModuleDict(dict(zip(names, losses, strict=True))).to(device)
-        # The more old classes there are to each new one, the more there is to lose.
-        crowd = (len(self.bank) / self._n_classes) ** 0.5
-        self._weights = replace(s, weight_wide=s.weight_wide * crowd)
+        # The more old classes there are to each new one, the more can be forgotten.
+        old_to_new = (len(self.bank) / self._n_classes) ** 0.5
+        self._weights = replace(s, weight_composites=s.weight_composites * old_to_new)
         repels = s.weight_repel > 0 and not self.is_base
         self._directions = torch.from_numpy(self.bank.directions).to(device) if repels else None
         self._virtual = None if self.is_base else VirtualFeatures(self.bank, s, backward_maps, device)
-        self._asks_old = not self.is_base and bool(
+        self._needs_old = not self.is_base and bool(
             s.weight_old
-            or s.weight_anchor
-            or s.weight_wide
+            or s.weight_distill
+            or s.weight_composites
             or repels
             or (self._virtual is not None and len(self._virtual))
         )
@@ -94,10 +101,9 @@ class StageLearner:
         self._optimiser = build_optimiser(self.networks, self._metric, s, self._rate)
 
     def step(self, pixels_bHW3: Tensor, labels_b: Tensor) -> StepReport:
-        """One optimiser step on this rank's slice of the global batch (uint8 pixels, int64 labels).
+        """Take one optimiser step on this rank's slice of the global batch (uint8 pixels, int64 labels).
 
-        Raises StageDiverged, on every rank alike and before any weight is touched, when the loss is
-        not finite.
+        Raises StageDiverged where the loss is not finite: on every rank alike, before any weight is changed.
         """
         step, world = self.next_step, self.world
         if step >= self.total_steps:
@@ -108,71 +114,80 @@ class StageLearner:
         images = as_images(pixels_bHW3, world.device)
         images = augment(images, self.settings, self.seed, step, start=start, total=total)
         with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-            self._draw_anew(3, step, world.rank)  # for dropout inside a named backbone
-            wide = self._wide(images, step, start=start, total=total)
-            student_Bd, peer_Bd, old_Bd, wide_pair = self._embed(images, wide, step, counts)
-            self._draw_anew(4, step)  # for miners that draw: the same on every rank
+            # For dropout inside a named backbone.
+            self._reseed(3, step, world.rank)
+            seen = self._with_composites(images, step, start=start, total=total)
+            student_Bd, peer_Bd, old_Bd, composites = self._embed(seen, len(images), step, counts)
+            # For miners that draw: the same on every rank.
+            self._reseed(4, step)
             losses = stage_losses(
                 self._weights,
                 self._metric,
-                self._virtual,
                 labels_B,
                 student_Bd,
-                peer_Bd,
-                old_Bd,
-                self._directions,
-                wide_pair,
+                peer_Bd=peer_Bd,
+                old_Bd=old_Bd,
+                virtual=self._virtual,
+                directions_Cd=self._directions,
+                composites=composites,
             )
             report = self._report(losses, step)
             self._descend(sum(losses.values(), torch.zeros((), device=world.device)), step)
         self.next_step = step + 1
         return report
 
-    def _draw_anew(self, *parts: int) -> None:
-        """As torch.manual_seed, which formats the stack for each kind of accelerator that is not there."""
+    def _reseed(self, *parts: int) -> None:
+        """Seed torch; its own manual_seed is slow, as it formats the stack for each kind of absent accelerator."""
         seed = step_seed(self.seed, *parts)
         torch.default_generator.manual_seed(seed)
         if self.world.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _wide(self, images_b3SS: Tensor, step: int, *, start: int, total: int) -> Tensor:
-        """This rank's wide views, none in the base stage."""
+    def _with_composites(self, images_b3SS: Tensor, step: int, *, start: int, total: int) -> Tensor:
+        """Return this rank's images, and behind them its cut-mix composites; none in the base stage."""
         s = self.settings
-        if self.is_base or not s.weight_wide:
-            return images_b3SS[:0]
-        return views_of_batch(
-            images_b3SS, s.wide_every, s.images_per_class, self.seed, step, start=start, total=total
+        if self.is_base or not s.weight_composites:
+            return images_b3SS
+        composites = composites_of_batch(
+            images_b3SS,
+            every=s.composite_every,
+            per_class=s.images_per_class,
+            seed=self.seed,
+            step=step,
+            start=start,
+            total=total,
         )
+        if not len(composites):
+            return images_b3SS
+        return torch.cat([images_b3SS, composites]).contiguous(memory_format=torch.channels_last)
 
     def _embed(
-        self, images: Tensor, wide: Tensor, step: int, counts: list[int]
+        self, seen: Tensor, b: int, step: int, counts: list[int]
     ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Raw g of the global batch under S, N and O, in one exchange; of its wide views under S and O, in another."""
-        b = len(images)
+        """Return raw g of the global batch under S, N and O, and of its composites under S and O.
+
+        `seen`: b images of this rank, then its composites. One exchange for the batch, another for the composites.
+        """
         with_peer = self.networks.peer is not None and step % self.settings.peer_every == 0
-        seen = (
-            torch.cat([images, wide]).contiguous(memory_format=torch.channels_last) if len(wide) else images
-        )
         student, peer_bd = self._parallel(seen, b if with_peer else 0)
         d = student.shape[1]
         # Cloned out of inference mode, so that the loss may save it for its backward pass.
-        old = self._old_embeddings(seen).clone() if self._asks_old else None
+        old = self._old_embeddings(seen).clone() if self._needs_old else None
         parts = [part[:b] for part in (student, peer_bd, old) if part is not None]
         gathered = list(torch.split(self.world.gather(torch.cat(parts, dim=1), counts), d, dim=1))
         old_Bd = gathered.pop() if old is not None else None
-        wide_pair = None
-        if old is not None and self.settings.weight_wide:
-            of_ranks = counts_of_views(counts, self.settings.wide_every)
+        composites = None
+        if old is not None and self.settings.weight_composites:
+            of_ranks = counts_of_composites(counts, self.settings.composite_every)
             both = self.world.gather(torch.cat([student[b:], old[b:]], dim=1), of_ranks)
-            wide_pair = (both[:, :d], both[:, d:])
-        return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd, wide_pair
+            composites = (both[:, :d], both[:, d:])
+        return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd, composites
 
     def _old_embeddings(self, images: Tensor) -> Tensor:
         bf16 = self.settings.old_precision == "bf16"
         with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            # On a CPU a few at a time, so that the activations of a layer are still in the cache for the next.
-            few = _AT_A_TIME if images.device.type == "cpu" else max(len(images), 1)
-            return torch.cat([self.old(part) for part in torch.split(images, few)])
+            at_once = _OLD_IMAGES_AT_ONCE if images.device.type == "cpu" else max(len(images), 1)
+            return torch.cat([self.old(part) for part in torch.split(images, at_once)])
 
     def _report(self, losses: dict[str, Tensor], step: int) -> StepReport:
         values = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()
@@ -180,7 +195,7 @@ class StageLearner:
         if not all(abs(value) < float("inf") for value in values):
             raise StageDiverged(
                 f"loss at step {step} is {terms}, expected finite numbers; lower learning_rate "
-                f"(now {self._rate:g}), raise warmup_steps, or look at the task's images, then learn it again"
+                f"(now {self._rate:g}), raise warmup_steps, or check the task's images, then learn it again"
             )
         return StepReport({"total": sum(values), **terms}, step)
 
@@ -192,7 +207,7 @@ class StageLearner:
         self._optimiser.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Progress within the stage, enough with the constructor's arguments to go on to the same bits."""
+        """Return progress within the stage: with the constructor's arguments, enough to continue to the same bits."""
         state = {f"networks.{k}": v for k, v in self.networks.state_dict().items()}
         state |= {f"metric.{k}": v for k, v in self._metric.state_dict().items()}
         state |= {f"adam.{k}": v for k, v in optimiser_state(self._optimiser).items()}
@@ -200,8 +215,7 @@ class StageLearner:
         return {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `state_dict`, into a learner built with the same arguments; ValueError when it
-        does not fit."""
+        """Load a `state_dict` into a learner built with the same arguments. Raises ValueError where it does not fit."""
         parts: dict[str, dict[str, Tensor]] = {"networks": {}, "metric": {}, "adam": {}}
         try:
             for key, value in state.items():
@@ -214,25 +228,30 @@ class StageLearner:
             self.next_step = int(state["step"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"progress of another stage: {error}; begin the task again from its parent"
+                f"progress of another stage: {error}; start the task again from its parent"
             ) from error
 
     def finish(
-        self, batches: Iterable[Batch], class_names: list[str], n_images: int = 0, room: Room = InMemory
+        self,
+        batches: Iterable[Batch],
+        class_names: list[str],
+        n_images: int = 0,
+        new_buffer: NewBuffer = InMemoryBuffer,
     ) -> StageOutcome:
-        """One pass over this rank's share of the task's images, each once, on every rank; then the
-        stage is over. `n_images`: of all ranks, by which the map's wide views are rationed. `room` makes
-        what holds the embeddings of a share that is too large for memory.
+        """Pass once over this rank's share of the task's images, on every rank, and end the stage.
 
-        Drops the old model and the peer. ValueError when names and labels disagree; StageDiverged for
-        non-finite embeddings.
+        Drops the old model and the peer. `n_images`: of all ranks, which limits the composites per image.
+        `new_buffer` makes the buffers for embeddings of a share that is too large for memory. Raises ValueError where
+        names and labels disagree, StageDiverged for embeddings that are not finite.
         """
         if len(class_names) != self._n_classes or len(set(class_names)) != self._n_classes:
             raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")
         student = self._averaged_student().eval().requires_grad_(False)
-        finish = FinishPass(self.settings, self.bank, self._n_classes, student.spec.dim, self.world, room)
-        views = LastPassViews(0 if self.is_base else self.settings.map_views, n_images)
-        run_finish(finish, batches, self.old, student, self.world.device, views)
+        finish = FinishPass(
+            self.settings, self.bank, self._n_classes, student.spec.dim, self.world, new_buffer
+        )
+        composites = LastPassComposites(0 if self.is_base else self.settings.map_composites, n_images)
+        run_finish(finish, batches, self.old, student, self.world.device, composites)
         student.cpu()
         contiguous(student)
         outcome = finish.outcome(student, self.version_id, class_names)
@@ -242,7 +261,7 @@ class StageLearner:
         return outcome
 
     def _averaged_student(self) -> Embedder:
-        """The student, with old_share of the old weights (never in the base stage)."""
+        """Return the student with `old_share` of the old weights averaged in (never in the base stage)."""
         student = self.networks.student
         if self.settings.old_share and not self.is_base:
             with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Virtual features: what a model that nobody holds any more would have said of a new image."""
+"""Virtual features: estimates of the embeddings that older, deleted models would give to a new image."""
 
-# B global batch   C classes born at one stage   d embedding
+# B global batch   C classes of one origin version   d embedding
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from stream_odml.learn.kernels import kernel_mean, kernel_weights
 from stream_odml.learn.settings import StageSettings
 
 
-def virtual_births(bank: ClassBank) -> list[str]:
-    """The versions that virtual features stand for: those of birth, save the parent itself, which is
-    at hand."""
-    return [birth for birth in bank.births_in_order() if birth != bank.version]
+def virtual_versions(bank: ClassBank) -> list[str]:
+    """Return the versions that need virtual features: the bank's origin versions without the parent, which is here."""
+    return [origin for origin in bank.origins_in_order() if origin != bank.version]
 
 
 class VirtualFeatures:
-    """V_k for every older version k, estimated from the old model's g, by the bank's kernel or by
-    backward maps."""
+    """V_k of every older version k, from the old model's g, by the bank's kernel or by backward maps."""
 
     def __init__(
         self,
@@ -34,41 +32,42 @@ class VirtualFeatures:
         backward_maps: Mapping[str, DriftMap],
         device: torch.device,
     ) -> None:
-        """`backward_maps`: version of birth -> composed map from the parent's space to it; for
-        virtual='affine'."""
+        """Take from the bank what the estimates need.
+
+        `backward_maps`: origin version -> composed map from the parent's space to it, for virtual='affine'.
+        """
         self._settings = settings
-        self._births = virtual_births(bank) if settings.weight_virtual > 0 else []
+        self._versions = virtual_versions(bank) if settings.weight_virtual > 0 else []
         self._maps = backward_maps
         if settings.virtual == "affine":
-            missing = [birth for birth in self._births if birth not in backward_maps]
+            missing = [version for version in self._versions if version not in backward_maps]
             if missing:
                 raise ValueError(
                     f"virtual: affine needs a backward map to {', '.join(missing)}; "
                     "pass the composed maps, or set virtual: kernel"
                 )
         self._banks: list[tuple[Tensor, Tensor]] = []
-        for birth in self._births:
-            rows = bank.rows_born_at(birth)
-            drift = bank.means[rows] - bank.birth_means[rows]
+        for version in self._versions:
+            rows = bank.rows_of_origin(version)
+            drift = bank.means[rows] - bank.origin_means[rows]
             self._banks.append(
                 (torch.from_numpy(bank.directions[rows]).to(device), torch.from_numpy(drift).to(device))
             )
 
     def __len__(self) -> int:
-        return len(self._births)
+        return len(self._versions)
 
     @torch.no_grad()
     def __call__(self, old_Bd: Tensor) -> list[Tensor]:
-        """Raw g_O [B, d] -> V_k [B, d] for each older version, unit rows, no gradient."""
+        """Return V_k [B, d] of each older version for raw g_O [B, d]: unit rows, no gradient."""
         if self._settings.virtual == "affine":
             g = old_Bd.cpu().numpy()
-            mapped = [self._maps[birth].apply(g) for birth in self._births]
+            mapped = [self._maps[version].apply(g) for version in self._versions]
             return [unit(torch.from_numpy(np.ascontiguousarray(m)).to(old_Bd)) for m in mapped]
         return [self._by_kernel(old_Bd, u_Cd, drift_Cd) for u_Cd, drift_Cd in self._banks]
 
     def _by_kernel(self, old_Bd: Tensor, u_Cd: Tensor, drift_Cd: Tensor) -> Tensor:
-        """V_k(x) = normalise(g_O(x) - sum_c a_c (m_c - b_c)), a_c = kernel(u_c, z_O(x)) normalised to
-        sum 1."""
+        """Return unit(g_O(x) - Σ_c a_c (m_c - b_c)), a_c = kernel(u_c, z_O(x)) normalised to sum 1."""
         s = self._settings
         weights_BC = kernel_weights(old_Bd, u_Cd, s.kernel, s.kernel_width)
         return unit(old_Bd - kernel_mean(weights_BC, drift_Cd, s.kernel_floor))

@@ -1,4 +1,4 @@
-"""Whitening of the embedding: directions in which vectors that should be alike differ count for less.
+"""Whitening of the embedding: directions in which vectors of one class differ are scaled down.
 
 Within-class covariance normalisation (Hatch, Kajarekar & Stolcke, Interspeech 2006), shrunk towards the identity, and
 the same by the covariance of other differences. It is linear: folded into the head it costs nothing, and a stored
@@ -12,14 +12,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MOST_BY_ERROR = 0.25
-"""Share of the error's covariance at most. A weak model moves much, and its map misses above all what it has just
-learnt: with a half, a stage after a short first one lost recall."""
+MAX_ERROR_SHARE = 0.25
+"""Maximum share of the error's covariance. A weak model moves much, and its map's error is largest on what it has just
+learnt: with 0.5, a stage after a short first one lost recall."""
 
 
 def within_class_whitening(square_dd: Tensor, sum_cd: Tensor, count_c: Tensor, share: float) -> Tensor | None:
-    """By the covariance of raw g within classes, from float64 sums over all images: of outer products of g, of g by
-    class, of images by class."""
+    """Return W by the covariance of raw g within classes; None where there is nothing to whiten.
+
+    From float64 sums over all images: outer products of g, g by class, images by class.
+    """
     known = count_c > 0
     between_dd = (sum_cd[known] / count_c[known, None]).T @ sum_cd[known]
     return _whitening(square_dd - between_dd, float(count_c.sum() - known.sum()), square_dd, share)
@@ -28,27 +30,27 @@ def within_class_whitening(square_dd: Tensor, sum_cd: Tensor, count_c: Tensor, s
 def error_whitening(
     missed_dd: Tensor, n: float, sum_d: Tensor, square_dd: Tensor, weight: float
 ) -> Tensor | None:
-    """By the mean outer product E of the errors of mapped vectors: W ~ (I + k E / v)^(-1/2), v the mean variance of g.
-    Where a map follows well, E is small beside v and little changes; E's share is MOST_BY_ERROR at most, and less where
-    images are few.
+    """Return W ~ (I + k E / v)^(-1/2): E the mean outer product of the map's errors, v the mean variance of g.
 
-    From float64 sums over n images, of g and of outer products of g.
+    Where the map is accurate, E is small beside v and W is near the identity. E's share is at most MAX_ERROR_SHARE,
+    and less where images are few. From float64 sums over n images, of g and of outer products of g.
     """
     scatter = float(square_dd.trace() - sum_d.square().sum() / n)
     if scatter <= 1e-9 * float(square_dd.trace()):
         return None
     # (I + k E / v) / (1 + ratio) is the mixture of `_whitening`.
     ratio = weight * n * float(missed_dd.trace()) / scatter
-    share = 1 - 1 / (1 + ratio)  # which an infinite ratio does not make NaN
-    return _whitening(n * missed_dd, n, square_dd, min(share, MOST_BY_ERROR))
+    # In this form an infinite ratio does not become NaN.
+    share = 1 - 1 / (1 + ratio)
+    return _whitening(n * missed_dd, n, square_dd, min(share, MAX_ERROR_SHARE))
 
 
 def _whitening(scatter_dd: Tensor, freedom: float, square_dd: Tensor, share: float) -> Tensor | None:
-    """W = ((1 - s) I + s S / mean variance of S)^(-1/2), times what keeps the mean of |g|^2.
+    """Return W = ((1 - s) I + s S / mean variance of S)^(-1/2), scaled to keep the mean of |g|^2.
 
-    S, of any scale: scatter of what should not count, from n = `freedom` independent differences, and s = share *
-    n / (n + d), as a few images say little of d directions. `square_dd`: sum of outer products of the images' g. None
-    where nothing is to be whitened: no share, nothing that differs.
+    S, of any scale: the scatter to whiten, from n = `freedom` independent differences; s = share * n / (n + d), as few
+    images determine few of d directions. `square_dd`: sum of outer products of the images' g. None where `share` is 0
+    or S is zero.
     """
     d = len(square_dd)
     if not share or freedom <= 0 or float(scatter_dd.trace()) <= 1e-9 * float(square_dd.trace()):

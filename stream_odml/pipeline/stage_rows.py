@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stream_odml.learn.kept import Float32s, Room
+from stream_odml.learn.row_buffer import Float32s, NewBuffer
 from stream_odml.store.store import REPEATED
 from stream_odml.store.tables import GALLERY, restamped
 
@@ -34,11 +34,11 @@ class OnDisk:
         self._file = self._path.open("wb")
 
     def append(self, rows_nd: Float32s) -> None:
-        """Takes n rows more."""
+        """Add n rows."""
         self._file.write(np.ascontiguousarray(rows_nd, np.float32).data)
 
     def rows(self, dim: int) -> Float32s:
-        """All of them, read-only."""
+        """Return all rows, as a read-only memory map."""
         self._file.close()
         count = self._path.stat().st_size // (4 * dim)
         if not count:
@@ -47,7 +47,7 @@ class OnDisk:
 
 
 @contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[Room]:
+def scratch(folder: Path) -> Iterator[NewBuffer]:
     """A folder for embeddings, emptied of what a killed attempt left there, and removed at the end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -30,7 +30,7 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.stage import StageDiverged, StageLearner, StageOutcome
-from stream_odml.learn.virtual import virtual_births
+from stream_odml.learn.virtual import virtual_versions
 from stream_odml.learn.world import World
 from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.estimating import estimate_old
@@ -170,8 +170,8 @@ class StageRun:
         bank = parent_bank(self._store, parent, old.spec.dim)
         maps = {}
         if self._settings.virtual == "affine":
-            found = self._store.mapper.out_of(self._store.tree, parent, virtual_births(bank))
-            maps = {birth: _SpaceMapAsDrift(drift) for birth, drift in found.items()}
+            found = self._store.mapper.out_of(self._store.tree, parent, virtual_versions(bank))
+            maps = {origin: _SpaceMapAsDrift(drift) for origin, drift in found.items()}
         return StageLearner(
             self._settings,
             old,
@@ -224,8 +224,8 @@ class StageRun:
         self._say("evaluating")
         names = [self._cache.class_names[c] for c in self._classes]
         try:
-            with scratch(self._scratch) as room:
-                outcome = self.learner.finish(self._share(), names, len(self._rows), room)
+            with scratch(self._scratch) as new_buffer:
+                outcome = self.learner.finish(self._share(), names, len(self._rows), new_buffer)
                 parts = self._all_ranks(self._write_rows(outcome))
         except StageDiverged as error:
             raise StageFailed(str(error)) from error
@@ -353,15 +353,15 @@ class _SpaceMapAsDrift:
 
 
 def retried(settings: StageSettings, refusals: int) -> StageSettings:
-    """Settings of an attempt after so many refusals: each makes the anchors 4 times stronger, the rate half."""
+    """Return settings after so many refusals: each makes distillation 4 times stronger and halves the rate."""
     if not refusals:
         return settings
     factor = 4.0**refusals
     return replace(
         settings,
         weight_old=settings.weight_old * factor,
-        weight_anchor=max(settings.weight_anchor, 1.0) * factor,
-        weight_wide=max(settings.weight_wide, 1.0) * factor,
+        weight_distill=max(settings.weight_distill, 1.0) * factor,
+        weight_composites=max(settings.weight_composites, 1.0) * factor,
         learning_rate=settings.learning_rate / 2**refusals,
         base_learning_rate=settings.base_learning_rate / 2**refusals,
     )

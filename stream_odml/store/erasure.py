@@ -90,7 +90,7 @@ def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassB
     """``bank`` with entries corrected as they are in ``masters``, and without those that have none any more."""
     gone = [key for key, master in masters.items() if master is None]
     if gone:
-        bank = bank.kept(np.array([i for i, key in enumerate(bank.keys) if key not in gone], np.int64))
+        bank = bank.selected(np.array([i for i, key in enumerate(bank.keys) if key not in gone], np.int64))
     rows, counts, births = [], [], []
     for i, key in enumerate(bank.keys):
         master = masters.get(key)
@@ -100,7 +100,7 @@ def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassB
         if bank.counts[i] != master.counts[at]:
             rows.append(i)
             counts.append(master.counts[at])
-            births.append(master.birth_means[at])
+            births.append(master.origin_means[at])
     if not rows:
         return bank
     return bank.corrected(np.array(rows), np.array(counts), np.array(births))

@@ -21,8 +21,8 @@ from stream_odml.store.store import Store
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 MAX_OLD_LOSS = 0.12
 SIZES = {"base": 30, "good": 12, "poisoned": 12, "after": 12}
-UNPROTECTED = {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0, "weight_anchor": 0.0,
-               "weight_wide": 0.0, "weight_repel": 0.0, "old_share": 0.0}  # fmt: skip
+UNPROTECTED = {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0, "weight_distill": 0.0,
+               "weight_composites": 0.0, "weight_repel": 0.0, "old_share": 0.0}  # fmt: skip
 
 
 def config(root: Path, held_out: float) -> dict[str, Any]:

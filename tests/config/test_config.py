@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from stream_odml.config.stream import (
     parse_config,
     schema_json,
 )
+from stream_odml.learn.settings import METHODS, RENAMED, StageSettings
 
 
 def test_the_printed_example_is_the_defaults() -> None:
@@ -94,3 +97,49 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
 
 def test_the_schema_names_every_section() -> None:
     assert all(f'"{name}"' in schema_json() for name in StreamConfig.model_fields)
+
+
+def test_every_number_of_the_example_shows_its_range() -> None:
+    lines = example_yaml().splitlines()
+    bare = [
+        line
+        for before, line in pairwise(lines)
+        if re.fullmatch(r" *\w+: -?[\d.e+]+", line) and not re.search(r"\([<>]", before)
+    ]
+    assert bare == []
+
+
+def test_what_the_example_shows_is_what_is_checked() -> None:
+    """Each lower bound of `learning` is refused just below, and nothing is refused that the schema allows."""
+    properties = StreamConfig.model_json_schema()["$defs"]["StageSettings"]["properties"]
+    for name, spec in properties.items():
+        options = [spec, *spec.get("anyOf", [])]
+        least = next((o["minimum"] for o in options if "minimum" in o), None)
+        above = next((o["exclusiveMinimum"] for o in options if "exclusiveMinimum" in o), None)
+        if least is not None:
+            assert getattr(parse_config({"learning": {name: least}}).learning, name) == least
+            with pytest.raises(ConfigError, match=name):
+                parse_config({"learning": {name: least - 1}})
+        if above is not None:
+            with pytest.raises(ConfigError, match=name):
+                parse_config({"learning": {name: above}})
+
+
+def test_every_method_can_be_configured() -> None:
+    for method in METHODS:
+        assert parse_config({"method": method}).method == method
+
+
+def test_earlier_names_are_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    old = {"method": "no_wide", "learning": {"weight_anchor": 2, "wide_every": 3}}
+    new = {"method": "no_composites", "learning": {"weight_distill": 2, "composite_every": 3}}
+    assert parse_config(old) == parse_config(new)
+    assert {message.split()[0] for message in caplog.messages} == {
+        "method:", "learning.weight_anchor", "learning.wide_every",
+    }  # fmt: skip
+    assert {*RENAMED.values()} <= {field.name for field in dataclasses.fields(StageSettings)}
+
+
+def test_an_earlier_name_beside_the_new_one_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"weight_anchor: unknown key; did you mean `weight_distill`"):
+        parse_config({"learning": {"weight_anchor": 2, "weight_distill": 3}})

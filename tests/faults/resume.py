@@ -108,7 +108,7 @@ def fingerprint(root: Path) -> list[dict[str, Any]]:
         if BANK in known.artifacts:
             bank = ClassBank.from_bytes(store.artifact(version, BANK))
             keys = [(name, line.index(birth)) for name, birth in bank.keys]
-            arrays = (bank.counts, bank.birth_means, bank.means, bank.directions)
+            arrays = (bank.counts, bank.origin_means, bank.means, bank.directions)
             hashes[BANK] = _digest(repr(keys).encode() + b"".join(array.tobytes() for array in arrays))
         found.append({"task": known.task, **hashes})
     return found

@@ -14,8 +14,8 @@ RNG = np.random.default_rng(0)
 
 def bank() -> ClassBank:
     means = np.array([[1.0, 0.0], [0.0, 3.0], [9.0, 9.0]])
-    first = ClassBank.empty(2).born(["a", "b", "none"], "v1", np.array([2, 3, 0]), means, means)
-    return first.moved(np.array([[1.0, 1.0], [0.0, 1.0]]), "v2").born(
+    first = ClassBank.empty(2).with_classes(["a", "b", "none"], "v1", np.array([2, 3, 0]), means, means)
+    return first.moved(np.array([[1.0, 1.0], [0.0, 1.0]]), "v2").with_classes(
         ["a"], "v2", np.array([6]), np.array([[5.0, 1.0]]), np.array([[1.0, 0.0]])
     )
 
@@ -23,7 +23,7 @@ def bank() -> ClassBank:
 def test_a_bank_holds_nothing_that_is_not_finite() -> None:
     good = np.ones((1, 2), np.float32)
     with pytest.raises(ValueError, match="mean that is not finite"):
-        ClassBank.empty(2).born(["a"], "v1", np.array([3]), good * np.nan, good)
+        ClassBank.empty(2).with_classes(["a"], "v1", np.array([3]), good * np.nan, good)
 
 
 def test_a_class_that_comes_again_gets_a_second_entry_and_one_merged_mean() -> None:
@@ -32,17 +32,17 @@ def test_a_class_that_comes_again_gets_a_second_entry_and_one_merged_mean() -> N
     assert (names, counts.tolist()) == (["a", "b"], [8, 3])
     assert means.tolist() == [[(2 * 2 + 6 * 5) / 8, (2 * 1 + 6 * 1) / 8], [0.0, 4.0]]
     with pytest.raises(ValueError, match="different keys"):
-        bank().born(["a"], "v2", np.array([1]), np.ones((1, 2)), np.ones((1, 2)))
+        bank().with_classes(["a"], "v2", np.array([1]), np.ones((1, 2)), np.ones((1, 2)))
 
 
 def test_forgetting_an_item_leaves_the_means_of_the_others() -> None:
     images = RNG.normal(size=(5, 2))
     full, without = images.mean(0)[None], images[1:].mean(0)[None]
     drift = np.array([[0.5, -0.5]])
-    before = ClassBank.empty(2).born(["a"], "v1", np.array([5]), full, full).moved(drift, "v2")
+    before = ClassBank.empty(2).with_classes(["a"], "v1", np.array([5]), full, full).moved(drift, "v2")
     after = before.forget_item("a", "v1", images[0])
     assert after.counts.tolist() == [4]
-    assert after.birth_means == pytest.approx(without, rel=1e-5)
+    assert after.origin_means == pytest.approx(without, rel=1e-5)
     assert after.means == pytest.approx(without + drift, rel=1e-5)
     assert after.directions == pytest.approx((without + drift) / np.linalg.norm(without + drift), rel=1e-5)
     assert before.counts.tolist() == [5]
@@ -54,22 +54,24 @@ def test_forgetting_an_item_takes_it_out_as_later_whitenings_left_it() -> None:
 
     def bank_of(rows: Floats) -> ClassBank:
         mean = rows.mean(0)[None]
-        born = ClassBank.empty(2).born(["a"], "v1", np.array([len(rows)]), mean, mean)
-        turned = born.moved(drift, "v2", W).born(["b"], "v2", np.array([1]), drift, drift)
+        born = ClassBank.empty(2).with_classes(["a"], "v1", np.array([len(rows)]), mean, mean)
+        turned = born.moved(drift, "v2", W).with_classes(["b"], "v2", np.array([1]), drift, drift)
         return turned.moved(np.repeat(drift, 2, 0), "v3", again)
 
     after, never = bank_of(images).forget_item("a", "v1", images[0]), bank_of(images[1:])
-    for name in ("counts", "birth_means", "means", "directions"):
+    for name in ("counts", "origin_means", "means", "directions"):
         assert getattr(after, name) == pytest.approx(getattr(never, name), rel=1e-5)
-    assert set(after.turns) == {"v1", "v2"}
+    assert set(after.transforms) == {"v1", "v2"}
     stored = ClassBank.from_bytes(after.to_bytes())
-    assert all(np.array_equal(stored.turns[birth], after.turns[birth]) for birth in after.turns)
-    assert set(stored.forget("a").turns) == {"v2"}
+    assert all(
+        np.array_equal(stored.transforms[birth], after.transforms[birth]) for birth in after.transforms
+    )
+    assert set(stored.forget("a").transforms) == {"v2"}
 
 
 def test_forgetting_a_class_or_its_last_item_removes_the_entry() -> None:
     assert bank().forget("a").keys == [("b", "v1")]
-    last = ClassBank.empty(2).born(["a"], "v1", np.array([1]), np.ones((1, 2)), np.ones((1, 2)))
+    last = ClassBank.empty(2).with_classes(["a"], "v1", np.array([1]), np.ones((1, 2)), np.ones((1, 2)))
     assert len(last.forget_item("a", "v1", np.ones(2))) == 0
     assert last.forget_item("a", "v9", np.ones(2)) is last
 
@@ -77,7 +79,7 @@ def test_forgetting_a_class_or_its_last_item_removes_the_entry() -> None:
 def test_bytes_keep_every_bit() -> None:
     again = ClassBank.from_bytes(bank().to_bytes())
     assert (again.version, again.keys) == ("v2", bank().keys)
-    for name in ("counts", "birth_means", "means", "directions"):
+    for name in ("counts", "origin_means", "means", "directions"):
         assert np.array_equal(getattr(again, name), getattr(bank(), name))
     assert len(ClassBank.from_bytes(ClassBank.empty(EmbedderSpec().dim).to_bytes())) == 0
 

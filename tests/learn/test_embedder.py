@@ -226,7 +226,7 @@ def test_whose_norms_are_frozen(
     spec = EmbedderSpec("mobilenetv2", dim=4, weights=str(tmp_path / "w") if pretrained else None)
     bank = ClassBank.empty(4)
     if not base:
-        bank = bank.born(["c"], "v0", np.array([1]), np.ones((1, 4)), np.ones((1, 4)))
+        bank = bank.with_classes(["c"], "v0", np.array([1]), np.ones((1, 4)), np.ones((1, 4)))
     stage = StageLearner(StageSettings(), build_embedder(spec, 0), bank, n_classes=2, version_id="v1", seed=0)
     assert stage.networks.student.norms_frozen is student
     assert (None if stage.networks.peer is None else stage.networks.peer.norms_frozen) is peer

@@ -13,7 +13,7 @@ from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.world import World
 
 D = 5
-SETTINGS = StageSettings(gallery_map="affine+kernel", kernel_anchors=60)
+SETTINGS = StageSettings(gallery_map="affine+kernel", kernel_pairs=60)
 BASE = AffineMap(0.9 * np.eye(D), np.full(D, 0.1))
 
 
@@ -51,7 +51,7 @@ def test_one_class_is_tried_on_itself() -> None:
 
 def test_anchors_are_no_more_than_asked_for_and_lead_back() -> None:
     kernel = gathered(8, 20)
-    assert len(kernel.labels_m) <= SETTINGS.kernel_anchors
+    assert len(kernel.labels_m) <= SETTINGS.kernel_pairs
     back = kernel.fit(None, backward=True)
     assert np.array_equal(back.anchors_md, kernel.children_md)
     there = kernel.fit(None)

@@ -14,7 +14,7 @@ from stream_odml.learn.finish import FinishPass
 from stream_odml.learn.kernels import kernel_mean, kernel_weights
 from stream_odml.learn.packing import Floats
 from stream_odml.learn.settings import KernelName, StageSettings
-from stream_odml.learn.virtual import VirtualFeatures, virtual_births
+from stream_odml.learn.virtual import VirtualFeatures, virtual_versions
 from stream_odml.learn.world import World
 from tests.learn.circle import cos, on_circle
 
@@ -58,7 +58,7 @@ def bank_at(*angles: float, births: tuple[str, ...]) -> ClassBank:
     g = 2 * on_circle(*angles).numpy()
     bank = ClassBank.empty(2)
     for i, (row, birth) in enumerate(zip(g, births, strict=True)):
-        bank = bank.born([f"c{i}"], birth, np.array([4]), row[None], row[None] / 2)
+        bank = bank.with_classes([f"c{i}"], birth, np.array([4]), row[None], row[None] / 2)
     return bank
 
 
@@ -78,7 +78,7 @@ def test_the_bank_moves_by_the_weighted_drift(kernel: KernelName) -> None:
         expected = bank.means[c] + sum(w * d for w, d in zip(weights, delta, strict=True)) / sum(weights)
         assert moved.means[c] == pytest.approx(expected, rel=1e-5)
         assert moved.directions[c] == pytest.approx(expected / np.linalg.norm(expected), rel=1e-5)
-        assert moved.birth_means[c] == pytest.approx(bank.birth_means[c])
+        assert moved.origin_means[c] == pytest.approx(bank.origin_means[c])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -86,7 +86,7 @@ def test_virtual_features_by_kernel_equal_the_loops(kernel: KernelName) -> None:
     settings = StageSettings(kernel=kernel, kernel_width=0.4, kernel_floor=0.0)
     drift = np.array([[0.3, 0.1], [-0.2, 0.4], [9.0, 9.0]])
     bank = bank_at(0, 70, 30, births=("v1", "v1", "v2")).moved(drift, "v2")
-    assert virtual_births(bank) == ["v1"]  # v2 is the parent itself
+    assert virtual_versions(bank) == ["v1"]  # v2 is the parent itself
     images = (20.0, 60.0)
     (virtual,) = VirtualFeatures(bank, settings, {}, torch.device("cpu"))(2 * on_circle(*images).float())
     for i, angle in enumerate(images):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stream_odml.learn.map_fit import FOLDS, RIDGES, UNTESTED_RIDGE, MapFit
+from stream_odml.learn.map_fit import DEFAULT_RIDGE, FOLDS, RIDGES, MapFit
 from stream_odml.learn.moments import PairMoments
 from stream_odml.learn.world import World
 
@@ -31,7 +31,7 @@ def fitted(parts: list[tuple[Tensor, Tensor, Tensor]], views: tuple[Tensor, Tens
     fit = MapFit(D)
     for part in parts:
         fit.add(*part)
-    fit.add(*views, views=True)
+    fit.add(*views, composites=True)
     return fit.summed(World())
 
 
@@ -75,4 +75,4 @@ def test_batches_do_not_matter_and_too_few_classes_take_the_default() -> None:
     assert pytest.approx(halves.fitted(None).forward.A) == whole.fitted(None).forward.A
     assert whole.of_images().n == 36
     one = labels == 4
-    assert fitted([(x[one], y[one], labels[one])], task(0, 0, 1)).best_ridge() == UNTESTED_RIDGE
+    assert fitted([(x[one], y[one], labels[one])], task(0, 0, 1)).best_ridge() == DEFAULT_RIDGE

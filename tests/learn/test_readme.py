@@ -47,10 +47,20 @@ def test_the_table_says_what_is_set() -> None:
         0.05,
         5,
     )
-    assert (ours.weight_anchor, ours.weight_wide, ours.old_share) == (5, 0.3, 0.1)
-    assert (ours.whitening, ours.error_whitening, ours.gallery_map, ours.map_views) == (0.25, 6, "affine", 6)
+    assert (ours.weight_distill, ours.weight_composites, ours.old_share) == (5, 0.3, 0.1)
+    assert (ours.whitening, ours.error_whitening, ours.gallery_map, ours.map_composites) == (
+        0.25,
+        6,
+        "affine",
+        6,
+    )
     assert (faithful.metric_loss, faithful.kernel, faithful.peer_every) == ("hard_pairs", "cosine", 1)
-    assert (faithful.weight_anchor, faithful.weight_wide, faithful.old_share, faithful.map_views) == (
+    assert (
+        faithful.weight_distill,
+        faithful.weight_composites,
+        faithful.old_share,
+        faithful.map_composites,
+    ) == (
         0,
         0,
         0,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stream_odml.learn.repel import repel_loss
+from stream_odml.learn.losses import repel_loss
 
 
 def on_circle(*degrees: float) -> Tensor:

@@ -37,7 +37,7 @@ def test_the_terms_of_each_stage() -> None:
     zero, first, second = after(0), after(1), after(2)
     every = replace(SETTINGS, weight_repel=0.3)
     assert set(losses(learner(0, *zero), 0, 1)[0]) == {"total", "metric_student"}
-    new = {"total", "metric_student", "metric_peer", "peer", "old", "anchor", "wide", "repel"}
+    new = {"total", "metric_student", "metric_peer", "peer", "old", "distill", "composites", "repel"}
     assert set(losses(learner(1, *first, every), 1, 1)[0]) == new
     assert set(losses(learner(1, *first), 1, 1)[0]) == new - {"repel"}
     terms = losses(learner(2, *second, every), 2, 1)[0]
@@ -45,14 +45,14 @@ def test_the_terms_of_each_stage() -> None:
     assert terms["total"] == pytest.approx(sum(v for k, v in terms.items() if k != "total"))
 
 
-def test_the_wide_anchor_grows_with_the_old_classes_to_each_new_one(base: Model) -> None:
+def test_the_weight_of_composites_grows_with_the_old_classes_to_each_new_one(base: Model) -> None:
     old, bank = base
     names = [f"more {i}" for i in range(3 * len(bank))]
     tripled = [np.concatenate([part] * 3) for part in (bank.counts, bank.means, bank.directions)]
-    crowd = bank.born(names, "v1", *tripled)
+    crowd = bank.with_classes(names, "v1", *tripled)
     settings = replace(SETTINGS, weight_virtual=0.0)
     # The first step moves both alike: at its start nothing has drifted, and the anchor has no gradient.
-    few, many = (losses(learner(1, old, b, settings), 1, 2)[1]["wide"] for b in (bank, crowd))
+    few, many = (losses(learner(1, old, b, settings), 1, 2)[1]["composites"] for b in (bank, crowd))
     assert few > 0
     assert many == pytest.approx(2 * few)
 
@@ -179,8 +179,8 @@ def test_every_method_learns_three_tasks(method: str) -> None:
 @pytest.mark.parametrize("gallery_map", ["affine", "kernel", "affine+kernel"])
 def test_every_gallery_map_shrinks_the_drift(base: Model, gallery_map: str) -> None:
     old, bank = base
-    changes = {"weight_anchor": 0.0, "learning_rate": 3e-3}
-    settings = replace(SETTINGS, gallery_map=gallery_map, kernel_anchors=20, **changes)  # type: ignore[arg-type]
+    changes = {"weight_distill": 0.0, "learning_rate": 3e-3}
+    settings = replace(SETTINGS, gallery_map=gallery_map, kernel_pairs=20, **changes)  # type: ignore[arg-type]
     outcome = learn(1, old, bank, settings)
     pixels = task(1)[0]
     parent, child = embed(old, pixels), embed(outcome.student, pixels)

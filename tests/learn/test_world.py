@@ -23,14 +23,14 @@ from tests.learn.tiny import SETTINGS, SPEC, after, batch, finish, learner
 
 STEPS = 20
 # The views of the last pass pair the images of one rank: only the map depends on them, and on the world.
-_NO_VIEWS = replace(SETTINGS, stage_steps=STEPS, map_views=0)
+_NO_VIEWS = replace(SETTINGS, stage_steps=STEPS, map_composites=0)
 CASES: dict[str, StageSettings] = {
     "ours": replace(_NO_VIEWS, gallery_map="affine+kernel"),
     "sparse": replace(
-        _NO_VIEWS, weight_anchor=5.0, weight_wide=0.0, peer_every=3, metric_loss="pml:ProxyAnchorLoss"
+        _NO_VIEWS, weight_distill=5.0, weight_composites=0.0, peer_every=3, metric_loss="pml:ProxyAnchorLoss"
     ),  # a class over two ranks
     "faithful": replace(
-        _NO_VIEWS, weight_anchor=0.0, weight_wide=0.0, kernel="cosine", metric_loss="hard_pairs"
+        _NO_VIEWS, weight_distill=0.0, weight_composites=0.0, kernel="cosine", metric_loss="hard_pairs"
     ),
     "first": replace(_NO_VIEWS, base_steps=STEPS, whitening=0.5),
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stream_odml.learn.kept import InMemory
+from stream_odml.learn.row_buffer import InMemoryBuffer
 from stream_odml.learn.settings import GalleryMap
 from stream_odml.pipeline.stage_rows import OnDisk, in_parts, scratch, write_rows
 from stream_odml.pipeline.stages import StageRows
@@ -21,12 +21,12 @@ from tests.learn.tiny import SETTINGS, after, batch, learner, task
 
 @pytest.mark.parametrize("kind", ["affine", "kernel", "affine+kernel", "identity"])
 def test_on_disk_or_in_memory_is_the_same(tmp_path: Path, kind: GalleryMap) -> None:
-    settings = replace(SETTINGS, gallery_map=kind, kernel_anchors=7)
+    settings = replace(SETTINGS, gallery_map=kind, kernel_pairs=7)
     old, bank = after(1)
     pixels, labels, names = task(1)
     outcomes = []
-    with scratch(tmp_path / "scratch") as room:
-        for where in (room, InMemory):
+    with scratch(tmp_path / "scratch") as new_buffer:
+        for where in (new_buffer, InMemoryBuffer):
             stage = learner(1, old, bank, settings)
             for step in range(3):
                 stage.step(*batch(1, step))

@@ -46,7 +46,7 @@ def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyStream:
         version = stream.stage()
         if name == "a":
             ones = np.ones((2, SPEC.dim))
-            bank = ClassBank.empty(SPEC.dim).born(classes, version, np.array([8, 8]), ones, ones)
+            bank = ClassBank.empty(SPEC.dim).with_classes(classes, version, np.array([8, 8]), ones, ones)
             stream.writer.replace_artifact(version, BANK, bank.to_bytes(), "test")
     return stream
 

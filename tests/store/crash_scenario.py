@@ -98,7 +98,7 @@ def statistics(writer: Writer, sums: ClassSums, version: str) -> dict[str, bytes
     bank = ClassBank.empty(DIM)
     if len(sums):
         means = np.ones((len(sums), DIM), np.float32)
-        bank = bank.born(list(sums.names), version, sums.counts_C, means, means)
+        bank = bank.with_classes(list(sums.names), version, sums.counts_C, means, means)
     return {BANK: bank.to_bytes()}
 
 

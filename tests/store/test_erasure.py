@@ -45,7 +45,7 @@ def _bank(old: ClassBank, rows: pa.Table, version: str) -> ClassBank:
     means = np.array([vectors[of == name].mean(0) for name in names], np.float32).reshape(-1, DIM)
     counts = np.array([(of == name).sum() for name in names], np.int64)
     moved = old.moved(np.ones((len(old), DIM), np.float32), version) if len(old) else old
-    return moved.born(names, version, counts, means, means)
+    return moved.with_classes(names, version, counts, means, means)
 
 
 def _stage(
@@ -68,7 +68,7 @@ def _same(a: ClassBank, b: ClassBank) -> None:
     """Equal but for the names of the versions, which are drawn at random."""
     assert a.names == b.names
     assert a.counts.tolist() == b.counts.tolist()
-    for x, y in ((a.birth_means, b.birth_means), (a.means, b.means)):
+    for x, y in ((a.origin_means, b.origin_means), (a.means, b.means)):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 

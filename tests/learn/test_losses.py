@@ -1,4 +1,4 @@
-"""Relation distillation, anchor and safe normalisation against loops."""
+"""Relation and feature distillation, and safe normalisation, against loops."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from stream_odml.learn.anchor import anchor_loss
 from stream_odml.learn.geometry import unit
-from stream_odml.learn.relation import divergence, relation_log_probabilities
+from stream_odml.learn.losses import divergence, feature_distillation, relation_log_probabilities
 from tests.learn.circle import cos, on_circle
 
 A, B = (0.0, 30.0, 100.0, 250.0), (5.0, 60.0, 90.0, 200.0)
@@ -47,10 +46,10 @@ def test_gradients_reach_both_sides() -> None:
         assert gradient.abs().max() > 1e-4
 
 
-def test_anchor_is_the_squared_distance_relative_to_the_old_length() -> None:
+def test_feature_distillation_is_the_squared_distance_relative_to_the_old_length() -> None:
     old, new = 3 * on_circle(0, 90), 3 * on_circle(0, 0)
     # Distances 0 and 3 sqrt(2), lengths 3: (0 + 18) / 2 / 9.
-    assert anchor_loss(new, old).item() == pytest.approx(1.0)
+    assert feature_distillation(new, old).item() == pytest.approx(1.0)
 
 
 def test_a_zero_vector_stays_zero_and_passes_no_gradient() -> None:

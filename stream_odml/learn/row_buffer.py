@@ -1,6 +1,6 @@
-"""Where the last pass of a stage puts embeddings that are needed once more: in memory, or where its caller says.
+"""Buffers for embeddings that the last pass of a stage reads twice: in memory, or where the caller keeps them.
 
-Protects: the learning core knows of no disk, and yet a task of any size is finished in bounded memory.
+Protects: `learn/` opens no file, and yet a task of any size is finished in bounded memory.
 """
 
 # n rows   d embedding
@@ -16,23 +16,24 @@ from numpy.typing import NDArray
 Float32s = NDArray[np.float32]
 
 
-class Kept(Protocol):
-    """Rows [n, d] that come batch by batch and are then read as one array."""
+class RowBuffer(Protocol):
+    """Rows [n, d] that are appended batch by batch and then read as one array."""
 
     def append(self, rows_nd: Float32s) -> None:
-        """Takes n rows more."""
+        """Add n rows."""
         ...
 
     def rows(self, dim: int) -> Float32s:
-        """All of them [N, dim] in the order in which they came; a read-only memory map will do."""
+        """Return all rows [N, dim] in the order of `append`; may be a read-only memory map."""
         ...
 
 
-Room = Callable[[], Kept]
+NewBuffer = Callable[[], RowBuffer]
+"""Makes an empty buffer."""
 
 
-class InMemory:
-    """Keeps the batches as they come."""
+class InMemoryBuffer:
+    """A `RowBuffer` that holds its batches in memory."""
 
     def __init__(self) -> None:
         self._parts: list[Float32s] = []

@@ -1,4 +1,4 @@
-"""Wide views: what they are made of, and that ranks, batches and restarts do not change them."""
+"""Cut-mix composites: what they are made of, and that ranks, batches and restarts do not change them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stream_odml.learn.views import MOST, LastPassViews, counts_of_views, views_of_batch, wide_views
+from stream_odml.learn.composites import (
+    MAX_LAST_PASS_COMPOSITES,
+    LastPassComposites,
+    composites_of_batch,
+    counts_of_composites,
+    cut_mix,
+)
 
 SIDE, K = 8, 3
 IMAGES = torch.rand(4 * K, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -26,7 +32,7 @@ def explained(view: Tensor, *sources: Tensor) -> bool:
 
 def test_a_view_joins_an_image_and_its_partner_along_a_cut() -> None:
     partners, draws = IMAGES.flip(0), torch.rand(len(IMAGES), 4)
-    views = wide_views(IMAGES, partners, draws)
+    views = cut_mix(IMAGES, partners, draws)
     for view, image, partner in zip(views, IMAGES, partners, strict=True):
         assert explained(view, image, partner)
     assert sum(not explained(v, i) for v, i in zip(views, IMAGES, strict=True)) > len(IMAGES) / 2
@@ -34,22 +40,24 @@ def test_a_view_joins_an_image_and_its_partner_along_a_cut() -> None:
 
 def test_the_cut_lies_where_the_draw_says() -> None:
     ones, zeros = torch.ones(1, 3, SIDE, SIDE), torch.zeros(1, 3, SIDE, SIDE)
-    right = wide_views(ones, zeros, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))  # angle 0, through the middle
+    right = cut_mix(ones, zeros, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))  # angle 0, through the middle
     assert torch.equal(right[0, 0], (torch.arange(SIDE) >= SIDE / 2).float().expand(SIDE, SIDE))
-    half_turned = wide_views(ones, zeros, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+    half_turned = cut_mix(ones, zeros, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
     assert torch.equal(half_turned, 1 - right)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_two_ranks_see_the_views_of_one(every: int) -> None:
     def views(start: int, stop: int) -> Tensor:
-        return views_of_batch(IMAGES[start:stop], every, K, 7, 2, start=start, total=len(IMAGES))
+        return composites_of_batch(
+            IMAGES[start:stop], every=every, per_class=K, seed=7, step=2, start=start, total=len(IMAGES)
+        )
 
     whole = views(0, 4 * K)
     assert len(whole) == -(-len(IMAGES) // every)
     assert torch.equal(whole, torch.cat([views(0, 2 * K), views(2 * K, 4 * K)]))
     uneven = [views(0, K), views(K, K), views(K, 4 * K)]
-    assert counts_of_views([K, 0, 3 * K], every) == [len(part) for part in uneven]
+    assert counts_of_composites([K, 0, 3 * K], every) == [len(part) for part in uneven]
     assert all(explained(v, IMAGES[i * every], IMAGES[partner(i * every)]) for i, v in enumerate(whole))
 
 
@@ -58,19 +66,19 @@ def partner(row: int) -> int:
 
 
 def test_a_rank_with_an_odd_class_joins_it_to_itself() -> None:
-    views = views_of_batch(IMAGES[:K], 1, K, 7, 2, start=0, total=len(IMAGES))
+    views = composites_of_batch(IMAGES[:K], every=1, per_class=K, seed=7, step=2, start=0, total=len(IMAGES))
     assert all(explained(view, image) for view, image in zip(views, IMAGES, strict=False))
 
 
 def test_the_last_pass_is_rationed_and_the_same_again() -> None:
     index = np.arange(6)
-    few = list(LastPassViews(4, 6).of(IMAGES[:6], index))
+    few = list(LastPassComposites(4, 6).of(IMAGES[:6], index))
     assert [row.tolist() for _, row in few] == [list(range(6))] * 4
-    again = list(LastPassViews(4, 6).of(IMAGES[:6], index))
+    again = list(LastPassComposites(4, 6).of(IMAGES[:6], index))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(few, again, strict=True))
     assert not torch.equal(few[0][0], few[1][0])
-    assert len(list(LastPassViews(4, MOST // 2).of(IMAGES[:6], index))) == 2
-    rationed = list(LastPassViews(4, 3 * MOST).of(IMAGES[:6], index))
+    assert len(list(LastPassComposites(4, MAX_LAST_PASS_COMPOSITES // 2).of(IMAGES[:6], index))) == 2
+    rationed = list(LastPassComposites(4, 3 * MAX_LAST_PASS_COMPOSITES).of(IMAGES[:6], index))
     assert [row.tolist() for _, row in rationed] == [[0, 3]]
-    assert list(LastPassViews(4, 3 * MOST).of(IMAGES[:2], np.array([1, 2]))) == []
-    assert list(LastPassViews(0, 6).of(IMAGES[:6], index)) == []
+    assert list(LastPassComposites(4, 3 * MAX_LAST_PASS_COMPOSITES).of(IMAGES[:2], np.array([1, 2]))) == []
+    assert list(LastPassComposites(0, 6).of(IMAGES[:6], index)) == []
