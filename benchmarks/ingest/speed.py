@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from benchmarks.common import Report, percentile
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.cache import CacheMember, PixelCache
 from stream_odml.ingest.glyphs import glyph_categories
 from stream_odml.ingest.landing import NewItem, land_items
-from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.rows import Block, decode_rows
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import DirectorySource

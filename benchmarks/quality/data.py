@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.reasons import BadImage
 
@@ -71,7 +72,7 @@ def _decode_into(target: Path, images: Sequence[bytes | None], size: int, source
     def decode(i: int) -> None:
         data = images[i]
         try:
-            pixels[i] = decode_image(b"" if data is None else data, size)
+            pixels[i] = decode_image(b"" if data is None else data, size, DEFAULT_MAX_PIXELS)
         except BadImage as error:
             raise ValueError(f"{source}, row {i}: {error}") from error
 

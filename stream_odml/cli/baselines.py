@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stream_odml.cluster.ingestion import shard_ref
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.rows import Decoded, decode_shard
@@ -27,6 +26,7 @@ from stream_odml.learn.settings import method_settings
 from stream_odml.learn.stage import StageLearner
 from stream_odml.pipeline.held_out import Floats, choose, embed_images, keys_of
 from stream_odml.pipeline.holdout import is_held_out
+from stream_odml.pipeline.messages import shard_ref
 from stream_odml.pipeline.sources import read_options
 from stream_odml.pipeline.stage_run import parent_bank
 from stream_odml.store.artifacts import STUDENT

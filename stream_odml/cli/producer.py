@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.folder_scan import scan_folder
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
@@ -140,7 +141,7 @@ class Producer:
 def _is_image(data: bytes) -> bool:
     """Whether it can be asked for: what does not decode is quarantined, and never found."""
     try:
-        decode_image(data, PROBE_PX)
+        decode_image(data, PROBE_PX, DEFAULT_MAX_PIXELS)
     except BadImage:
         return False
     return True

@@ -14,6 +14,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream_odml.cli.versions_table import stage_rows
+from stream_odml.config.service import LARGEST_MAX_PIXELS
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.embedder import embed, embedder_from_bytes
 from stream_odml.search.search import SearchSettings
@@ -104,7 +105,9 @@ def _examples(
     if not chosen:
         return []
     model = embedder_from_bytes(store.artifact(snapshot.version, STUDENT))
-    pixels = np.stack([decode_image(image, model.spec.image_size) for _, _, image in chosen])
+    # The report knows no configuration: what is held out was admitted under the limit of its own stream.
+    size = model.spec.image_size
+    pixels = np.stack([decode_image(image, size, LARGEST_MAX_PIXELS) for _, _, image in chosen])
     found = snapshot.search(embed(model, pixels), snapshot.version, neighbours + 1)
     pictures = _Pictures(store.files)
     examples = []

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import ray
+import ray.util
 
 from stream_odml.cluster.indexer_calls import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
@@ -268,7 +269,7 @@ class StreamDriver:
     def _export(self, config: StreamConfig) -> str:
         """Start the exporter, and let Prometheus know where: host:port."""
         port = self._metrics.serve(config.metrics.port, config.metrics.host)
-        address = f"{reachable(config.metrics.host)}:{port}"
+        address = f"{reachable(config.metrics.host, ray.util.get_node_ip_address())}:{port}"
         folder = targets_folder(config.root, config.metrics.targets_dir)
         self._targets = None if folder is None else announce(folder, "driver", address, {})
         return address

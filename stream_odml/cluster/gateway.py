@@ -1,45 +1,14 @@
-"""From the service to the driver: requests that only the one writer may carry out, refused while it is away."""
+"""From a replica to the driver actor: the service's requests to the one writer, over Ray."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from stream_odml.service.errors import ApiError, not_found, unavailable
-from stream_odml.store.errors import UnknownSubject, UnknownVersion
+import ray
 
-
-class Driver(Protocol):
-    """What the service asks of the driver. All raise ApiError: 503 while it is away, 404 for what it does not know."""
-
-    async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
-        """Forget an ``item`` or a ``class``."""
-
-    async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
-        """Move the head."""
-
-    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
-        """Learn a refused or skipped task after all."""
-
-    async def status(self) -> Mapping[str, Any]:
-        """What the driver says of itself."""
-
-
-class NoDriver:
-    """A service that runs alone over a store: reads work, requests to the writer do not."""
-
-    async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
-        raise _away()
-
-    async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
-        raise _away()
-
-    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
-        raise _away()
-
-    async def status(self) -> Mapping[str, Any]:
-        raise _away()
+from stream_odml.service.driver import driver_away, refusal
 
 
 class RayDriver:
@@ -65,8 +34,6 @@ class RayDriver:
         return await self._call("status")
 
     async def _call(self, method: str, *arguments: Any) -> Mapping[str, Any]:
-        import ray
-
         loop = asyncio.get_running_loop()
         try:  # looking up a name is a blocking round trip to the head node
             actor = await loop.run_in_executor(
@@ -74,25 +41,10 @@ class RayDriver:
             )
             async with asyncio.timeout(self._timeout_s):
                 if await actor.stream_id.remote() != self._stream_id():
-                    raise _away()
+                    raise driver_away()
                 answer: Mapping[str, Any] = await getattr(actor, method).remote(*arguments)
                 return answer
         except ray.exceptions.RayTaskError as error:
             raise refusal(error.cause) from None
         except (ValueError, ray.exceptions.RayError, TimeoutError):
-            raise _away() from None
-
-
-def refusal(cause: BaseException) -> ApiError:
-    """What a client is told of an error of the driver."""
-    if isinstance(cause, UnknownVersion | UnknownSubject):
-        return not_found("unknown_subject", str(cause)[:500])
-    if isinstance(cause, ValueError):
-        return ApiError(409, "refused", "the driver refused the request", "look at its log for the reason")
-    return unavailable("driver_failed", "the driver failed on the request", 5)
-
-
-def _away() -> ApiError:
-    return unavailable(
-        "driver_away", "the driver does not answer", 5, "try again; searching goes on meanwhile"
-    )
+            raise driver_away() from None

@@ -24,6 +24,7 @@ from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import Source
+from stream_odml.pipeline.messages import shard_ref
 from stream_odml.store.ledger import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.writer import IngestBatch, Writer
@@ -266,8 +267,3 @@ def _transaction(batches: list[IndexedBatch]) -> IngestBatch:
         pa.concat_tables([batch.quarantine for batch in batches]),
         {c.shard_id: {"trainable": c.trainable, "reasons": c.reasons} for c in counts},
     )
-
-
-def shard_ref(state: ShardState) -> ShardRef:
-    """The reference that landed, from the ledger's row."""
-    return ShardRef.from_dict(dict(state.detail))

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+import ray.util
 import torch
 from fastapi import FastAPI
 
@@ -62,7 +63,11 @@ class SearchService:
         gc.collect()
         gc.freeze()  # what is loaded stays: each look through all of it would hold up every request
         self._exporter = Exporter(
-            self._replica.metrics, name, self._options, targets_folder(root, self._options.metrics_dir)
+            self._replica.metrics,
+            name,
+            self._options,
+            folder=targets_folder(root, self._options.metrics_dir),
+            node_address=ray.util.get_node_ip_address(),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

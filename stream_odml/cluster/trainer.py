@@ -23,8 +23,8 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
-from stream_odml.cluster.caching import warm_up
 from stream_odml.cluster.driver_calls import DriverGone, call_driver, driver_handle
+from stream_odml.cluster.reading import RayReaders
 from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
 from stream_odml.config.stream import StreamConfig
 from stream_odml.learn.memory import give_back_memory, keep_freed_memory
@@ -103,6 +103,7 @@ class _Worker:
         self.world = World.current(device)
         self.place = Place(context.get_node_rank(), context.get_local_rank() == 0)
         self.reporter = _Reporter(self.world)
+        self.readers = RayReaders(config.cluster.cpus_per_read)
         self.profile_steps = config.observe.profile_steps if self.world.rank == 0 else 0
         # Kept from stage to stage: each then reads only what was committed since the one before.
         self.store = Store.open(config.root, config.storage_options, keep_gallery=False)
@@ -124,13 +125,14 @@ class _Worker:
     def _warm_up(self) -> None:
         """Load what reading needs, before a first task or while idle: who comes back into a stage cannot wait."""
         if not self._is_warm:
-            warm_up(self.config.cluster.cpus_per_read)
+            self.readers.warm_up()
         self._is_warm = True
 
     def learn(self, order: StageOrder) -> None:
         """One stage from cache to commit. A failure that repeating would not mend is handed over as a refusal."""
         self.store.refresh()
-        run = StageRun(self.config, order, self.store, self.world, self.place, self.reporter.report)
+        report = self.reporter.report
+        run = StageRun(self.config, order, self.store, self.world, self.place, report, self.readers)
         self.reporter.begin()
         try:
             with span("stage.open", order.version_id):

@@ -9,7 +9,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
+DEFAULT_MAX_PIXELS = 64_000_000
+"""The default of `ingest.max_pixels`, the one limit of a stream; it is handed to everything that decodes."""
+LARGEST_MAX_PIXELS = 178_000_000
+"""What `ingest.max_pixels` may be at most."""
 
 
 class ServiceOptions(BaseModel):

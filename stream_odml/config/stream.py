@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from stream_odml.config.masking import masked
 from stream_odml.config.mistakes import OnceLoader, mistakes, yaml_problem
 from stream_odml.config.renamed import with_new_names
-from stream_odml.config.service import ServiceOptions
+from stream_odml.config.service import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, ServiceOptions
 from stream_odml.ingest.boundary import BoundaryPolicy
-from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
 from stream_odml.storage.regular import check_root
 
@@ -49,7 +48,7 @@ class SourceConfig(_Section):
 class IngestConfig(_Section):
     """How landed shards become searchable."""
 
-    max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1024, le=178_000_000)
+    max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1024, le=LARGEST_MAX_PIXELS)
     """An image that declares more pixels is refused before it is decoded: when it is pushed, sent as a query, indexed
     or learnt from. Above 178 million Pillow refuses by itself."""
     tries: int = Field(3, ge=1, le=100)

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from stream_odml.ingest.passed_over import HEIC_REMEDY, reads_heic
-from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.reasons import BadImage, Reason
 
 Pixels = NDArray[np.uint8]
@@ -43,7 +42,7 @@ _TURNS = {
 }
 
 
-def decode_image(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
+def decode_image(data: bytes, size: int, max_pixels: int) -> Pixels:
     """Decode to RGB [size, size, 3] uint8: upright, on white, shorter side scaled to `size`, centre cropped.
 
     An image that declares more than `max_pixels` pixels is refused undecoded. Raises BadImage (empty_image,
@@ -52,7 +51,7 @@ def decode_image(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -
     return _read(data, lambda image: _square(image, size), max_pixels)
 
 
-def declared_pixels(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> int:
+def declared_pixels(data: bytes, max_pixels: int) -> int:
     """Return width x height as the header declares them, decoding nothing. Raises BadImage as `decode_image` does."""
     return _read(data, lambda image: image.size[0] * image.size[1], max_pixels)
 

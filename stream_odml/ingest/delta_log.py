@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from stream_odml.ingest.reasons import BadShard, Reason
-from stream_odml.ingest.shard import ManifestFile, ShardRef, is_safe_path
-from stream_odml.storage.reading import ShardFile, StorageOptions, join
+from stream_odml.ingest.shard import ManifestFile, ShardRef
+from stream_odml.ingest.shard_file import ShardFile
+from stream_odml.storage.reading import StorageOptions, join
+from stream_odml.storage.regular import is_safe_path
 
 
 def commit_path(uri: str, version: int) -> str:

@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 from stream_odml.ingest import fields
 from stream_odml.ingest.plain import json_once
 from stream_odml.ingest.reasons import RowError
-from stream_odml.ingest.shard import is_safe_path
-from stream_odml.storage.regular import read_regular
+from stream_odml.storage.regular import is_safe_path, read_regular
 
 METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
 MAX_METADATA_BYTES = 256 << 20

@@ -16,9 +16,10 @@ from pathlib import PurePosixPath
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest, ShardRef, format_of
+from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.tables import table_rows
 from stream_odml.ingest.tars import tar_rows
-from stream_odml.storage.reading import ShardFile, StorageOptions, is_remote, join, local_path
+from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path
 
 _FOREIGN_TABLE = frozenset({Reason.WRONG_SCHEMA, Reason.EMPTY_FILE})
 

@@ -24,8 +24,9 @@ from stream_odml.ingest.shard import (
     is_hidden,
     make_shard_id,
 )
+from stream_odml.ingest.shard_file import ShardFile, hash_of_etag
 from stream_odml.ingest.sources import MAX_NEW, landing_order, read_note
-from stream_odml.storage.reading import ShardFile, StorageOptions, hash_of_etag, join, s3_filesystem, s3_path
+from stream_odml.storage.reading import StorageOptions, join, s3_filesystem, s3_path
 
 log = logging.getLogger(__name__)
 

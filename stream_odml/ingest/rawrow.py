@@ -13,8 +13,6 @@ from stream_odml.ingest.reasons import Reason
 
 MAX_IMAGE_BYTES = 64 << 20
 """A row whose image file is larger is refused unread (oversized)."""
-DEFAULT_MAX_PIXELS = 64_000_000
-"""The default of `ingest.max_pixels`, the one limit of a stream; it is handed to everything that decodes."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from stream_odml.ingest.folders import folder_rows, parts_rows
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.ingest.reasons import FIRST_BYTES, BadShard, Reason, RowError, RowProblem
 from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef
+from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.tables import table_rows
 from stream_odml.ingest.tars import tar_rows
-from stream_odml.storage.reading import ShardFile, StorageOptions
+from stream_odml.storage.reading import StorageOptions
 
 CHECKED_ROWS = 1000
 """Rows that a producer's file is searched for one that can be used, before it lands."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from stream_odml.ingest.plain import json_once
 from stream_odml.ingest.reasons import BadShard, Reason
+from stream_odml.storage.regular import is_safe_path
 
 MANIFEST_NAME = "_manifest.json"
 TASK_SUFFIX = ".task.json"
@@ -109,13 +110,6 @@ def _file_from_json(item: dict[str, Any]) -> ManifestFile:
         raise BadShard(Reason.UNSAFE_PATH, f"the manifest names {path[:200]!r}, which leaves the shard")
     values = tuple(sorted((str(k), str(v)) for k, v in item.get("values", {}).items()))
     return ManifestFile(path, int(item["size_bytes"]), str(item.get("sha256", "")), values)
-
-
-def is_safe_path(path: str) -> bool:
-    """Whether a relative path stays inside its shard: no root, no drive, no "..", no NUL."""
-    if not path or "\0" in path or "\\" in path or path.startswith("/") or re.match(r"^[A-Za-z]:", path):
-        return False
-    return ".." not in PurePosixPath(path).parts
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from stream_odml.ingest import fields
 from stream_odml.ingest.bounds import bounded, memory_allowed
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError, TransientReadError
+from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Message, Pipe
-from stream_odml.storage.reading import ShardFile
 
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
 """What a decoder is told of ours: nothing secret is."""

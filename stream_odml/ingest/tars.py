@@ -18,8 +18,9 @@ from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.plain import json_once
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
-from stream_odml.ingest.shard import IMAGE_SUFFIXES, is_safe_path
-from stream_odml.storage.reading import ShardFile
+from stream_odml.ingest.shard import IMAGE_SUFFIXES
+from stream_odml.ingest.shard_file import ShardFile
+from stream_odml.storage.regular import is_safe_path
 
 _BLOCK = 512
 _MAX_TEXT_BYTES = 1 << 20

@@ -22,13 +22,9 @@ def targets_folder(root: str, chosen: Path | None) -> Path | None:
     return None if "://" in root else Path(root) / "metrics"
 
 
-def reachable(host: str) -> str:
-    """``host``, or this node's own address where an exporter listens on every interface."""
-    if host not in ANYWHERE:
-        return host
-    import ray.util
-
-    return str(ray.util.get_node_ip_address())
+def reachable(host: str, node_address: str) -> str:
+    """Return `host`, or the node's own address where an exporter listens on every interface."""
+    return node_address if host in ANYWHERE else host
 
 
 def announce(folder: Path, name: str, address: str, labels: Mapping[str, str]) -> Path:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.store.artifacts import ArtifactRef
+from stream_odml.store.ledger import ShardState
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,8 @@ class StageProgress:
     workers: int = 0
     leader: str = ""
     """Host and process id of rank 0."""
+
+
+def shard_ref(state: ShardState) -> ShardRef:
+    """Return the reference that landed, from the ledger's row."""
+    return ShardRef.from_dict(dict(state.detail))

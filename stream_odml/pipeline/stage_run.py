@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from stream_odml.cluster.caching import fill_cache, open_cache, rows_digest, task_rows
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.sampler import PKSampler
@@ -39,6 +38,14 @@ from stream_odml.pipeline.held_out import HeldOut, shared_held_out
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.sources import read_options
 from stream_odml.pipeline.stage_rows import Part, in_parts, scratch, write_rows
+from stream_odml.pipeline.task_cache import (
+    LocalReaders,
+    Readers,
+    fill_cache,
+    open_cache,
+    rows_digest,
+    task_rows,
+)
 from stream_odml.store.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef, write_artifact
 from stream_odml.store.store import Store
 from stream_odml.store.tables import quarantine_rows
@@ -77,10 +84,12 @@ class StageRun:
         world: World,
         place: Place,
         report: Callable[[StageProgress], None],
+        readers: Readers | None = None,
     ) -> None:
+        """By default every image is decoded in this process."""
         self.config, self.order, self.world = config, order, world
         self._leads_node, self._report = place.leads, report
-        self._store = store
+        self._store, self._readers = store, readers or LocalReaders()
         self._settings = retried(config.learning, order.retry)
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
@@ -132,9 +141,14 @@ class StageRun:
         for tried in range(READ_TRIES):
             try:
                 cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
-                options, cpus = partial(read_options, self.config), self.config.cluster.cpus_per_read
-                ingest = self.config.ingest
-                fill_cache(cache, self.order.shards, options, ingest.max_pixels, cpus, ingest.hang_s)
+                fill_cache(
+                    cache,
+                    self.order.shards,
+                    partial(read_options, self.config),
+                    max_pixels=self.config.ingest.max_pixels,
+                    hang_s=self.config.ingest.hang_s,
+                    readers=self._readers,
+                )
                 return None
             except Exception as error:
                 cause = _root_cause(error)

@@ -16,9 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stream_odml.cluster.ingestion import shard_ref
 from stream_odml.ingest.boundary import BoundaryPolicy, Closure, Settled, WaitingShard, is_trainable
-from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
+from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult, shard_ref
 from stream_odml.store.checks import closed_task
 from stream_odml.store.erasure import without_forgotten
 from stream_odml.store.ledger import LedgerState, ShardState, TaskState

@@ -104,10 +104,16 @@ class Exporter:
     """HTTP exporter of one replica, announced to Prometheus by a file_sd file that ends with the replica."""
 
     def __init__(
-        self, metrics: ServiceMetrics, replica: str, options: ServiceOptions, folder: Path | None
+        self,
+        metrics: ServiceMetrics,
+        replica: str,
+        options: ServiceOptions,
+        *,
+        folder: Path | None,
+        node_address: str,
     ) -> None:
         self._server, self._thread = _listen(metrics.registry, options)
-        self.address = f"{reachable(options.metrics_host)}:{self._server.server_port}"
+        self.address = f"{reachable(options.metrics_host, node_address)}:{self._server.server_port}"
         self._file = (
             None
             if folder is None

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from stream_odml.cluster.gateway import Driver, NoDriver
 from stream_odml.config.service import ServiceOptions
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.answering import Answering
@@ -26,6 +25,7 @@ from stream_odml.service.backend import (
 )
 from stream_odml.service.bundle import Bundle
 from stream_odml.service.catalogue import item_of, plane
+from stream_odml.service.driver import Driver, NoDriver
 from stream_odml.service.errors import ApiError, unavailable, unprocessable
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.puller import Puller

@@ -20,12 +20,12 @@ from typing import IO, Any, Protocol
 import pyarrow.fs as pafs
 from deltalake.fs import DeltaStorageHandler
 
-from stream_odml.ingest.shard import is_safe_path
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.storage.regular import (
     UnsafePath,
     check_root,
     inside,
+    is_safe_path,
     open_regular,
     place_below,
     refuse_links,

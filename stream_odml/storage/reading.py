@@ -1,13 +1,7 @@
-"""Bytes wherever they lie: a local path or an object store, with transient failures told from bad data.
-
-Invariant: an error of the medium becomes `TransientReadError` here, so that every other error that a parser
-raises above this file is the data's own fault.
-"""
+"""Where bytes lie: a local path or a bucket of an object store, and the one S3 client of shards and progress."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
-
-from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
-from stream_odml.ingest.shard import HASH_CHARS
-from stream_odml.storage.regular import UnsafePath, open_regular
 
 StorageOptions = Mapping[str, str]
 """As deltalake takes them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION,
@@ -92,96 +82,3 @@ def s3_filesystem(options: StorageOptions | None) -> Any:
 def s3_path(uri: str) -> str:
     """bucket/key of an s3:// place."""
     return uri.removeprefix("s3://").rstrip("/")
-
-
-class ShardFile(io.RawIOBase):
-    """One open file, seekable, that remembers how it looked when it was opened.
-
-    Raises BadShard(missing_file) when it is not there, BadShard(unsafe_path) for a link or a pipe,
-    TransientReadError when the medium fails.
-    `failure` keeps the medium's error, because some parsers replace the exception by one of their own.
-    """
-
-    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
-        self.uri = uri
-        self._options = options
-        self.failure: OSError | None = None
-        self._inner: Any = None
-        try:
-            if is_remote(uri):
-                self._inner = s3_filesystem(options).open_input_file(s3_path(uri))
-            else:
-                self._inner = open_regular(local_path(uri), follow=False)
-            self.looks = self._look()
-        except UnsafePath as error:
-            raise BadShard(Reason.UNSAFE_PATH, str(error)) from error
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise BadShard(Reason.MISSING_FILE, f"{uri} is gone: {error}") from error
-        except OSError as error:
-            raise TransientReadError(f"{uri} cannot be opened now: {error}") from error
-
-    def _look(self) -> tuple[int, str]:
-        if is_remote(self.uri):
-            return self._inner.size(), etag_of(self._inner)
-        status = os.fstat(self._inner.fileno())
-        return status.st_size, str(status.st_mtime_ns)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size when it was opened."""
-        return self.looks[0]
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return int(self._inner.readinto(buffer))
-        except OSError as error:
-            self.failure = error
-            raise TransientReadError(f"{self.uri} cannot be read now: {error}") from error
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        # Not guarded: seeking to an absurd place is the fault of the data that named it, not of the disk.
-        return int(self._inner.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._inner.tell())
-
-    def close(self) -> None:
-        if self._inner is not None and not self.closed:
-            self._inner.close()
-        super().close()
-
-    def head(self, count: int = 32) -> bytes:
-        """The first bytes, whatever was read before."""
-        place = self.tell()
-        self.seek(0)
-        data = self.read(count) or b""
-        self.seek(place)
-        return data
-
-    def has_changed(self, content_hash: str) -> bool:
-        """Whether the content is no longer the one that `content_hash` (leading hex digits) was taken of."""
-        if is_remote(self.uri):
-            with ShardFile(self.uri, self._options) as now:
-                return hash_of_etag(now.looks)[:HASH_CHARS] != content_hash
-        if self._look() != self.looks:
-            return True
-        self.seek(0)
-        return hashlib.file_digest(self, "sha256").hexdigest()[: len(content_hash)] != content_hash
-
-
-def etag_of(native: Any) -> str:
-    """The entity tag that the object store gave an object: changes exactly when its bytes do."""
-    meta = native.metadata() or {}
-    tag = meta.get(b"ETag") or meta.get("ETag") or b""
-    return tag.decode() if isinstance(tag, bytes) else str(tag)
-
-
-def hash_of_etag(looks: tuple[int, str]) -> str:
-    """A content hash for an object, without fetching it: sha256 of its size and entity tag."""
-    return hashlib.sha256(f"{looks[0]}:{looks[1]}".encode()).hexdigest()

@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
-
-from stream_odml.ingest.shard import is_safe_path
 
 NOT_IN_A_ROOT = "[]|^%\\"
 """Characters that the Delta library cannot take in a local path: it ends in a Rust panic, or writes elsewhere."""
@@ -23,6 +22,13 @@ _CHUNK_BYTES = 1 << 20
 
 class UnsafePath(ValueError):
     """A path that leaves its folder, or names something other than a regular file."""
+
+
+def is_safe_path(path: str) -> bool:
+    """Return whether a relative path stays inside its folder: no root, no drive, no "..", no NUL."""
+    if not path or "\0" in path or "\\" in path or path.startswith("/") or re.match(r"^[A-Za-z]:", path):
+        return False
+    return ".." not in PurePosixPath(path).parts
 
 
 def inside(root: str | os.PathLike[str], path: str) -> Path:

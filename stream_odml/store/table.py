@@ -17,10 +17,9 @@ import pyarrow.compute as pc
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
-from stream_odml.ingest.shard import is_safe_path
 from stream_odml.learn.feature_codes import FORMATS, FeatureFormat
 from stream_odml.storage.files import Files
-from stream_odml.storage.regular import UnsafePath, open_regular
+from stream_odml.storage.regular import UnsafePath, is_safe_path, open_regular
 from stream_odml.store.data_file import Partition, read_data_file
 from stream_odml.store.errors import DataFileMissing, NotAStreamRoot, SchemaTooNew
 from stream_odml.store.tables import FORMS, SCHEMA_VERSION, SCHEMAS, SINCE, Form, gallery_schema

@@ -75,7 +75,9 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stream]:
     driver, replica = example_driver(), example_replica()
     announce(folder / "root" / "metrics", "driver", f"127.0.0.1:{driver.serve(0)}", {})
     with contextlib.ExitStack() as stack:
-        exporter = Exporter(replica, "r1", ServiceOptions(), folder / "root" / "metrics")
+        exporter = Exporter(
+            replica, "r1", ServiceOptions(), folder=folder / "root" / "metrics", node_address=""
+        )
         stack.callback(exporter.close)
         stack.enter_context(_ray_node(folder))
         server = stack.enter_context(prometheus(program, _configure(folder)))
@@ -181,7 +183,9 @@ def test_a_sick_stream_matches_its_alerts(stream: Stream) -> None:
 
 
 def test_a_replica_that_ends_leaves_the_targets(stream: Stream, tmp_path: Path) -> None:
-    second = Exporter(ServiceMetrics(), "r2", ServiceOptions(), stream.folder / "root" / "metrics")
+    second = Exporter(
+        ServiceMetrics(), "r2", ServiceOptions(), folder=stream.folder / "root" / "metrics", node_address=""
+    )
     url = f"http://{second.address}/metrics"
     try:
         wait_for("the second replica", lambda: stream.server.targets().get(url) == "up")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import Embedder, build_embedder
@@ -21,8 +22,6 @@ from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shar
 from stream_odml.storage.files import open_files
 from tests.ingest.malformed import malformed_files, malformed_rows, pour, table_of
 from tests.measured import Measured, measuring_arguments
-
-MAX_PIXELS = 64_000_000
 
 
 def measure(report: Measured, seed: int) -> None:
@@ -46,7 +45,7 @@ class _Indexer:
 
     def __call__(self, ref: ShardRef) -> IndexedShard:
         return index_shard(
-            ref, self._embedder, "v0000-00000000", self._files, IndexOptions(MAX_PIXELS, False, 0.0)
+            ref, self._embedder, "v0000-00000000", self._files, IndexOptions(DEFAULT_MAX_PIXELS, False, 0.0)
         )
 
 

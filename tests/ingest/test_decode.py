@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS as LIMIT
 from stream_odml.ingest.decode import decode_image, encode_image
 from stream_odml.ingest.reasons import BadImage, Reason
 from tests.ingest.pictures import FORMATS, bombs, encoded, picture
@@ -41,7 +42,7 @@ def close(seen: list[tuple[int, ...]], expected: list[tuple[int, ...]], by: int 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_format_gives_the_picture(format: str) -> None:
-    pixels = decode_image(encoded(quarters(), format), 16)
+    pixels = decode_image(encoded(quarters(), format), 16, LIMIT)
     assert pixels.shape == (16, 16, 3)
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
@@ -54,20 +55,23 @@ def test_each_format_gives_the_picture(format: str) -> None:
 )
 def test_modes_agree_with_pillow_s_own_conversion(mode: str, format: str) -> None:
     image = quarters().convert(mode)
-    assert close(corners(decode_image(encoded(image, format), 32)), corners(np.asarray(image.convert("RGB"))))
+    assert close(
+        corners(decode_image(encoded(image, format), 32, LIMIT)),
+        corners(np.asarray(image.convert("RGB"))),
+    )
 
 
 def test_cmyk_jpeg() -> None:
     image = quarters().convert("CMYK")
     assert close(
-        corners(decode_image(encoded(image, "JPEG", quality=95), 32)),
+        corners(decode_image(encoded(image, "JPEG", quality=95), 32, LIMIT)),
         corners(np.asarray(image.convert("RGB"))),
     )
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     wide = np.array([[0, 10_000], [30_000, 65_535]], np.uint16).repeat(16, 0).repeat(16, 1)
-    pixels = decode_image(encoded(Image.fromarray(wide), "PNG"), 32)
+    pixels = decode_image(encoded(Image.fromarray(wide), "PNG"), 32, LIMIT)
     assert [value[0] for value in corners(pixels)] == [0, 39, 117, 255]
 
 
@@ -75,19 +79,21 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
 def test_alpha_lies_on_white(format: str) -> None:
     image = quarters().convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 16, 16))
-    pixels = decode_image(encoded(image, format, **({"lossless": True} if format == "WEBP" else {})), 32)
+    pixels = decode_image(
+        encoded(image, format, **({"lossless": True} if format == "WEBP" else {})), 32, LIMIT
+    )
     assert close(corners(pixels), [(255, 255, 255), GREEN, BLUE, GREY])
 
 
 def test_gif_first_frame_and_palette_transparency() -> None:
     out = io.BytesIO()
     quarters().save(out, "GIF", save_all=True, append_images=[Image.new("RGB", (32, 32), "white")])
-    assert close(corners(decode_image(out.getvalue(), 32)), [RED, GREEN, BLUE, GREY])
+    assert close(corners(decode_image(out.getvalue(), 32, LIMIT)), [RED, GREEN, BLUE, GREY])
     paletted = quarters().convert("P", palette=Image.Palette.ADAPTIVE)
     data = encoded(paletted, "PNG", transparency=bytes([255] * 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert close(corners(decode_image(data, 32)), [RED, GREEN, BLUE, GREY])
+        assert close(corners(decode_image(data, 32, LIMIT)), [RED, GREEN, BLUE, GREY])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -99,22 +105,23 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert close(
-        corners(decode_image(encoded(image, "JPEG", exif=exif, quality=95), 32)), [RED, GREEN, BLUE, GREY]
+        corners(decode_image(encoded(image, "JPEG", exif=exif, quality=95), 32, LIMIT)),
+        [RED, GREEN, BLUE, GREY],
     )
 
 
 def test_shorter_side_is_scaled_and_the_centre_kept() -> None:
     image = Image.new("RGB", (96, 32), "black")
     image.paste(quarters(), (32, 0))
-    assert close(corners(decode_image(encoded(image, "PNG"), 16)), [RED, GREEN, BLUE, GREY])
+    assert close(corners(decode_image(encoded(image, "PNG"), 16, LIMIT)), [RED, GREEN, BLUE, GREY])
     tall = Image.new("RGB", (32, 3000), "black")
-    assert decode_image(encoded(tall, "PNG"), 16).shape == (16, 16, 3)
+    assert decode_image(encoded(tall, "PNG"), 16, LIMIT).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_declared_size_is_refused_before_decoding(format: str) -> None:
     with pytest.raises(BadImage) as refusal:
-        decode_image(bombs()[format], 16)
+        decode_image(bombs()[format], 16, LIMIT)
     assert refusal.value.reason is Reason.IMAGE_BOMB
     with pytest.raises(BadImage, match="declares 12 x 10 pixels, at most 119"):
         decode_image(picture(format=format), 16, max_pixels=119)
@@ -127,11 +134,11 @@ def test_cut_anywhere_is_refused_and_never_crashes(format: str) -> None:
     reasons = set()
     for length in range(1, len(whole) - 2, max(1, len(whole) // 60)):
         try:
-            pixels = decode_image(whole[:length], 16)
+            pixels = decode_image(whole[:length], 16, LIMIT)
         except BadImage as error:
             reasons.add(error.reason)
         else:  # only a check sum or the trailer is missing
-            assert (pixels == decode_image(whole, 16)).all()
+            assert (pixels == decode_image(whole, 16, LIMIT)).all()
     assert reasons <= {Reason.TRUNCATED_IMAGE, Reason.NOT_AN_IMAGE, Reason.CORRUPT_IMAGE}
 
 
@@ -142,7 +149,7 @@ def test_noise_is_refused_or_decoded_but_nothing_else() -> None:
         for place in random.integers(0, len(data), 12):
             data[place] = random.integers(256)
         with contextlib.suppress(BadImage):
-            assert decode_image(bytes(data), 8).shape == (8, 8, 3)
+            assert decode_image(bytes(data), 8, LIMIT).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -156,14 +163,14 @@ def test_noise_is_refused_or_decoded_but_nothing_else() -> None:
 )
 def test_what_is_no_image(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage) as refusal:
-        decode_image(data, 16)
+        decode_image(data, 16, LIMIT)
     assert refusal.value.reason == reason
 
 
 def test_threads_decode_alike() -> None:
     data = encoded(quarters(200), "JPEG")
-    expected, seen = decode_image(data, 24), []
-    threads = [threading.Thread(target=lambda: seen.append(decode_image(data, 24))) for _ in range(8)]
+    expected, seen = decode_image(data, 24, LIMIT), []
+    threads = [threading.Thread(target=lambda: seen.append(decode_image(data, 24, LIMIT))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -174,9 +181,9 @@ def test_threads_decode_alike() -> None:
 
 def test_thumbnails_come_back() -> None:
     pixels = np.asarray(quarters())
-    assert (decode_image(encode_image(pixels, "PNG"), 32) == pixels).all()
+    assert (decode_image(encode_image(pixels, "PNG"), 32, LIMIT) == pixels).all()
     small = encode_image(pixels)
     assert len(small) < 1000
-    assert close(corners(decode_image(small, 32)), [RED, GREEN, BLUE, GREY], by=25)
+    assert close(corners(decode_image(small, 32, LIMIT)), [RED, GREEN, BLUE, GREY], by=25)
     with pytest.raises(ValueError, match="uint8"):
         encode_image(pixels.astype(np.float32))

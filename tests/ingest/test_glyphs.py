@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS as LIMIT
 from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.glyphs import glyph_categories
 
@@ -34,12 +35,12 @@ def test_images_are_small_pictures_that_all_differ() -> None:
         assert name.startswith("U+")
         assert len(set(images)) == 10
         for image in images:
-            assert decode_image(image, 48).std() > 5
+            assert decode_image(image, 48, LIMIT).std() > 5
 
 
 def test_pixels_alone_do_better_than_chance_and_are_far_from_solving_it() -> None:
     stream = take(60, seed=0, images=8)
-    pixels = np.stack([decode_image(image, 32) for _, images in stream for image in images]).mean(-1)
+    pixels = np.stack([decode_image(image, 32, LIMIT) for _, images in stream for image in images]).mean(-1)
     flat = pixels.reshape(len(pixels), -1)
     flat = (flat - flat.mean(1, keepdims=True)) / flat.std(1, keepdims=True)
     near = flat @ flat.T

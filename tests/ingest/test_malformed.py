@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.reasons import BadShard, RowProblem
 from stream_odml.ingest.rows import Decoded, decode_shard
 from stream_odml.ingest.sources import DirectorySource

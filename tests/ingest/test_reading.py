@@ -23,7 +23,7 @@ from stream_odml.ingest.landing_folder import land_folder, seal_folder
 from stream_odml.ingest.reading import read_shard
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard import ShardRef
-from stream_odml.storage.reading import ShardFile
+from stream_odml.ingest.shard_file import ShardFile
 from tests.ingest.helpers import only, read, some_items
 from tests.ingest.pictures import picture
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.landing import land_parquet
-from stream_odml.ingest.rawrow import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.rows import Decoded, decode_shard
 from stream_odml.ingest.sources import DirectorySource
 

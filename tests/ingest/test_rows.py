@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.cache import CacheMember, PixelCache
 from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.landing import NewItem, land_items
@@ -35,7 +36,7 @@ def test_listed_rows_in_blocks_and_the_same_again(tmp_path: Path) -> None:
     assert [block.rows.tolist() for block in blocks] == [[1, 4, 9], [16, 25, 36], [49]]
     for block in blocks:
         for row, pixels in zip(block.rows, block.pixels, strict=True):
-            assert (pixels == decode_image(items[row].image, 8)).all()
+            assert (pixels == decode_image(items[row].image, 8, DEFAULT_MAX_PIXELS)).all()
     again = blocks_of(decode_rows(only(tmp_path), wanted, 8, MAX_PIXELS, batch=3))
     assert all(
         (a.pixels == b.pixels).all() and (a.rows == b.rows).all() for a, b in zip(blocks, again, strict=True)

@@ -9,14 +9,8 @@ import re
 import pytest
 
 from stream_odml.ingest.reasons import BadImage, BadShard, Reason
-from stream_odml.ingest.shard import (
-    ManifestFile,
-    ShardManifest,
-    ShardRef,
-    format_of,
-    is_safe_path,
-    make_shard_id,
-)
+from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef, format_of, make_shard_id
+from stream_odml.storage.regular import is_safe_path
 
 SHA = "0123456789abcdef" * 4
 

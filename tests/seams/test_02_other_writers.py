@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, TableFeatures, write_deltalake
 
-from stream_odml.cluster.caching import task_rows
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.pipeline.sampling import rows_of_classes
 from stream_odml.pipeline.stage_rows import in_parts, write_rows
 from stream_odml.pipeline.stages import StageRows
+from stream_odml.pipeline.task_cache import task_rows
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.backup import back_up
 from stream_odml.store.errors import NotAStreamRoot

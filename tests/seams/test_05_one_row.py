@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from stream_odml.cluster import caching
-from stream_odml.cluster.caching import fill_cache
+from stream_odml.cluster.reading import RayReaders
 from stream_odml.cluster.runtime import ray_session
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import StreamConfig, example_yaml, parse_config
@@ -26,11 +26,13 @@ from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embedder_to_bytes
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.learn.world import World
+from stream_odml.pipeline import task_cache
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.pipeline.messages import StageOrder
 from stream_odml.pipeline.sources import inbox_path
 from stream_odml.pipeline.stage_run import Place, StageFailed, StageRun
 from stream_odml.pipeline.stages import Stages
+from stream_odml.pipeline.task_cache import LocalReaders, Readers, fill_cache
 from stream_odml.service.push import PushInbox
 from stream_odml.storage.files import open_files
 from stream_odml.store.artifacts import STUDENT
@@ -163,10 +165,15 @@ def four_shards(folder: Path) -> tuple[list[Any], PixelCache]:
     return refs, PixelCache(folder / "cache", members, SIZE)
 
 
+def fill(cache: PixelCache, refs: list[Any], readers: Readers | None = None) -> None:
+    readers = readers or LocalReaders()
+    fill_cache(cache, refs, lambda uri: None, max_pixels=LIMIT, hang_s=60.0, readers=readers)
+
+
 def test_a_changed_shard_is_lost_whole_and_the_others_are_not(tmp_path: Path) -> None:
     refs, cache = four_shards(tmp_path)
     Path(refs[2].uri).write_bytes(Path(refs[1].uri).read_bytes())
-    fill_cache(cache, refs, lambda uri: None, LIMIT, 0.1, 60.0)
+    fill(cache, refs)
     assert cache.lost().tolist() == [False] * 12 + [True] * 6 + [False] * 6
     assert {problem.reason for _, problem in cache.lost_rows()} == {Reason.CHANGED_WHILE_READ}
     assert cache.is_complete
@@ -179,14 +186,15 @@ def test_a_changed_shard_is_lost_whole_and_the_others_are_not(tmp_path: Path) ->
     assert len(again.lost_rows()) == 6
 
 
-def test_what_ended_a_process_here_is_read_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ended_a_process_here_is_read_elsewhere(tmp_path: Path) -> None:
     refs, cache = four_shards(tmp_path)
-    (cache.folder / caching.READING_HERE).touch()  # as a killed process leaves it
+    (cache.folder / task_cache.READING_HERE).touch()  # as a killed process leaves it
     asked: list[int] = []
-    monkeypatch.setattr(caching, "_decoded", lambda wanted, *_: filter(asked.append, [len(wanted)]))
-    monkeypatch.setattr(caching, "_decoded_apart", lambda *_: [])
+    others = SimpleNamespace(
+        spread=lambda wanted, _: filter(asked.append, [len(wanted)]), apart=lambda *_: iter([])
+    )
     with pytest.raises(ValueError, match="24 of 24 rows are missing"):
-        fill_cache(cache, refs, lambda uri: None, LIMIT, 0.1, 60.0)
+        fill(cache, refs, cast("Readers", others))
     assert asked == [4]
 
 
@@ -196,11 +204,11 @@ def test_a_row_that_ends_its_reader_is_left_out_and_its_neighbours_are_not(
 ) -> None:
     """As a decoder that crashes on one image does."""
     refs, cache = four_shards(tmp_path)
-    monkeypatch.setattr(caching, "HERE_S", -1.0)
+    monkeypatch.setattr(task_cache, "HERE_S", -1.0)
     poison(monkeypatch, tmp_path, IMAGES[6 + 3], "os.kill(os.getpid(), 11)")
     with ray_session(None, cpus=2, gpus=0):
         began = time.monotonic()
-        fill_cache(cache, refs, lambda uri: None, LIMIT, 0.1, 60.0)
+        fill(cache, refs, RayReaders(0.1))
         assert time.monotonic() - began < 120
     assert np.flatnonzero(cache.lost()).tolist() == [9]
     ((shard, problem),) = cache.lost_rows()
@@ -239,4 +247,4 @@ def test_an_image_that_needs_more_memory_than_there_is_is_a_problem_of_its_own(
 
     monkeypatch.setattr(decode, "_square", fails)
     with pytest.raises(BadImage, match="out_of_memory"):
-        decode.decode_image(IMAGES[0], SIZE)
+        decode.decode_image(IMAGES[0], SIZE, LIMIT)

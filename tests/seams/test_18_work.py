@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from starlette.types import ASGIApp
 
-from stream_odml.config.service import ServiceOptions
+from stream_odml.config.service import DEFAULT_MAX_PIXELS, ServiceOptions
 from stream_odml.ingest.decode import declared_pixels, decode_image, encode_image
 from stream_odml.service import answering, decoding
 from stream_odml.service.api import create_app
@@ -69,7 +69,7 @@ def test_pixels_are_counted_over_the_whole_request_before_any_is_decoded(
         assert api.post("/v1/search/batch", json={"images": [bomb] * 3}).status_code == 200
         assert len(decoded) == 3
     replica.close()
-    assert declared_pixels(flat(1000)) == 1_000_000
+    assert declared_pixels(flat(1000), DEFAULT_MAX_PIXELS) == 1_000_000
 
 
 def test_decoding_stops_between_two_images(stream: TinyStream, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS as LIMIT
 from stream_odml.ingest import decode, passed_over
 from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.landing import land_file
@@ -56,7 +57,7 @@ def test_every_name_of_jpeg_in_a_folder_and_in_a_tar(tmp_path: Path, suffix: str
     ],
 )
 def test_further_formats_give_their_colours(format: str, mode: str, options: dict[str, object]) -> None:
-    pixels = decode_image(encoded(halves(mode), format, **options), 32).astype(int)
+    pixels = decode_image(encoded(halves(mode), format, **options), 32, LIMIT).astype(int)
     assert np.abs(pixels[16, 4] - (255, 0, 0)).max() < 60
     assert np.abs(pixels[16, 28] - (0, 0, 255)).max() < 60
 
@@ -64,7 +65,7 @@ def test_further_formats_give_their_colours(format: str, mode: str, options: dic
 def test_a_tiff_of_floats_or_of_sixteen_bits_keeps_its_contrast() -> None:
     grey = np.repeat(np.linspace(0, 1, 32, dtype=np.float32)[None], 32, axis=0)
     for values in (grey, grey * 255, (grey * 65_535).astype(np.uint16)):
-        pixels = decode_image(encoded(Image.fromarray(values), "TIFF"), 32)
+        pixels = decode_image(encoded(Image.fromarray(values), "TIFF"), 32, LIMIT)
         assert pixels[0, 0, 0] < 10
         assert pixels[0, -1, 0] > 245
 
@@ -78,7 +79,7 @@ def test_further_formats_obey_the_pixel_limit_and_survive_cuts(format: str) -> N
     reasons = set()
     for length in range(1, len(whole) - 2, max(1, len(whole) // 40)):
         try:
-            decode_image(whole[:length], 16)
+            decode_image(whole[:length], 16, LIMIT)
         except BadImage as error:
             reasons.add(error.reason)
     assert reasons <= {Reason.TRUNCATED_IMAGE, Reason.NOT_AN_IMAGE, Reason.CORRUPT_IMAGE}
@@ -88,14 +89,14 @@ def test_heic_without_its_plugin_is_refused_with_the_remedy(monkeypatch: pytest.
     monkeypatch.setattr(decode, "reads_heic", lambda: False)
     decode._formats.cache_clear()
     with pytest.raises(BadImage, match=r"a HEIC image; .*pip install 'stream-odml\[heic\]'"):
-        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), 16)
+        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), 16, LIMIT)
     decode._formats.cache_clear()
 
 
 def test_heic_with_its_plugin() -> None:
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
-    pixels = decode_image(encoded(halves(), "HEIF"), 32).astype(int)
+    pixels = decode_image(encoded(halves(), "HEIF"), 32, LIMIT).astype(int)
     assert np.abs(pixels[16, 4] - (255, 0, 0)).max() < 60
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS as LIMIT
 from stream_odml.ingest import fields
 from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.reading import RawItem
@@ -56,7 +57,7 @@ NOTES = {
 
 @pytest.mark.parametrize("note", NOTES)
 def test_long_notes_in_a_png_do_not_matter(note: str) -> None:
-    assert (decode_image(NOTES[note](), 16) == decode_image(picture(), 16)).all()
+    assert (decode_image(NOTES[note](), 16, LIMIT) == decode_image(picture(), 16, LIMIT)).all()
 
 
 def test_a_png_with_notes_keeps_its_transparency_and_its_orientation_and_its_limit() -> None:
@@ -66,10 +67,14 @@ def test_a_png_with_notes_keeps_its_transparency_and_its_orientation_and_its_lim
     exif[0x0112] = 3
     plain = encoded(image, "PNG", exif=exif)
     noted = with_chunk(plain, b"tEXt", b"Comment\0" + b"x" * (80 * MIB))
-    assert (decode_image(noted, 16) == decode_image(plain, 16)).all()
-    assert decode_image(noted, 16)[-1, 0].tolist() == [0, 0, 255]
+    assert (decode_image(noted, 16, LIMIT) == decode_image(plain, 16, LIMIT)).all()
+    assert decode_image(noted, 16, LIMIT)[-1, 0].tolist() == [0, 0, 255]
     with pytest.raises(BadImage) as refusal:
-        decode_image(with_chunk(png_bomb(), b"zTXt", b"k\0\0" + zlib.compress(b"x" * (3 * MIB))), 16)
+        decode_image(
+            with_chunk(png_bomb(), b"zTXt", b"k\0\0" + zlib.compress(b"x" * (3 * MIB))),
+            16,
+            LIMIT,
+        )
     assert refusal.value.reason is Reason.IMAGE_BOMB
     assert PngImagePlugin.MAX_TEXT_CHUNK == MIB, "the limit of other users of Pillow is as it was"
 
@@ -78,7 +83,7 @@ def test_long_profiles_and_comments_in_other_formats() -> None:
     image = Image.open(io.BytesIO(picture()))
     profile = np.random.default_rng(0).bytes(3 * MIB)
     for format in ("JPEG", "WEBP", "TIFF"):
-        decode_image(encoded(image, format, icc_profile=profile), 16)
+        decode_image(encoded(image, format, icc_profile=profile), 16, LIMIT)
 
 
 def table(folder: Path, **columns: Any) -> tuple[list[RawItem], list[RowProblem]]:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.config.stream import EvaluationConfig, parse_config
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.embedder import Embedder, build_embedder, embed
@@ -266,7 +267,9 @@ def test_a_stage_measures_the_same_on_any_number_of_ranks(
     shown = {held.names[label] for label in held.labels}
     assert shown <= {"cat", "dog", "fox", "elm", "oak"}
     keys = keys_of(choose(stream.writer.store, stream.head, "task-0002", config.evaluation, 0))
-    images = np.stack([decode_image(stream.images[item], SPEC.image_size) for _, item in keys])
+    images = np.stack(
+        [decode_image(stream.images[item], SPEC.image_size, DEFAULT_MAX_PIXELS) for _, item in keys]
+    )
     np.testing.assert_allclose(held.fresh, embed(student, images), atol=1e-5)
     np.testing.assert_allclose(held.parent, embed(stream.model, images), atol=1e-5)
     stream.close()

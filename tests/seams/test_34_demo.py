@@ -20,6 +20,7 @@ from stream_odml.cli.demo import Measured, _verdict, demo_config, source_categor
 from stream_odml.cli.demo_table import demo_table, doubts, reading
 from stream_odml.cli.main import app
 from stream_odml.cli.producer import Category
+from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.config.stream import GateConfig, StreamConfig, parse_config
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.bank import ClassBank
@@ -106,7 +107,9 @@ def test_baselines_are_what_a_naive_loop_finds(stream: TinyStream, monkeypatch: 
     classes = {row["item_id"]: row["class_name"] for row in store.gallery_rows(vectors=False).to_pylist()}
     for stage, version in enumerate(versions):
         items = sorted(item for item in held if item[0] in "abc"[: stage + 1])
-        pixels = np.stack([decode_image(stream.images[item], SPEC.image_size) for item in items])
+        pixels = np.stack(
+            [decode_image(stream.images[item], SPEC.image_size, DEFAULT_MAX_PIXELS) for item in items]
+        )
         names = [classes[item] for item in items]
         frozen = embed(first, pixels)
         assert found[version].images == len(items)

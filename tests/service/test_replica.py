@@ -263,7 +263,10 @@ def test_each_replica_is_scrapeable_and_announced(
 
     labels = {"replica": "dead", "__meta_host": socket.gethostname(), "__meta_pid": "999999999"}
     stale.write_text(json.dumps([{"targets": ["127.0.0.1:1"], "labels": labels}]))
-    exporters = [Exporter(replica.metrics, name, options, tmp_path / "metrics") for name in ("r1", "r2")]
+    exporters = [
+        Exporter(replica.metrics, name, options, folder=tmp_path / "metrics", node_address="")
+        for name in ("r1", "r2")
+    ]
     found = [json.loads(path.read_text())[0] for path in sorted((tmp_path / "metrics").glob("*.json"))]
     assert [entry["labels"]["replica"] for entry in found] == ["r1", "r2"]
     for entry in found:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stream_odml.config.service import DEFAULT_MAX_PIXELS as LIMIT
 from stream_odml.ingest.decode import decode_image, encode_image
 from stream_odml.ingest.landing import NewItem, land_items
 from stream_odml.ingest.sources import DirectorySource
@@ -132,7 +133,8 @@ class TinyStream:
     def vectors(self, item_ids: Sequence[str]) -> NDArray[np.float32]:
         """Raw vectors [n, d] of items under the newest model."""
         return embed(
-            self.model, np.stack([decode_image(self.images[item], SPEC.image_size) for item in item_ids])
+            self.model,
+            np.stack([decode_image(self.images[item], SPEC.image_size, LIMIT) for item in item_ids]),
         )
 
     def back_to(self, version: str) -> None:

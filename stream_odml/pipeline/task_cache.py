@@ -1,7 +1,6 @@
-"""A task's images, streamed by Ray Data into the pixel cache of each node: decoded once, learnt from many times.
+"""A task's images in the pixel cache of each node: decoded once, learnt from many times.
 
-The Dataset is finite and made from an explicit list of shards and rows, so it is the same whenever it is built;
-a read task that is run again after a kill yields the same blocks.
+Protects: a cache is filled from an explicit list of shards and rows, so it is the same whoever reads.
 """
 
 from __future__ import annotations
@@ -10,24 +9,20 @@ import hashlib
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 from numpy.typing import NDArray
 
-from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
 from stream_odml.ingest.cache import CacheMember, PixelCache
 from stream_odml.ingest.reasons import BadShard, Reason, RowProblem, TransientReadError
 from stream_odml.ingest.rows import Block, decode_rows
 from stream_odml.ingest.shard import ShardRef
-from stream_odml.ingest.tables import start_decoder
 from stream_odml.pipeline.hang_guard import guarded
 from stream_odml.store.select import select_rows
 from stream_odml.store.store import META, Store, compact
@@ -37,11 +32,40 @@ Batch = dict[str, NDArray[Any]]
 """member [b], row [b], pixels [b, size, size, 3], problem [b]: "" or JSON of reason and detail."""
 BLOCK_ROWS = 256
 HERE_S = 1.0
-READER_ENDS = 3
-"""Processes that a row may end, alone with them from the second on, until the task is learnt without it."""
 READING_HERE = "reading-here"
 _OUT_OF_REACH = "out_of_reach"
 _META = pa.schema([GALLERY.field(name) for name in META])
+
+
+class Wanted(TypedDict):
+    """Rows of one shard to decode: its place in the cache, how to read it (JSON), the rows."""
+
+    member: int
+    spec: str
+    rows: list[int]
+
+
+class Readers(Protocol):
+    """Decodes what this process has no time for, or should not try."""
+
+    def spread(self, wanted: list[Wanted], size: int) -> Iterator[Batch]:
+        """Decode all of it, whatever order is fastest; rows of a reader that ended are left out."""
+        ...
+
+    def apart(self, wanted: Wanted, size: int) -> Iterator[Batch]:
+        """Decode rows that ended their reader, or stood beside one that did; one that ends it again is a problem."""
+        ...
+
+
+class LocalReaders:
+    """Decodes in this process: what hangs it or ends it does so."""
+
+    def spread(self, wanted: list[Wanted], size: int) -> Iterator[Batch]:
+        for one in wanted:
+            yield from decode(one["member"], one["spec"], one["rows"], size, BLOCK_ROWS)
+
+    def apart(self, wanted: Wanted, size: int) -> Iterator[Batch]:
+        yield from decode(wanted["member"], wanted["spec"], wanted["rows"], size, 1)
 
 
 def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
@@ -110,15 +134,16 @@ def fill_cache(
     cache: PixelCache,
     shards: Sequence[ShardRef],
     read_options: Callable[[str], dict[str, str] | None],
+    *,
     max_pixels: int,
-    cpus_per_read: float,
     hang_s: float,
+    readers: Readers,
 ) -> None:
-    """Decode what the cache lacks, the first of it in this process, the rest on the whole cluster, and write it here.
+    """Decode what the cache lacks, the first of it in this process, the rest by `readers`, and write it here.
 
-    ``read_options`` gives the storage options of a shard's URI; ``max_pixels`` is ``ingest.max_pixels``. A row that
-    cannot be had (changed, gone, above a limit, or the end of `READER_ENDS` processes) is noted as lost in the cache.
-    A reader that gets no block further for ``hang_s`` seconds is ended, and its shard read again. Raises
+    `read_options` gives the storage options of a shard's URI; `max_pixels` is `ingest.max_pixels`. A row that
+    cannot be had (changed, gone, above a limit, or the end of several readers) is noted as lost in the cache.
+    A reader that gets no block further for `hang_s` seconds is ended, and its shard read again. Raises
     TransientReadError when bytes are out of reach.
     """
     specs = {
@@ -132,20 +157,21 @@ def fill_cache(
     }
     for member, part in _decoded_here(cache, specs, time.monotonic() + HERE_S):
         _keep(cache, member, part)
-    wanted = [
-        {"member": member, "spec": json.dumps(specs[cache.shard_ids[member]]), "rows": rows}
-        for member, rows in cache.missing()
-    ]
-    for decoded in _decoded(wanted, cache.size, cpus_per_read):
-        _keep_batch(cache, decoded)
-    for (
-        member,
-        rows,
-    ) in cache.missing():  # of readers that ended; what failed in another way fails again, and says so
-        spec = json.dumps(specs[cache.shard_ids[member]])
-        for decoded in _decoded_apart(member, spec, rows.tolist(), cache.size, cpus_per_read):
+    if wanted := _missing(cache, specs):
+        for decoded in readers.spread(wanted, cache.size):
+            _keep_batch(cache, decoded)
+    # Of readers that ended; what failed in another way fails again, and says so.
+    for left in _missing(cache, specs):
+        for decoded in readers.apart(left, cache.size):
             _keep_batch(cache, decoded)
     cache.finish()
+
+
+def _missing(cache: PixelCache, specs: dict[str, dict[str, Any]]) -> list[Wanted]:
+    return [
+        Wanted(member=member, spec=json.dumps(specs[cache.shard_ids[member]]), rows=rows.tolist())
+        for member, rows in cache.missing()
+    ]
 
 
 def _keep(cache: PixelCache, member: int, part: Block | RowProblem) -> None:
@@ -214,85 +240,20 @@ def _decoded_here(
         yield one
 
 
-def warm_up(cpus_per_read: float) -> None:
-    """Run an empty Dataset, so that the first task finds Ray Data loaded, a reading process and a decoder started."""
-    start_decoder()
-    list(_decoded([{"member": 0, "spec": "", "rows": []}], 1, cpus_per_read))
-
-
-def _decoded(wanted: list[dict[str, Any]], size: int, cpus: float) -> Iterator[Batch]:
-    if not wanted:
-        return
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.use_datasource_v2 = False  # it starts actors for each execution: seconds a task
-    # A shard whose readers end is left out, and its rows are then read apart from each other.
-    context.max_errored_blocks = -1
-    # More reads than cores decode no faster. They start more processes, each of which takes seconds of a core from
-    # those that answer people, just when a task begins.
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    dataset = ray.data.from_items(wanted, override_num_blocks=len(wanted)).map_batches(
-        _decode_shard,
-        batch_size=1,
-        batch_format="numpy",
-        fn_kwargs={"size": size},
-        compute=ray.data.TaskPoolStrategy(size=cores),
-        num_cpus=cpus,
-    )
-    yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-
-
-def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[Batch]:
-    rows = [int(row) for row in wanted["rows"][0]]
-    if rows:
-        yield from _decode(int(wanted["member"][0]), wanted["spec"][0], rows, size, BLOCK_ROWS)
-
-
-def _decoded_apart(member: int, spec: str, rows: list[int], size: int, cpus: float) -> Iterator[Batch]:
-    """Rows that ended their readers, or were read beside one that did: each told as soon as it is decoded, so that
-    the first that is missing when a reader ends is suspected. A suspect is read alone."""
-    read = ray.remote(num_cpus=cpus, max_retries=0)(_decode)
-    ends: Counter[int] = Counter()
-    while rows:
-        chosen, left = rows[:1] if ends[rows[0]] else rows, len(rows)
-        why = "it gave nothing"
-        try:
-            for ref in read.options(num_returns="streaming").remote(member, spec, chosen, size, 1):
-                batch = ray.get(ref)
-                yield batch
-                done = set(batch["row"].tolist())
-                rows = [row for row in rows if row not in done]
-        except ray.exceptions.RayTaskError:
-            raise
-        except ray.exceptions.RayError as error:
-            why = type(error).__name__
-        else:
-            if len(rows) < left:
-                continue
-        if not rows:
-            return
-        ends[rows[0]] += 1
-        if ends[rows[0]] == READER_ENDS:
-            detail = f"reading it for training ended its process {READER_ENDS} times: {why}"
-            yield _lost_batch(member, [RowProblem(rows[0], Reason.KILLED_READER, detail)], size)
-            rows = rows[1:]
-
-
-def _decode(member: int, spec: str, rows: list[int], size: int, block_rows: int) -> Iterator[Batch]:
-    """What a reading process gives of a shard: pixels of the good rows and problems of the others."""
-    step_back(LEARNING_NICENESS)
+def decode(member: int, spec: str, rows: list[int], size: int, block_rows: int) -> Iterator[Batch]:
+    """Yield what a reading process gives of a shard: pixels of the good rows and problems of the others."""
     plan = json.loads(spec)
     try:
         for part in guarded(_parts(plan, rows, size, block_rows), plan["hang_s"]):
             if isinstance(part, RowProblem):
-                yield _lost_batch(member, [part], size)
+                yield lost_batch(member, [part], size)
                 continue
             count = len(part.rows)
             members, told = np.full(count, member, np.int32), np.full(count, "", object)
             yield {"member": members, "row": part.rows, "pixels": part.pixels, "problem": told}
     except (
         TransientReadError
-    ) as error:  # told, not raised: Ray Data retries and logs what is raised in words of its own
+    ) as error:  # told, not raised: Ray Data retries and logs what is raised by itself
         yield _batch(member, rows[:1], [(_OUT_OF_REACH, str(error))], size)
 
 
@@ -307,7 +268,8 @@ def _parts(
         yield from (RowProblem(row, error.reason, f"{ref.name}: {error.detail}"[:300]) for row in rows)
 
 
-def _lost_batch(member: int, problems: Sequence[RowProblem], size: int) -> Batch:
+def lost_batch(member: int, problems: Sequence[RowProblem], size: int) -> Batch:
+    """Return what a reading process tells of rows that it cannot decode."""
     told = [(str(problem.reason), problem.detail) for problem in problems]
     return _batch(member, [problem.row for problem in problems], told, size)
 

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 
-from stream_odml.cluster import caching
-from stream_odml.cluster.caching import cache_members, fill_cache, rows_digest, task_rows
-from stream_odml.cluster.runtime import ray_session
 from stream_odml.ingest.cache import CacheMember, PixelCache
 from stream_odml.ingest.landing import land_items
 from stream_odml.ingest.rows import Block, decode_rows
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import DirectorySource
+from stream_odml.pipeline import task_cache
+from stream_odml.pipeline.task_cache import (
+    LocalReaders,
+    Readers,
+    cache_members,
+    fill_cache,
+    rows_digest,
+    task_rows,
+)
 from stream_odml.store.select import select_rows
 from stream_odml.store.store import Store
 from stream_odml.store.tables import gallery_rows
 from stream_odml.store.writer import IngestBatch, Writer
-from tests.cluster.poisoned import poison
 from tests.cluster.small_root import DIM, artifacts, claim, shard
-from tests.faults.process import descendants
 from tests.ingest.helpers import some_items
 
 MAX_PIXELS = 10_000
@@ -98,25 +102,35 @@ def test_a_task_of_which_nothing_is_left(tmp_path: Path) -> None:
     writer.release()
 
 
-def _cache(folder: Path, refs: list[ShardRef], images: int) -> PixelCache:
+def cache_of(folder: Path, refs: list[ShardRef], images: int) -> PixelCache:
     names = [f"class {n % 3}" for n in range(images)]
     members = [CacheMember(ref.shard_id, np.arange(images, dtype=np.int32), names) for ref in refs]
     return PixelCache(folder, members, 8)
 
 
-def _twelve_shards(folder: Path) -> tuple[list[ShardRef], PixelCache]:
+def twelve_shards(folder: Path) -> tuple[list[ShardRef], PixelCache]:
     """Shards of four images each, and the empty cache of them all."""
     for number in range(12):
         land_items(folder / "inbox", f"s{number:02d}", some_items(4, first=4 * number))
     refs = DirectorySource(folder / "inbox").poll(set())
-    return refs, _cache(folder / "cache", refs, 4)
+    return refs, cache_of(folder / "cache", refs, 4)
 
 
-def test_a_small_task_is_decoded_without_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching, "HERE_S", 60.0)  # a busy machine is no reason to fail
-    refs, cache = _twelve_shards(tmp_path)
-    fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=60.0)
-    assert not ray.is_initialized()
+def fill(cache: PixelCache, refs: list[ShardRef], readers: Readers, hang_s: float = 60.0) -> None:
+    fill_cache(cache, refs, lambda uri: None, max_pixels=MAX_PIXELS, hang_s=hang_s, readers=readers)
+
+
+def unused_readers() -> Readers:
+    """Whoever asks them for anything fails."""
+    return cast("Readers", object())
+
+
+def test_a_small_task_is_decoded_without_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_cache, "HERE_S", 60.0)  # however busy the machine is
+    refs, cache = twelve_shards(tmp_path)
+    fill(cache, refs, unused_readers())
     assert cache.is_complete
     for member, ref in enumerate(refs):
         block = next(decode_rows(ref, range(4), 8, MAX_PIXELS))
@@ -125,48 +139,20 @@ def test_a_small_task_is_decoded_without_the_cluster(tmp_path: Path, monkeypatch
 
 
 def test_what_hangs_here_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refs, cache = _twelve_shards(tmp_path)
+    refs, cache = twelve_shards(tmp_path)
     asked: list[int] = []
-    monkeypatch.setattr(caching, "HERE_S", 0.2)
-    monkeypatch.setattr(caching, "_parts", lambda *_: threading.Event().wait())
-    monkeypatch.setattr(caching, "_decoded", lambda wanted, *_: map(asked.append, [len(wanted)]))
+    monkeypatch.setattr(task_cache, "HERE_S", 0.2)
+    monkeypatch.setattr(task_cache, "_parts", lambda *_: threading.Event().wait())
+    others = SimpleNamespace(spread=lambda wanted, _: map(asked.append, [len(wanted)]))
     with pytest.raises(TypeError):  # what is asked of the others comes back as nothing
-        fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=60.0)
+        fill(cache, refs, cast("Readers", others))
     assert asked == [12], "the others were not asked for all of it"
 
 
-@pytest.fixture
-def only_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the first second of a large task were over."""
-    monkeypatch.setattr(caching, "HERE_S", -1.0)
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("only_others_read")
-def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (item,) = some_items(1)
-    land_items(tmp_path / "inbox", "s", [item])
-    refs = DirectorySource(tmp_path / "inbox").poll(set())
-    hung = tmp_path / "hung"
-    once = f"os.path.exists({str(hung)!r}) or (open({str(hung)!r}, 'w').close(), time.sleep(600))"
-    poison(monkeypatch, tmp_path, item.image, once)
-    cache = _cache(tmp_path / "cache", refs, 1)
-    with ray_session(None, cpus=2, gpus=0):
-        fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=3.0)
-    assert hung.exists()
+def test_all_of_it_can_be_decoded_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_cache, "HERE_S", -1.0)
+    refs, cache = twelve_shards(tmp_path)
+    Path(refs[5].uri).write_bytes(b"")
+    fill(cache, refs, LocalReaders())
     assert cache.is_complete
-    assert not cache.lost().any()
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("only_others_read")
-def test_no_more_processes_read_than_there_are_cores(tmp_path: Path) -> None:
-    """A start costs seconds of a core: ten at once keep an indexer from coming back for half a minute."""
-    refs, cache = _twelve_shards(tmp_path)
-    with ray_session(None, cpus=2, gpus=0):
-        fill_cache(cache, refs, lambda uri: None, MAX_PIXELS, cpus_per_read=0.1, hang_s=60.0)
-        titles = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())]
-    assert cache.is_complete
-    assert 1 <= sum(title.startswith((b"ray::IDLE", b"ray::MapBatches")) for title in titles) <= 3
+    assert np.flatnonzero(cache.lost()).tolist() == [20, 21, 22, 23]
