@@ -10,7 +10,8 @@ from rich.console import Console
 
 from stream_odml.cli.console import StreamView, say, stage_table
 from stream_odml.cli.versions_table import stage_rows, unlearnt_lines
-from stream_odml.cluster.runtime import HeadDied, WallClock, dead_head
+from stream_odml.cluster.ray_compat import dead_head
+from stream_odml.cluster.runtime import HeadDied, WallClock
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.config.stream import StreamConfig
 from stream_odml.pipeline.sources import inbox_path

@@ -10,11 +10,9 @@ import contextlib
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Any
-
-import ray
 
 from stream_odml.cluster.placement import Role
+from stream_odml.cluster.ray_compat import give_back, reserve
 
 log = logging.getLogger(__name__)
 EVERY_S, EXPIRE_S = 30.0, 120.0
@@ -37,7 +35,7 @@ class Holding:
         """Give it back."""
         self._released.set()
         with contextlib.suppress(Exception):  # Ray may have ended, and the reservation with it
-            ray.get(_coordinator().cancel_request.remote(self._name), timeout=ANSWER_S)
+            give_back(self._name, ANSWER_S)
 
     def _renew(self) -> None:
         while not self._released.wait(EVERY_S):
@@ -45,18 +43,7 @@ class Holding:
 
     def _ask(self) -> None:
         try:
-            from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
-                ResourceRequestPriority,
-            )
-
-            # As high as a training run asks, and earlier: it comes first.
-            asked = _coordinator().request_resources.remote(
-                requester_id=self._name,
-                resources=self._bundles,
-                expire_after_s=EXPIRE_S,
-                priority=ResourceRequestPriority.HIGH,
-            )
-            ray.get(asked, timeout=ANSWER_S)
+            reserve(self._name, self._bundles, EXPIRE_S, ANSWER_S)
         except Exception as error:  # busy; or another Ray, whose inside is another: training goes on without
             if self._is_taken:
                 log.warning(
@@ -69,9 +56,3 @@ class Holding:
 
 def _bundle(role: Role) -> dict[str, float]:
     return {name: amount for name, amount in (("CPU", role.cpus), ("GPU", role.gpus)) if amount}
-
-
-def _coordinator() -> Any:
-    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
-
-    return default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()

@@ -20,6 +20,7 @@ import pyarrow as pa
 import ray
 
 from stream_odml.cluster.indexer_calls import IndexedBatch
+from stream_odml.cluster.ray_compat import was_restarting
 from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
@@ -211,9 +212,7 @@ class Ingestion:
 
     def _is_innocent(self, error: Exception) -> bool:
         """Whether the shards had no part in it: the indexer was away already, or the stream root was out of reach."""
-        # Ray has one error for a call that found the actor restarting, and for one that ended it: only words differ.
-        away = isinstance(error, ray.exceptions.ActorUnavailableError) and "is restarting" in str(error)
-        return away or isinstance(getattr(error, "cause", None), OSError)
+        return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError)
 
     def _judge(self, work: _Work, error: Exception) -> None:
         """An indexer ended, or its code failed. Who was with it is suspected, and tried alone; then it counts."""

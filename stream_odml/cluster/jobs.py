@@ -12,6 +12,7 @@ from pathlib import Path
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from stream_odml.cluster.ray_compat import has_no_job_agent
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
 
 CONFIG_NAME = "stream.yaml"
@@ -69,7 +70,7 @@ def _submit(client: JobSubmissionClient, entrypoint: str, folder: str, job_id: s
                 client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
             )
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if not has_no_job_agent(error) or time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
 

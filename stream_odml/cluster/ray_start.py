@@ -1,7 +1,4 @@
-"""Start Ray on this machine for one session: on the loopback only, with a token of its own, and with patience.
-
-What leans on Ray's private modules for it is in this file.
-"""
+"""Start Ray on this machine for one session: on the loopback only, with a token of its own, and with patience."""
 
 from __future__ import annotations
 
@@ -12,12 +9,10 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray._private import parameter, ray_constants, services
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from stream_odml.cluster.ray_compat import only_loopback
 from stream_odml.cluster.session_folder import kill_processes
 
 log = logging.getLogger(__name__)
@@ -58,18 +53,12 @@ def own_token(folder: Path) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 
-def reread_environment() -> None:
-    """Ray reads its settings and the token once in a process: let it read them again."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
 def start_ray(folder: Path, namespace: str, cpus: float | None, gpus: float | None) -> None:
     """Start a head below ``folder`` that listens on the loopback. Raises RayNotStarted after several attempts."""
     began = time.monotonic()
     for attempt in range(ATTEMPTS):
         try:
-            with _loopback(), _nothing_for_others():
+            with only_loopback(), _nothing_for_others():
                 ray.init(
                     address="local",
                     namespace=namespace,
@@ -102,23 +91,6 @@ def _remedy(failure: Exception, seconds: float) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def _loopback() -> Iterator[None]:
-    """Ray listens on the loopback where it takes the machine's address for 127.0.0.1, as it does on a laptop with
-    macOS or Windows; a free port for the agent, whose fixed one another session may hold."""
-
-    def ported(*args: Any, **kwargs: Any) -> Any:
-        return parameters(*args, **{"dashboard_agent_listen_port": 0, **kwargs})
-
-    parameters, clusters = parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER
-    parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER = ported, False
-    try:
-        assert services.get_node_ip_address() == "127.0.0.1"
-        yield
-    finally:
-        parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER = parameters, clusters
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from pathlib import Path
 import ray
 
 from stream_odml.cluster import haproxy_walls
-from stream_odml.cluster.ray_start import own_token, patience, reread_environment, start_ray
+from stream_odml.cluster.ray_compat import dead_head, in_worker, kill_session, reread_environment
+from stream_odml.cluster.ray_start import own_token, patience, start_ray
 from stream_odml.cluster.session_folder import (
     SessionFolder,
     end_proxies,
@@ -111,7 +112,7 @@ def check_resources(needs: list[Need], available: float, unit: str = "CPU") -> N
 
 def step_back(niceness: int) -> None:
     """In a Ray worker: let processes that answer people go before this thread and those it starts."""
-    if ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+    if not in_worker():
         return
     with contextlib.suppress(PermissionError):  # where Ray already put the worker further back
         os.setpriority(os.PRIO_PROCESS, 0, niceness)
@@ -190,11 +191,11 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
             tighten(folder.path)
             yield
         except ClockWentBack:
-            _kill_session()
+            kill_session()
             raise
         finally:
             if dead_head():
-                _kill_session()
+                kill_session()
             ray.shutdown()
             end_proxies(folder.path)
             if log_dir is not None:
@@ -221,11 +222,6 @@ def _keep_logs(folder: Path, log_dir: Path) -> None:
             log.warning("the logs of Ray could not be kept in %s: %s", log_dir, error)
 
 
-def _kill_session() -> None:
-    """The rest would wait a minute for what does not answer, and hold the stream root meanwhile."""
-    ray._private.worker._global_node.kill_all_processes(check_alive=False)
-
-
 class WallClock:
     """Watches the wall clock against one that nobody sets."""
 
@@ -242,13 +238,6 @@ class WallClock:
             )
             log.error(told)  # at once: Ray may end this process while it is shut down, before its last words
             raise ClockWentBack(told)
-
-
-def dead_head() -> list[str]:
-    """Which of Ray's own processes have ended, of a session that this process started: nothing goes on without them."""
-    node = getattr(ray._private.worker, "_global_node", None)
-    dead = node.dead_processes() if node is not None else []
-    return [name for name, _ in dead if name in ("gcs_server", "raylet")]
 
 
 def _local_environment(folder: Path, ports: PortBlock) -> dict[str, str]:

@@ -26,10 +26,10 @@ from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.holding import Holding
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
-from stream_odml.cluster.leftovers import free_reservations
 from stream_odml.cluster.openness import log as openness_log
 from stream_odml.cluster.openness import open_doors
 from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
+from stream_odml.cluster.ray_compat import dead_head, free_orphaned_placement_groups, is_torn_progress
 from stream_odml.cluster.runtime import (
     NAMESPACE,
     ClockWentBack,
@@ -37,7 +37,6 @@ from stream_odml.cluster.runtime import (
     Need,
     check_port,
     check_resources,
-    dead_head,
     free_port,
     ray_session,
     tighten_session,
@@ -118,14 +117,14 @@ class Session:
 
         while not self._stopping.is_set():
             try:
-                if count := free_reservations():
+                if count := free_orphaned_placement_groups():
                     log.warning("freed %d placement group(s) of a training run that was killed", count)
                 build_trainer(self.config).fit()
             except Exception as error:  # the controller died, or a worker failed for good: start again
                 if self._stopping.is_set():
                     return
                 log.error("training ended: %s; starting it again", error)
-                if "CheckpointManager" in f"{type(error).__name__} {error}":
+                if is_torn_progress(error):
                     self._drop_progress()  # torn by a kill, or of another release: it is only progress
             self._stopping.wait(2.0)
 

@@ -24,6 +24,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from stream_odml.cluster.driver_calls import DriverGone, call_driver, driver_handle
+from stream_odml.cluster.ray_compat import is_lost_peer
 from stream_odml.cluster.reading import RayReaders
 from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
 from stream_odml.config.stream import StreamConfig
@@ -226,12 +227,12 @@ class _Worker:
 def is_loss_of_a_process(error: BaseException) -> bool:
     """Whether another process went (a peer, a reading task, a node): nothing that this stage did wrong.
 
-    A peer that failed by itself tells its own error; gloo names a lost one in plain RuntimeErrors only.
+    A peer that failed by itself tells its own error.
     """
     lost = (ray.exceptions.RayError, dist.DistError, DriverGone)
     if isinstance(error, lost) and not isinstance(error, ray.exceptions.RayTaskError):
         return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    return is_lost_peer(error)
 
 
 class _Reporter:

@@ -45,13 +45,13 @@ def test_a_coordinator_that_does_not_answer_is_asked_again_and_told_of_once(
 ) -> None:
     asked, thrice = [], threading.Event()
 
-    def away() -> None:
+    def away(*_: object) -> None:
         asked.append(1)
         if len(asked) == 3:
             thrice.set()
         raise TimeoutError("busy")
 
-    monkeypatch.setattr(module, "_coordinator", away)
+    monkeypatch.setattr(module, "reserve", away)
     monkeypatch.setattr(module, "EVERY_S", 0.01)
     with caplog.at_level(logging.WARNING):
         holding = Holding("x", [Role("indexers", "", 1, 0.2)])

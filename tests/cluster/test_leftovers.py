@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group
 
-from stream_odml.cluster.leftovers import free_reservations
+from stream_odml.cluster.ray_compat import free_orphaned_placement_groups
 from stream_odml.cluster.runtime import ray_session
 
 
@@ -38,12 +38,12 @@ def free_cpus(expected: float, within_s: float = 20.0) -> float:
 @pytest.mark.ray
 def test_what_a_killed_controller_reserved_is_free_again() -> None:
     with ray_session(None, cpus=2, gpus=0):
-        assert free_reservations() == 0
+        assert free_orphaned_placement_groups() == 0
         controller = ray.remote(num_cpus=0)(Controller).remote()
         ray.get(controller.reserve.remote())
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(controller.die.remote())
         assert free_cpus(2.0, within_s=3.0) == pytest.approx(1.2)  # Ray keeps it while the job lives
-        assert free_reservations() == 1
+        assert free_orphaned_placement_groups() == 1
         assert free_cpus(2.0) == pytest.approx(2.0)
-        assert free_reservations() == 0
+        assert free_orphaned_placement_groups() == 0
