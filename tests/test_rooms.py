@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,14 +31,6 @@ MAY_IMPORT = {
     "cli": {"cluster", "client", "pipeline", "service", *WORK},
 }
 """What each package may import of the others."""
-NOT_YET = {"storage", "store", "pipeline", "service"}
-"""Rooms with an arrow that still points the wrong way; a strict xfail, so that each goes when it is mended."""
-
-
-def rooms(names: Iterable[str], not_yet: Iterable[str]) -> list[object]:
-    """Return the rooms in order, those of `not_yet` marked."""
-    marks = {name: [pytest.mark.xfail(strict=True)] if name in not_yet else [] for name in names}
-    return [pytest.param(name, marks=marks[name]) for name in sorted(marks)]
 
 
 def modules(folder: Path) -> Iterator[tuple[Path, ast.Module]]:
@@ -59,7 +51,7 @@ def test_every_package_is_named() -> None:
     assert {p.parent.name for p in PACKAGE.glob("*/__init__.py")} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("room", rooms(MAY_IMPORT, NOT_YET))
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
 def test_arrows_point_one_way(room: str) -> None:
     wrong = [
         f"{path.relative_to(REPOSITORY)} imports {name}"
@@ -72,7 +64,6 @@ def test_arrows_point_one_way(room: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.xfail(strict=True, reason="observe/targets.py asks Ray for the address of its node")
 def test_only_cluster_imports_ray() -> None:
     wrong = [
         f"{path.relative_to(REPOSITORY)} imports {name}"
@@ -93,7 +84,7 @@ LOADS_NONE_OF = {
 }
 
 
-@pytest.mark.parametrize("room", rooms(LOADS_NONE_OF, {"pipeline"}))
+@pytest.mark.parametrize("room", sorted(LOADS_NONE_OF))
 def test_a_package_loads_no_library_of_another(room: str) -> None:
     names = [
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
