@@ -23,6 +23,7 @@ from stream_odml.storage.files import Files
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import Unlearnt, unlearnt_tasks
+from stream_odml.store.version_metrics import VersionMetrics
 
 SHARDS_READ = 64
 """Held-out files that examples are drawn from, newest and oldest shards alike."""
@@ -79,8 +80,7 @@ def report_data(root: str, queries: int, neighbours: int, seed: int) -> ReportDa
     snapshot = GallerySnapshot.load(store, SearchSettings("exact"))
     versions = stage_rows(store)
     for row in versions:
-        metrics = store.tree.get(row["version"]).metrics
-        row["drift"] = {k.removeprefix("drift/"): v for k, v in metrics.items() if k.startswith("drift/")}
+        row["drift"] = dict(VersionMetrics.read(store.tree.get(row["version"]).metrics).drift)
     reasons = Counter(store.quarantine_rows()["reason"].to_pylist())
     return ReportData(
         root,
@@ -188,12 +188,11 @@ def small_picture(image: bytes) -> bytes:
 
 def _lost(store: Store, head: str) -> list[tuple[str, float, float]]:
     """Classes whose recall fell most in the head's stage."""
-    from stream_odml.pipeline.evaluating import CLASS_KEY
-
     now = store.tree.get(head)
     if now.parent is None:
         return []
-    after, before = now.metrics.get(CLASS_KEY, {}), store.tree.get(now.parent).metrics.get(CLASS_KEY, {})
+    versions = (now, store.tree.get(now.parent))
+    after, before = (VersionMetrics.read(version.metrics).recall_by_class for version in versions)
     falls = [(name, before[name], after[name]) for name in after.keys() & before.keys()]
     falls = [fall for fall in falls if fall[2] < fall[1]]
     return sorted(falls, key=lambda fall: (fall[2] - fall[1], fall[0]))[:10]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from stream_odml.pipeline.figures import recall_key
 from stream_odml.search.version_diff import diff_versions
 from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import unlearnt_tasks
+from stream_odml.store.version_metrics import FORMS, SPLITS, VersionMetrics
+
+SHOWN = ("forgetting", "boundary_to_first_step_s", "seconds", "steps")
+"""Metrics of one value that `versions` and the report show, besides Recall@1."""
 
 
 def stage_rows(store: Store) -> list[dict[str, Any]]:
-    """One row for each learnt version from the root to the head, oldest first; absent figures are None."""
+    """Return a row per learnt version from the root to the head, oldest first; figures not measured are None."""
     rows = []
     classes = 0
     for version_id in store.tree.lineage(store.tree.head)[1:]:
         version = store.tree.get(version_id)
-        metrics = version.metrics
-        classes += int(metrics.get("classes", 0))
+        metrics = VersionMetrics.read(version.metrics)
+        classes += int(metrics.classes or 0)
         row: dict[str, Any] = {
             "version": version_id,
             "parent": version.parent,
@@ -25,23 +28,23 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             "committed_at": version.time.isoformat(),
             "classes": classes,
         }
-        for split in ("union", "old", "new"):
-            for form in ("served", "reextracted", "stale"):
-                row[f"{split}_{form}"] = metrics.get(recall_key(split, form))
-        for name in ("forgetting", "boundary_to_first_step_s", "seconds", "steps"):
-            row[name] = metrics.get(name)
+        for split in SPLITS:
+            for form in FORMS:
+                row[f"{split}_{form}"] = metrics.recall(split, form)
+        for name in SHOWN:
+            row[name] = getattr(metrics, name)
         rows.append(row)
     return rows
 
 
 def unlearnt_lines(store: Store) -> list[str]:
-    """A line for every task that was refused or skipped and that the head has not learnt: why, and what to do."""
+    """Return a line per refused or skipped task that the head has not learnt: the reason and the remedy."""
     if not store.tree.moves:
         return []
     return [task.in_words() for task in unlearnt_tasks(store.ledger, store.tree, root=store.uri)]
 
 
 def diff_of(store: Store, a: str, b: str) -> dict[str, Any]:
-    """What changed from version ``a`` to ``b``, each by its id, its beginning, or ``head``. Raises UnknownVersion."""
+    """Compare version `a` with `b`, each an id, a prefix of one, or `head`. Raises UnknownVersion."""
     first, second = (store.tree.get(store.tree.named(name)) for name in (a, b))
     return diff_versions(first.version_id, first.metrics, second.version_id, second.metrics)

@@ -70,10 +70,11 @@ def _without(data: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, An
 
 
 class OnceLoader(yaml.SafeLoader):
-    """Reads YAML as `safe_load` does, but for a key that comes twice, of which that would silently take the last."""
+    """Reads YAML as `safe_load` does, and refuses a repeated key, of which that would silently use the last."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Raises MarkedYAMLError, which names the place."""
+    # The type stubs name another type for `anchor` than PyYAML passes.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping. Raises MarkedYAMLError, with its place, for a repeated key."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:

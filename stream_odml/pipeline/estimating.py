@@ -15,11 +15,12 @@ from stream_odml.pipeline.held_out import Floats, mapped_to
 from stream_odml.pipeline.sampling import rows_of_classes
 from stream_odml.store.store import Store
 from stream_odml.store.tables import vectors_of
+from stream_odml.store.version_metrics import key
 
 SHARDS = 32
 PER_CLASS = 4
-MOST = 4096
-"""Vectors in all: the cost does not grow with the gallery."""
+MAX_VECTORS = 4096
+"""Maximum stored vectors, so that the cost does not grow with the gallery."""
 
 
 def estimate_old(store: Store, parent: str, outcome: StageOutcome, seed: int) -> dict[str, float]:
@@ -31,8 +32,8 @@ def estimate_old(store: Store, parent: str, outcome: StageOutcome, seed: int) ->
     if found is None:
         return {}
     variance = float(np.square(vectors - vectors.mean(0, dtype=np.float64)).sum(1).mean())
-    figures = {"task_spread": outcome.drift["parent_variance"] / variance} if variance > 0 else {}
-    names = ("parent_recall_at_1/old/estimated", "recall_at_1/old/estimated")
+    figures = {key("task_spread"): outcome.drift["parent_variance"] / variance} if variance > 0 else {}
+    names = (key("parent_recall_at_1", "old", "estimated"), key("recall_at_1", "old", "estimated"))
     return figures | dict(zip(names, found, strict=True))
 
 
@@ -44,7 +45,7 @@ def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
     drawn = [shards[i] for i in random.permutation(len(shards))[:SHARDS]]
     where = pc.field("shard_id").isin(drawn)
     rows = rows_of_classes(store, parent, drawn, where, PER_CLASS, seed)
-    rows = rows.take(np.sort(random.permutation(len(rows))[:MOST]))
+    rows = rows.take(np.sort(random.permutation(len(rows))[:MAX_VECTORS]))
     _, labels = np.unique(np.array(rows["class_name"].to_pylist(), np.str_), return_inverse=True)
     vectors = vectors_of(rows["vector"], store.dim)
     return mapped_to(store, vectors, rows["version"].to_pylist(), parent), labels.astype(np.int64)

@@ -14,19 +14,16 @@ from numpy.typing import NDArray
 
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
-from stream_odml.pipeline.figures import recall_key
 from stream_odml.pipeline.held_out import Floats, HeldOut
 from stream_odml.store.store import Store
-
-TASK_KEY = "recall_at_1_of_task/"
-CLASS_KEY = "recall_by_class"
+from stream_odml.store.version_metrics import VersionMetrics, key
 
 
 def evaluate_stage(held: HeldOut, forward: DriftMap, task: str) -> dict[str, Any]:
     """Recall@1 of the new version and, as served, of the one that it would replace, on the same images.
 
-    By split and gallery form, re-extracted of each task's classes, and served of each class (a dict under
-    :data:`CLASS_KEY`). Beside each comparison: how many queries it rests on, and its standard error.
+    By split and gallery form, re-extracted of each task's classes, and served of each class. Beside each comparison:
+    how many queries it rests on, and its standard error.
     """
     # At the commit the task's own items are embedded anew; all others are only ever mapped.
     own = held.of_this_task[:, None]
@@ -37,7 +34,7 @@ def evaluate_stage(held: HeldOut, forward: DriftMap, task: str) -> dict[str, Any
     new = held.tasks == task
     splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
     figures: dict[str, Any] = {
-        recall_key(split, form): value
+        key("recall_at_1", split, form): value
         for split, queries in splits.items()
         for form in forms
         if (value := _mean(found[form][queries])) is not None
@@ -47,8 +44,8 @@ def evaluate_stage(held: HeldOut, forward: DriftMap, task: str) -> dict[str, Any
     for name in np.unique(held.tasks):
         value = _mean(found["reextracted"][held.tasks == name])
         if value is not None:
-            figures[f"{TASK_KEY}{name}"] = value
-    figures[CLASS_KEY] = {
+            figures[key("recall_at_1_of_task", name)] = value
+    figures[key("recall_by_class")] = {
         held.names[label]: round(value, 4)
         for label in np.unique(held.labels)
         if (value := _mean(found["served"][held.labels == label])) is not None
@@ -64,11 +61,11 @@ def _compared(
     if not known.any():
         return {}
     figures = {
-        f"parent_recall_at_1/{split}": float(before[known].mean()),
-        f"queries/{split}": float(known.sum()),
+        key("parent_recall_at_1", split): float(before[known].mean()),
+        key("queries", split): float(known.sum()),
     }
     error = change_error(after[known] - before[known], labels[known])
-    return figures if error is None else {**figures, f"change_error/{split}": error}
+    return figures if error is None else {**figures, key("change_error", split): error}
 
 
 def change_error(change_n: Floats, labels_n: NDArray[np.int64]) -> float | None:
@@ -86,12 +83,11 @@ def change_error(change_n: Floats, labels_n: NDArray[np.int64]) -> float | None:
 
 def forgetting(store: Store, parent: str, figures: Mapping[str, Any]) -> float | None:
     """Mean over earlier tasks of the best Recall@1 so far minus the one now; None before the second task."""
-    lineage = [store.tree.get(version).metrics for version in store.tree.lineage(parent)]
+    lineage = [VersionMetrics.read(store.tree.get(version).metrics) for version in store.tree.lineage(parent)]
     losses = []
-    for key, now in figures.items():
-        if not key.startswith(TASK_KEY):
-            continue
-        best = max((float(m[key]) for m in lineage if key in m), default=None)
+    for task, now in VersionMetrics.read(figures).recall_at_1_of_task.items():
+        earlier = (of.recall_at_1_of_task.get(task) for of in lineage)
+        best = max((float(recall) for recall in earlier if recall is not None), default=None)
         if best is not None:
             losses.append(best - now)
     return float(np.mean(losses)) if losses else None

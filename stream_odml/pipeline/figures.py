@@ -1,4 +1,4 @@
-"""The figures of a stream, read from its store: what the exporter and `status` show."""
+"""Reads the figures of a stream from its store, for the metrics exporter and `status`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ from stream_odml.pipeline.metrics import StreamFigures
 from stream_odml.store.ledger import LedgerState, ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import unlearnt_tasks
-
-SPLITS = ("old", "new", "union")
-FORMS = ("served", "reextracted", "stale")
-
-
-def recall_key(split: str, form: str) -> str:
-    """Name of a Recall@1 figure in a version's metrics."""
-    return f"recall_at_1/{split}/{form}"
+from stream_odml.store.version_metrics import FORMS, SPLITS, VersionMetrics
 
 
 def stream_figures(store: Store, epoch: int) -> StreamFigures:
@@ -42,12 +35,12 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
         head = tree.get(tree.head)
         figures.head = head.version_id
         figures.head_committed_at = head.time.timestamp()
-        metrics = head.metrics
+        metrics = VersionMetrics.read(head.metrics)
         figures.recall_at_1 = {
-            (s, f): metrics[recall_key(s, f)] for s in SPLITS for f in FORMS if recall_key(s, f) in metrics
+            (s, f): value for s in SPLITS for f in FORMS if (value := metrics.recall(s, f)) is not None
         }
-        figures.forgetting = metrics.get("forgetting")
-        figures.drift = {k.removeprefix("drift/"): v for k, v in metrics.items() if k.startswith("drift/")}
+        figures.forgetting = metrics.forgetting
+        figures.drift = dict(metrics.drift)
     return figures
 
 

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from stream_odml.config.stream import GateConfig
-from stream_odml.pipeline.figures import recall_key
+from stream_odml.store.version_metrics import VersionMetrics
 
-LEAST_SPREAD = 1e-4
+MIN_SPREAD = 1e-4
 """Of a task's images, as the parent embeds them, over stored vectors. Below it they are one image: how the model moved
 elsewhere cannot be read from them."""
 FEW_QUERIES = 30
 """Held-out images of old classes under which the estimate from stored vectors is looked at as well."""
 
 
-def verdict(gate: GateConfig, figures: Mapping[str, float]) -> str | None:
-    """Why the stage must not be published, or None. Compares served Recall@1 with the parent's, split by split; that of
-    old classes is estimated where few of their images are held out."""
+def verdict(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:
+    """Return why the stage must not be published, or None.
+
+    Compares served Recall@1 with the parent's, split by split; that of old classes is estimated where few of their
+    images are held out.
+    """
     if not gate.enabled:
         return None
-    if figures.get("task_spread", 1.0) < LEAST_SPREAD:
-        return "all images of the task are alike, so that what it would cost old classes cannot be told"
+    metrics = VersionMetrics.read(figures)
+    if metrics.task_spread is not None and metrics.task_spread < MIN_SPREAD:
+        return "all images of the task are alike, so that its effect on old classes cannot be estimated"
     for split, form, bound in (
         ("new", "served", gate.max_new_loss),
         ("old", "served", gate.max_old_loss),
         ("old", "estimated", gate.max_old_loss_estimated),
     ):
         kind = "/estimated" if form == "estimated" else ""
-        before = figures.get(f"parent_recall_at_1/{split}{kind}")
-        after = figures.get(recall_key(split, form))
+        before = metrics.parent_recall_at_1.get(f"{split}{kind}")
+        after = metrics.recall(split, form)
         if before is None or after is None:
             continue
-        error = 0.0 if kind else figures.get(f"change_error/{split}", 0.0)
+        error = 0.0 if kind else metrics.change_error.get(split, 0.0)
         if before - after - gate.certainty * error > bound:
             return (
                 f"{form} Recall@1 on {split} classes would fall from {before:.3f} to {after:.3f}, "
-                f"by more than {bound:g}{_noise(error, figures.get(f'queries/{split}'))}"
+                f"by more than {bound:g}{_noise(error, metrics.queries.get(split))}"
             )
     return None
 

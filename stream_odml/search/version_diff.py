@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-CLASS_RECALL = "recall_by_class"
+from stream_odml.store.version_metrics import key
+
+CLASS_RECALL = key("recall_by_class")
 """Key of a version's metrics: Recall@1 of each class, {class: 0..1}."""
 
 

@@ -9,16 +9,17 @@ from datetime import datetime
 from typing import Any, Literal
 
 from stream_odml.store.ledger import LedgerState, TaskState
+from stream_odml.store.version_metrics import key
 from stream_odml.store.versions import VersionTree
 
 FIGURES = tuple(
     name
     for split in ("old", "new")
     for name in (
-        f"parent_recall_at_1/{split}",
-        f"recall_at_1/{split}/served",
-        f"parent_recall_at_1/{split}/estimated",
-        f"recall_at_1/{split}/estimated",
+        key("parent_recall_at_1", split),
+        key("recall_at_1", split, "served"),
+        key("parent_recall_at_1", split, "estimated"),
+        key("recall_at_1", split, "estimated"),
     )
 )
 """What the quality gate compares, as the metrics of a version or of a refused attempt name it."""

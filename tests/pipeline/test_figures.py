@@ -7,9 +7,10 @@ from pathlib import Path
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream_odml.pipeline.figures import recall_key, stream_figures
+from stream_odml.pipeline.figures import stream_figures
 from stream_odml.pipeline.messages import StageProgress
 from stream_odml.pipeline.metrics import DriverMetrics
+from stream_odml.store.version_metrics import key
 from tests.cluster.small_root import artifacts, claim, index, shard
 
 
@@ -21,7 +22,7 @@ def test_counts_come_from_the_ledger(tmp_path: Path) -> None:
     index(writer, refs[1], {"ash": 3})
     writer.close_task("task-0001", [refs[0].shard_id], "test")
     version = writer.begin_attempt("task-0001")
-    metrics = {recall_key("union", "served"): 0.75, "forgetting": 0.01, "drift/relative": 0.2}
+    metrics = {key("recall_at_1", "union", "served"): 0.75, "forgetting": 0.01, "drift/relative": 0.2}
     rows = writer.store.gallery_rows().slice(0, 0)
     writer.commit_stage(
         version, writer.store.tree.head, "task-0001", artifacts(writer, version), rows, metrics

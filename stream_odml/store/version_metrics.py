@@ -1,0 +1,87 @@
+"""The metrics of a version: every name, its meaning and its type, in one place.
+
+Stored as JSON with each row of `versions`: a field under its name, a field of several values under `name/part`. To add
+a metric, add a field here, compute it in `pipeline/stage_run.py`, and show it in `cli/versions_table.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+SPLITS = ("old", "new", "union")
+"""Classes of earlier tasks, of the stage's own task, and all of them."""
+FORMS = ("served", "reextracted", "stale")
+"""Gallery vectors as mapped and served, embedded anew by the new model, and left as they were."""
+Scores = Mapping[str, float]
+
+
+_BY_PART = {"by_part": True}
+"""Marks a field whose values are stored one by one, under `name/part`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionMetrics:
+    """What a stage measured. None or an empty mapping: not measured."""
+
+    recall_at_1: Scores = field(default_factory=dict, metadata=_BY_PART)
+    """Recall@1 on held-out images by `split/form`; `old/estimated` without held-out images, from stored vectors."""
+    parent_recall_at_1: Scores = field(default_factory=dict, metadata=_BY_PART)
+    """The parent's served Recall@1 on the same images, by split; `old/estimated` likewise."""
+    queries: Scores = field(default_factory=dict, metadata=_BY_PART)
+    """Held-out images that the comparison with the parent rests on, by split."""
+    change_error: Scores = field(default_factory=dict, metadata=_BY_PART)
+    """Standard error of the change from the parent's Recall@1, by split."""
+    recall_at_1_of_task: Scores = field(default_factory=dict, metadata=_BY_PART)
+    """Recall@1, re-extracted, by task."""
+    recall_by_class: Scores = field(default_factory=dict)
+    """Recall@1, as served, by class; one JSON object, as class names may hold a slash."""
+    forgetting: float | None = None
+    """Mean over earlier tasks of the best Recall@1 so far minus the one now."""
+    drift: Scores = field(default_factory=dict, metadata=_BY_PART)
+    """Sizes of the embedding's drift, see `StageOutcome.drift`."""
+    task_spread: float | None = None
+    """Variance of the task's images over that of stored vectors, under the parent."""
+    images: float | None = None
+    """Images that were learnt."""
+    lost_images: float | None = None
+    """Images of the task that could not be read."""
+    classes: float | None = None
+    """Classes that were learnt."""
+    steps: float | None = None
+    """Optimiser steps."""
+    seconds: float | None = None
+    """Duration of the stage."""
+    boundary_to_first_step_s: float | None = None
+    """Seconds from the end of the task to the first step."""
+    workers: float | None = None
+    """Training workers at the end of the stage."""
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> VersionMetrics:
+        """Read the metrics of a version as stored; names of no field are left out."""
+        found: dict[str, Any] = {}
+        for spec in fields(cls):
+            if spec.metadata.get("by_part"):
+                prefix = f"{spec.name}/"
+                found[spec.name] = {
+                    k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)
+                }
+            elif stored.get(spec.name) is not None:
+                found[spec.name] = stored[spec.name]
+        return cls(**found)
+
+    def recall(self, split: str, form: str) -> float | None:
+        """Return Recall@1 of a split in a form."""
+        return self.recall_at_1.get(f"{split}/{form}")
+
+
+_NAMES = frozenset(spec.name for spec in fields(VersionMetrics))
+
+
+def key(name: str, *parts: str) -> str:
+    """Return the stored name of a metric, or of a part of it. Raises ValueError for a name that is no field."""
+    if name not in _NAMES:
+        raise ValueError(f"{name!r} is no metric of a version; add a field to VersionMetrics")
+    return "/".join((name, *parts))
