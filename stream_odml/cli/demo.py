@@ -22,6 +22,7 @@ from stream_odml.cli.producer import Category, LandedShard, Producer, categories
 from stream_odml.cli.versions_table import stage_rows
 from stream_odml.client import Client, ClientError
 from stream_odml.cluster.session import Session, run_stream
+from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import StreamConfig, parse_config
 from stream_odml.ingest.glyphs import glyph_categories
 from stream_odml.pipeline.sources import inbox_path
@@ -300,7 +301,7 @@ def _verdict(config: StreamConfig, before: Container[str], measured: Measured, c
     # The first stage of a session finds its trainer cold: that time is in the version's figures, not in this one.
     warm = [row["boundary_to_first_step_s"] for row in rows if row["version"] not in before][1:]
     measured.boundary_to_first_step_s = [seconds for seconds in warm if seconds is not None]
-    unlearnt = unlearnt_tasks(store.ledger, store.tree, root=store.uri)
+    unlearnt = unlearnt_tasks(store.ledger, store.tree, root=masked_text(store.uri))
     measured.refused = sum(task.refusals for task in store.ledger.tasks.values())
     measured.baselines = _baselines(store, config, console)
     console.print(demo_table(rows, measured.baselines))

@@ -13,6 +13,7 @@ from typing import Any
 
 from stream_odml.cli.report_data import Example, ReportData, report_data
 from stream_odml.cli.report_plots import CSS, Line, bars, line_plot
+from stream_odml.config.masking import masked_text
 from stream_odml.ingest.fields import written_out
 
 QUERIES, NEIGHBOURS = 24, 6
@@ -51,7 +52,7 @@ def page(data: ReportData, latency: Mapping[str, float]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>stream_odml report: {escape(data.head)}</title><style>{CSS}</style></head>"
-        f"<body><main><h1>Stream report</h1><p class=sub>{escape(data.root)} · {when}</p>"
+        f"<body><main><h1>Stream report</h1><p class=sub>{escape(masked_text(data.root))} · {when}</p>"
         f"{_tiles(data)}{body}</main></body></html>\n"
     )
 

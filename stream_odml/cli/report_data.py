@@ -14,6 +14,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream_odml.cli.versions_table import stage_rows
+from stream_odml.config.masking import masked_text
 from stream_odml.config.service import LARGEST_MAX_PIXELS
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.embedder import embed, embedder_from_bytes
@@ -90,7 +91,7 @@ def report_data(root: str, queries: int, neighbours: int, seed: int) -> ReportDa
         len({int(code) for code in snapshot.columns.array("class_name")[snapshot.rows()]}),
         dict(reasons.most_common()),
         _examples(store, snapshot, queries, neighbours, seed),
-        unlearnt_tasks(store.ledger, store.tree, root=store.uri),
+        unlearnt_tasks(store.ledger, store.tree, root=masked_text(store.uri)),
         _lost(store, snapshot.version),
     )
 

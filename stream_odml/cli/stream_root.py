@@ -16,6 +16,7 @@ from pyarrow.fs import FileType
 
 from stream_odml.client import Client, ServiceError
 from stream_odml.client.pin import STREAM_HEADER
+from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
 from stream_odml.pipeline.figures import stream_figures
 from stream_odml.pipeline.pushed import move_back
@@ -143,7 +144,7 @@ def root_status(root: str) -> dict[str, Any]:
     open_task = store.ledger.open_task
     due = store.ledger.due_tasks(store.tree.learnt())
     return {
-        "root": store.uri,
+        "root": masked_text(store.uri),
         "head": figures.head or None,
         **({"missing_files": missing, "remedy": MISSING} if (missing := store.missing_files()) else {}),
         "service": _noted_url(root),
@@ -163,7 +164,9 @@ def root_status(root: str) -> dict[str, Any]:
             for t in due
         ],
         "not_learnt": [dict(task) for task in figures.not_learnt],
-        "set_aside": {s.name: s.problem for s in store.ledger.in_state("set_aside")},
+        "set_aside": {
+            s.name: s.problem and masked_text(s.problem) for s in store.ledger.in_state("set_aside")
+        },
         "recall_at_1": {"/".join(key): value for key, value in figures.recall_at_1.items()},
         "forgetting": figures.forgetting,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from stream_odml.config.masking import masked_text
 from stream_odml.search.version_diff import diff_versions
 from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import unlearnt_tasks
@@ -41,7 +42,7 @@ def unlearnt_lines(store: Store) -> list[str]:
     """Return a line per refused or skipped task that the head has not learnt: the reason and the remedy."""
     if not store.tree.moves:
         return []
-    return [task.in_words() for task in unlearnt_tasks(store.ledger, store.tree, root=store.uri)]
+    return [task.in_words() for task in unlearnt_tasks(store.ledger, store.tree, root=masked_text(store.uri))]
 
 
 def diff_of(store: Store, a: str, b: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from stream_odml.cluster.runtime import (
     tighten_session,
 )
 from stream_odml.cluster.session_folder import remove_abandoned
+from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embedder_to_bytes
 from stream_odml.observe.observing import TERMINAL, observe
@@ -275,7 +276,11 @@ def _make_root(config: StreamConfig, takeover: bool) -> None:
                     f"the stream root {config.root} cannot be used ({_first_line(error)}); "
                     "make it readable and writable, or change `root`"
                 ) from error
-            log.warning("the stream root %s cannot be opened yet: %s", config.root, _first_line(error))
+            log.warning(
+                "the stream root %s cannot be opened yet: %s",
+                masked_text(config.root),
+                masked_text(_first_line(error)),
+            )
             time.sleep(pauses.pop(0))
 
 

@@ -9,7 +9,9 @@ from typing import Any
 MASK = "***"
 _OPTIONS = frozenset({"storage_options", "options"})
 """Sections whose values are all masked: which options of an object store are secrets is unknown here."""
-_SECRET = r"secret|token|passw|pwd|credential|api_?key|access_?key|account_?key|private_?key|signature|\bsig\b|\bsas\b"
+_SECRET = (
+    r"secret|token|passw|pwd|credential|(?:api|access|account|private)[_-]?key|signature|\bsig\b|\bsas\b"
+)
 _SECRET_KEY = re.compile(_SECRET, re.I)
 _NAMES_A_PLACE = re.compile(r"_(file|env)$")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -18,11 +20,16 @@ _USER_INFO = re.compile(
 )
 _PARAMETER = re.compile(rf"(?P<name>[?&;][^=&\s]*(?:{_SECRET})[^=&\s]*=)[^&\s'\"]+", re.I)
 _ASSIGNED = re.compile(rf"(?P<name>[\w.-]*(?:{_SECRET})[\w.-]*['\"]?\s*=\s*)['\"]?[^\s'\"]+", re.I)
+_QUOTED = re.compile(
+    rf"(?P<name>(?P<q>['\"])[^'\"\n]*(?:{_SECRET})[^'\"\n]*(?P=q)\s*:\s*)(?:'[^'\n]*'|\"[^\"\n]*\")", re.I
+)
+_CREDENTIALS = re.compile(r"(?P<name>\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.I)
 
 
 def masked_text(text: str) -> str:
     """Return text with masked passwords in URLs, and masked values where it assigns to a secret's name."""
     text = _USER_INFO.sub(rf"\g<scheme>{MASK}@", text)
+    text = _CREDENTIALS.sub(rf"\g<name>{MASK}", _QUOTED.sub(rf"\g<name>'{MASK}'", text))
     return _ASSIGNED.sub(rf"\g<name>{MASK}", _PARAMETER.sub(rf"\g<name>{MASK}", text))
 
 

@@ -162,8 +162,7 @@ class _Reading:
         is_uuid = getattr(scalar.type, "extension_name", "") == "arrow.uuid"
         scalar = inner(scalar)
         self._left -= 1
-        if self._left < 0 or depth > MAX_DEPTH:
-            raise RowError(self._reason, f"more than {MAX_VALUES} values, or {MAX_DEPTH} levels, in one row")
+        self._check_room(0 if depth <= MAX_DEPTH else MAX_VALUES + 1)
         if scalar is None:
             return None
         kind = scalar.type
@@ -174,11 +173,16 @@ class _Reading:
         if pa.types.is_struct(kind):
             return {kind.field(at).name: self.value(scalar[at], depth + 1) for at in range(kind.num_fields)}
         if _is_list(kind):
+            self._check_room(len(scalar.values))
             return [self.value(item, depth + 1) for item in scalar.values]
         try:
             return _simple(scalar)
         except (ValueError, OverflowError, ArithmeticError, pa.ArrowException) as error:
             raise RowError(self._reason, f"{kind}: {str(error)[:200]}") from error
+
+    def _check_room(self, values: int) -> None:
+        if values > self._left or self._left < 0:
+            raise RowError(self._reason, f"more than {MAX_VALUES} values, or {MAX_DEPTH} levels, in one row")
 
     def _bytes(self, scalar: Any, is_uuid: bool) -> Any:
         size = len(scalar.as_buffer())
@@ -197,6 +201,7 @@ class _Reading:
         scalar = inner(scalar)
         if scalar is None:
             return None
+        self._check_room(2 * len(scalar.values))
         found: dict[str, Any] = {}
         for entry in scalar.values:
             key, value = self._pair(entry, depth)

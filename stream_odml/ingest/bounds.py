@@ -17,6 +17,9 @@ MAX_MEMORY_BYTES = 4 << 30
 _DECODED_PER_BYTE = 64
 _ROW_BYTES = 1024
 """What a row costs beside its image: rows without bytes are many in a small file too."""
+_VALUE_BYTES = 256
+_REFUSED_BYTES = 1 << 16
+"""What attributes cost that are refused: it may have taken all the values that a row may have to find that out."""
 
 
 def memory_allowed(size_bytes: int) -> int:
@@ -33,7 +36,7 @@ def bounded(rows: Iterator[RawRow], size_bytes: int) -> Iterator[RawRow]:
     """The same rows. Raises BadShard(oversized) once all of them together are out of proportion to the file."""
     limit, spent = decoded_allowed(size_bytes), 0
     for row in rows:
-        spent += _ROW_BYTES + len(row.image or b"")
+        spent += _ROW_BYTES + len(row.image or b"") + _attributes_size(row)
         if spent > limit:
             raise BadShard(
                 Reason.OVERSIZED,
@@ -41,3 +44,18 @@ def bounded(rows: Iterator[RawRow], size_bytes: int) -> Iterator[RawRow]:
                 "write images as the files they are, each once",
             )
         yield row
+
+
+def _attributes_size(row: RawRow) -> int:
+    """About what the attributes of a row cost: encodings let many rows repeat one long list of them."""
+    if row.problem is not None:
+        return _REFUSED_BYTES if row.problem[0] == Reason.BAD_ATTRIBUTES else 0
+    return _size(row.attributes)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, dict):
+        return sum(_VALUE_BYTES + _size(item) for item in value.values())
+    if isinstance(value, list):
+        return sum(_VALUE_BYTES + _size(item) for item in value)
+    return len(value) if isinstance(value, str | bytes) else 0

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from itertools import islice
 
+from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.metrics import StreamFigures
 from stream_odml.store.ledger import LedgerState, ShardState
 from stream_odml.store.store import Store
@@ -31,7 +32,9 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
     )
     _queues(figures, ledger, learnt)
     if tree.moves:
-        figures.not_learnt = [task.as_json() for task in unlearnt_tasks(ledger, tree, root=store.uri)]
+        figures.not_learnt = [
+            task.as_json() for task in unlearnt_tasks(ledger, tree, root=masked_text(store.uri))
+        ]
         head = tree.get(tree.head)
         figures.head = head.version_id
         figures.head_committed_at = head.time.timestamp()

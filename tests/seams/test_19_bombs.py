@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_odml.ingest import tables
+from stream_odml.ingest import bounds, tables
 from stream_odml.ingest.landing import NewItem, land_items
 from stream_odml.ingest.reading import read_shard
-from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
+from stream_odml.ingest.reasons import BadShard, Reason, RowProblem, TransientReadError
 from tests.ingest.helpers import only, read, some_items
 from tests.ingest.pictures import picture
 
@@ -32,7 +32,7 @@ import json, resource, sys
 from tests.ingest.helpers import only
 from stream_odml.ingest.reading import read_shard
 from stream_odml.ingest.reasons import BadShard, RowProblem
-from stream_odml.ingest import tables
+from stream_odml.ingest import bounds, tables
 from pathlib import Path
 
 def peak(who):
@@ -224,6 +224,26 @@ def test_a_sparse_tar_is_bounded_too(tmp_path: Path) -> None:
     with pytest.raises(BadShard) as refusal:
         read(only(tmp_path))
     assert refusal.value.reason is Reason.OVERSIZED
+
+
+@pytest.mark.parametrize(("entries", "expected"), [(1500, "oversized"), (4000, "bad_attributes")])
+def test_one_long_map_that_all_rows_repeat_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: int, expected: str
+) -> None:
+    monkeypatch.setattr(bounds, "decoded_allowed", lambda size: 4 * MIB)
+    rows = 60
+    pairs = pa.array([{"key": f"k{n}", "value": "v"} for n in range(entries)])
+    offsets, sizes = pa.array([0] * rows, pa.int32()), pa.array([entries] * rows, pa.int32())
+    attributes = pa.ListViewArray.from_arrays(offsets, sizes, pairs)
+    table = pa.table({"image": [picture(1)] * rows, "label": ["a"] * rows, "attributes": attributes})
+    with pa.ipc.new_file(tmp_path / "s.arrow", table.schema) as out:
+        out.write_table(table)
+    seen: set[str] = set()
+    try:
+        seen.update(str(row.reason) for row in read_shard(only(tmp_path)) if isinstance(row, RowProblem))
+    except BadShard as error:
+        seen = {str(error.reason)}
+    assert seen == {expected}
 
 
 def test_members_that_are_not_used_are_not_read(tmp_path: Path) -> None:

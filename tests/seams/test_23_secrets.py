@@ -11,8 +11,12 @@ import pytest
 import yaml
 
 from stream_odml.cli import main as cli
+from stream_odml.cli import stream_root
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, load_config, parse_config, shown_json
+from stream_odml.observe.plain import plain
+from stream_odml.store.store import Store
+from tests.service.tiny_stream import TinyStream
 
 SECRET = "hunter2hunter2"
 
@@ -99,7 +103,8 @@ def test_errors_hold_no_secret(
 
 
 @pytest.mark.parametrize(
-    "text", ["s3://bucket/push@2x", "http://127.0.0.1:8265", "did you mean `token_file`?", "a: b", "user@host", "abfss://c@acc"]
+    "text", ["s3://bucket/push@2x", "http://127.0.0.1:8265", "did you mean `token_file`?", "a: b", "user@host", "abfss://c@acc",
+             "send the header 'Authorization: Bearer TOKEN'", "service.token_env: unknown key", "{'class': 'b'}"]
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:
     assert masked_text(text) == text
@@ -112,3 +117,29 @@ def test_any_error_of_the_command_line_masks_passwords(
     with pytest.raises(SystemExit):
         cli.main()
     assert SECRET not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{{'Authorization': 'Bearer {SECRET}'}}",
+        f"authorization: bearer {SECRET}",
+        f"{{'aws_secret_access_key': '{SECRET}', 'region': 'eu'}}",
+        f'{{"password":"{SECRET}"}}',
+        f"x-api-key={SECRET}",
+    ],
+)
+def test_secrets_in_the_forms_that_libraries_print(text: str) -> None:
+    assert SECRET not in masked_text(text)
+    assert "eu" in masked_text(text) or "eu" not in text
+
+
+def test_status_shows_a_root_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = f"s3://key:{SECRET}@bucket/root"
+    stream = TinyStream(tmp_path)
+    stream.land("first", ["oak"])
+    opened = Store.open(stream.root)
+    monkeypatch.setattr(opened, "uri", root)
+    monkeypatch.setattr(Store, "open", lambda *_, **__: opened)
+    assert SECRET not in json.dumps(plain(stream_root.root_status(stream.root)))
+    stream.writer.release()
