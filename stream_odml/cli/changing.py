@@ -86,6 +86,10 @@ def forget(
     inbox: Annotated[
         bool, typer.Option("--inbox", help="With --verify: delete landed shards that hold it, once learnt.")
     ] = False,
+    inbox_at: Annotated[
+        str | None,
+        typer.Option(help="With --inbox: the inbox, where it is not the folder inbox in or beside the root."),
+    ] = None,
     url: Url = None,
     token: Token = None,
 ) -> None:
@@ -105,7 +109,7 @@ def forget(
     if not verify:
         say(out, forget_name(root, kind, name, url, token))
         return
-    lines, gone = verify_forgotten(root, kind, name, inbox)
+    lines, gone = verify_forgotten(root, kind, name, inbox, inbox_at)
     for line in lines:
         say(out, line)
     raise typer.Exit(0 if gone else 1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -229,7 +230,9 @@ def _items(count: int) -> str:
     return f"{count} items" if count != 1 else "1 item"
 
 
-def verify_forgotten(root: str, kind: str, name: str, inbox: bool) -> tuple[list[str], bool]:
+def verify_forgotten(
+    root: str, kind: str, name: str, inbox: bool, inbox_at: str | None = None
+) -> tuple[list[str], bool]:
     """Lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete landed copies too.
 
     A landed shard that a task has still to learn from is kept, and named.
@@ -249,6 +252,8 @@ def verify_forgotten(root: str, kind: str, name: str, inbox: bool) -> tuple[list
     for uri in proof.inbox:
         kept = " (still to be learnt)" if uri in proof.needed and kind != "shard" else ""
         kept = kept or (" (delete the rows in that table, and vacuum it)" if uri in proof.foreign else "")
+        if inbox and not kept and not _lies_in(uri, _inboxes(root, inbox_at)):
+            kept = " (in no inbox known here: if it is yours, name its folder with --inbox-at)"
         if inbox and not kept:
             _remove(uri)
             lines.append(f"removed {uri}")
@@ -259,6 +264,23 @@ def verify_forgotten(root: str, kind: str, name: str, inbox: bool) -> tuple[list
     return lines, not left
 
 
+def _inboxes(root: str, named: str | None) -> list[str]:
+    """Return the folders whose shards may be deleted: a ledger is data, and could name any file of this machine."""
+    place = root.rstrip("/") if is_remote(root) else os.path.realpath(local_path(root))
+    known = [f"{place}/push", f"{place}/inbox", f"{place.rpartition('/')[0]}/inbox"]
+    if named is None:
+        return known
+    return [*known, named.rstrip("/") if is_remote(named) else os.path.realpath(local_path(named))]
+
+
+def _lies_in(uri: str, inboxes: Sequence[str]) -> bool:
+    """Return whether ``uri`` is an entry of one of them; a link on its way leads elsewhere."""
+    folder, _, name = (uri if is_remote(uri) else os.fspath(local_path(uri))).rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        return False
+    return (folder if is_remote(uri) else os.path.realpath(folder)) in inboxes
+
+
 def _remove(uri: str) -> None:
     if is_remote(uri):
         store = s3_filesystem(None)
@@ -266,7 +288,7 @@ def _remove(uri: str) -> None:
         (store.delete_dir if is_folder else store.delete_file)(s3_path(uri))
         return
     path = local_path(uri)
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -190,14 +190,19 @@ def _in_inbox(shard: ShardState, stone: Tombstone, options: StorageOptions | Non
     if not _touches(shard, stone) or shard.format == "task":
         return False
     ref = ShardRef.from_dict(json.loads(json.dumps(dict(shard.detail))))
+    found = False
     try:
+        # To its end, where its hash is compared: what is found here may be deleted.
         for row in read_shard(ref, options):
-            if stone.kind == "shard":
-                return True
-            if isinstance(row, RawItem) and stone.name == (
-                row.class_name if stone.kind == "class" else row.item_id
-            ):
-                return True
+            found = (
+                found
+                or stone.kind == "shard"
+                or (isinstance(row, RawItem) and stone.name == _name(row, stone))
+            )
     except (BadShard, io.UnsupportedOperation):
         return False  # gone, or not the bytes that landed: nothing here that could be named
-    return False
+    return found
+
+
+def _name(item: RawItem, stone: Tombstone) -> str:
+    return item.class_name if stone.kind == "class" else item.item_id

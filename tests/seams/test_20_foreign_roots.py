@@ -16,8 +16,12 @@ from typing import Any
 
 import pytest
 from deltalake import DeltaTable
+from typer.testing import CliRunner
 
+from stream_odml.cli.main import app as cli
 from stream_odml.cli.stream_root import noted_url, roll_back, root_status, service_url
+from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.sources import DirectorySource
 from stream_odml.storage.files import LocalFiles, open_files
 from stream_odml.storage.regular import UnsafePath
 from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef
@@ -26,7 +30,9 @@ from stream_odml.store.lease import LEASE, Lease, host_identity, read_lease
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMAS
-from stream_odml.store.writer import Writer
+from stream_odml.store.writer import IngestBatch, Writer
+from tests.cluster.small_root import claim
+from tests.service.tiny_stream import picture
 from tests.store.world import Item, ingest, new_root
 
 NOW = MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0))
@@ -333,3 +339,32 @@ def test_this_machine_gets_it(url: str, root: Path) -> None:
     for pid in ("../../etc", "self", 10**12, None.__class__.__name__):
         note(root, url, pid)
         assert noted_url(str(root), "secret") is None
+
+
+@pytest.mark.parametrize("way", ["outside", "linked inbox", "changed after landing"])
+def test_forget_deletes_no_file_that_is_no_shard_of_an_inbox(way: str, tmp_path: Path) -> None:
+    """A ledger could name any file of its reader that holds such a row."""
+    root, folder = tmp_path / "root", tmp_path / "papers"
+    if way == "linked inbox":
+        folder.mkdir()
+        (tmp_path / "inbox").symlink_to(folder)
+    elif way == "changed after landing":
+        folder = tmp_path / "inbox"
+    land_items(folder, "a", [NewItem(picture(1), "oak", "o/1")])
+    (ref,) = DirectorySource(folder).poll(set())
+    writer = claim(str(root))
+    writer.record_landed([ref])
+    writer.commit_ingest(IngestBatch([ref.shard_id], SCHEMAS["gallery"].empty_table(), None))
+    writer.forget("shard", ref.shard_id, 1)
+    writer.release()
+    mine = folder / "a.parquet"
+    if way == "changed after landing":
+        mine.unlink()
+        land_items(folder, "a", [NewItem(picture(2), "oak", "o/1")])
+    ask = ["forget", str(root), "--shard", ref.shard_id, "--verify", "--inbox"]
+    said = CliRunner().invoke(cli, ask)
+    assert mine.exists(), said.output
+    if way == "outside":
+        assert (said.exit_code, "--inbox-at" in said.output) == (1, True)
+        assert CliRunner().invoke(cli, [*ask, "--inbox-at", str(folder)]).exit_code == 0
+        assert not mine.exists()
