@@ -28,7 +28,7 @@ from stream_odml.pipeline.held_out import Floats, choose, embed_images, keys_of
 from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.pipeline.sources import read_options
-from stream_odml.pipeline.stage_run import parent_bank
+from stream_odml.pipeline.stage_learner import parent_bank
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
 

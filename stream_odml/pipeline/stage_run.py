@@ -25,11 +25,8 @@ from numpy.typing import NDArray
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.sampler import PKSampler
-from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
-from stream_odml.learn.settings import StageSettings
-from stream_odml.learn.stage import StageDiverged, StageLearner, StageOutcome
-from stream_odml.learn.virtual import virtual_versions
+from stream_odml.learn.embedder import Embedder, embed, embedder_to_bytes
+from stream_odml.learn.stage import StageDiverged, StageOutcome
 from stream_odml.learn.world import World
 from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.estimating import estimate_old
@@ -37,6 +34,7 @@ from stream_odml.pipeline.gate import FEW_QUERIES, verdict
 from stream_odml.pipeline.held_out import HeldOut, shared_held_out
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.sources import read_options
+from stream_odml.pipeline.stage_learner import build_learner, retried
 from stream_odml.pipeline.stage_rows import Part, in_parts, scratch, write_rows
 from stream_odml.pipeline.task_cache import (
     LocalReaders,
@@ -124,7 +122,14 @@ class StageRun:
             )
         except ValueError as error:
             raise StageFailed(str(error)) from error
-        self.learner = self._build_learner()
+        self.learner = build_learner(
+            self._store,
+            self.order,
+            self._settings,
+            n_classes=len(self._classes),
+            seed=self.config.seed,
+            world=self.world,
+        )
         self._say("training")
 
     def _agreed_rows(self) -> pa.Table:
@@ -177,25 +182,6 @@ class StageRun:
             log.warning("%s, first: %s", count, first.detail)
             if self._lost.all():
                 raise StageFailed(f"{count}, first: {first.reason}: {first.detail}")
-
-    def _build_learner(self) -> StageLearner:
-        parent = self.order.parent
-        old = embedder_from_bytes(self._store.artifact(parent, STUDENT))
-        bank = parent_bank(self._store, parent, old.spec.dim)
-        maps = {}
-        if self._settings.virtual == "affine":
-            found = self._store.mapper.out_of(self._store.tree, parent, virtual_versions(bank))
-            maps = {origin: _SpaceMapAsDrift(drift) for origin, drift in found.items()}
-        return StageLearner(
-            self._settings,
-            old,
-            bank,
-            n_classes=len(self._classes),
-            version_id=self.order.version_id,
-            seed=self.config.seed,
-            world=self.world,
-            backward_maps=maps,
-        )
 
     # -- during -------------------------------------------------------------------------------------------------
 
@@ -284,8 +270,6 @@ class StageRun:
             yield some, embed(student, self._cache.batch(some), self.world.device)
 
     def _write_artifacts(self, outcome: StageOutcome) -> dict[str, ArtifactRef]:
-        from stream_odml.learn.embedder import embedder_to_bytes
-
         contents = {
             STUDENT: embedder_to_bytes(outcome.student),
             BANK: outcome.bank.to_bytes(),
@@ -346,46 +330,6 @@ class StageRun:
             values = [None] * self.world.size
             dist.all_gather_object(values, value)
         return values
-
-
-class _SpaceMapAsDrift:
-    """A composed map between versions where the learning core asks for a drift map."""
-
-    kind = "composed"
-
-    def __init__(self, composed: Any) -> None:
-        self._map = composed
-
-    def apply(self, g_nd: NDArray[Any]) -> NDArray[np.float32]:
-        """Map raw vectors [n, d]."""
-        mapped: NDArray[np.float32] = self._map.apply(np.ascontiguousarray(g_nd, np.float32))
-        return mapped
-
-    def to_bytes(self) -> bytes:
-        """A view of stored maps: there is nothing of its own to store."""
-        raise TypeError("a composed map is never stored; store the maps of each stage")
-
-
-def retried(settings: StageSettings, refusals: int) -> StageSettings:
-    """Return settings after so many refusals: each makes distillation 4 times stronger and halves the rate."""
-    if not refusals:
-        return settings
-    factor = 4.0**refusals
-    return replace(
-        settings,
-        weight_old=settings.weight_old * factor,
-        weight_distill=max(settings.weight_distill, 1.0) * factor,
-        weight_composites=max(settings.weight_composites, 1.0) * factor,
-        learning_rate=settings.learning_rate / 2**refusals,
-        base_learning_rate=settings.base_learning_rate / 2**refusals,
-    )
-
-
-def parent_bank(store: Store, parent: str, dim: int) -> ClassBank:
-    """The bank of a version; empty for the initial model."""
-    if BANK not in store.tree.get(parent).artifacts:
-        return ClassBank.empty(dim)
-    return ClassBank.from_bytes(store.artifact(parent, BANK))
 
 
 def cache_root(config: StreamConfig) -> Path:

@@ -339,7 +339,7 @@ def view_status(store: Store) -> dict[str, Any]:
 
 
 def test_words_of_the_next_try_are_what_it_does() -> None:
-    from stream_odml.pipeline.stage_run import retried
+    from stream_odml.pipeline.stage_learner import retried
 
     settings = StageSettings()
     for refusals in (1, 2):

@@ -1,0 +1,82 @@
+"""The learner of one attempt: the parent's model, bank and maps out of the store, and the settings of a retry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.embedder import embedder_from_bytes
+from stream_odml.learn.settings import StageSettings
+from stream_odml.learn.stage import StageLearner
+from stream_odml.learn.virtual import virtual_versions
+from stream_odml.learn.world import World
+from stream_odml.pipeline.messages import StageOrder
+from stream_odml.store.artifacts import BANK, STUDENT
+from stream_odml.store.store import Store
+
+
+def build_learner(
+    store: Store, order: StageOrder, settings: StageSettings, *, n_classes: int, seed: int, world: World
+) -> StageLearner:
+    """Return the learner of `order`, at its first step."""
+    parent = order.parent
+    old = embedder_from_bytes(store.artifact(parent, STUDENT))
+    bank = parent_bank(store, parent, old.spec.dim)
+    maps = {}
+    if settings.virtual == "affine":
+        found = store.mapper.out_of(store.tree, parent, virtual_versions(bank))
+        maps = {origin: _SpaceMapAsDrift(drift) for origin, drift in found.items()}
+    return StageLearner(
+        settings,
+        old,
+        bank,
+        n_classes=n_classes,
+        version_id=order.version_id,
+        seed=seed,
+        world=world,
+        backward_maps=maps,
+    )
+
+
+def retried(settings: StageSettings, refusals: int) -> StageSettings:
+    """Return settings after so many refusals: each makes distillation 4 times stronger and halves the rate."""
+    if not refusals:
+        return settings
+    factor = 4.0**refusals
+    return replace(
+        settings,
+        weight_old=settings.weight_old * factor,
+        weight_distill=max(settings.weight_distill, 1.0) * factor,
+        weight_composites=max(settings.weight_composites, 1.0) * factor,
+        learning_rate=settings.learning_rate / 2**refusals,
+        base_learning_rate=settings.base_learning_rate / 2**refusals,
+    )
+
+
+def parent_bank(store: Store, parent: str, dim: int) -> ClassBank:
+    """The bank of a version; empty for the initial model."""
+    if BANK not in store.tree.get(parent).artifacts:
+        return ClassBank.empty(dim)
+    return ClassBank.from_bytes(store.artifact(parent, BANK))
+
+
+class _SpaceMapAsDrift:
+    """A composed map between versions where the learning core asks for a drift map."""
+
+    kind = "composed"
+
+    def __init__(self, composed: Any) -> None:
+        self._map = composed
+
+    def apply(self, g_nd: NDArray[Any]) -> NDArray[np.float32]:
+        """Map raw vectors [n, d]."""
+        mapped: NDArray[np.float32] = self._map.apply(np.ascontiguousarray(g_nd, np.float32))
+        return mapped
+
+    def to_bytes(self) -> bytes:
+        """A view of stored maps: there is nothing of its own to store."""
+        raise TypeError("a composed map is never stored; store the maps of each stage")
