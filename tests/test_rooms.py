@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "ingest": {"storage"},
     "store": STORE,
     "search": {"store", *STORE},
-    "observe": {"config", "ingest"},
+    "observe": {"config", "ingest", "storage"},
     "pipeline": WORK,
     "service": WORK,
     "cluster": {"pipeline", "service", *WORK},

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from stream_odml.ingest.decode import Pixels
 from stream_odml.ingest.reasons import Reason, RowProblem
+from stream_odml.storage.atomic import write_whole
 
 _PLAN, _COMPLETE, _PIXELS, _DONE = "plan.json", "complete.json", "pixels.u8", "done.u1"
 _LOST = "lost.jsonl"
@@ -245,9 +246,4 @@ def _write_all(handle: int, array: NDArray[np.uint8], offset: int) -> None:
 
 
 def _write_json(path: Path, body: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w") as file:
-        json.dump(body, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(aside, path)
+    write_whole(path, lambda file: file.write(json.dumps(body).encode()))

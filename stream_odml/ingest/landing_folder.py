@@ -22,7 +22,8 @@ from stream_odml.ingest.folder_scan import FolderScan, scan_folder
 from stream_odml.ingest.folders import read_manifest
 from stream_odml.ingest.reasons import BadShard
 from stream_odml.ingest.shard import MANIFEST_NAME, TASK_SUFFIX, ShardManifest, shard_name
-from stream_odml.storage.publish import ShardExists, check_name, claim_name, sync_folder
+from stream_odml.storage.atomic import sync_folder, write_whole
+from stream_odml.storage.publish import ShardExists, check_name, claim_name
 from stream_odml.storage.reading import (
     StorageOptions,
     is_remote,
@@ -186,14 +187,8 @@ def _land(
 
 
 def _write_manifest(root: Path, manifest: ShardManifest) -> Path:
-    final, aside = root / MANIFEST_NAME, root / f".{MANIFEST_NAME}.{secrets.token_hex(4)}"
-    with open(aside, "xb") as file:
-        file.write(manifest.to_bytes())
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(aside, final)
-    sync_folder(root)
-    return final
+    write_whole(root / MANIFEST_NAME, lambda file: file.write(manifest.to_bytes()))
+    return root / MANIFEST_NAME
 
 
 def _copy(source: Path, inbox: Path, name: str, manifest: ShardManifest) -> None:

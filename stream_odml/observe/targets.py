@@ -12,6 +12,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from stream_odml.storage.atomic import write_whole
+
 ANYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -33,9 +35,8 @@ def announce(folder: Path, name: str, address: str, labels: Mapping[str, str]) -
     _withdraw_dead(folder)
     told = {**labels, "__meta_host": socket.gethostname(), "__meta_pid": str(os.getpid())}
     path = folder / f"{name}.json"
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps([{"targets": [address], "labels": told}]), encoding="utf-8")
-    aside.replace(path)
+    entry = json.dumps([{"targets": [address], "labels": told}]).encode()
+    write_whole(path, lambda file: file.write(entry), durable=False)
     return path
 
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import IO, Any, Protocol
 import pyarrow.fs as pafs
 from deltalake.fs import DeltaStorageHandler
 
+from stream_odml.storage.atomic import write_whole
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.storage.regular import (
     UnsafePath,
@@ -31,7 +31,6 @@ from stream_odml.storage.regular import (
     refuse_links,
 )
 
-ASIDE = ".aside-"
 COPY_BYTES = 8 << 20
 
 
@@ -106,20 +105,15 @@ class LocalFiles:
     def _write(self, path: str, data: IO[bytes], durable: bool) -> None:
         target = place_below(self.uri, path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.parent / f"{ASIDE}{uuid.uuid4().hex}"
-        try:
-            with aside.open("wb") as file:
-                shutil.copyfileobj(data, file, COPY_BYTES)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-                    crash_point("file.before_rename")
-            aside.rename(target)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-        if durable:
-            _sync_folder(target.parent)
+
+        def show(aside: Path, name: Path) -> None:
+            if durable:
+                crash_point("file.before_rename")
+            aside.rename(name)
+
+        write_whole(
+            target, lambda file: shutil.copyfileobj(data, file, COPY_BYTES), durable=durable, show=show
+        )
 
     def exists(self, path: str) -> bool:
         return inside(self.uri, path).exists()
@@ -220,11 +214,3 @@ class ObjectFiles:
 
     def only_regular(self, prefix: str) -> None:
         """An object store has neither links nor FIFOs."""
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

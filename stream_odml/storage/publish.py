@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import pyarrow.fs as pafs
 
+from stream_odml.storage.atomic import write_whole
 from stream_odml.storage.claims import NameClaimed, claim
 from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
 
@@ -68,17 +67,8 @@ def exists(inbox: str | os.PathLike[str], name: str, options: StorageOptions | N
 def _publish_local(inbox: str, name: str, write: Write) -> str:
     folder = local_path(inbox)
     folder.mkdir(parents=True, exist_ok=True)
-    aside, final = folder / f".{name}.{secrets.token_hex(4)}", folder / name
-    try:
-        with open(aside, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        _show(aside, final)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(folder)
-    return str(final)
+    write_whole(folder / name, write, show=_show)
+    return str(folder / name)
 
 
 def _show(aside: Path, final: Path) -> None:
@@ -134,13 +124,3 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (where the platform can)."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -16,7 +16,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from stream_odml.storage.files import ASIDE, Files, open_files
+from stream_odml.storage.atomic import ASIDE
+from stream_odml.storage.files import Files, open_files
 from stream_odml.store.artifacts import read_artifact
 from stream_odml.store.errors import ArtifactCorrupt
 from stream_odml.store.store import Store

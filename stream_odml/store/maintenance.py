@@ -12,8 +12,9 @@ from datetime import timedelta
 
 import pyarrow as pa
 
+from stream_odml.storage.atomic import ASIDE
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.storage.files import ASIDE, FileInfo
+from stream_odml.storage.files import FileInfo
 from stream_odml.store import entries
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
