@@ -155,6 +155,6 @@ def report(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds these commands to the app."""
+    """Add these commands to the app."""
     for command in (query, status, versions, quarantine, report):
         app.command()(command)

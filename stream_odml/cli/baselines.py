@@ -54,8 +54,8 @@ class Baseline:
 def measure_baselines(
     store: Store, config: StreamConfig, tell: Tell = lambda line: None
 ) -> dict[str, Baseline]:
-    """The baselines for every learnt version up to the head, by its id. Repeats the learning: takes about as long as a
-    third of it. ``tell`` hears of its progress."""
+    """Return the baselines for every learnt version up to the head, by its id. Repeats the learning: takes about as
+    long as a third of it. `tell` hears of its progress."""
     versions = store.tree.lineage(store.tree.head)[1:]
     if not versions:
         return {}
@@ -66,7 +66,7 @@ def measure_baselines(
 
 @contextlib.contextmanager
 def _faster_threads(model: Embedder) -> Iterator[None]:
-    """As many threads as torch takes, or one: on a busy machine threads wait for one another at every operation, and a
+    """Use all of torch's threads, or one: on a busy machine threads wait for one another at every operation, and a
     step that takes a tenth of a second alone takes seconds."""
     before, took = torch.get_num_threads(), {}
     batch = np.zeros((TRIAL, model.spec.image_size, model.spec.image_size, 3), np.uint8)
@@ -112,8 +112,8 @@ def _measured(
 def _recall(
     queries: Floats, keys: list[Key], labels: NDArray[np.int64], gallery: dict[Key, NDArray[np.float32]]
 ) -> float | None:
-    """Each image against all others as the gallery holds them; an image that it does not hold yet enters it as it is
-    embedded now."""
+    """Return the Recall@1 of each image against all others as the gallery holds them. An image that the gallery lacks
+    is added as embedded now."""
     for key, vector in zip(keys, queries, strict=True):
         gallery.setdefault(key, vector)
     if not keys:
@@ -132,7 +132,7 @@ class _FineTuned:
         self._settings = method_settings("finetune", config.learning)
 
     def learn(self, store: Store, task: str, version_id: str, tell: Tell) -> bool:
-        """One stage; False if the task's images cannot be had any more."""
+        """Learn one stage. Return False where the task's images are no longer available."""
         try:
             images = list(_training_images(store, self._config, task))
         except (BadShard, TransientReadError, OSError):

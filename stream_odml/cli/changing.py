@@ -132,6 +132,6 @@ def backup(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds these commands to the app."""
+    """Add these commands to the app."""
     for command in (ingest, rollback, relearn, forget, backup):
         app.command()(command)

@@ -24,7 +24,7 @@ PLAIN_EVERY_S = 5.0
 
 
 def shown(value: object, style: str = "", keep: str = "") -> Text:
-    """Return ``value`` as text for a terminal, to the letter; ``keep``: control characters that are meant."""
+    """Return `value` as text for a terminal, to the letter; `keep`: control characters that are meant."""
     return Text(written_out(str(value), keep), style)
 
 
@@ -139,7 +139,7 @@ def _panel(
 
 
 def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Recall over stages; each row as `stage_rows` of the report gives it."""
+    """Return the table of recall over stages; each row as `stage_rows` of the report gives it."""
     table = Table(
         title="Recall@1 on held-out images: all as served and re-extracted; old and new as served",
         title_justify="left",
@@ -157,7 +157,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def diff_table(changes: Mapping[str, Any], limit: int = 20) -> Group:
-    """What `diff_versions` gives: figures of both versions, then the classes that changed most."""
+    """Return tables of a version diff: figures of both versions, then the classes that changed most."""
     figures = Table(
         "figure",
         title=shown(f"from {changes['from']} to {changes['to']}"),
@@ -182,5 +182,5 @@ def diff_table(changes: Mapping[str, Any], limit: int = 20) -> Group:
 
 
 def figure(value: float | None) -> str:
-    """Three digits, or a dash for what was not measured."""
+    """Format a figure with three digits, or as a dash where it was not measured."""
     return "-" if value is None else f"{value:.3f}"

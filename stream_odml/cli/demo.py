@@ -55,7 +55,7 @@ class Measured:
     """By version."""
 
     def figures(self) -> dict[str, float]:
-        """Flat figures for a benchmark; one that was not measured is absent."""
+        """Return flat figures for a benchmark; one that was not measured is absent."""
         figures = {
             "queries_ok": float(self.ok),
             "queries_failed": float(self.failed),
@@ -82,8 +82,10 @@ def demo_config(
     weights: Path | None = None,
     task_categories: int = TASK_CATEGORIES,
 ) -> StreamConfig:
-    """A small net, small stages: about half a minute each on two cores. With ``weights`` a MobileNetV2 that starts from
-    them, at its own rates: minutes."""
+    """Return the demo's configuration: a small network and short stages, about half a minute each on two cores.
+
+    With `weights` a MobileNetV2 that starts from them, at its own rates: minutes per stage.
+    """
     learning: dict[str, Any] = {
         "base_steps": 150,
         "stage_steps": 100,
@@ -126,7 +128,8 @@ def demo_config(
 
 
 def source_categories(source: Path, stages: int | None) -> tuple[list[Category], int]:
-    """Categories of own images, and how many of them make a task, so that there are as many tasks as ``stages``."""
+    """Return categories of own images, and how many of them make a task, so that there are as many
+    tasks as `stages`."""
     categories = categories_of(source)
     return categories, max(2, min(TASK_CATEGORIES, len(categories) // (stages or 3)))
 
@@ -138,9 +141,9 @@ def run_demo(
     console: Console,
     hold: bool = False,
 ) -> Measured:
-    """Run until ``stages`` more versions are served (None: until interrupted) and print the verdict.
+    """Run until `stages` more versions are served (None: until interrupted) and print the verdict.
 
-    ``categories``: own images; None for glyphs, without end. An interrupted demo ends cleanly, and the same root takes
+    `categories`: own images; None for glyphs, without end. An interrupted demo ends cleanly, and the same root takes
     it up again: the producer goes on behind the last shard that landed.
     """
     arriving = iter(categories) if categories is not None else _glyphs(config)
@@ -201,7 +204,7 @@ class _Demo:
         self._unlearnt = 0
 
     def run(self) -> None:
-        """Until the goal is served."""
+        """Run until the goal is served."""
         self._producer.start()
         threads = [threading.Thread(target=t, daemon=True) for t in (self._ask, self._probe)]
         for thread in threads:
@@ -225,7 +228,7 @@ class _Demo:
             view.show(status, {"ok": self._measured.ok, "failed": self._measured.failed})
 
     def _is_over(self) -> bool:
-        """The source has no more categories, and all that came is learnt or skipped."""
+        """Return whether the source has no more categories, and all landed ones are learnt or skipped."""
         ledger, tree = self._store.ledger, self._store.tree
         waits = ledger.in_state("landed") or ledger.waiting or ledger.due_tasks(tree.learnt())
         return self._producer.exhausted and not waits
@@ -246,7 +249,7 @@ class _Demo:
                 self._stop.wait(ASK_EVERY_S)
 
     def _client(self, retries: int) -> Client:
-        """A client with the token that this process gave the service, where the environment holds one."""
+        """Return a client with the token that this process gave the service, where the environment holds one."""
         options = self._session.config.service
         return Client(
             self._session.endpoints.service, options.token(), retries=retries, stream=self._store.stream_id
@@ -268,7 +271,7 @@ class _Demo:
             self._measured.commit_to_served_s.append(now - committed)
 
     def _probe(self) -> None:
-        """For every shard: how long until its own image finds it."""
+        """Measure, for every shard, the time until its own image finds it."""
         done = 0
         with self._client(retries=2) as client:
             while not self._stop.is_set():
@@ -289,7 +292,8 @@ class _Demo:
 
 
 def unlearnt_shards(store: Store) -> int:
-    """Shards that wait to be indexed or learnt. Those of a skipped task wait for nothing: the producer goes on."""
+    """Return shards that wait to be indexed or learnt. Those of a skipped task wait for nothing: the
+    producer goes on."""
     ledger = store.ledger
     due = ledger.due_tasks(store.tree.learnt())
     return len(ledger.landed) + len(ledger.indexed) + sum(len(task.shard_ids) for task in due)
@@ -323,7 +327,7 @@ def _verdict(config: StreamConfig, before: Container[str], measured: Measured, c
 
 
 def _baselines(store: Store, config: StreamConfig, console: Console) -> dict[str, Baseline]:
-    """The same stream without moving the gallery; empty when that is interrupted."""
+    """Measure the same stream without moving the gallery. Return nothing where that is interrupted."""
     with console.status("measuring what the same stream would get without it") as status:
         try:
             return measure_baselines(store, config, lambda line: status.update(f"measuring {line}"))

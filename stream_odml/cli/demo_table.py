@@ -19,7 +19,8 @@ FEW_HELD_OUT = 100
 
 
 def doubts(categories: Sequence[Category], weights: Path | None) -> list[str]:
-    """What keeps a demo on own images from telling much: too few images to measure, a net that knows no photographs."""
+    """Return what keeps a demo on own images from telling much: too few images to measure, a net that
+    knows no photographs."""
     images = sum(len(category.images) for category in categories)
     held_out = HELD_OUT * images
     lines = []
@@ -38,7 +39,7 @@ def doubts(categories: Sequence[Category], weights: Path | None) -> list[str]:
 
 
 def demo_table(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, Baseline]) -> Table:
-    """Recall of each version on all classes so far, beside what the same stream would get."""
+    """Return a table of the recall of each version on all classes so far, beside what the same stream would get."""
     table = Table(title="Recall@1 on held-out images of all classes so far", title_justify="left")
     table.add_column("version", no_wrap=True)
     for name in ("classes", "images", "stream_odml", "never learning on", "fine-tuned, gallery stale"):
@@ -57,7 +58,7 @@ def demo_table(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, Baseli
 
 
 def reading(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, Baseline]) -> list[str]:
-    """How to read the table, in lines."""
+    """Return lines that explain how to read the table."""
     known = [row for row in rows if row["union_served"] is not None]
     if not known:
         return ["nothing was measured: no version was learnt, or no class has two held-out images"]

@@ -13,7 +13,7 @@ _ASK = "run `stream-odml --debug ...` to see the trace"
 
 
 def message_of(error: BaseException) -> str:
-    """What went wrong: the error's own words, and its kind where it is none that we raise with a remedy."""
+    """Return what went wrong: the error's own words, and its kind where it is none that we raise with a remedy."""
     cause = getattr(
         error, "cause", None
     )  # Ray's own errors hold a whole trace as text, and what it is about here

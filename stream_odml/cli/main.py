@@ -30,7 +30,7 @@ err = Console(stderr=True)
 
 
 def main() -> None:
-    """Entry point: a failure of any kind becomes one message and exit code 1, an interrupt 130."""
+    """Run the command line: a failure of any kind becomes one message and exit code 1, an interrupt 130."""
     # Also where a shell started us with SIGINT ignored, as it does in the background of a script.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)

@@ -41,7 +41,7 @@ class LandedShard:
 
 
 def categories_of(path: Path) -> list[Category]:
-    """All categories of a Parquet file, a tar or a folder, in order of their first image.
+    """Return all categories of a Parquet file, a tar or a folder, in order of their first image.
 
     Of a folder it takes what `ingest` would land, under the same classes: the class of an image is the path
     of its folder, without a leading `train`, `test` or the like. Raises ValueError when there is nothing
@@ -79,7 +79,7 @@ def _reference(path: Path) -> ShardRef:
 
 
 class Producer:
-    """Lands ``per_shard`` categories every ``every_s`` seconds, while ``may_land`` says that there is room."""
+    """Lands `per_shard` categories every `every_s` seconds, while `may_land` says that there is room."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Producer:
 
 
 def _is_image(data: bytes) -> bool:
-    """Whether it can be asked for: what does not decode is quarantined, and never found."""
+    """Return whether bytes decode as an image; others are quarantined, and never found."""
     try:
         decode_image(data, PROBE_PX, DEFAULT_MAX_PIXELS)
     except BadImage:

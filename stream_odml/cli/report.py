@@ -26,7 +26,7 @@ def write_report(
     seed: int = 0,
     latency: Mapping[str, float] | None = None,
 ) -> ReportData:
-    """Write the report of ``root`` to ``path``; ``latency`` in ms by name, where it is known."""
+    """Write the report of `root` to `path`; `latency` in ms by name, where it is known."""
     data = report_data(root, queries, NEIGHBOURS, seed)
     text = page(data, latency or {})
     with open(path, "w", encoding="utf-8") as file:
@@ -35,7 +35,7 @@ def write_report(
 
 
 def page(data: ReportData, latency: Mapping[str, float]) -> str:
-    """The whole document."""
+    """Return the whole HTML document."""
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     sections = [
         ("Recall over stages", _recall(data)),
@@ -177,7 +177,7 @@ def _picture(data: bytes | None, name: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as HTML shows it, with what would reorder or hide it written out."""
+    """Escape text for HTML, with characters that reorder or hide text written out."""
     return escape_markup(written_out(text, keep="\n\t"))
 
 

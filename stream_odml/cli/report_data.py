@@ -34,7 +34,7 @@ SIDE = 72
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One item found for an example; ``picture`` JPEG bytes, or None where none was kept."""
+    """One item found for an example; `picture` JPEG bytes, or None where none was kept."""
 
     class_name: str
     score: float
@@ -53,7 +53,7 @@ class Example:
 
     @property
     def right(self) -> bool:
-        """Whether the nearest is of its class."""
+        """Return whether the nearest neighbour is of the query's class."""
         return bool(self.neighbours) and self.neighbours[0].right
 
 
@@ -64,7 +64,7 @@ class ReportData:
     root: str
     head: str
     versions: Sequence[dict[str, Any]]
-    """Rows of :func:`stream_odml.cli.versions_table.stage_rows`, with ``drift`` by measure."""
+    """Rows of `versions_table.stage_rows`, with `drift` by measure."""
     items: int
     classes: int
     quarantine: dict[str, int]
@@ -99,7 +99,7 @@ def report_data(root: str, queries: int, neighbours: int, seed: int) -> ReportDa
 def _examples(
     store: Store, snapshot: GallerySnapshot, queries: int, neighbours: int, seed: int
 ) -> list[Example]:
-    """Held-out images, embedded by the served model, against the served gallery without themselves."""
+    """Search the served gallery for held-out images, embedded by the served model, without themselves."""
     held = _held_out(store, snapshot, seed)
     rng = np.random.default_rng(seed)
     chosen = [held[i] for i in rng.permutation(len(held))[:queries]]
@@ -123,7 +123,7 @@ def _examples(
 
 
 def _held_out(store: Store, snapshot: GallerySnapshot, seed: int) -> list[tuple[str, str, bytes]]:
-    """(item, class, image) of living held-out items, of at most SHARDS_READ shards."""
+    """Return (item, class, image) of living held-out items, of at most SHARDS_READ shards."""
     shards = [s.shard_id for s in store.ledger.shards.values() if s.held_out]
     order = np.random.default_rng(seed).permutation(len(shards))[:SHARDS_READ]
     found = []
@@ -138,7 +138,8 @@ def _held_out(store: Store, snapshot: GallerySnapshot, seed: int) -> list[tuple[
 
 
 def service_latency(text: str) -> dict[str, float]:
-    """Median and p99 in ms of each kind of request, from a replica's exposition; a bucket's upper bound is said."""
+    """Return median and p99 in ms of each kind of request, from a replica's exposition; a bucket's upper
+    bound is said."""
     buckets: dict[str, list[tuple[float, float]]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples if family.name == "stream_odml_query_seconds" else ():
@@ -178,7 +179,7 @@ class _Pictures:
 
 
 def small_picture(image: bytes) -> bytes:
-    """JPEG of at most SIDE pixels a side."""
+    """Return a JPEG of at most SIDE pixels a side."""
     with Image.open(io.BytesIO(image)) as opened:
         small = opened.convert("RGB")
     small.thumbnail((SIDE, SIDE))
@@ -188,7 +189,7 @@ def small_picture(image: bytes) -> bytes:
 
 
 def _lost(store: Store, head: str) -> list[tuple[str, float, float]]:
-    """Classes whose recall fell most in the head's stage."""
+    """Return classes whose recall fell most in the head's stage."""
     now = store.tree.get(head)
     if now.parent is None:
         return []

@@ -48,7 +48,7 @@ class Line:
 
 
 def line_plot(lines: Sequence[Line], what: str, unit_range: bool = True) -> str:
-    """Lines over stages 1..n; ``unit_range`` fixes the axis to 0..1 where the values allow."""
+    """Draw lines over stages 1..n; `unit_range` fixes the axis to 0..1 where the values allow."""
     known = [value for line in lines for value in line.values if value is not None]
     if not known:
         return '<p class="none">Nothing was measured: no images were held out.</p>'
@@ -94,7 +94,7 @@ def _grid(value: float, at: float, places: int) -> str:
 
 
 def bars(counts: Mapping[str, int]) -> str:
-    """Horizontal bars; the names are HTML already."""
+    """Draw horizontal bars; the names are HTML already."""
     most = max(counts.values())
     rows = "".join(
         f'<span>{name}</span><i style="width:{100 * count / most:.1f}%"></i><span>{count:,}</span>'

@@ -50,8 +50,8 @@ def demo(
     within seconds and then learnt, while a client keeps asking. A table of recall over stages ends it, beside what the
     same stream gets without learning on, and by fine-tuning alone.
 
-    Examples:  stream-odml demo  ·  stream-odml demo --stages 5 --hold  ·  stream-odml demo --source photos/ --weights
-    mobilenetv2.safetensors
+    Examples:  stream-odml demo  ·  stream-odml demo --stages 5 --hold  ·  stream-odml demo --source
+    photos/ --weights mobilenetv2.safetensors
     """
     from stream_odml.cli.demo import TASK_CATEGORIES, demo_config, run_demo, source_categories
     from stream_odml.cli.demo_table import doubts
@@ -163,6 +163,6 @@ def config(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds these commands to the app."""
+    """Add these commands to the app."""
     for command in (demo, run, submit, stop, config):
         app.command()(command)

@@ -21,7 +21,7 @@ DRIVER_GONE_S = 120.0
 
 
 def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, console: Console) -> None:
-    """Run ``config`` until Ctrl-C, or until nothing has waited or been learnt for ``idle_s`` seconds."""
+    """Run `config` until Ctrl-C, or until nothing has waited or been learnt for `idle_s` seconds."""
     with contextlib.ExitStack() as stack:
         with console.status("starting Ray, driver, trainer and service"):
             session = stack.enter_context(run_stream(config, takeover))
@@ -65,6 +65,6 @@ def _watch(session: Session, idle_s: float | None, console: Console) -> None:
 
 
 def is_busy(status: dict[str, Any]) -> bool:
-    """Whether a shard waits for tier 1, a closed task for tier 2, or a stage is in progress."""
+    """Return whether a shard waits for tier 1, a closed task for tier 2, or a stage is in progress."""
     queues = status["queue_shards"]
     return bool(queues.get("index") or queues.get("learn") or status["stage"]["phase"] != "idle")

@@ -12,7 +12,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One neighbour: cosine ``score`` in the space of the version that answered."""
+    """One neighbour: cosine `score` in the space of the version that answered."""
 
     item_id: str
     class_name: str
@@ -32,7 +32,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Answer to one query, by model ``version`` at ``sequence`` of the store; ``groups`` if asked by class."""
+    """Answer to one query, by model `version` at `sequence` of the store; `groups` if asked by class."""
 
     version: str
     sequence: int
@@ -42,7 +42,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """The images are durable as ``shard`` of ``stream``; ``ids`` in the order they were given."""
+    """The images are durable as `shard` of `stream`; `ids` in the order they were given."""
 
     shard: str
     ids: tuple[str, ...]
@@ -64,7 +64,7 @@ class StoredItem:
 
 @dataclass(frozen=True, slots=True)
 class ClassInfo:
-    """One class; ``learnt`` once a model version was trained on it."""
+    """One class; `learnt` once a model version was trained on it."""
 
     name: str
     count: int
@@ -95,12 +95,12 @@ class Versions:
 
 
 def moment(text: str | None) -> datetime | None:
-    """A datetime out of the service's ISO 8601 text."""
+    """Parse ISO 8601 text of the service."""
     return None if text is None else datetime.fromisoformat(text)
 
 
 def hit(data: Json) -> Hit:
-    """One neighbour out of its JSON."""
+    """Parse one neighbour."""
     return Hit(
         data["id"],
         data["class"],
@@ -112,24 +112,24 @@ def hit(data: Json) -> Hit:
 
 
 def search_result(data: Json, head: Json | None = None) -> SearchResult:
-    """One answer; in a batch, ``head`` is the whole reply, which names version and sequence once."""
+    """Parse one answer; in a batch, `head` is the whole reply, which names version and sequence once."""
     head = data if head is None else head
     groups = tuple(Group(group["class"], tuple(map(hit, group["hits"]))) for group in data.get("groups", ()))
     return SearchResult(head["version"], head["sequence"], tuple(map(hit, data.get("hits", ()))), groups)
 
 
 def batch_result(data: Json) -> list[SearchResult]:
-    """Answers of a batch, in its order."""
+    """Parse the answers of a batch, in its order."""
     return [search_result(one, data) for one in data["results"]]
 
 
 def push_result(data: Json) -> PushResult:
-    """Receipt of a push."""
+    """Parse the receipt of a push."""
     return PushResult(data["shard"], tuple(data["ids"]), data.get("stream"))
 
 
 def stored_item(data: Json) -> StoredItem:
-    """One item."""
+    """Return one item."""
     return StoredItem(
         data["id"],
         data["class"],
@@ -142,7 +142,7 @@ def stored_item(data: Json) -> StoredItem:
 
 
 def classes(data: Json) -> list[ClassInfo]:
-    """Classes, newest first."""
+    """Return classes, newest first."""
     return [
         ClassInfo(row["name"], row["count"], moment(row["first_seen"]), row["sample"], row["learnt"])
         for row in data["classes"]
@@ -150,7 +150,7 @@ def classes(data: Json) -> list[ClassInfo]:
 
 
 def versions(data: Json) -> Versions:
-    """The tree of versions."""
+    """Return the tree of versions."""
     rows = tuple(
         VersionInfo(
             row["id"],
@@ -166,5 +166,5 @@ def versions(data: Json) -> Versions:
 
 
 def plain(data: Json) -> dict[str, Any]:
-    """The reply as it came."""
+    """Return the reply as a plain dict."""
     return dict(data)

@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request. ``repeatable``: sending it twice does no more than sending it once."""
+    """One request. `repeatable`: sending it twice does no more than sending it once."""
 
     method: str
     path: str
@@ -50,7 +50,7 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True)
 class NewImage:
-    """One image to push; an ``item_id`` of your own makes it easy to find and to forget."""
+    """One image to push; an `item_id` of your own makes it easy to find and to forget."""
 
     image: Image
     class_name: str
@@ -60,13 +60,13 @@ class NewImage:
 
 
 def search_image(image: Image, options: Options) -> Call[answers.SearchResult]:
-    """Neighbours of an image: encoded bytes, or the path of a file."""
+    """Return neighbours of an image: encoded bytes, or the path of a file."""
     body = {"image": _base64(image), **_options(options)}
     return Call("POST", "/v1/search", answers.search_result, body)
 
 
 def search_vector(vector: Vector, version: str | None, options: Options) -> Call[answers.SearchResult]:
-    """Neighbours of a vector [d] made by ``version`` (default: the served one)."""
+    """Return neighbours of a vector [d] made by `version` (default: the served one)."""
     body = {"vector": np.asarray(vector, np.float32).tolist(), **_options(options), **_given(version=version)}
     return Call("POST", "/v1/search", answers.search_result, body)
 
@@ -74,7 +74,7 @@ def search_vector(vector: Vector, version: str | None, options: Options) -> Call
 def search_batch(
     vectors: npt.NDArray[Any], version: str | None, options: Options
 ) -> Call[list[answers.SearchResult]]:
-    """Neighbours of each row of ``vectors`` [n, d]. Raises ValueError for another shape."""
+    """Return neighbours of each row of `vectors` [n, d]. Raises ValueError for another shape."""
     rows = np.ascontiguousarray(vectors, dtype="<f4")
     if rows.ndim != 2:
         raise ValueError(
@@ -101,7 +101,7 @@ def push(images: Sequence[NewImage], key: str | None) -> Call[answers.PushResult
 
 
 def get(item_id: str) -> Call[answers.StoredItem]:
-    """One item."""
+    """Return one item."""
     return Call("GET", f"/v1/items/{_quoted(item_id)}", answers.stored_item)
 
 
@@ -121,18 +121,18 @@ def delete_class(name: str) -> Call[dict[str, Any]]:
 
 
 def classes(since: datetime | None, limit: int, offset: int) -> Call[list[answers.ClassInfo]]:
-    """Classes, newest first."""
+    """Return classes, newest first."""
     params = {"limit": limit, "offset": offset, **_given(since=_iso(since))}
     return Call("GET", "/v1/classes", answers.classes, params=params)
 
 
 def versions() -> Call[answers.Versions]:
-    """The tree of versions."""
+    """Return the tree of versions."""
     return Call("GET", "/v1/versions", answers.versions)
 
 
 def diff(a: str, b: str) -> Call[dict[str, Any]]:
-    """What changed from ``a`` to ``b``."""
+    """Return what changed from `a` to `b`."""
     return Call("GET", f"/v1/versions/{_quoted(a)}/diff/{_quoted(b)}", answers.plain)
 
 
@@ -151,7 +151,7 @@ def relearn(task: str, anyway: bool) -> Call[dict[str, Any]]:
 
 
 def status() -> Call[dict[str, Any]]:
-    """What is served, and how far behind the stream it is."""
+    """Return what is served, and how far behind the stream it is."""
     return Call("GET", "/v1/status", answers.plain)
 
 

@@ -43,10 +43,10 @@ T = TypeVar("T")
 
 
 class Client:
-    """Synchronous client. Safe to share between threads; close it, or use it in a ``with``.
+    """Synchronous client. Safe to share between threads; close it, or use it in a `with`.
 
-    ``stream`` is the id of the stream to talk to; by default the one that answers first. ``timeout`` in seconds for
-    each attempt; ``retries`` attempts after the first. Every method raises ServiceError (WrongStream when another
+    `stream` is the id of the stream to talk to; by default the one that answers first. `timeout` in seconds for
+    each attempt; `retries` attempts after the first. Every method raises ServiceError (WrongStream when another
     stream answers) or ServiceUnreachable.
     """
 
@@ -65,27 +65,27 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=headers(token), timeout=timeout, transport=transport)
 
     def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
-        """Neighbours of an image: encoded bytes, or the path of a file."""
+        """Return neighbours of an image: encoded bytes, or the path of a file."""
         return self._send(calls.search_image(image, options))
 
     def search_vector(
         self, vector: Vector, version: str | None = None, **options: Unpack[Options]
     ) -> answers.SearchResult:
-        """Neighbours of a vector [d] made by ``version``; an older one is mapped, an unknown one refused."""
+        """Return neighbours of a vector [d] made by `version`; an older one is mapped, an unknown one refused."""
         return self._send(calls.search_vector(vector, version, options))
 
     def search_batch(
         self, vectors: npt.NDArray[Any], version: str | None = None, **options: Unpack[Options]
     ) -> list[answers.SearchResult]:
-        """Neighbours of each row of ``vectors`` [n, d], all given by one version."""
+        """Return neighbours of each row of `vectors` [n, d], all given by one version."""
         return self._send(calls.search_batch(vectors, version, options))
 
     def push(self, images: Sequence[NewImage], key: str | None = None) -> answers.PushResult:
-        """Land images; returns once they are durable. The same ``key`` lands them once."""
+        """Land images; returns once they are durable. The same `key` lands them once."""
         return self._send(calls.push(images, key))
 
     def get(self, item_id: str) -> answers.StoredItem:
-        """One item."""
+        """Return one item."""
         return self._send(calls.get(item_id))
 
     def delete(self, item_id: str) -> dict[str, Any]:
@@ -103,15 +103,15 @@ class Client:
     def classes(
         self, since: datetime | None = None, limit: int = 1000, offset: int = 0
     ) -> list[answers.ClassInfo]:
-        """Classes, newest first; only those first seen after ``since``."""
+        """Return classes, newest first; only those first seen after `since`."""
         return self._send(calls.classes(since, limit, offset))
 
     def versions(self) -> answers.Versions:
-        """The tree of versions."""
+        """Return the tree of versions."""
         return self._send(calls.versions())
 
     def diff(self, a: str, b: str) -> dict[str, Any]:
-        """Figures and classes that changed from version ``a`` to ``b``."""
+        """Return figures and classes that changed from version `a` to `b`."""
         return self._send(calls.diff(a, b))
 
     def rollback(self, version: str, relearn: bool = True) -> dict[str, Any]:
@@ -119,11 +119,11 @@ class Client:
         return self._send(calls.rollback(version, relearn))
 
     def relearn(self, task: str, anyway: bool = False) -> dict[str, Any]:
-        """Ask for a refused or skipped task to be learnt after all; ``anyway``: published whatever the gate finds."""
+        """Ask for a refused or skipped task to be learnt after all; `anyway`: published whatever the gate finds."""
         return self._send(calls.relearn(task, anyway))
 
     def status(self) -> dict[str, Any]:
-        """What is served, and how far behind the stream it is."""
+        """Return what is served, and how far behind the stream it is."""
         return self._send(calls.status())
 
     def _send(self, call: Call[T]) -> T:
@@ -154,7 +154,7 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio; see :class:`Client` for the meaning of every method."""
+    """The same for asyncio; see `Client` for the meaning of every method."""
 
     def __init__(
         self,
@@ -173,19 +173,19 @@ class AsyncClient:
         )
 
     async def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
-        """Neighbours of an image."""
+        """Return neighbours of an image."""
         return await self._send(calls.search_image(image, options))
 
     async def search_vector(
         self, vector: Vector, version: str | None = None, **options: Unpack[Options]
     ) -> answers.SearchResult:
-        """Neighbours of a vector [d]."""
+        """Return neighbours of a vector [d]."""
         return await self._send(calls.search_vector(vector, version, options))
 
     async def search_batch(
         self, vectors: npt.NDArray[Any], version: str | None = None, **options: Unpack[Options]
     ) -> list[answers.SearchResult]:
-        """Neighbours of each row of ``vectors`` [n, d]."""
+        """Return neighbours of each row of `vectors` [n, d]."""
         return await self._send(calls.search_batch(vectors, version, options))
 
     async def push(self, images: Sequence[NewImage], key: str | None = None) -> answers.PushResult:
@@ -193,7 +193,7 @@ class AsyncClient:
         return await self._send(calls.push(images, key))
 
     async def get(self, item_id: str) -> answers.StoredItem:
-        """One item."""
+        """Return one item."""
         return await self._send(calls.get(item_id))
 
     async def delete(self, item_id: str) -> dict[str, Any]:
@@ -211,15 +211,15 @@ class AsyncClient:
     async def classes(
         self, since: datetime | None = None, limit: int = 1000, offset: int = 0
     ) -> list[answers.ClassInfo]:
-        """Classes, newest first."""
+        """Return classes, newest first."""
         return await self._send(calls.classes(since, limit, offset))
 
     async def versions(self) -> answers.Versions:
-        """The tree of versions."""
+        """Return the tree of versions."""
         return await self._send(calls.versions())
 
     async def diff(self, a: str, b: str) -> dict[str, Any]:
-        """What changed between two versions."""
+        """Return what changed between two versions."""
         return await self._send(calls.diff(a, b))
 
     async def rollback(self, version: str, relearn: bool = True) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class AsyncClient:
         return await self._send(calls.relearn(task, anyway))
 
     async def status(self) -> dict[str, Any]:
-        """What is served."""
+        """Return what is served."""
         return await self._send(calls.status())
 
     async def _send(self, call: Call[T]) -> T:

@@ -21,7 +21,7 @@ class ClientError(Exception):
 
 
 class ServiceError(ClientError):
-    """The service refused: ``status`` (HTTP), ``error`` (a stable code), ``detail`` and ``remedy``."""
+    """The service refused: `status` (HTTP), `error` (a stable code), `detail` and `remedy`."""
 
     def __init__(self, status: int, error: str, detail: str, remedy: str) -> None:
         super().__init__(f"{status} {error}: {detail}" + (f"; {remedy}" if remedy else ""))
@@ -33,14 +33,14 @@ class ServiceUnreachable(ClientError):
 
 
 def headers(token: str | None) -> dict[str, str]:
-    """The headers of every request."""
+    """Return the headers of every request."""
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def request(
     client: httpx.Client | httpx.AsyncClient, call: Call[T], more_headers: Mapping[str, str]
 ) -> httpx.Request:
-    """The request that makes ``call``."""
+    """Return the request that makes `call`."""
     sent = {**call.headers, **more_headers}
     return client.build_request(
         call.method, call.path, json=call.json, params=dict(call.params) or None, headers=sent
@@ -50,7 +50,7 @@ def request(
 def wait_s(
     call: Call[T], outcome: httpx.Response | httpx.TransportError, attempt: int, retries: int
 ) -> float | None:
-    """Seconds until the next attempt (full jitter: a crowd must not come back as one), or None for no other."""
+    """Return seconds until the next attempt, or None for none. Jittered, so that clients do not retry all at once."""
     if attempt >= retries or not call.repeatable:
         return None
     backoff = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT_S, _FIRST_WAIT_S * float(2**attempt))
@@ -63,7 +63,7 @@ def wait_s(
 
 
 def result(call: Call[T], outcome: httpx.Response | httpx.TransportError) -> T:
-    """What ``call`` reads out of its answer; raises ServiceError or ServiceUnreachable."""
+    """Return the parsed answer of `call`. Raises ServiceError or ServiceUnreachable."""
     if isinstance(outcome, httpx.TransportError):
         reason = str(outcome) or type(outcome).__name__
         raise ServiceUnreachable(

@@ -24,7 +24,7 @@ class StreamPin:
         self._lock = threading.Lock()
 
     def headers(self) -> dict[str, str]:
-        """The header that lets the service refuse what is meant for another stream."""
+        """Return the header by which a service refuses requests that are meant for another stream."""
         return {STREAM_HEADER: self._expected} if self._expected else {}
 
     def check(self, outcome: httpx.Response | httpx.TransportError) -> None:

@@ -250,7 +250,7 @@ class StreamConfig(_Section):
 
     @property
     def storage_options(self) -> dict[str, str] | None:
-        """Options of the store, or None for a local root."""
+        """Return the options of the store, or None for a local root."""
         return dict(self.store.options) or None
 
 

@@ -1,5 +1,4 @@
-"""Random views of a batch, drawn once for S, O and N: a pure function of (seed, step, row of the
-global batch).
+"""Random views of a batch, drawn once for S, O and N: a pure function of (seed, step, row of the global batch).
 
 So a resumed stage sees the same views, and N ranks see those that one rank would.
 """
@@ -25,14 +24,14 @@ _COLOUR = 0.3
 
 
 def step_seed(seed: int, *parts: int) -> int:
-    """A 63-bit seed for one purpose and step, independent of its neighbours."""
+    """Return a 63-bit seed for one purpose and step, independent of its neighbours."""
     return int(np.random.SeedSequence([seed, *parts]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def augment(
     images_b3HW: Tensor, settings: StageSettings, seed: int, step: int, *, start: int, total: int
 ) -> Tensor:
-    """Random views [b,3,H,W] of images in 0..1, for rows start..start+b of a global batch of `total` rows."""
+    """Return random views [b,3,H,W] of images in 0..1, for rows start..start+b of a global batch of `total` rows."""
     if settings.augment == 0 and settings.augment_colour == 0 and not settings.augment_flip:
         return images_b3HW
     # Drawn for the whole batch on the CPU, whose generator gives the same numbers on every machine.
@@ -47,7 +46,7 @@ def augment(
 
 
 def _move(images: Tensor, draws_b5: Tensor, settings: StageSettings) -> Tensor:
-    """Rotation, shift, zoom and mirror in one resampling; the border is continued outwards."""
+    """Rotate, shift, zoom and mirror in one resampling; the border is continued outwards."""
     transform: Any = importlib.import_module("kornia.geometry.transform")
     _, _, height, width = images.shape
     angle = draws_b5[:, 0] * math.radians(_DEGREES) * settings.augment
@@ -64,7 +63,7 @@ def _move(images: Tensor, draws_b5: Tensor, settings: StageSettings) -> Tensor:
 
 
 def _tint(images: Tensor, factors_b3: Tensor) -> Tensor:
-    """Brightness, contrast and saturation."""
+    """Change brightness, contrast and saturation."""
     enhance: Any = importlib.import_module("kornia.enhance")
     brightness, contrast, saturation = factors_b3.clamp_min(0).unbind(1)
     images = enhance.adjust_brightness_accumulative(images, brightness)

@@ -21,13 +21,12 @@ class Backbone(nn.Module):
     """Tokens before the patches (class and registers), when the features are tokens."""
 
     def architecture(self) -> dict[str, Any]:
-        """What `build_backbone` needs, beside the spec, to build it again without its weights or the
-        network."""
+        """Return the settings, besides the spec, from which `build_backbone` rebuilds it without weights or network."""
         return {}
 
 
 def pool(features: Tensor, how: str, prefix_tokens: int) -> Tensor:
-    """Features [B,F,h,w] or tokens [B,T,F] to vectors [B,F'], by mean, max, gem, flatten or cls."""
+    """Pool features [B,F,h,w] or tokens [B,T,F] to vectors [B,F'], by mean, max, gem, flatten or cls."""
     if how == "cls" and not (features.ndim == 3 and prefix_tokens):
         raise ValueError("pooling 'cls' needs a backbone with a class token; use mean, max, gem or flatten")
     if how == "cls":
@@ -45,5 +44,5 @@ def pool(features: Tensor, how: str, prefix_tokens: int) -> Tensor:
 
 
 def frozen_norms(module: nn.Module) -> list[nn.Module]:
-    """Every batch norm in a module: the layers whose running statistics a stage must not touch."""
+    """Return every batch norm in a module: the layers whose running statistics a stage must not touch."""
     return [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]

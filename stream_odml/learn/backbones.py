@@ -1,5 +1,4 @@
-"""Backbones by name. Each maps normalised images [B,3,H,W] to a feature map [B,F,h,w] or to tokens
-[B,T,F]."""
+"""Backbones by name. Each maps normalised images [B,3,H,W] to a feature map [B,F,h,w] or to tokens [B,T,F]."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from stream_odml.learn.settings import EmbedderSpec
 
 
 def build_backbone(spec: EmbedderSpec, *, load: bool, architecture: dict[str, Any]) -> Backbone:
-    """The backbone that `spec` names; with `load` its pretrained weights, else whatever the current
-    seed gives.
+    """Return the backbone that `spec` names; with `load` its pretrained weights, else whatever the
+    current seed gives.
 
     Raises ValueError for an unknown name, or weights that cannot be read or do not fit.
     """

@@ -121,8 +121,8 @@ class ClassBank:
     def forget_item(self, name: str, origin: str, vector_d: Floats) -> ClassBank:
         """Return the bank without one image, given its raw g under the origin version.
 
-        The means become those of the other images. The entry is removed with its last image; an unknown entry changes
-        nothing.
+        The means become those of the other images. The entry is removed with its last image; an unknown
+        entry changes nothing.
         """
         if (name, origin) not in self.keys:
             return self

@@ -49,14 +49,16 @@ class ClassSums:
 
     @classmethod
     def empty(cls, lift: Lift) -> ClassSums:
-        """Of no item."""
+        """Return the sums of no item."""
         E = lift.out_dim
         return cls(lift, (), np.empty(0, np.int64), np.empty((0, E)), np.zeros((E, E)))
 
     @classmethod
     def of(cls, lift: Lift, features: FeatureCodes, classes: Sequence[str]) -> ClassSums:
-        """Of items as stored, with the class of each. A memory map is read block by block. ValueError for another
-        number of classes than of items."""
+        """Sum items as stored, with the class of each; a memory map is read block by block.
+
+        Raises ValueError where there are more or fewer classes than items.
+        """
         if len(features) != len(classes):
             raise ValueError(f"{len(classes)} classes of {len(features)} items; expected one of each")
         names = sorted(set(classes))
@@ -73,12 +75,12 @@ class ClassSums:
         return cls(lift, tuple(names), counts_C, sums_CE, products_EE)
 
     def __len__(self) -> int:
-        """Classes."""
+        """Return the number of classes."""
         return len(self.names)
 
     @property
     def n_items(self) -> int:
-        """N, over all classes."""
+        """Return N, the number of items."""
         return int(self.counts_C.sum())
 
     def plus(self, *others: ClassSums) -> ClassSums:
@@ -86,8 +88,8 @@ class ClassSums:
         return self._combined(others, 1)
 
     def minus(self, other: ClassSums) -> ClassSums:
-        """Return the sums without the items of `other`, each of which must be in them: an item, a class or a shard that
-        is erased. A class goes with its last item.
+        """Return the sums without the items of `other`, each of which must be in them: an item, a class or a shard
+        that is erased. A class goes with its last item.
 
         ValueError for a class or more items than there are, and where a class that is empty leaves something behind:
         the items taken out are then not those that were added.
@@ -141,7 +143,7 @@ class ClassSums:
         return ClassSums(self.lift, kept, counts_C[filled], sums_CE[filled], products_EE)
 
     def equals(self, other: ClassSums) -> bool:
-        """Whether these are the sums of the same items, to what rounding leaves of a grid step an item."""
+        """Return whether these are the sums of the same items, to what rounding leaves of a grid step an item."""
         if self.lift != other.lift or self.names != other.names:
             return False
         step = 1e-6 * GRID * max(1, self.n_items)
@@ -162,8 +164,8 @@ class ClassSums:
         return ClassSums(lift, self.names, self.counts_C, self.sums_CE[:, :E], self.products_EE[:E, :E])
 
     def without_means(self, names: Iterable[str]) -> ClassSums:
-        """Return the sums as if these classes were unknown: their means are gone, and what remains of them is how their
-        items scatter within each. Names that are not in the sums change nothing."""
+        """Return the sums as if these classes were unknown: their means are gone, and what remains of them is how
+        their items scatter within each. Names that are not in the sums change nothing."""
         dropped = set(names)
         out_C = np.fromiter((name in dropped for name in self.names), bool, len(self))
         scaled_cE = self.sums_CE[out_C] / np.sqrt(self.counts_C[out_C])[:, None]
@@ -172,10 +174,9 @@ class ClassSums:
         return ClassSums(self.lift, left, self.counts_C[~out_C], self.sums_CE[~out_C], products_EE)
 
     def moved(self, A_EE: Float64s, b_E: Float64s) -> ClassSums:
-        """Return the sums as they are once every φ has become A φ + b, as a map between trunks has it: counts stay, the
-        scatter S becomes A S Aᵀ. Exact to rounding, no longer to the bit. ValueError for lifted sums: random features
-        of a moved φ are no linear function of those before it.
-        """
+        """Return the sums as they are once every φ has become A φ + b, as a map between trunks has it: counts stay,
+        the scatter S becomes A S Aᵀ. Exact to rounding, no longer to the bit. ValueError for lifted sums: random
+        features of a moved φ are no linear function of those before it."""
         if self.lift.width:
             raise ValueError(
                 "lifted sums cannot be moved; narrow them to 0, or sum the mapped features again"
@@ -207,7 +208,7 @@ class ClassSums:
         return (self.products_EE - of_means_EE) / GRID**2, between_EE / GRID**2
 
     def to_bytes(self) -> bytes:
-        """For `from_bytes`. Whole numbers are written as such, in half the space where they fit 32 bits."""
+        """Return bytes for `from_bytes`. Whole numbers take half the space where they fit 32 bits."""
         arrays: dict[str, Array] = {
             "counts": self.counts_C,
             "sums": _compact(self.sums_CE),
@@ -218,7 +219,7 @@ class ClassSums:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ClassSums:
-        """Inverse of `to_bytes`; BadArtifact when damaged."""
+        """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
         _, a, meta = unpack(data, ("class-sums",))
         lift = Lift(**meta["lift"])
         products_EE = np.zeros((lift.out_dim, lift.out_dim))
@@ -234,7 +235,7 @@ def merge(lift: Lift, parts: Iterable[ClassSums]) -> ClassSums:
 
 
 def _add_rows(sums_CE: Float64s, row_n: NDArray[np.intp], phi_nE: Float64s) -> None:
-    """sums[row] += φ; sorted by class first, as numpy's own loop over single rows is slow."""
+    """Add φ to the sums of its row; sorted by class first, as numpy's own loop over single rows is slow."""
     order = np.argsort(row_n, kind="stable")
     rows, starts = np.unique(row_n[order], return_index=True)
     if len(rows):

@@ -47,9 +47,9 @@ def composites_of_batch(
 ) -> Tensor:
     """Return composites of every n-th row of the global batch, of which this rank holds rows start..start+b.
 
-    Partners are of the neighbouring class, `per_class` rows further or back. Where a rank holds an even number of
-    classes of the batch, N ranks make the composites that one rank would; else the odd class's images are joined to
-    themselves.
+    Partners are of the neighbouring class, `per_class` rows further or back. Where a rank holds an even
+    number of classes of the batch, N ranks make the composites that one rank would; else the odd class's images
+    are joined to themselves.
     """
     row_b = start + torch.arange(len(images_b3SS))
     row_b = row_b[row_b % every == 0]

@@ -40,6 +40,6 @@ class Conv4(Backbone):
         self.features = nn.Sequential(*layers)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """[B,3,H,W] -> [B,64,H/16,W/16], rounded up."""
+        """Return features [B,64,H/16,W/16], rounded up, of images [B,3,H,W]."""
         features: Tensor = self.features(images_B3HW)
         return features

@@ -14,7 +14,8 @@ from stream_odml.learn.packing import Floats
 def estimated_recall(
     stored_nd: Floats, labels_n: Labels, forward: DriftMap, error: float, seed: int
 ) -> tuple[float, float] | None:
-    """(before, after): served Recall@1 of old classes under the parent and under the child; None if no class has two.
+    """Return (before, after): served Recall@1 of old classes under the parent and under the child; None if no
+    class has two.
 
     Before: each stored vector, in the parent's space, against the others. After: the gallery is mapped; a query, which
     the child would embed itself, is taken for its mapped vector plus noise of mean square `error`, by which the map

@@ -93,12 +93,12 @@ class DiscriminantHead:
 
     @property
     def known_dim(self) -> int:
-        """d."""
+        """Return d."""
         return len(self.known_dE)
 
     @property
     def dim(self) -> int:
-        """Length of an embedding: both parts."""
+        """Return the length of an embedding: both parts."""
         return len(self.known_dE) + len(self.new_DD)
 
     @cached_property
@@ -106,7 +106,7 @@ class DiscriminantHead:
         return frozenset(self.names) if self.known_dim else frozenset()
 
     def knows(self, name: str) -> bool:
-        """Whether items of a class are compared by the known part."""
+        """Return whether items of a class are compared by the known part."""
         return name in self._known
 
     def embed(self, h_nD: Floats) -> Float32s:
@@ -130,9 +130,9 @@ class DiscriminantHead:
         return z_n[:, : self.known_dim], z_n[:, self.known_dim :]
 
     def direction(self, z_n: Floats) -> Float32s:
-        """Return the directions of the features h that embeddings were made of, [n, D]: the new part is invertible, and
-        the length that it lost follows from |h| = 1. A vector that a client keeps is so read by any head of its trunk:
-        `newer.embed(older.direction(z))`. ValueError for vectors of another length than `dim`."""
+        """Return the directions of the features h that embeddings were made of, [n, D]: the new part is invertible,
+        and the length that it lost follows from |h| = 1. A vector that a client keeps is so read by any head of its
+        trunk: `newer.embed(older.direction(z))`. ValueError for vectors of another length than `dim`."""
         if z_n.ndim != 2 or z_n.shape[1] != self.dim:
             raise ValueError(
                 f"embeddings of shape {z_n.shape} for a head of {self.dim}; the head that made them is needed"
@@ -162,7 +162,7 @@ class DiscriminantHead:
         return unit_rows(z_nd)
 
     def equals(self, other: DiscriminantHead, tolerance: float = 1e-6) -> bool:
-        """Whether it is the same head but for rounding, relative to the largest entry of each map."""
+        """Return whether it is the same head but for rounding, relative to the largest entry of each map."""
         if (self.settings, self.lift, self.names) != (other.settings, other.lift, other.names):
             return False
         parts = ((self.mean_E, other.mean_E), (self.known_dE, other.known_dE), (self.new_DD, other.new_DD))
@@ -172,7 +172,7 @@ class DiscriminantHead:
         )
 
     def to_bytes(self) -> bytes:
-        """For `from_bytes`: float64, so that a head that is read is the head that was written."""
+        """Return bytes for `from_bytes`, in float64, so that the head that is read equals the one that was written."""
         s, lift = self.settings, self.lift
         return pack(
             "discriminant-head",
@@ -184,15 +184,15 @@ class DiscriminantHead:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> DiscriminantHead:
-        """Inverse of `to_bytes`; BadArtifact when damaged."""
+        """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
         _, a, meta = unpack(data, ("discriminant-head",))
         settings, lift = HeadSettings(**meta["settings"]), Lift(**meta["lift"])
         return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"])
 
 
 def _on_one_thread(solve: Callable[P, T]) -> Callable[P, T]:
-    """On cores that training and search share, the threads of a decomposition wait for each other many times as long
-    as one takes for all of it."""
+    """Limit BLAS to one thread: on cores shared with training and search, the threads of a decomposition wait for each
+    other many times as long as one takes for all of it."""
 
     @wraps(solve)
     def alone(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -247,13 +247,14 @@ def unit_rows(z_nd: Float32s) -> Float32s:
 
 
 def _floor(sums: ClassSums) -> float:
-    """The trace of a scatter under which it is what rounding leaves."""
+    """Return the trace of a scatter below which it is rounding error."""
     return _NOTHING * float(np.trace(sums.products_EE)) / GRID**2
 
 
 def _known_map(sums: ClassSums, within_EE: Float64s, between_EE: Float64s, s: HeadSettings) -> Float64s:
-    """The known part [d, E]: `weight` times the directions in which class means differ most once whitened, and up to
-    `dim` the directions in which whitened images differ most beside them. No row where no two classes differ."""
+    """Return the known part [d, E]: `weight` times the directions in which class means differ most once
+    whitened, and up to `dim` the directions in which whitened images differ most beside them. No row where no
+    two classes differ."""
     E, floor = sums.lift.out_dim, _floor(sums)
     if len(sums) < 2 or float(between_EE.trace()) <= floor:
         return np.zeros((0, E))
@@ -286,7 +287,7 @@ def _shrunk_root(scatter_EE: Float64s, share: float, floor: float) -> Float64s:
 
 
 def _solved(L_EE: Float64s, right_Ek: Float64s, *, transposed: bool = False) -> Float64s:
-    """L⁻¹ R, or L⁻ᵀ R."""
+    """Return L⁻¹ R, or L⁻ᵀ R."""
     solved_Ek: Float64s = scipy.linalg.solve_triangular(
         L_EE, right_Ek, trans=int(transposed), lower=True, check_finite=False
     )
@@ -298,12 +299,12 @@ def _inverse(L_EE: Float64s) -> Float64s:
 
 
 def _whitened(scatter_EE: Float64s, L_EE: Float64s) -> Float64s:
-    """L⁻¹ S L⁻ᵀ."""
+    """Return L⁻¹ S L⁻ᵀ."""
     return _solved(L_EE, _solved(L_EE, scatter_EE).T)
 
 
 def _leading(scatter_EE: Float64s, k: int) -> tuple[Float64s, Float64s]:
-    """The k largest eigenvalues, largest first, and their directions [E, k].
+    """Return the k largest eigenvalues, largest first, and their directions [E, k].
 
     Of large matrices by block power iteration from a fixed start, which takes a fraction of the time. Directions about
     the k-th, of nearly equal variance, are then mixed with those that just miss being among the k.
@@ -321,19 +322,19 @@ def _leading(scatter_EE: Float64s, k: int) -> tuple[Float64s, Float64s]:
 
 
 def _leading_of_means(sums: ClassSums, L_EE: Float64s, k: int) -> tuple[Float64s, Float64s]:
-    """The same of the scatter between few classes, from their means themselves: no matrix of E x E is decomposed."""
+    """Return `_leading` of the scatter between few classes, from their means: no matrix of E x E is decomposed."""
     differ_CE = np.sqrt(sums.counts_C)[:, None] * (sums.class_means() - sums.mean())
     U_EC, deviation_C, _ = np.linalg.svd(_solved(L_EE, differ_CE.T), full_matrices=False)
     return deviation_C[:k] ** 2, _signed(U_EC[:, :k])
 
 
 def _signed(direction_Ek: Float64s) -> Float64s:
-    """Each with its largest entry positive: what a solver leaves open is settled."""
+    """Return the directions with the largest entry positive: solvers leave the sign open."""
     largest_1k = np.abs(direction_Ek).argmax(axis=0)[None]
     signed_Ek: Float64s = direction_Ek * np.sign(np.take_along_axis(direction_Ek, largest_1k, axis=0))
     return signed_Ek
 
 
 def _affine(map_dE: Float64s, mean_E: Float64s) -> tuple[Float32s, Float32s]:
-    """Weights [E, d] and shift [d] in float32, the shift computed in float64."""
+    """Return weights [E, d] and shift [d] in float32, the shift computed in float64."""
     return np.ascontiguousarray(map_dE.T, np.float32), (map_dE @ mean_E).astype(np.float32)

@@ -1,5 +1,4 @@
-"""Drift maps: how a stored raw embedding of one version is read in the space of another, without its
-image."""
+"""Drift maps: how a stored raw embedding of one version is read in the space of another, without its image."""
 
 # n vectors   d embedding   m anchors of a kernel map
 
@@ -25,15 +24,15 @@ class DriftMap(Protocol):
 
     @property
     def kind(self) -> str:
-        """identity, affine, kernel or chain."""
+        """Return the kind: identity, affine, kernel or chain."""
         ...
 
     def apply(self, g_nd: Floats) -> Floats:
-        """[n, d] -> [n, d], same dtype; ValueError when d is another."""
+        """Map vectors [n, d], same dtype. Raises ValueError for another d."""
         ...
 
     def to_bytes(self) -> bytes:
-        """For `drift_map_from_bytes`."""
+        """Return bytes for `drift_map_from_bytes`."""
         ...
 
 
@@ -146,8 +145,7 @@ class ChainMap:
 
 
 def compose(maps: Sequence[DriftMap]) -> DriftMap:
-    """The map that applies `maps` from first to last; runs of affine ones become one, multiplied in
-    float64."""
+    """Return the map that applies `maps` from first to last; consecutive affine maps are multiplied in float64."""
     links: list[DriftMap] = []
     for link in maps:
         parts = link.links if isinstance(link, ChainMap) else (link,)
@@ -165,7 +163,7 @@ def compose(maps: Sequence[DriftMap]) -> DriftMap:
 
 
 def drift_map_from_bytes(data: bytes) -> DriftMap:
-    """Inverse of `to_bytes`; BadArtifact for damaged bytes or another kind of artifact."""
+    """Read the bytes of `to_bytes`. Raises BadArtifact for damaged bytes or another kind of artifact."""
     kind, arrays, meta = unpack(data, _KINDS)
     if kind == "identity":
         return IdentityMap()

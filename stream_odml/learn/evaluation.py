@@ -39,7 +39,7 @@ class Retrieval:
 
     @classmethod
     def leave_one_out(cls, vectors: Floats, labels: Labels) -> Retrieval:
-        """Every vector against all the others."""
+        """Return the retrieval of every vector against all others."""
         return cls(vectors, labels, vectors, labels, np.arange(len(vectors)))
 
     def __post_init__(self) -> None:
@@ -73,14 +73,14 @@ class QueryScores:
         return {k: int(((first > 0) & (first <= k)).sum()) / _some(len(first)) for k in ks}
 
     def map_at_r(self) -> float:
-        """mAP@R, the mean of AP@R over queries as in `recall_at_k` (Musgrave et al., A Metric Learning Reality
-        Check, 2020)."""
+        """mAP@R, the mean of AP@R over queries as in `recall_at_k` (Musgrave et al., A Metric Learning
+        Reality Check, 2020)."""
         known = self.precision_Q[~np.isnan(self.precision_Q)]
         return float(known.sum()) / _some(len(known))
 
 
 def score_queries(retrieval: Retrieval, depth: int = max(KS)) -> QueryScores:
-    """One search, as deep as `depth` and as the largest class of the gallery."""
+    """Search once, as deep as `depth` and as the largest class of the gallery."""
     _, sizes = np.unique(retrieval.gallery_labels, return_counts=True)
     first, precision = [np.empty(0, np.int32)], [np.empty(0)]
     for hits, relevant in _rankings(retrieval, max(depth, int(sizes.max(initial=1)))):
@@ -93,7 +93,7 @@ def score_queries(retrieval: Retrieval, depth: int = max(KS)) -> QueryScores:
 
 
 def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float]:
-    """`QueryScores.recall_at_k` of all queries, searched no deeper than max(ks)."""
+    """Return `QueryScores.recall_at_k` of all queries, searched no deeper than max(ks)."""
     found = dict.fromkeys(ks, 0)
     n = 0
     for hits, relevant in _rankings(retrieval, max(ks)):
@@ -105,7 +105,8 @@ def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float
 
 
 def nearest_is_relevant(retrieval: Retrieval) -> NDArray[np.float32]:
-    """For each query [q] 1 if its nearest other is of its class, else 0; NaN where its class has no other image.
+    """Return for each query [q] 1 if its nearest other is of its class, else 0; NaN where its class has
+    no other image.
 
     Its mean over any set of queries, the NaN left out, is their `recall_at_k` with k = 1.
     """
@@ -117,7 +118,7 @@ def nearest_is_relevant(retrieval: Retrieval) -> NDArray[np.float32]:
 
 
 def _rankings(retrieval: Retrieval, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(hits [q, D] boolean, best first, relevant others [q]) for one block of queries after another."""
+    """Yield (hits [q, D] boolean, best first, relevant others [q]) for one block of queries after another."""
     depth = min(depth, len(retrieval.gallery))
     for start in range(0, len(retrieval.queries), _QUERIES):
         rows = slice(start, start + _QUERIES)
@@ -162,13 +163,13 @@ def _some(n: int) -> int:
 
 
 def average_incremental_recall(union_by_stage: Sequence[float]) -> float:
-    """Mean over stages of the recall on all classes so far."""
+    """Return the mean over stages of the recall on all classes so far."""
     return float(np.mean(union_by_stage))
 
 
 def forgetting(recall_TT: Floats) -> float:
-    """Mean over earlier tasks of best so far minus now; recall_TT[t, k] after stage t on task k <= t.
-    0 for one stage."""
+    """Return the mean over earlier tasks of best so far minus now; recall_TT[t, k] after stage t on task
+    k <= t; 0 for one stage."""
     last = len(recall_TT) - 1
     return (
         float(np.mean([recall_TT[k:last, k].max() - recall_TT[last, k] for k in range(last)]))
@@ -178,7 +179,7 @@ def forgetting(recall_TT: Floats) -> float:
 
 
 def backward_transfer(recall_TT: Floats) -> float:
-    """Mean over earlier tasks of now minus when it was learnt. 0 for one stage."""
+    """Return the mean over earlier tasks of now minus when it was learnt. 0 for one stage."""
     last = len(recall_TT) - 1
     return float(np.mean([recall_TT[last, k] - recall_TT[k, k] for k in range(last)])) if last else 0.0
 
@@ -189,7 +190,7 @@ def compatibility_matrix(
     labels: Labels,
     rows: Labels | None = None,
 ) -> dict[tuple[str, str], float]:
-    """Recall@1 of queries embedded by version t against the same images as galleries[(k, t)], leave-one-out.
+    """Return Recall@1 of queries embedded by version t against the same images as galleries[(k, t)], leave-one-out.
 
     galleries[(k, t)] is what version k embedded, in the space of t as mapped (or not) by the caller. `rows`: the
     images that query, if not all.

@@ -52,17 +52,17 @@ class FeatureCodes:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Return D."""
         return int(self.codes_nD.shape[1])
 
     @property
     def format(self) -> FeatureFormat:
-        """How it is stored."""
+        """Return the format of the stored codes."""
         return "int8" if self.codes_nD.dtype == np.int8 else "float16"
 
     @property
     def bytes_per_item(self) -> int:
-        """Bytes of a row: D + 4 for int8, 2 D + 4 for float16."""
+        """Return the bytes of a row: D + 4 for int8, 2 D + 4 for float16."""
         return self.dim * self.codes_nD.dtype.itemsize + self.scale_n.dtype.itemsize
 
     def decode(self) -> NDArray[np.float32]:
@@ -73,8 +73,8 @@ class FeatureCodes:
 
 
 def encode(h_nD: Floats, form: FeatureFormat = "int8") -> FeatureCodes:
-    """Code features [n, D], each row by its own largest value. Raise ValueError for a value that is not finite, and for
-    a shape other than [n, D].
+    """Code features [n, D], each row by its own largest value. Raise ValueError for a value that is not
+    finite, and for a shape other than [n, D].
 
     int8: |h - decoded| is at most max|h| / 254 of the row. Encoding what was decoded gives the same codes.
     """

@@ -61,11 +61,11 @@ def choose_head(
 ) -> HeadSettings:
     """Return `settings` with the shrinkages, the lift and the bonus of new items that serve what is left out best.
 
-    `sums`: of all learnt items, with the widest lift that may be used. `sample`: rows of `sample_rows`, every one of
-    which is in the sums. Lift and shrinkage by recall of items left out, among known classes; `new_shrinkage` by recall
-    of classes left out, among themselves; `new_bonus` by both in one gallery, as large a share as can be of what
-    either part reaches alone, for the one that is worse off. Where too few classes or items can be left out, the
-    settings stay.
+    `sums`: of all learnt items, with the widest lift that may be used. `sample`: rows of `sample_rows`, every
+    one of which is in the sums. Lift and shrinkage by recall of items left out, among known classes;
+    `new_shrinkage` by recall of classes left out, among themselves; `new_bonus` by both in one gallery, as large a
+    share as can be of what either part reaches alone, for the one that is worse off. Where too few classes or items
+    can be left out, the settings stay.
     """
     s = settings or HeadSettings()
     folds = list(_folds(sums, sample, classes))
@@ -92,13 +92,13 @@ class _Fold:
     """Items that are left out."""
 
     def known_recall(self, s: HeadSettings) -> float:
-        """Recall@1 of items left out, among all items of known classes."""
+        """Return Recall@1 of items left out, among all items of known classes."""
         z_nd = self._project(discriminant(self.sums, s), s.width, self.known_n)
         known = self.known_n
         return _mean(_nearest(z_nd, self.label_n[known], self.query_n[known], np.ones(len(z_nd), bool))[1])
 
     def new_recall(self, s: HeadSettings) -> float:
-        """Recall@1 of classes left out, among themselves."""
+        """Return Recall@1 of classes left out, among themselves."""
         z_nd = self._project(whitening(self.sums, s.new_shrinkage), 0, ~self.known_n)
         everyone = np.ones(len(z_nd), bool)
         return _mean(_nearest(z_nd, self.label_n[~self.known_n], everyone, everyone)[1])
@@ -110,7 +110,7 @@ class _Fold:
         return unit_rows(phi_nE @ map_dE.T.astype(np.float32))
 
     def both(self, s: HeadSettings) -> list[_Both]:
-        """What each query finds nearest among items of known classes, of others, and of all by one part alone.
+        """Return what each query finds nearest among items of known classes, of others, and of all by one part alone.
 
         Twice: in a gallery of items that the head was solved with, as most of a gallery's are, and without them.
         """
@@ -139,7 +139,8 @@ class _Both:
     by_new_q: NDArray[np.float32]
 
     def recalls(self, bonus: float) -> NDArray[np.float64]:
-        """(of known classes, of new ones) in one gallery, each beside what the part for its kind reaches alone."""
+        """Return (of known classes, of new ones) in one gallery, each beside what the part for its
+        kind reaches alone."""
         found_q = np.where(self.new[0] + bonus > self.known[0], self.new[1], self.known[1])
         known_q = self.is_known_q
         alone = _mean(self.by_known_q[known_q]), _mean(self.by_new_q[~known_q])
@@ -174,8 +175,8 @@ def _folds(sums: ClassSums, sample: FeatureCodes, classes: Sequence[str]) -> Ite
 def _nearest(
     z_nd: NDArray[np.float32], label_n: Indices, query_n: Bools, gallery_n: Bools
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(score, whether it is of the query's class) of the item of the gallery that is nearest to each query and not the
-    query."""
+    """Return (score, whether it is of the query's class) of the item of the gallery that is nearest to each query
+    and not the query."""
     queries, gallery = np.flatnonzero(query_n), np.flatnonzero(gallery_n)
     similar_qg = z_nd[queries] @ z_nd[gallery].T
     similar_qg[queries[:, None] == gallery[None]] = -np.inf
@@ -186,7 +187,7 @@ def _nearest(
 
 
 def _best_bonus(galleries: list[_Both]) -> float:
-    """The middle of the bonuses that are as good as the best, where the part that is worse off counts."""
+    """Return the middle of the bonuses that are as good as the best, where the part that is worse off counts."""
     worse_b = np.mean([[both.recalls(float(bonus)).min() for bonus in BONUSES] for both in galleries], axis=0)
     worse_b = np.nan_to_num(worse_b)
     good_b = worse_b >= worse_b.max() - MARGIN
@@ -199,7 +200,7 @@ def _best_bonus(galleries: list[_Both]) -> float:
 
 
 def _best(tried: list[HeadSettings], recall: Callable[[HeadSettings], float]) -> HeadSettings:
-    """The first, unless another is better by MARGIN."""
+    """Return the first candidate, unless another is better by MARGIN."""
     recalls = [recall(settings) for settings in tried]
     most = max(recalls)
     return tried[0] if recalls[0] >= most - MARGIN else tried[recalls.index(most)]

@@ -37,7 +37,7 @@ class KernelFit:
         total: int,
         world: World,
     ) -> KernelFit:
-        """Every k-th of each rank's images, `total` on all: at most `kernel_pairs`, and a row more a rank."""
+        """Gather every k-th of each rank's images, `total` on all: at most `kernel_pairs`, and one more per rank."""
         every = slice(None, None, -(-total // settings.kernel_pairs))
 
         def of_all_ranks(rows: Tensor) -> Tensor:
@@ -53,12 +53,12 @@ class KernelFit:
         )
 
     def fit(self, base: AffineMap | None, *, backward: bool = False) -> KernelMap:
-        """What `base` (default: the identity) leaves of the way from parent to child, or back, at each anchor."""
+        """Fit the residuals that `base` (default: the identity) leaves between parent and child, or back."""
         return self._fit(base, np.ones(len(self.labels_m), bool), backward)
 
     def held_out_error(self, base: AffineMap | None) -> float:
-        """Mean of |map(g_parent) - g_child|^2 over anchors of classes that the forward map has no anchor of; of all
-        anchors where there are too few classes. The base has seen them all."""
+        """Return the mean of |map(g_parent) - g_child|^2 over anchors of classes that the forward map has no anchor of;
+        of all anchors where there are too few classes. The base has seen them all."""
         fold_m = self.labels_m % FOLDS
         groups = [fold_m == fold for fold in np.unique(fold_m)]
         total = 0.0

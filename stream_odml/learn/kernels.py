@@ -1,5 +1,4 @@
-"""Kernels between directions, and the weighted mean that falls back to the plain one where kernel
-weights cancel."""
+"""Kernels between directions, and the weighted mean that falls back to the plain one where kernel weights cancel."""
 
 # n rows   C centres   d embedding
 
@@ -13,17 +12,16 @@ from stream_odml.learn.settings import KernelName
 
 
 def kernel_weights(z_nd: Tensor, u_Cd: Tensor, kernel: KernelName, width: float) -> Tensor:
-    """w[i, c], the likeness of row i to centre c, [n, C]; rows and centres are normalised here.
+    """Return w[i, c], the similarity of row i to centre c, [n, C]; rows and centres are normalised here.
 
-    cosine: cos; clamped: max(cos, 0); softmax: exp((cos - 1) / width), whose normalised form is
-    softmax(cos / width); gaussian: exp(-|z - u|^2 / 2 width^2), Yu et al., Semantic Drift Compensation
-    (CVPR 2020).
+    cosine: cos; clamped: max(cos, 0); softmax: exp((cos - 1) / width), whose normalised form is softmax(cos /
+    width); gaussian: exp(-|z - u|^2 / 2 width^2), Yu et al., Semantic Drift Compensation (CVPR 2020).
     """
     return weights_of(unit(z_nd) @ unit(u_Cd).T, kernel, width)
 
 
 def weights_of(cos_nC: Tensor, kernel: KernelName, width: float) -> Tensor:
-    """The same out of the cosines, in their place: for many rows a pass over fresh memory costs as much as a
+    """Compute `kernel_weights` from cosines, in place: for many rows a pass over fresh memory costs as much as a
     tenth of the product that made them."""
     if kernel == "cosine":
         return cos_nC
@@ -37,8 +35,8 @@ def weights_of(cos_nC: Tensor, kernel: KernelName, width: float) -> Tensor:
 def weighted_mean(
     num_nd: Tensor, total_n: Tensor, absolute_n: Tensor, floor: float, fallback_d: Tensor
 ) -> Tensor:
-    """num / total row by row, [n, d]; rows with total < floor * sum|w|, or without any weight, get the
-    fallback.
+    """Return num / total row by row, [n, d]; rows with total < floor * sum|w|, or without any weight,
+    get the fallback.
 
     Cosine weights can sum to about zero, where the quotient explodes: sum(w) / sum(|w|) measures that,
     whatever the scale of the kernel, and is 1 for the positive ones.
@@ -49,6 +47,6 @@ def weighted_mean(
 
 
 def kernel_mean(w_nC: Tensor, values_Cd: Tensor, floor: float) -> Tensor:
-    """Mean of the C values weighted by each row's kernel weights, [n, d]; falls back to their plain mean."""
+    """Return the mean of the C values weighted by each row's kernel weights, [n, d]; falls back to their plain mean."""
     absolute_n = torch.linalg.vector_norm(w_nC, 1, dim=1)
     return weighted_mean(w_nC @ values_Cd, w_nC.sum(1), absolute_n, floor, values_Cd.mean(0))

@@ -1,4 +1,5 @@
-"""What a head sees of a stored feature: its direction, and beside it, where a lift is asked for, fixed random features.
+"""What a head sees of a stored feature: its direction, and beside it, where a lift is asked for,
+fixed random features.
 
 φ(h) = [u, ReLU(u R)], u = h / |h| on a grid of integers. All of it is integer arithmetic that float64 and float32 carry
 without rounding, so φ of a stored feature is the same to the last bit on every machine and in every batch, and
@@ -26,8 +27,8 @@ _MATRIX_GRID = 32.0
 
 @dataclass(frozen=True)
 class Lift:
-    """φ of a trunk's features. `width` M random features from `seed`; a narrower lift of the same seed is a prefix of a
-    wider one."""
+    """Computes φ of a trunk's features. `width` M random features from `seed`; a narrower lift of the same seed is a
+    prefix of a wider one."""
 
     dim: int
     """D."""
@@ -43,12 +44,12 @@ class Lift:
 
     @property
     def out_dim(self) -> int:
-        """E = D + M."""
+        """Return E = D + M."""
         return self.dim + self.width
 
     @cached_property
     def matrix(self) -> NDArray[np.float32]:
-        """R [D, M]: integers, normal with a deviation of 32, a column for each random feature."""
+        """Return R [D, M]: integers, normal with a deviation of 32, a column for each random feature."""
         random = np.random.default_rng([self.seed, 0x11F7])
         # Column by column, so that a wider lift begins with the columns of a narrower one.
         columns_MD = random.standard_normal((self.width, self.dim), np.float32)

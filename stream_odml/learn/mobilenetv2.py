@@ -1,5 +1,4 @@
-"""MobileNetV2 1.0 with TensorFlow's 'SAME' padding, under the parameter names of torchvision's
-`mobilenet_v2`."""
+"""MobileNetV2 1.0 with TensorFlow's 'SAME' padding, under the parameter names of torchvision's `mobilenet_v2`."""
 
 from __future__ import annotations
 
@@ -24,14 +23,13 @@ _BLOCKS = (
 
 
 class _SameConv2d(nn.Conv2d):
-    """TensorFlow pads a strided convolution at the bottom and right first; symmetric padding shifts
-    every feature."""
+    """TensorFlow pads a strided convolution at the bottom and right first; symmetric padding shifts every feature."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x, self.weight, self.bias)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The same convolution with other weights."""
+        """Return the same convolution with other weights."""
         k, s = self.kernel_size[0], self.stride[0]
         if s == 1:
             return F.conv2d(x, weight, bias, padding=k // 2, groups=self.groups)
@@ -41,8 +39,9 @@ class _SameConv2d(nn.Conv2d):
 
 
 def _normed(x: Tensor, conv: _SameConv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """`norm(conv(x))`. A norm whose statistics are frozen is folded into the weights, which are small, instead of
-    being a pass over the features forward and another one back: a training step takes a quarter less time."""
+    """Return `norm(conv(x))`. A norm whose statistics are frozen is folded into the weights, which are
+    small, instead of being a pass over the features forward and another one back: a training step takes a
+    quarter less time."""
     if norm.training:
         y: Tensor = norm(conv(x))
         return y

@@ -26,20 +26,20 @@ class PairMoments:
 
     @classmethod
     def empty(cls, dim: int) -> PairMoments:
-        """Of no pair."""
+        """Return the moments of no pair."""
         return cls(
             0.0, torch.zeros(2 * dim, dtype=torch.float64), torch.zeros(2 * dim, 2 * dim, dtype=torch.float64)
         )
 
     def add(self, parent_nd: Tensor, child_nd: Tensor) -> None:
-        """Adds n pairs."""
+        """Add n pairs."""
         both = torch.cat([parent_nd, child_nd], dim=1).double().cpu()
         self.n += len(both)
         self.sum_2d += both.sum(0)
         self.square_2d2d += both.T @ both
 
     def summed(self, world: World) -> PairMoments:
-        """Over all ranks."""
+        """Return the sums over all ranks."""
         flat = torch.cat(
             [torch.tensor([self.n], dtype=torch.float64), self.sum_2d, self.square_2d2d.flatten()]
         )
@@ -48,7 +48,7 @@ class PairMoments:
         return PairMoments(float(flat[0]), flat[1 : 1 + width], flat[1 + width :].view(width, width))
 
     def plus(self, *others: PairMoments) -> PairMoments:
-        """Of the pairs of all."""
+        """Return the moments of the pairs of all."""
         total = PairMoments(self.n, self.sum_2d.clone(), self.square_2d2d.clone())
         for other in others:
             total.n += other.n
@@ -57,7 +57,7 @@ class PairMoments:
         return total
 
     def mean_drift(self) -> Tensor:
-        """Mean of g_child - g_parent, [d]."""
+        """Return the mean of g_child - g_parent, [d]."""
         d = len(self.sum_2d) // 2
         return (self.sum_2d[d:] - self.sum_2d[:d]) / max(self.n, 1.0)
 
@@ -68,7 +68,7 @@ class PairMoments:
         return max(float(square.trace() - 2 * square[:d, d:].trace()), 0.0)
 
     def fit(self, ridge: float, *, backward: bool = False) -> AffineMap:
-        """argmin sum |A x + b - y|^2 + r |A - I|^2, closed form; x -> y is parent -> child, or the reverse.
+        """Solve argmin Σ |A x + b - y|^2 + r |A - I|^2 in closed form; x -> y is parent -> child, or the reverse.
 
         r = ridge * n * (mean variance of x), so ridge has no unit. No pair, or x without variance: a shift.
         """
@@ -84,17 +84,16 @@ class PairMoments:
         return AffineMap(np.ascontiguousarray(A.numpy()), (mean[y] - A @ mean[x]).numpy())
 
     def unexplained(self, forward: AffineMap) -> float:
-        """Share of the drift's mean square that the forward map leaves: 0 is perfect, 1 is no better
-        than identity."""
+        """Return the share of the drift's mean square that the forward map leaves: 0 is perfect, 1 as the identity."""
         total = self.drift() / max(self.n, 1.0)
         return self.error(forward) / total if total > 1e-12 else 0.0
 
     def error(self, fitted: AffineMap, *, backward: bool = False) -> float:
-        """Mean of |A x + b - y|^2 over the pairs."""
+        """Return the mean of |A x + b - y|^2 over the pairs."""
         return float(self.error_matrix(fitted, backward=backward).trace())
 
     def error_matrix(self, fitted: AffineMap, *, backward: bool = False) -> Tensor:
-        """Mean outer product of A x + b - y with itself over the pairs, [d, d]."""
+        """Return the mean outer product of A x + b - y with itself over the pairs, [d, d]."""
         d = len(self.sum_2d) // 2
         second = torch.cat([torch.cat([self.square_2d2d, self.sum_2d[:, None]], 1),
                             torch.cat([self.sum_2d, torch.tensor([self.n])])[None]]) / max(self.n, 1.0)  # fmt: skip

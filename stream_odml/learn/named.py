@@ -73,8 +73,8 @@ class TransformersBackbone(Backbone):
 
 
 def _prefix_tokens(model: nn.Module) -> int:
-    """How many tokens stand before the patches: class, distillation and registers, where a model has them (Swin and
-    SigLIP have none)."""
+    """Return how many tokens stand before the patches: class, distillation and registers, where a model has them
+    (Swin and SigLIP have none)."""
     before = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
     ends = tuple(f"embeddings.{name}" for name in before)
     return sum(

@@ -47,7 +47,7 @@ class Networks(StudentAndPeer):
 def build_networks(
     old: Embedder, settings: StageSettings, *, base: bool, seed: int, world: World
 ) -> Networks:
-    """Student: a copy of the old model. Peer: the generic pretrained weights or the seeded initialisation.
+    """Build the student, a copy of the old model, and the peer, from pretrained weights or the seeded initialisation.
 
     The student's batch norms are frozen, except in the base stage of a model that starts from nothing; the
     peer's are frozen when it starts pretrained.
@@ -63,7 +63,7 @@ def build_networks(
 
 
 def freeze(embedder: Embedder, device: torch.device) -> Embedder:
-    """A copy in evaluation mode without gradients."""
+    """Return a copy in evaluation mode without gradients."""
     frozen = copy.deepcopy(embedder).to(device)
     channels_last(frozen)
     frozen.norms_frozen = True
@@ -72,7 +72,7 @@ def freeze(embedder: Embedder, device: torch.device) -> Embedder:
 
 
 def across_ranks(networks: Networks, world: World) -> nn.Module:
-    """The networks under DistributedDataParallel where there are several ranks.
+    """Return the networks under DistributedDataParallel where there are several ranks.
 
     Each under one of its own: on a batch without the peer its gradients are then neither awaited nor exchanged.
     """
@@ -94,10 +94,10 @@ def _synchronised(network: Embedder, world: World) -> nn.Module:
 
 
 def channels_last(module: nn.Module) -> None:
-    """Convolution weights channels-last in memory: faster on CPUs and on tensor cores, the same values."""
+    """Lay convolution weights channels-last in memory: faster on CPUs and on tensor cores, the same values."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def contiguous(module: nn.Module) -> None:
-    """Back to the usual layout, as it is stored."""
+    """Restore the usual memory layout, in which weights are stored."""
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

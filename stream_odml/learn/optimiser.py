@@ -17,8 +17,7 @@ Named = Iterable[tuple[str, nn.Parameter]]
 def build_optimiser(
     networks: Networks, losses: nn.ModuleDict, settings: StageSettings, rate: float
 ) -> torch.optim.Adam:
-    """Groups with `factor` (times the scheduled rate) and `weight_decay`; proxies learn at the head's
-    rate."""
+    """Build Adam with groups of `factor` (times the scheduled rate) and `weight_decay`; proxies use the head's."""
     groups: list[dict[str, object]] = []
     head = settings.head_learning_rate_factor
     for network, factor in ((networks.student, 1.0), (networks.peer, settings.peer_learning_rate_factor)):
@@ -32,7 +31,7 @@ def build_optimiser(
 def set_rate(
     optimiser: torch.optim.Adam, settings: StageSettings, rate: float, step: int, total: int
 ) -> None:
-    """Gives every group its learning rate at this step."""
+    """Set every group's learning rate at this step."""
     scheduled = rate * schedule(settings, step, total)
     for group in optimiser.param_groups:
         group["lr"] = scheduled * group["factor"]
@@ -50,13 +49,13 @@ def schedule(settings: StageSettings, step: int, total: int) -> float:
 
 
 def optimiser_state(optimiser: torch.optim.Adam) -> dict[str, Tensor]:
-    """Adam's moments and step counts as flat tensors, `<parameter>.<name>`, parameters in group order."""
+    """Return Adam's moments and step counts as flat tensors, `<parameter>.<name>`, parameters in group order."""
     state = optimiser.state_dict()["state"]
     return {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}
 
 
 def load_optimiser_state(optimiser: torch.optim.Adam, flat: dict[str, Tensor]) -> None:
-    """Inverse of `optimiser_state`."""
+    """Load the tensors of `optimiser_state`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         i, name = key.split(".", 1)
@@ -66,7 +65,7 @@ def load_optimiser_state(optimiser: torch.optim.Adam, flat: dict[str, Tensor]) -
 
 
 def _groups(named: Named, factor: float, settings: StageSettings) -> list[dict[str, object]]:
-    """Weights with decay; norms and biases without."""
+    """Return parameter groups: weights with decay, norms and biases without."""
     parameters = [p for _, p in named]
     weights = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]

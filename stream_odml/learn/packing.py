@@ -19,7 +19,7 @@ class BadArtifact(ValueError):
 
 
 def pack(kind: str, arrays: dict[str, Array], **meta: object) -> bytes:
-    """Arrays and JSON-able values under a kind, as safetensors bytes."""
+    """Pack arrays and JSON-able values under a kind as safetensors bytes."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # One key: safetensors writes several in random order, and equal artifacts would have different hashes.
     header = json.dumps({"kind": kind, "meta": meta}, sort_keys=True)
@@ -27,7 +27,7 @@ def pack(kind: str, arrays: dict[str, Array], **meta: object) -> bytes:
 
 
 def unpack(data: bytes, kinds: tuple[str, ...]) -> tuple[str, dict[str, Array], dict[str, Any]]:
-    """(kind, arrays, meta) of `pack`; BadArtifact when damaged or of a kind not in `kinds`."""
+    """Return (kind, arrays, meta) of `pack`. Raises BadArtifact for damaged bytes or a kind not in `kinds`."""
     try:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])

@@ -51,7 +51,7 @@ class EmbedderSpec:
 
     @property
     def starts_pretrained(self) -> bool:
-        """Whether a freshly built embedder starts from learnt weights."""
+        """Return whether a freshly built embedder starts from learnt weights."""
         return self.pretrained or self.weights is not None
 
 

@@ -1,5 +1,4 @@
-"""The ranks of one stage. Every rank computes the loss of the global batch from the same gathered
-embeddings."""
+"""The ranks of one stage. Every rank computes the loss of the global batch from the same gathered embeddings."""
 
 # b rows of this rank   B rows of all ranks   d embedding
 
@@ -23,13 +22,13 @@ class World:
 
     @classmethod
     def current(cls, device: str | torch.device = "cpu") -> World:
-        """The world of the initialised default process group, or a world of one where there is none."""
+        """Return the world of the initialised default process group, or a world of one where there is none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), torch.device(device))
         return cls(device=torch.device(device))
 
     def counts(self, b: int) -> list[int]:
-        """The b of every rank, by rank."""
+        """Return the row count of every rank."""
         if self.size == 1:
             return [b]
         mine = torch.tensor([b], dtype=torch.int64, device=self.device)
@@ -38,11 +37,10 @@ class World:
         return [int(n) for n in every]
 
     def gather(self, x_bd: Tensor, counts: list[int] | None = None) -> Tensor:
-        """Rows of all ranks in rank order, [b, ...] -> [B, ...]; ranks may bring different b.
+        """Gather rows of all ranks in rank order, [b, ...] -> [B, ...]; ranks may bring different b.
 
         The gradient is exact for a loss that every rank computes alike from the gathered rows, under
-        DistributedDataParallel: that averages over ranks, so each rank's own rows get `size` times
-        their gradient.
+        DistributedDataParallel: that averages over ranks, so each rank's own rows get `size` times their gradient.
         """
         if self.size == 1:
             return x_bd

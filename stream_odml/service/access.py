@@ -31,7 +31,7 @@ class Access:
     """Decides by host name, by origin and by token whether a request may go on."""
 
     def __init__(self, options: ServiceOptions) -> None:
-        """Raises ValueError if a token file cannot be read or both tokens are the same."""
+        """Raise ValueError if a token file cannot be read or both tokens are the same."""
         self._token, self._read_token = options.tokens()
         self._bound = options.host
         self._hosts = _named_hosts(options)
@@ -96,7 +96,7 @@ class Access:
 
 
 def _check_origin(headers: Headers) -> None:
-    """A browser says where a request that changes something comes from; other clients say nothing, and may ask."""
+    """Refuse a request from a page of another origin that would change something; clients without an origin may ask."""
     sites, origins = _values(headers, b"sec-fetch-site"), _values(headers, b"origin")
     hosts = [_without_default_port(host) for host in _values(headers, b"host")]
     if all(site in ("same-origin", "none") for site in sites) and all(

@@ -26,7 +26,7 @@ class Places:
         self._held: Counter[str] = Counter()
 
     def has_room(self, peer: str) -> bool:
-        """Whether `peer` would get a place."""
+        """Return whether `peer` would get a place."""
         if self._taken < self._limit:
             return True
         held = self._held.get(peer, 0)
@@ -50,7 +50,7 @@ class Places:
 
 
 def overloaded(taken: int) -> ApiError:
-    """503: too much is being done already."""
+    """Return error 503: the replica is at its limit of concurrent requests."""
     return unavailable("overloaded", f"{taken} requests are being answered already")
 
 

@@ -44,14 +44,16 @@ def _no_constant(name: str) -> NoReturn:
 async def read_json(
     request: Request, reader: Callable[[dict[str, Any]], T], max_values: int = MAX_VALUES
 ) -> T:
-    """What ``reader`` makes of the body, a JSON object, on a thread if that may take long. ApiError 400 if it is none,
-    413 if it holds more than ``max_values`` values, and what ``reader`` raises."""
+    """Read the body, a JSON object, with `reader`, on a thread if that may take long.
+
+    Raises ApiError 400 for another body, 413 for more than `max_values` values, and what `reader` raises.
+    """
     body = await request.body()
     return await read_on_thread(request, body, lambda: reader(json_object(body, max_values)))
 
 
 async def read_on_thread(request: Request, body: bytes, work: Callable[[], T]) -> T:
-    """What ``work`` makes of ``body``: here if it is small, else on a thread, the smallest body first."""
+    """Return `work(body)`: at once if the body is small, else on a thread, the smallest body first."""
     if len(body) <= SMALL_BODY:
         return work()
     pool: ShortestFirst = request.app.state.parsing
@@ -59,8 +61,8 @@ async def read_on_thread(request: Request, body: bytes, work: Callable[[], T]) -
 
 
 def json_object(body: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
-    """The body as a JSON object. ApiError 400 if it is none, 413 if it holds more than ``max_values`` values: a number
-    costs the interpreter a hundred times what a byte of an image does."""
+    """Parse the body as a JSON object. Raises ApiError 400 for another body, 413 for more than `max_values` values: a
+    number costs the interpreter a hundred times what a byte of an image does."""
     if body.count(b",") > max_values:
         raise ApiError(
             413,
@@ -80,7 +82,7 @@ def json_object(body: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
 
 
 def _read_again(body: bytes) -> Any:
-    """Slower, but it says what is wrong, and reads the few forms that the fast reader refuses."""
+    """Parse again with a slower reader that says what is wrong, and accepts the few forms that the fast one refuses."""
     try:
         if len(body) <= MAX_READ_AGAIN:
             value = json.loads(body, parse_constant=_no_constant)
@@ -117,7 +119,7 @@ def _named_twice(error: NameTwice) -> ApiError:
 
 
 def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
-    """ApiError 422 if ``body`` has a key that nothing reads: a misspelt filter must not pass for no filter."""
+    """Raise ApiError 422 if ``body`` has a key that nothing reads: a misspelt filter must not pass for no filter."""
     unknown = sorted(set(body) - allowed)
     if unknown:
         raise unprocessable(
@@ -128,12 +130,12 @@ def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
 
 
 def media_type(request: Request) -> str:
-    """The request's media type, lower case, without parameters."""
+    """Return the request's media type, lower case, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def unsupported(seen: str, wanted: str) -> ApiError:
-    """415: the media type is none of those taken here."""
+    """Return error 415: the media type is not supported here."""
     return ApiError(415, "unsupported_media_type", f"cannot read {_clip(seen)}", f"send {wanted}")
 
 
@@ -141,7 +143,7 @@ def unsupported(seen: str, wanted: str) -> ApiError:
 
 
 def vectors_from(value: object, limit: int) -> Floats:
-    """Vectors [n, d] out of a list of lists, or of {"base64", "dim"} (little-endian float32). ApiError 422."""
+    """Return vectors [n, d] out of a list of lists, or of {"base64", "dim"} (little-endian float32). ApiError 422."""
     if isinstance(value, dict):
         vectors = _packed(value)
     else:
@@ -157,7 +159,8 @@ def vectors_from(value: object, limit: int) -> Floats:
 
 
 def vector_from(value: object) -> Floats:
-    """One vector [d] out of a JSON list of numbers. ApiError 422 for anything else, NaN and infinity included."""
+    """Return one vector [d] out of a JSON list of numbers. ApiError 422 for anything else, NaN
+    and infinity included."""
     row = _list(value, "vector")
     if not row or not all(type(x) is float or type(x) is int for x in row):
         raise unprocessable("bad_vector", "the vector is empty or holds something that is no number")
@@ -194,7 +197,7 @@ _FILTER_KEYS = frozenset({"class", "attributes", "from", "to"})
 
 
 def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
-    """The ``k``, ``filter``, ``group_by`` … of a JSON body. ApiError 422 with the field that is wrong."""
+    """Return the ``k``, ``filter``, ``group_by`` … of a JSON body. ApiError 422 with the field that is wrong."""
     chosen = body.get("filter") or {}
     if not isinstance(chosen, dict):
         raise unprocessable("bad_filter", "filter is not an object")
@@ -221,7 +224,7 @@ _URL_KEYS = frozenset(
 
 
 def query_from_url(request: Request, max_k: int) -> Query:
-    """The same from the address: ?k=5&class=a&class=b&attribute=colour:red&from=2026-01-01T00:00:00Z."""
+    """Parse the same from a query string: ?k=5&class=a&class=b&attribute=colour:red&from=2026-01-01T00:00:00Z."""
     given = request.query_params
     known_keys(given, _URL_KEYS)
     pairs = [pair.partition(":") for pair in given.getlist("attribute")]
@@ -249,7 +252,7 @@ def _classes(value: object) -> tuple[str, ...] | None:
 
 
 def _wanted_attributes(value: object) -> dict[str, str]:
-    """The attributes that a filter asks for, as they are stored."""
+    """Return the attributes that a filter asks for, as they are stored."""
     if value is None:
         return {}
     if not isinstance(value, dict) or len(value) > MAX_FILTER_ATTRIBUTES:
@@ -269,17 +272,17 @@ def _wanted_value(key: object, text: object) -> str:
 
 
 def class_from(value: object) -> str:
-    """The class of a new item, as it will be stored. ApiError 422."""
+    """Return the class of a new item, as it will be stored. ApiError 422."""
     return _checked(fields.class_name, value, "class", "bad_name")
 
 
 def id_from(value: object) -> str | None:
-    """The id of a new item, as it will be stored, or None. ApiError 422."""
+    """Return the id of a new item, as it will be stored, or None. ApiError 422."""
     return _checked(fields.item_id, value, "id", "bad_name")
 
 
 def attributes_from(value: object) -> dict[str, str]:
-    """The attributes of a new item, as they will be stored. ApiError 422."""
+    """Return the attributes of a new item, as they will be stored. ApiError 422."""
     if not isinstance(value, dict | None):
         raise unprocessable(
             "bad_attributes", f"attributes is {_clip(value)}", "send an object of names and values"
@@ -288,12 +291,12 @@ def attributes_from(value: object) -> dict[str, str]:
 
 
 def moment(value: object, field: str) -> datetime | None:
-    """An ISO 8601 time, or seconds since 1970; UTC where no zone is given. ApiError 422."""
+    """Return an ISO 8601 time, or seconds since 1970; UTC where no zone is given. ApiError 422."""
     return _checked(fields.when, value, field, "bad_time")
 
 
 def _checked(read: Callable[[Any], T], value: object, field: str, error: str) -> T:
-    """What a reader of shards makes of ``value``, and a refusal where that refuses."""
+    """Return `value` as a reader of shards would store it. Raises ApiError 422 where the reader refuses it."""
     try:
         return read(value)
     except RowError as refused:
@@ -308,7 +311,7 @@ _REMEDIES = {
 
 
 def integer(value: object, field: str, low: int, high: int) -> int:
-    """A whole number within low..high, else ApiError 422."""
+    """Return a whole number within low..high, else ApiError 422."""
     if type(value) is not int or not low <= value <= high:
         raise unprocessable(
             f"bad_{field}", f"{field} is {_clip(value)}", f"send a whole number, {low} to {high}"
@@ -317,7 +320,7 @@ def integer(value: object, field: str, low: int, high: int) -> int:
 
 
 def name_from(value: object, field: str) -> str:
-    """A name to look up, as it would be stored: not blank, without control characters. ApiError 422."""
+    """Return a name to look up, as it would be stored: not blank, without control characters. ApiError 422."""
     if isinstance(value, str) and len(value) <= MAX_NAME and _clean(value):
         name = fields.normalised(value)
         if name:
@@ -333,7 +336,7 @@ def optional(read: Callable[[object, str], str], value: object, field: str) -> s
 
 
 def from_base64(value: object, field: str) -> bytes:
-    """Bytes out of base64 text; ApiError 422."""
+    """Decode base64 text. Raises ApiError 422."""
     try:
         if isinstance(value, str):
             return base64.b64decode(value, validate=True)

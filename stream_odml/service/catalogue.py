@@ -15,7 +15,7 @@ from stream_odml.store.unlearnt import unlearnt_tasks
 
 
 def count_classes(snapshot: GallerySnapshot) -> int:
-    """How many classes the living items have."""
+    """Return the number of classes of the live items."""
     codes = snapshot.columns.array("class_name")
     alive = np.bincount(codes, minlength=1) - np.bincount(
         codes[snapshot.dead], minlength=int(codes.max(initial=0)) + 1
@@ -24,7 +24,7 @@ def count_classes(snapshot: GallerySnapshot) -> int:
 
 
 def class_rows(snapshot: GallerySnapshot) -> Sequence[ClassRow]:
-    """Every class of the living items, newest first; first seen when the earliest of their shards landed."""
+    """Return every class of the live items, newest first; first seen when the earliest of their shards landed."""
     rows = snapshot.rows()
     codes = snapshot.columns.array("class_name")[rows]
     present, sample, counts = np.unique(codes, return_index=True, return_counts=True)
@@ -49,7 +49,7 @@ def class_rows(snapshot: GallerySnapshot) -> Sequence[ClassRow]:
 
 
 def _shard_facts(snapshot: GallerySnapshot) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """For each shard code: when it landed (seconds), and whether the head's path has learnt its task."""
+    """Return for each shard code: when it landed (seconds), and whether the head's path has learnt its task."""
     shards = [snapshot.ledger.shards[name] for name in list(snapshot.columns.names["shard_id"].names)]
     learnt = snapshot.tree.learnt(snapshot.version)
     landed = np.array([shard.landed_at.timestamp() for shard in shards], dtype=np.float64)
@@ -57,7 +57,7 @@ def _shard_facts(snapshot: GallerySnapshot) -> tuple[NDArray[np.float64], NDArra
 
 
 def version_history(snapshot: GallerySnapshot) -> VersionHistory:
-    """The tree in order of commit, and the tasks that the served version has not learnt."""
+    """Return the tree in order of commit, and the tasks that the served version has not learnt."""
     rows = [
         VersionRow(v.version_id, v.parent, v.task, v.time, dict(v.metrics), v.retired)
         for v in snapshot.tree.versions.values()
@@ -67,7 +67,7 @@ def version_history(snapshot: GallerySnapshot) -> VersionHistory:
 
 
 def plane(snapshot: GallerySnapshot, points: int, oldest: Sequence[str]) -> Projection:
-    """At most ``points`` living items in the plane; ``oldest`` classes first orient it."""
+    """Return at most ``points`` live items in the plane; ``oldest`` classes first orient it."""
     rows = snapshot.rows()
     ids = snapshot.columns.item_ids.column.to_pylist()
     kept = rows[sample_rows(snapshot.columns.array("class_name")[rows], [ids[row] for row in rows], points)]
@@ -77,7 +77,7 @@ def plane(snapshot: GallerySnapshot, points: int, oldest: Sequence[str]) -> Proj
 
 
 def item_of(snapshot: GallerySnapshot, item_id: str) -> Item | None:
-    """One living item, or None. Whether it has a thumbnail is left to who keeps them."""
+    """Return one live item, or None. The caller knows whether it has a thumbnail."""
     row = snapshot.find(item_id)
     if row is None:
         return None

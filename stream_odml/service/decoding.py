@@ -23,8 +23,8 @@ class Decoding:
         self._large = ShortestFirst(1, "decode-large")
 
     async def pixels(self, images: Sequence[bytes], size: int) -> list[Pixels]:
-        """RGB pixels [size, size, 3] of each image, one job an image. Raises ApiError 422 for an image that cannot be
-        used, or for more pixels than one request may bring."""
+        """Return RGB pixels [size, size, 3] of each image, one job an image. Raises ApiError 422 for an image that
+        cannot be used, or for more pixels than one request may bring."""
         counts = await self._small.run(0, self._counted, images)
         total = sum(counts)
         found = []
@@ -56,7 +56,7 @@ class Decoding:
 
 
 def decode_checked(number: int, image: bytes, size: int, max_pixels: int) -> Pixels:
-    """RGB pixels [size, size, 3] of an image. Raises ApiError 422 if it cannot be used."""
+    """Return RGB pixels [size, size, 3] of an image. Raises ApiError 422 if it cannot be used."""
     try:
         return decode_image(image, size, max_pixels)
     except BadImage as bad:

@@ -22,7 +22,7 @@ class Driver(Protocol):
         """Learn a refused or skipped task after all."""
 
     async def status(self) -> Mapping[str, Any]:
-        """What the driver says of itself."""
+        """Return the driver's own status."""
 
 
 class NoDriver:

@@ -37,35 +37,35 @@ class ApiError(Exception):
 
 
 def bad_request(detail: str, remedy: str = "") -> ApiError:
-    """400: the request cannot be read."""
+    """Return error 400: the request cannot be read."""
     return ApiError(400, "bad_request", detail, remedy)
 
 
 def unprocessable(error: str, detail: str, remedy: str = "") -> ApiError:
-    """422: readable, but it cannot be done as asked."""
+    """Return error 422: the request is readable, but invalid."""
     return ApiError(422, error, detail, remedy)
 
 
 def not_found(error: str, detail: str, remedy: str = "") -> ApiError:
-    """404: no such thing (any more)."""
+    """Return error 404: the item, class or version does not exist (any more)."""
     return ApiError(404, error, detail, remedy)
 
 
 def unavailable(error: str, detail: str, retry_after_s: float = 1.0, remedy: str = "") -> ApiError:
-    """503 with Retry-After: right question, wrong moment."""
+    """Return error 503 with Retry-After: the request is valid, but cannot be answered now."""
     wait = str(max(1, math.ceil(retry_after_s)))
     return ApiError(503, error, detail, remedy or f"try again in {wait} s", {"Retry-After": wait})
 
 
 def too_large(limit: int) -> ApiError:
-    """413: the body is over the limit (bytes)."""
+    """Return error 413: the body is over the limit (bytes)."""
     return ApiError(
         413, "body_too_large", f"the body is larger than {limit} bytes", "send fewer or smaller images"
     )
 
 
 def internal_error() -> ApiError:
-    """500: our fault; the log has the trace, the client has not."""
+    """Return error 500: an internal error; the trace is in the log, not in the answer."""
     return ApiError(500, "internal", "the server failed on this request", "try again; report it if it stays")
 
 

@@ -169,7 +169,7 @@ class _Sender:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body in one message, then what the server has to say."""
+    """Return an ASGI `receive` that gives the body in one message, then what the server sends."""
     left: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def replay() -> Message:
@@ -180,7 +180,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _peer(scope: Scope) -> str:
-    """The client's address: behind our own proxy the one that the proxy names, which the server has put here."""
+    """Return the client's address: behind our own proxy the one that the proxy names, which the server has put here."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 

@@ -22,5 +22,5 @@ class Unwatched:
 
 
 def middlewares() -> list[Middleware]:
-    """As Serve asks for them."""
+    """Return the middlewares of the proxy, as Serve asks for them."""
     return [Middleware(Unwatched)]

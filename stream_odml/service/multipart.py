@@ -23,7 +23,7 @@ class Part:
     content: bytes
 
     def text(self) -> str:
-        """The content as UTF-8; ApiError 400 if it is not."""
+        """Return the content as UTF-8 text. Raises ApiError 400 for other bytes."""
         try:
             return self.content.decode("utf-8")
         except UnicodeDecodeError:
@@ -31,7 +31,7 @@ class Part:
 
 
 def header_parameters(value: str) -> dict[str, str]:
-    """Parameters of a header such as ``form-data; name="a"``, with lower-case keys."""
+    """Return the parameters of a header such as ``form-data; name="a"``, with lower-case keys."""
     found: dict[str, str] = {}
     for match in _PARAMETER.finditer(value):
         quoted = match["quoted"]

@@ -1,5 +1,5 @@
-"""Bodies of requests and answers as OpenAPI sees them: routes read and write theirs by hand, so both are described by
-hand."""
+"""Bodies of requests and answers as OpenAPI sees them: routes read and write theirs by hand, so both are
+described by hand."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _object(properties: Schema, required: list[str] | None = None) -> Schema:
 
 
 def _answer(schema: Schema, status: str = "200") -> Schema:
-    """An answer with `schema`, and the error that every other status carries."""
+    """Return an answer with `schema`, and the error that every other status carries."""
     return {
         "responses": {
             status: {"description": "answered", "content": {"application/json": {"schema": schema}}},

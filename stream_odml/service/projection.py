@@ -22,7 +22,7 @@ ANCHORS = 32
 
 
 def sample_rows(class_codes: Ints, item_ids: Sequence[str], points: int) -> Ints:
-    """At most ``points`` row numbers, ascending: as many of each class as fit, chosen by hash, so that the
+    """Return at most ``points`` row numbers, ascending: as many of each class as fit, chosen by hash, so that the
     same items stay in the sample while others come."""
     keys = np.fromiter((crc32(item.encode()) for item in item_ids), dtype=np.int64, count=len(item_ids))
     keys = (keys * 0x9E3779B1) % 2**32  # names that differ in a digit differ in a few bits of a CRC: mix them
@@ -35,7 +35,7 @@ def sample_rows(class_codes: Ints, item_ids: Sequence[str], points: int) -> Ints
 
 
 def project(vectors_Nd: Floats, class_names: Sequence[str], oldest: Sequence[str]) -> Floats:
-    """Coordinates float32 [N, 2] within -1..1 of ``vectors_Nd``, whose classes are ``class_names`` [N].
+    """Return coordinates float32 [N, 2] within -1..1 of ``vectors_Nd``, whose classes are ``class_names`` [N].
 
     ``oldest`` names classes in the order they were first seen; the first 32 of them orient the map.
     """
@@ -52,7 +52,7 @@ def project(vectors_Nd: Floats, class_names: Sequence[str], oldest: Sequence[str
 
 
 def _turn(plane: NDArray[np.float64], names: NDArray[np.str_], oldest: Sequence[str]) -> NDArray[np.float64]:
-    """The rotation or reflection [2, 2] that brings class means nearest to their own directions."""
+    """Return the rotation or reflection [2, 2] that brings class means nearest to their own directions."""
     agreement = np.zeros((2, 2))
     present = set(names.tolist())
     for name in [name for name in oldest if name in present][:ANCHORS]:

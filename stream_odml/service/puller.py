@@ -52,7 +52,7 @@ class Puller:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still follows the store."""
+        """Return whether the thread still follows the store."""
         return self._thread.is_alive()
 
     def poll(self) -> bool:

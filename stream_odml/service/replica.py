@@ -214,7 +214,7 @@ class Replica:
 
 
 def _is_known(tree: VersionTree, name: str) -> bool:
-    """Whether a version of this name, or the one that begins so, is committed. ApiError 422 where several do."""
+    """Return whether a version of this name, or the one that begins so, is committed. ApiError 422 where several do."""
     try:
         return bool(tree.named(name))
     except AmbiguousVersion as error:
@@ -224,7 +224,7 @@ def _is_known(tree: VersionTree, name: str) -> bool:
 
 
 def _lag(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, float]:
-    """How far what is served lies behind what has landed. Ages in seconds."""
+    """Return the lag of the served version behind what has landed, ages in seconds."""
     landed = ledger.in_state("landed")
     oldest = min((shard.landed_at.timestamp() for shard in landed), default=time.time())
     return {

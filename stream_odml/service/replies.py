@@ -21,13 +21,13 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan
 
 
 def backend_of(request: Request, kind: str) -> Backend:
-    """The backend behind ``request``, which is counted as one of ``kind`` from here on."""
+    """Return the backend behind ``request``, which is counted as one of ``kind`` from here on."""
     request.scope[KIND] = kind
     return cast(Backend, request.app.state.backend)
 
 
 def options_of(request: Request) -> ServiceOptions:
-    """The options of the service."""
+    """Return the options of the service."""
     return cast(ServiceOptions, request.app.state.options)
 
 
@@ -41,7 +41,7 @@ def reply(value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str
 
 
 def instant(time: datetime | None) -> str | None:
-    """ISO 8601 in UTC with a Z, or None."""
+    """Format a time as ISO 8601 in UTC with a Z; None stays None."""
     if time is None:
         return None
     aware = time if time.tzinfo else time.replace(tzinfo=UTC)
@@ -49,7 +49,7 @@ def instant(time: datetime | None) -> str | None:
 
 
 def hit_json(hit: Hit) -> dict[str, Any]:
-    """One neighbour."""
+    """Return the JSON of one neighbour."""
     return {
         "id": hit.item_id,
         "class": hit.class_name,
@@ -61,7 +61,7 @@ def hit_json(hit: Hit) -> dict[str, Any]:
 
 
 def hits_json(hits: Sequence[Hit], query: Query) -> dict[str, Any]:
-    """``{"hits": [...]}``, or ``{"groups": [{"class", "hits"}]}`` with the best class first."""
+    """Return ``{"hits": [...]}``, or ``{"groups": [{"class", "hits"}]}`` with the best class first."""
     if not query.group_by_class:
         return {"hits": [hit_json(hit) for hit in hits[: query.k]]}
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -73,12 +73,12 @@ def hits_json(hits: Sequence[Hit], query: Query) -> dict[str, Any]:
 
 
 def answer_json(answer: Answer, query: Query) -> dict[str, Any]:
-    """The answer to one query."""
+    """Return the answer to one query."""
     return {"version": answer.version, "sequence": answer.sequence, **hits_json(answer.hits[0], query)}
 
 
 def class_json(row: ClassRow) -> dict[str, Any]:
-    """One class."""
+    """Return one class."""
     return {
         "name": row.name,
         "count": row.count,
@@ -89,7 +89,7 @@ def class_json(row: ClassRow) -> dict[str, Any]:
 
 
 def item_json(item: Item) -> dict[str, Any]:
-    """One item."""
+    """Return one item."""
     return {
         "id": item.item_id,
         "class": item.class_name,
@@ -102,7 +102,7 @@ def item_json(item: Item) -> dict[str, Any]:
 
 
 def version_json(row: VersionRow) -> dict[str, Any]:
-    """One version of the tree. What it holds of single classes is for the diff: too much for a list."""
+    """Return one version of the tree. What it holds of single classes is for the diff: too much for a list."""
     return {
         "id": row.version,
         "parent": row.parent,

@@ -23,11 +23,11 @@ class Thumbnails:
         self._lock = threading.Lock()
 
     def has(self, shard_id: str) -> bool:
-        """Whether pictures of this shard are kept."""
+        """Return whether thumbnails of this shard are stored."""
         return shard_id in self._shards or self._files.exists(_path(shard_id))
 
     def get(self, shard_id: str, item_id: str) -> bytes | None:
-        """The encoded picture, or None."""
+        """Return the encoded thumbnail, or None."""
         with self._lock:
             known = self._shards.get(shard_id)
             if known is not None:

@@ -27,7 +27,7 @@ async def classes(
     limit: Annotated[int, UrlQuery(ge=1, le=10_000)] = 1000,
     offset: Annotated[int, UrlQuery(ge=0)] = 0,
 ) -> Response:
-    """Every class with its count, when it was first seen and whether a model has learnt it yet."""
+    """Return every class with its count, when it was first seen and whether a model has learnt it yet."""
     backend = backend_of(request, "classes")
     served, after = backend.served(), moment(since, "since")
     rows = await backend.classes()
@@ -57,7 +57,8 @@ async def projection(
     request: Request,
     points: Annotated[int | None, UrlQuery(ge=3, le=20_000, description="how many items")] = None,
 ) -> Response:
-    """2-D principal components of a fixed sample, oriented alike in every version, so that a map moves smoothly."""
+    """Return 2-D principal components of a fixed sample, oriented alike in every version, so that a
+    map moves smoothly."""
     seen = await backend_of(request, "projection").projection(points or options_of(request).map_points)
     names = sorted(set(seen.class_names))
     code = {name: i for i, name in enumerate(names)}

@@ -15,14 +15,14 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", response_class=Response, summary="Alive")
 async def healthz(request: Request) -> Response:
-    """200 while the process answers; says nothing about its data."""
+    """Return 200 while the process answers; says nothing about its data."""
     backend_of(request, "probe")
     return reply({"status": "ok"})
 
 
 @router.get("/readyz", response_class=Response, summary="Ready to answer queries")
 async def readyz(request: Request) -> Response:
-    """200 once a version is served and the store was seen not too long ago; else 503 with the reason."""
+    """Return 200 once a version is served and the store was seen not too long ago; else 503 with the reason."""
     backend = backend_of(request, "probe")
     reason = backend.ready()
     if reason is not None:
@@ -35,12 +35,12 @@ async def readyz(request: Request) -> Response:
     "/v1/status", response_class=Response, summary="What is served, and how far behind the stream it is"
 )
 async def status(request: Request) -> Response:
-    """The served version, sizes, lag and queues; works while the driver is away."""
+    """Return the served version, sizes, lag and queues; works while the driver is away."""
     backend = backend_of(request, "status")
     return reply({**plain(backend.served()), **plain(await backend.status())})
 
 
 @router.get("/metrics", response_class=Response, summary="Metrics of the replica that answered")
 async def metrics(request: Request) -> Response:
-    """Prometheus text. With several replicas, scrape each one's own exporter instead (file_sd in metrics/)."""
+    """Return Prometheus text. With several replicas, scrape each one's own exporter instead (file_sd in metrics/)."""
     return Response(backend_of(request, "metrics").metrics_text(), media_type=CONTENT_TYPE_LATEST)

@@ -30,7 +30,7 @@ _HEADERS = {
 
 @lru_cache
 def _assets() -> dict[str, tuple[bytes, str, str]]:
-    """Every servable file: bytes, media type, entity tag. Names outside this table cannot be asked for."""
+    """Return every servable file: bytes, media type, entity tag. Names outside this table cannot be asked for."""
     found = {}
     for path in FOLDER.iterdir():
         if path.suffix in _TYPES:
@@ -57,7 +57,7 @@ async def page(request: Request) -> Response:
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    """FastAPI's own /docs loads its scripts from a public host; this one needs nothing but this server."""
+    """Serve the API documentation from this server alone; FastAPI's own loads its scripts from a public host."""
     return _asset("docs.html", request)
 
 

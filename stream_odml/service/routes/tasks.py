@@ -34,7 +34,7 @@ async def relearn(
 
 
 def _learnt(history: VersionHistory) -> set[str]:
-    """Tasks from the root to the head."""
+    """Return tasks from the root to the head."""
     known = {row.version: row for row in history.versions}
     tasks, at = set(), known.get(history.head)
     while at is not None:

@@ -21,8 +21,8 @@ router = APIRouter(prefix="/v1/versions", tags=["versions"])
 
 @router.get("", response_class=Response, summary="The tree of versions")
 async def versions(request: Request) -> Response:
-    """Every committed version with its parent and metrics, in order of commit; which is the head; and the tasks that
-    it has not learnt because they were refused or skipped, with the reason and what to do."""
+    """Return every committed version with its parent and metrics, in order of commit; which is the head; and the
+    tasks that it has not learnt because they were refused or skipped, with the reason and what to do."""
     history = await backend_of(request, "versions").versions()
     rows = [version_json(row) for row in history.versions]
     return reply(
@@ -57,14 +57,15 @@ async def rollback(
 
 @router.get("/{a}/diff/{b}", response_class=Response, summary="What changed between two versions")
 async def diff(a: str, b: str, request: Request) -> Response:
-    """Figures of both versions side by side, and the classes whose recall went up or down from a to b."""
+    """Return figures of both versions side by side, and the classes whose recall went up or down from a to b."""
     history = await backend_of(request, "versions").versions()
     before, after = _find(history, a), _find(history, b)
     return reply(diff_versions(before.version, before.metrics, after.version, after.metrics))
 
 
 def _find(history: VersionHistory, name: str) -> VersionRow:
-    """The version that ``name``, its beginning, or ``head`` stands for. ApiError 404, or 422 where several begin so."""
+    """Return the version that ``name``, its beginning, or ``head`` stands for. ApiError 404, or 422 where
+    several begin so."""
     rows = {row.version: row for row in history.versions}
     try:
         return rows[version_named(name, rows, history.head)]
