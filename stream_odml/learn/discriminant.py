@@ -138,13 +138,18 @@ class DiscriminantHead:
                 f"embeddings of shape {z_n.shape} for a head of {self.dim}; the head that made them is needed"
             )
         m_D = self.mean_E[: self.lift.dim]
-        ray_nD = np.asarray(self.split(z_n)[1], np.float64) @ np.linalg.inv(self.new_DD).T
+        ray_nD = np.asarray(self.split(z_n)[1], np.float64) @ self._unwhitened.T
         # |m + t ray| = 1, of which one root is positive: the mean of unit vectors is no longer than 1.
         a_n, b_n = np.einsum("nd,nd->n", ray_nD, ray_nD), ray_nD @ m_D
         a_n[a_n == 0] = 1
         t_n = (-b_n + np.sqrt(np.maximum(b_n**2 + a_n * (1 - m_D @ m_D), 0))) / a_n
         unit_nD: Float32s = (m_D + t_n[:, None] * ray_nD).astype(np.float32)
         return unit_nD
+
+    @cached_property
+    def _unwhitened(self) -> Float64s:
+        inverse_DD: Float64s = np.asarray(np.linalg.inv(self.new_DD), np.float64)
+        return inverse_DD
 
     @cached_property
     def _known_map(self) -> tuple[Float32s, Float32s]:

@@ -9,26 +9,20 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from stream_odml.learn.drift import DriftMap
-from stream_odml.search.applying import map_in_place
-from stream_odml.search.clusters import Clusters
 from stream_odml.search.columns import Columns, Growable
 from stream_odml.search.exact import Indices, Mask, merge_top
+from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.filters import Filters
-from stream_odml.search.halves import NEVER, ROWS, Halves, worth_from
+from stream_odml.search.halves import Halves
 from stream_odml.search.hits import Hit, grouped, hits_of
-from stream_odml.search.search import (
-    ExactSearcher,
-    IndexSearcher,
-    SearchSettings,
-    build_searcher,
-)
-from stream_odml.search.vectors import Vectors, normalise_rows
+from stream_odml.search.parts import Part
+from stream_odml.search.search import IndexSearcher, SearchSettings
+from stream_odml.search.segment import Segment
+from stream_odml.search.space import Features, Files, Made, Space
+from stream_odml.search.vectors import Vectors
 from stream_odml.store.ledger import LedgerState
-from stream_odml.store.mapping import Mapper
-from stream_odml.store.select import encode, select_rows
+from stream_odml.store.select import select_rows
 from stream_odml.store.sequence import sequence_of
 from stream_odml.store.store import Store
 from stream_odml.store.tables import FloatArray
@@ -36,7 +30,8 @@ from stream_odml.store.versions import VersionTree
 
 DEAD_KEPT = 256
 """Rows that were replaced or forgotten since the last compaction, which a search looks past."""
-FRESH_KEPT = 1024
+LISTS_SEARCHED = 1 / 16
+"""Share of the vectors, about, that an approximate search compares."""
 TRIES = 5
 
 
@@ -44,26 +39,25 @@ TRIES = 5
 class GallerySnapshot:
     """Made by :meth:`load`; the next one by :meth:`refreshed`. Safe for many threads; refresh from one at a time."""
 
-    version: str
-    dim: int
+    space: Space
     tree: VersionTree
     ledger: LedgerState
     columns: Columns
-    main: IndexSearcher | None
-    """Covers the first ``main.n`` items; None when all are searched exactly."""
-    fresh: Growable
-    """Normalised vectors of the items behind ``main``."""
-    halves: Halves | None
-    """Of ``fresh``, where they make batches faster."""
+    parts: tuple[Part, ...]
+    """The items, by the part of an embedding that they are compared with."""
     dead: Indices
     """Rows that do not count any more, ascending."""
     settings: SearchSettings
-    mapper: Mapper
     txns: frozenset[str]
+    cache: FeatureCache | None = None
+    """Features of a root in exact form on this node's disk; None: they are read from the gallery's own files."""
 
     @staticmethod
     def load(
-        store: Store, settings: SearchSettings | None = None, before: "GallerySnapshot | None" = None
+        store: Store,
+        settings: SearchSettings | None = None,
+        before: "GallerySnapshot | None" = None,
+        cache: FeatureCache | None = None,
     ) -> "GallerySnapshot":
         """Everything, from the store as it was last refreshed. Raises NoVersionYet before the root is committed.
 
@@ -72,7 +66,7 @@ class GallerySnapshot:
         settings = settings or SearchSettings()
         for last in range(TRIES):
             try:
-                return _load(store, settings, before)
+                return _load(store, settings, before, cache)
             except (
                 FileNotFoundError
             ):  # merged and vacuumed since the store looked: it will see the new files now
@@ -84,6 +78,8 @@ class GallerySnapshot:
 
     def refreshed(self, store: Store) -> "GallerySnapshot":
         """The picture after ``store.refresh()``; this one if nothing came. Tier-1 appends add a few rows behind."""
+        if self.cache is not None:
+            self.cache.follow(store)
         if store.tree is self.tree and store.ledger is self.ledger:
             return self
         same_space = store.tree.moves[-1:] == self.tree.moves[-1:] and len(store.tree.versions) == len(
@@ -93,7 +89,22 @@ class GallerySnapshot:
             appended = _appended(self, store) if same_space else None
         except FileNotFoundError:
             appended = None
-        return appended or GallerySnapshot.load(store, self.settings, self)
+        return appended or GallerySnapshot.load(store, self.settings, self, self.cache)
+
+    @property
+    def version(self) -> str:
+        """In whose space it is."""
+        return self.space.version
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector of :attr:`version`."""
+        return self.space.dim
+
+    def dim_of(self, version: str) -> int:
+        """Length of a vector that a version made; may read a file. Raises UnknownVersion."""
+        self.tree.get(version)
+        return self.space.dim_of(version)
 
     @property
     def sequence(self) -> int:
@@ -127,39 +138,15 @@ class GallerySnapshot:
 
     def queries(self, vectors: Vectors) -> FloatArray:
         """Vectors of any version, mapped to :attr:`version` and normalised: float32 [n, d]."""
-        array = vectors.array
-        if array.shape[1] != self.dim:
-            raise ValueError(
-                f"vectors have dimension {array.shape[1]}, this gallery has {self.dim}; use its model"
-            )
-        mapped = (
-            array.copy() if vectors.version == self.version else self.map_from(vectors.version).apply(array)
-        )
-        mapped = np.ascontiguousarray(mapped, dtype=np.float32)
-        if mapped is array:
-            mapped = mapped.copy()
-        normalise_rows(mapped)
-        return mapped
-
-    def map_from(self, version: str) -> DriftMap:
-        """The drift map from ``version``'s space into this one. Raises UnknownVersion."""
-        return self.mapper.get(self.tree, version, self.version)
+        return self.space.queries(self.tree, vectors)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
         """Cosines and row numbers [nq, k] for :meth:`queries`; -1 where there are fewer than k."""
-        n, split = self.columns.n, self.main.n if self.main else 0
         if mask is not None:
             mask = mask.copy()
             mask[self.dead] = False
         wide = k if mask is not None else k + len(self.dead)
-        parts = []
-        if self.main is not None:
-            parts.append(self.main.search(queries, wide, None if mask is None else mask[:split]))
-        if n > split or not parts:
-            exact = ExactSearcher(self.fresh.view(n - split), self.halves)
-            scores, rows = exact.search(queries, wide, None if mask is None else mask[split:])
-            parts.append((scores, np.where(rows < 0, -1, rows + split)))
-        scores, rows = merge_top(parts, wide)
+        scores, rows = merge_top([part.nearest(queries, wide, mask) for part in self.parts], wide)
         if mask is None and len(self.dead):
             order = np.argsort(np.isin(rows, self.dead), axis=1, kind="stable")[:, :k]
             alive = np.take_along_axis(rows, order, axis=1)
@@ -170,13 +157,16 @@ class GallerySnapshot:
         return scores, rows
 
     def vectors(self, rows: Indices) -> FloatArray:
-        """Normalised vectors float32 [len(rows), d] in this version's space."""
-        split = self.main.n if self.main else 0
-        out = np.empty((len(rows), self.dim), dtype=np.float32)
-        late = rows >= split
-        out[late] = self.fresh.view(self.columns.n - split)[rows[late] - split]
-        if self.main is not None and not late.all():
-            out[~late] = self.main.vectors(rows[~late])
+        """Normalised vectors float32 [len(rows), dim] in this version's space. Of an item that is compared by a part of
+        an embedding the rest is zero."""
+        out = np.zeros((len(rows), self.dim), dtype=np.float32)
+        for part in self.parts:
+            if part.rows is None:
+                return part.segment.vectors(rows)
+            numbers = part.numbers()
+            place = np.searchsorted(numbers, rows)
+            mine = np.flatnonzero(np.isin(rows, numbers))
+            out[mine, part.first : part.first + part.segment.dim] = part.segment.vectors(place[mine])
         return out
 
     def rows(self, filters: Filters | None = None) -> Indices:
@@ -195,6 +185,38 @@ class GallerySnapshot:
         return hits_of(self.columns, np.array([[score]], dtype=np.float32), np.array([[row]]))[0][0]
 
     @property
+    def main(self) -> IndexSearcher | None:
+        """The index of the largest part, if there is one."""
+        return self._largest.main
+
+    @property
+    def fresh(self) -> Growable:
+        """Normalised vectors of the largest part's items behind :attr:`main`."""
+        return self._largest.fresh
+
+    @property
+    def halves(self) -> Halves | None:
+        """Of :attr:`fresh`, where they make batches faster."""
+        return self._largest.halves
+
+    @property
+    def _largest(self) -> Segment:
+        return max((part.segment for part in self.parts), key=lambda segment: segment.n)
+
+    @property
+    def multiplications(self) -> float:
+        """Of one query, about."""
+        parts = [part.segment for part in self.parts]
+        return sum(
+            s.dim
+            * (
+                (s.n - s.split)
+                + s.split * (1.0 if s.main is None or s.main.kind == "fp16" else LISTS_SEARCHED)
+            )
+            for s in parts
+        )
+
+    @property
     def searcher(self) -> str:
         """What searches: exact, or the kind of the main segment."""
         return self.main.kind if self.main else "exact"
@@ -202,92 +224,104 @@ class GallerySnapshot:
     @property
     def recall(self) -> float:
         """Of the searcher against exact search, measured when it was built."""
-        return self.main.recall if self.main else 1.0
+        return min((part.segment.main.recall for part in self.parts if part.segment.main), default=1.0)
 
     def memory(self) -> dict[str, int]:
         """Bytes by what holds them."""
-        main = self.main.nbytes if self.main else 0
-        halves = self.halves.nbytes if self.halves else 0
-        return {
-            "vectors": self.fresh.nbytes,
-            "halves": halves,
-            "index": main,
-            "columns": self.columns.nbytes,
-        }
+        held = [part.segment.memory() for part in self.parts]
+        parts = {name: sum(of[name] for of in held) for name in ("vectors", "halves", "index")}
+        return {**parts, "columns": self.columns.nbytes}
 
 
-def _load(store: Store, settings: SearchSettings, before: GallerySnapshot | None) -> GallerySnapshot:
+def _load(
+    store: Store, settings: SearchSettings, before: GallerySnapshot | None, cache: FeatureCache | None
+) -> GallerySnapshot:
     head = store.tree.head
     blocks = store.blocks
     meta = store.metadata()
     picked = select_rows(meta, store.ledger, store.tree, head).picked
-    vectors = Growable.empty(len(picked), store.dim, np.float32)
     rows = meta.take(pa.array(picked))
-    start = 0
+    files, start = [], 0
     for path, block in blocks.items():
         first, last = np.searchsorted(picked, (start, start + len(block)))
         if last > first:
-            vectors.view(len(picked))[first:last] = store.vectors(path)[picked[first:last] - start]
+            files.append((path, picked[first:last] - start))
         start += len(block)
-    _map_rows(store, rows["version"], head, vectors.view(len(picked)))
+    if cache is not None:
+        cache.follow(store)
+    made, space = Space.of(store, head).vectors(store, files, rows, _features(cache))
     columns = Columns().grown(rows.drop_columns(["txn", "row"]))
-    loaded = GallerySnapshot(
-        version=head,
-        dim=store.dim,
+    return GallerySnapshot(
+        space=space,
         tree=store.tree,
         ledger=store.ledger,
         columns=columns,
-        main=None,
-        fresh=vectors,
-        halves=None,
+        parts=tuple(_part(part, settings, before, columns) for part in made),
         dead=np.empty(0, dtype=np.int64),
         settings=settings,
-        mapper=store.mapper,
         txns=store.visible_txns(),
+        cache=cache,
     )
-    return _merged(loaded, before)
 
 
-def _map_rows(store: Store, versions: pa.ChunkedArray, head: str, vectors: FloatArray) -> None:
-    """Raw vectors of several versions into normalised ones of one, in place."""
-    codes, names = encode(versions)
-    made_by = names.to_pylist()
-    map_in_place(store.mapper.into(store.tree, made_by, head), made_by, codes, vectors)
-    normalise_rows(vectors)
+def _features(cache: FeatureCache | None) -> Features:
+    return Store.features if cache is None else cache.features
+
+
+def _part(made: Made, settings: SearchSettings, before: GallerySnapshot | None, columns: Columns) -> Part:
+    # The new part is the last of any head's, and the known one the first.
+    last = before.parts[0 if made.first == 0 else -1] if before else None
+    same = last is not None and (last.rows is None) == (made.numbers is None)
+    clusters = last.clusters(before.columns, columns, made.numbers) if before and last and same else None
+    segment = Segment.of(made.vectors, made.n, made.dim, settings, clusters)
+    rows = None if made.numbers is None else Growable.empty(0, None, np.int64).grown(0, made.numbers)
+    return Part(segment, rows, made.first, made.bonus)
 
 
 def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
     """``old`` with new tier-1 rows behind it, and what they replace or a new tombstone covers marked dead."""
     txns = store.visible_txns()
     new = [(path, block.filter(mask), mask) for path, block, mask in store.rows_of(txns - old.txns)]
-    columns, fresh, dead = old.columns, old.fresh, _forgotten_since(old, store.ledger)
-    n = old.columns.n
+    columns, parts, dead = old.columns, old.parts, _forgotten_since(old, store.ledger)
+    n, space = old.columns.n, old.space
     if new:
         meta = pa.concat_tables([rows for _, rows, _ in new]).unify_dictionaries()
         dead |= old.columns.item_ids.within(meta["item_id"].unique())
         picked = select_rows(meta, store.ledger, store.tree, old.version).picked
-        raw = np.concatenate(
-            [store.vectors(path)[mask.to_numpy(zero_copy_only=False)] for path, _, mask in new]
-        )
         rows = meta.take(pa.array(picked))
-        mapped = raw[picked]
-        if len(picked):
-            _map_rows(store, rows["version"], old.version, mapped)
-        fresh = old.fresh.grown(n - (old.main.n if old.main else 0), mapped)
+        made, space = old.space.vectors(store, _picked_files(new, picked), rows, _features(old.cache))
+        parts = tuple(
+            part.grown(
+                more.vectors.view(more.n), n + (np.arange(more.n) if more.numbers is None else more.numbers)
+            )
+            for part, more in zip(parts, made, strict=True)
+        )
         columns = old.columns.grown(rows.drop_columns(["txn", "row"]))
     dead[old.dead] = True
     changed = replace(
         old,
+        space=space,
         tree=store.tree,
         ledger=store.ledger,
         columns=columns,
-        fresh=fresh,
+        parts=parts,
         dead=np.flatnonzero(dead),
         txns=txns,
     )
     if len(changed.dead) <= DEAD_KEPT:
-        return _merged(changed)
-    return None if changed.main else _without_dead(changed)
+        return changed
+    return None if any(part.segment.main for part in parts) else _without_dead(changed)
+
+
+def _picked_files(new: list[tuple[str, pa.Table, pa.Array]], picked: Indices) -> Files:
+    """Of the rows ``new`` one after the other those that are ``picked``: numbers in each file."""
+    files, start = [], 0
+    for path, rows, mask in new:
+        first, last = np.searchsorted(picked, (start, start + len(rows)))
+        places = np.flatnonzero(mask.to_numpy(zero_copy_only=False))
+        files.append((path, places[picked[first:last] - start]))
+        start += len(rows)
+    return files
 
 
 def _forgotten_since(old: GallerySnapshot, ledger: LedgerState) -> Mask:
@@ -307,39 +341,5 @@ def _forgotten_since(old: GallerySnapshot, ledger: LedgerState) -> Mask:
 
 def _without_dead(full: GallerySnapshot) -> GallerySnapshot:
     alive = full.rows()
-    fresh = Growable.empty(0, full.dim, np.float32).grown(0, full.fresh.view(full.columns.n)[alive])
-    columns, none = full.columns.taken(alive), np.empty(0, dtype=np.int64)
-    return _merged(replace(full, columns=columns, fresh=fresh, halves=None, dead=none))
-
-
-def _clusters(before: GallerySnapshot | None, columns: Columns) -> Clusters | None:
-    """What the main segment of ``before`` says of the rows of ``columns``, item by item."""
-    if before is None or before.main is None or before.main.kind != "ivf":
-        return None
-    held = before.columns.item_ids.column.slice(0, before.main.n)
-    rows = pc.fill_null(pc.index_in(columns.item_ids.column, value_set=held.combine_chunks()), -1)
-    return before.main.clusters(rows.to_numpy().astype(np.int64))
-
-
-def _merged(snapshot: GallerySnapshot, before: GallerySnapshot | None = None) -> GallerySnapshot:
-    """With the fresh rows in the main segment, if they have become many (or the whole too large for exact search)."""
-    main, n = snapshot.main, snapshot.columns.n
-    fresh = snapshot.fresh.view(n - (main.n if main else 0))
-    if main is None:
-        built = build_searcher(fresh, snapshot.settings, _clusters(before, snapshot.columns))
-        if isinstance(built, ExactSearcher):
-            return replace(snapshot, halves=_halves(snapshot.halves, fresh))
-        main = built
-    elif len(fresh) <= max(FRESH_KEPT, snapshot.settings.fresh_share * main.n):
-        return snapshot
-    else:
-        main = main.grown(fresh)
-    return replace(snapshot, main=main, fresh=Growable.empty(0, snapshot.dim, np.float32), halves=None)
-
-
-def _halves(held: Halves | None, rows: FloatArray) -> Halves | None:
-    dim = rows.shape[1]
-    if len(rows) < ROWS or worth_from(dim) == NEVER:
-        return None
-    held = held or Halves.empty(dim)
-    return held.grown(rows[held.n :])
+    parts = tuple(part.taken(alive) for part in full.parts)
+    return replace(full, columns=full.columns.taken(alive), parts=parts, dead=np.empty(0, dtype=np.int64))

@@ -7,6 +7,7 @@ request that has been given up ends.
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ import faiss
 import numpy as np
 
 from stream_odml.config.service import ServiceOptions
-from stream_odml.learn.embedder import embed
 from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
 from stream_odml.service.backend import Answer, Floats, Query
@@ -41,8 +41,6 @@ PER_HIT = 1 << 15
 """Multiplications done in the time that one hit takes to be made."""
 FILTERED = 64
 """Multiplications done in the time that a filter takes to look at one item."""
-LISTS_SEARCHED = 1 / 16
-"""Share of the vectors, about, that an approximate search compares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +75,14 @@ class Answering:
 
     async def vectors(self, bundle: Bundle, vectors: Floats, version: str | None, query: Query) -> Answer:
         """Neighbours in ``bundle`` of ``vectors`` [n, d]. ApiError 422 for another dimension or version."""
-        dim = bundle.snapshot.dim
+        made_by = bundle.version if version is None else _named(bundle, version)
+        dim = await self._dim_of(bundle, made_by)
         if vectors.shape[1] != dim:
             raise unprocessable(
                 "bad_dimension",
-                f"the vector has {vectors.shape[1]} values, the gallery {dim}",
-                "use the gallery's model",
+                f"the vector has {vectors.shape[1]} values, those of version {made_by} {dim}",
+                "use the gallery's model, and say which version made the vector",
             )
-        made_by = bundle.version if version is None else _named(bundle, version)
         ask = _Ask(bundle, vectors, made_by, query)
         cost = _multiplications(ask)
         if cost <= SLICE:
@@ -95,6 +93,16 @@ class Answering:
             part = _Ask(bundle, vectors[start : start + rows], made_by, query)
             hits += await self._coalescer.ask(part, cost)
         return Answer(bundle.version, bundle.sequence, hits)
+
+    async def _dim_of(self, bundle: Bundle, version: str) -> int:
+        snapshot = bundle.snapshot
+        if version == snapshot.version or snapshot.space.head is None:
+            return snapshot.dim
+        try:
+            # On a thread: it may read the version's head.
+            return await get_running_loop().run_in_executor(self._searching, snapshot.dim_of, version)
+        except UnknownVersion as error:
+            raise unprocessable("retired_version", str(error), "embed the image again") from None
 
     def _is_short(self, asks: Sequence[_Ask]) -> bool:
         if not self._loop_ready:
@@ -110,9 +118,7 @@ class Answering:
         pixels = await self.decoding.pixels(images, size)
         at_once = max(1, EMBEDDED_PIXELS // (size * size))
         parts = [
-            await self._embedding.run(
-                len(pixels), embed, bundle.embedder, np.stack(pixels[start : start + at_once])
-            )
+            await self._embedding.run(len(pixels), bundle.embed, np.stack(pixels[start : start + at_once]))
             for start in range(0, len(pixels), at_once)
         ]
         return await self.vectors(bundle, np.concatenate(parts), None, query)
@@ -134,17 +140,14 @@ def _named(bundle: Bundle, version: str) -> str:
 
 def _multiplications(ask: _Ask) -> float:
     snapshot = ask.bundle.snapshot
-    compared = snapshot.columns.n * (1.0 if snapshot.searcher in ("exact", "fp16") else LISTS_SEARCHED)
     hits = ask.query.k * (ask.query.group_size if ask.query.group_by_class else 1)
     looked_at = 0 if _is_unfiltered(ask.query) else snapshot.columns.n * FILTERED
-    return len(ask.vectors) * (snapshot.dim * compared + hits * PER_HIT) + looked_at
+    return len(ask.vectors) * (snapshot.multiplications + hits * PER_HIT) + looked_at
 
 
 def _is_plain(ask: _Ask) -> bool:
     """Without filter or groups, and made by a version whose drift map is at hand."""
-    snapshot = ask.bundle.snapshot
-    known = ask.version == snapshot.version or snapshot.mapper.at_hand(ask.version, snapshot.version)
-    return known and _is_unfiltered(ask.query)
+    return ask.bundle.snapshot.space.is_at_hand(ask.version) and _is_unfiltered(ask.query)
 
 
 def _is_unfiltered(query: Query) -> bool:

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from stream_odml.learn.embedder import Embedder, embedder_from_bytes
+from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
+from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.backend import ClassRow, VersionHistory
 from stream_odml.service.catalogue import class_rows, count_classes, version_history
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
+from stream_odml.store.tables import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,12 @@ class Bundle:
         """When the head was moved to this version, in seconds since the epoch."""
         return self.snapshot.tree.moves[-1].time.timestamp()
 
+    def embed(self, pixels: NDArray[np.uint8]) -> FloatArray:
+        """The embeddings [n, dim] of images uint8 [n, size, size, 3], as this gallery's are: of a trunk by its head."""
+        vectors = embed(self.embedder, pixels)
+        head = self.snapshot.space.head
+        return vectors if head is None else head.embed(vectors)
+
     @cached_property
     def class_count(self) -> int:
         """Classes that a living item has; some milliseconds for a million items."""
@@ -57,9 +67,12 @@ class Bundle:
         return version_history(self.snapshot)
 
 
-def load_bundle(store: Store, settings: SearchSettings) -> Bundle:
-    """The first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without a model."""
-    snapshot = GallerySnapshot.load(store, settings)
+def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None = None) -> Bundle:
+    """The first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without a model.
+
+    ``cache``: of a root in exact form, whose gallery is then projected anew without reading its files again.
+    """
+    snapshot = GallerySnapshot.load(store, settings, cache=cache)
     return Bundle(snapshot, _model(store, snapshot.version))
 
 
@@ -68,7 +81,8 @@ def next_bundle(store: Store, served: Bundle) -> Bundle:
     snapshot = served.snapshot.refreshed(store)
     if snapshot is served.snapshot:
         return served
-    model = served.embedder if snapshot.version == served.version else _model(store, snapshot.version)
+    same = store.tree.same_trunk(snapshot.version, served.version)
+    model = served.embedder if same else _model(store, snapshot.version)
     return Bundle(snapshot, model)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from stream_odml.learn.memory import give_back_memory
+from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.bundle import Bundle, load_bundle, next_bundle
 from stream_odml.service.metrics import ServiceMetrics
@@ -26,6 +27,7 @@ class Puller:
         settings: SearchSettings,
         poll_s: float,
         metrics: ServiceMetrics,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.bundle: Bundle | None = None
         """What is served now. Replaced, never changed: a reader takes it once and keeps to it."""
@@ -35,6 +37,7 @@ class Puller:
         """When the store was last seen, in seconds since the epoch."""
         self.swaps = 0
         self._open, self._settings, self._poll_s, self._metrics = open_store, settings, poll_s, metrics
+        self._cache = cache
         self._store: Store | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="puller", daemon=True)
@@ -82,7 +85,9 @@ class Puller:
         else:
             self._store.refresh()
         if self.bundle is None:
-            return load_bundle(self._store, self._settings)
+            if self._cache is None and self._store.form == "exact":
+                self._cache = FeatureCache()
+            return load_bundle(self._store, self._settings, self._cache)
         return next_bundle(self._store, self.bundle)
 
     def _swap(self, bundle: Bundle, seconds: float) -> None:

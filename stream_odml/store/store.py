@@ -18,7 +18,7 @@ from stream_odml.learn.lift import Lift
 from stream_odml.storage.files import open_files
 from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
 from stream_odml.store.blocks import Blocks
-from stream_odml.store.errors import ArtifactCorrupt
+from stream_odml.store.errors import ArtifactCorrupt, UnknownVersion
 from stream_odml.store.ledger import Attempt, LedgerState, TaskState
 from stream_odml.store.mapping import Mapper
 from stream_odml.store.recent import Recent
@@ -313,10 +313,19 @@ class Store:
         return read_artifact(self.files, version.artifacts[name])
 
     def head_of(self, version_id: str) -> DiscriminantHead:
-        """The head of a version of a root in exact form; one without an artifact compares features as they are."""
-        ref = self.tree.get(version_id).artifacts.get(HEAD)
+        """The head of a version of a root in exact form; one without an artifact compares features as they are.
+
+        Raises UnknownVersion for a version that retention has dropped, as its head is of what may since be erased.
+        """
+        version = self.tree.get(version_id)
+        ref = version.artifacts.get(HEAD)
         if ref is None:
             return solve_head(ClassSums.empty(Lift(self.dim)))
+        if version.retired:
+            raise UnknownVersion(
+                f"the head of version {version_id} was dropped by retention, so vectors that it made cannot be "
+                "compared any more; embed the images again, or raise store.keep_versions"
+            )
         return self._heads.get(ref.path, lambda: DiscriminantHead.from_bytes(self.artifact(version_id, HEAD)))
 
     def sums_of(self, version_id: str) -> ClassSums | None:

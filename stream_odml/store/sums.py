@@ -24,19 +24,17 @@ from numpy.typing import NDArray
 
 from stream_odml.learn.class_sums import ClassSums, merge
 from stream_odml.learn.discriminant import solve_head
-from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat, encode
 from stream_odml.learn.lift import Lift
 from stream_odml.store.artifacts import HEAD, SUMS, ArtifactRef
 from stream_odml.store.select import Ints, death_seqs, farness, forgotten_rows, select_rows
 from stream_odml.store.select import encode as coded_names
 from stream_odml.store.store import Store
+from stream_odml.store.trunks import in_one_trunk
 from stream_odml.store.versions import Version
 from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
-BLOCK = 4096
-"""Features mapped at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,24 +105,8 @@ class TrainingRows:
             first, last = np.searchsorted(wanted, (start, start + length))
             if last > first:
                 stored = self.store.features(path)[wanted[first:last] - start]
-                yield chosen[first:last], self._moved(stored, made_by[chosen[first:last]], drifts)
+                yield chosen[first:last], in_one_trunk(stored, made_by[chosen[first:last]], drifts)
             start += length
-
-    def _moved(self, stored: FeatureCodes, made_by: Ints, drifts: Sequence[DriftMap]) -> FeatureCodes:
-        if all(isinstance(drifts[number], IdentityMap) for number in np.unique(made_by)):
-            return stored
-        codes_nD, scale_n = stored.codes_nD.copy(), stored.scale_n.copy()
-        for number in np.unique(made_by):
-            mine = np.flatnonzero(made_by == number)
-            if isinstance(drifts[number], IdentityMap):
-                continue
-            for start in range(0, len(mine), BLOCK):
-                some = mine[start : start + BLOCK]
-                # In float64: a feature that is mapped again, among others, must get the same codes.
-                moved_nD = drifts[number].apply(stored[some].decode().astype(np.float64))
-                coded = encode(moved_nD, self._format)
-                codes_nD[some], scale_n[some] = coded.codes_nD, coded.scale_n
-        return FeatureCodes(codes_nD, scale_n)
 
 
 def task_rows(store: Store, version_id: str, shard_ids: Collection[str]) -> TrainingRows:

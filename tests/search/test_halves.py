@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stream_odml.search import halves as halves_module
-from stream_odml.search import snapshot as snapshot_module
+from stream_odml.search import segment as segment_module
 from stream_odml.search.exact import whole
 from stream_odml.search.halves import BLOCK, TILE, WIDEST, Halves, worth_from
 from stream_odml.search.search import ExactSearcher
@@ -110,9 +110,9 @@ def test_growing_leaves_what_was_there() -> None:
 
 
 def test_a_snapshot_keeps_halves_of_what_it_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_module, "ROWS", 4)
+    monkeypatch.setattr(segment_module, "ROWS", 4)
     monkeypatch.setattr("stream_odml.search.search.worth_from", lambda dim: 2)
-    monkeypatch.setattr(snapshot_module, "worth_from", lambda dim: 2)
+    monkeypatch.setattr(segment_module, "worth_from", lambda dim: 2)
     writer = new_root(str(tmp_path), dim=D)
     ingest(writer, "few", [Item(f"{i}", "c") for i in range(3)])
     store = Store.open(str(tmp_path))

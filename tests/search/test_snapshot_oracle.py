@@ -2,15 +2,17 @@
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
-from stream_odml.store.writer import IngestBatch
+from stream_odml.store.writer import IngestBatch, Writer
 from tests.store.world import DIM, Floats, Item, Shard, Twin, commit_stage, drift_pair, make_rows, new_root
 
 TIDY = MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0))
@@ -21,11 +23,17 @@ class Player:
 
     def __init__(self, root: str, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.writer = new_root(root)
+        self.writer = self.new_root(root)
         self.twin = Twin(parents={self.writer.tree.head: None})
         self.tasks = 0
         self.shards = 0
         self.items: dict[str, list[Item]] = {}
+
+    def new_root(self, root: str) -> Writer:
+        return new_root(root)
+
+    def rows(self, *of: Any) -> pa.Table:
+        return make_rows(*of)
 
     def ingest(self) -> None:
         shard_id = f"s{self.shards}"
@@ -39,7 +47,7 @@ class Player:
         if self.rng.random() < 0.3:
             self.forget()  # between landing and indexing: must cover the shard
         made_by = str(self.rng.choice(list(self.twin.parents)))  # an indexer may lag behind the head
-        self.writer.commit_ingest(IngestBatch([shard_id], make_rows(shard_id, items, raw, made_by)))
+        self.writer.commit_ingest(IngestBatch([shard_id], self.rows(shard_id, items, raw, made_by)))
         self.remember(shard_id, landed, items, raw, made_by)
 
     def remember(self, shard_id: str, landed: int, items: list[Item], raw: Floats, version: str) -> None:

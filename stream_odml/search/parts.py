@@ -1,0 +1,70 @@
+"""Items that one part of an embedding is compared with: of a discriminant head some by its known part, others by its
+new one; of an embedder that has no such head all by the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stream_odml.search.clusters import Clusters
+from stream_odml.search.columns import Columns, Growable
+from stream_odml.search.exact import Indices, Mask
+from stream_odml.search.segment import Segment
+from stream_odml.store.tables import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Items that one part of an embedding is compared with."""
+
+    segment: Segment
+    rows: Growable | None
+    """The number of each among all items, ascending; None where it is all of them."""
+    first: int
+    """Where the part begins in an embedding."""
+    bonus: float
+    """Added to the cosine of its items, which makes it comparable with those of other parts."""
+
+    def numbers(self) -> Indices:
+        """The numbers of its items among all."""
+        if self.rows is None:
+            return np.arange(self.segment.n)
+        return self.rows.view(self.segment.n)
+
+    def nearest(self, queries: FloatArray, k: int, mask: Mask | None) -> tuple[FloatArray, Indices]:
+        """Scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
+        if self.rows is None:
+            return self.segment.nearest(queries, k, mask)
+        numbers = self.numbers()
+        own = np.ascontiguousarray(queries[:, self.first : self.first + self.segment.dim])
+        scores, rows = self.segment.nearest(own, k, None if mask is None else mask[numbers])
+        found = np.where(rows < 0, -1, numbers[np.maximum(rows, 0)]) if len(numbers) else rows
+        return scores + np.float32(self.bonus), found
+
+    def grown(self, vectors: FloatArray, numbers: Indices) -> Part:
+        """With items behind the others."""
+        rows = self.rows.grown(self.segment.n, numbers) if self.rows is not None else None
+        return replace(self, segment=self.segment.grown(vectors) if len(vectors) else self.segment, rows=rows)
+
+    def taken(self, kept: Indices) -> Part:
+        """Only items of ``kept``, numbers among all, which are then counted from 0."""
+        here = np.flatnonzero(np.isin(self.numbers(), kept))
+        rows = None
+        if self.rows is not None:
+            numbers = np.searchsorted(kept, self.numbers()[here])
+            rows = Growable.empty(0, None, np.int64).grown(0, numbers)
+        return replace(self, segment=self.segment.taken(here), rows=rows)
+
+    def clusters(self, before: Columns, now: Columns, numbers: Indices | None) -> Clusters | None:
+        """What its index says of items ``numbers`` (all) of ``now``, where it was that of ``before``."""
+        main = self.segment.main
+        if main is None or main.kind != "ivf":
+            return None
+        held = before.item_ids.column
+        held = held.slice(0, main.n) if self.rows is None else held.take(pa.array(self.numbers()[: main.n]))
+        wanted = now.item_ids.column if numbers is None else now.item_ids.column.take(pa.array(numbers))
+        rows = pc.fill_null(pc.index_in(wanted, value_set=held.combine_chunks()), -1)
+        return main.clusters(rows.to_numpy().astype(np.int64))

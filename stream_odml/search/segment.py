@@ -1,0 +1,107 @@
+"""Vectors that are searched together: a main part with an index where they are many, fresh ones exactly beside it.
+
+Protects: a segment never changes; growing gives another one that shares what it can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stream_odml.search.clusters import Clusters
+from stream_odml.search.columns import Growable
+from stream_odml.search.exact import Indices, Mask, merge_top
+from stream_odml.search.halves import NEVER, ROWS, Halves, worth_from
+from stream_odml.search.search import ExactSearcher, IndexSearcher, SearchSettings, build_searcher
+from stream_odml.store.tables import FloatArray
+
+FRESH_KEPT = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """``n`` normalised vectors of dimension ``dim``."""
+
+    dim: int
+    n: int
+    main: IndexSearcher | None
+    """Covers the first ``main.n``; None when all are searched exactly."""
+    fresh: Growable
+    """Those behind ``main``."""
+    halves: Halves | None
+    """Of ``fresh``, where they make batches faster."""
+    settings: SearchSettings
+
+    @classmethod
+    def of(
+        cls, vectors: Growable, n: int, dim: int, settings: SearchSettings, clusters: Clusters | None = None
+    ) -> Segment:
+        """Of the first ``n`` of ``vectors``; ``clusters`` of an earlier segment are kept while they serve."""
+        return cls(dim, n, None, vectors, None, settings)._merged(clusters)
+
+    @property
+    def split(self) -> int:
+        """Where the fresh ones begin."""
+        return self.main.n if self.main else 0
+
+    def grown(self, rows: FloatArray) -> Segment:
+        """With ``rows`` [m, dim] behind the others."""
+        fresh = self.fresh.grown(self.n - self.split, rows)
+        return replace(self, fresh=fresh, n=self.n + len(rows))._merged()
+
+    def taken(self, rows: Indices) -> Segment:
+        """These rows only, of a segment without a main part."""
+        fresh = Growable.empty(0, self.dim, np.float32).grown(0, self.fresh.view(self.n)[rows])
+        return Segment.of(fresh, len(rows), self.dim, self.settings)
+
+    def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
+        """Cosines and row numbers [nq, k] for normalised ``queries`` [nq, dim]; -1 where there are fewer than k."""
+        split, parts = self.split, []
+        if self.main is not None:
+            parts.append(self.main.search(queries, k, None if mask is None else mask[:split]))
+        if self.n > split or not parts:
+            exact = ExactSearcher(self.fresh.view(self.n - split), self.halves)
+            scores, rows = exact.search(queries, k, None if mask is None else mask[split:])
+            parts.append((scores, np.where(rows < 0, -1, rows + split)))
+        return merge_top(parts, k)
+
+    def vectors(self, rows: Indices) -> FloatArray:
+        """float32 [len(rows), dim]."""
+        out = np.empty((len(rows), self.dim), dtype=np.float32)
+        late = rows >= self.split
+        out[late] = self.fresh.view(self.n - self.split)[rows[late] - self.split]
+        if self.main is not None and not late.all():
+            out[~late] = self.main.vectors(rows[~late])
+        return out
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by what holds them."""
+        return {
+            "vectors": self.fresh.nbytes,
+            "halves": self.halves.nbytes if self.halves else 0,
+            "index": self.main.nbytes if self.main else 0,
+        }
+
+    def _merged(self, clusters: Clusters | None = None) -> Segment:
+        """With the fresh ones in the main part, if they have become many (or all too many for exact search)."""
+        main = self.main
+        fresh = self.fresh.view(self.n - self.split)
+        if main is None:
+            built = build_searcher(fresh, self.settings, clusters)
+            if isinstance(built, ExactSearcher):
+                return replace(self, halves=_halves(self.halves, fresh))
+            main = built
+        elif len(fresh) <= max(FRESH_KEPT, self.settings.fresh_share * main.n):
+            return self
+        else:
+            main = main.grown(fresh)
+        return replace(self, main=main, fresh=Growable.empty(0, self.dim, np.float32), halves=None)
+
+
+def _halves(held: Halves | None, rows: FloatArray) -> Halves | None:
+    dim = rows.shape[1]
+    if len(rows) < ROWS or worth_from(dim) == NEVER:
+        return None
+    held = held or Halves.empty(dim)
+    return held.grown(rows[held.n :])
