@@ -179,6 +179,12 @@ def _hive_label(path: str) -> str | None:
     return next((named[key] for key in _HIVE_LABELS if named.get(key, _NO_PARTITION) != _NO_PARTITION), None)
 
 
+def class_of(file: ManifestFile) -> str:
+    """Return the class of an image of a manifest as it is said there; of a table what holds for all its rows."""
+    folder = "" if _is_table(file.path) else PurePosixPath(file.path).parent.as_posix()
+    return dict(file.values).get("class_name", folder)
+
+
 def has_class(file: ManifestFile) -> bool:
     """Whether an image of a manifest has a class: from its folder, or said of it."""
     return "/" in file.path or "class_name" in dict(file.values)

@@ -12,16 +12,25 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from stream_odml.ingest.folder_scan import FolderScan, scan_folder
+from stream_odml.ingest.folder_scan import FolderScan, class_of, scan_folder
 from stream_odml.ingest.folders import read_manifest
 from stream_odml.ingest.reasons import BadShard
-from stream_odml.ingest.shard import MANIFEST_NAME, TASK_SUFFIX, ShardManifest, shard_name
+from stream_odml.ingest.shard import (
+    FILE_FORMATS,
+    MANIFEST_NAME,
+    TASK_SUFFIX,
+    ManifestFile,
+    ShardManifest,
+    format_of,
+    make_shard_id,
+    shard_name,
+)
 from stream_odml.storage.atomic import sync_folder, write_whole
 from stream_odml.storage.publish import ShardExists, check_name, claim_name
 from stream_odml.storage.reading import (
@@ -36,6 +45,7 @@ from stream_odml.storage.regular import open_regular
 
 log = logging.getLogger(__name__)
 _PART_CHARS = 8
+_UNKNOWN = "\0"
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,11 @@ def plan_folder(
     base = _check_folder_name(shard_name(source.name) if name is None else name)
     scan = scan_folder(source, _local_or_none(place))
     landed = _landed(place, base, options)
-    known = {file.sha256 for manifest in landed.values() for file in manifest.files}
-    new = tuple(file for file in scan.files if file.sha256 not in known)
+    new, moves = _new_files(scan.files, landed.values())
     here = {file.sha256 for file in scan.files}
-    before = tuple(n for n, manifest in landed.items() if here & {file.sha256 for file in manifest.files})
+    before = tuple(
+        sorted(n for n, (manifest, _) in landed.items() if here & {file.sha256 for file in manifest.files})
+    )
     if not new:
         return FolderPlan(source, None, None, before, scan.notes)
     manifest = ShardManifest(files=new)
@@ -95,9 +106,11 @@ def plan_folder(
         if not is_remote(place):
             _is_landed(local_path(place) / base, manifest)
         return FolderPlan(source, base, manifest, (), scan.notes)
-    part = hashlib.sha256(manifest.to_bytes()).hexdigest()[:_PART_CHARS]
+    # An image may move to and fro, so equal parts may follow different ones.
+    part = hashlib.sha256(manifest.to_bytes() + "".join(before).encode() * bool(moves)).hexdigest()
     note = f"{len(scan.files) - len(new)} of {len(scan.files)} files landed before; {len(new)} new to land"
-    return FolderPlan(source, check_name(f"{base}-{part}"), manifest, before, (note, *scan.notes))
+    name = check_name(f"{base}-{part[:_PART_CHARS]}")
+    return FolderPlan(source, name, manifest, before, (note, *moves, *scan.notes))
 
 
 def land_plan(
@@ -154,16 +167,69 @@ def _local_or_none(inbox: str) -> Path | None:
     return None if is_remote(inbox) else local_path(inbox)
 
 
-def _landed(inbox: str, base: str, options: StorageOptions | None) -> dict[str, ShardManifest]:
-    """The shards that landed from the folder of this name: the first, and its parts."""
+def _new_files(
+    files: Sequence[ManifestFile], landed: Iterable[tuple[ShardManifest, str]]
+) -> tuple[tuple[ManifestFile, ...], list[str]]:
+    """Return the files whose bytes have not landed in their class before, and a note if they were in another one.
+
+    Such a file gets the id of the item that it was, unless that is still there too: the later one counts.
+    """
+    items: dict[str, tuple[str, str]] = {}
+    for manifest, shard_id in landed:
+        items |= _items_of(manifest, shard_id)
+    here = {(file.sha256, class_of(file)) for file in files}
+    gone = {sha256: item_id for item_id, (sha256, label) in items.items() if (sha256, label) not in here}
+    known, new, moved, doubled = set(items.values()), [], 0, 0
+    for file in files:
+        if (file.sha256, class_of(file)) in known:
+            continue
+        item_id = gone.pop(file.sha256, None)
+        if item_id is not None and item_id.startswith(_UNKNOWN):
+            doubled += 1
+        elif item_id is not None:
+            moved += 1
+            file = replace(file, values=tuple(sorted(({"item_id": item_id} | dict(file.values)).items())))
+        new.append(file)
+    notes = []
+    if moved:
+        notes.append(f"{moved} of them in another class than before: they take the place of the earlier ones")
+    if doubled:
+        notes.append(
+            f"{doubled} of them in another class than before, where they stay too: forget those items"
+        )
+    return tuple(new), notes
+
+
+def _items_of(manifest: ShardManifest, shard_id: str) -> dict[str, tuple[str, str]]:
+    """Return hash and class of each file by the id of its item; what is or follows a table has ids unknown here."""
+    items: dict[str, tuple[str, str]] = {}
+    follows_table = False
+    for row, file in enumerate(manifest.files):
+        follows_table = follows_table or format_of(file.path) in FILE_FORMATS.values()
+        default = f"{_UNKNOWN}{file.path}" if follows_table else f"{shard_id}/{row}"
+        items[dict(file.values).get("item_id", default)] = (file.sha256, class_of(file))
+    return items
+
+
+def _landed(inbox: str, base: str, options: StorageOptions | None) -> dict[str, tuple[ShardManifest, str]]:
+    """The shards that landed from the folder of this name, each with its id: the first, and its parts as they came."""
     ours = re.compile(rf"{re.escape(base)}(-[0-9a-f]{{{_PART_CHARS}}})?")
-    landed = {}
-    for name in sorted(filter(ours.fullmatch, _folders(inbox, options))):
+    landed: dict[str, tuple[ShardManifest, str]] = {}
+    times: dict[str, int] = {}
+    for name in filter(ours.fullmatch, _folders(inbox, options)):
         try:
-            landed[name] = read_manifest(join(inbox, name), options)[0]
+            manifest, sha256 = read_manifest(join(inbox, name), options)
         except BadShard:
             continue  # without its manifest it is no shard, or one that readers refuse
-    return landed
+        landed[name] = manifest, make_shard_id(name, sha256)
+        times[name] = _landed_at(join(inbox, f"{name}/{MANIFEST_NAME}"), options)
+    return {name: landed[name] for name in sorted(landed, key=lambda name: (times[name], name))}
+
+
+def _landed_at(manifest: str, options: StorageOptions | None) -> int:
+    if is_remote(manifest):
+        return int(s3_filesystem(options).get_file_info(s3_path(manifest)).mtime_ns or 0)
+    return local_path(manifest).stat().st_mtime_ns
 
 
 def _folders(inbox: str, options: StorageOptions | None) -> Iterator[str]:

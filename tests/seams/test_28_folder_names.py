@@ -11,6 +11,8 @@ import shutil
 import unicodedata
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stream_odml.ingest.landing import ShardExists
@@ -126,3 +128,42 @@ def test_an_unfinished_folder_of_that_name_is_not_touched(tmp_path: Path) -> Non
     with pytest.raises(ShardExists, match="is no complete shard"):
         ingest(write(tmp_path / "zoo", "cats/b.png", first=3), tmp_path / "inbox")
     assert os.listdir(tmp_path / "inbox/zoo") == ["cats"]
+
+
+def test_an_image_that_moved_to_another_class_is_the_same_item_there(tmp_path: Path) -> None:
+    folder, inbox = write(tmp_path / "zoo", "cats/a.png", "cats/b.png", "dogs/c.png"), tmp_path / "inbox"
+    ingest(folder, inbox)
+    (first,) = [row for row in rows(inbox) if isinstance(row, RawItem) and row.image == picture(0, "PNG")]
+    for number, (old, new) in enumerate([("cats", "dogs"), ("dogs", "cats"), ("cats", "dogs")], start=2):
+        shutil.move(folder / old / "a.png", folder / new / "a.png")
+        lines = ingest(folder, inbox)
+        assert any(line.startswith("1 of them in another class") for line in lines), lines
+        assert any("nothing new" in line for line in ingest(folder, inbox))
+        assert len(os.listdir(inbox)) == number
+        found = [row for row in rows(inbox) if isinstance(row, RawItem) and row.item_id == first.item_id]
+        assert len(found) == number
+        assert {row.image for row in found} == {first.image}
+        assert sum(row.class_name == new for row in found) == (number + (new == "cats")) // 2
+
+
+def test_an_image_that_is_copied_to_another_class_is_a_second_item(tmp_path: Path) -> None:
+    folder, inbox = write(tmp_path / "zoo", "cats/a.png", "dogs/c.png"), tmp_path / "inbox"
+    ingest(folder, inbox)
+    shutil.copy(folder / "cats/a.png", folder / "dogs/a.png")
+    assert not any("another class" in line for line in ingest(folder, inbox))
+    found = [row for row in rows(inbox) if isinstance(row, RawItem) and row.image == picture(0, "PNG")]
+    assert sorted(row.class_name for row in found) == ["cats", "dogs"]
+    assert len({row.item_id for row in found}) == 2
+
+
+def test_a_table_that_moved_is_the_same_and_an_image_behind_one_is_told_of(tmp_path: Path) -> None:
+    folder, inbox = write(tmp_path / "zoo", "t/cats/a.png"), tmp_path / "inbox"
+    columns = {"image": [picture(9)], "label": ["oak"]}
+    pq.write_table(pa.table(columns), folder / "all.parquet")
+    ingest(folder, inbox)
+    (folder / "old").mkdir()
+    shutil.move(folder / "all.parquet", folder / "old/all.parquet")
+    assert any("nothing new" in line for line in ingest(folder, inbox))
+    shutil.move(folder / "t/cats", folder / "t/dogs")
+    assert any("forget those items" in line for line in ingest(folder, inbox))
+    assert sorted(classes(inbox)) == ["oak", "t/cats", "t/dogs"]
