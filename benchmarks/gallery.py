@@ -129,7 +129,7 @@ def _read(uri: str, kind: str, link: Connection) -> None:
     before = _peak_gib()
     start = time.perf_counter()
     store = Store.open(uri)
-    snapshot = GallerySnapshot.load(store, SearchSettings(kind=kind))  # type: ignore[arg-type]
+    snapshot = GallerySnapshot.load(store, SearchSettings(kind=kind))
     found = {"load_1m_128_s": time.perf_counter() - start}
     found["loaded_1m_128_gib"] = sum(snapshot.memory().values()) / GIB
     link.send("loaded")

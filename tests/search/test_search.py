@@ -55,7 +55,7 @@ def test_more_neighbours_than_items_and_no_items_at_all() -> None:
 @pytest.mark.parametrize("kind", ["fp16", "ivf", "hnsw"])
 def test_an_index_finds_what_it_says_it_finds(kind: str) -> None:
     vectors, queries = np.split(clustered(4050), [4000])
-    built = build_searcher(vectors, SearchSettings(kind=kind))  # type: ignore[arg-type]
+    built = build_searcher(vectors, SearchSettings(kind=kind))
     assert isinstance(built, IndexSearcher)
     assert built.recall >= 0.95
     exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
@@ -76,7 +76,7 @@ def test_auto_takes_the_approximate_one_above_its_size() -> None:
     assert build_searcher(clustered(900), settings).kind == "exact"
     assert build_searcher(clustered(2000), settings).kind == "ivf"
     with pytest.raises(ValueError, match="search kind"):
-        SearchSettings(kind="fast")  # type: ignore[arg-type]
+        SearchSettings(kind="fast")
 
 
 @pytest.mark.parametrize("nq", [1, 3, 40])
@@ -210,7 +210,7 @@ def test_many_replaced_items_are_compacted_away(tmp_path: Path, kind: str) -> No
     items = [Item(f"i{i}", "c") for i in range(400)]
     ingest(writer, "s", items)
     store = Store.open(str(tmp_path))
-    snapshot = GallerySnapshot.load(store, SearchSettings(kind=kind))  # type: ignore[arg-type]
+    snapshot = GallerySnapshot.load(store, SearchSettings(kind=kind))
     raw = ingest(writer, "again", items, seed=5).astype(np.float32)
     store.refresh()
     snapshot = snapshot.refreshed(store)
