@@ -25,7 +25,7 @@ class Controller:
         os._exit(1)
 
 
-def free_cpus(expected: float, within_s: float = 20.0) -> float:
+def free_cpus(expected: float, within_s: float = 60.0) -> float:
     """CPUs that nobody reserves, once they are as expected or time is over."""
     deadline = time.monotonic() + within_s
     while True:

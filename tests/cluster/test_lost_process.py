@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
 
 import pytest
 import ray
@@ -16,10 +17,12 @@ from stream_odml.cluster.driver_calls import DriverGone
 from stream_odml.cluster.trainer import is_loss_of_a_process
 
 
-def _rank(rank: int, port: int, words: multiprocessing.SimpleQueue[tuple[bool, str]]) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _rank(
+    rank: int, folder: str, words: multiprocessing.SimpleQueue[tuple[bool, str]], together: Barrier
+) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     dist.all_reduce(torch.ones(1))
+    together.wait()  # else the first exchange may be cut off, too, before the other rank has got its part
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
@@ -28,18 +31,15 @@ def _rank(rank: int, port: int, words: multiprocessing.SimpleQueue[tuple[bool, s
         words.put((is_loss_of_a_process(error), f"{type(error).__name__}: {error}"))
 
 
-def test_a_peer_that_is_killed() -> None:
+def test_a_peer_that_is_killed(tmp_path: Path) -> None:
     """By a real one: the words of gloo may change with a release of torch."""
     context = multiprocessing.get_context("spawn")
-    words = context.SimpleQueue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [context.Process(target=_rank, args=(rank, port, words)) for rank in range(2)]
+    words, together = context.SimpleQueue(), context.Barrier(2)
+    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path), words, together)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(200)
     assert not words.empty(), "rank 0 saw no error"
     lost, text = words.get()
     assert lost, text

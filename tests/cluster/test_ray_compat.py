@@ -170,7 +170,7 @@ def test_serve_knows_the_header_and_the_method_by_which_its_replica_is_made() ->
 def test_ray_listens_on_the_loopback_or_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with ray_compat.only_loopback():
         pass
-    monkeypatch.setattr(ray_compat.services, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "10.0.0.7")
     with pytest.raises(RuntimeError, match=r"would listen on 10\.0\.0\.7"), ray_compat.only_loopback():
         pytest.fail("it would have started")
 

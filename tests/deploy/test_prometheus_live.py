@@ -20,6 +20,7 @@ from tests.deploy.paths import DEPLOY, load_rules, panel_queries, tool
 from tests.deploy.prometheus_server import Server, prometheus, wait_for
 from tests.deploy.promql import example_driver, example_replica, names, ray_names
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ALERTS = {rule["alert"]: rule["expr"] for rule in load_rules() if "alert" in rule}
 RAY_FILE = "prom_metrics_service_discovery.json"
 RAY = {name for _, expression in panel_queries() for name in names(expression) if name.startswith("ray_")}

@@ -44,7 +44,7 @@ PARTS = (
 )
 ALONE = {"soak", "commits", "neighbours"}
 """Parts that `--quick` shortens instead of choosing others."""
-QUICK = {"kills": 12, "minutes": 3.0, "apart": 1}
+QUICK = {"kills": 12, "minutes": 15.0, "apart": 1}
 KILL_MINUTES, SOAK_MINUTES = 7.0, 60.0
 
 

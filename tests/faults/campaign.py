@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.asker import Question, availability
-from tests.faults.killer import SLOTS, Board, Kill, Slot, row
+from tests.faults.killer import HEAL_S, SLOTS, Board, Kill, Slot, row
 from tests.faults.live import Live
 from tests.faults.oracle import KINDS, Violation
 from tests.faults.others import Others
@@ -22,7 +22,7 @@ from tests.measured import Measured
 
 APART = ("tree", "raylet", "gcs")
 """What ends the whole stream: a supervisor starts the same command again."""
-EXIT_S = 150.0
+EXIT_S = 300.0
 FIGURES = {
     "lost": "shards_lost",
     "learnt_twice": "learnt_twice",
@@ -89,7 +89,7 @@ def kill_for(board: Board, plan: Plan, report: Measured) -> Others:
     board.minutes = (time.monotonic() - board.began) / 60
     board.stop.set()
     for slot in slots:
-        slot.join(timeout=200)
+        slot.join(timeout=3 * HEAL_S)
     return others
 
 
@@ -108,7 +108,7 @@ def _apart(board: Board, plan: Plan, report: Measured) -> Iterable[Kill]:
         live.start()
         name = live.feeder.land().name
         live.ready()
-        wait_for(lambda name=name: name in live.watch.sight.indexed, 60.0)
+        wait_for(lambda name=name: name in live.watch.sight.indexed, HEAL_S)
         kill.heal_s = time.monotonic() - began
         kill.verdict = "; ".join(v.text for v in live.check()) or kill.verdict or "ok"
         report.say(f"{role}: {kill.heal_s:.1f} s, {kill.verdict}")

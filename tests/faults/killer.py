@@ -25,7 +25,7 @@ SLOTS: dict[str, dict[str, int]] = {
     "indexing": {"indexer": 1},
     "serving": {"replica": 5, "proxy": 1, "proxy_manager": 1, "serve_controller": 1},
 }
-HEAL_S = 90.0
+HEAL_S = 300.0
 WAIT_FOR_VICTIM_S = 15.0
 WAIT_AT_POINT_S = 45.0
 SUCCESSORS = {

@@ -26,7 +26,7 @@ from tests.faults.watch import Watch, wait_for
 START_S = 240.0
 SHARDS_A_TASK = 3
 LOOKS = 20
-END_S = 60.0
+END_S = 240.0
 
 
 def stream_yaml(path: Path, root: Path, **changes: Mapping[str, Any]) -> Path:
@@ -130,7 +130,7 @@ class Live:
                 return violations(store, truth, final, learnt)
         return [Violation("disagree", f"the tables lacked files that they name, {LOOKS} times in a row")]
 
-    def drain(self, timeout_s: float = 180.0) -> list[Violation]:
+    def drain(self, timeout_s: float = 600.0) -> list[Violation]:
         """End the producers, wait until all of it is indexed and what is due is learnt, and ask the oracle; then
         whether the service shows just that."""
         self.feeder.stop()
@@ -167,6 +167,6 @@ class Live:
         from stream_odml.search.snapshot import GallerySnapshot
 
         items = len(GallerySnapshot.load(store))
-        if wait_for(lambda: self.status().get("items") == items, 20.0) is not None:
+        if wait_for(lambda: self.status().get("items") == items, 60.0) is not None:
             return []
         return [Violation("disagree", f"the tables hold {items} items, served {self.status().get('items')}")]

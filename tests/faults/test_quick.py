@@ -1,4 +1,4 @@
-"""A dose of the fault benchmark at every commit: a dozen kills in a live stream, one of the whole tree, Ctrl-C."""
+"""A dose of the fault benchmark: a dozen kills in a live stream, one of the whole tree, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.faults.__main__ import arguments_of, plan_of
 from tests.faults.campaign import run
 from tests.measured import Measured
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3600)]
 
 
 def test_a_dozen_kills_and_one_of_the_whole_tree() -> None:

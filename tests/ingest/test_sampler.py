@@ -95,7 +95,7 @@ def test_a_step_costs_little() -> None:
     labels = np.random.default_rng(0).integers(0, 5000, 1_000_000)
     sampler = PKSampler(labels, 64, 4, seed=0, world_size=2)
     sampler.batch(0)
-    start = time.perf_counter()
+    start = time.process_time()
     for step in range(200):
         sampler.slice(step, 0)
-    assert (time.perf_counter() - start) / 200 < 0.002
+    assert (time.process_time() - start) / 200 < 0.002

@@ -91,8 +91,8 @@ def test_a_poll_over_many_known_shards_is_one_listing(tmp_path: Path, count: int
     known |= {ref.stamp for ref in source.poll(known)}
     assert len(known) == count
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(3):
         assert source.poll(known) == []
-    assert (time.perf_counter() - start) / 3 < 2.0 * count / 100_000
+    assert (time.process_time() - start) / 3 < 2.0 * count / 100_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096  # KiB

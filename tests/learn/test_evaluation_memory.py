@@ -1,4 +1,4 @@
-"""A million test vectors are evaluated within 2 GB: in a process of its own, whose peak the system tells."""
+"""Evaluation never holds all queries by all vectors: in a process of its own, whose peak the system tells."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import resource
 import numpy as np
 from stream_odml.learn.evaluation import Retrieval, recall_at_k
 
+N, Q = 1 << 17, 1 << 10  # all by all: 512 MiB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 random = np.random.default_rng(0)
-vectors = random.standard_normal((1_000_000, 128), dtype=np.float32)
-labels = np.arange(1_000_000) // 2
+vectors = random.standard_normal((N, 64), dtype=np.float32)
+labels = np.arange(N) // 2
 vectors[1::2] = vectors[::2] + 0.1  # each has one image of its class, and it is the nearest
-some = random.choice(1_000_000, 512, replace=False)
+some = random.choice(N, Q, replace=False)
 retrieval = Retrieval(vectors[some], labels[some], vectors, labels, some)
 assert recall_at_k(retrieval)[1] == 1.0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
-def test_a_million_vectors_fit_in_two_gigabytes() -> None:
+def test_all_similarities_are_never_held_at_once() -> None:
     peak_mib = float(
         subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout
     )
-    assert 512 < peak_mib < 2000
+    assert 32 < peak_mib < 450

@@ -31,19 +31,19 @@ from tests.ingest.helpers import some_items
 SCRIPT = """
 import time
 from stream_odml.pipeline.hang_guard import HangGuard
-with HangGuard(0.5) as guard:
-    for _ in range(10):
+with HangGuard(2.0) as guard:
+    for _ in range(12):
         time.sleep(0.2)
         guard.beat()
 print("alive", flush=True)
-time.sleep(1)
+time.sleep(2.5)
 with HangGuard(0.5):
     sum(range(1 << 62))  # never lets go of the interpreter lock for long, nor ends
 """
 
 
 def test_slow_work_lives_and_hung_work_ends_with_a_traceback() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240)
     assert done.stdout == "alive\n"
     assert done.returncode == 1
     assert "Timeout" in done.stderr
@@ -70,7 +70,7 @@ def test_a_shard_that_hangs_its_reader_is_set_aside(tmp_path: Path) -> None:
         {
             "root": str(tmp_path / "root"),
             "model": {"backbone": "conv4", "dim": 8, "image_size": 16},
-            "ingest": {"hang_s": 1.0, "tries": 2, "batch_shards": 3},
+            "ingest": {"hang_s": 4.0, "tries": 2, "batch_shards": 3},
         }
     )
     Store.create(config.root, 8)
@@ -89,7 +89,7 @@ def test_a_shard_that_hangs_its_reader_is_set_aside(tmp_path: Path) -> None:
             tier.dispatch(writer.tree.head)
     (aside,) = writer.ledger.in_state("set_aside")
     assert (aside.name, aside.attempts) == ("stuck.parquet", 2)
-    assert "hung it for 1 s" in (aside.problem or "")
+    assert "hung it for 4 s" in (aside.problem or "")
     assert sorted(s.name for s in writer.ledger.indexed.values()) == ["a.parquet", "b.parquet", "c.parquet"]
     assert len(writer.store.gallery_rows()) == 15
     writer.release()

@@ -33,7 +33,7 @@ from tests.seams.in_process import in_process
 from tests.service.local import LocalApi
 from tests.service.tiny_stream import TinyStream, picture
 
-OPTIONS = ServiceOptions(poll_s=0.02, wait_s=3.0)
+OPTIONS = ServiceOptions(poll_s=0.02, wait_s=30.0)
 IMAGE = picture(1)
 PIECES = [
     "cat", "é", "e\u0301", "фото", "می\u200cخواهم", "👩\u200d🔬", "\u1100\u1161", "ﬃ", "Å",
@@ -109,7 +109,7 @@ class Service:
     def index(self) -> None:
         """Index what was pushed, and wait until the replica shows it."""
         self.stream.ingest()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.replica.served().sequence < self.stream.sequence:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -146,14 +146,14 @@ def _pushed_rows(stream: TinyStream, shard: str) -> list[RawItem | RowProblem]:
     return list(read_shard(refs[0]))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_door_takes_what_the_reader_takes_and_all_show_it_alike(
     service: Service, tmp_path: Path, seed: int
 ) -> None:
     rng = random.Random(seed)
     shown: dict[str, tuple[Any, ...]] = {}
     taken = 0
-    for number in range(150):
+    for number in range(100):
         said = _fields(rng)
         answer, oracle = service.push(said), _as_tar_row(tmp_path / "oracle", said)
         assert (answer.status_code == 202) == isinstance(oracle, RawItem), (said, answer.text, oracle)
@@ -177,7 +177,7 @@ def test_the_door_takes_what_the_reader_takes_and_all_show_it_alike(
         if number % 50 == 49:
             service.index()
     service.index()
-    assert 30 < taken < 145, "the inputs are to be mixed"
+    assert 20 < taken < 95, "the inputs are to be mixed"
     assert service.stream.writer.store.quarantine_rows().num_rows == 0
     for item_id, (class_name, attributes, _) in shown.items():
         found = service.api.get(f"/v1/items/{quote(item_id, safe='')}")

@@ -166,7 +166,8 @@ def test_encoded_bodies_are_not_unpacked() -> None:
 
 
 def test_work_ends_when_its_client_leaves(caplog: pytest.LogCaptureFixture) -> None:
-    backend = Slow(delay_s=30)
+    backend_s = 120
+    backend = Slow(delay_s=backend_s)
     app = create_app(backend, ServiceOptions(), backend.metrics)
 
     async def run() -> float:
@@ -178,7 +179,7 @@ def test_work_ends_when_its_client_leaves(caplog: pytest.LogCaptureFixture) -> N
         assert await asked == 0
         return time.monotonic() - began
 
-    assert asyncio.run(run()) < 1
+    assert asyncio.run(run()) < backend_s / 2
     assert backend.given_up == 1
     assert not caplog.records
     assert 'kind="vector",outcome="gone"} 1.0' in backend.metrics_text().decode()

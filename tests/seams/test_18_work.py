@@ -86,61 +86,65 @@ def test_decoding_stops_between_two_images(stream: TinyStream, monkeypatch: pyte
     with LocalApi(create_app(replica, options, replica.metrics)) as api:
         images = [base64.b64encode(picture(0)).decode()] * 50
         assert api.post("/v1/search/batch", json={"images": images}).status_code == 504
+        in_time = len(decoded)
         time.sleep(0.5)
-    assert len(decoded) <= 5
+    assert len(decoded) <= in_time + 1  # the one that was under way
     replica.close()
 
 
 def test_a_small_image_waits_for_neither_large_ones_nor_many(
     stream: TinyStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    decoded: list[int] = []
 
     def slow(image: bytes, size: int, limit: int) -> Any:
+        decoded.append(len(image))
         time.sleep(0.4 if len(image) > 3000 else 0.05)
         return decode_image(image, size, limit)
 
     monkeypatch.setattr(decoding, "decode_image", slow)
     monkeypatch.setattr(decoding, "LARGE", 500_000)
-    options = ServiceOptions(timeout_s=5)
+    options = ServiceOptions(timeout_s=120)
     replica = replica_of(stream, options)
     app = create_app(replica, options, replica.metrics)
     large = json.dumps({"images": [base64.b64encode(flat(1000)).decode()] * 4}).encode()
     many = json.dumps({"images": [base64.b64encode(picture(1)).decode()] * 40}).encode()
 
-    async def run() -> tuple[float, int]:
+    async def run() -> tuple[int, int]:
         floods = [
             asyncio.create_task(Caller(app, "a").ask("/v1/search/batch", body))
             for body in (large, large, many, many)
         ]
-        await asyncio.sleep(0.2)
-        began = time.monotonic()
+        while len(decoded) < 3:
+            await asyncio.sleep(0.01)
+        before = len(decoded)
         status = await Caller(app, "b").ask("/v1/search", picture(0), headers={"content-type": "image/png"})
-        took = time.monotonic() - began
+        meanwhile = len(decoded) - before
         for flood in floods:
             flood.cancel()
         await asyncio.gather(*floods, return_exceptions=True)
-        return took, status
+        return meanwhile, status
 
-    took, status = asyncio.run(run())
+    meanwhile, status = asyncio.run(run())
     replica.close()
     assert status == 200
-    assert took < 0.4
+    assert meanwhile < 20  # of 88
 
 
 # --- vectors ---------------------------------------------------------------------------------------------------------
 
 
 def longest_pause(app: ASGIApp, *asked: tuple[str, bytes]) -> tuple[float, list[int]]:
-    """How long the event loop stood still while `app` answered, and the statuses."""
+    """How long this process computed without a turn of its event loop while `app` answered, and the statuses."""
 
     async def run() -> tuple[float, list[int]]:
         pauses = [0.0]
 
         async def tick() -> None:
             while True:
-                began = time.perf_counter()
+                began = time.process_time()  # who else keeps the machine busy does not count
                 await asyncio.sleep(0.001)
-                pauses.append(time.perf_counter() - began)
+                pauses.append(time.process_time() - began)
 
         ticking = asyncio.create_task(tick())
         statuses = [await Caller(app, "a").ask(path, body) for path, body in asked]
@@ -187,29 +191,30 @@ def test_a_long_batch_lets_single_queries_in_between(
     monkeypatch.setattr(answering, "_work", slow)
     monkeypatch.setattr(answering, "SHORT", -1)
     monkeypatch.setattr(answering, "SLICE", 8 * (10 * answering.PER_HIT + SPEC.dim * 4))
-    options = ServiceOptions(timeout_s=20)
+    options = ServiceOptions(timeout_s=120)
     replica = replica_of(stream, options)
     app = create_app(replica, options, replica.metrics)
     rows = np.random.default_rng(0).normal(size=(256, SPEC.dim)).round(3).tolist()
 
-    async def run() -> tuple[float, list[int]]:
+    async def run() -> tuple[int, list[int]]:
         batches = [
             asyncio.create_task(
                 Caller(app, "a").ask("/v1/search/batch", json.dumps({"vectors": rows}).encode())
             )
             for _ in range(4)
         ]
-        await asyncio.sleep(0.2)
-        began = time.monotonic()
+        while len(sizes) < 3:
+            await asyncio.sleep(0.01)
+        before = len(sizes)
         one = await Caller(app, "b").ask("/v1/search", json.dumps({"vector": rows[0]}).encode())
-        took = time.monotonic() - began
-        return took, [one, *await asyncio.gather(*batches)]
+        meanwhile = len(sizes) - before
+        return meanwhile, [one, *await asyncio.gather(*batches)]
 
-    took, statuses = asyncio.run(run())
+    meanwhile, statuses = asyncio.run(run())
     replica.close()
     assert statuses == [200] * 5
     assert max(sizes) <= 16
-    assert took < 0.5
+    assert meanwhile < 20  # of over a hundred slices
 
 
 def test_slices_answer_as_the_whole_does(stream: TinyStream, monkeypatch: pytest.MonkeyPatch) -> None:

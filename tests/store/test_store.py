@@ -51,9 +51,9 @@ def test_a_poll_that_finds_nothing_costs_little(tmp_path: Path) -> None:
 
 
 def _timed(reader: Store) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     reader.refresh()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def test_compaction_and_vacuum_behind_a_readers_back(tmp_path: Path) -> None:
