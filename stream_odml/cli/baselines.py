@@ -24,7 +24,8 @@ from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
 from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
 from stream_odml.learn.settings import method_settings
 from stream_odml.learn.stage import StageLearner
-from stream_odml.pipeline.held_out import Floats, choose, embed_images, keys_of
+from stream_odml.pipeline.held_out import embed_images
+from stream_odml.pipeline.held_out_rows import Floats, choose, keys_of
 from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.pipeline.sources import read_options

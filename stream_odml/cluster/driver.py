@@ -15,6 +15,7 @@ from typing import Any, Literal
 import ray
 import ray.util
 
+from stream_odml.cluster.head_solver import FastStages
 from stream_odml.cluster.indexer_calls import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.config.stream import StreamConfig
@@ -26,6 +27,7 @@ from stream_odml.observe.targets import announce, reachable, targets_folder, wit
 from stream_odml.observe.tracing import span
 from stream_odml.pipeline.erasure_request import find_subject
 from stream_odml.pipeline.figures import stream_figures
+from stream_odml.pipeline.late_erasure import StaleSums
 from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.metrics import DriverMetrics
 from stream_odml.pipeline.pushed import move_back
@@ -59,7 +61,10 @@ class StreamDriver:
         self._work_came = threading.Condition(self._lock)
         self._stop = threading.Event()
         self._ingestion = Ingestion(self._writer, indexer_handles(config.cluster.indexers), config.ingest)
-        self._stages = Stages(self._writer, config.boundary, config.gate.retries)
+        self._stages = Stages(self._writer, config.boundary, config.gate.retries, config.learns_trunk)
+        self._fast = FastStages(config, self._stages)
+        if config.solves_head:
+            self._fast.start()
         self._discovery = Discovery(open_sources(config), self._writer.store, config.source.poll_s)
         self._metrics = DriverMetrics()
         self._figures_due = 0.0
@@ -116,6 +121,10 @@ class StreamDriver:
             self._ingestion.dispatch(self._writer.store.tree.head)
             if self._stages.close_tasks():
                 self._work_came.notify_all()
+            if (solved := self._fast.gather()) is not None:
+                self.commit_stage(solved)
+                self._work_came.notify_all()
+            self._fast.dispatch()
             self._refresh_figures()
 
     def _refresh_figures(self, force: bool = False) -> None:
@@ -170,6 +179,9 @@ class StreamDriver:
                 head = self._stages.commit(result)
             except StaleParent as error:
                 log.warning("stage %s is dropped: %s", result.version_id, error)
+                return self._writer.store.tree.head
+            except StaleSums as error:
+                log.warning("stage %s is learnt again: %s", result.version_id, error)
                 return self._writer.store.tree.head
             self._training_problem = ""
             self._refresh_figures(force=True)
@@ -233,6 +245,8 @@ class StreamDriver:
             finally:
                 self._lock.release()
         figures, progress, waits = self._metrics.figures, self._metrics.progress, self._waits
+        if (solving := self._fast.order) is not None:
+            progress = StageProgress("solving", solving.task, solving.version_id, solving.depth)
         told = {
             "stream": self._config.name,
             "pid": os.getpid(),
@@ -241,6 +255,7 @@ class StreamDriver:
             or self._discovery.error
             or self._tidying.problem
             or self._training_problem
+            or self._fast.problem
             or None,
             "open_task": waits,
             "stage": progress,

@@ -62,6 +62,7 @@ class Indexer:
         if self._store is None:
             self._store = Store.open(self._config.root, self._config.storage_options, keep_gallery=False)
         embedder = self._model(self._store, version)
+        as_stored = replace(self._options, codes=self._store.row_codes)
         done: list[IndexedShard] = []
         retry: dict[str, str] = {}
         rest: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ class Indexer:
                 rest = tuple(ref.shard_id for ref in refs[begun:])
                 break
             try:
-                options = replace(self._options, source_options=read_options(self._config, ref.uri))
+                options = replace(as_stored, source_options=read_options(self._config, ref.uri))
                 watched, traced = (
                     HangGuard(self._config.ingest.hang_s),
                     span("shard.index", ref.shard_id, stage=version),

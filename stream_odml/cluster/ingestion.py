@@ -264,5 +264,9 @@ def _transaction(batches: list[IndexedBatch]) -> IngestBatch:
         [count.shard_id for count in counts],
         pa.concat_tables([batch.rows for batch in batches]),
         pa.concat_tables([batch.quarantine for batch in batches]),
-        {c.shard_id: {"trainable": c.trainable, "reasons": c.reasons} for c in counts},
+        {
+            c.shard_id: {"trainable": c.trainable, "reasons": c.reasons, "version": batch.version}
+            for batch in batches
+            for c in batch.counts
+        },
     )

@@ -44,13 +44,19 @@ from stream_odml.cluster.runtime import (
 from stream_odml.cluster.session_folder import remove_abandoned
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
-from stream_odml.learn.embedder import build_embedder, embedder_from_bytes, embedder_to_bytes
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import HeadSettings, solve_head
+from stream_odml.learn.embedder import Embedder, build_embedder, embedder_from_bytes, embedder_to_bytes
+from stream_odml.learn.lift import Lift
 from stream_odml.observe.observing import TERMINAL, observe
 from stream_odml.pipeline.sources import open_sources, push_path
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote
-from stream_odml.store.artifacts import STUDENT
+from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
+from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
+from stream_odml.store.tables import Form
+from stream_odml.store.versions import SUMS_SEQ
 from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -285,18 +291,37 @@ def _make_root(config: StreamConfig, takeover: bool) -> None:
 
 
 def _open_root(config: StreamConfig, takeover: bool) -> None:
-    Store.create(config.root, config.model.dim, config.storage_options)
-    writer = Writer.claim(
-        config.root, f"stream {config.name}", takeover, config.store.lease_s, config.storage_options
-    )
+    options = config.storage_options
+    form: Form = "exact" if config.solves_head else "embedding"
+    Store.create(config.root, _stored_dim(config), options, form=form, codes=config.store.codes)
+    writer = Writer.claim(config.root, f"stream {config.name}", takeover, config.store.lease_s, options)
     try:
         if writer.store.tree.root is None:
             model = build_embedder(config.model, config.seed)
-            writer.commit_root({STUDENT: embedder_to_bytes(model)})
+            writer.commit_root(*first_version(config, model))
         else:
             _check_model(config, writer.store)
     finally:
         writer.release()
+
+
+def _stored_dim(config: StreamConfig) -> int:
+    """Length of what the gallery stores; of a trunk's features it is known once the trunk was built."""
+    if not config.solves_head:
+        return config.model.dim
+    with contextlib.suppress(NotAStreamRoot):
+        return Store.open(config.root, config.storage_options, keep_gallery=False).dim
+    return build_embedder(config.model, config.seed).out_dim
+
+
+def first_version(config: StreamConfig, model: Embedder) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return artifacts and metrics of the initial model; under a discriminant head, with a head solved of nothing."""
+    artifacts = {STUDENT: embedder_to_bytes(model)}
+    if not config.solves_head:
+        return artifacts, {}
+    sums = ClassSums.empty(Lift(model.out_dim, config.model.lift, config.seed))
+    head = solve_head(sums, HeadSettings(dim=config.model.dim))
+    return {**artifacts, HEAD: head.to_bytes(), SUMS: sums.to_bytes()}, {SUMS_SEQ: -1}
 
 
 def _check_model(config: StreamConfig, store: Store) -> None:

@@ -1,12 +1,13 @@
 """The embedder: backbone, pooling, head. Its output is the raw g; whoever compares embeddings
-normalises them."""
+normalises them. Under a discriminant head, which is solved apart from it, it is the trunk alone: its output is h."""
 
-# B images   d embedding   H, W sides   N images in memory, channels last
+# B images   d embedding (D under a discriminant head)   H, W sides   N images in memory, channels last
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,10 @@ class Embedder(nn.Module):
         self.pooling = spec.pooling if spec.pooling != "auto" else backbone.default_pooling
         self.head: nn.Module = nn.Identity()
         features = self._count_features()
+        self.out_dim = features if spec.head == "discriminant" else spec.dim
         if spec.head == "linear":
             self.head = nn.Linear(features, spec.dim)
-        elif features != spec.dim:
+        elif features != self.out_dim:
             raise ValueError(
                 f"head 'none': dim is {spec.dim}, but {spec.backbone} gives {features}; set dim: {features}"
             )
@@ -101,6 +103,22 @@ def _build(spec: EmbedderSpec, seed: int, *, load: bool, architecture: dict[str,
         return Embedder(spec, build_backbone(spec, load=load, architecture=architecture))
 
 
+def with_training_head(trunk: Embedder, seed: int) -> Embedder:
+    """A copy of a trunk with a linear layer in front of the loss, from `seed`: a trunk that is trained without one
+    learns far less (`METHOD.md`)."""
+    assert trunk.spec.head == "discriminant"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trained = Embedder(replace(trunk.spec, head="linear", lift=0), copy.deepcopy(trunk.backbone).cpu())
+    trained.norms_frozen = trunk.norms_frozen
+    return trained
+
+
+def trunk_of(trained: Embedder, spec: EmbedderSpec) -> Embedder:
+    """Return the inverse of `with_training_head`, around the same backbone."""
+    return Embedder(spec, trained.backbone.cpu())
+
+
 def embedder_to_bytes(embedder: Embedder) -> bytes:
     """Weights as safetensors, with the spec and the architecture in its header."""
     arrays = {k: t.detach().cpu().contiguous().numpy() for k, t in embedder.state_dict().items()}
@@ -141,7 +159,7 @@ def embed(
         raise ValueError(f"batch {batch}, expected at least 1")
     was_training = embedder.training
     embedder.eval().to(device)
-    g_Nd = np.empty((len(pixels_NHW3), embedder.spec.dim), np.float32)
+    g_Nd = np.empty((len(pixels_NHW3), embedder.out_dim), np.float32)
     try:
         with torch.inference_mode():
             for i in range(0, len(pixels_NHW3), batch):

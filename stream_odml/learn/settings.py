@@ -13,6 +13,8 @@ Pooling = Literal["auto", "mean", "max", "gem", "flatten", "cls"]
 KernelName = Literal["cosine", "clamped", "softmax", "gaussian"]
 GalleryMap = Literal["identity", "affine", "kernel", "affine+kernel"]
 Precision = Literal["fp32", "bf16"]
+HeadKind = Literal["discriminant", "linear", "none"]
+TrunkRule = Literal["auto", "frozen", "distilled"]
 
 _PYDANTIC: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -26,7 +28,8 @@ class EmbedderSpec:
     backbone: str = "conv4"
     """`conv4`, `mobilenetv2`, `transformers:<name or folder>` or `timm:<name>`."""
     dim: Annotated[int, Range(at_least=1)] = 128
-    """Length of the embedding; with `head: none` it must equal the backbone's pooled features."""
+    """Length of the embedding; with `head: none` it must equal the backbone's pooled features. With
+    `head: discriminant`: the greatest length of the part by which known classes are compared."""
     image_size: Annotated[int, Range(at_least=8)] = 32
     """Side of the square input, in pixels."""
     weights: str | None = None
@@ -35,14 +38,23 @@ class EmbedderSpec:
     """Load the weights that a `transformers:` or `timm:` name stands for."""
     pooling: Pooling = "auto"
     """How the feature map becomes one vector; `auto`: flatten for conv4, cls for tokens, else mean."""
-    head: Literal["linear", "none"] = "linear"
-    """A linear layer to `dim`, or the pooled features themselves."""
+    head: HeadKind = "linear"
+    """`linear`: a layer to `dim`, trained with the backbone. `discriminant`: solved in closed form from sums of all
+    that was learnt, in seconds and without training; the gallery stores pooled features and follows it exactly. `none`:
+    the pooled features themselves."""
+    lift: Count = 0
+    """Random features beside the pooled ones, for a `discriminant` head: it takes them where images left out of its
+    solution are found better by them. 2048 helps backbones of few features (`conv4`)."""
     normalisation: Literal["auto", "imagenet", "symmetric", "none"] = "auto"
     """Of the pixels: ImageNet's mean and deviation, to -1..1, or left at 0..1; `auto`: what the
     backbone wants."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.lift and self.head != "discriminant":
+            raise ValueError(
+                f"lift: {self.lift} random features with head {self.head!r}; only `head: discriminant` takes them"
+            )
         if self.pretrained and ":" not in self.backbone:
             raise ValueError(
                 f"pretrained: true, but backbone {self.backbone!r} has no weights by name; "
@@ -61,6 +73,11 @@ class StageSettings:
     are in `learn/losses.py`."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _PYDANTIC
+
+    trunk: TrunkRule = "auto"
+    """What is in front of a `discriminant` head. `auto`: learnt in the first stage and kept from then on; `frozen`:
+    kept as it starts, where that is from pretrained weights; `distilled`: learnt in every stage, which is not built yet
+    under this head, and is what happens under all others."""
 
     metric_loss: str = "supcon"
     """`hard_pairs`, `binomial`, `supcon`, or `pml:<class of pytorch_metric_learning.losses>`."""

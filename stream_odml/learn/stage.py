@@ -18,7 +18,7 @@ from stream_odml.learn.augment import augment, step_seed
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.composites import LastPassComposites, composites_of_batch, counts_of_composites
 from stream_odml.learn.drift import DriftMap
-from stream_odml.learn.embedder import Embedder, as_images
+from stream_odml.learn.embedder import Embedder, as_images, trunk_of, with_training_head
 from stream_odml.learn.finish import Batch, FinishPass, run_finish
 from stream_odml.learn.losses import stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
@@ -62,9 +62,9 @@ class StageLearner:
             world: Ranks of this stage; by default those of the process group.
             backward_maps: Needed for virtual='affine' only, see `VirtualFeatures`.
         """
-        if bank.dim != old.spec.dim:
+        if bank.dim != old.out_dim:
             raise ValueError(
-                f"bank of dimension {bank.dim} with an embedder of {old.spec.dim}; they must be one version's"
+                f"bank of dimension {bank.dim} with an embedder of {old.out_dim}; they must be one version's"
             )
         if n_classes < 1:
             raise ValueError(f"n_classes: {n_classes}, expected at least 1")
@@ -73,6 +73,11 @@ class StageLearner:
         self.is_base = len(bank) == 0
         self.total_steps = settings.base_steps if self.is_base else settings.stage_steps
         self.next_step = 0
+        if old.spec.head == "discriminant" and self.total_steps and not self.is_base:
+            raise ValueError(
+                f"{self.total_steps} steps of a later stage under a discriminant head, which learns its trunk in the "
+                "base stage only; set stage_steps: 0"
+            )
         self._n_classes = n_classes
         self._rate = settings.base_learning_rate if self.is_base else settings.learning_rate
         self._build(old, {} if backward_maps is None else backward_maps)
@@ -80,7 +85,8 @@ class StageLearner:
     def _build(self, old: Embedder, backward_maps: Mapping[str, DriftMap]) -> None:
         s, device = self.settings, self.world.device
         self.old = freeze(old, device)
-        self.networks = build_networks(old, s, base=self.is_base, seed=self.seed, world=self.world)
+        learnt = with_training_head(old, self.seed) if old.spec.head == "discriminant" else old
+        self.networks = build_networks(learnt, s, base=self.is_base, seed=self.seed, world=self.world)
         names = ["student"] + (["peer"] if self.networks.peer is not None else [])
         losses = [build_metric_loss(s, self._n_classes, old.spec.dim, step_seed(self.seed, 2)) for _ in names]
         self._metric = nn.ModuleDict(dict(zip(names, losses, strict=True))).to(device)
@@ -248,7 +254,7 @@ class StageLearner:
             raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")
         student = self._averaged_student().eval().requires_grad_(False)
         finish = FinishPass(
-            self.settings, self.bank, self._n_classes, student.spec.dim, self.world, new_buffer
+            self.settings, self.bank, self._n_classes, student.out_dim, self.world, new_buffer
         )
         composites = LastPassComposites(0 if self.is_base else self.settings.map_composites, n_images)
         run_finish(finish, batches, self.old, student, self.world.device, composites)
@@ -261,8 +267,11 @@ class StageLearner:
         return outcome
 
     def _averaged_student(self) -> Embedder:
-        """Return the student with `old_share` of the old weights averaged in (never in the base stage)."""
+        """Return the student with `old_share` of the old weights averaged in (never in the base stage), and without
+        the head that is for training only."""
         student = self.networks.student
+        if self.old.spec.head == "discriminant":
+            return trunk_of(student, self.old.spec).to(self.world.device)
         if self.settings.old_share and not self.is_base:
             with torch.no_grad():
                 for new, old in zip(student.parameters(), self.old.parameters(), strict=True):

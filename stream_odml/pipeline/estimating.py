@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from stream_odml.learn.damage import estimated_recall
 from stream_odml.learn.evaluation import Labels
 from stream_odml.learn.outcome import StageOutcome
-from stream_odml.pipeline.held_out import Floats, mapped_to
+from stream_odml.pipeline.held_out_rows import Floats, mapped_to
 from stream_odml.pipeline.sampling import rows_of_classes
 from stream_odml.store.store import Store
-from stream_odml.store.tables import vectors_of
+from stream_odml.store.tables import decoded
 from stream_odml.store.version_metrics import key
 
 SHARDS = 32
@@ -47,5 +47,5 @@ def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
     rows = rows_of_classes(store, parent, drawn, where, PER_CLASS, seed)
     rows = rows.take(np.sort(random.permutation(len(rows))[:MAX_VECTORS]))
     _, labels = np.unique(np.array(rows["class_name"].to_pylist(), np.str_), return_inverse=True)
-    vectors = vectors_of(rows["vector"], store.dim)
+    vectors = decoded(rows, store.dim)
     return mapped_to(store, vectors, rows["version"].to_pylist(), parent), labels.astype(np.int64)

@@ -6,31 +6,48 @@ one of them, and never finds itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.learn.drift import DriftMap
-from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
-from stream_odml.pipeline.held_out import Floats, HeldOut
+from stream_odml.pipeline.held_out_rows import Floats, HeldOut
 from stream_odml.store.store import Store
 from stream_odml.store.version_metrics import VersionMetrics, key
 
+Finder = Callable[[HeldOut, Floats, Floats], Floats]
+"""(held, queries [n, d], gallery [n, d]) -> [n]: 1 where the nearest other is of the query's class, else 0; NaN where
+its class has no other."""
 
-def evaluate_stage(held: HeldOut, forward: DriftMap, task: str) -> dict[str, Any]:
+
+def by_cosine(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
+    """Compare embeddings as they are."""
+    # Here: a stage under a discriminant head needs no torch.
+    from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
+
+    return nearest_is_relevant(Retrieval(queries, held.labels, gallery, held.labels, np.arange(len(queries))))
+
+
+def evaluate_stage(
+    held: HeldOut, forward: DriftMap, task: str, after: Finder = by_cosine, before: Finder = by_cosine
+) -> dict[str, Any]:
     """Recall@1 of the new version and, as served, of the one that it would replace, on the same images.
 
     By split and gallery form, re-extracted of each task's classes, and served of each class. Beside each comparison:
-    how many queries it rests on, and its standard error.
+    how many queries it rests on, and its standard error. `after` and `before`: how the new version and its parent
+    compare what their models give.
     """
     # At the commit the task's own items are embedded anew; all others are only ever mapped.
     own = held.of_this_task[:, None]
     served = np.where(own, held.fresh, forward.apply(held.mapped).astype(np.float32))
     forms = {"served": served, "reextracted": held.fresh, "stale": np.where(own, held.fresh, held.raw)}
-    found = {form: _nearest(held, held.fresh, gallery) for form, gallery in forms.items()}
-    before = _nearest(held, held.parent, held.mapped)
+    found: dict[str, Floats] = {}
+    for form, gallery in forms.items():  # under one trunk they are all the same
+        same = next((other for other in found if np.array_equal(forms[other], gallery)), None)
+        found[form] = after(held, held.fresh, gallery) if same is None else found[same]
+    of_parent = before(held, held.parent, held.mapped)
     new = held.tasks == task
     splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
     figures: dict[str, Any] = {
@@ -40,7 +57,7 @@ def evaluate_stage(held: HeldOut, forward: DriftMap, task: str) -> dict[str, Any
         if (value := _mean(found[form][queries])) is not None
     }
     for split in ("old", "new"):
-        figures |= _compared(split, before, found["served"], held.labels, splits[split])
+        figures |= _compared(split, of_parent, found["served"], held.labels, splits[split])
     for name in np.unique(held.tasks):
         value = _mean(found["reextracted"][held.tasks == name])
         if value is not None:
@@ -91,10 +108,6 @@ def forgetting(store: Store, parent: str, figures: Mapping[str, Any]) -> float |
         if best is not None:
             losses.append(best - now)
     return float(np.mean(losses)) if losses else None
-
-
-def _nearest(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
-    return nearest_is_relevant(Retrieval(queries, held.labels, gallery, held.labels, np.arange(len(queries))))
 
 
 def _mean(found: Floats) -> float | None:

@@ -11,6 +11,8 @@ from stream_odml.store.version_metrics import VersionMetrics
 MIN_SPREAD = 1e-4
 """Of a task's images, as the parent embeds them, over stored vectors. Below it they are one image: how the model moved
 elsewhere cannot be read from them."""
+OVERRULED = "gate_overruled"
+"""Metric of a version that was published though the gate spoke against it: what it said."""
 FEW_QUERIES = 30
 """Held-out images of old classes under which the estimate from stored vectors is looked at as well."""
 

@@ -24,10 +24,11 @@ from stream_odml.ingest.reasons import BadShard, RowProblem
 from stream_odml.ingest.rows import Decoded, decode_shard
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.learn.embedder import Embedder, embed
+from stream_odml.learn.feature_codes import FeatureFormat
 from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
-from stream_odml.store.tables import GALLERY, gallery_rows, quarantine_rows
+from stream_odml.store.tables import gallery_rows, gallery_schema, quarantine_rows
 
 CHUNK = 256
 """Images decoded before they are embedded together: bounds the memory of a shard of any size."""
@@ -45,6 +46,8 @@ class IndexOptions:
     source_options: StorageOptions | None = None
     device: str | torch.device = "cpu"
     """Where images are embedded."""
+    codes: FeatureFormat | None = None
+    """How a root in exact form codes trunk features; None: embeddings are stored."""
 
 
 @dataclass
@@ -92,7 +95,7 @@ def index_shard(
     _keep_files(ref, found, files)
     return IndexedShard(
         ref,
-        pa.concat_tables([GALLERY.empty_table(), *found.rows]),
+        pa.concat_tables([gallery_schema(options.codes).empty_table(), *found.rows]),
         _quarantine(ref, found.problems),
         found.classes,
         found.trainable,
@@ -113,7 +116,7 @@ def _read(
         held = [is_held_out(item.item_id, options.held_out) for item in items]
         vectors = embed(embedder, np.stack([one.pixels for one in chunk]), options.device)
         beat()
-        found.rows.append(_rows(ref, items, held, vectors, version))
+        found.rows.append(_rows(ref, items, held, vectors, version, options.codes))
         found.classes.update(item.class_name for item in items)
         kept = [item for item, out in zip(items, held, strict=True) if out]
         found.trainable.update(item.class_name for item, out in zip(items, held, strict=True) if not out)
@@ -158,7 +161,12 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _rows(
-    ref: ShardRef, items: list[RawItem], held_out: list[bool], vectors: NDArray[np.float32], version: str
+    ref: ShardRef,
+    items: list[RawItem],
+    held_out: list[bool],
+    vectors: NDArray[np.float32],
+    version: str,
+    codes: FeatureFormat | None,
 ) -> pa.Table:
     return gallery_rows(
         item_ids=[item.item_id for item in items],
@@ -170,6 +178,7 @@ def _rows(
         held_out=held_out,
         attributes=[item.attributes for item in items],
         times=[item.time for item in items],
+        codes=codes,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -11,13 +11,17 @@ from stream_odml.ingest.shard import ShardRef
 from stream_odml.store.artifacts import ArtifactRef
 from stream_odml.store.ledger import ShardState
 
+StageKind = Literal["trunk", "embed", "head"]
+
 
 @dataclass(frozen=True)
 class StageOrder:
     """One stage to learn. ``version_id`` names the attempt; ``shards`` are in landing order.
 
     ``handed_at`` is in seconds since the epoch; ``retry`` counts the refusals before this attempt; ``anyway``: the
-    result is published whatever the quality gate finds.
+    result is published whatever the quality gate finds. ``kind``: ``trunk`` is learnt by the trainer, step by step;
+    ``head`` is solved from sums and stored features by a fast stage, which reads no image; ``embed`` is the same after
+    the trainer has embedded the task's items anew, as another trunk had embedded them when they landed.
     """
 
     task: str
@@ -28,6 +32,7 @@ class StageOrder:
     handed_at: float
     retry: int = 0
     anyway: bool = False
+    kind: StageKind = "trunk"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from stream_odml.store.select import encode, select_rows
 from stream_odml.store.store import META, Store, compact
-from stream_odml.store.tables import GALLERY
 
 Mask = NDArray[np.bool_]
 AT_ONCE = 65_536
@@ -46,12 +45,12 @@ def rows_of_classes(
     many a class, drawn by `seed`."""
     items = _candidates(store, shards, where, per_class, seed, classes) if shards else []
     if not items:
-        return GALLERY.empty_table()
+        return store.gallery_schema.empty_table()
     # All that an item's row competes with: it may have come again in another shard, under another class.
     named = pc.field("item_id").isin(pa.array(items, pa.string()))
     blocks = {path: compact(part) for path, part in store.scan(META, named)}
     if not blocks:
-        return GALLERY.empty_table()
+        return store.gallery_schema.empty_table()
     meta = pa.concat_tables(list(blocks.values())).unify_dictionaries()
     keep = np.zeros(len(meta), bool)
     keep[select_rows(meta, store.ledger, store.tree, parent).picked] = True
@@ -63,7 +62,7 @@ def rows_of_classes(
         start += len(block)
         if mine.any():
             parts.append(store.tables["gallery"].read(path, None, named).filter(pa.array(mine)))
-    return pa.concat_tables(parts) if parts else GALLERY.empty_table()
+    return pa.concat_tables(parts) if parts else store.gallery_schema.empty_table()
 
 
 def _candidates(
@@ -75,7 +74,7 @@ def _candidates(
     classes: Collection[str] | None,
 ) -> list[str]:
     """Items that may be in the sample, file by file, so that AT_ONCE rows and a file's are in memory beside them."""
-    kept = compact(GALLERY.empty_table().select(META))
+    kept = compact(store.gallery_schema.empty_table().select(META))
     waiting: list[pa.Table] = []
     for _, part in store.scan(META, where):
         block = compact(part)

@@ -25,7 +25,7 @@ def build_learner(
     """Return the learner of `order`, at its first step."""
     parent = order.parent
     old = embedder_from_bytes(store.artifact(parent, STUDENT))
-    bank = parent_bank(store, parent, old.spec.dim)
+    bank = parent_bank(store, parent, old.out_dim)
     maps = {}
     if settings.virtual == "affine":
         found = store.mapper.out_of(store.tree, parent, virtual_versions(bank))

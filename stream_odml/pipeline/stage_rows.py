@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stream_odml.learn.feature_codes import FeatureFormat
 from stream_odml.learn.row_buffer import Float32s, NewBuffer
 from stream_odml.store.store import REPEATED
-from stream_odml.store.tables import GALLERY, restamped
+from stream_odml.store.tables import gallery_schema, restamped
 
 Part = tuple[NDArray[np.int64], Float32s]
 """Numbers [n] of rows and their vectors [n, d]."""
@@ -63,11 +64,14 @@ def in_parts(indices: NDArray[np.int64], vectors: Float32s) -> Iterator[Part]:
         yield indices[start : start + ROWS_AT_ONCE], np.array(vectors[start : start + ROWS_AT_ONCE])
 
 
-def write_rows(path: Path, rows: pa.Table, parts: Iterable[Part], version: str) -> None:
-    """A Parquet file of gallery rows: those of ``rows`` that the parts name, with their vectors under ``version``.
+def write_rows(
+    path: Path, rows: pa.Table, parts: Iterable[Part], version: str, codes: FeatureFormat | None = None
+) -> None:
+    """A Parquet file of gallery rows: those of ``rows`` that the parts name, with their vectors under ``version``,
+    coded as a root in exact form has them (``codes``).
 
     Raises ValueError for a vector that is not finite.
     """
-    with pq.ParquetWriter(path, GALLERY, use_dictionary=list(REPEATED)) as writer:
+    with pq.ParquetWriter(path, gallery_schema(codes), use_dictionary=list(REPEATED)) as writer:
         for at, vectors in parts:
-            writer.write_table(restamped(rows.take(pa.array(at)), vectors, version))
+            writer.write_table(restamped(rows.take(pa.array(at)), vectors, version, codes))

@@ -30,8 +30,12 @@ from stream_odml.learn.stage import StageDiverged, StageOutcome
 from stream_odml.learn.world import World
 from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.estimating import estimate_old
-from stream_odml.pipeline.gate import FEW_QUERIES, verdict
-from stream_odml.pipeline.held_out import HeldOut, shared_held_out
+from stream_odml.pipeline.evaluating import Finder, by_cosine
+from stream_odml.pipeline.fast_stage import finished, solve_stage, student_of
+from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, verdict
+from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.held_out import shared_held_out
+from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.sources import read_options
 from stream_odml.pipeline.stage_learner import build_learner, retried
@@ -51,8 +55,6 @@ from stream_odml.store.tables import quarantine_rows
 log = logging.getLogger(__name__)
 FINISH_BATCH = 256
 READ_TRIES = 5
-OVERRULED = "gate_overruled"
-"""Metric of a version that was published though the quality gate spoke against it: what it said."""
 
 
 class StageFailed(Exception):
@@ -89,6 +91,8 @@ class StageRun:
         self._leads_node, self._report = place.leads, report
         self._store, self._readers = store, readers or LocalReaders()
         self._settings = retried(config.learning, order.retry)
+        if order.kind == "embed":
+            self._settings = replace(self._settings, base_steps=0, stage_steps=0)
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
         # Nodes may share a disk, and each writes a cache of its own.
@@ -112,16 +116,8 @@ class StageRun:
         self._train = np.flatnonzero(~self._held & ~self._lost)
         labels = self._cache.labels[self._train]
         self._classes, self._labels = np.unique(labels, return_inverse=True)
-        try:
-            self._sampler = PKSampler(
-                self._labels,
-                self._settings.classes_per_batch,
-                self._settings.images_per_class,
-                self.config.seed,
-                self.world.size,
-            )
-        except ValueError as error:
-            raise StageFailed(str(error)) from error
+        if self.order.kind != "embed":
+            self._sampler = self._sampled()
         self.learner = build_learner(
             self._store,
             self.order,
@@ -131,6 +127,18 @@ class StageRun:
             world=self.world,
         )
         self._say("training")
+
+    def _sampled(self) -> PKSampler:
+        try:
+            return PKSampler(
+                self._labels,
+                self._settings.classes_per_batch,
+                self._settings.images_per_class,
+                self.config.seed,
+                self.world.size,
+            )
+        except ValueError as error:
+            raise StageFailed(str(error)) from error
 
     def _agreed_rows(self) -> pa.Table:
         """The task's living items as every rank sees them: one may read the store a commit earlier than another."""
@@ -232,6 +240,8 @@ class StageRun:
         held = self._held_out(outcome.student)
         if self.world.rank:
             return StageResult(self.order.version_id, self.order.parent, self.order.task)
+        if self.config.solves_head:
+            return self._solved(outcome, held, parts)
         figures = self._figures(outcome, held)
         refusal = verdict(self.config.gate, figures)
         if refusal is not None and self.order.anyway:
@@ -247,6 +257,19 @@ class StageRun:
             self._lost_rows,
         )
 
+    def _solved(self, outcome: StageOutcome, held: HeldOut | None, parts: list[str]) -> StageResult:
+        """The same under a discriminant head, which is solved from the rows as they will be stored."""
+        store, order = self._store, self.order
+        solved = solve_stage(store, order, self.config, outcome.forward, parts)
+        finders = by_head(solved.head), by_head(store.head_of(order.parent))
+        figures = {**self._figures(outcome, held, *finders), **solved.figures}
+        keeps_trunk = order.kind == "embed"
+        artifacts = (
+            {STUDENT: student_of(store, order.parent)} if keeps_trunk else self._write_artifacts(outcome)
+        )
+        result = finished(store, order, self.config, solved, figures, artifacts, parts)
+        return replace(result, lost=self._lost_rows)
+
     def _share(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
         """This rank's part of the training images, each once."""
         own = np.arange(len(self._train))[self.world.rank :: self.world.size]
@@ -260,7 +283,8 @@ class StageRun:
         held = np.flatnonzero(self._held & ~self._lost)
         held = held[self.world.rank :: self.world.size]
         parts = chain(in_parts(outcome.indices, outcome.embeddings), self._embedded(held, outcome.student))
-        write_rows(self._scratch / "rows.parquet", self._rows, parts, self.order.version_id)
+        codes = self._store.row_codes
+        write_rows(self._scratch / "rows.parquet", self._rows, parts, self.order.version_id, codes)
         self._store.files.upload(path, self._scratch / "rows.parquet")
         return path
 
@@ -272,14 +296,21 @@ class StageRun:
     def _write_artifacts(self, outcome: StageOutcome) -> dict[str, ArtifactRef]:
         contents = {
             STUDENT: embedder_to_bytes(outcome.student),
-            BANK: outcome.bank.to_bytes(),
             FORWARD: outcome.forward.to_bytes(),
             BACKWARD: outcome.backward.to_bytes(),
         }
+        if not self.config.solves_head:
+            contents[BANK] = outcome.bank.to_bytes()
         files, version = self._store.files, self.order.version_id
         return {name: write_artifact(files, version, name, data) for name, data in contents.items()}
 
-    def _figures(self, outcome: StageOutcome, held: HeldOut | None) -> dict[str, Any]:
+    def _figures(
+        self,
+        outcome: StageOutcome,
+        held: HeldOut | None,
+        after: Finder = by_cosine,
+        before: Finder = by_cosine,
+    ) -> dict[str, Any]:
         """Figures of the new version: drift, sizes, and recall where images are held out."""
         figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in outcome.drift.items()}
         figures |= {
@@ -293,10 +324,10 @@ class StageRun:
         if self._first_step_s is not None:
             figures["boundary_to_first_step_s"] = self._first_step_s
         if held is not None:
-            figures |= evaluating.evaluate_stage(held, outcome.forward, self.order.task)
+            figures |= evaluating.evaluate_stage(held, outcome.forward, self.order.task, after, before)
             lost = evaluating.forgetting(self._store, self.order.parent, figures)
             figures |= {} if lost is None else {"forgetting": lost}
-        if figures.get("queries/old", 0.0) < FEW_QUERIES:
+        if figures.get("queries/old", 0.0) < FEW_QUERIES and not self.config.solves_head:
             figures |= estimate_old(self._store, self.order.parent, outcome, self.config.seed)
         return figures
 

@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.ingest.boundary import BoundaryPolicy, Closure, Settled, WaitingShard, is_trainable
-from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult, shard_ref
+from stream_odml.pipeline.late_erasure import up_to_date
+from stream_odml.pipeline.messages import StageKind, StageOrder, StageProgress, StageResult, shard_ref
 from stream_odml.store.checks import closed_task
 from stream_odml.store.erasure import without_forgotten
 from stream_odml.store.ledger import LedgerState, ShardState, TaskState
 from stream_odml.store.tables import GALLERY
 from stream_odml.store.unlearnt import NOTHING
+from stream_odml.store.version_metrics import key
 from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,12 @@ LOOK_S = 1.0
 class Stages:
     """Not thread-safe: the driver calls it under its lock."""
 
-    def __init__(self, writer: Writer, policy: BoundaryPolicy, max_refusals: int) -> None:
+    def __init__(
+        self, writer: Writer, policy: BoundaryPolicy, max_refusals: int, learns_trunk: bool = True
+    ) -> None:
+        """`learns_trunk`: under a discriminant head, whether the trunk that a stream starts with has to be learnt."""
         self._writer = writer
+        self._learns_trunk = learns_trunk
         self._policy = policy
         self._max_refusals = max_refusals
         self._handed_at: dict[str, float] = {}
@@ -54,7 +60,7 @@ class Stages:
             task = self._writer.store.ledger.next_task_id
             named = {} if closure.task is None else {"name": closure.task}
             self._writer.close_task(task, closure.shard_ids, closure.reason, named)
-            if not closure.trainable:
+            if not closure.trainable and not (closure.images and self._has_trunk()):
                 self._writer.skip_task(
                     task, f"{closure.images} images of {closure.classes} classes: {NOTHING}"
                 )
@@ -112,7 +118,25 @@ class Stages:
             handed_at=self._handed_at.setdefault(version_id, time.time()),
             retry=self._retry(task),
             anyway=task.anyway,
+            kind=self._kind(task, parent),
         )
+
+    def _has_trunk(self) -> bool:
+        """Whether only heads remain to be solved, which is done of any image."""
+        store = self._writer.store
+        if store.form == "embedding" or not store.tree.moves:
+            return False
+        return not self._learns_trunk or not store.tree.same_trunk(store.tree.root or "", store.tree.head)
+
+    def _kind(self, task: TaskState, parent: str) -> StageKind:
+        """By what a task is learnt. Features that another trunk made tell little of its items: they are embedded anew,
+        unless that has failed."""
+        store = self._writer.store
+        if not self._has_trunk():
+            return "trunk"
+        made_by = {str(store.ledger.shards[shard].counts.get("version")) for shard in task.shard_ids}
+        anew = any(not store.tree.is_committed(v) or not store.tree.same_trunk(v, parent) for v in made_by)
+        return "embed" if anew and not self._retry(task) else "head"
 
     def _gives_up(self, task: TaskState) -> bool:
         """Skip a task that was refused too often; here too, because a crash may have come before it was."""
@@ -129,21 +153,28 @@ class Stages:
         return min(sum(attempt.refused is not None for attempt in task.attempts), self._max_refusals)
 
     def hand_out(self, done: StageProgress) -> StageOrder | None:
-        """The next order for a trainer that asks. ``done`` is how far it had come with the one before.
+        """The next order for a trainer that asks, if one needs it. ``done`` is how far it had come with the one before.
 
         An attempt that comes back again and again without a further step is refused, so that others get on; one that
         is killed as often, but gets on in between, is not.
         """
         order = self.next_order()
-        if order is None:
+        if order is None or order.kind == "head":
             return None
         if order.version_id == self._handed and not self._got_on(order.version_id, done):
             self._refuse_after(order, MAX_RETURNS, "the trainer ended without a further step")
             order = self.next_order()
+            if order is not None and order.kind == "head":
+                return None
         elif order.version_id != self._handed:
             self._returns, self._furthest = 0, 0
         self._handed = order.version_id if order is not None else None
         return order
+
+    def solve_next(self) -> StageOrder | None:
+        """The next order, if it is one for a fast stage."""
+        order = self.next_order()
+        return order if order is not None and order.kind == "head" else None
 
     def _got_on(self, version_id: str, done: StageProgress) -> bool:
         step = done.step if done.version == version_id else 0
@@ -172,7 +203,8 @@ class Stages:
     def commit(self, result: StageResult) -> str:
         """Publish a finished stage, or record its refusal; returns the head afterwards. Safe to repeat.
 
-        Raises StaleParent when the head moved since the stage began.
+        Raises StaleParent when the head moved since the stage began, StaleSums where its sums are of what was forgotten
+        or replaced since: the same attempt is to be learnt again.
         """
         store = self._writer.store
         if store.tree.is_committed(result.version_id):
@@ -181,17 +213,20 @@ class Stages:
             return self._refuse(result)
         with ExitStack() as copies:
             # Here first: the table's writer cannot wait for an object store in the midst of its own work.
-            rows = StageRows([copies.enter_context(store.files.local(part)) for part in result.rows])
+            parts = [copies.enter_context(store.files.local(part)) for part in result.rows]
+            rows = StageRows(parts, store.gallery_schema)
+            found = up_to_date(self._writer, result, rows)
             artifacts = without_forgotten(
-                self._writer, result.version_id, result.parent, result.artifacts, rows
+                self._writer, result.version_id, result.parent, found.artifacts, rows
             )
+            waited = time.time() - store.ledger.tasks[result.task].closed_at.timestamp()
             self._writer.commit_stage(
                 version_id=result.version_id,
                 parent=result.parent,
                 task=result.task,
                 artifacts=artifacts,
                 rows=rows,
-                metrics=result.metrics,
+                metrics={**found.metrics, key("closed_to_learnt_s"): round(waited, 3)},
                 quarantine=result.lost,
             )
         for part in [*result.rows, *(ref.path for n, ref in result.artifacts.items() if artifacts[n] != ref)]:
@@ -221,14 +256,14 @@ class Stages:
 class StageRows:
     """The parts that the ranks wrote, a few rows in memory at a time, as often as they are gone through."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[Path], schema: pa.Schema = GALLERY) -> None:
+        self._paths, self._schema = paths, schema
 
     def __iter__(self) -> Iterator[pa.Table]:
         for path in self._paths:
             with pq.ParquetFile(path) as parts:
                 for number in range(parts.num_row_groups):  # `iter_batches` would keep what it has read
-                    yield parts.read_row_group(number, use_threads=False).cast(GALLERY)
+                    yield parts.read_row_group(number, use_threads=False).cast(self._schema)
 
 
 def relearn(writer: Writer, task_id: str, anyway: bool) -> None:

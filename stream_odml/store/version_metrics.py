@@ -55,6 +55,11 @@ class VersionMetrics:
     """Duration of the stage."""
     boundary_to_first_step_s: float | None = None
     """Seconds from the end of the task to the first step."""
+    closed_to_learnt_s: float | None = None
+    """Seconds from when the task was closed until the version was committed."""
+    head: Scores = field(default_factory=dict, metadata=_BY_PART)
+    """A discriminant head as it was chosen: width of the lift, shrinkages, bonus of new items; dimensions, classes and
+    items of its sums, items of the sample it was chosen by."""
     workers: float | None = None
     """Training workers at the end of the stage."""
 

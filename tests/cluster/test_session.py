@@ -26,6 +26,23 @@ def test_a_root_is_made_once_and_taken_up_again(tmp_path: Path) -> None:
     assert Store.open(str(tmp_path / "root")).tree.head == made
 
 
+def test_a_root_under_a_discriminant_head_is_of_features_and_begins_with_a_head_of_nothing(
+    tmp_path: Path,
+) -> None:
+    made = config(tmp_path / "root", head="discriminant", lift=32)
+    prepare(made)
+    prepare(made)
+    store = Store.open(str(tmp_path / "root"))
+    assert (store.form, store.row_codes, store.dim) == ("exact", "int8", 64)
+    assert len(store.tree.versions) == 1
+    sums, head = store.sums_of(store.tree.head), store.head_of(store.tree.head)
+    assert sums is not None
+    assert (len(sums), sums.lift.width) == (0, 32)
+    assert head.known_dim == 0
+    with pytest.raises(ValueError, match="asked for"):
+        prepare(config(tmp_path / "root", dim=64))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -34,7 +51,7 @@ def test_a_root_is_made_once_and_taken_up_again(tmp_path: Path) -> None:
             r"backbone 'conv4' \(asked for 'mobilenetv2'\).*new root on the same inbox",
         ),
         ({"image_size": 32}, r"image_size 16 \(asked for 32\)"),
-        ({"dim": 32}, r"dimension 16, asked for 32"),
+        ({"dim": 32}, r"dimension 16, asked for embeddings of dimension 32"),
     ],
 )
 def test_another_model_needs_another_root(tmp_path: Path, change: dict[str, Any], words: str) -> None:

@@ -46,6 +46,11 @@ def test_every_field_of_the_example_is_described() -> None:
         ({"cluster": {"workers": 0}}, "cluster.workers: Input should be greater than or equal to 1 (got 0)"),
         ({"boundary": {"images": -5}}, "boundary.images is -5"),
         ({"model": {"backbone": "conv4", "pretrained": True}}, "name a file in `weights`"),
+        ({"model": {"head": "discriminant"}, "learning": {"trunk": "distilled"}}, "use `auto`"),
+        ({"store": {"features": "exact"}}, "leave store.features out"),
+        ({"model": {"head": "discriminant"}, "store": {"features": "embedding"}}, "needs `exact`"),
+        ({"learning": {"trunk": "frozen"}}, "method: frozen_f0"),
+        ({"model": {"lift": 64}}, "only `head: discriminant` takes them"),
         ({"method": "best"}, "'ours'"),
         ({"name": "no spaces"}, "name"),
         ({"learning": 7}, "learning"),
@@ -143,3 +148,20 @@ def test_earlier_names_are_read_with_a_warning(caplog: pytest.LogCaptureFixture)
 def test_an_earlier_name_beside_the_new_one_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match=r"weight_anchor: unknown key; did you mean `weight_distill`"):
         parse_config({"learning": {"weight_anchor": 2, "weight_distill": 3}})
+
+
+@pytest.mark.parametrize(
+    ("model", "trunk", "learns"),
+    [
+        ({}, "auto", True),
+        ({}, "frozen", True),
+        ({"backbone": "timm:resnet18", "pretrained": True}, "auto", True),
+        ({"backbone": "timm:resnet18", "pretrained": True}, "frozen", False),
+    ],
+)
+def test_a_trunk_from_nothing_is_learnt_once_whatever_is_asked(
+    model: dict[str, Any], trunk: str, learns: bool
+) -> None:
+    config = parse_config({"model": {"head": "discriminant", **model}, "learning": {"trunk": trunk}})
+    assert config.solves_head
+    assert config.learns_trunk == learns

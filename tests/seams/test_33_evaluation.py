@@ -28,7 +28,8 @@ from stream_odml.learn.embedder import Embedder, build_embedder, embed
 from stream_odml.learn.world import World
 from stream_odml.pipeline import held_out, sampling
 from stream_odml.pipeline.evaluating import change_error
-from stream_odml.pipeline.held_out import BATCH, assemble, choose, embed_images, keys_of, share
+from stream_odml.pipeline.held_out import BATCH, embed_images
+from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose, keys_of, share
 from stream_odml.pipeline.indexing import IndexOptions, _parquet
 from stream_odml.pipeline.messages import StageOrder
 from stream_odml.pipeline.sampling import rows_of_classes
@@ -253,7 +254,7 @@ def test_a_stage_measures_the_same_on_any_number_of_ranks(
     ]
     student, *copies = [build_embedder(SPEC, 3) for _ in range(ranks + 1)]
 
-    def measure(rank: int) -> held_out.HeldOut | None:
+    def measure(rank: int) -> HeldOut | None:
         runs[rank]._all_ranks = lambda value: meeting.exchange(rank, value)  # type: ignore[method-assign]
         return runs[rank]._held_out(copies[rank])
 

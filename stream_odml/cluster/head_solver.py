@@ -1,0 +1,108 @@
+"""The fast stages of a stream: the driver hands them to a warm process of their own, one at a time.
+
+Protects: what that process gives is only a result; it is committed by the driver, under its lock and its epoch, as that
+of a slow stage is. Whatever ends at whatever moment, the attempt in the ledger is taken up again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import ray
+from deltalake.exceptions import DeltaError
+
+from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
+from stream_odml.config.stream import StreamConfig
+from stream_odml.observe.logs import about
+from stream_odml.observe.observing import observe
+from stream_odml.observe.tracing import span
+from stream_odml.pipeline.messages import StageOrder, StageResult
+from stream_odml.pipeline.stages import Stages
+from stream_odml.store.store import Store
+
+log = logging.getLogger(__name__)
+SOLVER_NAME = "HeadSolver"
+RETRY_S = 2.0
+"""Pause after a failure that may mend itself."""
+
+
+class HeadSolver:
+    """Ray actor without state but for the store as it was last read. Loads no torch."""
+
+    def __init__(self, config_json: str) -> None:
+        # Here, and not in the driver that names this class: what a fast stage needs takes a second to load.
+        from stream_odml.pipeline.fast_stage import fast_stage
+
+        self._config = StreamConfig.model_validate_json(config_json)
+        step_back(INDEXING_NICENESS)
+        observe(self._config, "solver")
+        self._stage = fast_stage
+        self._store: Store | None = None
+
+    def pid(self) -> int:
+        """Process id, for fault tests."""
+        return os.getpid()
+
+    def solve(self, order: StageOrder) -> StageResult:
+        """Learn the task of `order`, from the store as it is now."""
+        with about(stage=order.version_id), span("stage.solve", order.version_id, task=order.task):
+            if self._store is None:
+                self._store = Store.open(self._config.root, self._config.storage_options)
+            self._store.refresh()
+            return self._stage(self._store, order, self._config)
+
+
+class FastStages:
+    """Not thread-safe: the driver calls it from its one loop, under its lock."""
+
+    def __init__(self, config: StreamConfig, stages: Stages) -> None:
+        self._config, self._stages = config, stages
+        self._actor: Any = None
+        self._call: Any = None
+        self._order: StageOrder | None = None
+        self._not_before = 0.0
+        self.problem = ""
+
+    @property
+    def order(self) -> StageOrder | None:
+        """The fast stage that is being solved."""
+        return self._order
+
+    def start(self) -> None:
+        """Have a warm process ready. No CPU is reserved for it: it works for seconds, and a task of a stream whose CPUs
+        are all reserved could never begin."""
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(HeadSolver)
+        options = actor.options(name=SOLVER_NAME, namespace=NAMESPACE, get_if_exists=True)
+        self._actor = options.remote(self._config.model_dump_json())
+
+    def dispatch(self) -> None:
+        """Hand the next task to the solver, if it is free and the task needs no trainer."""
+        if self._order is not None or self._actor is None or time.monotonic() < self._not_before:
+            return
+        order = self._stages.solve_next()
+        if order is not None:
+            self._order, self._call = order, self._actor.solve.remote(order)
+
+    def gather(self) -> StageResult | None:
+        """What the solver has finished since, or None. A failure is counted, and the attempt handed out again."""
+        if self._order is None or not ray.wait([self._call], timeout=0)[0]:
+            return None
+        order, call, self._order, self._call = self._order, self._call, None, None
+        try:
+            result: StageResult = ray.get(call)
+        except ray.exceptions.RayError as error:
+            self._failed(order, error)
+            return None
+        self.problem = ""
+        return result
+
+    def _failed(self, order: StageOrder, error: Exception) -> None:
+        cause = getattr(error, "cause", None) or error
+        self.problem = f"{order.task}: {type(cause).__name__}: {str(cause).splitlines()[-1:]}"
+        log.error("fast stage of %s failed: %s", order.task, error)
+        self._not_before = time.monotonic() + RETRY_S
+        if not isinstance(cause, OSError | DeltaError):  # a store out of reach is no fault of the task
+            self._stages.failed(order, self.problem)

@@ -1,0 +1,153 @@
+"""The rows of held-out images that a stage is measured on, and what the gallery holds of them. Loads no torch.
+
+Protects: the number of rows does not grow with the stream; a row counts only if a reader would see it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stream_odml.config.stream import EvaluationConfig
+from stream_odml.pipeline.sampling import drawn, rows_of_classes
+from stream_odml.search.applying import map_in_place
+from stream_odml.store.store import Store
+from stream_odml.store.tables import decoded
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out images of learnt tasks and of the one at hand, as both models embed them and as the gallery holds them.
+
+    ``fresh`` [n, d] by the new model, ``parent`` [n, d] by the one before it; ``labels`` [n] of the class; ``tasks``
+    [n] the task that brought the class first; ``mapped`` [n, d] stored vectors in the parent's space; ``raw`` [n, d]
+    as they were stored; ``names`` the class of each label.
+    """
+
+    fresh: Floats
+    parent: Floats
+    labels: NDArray[np.int64]
+    tasks: NDArray[np.str_]
+    of_this_task: NDArray[np.bool_]
+    mapped: Floats
+    raw: Floats
+    names: Sequence[str]
+
+    @staticmethod
+    def of_features(h_nD: Floats, labels: NDArray[np.int64], names: Sequence[str]) -> HeldOut:
+        """Items of one trunk that no stage is measured on: only labels and names mean anything."""
+        tasks = np.full(len(labels), "")
+        return HeldOut(h_nD, h_nD, labels, tasks, np.zeros(len(labels), bool), h_nD, h_nD, names)
+
+
+def choose(store: Store, parent: str, task: str, evaluation: EvaluationConfig, seed: int) -> pa.Table:
+    """Gallery rows of the held-out images to measure a stage of ``task`` on, shard by shard: at most
+    ``evaluation.max_per_class`` of a class and ``max_images`` in all, beyond which classes are drawn by ``seed``."""
+    tasks = {*store.tree.learnt(parent), task}
+    shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
+    classes = _drawn_classes(store, tasks, task, evaluation, seed)
+    rows = store.again(
+        lambda: rows_of_classes(
+            store, parent, shards, pc.field("held_out"), evaluation.max_per_class, seed, classes
+        )
+    )
+    return rows.sort_by([("shard_id", "ascending"), ("item_id", "ascending")])
+
+
+def _drawn_classes(
+    store: Store, tasks: set[str], task: str, evaluation: EvaluationConfig, seed: int
+) -> set[str] | None:
+    """The classes to measure, or None for all: half of the images for the task's own, the rest for older ones."""
+    counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for name in tasks:
+        for shard_id in store.ledger.tasks[name].shard_ids:
+            shard = store.ledger.shards[shard_id]
+            trainable = shard.counts.get("trainable", {})
+            counts[name == task].update({c: n - trainable.get(c, 0) for c, n in shard.classes.items()})
+    expected = {own: _expected(counts[own], evaluation.max_per_class) for own in counts}
+    if sum(sum(part.values()) for part in expected.values()) <= evaluation.max_images:
+        return None
+    quota = evaluation.max_images // 2
+    room = {own: max(quota, evaluation.max_images - sum(expected[not own].values())) for own in expected}
+    return {name for own, part in expected.items() for name in _fitting(part, room[own], seed)}
+
+
+def _expected(counts: Counter[str], per_class: int) -> dict[str, int]:
+    return {name: min(count, per_class) for name, count in counts.items() if count > 0}
+
+
+def _fitting(counts: dict[str, int], room: int, seed: int) -> Iterator[str]:
+    for name in drawn(counts, seed):
+        room -= counts[name]
+        if room < 0:
+            return
+        yield name
+
+
+def keys_of(rows: pa.Table) -> list[tuple[str, str]]:
+    """(shard, item) of each row: all that another rank needs to read its image."""
+    return list(zip(rows["shard_id"].to_pylist(), rows["item_id"].to_pylist(), strict=True))
+
+
+def share(rows: int, rank: int, ranks: int) -> slice:
+    """Return this rank's part of so many rows: parts follow one another, so that few shards are read twice."""
+    return slice(rows * rank // ranks, rows * (rank + 1) // ranks)
+
+
+def assemble(
+    store: Store,
+    parent: str,
+    task: str,
+    rows: pa.Table,
+    there: NDArray[np.bool_],
+    fresh: Floats | None = None,
+    by_parent: Floats | None = None,
+) -> HeldOut | None:
+    """The rows whose image was read, with what the gallery holds of them; None if there are too few to measure.
+
+    Without embeddings of the images, what the gallery holds stands for them: under one trunk it is the same.
+    """
+    rows = rows.filter(pa.array(there))
+    if len(rows) < 2:
+        return None
+    names = rows["class_name"].to_pylist()
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    first = _first_tasks(store, number)
+    raw = decoded(rows, store.dim)
+    mapped = mapped_to(store, raw, rows["version"].to_pylist(), parent)
+    return HeldOut(
+        mapped if fresh is None else fresh,
+        mapped if by_parent is None else by_parent,
+        np.array([number[name] for name in names], np.int64),
+        np.array([first[name] for name in names]),
+        np.array([store.ledger.shards[s].task == task for s in rows["shard_id"].to_pylist()]),
+        mapped,
+        raw,
+        list(number),
+    )
+
+
+def _first_tasks(store: Store, wanted: dict[str, int]) -> dict[str, str]:
+    first: dict[str, str] = {}
+    for task in store.ledger.tasks.values():
+        for shard in task.shard_ids:
+            for name in store.ledger.shards[shard].classes:
+                if name in wanted:
+                    first.setdefault(name, task.task_id)
+    return first
+
+
+def mapped_to(store: Store, raw: Floats, versions: Sequence[str], parent: str) -> Floats:
+    """Stored vectors [n, d] in the space of `parent`, each from that of the version that made it."""
+    mapped, (names, codes) = raw.copy(), np.unique(np.array(versions, str), return_inverse=True)
+    made_by = [str(name) for name in names]
+    map_in_place(store.mapper.into(store.tree, made_by, parent), made_by, codes, mapped)
+    return mapped

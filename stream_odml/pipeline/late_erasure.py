@@ -1,0 +1,64 @@
+"""What was forgotten or replaced while a stage was learnt leaves its class sums before they are committed.
+
+Protects: sums are of rows that are stored, or of rows whose death their `sums_seq` does not know yet; so whatever is
+erased can be taken out of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import DiscriminantHead, solve_head
+from stream_odml.pipeline.messages import StageResult
+from stream_odml.store.artifacts import HEAD, STUDENT, SUMS, read_artifact
+from stream_odml.store.store import Store
+from stream_odml.store.sums import living
+from stream_odml.store.tables import features_of
+from stream_odml.store.versions import SUMS_SEQ
+from stream_odml.store.writer import Writer
+
+
+class StaleSums(Exception):
+    """The sums of a stage are of items that were forgotten or replaced since; learn it again from the same parent."""
+
+
+def up_to_date(writer: Writer, result: StageResult, rows: Iterable[pa.Table]) -> StageResult:
+    """Return the result with sums and head of what is living now. `rows`: those that it comes with, in parts.
+
+    A head solved under its parent's trunk is a matter of seconds: it raises StaleSums, and is solved again. Of a new
+    trunk's own rows the dead are subtracted.
+    """
+    store = writer.store
+    if SUMS not in result.artifacts or not _is_stale(store, result):
+        return result
+    if result.artifacts[STUDENT] == store.tree.get(result.parent).artifacts[STUDENT]:
+        raise StaleSums(f"{result.version_id}: items of its sums were forgotten or replaced meanwhile")
+    before = ClassSums.from_bytes(read_artifact(store.files, result.artifacts[SUMS]))
+    sums = before.minus(_dead(store, before, rows))
+    head = DiscriminantHead.from_bytes(read_artifact(store.files, result.artifacts[HEAD]))
+    data = {SUMS: sums.to_bytes(), HEAD: solve_head(sums, head.settings).to_bytes()}
+    refs = {name: writer.put_artifact(result.version_id, name, part) for name, part in data.items()}
+    metrics = {**result.metrics, SUMS_SEQ: store.ledger.seq}
+    return replace(result, artifacts={**result.artifacts, **refs}, metrics=metrics)
+
+
+def _is_stale(store: Store, result: StageResult) -> bool:
+    seq = int(result.metrics.get(SUMS_SEQ, -1))
+    newest = max((stone.seq for stone in store.ledger.tombstones), default=-1)
+    return store.tree.get(result.parent).sums_seq > seq or newest > seq
+
+
+def _dead(store: Store, sums: ClassSums, rows: Iterable[pa.Table]) -> ClassSums:
+    gone = ClassSums.empty(sums.lift)
+    for part in rows:
+        training = ~part["held_out"].to_numpy(zero_copy_only=False).astype(bool)
+        dead = part.take(pa.array(np.flatnonzero(training & ~living(store, part))))
+        if len(dead):
+            classes = dead["class_name"].to_pylist()
+            gone = gone.plus(ClassSums.of(sums.lift, features_of(dead, store.dim), classes))
+    return gone
