@@ -28,13 +28,22 @@ def inner_product(
     queries = np.ascontiguousarray(queries)
     nq, (n, dim) = len(queries), rows.shape
     block = block_rows(dim)
-    if mask is not None or nq < 2 or n < 2 * block or nq >= matrix_path_from(dim):
-        return whole(queries, rows, k, mask)
-    starts = range(0, n, block)
-    parts = [whole(queries, rows[start : start + block], k) for start in starts]
-    for start, (_, found) in zip(starts, parts, strict=True):
-        found[found >= 0] += start
-    return merge_top(parts, k)
+    if mask is None and nq >= 2 and n >= 2 * block and nq < matrix_path_from(dim):
+        starts = range(0, n, block)
+        parts = [inner_product(queries, rows[start : start + block], k) for start in starts]
+        for start, (_, found) in zip(starts, parts, strict=True):
+            found[found >= 0] += start
+        return merge_top(parts, k)
+    scores = np.full((nq, k), -np.inf, dtype=np.float32)
+    found = np.full((nq, k), -1, dtype=np.int64)
+    if n == 0 or nq == 0:
+        return scores, found
+    arrays = (faiss.swig_ptr(queries), faiss.swig_ptr(rows))
+    results = (faiss.swig_ptr(scores), faiss.swig_ptr(found))
+    selector = () if mask is None else (selector_of(mask),)
+    faiss.knn_inner_product(*arrays, dim, nq, n, k, *results, *selector)
+    scores[found < 0] = -np.inf  # from k = 100 on FAISS fills with its lowest number
+    return scores, found
 
 
 def merge_top(parts: list[tuple[FloatArray, Indices]], k: int) -> tuple[FloatArray, Indices]:
@@ -53,20 +62,3 @@ def selector_of(mask: Mask) -> Any:
     selector = faiss.IDSelectorBitmap(bits)
     selector.keeps_alive = bits
     return selector
-
-
-def whole(
-    queries: FloatArray, rows: FloatArray, k: int, mask: Mask | None = None
-) -> tuple[FloatArray, Indices]:
-    """As :func:`inner_product`, in one go; ``queries`` and ``rows`` lie in one piece."""
-    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    found = np.full((len(queries), k), -1, dtype=np.int64)
-    if len(rows) == 0 or len(queries) == 0:
-        return scores, found
-    sizes = (rows.shape[1], len(queries), len(rows), k)
-    arrays = (faiss.swig_ptr(queries), faiss.swig_ptr(rows))
-    results = (faiss.swig_ptr(scores), faiss.swig_ptr(found))
-    selector = None if mask is None else selector_of(mask)
-    faiss.knn_inner_product(*arrays, *sizes, *results, *(() if selector is None else (selector,)))
-    scores[found < 0] = -np.inf  # from k = 100 on FAISS fills with its lowest number
-    return scores, found

@@ -19,7 +19,7 @@ import numpy as np
 
 from stream_odml.search.calibration import REPEATS
 from stream_odml.search.columns import Growable
-from stream_odml.search.exact import Indices, inner_product, merge_top, whole
+from stream_odml.search.exact import Indices, inner_product, merge_top
 from stream_odml.search.vectors import normalise_rows
 from stream_odml.store.tables import FloatArray
 
@@ -84,7 +84,7 @@ class Halves:
         asked, lost = _rounded(queries)
         error = self.error(asked.float().norm(dim=1), lost)
         tiled = self.n - self.n % TILE
-        best = whole(queries, rows[tiled:], k)
+        best = inner_product(queries, rows[tiled:], k)
         best[1][best[1] >= 0] += tiled
         for start in range(0, tiled, BLOCK):
             end = min(start + BLOCK, tiled)
@@ -92,7 +92,7 @@ class Halves:
             floor = torch.from_numpy(best[0][:, -1])
             found = _within(scores.view(-1, TILE, len(queries)), floor, error, k)
             if found is None:
-                more = whole(queries, rows[start:end], k)
+                more = inner_product(queries, rows[start:end], k)
             else:
                 places, query = found
                 exact = np.einsum("nd,nd->n", rows[start:end][places], queries[query])

@@ -36,8 +36,6 @@ class Part:
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None) -> tuple[FloatArray, Indices]:
         """Scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
-        if self.rows is None:
-            return self.segment.nearest(queries, k, mask)
         numbers = self.numbers()
         own = np.ascontiguousarray(queries[:, self.first : self.first + self.segment.dim])
         scores, rows = self.segment.nearest(own, k, None if mask is None else mask[numbers])

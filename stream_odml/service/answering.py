@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from asyncio import get_running_loop
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ import numpy as np
 from stream_odml.config.service import ServiceOptions
 from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
-from stream_odml.service.backend import Answer, Floats, Query
+from stream_odml.service.backend import Answer, Floats, Query, Question
 from stream_odml.service.batching import Coalescer
 from stream_odml.service.bundle import Bundle
 from stream_odml.service.decoding import Decoding
@@ -52,10 +52,10 @@ class _Ask:
 
 
 class Answering:
-    """Searches bundles. Belongs to one event loop; close it to end its threads."""
+    """Searches what ``serving`` gives. Belongs to one event loop; close it to end its threads."""
 
-    def __init__(self, options: ServiceOptions) -> None:
-        self._options = options
+    def __init__(self, options: ServiceOptions, serving: Callable[[], Bundle]) -> None:
+        self._options, self._serving = options, serving
         # OpenMP's thread count is a setting of the calling thread: every searching thread needs its own.
         self._searching = ThreadPoolExecutor(
             1, "search", initializer=faiss.omp_set_num_threads, initargs=(options.search_threads,)
@@ -63,7 +63,7 @@ class Answering:
         self.decoding = Decoding(options)
         self._embedding = ShortestFirst(1, "embed")
         self._coalescer = Coalescer(
-            self._searching, _work, COALESCED, self._is_short, SLICE, _multiplications
+            self._searching, _answer_together, COALESCED, self._is_short, SLICE, _multiplications
         )
         self._loop_ready = False
 
@@ -73,8 +73,11 @@ class Answering:
         self._embedding.close()
         self.decoding.close()
 
-    async def vectors(self, bundle: Bundle, vectors: Floats, version: str | None, query: Query) -> Answer:
-        """Neighbours in ``bundle`` of ``vectors`` [n, d]. ApiError 422 for another dimension or version."""
+    async def search(self, question: Question) -> Answer:
+        """Find the neighbours of vectors or images in what is served now. ApiError 422 for another dimension or
+        version, and for what is no image."""
+        bundle, subject, version, query = self._serving(), question.subject, question.version, question.query
+        vectors = subject if isinstance(subject, np.ndarray) else await self._embedded(bundle, subject)
         made_by = bundle.version if version is None else _named(bundle, version)
         dim = await self._dim_of(bundle, made_by)
         if vectors.shape[1] != dim:
@@ -112,8 +115,8 @@ class Answering:
             return False
         return sum(_multiplications(ask) for ask in asks) <= SHORT
 
-    async def images(self, bundle: Bundle, images: Sequence[bytes], query: Query) -> Answer:
-        """Neighbours of encoded images, embedded by the bundle's own model. ApiError 422 for what is no image."""
+    async def _embedded(self, bundle: Bundle, images: Sequence[bytes]) -> Floats:
+        """Embed encoded images by the bundle's own model: [n, d]. ApiError 422 for what is no image."""
         size = bundle.embedder.spec.image_size
         pixels = await self.decoding.pixels(images, size)
         at_once = max(1, EMBEDDED_PIXELS // (size * size))
@@ -121,7 +124,7 @@ class Answering:
             await self._embedding.run(len(pixels), bundle.embed, np.stack(pixels[start : start + at_once]))
             for start in range(0, len(pixels), at_once)
         ]
-        return await self.vectors(bundle, np.concatenate(parts), None, query)
+        return np.concatenate(parts)
 
 
 def _named(bundle: Bundle, version: str) -> str:
@@ -154,36 +157,34 @@ def _is_unfiltered(query: Query) -> bool:
     return not (query.group_by_class or _filters(query))
 
 
-def _work(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
+def _answer_together(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
     """Plain queries of one snapshot, version and k are one search; filtered and grouped ones go alone."""
     together: dict[object, list[int]] = defaultdict(list)
     for place, ask in enumerate(asks):
-        query = ask.query
-        plain = (id(ask.bundle), ask.version, query.k)
-        together[plain if _is_unfiltered(query) else place].append(place)
+        plain = (id(ask.bundle), ask.version, ask.query.k)
+        together[plain if _is_unfiltered(ask.query) else place].append(place)
     replies: list[Sequence[Sequence[Hit]] | Exception] = [[] for _ in asks]
     for places in together.values():
-        for place, reply in zip(places, _search([asks[place] for place in places]), strict=True):
-            replies[place] = reply
+        first, parts = asks[places[0]], [asks[place].vectors for place in places]
+        query = first.query
+        try:
+            hits = first.bundle.snapshot.search(
+                np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts), np.float32),
+                first.version,
+                query.k,
+                _filters(query),
+                "class" if query.group_by_class else None,
+                query.group_size,
+            )
+        except UnknownVersion as error:
+            for place in places:
+                replies[place] = error
+            continue
+        end = 0
+        for place, part in zip(places, parts, strict=True):
+            replies[place] = hits[end : end + len(part)]
+            end += len(part)
     return replies
-
-
-def _search(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
-    first = asks[0]
-    vectors = first.vectors if len(asks) == 1 else np.concatenate([ask.vectors for ask in asks])
-    try:
-        hits = first.bundle.snapshot.search(
-            np.ascontiguousarray(vectors, dtype=np.float32),
-            first.version,
-            first.query.k,
-            _filters(first.query),
-            "class" if first.query.group_by_class else None,
-            first.query.group_size,
-        )
-    except UnknownVersion as error:
-        return [error] * len(asks)
-    ends = np.cumsum([len(ask.vectors) for ask in asks]).tolist()
-    return [hits[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _filters(query: Query) -> Filters | None:

@@ -12,7 +12,6 @@ from stream_odml.service.access import Access
 from stream_odml.service.backend import Backend
 from stream_odml.service.errors import install_handlers
 from stream_odml.service.guard import Guard
-from stream_odml.service.identity import Identity
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.service.routes import catalogue, health, items, pages, search, tasks, versions
@@ -39,10 +38,14 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     for module in (search, items, catalogue, versions, tasks, health, pages):
         app.include_router(module.router)
     install_handlers(app)
-    app.add_middleware(search.Shortcut)
-    access = Access(options)
-    app.add_middleware(Guard, options=options, access=access, metrics=metrics or ServiceMetrics())
-    app.add_middleware(Identity, stream_id=backend.stream_id)
+    app.add_middleware(
+        Guard,
+        options=options,
+        access=Access(options),
+        metrics=metrics or ServiceMetrics(),
+        stream_id=backend.stream_id,
+        direct={"/v1/search": search.search, "/v1/search/batch": search.search_batch},
+    )
     if any(options.tokens()):
         _describe_token(app)
     return app

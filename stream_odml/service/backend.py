@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stream_odml.ingest.landing import NewItem
 from stream_odml.search.hits import Hit
 
 Floats = npt.NDArray[np.float32]
@@ -28,6 +29,15 @@ class Query:
     group_size: int = 1
     min_version: str | None = None
     min_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One query or many: encoded images, or vectors [n, d] made by ``version`` (None: the served one)."""
+
+    subject: Floats | Sequence[bytes]
+    query: Query
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +67,6 @@ class Served:
     """Of the searcher against exact search, measured when it was built."""
     memory_bytes: int = 0
     swaps: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PushedImage:
-    """One image of a push: encoded bytes, and who it is."""
-
-    image: bytes
-    class_name: str
-    item_id: str | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +153,10 @@ class Backend(Protocol):
     async def wait_for(self, query: Query) -> None:
         """Return when ``min_version`` and ``min_seq`` are served; ApiError 503 if that takes too long."""
 
-    async def search_vectors(self, vectors: Floats, version: str | None, query: Query) -> Answer:
-        """Nearest items of raw or normalised ``vectors`` [n, d] made by ``version`` (None: the served one)."""
+    async def search(self, question: Question) -> Answer:
+        """Nearest items of raw or normalised vectors, or of images embedded with the served model; one snapshot."""
 
-    async def search_images(self, images: Sequence[bytes], query: Query) -> Answer:
-        """Embed encoded ``images`` with the served model and search."""
-
-    async def push(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
+    async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
         """Land the images durably as one shard; the same ``key`` gives the same receipt."""
 
     async def item(self, item_id: str) -> Item | None:

@@ -40,24 +40,50 @@ class Coalescer(Generic[Ask, Reply]):
         self._budget, self._weigh = budget, weigh
         self._numbers = itertools.count()
         self._waiting: list[tuple[float, int, Ask, asyncio.Future[Reply]]] = []
-        self._runner: asyncio.Task[None] | None = None
+        self._busy = False
 
-    async def ask(self, ask: Ask, cost: float = 0.0) -> Reply:
-        """The reply to ``ask``, or what ``work`` raised for it; the least ``cost`` goes first."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    def ask(self, ask: Ask, cost: float = 0.0) -> asyncio.Future[Reply]:
+        """Return the reply to come, or what ``work`` raises for it; the least ``cost`` goes first."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
         heapq.heappush(self._waiting, (cost, next(self._numbers), ask, future))
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._run())
-        return await future
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._answer, loop)
+        return future
 
-    async def _run(self) -> None:
+    def _answer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer one batch of those that wait: at once if it is short, else on the pool."""
+        batch = self._next_batch()
+        asks, self._busy = [ask for ask, _ in batch], bool(batch)
+        if not batch:
+            return
+        replies: Sequence[Reply | Exception]
         try:
-            while self._waiting:
-                batch = self._next_batch()
-                if batch:
-                    await self._answer(batch)
-        finally:
-            self._runner = None
+            if not self._short(asks):
+                job = loop.run_in_executor(self._pool, self._work, asks)
+                job.add_done_callback(lambda done: self._reply(loop, batch, _outcome(done, len(batch))))
+                return
+            replies = self._work(asks)
+        except Exception as error:  # one bad batch must not keep the next from its turn
+            replies = [error] * len(batch)
+        self._reply(loop, batch, replies)
+
+    def _reply(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[tuple[Ask, asyncio.Future[Reply]]],
+        replies: Sequence[Reply | Exception],
+    ) -> None:
+        for (_, future), reply in zip(batch, replies, strict=True):
+            if future.done():
+                continue
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+        # The replies leave, and what came in is read, before the next batch begins.
+        loop.call_soon(self._answer, loop)
 
     def _next_batch(self) -> list[tuple[Ask, asyncio.Future[Reply]]]:
         batch: list[tuple[Ask, asyncio.Future[Reply]]] = []
@@ -73,21 +99,12 @@ class Coalescer(Generic[Ask, Reply]):
                 batch.append((ask, future))
         return batch
 
-    async def _answer(self, batch: list[tuple[Ask, asyncio.Future[Reply]]]) -> None:
-        asks = [ask for ask, _ in batch]
-        replies: Sequence[Reply | Exception]
-        try:
-            if self._short(asks):
-                replies = self._work(asks)
-            else:
-                replies = await asyncio.get_running_loop().run_in_executor(self._pool, self._work, asks)
-        except Exception as error:  # one bad batch must not end the runner: each of its askers gets the error
-            replies = [error] * len(batch)
-        for (_, future), reply in zip(batch, replies, strict=True):
-            if future.done():
-                continue
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
-        await asyncio.sleep(0)  # the replies leave, and what came in is read, before the next batch begins
+
+def _outcome(job: asyncio.Future[Sequence[Reply | Exception]], count: int) -> Sequence[Reply | Exception]:
+    """Return the replies of a job on the pool; if it failed, its error for each of the ``count`` asks."""
+    if job.cancelled():
+        return [RuntimeError("the service is closing")] * count
+    error = job.exception()
+    if error is None:
+        return job.result()
+    return [error if isinstance(error, Exception) else RuntimeError(repr(error))] * count

@@ -1,4 +1,4 @@
-"""The first middleware: access, body, places and time of a request. Pure ASGI, because every query passes here.
+"""The one middleware: stream, access, body, places and time of a request. Pure ASGI: every query passes here.
 
 Protects: nothing is done for a request before it is allowed and whole, nothing goes on after it has been given up, and
 every failure becomes a JSON error with one trace in the log.
@@ -10,19 +10,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 from starlette._utils import get_route_path
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.access import Access
 from stream_odml.service.admission import Arrivals, Places, overloaded
 from stream_odml.service.errors import ApiError, internal_error, too_large
+from stream_odml.service.identity import check_stream, naming
 from stream_odml.service.metrics import ServiceMetrics
 
 log = logging.getLogger(__name__)
+Handler = Callable[[Request], Awaitable[Response]]
 
 # Probes must answer while every place is taken.
 _ALWAYS = ("/healthz", "/readyz")
@@ -38,12 +41,24 @@ KIND = "stream_odml.kind"
 
 
 class Guard:
-    """ASGI middleware that refuses before any work is done, and turns every failure into a JSON error."""
+    """ASGI middleware that refuses before any work is done, and turns every failure into a JSON error.
+
+    ``direct`` are handlers of POST requests by path which need nothing of the framework: its routing and dependency
+    solving take several times as long as reading a vector.
+    """
 
     def __init__(
-        self, app: ASGIApp, options: ServiceOptions, access: Access, metrics: ServiceMetrics
+        self,
+        app: ASGIApp,
+        *,
+        options: ServiceOptions,
+        access: Access,
+        metrics: ServiceMetrics,
+        stream_id: Callable[[], str | None],
+        direct: Mapping[str, Handler],
     ) -> None:
         self._app, self._options, self._access, self._metrics = app, options, access, metrics
+        self._stream_id, self._direct = stream_id, direct
         limit = options.max_ongoing_requests
         self._places, self._heavy = Places(limit), Places(max(1, limit // 2))
         self._arrivals = Arrivals(
@@ -57,11 +72,21 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        sender = _Sender(send, self._stream_id())
+        async with self._answered(scope, receive, sender), self._admitted(scope, receive, sender) as replayed:
+            handler = self._direct.get(get_route_path(scope)) if scope["method"] == "POST" else None
+            if handler is None:
+                await self._app(scope, replayed, sender.send)
+            else:
+                response = await handler(Request(scope, replayed))
+                await response(scope, replayed, sender.send)
+
+    @contextlib.asynccontextmanager
+    async def _answered(self, scope: Scope, receive: Receive, sender: _Sender) -> AsyncIterator[None]:
+        """Answer every failure within with a JSON error, and count the request."""
         started = time.perf_counter()
-        sender = _Sender(send)
         try:
-            self._access.check(scope)
-            await self._admit(scope, receive, sender)
+            yield
         except ApiError as refusal:
             await sender.refuse(scope, receive, refusal)
         except TimeoutError:
@@ -76,19 +101,30 @@ class Guard:
                 scope.get(KIND, "other"), sender.status, time.perf_counter() - started
             )
 
-    async def _admit(self, scope: Scope, receive: Receive, sender: _Sender) -> None:
-        path, headers = get_route_path(scope), dict(scope["headers"])
-        if path in _ALWAYS:
-            await self._work(scope, b"", receive, sender)
-            return
-        peer, heavy = _peer(scope), _is_heavy(scope["method"], path, headers)
+    @contextlib.asynccontextmanager
+    async def _admitted(self, scope: Scope, receive: Receive, sender: _Sender) -> AsyncIterator[Receive]:
+        """Check the request, read its body and hold places for it; give what the app is to receive it from."""
+        check_stream(scope["headers"], sender.stream_id)
+        self._access.check(scope)
+        with contextlib.ExitStack() as held:
+            body = b"" if get_route_path(scope) in _ALWAYS else await self._taken(scope, receive, held)
+            held.enter_context(_Watch(receive, sender))
+            async with asyncio.timeout(self._options.timeout_s):
+                yield _replayed(body, receive)
+
+    async def _taken(self, scope: Scope, receive: Receive, held: contextlib.ExitStack) -> bytes:
+        """Return the whole body; ``held`` keeps its memory and its places accounted for."""
+        headers = dict(scope["headers"])
+        peer, heavy = _peer(scope), _is_heavy(scope["method"], get_route_path(scope), headers)
         self._check_body(headers)
         if not self._places.has_room(peer) or (heavy and not self._heavy.has_room(peer)):
             raise overloaded(self._options.max_ongoing_requests)
-        with self._arrivals.arrival(peer) as arrival:
-            body = await self._arrivals.read(arrival, receive) if scope["method"] in _WITH_BODY else b""
-            with self._places.place(peer), self._heavy.place(peer) if heavy else contextlib.nullcontext():
-                await self._work(scope, body, receive, sender)
+        arrival = held.enter_context(self._arrivals.arrival(peer))
+        body = await self._arrivals.read(arrival, receive) if scope["method"] in _WITH_BODY else b""
+        held.enter_context(self._places.place(peer))
+        if heavy:
+            held.enter_context(self._heavy.place(peer))
+        return body
 
     def _check_body(self, headers: Mapping[bytes, bytes]) -> None:
         length = headers.get(b"content-length", b"0")
@@ -102,15 +138,6 @@ class Guard:
                 f"the body is encoded as {encoding[:80].decode('latin-1')!a}",
                 "send it as it is, without Content-Encoding",
             )
-
-    async def _work(self, scope: Scope, body: bytes, receive: Receive, sender: _Sender) -> None:
-        with _Watch(receive, sender) as watch:
-            try:
-                async with asyncio.timeout(self._options.timeout_s):
-                    await self._app(scope, _replayed(body, receive), sender.send)
-            except asyncio.CancelledError:
-                watch.explain()
-                raise
 
 
 class _Watch:
@@ -126,14 +153,13 @@ class _Watch:
         self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Raise ClientDisconnect in place of a cancellation that is this watch's own."""
         self._timer.cancel()
         if self._watching is not None:
             self._watching.cancel()
-
-    def explain(self) -> None:
-        """Raise ClientDisconnect if the cancellation that is being handled is this watch's own."""
-        if self._gone and self._request is not None and self._request.uncancel() == 0:
+        own = kind is asyncio.CancelledError and self._gone
+        if own and self._request is not None and self._request.uncancel() == 0:
             raise ClientDisconnect
 
     def _begin(self) -> None:
@@ -148,15 +174,16 @@ class _Watch:
 
 
 class _Sender:
-    """Remembers the status sent, so that a late failure never starts a second response."""
+    """Names the stream in every response, and remembers the status sent: no late failure starts a second one."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, stream_id: str | None) -> None:
+        self._send, self.stream_id = send, stream_id
         self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            message = naming(message, self.stream_id)
         try:
             await self._send(message)
         except OSError:  # how a server may say that the connection is gone

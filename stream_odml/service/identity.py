@@ -5,9 +5,9 @@ Protects: several streams on one machine never take each other's pushes, whateve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message
 
 from stream_odml.service.errors import ApiError, unavailable
 
@@ -16,37 +16,23 @@ STREAM_HEADER = "X-Stream-Id"
 _KEY = STREAM_HEADER.lower().encode()
 
 
-class Identity:
-    """ASGI middleware around all others: refusals of theirs name the stream as well."""
-
-    def __init__(self, app: ASGIApp, stream_id: Callable[[], str | None]) -> None:
-        self._app, self._stream_id = app, stream_id
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        own = self._stream_id()
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start" and own is not None:
-                message = {**message, "headers": [*message["headers"], (_KEY, own.encode())]}
-            await send(message)
-
-        asked = {value.decode("latin-1").strip() for name, value in scope["headers"] if name == _KEY}
-        if asked - {own}:
-            refusal = (
-                _wrong(own) if own is not None else unavailable("not_ready", "the stream is not read yet")
-            )
-            await refusal.response()(scope, receive, named)
-            return
-        await self._app(scope, receive, named)
-
-
-def _wrong(own: str) -> ApiError:
-    return ApiError(
+def check_stream(headers: Iterable[tuple[bytes, bytes]], own: str | None) -> None:
+    """Raise ApiError for a request that names another stream than `own`: 421, or 503 before that is known."""
+    asked = {value.decode("latin-1").strip() for name, value in headers if name == _KEY}
+    if not asked - {own}:
+        return
+    if own is None:
+        raise unavailable("not_ready", "the stream is not read yet")
+    raise ApiError(
         421,
         "wrong_stream",
         f"the request is meant for another stream than {own}, which answers here",
         f"correct the address of the service, or the header {STREAM_HEADER}",
     )
+
+
+def naming(start: Message, own: str | None) -> Message:
+    """Return the first message of a response with the header that names the stream `own`, if it is known."""
+    if own is None:
+        return start
+    return {**start, "headers": [*start["headers"], (_KEY, own.encode())]}

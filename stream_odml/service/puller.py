@@ -11,6 +11,7 @@ from stream_odml.learn.memory import give_back_memory
 from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.bundle import Bundle, load_bundle, next_bundle
+from stream_odml.service.errors import unavailable
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.store.errors import NoVersionYet
 from stream_odml.store.store import Store
@@ -52,6 +53,12 @@ class Puller:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
+
+    def serving(self) -> Bundle:
+        """Return what is served now. Raises ApiError 503 while nothing is."""
+        if self.bundle is None:
+            raise unavailable("not_ready", "no model version is loaded yet")
+        return self.bundle
 
     @property
     def alive(self) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stream_odml.ingest.landing import NewItem, ShardExists, checked, land_items, push_name
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES
 from stream_odml.ingest.reasons import Reason, RowError
-from stream_odml.service.backend import PushedImage, PushReceipt
-from stream_odml.service.decoding import Decoding, decode_checked
+from stream_odml.service.backend import PushReceipt
+from stream_odml.service.decoding import Decoding
 from stream_odml.service.errors import ApiError, unavailable, unprocessable
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.storage.reading import StorageOptions
@@ -22,43 +23,34 @@ PROBE_PX = 32
 class PushInbox:
     """Where pushes land."""
 
-    def __init__(self, inbox: str, max_pixels: int, options: StorageOptions | None = None) -> None:
-        self._inbox, self._max_pixels, self._options = inbox, max_pixels, options
+    def __init__(self, inbox: str, decoding: Decoding, options: StorageOptions | None = None) -> None:
+        self._inbox, self._decoding, self._options = inbox, decoding, options
         self._landing = ShortestFirst(LANDING_THREADS, "land")
 
-    async def push(self, images: Sequence[PushedImage], key: str | None, decoding: Decoding) -> PushReceipt:
+    async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
         """Land ``images`` once each of them has been decoded; smaller pushes go first. Raises ApiError as `land`
-        does."""
+        does, and 422 for an image that cannot be used."""
         for number, image in enumerate(images):
             check_size(number, image.image)
-        await decoding.pixels([image.image for image in images], PROBE_PX)
+        await self._decoding.pixels([image.image for image in images], PROBE_PX)
         size = sum(len(image.image) for image in images)
-        return await self._landing.run(size, self._store, images, key)
+        return await self._landing.run(size, self.land, images, key)
 
     def close(self) -> None:
         """End the threads after what they do now."""
         self._landing.close()
 
-    def land(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
+    def land(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
         """Land ``images`` as one shard. The shard's name comes from the key and its content from the images,
         so that a repetition, to whichever replica, finds its own file there and changes nothing. The receipt's ids
         are those under which the items will be found.
 
-        Blocking. Raises ApiError: 422 for an image that cannot be used, or fields that no reader would take, 409 for
-        a key that stood for other images, 503 when the inbox cannot be written.
+        Blocking. Raises ApiError: 422 for fields that no reader would take, 409 for a key that stood for other images,
+        503 when the inbox cannot be written.
         """
-        for number, image in enumerate(images):
-            self._check(number, image.image)
-        return self._store(images, key)
-
-    def _check(self, number: int, image: bytes) -> None:
-        check_size(number, image)
-        decode_checked(number, image, PROBE_PX, self._max_pixels)
-
-    def _store(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
         name = push_name(key or uuid.uuid4().hex)
         try:
-            items = list(checked(_new_item(image, f"{name}/{row}") for row, image in enumerate(images)))
+            items = list(checked(_identified(image, f"{name}/{row}") for row, image in enumerate(images)))
             land_items(self._inbox, name, items, self._options)
         except RowError as bad:
             raise unprocessable(str(bad.reason), bad.detail, "mend or leave out that image") from None
@@ -81,6 +73,5 @@ def check_size(number: int, image: bytes) -> None:
         raise unprocessable(str(Reason.OVERSIZED), detail, "send a smaller image")
 
 
-def _new_item(image: PushedImage, default_id: str) -> NewItem:
-    item_id = default_id if image.item_id is None else image.item_id
-    return NewItem(image.image, image.class_name, item_id, image.attributes, image.time)
+def _identified(image: NewItem, default_id: str) -> NewItem:
+    return image if image.item_id is not None else replace(image, item_id=default_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,18 +13,13 @@ from stream_odml.config.service import ServiceOptions
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.answering import Answering
 from stream_odml.service.backend import (
-    Answer,
     ClassRow,
-    Floats,
     Item,
     Projection,
-    PushedImage,
-    PushReceipt,
     Query,
     Served,
     VersionHistory,
 )
-from stream_odml.service.bundle import Bundle
 from stream_odml.service.catalogue import item_of, plane
 from stream_odml.service.driver import Driver, NoDriver
 from stream_odml.service.errors import ApiError, unavailable, unprocessable
@@ -62,12 +58,17 @@ class Replica:
             partial(Store.open, root, storage_options), settings, options.poll_s, self.metrics
         )
         self._options, self._name = options, name
-        self._driver = driver or NoDriver()
-        self._inbox = PushInbox(
-            options.push_dir or f"{root.rstrip('/')}/push", options.max_pixels, storage_options
-        )
+        driver = driver or NoDriver()
+        self._driver_status = driver.status
         self._thumbnails = Thumbnails(open_files(root, storage_options))
-        self._answering = Answering(options)
+        self._answering = Answering(options, self.puller.serving)
+        self._inbox = PushInbox(
+            options.push_dir or f"{root.rstrip('/')}/push", self._answering.decoding, storage_options
+        )
+        # What a part answers by itself is asked of the part, without a step in between.
+        self.search, self.push = self._answering.search, self._inbox.push
+        self.forget, self.rollback, self.relearn = driver.forget, driver.rollback, driver.relearn
+        self.metrics_text = self.metrics.text
         self._waiting = 0
         self._news: tuple[float, Mapping[str, Any]] = (0.0, {})
 
@@ -81,14 +82,8 @@ class Replica:
         self._answering.close()
         self._inbox.close()
 
-    def _bundle(self) -> Bundle:
-        bundle = self.puller.bundle
-        if bundle is None:
-            raise unavailable("not_ready", "no model version is loaded yet")
-        return bundle
-
     def served(self) -> Served:
-        bundle = self._bundle()
+        bundle = self.puller.serving()
         snapshot = bundle.snapshot
         return Served(
             version=bundle.version,
@@ -117,9 +112,6 @@ class Replica:
     def stream_id(self) -> str | None:
         return self.puller.stream_id
 
-    def metrics_text(self) -> bytes:
-        return self.metrics.text()
-
     async def wait_for(self, query: Query) -> None:
         if self._reached(query):
             return
@@ -138,67 +130,41 @@ class Replica:
             self._waiting -= 1
 
     def _reached(self, query: Query) -> bool:
-        bundle = self._bundle()
+        bundle = self.puller.serving()
         known = query.min_version is None or _is_known(bundle.snapshot.tree, query.min_version)
         return known and (query.min_seq is None or has_reached(bundle.sequence, query.min_seq))
-
-    async def search_vectors(self, vectors: Floats, version: str | None, query: Query) -> Answer:
-        return await self._answering.vectors(self._bundle(), vectors, version, query)
-
-    async def search_images(self, images: Sequence[bytes], query: Query) -> Answer:
-        return await self._answering.images(self._bundle(), images, query)
-
-    async def push(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
-        return await self._inbox.push(images, key, self._answering.decoding)
 
     async def item(self, item_id: str) -> Item | None:
         return await asyncio.to_thread(self._item, item_id)
 
     def _item(self, item_id: str) -> Item | None:
-        found = item_of(self._bundle().snapshot, item_id)
+        found = item_of(self.puller.serving().snapshot, item_id)
         if found is None:
             return None
-        return Item(
-            found.item_id,
-            found.class_name,
-            found.shard_id,
-            found.version,
-            found.time,
-            found.attributes,
-            self._thumbnails.has(found.shard_id),
-        )
+        return replace(found, has_thumbnail=self._thumbnails.has(found.shard_id))
 
     async def thumbnail(self, item_id: str) -> bytes | None:
         return await asyncio.to_thread(self._thumbnail, item_id)
 
     def _thumbnail(self, item_id: str) -> bytes | None:
-        found = item_of(self._bundle().snapshot, item_id)  # a forgotten item has no picture any more
+        found = item_of(self.puller.serving().snapshot, item_id)  # a forgotten item has no picture any more
         return None if found is None else self._thumbnails.get(found.shard_id, item_id)
 
-    async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
-        return await self._driver.forget(kind, name)
-
-    async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
-        return await self._driver.rollback(version, relearn)
-
-    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
-        return await self._driver.relearn(task, anyway)
-
     async def classes(self) -> Sequence[ClassRow]:
-        return await asyncio.to_thread(lambda: self._bundle().classes)
+        return await asyncio.to_thread(lambda: self.puller.serving().classes)
 
     async def versions(self) -> VersionHistory:
-        return self._bundle().history
+        return self.puller.serving().history
 
     async def projection(self, points: int) -> Projection:
         return await asyncio.to_thread(self._plane, points)
 
     def _plane(self, points: int) -> Projection:
-        bundle = self._bundle()
+        bundle = self.puller.serving()
         return plane(bundle.snapshot, points, [row.name for row in reversed(bundle.classes)])
 
     async def status(self) -> Mapping[str, Any]:
-        bundle = self._bundle()
+        bundle = self.puller.serving()
         ledger, learnt = bundle.snapshot.ledger, bundle.snapshot.tree.learnt(bundle.version)
         return {"lag": _lag(ledger, learnt), "driver": await self._driver_news()}
 
@@ -206,7 +172,7 @@ class Replica:
         now = time.monotonic()
         if now - self._news[0] > DRIVER_NEWS_S:
             try:
-                news = await self._driver.status()
+                news = await self._driver_status()
             except ApiError:
                 news = {}
             self._news = (now, news)

@@ -19,12 +19,13 @@ from deltalake import write_deltalake
 from stream_odml.cluster import ingestion
 from stream_odml.cluster.indexer import Indexer
 from stream_odml.cluster.ingestion import Discovery, Ingestion
+from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import ConfigError, StreamConfig, parse_config
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
 from stream_odml.pipeline.sources import open_sources, push_path
 from stream_odml.pipeline.stages import Stages
-from stream_odml.service.backend import PushedImage
+from stream_odml.service.decoding import Decoding
 from stream_odml.service.push import PushInbox
 from stream_odml.storage import reading as storage
 from stream_odml.storage.publish import file_sha256
@@ -206,8 +207,11 @@ def test_a_source_that_cannot_be_made_says_why() -> None:
 
 def _pushed_three_times(stream: Stream) -> None:
     for _ in range(3):
-        images = [PushedImage(item.image, item.class_name, item.item_id) for item in some("a")]
-        PushInbox(push_path(stream.config), 1 << 20, stream.config.storage_options).land(images, "key-1")
+        decoding = Decoding(ServiceOptions())
+        inbox = PushInbox(push_path(stream.config), decoding, stream.config.storage_options)
+        inbox.land(list(some("a")), "key-1")
+        inbox.close()
+        decoding.close()
     stream.until(lambda: stream.items() == ids("a"))
     assert len(stream.writer.ledger.shards) == 1
     stream.close()

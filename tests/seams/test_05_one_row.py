@@ -3,6 +3,7 @@ learnt is left out of it, with a reason in quarantine."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from stream_odml.pipeline.sources import inbox_path
 from stream_odml.pipeline.stage_run import Place, StageFailed, StageRun
 from stream_odml.pipeline.stages import Stages
 from stream_odml.pipeline.task_cache import LocalReaders, Readers, fill_cache
+from stream_odml.service.decoding import Decoding
 from stream_odml.service.push import PushInbox
 from stream_odml.storage.files import open_files
 from stream_odml.store.artifacts import STUDENT
@@ -230,7 +232,8 @@ def test_the_one_limit_holds_for_pushes_queries_indexing_and_learning(tmp_path: 
         StreamConfig.model_validate({"ingest": {"max_pixels": 200_000_000}})
     assert example_yaml().count("max_pixels") == 1
     at_limit = picture(1, size=(100, 100))
-    PushInbox(str(tmp_path / "push"), LIMIT)._check(0, at_limit)
+    decoding = Decoding(ServiceOptions(max_pixels=LIMIT))
+    asyncio.run(PushInbox(str(tmp_path / "push"), decoding).push([NewItem(at_limit, "a")], None))
     land_items(tmp_path / "inbox", "s", [NewItem(at_limit, "a")])
     (ref,) = DirectorySource(tmp_path / "inbox").poll(set())
     (taken,) = decode_rows(ref, [0], SIZE, LIMIT)

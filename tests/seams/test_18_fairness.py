@@ -14,7 +14,7 @@ import pytest
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.admission import Arrivals, Places
 from stream_odml.service.api import create_app
-from stream_odml.service.backend import Answer, Query
+from stream_odml.service.backend import Answer, Question
 from stream_odml.service.errors import ApiError
 from stream_odml.service.pool import ShortestFirst
 from tests.seams.caller import JSON, VECTOR, Caller
@@ -26,9 +26,9 @@ class Slow(FakeBackend):
 
     given_up = 0
 
-    async def search_vectors(self, vectors: Any, version: str | None, query: Query) -> Answer:
+    async def search(self, question: Question) -> Answer:
         try:
-            return await super().search_vectors(vectors, version, query)
+            return await super().search(question)
         except asyncio.CancelledError:
             self.given_up += 1
             raise

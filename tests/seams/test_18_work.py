@@ -180,7 +180,7 @@ def test_a_huge_answer_is_refused_or_written_off_the_loop() -> None:
 def test_a_long_batch_lets_single_queries_in_between(
     stream: TinyStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = answering._work
+    real = answering._answer_together
     sizes: list[int] = []
 
     def slow(asks: Any) -> Any:
@@ -188,7 +188,7 @@ def test_a_long_batch_lets_single_queries_in_between(
         time.sleep(0.05 * sizes[-1] / 8)
         return real(asks)
 
-    monkeypatch.setattr(answering, "_work", slow)
+    monkeypatch.setattr(answering, "_answer_together", slow)
     monkeypatch.setattr(answering, "SHORT", -1)
     monkeypatch.setattr(answering, "SLICE", 8 * (10 * answering.PER_HIT + SPEC.dim * 4))
     options = ServiceOptions(timeout_s=120)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stream_odml.search import halves as halves_module
 from stream_odml.search import segment as segment_module
-from stream_odml.search.exact import whole
+from stream_odml.search.exact import inner_product
 from stream_odml.search.halves import BLOCK, TILE, WIDEST, Halves, worth_from
 from stream_odml.search.search import ExactSearcher
 from stream_odml.search.snapshot import GallerySnapshot
@@ -87,9 +87,9 @@ def test_few_rows_are_compared_in_full_unless_all_are_close(monkeypatch: pytest.
 
     def counted(queries: FloatArray, rows: FloatArray, k: int) -> object:
         compared.append(len(rows))
-        return whole(queries, rows, k)
+        return inner_product(queries, rows, k)
 
-    monkeypatch.setattr(halves_module, "whole", counted)
+    monkeypatch.setattr(halves_module, "inner_product", counted)
     for name, most in (("scattered", TILE), ("hardly apart", BLOCK + TILE)):
         compared.clear()
         Halves.empty(D).grown(ROWS[name]).nearest(scattered(1, 7), ROWS[name], 10)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from stream_odml.ingest.landing import NewItem
 from stream_odml.search.hits import Hit
 from stream_odml.service.backend import (
     Answer,
@@ -18,9 +19,9 @@ from stream_odml.service.backend import (
     Floats,
     Item,
     Projection,
-    PushedImage,
     PushReceipt,
     Query,
+    Question,
     Served,
     VersionHistory,
     VersionRow,
@@ -92,8 +93,9 @@ class FakeBackend:
         if query.min_seq is not None and query.min_seq > self.sequence:
             raise unavailable("not_yet_served", f"sequence {query.min_seq} is not served yet")
 
-    async def search_vectors(self, vectors: Floats, version: str | None, query: Query) -> Answer:
+    async def search(self, question: Question) -> Answer:
         await asyncio.sleep(self.delay_s)
+        vectors, version, query = self._vectors_of(question.subject), question.version, question.query
         if version is not None and version not in {row.version for row in self.versions_list}:
             raise unprocessable("unknown_version", f"no version {version!a}")
         if vectors.shape[1] != self.dim:
@@ -117,15 +119,17 @@ class FakeBackend:
             and (query.before is None or self.times[i] < query.before)
         )
 
-    async def search_images(self, images: Sequence[bytes], query: Query) -> Answer:
-        if any(not image.startswith(b"\x89PNG") for image in images):
+    def _vectors_of(self, subject: Floats | Sequence[bytes]) -> Floats:
+        if isinstance(subject, np.ndarray):
+            return subject
+        if any(not image.startswith(b"\x89PNG") for image in subject):
             raise unprocessable("not_an_image", "the bytes are no image of a known format")
-        return await self.search_vectors(self.vectors[: len(images)], None, query)
+        return self.vectors[: len(subject)]
 
     def stream_id(self) -> str | None:
         return self.stream
 
-    async def push(self, images: Sequence[PushedImage], key: str | None) -> PushReceipt:
+    async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
         if key is not None and key in self.pushed:
             return self.pushed[key]
         name = f"push-{len(self.pushed)}"

@@ -28,10 +28,10 @@ class Work:
 async def gather(work: Work, asks: Sequence[int], limit: int = 4) -> list[int | BaseException]:
     with ThreadPoolExecutor(1) as pool:
         coalescer = Coalescer(pool, work, limit)
-        tasks = [asyncio.create_task(coalescer.ask(ask)) for ask in asks[:1]]
+        tasks = [asyncio.ensure_future(coalescer.ask(ask)) for ask in asks[:1]]
         while not work.batches:
             await asyncio.sleep(0.001)
-        tasks += [asyncio.create_task(coalescer.ask(ask)) for ask in asks[1:]]
+        tasks += [asyncio.ensure_future(coalescer.ask(ask)) for ask in asks[1:]]
         await asyncio.sleep(0.01)
         work.go.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -87,10 +87,10 @@ def test_who_has_left_is_not_worked_for() -> None:
         work = Work()
         with ThreadPoolExecutor(1) as pool:
             coalescer = Coalescer(pool, work, 4)
-            first = asyncio.create_task(coalescer.ask(1))
+            first = asyncio.ensure_future(coalescer.ask(1))
             await asyncio.sleep(0.01)
-            gone = asyncio.create_task(coalescer.ask(2))
-            stays = asyncio.create_task(coalescer.ask(3))
+            gone = asyncio.ensure_future(coalescer.ask(2))
+            stays = asyncio.ensure_future(coalescer.ask(3))
             await asyncio.sleep(0.01)
             gone.cancel()
             work.go.set()

@@ -17,7 +17,7 @@ import pytest
 
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.api import create_app
-from stream_odml.service.backend import Query
+from stream_odml.service.backend import Query, Question
 from stream_odml.service.metrics import Exporter
 from stream_odml.service.replica import Replica
 from stream_odml.store.store import Store
@@ -303,7 +303,7 @@ def test_what_searches_and_how_well_is_exported(stream: TinyStream) -> None:
 
 def test_coalesced_queries_get_each_their_own_answer(stream: TinyStream, replica: Replica) -> None:
     ids = stream.land("a", ["cat", "dog", "owl"])
-    while len(replica._bundle().snapshot) < len(ids):
+    while len(replica.puller.serving().snapshot) < len(ids):
         time.sleep(0.01)
     vectors = stream.vectors(ids)
     app = create_app(replica, OPTIONS, replica.metrics)
@@ -334,7 +334,7 @@ def test_a_root_that_vanishes_ends_readiness_but_not_the_answers(tmp_path: Path)
     replica.puller.poll()
     replica.puller.checked_at -= 61
     assert "last seen" in (replica.ready() or "")
-    answer = asyncio.run(replica.search_images([stream.images[ids[0]]], Query(k=1)))
+    answer = asyncio.run(replica.search(Question([stream.images[ids[0]]], Query(k=1))))
     assert answer.hits[0][0].item_id == ids[0]
     away.rename(stream.root)
     replica.puller.poll()

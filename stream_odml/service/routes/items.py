@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from stream_odml.ingest.fields import normalised
+from stream_odml.ingest.landing import NewItem
 from stream_odml.ingest.plain import NameTwice, json_once
-from stream_odml.service.backend import PushedImage
 from stream_odml.service.body import (
     attributes_from,
     class_from,
@@ -66,7 +66,7 @@ async def push(request: Request) -> Response:
     return reply(answer, 202)
 
 
-async def _pushed(request: Request) -> list[PushedImage]:
+async def _pushed(request: Request) -> list[NewItem]:
     kind = media_type(request)
     if kind == "multipart/form-data":
         form, body = request.headers["content-type"], await request.body()
@@ -76,7 +76,7 @@ async def _pushed(request: Request) -> list[PushedImage]:
     return await read_json(request, _from_body)
 
 
-def _from_body(body: dict[str, Any]) -> list[PushedImage]:
+def _from_body(body: dict[str, Any]) -> list[NewItem]:
     known_keys(body, frozenset({"items"}))
     items = body.get("items")
     if not isinstance(items, list):
@@ -84,14 +84,14 @@ def _from_body(body: dict[str, Any]) -> list[PushedImage]:
     return [_from_json(item) for item in items]
 
 
-def _from_json(item: Any) -> PushedImage:
+def _from_json(item: Any) -> NewItem:
     if not isinstance(item, dict):
         raise unprocessable("bad_items", "an item is not an object")
     known_keys(item, _ITEM_KEYS)
     return _image(from_base64(item.get("image"), "image"), item)
 
 
-def _from_form(parts: list[Part]) -> list[PushedImage]:
+def _from_form(parts: list[Part]) -> list[NewItem]:
     """Fields hold for every ``image`` part; ``id`` only where there is one image."""
     named = [part.name for part in parts if part.name != "image"]
     fields: dict[str, Any] = {part.name: part.text() for part in parts if part.name != "image"}
@@ -115,10 +115,10 @@ def _from_form(parts: list[Part]) -> list[PushedImage]:
     return [_image(image, fields) for image in images]
 
 
-def _image(data: bytes, fields: dict[str, Any]) -> PushedImage:
+def _image(data: bytes, fields: dict[str, Any]) -> NewItem:
     if not data:
         raise unprocessable("bad_image", "an image has no bytes")
-    return PushedImage(
+    return NewItem(
         image=data,
         class_name=class_from(fields.get("class")),
         item_id=id_from(fields.get("id")),

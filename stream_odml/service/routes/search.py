@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
-from starlette._utils import get_route_path
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stream_odml.config.service import ServiceOptions
-from stream_odml.service.backend import Answer, Floats, Query
+from stream_odml.service.backend import Answer, Query, Question
 from stream_odml.service.body import (
     MAX_VECTOR_VALUES,
     QUERY_KEYS,
@@ -50,18 +48,26 @@ _WANTED = "application/json, multipart/form-data, or the bytes of an image as im
 @router.post("/search", openapi_extra=SEARCH_BODY, response_class=Response, summary="Nearest items")
 async def search(request: Request) -> Response:
     """Nearest items of one image (raw bytes, multipart or base64) or one vector; filters, grouping by class."""
-    kind = media_type(request)
+    question = await _one_question(request)
+    query = question.query
+    backend = backend_of(request, "vector" if isinstance(question.subject, np.ndarray) else "image")
+    await backend.wait_for(query)
+    answer = await backend.search(question)
+    return await _written(request, answer, lambda: answer_json(answer, query))
+
+
+async def _one_question(request: Request) -> Question:
+    kind, max_k = media_type(request), options_of(request).max_k
     if kind == "application/json":
-        return await _search_json(request)
+        return await read_json(request, lambda body: _one(body, max_k), MAX_VECTOR_VALUES)
     if kind == "multipart/form-data":
         form, body = request.headers["content-type"], await request.body()
         image = await read_on_thread(request, body, lambda: _image_of(parse_multipart(form, body)))
-        return await _search_image(request, image, query_from_url(request, options_of(request).max_k))
-    if kind.startswith("image/") or kind == "application/octet-stream":
-        return await _search_image(
-            request, await request.body(), query_from_url(request, options_of(request).max_k)
-        )
-    raise unsupported(kind or "a body without Content-Type", _WANTED)
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        image = await request.body()
+    else:
+        raise unsupported(kind or "a body without Content-Type", _WANTED)
+    return Question([image], query_from_url(request, max_k))
 
 
 def _image_of(parts: list[Part]) -> bytes:
@@ -73,30 +79,7 @@ def _image_of(parts: list[Part]) -> bytes:
     return images[0]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A query read from JSON: either images or vectors [n, d] of ``version``."""
-
-    query: Query
-    images: list[bytes] | None = None
-    vectors: Floats | None = None
-    version: str | None = None
-
-
-async def _search_json(request: Request) -> Response:
-    max_k = options_of(request).max_k
-    asked = await read_json(request, lambda body: _one(body, max_k), MAX_VECTOR_VALUES)
-    if asked.images is not None:
-        return await _search_image(request, asked.images[0], asked.query)
-    backend = backend_of(request, "vector")
-    assert asked.vectors is not None
-    if asked.query.min_version is not None or asked.query.min_seq is not None:
-        await backend.wait_for(asked.query)
-    answer = await backend.search_vectors(asked.vectors, asked.version, asked.query)
-    return await _answered(request, answer, asked.query, lambda: answer_json(answer, asked.query))
-
-
-def _one(body: dict[str, Any], max_k: int) -> _Asked:
+def _one(body: dict[str, Any], max_k: int) -> Question:
     known_keys(body, _ONE)
     query = _bounded(query_from_json(body, max_k), 1)
     if ("vector" in body) == ("image" in body):
@@ -105,9 +88,9 @@ def _one(body: dict[str, Any], max_k: int) -> _Asked:
         )
     if "image" in body:
         _no_version(body)
-        return _Asked(query, images=[from_base64(body["image"], "image")])
+        return Question([from_base64(body["image"], "image")], query)
     version = optional(name_from, body.get("version"), "version")
-    return _Asked(query, vectors=vector_from(body["vector"])[None], version=version)
+    return Question(vector_from(body["vector"])[None], query, version)
 
 
 def _bounded(query: Query, count: int) -> Query:
@@ -120,22 +103,13 @@ def _bounded(query: Query, count: int) -> Query:
     return query
 
 
-async def _answered(
-    request: Request, answer: Answer, query: Query, build: Callable[[], dict[str, Any]]
-) -> Response:
+async def _written(request: Request, answer: Answer, build: Callable[[], dict[str, Any]]) -> Response:
     """Write a long answer on a thread: its JSON takes the event loop from everybody else."""
     count = sum(map(len, answer.hits))
     if count <= FEW_HITS:
         return reply(build())
     pool: ShortestFirst = request.app.state.parsing
     return await pool.run(count * BYTES_PER_HIT, lambda: reply(build()))
-
-
-async def _search_image(request: Request, image: bytes, query: Query) -> Response:
-    backend = backend_of(request, "image")
-    await backend.wait_for(query)
-    answer = await backend.search_images([image], query)
-    return await _answered(request, answer, query, lambda: answer_json(answer, query))
 
 
 @router.post(
@@ -146,23 +120,19 @@ async def search_batch(request: Request) -> Response:
     if media_type(request) != "application/json":
         raise unsupported(media_type(request) or "a body without Content-Type", "application/json")
     options = options_of(request)
-    asked = await read_json(request, lambda body: _many(body, options))
-    backend, query = backend_of(request, "batch"), asked.query
+    question = await read_json(request, lambda body: _many(body, options))
+    backend, query = backend_of(request, "batch"), question.query
     await backend.wait_for(query)
-    if asked.images is not None:
-        answer = await backend.search_images(asked.images, query)
-    else:
-        assert asked.vectors is not None
-        answer = await backend.search_vectors(asked.vectors, asked.version, query)
+    answer = await backend.search(question)
 
     def build() -> dict[str, Any]:
         results = [hits_json(hits, query) for hits in answer.hits]
         return {"version": answer.version, "sequence": answer.sequence, "results": results}
 
-    return await _answered(request, answer, query, build)
+    return await _written(request, answer, build)
 
 
-def _many(body: dict[str, Any], options: ServiceOptions) -> _Asked:
+def _many(body: dict[str, Any], options: ServiceOptions) -> Question:
     known_keys(body, _MANY)
     query = query_from_json(body, options.max_k)
     if ("vectors" in body) == ("images" in body):
@@ -172,10 +142,10 @@ def _many(body: dict[str, Any], options: ServiceOptions) -> _Asked:
     if "images" in body:
         _no_version(body)
         images = _images(body["images"], options.max_batch)
-        return _Asked(_bounded(query, len(images)), images=images)
+        return Question(images, _bounded(query, len(images)))
     version = optional(name_from, body.get("version"), "version")
     vectors = vectors_from(body["vectors"], options.max_batch)
-    return _Asked(_bounded(query, len(vectors)), vectors=vectors, version=version)
+    return Question(vectors, _bounded(query, len(vectors)), version)
 
 
 def _images(value: object, limit: int) -> list[bytes]:
@@ -189,23 +159,3 @@ def _no_version(body: dict[str, Any]) -> None:
         raise unprocessable(
             "bad_query", "version belongs to vectors", "images are embedded by the served version"
         )
-
-
-class Shortcut:
-    """ASGI middleware around the framework for searches, which need nothing of it: routing and dependency solving
-    take several times as long as reading the vector. What it raises, the door answers."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            handler = _SHORT.get(get_route_path(scope))
-            if handler is not None:
-                response = await handler(Request(scope, receive))
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-_SHORT = {"/v1/search": search, "/v1/search/batch": search_batch}
