@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +34,7 @@ _TIMES = ("time", "timestamp")
 
 
 def read_metadata(path: Path, folder: PurePosixPath) -> dict[str, Described]:
-    """Return what is said of each image, by its path below the scanned folder; `folder` is the file's own there.
+    """Return what is said of each image, by its path below the scanned folder in NFC; `folder` is the file's own there.
 
     Raises ValueError for a file of another layout.
     """
@@ -43,9 +44,10 @@ def read_metadata(path: Path, folder: PurePosixPath) -> dict[str, Described]:
         name = row.pop("file_name", None)
         if not isinstance(name, str) or not name:
             raise ValueError(f"a row without `file_name`; found {sorted(map(str, row))[:20]}")
+        name = name.replace("\\", "/")  # as Windows writes it
         if not is_safe_path(name):
             raise ValueError(f"file_name {name[:200]!r} leads out of its folder")
-        described.setdefault((folder / name).as_posix(), _columns(row))
+        described.setdefault(normalize("NFC", (folder / name).as_posix()), _columns(row))
     return described
 
 
@@ -54,7 +56,7 @@ def _rows(data: bytes, suffix: str) -> Iterator[dict[str, Any]]:
         if suffix == ".parquet":
             yield from _parquet_rows(data)
         elif suffix == ".csv":
-            yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            yield from _csv_rows(data.decode("utf-8-sig"))
         else:
             for line in filter(str.strip, data.decode("utf-8-sig").split("\n")):
                 row = json_once(line)
@@ -63,6 +65,17 @@ def _rows(data: bytes, suffix: str) -> Iterator[dict[str, Any]]:
                 yield row
     except (pa.ArrowException, csv.Error, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
+    """Rows by the names of their columns; with semicolons or tabs where there is no comma in the header."""
+    header = text.partition("\n")[0]
+    delimiter = next((one for one in ",;\t" if one in header), ",")
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    names = [name.strip() for name in next(lines, [])]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns of one name; found {names[:20]}")
+    yield from (dict(zip(names, line, strict=False)) for line in lines if line)
 
 
 def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 from urllib.parse import unquote
 
 from stream_odml.ingest.folder_metadata import METADATA_NAMES, Described, read_metadata
@@ -60,10 +61,13 @@ def scan_folder(folder: Path, besides: Path | None = None) -> FolderScan:
     described, notes = _describe(folder, found)
     tables, bad = _tables(folder, [path for path in found.files if _is_table(path)])
     images = [path for path in found.files if not _is_table(path)]
-    splits = _splits(images)
-    files = [_image(folder, path, splits, described.get(path)) for path in images]
+    depth = _split_depth(images)
+    files = [_image(folder, path, depth, described.get(normalize("NFC", path))) for path in images]
+    unlabelled = [file.path for file in files if not has_class(file)]
+    unlabelled_note = [f"{_some(unlabelled, 'image')} in no class folder, so without a class: quarantined"]
     scan = FolderScan(
-        tuple(sorted([*tables, *files], key=lambda file: file.path)), (*notes, *bad, *_notes(found))
+        tuple(sorted([*tables, *files], key=lambda file: file.path)),
+        (*notes, *bad, *unlabelled_note * bool(unlabelled), *_notes(found)),
     )
     _check(folder, scan, has_table=bool(tables))
     return scan
@@ -116,7 +120,7 @@ def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[s
     """What the metadata files say of images, by path. One that says nothing of them may be a table of images."""
     described: dict[str, Described] = {}
     notes = []
-    there = set(found.files)
+    there = {normalize("NFC", path) for path in found.files}
     for path in found.metadata:
         try:
             rows = read_metadata(folder / path, PurePosixPath(path).parent)
@@ -153,21 +157,26 @@ def _file(folder: Path, path: str) -> ManifestFile:
     return ManifestFile(path, size, sha256)
 
 
-def _splits(images: Iterable[str]) -> frozenset[str]:
-    """The leading folders that split the data set: where all that holds images are such, and have folders."""
-    parts = [PurePosixPath(path).parts for path in images]
-    first = {part[0] for part in parts if len(part) > 1}
-    is_split = all(len(part) > 2 and part[0].lower() in SPLITS for part in parts)
-    return frozenset(first) if is_split else frozenset()
+def _split_depth(images: Iterable[str]) -> int | None:
+    """Return how many folders lead to those that split the data set, None where none do: `train/cats` has 0,
+    `zoo/train/cats` 1. All images in folders lie in splits, and some of them in a class there."""
+    folders = [parts for path in images if (parts := PurePosixPath(path).parts[:-1])]
+    for depth in range(min(map(len, folders), default=0)):
+        names = {parts[depth].lower() for parts in folders}
+        if names <= SPLITS and any(len(parts) > depth + 1 for parts in folders):
+            return depth
+        if len(names) > 1:
+            break
+    return None
 
 
-def _image(folder: Path, path: str, splits: Collection[str], described: Described | None) -> ManifestFile:
+def _image(folder: Path, path: str, split_depth: int | None, described: Described | None) -> ManifestFile:
     values = dict(described or {})
     parts = PurePosixPath(path).parts
     if "class_name" not in values:
         label = _hive_label(path)
-        if label is None and parts[0] in splits:
-            label = "/".join(parts[1:-1])
+        if label is None and split_depth is not None and len(parts) > 1:
+            label = "/".join(parts[split_depth + 1 : -1])  # none of an image that lies in the split itself
         values |= {} if label is None else {"class_name": label}
     return replace(_file(folder, path), values=tuple(sorted(values.items())))
 
@@ -187,7 +196,7 @@ def class_of(file: ManifestFile) -> str:
 
 def has_class(file: ManifestFile) -> bool:
     """Whether an image of a manifest has a class: from its folder, or said of it."""
-    return "/" in file.path or "class_name" in dict(file.values)
+    return class_of(file) not in ("", ".")
 
 
 def _check(folder: Path, scan: FolderScan, has_table: bool) -> None:

@@ -24,6 +24,8 @@ _OPEN = re.compile(r"/|/healthz|/readyz|/docs|/openapi\.json|/page/[\w.-]+")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _SEARCHES = ("/v1/search", "/v1/search/batch")
 _EVERY_ADDRESS = ("0.0.0.0", "::", "")
+_IN_BRACKETS = re.compile(r"\[([0-9a-f:.]+)\](?::[0-9]*)?")
+"""An IPv6 address as a URL has it. No name stands in brackets."""
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -64,9 +66,10 @@ class Access:
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
-            return host.endswith(".localhost")
+            return host.endswith(".localhost") and not host.startswith(".")
         # No site can make an address point elsewhere, so all of ours are good where we listen on all.
-        return address.is_loopback or self._bound in _EVERY_ADDRESS
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        return mapped.is_loopback or self._bound in _EVERY_ADDRESS
 
     def _check_token(self, headers: Headers, method: str, path: str) -> None:
         if self._token is None and self._read_token is None:
@@ -128,7 +131,7 @@ def _values(headers: Headers, name: bytes) -> list[str]:
 
 def _without_port(host: str) -> str:
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        return match[1] if (match := _IN_BRACKETS.fullmatch(host)) else host
     name, _, port = host.rpartition(":")
     return (name if name and port.isdigit() else host).removesuffix(".")
 

@@ -219,7 +219,21 @@ def test_the_own_page_and_clients_without_a_browser_may(backend: FakeBackend) ->
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.9", "[::2]", "x"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "10.0.0.9",
+        "[::2]",
+        "x",
+        "[::1].evil.example",
+        "[localhost]:80",
+        "[x.localhost]",
+        ".localhost",
+        "[::1",
+        "[]",
+    ],
 )
 def test_a_name_that_is_not_ours_reads_nothing(backend: FakeBackend, host: str) -> None:
     app = create_app(backend, ServiceOptions())
@@ -238,6 +252,7 @@ def test_the_names_of_the_service() -> None:
         "LOCALHOST:1",
         "localhost.",
         "a.localhost",
+        "[::ffff:127.0.0.1]:8000",
         "127.0.0.1",
         "127.9.9.9:8000",
         "[::1]:8000",

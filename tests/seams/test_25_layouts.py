@@ -217,3 +217,42 @@ def test_images_without_a_class_are_refused_before_they_land(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"none of its 2 images lies in a class folder.*expected a folder"):
         ingest(write(tmp_path / "flat", "a.png", "b.png"), tmp_path / "inbox")
     assert not (tmp_path / "inbox").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file_name;label\na.png;cat\nb.png;dog\n",
+        "file_name\tlabel\na.png\tcat\nb.png\tdog\n",
+        "\ufefffile_name, label\r\na.png, cat\r\n\r\nb.png, dog\r\n",
+        '"file_name","label"\n"./a.png","cat"\n"b.png","dog"\n',
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
+    folder = write(tmp_path / "zoo", "a.png", "b.png")
+    (folder / "metadata.csv").write_text(text, newline="")
+    ingest(folder, tmp_path / "in")
+    assert classes(tmp_path / "in") == ["cat", "dog"]
+
+
+def test_file_names_as_other_systems_write_them(tmp_path: Path) -> None:
+    """A Mac writes accents apart, Windows writes backslashes."""
+    folder = write(tmp_path / "zoo", "x/e\u0301.png", "x/b.png")
+    (folder / "metadata.csv").write_text("file_name,label\nx/é.png,cat\nx\\b.png,dog\n")
+    ingest(folder, tmp_path / "in")
+    assert sorted(classes(tmp_path / "in")) == ["cat", "dog"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "zoo", "x/a.png")
+    (folder / "metadata.csv").write_text("file_name,label,label\na.png,cat,dog\n")
+    assert any("two columns of one name" in line for line in ingest(folder, tmp_path / "in"))
+
+
+@pytest.mark.parametrize("above", ["", "zoo/", "data/zoo/"])
+def test_a_split_anywhere_leads_to_one_class(tmp_path: Path, above: str) -> None:
+    names = [f"{above}train/cats/a.png", f"{above}train/dogs/b.png", f"{above}test/cats/c.png"]
+    loose = [f"{above}test/1.png", "sample.png"]
+    lines = ingest(write(tmp_path / "f", *names, *loose), tmp_path / "in")
+    assert any(line.startswith("2 images") and "without a class" in line for line in lines), lines
+    assert sorted(classes(tmp_path / "in")) == ["cats", "cats", "dogs", "missing_label", "missing_label"]
