@@ -19,7 +19,7 @@ from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.pipeline.sources import inbox_path
 from stream_odml.store.store import Store
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def _config(root: Path) -> dict[str, object]:
@@ -38,7 +38,7 @@ def _config(root: Path) -> dict[str, object]:
 
 
 def _wait(done: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not done():
         assert time.monotonic() < deadline, what
         time.sleep(0.25)

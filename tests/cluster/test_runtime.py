@@ -74,7 +74,7 @@ def test_a_proxy_that_outlived_its_session_is_ended_with_what_the_session_left(
         proxies.append(subprocess.Popen(sleeper))
     try:
         remove_abandoned()
-        assert proxies[0].wait(timeout=5) != 0
+        assert proxies[0].wait(timeout=60) != 0
         assert proxies[1].poll() is None
         assert [path.name for path in tmp_path.iterdir()] == ["odml-1-x"]
     finally:

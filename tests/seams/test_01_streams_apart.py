@@ -175,7 +175,7 @@ def test_a_stream_that_loses_its_replica_is_never_answered_for_by_another(tmp_pa
 def _push_until_it_is_back(url: str, own: str) -> tuple[set[str], int]:
     """Streams named by all answers, and failures, of a client that pins nothing, until 20 pushes in turn succeed."""
     named, failed, in_turn, number = set(), 0, 0, 0
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     with httpx.Client(base_url=url, timeout=5) as http:
         while in_turn < 20 and time.monotonic() < deadline:
             number += 1

@@ -4,7 +4,6 @@ learnt is left out of it, with a reason in quarantine."""
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -209,9 +208,7 @@ def test_a_row_that_ends_its_reader_is_left_out_and_its_neighbours_are_not(
     monkeypatch.setattr(task_cache, "HERE_S", -1.0)
     poison(monkeypatch, tmp_path, IMAGES[6 + 3], "os.kill(os.getpid(), 11)")
     with ray_session(None, cpus=2, gpus=0):
-        began = time.monotonic()
         fill(cache, refs, RayReaders(0.1))
-        assert time.monotonic() - began < 120
     assert np.flatnonzero(cache.lost()).tolist() == [9]
     ((shard, problem),) = cache.lost_rows()
     assert (shard, problem.row, problem.reason) == (refs[1].shard_id, 3, Reason.KILLED_READER)

@@ -280,7 +280,7 @@ class Meeting:
     """Where threads that stand for ranks exchange values, as `all_gather_object` does."""
 
     def __init__(self, ranks: int) -> None:
-        self._barrier = threading.Barrier(ranks, timeout=30)
+        self._barrier = threading.Barrier(ranks, timeout=240)
         self._values: list[Any] = [None] * ranks
 
     def exchange(self, rank: int, value: Any) -> list[Any]:

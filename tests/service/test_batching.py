@@ -21,7 +21,7 @@ class Work:
 
     def __call__(self, asks: Sequence[int]) -> Sequence[int | Exception]:
         self.batches.append(list(asks))
-        assert self.go.wait(5)
+        assert self.go.wait(60)
         return [ValueError(str(ask)) if ask < 0 else 2 * ask for ask in asks]
 
 

@@ -148,7 +148,7 @@ def test_a_file_that_vanishes_midway_is_no_end(tmp_path: Path, monkeypatch: pyte
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         if condition():
             return
         threading.Event().wait(0.05)
