@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from stream_odml.cluster.indexer_calls import IndexedBatch, ShardCounts, indexer_name
+from stream_odml.cluster.indexer_calls import IndexedBatch, indexer_name
 from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import TransientReadError
@@ -84,7 +84,7 @@ class Indexer:
             version,
             _concat([shard.rows for shard in done]),
             _concat([shard.quarantine for shard in done]),
-            [_counts(shard) for shard in done],
+            {shard.ref.shard_id: _counts(shard) for shard in done},
             retry,
             rest,
         )
@@ -97,16 +97,9 @@ class Indexer:
         return self._embedder
 
 
-def _counts(shard: IndexedShard) -> ShardCounts:
-    return ShardCounts(
-        shard.ref.shard_id,
-        len(shard.rows),
-        len(shard.rows) - shard.trainable.total(),
-        len(shard.quarantine),
-        dict(shard.classes),
-        dict(shard.trainable),
-        dict(Counter(shard.quarantine["reason"].to_pylist())),
-    )
+def _counts(shard: IndexedShard) -> dict[str, dict[str, int]]:
+    reasons = Counter(shard.quarantine["reason"].to_pylist())
+    return {"trainable": dict(shard.trainable), "reasons": dict(reasons)}
 
 
 def _concat(tables: list[pa.Table]) -> pa.Table | None:

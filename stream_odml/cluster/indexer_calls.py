@@ -12,28 +12,15 @@ from stream_odml.cluster.runtime import NAMESPACE
 
 
 @dataclass(frozen=True)
-class ShardCounts:
-    """What the ledger keeps of an indexed shard."""
-
-    shard_id: str
-    rows: int
-    held_out: int
-    quarantined: int
-    classes: dict[str, int]
-    """Good images of each class."""
-    trainable: dict[str, int]
-    """Those of them that are not held out."""
-    reasons: dict[str, int]
-
-
-@dataclass(frozen=True)
 class IndexedBatch:
     """Rows of several shards, ready for one transaction; ``retry`` names shards whose bytes were out of reach."""
 
     version: str
     rows: pa.Table
     quarantine: pa.Table
-    counts: list[ShardCounts]
+    counts: dict[str, dict[str, dict[str, int]]]
+    """For each shard what the ledger keeps beside what the writer counts: good images of each class that are not held
+    out (`trainable`), and `reasons` of those in quarantine."""
     retry: dict[str, str]
     rest: tuple[str, ...] = ()
     """Shards that were not begun, because those before them filled the batch."""

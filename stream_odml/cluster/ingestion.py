@@ -252,21 +252,21 @@ class Ingestion:
                 self._busy.discard(shard_id)
             self._busy.difference_update(batch.rest)
         self._uncommitted = []
-        ids = [count.shard_id for batch in ready for count in batch.counts]
+        ids = [shard_id for batch in ready for shard_id in batch.counts]
         self._busy.difference_update(ids)
         self._suspects.difference_update(ids)
         return [self._writer.store.ledger.shards[shard_id] for shard_id in ids]
 
 
 def _transaction(batches: list[IndexedBatch]) -> IngestBatch:
-    counts = [count for batch in batches for count in batch.counts]
+    counts = {
+        shard_id: {**told, "version": batch.version}
+        for batch in batches
+        for shard_id, told in batch.counts.items()
+    }
     return IngestBatch(
-        [count.shard_id for count in counts],
+        list(counts),
         pa.concat_tables([batch.rows for batch in batches]),
         pa.concat_tables([batch.quarantine for batch in batches]),
-        {
-            c.shard_id: {"trainable": c.trainable, "reasons": c.reasons, "version": batch.version}
-            for batch in batches
-            for c in batch.counts
-        },
+        counts,
     )

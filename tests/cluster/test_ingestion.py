@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from stream_odml.cluster import ingestion
-from stream_odml.cluster.indexer_calls import IndexedBatch, ShardCounts
+from stream_odml.cluster.indexer_calls import IndexedBatch
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.cluster.runtime import ray_session
 from stream_odml.config.stream import IngestConfig
@@ -34,7 +34,7 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 def batch_of(refs: list[ShardRef], away: frozenset[str] = frozenset()) -> IndexedBatch:
     """Shards without a good row, as an indexer would answer; those in ``away`` out of reach."""
-    counts = [ShardCounts(r.shard_id, 0, 0, 0, {}, {}, {}) for r in refs if r.name not in away]
+    counts = {r.shard_id: {"trainable": {}, "reasons": {}} for r in refs if r.name not in away}
     retry = {r.shard_id: "no route to host" for r in refs if r.name in away}
     return IndexedBatch("v", GALLERY.empty_table(), QUARANTINE.empty_table(), counts, retry)
 
