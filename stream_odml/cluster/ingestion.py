@@ -26,7 +26,7 @@ from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import Source
 from stream_odml.pipeline.messages import shard_ref
-from stream_odml.store.ledger import ShardState
+from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.writer import IngestBatch, Writer
 

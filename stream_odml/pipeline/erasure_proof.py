@@ -27,7 +27,7 @@ from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
 from stream_odml.store.artifacts import BANK, HEAD, SUMS
 from stream_odml.store.errors import UnknownSubject
-from stream_odml.store.ledger import ShardState, Tombstone
+from stream_odml.store.ledger_states import ShardState, Tombstone
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows, sums_now, versions_with_sums
 

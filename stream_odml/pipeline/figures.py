@@ -9,7 +9,8 @@ from itertools import islice
 
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.metrics import StreamFigures
-from stream_odml.store.ledger import LedgerState, ShardState
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import unlearnt_tasks
 from stream_odml.store.version_metrics import FORMS, SPLITS, VersionMetrics

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.store.artifacts import ArtifactRef
-from stream_odml.store.ledger import ShardState
+from stream_odml.store.ledger_states import ShardState
 
 StageKind = Literal["trunk", "embed", "head"]
 

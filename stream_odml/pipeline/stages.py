@@ -21,7 +21,8 @@ from stream_odml.pipeline.late_erasure import up_to_date
 from stream_odml.pipeline.messages import StageKind, StageOrder, StageProgress, StageResult, shard_ref
 from stream_odml.store.checks import closed_task
 from stream_odml.store.erasure import without_forgotten
-from stream_odml.store.ledger import LedgerState, ShardState, TaskState
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.ledger_states import ShardState, TaskState
 from stream_odml.store.tables import GALLERY
 from stream_odml.store.unlearnt import NOTHING
 from stream_odml.store.version_metrics import key

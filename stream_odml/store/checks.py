@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, SUMS, ArtifactRef
 from stream_odml.store.errors import StaleParent, UnknownSubject
-from stream_odml.store.ledger import LedgerState, ShardState, TaskState
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.ledger_states import ShardState, TaskState
 from stream_odml.store.select import encode
 from stream_odml.store.store import Store
 from stream_odml.store.tables import VECTOR_COLUMNS, features_of, vectors_of

@@ -4,121 +4,15 @@ Protects: the state is a pure function of the rows in ``seq`` order, so any proc
 same.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
 
 from stream_odml.store.errors import UnknownSubject
+from stream_odml.store.events import Replay, Row
+from stream_odml.store.ledger_states import Attempt, OpenTask, ShardStage, ShardState, TaskState, Tombstone
 from stream_odml.store.tally import Tally
-
-Row = Mapping[str, Any]
-T = TypeVar("T")
-ShardStage = Literal["landed", "indexed", "assigned", "set_aside"]
-
-
-@dataclass(frozen=True)
-class ShardState:
-    """One shard: where it lies, how far it came, what was found in it."""
-
-    shard_id: str
-    name: str
-    uri: str
-    format: str
-    size_bytes: int
-    state: ShardStage
-    landed_seq: int
-    landed_at: datetime
-    detail: Mapping[str, Any]
-    """All that the producer said when it landed (mtime, manifest, ...)."""
-    indexed_seq: int | None = None
-    indexed_at: datetime | None = None
-    txn: str | None = None
-    rows: int = 0
-    """Good rows in the gallery, held-out ones included."""
-    held_out: int = 0
-    quarantined: int = 0
-    classes: Mapping[str, int] = field(default_factory=dict)
-    """Good rows of each class, held-out ones included."""
-    counts: Mapping[str, Any] = field(default_factory=dict)
-    """All that the indexer counted, as it gave it."""
-    task: str | None = None
-    attempts: int = 0
-    """How often its reading or indexing failed."""
-    problem: str | None = None
-    """Why it was last set aside, or why its last attempt failed."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try at learning a task from one parent; its version id is unique to it."""
-
-    version_id: str
-    parent: str
-    seq: int
-    started_at: datetime
-    refused: str | None = None
-    refused_at: datetime | None = None
-
-
-@dataclass(frozen=True)
-class TaskState:
-    """A closed task: its shards in landing order, why it closed, its attempts in order."""
-
-    task_id: str
-    shard_ids: tuple[str, ...]
-    reason: str
-    closed_seq: int
-    closed_at: datetime
-    detail: Mapping[str, Any]
-    attempts: tuple[Attempt, ...] = ()
-    skipped: str | None = None
-    skipped_at: datetime | None = None
-    images: int = 0
-    """Good rows of its shards that are not held out."""
-    relearn_seq: int = -1
-    """``seq`` of the latest request to learn it after all; what was refused before it does not count any more."""
-    queued_seq: int = -1
-    """Its place among the tasks that wait: when it closed, or when it was taken back after it was skipped."""
-    anyway: bool = False
-    """Publish it whatever the quality gate finds."""
-
-    @property
-    def refused(self) -> tuple[Attempt, ...]:
-        """Attempts that were refused, from any parent, since it was last asked for again."""
-        return tuple(a for a in self.attempts if a.refused is not None and a.seq > self.relearn_seq)
-
-    @property
-    def refusals(self) -> int:
-        """How many attempts were refused, see :attr:`refused`."""
-        return len(self.refused)
-
-
-@dataclass(frozen=True)
-class OpenTask:
-    """The shards that wait for a boundary, in indexing order; ``since`` is when the first of them was
-    indexed."""
-
-    task_id: str
-    shards: tuple[ShardState, ...]
-    since: datetime | None
-    classes: Mapping[str, int]
-    rows: int
-
-
-@dataclass(frozen=True)
-class Tombstone:
-    """A request to forget a class, an item or a shard: it covers all that landed before ``seq``, and nothing after."""
-
-    kind: Literal["class", "item", "shard"]
-    name: str
-    seq: int
-    time: datetime
-    items: int | None = None
-    """How many items it covered when it was put; None where nobody counted."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +47,24 @@ class LedgerState:
         new = sorted((row for row in rows if row["seq"] > start.seq), key=lambda row: int(row["seq"]))
         if not new:
             return start
-        building = _Building(start)
+        replay = Replay(start)
         for row in new:
-            building.apply(row)
-        return building.state()
+            replay.apply(row)
+        for task_id, members in replay.members.items():
+            replay.tasks[task_id] = replace(replay.tasks[task_id], shard_ids=tuple(members))
+        return LedgerState(
+            seq=replay.seq,
+            epoch=replay.epoch,
+            shards=MappingProxyType(replay.shards),
+            tasks=MappingProxyType(replay.tasks),
+            tombstones=tuple(replay.tombstones),
+            txns=frozenset(replay.txns),
+            learnt_rows=frozenset(replay.learnt),
+            set_aside_count=replay.set_aside_count,
+            tally=replay.tally,
+            landed=MappingProxyType(replay.landed),
+            indexed=MappingProxyType(replay.indexed),
+        )
 
     def in_state(self, state: ShardStage) -> list[ShardState]:
         """Shards of one state in landing order."""
@@ -218,158 +126,3 @@ class LedgerState:
     def latest_tombstones(self) -> Mapping[tuple[str, str], int]:
         """(class, item or shard, name) -> the ``seq`` of its latest tombstone."""
         return {(stone.kind, stone.name): stone.seq for stone in self.tombstones}
-
-
-class _Building:
-    """Mutable copies while rows are applied; becomes one immutable state at the end."""
-
-    def __init__(self, start: LedgerState) -> None:
-        self.seq, self.epoch, self.set_aside_count = start.seq, start.epoch, start.set_aside_count
-        self.shards, self.tasks = _copied(start.shards), _copied(start.tasks)
-        self.tombstones, self.txns, self.learnt = (
-            list(start.tombstones),
-            set(start.txns),
-            set(start.learnt_rows),
-        )
-        self.tally, self.landed, self.indexed = (
-            start.tally.copy(),
-            _copied(start.landed),
-            _copied(start.indexed),
-        )
-        self.members: dict[str, list[str]] = {}
-
-    def state(self) -> LedgerState:
-        for task_id, members in self.members.items():
-            self.tasks[task_id] = replace(self.tasks[task_id], shard_ids=tuple(members))
-        return LedgerState(
-            seq=self.seq,
-            epoch=self.epoch,
-            shards=MappingProxyType(self.shards),
-            tasks=MappingProxyType(self.tasks),
-            tombstones=tuple(self.tombstones),
-            txns=frozenset(self.txns),
-            learnt_rows=frozenset(self.learnt),
-            set_aside_count=self.set_aside_count,
-            tally=self.tally,
-            landed=MappingProxyType(self.landed),
-            indexed=MappingProxyType(self.indexed),
-        )
-
-    def _put(self, shard: ShardState) -> None:
-        self.shards[shard.shard_id] = shard
-        for state, those in (("landed", self.landed), ("indexed", self.indexed)):
-            if shard.state == state:
-                those[shard.shard_id] = shard
-            else:
-                those.pop(shard.shard_id, None)
-
-    def apply(self, row: Row) -> None:
-        self.seq = int(row["seq"])
-        detail = json.loads(row["detail"] or "{}")
-        # A kind that this release does not know is passed over: the schema version guards what must not be.
-        handler = getattr(self, f"_{row['kind']}", None)
-        if handler is not None:
-            handler(row, detail)
-
-    def _landed(self, row: Row, detail: dict[str, Any]) -> None:
-        if row["subject"] in self.shards:
-            return
-        self._put(
-            ShardState(
-                shard_id=row["subject"],
-                name=detail["name"],
-                uri=detail["uri"],
-                format=detail["format"],
-                size_bytes=int(detail["size_bytes"]),
-                state="landed",
-                landed_seq=row["seq"],
-                landed_at=row["time"],
-                detail=detail,
-            )
-        )
-
-    def _indexed(self, row: Row, detail: dict[str, Any]) -> None:
-        shard = self.shards[row["subject"]]
-        self.txns.add(row["txn"])
-        self.tally.count_indexed(detail)
-        self._put(
-            replace(
-                shard,
-                state="indexed",
-                indexed_seq=row["seq"],
-                indexed_at=row["time"],
-                txn=row["txn"],
-                rows=int(detail.get("rows", 0)),
-                held_out=int(detail.get("held_out", 0)),
-                quarantined=int(detail.get("quarantined", 0)),
-                classes=detail.get("classes", {}),
-                counts=detail,
-            )
-        )
-
-    def _set_aside(self, row: Row, detail: dict[str, Any]) -> None:
-        shard = self.shards[row["subject"]]
-        final = bool(detail.get("final", True))
-        self.set_aside_count += final
-        self.tally.set_aside += final
-        self._put(
-            replace(
-                shard,
-                state="set_aside" if final else shard.state,
-                attempts=shard.attempts + 1,
-                problem=detail.get("reason", ""),
-            )
-        )
-
-    def _assigned(self, row: Row, detail: dict[str, Any]) -> None:
-        shard, task_id = self.shards[row["subject"]], row["task"]
-        self._put(replace(shard, state="assigned", task=task_id))
-        self.tally.count_assigned(shard.classes)
-        task = self.tasks.get(task_id)
-        if task is None:
-            reason, more = detail.get("reason", ""), detail.get("detail", {})
-            task = TaskState(task_id, (), reason, row["seq"], row["time"], more, queued_seq=row["seq"])
-        self.tasks[task_id] = replace(task, images=task.images + shard.rows - shard.held_out)
-        self.members.setdefault(task_id, list(task.shard_ids)).append(shard.shard_id)
-
-    def _attempt(self, row: Row, detail: dict[str, Any]) -> None:
-        attempt = Attempt(row["subject"], detail["parent"], row["seq"], row["time"])
-        task = self.tasks[row["task"]]
-        self.tasks[task.task_id] = replace(task, attempts=(*task.attempts, attempt))
-
-    def _refused(self, row: Row, detail: dict[str, Any]) -> None:
-        task = self.tasks[row["task"]]
-        reason, at = detail.get("reason", ""), row["time"]
-        attempts = tuple(
-            replace(a, refused=reason, refused_at=at) if a.version_id == row["subject"] else a
-            for a in task.attempts
-        )
-        self.tasks[task.task_id] = replace(task, attempts=attempts)
-
-    def _skipped(self, row: Row, detail: dict[str, Any]) -> None:
-        task = self.tasks[row["task"]]
-        self.tasks[task.task_id] = replace(task, skipped=detail.get("reason", ""), skipped_at=row["time"])
-
-    def _relearn(self, row: Row, detail: dict[str, Any]) -> None:
-        task, seq = self.tasks[row["task"]], int(row["seq"])
-        queued = task.queued_seq if task.skipped is None else seq
-        anyway = task.anyway or bool(detail.get("anyway", False))
-        self.tasks[task.task_id] = replace(
-            task, skipped=None, skipped_at=None, relearn_seq=seq, queued_seq=queued, anyway=anyway
-        )
-
-    def _learnt(self, row: Row, detail: dict[str, Any]) -> None:
-        self.learnt.add(row["subject"])
-
-    def _forget(self, row: Row, detail: dict[str, Any]) -> None:
-        self.tombstones.append(
-            Tombstone(detail["of"], row["subject"], row["seq"], row["time"], detail.get("items"))
-        )
-
-    def _epoch(self, row: Row, detail: dict[str, Any]) -> None:
-        self.epoch = max(self.epoch, int(row["epoch"]))
-
-
-def _copied(known: Mapping[str, T]) -> dict[str, T]:
-    # dict() of a read-only view looks every key up: twenty times slower than its own copy().
-    return known.copy() if isinstance(known, MappingProxyType) else dict(known)

@@ -19,7 +19,8 @@ from stream_odml.storage.files import open_files
 from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
 from stream_odml.store.blocks import Blocks
 from stream_odml.store.errors import ArtifactCorrupt, UnknownVersion
-from stream_odml.store.ledger import Attempt, LedgerState, TaskState
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.ledger_states import Attempt, TaskState
 from stream_odml.store.mapping import Mapper
 from stream_odml.store.recent import Recent
 from stream_odml.store.spool import Spool

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from stream_odml.store.ledger import LedgerState, TaskState
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.ledger_states import TaskState
 from stream_odml.store.version_metrics import key
 from stream_odml.store.versions import VersionTree
 

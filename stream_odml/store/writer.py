@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.store import entries
+from stream_odml.store import entries, events
 from stream_odml.store.artifacts import ArtifactRef, refs_to_json, write_artifact
 from stream_odml.store.checks import (
     accepted,
@@ -23,8 +23,8 @@ from stream_odml.store.checks import (
     known_shards,
 )
 from stream_odml.store.entries import IngestBatch as IngestBatch
-from stream_odml.store.entries import Landed
 from stream_odml.store.errors import UnknownSubject
+from stream_odml.store.events import Landed
 from stream_odml.store.fence import Fence
 from stream_odml.store.lease import Lease
 from stream_odml.store.ledger import LedgerState
@@ -101,7 +101,7 @@ class Writer:
         """Take complete shards into the ledger; the ids that were new. A known id is passed over."""
         with self._fence.exclusive() as store:
             new = {ref.shard_id: ref for ref in refs if ref.shard_id not in store.ledger.shards}
-            self._ledger("landed", [entries.landed(ref) for ref in new.values()])
+            self._ledger("landed", [events.landed(ref) for ref in new.values()])
             return list(new)
 
     def commit_ingest(self, batch: IngestBatch) -> str:
@@ -123,7 +123,7 @@ class Writer:
             crash_point("ingest.after_gallery")
             self._fence.append("quarantine", entries.stamped(quarantine, txn))
             crash_point("ingest.after_quarantine")
-            self._append_ledger([entries.indexed(shard_id, txn, counts[shard_id]) for shard_id in pending])
+            self._append_ledger([events.indexed(shard_id, txn, counts[shard_id]) for shard_id in pending])
             crash_point("ingest.after_ledger")
             return txn
 
@@ -132,7 +132,7 @@ class Writer:
         with self._fence.exclusive() as store:
             shard = known_shards(store.ledger, [shard_id])[0]
             if shard.state != "set_aside":
-                self._ledger("set_aside", [entries.set_aside(shard_id, reason, final)])
+                self._ledger("set_aside", [events.set_aside(shard_id, reason, final)])
 
     def close_task(
         self, task_id: str, shard_ids: Sequence[str], reason: str, detail: Mapping[str, Any] | None = None
@@ -151,7 +151,7 @@ class Writer:
                 raise ValueError(
                     f"task {task_id!r} needs indexed shards that no task has; these are not: {taken}"
                 )
-            self._ledger("close", [entries.assigned(s, task_id, reason, detail or {}) for s in shard_ids])
+            self._ledger("close", [events.assigned(s, task_id, reason, detail or {}) for s in shard_ids])
 
     def begin_attempt(self, task_id: str, parent: str | None = None) -> str:
         """The version id to learn ``task_id`` under, from ``parent`` (the head): the same one after a
@@ -163,7 +163,7 @@ class Writer:
             if current is not None:
                 return current.version_id
             version_id = f"v{depth:04d}-{uuid.uuid4().hex[:8]}"
-            self._ledger("attempt", [entries.attempt(version_id, task_id, parent)])
+            self._ledger("attempt", [events.attempt(version_id, task_id, parent)])
             return version_id
 
     def put_artifact(self, version_id: str, name: str, data: bytes) -> ArtifactRef:
@@ -222,7 +222,7 @@ class Writer:
                 self._publish(version_id, parent, task, artifacts, metrics or {}, publish)
                 crash_point("stage.after_versions")
             if version_id not in store.ledger.learnt_rows:
-                self._append_ledger([entries.learnt(version_id, task)])
+                self._append_ledger([events.learnt(version_id, task)])
             crash_point("stage.after_ledger")
 
     def refuse(
@@ -243,7 +243,7 @@ class Writer:
                 )
             crash_point("refuse.before")
             if tries[version_id].refused is None:
-                self._append_ledger([entries.refused(version_id, task, reason)])
+                self._append_ledger([events.refused(version_id, task, reason)])
             crash_point("refuse.after_ledger")
             self._record_refusal(version_id, task, tries[version_id].parent, reason, metrics or {})
             crash_point("refuse.after_versions")
@@ -252,7 +252,7 @@ class Writer:
         """Do not learn this task, though it is due."""
         with self._fence.exclusive() as store:
             if closed_task(store.ledger, task_id).skipped is None:
-                self._ledger("skip", [entries.skipped(task_id, reason)])
+                self._ledger("skip", [events.skipped(task_id, reason)])
 
     def relearn_task(self, task_id: str, anyway: bool = False) -> None:
         """Let a task be learnt after all, behind those that wait; ``anyway``: published whatever the gate finds.
@@ -261,7 +261,7 @@ class Writer:
         """
         with self._fence.exclusive() as store:
             if asks_for_more(store.ledger, store.tree, task_id, anyway):
-                self._ledger("relearn", [entries.relearn(task_id, anyway)])
+                self._ledger("relearn", [events.relearn(task_id, anyway)])
 
     def move_head(self, version_id: str, reason: str, skip_abandoned: bool = False) -> None:
         """Serve another committed version from now on: rollback, or roll-forward.
@@ -278,7 +278,7 @@ class Writer:
             if store.tree.head == version_id:
                 return
             left = store.tree.learnt() - store.tree.learnt(version_id) if skip_abandoned else frozenset()
-            self._append_ledger([entries.skipped(task, reason) for task in sorted(left)])
+            self._append_ledger([events.skipped(task, reason) for task in sorted(left)])
             crash_point("head.after_skipped")
             self._append_versions([{"kind": "head", "version_id": version_id, "reason": reason}])
             crash_point("head.after_versions")
@@ -334,7 +334,7 @@ class Writer:
                 (t.seq for t in store.ledger.tombstones if (t.kind, t.name) == (kind, name)), default=-1
             )
             if last < 0 or any(shard.landed_seq > last for shard in store.ledger.shards.values()):
-                self._ledger("forget", [entries.forget(kind, name, items)])
+                self._ledger("forget", [events.forget(kind, name, items)])
                 last = store.ledger.tombstones[-1].seq
             return last
 
@@ -355,7 +355,7 @@ class Writer:
             crash_point("claim.after_orphans")
             versions = store.tree.versions.values()
             missing = [v for v in versions if v.task and v.version_id not in store.ledger.learnt_rows]
-            self._append_ledger([entries.learnt(v.version_id, v.task or "") for v in missing])
+            self._append_ledger([events.learnt(v.version_id, v.task or "") for v in missing])
             for task in store.ledger.tasks.values():
                 for a in task.attempts:
                     if a.refused is not None:

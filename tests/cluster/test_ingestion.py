@@ -34,7 +34,9 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 def batch_of(refs: list[ShardRef], away: frozenset[str] = frozenset()) -> IndexedBatch:
     """Shards without a good row, as an indexer would answer; those in ``away`` out of reach."""
-    counts = {r.shard_id: {"trainable": {}, "reasons": {}} for r in refs if r.name not in away}
+    counts: dict[str, dict[str, dict[str, int]]] = {
+        r.shard_id: {"trainable": {}, "reasons": {}} for r in refs if r.name not in away
+    }
     retry = {r.shard_id: "no route to host" for r in refs if r.name in away}
     return IndexedBatch("v", GALLERY.empty_table(), QUARANTINE.empty_table(), counts, retry)
 

@@ -1,0 +1,254 @@
+"""The events of the ledger: for each kind the row that the writer adds, and beside it what a reader makes of that row.
+
+Protects: what is written is read again by the lines below it, so that no column means one thing to the writer and
+another to those who replay.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from stream_odml.store.ledger_states import Attempt, ShardState, TaskState, Tombstone
+
+if TYPE_CHECKING:
+    from stream_odml.store.ledger import LedgerState
+
+Entry = Mapping[str, Any]
+"""A row to add: the columns that its kind fills."""
+Row = Mapping[str, Any]
+T = TypeVar("T")
+Read = Callable[["Replay", Row, dict[str, Any]], None]
+_READERS: dict[str, Read] = {}
+
+
+class Landed(Protocol):
+    """What the ledger needs of a shard that landed."""
+
+    @property
+    def shard_id(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that is to be remembered, as JSON types; name, uri, format and size_bytes among it."""
+        ...
+
+
+def as_json(value: Mapping[str, Any]) -> str:
+    """Return the text of a `detail` or `metrics` column: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+class Replay:
+    """Mutable copies of a state of the ledger while rows are applied."""
+
+    def __init__(self, start: "LedgerState") -> None:
+        self.seq, self.epoch, self.set_aside_count = start.seq, start.epoch, start.set_aside_count
+        self.shards, self.tasks = _copied(start.shards), _copied(start.tasks)
+        self.tombstones, self.txns, self.learnt = (
+            list(start.tombstones),
+            set(start.txns),
+            set(start.learnt_rows),
+        )
+        self.tally, self.landed, self.indexed = (
+            start.tally.copy(),
+            _copied(start.landed),
+            _copied(start.indexed),
+        )
+        self.members: dict[str, list[str]] = {}
+
+    def put(self, shard: ShardState) -> None:
+        """Take in the new state of a shard."""
+        self.shards[shard.shard_id] = shard
+        for state, those in (("landed", self.landed), ("indexed", self.indexed)):
+            if shard.state == state:
+                those[shard.shard_id] = shard
+            else:
+                those.pop(shard.shard_id, None)
+
+    def apply(self, row: Row) -> None:
+        """Take in one row of the ledger."""
+        self.seq = int(row["seq"])
+        detail = json.loads(row["detail"] or "{}")
+        # A kind that this release does not know is passed over: the schema version guards what must not be.
+        read = _READERS.get(row["kind"])
+        if read is not None:
+            read(self, row, detail)
+
+
+def _copied(known: Mapping[str, T]) -> dict[str, T]:
+    # dict() of a read-only view looks every key up: twenty times slower than its own copy().
+    return known.copy() if isinstance(known, MappingProxyType) else dict(known)
+
+
+def _reads(kind: str) -> Callable[[Read], Read]:
+    """Register what a reader makes of the rows of one kind."""
+
+    def register(read: Read) -> Read:
+        _READERS[kind] = read
+        return read
+
+    return register
+
+
+def landed(ref: Landed) -> Entry:
+    return {"kind": "landed", "subject": ref.shard_id, "detail": as_json(ref.to_dict())}
+
+
+@_reads("landed")
+def _read_landed(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    if row["subject"] in state.shards:
+        return
+    state.put(
+        ShardState(
+            shard_id=row["subject"],
+            name=detail["name"],
+            uri=detail["uri"],
+            format=detail["format"],
+            size_bytes=int(detail["size_bytes"]),
+            state="landed",
+            landed_seq=row["seq"],
+            landed_at=row["time"],
+            detail=detail,
+        )
+    )
+
+
+def indexed(shard_id: str, txn: str, counts: Mapping[str, Any]) -> Entry:
+    return {"kind": "indexed", "subject": shard_id, "txn": txn, "detail": as_json(counts)}
+
+
+@_reads("indexed")
+def _read_indexed(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    shard = state.shards[row["subject"]]
+    state.txns.add(row["txn"])
+    state.tally.count_indexed(detail)
+    state.put(
+        replace(
+            shard,
+            state="indexed",
+            indexed_seq=row["seq"],
+            indexed_at=row["time"],
+            txn=row["txn"],
+            rows=int(detail.get("rows", 0)),
+            held_out=int(detail.get("held_out", 0)),
+            quarantined=int(detail.get("quarantined", 0)),
+            classes=detail.get("classes", {}),
+            counts=detail,
+        )
+    )
+
+
+def set_aside(shard_id: str, reason: str, final: bool) -> Entry:
+    return {"kind": "set_aside", "subject": shard_id, "detail": as_json({"reason": reason, "final": final})}
+
+
+@_reads("set_aside")
+def _read_set_aside(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    shard = state.shards[row["subject"]]
+    final = bool(detail.get("final", True))
+    state.set_aside_count += final
+    state.tally.set_aside += final
+    state.put(
+        replace(
+            shard,
+            state="set_aside" if final else shard.state,
+            attempts=shard.attempts + 1,
+            problem=detail.get("reason", ""),
+        )
+    )
+
+
+def assigned(shard_id: str, task: str, reason: str, detail: Mapping[str, Any]) -> Entry:
+    text = as_json({"reason": reason, "detail": dict(detail)})
+    return {"kind": "assigned", "subject": shard_id, "task": task, "detail": text}
+
+
+@_reads("assigned")
+def _read_assigned(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    shard, task_id = state.shards[row["subject"]], row["task"]
+    state.put(replace(shard, state="assigned", task=task_id))
+    state.tally.count_assigned(shard.classes)
+    task = state.tasks.get(task_id)
+    if task is None:
+        reason, more = detail.get("reason", ""), detail.get("detail", {})
+        task = TaskState(task_id, (), reason, row["seq"], row["time"], more, queued_seq=row["seq"])
+    state.tasks[task_id] = replace(task, images=task.images + shard.rows - shard.held_out)
+    state.members.setdefault(task_id, list(task.shard_ids)).append(shard.shard_id)
+
+
+def attempt(version_id: str, task: str, parent: str) -> Entry:
+    return {"kind": "attempt", "subject": version_id, "task": task, "detail": as_json({"parent": parent})}
+
+
+@_reads("attempt")
+def _read_attempt(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    attempt = Attempt(row["subject"], detail["parent"], row["seq"], row["time"])
+    task = state.tasks[row["task"]]
+    state.tasks[task.task_id] = replace(task, attempts=(*task.attempts, attempt))
+
+
+def refused(version_id: str, task: str, reason: str) -> Entry:
+    return {"kind": "refused", "subject": version_id, "task": task, "detail": as_json({"reason": reason})}
+
+
+@_reads("refused")
+def _read_refused(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    task = state.tasks[row["task"]]
+    reason, at = detail.get("reason", ""), row["time"]
+    attempts = tuple(
+        replace(a, refused=reason, refused_at=at) if a.version_id == row["subject"] else a
+        for a in task.attempts
+    )
+    state.tasks[task.task_id] = replace(task, attempts=attempts)
+
+
+def skipped(task: str, reason: str) -> Entry:
+    return {"kind": "skipped", "subject": task, "task": task, "detail": as_json({"reason": reason})}
+
+
+@_reads("skipped")
+def _read_skipped(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    task = state.tasks[row["task"]]
+    state.tasks[task.task_id] = replace(task, skipped=detail.get("reason", ""), skipped_at=row["time"])
+
+
+def relearn(task: str, anyway: bool) -> Entry:
+    return {"kind": "relearn", "subject": task, "task": task, "detail": as_json({"anyway": anyway})}
+
+
+@_reads("relearn")
+def _read_relearn(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    task, seq = state.tasks[row["task"]], int(row["seq"])
+    queued = task.queued_seq if task.skipped is None else seq
+    anyway = task.anyway or bool(detail.get("anyway", False))
+    state.tasks[task.task_id] = replace(
+        task, skipped=None, skipped_at=None, relearn_seq=seq, queued_seq=queued, anyway=anyway
+    )
+
+
+def learnt(version_id: str, task: str) -> Entry:
+    return {"kind": "learnt", "subject": version_id, "task": task}
+
+
+@_reads("learnt")
+def _read_learnt(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    state.learnt.add(row["subject"])
+
+
+def forget(kind: str, name: str, items: int | None) -> Entry:
+    if kind not in ("class", "item", "shard"):
+        raise ValueError(f"cannot forget a {kind!r}; name a class, an item or a shard")
+    return {"kind": "forget", "subject": name, "detail": as_json({"of": kind, "items": items})}
+
+
+@_reads("forget")
+def _read_forget(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    state.tombstones.append(
+        Tombstone(detail["of"], row["subject"], row["seq"], row["time"], detail.get("items"))
+    )
+
+
+@_reads("epoch")
+def _read_epoch(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
+    state.epoch = max(state.epoch, int(row["epoch"]))

@@ -1,0 +1,109 @@
+"""What the ledger says of a shard, an attempt, a task or an erasure: plain values, made by `events.py`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+ShardStage = Literal["landed", "indexed", "assigned", "set_aside"]
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """One shard: where it lies, how far it came, what was found in it."""
+
+    shard_id: str
+    name: str
+    uri: str
+    format: str
+    size_bytes: int
+    state: ShardStage
+    landed_seq: int
+    landed_at: datetime
+    detail: Mapping[str, Any]
+    """All that the producer said when it landed (mtime, manifest, ...)."""
+    indexed_seq: int | None = None
+    indexed_at: datetime | None = None
+    txn: str | None = None
+    rows: int = 0
+    """Good rows in the gallery, held-out ones included."""
+    held_out: int = 0
+    quarantined: int = 0
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """Good rows of each class, held-out ones included."""
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """All that the indexer counted, as it gave it."""
+    task: str | None = None
+    attempts: int = 0
+    """How often its reading or indexing failed."""
+    problem: str | None = None
+    """Why it was last set aside, or why its last attempt failed."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at learning a task from one parent; its version id is unique to it."""
+
+    version_id: str
+    parent: str
+    seq: int
+    started_at: datetime
+    refused: str | None = None
+    refused_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """A closed task: its shards in landing order, why it closed, its attempts in order."""
+
+    task_id: str
+    shard_ids: tuple[str, ...]
+    reason: str
+    closed_seq: int
+    closed_at: datetime
+    detail: Mapping[str, Any]
+    attempts: tuple[Attempt, ...] = ()
+    skipped: str | None = None
+    skipped_at: datetime | None = None
+    images: int = 0
+    """Good rows of its shards that are not held out."""
+    relearn_seq: int = -1
+    """``seq`` of the latest request to learn it after all; what was refused before it does not count any more."""
+    queued_seq: int = -1
+    """Its place among the tasks that wait: when it closed, or when it was taken back after it was skipped."""
+    anyway: bool = False
+    """Publish it whatever the quality gate finds."""
+
+    @property
+    def refused(self) -> tuple[Attempt, ...]:
+        """Attempts that were refused, from any parent, since it was last asked for again."""
+        return tuple(a for a in self.attempts if a.refused is not None and a.seq > self.relearn_seq)
+
+    @property
+    def refusals(self) -> int:
+        """How many attempts were refused, see :attr:`refused`."""
+        return len(self.refused)
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """The shards that wait for a boundary, in indexing order; ``since`` is when the first of them was
+    indexed."""
+
+    task_id: str
+    shards: tuple[ShardState, ...]
+    since: datetime | None
+    classes: Mapping[str, int]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """A request to forget a class, an item or a shard: it covers all that landed before ``seq``, and nothing after."""
+
+    kind: Literal["class", "item", "shard"]
+    name: str
+    seq: int
+    time: datetime
+    items: int | None = None
+    """How many items it covered when it was put; None where nobody counted."""
