@@ -8,8 +8,8 @@
         + weight_composites |g_S - g_O|²         the same on cut-mix composites        feature_distillation
         + weight_repel R(S, bank)                class directions as negatives         repel_loss
 
-Nothing is detached between student and peer: old and new classes are learnt as equals. To add a term: a function here,
-its line in `stage_losses`, and its weight in `StageSettings`.
+Nothing is detached between student and peer: old and new classes are learnt as equals. To add a term: a function and
+its line in `stage_losses` here, and its weight in `StageSettings`.
 """
 
 # B global batch   d embedding   C classes of the bank   S student   O old   N peer   V_k virtual
@@ -24,6 +24,9 @@ from stream_odml.learn.geometry import gram, unit
 from stream_odml.learn.metric_losses import pair_masks
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.virtual import VirtualFeatures
+
+OLD_MODEL_TERMS = ("weight_old", "weight_distill", "weight_composites", "weight_repel")
+"""Weights of terms that compare with the old model, which embeds the batch only where one of them is above 0."""
 
 
 def stage_losses(

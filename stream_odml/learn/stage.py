@@ -20,7 +20,7 @@ from stream_odml.learn.composites import LastPassComposites, composites_of_batch
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, as_images, trunk_of, with_training_head
 from stream_odml.learn.finish import Batch, FinishPass, run_finish
-from stream_odml.learn.losses import stage_losses
+from stream_odml.learn.losses import OLD_MODEL_TERMS, stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.learn.networks import across_ranks, build_networks, contiguous, freeze
 from stream_odml.learn.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
@@ -96,13 +96,9 @@ class StageLearner:
         repels = s.weight_repel > 0 and not self.is_base
         self._directions = torch.from_numpy(self.bank.directions).to(device) if repels else None
         self._virtual = None if self.is_base else VirtualFeatures(self.bank, s, backward_maps, device)
-        self._needs_old = not self.is_base and bool(
-            s.weight_old
-            or s.weight_distill
-            or s.weight_composites
-            or repels
-            or (self._virtual is not None and len(self._virtual))
-        )
+        has_virtual = self._virtual is not None and len(self._virtual) > 0
+        compares = any(getattr(s, weight) for weight in OLD_MODEL_TERMS)
+        self._needs_old = not self.is_base and (compares or has_virtual)
         self._parallel = across_ranks(self.networks, self.world)
         self._optimiser = build_optimiser(self.networks, self._metric, s, self._rate)
 
