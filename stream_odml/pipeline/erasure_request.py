@@ -77,7 +77,9 @@ def unknown(store: Store, kind: str, name: str) -> UnknownSubject:
     parts = [
         f"no {kind} {name[:80]!r} is in this stream, so nothing is forgotten",
         f"the nearest names are {', '.join(map(repr, near))}" if near else "",
-        f"{waiting} landed shards are not indexed yet: ask again once they are" if waiting else "",
+        f"{waiting} landed shards are not indexed yet: ask again once they are"
+        if waiting
+        else "what was pushed a moment ago is not indexed yet: ask again once it is found",
     ]
     return UnknownSubject("; ".join(part for part in parts if part))
 

@@ -7,6 +7,7 @@ the same time, and what the pinned tables name is in the copy, or the copy is no
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -65,6 +66,8 @@ def back_up(
         raise BackupFailed(
             f"{target} holds a stream root or a backup already; name an empty folder or prefix"
         )
+    if os.path.realpath(to.uri).startswith(os.path.realpath(store.uri) + "/"):
+        raise BackupFailed(f"{target} lies in the stream root itself; name a folder or prefix outside of it")
     for folder in (*SCHEMAS, "artifacts", *REWRITTEN):
         store.files.only_regular(folder)
     for _ in range(TRIES):

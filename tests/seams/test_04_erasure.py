@@ -201,6 +201,9 @@ def test_a_shard_goes_by_its_name_while_one_shard_has_it(stream: TinyStream, api
 
 def test_what_waits_to_be_indexed_is_told_of(stream: TinyStream, api: LocalApi) -> None:
     land_items(stream.inbox, "third", [NewItem(picture(9), "elm")])
+    assert "pushed a moment ago" in api.delete("/v1/classes/elm").json()["detail"], (
+        "the driver has not seen it"
+    )
     stream.writer.record_landed([r for r in stream._source.poll(stream._seen) if r.name == "third.parquet"])
     answer = api.delete("/v1/classes/elm")
     assert (answer.status_code, "1 landed shard" in answer.json()["detail"]) == (404, True)

@@ -25,7 +25,7 @@ from stream_odml.ingest.sources import DirectorySource
 from stream_odml.storage.files import LocalFiles, open_files
 from stream_odml.storage.regular import UnsafePath
 from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef
-from stream_odml.store.backup import back_up
+from stream_odml.store.backup import BackupFailed, back_up
 from stream_odml.store.lease import LEASE, Lease, host_identity, read_lease
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
@@ -368,3 +368,11 @@ def test_forget_deletes_no_file_that_is_no_shard_of_an_inbox(way: str, tmp_path:
         assert (said.exit_code, "--inbox-at" in said.output) == (1, True)
         assert CliRunner().invoke(cli, [*ask, "--inbox-at", str(folder)]).exit_code == 0
         assert not mine.exists()
+
+
+def test_a_backup_does_not_go_into_its_own_root(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    for target in (root / "copy", root / "artifacts/copy", tmp_path / "link/copy"):
+        with pytest.raises(BackupFailed, match="outside of it"):
+            back_up(str(root), str(target))
+        assert not list(root.glob("**/copy/*"))
