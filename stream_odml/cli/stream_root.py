@@ -22,7 +22,7 @@ from stream_odml.pipeline.erasure_request import find_subject
 from stream_odml.pipeline.figures import stream_figures
 from stream_odml.pipeline.pushed import move_back
 from stream_odml.pipeline.stages import relearn
-from stream_odml.storage.files import open_files
+from stream_odml.storage.files import SMALL_FILE, open_files
 from stream_odml.storage.reading import is_remote, local_path, s3_filesystem, s3_path
 from stream_odml.store.erasure import forget_in_banks
 from stream_odml.store.maintenance import MaintenancePolicy
@@ -63,7 +63,7 @@ def noted_url(root: str, token: str | None) -> str | None:
 
 def _noted_url(root: str) -> str | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        noted = json.loads(open_files(root).read(ENDPOINTS))
+        noted = json.loads(open_files(root).read(ENDPOINTS, SMALL_FILE))
         # A killed run could not withdraw it: believe it of this machine only while its process lives.
         gone = noted["host"] == platform.node() and not Path(f"/proc/{int(noted['pid'])}").exists()
         return None if gone or not _is_web_address(noted["service"]) else noted["service"]

@@ -43,12 +43,16 @@ class FileInfo:
     mtime: float
 
 
+SMALL_FILE = 1 << 20
+"""Bytes of a file that holds a few values: a larger one is none of ours, and is not read into memory."""
+
+
 class Files(Protocol):
     """What the gallery needs of storage."""
 
     uri: str
 
-    def read(self, path: str) -> bytes: ...
+    def read(self, path: str, limit: int | None = None) -> bytes: ...
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None: ...
 
@@ -85,8 +89,9 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self.uri = root
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int | None = None) -> bytes:
         with open_regular(inside(self.uri, path)) as file:
+            _check_size(path, os.fstat(file.fileno()).st_size, limit)
             return file.read()
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
@@ -162,8 +167,9 @@ class ObjectFiles:
     def _filesystem(self) -> pafs.FileSystem:
         return pafs.PyFileSystem(self._handler)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, limit: int | None = None) -> bytes:
         with self._filesystem.open_input_file(path) as file:
+            _check_size(path, file.size(), limit)
             return bytes(file.read())
 
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
@@ -214,3 +220,8 @@ class ObjectFiles:
 
     def only_regular(self, prefix: str) -> None:
         """An object store has neither links nor FIFOs."""
+
+
+def _check_size(path: str, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise ValueError(f"{path} has {size} bytes; expected at most {limit}")

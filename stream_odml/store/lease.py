@@ -13,7 +13,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stream_odml.storage.files import Files
+from stream_odml.storage.files import SMALL_FILE, Files
 from stream_odml.store.errors import RootBusy
 
 LEASE = "lease.json"
@@ -118,7 +118,7 @@ def read_lease(files: Files) -> LeaseRecord | None:
     """The root's lease, or None when there is none (or none that can be read: then the epoch decides
     alone)."""
     try:
-        record = LeaseRecord(**json.loads(files.read(LEASE)))
+        record = LeaseRecord(**json.loads(files.read(LEASE, SMALL_FILE)))
         return record if _is_sound(record) else None
     except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, RecursionError):
         return None

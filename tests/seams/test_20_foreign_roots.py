@@ -376,3 +376,11 @@ def test_a_backup_does_not_go_into_its_own_root(root: Path, tmp_path: Path) -> N
         with pytest.raises(BackupFailed, match="outside of it"):
             back_up(str(root), str(target))
         assert not list(root.glob("**/copy/*"))
+
+
+@pytest.mark.parametrize("name", [LEASE, "endpoints.json"])
+def test_a_file_of_a_few_values_is_not_read_where_it_is_huge(name: str, root: Path) -> None:
+    with open(root / name, "wb") as file:
+        file.truncate(1 << 40)  # more than any memory; it takes no room on the disk
+    assert noted_url(str(root), None) is None
+    assert read_lease(open_files(str(root))) is None
