@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
-from urllib.parse import unquote
 
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import ManifestFile, ShardRef
 from stream_odml.ingest.shard_file import ShardFile
+from stream_odml.storage.delta_log import AddedFile, parse_commit
 from stream_odml.storage.reading import StorageOptions, join
 from stream_odml.storage.regular import is_safe_path
 
@@ -29,27 +28,19 @@ def read_commit(
     """The files that `version` added, in a fixed order, and its time in ns. Raises BadShard(missing_file)."""
     with ShardFile(commit_path(uri, version), options) as file:
         data = file.readall() or b""
-    files: list[ManifestFile] = []
-    time_ms = 0
     try:
-        for line in data.splitlines():
-            action = json.loads(line)
-            time_ms = int(action.get("commitInfo", {}).get("timestamp", time_ms))
-            if action.get("add", {}).get("dataChange"):
-                files.append(_added(action["add"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, BadShard):
-            raise
+        commit = parse_commit(data)
+    except ValueError as error:
         raise BadShard(Reason.BAD_MANIFEST, f"commit {version} of {uri}: {error}", data[:32]) from error
-    return tuple(sorted(files, key=lambda file: file.path)), time_ms * 1_000_000
+    files = sorted(map(_file, (one for one in commit.added if one.is_new_data)), key=lambda file: file.path)
+    return tuple(files), commit.time_ms * 1_000_000
 
 
-def _added(add: dict[str, Any]) -> ManifestFile:
-    path = unquote(add["path"])
-    if not is_safe_path(path):
-        raise BadShard(Reason.UNSAFE_PATH, f"the commit names {path[:200]!r}, which leaves the table")
-    values = tuple(sorted((key, value) for key, value in add.get("partitionValues", {}).items() if value))
-    return ManifestFile(path, int(add["size"]), "", values)
+def _file(added: AddedFile) -> ManifestFile:
+    if not is_safe_path(added.path):
+        raise BadShard(Reason.UNSAFE_PATH, f"the commit names {added.path[:200]!r}, which leaves the table")
+    values = tuple(sorted((key, value) for key, value in added.partition.items() if value))
+    return ManifestFile(added.path, added.size_bytes, "", values)
 
 
 def hash_of_files(version: int, files: tuple[ManifestFile, ...]) -> str:

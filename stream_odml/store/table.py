@@ -18,6 +18,7 @@ from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProp
 from deltalake.exceptions import TableNotFoundError
 
 from stream_odml.learn.feature_codes import FORMATS, FeatureFormat
+from stream_odml.storage.delta_log import parse_commit
 from stream_odml.storage.files import Files
 from stream_odml.storage.regular import UnsafePath, is_safe_path, open_regular
 from stream_odml.store.data_file import Partition, read_data_file
@@ -204,18 +205,19 @@ class Table:
         while self._log is not None:
             try:
                 with open_regular(self._log / f"{self._version + 1:020d}.json") as file:
-                    actions = [json.loads(line) for line in file.read().splitlines()]
-            except (FileNotFoundError, json.JSONDecodeError):
+                    data = file.read()
+            except FileNotFoundError:
                 break
-            if any("protocol" in action or "metaData" in action for action in actions):
+            try:
+                commit = parse_commit(data)
+            except ValueError:
+                break
+            if commit.changes_table:
                 return False  # the table is another than it was: the whole of it is read, and checked
-            for action in actions:
-                if "add" in action:
-                    add = action["add"]
-                    added = _Added(add["modificationTime"], add.get("partitionValues") or {})
-                    self._files[self._safe(unquote(add["path"]))] = added
-                elif "remove" in action:
-                    self._files.pop(unquote(action["remove"]["path"]), None)
+            for path in commit.removed:
+                self._files.pop(path, None)
+            for one in commit.added:
+                self._files[self._safe(one.path)] = _Added(one.time_ms, one.partition)
             self._version, read = self._version + 1, read + 1
         return read > 0
 
