@@ -148,14 +148,14 @@ def test_rows_are_pooled_features_of_the_trunk_that_was_learnt(stream: Trunk) ->
 def test_an_image_that_is_gone_stays_in_the_sums_by_what_is_stored_of_it(
     stream: Trunk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stream_odml.ingest import rows
+    from stream_odml.ingest import decode, rows
     from stream_odml.ingest.reasons import BadImage, Reason
 
     stream.land("one", CATEGORIES[:3])
     stream.land("two", CATEGORIES[3:6])
     gone, whole = (
         {CATEGORIES[0].images[0], CATEGORIES[1].images[4], CATEGORIES[4].images[2]},
-        rows.decode_image,
+        decode.decode_image,
     )
 
     def fails_for_some(data: bytes, size: int, max_pixels: int) -> object:
