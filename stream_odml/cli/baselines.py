@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.rows import Decoded, decode_shard
 from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
+from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes, with_training_head
 from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
 from stream_odml.learn.settings import method_settings
 from stream_odml.learn.stage import StageLearner
@@ -87,7 +87,7 @@ def _faster_threads(model: Embedder) -> Iterator[None]:
 def _measured(
     store: Store, config: StreamConfig, versions: list[str], first: Embedder, tell: Tell
 ) -> dict[str, Baseline]:
-    tuned: _FineTuned | None = _FineTuned(config, first, parent_bank(store, versions[0], first.spec.dim))
+    tuned: _FineTuned | None = _FineTuned(config, first, parent_bank(store, versions[0], first.out_dim))
     galleries: dict[str, dict[Key, NDArray[np.float32]]] = {"frozen": {}, "finetuned": {}}
     found = {}
     for number, version_id in enumerate(versions):
@@ -129,8 +129,17 @@ class _FineTuned:
     """The model of somebody who trains on what is new and leaves the gallery alone."""
 
     def __init__(self, config: StreamConfig, first: Embedder, bank: ClassBank) -> None:
-        self.model, self._bank, self._config = first, bank, config
-        self._settings = method_settings("finetune", config.learning)
+        self._config, self._settings = config, method_settings("finetune", config.learning)
+        self.model, self._bank = first, bank
+        if config.solves_head:
+            # It trains a head, too: a linear one, by as many steps as in every later stage.
+            self.model = with_training_head(first, config.seed)
+            self._bank = ClassBank.empty(self.model.out_dim)
+            self._settings = replace(
+                self._settings,
+                base_steps=self._settings.stage_steps,
+                base_learning_rate=self._settings.learning_rate,
+            )
 
     def learn(self, store: Store, task: str, version_id: str, tell: Tell) -> bool:
         """Learn one stage. Return False where the task's images are no longer available."""

@@ -10,7 +10,7 @@ from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import unlearnt_tasks
 from stream_odml.store.version_metrics import FORMS, SPLITS, VersionMetrics
 
-SHOWN = ("forgetting", "boundary_to_first_step_s", "seconds", "steps")
+SHOWN = ("forgetting", "closed_to_learnt_s", "boundary_to_first_step_s", "seconds", "steps")
 """Metrics of one value that `versions` and the report show, besides Recall@1."""
 
 
@@ -26,6 +26,7 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             "version": version_id,
             "parent": version.parent,
             "task": version.task,
+            "trunk": _trunk_of(store, version_id),
             "committed_at": version.time.isoformat(),
             "classes": classes,
         }
@@ -36,6 +37,11 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             row[name] = getattr(metrics, name)
         rows.append(row)
     return rows
+
+
+def _trunk_of(store: Store, version_id: str) -> str:
+    """Return the version that learnt its trunk: under a discriminant head many versions share one."""
+    return next(v for v in store.tree.lineage(version_id) if store.tree.same_trunk(v, version_id))
 
 
 def unlearnt_lines(store: Store) -> list[str]:

@@ -36,6 +36,7 @@ from stream_odml.pipeline.stages import Stages, relearn
 from stream_odml.pipeline.tidying import Tidying
 from stream_odml.store.errors import RootBusy, StaleParent, WriterFenced
 from stream_odml.store.sequence import sequence_of
+from stream_odml.store.version_metrics import VersionMetrics
 from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,9 @@ class StreamDriver:
                 return self._writer.store.tree.head
             self._training_problem = ""
             self._refresh_figures(force=True)
+            if (version := self._writer.tree.versions.get(result.version_id)) is not None:
+                waited = VersionMetrics.read(version.metrics).closed_to_learnt_s
+                self._metrics.closed_to_learnt.observe(waited or 0.0)
             log.info("stage of %s ended; head is %s", result.task, head)
         self._metrics.commit.labels("stage").observe(time.perf_counter() - began)
         return head

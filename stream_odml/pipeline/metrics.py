@@ -75,6 +75,9 @@ class DriverMetrics(Collector):
         self.first_batch = self._histogram(
             "boundary_to_first_step_seconds", "Time from a task's hand-over to its first training step."
         )
+        self.closed_to_learnt = self._histogram(
+            "closed_to_learnt_seconds", "Time from a task's closing to its version being committed."
+        )
         self.step = self._histogram("step_seconds", "Time of one training step.", buckets=STEP_BUCKETS)
         self.data_wait = self._histogram(
             "data_wait_seconds", "Time a training step waited for its batch.", buckets=STEP_BUCKETS
