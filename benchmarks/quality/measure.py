@@ -20,7 +20,7 @@ from stream_odml.learn.evaluation import (
 )
 
 Measured = dict[str, Any]
-MOST_QUERIES = 500
+MAX_QUERIES = 500
 """Of one cell of the compatibility matrix."""
 
 
@@ -49,7 +49,7 @@ def measure_stage(
 def measure_compatibility(labels: Ints, views: list[Floats], forward: list[DriftMap]) -> Iterator[Measured]:
     """Recall@1 of the base classes, queries by version t against a gallery by version k, mapped and not. There are
     as many pairs as versions squared: some images query, all are the gallery."""
-    rows = np.unique(np.linspace(0, len(labels) - 1, MOST_QUERIES).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(labels) - 1, MAX_QUERIES).astype(np.int64))
     versions = range(len(views))
     queries = {str(t): views[t] for t in versions}
     pairs = [(k, t) for t in versions for k in range(t + 1)]

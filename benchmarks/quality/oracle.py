@@ -10,14 +10,14 @@ from stream_odml.learn.drift import AffineMap
 from stream_odml.learn.embedder import Embedder, embed
 from stream_odml.learn.map_fit import MapFit
 
-MOST = 3_000
+MAX_ROWS = 3_000
 """Images it is fitted to: many times the dimension."""
 
 
 def oracle_map(images: ImageSet, rows: Ints, parent: Embedder, child: Embedder, device: str) -> AffineMap:
     """From the space of `parent` into that of `child`, by learnt images `rows` of old classes, every n-th of them; its
     ridge chosen as the gallery's is."""
-    chosen = rows[:: -(-len(rows) // MOST)]
+    chosen = rows[:: -(-len(rows) // MAX_ROWS)]
     pairs = [torch.from_numpy(embed(model, images.pixels[chosen], device)) for model in (parent, child)]
     _, labels = np.unique(images.labels[chosen], return_inverse=True)
     fit = MapFit(parent.spec.dim)

@@ -100,7 +100,7 @@ def quarantine(
     root: Root,
     as_json: AsJson = False,
     export: Annotated[
-        Path | None, typer.Option(help="Write the refused rows, whole, to this Parquet file, to be mended.")
+        Path | None, typer.Option(help="Write the refused rows, whole, to this Parquet file, to be fixed.")
     ] = None,
 ) -> None:
     """List the rows that could not be used, each with its reason.

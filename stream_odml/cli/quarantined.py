@@ -1,4 +1,4 @@
-"""The way back for refused rows: taken from their shards as they were written, to be mended and landed anew."""
+"""The way back for refused rows: taken from their shards as they were written, to be fixed and landed again."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class StreamDriver:
         done, self._metrics.progress = self._metrics.progress, StageProgress()  # who asks is idle
         with self._work_came:
             while not self._stop.is_set():
-                order = self._stages.hand_out(done)
+                order = self._stages.dispatch(done)
                 if order is not None or time.monotonic() >= deadline:
                     return Instruction(order)
                 self._work_came.wait(timeout=0.5)
@@ -194,7 +194,7 @@ class StreamDriver:
         return head
 
     def stage_deferred(self, order: StageOrder, reason: str) -> None:
-        """A stage cannot go on for now (its images are out of reach): it is handed out again, and not counted."""
+        """A stage cannot go on for now (its images are unreachable): it is handed out again, and not counted."""
         with self._lock:
             self._training_problem = reason
             self._stages_deferred += 1

@@ -104,5 +104,5 @@ class FastStages:
         self.problem = f"{order.task}: {type(cause).__name__}: {str(cause).splitlines()[-1:]}"
         log.error("fast stage of %s failed: %s", order.task, error)
         self._not_before = time.monotonic() + RETRY_S
-        if not isinstance(cause, OSError | DeltaError):  # a store out of reach is no fault of the task
+        if not isinstance(cause, OSError | DeltaError):  # an unreachable store is no fault of the task
             self._stages.failed(order, self.problem)

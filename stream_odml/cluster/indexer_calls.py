@@ -13,7 +13,7 @@ from stream_odml.cluster.runtime import NAMESPACE
 
 @dataclass(frozen=True)
 class IndexedBatch:
-    """Rows of several shards, ready for one transaction; ``retry`` names shards whose bytes were out of reach."""
+    """Rows of several shards, ready for one transaction; ``retry`` names shards whose bytes were unreachable."""
 
     version: str
     rows: pa.Table

@@ -1,7 +1,7 @@
 """Tier 1 as the driver runs it: what lands is ledgered, given to an indexer, and committed once.
 
 Protects: a shard is committed in exactly one transaction, whoever dies meanwhile; a shard that ends its process, or
-hangs it, again and again is set aside; bytes that are only out of reach are asked for again and never quarantined.
+hangs it, repeatedly is dead-lettered; bytes that are only unreachable are asked for again and never quarantined.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class _Work:
 
 @dataclass
 class _Deferred:
-    """Shards whose bytes were out of reach, with the time at which to ask again."""
+    """Shards whose bytes were unreachable, with the time at which to ask again."""
 
     until: dict[str, float] = field(default_factory=dict)
 
@@ -211,7 +211,7 @@ class Ingestion:
                 self._failed.append((work, error))
 
     def _is_innocent(self, error: Exception) -> bool:
-        """Whether the shards had no part in it: the indexer was away already, or the stream root was out of reach."""
+        """Whether the shards had no part in it: the indexer was away already, or the stream root was unreachable."""
         return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError)
 
     def _judge(self, work: _Work, error: Exception) -> None:
@@ -247,7 +247,7 @@ class Ingestion:
             self._writer.commit_ingest(_transaction(ready))
         for batch in self._uncommitted:
             for shard_id, reason in batch.retry.items():
-                log.warning("shard %s is out of reach, asking again: %s", shard_id, reason)
+                log.warning("shard %s is unreachable, asking again: %s", shard_id, reason)
                 self._put_off(shard_id)
                 self._busy.discard(shard_id)
             self._busy.difference_update(batch.rest)

@@ -156,7 +156,7 @@ class _Worker:
             why = f"{type(error).__name__}: {error}"
             if isinstance(
                 error, OSError | DeltaError
-            ):  # a store out of reach: waited for, and no fault of the stage
+            ):  # an unreachable store: waited for, and no fault of the stage
                 call_driver("stage_deferred", order, why)
             elif not is_loss_of_a_process(error):
                 call_driver("stage_failed", order, why, self.world.rank)

@@ -75,7 +75,7 @@ class BadImage(RowError):
 class BadShard(ValueError):
     """The whole file is refused: none of its rows may be used, also not those read before the error.
 
-    The mended file lands as a new shard, because its content hash differs. `first_bytes` are of the file.
+    The fixed file lands as a new shard, because its content hash differs. `first_bytes` are of the file.
     """
 
     def __init__(self, reason: Reason, detail: str, first_bytes: bytes = b"") -> None:

@@ -1,6 +1,6 @@
 """What a shard is: a name, a place, and an identity made of its name and its content.
 
-Invariant: a shard is immutable, so equal `shard_id` means equal name and equal bytes. A file that is mended
+Invariant: a shard is immutable, so equal `shard_id` means equal name and equal bytes. A file that is fixed
 under its old name has a new content hash and is a new shard.
 """
 

@@ -111,7 +111,7 @@ def _send_row(pipe: Pipe, row: RawRow) -> None:
 
 
 def _take_pipe() -> Pipe:
-    """The two ends that the parent holds, out of reach of whatever prints."""
+    """The two ends that the parent holds, unreachable of whatever prints."""
     source: BinaryIO = os.fdopen(os.dup(0), "rb")
     sink: BinaryIO = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)

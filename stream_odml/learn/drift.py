@@ -1,6 +1,6 @@
 """Drift maps: how a stored raw embedding of one version is read in the space of another, without its image."""
 
-# n vectors   d embedding   m anchors of a kernel map
+# n vectors   d embedding   m centres of a kernel map
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class KernelMap:
-    """g -> base(g) + weighted mean of the residuals measured at m anchors, by their likeness to g.
+    """g -> base(g) + weighted mean of the residuals measured at m centres, by their likeness to g.
 
     With the identity as base it is Semantic Drift Compensation (Yu et al., CVPR 2020) on each vector.
     """
 
-    anchors_md: NDArray[np.float32]
+    centres_md: NDArray[np.float32]
     residuals_md: NDArray[np.float32]
     base: AffineMap | None
     kernel: KernelName
@@ -92,15 +92,15 @@ class KernelMap:
     kind: str = "kernel"
 
     def __post_init__(self) -> None:
-        shapes = self.anchors_md.shape, self.residuals_md.shape
-        finite = np.isfinite(self.anchors_md).all() and np.isfinite(self.residuals_md).all()
-        if shapes[0] != shapes[1] or not len(self.anchors_md) or not finite:
+        shapes = self.centres_md.shape, self.residuals_md.shape
+        finite = np.isfinite(self.centres_md).all() and np.isfinite(self.residuals_md).all()
+        if shapes[0] != shapes[1] or not len(self.centres_md) or not finite:
             raise ValueError(
-                f"kernel map of anchors and residuals {shapes}: expected one shape, a row, finite"
+                f"kernel map of centres and residuals {shapes}: expected one shape, a row, finite"
             )
 
     def apply(self, g_nd: Floats) -> Floats:
-        _check_dim(g_nd, self.anchors_md.shape[1])
+        _check_dim(g_nd, self.centres_md.shape[1])
         out = (self.base.apply(g_nd) if self.base else g_nd).copy()
         # Here, so that whoever only composes affine maps (driver, command line) does not load torch.
         import torch
@@ -108,13 +108,13 @@ class KernelMap:
         from stream_odml.learn.geometry import unit
         from stream_odml.learn.kernels import weighted_mean, weights_of
 
-        anchors_md = unit(torch.from_numpy(self.anchors_md)).numpy()
+        centres_md = unit(torch.from_numpy(self.centres_md)).numpy()
         fallback_d = torch.from_numpy(self.residuals_md).mean(0)
-        room_nm = np.empty((min(_BLOCK, len(g_nd)), len(anchors_md)), np.float32)
+        room_nm = np.empty((min(_BLOCK, len(g_nd)), len(centres_md)), np.float32)
         for i in range(0, len(g_nd), _BLOCK):
             g = torch.from_numpy(np.ascontiguousarray(g_nd[i : i + _BLOCK], dtype=np.float32))
             # numpy's products are a little faster here than those of torch: 5.3 s against 5.7 for 100k x 512.
-            cos_nm = np.matmul(unit(g).numpy(), anchors_md.T, out=room_nm[: len(g)])
+            cos_nm = np.matmul(unit(g).numpy(), centres_md.T, out=room_nm[: len(g)])
             w = weights_of(torch.from_numpy(cos_nm), self.kernel, self.width)
             num_nd = torch.from_numpy(np.matmul(w.numpy(), self.residuals_md))
             absolute_n = torch.linalg.vector_norm(w, 1, dim=1)
@@ -122,7 +122,7 @@ class KernelMap:
         return out
 
     def to_bytes(self) -> bytes:
-        arrays: dict[str, Floats] = {"anchors": self.anchors_md, "residuals": self.residuals_md}
+        arrays: dict[str, Floats] = {"anchors": self.centres_md, "residuals": self.residuals_md}
         if self.base:
             arrays |= {"A": self.base.A, "b": self.base.b}
         return pack("kernel", dict(arrays), kernel=self.kernel, width=self.width, floor=self.floor)

@@ -68,25 +68,27 @@ def verify_forgotten(
     """
     store = Store.open(root, dict(options) if options else None)
     name = stored_name(store.ledger, kind, name)
-    stones = [s for s in store.ledger.tombstones if (s.kind, s.name) == (kind, name)]
-    if not stones:
+    tombstones = [s for s in store.ledger.tombstones if (s.kind, s.name) == (kind, name)]
+    if not tombstones:
         find_subject(store, kind, name)
         raise UnknownSubject(f"{kind} {name!r} was never forgotten here; ask without --verify first")
-    stone = stones[-1]
-    known = _known(store, stones)
+    tombstone = tombstones[-1]
+    known = _known(store, tombstones)
     if known == 0 and kind != "shard":
         raise unknown(store, kind, name)
-    covered = {s.shard_id: s for s in store.ledger.shards.values() if s.landed_seq < stone.seq}
+    covered = {s.shard_id: s for s in store.ledger.shards.values() if s.landed_seq < tombstone.seq}
     if kind == "shard":
         covered = {name: covered[name]} if name in covered else {}
     proof = Proof(known)
     for info in store.files.list(""):
         proof.files += 1
         if info.path.startswith(OWN_FOLDERS):
-            proof.findings += _in_file(store.files, info.path, stone, covered)
-    proof.findings += _in_banks(store, stone) + _in_sums(store, stone) + _in_caches(store, stone, covered)
+            proof.findings += _in_file(store.files, info.path, tombstone, covered)
+    proof.findings += (
+        _in_banks(store, tombstone) + _in_sums(store, tombstone) + _in_caches(store, tombstone, covered)
+    )
     for shard in covered.values():
-        if _in_inbox(shard, stone, source):
+        if _in_inbox(shard, tombstone, source):
             proof.inbox.append(shard.uri)
             if shard.format == "delta":
                 proof.foreign.append(shard.uri)
@@ -95,19 +97,19 @@ def verify_forgotten(
     return proof
 
 
-def _known(store: Store, stones: Sequence[Tombstone]) -> int | None:
+def _known(store: Store, tombstones: Sequence[Tombstone]) -> int | None:
     """How many items requests for one name covered, where that can be known."""
-    counts = [stone.items for stone in stones if stone.items is not None]
-    if len(counts) == len(stones):
+    counts = [tombstone.items for tombstone in tombstones if tombstone.items is not None]
+    if len(counts) == len(tombstones):
         return sum(counts)
-    stone = stones[-1]
-    shards = [s for s in store.ledger.shards.values() if s.landed_seq < stone.seq]
-    if stone.kind == "class":
-        return sum(shard.classes.get(stone.name, 0) for shard in shards)
-    return sum(s.rows for s in shards if s.shard_id == stone.name) if stone.kind == "shard" else None
+    tombstone = tombstones[-1]
+    shards = [s for s in store.ledger.shards.values() if s.landed_seq < tombstone.seq]
+    if tombstone.kind == "class":
+        return sum(shard.classes.get(tombstone.name, 0) for shard in shards)
+    return sum(s.rows for s in shards if s.shard_id == tombstone.name) if tombstone.kind == "shard" else None
 
 
-def _in_file(files: Files, path: str, stone: Tombstone, covered: dict[str, ShardState]) -> Iterator[str]:
+def _in_file(files: Files, path: str, tombstone: Tombstone, covered: dict[str, ShardState]) -> Iterator[str]:
     if not path.endswith(".parquet"):
         return
     try:
@@ -117,16 +119,16 @@ def _in_file(files: Files, path: str, stone: Tombstone, covered: dict[str, Shard
     except pa.ArrowException:
         yield f"{path}: cannot be read"
         return
-    wanted = COLUMN[stone.kind]
+    wanted = COLUMN[tombstone.kind]
     own = Path(path).stem if path.startswith(("thumbnails/", "holdout/")) else None
     names = [n for n in {wanted, "shard_id"} if n in parquet.schema_arrow.names]
     images = parquet.metadata.num_rows
-    if images and own is not None and stone.kind == "shard" and own == stone.name:
+    if images and own is not None and tombstone.kind == "shard" and own == tombstone.name:
         yield f"{path}: pixels of {images} items"
     if wanted not in names or (own is not None and own not in covered):
         return
     table = parquet.read(columns=names)
-    mask = pc.equal(table[wanted].cast(pa.string()), stone.name)
+    mask = pc.equal(table[wanted].cast(pa.string()), tombstone.name)
     if own is None:
         known = pa.array(sorted(covered), pa.string())
         mask = pc.and_(mask, pc.is_in(table["shard_id"].cast(pa.string()), value_set=known))
@@ -135,19 +137,19 @@ def _in_file(files: Files, path: str, stone: Tombstone, covered: dict[str, Shard
         yield f"{path}: {count} rows" + (" of pixels" if own is not None else "")
 
 
-def _in_banks(store: Store, stone: Tombstone) -> list[str]:
+def _in_banks(store: Store, tombstone: Tombstone) -> list[str]:
     """Banks that were committed before the request and not corrected since."""
     return [
         f"{version.artifacts[BANK].path}: statistics of version {version.version_id}"
         for version in store.tree.versions.values()
         if BANK in version.artifacts
         and not version.retired
-        and version.time < stone.time
-        and version.forgotten_seq < stone.seq
+        and version.time < tombstone.time
+        and version.forgotten_seq < tombstone.seq
     ]
 
 
-def _in_sums(store: Store, stone: Tombstone) -> list[str]:
+def _in_sums(store: Store, tombstone: Tombstone) -> list[str]:
     """Class sums that were not corrected since the request, or that are not those of what is stored, and heads that are
     not those of their sums."""
     found = []
@@ -156,7 +158,7 @@ def _in_sums(store: Store, stone: Tombstone) -> list[str]:
         sums, head = store.sums_of(name), store.head_of(name)
         assert sums is not None
         lift = sums.lift
-        if version.sums_seq < stone.seq and version.time < stone.time:
+        if version.sums_seq < tombstone.seq and version.time < tombstone.time:
             found.append(f"{path}: statistics of version {name}")
         elif not sums_now(store, name).equals(store.again(partial(_stored_sums, store, name, lift))):
             found.append(f"{path}: sums of version {name} that are not those of what is stored")
@@ -171,23 +173,25 @@ def _stored_sums(store: Store, version_id: str, lift: Lift) -> ClassSums:
     return learnt_rows(store, version_id).sums(lift)
 
 
-def _in_caches(store: Store, stone: Tombstone, covered: dict[str, ShardState]) -> list[str]:
+def _in_caches(store: Store, tombstone: Tombstone, covered: dict[str, ShardState]) -> list[str]:
     """Pixel caches made before the request, of tasks with its shards."""
     found: dict[str, None] = {}
     for info in store.files.list("cache"):
         task = store.ledger.tasks.get(info.path.split("/")[1])
-        mine = [s for s in (task.shard_ids if task else ()) if s in covered and _touches(covered[s], stone)]
-        if mine and info.mtime < stone.time.timestamp():
+        mine = [
+            s for s in (task.shard_ids if task else ()) if s in covered and _touches(covered[s], tombstone)
+        ]
+        if mine and info.mtime < tombstone.time.timestamp():
             found[f"cache/{info.path.split('/')[1]}: decoded pixels"] = None
     return list(found)
 
 
-def _touches(shard: ShardState, stone: Tombstone) -> bool:
-    return stone.kind != "class" or stone.name in shard.classes
+def _touches(shard: ShardState, tombstone: Tombstone) -> bool:
+    return tombstone.kind != "class" or tombstone.name in shard.classes
 
 
-def _in_inbox(shard: ShardState, stone: Tombstone, options: StorageOptions | None) -> bool:
-    if not _touches(shard, stone) or shard.format == "task":
+def _in_inbox(shard: ShardState, tombstone: Tombstone, options: StorageOptions | None) -> bool:
+    if not _touches(shard, tombstone) or shard.format == "task":
         return False
     ref = ShardRef.from_dict(json.loads(json.dumps(dict(shard.detail))))
     found = False
@@ -196,13 +200,13 @@ def _in_inbox(shard: ShardState, stone: Tombstone, options: StorageOptions | Non
         for row in read_shard(ref, options):
             found = (
                 found
-                or stone.kind == "shard"
-                or (isinstance(row, RawItem) and stone.name == _name(row, stone))
+                or tombstone.kind == "shard"
+                or (isinstance(row, RawItem) and tombstone.name == _name(row, tombstone))
             )
     except (BadShard, io.UnsupportedOperation):
         return False  # gone, or not the bytes that landed: nothing here that could be named
     return found
 
 
-def _name(item: RawItem, stone: Tombstone) -> str:
-    return item.class_name if stone.kind == "class" else item.item_id
+def _name(item: RawItem, tombstone: Tombstone) -> str:
+    return item.class_name if tombstone.kind == "class" else item.item_id

@@ -120,13 +120,15 @@ def _living(store: Store, parts: Sequence[pa.Table]) -> pa.Table:
 
 def _names(store: Store, kind: str) -> Sequence[str]:
     """Names of this kind that a request could still cover."""
-    stones = store.ledger.latest_tombstones
-    shards = [s for s in store.ledger.shards.values() if stones.get(("shard", s.shard_id), -1) < s.landed_seq]
+    tombstones = store.ledger.latest_tombstones
+    shards = [
+        s for s in store.ledger.shards.values() if tombstones.get(("shard", s.shard_id), -1) < s.landed_seq
+    ]
     if kind == "shard":
         return list(dict.fromkeys([*(s.shard_id for s in shards), *(s.name for s in shards)]))
     if kind == "class":
         living = ((name, s.landed_seq) for s in shards for name in s.classes)
-        return list(dict.fromkeys(name for name, seq in living if stones.get(("class", name), -1) < seq))
+        return list(dict.fromkeys(name for name, seq in living if tombstones.get(("class", name), -1) < seq))
     ids = _living(store, store.again(lambda: _some_rows(store)))["item_id"]
     return cast(list[str], ids.unique().to_pylist())
 

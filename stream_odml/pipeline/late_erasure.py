@@ -49,7 +49,7 @@ def up_to_date(writer: Writer, result: StageResult, rows: Iterable[pa.Table]) ->
 
 def _is_stale(store: Store, result: StageResult) -> bool:
     seq = int(result.metrics.get(SUMS_SEQ, -1))
-    newest = max((stone.seq for stone in store.ledger.tombstones), default=-1)
+    newest = max((tombstone.seq for tombstone in store.ledger.tombstones), default=-1)
     return store.tree.get(result.parent).sums_seq > seq or newest > seq
 
 

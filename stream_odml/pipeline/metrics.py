@@ -54,7 +54,7 @@ class StreamFigures:
     not_learnt: Sequence[Mapping[str, Any]] = ()
     """Tasks that were refused or skipped, see :mod:`stream_odml.store.unlearnt`."""
     retries: Mapping[str, int] = field(default_factory=dict)
-    """What was out of reach and is asked for again, since this driver began: ``list``, ``read``, ``commit``,
+    """What was unreachable and is asked for again, since this driver began: ``list``, ``read``, ``commit``,
     ``stage``."""
 
 
@@ -121,8 +121,8 @@ class DriverMetrics(Collector):
         images = _zeros(OUTCOMES) | dict(now.images)
         yield _counter("images", "Images by what became of them.", "outcome", images)
         reasons = dict.fromkeys(map(str, Reason), 0) | dict(now.quarantined)
-        yield _counter("quarantined_rows", "Rows set aside, by reason.", "reason", reasons)
-        yield _counter("retries", "What was out of reach for a while, by what was tried.", "of", now.retries)
+        yield _counter("quarantined_rows", "Quarantined rows, by reason.", "reason", reasons)
+        yield _counter("retries", "Retries of what was unreachable, by operation.", "of", now.retries)
         yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
         yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
         yield _value("classes", "Classes known to the gallery.", now.classes)

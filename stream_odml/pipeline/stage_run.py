@@ -54,7 +54,7 @@ from stream_odml.store.tables import quarantine_rows
 
 log = logging.getLogger(__name__)
 FINISH_BATCH = 256
-READ_TRIES = 5
+READ_ATTEMPTS = 5
 
 
 class StageFailed(Exception):
@@ -151,7 +151,7 @@ class StageRun:
 
     def _fill(self, size: int) -> str | None:
         """Fill this node's cache; why that has to wait, or None."""
-        for tried in range(READ_TRIES):
+        for tried in range(READ_ATTEMPTS):
             try:
                 cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
                 fill_cache(
@@ -167,9 +167,9 @@ class StageRun:
                 cause = _root_cause(error)
                 if not isinstance(cause, TransientReadError):
                     raise
-                log.warning("images are out of reach, asking again: %s", cause)
+                log.warning("images are unreachable, asking again: %s", cause)
                 time.sleep(2.0**tried)
-        return f"images of the task are out of reach: {cause}"
+        return f"images of the task are unreachable: {cause}"
 
     def _leave_out_lost(self) -> None:
         """Agree on the rows to do without: those that any node could not have. Raises StageFailed if none is left."""

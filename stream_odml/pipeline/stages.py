@@ -30,7 +30,7 @@ from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
 MAX_FAILURES = 3
-MAX_RETURNS = 8
+MAX_STALLS = 8
 """Times that a trainer may lose an attempt before its first step (killed, out of memory) until it is refused."""
 LOOK_S = 1.0
 
@@ -48,8 +48,8 @@ class Stages:
         self._max_refusals = max_refusals
         self._handed_at: dict[str, float] = {}
         self._failures: Counter[tuple[str, int]] = Counter()
-        self._handed: str | None = None
-        self._returns, self._furthest = 0, 0
+        self._dispatched: str | None = None
+        self._stalls, self._best_step = 0, 0
         self._asked_at = (-1, 0.0)
         self._seen: LedgerState | None = None
         self._looked: tuple[list[WaitingShard], Settled] = ([], {})
@@ -153,7 +153,7 @@ class Stages:
             return task.refusals
         return min(sum(attempt.refused is not None for attempt in task.attempts), self._max_refusals)
 
-    def hand_out(self, done: StageProgress) -> StageOrder | None:
+    def dispatch(self, done: StageProgress) -> StageOrder | None:
         """The next order for a trainer that asks, if one needs it. ``done`` is how far it had come with the one before.
 
         An attempt that comes back again and again without a further step is refused, so that others get on; one that
@@ -162,14 +162,14 @@ class Stages:
         order = self.next_order()
         if order is None or order.kind == "head":
             return None
-        if order.version_id == self._handed and not self._got_on(order.version_id, done):
-            self._refuse_after(order, MAX_RETURNS, "the trainer ended without a further step")
+        if order.version_id == self._dispatched and not self._made_progress(order.version_id, done):
+            self._refuse_after(order, MAX_STALLS, "the trainer ended without a further step")
             order = self.next_order()
             if order is not None and order.kind == "head":
                 return None
-        elif order.version_id != self._handed:
-            self._returns, self._furthest = 0, 0
-        self._handed = order.version_id if order is not None else None
+        elif order.version_id != self._dispatched:
+            self._stalls, self._best_step = 0, 0
+        self._dispatched = order.version_id if order is not None else None
         return order
 
     def solve_next(self) -> StageOrder | None:
@@ -177,16 +177,16 @@ class Stages:
         order = self.next_order()
         return order if order is not None and order.kind == "head" else None
 
-    def _got_on(self, version_id: str, done: StageProgress) -> bool:
+    def _made_progress(self, version_id: str, done: StageProgress) -> bool:
         step = done.step if done.version == version_id else 0
-        if step > self._furthest:
-            self._returns, self._furthest = 0, step
+        if step > self._best_step:
+            self._stalls, self._best_step = 0, step
             return True
-        self._returns += 1
-        return self._returns < MAX_RETURNS
+        self._stalls += 1
+        return self._stalls < MAX_STALLS
 
     def _refuse_after(self, order: StageOrder, times: int, error: str) -> None:
-        self._handed = None
+        self._dispatched = None
         reason = f"failed {times} times, last: {error}"
         self.commit(StageResult(order.version_id, order.parent, order.task, refusal=reason))
 
@@ -199,7 +199,7 @@ class Stages:
 
     def deferred(self, order: StageOrder) -> None:
         """The attempt waits for something outside: handing it out again is no failure of it."""
-        self._handed = None
+        self._dispatched = None
 
     def commit(self, result: StageResult) -> str:
         """Publish a finished stage, or record its refusal; returns the head afterwards. Safe to repeat.
@@ -236,7 +236,7 @@ class Stages:
 
     def failed(self, order: StageOrder, error: str, rank: int = 0) -> None:
         """An attempt ended in an error that nobody foresaw; after the third of one rank it is refused."""
-        self._handed = None
+        self._dispatched = None
         self._failures[order.version_id, rank] += 1
         if self._failures[order.version_id, rank] == MAX_FAILURES and self.is_current(order.version_id):
             self._refuse_after(order, MAX_FAILURES, error)

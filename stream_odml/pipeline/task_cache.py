@@ -144,7 +144,7 @@ def fill_cache(
     `read_options` gives the storage options of a shard's URI; `max_pixels` is `ingest.max_pixels`. A row that
     cannot be had (changed, gone, above a limit, or the end of several readers) is noted as lost in the cache.
     A reader that gets no block further for `hang_s` seconds is ended, and its shard read again. Raises
-    TransientReadError when bytes are out of reach.
+    TransientReadError when bytes are unreachable.
     """
     specs = {
         s.shard_id: {
@@ -182,7 +182,7 @@ def _keep(cache: PixelCache, member: int, part: Block | RowProblem) -> None:
 
 
 def _keep_batch(cache: PixelCache, decoded: Batch) -> None:
-    """Write what a reading process gives: pixels, problems, or that its shard is out of reach."""
+    """Write what a reading process gives: pixels, problems, or that its shard is unreachable."""
     problems = decoded["problem"]
     for member in np.unique(decoded["member"]):
         own = decoded["member"] == member

@@ -49,8 +49,8 @@ class Tidying:
         """Why the last round failed, or empty."""
         self._writer, self._config, self._lock, self._fenced = writer, config, lock, fenced
         self._rows, self._commits = writer.ledger.seq, writer.store.commits
-        stones = writer.ledger.tombstones
-        fresh = bool(stones) and time.time() - stones[-1].time.timestamp() < ERASE_AGAIN_S
+        tombstones = writer.ledger.tombstones
+        fresh = bool(tombstones) and time.time() - tombstones[-1].time.timestamp() < ERASE_AGAIN_S
         self._erase_due: float | None = 0.0 if fresh else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
@@ -106,8 +106,8 @@ class Tidying:
             # Before the rows that both need are deleted.
             forget_in_banks(self._writer)
             forget_in_sums(self._writer)
-            stones = self._writer.ledger.tombstones
-            covered = stones[-1].seq if stones else -1
+            tombstones = self._writer.ledger.tombstones
+            covered = tombstones[-1].seq if tombstones else -1
         report = self._writer.maintain(
             MaintenancePolicy(
                 retention=timedelta(0) if erase else retention,

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 CHUNKS_KEPT = 32
-SLACK = 1.25
+GROWTH_FACTOR = 1.25
 
 
 class Growable:
@@ -27,7 +27,7 @@ class Growable:
     @staticmethod
     def empty(n: int, width: int | None, dtype: Any) -> "Growable":
         """Room for ``n`` rows and some more; memory is taken when it is first written."""
-        rows = int(n * SLACK) + 1024
+        rows = int(n * GROWTH_FACTOR) + 1024
         return Growable(np.empty(rows if width is None else (rows, width), dtype=dtype), n)
 
     def view(self, n: int) -> NDArray[Any]:

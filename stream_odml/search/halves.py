@@ -29,7 +29,7 @@ BLOCK = 512 * TILE
 QUERIES = 64
 WIDEST = 128
 """Most neighbours that are looked for in this way."""
-MOST = 512
+MAX_CANDIDATES_PER_TILE = 512
 """Rows of a block for each query that are compared one by one; where more are that close, the whole block is."""
 ROWS = BLOCK
 """From how many rows on halves are kept: fewer are searched in a millisecond."""
@@ -37,7 +37,7 @@ BATCHES = (2, 4, 8, 16, 32)
 NEVER = 1 << 30
 HALF = 2.0**-8
 """Largest relative error of rounding to bfloat16."""
-SLACK = 1.01
+ROUNDING_MARGIN = 1.01
 """For the rounding of the bounds themselves, and rows whose norm is 1 + 1e-6."""
 
 
@@ -104,7 +104,7 @@ class Halves:
     def error(self, norms: Any, lost: Any) -> Any:
         """How far the product of halves can be from that of full queries, before it is rounded: [nq]."""
         sums = 4 * self.bits.view(0).shape[1] * 2.0**-24
-        return SLACK * (lost + norms * self.off + sums)
+        return ROUNDING_MARGIN * (lost + norms * self.off + sums)
 
 
 def _within(tiles: Any, floor: Any, error: Any, k: int) -> tuple[Indices, Indices] | None:
@@ -116,13 +116,13 @@ def _within(tiles: Any, floor: Any, error: Any, k: int) -> tuple[Indices, Indice
     peaks = tiles.amax(1)
     if bool(floor.isinf().any()) and len(peaks) >= k:  # nothing is known, but the k highest peaks are k rows
         reached = peaks.topk(k, dim=0).values[-1]
-        floor = torch.maximum(floor, reached - error - SLACK * HALF * reached.abs())
+        floor = torch.maximum(floor, reached - error - ROUNDING_MARGIN * HALF * reached.abs())
     reach = (floor - error).bfloat16().float()
     tile, query = torch.nonzero(peaks >= reach, as_tuple=True)
-    if len(tile) > MOST * tiles.shape[2]:
+    if len(tile) > MAX_CANDIDATES_PER_TILE * tiles.shape[2]:
         return None
     hit, place = torch.nonzero(tiles[tile, :, query] >= reach[query, None], as_tuple=True)
-    if len(hit) > MOST * tiles.shape[2]:
+    if len(hit) > MAX_CANDIDATES_PER_TILE * tiles.shape[2]:
         return None
     return (tile[hit] * TILE + place).numpy(), query[hit].numpy()
 

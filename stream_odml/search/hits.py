@@ -13,7 +13,7 @@ from stream_odml.search.exact import Indices, Mask
 from stream_odml.store.tables import FloatArray
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-WIDER = 8
+WIDEN_FACTOR = 8
 
 
 class Hit(NamedTuple):
@@ -72,13 +72,13 @@ def grouped(
     """The ``size`` best items of each of the ``groups`` nearest classes, looking wider until there are so many."""
     columns = source.columns
     classes = columns.array("class_name")
-    wide = min(columns.n, groups * size * WIDER)
+    wide = min(columns.n, groups * size * WIDEN_FACTOR)
     while True:
         scores, rows = source.nearest(queries, max(1, wide), mask)
         kept = [_kept(classes, row, groups, size) for row in rows]
         if wide >= columns.n or all(full for _, full in kept):
             break
-        wide = min(columns.n, wide * WIDER)
+        wide = min(columns.n, wide * WIDEN_FACTOR)
     chosen = [(scores[i][keep], rows[i][keep]) for i, (keep, _) in enumerate(kept)]
     return [hits_of(columns, s[None], r[None])[0] for s, r in chosen]
 

@@ -32,7 +32,7 @@ DEAD_KEPT = 256
 """Rows that were replaced or forgotten since the last compaction, which a search looks past."""
 LISTS_SEARCHED = 1 / 16
 """Share of the vectors, about, that an approximate search compares."""
-TRIES = 5
+READ_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +64,13 @@ class GallerySnapshot:
         The clusters of ``before`` are kept where they still serve, whatever space it was in.
         """
         settings = settings or SearchSettings()
-        for last in range(TRIES):
+        for last in range(READ_ATTEMPTS):
             try:
                 return _load(store, settings, before, cache)
             except (
                 FileNotFoundError
             ):  # merged and vacuumed since the store looked: it will see the new files now
-                if last == TRIES - 1:
+                if last == READ_ATTEMPTS - 1:
                     raise
                 store.forget_seen()
                 store.refresh()
@@ -331,15 +331,15 @@ def _picked_files(new: list[tuple[str, pa.Table, pa.Array]], picked: Indices) ->
 def _forgotten_since(old: GallerySnapshot, ledger: LedgerState) -> Mask:
     columns = old.columns
     dead = np.zeros(columns.n, dtype=bool)
-    for stone in ledger.tombstones[len(old.ledger.tombstones) :]:
-        if stone.kind == "item":
-            covered = columns.item_ids.within([stone.name])
+    for tombstone in ledger.tombstones[len(old.ledger.tombstones) :]:
+        if tombstone.kind == "item":
+            covered = columns.item_ids.within([tombstone.name])
         else:
-            column = "class_name" if stone.kind == "class" else "shard_id"
-            covered = columns.array(column) == columns.names[column].numbers.get(stone.name, -1)
+            column = "class_name" if tombstone.kind == "class" else "shard_id"
+            covered = columns.array(column) == columns.names[column].numbers.get(tombstone.name, -1)
         landed = [ledger.shards[name].landed_seq for name in columns.names["shard_id"].names]
         if landed:
-            dead |= covered & (np.array(landed)[columns.array("shard_id")] < stone.seq)
+            dead |= covered & (np.array(landed)[columns.array("shard_id")] < tombstone.seq)
     return dead
 
 

@@ -27,7 +27,7 @@ from stream_odml.store.tables import SCHEMAS
 MARK = "backup.json"
 REWRITTEN = ("thumbnails", "holdout")
 """Folders of files that forgetting rewrites or removes."""
-TRIES = 5
+COPY_ATTEMPTS = 5
 PIN_S = 60.0
 _LOGGED = re.compile(r"/_delta_log/(\d{20})\.")
 
@@ -70,7 +70,7 @@ def back_up(
         raise BackupFailed(f"{target} lies in the stream root itself; name a folder or prefix outside of it")
     for folder in (*SCHEMAS, "artifacts", *REWRITTEN):
         store.files.only_regular(folder)
-    for _ in range(TRIES):
+    for _ in range(COPY_ATTEMPTS):
         pins = _pinned(store)
         try:
             copy = _Copy(store.files, to)
@@ -88,7 +88,7 @@ def back_up(
         to.write(MARK, json.dumps({**asdict(done), "time": time.time()}, indent=1).encode())
         return done
     raise BackupFailed(
-        f"{source} was tidied {TRIES} times while it was copied; raise store.retention_h above the time of a copy"
+        f"{source} was compacted {COPY_ATTEMPTS} times during the copy; raise store.retention_h above its time"
     )
 
 

@@ -35,7 +35,7 @@ def forget_in_banks(writer: Writer) -> int:
     """
     store = writer.store
     store.refresh()
-    newest = max((stone.seq for stone in store.ledger.tombstones), default=-1)
+    newest = max((tombstone.seq for tombstone in store.ledger.tombstones), default=-1)
     kept = {v.version_id: v for v in store.tree.versions.values() if BANK in v.artifacts and not v.retired}
     if all(version.forgotten_seq >= newest for version in kept.values()):
         return 0

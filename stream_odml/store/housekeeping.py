@@ -50,8 +50,8 @@ class Housekeeper:
         whole = self.store.ledger
         if self._covered is None:
             return whole
-        stones = tuple(stone for stone in whole.tombstones if stone.seq <= self._covered)
-        return whole if len(stones) == len(whole.tombstones) else replace(whole, tombstones=stones)
+        tombstones = tuple(tombstone for tombstone in whole.tombstones if tombstone.seq <= self._covered)
+        return whole if len(tombstones) == len(whole.tombstones) else replace(whole, tombstones=tombstones)
 
     @cached_property
     def commit_properties(self) -> CommitProperties:

@@ -118,11 +118,11 @@ class LedgerState:
 
     def forgotten(self, shard_id: str, class_name: str, item_id: str) -> bool:
         """Whether a tombstone covers this row; what landed after the tombstone is a return, and is not."""
-        stones = self.latest_tombstones
+        tombstones = self.latest_tombstones
         names = (("class", class_name), ("item", item_id), ("shard", shard_id))
-        return max(stones.get(name, -1) for name in names) > self.shards[shard_id].landed_seq
+        return max(tombstones.get(name, -1) for name in names) > self.shards[shard_id].landed_seq
 
     @cached_property
     def latest_tombstones(self) -> Mapping[tuple[str, str], int]:
         """(class, item or shard, name) -> the ``seq`` of its latest tombstone."""
-        return {(stone.kind, stone.name): stone.seq for stone in self.tombstones}
+        return {(tombstone.kind, tombstone.name): tombstone.seq for tombstone in self.tombstones}

@@ -26,11 +26,11 @@ Joined = Callable[[str, str, DriftMap], DriftMap]
 class _Held:
     """Maps into one head."""
 
-    stones: dict[str, DriftMap]
+    milestones: dict[str, DriftMap]
     asked: OrderedDict[str, DriftMap] = field(default_factory=OrderedDict)
 
     def find(self, version: str) -> DriftMap | None:
-        return self.asked.get(version) or self.stones.get(version)
+        return self.asked.get(version) or self.milestones.get(version)
 
     def ask(self, version: str, drift: DriftMap) -> None:
         self.asked[version] = drift
@@ -88,7 +88,7 @@ class Mapper:
             if version in asked:
                 held.ask(version, drift)
             elif place % stride == 0:
-                held.stones[version] = drift
+                held.milestones[version] = drift
             if version in wanted:
                 yield version, drift
         with self._lock:

@@ -95,16 +95,16 @@ def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Int
     for item, shard, place in _values(meta.filter(seen), "item_id", "shard_id", "row"):
         landings[item].add((ledger.shards[shard].indexed_seq or 0, place))
     in_order = {item: sorted(places) for item, places in landings.items()}
-    stones: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for stone in ledger.tombstones:
-        stones[stone.kind, stone.name].append(stone.seq)
+    tombstones: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for tombstone in ledger.tombstones:
+        tombstones[tombstone.kind, tombstone.name].append(tombstone.seq)
     deaths = []
     for item, name, shard, place in _values(mine, "item_id", "class_name", "shard_id", "row"):
         state = ledger.shards[shard]
         after = in_order[item][bisect_right(in_order[item], (state.indexed_seq or 0, place)) :]
         died = [indexed for indexed, _ in after[:1]]
         for key in (("class", name), ("item", item), ("shard", shard)):
-            of_name = stones.get(key, [])
+            of_name = tombstones.get(key, [])
             died += of_name[bisect_right(of_name, state.landed_seq) :][:1]
         deaths.append(min(died, default=NEVER))
     return np.array(deaths, np.int64)
@@ -156,15 +156,19 @@ def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: Le
     """For each row the ``seq`` of the latest tombstone that names its class, item or shard; -1 for none."""
     if not ledger.tombstones:
         return np.full(len(rows), -1, dtype=np.int64)
-    stones = ledger.latest_tombstones
+    tombstones = ledger.latest_tombstones
     classes, class_names = encode(rows["class_name"])
-    of_class = np.array([stones.get(("class", name), -1) for name in class_names.to_pylist()], dtype=np.int64)
-    names = [name for kind, name in stones if kind == "item"]
+    of_class = np.array(
+        [tombstones.get(("class", name), -1) for name in class_names.to_pylist()], dtype=np.int64
+    )
+    names = [name for kind, name in tombstones if kind == "item"]
     found = pc.fill_null(
         pc.index_in(item_names, value_set=pa.array(names, pa.string())), len(names)
     ).to_numpy()
-    of_item = np.array([*(stones["item", name] for name in names), -1], dtype=np.int64)[found]
+    of_item = np.array([*(tombstones["item", name] for name in names), -1], dtype=np.int64)[found]
     shards, shard_names = encode(rows["shard_id"])
-    of_shard = np.array([stones.get(("shard", name), -1) for name in shard_names.to_pylist()], dtype=np.int64)
+    of_shard = np.array(
+        [tombstones.get(("shard", name), -1) for name in shard_names.to_pylist()], dtype=np.int64
+    )
     latest: Ints = np.maximum(np.maximum(of_class[classes], of_item[items]), of_shard[shards])
     return latest

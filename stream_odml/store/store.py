@@ -21,9 +21,9 @@ from stream_odml.store.blocks import Blocks
 from stream_odml.store.errors import ArtifactCorrupt, UnknownVersion
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import Attempt, TaskState
+from stream_odml.store.local_cache import LocalCache
 from stream_odml.store.mapping import Mapper
 from stream_odml.store.recent import Recent
-from stream_odml.store.spool import Spool
 from stream_odml.store.table import RootForm, Table
 from stream_odml.store.tables import (
     GALLERY,
@@ -41,7 +41,7 @@ META = [name for name in GALLERY.names if name not in VECTOR_COLUMNS]
 """The gallery's columns that readers keep, in either form; vectors are read where they are needed."""
 REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
 """Columns of few distinct values, kept once each."""
-TRIES = 5
+READ_ATTEMPTS = 5
 HEADS_KEPT = 4
 """Discriminant heads, of some 30 MB each."""
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Store:
         self.ledger = LedgerState()
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
-        self._spool = Spool() if "://" in self.uri else None
+        self._local_cache = LocalCache() if "://" in self.uri else None
         self._heads: Recent[DiscriminantHead] = Recent(HEADS_KEPT)
         self._keep = keep_gallery
         self._paths: list[str] = []
@@ -119,7 +119,7 @@ class Store:
             self._txns,
         )
         try:
-            for _ in range(TRIES):
+            for _ in range(READ_ATTEMPTS):
                 try:
                     return self._refresh()
                 except FileNotFoundError:
@@ -255,7 +255,7 @@ class Store:
 
     def again(self, read: Callable[[], T]) -> T:
         """What ``read`` gives, tried again with the files of the moment when one of them was vacuumed."""
-        for _ in range(TRIES):
+        for _ in range(READ_ATTEMPTS):
             try:
                 return read()
             except FileNotFoundError:
@@ -344,9 +344,9 @@ class Store:
         return self.ledger.current_attempt(task_id, parent, self.tree.committed)
 
     def _drift(self, version_id: str, name: str) -> DriftMap:
-        if self._spool is None:
+        if self._local_cache is None:
             return drift_map_from_bytes(self.artifact(version_id, name))
-        data = self._spool.get(f"{version_id}/{name}", lambda: self.artifact(version_id, name))
+        data = self._local_cache.get(f"{version_id}/{name}", lambda: self.artifact(version_id, name))
         return drift_map_from_bytes(data)
 
 

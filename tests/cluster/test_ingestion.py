@@ -33,7 +33,7 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 
 def batch_of(refs: list[ShardRef], away: frozenset[str] = frozenset()) -> IndexedBatch:
-    """Shards without a good row, as an indexer would answer; those in ``away`` out of reach."""
+    """Shards without a good row, as an indexer would answer; those in ``away`` unreachable."""
     counts: dict[str, dict[str, dict[str, int]]] = {
         r.shard_id: {"trainable": {}, "reasons": {}} for r in refs if r.name not in away
     }

@@ -94,7 +94,7 @@ def kernel_map(base: AffineMap | None) -> KernelMap:
 def test_a_kernel_map_is_semantic_drift_compensation_on_each_vector() -> None:
     drift, g = kernel_map(None), RNG.normal(size=(3, D))
     for row, result in zip(g, drift.apply(g), strict=True):
-        z, anchors = row / np.linalg.norm(row), drift.anchors_md.astype(np.float64)
+        z, anchors = row / np.linalg.norm(row), drift.centres_md.astype(np.float64)
         weights = [np.exp(-(np.linalg.norm(z - a / np.linalg.norm(a)) ** 2) / (2 * 0.49)) for a in anchors]
         moved = sum(w * r for w, r in zip(weights, drift.residuals_md, strict=True)) / sum(weights)
         assert result == pytest.approx(row + moved, rel=1e-5)

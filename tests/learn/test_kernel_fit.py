@@ -53,6 +53,6 @@ def test_anchors_are_no_more_than_asked_for_and_lead_back() -> None:
     kernel = gathered(8, 20)
     assert len(kernel.labels_m) <= SETTINGS.kernel_pairs
     back = kernel.fit(None, backward=True)
-    assert np.array_equal(back.anchors_md, kernel.children_md)
+    assert np.array_equal(back.centres_md, kernel.children_md)
     there = kernel.fit(None)
     assert there.residuals_md == pytest.approx(-back.residuals_md)

@@ -10,7 +10,7 @@ import pytest
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.shard import ShardManifest
 from stream_odml.pipeline.messages import StageProgress, StageResult
-from stream_odml.pipeline.stages import MAX_FAILURES, MAX_RETURNS, Stages
+from stream_odml.pipeline.stages import MAX_FAILURES, MAX_STALLS, Stages
 from stream_odml.store.writer import Writer
 from tests.cluster.small_root import artifacts, claim, index, shard
 
@@ -169,22 +169,22 @@ def one_task(writer: Writer, max_refusals: int = 0) -> Stages:
 
 def test_an_attempt_that_is_killed_often_but_gets_on_is_kept(writer: Writer) -> None:
     stages = one_task(writer)
-    order = stages.hand_out(StageProgress())
+    order = stages.dispatch(StageProgress())
     assert order is not None
-    for step in range(1, 3 * MAX_RETURNS):
-        again = stages.hand_out(StageProgress("training", version=order.version_id, step=step))
+    for step in range(1, 3 * MAX_STALLS):
+        again = stages.dispatch(StageProgress("training", version=order.version_id, step=step))
         assert again is not None
         assert again.version_id == order.version_id
 
 
 def test_an_attempt_that_never_gets_past_a_step_is_given_up(writer: Writer) -> None:
     stages = one_task(writer)
-    order = stages.hand_out(StageProgress())
+    order = stages.dispatch(StageProgress())
     assert order is not None
     stuck = StageProgress("training", version=order.version_id, step=7)
-    for _ in range(MAX_RETURNS):
-        assert stages.hand_out(stuck) is not None
-    assert stages.hand_out(stuck) is None
+    for _ in range(MAX_STALLS):
+        assert stages.dispatch(stuck) is not None
+    assert stages.dispatch(stuck) is None
     assert "without a further step" in str(writer.store.ledger.tasks["task-0001"].skipped)
 
 

@@ -77,7 +77,7 @@ class Trunk:
         assert order is not None
         store = Store.open(self.config.root)
         if order.kind == "head":
-            assert self.stages.hand_out(None) is None  # type: ignore[arg-type]
+            assert self.stages.dispatch(None) is None  # type: ignore[arg-type]
             result = fast_stage(store, order, self.config)
         else:
             assert self.stages.solve_next() is None

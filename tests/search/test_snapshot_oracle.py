@@ -62,7 +62,7 @@ class Player:
         self.twin.rows += [(shard_id, p, version, raw[p]) for p in range(len(items))]
         for item, keep in zip(blank, kept, strict=True):
             if not keep:
-                self.twin.stones.append((self.twin.tick(), "item", item.item_id))
+                self.twin.tombstones.append((self.twin.tick(), "item", item.item_id))
 
     def forget(self) -> None:
         kind, name = [
@@ -70,7 +70,7 @@ class Player:
             ("item", f"item {self.rng.integers(40)}"),
         ][int(self.rng.integers(2))]
         self.writer.forget(kind, name)  # type: ignore[arg-type]
-        self.twin.stones.append((self.twin.tick(), kind, name))
+        self.twin.tombstones.append((self.twin.tick(), kind, name))
 
     def stage(self) -> None:
         waiting = self.writer.ledger.waiting

@@ -101,7 +101,7 @@ class Twin:
     """id -> (landing order, indexing order, its items)"""
     rows: list[tuple[str, int, str, Floats]] = field(default_factory=list)
     """(shard, place in it, version, raw vector), in commit order"""
-    stones: list[tuple[int, str, str]] = field(default_factory=list)
+    tombstones: list[tuple[int, str, str]] = field(default_factory=list)
     parents: dict[str, str | None] = field(default_factory=dict)
     drifts: dict[str, tuple[AffineMap, AffineMap]] = field(default_factory=dict)
     clock: int = 0
@@ -131,7 +131,7 @@ class Twin:
     def dead(self, shard_id: str, item: Item) -> bool:
         landed = self.shards[shard_id][0]
         names = {"class": item.class_name, "item": item.item_id}
-        return any(at > landed and names[kind] == name for at, kind, name in self.stones)
+        return any(at > landed and names[kind] == name for at, kind, name in self.tombstones)
 
     def expected(self, head: str) -> dict[str, tuple[str, str, Floats]]:
         """item id -> (class, shard, unit vector at ``head``)."""

@@ -1,6 +1,7 @@
-"""Bytes read once from afar and then again and again, kept in a file that has no name and ends with the process.
+"""A cache of remote bytes in an unnamed local file, which ends with the process.
 
-Protects: what is needed for every new version, and grows with their number, neither fills memory nor is fetched again.
+Protects: artifacts that every new version needs, and that grow in number with the versions, neither fill memory nor
+are fetched again.
 """
 
 import contextlib
@@ -11,8 +12,8 @@ import weakref
 from collections.abc import Callable
 
 
-class Spool:
-    """Safe for many threads. Where nothing can be written aside, everything is fetched anew."""
+class LocalCache:
+    """Caches bytes by name; safe for many threads. Where nothing can be written, everything is fetched again."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryFile() as file:
@@ -23,7 +24,7 @@ class Spool:
         self._lock = threading.Lock()
 
     def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
-        """What ``fetch`` gave for ``name`` the first time."""
+        """Return what `fetch` returned for `name` the first time."""
         place = self._places.get(name)
         if place is not None:
             return os.pread(self._file, place[1], place[0])
