@@ -198,7 +198,8 @@ _FILTER_KEYS = frozenset({"class", "attributes", "from", "to"})
 
 def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
     """Return the ``k``, ``filter``, ``group_by`` … of a JSON body. ApiError 422 with the field that is wrong."""
-    chosen = body.get("filter") or {}
+    chosen = body.get("filter")
+    chosen = {} if chosen is None else chosen
     if not isinstance(chosen, dict):
         raise unprocessable("bad_filter", "filter is not an object")
     known_keys(chosen, _FILTER_KEYS)
@@ -228,6 +229,10 @@ def query_from_url(request: Request, max_k: int) -> Query:
     given = request.query_params
     known_keys(given, _URL_KEYS)
     pairs = [pair.partition(":") for pair in given.getlist("attribute")]
+    named = [key for key, _ in given.multi_items() if key not in ("class", "attribute")]
+    named += [f"attribute {key}" for key, _, _ in pairs]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise unprocessable("twice", f"{_clip(twice)} comes twice in the address", "send it once")
     body: dict[str, Any] = {key: given[key] for key in ("group_by", "min_version") if key in given}
     for key in ("k", "group_size", "min_seq"):
         if key in given:

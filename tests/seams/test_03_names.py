@@ -342,3 +342,23 @@ def test_a_form_that_says_one_thing_twice_is_refused(service: Service, twice: st
     answer = service.api.post("/v1/items", files=[*parts, ("image", ("a.png", IMAGE))])
     assert answer.status_code == 400, answer.text
     assert not list(service.stream.inbox.glob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["k=1&k=5", "from=2026-01-01&from=2026-01-01", "attribute=a:1&attribute=a:2", "min_seq=1&min_seq=0"],
+)
+def test_an_address_that_says_one_thing_twice_is_refused(service: Service, asked: str) -> None:
+    headers = {"content-type": "image/png"}
+    answer = service.api.post(f"/v1/search?{asked}", content=IMAGE, headers=headers)
+    assert (answer.status_code, "comes twice" in answer.json()["detail"]) == (422, True)
+    fine = service.api.post(
+        "/v1/search?class=a&class=b&attribute=a:1&attribute=b:1", content=IMAGE, headers=headers
+    )
+    assert fine.status_code == 200, fine.text
+
+
+@pytest.mark.parametrize("chosen", [[], 0, False, ""])
+def test_a_filter_that_is_none_does_not_pass_for_no_filter(service: Service, chosen: Any) -> None:
+    answer = service.api.post("/v1/search", json={"vector": [1.0] * 16, "filter": chosen})
+    assert (answer.status_code, answer.json()["error"]) == (422, "bad_filter")
