@@ -21,6 +21,7 @@ from deltalake.fs import DeltaStorageHandler
 
 from stream_odml.storage.atomic import write_whole
 from stream_odml.storage.crashpoints import crash_point
+from stream_odml.storage.delta_compat import open_output
 from stream_odml.storage.regular import (
     UnsafePath,
     check_root,
@@ -175,13 +176,12 @@ class ObjectFiles:
     def write(self, path: str, data: bytes, durable: bool = True) -> None:
         if durable:
             crash_point("file.before_rename")
-        # deltalake's wrapper refuses the buffers that pyarrow hands to it; the stream below it takes bytes.
-        stream = self._handler._handler.open_output_stream(path)
+        stream = open_output(self._handler, path)
         stream.write(data)
         stream.close()
 
     def upload(self, path: str, source: Path) -> None:
-        stream = self._handler._handler.open_output_stream(path)
+        stream = open_output(self._handler, path)
         with source.open("rb") as data:
             while chunk := data.read(COPY_BYTES):
                 stream.write(chunk)
