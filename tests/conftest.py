@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+RAY_CPUS = 3
+
+
+@pytest.fixture(scope="session")
+def ray_cpus() -> Iterator[int]:
+    """Start one Ray for all tests that need no more than one, and leave it idle; its CPUs."""
+    from stream_odml.cluster.runtime import ray_session
+
+    with ray_session(None, cpus=RAY_CPUS, gpus=0):
+        yield RAY_CPUS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what shares a Ray at the end: no other test meets one in its own process, nor its environment."""
+    items.sort(key=lambda item: "ray_cpus" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

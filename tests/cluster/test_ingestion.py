@@ -16,7 +16,6 @@ import ray
 from stream_odml.cluster import ingestion
 from stream_odml.cluster.indexer_calls import IndexedBatch
 from stream_odml.cluster.ingestion import Discovery, Ingestion
-from stream_odml.cluster.runtime import ray_session
 from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
@@ -218,17 +217,17 @@ class Killer:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_cpus")
 def test_a_shard_that_ends_real_processes_is_set_aside_and_all_others_are_indexed(writer: Writer) -> None:
-    with ray_session(None, cpus=2, gpus=0, log_dir=None):
-        actor = ray.remote(num_cpus=0.2, max_restarts=-1, max_task_retries=0)(Killer)
-        tier = Ingestion(writer, [actor.remote() for _ in range(2)], IngestConfig(batch_shards=4, tries=2))
-        tier.land([shard("killer" if n == 9 else f"s{n:02d}") for n in range(24)])
-        deadline = time.monotonic() + 120
-        while writer.ledger.landed and time.monotonic() < deadline:
-            tier.gather(0.1)
-            tier.commit()
-            tier.dispatch("v")
-        assert [s.name for s in writer.ledger.in_state("set_aside")] == ["killer"]
-        assert len(writer.ledger.indexed) == 23
-        assert sum(s.attempts for s in writer.ledger.indexed.values()) == 0
-        assert "killed_reader" in (writer.ledger.in_state("set_aside")[0].problem or "")
+    actor = ray.remote(num_cpus=0.2, max_restarts=-1, max_task_retries=0)(Killer)
+    tier = Ingestion(writer, [actor.remote() for _ in range(2)], IngestConfig(batch_shards=4, tries=2))
+    tier.land([shard("killer" if n == 9 else f"s{n:02d}") for n in range(24)])
+    deadline = time.monotonic() + 120
+    while writer.ledger.landed and time.monotonic() < deadline:
+        tier.gather(0.1)
+        tier.commit()
+        tier.dispatch("v")
+    assert [s.name for s in writer.ledger.in_state("set_aside")] == ["killer"]
+    assert len(writer.ledger.indexed) == 23
+    assert sum(s.attempts for s in writer.ledger.indexed.values()) == 0
+    assert "killed_reader" in (writer.ledger.in_state("set_aside")[0].problem or "")

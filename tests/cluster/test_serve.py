@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from stream_odml.client import Client, ServiceError
-from stream_odml.cluster.runtime import free_port, ray_session
-from stream_odml.cluster.serve import build
+from stream_odml.cluster.runtime import free_port
+from stream_odml.cluster.serve import build, start_service, stop_service
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import ConfigError
 from tests.service.tiny_stream import TinyStream
@@ -20,31 +20,25 @@ from tests.service.tiny_stream import TinyStream
 pytestmark = pytest.mark.ray
 
 
-def test_two_replicas_serve_every_commit_without_a_failed_query(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Else Serve keeps a replica that nobody asks any more for half a minute before it lets it end.
-    monkeypatch.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+@pytest.mark.usefixtures("ray_cpus")
+def test_two_replicas_serve_every_commit_without_a_failed_query(tmp_path: Path) -> None:
     stream = TinyStream(tmp_path)
     ids = stream.land("a", ["cat", "dog", "owl"])
     options = ServiceOptions(port=free_port(), replicas=2, num_cpus=0.1, poll_s=0.05, wait_s=30)
-    with ray_session(None, cpus=1):
-        from stream_odml.cluster.serve import start_service, stop_service
-
-        url = start_service(stream.root, options)
-        with Client(url) as client:
-            assert client.search_image(stream.images[ids[2]], k=1).hits[0].item_id == ids[2]
-            _swaps_under_load(stream, url, ids)
-            with pytest.raises(ServiceError, match="driver_away"):
-                client.rollback(stream.head)
-            found = sorted((Path(stream.root) / "metrics").glob("replica-*.json"))
-            assert len(found) == 2
-            for path in found:
-                target = json.loads(path.read_text())[0]["targets"][0]
-                with urllib.request.urlopen(f"http://{target}/metrics") as answer:
-                    assert f'version="{stream.head}"' in answer.read().decode()
-        stop_service()
-        assert not list((Path(stream.root) / "metrics").glob("replica-*.json"))
+    url = start_service(stream.root, options)
+    with Client(url) as client:
+        assert client.search_image(stream.images[ids[2]], k=1).hits[0].item_id == ids[2]
+        _swaps_under_load(stream, url, ids)
+        with pytest.raises(ServiceError, match="driver_away"):
+            client.rollback(stream.head)
+        found = sorted((Path(stream.root) / "metrics").glob("replica-*.json"))
+        assert len(found) == 2
+        for path in found:
+            target = json.loads(path.read_text())[0]["targets"][0]
+            with urllib.request.urlopen(f"http://{target}/metrics") as answer:
+                assert f'version="{stream.head}"' in answer.read().decode()
+    stop_service()
+    assert not list((Path(stream.root) / "metrics").glob("replica-*.json"))
     stream.close()
 
 

@@ -15,7 +15,6 @@ import ray
 from stream_odml.cluster.indexer import Indexer
 from stream_odml.cluster.indexer_calls import IndexedBatch
 from stream_odml.cluster.ingestion import Ingestion
-from stream_odml.cluster.runtime import ray_session
 from stream_odml.config.stream import parse_config
 from stream_odml.ingest import rows
 from stream_odml.ingest.landing import land_items
@@ -65,6 +64,7 @@ class Stuck(Indexer):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_cpus")
 def test_a_shard_that_hangs_its_reader_is_set_aside(tmp_path: Path) -> None:
     config = parse_config(
         {
@@ -78,15 +78,14 @@ def test_a_shard_that_hangs_its_reader_is_set_aside(tmp_path: Path) -> None:
     writer.commit_root({STUDENT: embedder_to_bytes(build_embedder(config.model, 0))})
     for number, name in enumerate(["a", "stuck", "b", "c"]):
         land_items(tmp_path / "inbox", name, some_items(5, first=5 * number))
-    with ray_session(None, cpus=2, gpus=0, log_dir=None):
-        actor = ray.remote(num_cpus=0.2, max_restarts=-1, max_task_retries=0)(Stuck)
-        tier = Ingestion(writer, [actor.remote(config.model_dump_json())], config.ingest)
-        tier.land(DirectorySource(tmp_path / "inbox").poll(set()))
-        deadline = time.monotonic() + 200
-        while writer.ledger.landed and time.monotonic() < deadline:
-            tier.gather(0.1)
-            tier.commit()
-            tier.dispatch(writer.tree.head)
+    actor = ray.remote(num_cpus=0.2, max_restarts=-1, max_task_retries=0)(Stuck)
+    tier = Ingestion(writer, [actor.remote(config.model_dump_json())], config.ingest)
+    tier.land(DirectorySource(tmp_path / "inbox").poll(set()))
+    deadline = time.monotonic() + 200
+    while writer.ledger.landed and time.monotonic() < deadline:
+        tier.gather(0.1)
+        tier.commit()
+        tier.dispatch(writer.tree.head)
     (aside,) = writer.ledger.in_state("set_aside")
     assert (aside.name, aside.attempts) == ("stuck.parquet", 2)
     assert "hung it for 4 s" in (aside.problem or "")
