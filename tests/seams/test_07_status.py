@@ -70,6 +70,7 @@ def driver_over(stream: TinyStream, progress: StageProgress) -> StreamDriver:
     driver._discovery = SimpleNamespace(error="", failures=0, notes=[{("odd", "key"): math.nan}])
     driver._tidying = SimpleNamespace(problem="")
     driver._ingestion = SimpleNamespace(out_of_reach=0)
+    driver._fast = SimpleNamespace(order=None, problem="")
     driver._problem = driver._training_problem = driver.metrics_address = ""
     driver._commit_failures = driver._stages_deferred = 0
     return driver  # type: ignore[no-any-return]
