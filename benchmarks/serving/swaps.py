@@ -46,7 +46,7 @@ def measure_swaps(report: Report, seed: int) -> None:
                 memory.append(_least_memory(Path(root.uri), EVERY_S))
         stop_service()
         root.close()
-    _judge(report, asker.seen, [ids[i] for i in chosen], memory, swaps)
+    _classify(report, asker.seen, [ids[i] for i in chosen], memory, swaps)
 
 
 def _least_memory(root: Path, seconds: float) -> dict[str, float]:
@@ -69,7 +69,7 @@ def _memory(root: Path) -> dict[str, float]:
     return found
 
 
-def _judge(
+def _classify(
     report: Report, seen: list[Seen], items: list[str], memory: list[dict[str, float]], swaps: int
 ) -> None:
     wrong = [one for one in seen if one.status == 200 and not _right(one, items[one.number % ASKED])]

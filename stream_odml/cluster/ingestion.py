@@ -159,7 +159,7 @@ class Ingestion:
         waiting = self._waiting()
         shard = next(waiting, None)
         while shard is not None:
-            suspect = self._is_suspect(shard)
+            suspect = self._needs_isolation(shard)
             target = self._free_indexer(alone=suspect)
             if target is None:
                 return
@@ -189,12 +189,12 @@ class Ingestion:
         for shard in waiting:
             size += shard.size_bytes
             full = len(batch) == self._config.batch_shards or size > self._config.batch_bytes
-            if full or self._is_suspect(shard):
+            if full or self._needs_isolation(shard):
                 return batch, shard
             batch.append(shard)
         return batch, None
 
-    def _is_suspect(self, shard: ShardState) -> bool:
+    def _needs_isolation(self, shard: ShardState) -> bool:
         return shard.attempts > 0 or shard.shard_id in self._suspects
 
     def gather(self, timeout_s: float) -> None:
@@ -210,15 +210,15 @@ class Ingestion:
             except ray.exceptions.RayError as error:
                 self._failed.append((work, error))
 
-    def _is_innocent(self, error: Exception) -> bool:
+    def _is_external_failure(self, error: Exception) -> bool:
         """Whether the shards had no part in it: the indexer was away already, or the stream root was unreachable."""
         return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError)
 
-    def _judge(self, work: _Work, error: Exception) -> None:
+    def _classify(self, work: _Work, error: Exception) -> None:
         """An indexer ended, or its code failed. Who was with it is suspected, and tried alone; then it counts."""
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), str(error).splitlines()[-1:])
         self._busy.difference_update(ref.shard_id for ref in work.shards)
-        if self._is_innocent(error):
+        if self._is_external_failure(error):
             for ref in work.shards:
                 self._put_off(ref.shard_id)
             return
@@ -240,7 +240,7 @@ class Ingestion:
         What could not be committed (a full disk) is kept and tried again at the next call.
         """
         while self._failed:
-            self._judge(*self._failed[0])
+            self._classify(*self._failed[0])
             self._failed.pop(0)
         ready = [batch for batch in self._uncommitted if batch.counts]
         if ready:

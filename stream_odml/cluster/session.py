@@ -23,13 +23,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
-from stream_odml.cluster.holding import Holding
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
 from stream_odml.cluster.openness import log as openness_log
 from stream_odml.cluster.openness import open_doors
 from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
 from stream_odml.cluster.ray_compat import dead_head, free_orphaned_placement_groups, is_torn_progress
+from stream_odml.cluster.reserved_resources import ReservedResources
 from stream_odml.cluster.runtime import (
     NAMESPACE,
     ClockWentBack,
@@ -87,7 +87,7 @@ class Session:
         self._stopping = threading.Event()
         self.is_abandoned = False
         self._trainer = threading.Thread(target=self._train, name="trainer", daemon=True)
-        self._holding: Holding | None = None
+        self._holding: ReservedResources | None = None
 
     def status(self, timeout_s: float = 5.0) -> dict[str, Any]:
         """What the driver says; raises ray's GetTimeoutError or RayActorError while it is away."""
@@ -116,7 +116,9 @@ class Session:
         if cluster.min_workers is not None and cluster.min_workers < cluster.workers:
             # Just after the loss of a node Ray still counts it, and waits this long for what is not there.
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-            self._holding = Holding(self.config.name, [r for r in roles(self.config) if r.name != "training"])
+            self._holding = ReservedResources(
+                self.config.name, [r for r in roles(self.config) if r.name != "training"]
+            )
         self._trainer.start()
 
     def _train(self) -> None:

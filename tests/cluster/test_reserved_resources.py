@@ -12,9 +12,9 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
     get_or_create_autoscaling_coordinator,
 )
 
-from stream_odml.cluster import holding as module
-from stream_odml.cluster.holding import Holding
+from stream_odml.cluster import reserved_resources as module
 from stream_odml.cluster.placement import Role
+from stream_odml.cluster.reserved_resources import ReservedResources
 
 
 def places() -> int:
@@ -31,7 +31,7 @@ def places() -> int:
 @pytest.mark.usefixtures("ray_cpus")
 def test_workers_are_not_counted_where_indexers_and_replicas_are() -> None:
     assert places() == 3  # whoever else holds a part of a CPU
-    holding = Holding(
+    holding = ReservedResources(
         "x", [Role("indexers", "", 2, 0.2), Role("serving", "", 1, 0.5), Role("none", "", 1, 0.0)]
     )
     assert places() == 2
@@ -53,7 +53,7 @@ def test_a_coordinator_that_does_not_answer_is_asked_again_and_told_of_once(
     monkeypatch.setattr(module, "reserve", away)
     monkeypatch.setattr(module, "EVERY_S", 0.01)
     with caplog.at_level(logging.WARNING):
-        holding = Holding("x", [Role("indexers", "", 1, 0.2)])
+        holding = ReservedResources("x", [Role("indexers", "", 1, 0.2)])
         assert thrice.wait(60)
         holding.release()
     assert sum("is not reserved (TimeoutError: busy)" in record.message for record in caplog.records) == 1

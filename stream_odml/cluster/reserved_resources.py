@@ -19,7 +19,7 @@ EVERY_S, EXPIRE_S = 30.0, 120.0
 ANSWER_S = 10.0
 
 
-class Holding:
+class ReservedResources:
     """Reserves what ``roles`` ask for until :meth:`release`; asked anew now and then: the coordinator may restart."""
 
     def __init__(self, name: str, roles: Sequence[Role]) -> None:
