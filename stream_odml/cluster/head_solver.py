@@ -72,8 +72,8 @@ class FastStages:
         return self._order
 
     def start(self) -> None:
-        """Have a warm process ready. No CPU is reserved for it: it works for seconds, and a task of a stream whose CPUs
-        are all reserved could never begin."""
+        """Have a warm process ready. No CPU is reserved for it: it works for seconds, and a task of a stream whose
+        CPUs are all reserved could never begin."""
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(HeadSolver)
         options = actor.options(name=SOLVER_NAME, namespace=NAMESPACE, get_if_exists=True)
         self._actor = options.remote(self._config.model_dump_json())

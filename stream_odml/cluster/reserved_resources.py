@@ -23,7 +23,7 @@ class ReservedResources:
     """Reserves what ``roles`` ask for until :meth:`release`; asked anew now and then: the coordinator may restart."""
 
     def __init__(self, name: str, roles: Sequence[Role]) -> None:
-        """Returns when the coordinator has taken it, or did not answer: then it is asked again, after one warning."""
+        """Return when the coordinator has taken it, or did not answer: then it is asked again, after one warning."""
         self._name = f"stream-odml-{name}"
         self._bundles = [bundle for role in roles for bundle in [_bundle(role)] * role.count if bundle]
         self._released = threading.Event()

@@ -86,8 +86,8 @@ class SearchService:
 
 
 def _share_the_core(threads: int) -> None:
-    """Let the loop that answers have its core: libraries do not spread over others, and the thread that builds the next
-    bundle gives the interpreter's lock back ten times as soon as it would by itself."""
+    """Let the loop that answers have its core: libraries do not spread over others, and the thread that builds the
+    next bundle gives the interpreter's lock back ten times as soon as it would by itself."""
     torch.set_num_threads(1)
     pa.set_cpu_count(threads)
     pa.set_memory_pool(pa.system_memory_pool())  # a second allocator would keep free pages of its own
@@ -125,8 +125,8 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
 def build(args: dict[str, str]) -> Any:
     """The application for a Serve config file: ``args`` is ``{"config": path of the stream's YAML file}``.
 
-    Host and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError for
-    other arguments.
+    Host and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError
+    for other arguments.
     """
     if set(args) != {"config"}:
         raise ValueError(f"arguments of the application are {sorted(args)}; give `config: stream.yaml` alone")

@@ -33,11 +33,10 @@ MIN_IMAGES_PER_CLASS = 2
 
 @dataclass(frozen=True)
 class WaitingShard:
-    """An indexed shard that no task has yet. `counts`: trainable images by class (neither quarantined nor
-    held out).
+    """An indexed shard that no task has yet. `counts`: trainable images by class (neither quarantined
+    nor held out).
 
-    `landed_at` in seconds since 1970. `task`, `task_complete` and `task_shards` come from the shard's
-    manifest.
+    `landed_at` in seconds since 1970. `task`, `task_complete` and `task_shards` come from the shard's manifest.
     """
 
     shard_id: str

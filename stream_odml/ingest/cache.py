@@ -52,8 +52,8 @@ class PixelCache:
     sorted `class_names`, `member_index` [N] int32 into `shard_ids` and `row` [N] int32. Raises ValueError for
     a plan without rows.
 
-    `members` are taken one at a time and not kept: a plan of millions of rows costs its arrays, some 16 bytes
-    a row.
+    `members` are taken one at a time and not kept: a plan of millions of rows costs its arrays, some 16
+    bytes a row.
     """
 
     def __init__(self, folder: str | os.PathLike[str], members: Iterable[CacheMember], size: int) -> None:
@@ -105,9 +105,8 @@ class PixelCache:
         return [(int(member), rows) for member, rows in zip(members, parts, strict=False)]
 
     def write(self, member: int, rows: NDArray[np.integer], pixels: Pixels) -> None:
-        """Put rows of a member in their places, in any order, again if need be. Raises ValueError for a
-        foreign row.
-        """
+        """Put rows of a member in their places, in any order, again if need be. Raises ValueError
+        for a foreign row."""
         if not len(rows):
             return
         places = self._places(member, rows)

@@ -21,15 +21,11 @@ from stream_odml.storage.reading import StorageOptions, is_remote, join, local_p
 
 
 class DeltaLogGap(ValueError):
-    """Versions were cleaned out of the table's log before they were read here: their rows cannot be told
-    apart.
-    """
+    """Versions were cleaned out of the table's log before they were read here: their rows cannot be told apart."""
 
 
 class DeltaTableSource:
-    """The table at `uri` from `start_version` on. The shard of version 7 of `…/photos` is named
-    `photos-v00000007`.
-    """
+    """The table at `uri` from `start_version` on. The shard of version 7 of `…/photos` is named `photos-v00000007`."""
 
     def __init__(
         self, uri: str, options: StorageOptions | None = None, start_version: int = 0, max_new: int = MAX_NEW

@@ -240,9 +240,7 @@ def _since_epoch(value: float) -> datetime:
 
 
 def when_micros(value: int | None) -> datetime | None:
-    """A time from microseconds since 1970, as Arrow stores it. Raises RowError(bad_time) out of the
-    calendar.
-    """
+    """A time from microseconds since 1970, as Arrow stores it. Raises RowError(bad_time) out of the calendar."""
     try:
         return None if value is None else _EPOCH + timedelta(microseconds=value)
     except OverflowError as error:

@@ -34,7 +34,8 @@ _TIMES = ("time", "timestamp")
 
 
 def read_metadata(path: Path, folder: PurePosixPath) -> dict[str, Described]:
-    """Return what is said of each image, by its path below the scanned folder in NFC; `folder` is the file's own there.
+    """Return what is said of each image, by its path below the scanned folder in NFC; `folder` is the
+    file's own there.
 
     Raises ValueError for a file of another layout.
     """

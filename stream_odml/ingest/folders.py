@@ -25,9 +25,7 @@ _FOREIGN_TABLE = frozenset({Reason.WRONG_SCHEMA, Reason.EMPTY_FILE})
 
 
 def read_manifest(uri: str, options: StorageOptions | None) -> tuple[ShardManifest, str]:
-    """The manifest of the folder at `uri` and the sha256 of its bytes, which is the content hash of the
-    shard.
-    """
+    """The manifest of the folder at `uri` and the sha256 of its bytes, which is the content hash of the shard."""
     with ShardFile(join(uri, MANIFEST_NAME), options) as file:
         data = file.readall() or b""
     return ShardManifest.from_bytes(data), hashlib.sha256(data).hexdigest()

@@ -1,5 +1,4 @@
-"""An endless stream of visual categories that needs no data: characters from the fonts that matplotlib
-ships.
+"""An endless stream of visual categories that needs no data: characters from the fonts that matplotlib ships.
 
 A category is a character (later: a pair of them); its images are that character in the faces that have it
 (sans, serif, mono; upright, slanted; regular, bold), slightly deformed, thicker or thinner, shifted, in
@@ -45,8 +44,8 @@ class GlyphCategory(NamedTuple):
 def glyph_categories(seed: int, images: int = 20, size: int = 40, start: int = 0) -> Iterator[GlyphCategory]:
     """Categories `start`, `start`+1, … without end: each character once, then pairs of them.
 
-    `images` per category, `size` pixels a side. Raises ValueError when the fonts are not where matplotlib
-    keeps them.
+    `images` per category, `size` pixels a side. Raises ValueError when the fonts are not where
+    matplotlib keeps them.
     """
     for index, text in enumerate(_texts(seed)):
         if index >= start:
@@ -164,9 +163,8 @@ def _image(text: str, size: int, random: np.random.Generator) -> bytes:
 
 
 def _deform(ink: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
-    """Place the ink in a square by a small random affine map (output to input, as Pillow wants it), then its
-    stroke.
-    """
+    """Place the ink in a square by a small random affine map (output to input, as Pillow wants it),
+    then its stroke."""
     scale = max(ink.size) / (size * random.uniform(0.55, 0.85))
     turn, shear = random.normal(0.0, 0.12), random.normal(0.0, 0.12)
     stretch = np.exp(random.normal(0.0, 0.1, 2))

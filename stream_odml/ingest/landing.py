@@ -169,8 +169,8 @@ def _extension(image: bytes) -> str:
 def land_file(
     inbox: Inbox, path: Inbox, name: str | None = None, options: StorageOptions | None = None
 ) -> str:
-    """Land a Parquet, Arrow or tar file as it is. `name` ends in its suffix; by default it is made from the
-    file's own.
+    """Land a Parquet, Arrow or tar file as it is. `name` ends in its suffix; by default it is made from
+    the file's own.
 
     Raises ValueError for another suffix, and for a file none of whose first rows can be used.
     """
@@ -201,8 +201,7 @@ def land_parquet(
     name: str | None = None,
     only: Collection[str] | None = None,
 ) -> Iterator[str]:
-    """Split a large Parquet file into shards `<name>-00000.parquet` …, one at a time; yields each URI as it
-    lands.
+    """Split a large Parquet file into shards `<name>-00000.parquet` …, one at a time; yields each URI as it lands.
 
     A shard has fewer rows where they would be more than `SHARD_BYTES`. `label_names` turns a numbered `label`
     column into `class_name`. `name` is by default made from the

@@ -71,8 +71,7 @@ def land_folder(
     task_complete: bool = False,
     options: StorageOptions | None = None,
 ) -> str:
-    """Copy `folder` (class folders of images; also tables and tars) into the inbox as one shard. Returns its
-    URI.
+    """Copy `folder` (class folders of images; also tables and tars) into the inbox as one shard. Returns its URI.
 
     `name` is by default made from the folder's own. `task_complete` says that with this shard `task` is
     whole. Raises ShardExists, ValueError when it holds no file that can land.
@@ -123,9 +122,7 @@ def land_plan(
 
 
 def seal_folder(folder: str | os.PathLike[str], task: str | None = None, task_complete: bool = False) -> Path:
-    """Make a folder that already lies in the inbox a shard, by writing its manifest. Returns the manifest's
-    path.
-    """
+    """Make a folder that already lies in the inbox a shard, by writing its manifest. Returns the manifest's path."""
     root = Path(folder)
     return _write_manifest(root, describe_folder(root, task, task_complete))
 

@@ -34,8 +34,7 @@ log = logging.getLogger(__name__)
 class S3Source:
     """`s3://bucket/prefix`. Listing costs one request a 1,000 names.
 
-    A folder's stamp is its name, since a listing says nothing else of it: land a fixed folder under a
-    new name.
+    A folder's stamp is its name, since a listing says nothing else of it: land a fixed folder under a new name.
     """
 
     def __init__(self, uri: str, options: StorageOptions | None = None, max_new: int = MAX_NEW) -> None:

@@ -1,7 +1,6 @@
 """What a format reader hands over: one row with its fields as found, nothing checked yet.
 
-Invariant: format readers only unpack; `reading.py` alone decides what is usable, the same way for every
-format.
+Invariant: format readers only unpack; `reading.py` alone decides what is usable, the same way for every format.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ MAX_IMAGE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class RawRow:
-    """`label` is a class name or a number (`names` resolves it). `problem` is what the reader itself had to
-    refuse.
-    """
+    """`label` is a class name or a number (`names` resolves it). `problem` is what the reader itself had to refuse."""
 
     row: int
     image: bytes | None = None

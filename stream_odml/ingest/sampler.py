@@ -1,8 +1,7 @@
 """P x K batches over all ranks: P classes, K images of each, a pure function of (seed, step).
 
-Invariant: the global batch does not depend on the world size, and the ranks' slices laid end to end are
-the global batch. So 1 rank and N ranks see the same images, and a resumed stage goes on with the same
-batches.
+Invariant: the global batch does not depend on the world size, and the ranks' slices laid end to end are the
+global batch. So 1 rank and N ranks see the same images, and a resumed stage goes on with the same batches.
 """
 
 from __future__ import annotations
@@ -77,9 +76,7 @@ class PKSampler:
         return grid.reshape(-1, self.K)[: self.P].reshape(-1)
 
     def slice(self, step: int, rank: int) -> Indices:
-        """This rank's share [P*K / world_size] of the global batch. Raises ValueError for a rank that is not
-        there.
-        """
+        """This rank's share [P*K / world_size] of the global batch. Raises ValueError for a rank that is not there."""
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank {rank} of {self.world_size}")
         share = self.batch_size // self.world_size

@@ -151,9 +151,7 @@ class ShardRef:
 
 
 def make_shard_id(name: str, content_sha256: str) -> str:
-    """`<name>-<hash>`; a name with other than word characters, dot and dash is made safe and told apart by a
-    hash.
-    """
+    """`<name>-<hash>`; a name with other than word characters, dot and dash is made safe and told apart by a hash."""
     slug = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100].lstrip("._-") or "shard"
     if slug != name:
         slug = f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
@@ -161,8 +159,7 @@ def make_shard_id(name: str, content_sha256: str) -> str:
 
 
 def shard_name(text: str) -> str:
-    """Return the name of a shard made from the name of a folder or file: `my photos` becomes
-    `my_photos-b4b3ca`.
+    """Return the name of a shard made from the name of a folder or file: `my photos` becomes `my_photos-b4b3ca`.
 
     A name that every file system takes stays as it is; another one gets six digits of its hash, so that
     `photos (1)` and `photos [1]` stay apart. Accents that are composed differently give an equal name.

@@ -57,10 +57,8 @@ class DirectorySource:
         """Names in the inbox that are never opened, and what they are, as the last poll saw them."""
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
-        """See `Source`. Order: time of change; at the same time a manifest before the shards that it names,
-        and after them when it closes all that waits; then name. A folder that is not there yet gives an
-        empty list.
-        """
+        """See `Source`. Order: time of change; at the same time a manifest before the shards that it names, and
+        after them when it closes all that waits; then name. A folder that is not there yet gives an empty list."""
         passed_over: dict[str, str] = {}
         try:
             new = heapq.nsmallest(self.max_new, self._unknown(known, passed_over))

@@ -30,8 +30,7 @@ _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHU
 
 
 def table_rows(file: ShardFile, format: str, constants: Mapping[str, str] | None = None) -> Iterator[RawRow]:
-    """Rows in file order. `constants` are columns that the file leaves out because they are the same in
-    every row.
+    """Rows in file order. `constants` are columns that the file leaves out because they are the same in every row.
 
     Raises BadShard (empty, truncated, corrupt, wrong schema, oversized, killed_reader) and TransientReadError.
     """

@@ -1,5 +1,5 @@
-"""Samples of a WebDataset tar: members that share a key (the path up to the first dot of the file name) are
-one row.
+"""Samples of a WebDataset tar: members that share a key (the path up to the first dot of the file name)
+are one row.
 
 `key.jpg` (or another suffix of an image) is the image; the class comes from `key.json` (class_name, cls or
 label), `key.cls` or `key.txt`. What stands after the first dot is one extension: `22.05.png` is the member

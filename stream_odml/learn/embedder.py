@@ -47,7 +47,7 @@ class Embedder(nn.Module):
             )
 
     def _count_features(self) -> int:
-        """Asks the backbone by one black image, without letting its batch norms see it."""
+        """Ask the backbone by one black image, without letting its batch norms see it."""
         was_training = self.training
         self.eval()
         side = self.spec.image_size
@@ -129,8 +129,7 @@ def embedder_to_bytes(embedder: Embedder) -> bytes:
 
 
 def embedder_from_bytes(data: bytes) -> Embedder:
-    """Inverse of `embedder_to_bytes`, on the CPU in evaluation mode; BadArtifact for damaged or
-    foreign bytes."""
+    """Inverse of `embedder_to_bytes`, on the CPU in evaluation mode; BadArtifact for damaged or foreign bytes."""
     _, arrays, meta = unpack(data, ("embedder",))
     try:
         embedder = _build(EmbedderSpec(**meta["spec"]), 0, load=False, architecture=meta["architecture"])
@@ -141,8 +140,7 @@ def embedder_from_bytes(data: bytes) -> Embedder:
 
 
 def as_images(pixels: NDArray[np.uint8] | Tensor, device: str | torch.device = "cpu") -> Tensor:
-    """uint8 pixels [B,H,W,3] -> float images [B,3,H,W] in 0..1, channels-last in memory (faster on
-    CPUs too)."""
+    """uint8 pixels [B,H,W,3] -> float images [B,3,H,W] in 0..1, channels-last in memory (faster on CPUs too)."""
     if isinstance(pixels, np.ndarray):
         pixels = torch.from_numpy(np.ascontiguousarray(pixels))
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
@@ -153,8 +151,7 @@ def as_images(pixels: NDArray[np.uint8] | Tensor, device: str | torch.device = "
 def embed(
     embedder: Embedder, pixels_NHW3: NDArray[np.uint8], device: str | torch.device = "cpu", batch: int = 256
 ) -> NDArray[np.float32]:
-    """Raw embeddings [N, d] of uint8 pixels [N,H,W,3] (a memory-map is read batch by batch), in
-    evaluation mode."""
+    """Raw embeddings [N, d] of uint8 pixels [N,H,W,3] (a memory-map is read batch by batch), in evaluation mode."""
     if batch < 1:
         raise ValueError(f"batch {batch}, expected at least 1")
     was_training = embedder.training

@@ -57,8 +57,8 @@ class KernelFit:
         return self._fit(base, np.ones(len(self.labels_m), bool), backward)
 
     def held_out_error(self, base: AffineMap | None) -> float:
-        """Return the mean of |map(g_parent) - g_child|^2 over centres of classes that the forward map has no anchor of;
-        of all centres where there are too few classes. The base has seen them all."""
+        """Return the mean of |map(g_parent) - g_child|^2 over centres of classes that the forward map has no anchor
+        of; of all centres where there are too few classes. The base has seen them all."""
         fold_m = self.labels_m % FOLDS
         groups = [fold_m == fold for fold in np.unique(fold_m)]
         total = 0.0

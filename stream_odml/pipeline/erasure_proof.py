@@ -150,8 +150,8 @@ def _in_banks(store: Store, tombstone: Tombstone) -> list[str]:
 
 
 def _in_sums(store: Store, tombstone: Tombstone) -> list[str]:
-    """Class sums that were not corrected since the request, or that are not those of what is stored, and heads that are
-    not those of their sums."""
+    """Class sums that were not corrected since the request, or that are not those of what is stored, and heads that
+    are not those of their sums."""
     found = []
     for version in versions_with_sums(store):
         path, name = version.artifacts[SUMS].path, version.version_id

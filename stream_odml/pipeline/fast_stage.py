@@ -114,8 +114,8 @@ def finished(
 
 
 def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Solved) -> dict[str, Any]:
-    """Recall of held-out items by the new head and by the parent's, from what the gallery holds of them; of old classes
-    also of learnt items, where few are held out."""
+    """Recall of held-out items by the new head and by the parent's, from what the gallery holds of them; of old
+    classes also of learnt items, where few are held out."""
     heads = store.head_of(order.parent), solved.head
     evaluation = config.evaluation.model_copy(
         update={"max_images": min(config.evaluation.max_images, MAX_IMAGES)}

@@ -1,4 +1,5 @@
-"""Files of images pushed over HTTP: deleted once what they hold is learnt and nobody is likely to want it learnt again.
+"""Files of images pushed over HTTP: deleted once what they hold is learnt and nobody is likely to want
+it learnt again.
 
 Protects: a file that a task has still to learn from stays, and so do those of tasks refused or skipped.
 """

@@ -87,8 +87,8 @@ class Stages:
         return closure
 
     def _look(self) -> tuple[list[WaitingShard], Settled]:
-        """What waits and what is settled, worked out again only when the ledger grew: this is asked ten times
-        a second."""
+        """What waits and what is settled, worked out again only when the ledger grew: this is asked ten
+        times a second."""
         ledger = self._writer.store.ledger
         if self._seen is not ledger:
             self._seen, self._looked = ledger, (waiting_shards(ledger), _settled(ledger))
@@ -154,7 +154,8 @@ class Stages:
         return min(sum(attempt.refused is not None for attempt in task.attempts), self._max_refusals)
 
     def dispatch(self, done: StageProgress) -> StageOrder | None:
-        """The next order for a trainer that asks, if one needs it. ``done`` is how far it had come with the one before.
+        """The next order for a trainer that asks, if one needs it. ``done`` is how far it had come with
+        the one before.
 
         An attempt that comes back again and again without a further step is refused, so that others get on; one that
         is killed as often, but gets on in between, is not.

@@ -1,7 +1,7 @@
 """When the driver tidies its store, and in which thread: never in one that status, rollback or a commit waits for.
 
-Protects: vectors that banks and class sums need are deleted only after these were corrected, in one step under the
-driver's lock.
+Protects: vectors that banks and class sums need are deleted only after these were corrected, in one step under
+the driver's lock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An immutable, searchable picture of the gallery in the head's space: what a replica serves, swapped by reference.
 
-Protects: every vector in it, and every query, is in one space, that of ``version``; what was replaced or forgotten is
-not found.
+Protects: every vector in it, and every query, is in one space, that of ``version``; what was replaced or
+forgotten is not found.
 """
 
 from dataclasses import dataclass, replace
@@ -161,8 +161,8 @@ class GallerySnapshot:
         return scores, rows
 
     def vectors(self, rows: Indices) -> FloatArray:
-        """Normalised vectors float32 [len(rows), dim] in this version's space. Of an item that is compared by a part of
-        an embedding the rest is zero."""
+        """Normalised vectors float32 [len(rows), dim] in this version's space. Of an item that is compared by a
+        part of an embedding the rest is zero."""
         out = np.zeros((len(rows), self.dim), dtype=np.float32)
         for part in self.parts:
             if part.rows is None:

@@ -43,9 +43,7 @@ def check_name(name: str) -> str:
 def publish(
     inbox: str | os.PathLike[str], name: str, write: Write, options: StorageOptions | None = None
 ) -> str:
-    """Let `write` fill a file and show it as `name`. Returns its URI. Raises ShardExists, ValueError,
-    OSError.
-    """
+    """Let `write` fill a file and show it as `name`. Returns its URI. Raises ShardExists, ValueError, OSError."""
     inbox = os.fspath(inbox)
     check_name(name)
     return (

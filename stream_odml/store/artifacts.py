@@ -1,7 +1,6 @@
 """Immutable files of a model version, named by their content and checked by hash whenever they are read.
 
-Protects: what is read is what was committed; two attempts, or a zombie, can never overwrite each other's
-file.
+Protects: what is read is what was committed; two attempts, or a zombie, can never overwrite each other's file.
 """
 
 import hashlib
@@ -27,8 +26,7 @@ BACKWARD = "backward.safetensors"
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """Where an artifact lies (``path`` relative to the stream root), its sha256 (hex) and its length in
-    bytes."""
+    """Where an artifact lies (``path`` relative to the stream root), its sha256 (hex) and its length in bytes."""
 
     path: str
     sha256: str
@@ -36,8 +34,7 @@ class ArtifactRef:
 
 
 def write_artifact(files: Files, version_id: str, name: str, data: bytes) -> ArtifactRef:
-    """Write ``data`` under ``artifacts/<version_id>/``; any process may, for only a commit gives it a
-    meaning."""
+    """Write ``data`` under ``artifacts/<version_id>/``; any process may, for only a commit gives it a meaning."""
     if not name or "/" in name:
         raise ValueError(f"artifact name {name!r} must be a plain file name, like {STUDENT!r}")
     digest = hashlib.sha256(data).hexdigest()

@@ -56,8 +56,8 @@ def back_up(
 ) -> Backup:
     """Copy the stream root ``source`` to ``target``, an empty folder or prefix. Neither stops a running stream.
 
-    Raises NotAStreamRoot for a source that is none, UnsafePath for one with links or names that lead out of it,
-    BackupFailed.
+    Raises NotAStreamRoot for a source that is none, UnsafePath for one with links or names that lead out
+    of it, BackupFailed.
     """
     began = time.monotonic()
     store = Store.open(source, source_options)

@@ -143,8 +143,7 @@ def _are_finite(store: Store, rows: pa.Table) -> bool:
 def counted(
     shard_ids: Sequence[str], rows: pa.Table, quarantine: pa.Table, more: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """For each shard: rows, held_out, quarantined, classes (class -> rows), beside what the indexer
-    counted."""
+    """For each shard: rows, held_out, quarantined, classes (class -> rows), beside what the indexer counted."""
     counts: dict[str, dict[str, Any]] = {
         s: {**more.get(s, {}), "rows": 0, "held_out": 0, "quarantined": 0, "classes": {}} for s in shard_ids
     }

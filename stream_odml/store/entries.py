@@ -14,8 +14,7 @@ from stream_odml.store.tables import with_column
 
 @dataclass(frozen=True)
 class IngestBatch:
-    """Tier 1 of one or more whole shards. Rows of a forgotten class or of a shard already indexed are left
-    out."""
+    """Tier 1 of one or more whole shards. Rows of a forgotten class or of a shard already indexed are left out."""
 
     shard_ids: Sequence[str]
     rows: pa.Table

@@ -66,15 +66,14 @@ class Fence:
 
     @contextmanager
     def exclusive(self) -> Iterator[Store]:
-        """The store brought up to date, for one operation at a time. Raises WriterFenced for a writer of the
-        past."""
+        """The store brought up to date, for one operation at a time. Raises WriterFenced for a writer of the past."""
         with self._lock:
             self.store.refresh()
             self.check()
             yield self.store
 
     def check(self) -> None:
-        """Raises WriterFenced when the store shows a newer writer."""
+        """Raise WriterFenced when the store shows a newer writer."""
         if self.store.epoch > self.epoch:
             raise WriterFenced(
                 f"writer {self.epoch} of {self.store.uri} was replaced by writer {self.store.epoch}; "

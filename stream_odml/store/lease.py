@@ -1,7 +1,7 @@
 """The lease: a second run on a stream root stops with a message while the first one lives.
 
-Protects people, not data: the epoch in the tables is what keeps a zombie from committing, whatever this file
-says.
+Protects people, not data: the epoch in the tables is what keeps a zombie from committing, whatever
+this file says.
 """
 
 import json
@@ -26,8 +26,7 @@ MAX_HOLDER_CHARS = 200
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """Who holds a root. ``boot_clock`` is seconds since the host's boot: it does not jump when the wall clock
-    does."""
+    """Who holds a root. ``boot_clock`` is seconds since the host's boot: it does not jump when the wall clock does."""
 
     token: str
     holder: str
@@ -115,8 +114,7 @@ class Lease:
 
 
 def read_lease(files: Files) -> LeaseRecord | None:
-    """The root's lease, or None when there is none (or none that can be read: then the epoch decides
-    alone)."""
+    """The root's lease, or None when there is none (or none that can be read: then the epoch decides alone)."""
     try:
         record = LeaseRecord(**json.loads(files.read(LEASE, SMALL_FILE)))
         return record if _is_sound(record) else None

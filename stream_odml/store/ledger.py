@@ -1,7 +1,7 @@
 """What became of every shard and task, replayed from the ledger's rows and from nothing else.
 
-Protects: the state is a pure function of the rows in ``seq`` order, so any process that reads them knows the
-same.
+Protects: the state is a pure function of the rows in ``seq`` order, so any process that reads them
+knows the same.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -17,8 +17,7 @@ from stream_odml.store.tally import Tally
 
 @dataclass(frozen=True)
 class LedgerState:
-    """An immutable picture of the ledger up to ``seq``; :meth:`replay` makes the next one from the new rows
-    only."""
+    """An immutable picture of the ledger up to ``seq``; :meth:`replay` makes the next one from the new rows only."""
 
     seq: int = -1
     epoch: int = 0
@@ -108,8 +107,7 @@ class LedgerState:
         return next(iter(self.due_tasks(learnt)), None)
 
     def current_attempt(self, task_id: str, parent: str, committed: Set[str]) -> Attempt | None:
-        """The attempt at ``task_id`` from ``parent`` to go on with: the last one, unless refused or
-        committed."""
+        """The attempt at ``task_id`` from ``parent`` to go on with: the last one, unless refused or committed."""
         if task_id not in self.tasks:
             raise UnknownSubject(f"task {task_id!r} is not closed; known are {list(self.tasks)[-5:]}")
         tries = [a for a in self.tasks[task_id].attempts if a.parent == parent]

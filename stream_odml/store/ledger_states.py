@@ -87,8 +87,7 @@ class TaskState:
 
 @dataclass(frozen=True)
 class OpenTask:
-    """The shards that wait for a boundary, in indexing order; ``since`` is when the first of them was
-    indexed."""
+    """The shards that wait for a boundary, in indexing order; ``since`` is when the first of them was indexed."""
 
     task_id: str
     shards: tuple[ShardState, ...]

@@ -134,8 +134,8 @@ def _purge_rows(house: Housekeeper, meta: pa.Table, rows: Ints) -> int:
 
 
 def _purge_quarantine(house: Housekeeper) -> int:
-    """First bytes of a forgotten shard's bad rows. (Of a forgotten class or item there are none: a bad row has
-    neither.)"""
+    """First bytes of a forgotten shard's bad rows. (Of a forgotten class or item there are none: a bad
+    row has neither.)"""
     there = _values(house.store, "quarantine", "shard_id")
     gone = sorted(s.name for s in house.ledger.tombstones if s.kind == "shard" and s.name in there)
     table = house.store.tables["quarantine"]

@@ -1,5 +1,4 @@
-"""Which stored rows count: visibility, later shards over earlier ones, tombstones, nearest version; in one
-place.
+"""Which stored rows count: visibility, later shards over earlier ones, tombstones, nearest version; in one place.
 
 Protects: every reader, and the purge that deletes rows for good, decide by the same rule.
 """

@@ -1,7 +1,7 @@
 """The reader: one stream root as it is now, brought up to date by reading only what came.
 
-Protects the visibility rule: rows count when, and only when, the ledger or the version tree names their
-transaction.
+Protects the visibility rule: rows count when, and only when, the ledger or the version tree
+names their transaction.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -198,8 +198,8 @@ class Store:
 
     @property
     def row_codes(self) -> FeatureFormat | None:
-        """How the gallery's features are coded, for :func:`~stream_odml.store.tables.gallery_rows`; None in embedding
-        form."""
+        """How the gallery's features are coded, for :func:`~stream_odml.store.tables.gallery_rows`;
+        None in embedding form."""
         return self._form.row_codes
 
     @property

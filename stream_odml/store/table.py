@@ -1,7 +1,6 @@
 """One Delta table as its reader and its writer see it: which files came, which went, append without retry.
 
-Protects the fence: an append from a handle that has not seen the latest commit fails instead of being
-rebased.
+Protects the fence: an append from a handle that has not seen the latest commit fails instead of being rebased.
 """
 
 import json
@@ -86,8 +85,7 @@ class _Added:
 
 
 def writer_properties(name: str) -> WriterProperties:
-    """Dictionaries for repeated strings, none for vectors: without this a vector column reads ten times
-    slower."""
+    """Dictionaries for repeated strings, none for vectors: without this a vector column reads ten times slower."""
     columns = {c: ColumnProperties(dictionary_enabled=True) for c in SCHEMAS[name].names if c in _REPEATED}
     if name == "gallery":
         # The smallest and the largest of all codes say nothing, and would stay in the log when their rows are erased.

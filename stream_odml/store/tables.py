@@ -3,8 +3,8 @@
 A root has one form, fixed when it is created. `embedding`: the gallery stores embeddings, column `vector`. `exact`: it
 stores trunk features, coded (columns `codes` and `scale`), from which any head's embeddings are made anew.
 
-Protects: a table never holds a vector without its version, nor a vector that is not finite or of another
-dimension.
+Protects: a table never holds a vector without its version, nor a vector that is not finite
+or of another dimension.
 """
 
 import json
@@ -222,8 +222,7 @@ def vector_column(vectors: FloatArray) -> pa.Array:
 
 
 def vectors_of(column: pa.ChunkedArray, dim: int) -> FloatArray:
-    """The inverse of :func:`vector_column`: float32 [n, dim]. Raises ValueError when a row has another
-    dimension."""
+    """The inverse of :func:`vector_column`: float32 [n, dim]. Raises ValueError when a row has another dimension."""
     parts = []
     for chunk in column.chunks:
         flat = chunk.flatten().to_numpy(zero_copy_only=False)

@@ -1,7 +1,7 @@
 """The tree of committed model versions and the moves of its head, replayed from the ``versions`` rows.
 
-Protects: an id is in the tree if and only if its one row was committed; rolling back moves the head and
-removes nothing.
+Protects: an id is in the tree if and only if its one row was committed; rolling back moves the head
+and removes nothing.
 """
 
 import json
@@ -50,8 +50,7 @@ class Version:
 
     @property
     def txn(self) -> str:
-        """What its gallery rows carry: a writer that was fenced cannot slip rows under its successor's
-        commit."""
+        """What its gallery rows carry: a writer that was fenced cannot slip rows under its successor's commit."""
         return stage_txn(self.version_id, self.epoch)
 
 
@@ -80,8 +79,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class VersionTree:
-    """An immutable picture of the versions up to ``seq``; :meth:`replay` makes the next one from new rows
-    only."""
+    """An immutable picture of the versions up to ``seq``; :meth:`replay` makes the next one from new rows only."""
 
     seq: int = -1
     epoch: int = 0
@@ -151,7 +149,7 @@ class VersionTree:
         return version_id in self.versions
 
     def get(self, version_id: str) -> Version:
-        """Raises UnknownVersion for an id that was never committed."""
+        """Raise UnknownVersion for an id that was never committed."""
         try:
             return self.versions[version_id]
         except KeyError:

@@ -167,13 +167,12 @@ class Writer:
             return version_id
 
     def put_artifact(self, version_id: str, name: str, data: bytes) -> ArtifactRef:
-        """Write an artifact for a later :meth:`commit_stage` (any process may, by
-        ``artifacts.write_artifact``)."""
+        """Write an artifact for a later :meth:`commit_stage` (any process may, by ``artifacts.write_artifact``)."""
         return write_artifact(self.store.files, version_id, name, data)
 
     def commit_root(self, artifacts: Mapping[str, bytes], metrics: Mapping[str, Any] | None = None) -> str:
-        """Commit the initial model as the root and the head; its version id. Repeated it gives the one that
-        is there."""
+        """Commit the initial model as the root and the head; its version id. Repeated it gives the one
+        that is there."""
         with self._fence.exclusive() as store:
             if store.tree.root is not None:
                 return store.tree.root
@@ -290,8 +289,8 @@ class Writer:
             self._append_versions([entries.evaluation(version_id, metrics)])
 
     def replace_artifact(self, version_id: str, name: str, data: bytes, reason: str) -> ArtifactRef:
-        """Let a committed version name another file, as forgetting needs for banks; maintenance deletes the
-        old one."""
+        """Let a committed version name another file, as forgetting needs for banks; maintenance deletes
+        the old one."""
         with self._fence.exclusive() as store:
             version = store.tree.get(version_id)
             ref = self.put_artifact(version_id, name, data)

@@ -94,7 +94,7 @@ def _one(body: dict[str, Any], max_k: int) -> Question:
 
 
 def _bounded(query: Query, count: int) -> Query:
-    """ApiError 422 for more hits in all than an answer may have."""
+    """Raise ApiError 422 for more hits in all than an answer may have."""
     hits = count * query.k * (query.group_size if query.group_by_class else 1)
     if hits > MAX_HITS:
         raise unprocessable(
