@@ -109,7 +109,8 @@ def _examples(
     # The report knows no configuration: what is held out was admitted under the limit of its own stream.
     size = model.spec.image_size
     pixels = np.stack([decode_image(image, size, LARGEST_MAX_PIXELS) for _, _, image in chosen])
-    found = snapshot.search(embed(model, pixels), snapshot.version, neighbours + 1)
+    vectors = snapshot.space.embeddings(embed(model, pixels))
+    found = snapshot.search(vectors, snapshot.version, neighbours + 1)
     pictures = _Pictures(store.files)
     examples = []
     for (item_id, class_name, image), hits in zip(chosen, found, strict=True):

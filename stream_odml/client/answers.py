@@ -12,7 +12,8 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One neighbour: cosine `score` in the space of the version that answered."""
+    """One neighbour: cosine `score` in the space of the version that answered. A discriminant head adds a constant to
+    those of classes that it has not learnt yet."""
 
     item_id: str
     class_name: str

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import tempfile
-import uuid
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from stream_odml.learn.feature_codes import FeatureCodes
+from stream_odml.storage.atomic import write_whole
 from stream_odml.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,9 @@ def _mapped(file: Path, store: Store) -> FeatureCodes:
 
 
 def _write(file: Path, features: FeatureCodes) -> None:
+    def fill(out: IO[bytes]) -> None:
+        features.scale_n.tofile(out)
+        features.codes_nD.tofile(out)
+
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{uuid.uuid4().hex}.aside")
-    try:
-        with aside.open("wb") as out:
-            features.scale_n.tofile(out)
-            features.codes_nD.tofile(out)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(file, fill, durable=False)  # what a crash of the machine takes is made again

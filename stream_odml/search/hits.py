@@ -17,7 +17,7 @@ WIDEN_FACTOR = 8
 
 
 class Hit(NamedTuple):
-    """One item found; ``score`` is the cosine in the served space."""
+    """One item found; ``score`` is the cosine in the served space, with what the part of the embedding adds."""
 
     item_id: str
     class_name: str

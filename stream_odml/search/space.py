@@ -78,6 +78,10 @@ class Space:
         head = store.head_of(version)
         return Space(version, head.dim, store.mapper, head, store.head_of)
 
+    def embeddings(self, outputs: FloatArray) -> FloatArray:
+        """Embeddings of what the version's student gives for images: features of a trunk by the head."""
+        return outputs if self.head is None else self.head.embed(outputs)
+
     def dim_of(self, version: str) -> int:
         """Length of the embeddings that a version made. Raises UnknownVersion."""
         if self.head_of is None or version == self.version:

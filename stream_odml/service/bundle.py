@@ -46,10 +46,8 @@ class Bundle:
         return self.snapshot.tree.moves[-1].time.timestamp()
 
     def embed(self, pixels: NDArray[np.uint8]) -> FloatArray:
-        """The embeddings [n, dim] of images uint8 [n, size, size, 3], as this gallery's are: of a trunk by its head."""
-        vectors = embed(self.embedder, pixels)
-        head = self.snapshot.space.head
-        return vectors if head is None else head.embed(vectors)
+        """The embeddings [n, dim] of images uint8 [n, size, size, 3], in the gallery's space."""
+        return self.snapshot.space.embeddings(embed(self.embedder, pixels))
 
     @cached_property
     def class_count(self) -> int:

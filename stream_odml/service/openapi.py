@@ -66,7 +66,11 @@ _HIT = _object(
     {
         "id": {"type": "string"},
         "class": {"type": "string"},
-        "score": {"type": "number", "description": "cosine of the angle between the two embeddings, -1 to 1"},
+        "score": {
+            "type": "number",
+            "description": "cosine of the angle between the two embeddings, -1 to 1; of an item whose class a "
+            "discriminant head has not learnt yet, with a constant of that head added",
+        },
         "version": {"type": "string", "description": "the model version that made the item's vector"},
         "time": {"type": ["string", "null"], "format": "date-time"},
         "attributes": {"type": "object", "additionalProperties": {"type": "string"}},
