@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +20,7 @@ from stream_odml.cluster.runtime import free_port
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.api import create_app
 from stream_odml.service.routes.pages import FOLDER
+from tests.service.browser import Browser
 from tests.service.fake_backend import FakeBackend
 from tests.service.local import LocalApi
 
@@ -77,11 +81,11 @@ def test_an_unchanged_file_is_not_sent_again_and_the_whole_is_small(api: LocalAp
     assert sum(len(text.encode()) for text in texts().values()) < 64_000
 
 
-@pytest.fixture
-def address() -> Iterator[str]:
+@contextlib.contextmanager
+def serving(options: ServiceOptions) -> Iterator[str]:
+    """The address of a service."""
     port = free_port()
-    config = uvicorn.Config(create_app(FakeBackend(), ServiceOptions()), port=port, log_level="error")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(create_app(FakeBackend(), options), port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -89,6 +93,12 @@ def address() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(timeout=10)
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    with serving(ServiceOptions()) as address:
+        yield address
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
@@ -109,3 +119,40 @@ def test_a_real_browser_draws_it(address: str, tmp_path: Path, path: str, expect
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     for pattern in expected:
         assert re.search(pattern if "|" in pattern else re.escape(pattern), done.stdout), pattern
+
+
+TRY = """(async () => {
+  const until = async (what) => { for (let i = 0; i < 400; i++) { const found = what(); if (found) return found;
+    await new Promise((go) => setTimeout(go, 25)); } throw new Error(`waited for ${what}`); };
+  const summary = await until(() => [...document.querySelectorAll("summary")].find(
+    (one) => one.textContent.startsWith("POST/v1/search") && !one.textContent.includes("batch")));
+  const form = summary.parentElement;
+  form.open = true;
+  form.querySelector("textarea").value = BODY;
+  form.querySelector(".try button").click();
+  if (TOKEN) {
+    await until(() => document.getElementById("token-dialog").open);
+    document.getElementById("token").value = TOKEN;
+    document.getElementById("token-dialog").close();
+  }
+  return (await until(() => form.querySelector("output pre"))).parentElement.innerText;
+})()"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_a_request_is_tried_from_its_description_with_the_token(tmp_path: Path, token: str) -> None:
+    assert CHROMIUM is not None
+    (tmp_path / "token").write_text(token)
+    options = ServiceOptions(token_file=tmp_path / "token" if token else None)
+    body = json.dumps({"vector": FakeBackend().vectors[6].tolist(), "k": 1})
+    script = TRY.replace("BODY", json.dumps(body)).replace("TOKEN", json.dumps(token))
+
+    async def tried(address: str) -> str:
+        async with Browser(CHROMIUM or "", tmp_path / "profile", f"{address}/docs") as browser:
+            return str(await browser.run(script))
+
+    with serving(options) as address:
+        answer = asyncio.run(tried(address))
+    assert answer.startswith("200")
+    assert "shard-1/6" in answer

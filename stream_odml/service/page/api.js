@@ -20,7 +20,8 @@ export async function call(path, options = {}) {
   throw new ApiError(response.status, body);
 }
 
-async function send(path, options) {
+/** The response, whatever its status; asks for the token where there is none or a wrong one. */
+export async function send(path, options) {
   for (;;) {
     const token = sessionStorage.getItem(KEY);
     const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };

@@ -1,6 +1,7 @@
 // The API as a list, out of the service's own OpenAPI description.
 
 import { $, h } from "./dom.js";
+import { tryIt } from "./try.js";
 
 const METHODS = ["get", "post", "put", "delete"];
 
@@ -18,7 +19,7 @@ function operation(path, method, spec) {
   }
   const raw = bodies.filter(([, { schema }]) => !schema.properties).map(([type]) => type);
   if (raw.length) parts.push(h("div", {}, h("h3", {}, raw.join(", ")), h("pre", {}, "the bytes of the file")));
-  parts.push(h("div", {}, h("h3", {}, "Example"), h("pre", {}, example(path, method, spec))));
+  parts.push(h("div", {}, h("h3", {}, "Example"), h("pre", {}, example(path, method, spec))), tryIt(path, method, spec));
   return h("details", {},
     h("summary", {}, h("span", { class: `method ${method}` }, method.toUpperCase()), h("code", {}, path), h("span", {}, spec.summary ?? "")),
     h("div", { class: "body" }, ...parts));

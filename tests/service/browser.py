@@ -1,0 +1,63 @@
+"""A headless Chromium that a test steers over its DevTools protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --remote-debugging-port=0"
+)
+
+
+class Browser:
+    """One page, opened at `address`; `run` evaluates JavaScript in it and waits for promises."""
+
+    def __init__(self, chromium: str, folder: Path, address: str) -> None:
+        self._folder, self._numbers = folder, iter(range(1, 1000))
+        command = [chromium, *FLAGS.split(), f"--user-data-dir={folder}", address]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession()
+        told, until = self._folder / "DevToolsActivePort", time.monotonic() + 40
+        while not told.exists() or not told.read_text():
+            assert time.monotonic() < until, "the browser did not start"
+            time.sleep(0.05)
+        port = told.read_text().split()[0]
+        async with self._http.get(f"http://127.0.0.1:{port}/json/list") as answer:
+            page = next(one for one in await answer.json() if one["type"] == "page")
+        self._socket = await self._http.ws_connect(page["webSocketDebuggerUrl"])
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._http.close()
+        self._process.terminate()
+        self._process.wait(20)
+
+    async def run(self, script: str, attempts: int = 50) -> Any:
+        """Return the value of an expression, awaited. AssertionError where it throws."""
+        parameters = {"expression": script, "awaitPromise": True, "returnByValue": True}
+        answer: Any = None
+        for _ in range(attempts):  # until the page is there: what runs in the one before it is lost
+            number = next(self._numbers)
+            await self._socket.send_json({"id": number, "method": "Runtime.evaluate", "params": parameters})
+            while True:
+                answer = json.loads((await self._socket.receive(timeout=60)).data)
+                if answer.get("id") == number:
+                    break
+            if "result" in answer:
+                assert "exceptionDetails" not in answer["result"], answer
+                return answer["result"]["result"].get("value")
+            await asyncio.sleep(0.1)
+        raise AssertionError(answer)
