@@ -28,7 +28,7 @@ BLOCK = 512 * TILE
 """Rows of one product: it and its sums stay in a core's cache."""
 QUERIES = 64
 WIDEST = 128
-"""Most neighbours that are looked for in this way."""
+"""Maximum neighbours per query that are searched for in this way."""
 MAX_CANDIDATES_PER_TILE = 512
 """Rows of a block for each query that are compared one by one; where more are that close, the whole block is."""
 ROWS = BLOCK

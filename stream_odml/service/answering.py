@@ -28,7 +28,7 @@ from stream_odml.service.pool import ShortestFirst
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 
 COALESCED = 64
-"""Most requests answered by one search."""
+"""Maximum requests per search."""
 SHORT = 1 << 25
 """Multiplications of a search short enough (about 5 ms) for the event loop itself: a hand-over between threads costs
 half a millisecond, and several where both want the interpreter's lock."""
