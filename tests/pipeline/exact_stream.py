@@ -50,7 +50,7 @@ class ExactStream:
             }
         )
         Store.create(str(root), D, form="exact")
-        self.writer = Writer.claim(str(root), "test")
+        self.writer = Writer.claim(str(root), "test", takeover=True)
         sums = ClassSums.empty(Lift(D, self.config.model.lift))
         head = solve_head(sums, HeadSettings(dim=12))
         self.writer.commit_root(

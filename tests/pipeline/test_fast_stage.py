@@ -177,6 +177,36 @@ def test_the_order_of_tasks_does_not_matter(tmp_path: Path) -> None:
     assert np.allclose(heads[0].known_dE, heads[1].known_dE, rtol=1e-9, atol=1e-12)
 
 
+POINTS = ("attempt.after", "artifact.after", "stage.before", "stage.after_gallery", "stage.after_versions")
+KILLED = """
+import os, sys
+from pathlib import Path
+from stream_odml.storage.crashpoints import ENVIRONMENT
+from tests.pipeline.exact_stream import ExactStream
+stream = ExactStream(Path(sys.argv[1]))
+stream.land("a", {f"tree {i}": 6 for i in range(4)})
+os.environ[ENVIRONMENT] = sys.argv[2]
+stream.learn()
+"""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_anywhere_a_task_is_learnt_once(tmp_path: Path, point: str) -> None:
+    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "root"), point], capture_output=True)
+    assert run.returncode == -9, run.stderr.decode()
+    stream = ExactStream(tmp_path / "root")
+    before = len(stream.writer.tree.versions)
+    assert before == (2 if point == "stage.after_versions" else 1)
+    if before == 1:
+        stream.learn()
+    assert stream.stages.solve_next() is None
+    assert len(stream.writer.tree.versions) == 2
+    (task,) = stream.writer.ledger.tasks.values()
+    assert len(task.attempts) == 1
+    assert head_of(stream).names == tuple(f"tree {i}" for i in range(4))
+    stream.writer.release()
+
+
 def test_a_fast_stage_loads_no_torch() -> None:
     code = "import sys, stream_odml.pipeline.fast_stage; print({'torch', 'ray', 'faiss'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
