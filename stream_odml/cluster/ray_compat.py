@@ -8,11 +8,12 @@ Ray's settings in `runtime.py` and `ray_start.py`, and `service/ingress.py` (a h
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray._private import parameter, ray_constants, services
+from ray._private import node, parameter, ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
@@ -36,8 +37,11 @@ def reread_environment() -> None:
 
 
 @contextlib.contextmanager
-def only_loopback() -> Iterator[None]:
+def only_loopback(patience_s: float) -> Iterator[None]:
     """Let Ray listen on the loopback, and its agent on a free port, whose fixed one another session may hold.
+
+    No head of the dashboard is started: Ray starts one, and waits for it, even where there is to be no dashboard. A
+    raylet is waited for `patience_s` seconds, longer than the half minute that Ray gives it.
 
     Ray does so on a laptop with macOS or Windows, where it takes the machine's address for 127.0.0.1. Leans on
     `ray._private`; without it a session is open to the network: this raises RuntimeError instead.
@@ -46,8 +50,20 @@ def only_loopback() -> Iterator[None]:
     def ported(*args: Any, **kwargs: Any) -> Any:
         return parameters(*args, **{"dashboard_agent_listen_port": 0, **kwargs})
 
+    def waited_for(*args: Any) -> Any:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return get_node(*args)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    get_node, start_dashboard = services.get_node, node.Node.start_api_server
     parameters, clusters = parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER
     parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER = ported, False
+    services.get_node, node.Node.start_api_server = waited_for, lambda *_, **__: None
     try:
         if (address := services.get_node_ip_address()) != "127.0.0.1":
             raise RuntimeError(
@@ -57,6 +73,23 @@ def only_loopback() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams, ray_constants.ENABLE_RAY_CLUSTER = parameters, clusters
+        services.get_node, node.Node.start_api_server = get_node, start_dashboard
+
+
+def keep_replica_on_loopback(host: str) -> None:
+    """Let the gRPC server by which deployments call each other listen on ``host`` alone, in this replica.
+
+    It would listen on every interface, and unpickles what it is sent without a token. Call it before Serve opens the
+    server. Leans on `ray.serve._private.replica`.
+    """
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+
+    def add_host_port(server: Any, address: str) -> Any:
+        return add_port(server, f"{host}:{address.rpartition(':')[2]}")
+
+    replica.add_port_to_grpc_server = add_host_port
 
 
 def dead_head() -> list[str]:

@@ -58,7 +58,7 @@ def start_ray(folder: Path, namespace: str, cpus: float | None, gpus: float | No
     began = time.monotonic()
     for attempt in range(ATTEMPTS):
         try:
-            with only_loopback(), _nothing_for_others():
+            with only_loopback(PATIENCE_S), _nothing_for_others():
                 ray.init(
                     address="local",
                     namespace=namespace,

@@ -254,7 +254,8 @@ def _local_environment(folder: Path, ports: PortBlock) -> dict[str, str]:
         # Nobody takes this machine away with a warning, and the process that would listen for one is started anew
         # with every worker group, just when the workers need the cores to come back.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # A local head never comes back: what is left of its session need not wait for it for a minute.
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+        # A local head never comes back: what is left of its session need not wait for it for a minute. But whoever
+        # waits in vain ends its process, so it must be longer than a busy machine may keep the head from answering.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
     }
     return fixed | {name: os.environ.get(name, value) for name, value in chosen.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,8 @@ from fastapi import FastAPI
 
 from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.gateway import RayDriver
-from stream_odml.cluster.haproxy_walls import front_bounds, serve_host
+from stream_odml.cluster.haproxy_walls import LOOPBACK, SESSION_VARIABLE, front_bounds, serve_host
+from stream_odml.cluster.ray_compat import keep_replica_on_loopback
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import load_config
 from stream_odml.observe.logs import join_serve_log
@@ -49,6 +51,8 @@ class SearchService:
         from ray import serve
 
         join_serve_log()
+        if SESSION_VARIABLE in os.environ:
+            keep_replica_on_loopback(LOOPBACK)
         self._options = ServiceOptions.model_validate_json(options)
         _share_the_core(self._options.search_threads)
         name = str(serve.get_replica_context().replica_id.unique_id)

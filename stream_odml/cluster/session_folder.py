@@ -88,17 +88,21 @@ def end_proxies(folder: Path) -> None:
 
 
 def kill_processes(folder: Path) -> None:
-    """What Ray started below ``folder`` before its start failed: it holds ports and memory until this process ends."""
-    _end(f"{folder}/", signal.SIGKILL)
+    """What Ray started below ``folder`` before its start failed: it holds ports and memory until this process ends.
+
+    Its GCS lives on until then: a client of it that is left in this process would end the process without it.
+    """
+    _end(f"{folder}/", signal.SIGKILL, spared="gcs_server")
 
 
-def _end(below: str, number: signal.Signals) -> None:
+def _end(below: str, number: signal.Signals, spared: str = "\0") -> None:
     ended = []
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         pid = int(command.parent.name)
         with contextlib.suppress(OSError):
             is_ours = command.parent.stat().st_uid == os.geteuid() and pid != os.getpid()
-            if is_ours and below.encode() in command.read_bytes():
+            words = command.read_bytes()
+            if is_ours and below.encode() in words and spared.encode() not in words.split(b"\0", 1)[0]:
                 os.kill(pid, number)
                 ended.append(command)
     deadline = time.monotonic() + _PROXY_ENDS_S

@@ -23,6 +23,9 @@ NAMES = (
     "ray._private.parameter.RayParams",
     "ray._private.ray_constants.ENABLE_RAY_CLUSTER",
     "ray._private.services.get_node_ip_address",
+    "ray._private.services.get_node",
+    "ray._private.node.Node.start_api_server",
+    "ray.serve._private.replica.add_port_to_grpc_server",
     "ray._private.node.Node.dead_processes",
     "ray._private.node.Node.kill_all_processes",
     "ray._private.worker._global_node",
@@ -168,10 +171,10 @@ def test_serve_knows_the_header_and_the_method_by_which_its_replica_is_made() ->
 
 
 def test_ray_listens_on_the_loopback_or_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ray_compat.only_loopback():
+    with ray_compat.only_loopback(1.0):
         pass
     monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "10.0.0.7")
-    with pytest.raises(RuntimeError, match=r"would listen on 10\.0\.0\.7"), ray_compat.only_loopback():
+    with pytest.raises(RuntimeError, match=r"would listen on 10\.0\.0\.7"), ray_compat.only_loopback(1.0):
         pytest.fail("it would have started")
 
 

@@ -25,14 +25,22 @@ class Served:
     gcs: str
 
     def processes(self) -> dict[int, str]:
-        """Pids and command lines of the session: this variable is handed down to all that Ray and Serve start."""
+        """Pids and command lines of the session: what descends from it, and what has its variable, orphans included.
+
+        A process that gives itself a title may overwrite its variables.
+        """
         mark = f"STREAM_ODML_SESSION={self.folder}".encode()
-        found = {self.pid: "session"}
+        found, parents, names = {self.pid}, {}, {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
+                pid = int(process.name)
+                names[pid] = (process / "cmdline").read_text().replace("\0", " ").strip()
+                parents[pid] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
                 if mark in (process / "environ").read_bytes().split(b"\0"):
-                    found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ").strip()
-        return found
+                    found.add(pid)
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return {pid: names.get(pid, "") for pid in found}
 
     def replicas(self) -> list[int]:
         return [pid for pid, name in self.processes().items() if name.startswith("ray::ServeReplica")]
