@@ -113,6 +113,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "Learning": (
+        _p(
+            "Task closed to learnt",
+            ("p50", _quantile(0.5, "stream_odml_closed_to_learnt_seconds", "1h")),
+            ("p95", _quantile(0.95, "stream_odml_closed_to_learnt_seconds", "1h")),
+            unit="s",
+        ),
         _p("Phase", ("{{phase}}", "stream_odml_phase == 1"), about="What the trainer does."),
         _p(
             "Stage progress",
