@@ -131,7 +131,7 @@ def test_landing_streams(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_256_images_of_8_7_megabytes(tmp_path: Path) -> None:
     """The size at which one row group of 256 rows is more than any reader takes. Each page of the source, which is
-    what Parquet decodes at once, holds 278 MB: the peak is several of them (1.9 and 2.4 GiB were seen), not the file."""
+    what Parquet decodes at once, holds 278 MB: the peak is several of them (1.9 and 2.4 GiB were seen)."""
     images, random = 256, np.random.default_rng(0)
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
     with pq.ParquetWriter(tmp_path / "big.parquet", schema, use_dictionary=False) as out:
