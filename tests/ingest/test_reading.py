@@ -187,7 +187,14 @@ def test_numbers_as_labels(tmp_path: Path) -> None:
     labels = pa.array([3.0, float("nan"), float("inf"), 2.5, -1.0, None])
     found, problems = read(write_table(tmp_path, image=[picture()] * 6, label=labels))
     assert [row.class_name for row in found] == ["3"]
-    assert [p.reason for p in problems] == [Reason.BAD_LABEL] * 4 + [Reason.MISSING_LABEL]
+    bad, missing = Reason.BAD_LABEL, Reason.MISSING_LABEL
+    assert [p.reason for p in problems] == [
+        missing,
+        bad,
+        bad,
+        bad,
+        missing,
+    ]  # NaN is how pandas writes no value
 
 
 def test_class_names_are_one_name_however_they_are_typed(tmp_path: Path) -> None:
