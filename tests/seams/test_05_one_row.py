@@ -199,6 +199,7 @@ def test_what_ended_a_process_here_is_read_elsewhere(tmp_path: Path) -> None:
     assert asked == [4]
 
 
+@pytest.mark.slow  # readers that end are waited for: minutes on a loaded machine
 @pytest.mark.ray
 def test_a_row_that_ends_its_reader_is_left_out_and_its_neighbours_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
