@@ -216,11 +216,21 @@ class Killer:
         return batch_of(refs)
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cpus")
-def test_a_shard_that_ends_real_processes_is_set_aside_and_all_others_are_indexed(writer: Writer) -> None:
+@pytest.fixture
+def killers(ray_cpus: int) -> Iterator[list[Any]]:
+    """Two such actors, gone afterwards: the Ray that the tests share is left idle."""
     actor = ray.remote(num_cpus=0.2, max_restarts=-1, max_task_retries=0)(Killer)
-    tier = Ingestion(writer, [actor.remote() for _ in range(2)], IngestConfig(batch_shards=4, tries=2))
+    actors = [actor.remote() for _ in range(2)]
+    yield actors
+    for one in actors:
+        ray.kill(one)
+
+
+@pytest.mark.ray
+def test_a_shard_that_ends_real_processes_is_set_aside_and_all_others_are_indexed(
+    writer: Writer, killers: list[Any]
+) -> None:
+    tier = Ingestion(writer, killers, IngestConfig(batch_shards=4, tries=2))
     tier.land([shard("killer" if n == 9 else f"s{n:02d}") for n in range(24)])
     deadline = time.monotonic() + 120
     while writer.ledger.landed and time.monotonic() < deadline:
