@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# Before anything imports Ray: else any of its calls outside a session starts one, on every interface and for good.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 RAY_CPUS = 3
 
 

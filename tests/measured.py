@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,6 +69,17 @@ class Measured:
             return
         kept = ("name", "seeds", "quick", "figures", "rows")
         path.write_text(json.dumps({name: getattr(self, name) for name in kept}, default=_plain))
+
+
+def measure_each_seed(name: str, about: str | None, measure: Callable[[Measured, int], object]) -> None:
+    """Run `measure` with each seed of the command line, and write what it noted."""
+    parser = argparse.ArgumentParser(description=about)
+    measuring_arguments(parser)
+    arguments = parser.parse_args()
+    report = Measured(name, arguments.seeds, arguments.quick)
+    for seed in report.seeds:
+        measure(report, seed)
+    report.write(arguments.measured)
 
 
 def percentile(values: Iterable[float], q: float) -> float | None:

@@ -194,7 +194,7 @@ class StreamDriver:
         return head
 
     def stage_deferred(self, order: StageOrder, reason: str) -> None:
-        """A stage cannot go on for now (its images are unreachable): it is handed out again, and not counted."""
+        """Dispatch a stage again that waits for unreachable images, without counting a failure."""
         with self._lock:
             self._training_problem = reason
             self._stages_deferred += 1

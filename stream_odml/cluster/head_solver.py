@@ -87,7 +87,7 @@ class FastStages:
             self._order, self._call = order, self._actor.solve.remote(order)
 
     def gather(self) -> StageResult | None:
-        """What the solver has finished since, or None. A failure is counted, and the attempt handed out again."""
+        """Return what the solver has finished since, or None. Count a failure, and dispatch the attempt again."""
         if self._order is None or not ray.wait([self._call], timeout=0)[0]:
             return None
         order, call, self._order, self._call = self._order, self._call, None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -37,8 +37,10 @@ def reread_environment() -> None:
 
 
 @contextlib.contextmanager
-def only_loopback(patience_s: float) -> Iterator[None]:
-    """Let Ray listen on the loopback, and its agent on a free port, whose fixed one another session may hold.
+def only_loopback(agent_ports: Mapping[str, int], patience_s: float) -> Iterator[None]:
+    """Let Ray listen on the loopback, and its agents on ``agent_ports``, which are named as Ray's parameters are.
+
+    A raylet that is to learn the ports from its agents ends when these are slow, as on a busy machine.
 
     No head of the dashboard is started: Ray starts one, and waits for it, even where there is to be no dashboard. A
     raylet is waited for `patience_s` seconds, longer than the half minute that Ray gives it.
@@ -48,7 +50,7 @@ def only_loopback(patience_s: float) -> Iterator[None]:
     """
 
     def ported(*args: Any, **kwargs: Any) -> Any:
-        return parameters(*args, **{"dashboard_agent_listen_port": 0, **kwargs})
+        return parameters(*args, **{**kwargs, **agent_ports})
 
     def waited_for(*args: Any) -> Any:
         deadline = time.monotonic() + patience_s
@@ -111,8 +113,11 @@ def kill_session() -> None:
 
 
 def in_worker() -> bool:
-    """Return whether this process is one that Ray started. Leans on the runtime context's worker."""
-    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+    """Return whether this process is one that Ray started. Leans on the runtime context's worker.
+
+    To ask for the context where there is no Ray would start one, on every interface.
+    """
+    return ray.is_initialized() and bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
 # -- resources ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import ray
@@ -53,12 +53,18 @@ def own_token(folder: Path) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 
-def start_ray(folder: Path, namespace: str, cpus: float | None, gpus: float | None) -> None:
+def start_ray(
+    folder: Path,
+    namespace: str,
+    cpus: float | None,
+    gpus: float | None,
+    agent_ports: Callable[[int], Mapping[str, int]],
+) -> None:
     """Start a head below ``folder`` that listens on the loopback. Raises RayNotStarted after several attempts."""
     began = time.monotonic()
     for attempt in range(ATTEMPTS):
         try:
-            with only_loopback(PATIENCE_S), _nothing_for_others():
+            with only_loopback(agent_ports(attempt), PATIENCE_S), _nothing_for_others():
                 ray.init(
                     address="local",
                     namespace=namespace,

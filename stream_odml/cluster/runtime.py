@@ -187,7 +187,7 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
         reread_environment()
         try:
             with _signals_kept():
-                start_ray(folder.path, NAMESPACE, cpus, gpus)
+                start_ray(folder.path, NAMESPACE, cpus, gpus, ports.agents)
             tighten(folder.path)
             yield
         except ClockWentBack:

@@ -16,7 +16,13 @@ FIRST_PORT, END_PORT = 20_000, 32_768
 """Below what Linux gives to outgoing connections."""
 BLOCK_PORTS = 256
 _FALLBACK_HTTP, _FALLBACK_GRPC, _STATS, _METRICS, _AUTOSCALER, _DASHBOARD = range(1, 7)
-_REPLICAS, _REPLICAS_GRPC = 8, BLOCK_PORTS - 8
+_AGENTS, _REPLICAS, _REPLICAS_GRPC = 8, 32, BLOCK_PORTS - 8
+_AGENT_PORTS = (
+    "metrics_agent_port",
+    "metrics_export_port",
+    "dashboard_agent_listen_port",
+    "runtime_env_agent_port",
+)
 
 
 class NoPorts(RuntimeError):
@@ -56,6 +62,11 @@ class PortBlock:
             "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": BLOCK_PORTS,
         }
         return {name: str(self.first + offset) for name, offset in ports.items()}
+
+    def agents(self, attempt: int) -> dict[str, int]:
+        """Return the ports of Ray's agents, as its parameters name them; others for each attempt to start."""
+        first = self.first + _AGENTS + attempt * len(_AGENT_PORTS)
+        return {name: first + number for number, name in enumerate(_AGENT_PORTS)}
 
     def close(self) -> None:
         """Give the block back."""

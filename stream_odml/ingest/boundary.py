@@ -22,7 +22,7 @@ from pydantic import Field
 from stream_odml.ingest.shard import TASK_SUFFIX
 
 Settled = Mapping[str, str]
-"""Names of shards that will not wait again, and where they are: the id of their task, or `set aside`."""
+"""Names of shards that will not wait again, and where they are: the id of their task, or `failed`."""
 
 _NONE: Settled = MappingProxyType({})
 _ABOVE_0 = Field(json_schema_extra={"exclusiveMinimum": 0})

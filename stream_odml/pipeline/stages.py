@@ -1,4 +1,4 @@
-"""Tier 2 as the driver runs it: tasks are closed, handed out one attempt at a time, and their result committed.
+"""Tier 2 as the driver runs it: tasks are closed, dispatched one attempt at a time, and their result committed.
 
 Protects: a task's members are committed before it is learnt; an attempt keeps its version id over every restart of
 trainer and driver, and loses it only when it is committed or refused.
@@ -298,7 +298,7 @@ def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
 def _settled(ledger: LedgerState) -> Settled:
     """Names of shards that will not wait again, and the task that has each."""
     return {
-        shard.name: shard.task or "set aside"
+        shard.name: shard.task or "failed"
         for shard in ledger.shards.values()
         if shard.state in ("assigned", "set_aside")
     }

@@ -91,7 +91,7 @@ def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassB
     gone = [key for key, master in masters.items() if master is None]
     if gone:
         bank = bank.selected(np.array([i for i, key in enumerate(bank.keys) if key not in gone], np.int64))
-    rows, counts, births = [], [], []
+    rows, counts, means = [], [], []
     for i, key in enumerate(bank.keys):
         master = masters.get(key)
         if master is None:
@@ -100,18 +100,18 @@ def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassB
         if bank.counts[i] != master.counts[at]:
             rows.append(i)
             counts.append(master.counts[at])
-            births.append(master.origin_means[at])
+            means.append(master.origin_means[at])
     if not rows:
         return bank
-    return bank.corrected(np.array(rows), np.array(counts), np.array(births))
+    return bank.corrected(np.array(rows), np.array(counts), np.array(means))
 
 
 def _birth_vectors(store: Store) -> dict[Key, list[tuple[Floats, int]]]:
     """(class, birth) -> (raw vector under the model of birth, ``seq`` of the first tombstone that covers it) of each
     forgotten training image."""
-    births = {v.txn: v.version_id for v in store.tree.versions.values() if v.parent is not None}
+    origins = {v.txn: v.version_id for v in store.tree.versions.values() if v.parent is not None}
     found: dict[Key, list[tuple[Floats, int]]] = {}
-    for path, block, mask in store.rows_of(frozenset(births)):
+    for path, block, mask in store.rows_of(frozenset(origins)):
         dead = np.intersect1d(
             forgotten_rows(block, store.ledger), np.flatnonzero(mask.to_numpy(zero_copy_only=False))
         )
@@ -122,7 +122,7 @@ def _birth_vectors(store: Store) -> dict[Key, list[tuple[Floats, int]]]:
         for at, row in zip(dead, rows, strict=True):
             if not row["held_out"]:
                 covered = _first_cover(store.ledger, row["shard_id"], row["class_name"], row["item_id"])
-                found.setdefault((row["class_name"], births[row["txn"]]), []).append((vectors[at], covered))
+                found.setdefault((row["class_name"], origins[row["txn"]]), []).append((vectors[at], covered))
     return found
 
 

@@ -7,6 +7,8 @@ import inspect
 import mmap
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +44,15 @@ NAMES = (
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator",
 )
 ARGUMENTS = (
-    ("ray._private.parameter.RayParams", {"dashboard_agent_listen_port"}),
+    (
+        "ray._private.parameter.RayParams",
+        {
+            "metrics_agent_port",
+            "metrics_export_port",
+            "dashboard_agent_listen_port",
+            "runtime_env_agent_port",
+        },
+    ),
     ("ray._private.node.Node.kill_all_processes", {"check_alive"}),
     (
         "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator._AutoscalingCoordinatorActor."
@@ -171,11 +181,24 @@ def test_serve_knows_the_header_and_the_method_by_which_its_replica_is_made() ->
 
 
 def test_ray_listens_on_the_loopback_or_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ray_compat.only_loopback(1.0):
+    with ray_compat.only_loopback({}, 1.0):
         pass
     monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "10.0.0.7")
-    with pytest.raises(RuntimeError, match=r"would listen on 10\.0\.0\.7"), ray_compat.only_loopback(1.0):
+    with pytest.raises(RuntimeError, match=r"would listen on 10\.0\.0\.7"), ray_compat.only_loopback({}, 1.0):
         pytest.fail("it would have started")
+
+
+def test_asking_where_this_is_starts_no_ray() -> None:
+    code = (
+        "import ray\nfrom stream_odml.cluster.ray_compat import in_worker\n"
+        "def started(*_, **__): raise SystemExit('a Ray was started')\n"
+        "ray._private.auto_init_hook.ray.init = started\nassert not in_worker()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_AUTO_CONNECT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_else_in_the_package_reaches_into_ray() -> None:

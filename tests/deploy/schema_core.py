@@ -3,8 +3,7 @@
 Unknown fields and wrong types are errors: a quoted number where Kubernetes wants an integer, a bare number
 where it wants a string. Written from the public Kubernetes API reference (v1.30).
 
-By hand, because no package index has kubeconform, Debian's kubectl is of 2020, and what PyPI has knows the core API
-but not KubeRay's resources, which hold most of ours and follow it only in parts.
+By hand: npm has no kubeconform and Debian's kubectl is of 2020. `kubernetes-validate` on PyPI was not tried.
 """
 
 # Field names are Kubernetes's own.

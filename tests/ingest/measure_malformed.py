@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shard
 from stream_odml.storage.files import open_files
 from tests.ingest.malformed import malformed_files, malformed_rows, pour, table_of
-from tests.measured import Measured, measuring_arguments
+from tests.measured import Measured, measure_each_seed
 
 
 def measure(report: Measured, seed: int) -> None:
@@ -97,16 +96,5 @@ def _files(report: Measured, index: _Indexer, folder: Path, seed: int, count: in
     return len(wrong)
 
 
-def main() -> None:
-    """Measure with each seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    measuring_arguments(parser)
-    arguments = parser.parse_args()
-    report = Measured("malformed", arguments.seeds, arguments.quick)
-    for seed in report.seeds:
-        measure(report, seed)
-    report.write(arguments.measured)
-
-
 if __name__ == "__main__":
-    main()
+    measure_each_seed("malformed", __doc__, measure)

@@ -33,10 +33,14 @@ class Starts:
             raise self.failures.pop(0)
 
 
+def no_ports(attempt: int) -> dict[str, int]:
+    return {}
+
+
 def test_a_start_that_was_too_slow_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(Exception(BUSY), ConnectionError("no GCS"))
     monkeypatch.setattr(ray, "init", starts)
-    start_ray(tmp_path, "test", 1, 0)
+    start_ray(tmp_path, "test", 1, 0, no_ports)
     assert len(set(starts.folders)) == 3  # what a failed one left is in nobody's way
 
 
@@ -45,7 +49,7 @@ def test_after_the_last_attempt_three_lines_say_what_to_do(
 ) -> None:
     monkeypatch.setattr(ray, "init", Starts(*[Exception(BUSY)] * ATTEMPTS))
     with pytest.raises(RayNotStarted) as told:
-        start_ray(tmp_path, "test", 1, 0)
+        start_ray(tmp_path, "test", 1, 0, no_ports)
     lines = str(told.value).splitlines()
     assert len(lines) == 3
     assert "timed out during startup" in lines[0]
@@ -57,7 +61,7 @@ def test_what_no_attempt_can_do_is_refused_at_once(tmp_path: Path, monkeypatch: 
     starts = Starts(*[ValueError("num_cpus is -1")] * 2)
     monkeypatch.setattr(ray, "init", starts)
     with pytest.raises(ValueError, match="num_cpus"):
-        start_ray(tmp_path, "test", -1, 0)
+        start_ray(tmp_path, "test", -1, 0, no_ports)
     assert len(starts.folders) == 1
 
 

@@ -244,7 +244,7 @@ def test_a_boundary_names_only_shards_that_are_awaited() -> None:
             task_shards=("a.parquet", "b.parquet", "c.parquet", "d.parquet"),
         ),
     ]  # fmt: skip
-    settled = {"a.parquet": "task-0001", "d.parquet": "set aside"}
+    settled = {"a.parquet": "task-0001", "d.parquet": "failed"}
     lines = [line for line in BoundaryPolicy().explain(waits, (), 0.0, settled) if "waits for" in line]
     assert len(lines) == 1
     assert "c.parquet" in lines[0]

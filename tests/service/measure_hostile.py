@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import httpx
 
 from stream_odml.cluster.runtime import free_port, ray_session
 from stream_odml.config.service import ServiceOptions
-from tests.measured import Measured, measuring_arguments
+from tests.measured import Measured, measure_each_seed
 from tests.service.hostile import LEAKS, hostile_requests
 from tests.service.tiny_stream import SPEC, TinyStream
 
@@ -61,16 +60,5 @@ def measure_hostile(report: Measured, seed: int) -> None:
     report.figure("hostile_wrong", float(wrong + (alive.status_code != 200)))
 
 
-def main() -> None:
-    """Measure with each seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    measuring_arguments(parser)
-    arguments = parser.parse_args()
-    report = Measured("hostile", arguments.seeds, arguments.quick)
-    for seed in report.seeds:
-        measure_hostile(report, seed)
-    report.write(arguments.measured)
-
-
 if __name__ == "__main__":
-    main()
+    measure_each_seed("hostile", __doc__, measure_hostile)
