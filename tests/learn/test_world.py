@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +65,11 @@ def rank_main(rank: int, folder: str) -> None:
     for case in CASES:
         save_file(learn_here(Path(folder), case, world), f"{folder}/{case}.{rank}")
     check_divergence(Path(folder), world)
+    dist.barrier()
     dist.destroy_process_group()
+    # torch keeps gloo's threads after a DDP, even when the group is destroyed; one that is busy while the
+    # interpreter ends aborts the process ("terminate called without an active exception").
+    os._exit(0)
 
 
 def check_gather(world: World) -> None:
