@@ -35,6 +35,8 @@ class Embedder(nn.Module):
         mean, std = _pixel_statistics(spec, backbone)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.shows_features = False
+        """Whether the output is g, and after it, in the same row, the pooled features h that it is made of."""
         self.pooling = spec.pooling if spec.pooling != "auto" else backbone.default_pooling
         self.head: nn.Module = nn.Identity()
         features = self._count_features()
@@ -62,8 +64,9 @@ class Embedder(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Raw g [B, d], always float32."""
-        g_Bd: Tensor = self.head(self._features(images_B3HW))
-        return g_Bd.float()
+        h_BD = self._features(images_B3HW)
+        g_Bd: Tensor = self.head(h_BD)
+        return torch.cat([g_Bd, h_BD], dim=1).float() if self.shows_features else g_Bd.float()
 
     def apply_linear(self, W_dd: Tensor) -> None:
         """Every embedding g becomes W g, by the head, which must be a linear layer."""

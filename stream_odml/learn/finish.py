@@ -40,7 +40,11 @@ class FinishPass:
         dim: int,
         world: World,
         new_buffer: NewBuffer = InMemoryBuffer,
+        *,
+        is_base: bool | None = None,
     ) -> None:
+        # A discriminant head has no bank; what is older than this stage is then known to its caller alone.
+        self._is_base = not len(bank) if is_base is None else is_base
         self._settings, self._bank, self._world, self._dim = settings, bank, world, dim
         self._pairs = MapFit(dim)
         self._direction_Cd = torch.from_numpy(bank.directions).double()
@@ -117,7 +121,7 @@ class FinishPass:
         bank = bank.with_classes(class_names, version, counts, means[:, : self._dim], means[:, self._dim :])
         forward, backward, error = self._maps(moments, fitted, children)
         # Without an older vector the map has nothing to miss.
-        drift["forward_error"] = error if len(self._bank) else 0.0
+        drift["forward_error"] = 0.0 if self._is_base else error
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
         return StageOutcome(student, bank, forward, backward, indices, children, drift)
 

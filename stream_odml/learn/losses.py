@@ -6,10 +6,13 @@
         + weight_virtual Σ_k C(S, V_k)           the same from virtual features        divergence, virtual.py
         + weight_distill |g_S - g_O|²            feature distillation                  feature_distillation
         + weight_composites |g_S - g_O|²         the same on cut-mix composites        feature_distillation
+        + weight_hold |h_S - h_O|²               both, of pooled features              feature_distillation
         + weight_repel R(S, bank)                class directions as negatives         repel_loss
 
-Nothing is detached between student and peer: old and new classes are learnt as equals. To add a term: a function and
-its line in `stage_losses` here, and its weight in `StageSettings`.
+Nothing is detached between student and peer: old and new classes are learnt as equals. Under a discriminant head the
+student's linear layer is of this stage alone, and the old model has none: what compares with the old model, or with
+virtual features, compares pooled features h, and `weight_hold` takes the place of `weight_distill` and
+`weight_composites`. To add a term: a function and its line in `stage_losses` here, and its weight in `StageSettings`.
 """
 
 # B global batch   d embedding   C classes of the bank   S student   O old   N peer   V_k virtual
@@ -25,7 +28,7 @@ from stream_odml.learn.metric_losses import pair_masks
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.virtual import VirtualFeatures
 
-OLD_MODEL_TERMS = ("weight_old", "weight_distill", "weight_composites", "weight_repel")
+OLD_MODEL_TERMS = ("weight_old", "weight_distill", "weight_composites", "weight_hold", "weight_repel")
 """Weights of terms that compare with the old model, which embeds the batch only where one of them is above 0."""
 
 
@@ -40,12 +43,13 @@ def stage_losses(
     virtual: VirtualFeatures | None = None,
     directions_Cd: Tensor | None = None,
     composites: tuple[Tensor, Tensor] | None = None,
+    features_BD: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the weighted terms by name; their sum is the loss.
 
     Embeddings are raw g, None for a network that did not see the batch. `metric`: L_M of "student" and "peer".
     `directions_Cd`: unit directions of the bank's classes, None where they do not repel. `composites`: g of the
-    composites under S and O.
+    composites under S and O. `features_BD`: h of the student, where `old_Bd` and `composites` are of h as well.
     """
     tau, dtype = settings.temperature, student_Bd.dtype
     student_z = unit(student_Bd)
@@ -61,13 +65,13 @@ def stage_losses(
         losses["peer"] = settings.weight_peer / 2 * both.to(dtype)
     if old_Bd is None:
         return losses
+    if features_BD is not None and log_s is not None:
+        log_s = relation_log_probabilities(unit(features_BD), tau)
     if settings.weight_old and log_s is not None:
         log_o = relation_log_probabilities(unit(old_Bd), tau)
         losses["old"] = settings.weight_old * divergence(log_s, log_o, tau).to(dtype)
-    if settings.weight_distill:
-        losses["distill"] = settings.weight_distill * feature_distillation(student_Bd, old_Bd)
-    if composites is not None and len(composites[0]):
-        losses["composites"] = settings.weight_composites * feature_distillation(*composites)
+    losses |= _held_to_old(settings, student_Bd if features_BD is None else features_BD, old_Bd, composites,
+                           of_features=features_BD is not None)  # fmt: skip
     if directions_Cd is not None:
         repelled = repel_loss(student_z, unit(old_Bd), labels_B, directions_Cd)
         losses["repel"] = settings.weight_repel * repelled
@@ -75,6 +79,24 @@ def stage_losses(
         log_v = relation_log_probabilities(torch.stack(virtual(old_Bd)), tau)
         losses["virtual"] = settings.weight_virtual * divergence(log_s, log_v, tau).to(dtype)
     return losses
+
+
+def _held_to_old(
+    settings: StageSettings,
+    student_Bd: Tensor,
+    old_Bd: Tensor,
+    composites: tuple[Tensor, Tensor] | None,
+    *,
+    of_features: bool,
+) -> dict[str, Tensor]:
+    """Return the weighted terms of feature distillation, on the batch and on its composites."""
+    name = "hold" if of_features else "distill"
+    on_batch = settings.weight_hold if of_features else settings.weight_distill
+    on_composites = settings.weight_hold if of_features else settings.weight_composites
+    terms = {name: on_batch * feature_distillation(student_Bd, old_Bd)} if on_batch else {}
+    if composites is not None and len(composites[0]):
+        terms["composites"] = on_composites * feature_distillation(*composites)
+    return terms
 
 
 def relation_log_probabilities(z_Bd: Tensor, tau: float) -> Tensor:

@@ -7,6 +7,7 @@ Its ridge is chosen by the error on classes held out of the fit, as the classes 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,19 +79,17 @@ class MapFit:
         backward = self.best_ridge(backward=True) if ridge is None else ridge
         pairs = self.of_images().plus(*self.composites)
         there = pairs.fit(forward)
-        missed = (
-            self._held_out_matrices((forward,), backward=False)[0]
-            if self.can_hold_out
-            else self.of_images().error_matrix(there)
-        )
+        missed = self._missed(forward) if self.can_hold_out else self.of_images().error_matrix(there)
         return AffineFit(there, pairs.fit(backward, backward=True), missed)
 
     def best_ridge(self, *, backward: bool = False) -> float:
         """Return the argmin over RIDGES of the mean square error on images of held-out classes."""
         if not self.can_hold_out:
             return DEFAULT_RIDGE
-        errors = [float(e.trace()) for e in self._held_out_matrices(RIDGES, backward=backward)]
-        return RIDGES[errors.index(min(errors))]
+        errors = np.zeros(len(RIDGES))
+        for images, others in self._folds():
+            errors += images.n * np.array(others.errors(RIDGES, images, backward=backward))
+        return RIDGES[int(errors.argmin())]
 
     @property
     def can_hold_out(self) -> bool:
@@ -100,17 +99,21 @@ class MapFit:
     def _held_out(self) -> list[int]:
         return [fold for fold in range(FOLDS) if self.images[fold].n]
 
-    def _held_out_matrices(self, ridges: tuple[float, ...], *, backward: bool) -> list[Tensor]:
+    def _folds(self) -> Iterator[tuple[PairMoments, PairMoments]]:
+        """Yield the images of a group of classes, and images and composites of all others."""
         d = len(self.images[0].sum_2d) // 2
-        errors, n = [torch.zeros(d, d, dtype=torch.float64) for _ in ridges], 0.0
         for fold in self._held_out():
             rest = [i for i in range(FOLDS) if i != fold]
             others = PairMoments.empty(d).plus(
                 *(self.images[i] for i in rest), *(self.composites[i] for i in rest)
             )
-            images = self.images[fold]
+            yield self.images[fold], others
+
+    def _missed(self, ridge: float) -> Tensor:
+        """Return the mean outer product of what the forward map misses on held-out classes."""
+        d = len(self.images[0].sum_2d) // 2
+        missed_dd, n = torch.zeros(d, d, dtype=torch.float64), 0.0
+        for images, others in self._folds():
+            missed_dd += images.n * images.error_matrix(others.fit(ridge))
             n += images.n
-            for i, ridge in enumerate(ridges):
-                fitted = others.fit(ridge, backward=backward)
-                errors[i] += images.n * images.error_matrix(fitted, backward=backward)
-        return [error / n for error in errors]
+        return missed_dd / n

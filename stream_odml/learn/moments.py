@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,11 +78,38 @@ class PairMoments:
         mean = self.sum_2d / n
         cov = self.square_2d2d / n - torch.outer(mean, mean)
         x, y = (slice(d, 2 * d), slice(0, d)) if backward else (slice(0, d), slice(d, 2 * d))
-        # The tiny floor keeps the system regular when all images are alike and the ridge is zero.
-        r = max(ridge * float(cov[x, x].diagonal().mean()), 1e-9 * float(cov[x, x].diagonal().max()), 1e-12)
+        r = _ridge(ridge, cov[x, x])
         eye = torch.eye(d, dtype=torch.float64)
         A = torch.linalg.solve(cov[x, x] + r * eye, (cov[y, x] + r * eye).T).T
         return AffineMap(np.ascontiguousarray(A.numpy()), (mean[y] - A @ mean[x]).numpy())
+
+    def errors(self, ridges: Sequence[float], held: PairMoments, *, backward: bool = False) -> list[float]:
+        """Return, for each ridge, the mean of |A x + b - y|^2 over `held` pairs of the map that `fit` gives here.
+
+        With A = I + B and U diag(l) Uᵀ the covariance of x, B U = cov(y - x, x) U / (l + r): one decomposition serves all
+        ridges, which in a thousand dimensions takes a tenth of the time of a fit for each.
+        """
+        d = len(self.sum_2d) // 2
+        n, m = max(self.n, 1.0), max(held.n, 1.0)
+        x, y = (slice(d, 2 * d), slice(0, d)) if backward else (slice(0, d), slice(d, 2 * d))
+        mean_2d = self.sum_2d / n
+        cov = self.square_2d2d / n - torch.outer(mean_2d, mean_2d)
+        l_d, U_dd = torch.linalg.eigh(cov[x, x])
+        G_dd = (cov[y, x] - cov[x, x]) @ U_dd
+        # Second moments of `held`, about the means that the map was fitted with.
+        seen_2d = held.sum_2d / m
+        about = held.square_2d2d / m - torch.outer(mean_2d, seen_2d) - torch.outer(seen_2d, mean_2d)
+        about += torch.outer(mean_2d, mean_2d)
+        xx, yx, yy = about[x, x], about[y, x], about[y, y]
+        K_dd = (G_dd.T @ G_dd) * (U_dd.T @ xx @ U_dd)
+        L_d = (G_dd * ((yx - xx) @ U_dd)).sum(0)
+        drift = float(yy.trace() - 2 * yx.trace() + xx.trace())
+        errors = []
+        for ridge in ridges:
+            r = _ridge(ridge, cov[x, x])
+            scale_d = 1 / (l_d.clamp_min(0) + r)
+            errors.append(float(scale_d @ K_dd @ scale_d - 2 * scale_d @ L_d) + drift)
+        return errors
 
     def unexplained(self, forward: AffineMap) -> float:
         """Return the share of the drift's mean square that the forward map leaves: 0 is perfect, 1 as the identity."""
@@ -101,3 +129,9 @@ class PairMoments:
         eye = torch.eye(d, dtype=torch.float64)
         left = torch.cat([eye, -A, -b[:, None]] if backward else [-A, eye, -b[:, None]], 1)
         return left @ second @ left.T
+
+
+def _ridge(share: float, cov_dd: Tensor) -> float:
+    """Return r of a ridge without unit; a tiny floor keeps the system regular when all images are alike."""
+    variance_d = cov_dd.diagonal()
+    return max(share * float(variance_d.mean()), 1e-9 * float(variance_d.max()), 1e-12)

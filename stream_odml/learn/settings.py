@@ -103,6 +103,9 @@ class StageSettings:
     change; 0 for none."""
     composite_every: Annotated[int, Range(at_least=1)] = 2
     """A composite is made of every n-th image of the batch."""
+    weight_hold: NonNegative = 50.0
+    """Weight of feature distillation under a `discriminant` head, in place of the two before: of pooled features, on the
+    batch and on its composites alike. High, as every stored feature has to follow the trunk by a map."""
     weight_repel: NonNegative = 0.0
     """Weight of the bank's class directions as negatives of the new images; 0.3 may help a task of many new classes,
     and costs a task of few (`benchmarks/STUDY.md`)."""
@@ -188,6 +191,7 @@ _ALONE: dict[str, Any] = {
     "weight_peer": 0.0,
     "weight_distill": 0.0,
     "weight_composites": 0.0,
+    "weight_hold": 0.0,
     "weight_repel": 0.0,
     "map_composites": 0,
     "old_share": 0.0,
@@ -200,7 +204,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "ours": {},
     "faithful": {
         "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0, "weight_distill": 0.0,
-        "weight_composites": 0.0, "weight_repel": 0.0, "map_composites": 0, "old_share": 0.0, "whitening": 0.0,
+        "weight_composites": 0.0, "weight_hold": 0.0, "weight_repel": 0.0, "map_composites": 0, "old_share": 0.0,
+        "whitening": 0.0,
         "error_whitening": 0.0, "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs", "peer_every": 1,
     },
     "no_peer": {"weight_peer": 0.0},

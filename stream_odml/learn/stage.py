@@ -49,18 +49,21 @@ class StageLearner:
         seed: int,
         world: World | None = None,
         backward_maps: Mapping[str, DriftMap] | None = None,
+        moves_trunk: bool = False,
     ) -> None:
         """Build the networks of a stage. Raises ValueError where the arguments do not fit together.
 
         Args:
             settings: How the stage is learnt.
             old: The parent model; it is copied.
-            bank: The parent's class bank; an empty one makes this the base stage, which has L_M only.
+            bank: The parent's class bank; an empty one makes this the base stage, which has L_M only. Always empty under a
+                discriminant head, which has no bank.
             n_classes: Labels of this task are 0..n_classes-1.
             version_id: Id of the model to be made, the origin version of the new classes.
             seed: Seed of initialisation, augmentation and composites.
             world: Ranks of this stage; by default those of the process group.
             backward_maps: Needed for virtual='affine' only, see `VirtualFeatures`.
+            moves_trunk: Under a discriminant head, whether this is a later stage: the old trunk is distilled.
         """
         if bank.dim != old.out_dim:
             raise ValueError(
@@ -68,16 +71,19 @@ class StageLearner:
             )
         if n_classes < 1:
             raise ValueError(f"n_classes: {n_classes}, expected at least 1")
+        if moves_trunk and old.spec.head != "discriminant":
+            raise ValueError(
+                f"moves_trunk with head {old.spec.head!r}; only a discriminant head has a trunk of its own"
+            )
+        if moves_trunk:
+            # Without a bank older trunks are known by their maps alone.
+            settings = replace(settings, virtual="affine")
         self.settings, self.bank, self.version_id, self.seed = settings, bank, version_id, seed
         self.world = world or World.current()
-        self.is_base = len(bank) == 0
+        self.is_base = len(bank) == 0 and not moves_trunk
+        self._moves_trunk = moves_trunk
         self.total_steps = settings.base_steps if self.is_base else settings.stage_steps
         self.next_step = 0
-        if old.spec.head == "discriminant" and self.total_steps and not self.is_base:
-            raise ValueError(
-                f"{self.total_steps} steps of a later stage under a discriminant head, which learns its trunk in the "
-                "base stage only; set stage_steps: 0"
-            )
         self._n_classes = n_classes
         self._rate = settings.base_learning_rate if self.is_base else settings.learning_rate
         self._build(old, {} if backward_maps is None else backward_maps)
@@ -87,6 +93,7 @@ class StageLearner:
         self.old = freeze(old, device)
         learnt = with_training_head(old, self.seed) if old.spec.head == "discriminant" else old
         self.networks = build_networks(learnt, s, base=self.is_base, seed=self.seed, world=self.world)
+        self.networks.student.shows_features = self._moves_trunk
         names = ["student"] + (["peer"] if self.networks.peer is not None else [])
         losses = [build_metric_loss(s, self._n_classes, old.spec.dim, step_seed(self.seed, 2)) for _ in names]
         self._metric = nn.ModuleDict(dict(zip(names, losses, strict=True))).to(device)
@@ -120,6 +127,9 @@ class StageLearner:
             self._reseed(3, step, world.rank)
             seen = self._with_composites(images, step, start=start, total=total)
             student_Bd, peer_Bd, old_Bd, composites = self._embed(seen, len(images), step, counts)
+            student_Bd, features_BD = self._split(student_Bd)
+            if composites is not None and self._moves_trunk:
+                composites = self._split(composites[0])[1], composites[1]
             # For miners that draw: the same on every rank.
             self._reseed(4, step)
             losses = stage_losses(
@@ -132,11 +142,18 @@ class StageLearner:
                 virtual=self._virtual,
                 directions_Cd=self._directions,
                 composites=composites,
+                features_BD=features_BD,
             )
             report = self._report(losses, step)
             self._descend(sum(losses.values(), torch.zeros((), device=world.device)), step)
         self.next_step = step + 1
         return report
+
+    def _split(self, shown_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return g and, in a stage that moves a trunk, h of what the student gives."""
+        if not self._moves_trunk:
+            return shown_B, None
+        return shown_B[:, : self.old.spec.dim], shown_B[:, self.old.spec.dim :]
 
     def _reseed(self, *parts: int) -> None:
         """Seed torch; its own manual_seed is slow, as it formats the stack for each kind of absent accelerator."""
@@ -166,23 +183,24 @@ class StageLearner:
     def _embed(
         self, seen: Tensor, b: int, step: int, counts: list[int]
     ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Return raw g of the global batch under S, N and O, and of its composites under S and O.
+        """Return what S, N and O give for the global batch, and S and O for its composites.
 
-        `seen`: b images of this rank, then its composites. One exchange for the batch, another for the composites.
+        Raw g; where a trunk is moved, g and h of S beside one another, and h of O. `seen`: b images of this rank, then
+        its composites. One exchange for the batch, another for the composites.
         """
         with_peer = self.networks.peer is not None and step % self.settings.peer_every == 0
         student, peer_bd = self._parallel(seen, b if with_peer else 0)
-        d = student.shape[1]
         # Cloned out of inference mode, so that the loss may save it for its backward pass.
         old = self._old_embeddings(seen).clone() if self._needs_old else None
         parts = [part[:b] for part in (student, peer_bd, old) if part is not None]
-        gathered = list(torch.split(self.world.gather(torch.cat(parts, dim=1), counts), d, dim=1))
+        widths = [part.shape[1] for part in parts]
+        gathered = list(torch.split(self.world.gather(torch.cat(parts, dim=1), counts), widths, dim=1))
         old_Bd = gathered.pop() if old is not None else None
         composites = None
         if old is not None and self.settings.weight_composites:
             of_ranks = counts_of_composites(counts, self.settings.composite_every)
             both = self.world.gather(torch.cat([student[b:], old[b:]], dim=1), of_ranks)
-            composites = (both[:, :d], both[:, d:])
+            composites = (both[:, : student.shape[1]], both[:, student.shape[1] :])
         return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd, composites
 
     def _old_embeddings(self, images: Tensor) -> Tensor:
@@ -250,7 +268,13 @@ class StageLearner:
             raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")
         student = self._averaged_student().eval().requires_grad_(False)
         finish = FinishPass(
-            self.settings, self.bank, self._n_classes, student.out_dim, self.world, new_buffer
+            self.settings,
+            self.bank,
+            self._n_classes,
+            student.out_dim,
+            self.world,
+            new_buffer,
+            is_base=self.is_base,
         )
         composites = LastPassComposites(0 if self.is_base else self.settings.map_composites, n_images)
         run_finish(finish, batches, self.old, student, self.world.device, composites)
@@ -267,7 +291,7 @@ class StageLearner:
         the head that is for training only."""
         student = self.networks.student
         if self.old.spec.head == "discriminant":
-            return trunk_of(student, self.old.spec).to(self.world.device)
+            student = trunk_of(student, self.old.spec).to(self.world.device)
         if self.settings.old_share and not self.is_base:
             with torch.no_grad():
                 for new, old in zip(student.parameters(), self.old.parameters(), strict=True):

@@ -37,7 +37,9 @@ class VirtualFeatures:
         `backward_maps`: origin version -> composed map from the parent's space to it, for virtual='affine'.
         """
         self._settings = settings
-        self._versions = virtual_versions(bank) if settings.weight_virtual > 0 else []
+        # Under a discriminant head there is no bank: the maps say which older trunks there are.
+        older = virtual_versions(bank) if len(bank) else list(backward_maps)
+        self._versions = older if settings.weight_virtual > 0 else []
         self._maps = backward_maps
         if settings.virtual == "affine":
             missing = [version for version in self._versions if version not in backward_maps]

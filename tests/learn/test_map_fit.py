@@ -76,3 +76,15 @@ def test_batches_do_not_matter_and_too_few_classes_take_the_default() -> None:
     assert whole.of_images().n == 36
     one = labels == 4
     assert fitted([(x[one], y[one], labels[one])], task(0, 0, 1)).best_ridge() == DEFAULT_RIDGE
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_errors_of_all_ridges_are_those_of_a_fit_for_each(backward: bool) -> None:
+    train, held = PairMoments.empty(D), PairMoments.empty(D)
+    for moments, seed in ((train, 0), (held, 3)):
+        x, y, _ = task(7, 5, seed)
+        moments.add(x, y)
+    found = train.errors((0.0, *RIDGES), held, backward=backward)
+    for ridge, error in zip((0.0, *RIDGES), found, strict=True):
+        fit = train.fit(ridge, backward=backward)
+        assert error == pytest.approx(held.error(fit, backward=backward), rel=1e-9)

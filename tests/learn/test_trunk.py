@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.drift import AffineMap
 from stream_odml.learn.embedder import (
+    Embedder,
+    as_images,
     build_embedder,
     embed,
     embedder_from_bytes,
     embedder_to_bytes,
     with_training_head,
 )
+from stream_odml.learn.losses import stage_losses
+from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.learn.stage import StageLearner
+from stream_odml.learn.world import World
 from tests.learn.tiny import SETTINGS, SPEC, batch, finish, learner, task
 
 TRUNK = replace(SPEC, head="discriminant")
@@ -69,10 +77,90 @@ def test_a_lift_without_a_discriminant_head_is_refused() -> None:
         EmbedderSpec(lift=64)
 
 
-def test_a_later_stage_does_not_move_a_trunk() -> None:
+def base() -> Embedder:
+    """The trunk after task 0."""
     trunk = build_embedder(TRUNK, seed=1)
-    outcome = finish(
-        learner(0, trunk, ClassBank.empty(trunk.out_dim), replace(SETTINGS, base_steps=0, stage_steps=0)), 0
+    stage = learner(0, trunk, ClassBank.empty(trunk.out_dim))
+    for step in range(stage.total_steps):
+        stage.step(*batch(0, step))
+    return finish(stage, 0).student
+
+
+def later(old: Embedder, **changes: Any) -> StageLearner:
+    """A stage of task 1 that moves the trunk, with one trunk older than its parent's."""
+    settings = replace(SETTINGS, **changes)
+    older = {"v0": AffineMap(np.eye(old.out_dim) * 0.9, np.zeros(old.out_dim))}
+    return StageLearner(
+        settings, old, ClassBank.empty(old.out_dim), n_classes=6, version_id="v2", seed=1, world=World(),
+        backward_maps=older, moves_trunk=True,
+    )  # fmt: skip
+
+
+def test_a_later_stage_holds_features_and_distils_from_old_peer_and_virtual_features() -> None:
+    old = base()
+    stage = later(old, peer_every=1)
+    images = as_images(batch(1, 0)[0])
+    before = old(images)
+    report = stage.step(*batch(1, 0))
+    assert {"metric_student", "metric_peer", "peer", "old", "hold", "composites", "virtual"} <= set(
+        report.losses
     )
-    with pytest.raises(ValueError, match="set stage_steps: 0"):
-        learner(1, trunk, outcome.bank)
+    assert report.losses["hold"] == pytest.approx(0, abs=1e-9), "the student begins as the old trunk"
+    for step in range(1, stage.total_steps):
+        stage.step(*batch(1, step))
+    outcome = finish(stage, 1)
+    assert outcome.student.spec == TRUNK
+    after = outcome.student(images)
+    assert not torch.equal(after, before)
+    assert outcome.forward.kind == "affine"
+    assert outcome.drift["forward_error"] > 0
+
+
+def test_the_hold_is_the_relative_square_distance_of_features() -> None:
+    random = torch.Generator().manual_seed(0)
+    g, h, o = (torch.randn(6, n, generator=random) for n in (3, 5, 5))
+    mixed = torch.randn(4, 5, generator=random), torch.randn(4, 5, generator=random)
+    settings = replace(SETTINGS, weight_hold=20.0, weight_old=0.0, weight_distill=7.0)
+    metric = torch.nn.ModuleDict({"student": build_metric_loss(settings, 3, 3, 0)})
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    found = stage_losses(settings, metric, labels, g, old_Bd=o, composites=mixed, features_BD=h)
+    for name, (a, b) in {"hold": (h, o), "composites": mixed}.items():
+        apart = np.mean([sum((a[i, j] - b[i, j]) ** 2 for j in range(5)) for i in range(len(a))])
+        length = np.mean([sum(b[i, j] ** 2 for j in range(5)) for i in range(len(b))])
+        assert float(found[name]) == pytest.approx(20 * apart / length, rel=1e-5)
+    assert "distill" not in found
+
+
+def test_features_held_harder_move_less() -> None:
+    old, moved = base(), []
+    images = as_images(task(1)[0])
+    for weight in (0.0, 1000.0):
+        stage = later(old, weight_hold=weight, learning_rate=3e-3, stage_steps=12, old_share=0.0)
+        for step in range(stage.total_steps):
+            stage.step(*batch(1, step))
+        moved.append(float((finish(stage, 1).student(images) - old(images)).square().mean()))
+    assert moved[1] < moved[0] / 3
+
+
+def test_a_later_stage_resumes_to_the_same_bits() -> None:
+    old = base()
+    whole, first = later(old), later(old)
+    for step in range(whole.total_steps):
+        whole.step(*batch(1, step))
+    for step in range(3):
+        first.step(*batch(1, step))
+    second = later(old)
+    second.load_state_dict(first.state_dict())
+    for step in range(3, second.total_steps):
+        second.step(*batch(1, step))
+    ends = [finish(stage, 1) for stage in (whole, second)]
+    assert embedder_to_bytes(ends[0].student) == embedder_to_bytes(ends[1].student)
+    assert ends[0].forward.to_bytes() == ends[1].forward.to_bytes()
+
+
+def test_only_a_trunk_is_moved() -> None:
+    whole = with_training_head(build_embedder(TRUNK, seed=1), 0)
+    with pytest.raises(ValueError, match="only a discriminant head has a trunk"):
+        StageLearner(
+            SETTINGS, whole, ClassBank.empty(SPEC.dim), n_classes=6, version_id="v", seed=0, world=World(), moves_trunk=True
+        )  # fmt: skip
