@@ -86,8 +86,8 @@ class PairMoments:
     def errors(self, ridges: Sequence[float], held: PairMoments, *, backward: bool = False) -> list[float]:
         """Return, for each ridge, the mean of |A x + b - y|^2 over `held` pairs of the map that `fit` gives here.
 
-        With A = I + B and U diag(l) Uᵀ the covariance of x, B U = cov(y - x, x) U / (l + r): one decomposition serves all
-        ridges, which in a thousand dimensions takes a tenth of the time of a fit for each.
+        With A = I + B and U diag(l) Uᵀ the covariance of x, B U = cov(y - x, x) U / (l + r): one decomposition serves
+        all ridges, which in a thousand dimensions takes a tenth of the time of a fit for each.
         """
         d = len(self.sum_2d) // 2
         n, m = max(self.n, 1.0), max(held.n, 1.0)

@@ -56,8 +56,8 @@ class StageLearner:
         Args:
             settings: How the stage is learnt.
             old: The parent model; it is copied.
-            bank: The parent's class bank; an empty one makes this the base stage, which has L_M only. Always empty under a
-                discriminant head, which has no bank.
+            bank: The parent's class bank; an empty one makes this the base stage, which has L_M only. A discriminant
+                head has none: it is always empty there.
             n_classes: Labels of this task are 0..n_classes-1.
             version_id: Id of the model to be made, the origin version of the new classes.
             seed: Seed of initialisation, augmentation and composites.

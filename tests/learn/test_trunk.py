@@ -162,5 +162,6 @@ def test_only_a_trunk_is_moved() -> None:
     whole = with_training_head(build_embedder(TRUNK, seed=1), 0)
     with pytest.raises(ValueError, match="only a discriminant head has a trunk"):
         StageLearner(
-            SETTINGS, whole, ClassBank.empty(SPEC.dim), n_classes=6, version_id="v", seed=0, world=World(), moves_trunk=True
+            SETTINGS, whole, ClassBank.empty(SPEC.dim), n_classes=6, version_id="v", seed=0, world=World(),
+            moves_trunk=True,
         )  # fmt: skip
