@@ -128,8 +128,6 @@ class StageLearner:
             seen = self._with_composites(images, step, start=start, total=total)
             student_Bd, peer_Bd, old_Bd, composites = self._embed(seen, len(images), step, counts)
             student_Bd, features_BD = self._split(student_Bd)
-            if composites is not None and self._moves_trunk:
-                composites = self._split(composites[0])[1], composites[1]
             # For miners that draw: the same on every rank.
             self._reseed(4, step)
             losses = stage_losses(
@@ -200,7 +198,8 @@ class StageLearner:
         if old is not None and self.settings.weight_composites:
             of_ranks = counts_of_composites(counts, self.settings.composite_every)
             both = self.world.gather(torch.cat([student[b:], old[b:]], dim=1), of_ranks)
-            composites = (both[:, : student.shape[1]], both[:, student.shape[1] :])
+            skipped = self.old.spec.dim if self._moves_trunk else 0
+            composites = (both[:, skipped : student.shape[1]], both[:, student.shape[1] :])
         return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd, composites
 
     def _old_embeddings(self, images: Tensor) -> Tensor:
