@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from stream_odml.cli.own_images import raw_items
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.ingest.decode import decode_image
-from stream_odml.ingest.folder_scan import scan_folder
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
-from stream_odml.ingest.reading import RawItem, read_folder, read_shard
 from stream_odml.ingest.reasons import BadImage
-from stream_odml.ingest.shard import ShardRef, format_of, make_shard_id
 
 PROBE_PX = 16
 
@@ -48,7 +45,7 @@ def categories_of(path: Path) -> list[Category]:
     that can be used.
     """
     by_name: dict[str, list[bytes]] = {}
-    for item in _items(path):
+    for item in raw_items(path):
         by_name.setdefault(item.class_name, []).append(item.image)
     usable = [Category(name, images) for name, images in by_name.items() if len(images) >= 2]
     if len(usable) < 2:
@@ -58,24 +55,6 @@ def categories_of(path: Path) -> list[Category]:
             "with a folder of images for each class"
         )
     return usable
-
-
-def _items(path: Path) -> Iterator[RawItem]:
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; name a Parquet file, a tar, or a folder of class folders")
-    found = read_folder(path, scan_folder(path).files) if path.is_dir() else read_shard(_reference(path))
-    yield from (item for item in found if isinstance(item, RawItem))
-
-
-def _reference(path: Path) -> ShardRef:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    status = path.stat()
-    shard_id = make_shard_id(path.name, digest)
-    uri = str(path.resolve())
-    return ShardRef(
-        shard_id, path.name, uri, format_of(path.name), status.st_size, status.st_mtime_ns, shard_id
-    )
 
 
 class Producer:

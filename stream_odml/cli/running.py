@@ -138,31 +138,7 @@ def stop(
     say(out, f"{job_id} is {jobs.stop(jobs.connect(address), job_id).value.lower()}")
 
 
-def config(
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema.")] = False,
-    example: Annotated[bool, typer.Option("--example", help="Print a file with every field.")] = False,
-    check: Annotated[
-        Path | None,
-        typer.Option(help="Check a file and print it with all defaults, as JSON, its secrets masked."),
-    ] = None,
-) -> None:
-    """Describe or check the configuration.
-
-    Examples:  stream-odml config --example > stream.yaml  ·  stream-odml config --check stream.yaml
-    """
-    from stream_odml.config.stream import example_yaml, load_config, schema_json, shown_json
-
-    if check is not None:
-        print(shown_json(load_config(check)))
-    elif schema:
-        print(schema_json())
-    elif example:
-        print(example_yaml(), end="")
-    else:
-        raise ValueError("say which: --schema, --example, or --check FILE")
-
-
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (demo, run, submit, stop, config):
+    for command in (demo, run, submit, stop):
         app.command()(command)

@@ -21,13 +21,14 @@ import ray
 from deltalake.exceptions import DeltaError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from stream_odml.cluster.demands import check_batch, joins_cluster, needs, roles
 from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
 from stream_odml.cluster.openness import log as openness_log
 from stream_odml.cluster.openness import open_doors
-from stream_odml.cluster.placement import Role, check_placement, cluster_nodes
+from stream_odml.cluster.placement import check_placement, cluster_nodes
 from stream_odml.cluster.ray_compat import dead_head, free_orphaned_placement_groups, is_torn_progress
 from stream_odml.cluster.reserved_resources import ReservedResources
 from stream_odml.cluster.runtime import (
@@ -108,7 +109,7 @@ class Session:
     @property
     def owns_ray(self) -> bool:
         """Whether Ray was started for this stream, and ends with it."""
-        return not _joins_cluster(self.config)
+        return not joins_cluster(self.config)
 
     def start_training(self) -> None:
         """Begin the long-lived training run in a thread of this process."""
@@ -174,7 +175,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     config = prepare(config, takeover)
     cluster = config.cluster
     observe(config, TERMINAL)
-    if opened := open_doors(config, is_local=not _joins_cluster(config)):
+    if opened := open_doors(config, is_local=not joins_cluster(config)):
         openness_log.warning(opened)
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=_gpus(config), log_dir=log_dir):
@@ -218,14 +219,8 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     remove_abandoned()
     check_port(config.service.host, config.service.port, "service.port")
     check_port(config.metrics.host, config.metrics.port, "metrics.port")
-    least = config.cluster.min_workers or config.cluster.workers
-    for workers in range(least, config.cluster.workers + 1):
-        if config.learning.classes_per_batch % workers:
-            raise ConfigError(
-                f"learning.classes_per_batch {config.learning.classes_per_batch} does not divide over {workers} "
-                "workers; make it a multiple of every size from cluster.min_workers to cluster.workers"
-            )
-    if not _joins_cluster(config):
+    check_batch(config)
+    if not joins_cluster(config):
         check_resources(needs(config), config.cluster.cpus or float(os.cpu_count() or 1))
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job's working directory ends with the job
         check_paths(config)
@@ -239,34 +234,6 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     _make_root(config, takeover)
     open_sources(config)
     return config
-
-
-def _joins_cluster(config: StreamConfig) -> bool:
-    return config.cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
-
-
-def needs(config: StreamConfig) -> list[Need]:
-    """Logical CPUs of everything that runs at the same time; one read task at least must fit beside it."""
-    cluster = config.cluster
-    return [
-        Need("training", cluster.workers, cluster.cpus_per_worker),
-        Need("indexers", cluster.indexers, cluster.cpus_per_indexer),
-        Need("serving", config.service.replicas if cluster.serve else 0, config.service.num_cpus),
-        Need("reading", 1, cluster.cpus_per_read),
-    ]
-
-
-def roles(config: StreamConfig) -> list[Role]:
-    """What each process asks of the one node that it runs on."""
-    c, s = config.cluster, config.service
-    return [
-        Role("training", "cluster.worker_labels", c.min_workers or c.workers, c.cpus_per_worker,
-             c.gpus_per_worker, c.worker_labels),
-        Role("indexers", "cluster.indexer_labels", c.indexers, c.cpus_per_indexer, c.gpus_per_indexer,
-             c.indexer_labels),
-        Role("serving", "service.labels", s.replicas if c.serve else 0, s.num_cpus, 0.0, s.labels),
-        Role("reading", "cluster.cpus_per_read", 1, c.cpus_per_read),
-    ]  # fmt: skip
 
 
 def _make_root(config: StreamConfig, takeover: bool) -> None:
@@ -302,7 +269,7 @@ def _open_root(config: StreamConfig, takeover: bool) -> None:
             model = build_embedder(config.model, config.seed)
             writer.commit_root(*first_version(config, model))
         else:
-            _check_model(config, writer.store)
+            check_model(config, writer.store)
     finally:
         writer.release()
 
@@ -326,8 +293,8 @@ def first_version(config: StreamConfig, model: Embedder) -> tuple[dict[str, byte
     return {**artifacts, HEAD: head.to_bytes(), SUMS: sums.to_bytes()}, {SUMS_SEQ: -1}
 
 
-def _check_model(config: StreamConfig, store: Store) -> None:
-    """A root keeps the architecture that it was made with: every stored vector came out of it."""
+def check_model(config: StreamConfig, store: Store) -> None:
+    """Raise ConfigError for another architecture than the root was made with: every stored vector came out of it."""
     made = embedder_from_bytes(store.artifact(store.tree.head, STUDENT)).spec
     names = ("backbone", "image_size", "pooling", "head", "normalisation")
     differ = [n for n in names if getattr(made, n) != getattr(config.model, n)]

@@ -127,7 +127,7 @@ def test_ingest_lands_a_folder_once(run: Run, tmp_path: Path) -> None:
 def test_the_example_configuration_is_valid(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "stream.yaml"
     path.write_text(run("config", "--example"))
-    assert json.loads(run("config", "--check", path))["name"] == "stream"
+    assert json.loads(run("config", "--show", path))["name"] == "stream"
     assert "properties" in json.loads(run("config", "--schema"))
 
 

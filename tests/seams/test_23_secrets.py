@@ -1,4 +1,4 @@
-"""Seam 23: what a configuration holds of secrets is shown to nobody, neither by `config --check` nor in an error."""
+"""Seam 23: what a configuration holds of secrets is shown to nobody, neither by `config --show` nor in an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRET = "hunter2hunter2"
 def _check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path
 ) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["stream-odml", "config", "--check", str(path)])
+    monkeypatch.setattr(sys, "argv", ["stream-odml", "config", "--show", str(path)])
     code = 0
     try:
         cli.main()
@@ -48,7 +48,7 @@ RIGHT: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("data", RIGHT)
-def test_check_masks_secrets_and_shows_the_rest(
+def test_show_masks_secrets_and_shows_the_rest(
     data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "stream.yaml"

@@ -1,0 +1,125 @@
+"""What a user's own images are: how many, of which classes, how large. Nothing is decoded, written or landed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from stream_odml.ingest.folder_scan import class_of, has_class, scan_folder
+from stream_odml.ingest.reading import RawItem, read_folder, read_shard
+from stream_odml.ingest.shard import FILE_FORMATS, ShardRef, format_of, make_shard_id
+
+SAMPLE = 200
+"""Maximum images whose size is read."""
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """What was seen: images of each class, shorter sides (pixels) of a sample of them, and what is passed over."""
+
+    by_class: Counter[str]
+    sides: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """Return the number of images that have a class."""
+        return self.by_class.total()
+
+    @property
+    def median_side(self) -> int:
+        """Return the median shorter side in pixels, or 0 where no size could be read."""
+        return int(statistics.median(self.sides)) if self.sides else 0
+
+    def in_words(self) -> str:
+        """Return one line for people."""
+        fewest, most = min(self.by_class.values()), max(self.by_class.values())
+        each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        sides = (
+            f", shorter sides {min(self.sides)} to {max(self.sides)} pixels (median {self.median_side})"
+            if self.sides
+            else ""
+        )
+        return f"{len(self.by_class)} classes, {self.images} images ({each} a class){sides}"
+
+
+def look_at(path: Path) -> OwnImages:
+    """Count the images of a folder, Parquet or Arrow file, or tar, as `ingest` would land them.
+
+    Raises ValueError where no image has a class.
+    """
+    _check_there(path)
+    if not path.is_dir():
+        return _counted(raw_items(path), ())
+    scan = scan_folder(path)
+    tables = tuple(file for file in scan.files if format_of(file.path) in FILE_FORMATS.values())
+    if tables:
+        return _counted(raw_items(path), scan.notes)
+    files = [file for file in scan.files if has_class(file)]
+    sample = [path / file.path for file in files[:: max(1, len(files) // SAMPLE)]][:SAMPLE]
+    sides = tuple(side for one in sample if (side := _shorter_side(one)))
+    return OwnImages(Counter(class_of(file) for file in files), sides, scan.notes)
+
+
+def raw_items(path: Path) -> Iterator[RawItem]:
+    """Yield every usable row of a folder, Parquet or Arrow file, or tar, its image still encoded."""
+    _check_there(path)
+    found = read_folder(path, scan_folder(path).files) if path.is_dir() else read_shard(_reference(path))
+    yield from (item for item in found if isinstance(item, RawItem))
+
+
+def first_image(path: Path, suffixes: Sequence[str] = (".jpg", ".jpeg", ".png", ".webp")) -> Path | None:
+    """Return an image file of a folder, to be asked for as an example; None for a table or a tar."""
+    if not path.is_dir():
+        return None
+    found = (one for one in sorted(path.rglob("*")) if one.suffix.lower() in suffixes and one.is_file())
+    return next(islice(found, 1), None)
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a Parquet file, a tar, or a folder of class folders")
+
+
+def _counted(items: Iterator[RawItem], notes: tuple[str, ...]) -> OwnImages:
+    by_class: Counter[str] = Counter()
+    sides: list[int] = []
+    for item in items:
+        by_class[item.class_name] += 1
+        if len(sides) < SAMPLE and (side := _shorter_side(item.image)):
+            sides.append(side)
+    if not by_class:
+        raise ValueError("none of its rows can be used; expected the columns `image` and `class_name`")
+    return OwnImages(by_class, tuple(sides), notes)
+
+
+def _shorter_side(image: Path | bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return min(opened.size)
+    except Exception:  # Pillow's parsers raise nearly everything; indexing will say what is wrong with it
+        return 0
+
+
+def _reference(path: Path) -> ShardRef:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    status = path.stat()
+    shard_id = make_shard_id(path.name, digest)
+    return ShardRef(
+        shard_id,
+        path.name,
+        str(path.resolve()),
+        format_of(path.name),
+        status.st_size,
+        status.st_mtime_ns,
+        shard_id,
+    )

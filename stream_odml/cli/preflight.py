@@ -1,0 +1,233 @@
+"""What a stream needs of this machine, looked at before it is started: `config --check`.
+
+Protects: nothing is made, taken or deleted. A folder that is missing is not created, a port is given back at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from stream_odml.cli.failures import message_of
+from stream_odml.cli.stream_root import noted_url
+from stream_odml.cluster.demands import check_batch, joins_cluster, needs
+from stream_odml.cluster.runtime import Need, check_port, check_resources
+from stream_odml.cluster.session import check_model
+from stream_odml.config.masking import masked_text
+from stream_odml.config.stream import StreamConfig
+from stream_odml.learn.embedder import build_embedder
+from stream_odml.pipeline.sources import inbox_path, open_sources
+from stream_odml.storage.reading import is_remote, local_path
+from stream_odml.store.errors import NotAStreamRoot
+from stream_odml.store.store import Store
+
+ANSWER_S = 20.0
+"""Seconds that a store or a source may take to answer."""
+MIN_FREE_BYTES = 1 << 30
+PROCESS_BYTES = 700 << 20
+"""What a process of a stream takes with a small model: `benchmarks/results/ingest.json` has at most 742 MiB."""
+T = TypeVar("T")
+Level = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look found: `problem` keeps the stream from running, `warning` may."""
+
+    what: str
+    level: Level
+    detail: str
+
+
+class Doubt(Exception):
+    """Something that may go wrong, but need not."""
+
+
+def examine(config: StreamConfig) -> Iterator[Finding]:
+    """Look at everything that can be looked at without Ray; a finding for each thing, as it is found."""
+    looks: list[tuple[str, Callable[[StreamConfig], str | None]]] = [
+        ("stream root", _root),
+        ("source", _source),
+        ("model", _model),
+        ("training", _training),
+        ("ports", _ports),
+        ("tokens", _tokens),
+        ("CPUs", _cpus),
+        ("GPUs", _gpus),
+        ("memory", _memory),
+        ("disk", _disk),
+    ]
+    for what, look in looks:
+        try:
+            detail = look(config)
+        except Doubt as doubt:
+            yield Finding(what, "warning", masked_text(str(doubt)))
+        except Exception as error:  # whatever a library raises is what the stream would meet
+            yield Finding(what, "problem", masked_text(message_of(error)))
+        else:
+            if detail is not None:
+                yield Finding(what, "ok", masked_text(detail))
+
+
+def _root(config: StreamConfig) -> str:
+    try:
+        store = _answered(lambda: Store.open(config.root, config.storage_options, keep_gallery=False))
+    except NotAStreamRoot:
+        return f"{config.root} is made at the first start{_may_make(config.root)}"
+    if store.tree.root is None:
+        return f"{config.root} is there, without a version yet"
+    check_model(config, store)
+    return f"{config.root} holds a stream: its head is {store.tree.head}"
+
+
+def _may_make(place: str) -> str:
+    """Raise PermissionError where this user may not make a folder at `place`."""
+    if is_remote(place):
+        return "; whether it may be written is known then"
+    above = _above(local_path(place))
+    if not above.is_dir():
+        raise NotADirectoryError(f"{place} cannot be made: {above} is a file; choose another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} cannot be made: {above} is not writable; make it writable")
+    return ""
+
+
+def _above(path: Path) -> Path:
+    """Return the nearest folder (or file) on the way to `path` that is there."""
+    path = path.absolute()
+    return next(one for one in (path, *path.parents) if os.path.lexists(one))
+
+
+def _source(config: StreamConfig) -> str:
+    place = inbox_path(config)
+    if config.source.kind == "none":
+        return "images come over HTTP alone"
+    if config.source.kind == "directory":
+        folder = local_path(place)
+        if not folder.exists():
+            return f"{place} is made at the first start{_may_make(place)}"
+        return f"{place} can be read: {sum(not e.name.startswith('.') for e in folder.iterdir())} entries"
+    with tempfile.TemporaryDirectory() as aside:
+        service = config.service.model_copy(update={"push_dir": aside})
+        source = open_sources(config.model_copy(update={"service": service}))[0]
+    found = _answered(lambda: source.poll(()))
+    return f"{config.source.kind} {place} answers: {len(found)} shards at a first look"
+
+
+def _model(config: StreamConfig) -> str:
+    model = build_embedder(config.model, config.seed)
+    start = config.model.weights or (
+        "the weights of its name" if config.model.pretrained else "random weights"
+    )
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return f"{config.model.backbone} builds: {millions:.1f} million parameters from {start}, output of {model.out_dim}"
+
+
+def _training(config: StreamConfig) -> str:
+    check_batch(config)
+    return f"{config.cluster.workers} workers share batches of {config.learning.classes_per_batch} classes"
+
+
+def _ports(config: StreamConfig) -> str:
+    wanted = [(config.metrics.host, config.metrics.port, "metrics.port")]
+    if config.cluster.serve:
+        wanted.insert(0, (config.service.host, config.service.port, "service.port"))
+    if (url := noted_url(config.root, None)) is not None:
+        return f"not looked at: this stream runs, at {url}"
+    for host, port, setting in wanted:
+        check_port(host, port, setting)
+    return ", ".join(f"{setting} {port or 'any'}" for _, port, setting in wanted) + " free"
+
+
+def _tokens(config: StreamConfig) -> str | None:
+    token, read_token = config.service.tokens()
+    given = [name for name, value in (("token", token), ("read token", read_token)) if value]
+    return f"{' and '.join(given)} given" if given else None
+
+
+def _cpus(config: StreamConfig) -> str:
+    wanted = sum(need.total for need in needs(config))
+    if joins_cluster(config):
+        return f"{wanted:g} wanted of the cluster, which is asked at the start"
+    there = config.cluster.cpus or float(os.cpu_count() or 1)
+    check_resources(needs(config), there)
+    return f"{wanted:g} of {there:g} wanted"
+
+
+def _gpus(config: StreamConfig) -> str | None:
+    cluster = config.cluster
+    wanted = [
+        Need("training", cluster.workers, cluster.gpus_per_worker),
+        Need("indexers", cluster.indexers, cluster.gpus_per_indexer),
+    ]
+    total = sum(need.total for need in wanted)
+    if not total:
+        return None
+    if joins_cluster(config):
+        return f"{total:g} wanted of the cluster, which is asked at the start"
+    import torch
+
+    there = torch.cuda.device_count()
+    check_resources(wanted, float(there), "GPU")
+    return f"{total:g} of {there} wanted"
+
+
+def _memory(config: StreamConfig) -> str | None:
+    if joins_cluster(config):
+        return None
+    cluster = config.cluster
+    count = 2 + cluster.workers + cluster.indexers + (config.service.replicas if cluster.serve else 0)
+    wanted, there = count * PROCESS_BYTES, _available_bytes()
+    if there is None:
+        return None
+    said = f"{there / 2**30:.1f} GiB available, about {wanted / 2**30:.1f} wanted by {count} processes"
+    if wanted > there:
+        raise Doubt(f"{said} with a small model; lower cluster.workers, or end what else runs")
+    return said
+
+
+def _available_bytes() -> int | None:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return None
+
+
+def _disk(config: StreamConfig) -> str | None:
+    if is_remote(config.root):
+        return None
+    place = _above(local_path(config.root))
+    free = shutil.disk_usage(place).free
+    if free < MIN_FREE_BYTES:
+        raise OSError(
+            f"{free / 2**30:.2f} GiB free at {place}; a stream needs at least {MIN_FREE_BYTES / 2**30:.0f} GiB, "
+            "and room for its images"
+        )
+    return f"{free / 2**30:.1f} GiB free at {place}"
+
+
+def _answered(ask: Callable[[], T]) -> T:
+    """Return what `ask` returns. Raises TimeoutError where that takes too long: a client may try again for minutes."""
+    answers: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    if failures:
+        raise failures[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {ANSWER_S:.0f} s; check address, credentials and network")
+    return answers[0]

@@ -1,0 +1,49 @@
+"""What a stream asks of its machine or cluster before it starts: CPUs, GPUs, and batches that divide over workers."""
+
+from __future__ import annotations
+
+import os
+
+from stream_odml.cluster.placement import Role
+from stream_odml.cluster.runtime import Need
+from stream_odml.config.stream import ConfigError, StreamConfig
+
+
+def check_batch(config: StreamConfig) -> None:
+    """Raise ConfigError unless a batch divides over every number of workers that may train."""
+    least = config.cluster.min_workers or config.cluster.workers
+    for workers in range(least, config.cluster.workers + 1):
+        if config.learning.classes_per_batch % workers:
+            raise ConfigError(
+                f"learning.classes_per_batch {config.learning.classes_per_batch} does not divide over {workers} "
+                "workers; make it a multiple of every size from cluster.min_workers to cluster.workers"
+            )
+
+
+def joins_cluster(config: StreamConfig) -> bool:
+    """Return whether the stream joins a running Ray cluster, and starts none of its own."""
+    return config.cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def needs(config: StreamConfig) -> list[Need]:
+    """Logical CPUs of everything that runs at the same time; one read task at least must fit beside it."""
+    cluster = config.cluster
+    return [
+        Need("training", cluster.workers, cluster.cpus_per_worker),
+        Need("indexers", cluster.indexers, cluster.cpus_per_indexer),
+        Need("serving", config.service.replicas if cluster.serve else 0, config.service.num_cpus),
+        Need("reading", 1, cluster.cpus_per_read),
+    ]
+
+
+def roles(config: StreamConfig) -> list[Role]:
+    """What each process asks of the one node that it runs on."""
+    c, s = config.cluster, config.service
+    return [
+        Role("training", "cluster.worker_labels", c.min_workers or c.workers, c.cpus_per_worker,
+             c.gpus_per_worker, c.worker_labels),
+        Role("indexers", "cluster.indexer_labels", c.indexers, c.cpus_per_indexer, c.gpus_per_indexer,
+             c.indexer_labels),
+        Role("serving", "service.labels", s.replicas if c.serve else 0, s.num_cpus, 0.0, s.labels),
+        Role("reading", "cluster.cpus_per_read", 1, c.cpus_per_read),
+    ]  # fmt: skip
