@@ -30,7 +30,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     app = create_app(replica, options, replica.metrics)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical", access_log=False)
+    # httptools parses every request of a connection that it has read, however many: h11 one after the other.
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical", access_log=False, http="h11")
 
 
 if __name__ == "__main__":

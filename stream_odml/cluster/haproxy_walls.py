@@ -69,6 +69,8 @@ def front_bounds(header_timeout_s: int, connections_per_peer: int) -> list[str]:
         "stick-table type ipv6 size 100k expire 10m store conn_cur",
         "tcp-request connection track-sc0 src",
         f"tcp-request connection reject if {{ sc0_conn_cur gt {per_peer} }}",
+        # The same time for the first 16 KB of the body: a replica sees no request whose small body never ends.
+        "option http-buffer-request",
         f"timeout http-request {header_timeout_s}s",
         f"timeout http-keep-alive {IDLE_TIMEOUT_S}s",
         f"timeout client {IDLE_TIMEOUT_S}s",

@@ -53,7 +53,7 @@ class ServiceOptions(BaseModel):
         5,
         ge=1,
         le=600,
-        description="Seconds a client has to send its headers to the proxy of a local stream.",
+        description="Seconds a client has to send headers, and 16 KB of its body, to the proxy of a local stream.",
     )
     poll_s: float = Field(0.25, ge=0.02, le=60, description="Seconds between two polls of the store.")
     timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds until a request is cancelled.")

@@ -75,7 +75,8 @@ class Arrivals:
             timeout_s,
         )
         self._bytes = 0
-        self._arriving: dict[_Arrival, None] = {}
+        self._arriving: dict[str, dict[_Arrival, None]] = {}  # by peer, each from its oldest on
+        self._number = 0
 
     @contextlib.contextmanager
     def arrival(self, peer: str) -> Iterator[_Arrival]:
@@ -84,14 +85,15 @@ class Arrivals:
         try:
             yield arrival
         finally:
-            self._arriving.pop(arrival, None)
+            self._remove(arrival)
             self._bytes -= arrival.seen
 
     async def read(self, arrival: _Arrival, receive: Receive) -> bytes:
         """Return the whole body. Raises ApiError: 408 when it is too slow, 413 when it is too large, 503 when there is
         no room for it; and ClientDisconnect."""
-        self._arriving[arrival] = None
-        if len(self._arriving) > self._count:
+        self._arriving.setdefault(arrival.peer, {})[arrival] = None
+        self._number += 1
+        if self._number > self._count:
             self._let_go(self._oldest_of_most())
         parts: list[bytes] = []
         try:
@@ -112,7 +114,7 @@ class Arrivals:
                 {"Connection": "close"},
             ) from None
         finally:
-            self._arriving.pop(arrival, None)
+            self._remove(arrival)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _account(self, arrival: _Arrival, count: int) -> None:
@@ -121,16 +123,25 @@ class Arrivals:
         if arrival.seen > self._body_bytes:
             raise too_large(self._body_bytes)
         if self._bytes > self._total_bytes:
-            largest = max(self._arriving, key=lambda one: one.seen)
+            largest = max((one for peer in self._arriving.values() for one in peer), key=lambda one: one.seen)
             if largest is arrival:
                 raise unavailable("overloaded", "the bodies of other requests fill the memory for them")
             self._let_go(largest)
 
     def _oldest_of_most(self) -> _Arrival:
-        most, _ = Counter(one.peer for one in self._arriving).most_common(1)[0]
-        return next(one for one in self._arriving if one.peer == most)
+        most = max(self._arriving, key=lambda peer: len(self._arriving[peer]))
+        return next(iter(self._arriving[most]))
+
+    def _remove(self, arrival: _Arrival) -> None:
+        """Take `arrival` out of those that arrive, if it is one of them."""
+        of_peer = self._arriving.get(arrival.peer, {})
+        if arrival in of_peer:
+            del of_peer[arrival]
+            self._number -= 1
+            if not of_peer:
+                del self._arriving[arrival.peer]
 
     def _let_go(self, arrival: _Arrival) -> None:
-        del self._arriving[arrival]
+        self._remove(arrival)
         if arrival.timeout is not None and arrival.timeout.when() is not None:
             arrival.timeout.reschedule(0.0)

@@ -15,6 +15,7 @@ from stream_odml.service.guard import Guard
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.service.routes import catalogue, health, items, pages, search, tasks, versions
+from stream_odml.service.views import Views
 
 _ABOUT = (
     "Search a gallery that keeps growing, by a model that keeps learning. Every answer names the `version` "
@@ -35,6 +36,7 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     app.state.backend = backend
     app.state.options = options
     app.state.parsing = ShortestFirst(1, "parse")
+    app.state.views = Views()
     for module in (search, items, catalogue, versions, tasks, health, pages):
         app.include_router(module.router)
     install_handlers(app)

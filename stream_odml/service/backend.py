@@ -174,13 +174,13 @@ class Backend(Protocol):
     async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
         """Ask the driver to learn a refused or skipped task after all; ApiError 503 while it is away."""
 
-    async def classes(self) -> Sequence[ClassRow]:
-        """Every class of the served gallery, newest first."""
+    def classes(self) -> Sequence[ClassRow]:
+        """Return every class of the served gallery, newest first. May take a while: for a thread."""
 
     async def versions(self) -> VersionHistory:
         """The tree of versions as the served snapshot knows it."""
 
-    async def projection(self, points: int) -> Projection:
+    def projection(self, points: int) -> Projection:
         """At most ``points`` items of the served gallery in the plane."""
 
     async def status(self) -> Mapping[str, Any]:

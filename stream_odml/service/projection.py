@@ -53,10 +53,11 @@ def project(vectors_Nd: Floats, class_names: Sequence[str], oldest: Sequence[str
 
 def _turn(plane: NDArray[np.float64], names: NDArray[np.str_], oldest: Sequence[str]) -> NDArray[np.float64]:
     """Return the rotation or reflection [2, 2] that brings class means nearest to their own directions."""
+    present, code = np.unique(names, return_inverse=True)
+    code_of = {name: at for at, name in enumerate(present.tolist())}
     agreement = np.zeros((2, 2))
-    present = set(names.tolist())
-    for name in [name for name in oldest if name in present][:ANCHORS]:
-        agreement += np.outer(plane[names == name].mean(axis=0), _direction(name))
+    for name in [name for name in oldest if name in code_of][:ANCHORS]:
+        agreement += np.outer(plane[code == code_of[name]].mean(axis=0), _direction(name))
     u, _, vt = np.linalg.svd(agreement)
     return np.asarray(u @ vt)
 

@@ -150,16 +150,13 @@ class Replica:
         found = item_of(self.puller.serving().snapshot, item_id)  # a forgotten item has no picture any more
         return None if found is None else self._thumbnails.get(found.shard_id, item_id)
 
-    async def classes(self) -> Sequence[ClassRow]:
-        return await asyncio.to_thread(lambda: self.puller.serving().classes)
+    def classes(self) -> Sequence[ClassRow]:
+        return self.puller.serving().classes
 
     async def versions(self) -> VersionHistory:
         return self.puller.serving().history
 
-    async def projection(self, points: int) -> Projection:
-        return await asyncio.to_thread(self._plane, points)
-
-    def _plane(self, points: int) -> Projection:
+    def projection(self, points: int) -> Projection:
         bundle = self.puller.serving()
         return plane(bundle.snapshot, points, [row.name for row in reversed(bundle.classes)])
 

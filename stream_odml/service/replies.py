@@ -32,12 +32,21 @@ def options_of(request: Request) -> ServiceOptions:
 
 
 def reply(value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Compact JSON. What JSON cannot hold, such as NaN or a tuple as a key, leaves in a form that it can."""
-    try:
-        body = _ENCODER.encode(value).encode()
-    except (TypeError, ValueError, RecursionError):  # rare: a look at every value would cost each answer
-        body = _ENCODER.encode(plain(value)).encode()
+    """Return the response whose body is `encoded(value)`."""
+    return json_response(encoded(value), status, headers)
+
+
+def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response of a body that is JSON already."""
     return Response(body, status, headers, media_type="application/json")
+
+
+def encoded(value: Mapping[str, Any]) -> bytes:
+    """Return compact JSON. What JSON cannot hold, such as NaN or a tuple as a key, leaves in a form that it can."""
+    try:
+        return _ENCODER.encode(value).encode()
+    except (TypeError, ValueError, RecursionError):  # rare: a look at every value would cost each answer
+        return _ENCODER.encode(plain(value)).encode()
 
 
 def instant(time: datetime | None) -> str | None:

@@ -46,11 +46,18 @@ class Echo(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self) -> None:
+        SEEN.append(self.path)
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
     def log_message(self, *_: object) -> None:
         pass
 
 
 HEADERS_S = 30
+SEEN: list[str] = []
+"""Paths of the posts that reached the replica."""
 
 
 @pytest.fixture
@@ -140,3 +147,15 @@ def test_one_address_holds_no_more_than_its_share(proxy: int) -> None:
 
 def test_the_replica_is_told_the_address_and_not_what_the_client_says_of_it(proxy: int) -> None:
     assert ask(proxy, "127.0.0.4", "X-Forwarded-For: 10.9.9.9\r\n") == "127.0.0.4"
+
+
+@pytest.mark.parametrize("proxy", [1], indirect=True)
+def test_a_small_body_that_never_ends_reaches_no_replica(proxy: int) -> None:
+    head = b"POST /never-ends HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n[1,"
+    with socket.create_connection(("127.0.0.1", proxy), timeout=60) as link:
+        link.sendall(head)
+        assert link.recv(100).startswith(b"HTTP/1.1 408")
+    with socket.create_connection(("127.0.0.1", proxy), timeout=60) as link:
+        link.sendall(head.replace(b"/never-ends", b"/whole") + b"0" * 997)
+        assert link.recv(100).startswith(b"HTTP/1.")
+    assert SEEN == ["/whole"]

@@ -161,7 +161,7 @@ class FakeBackend:
         self.asked.append(what)
         return {"accepted": True}
 
-    async def classes(self) -> Sequence[ClassRow]:
+    def classes(self) -> Sequence[ClassRow]:
         first = range(0, len(self.ids), self.per_class)
         rows = [ClassRow(self.names[i], self.per_class, self.times[i], self.ids[i], i == 0) for i in first]
         return rows[::-1]
@@ -169,7 +169,7 @@ class FakeBackend:
     async def versions(self) -> VersionHistory:
         return VersionHistory(self.head, self.sequence, self.versions_list)
 
-    async def projection(self, points: int) -> Projection:
+    def projection(self, points: int) -> Projection:
         return Projection(
             self.head, self.sequence, self.ids[:points], self.names[:points], self.vectors[:points, :2]
         )

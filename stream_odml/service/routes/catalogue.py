@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
 from stream_odml.ingest.fields import normalised
+from stream_odml.service.backend import Projection
 from stream_odml.service.body import moment
 from stream_odml.service.replies import backend_of, class_json, options_of, reply
+from stream_odml.service.views import view
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
 
@@ -28,22 +30,18 @@ async def classes(
     offset: Annotated[int, UrlQuery(ge=0)] = 0,
 ) -> Response:
     """Return every class with its count, when it was first seen and whether a model has learnt it yet."""
-    backend = backend_of(request, "classes")
-    served, after = backend.served(), moment(since, "since")
-    rows = await backend.classes()
-    if after is not None:
-        rows = [row for row in rows if row.first_seen is not None and row.first_seen > after]
-    if learnt is not None:
-        rows = [row for row in rows if row.learnt == learnt]
-    page = rows[offset : offset + limit]
-    return reply(
-        {
-            "version": served.version,
-            "sequence": served.sequence,
-            "total": len(rows),
-            "classes": [class_json(row) for row in page],
-        }
-    )
+    backend, after = backend_of(request, "classes"), moment(since, "since")
+
+    def make() -> dict[str, Any]:
+        served, rows = backend.served(), backend.classes()
+        if after is not None:
+            rows = [row for row in rows if row.first_seen is not None and row.first_seen > after]
+        if learnt is not None:
+            rows = [row for row in rows if row.learnt == learnt]
+        page = [class_json(row) for row in rows[offset : offset + limit]]
+        return {"version": served.version, "sequence": served.sequence, "total": len(rows), "classes": page}
+
+    return await view(request, backend, ("classes", after, learnt, limit, offset), limit, make)
 
 
 @router.delete("/classes/{name:path}", response_class=Response, status_code=202, summary="Forget a class")
@@ -59,17 +57,21 @@ async def projection(
 ) -> Response:
     """Return 2-D principal components of a fixed sample, oriented alike in every version, so that a
     map moves smoothly."""
-    seen = await backend_of(request, "projection").projection(points or options_of(request).map_points)
+    backend, count = backend_of(request, "projection"), points or options_of(request).map_points
+    return await view(
+        request, backend, ("projection", count), count, lambda: _plane(backend.projection(count))
+    )
+
+
+def _plane(seen: Projection) -> dict[str, Any]:
     names = sorted(set(seen.class_names))
     code = {name: i for i, name in enumerate(names)}
-    return reply(
-        {
-            "version": seen.version,
-            "sequence": seen.sequence,
-            "classes": names,
-            "ids": list(seen.item_ids),
-            "class": [code[name] for name in seen.class_names],
-            "x": [round(float(x), 4) for x in seen.xy[:, 0]],
-            "y": [round(float(y), 4) for y in seen.xy[:, 1]],
-        }
-    )
+    return {
+        "version": seen.version,
+        "sequence": seen.sequence,
+        "classes": names,
+        "ids": list(seen.item_ids),
+        "class": [code[name] for name in seen.class_names],
+        "x": [round(x, 4) for x in seen.xy[:, 0].tolist()],
+        "y": [round(y, 4) for y in seen.xy[:, 1].tolist()],
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi import Query as UrlQuery
@@ -13,6 +13,7 @@ from stream_odml.service.backend import VersionHistory, VersionRow
 from stream_odml.service.body import media_type, unsupported
 from stream_odml.service.errors import ApiError, not_found, unprocessable
 from stream_odml.service.replies import backend_of, reply, version_json
+from stream_odml.service.views import view
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.store.versions import version_named
 
@@ -23,16 +24,9 @@ router = APIRouter(prefix="/v1/versions", tags=["versions"])
 async def versions(request: Request) -> Response:
     """Return every committed version with its parent and metrics, in order of commit; which is the head; and the
     tasks that it has not learnt because they were refused or skipped, with the reason and what to do."""
-    history = await backend_of(request, "versions").versions()
-    rows = [version_json(row) for row in history.versions]
-    return reply(
-        {
-            "head": history.head,
-            "sequence": history.sequence,
-            "versions": rows,
-            "not_learnt": history.not_learnt,
-        }
-    )
+    backend = backend_of(request, "versions")
+    history = await backend.versions()
+    return await view(request, backend, ("versions",), len(history.versions), lambda: _history_json(history))
 
 
 @router.post("/{version}/rollback", response_class=Response, status_code=202, summary="Serve another version")
@@ -61,6 +55,15 @@ async def diff(a: str, b: str, request: Request) -> Response:
     history = await backend_of(request, "versions").versions()
     before, after = _find(history, a), _find(history, b)
     return reply(diff_versions(before.version, before.metrics, after.version, after.metrics))
+
+
+def _history_json(history: VersionHistory) -> dict[str, Any]:
+    return {
+        "head": history.head,
+        "sequence": history.sequence,
+        "versions": [version_json(row) for row in history.versions],
+        "not_learnt": history.not_learnt,
+    }
 
 
 def _find(history: VersionHistory, name: str) -> VersionRow:
