@@ -52,6 +52,7 @@ class FakeBackend:
     asked: list[tuple[str, ...]] = field(default_factory=list)
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
     sequence: int = 7
+    began: float = field(default_factory=time.time)
     stream: str | None = "11111111-1111-4111-8111-111111111111"
 
     def __post_init__(self) -> None:
@@ -78,10 +79,8 @@ class FakeBackend:
     def served(self) -> Served:
         if not self.loaded:
             raise unavailable("not_ready", "no version is committed yet")
-        now = time.time()
-        return Served(
-            self.head, self.sequence, len(self.ids), self.n_classes, self.dim, now - 60, now - 59, now
-        )
+        served = (self.head, self.sequence, len(self.ids), self.n_classes, self.dim)
+        return Served(*served, self.began - 60, self.began - 59, time.time())
 
     def ready(self) -> str | None:
         return None if self.loaded else "no version is committed yet"
