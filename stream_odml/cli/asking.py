@@ -31,12 +31,29 @@ def query(
     with asking(url or service_url(root, token), token, stream) as client:
         answer = client.search_image(image.read_bytes(), k=k)
     if as_json:
-        hits = [{"item_id": h.item_id, "class_name": h.class_name, "score": h.score} for h in answer.hits]
+        hits = [
+            {
+                "item_id": hit.item_id,
+                "class_name": hit.class_name,
+                "score": hit.score,
+                "shard": hit.shard,
+                "row": hit.row,
+                "attributes": dict(hit.attributes),
+            }
+            for hit in answer.hits
+        ]
         say_json({"version": answer.version, "hits": hits})
         return
-    table = Table("score", "class", "item", title=shown(f"version {answer.version}"), title_justify="left")
+    table = Table(
+        "score", "class", "item", "file", title=shown(f"version {answer.version}"), title_justify="left"
+    )
     for hit in answer.hits:
-        table.add_row(f"{hit.score:.3f}", shown(hit.class_name), shown(hit.item_id))
+        table.add_row(
+            f"{hit.score:.3f}",
+            shown(hit.class_name),
+            shown(hit.item_id),
+            shown(hit.attributes.get("path", "")),
+        )
     out.print(table)
 
 

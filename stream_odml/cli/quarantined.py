@@ -23,13 +23,14 @@ SCHEMA = pa.schema(
         ("item_id", pa.string()),
         ("attributes", pa.string()),
         ("time", pa.string()),
+        ("path", pa.string()),
         ("shard_id", pa.string()),
         ("row", pa.int32()),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
 )
-"""The columns of a shard, and four that say where a row came from and what is wrong (landing ignores them)."""
+"""The columns of a shard, and five that say where a row came from and what is wrong (landing ignores them)."""
 
 
 def export_rows(store: Store, path: Path, options: StorageOptions | None = None) -> tuple[int, list[str]]:
@@ -66,6 +67,7 @@ def _row(raw: RawRow, bad: dict[str, Any]) -> dict[str, Any]:
         if isinstance(raw.attributes, str | None)
         else json.dumps(raw.attributes, default=str),
         "time": _text(raw.time),
+        "path": raw.path,
         "shard_id": bad["shard_id"],
         "row": bad["row"],
         "reason": bad["reason"],

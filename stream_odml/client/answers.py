@@ -21,6 +21,10 @@ class Hit:
     version: str
     time: datetime | None
     attributes: Mapping[str, str]
+    """`path`: of its file within what was landed, unless its producer gave an attribute of this name."""
+    shard: str = ""
+    row: int = -1
+    """Its row in the shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class StoredItem:
     time: datetime | None
     attributes: Mapping[str, str]
     has_thumbnail: bool
+    row: int = -1
+    """Its row in the shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,8 @@ def hit(data: Json) -> Hit:
         data["version"],
         moment(data["time"]),
         dict(data["attributes"]),
+        data.get("shard", ""),
+        data.get("row", -1),
     )
 
 
@@ -139,6 +147,7 @@ def stored_item(data: Json) -> StoredItem:
         moment(data["time"]),
         dict(data["attributes"]),
         data["thumbnail"],
+        data.get("row", -1),
     )
 
 

@@ -20,6 +20,8 @@ from stream_odml.ingest.reasons import Reason, RowError
 MAX_NAME_CHARS = 256
 MAX_ATTRIBUTES_CHARS = 16_384
 """Of all keys and values of a row together."""
+PATH = "path"
+"""The attribute that names a row's file within what was landed."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNIT_ENDS = 10**11
 """A number of seconds, or of thousands of a smaller unit, from which it is taken to be in the next smaller unit."""
@@ -170,6 +172,21 @@ def attributes(value: object) -> dict[str, str]:
     if length > MAX_ATTRIBUTES_CHARS:
         raise RowError(Reason.BAD_ATTRIBUTES, f"{length} characters, at most {MAX_ATTRIBUTES_CHARS}")
     return flat
+
+
+def with_path(given: dict[str, str], path: str | None) -> dict[str, str]:
+    """Return attributes with the path of the row's file, where they have none and there is room. It is never refused:
+    a producer did not choose it as an attribute."""
+    if path is None or PATH in given:
+        return given
+    text = path_text(path)
+    length = sum(len(key) + len(item) for key, item in given.items()) + len(PATH) + len(text)
+    return given if length > MAX_ATTRIBUTES_CHARS else {**given, PATH: text}
+
+
+def path_text(path: str) -> str:
+    """Return a file's path as an attribute can hold it: NFC, what nobody sees written out."""
+    return written_out(path if path.isascii() else unicodedata.normalize("NFC", path))
 
 
 def attribute_value(text: str) -> str:

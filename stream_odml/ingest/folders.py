@@ -46,10 +46,11 @@ def parts_rows(uri: str, files: tuple[ManifestFile, ...], options: StorageOption
         kind = format_of(file.path)
         if kind in ("parquet", "arrow", "tar"):
             for raw in _part(uri, file, kind, options):
-                yield dataclasses.replace(raw, row=row)
+                inside = f"/{raw.path}" if raw.path is not None else f"#{raw.row}"
+                yield dataclasses.replace(raw, row=row, path=f"{file.path}{inside}")
                 row += 1
         else:
-            yield _image(uri, file, row, options)
+            yield dataclasses.replace(_image(uri, file, row, options), path=file.path)
             row += 1
 
 

@@ -7,7 +7,7 @@ Memory is bounded by one record batch (tables: one row group) or one image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -90,7 +90,8 @@ def _rows(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
     if ref.format == "folder":
         yield from folder_rows(ref, options)
     elif ref.format == "delta":
-        yield from parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options)
+        rows = parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options)
+        yield from (replace(raw, path=None) for raw in rows)  # names of a table's files say nothing to people
     else:
         yield from _single_file(ref, options)
 
@@ -133,10 +134,17 @@ def _known(name: str) -> str:
     return f"{name!r}: expected .parquet, .arrow, .tar or a folder with a manifest"
 
 
+def with_path(path: str | None, detail: str) -> str:
+    """Return a problem's detail that names its file, unless it does already."""
+    named = path is None or path in detail
+    return detail if named else f"{fields.path_text(path or '')}: {detail}"
+
+
 def _check(raw: RawRow, shard_id: str, seen: set[str]) -> RawItem | RowProblem:
     first = raw.image[:FIRST_BYTES] if raw.image else b""
     if raw.problem is not None:
-        return RowProblem(raw.row, *raw.problem, first)
+        reason, detail = raw.problem
+        return RowProblem(raw.row, reason, with_path(raw.path, detail), first)
     try:
         if not raw.image:
             raise RowError(Reason.EMPTY_IMAGE, "the image has no bytes")
@@ -144,13 +152,16 @@ def _check(raw: RawRow, shard_id: str, seen: set[str]) -> RawItem | RowProblem:
             raise RowError(Reason.OVERSIZED, f"{len(raw.image)} bytes of image, at most {MAX_IMAGE_BYTES}")
         name = fields.class_name(raw.label, raw.names)
         given = fields.item_id(raw.item_id)
-        attributes, time = fields.attributes(raw.attributes), fields.when(raw.time)
+        attributes, time = (
+            fields.with_path(fields.attributes(raw.attributes), raw.path),
+            fields.when(raw.time),
+        )
         for identity in (f"id {given}" if given is not None else None, f"key {raw.key}" if raw.key else None):
             if identity in seen:
                 raise RowError(Reason.DUPLICATE_ID, f"{identity} came before in this shard")
             if identity is not None:
                 seen.add(identity)
     except RowError as error:
-        return RowProblem(raw.row, error.reason, error.detail, first)
+        return RowProblem(raw.row, error.reason, with_path(raw.path, error.detail), first)
     item_id = f"{shard_id}/{raw.row}" if given is None else given
     return RawItem(raw.row, item_id, name, raw.image, attributes, time)

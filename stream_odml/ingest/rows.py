@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.ingest.decode import Pixels, decode_image
-from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.ingest.fields import PATH
+from stream_odml.ingest.reading import RawItem, read_shard, with_path
 from stream_odml.ingest.reasons import FIRST_BYTES, BadImage, Reason, RowProblem
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.storage.reading import StorageOptions
@@ -47,7 +48,8 @@ def _decode(found: RawItem | RowProblem, size: int, max_pixels: int) -> Decoded 
     try:
         return Decoded(found, decode_image(found.image, size, max_pixels))
     except BadImage as error:
-        return RowProblem(found.row, error.reason, error.detail, found.image[:FIRST_BYTES])
+        detail = with_path(found.attributes.get(PATH), error.detail)
+        return RowProblem(found.row, error.reason, detail, found.image[:FIRST_BYTES])
 
 
 def decode_rows(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from stream_odml.ingest.bounds import bounded
@@ -133,6 +134,7 @@ class _Sample:
         self._names: list[str] = []
         self._parts: dict[str, bytes] = {}
         self._problem: tuple[Reason, str] | None = None
+        self._path: str | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -144,6 +146,8 @@ class _Sample:
             self._names.append(f".{extension}" if extension else "(no extension)")
         if f".{extension}" not in IMAGE_SUFFIXES and extension not in _SIDE:
             return
+        if f".{extension}" in IMAGE_SUFFIXES:
+            self._path = self._path or member.name
         found = _take(tar, member, extension)
         if isinstance(found, tuple):
             self._problem = self._problem or found
@@ -153,6 +157,9 @@ class _Sample:
 
     def row(self, row: int) -> RawRow:
         """The row that the members make."""
+        return replace(self._row(row), path=self._path)
+
+    def _row(self, row: int) -> RawRow:
         images = [data for name, data in self._parts.items() if f".{name}" in IMAGE_SUFFIXES]
         if self._problem or not images:
             problem = self._problem or (Reason.MISSING_IMAGE, self._no_image())

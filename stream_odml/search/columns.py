@@ -120,7 +120,7 @@ CODED = ("class_name", "shard_id", "version")
 
 @dataclass(frozen=True)
 class Columns:
-    """``n`` items: id, class, shard, version of the vector, attributes (JSON), time (µs since 1970), held out."""
+    """``n`` items: id, class, shard and row there, version of the vector, attributes (JSON), time, held out."""
 
     n: int = 0
     item_ids: Strings = Strings()
@@ -130,9 +130,11 @@ class Columns:
 
     def grown(self, rows: pa.Table) -> "Columns":
         """With these gallery rows (no vectors) behind the others."""
-        columns = {name: _one(rows[name]) for name in ("item_id", "attributes", "time", "held_out", *CODED)}
+        names = ("item_id", "attributes", "time", "held_out", "row", *CODED)
+        columns = {name: _one(rows[name]) for name in names}
         values: dict[str, NDArray[Any]] = {name: self.names[name].codes(columns[name]) for name in CODED}
         values["time"] = pc.fill_null(columns["time"].cast(pa.int64()), NO_TIME).to_numpy()
+        values["row"] = columns["row"].to_numpy()
         values["held_out"] = columns["held_out"].to_numpy(zero_copy_only=False).astype(bool)
         return Columns(
             self.n + len(rows),
@@ -143,7 +145,7 @@ class Columns:
         )
 
     def array(self, name: str) -> NDArray[Any]:
-        """The column ``name`` [n]: codes for class_name, shard_id, version; µs for time; bool for held_out."""
+        """The column ``name`` [n]: codes for class_name, shard_id, version; µs for time; row: in its shard."""
         return self.arrays[name].view(self.n)
 
     def name(self, column: str, i: int) -> str:
@@ -166,7 +168,7 @@ class Columns:
 
 
 def _no_arrays() -> dict[str, Growable]:
-    kinds = {"time": np.int64, "held_out": np.bool_, **dict.fromkeys(CODED, np.int32)}
+    kinds = {"time": np.int64, "held_out": np.bool_, "row": np.int32, **dict.fromkeys(CODED, np.int32)}
     return {name: Growable.empty(0, None, dtype) for name, dtype in kinds.items()}
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stream_odml.search.columns import NO_TIME, Columns
 from stream_odml.search.exact import Mask
@@ -52,11 +53,18 @@ class Filters:
         return mask
 
     def _with_attributes(self, columns: Columns) -> Mask:
-        encoded = pa.concat_arrays(list(columns.attributes.chunks)).dictionary_encode()
+        # Attributes may differ from item to item (a path does): only texts that hold all that is wanted are parsed.
+        column = columns.attributes.column
         wanted = self.attributes.items()
+        found: Mask = np.ones(columns.n, dtype=bool)
+        for part in {json.dumps(part) for pair in wanted for part in pair}:
+            found &= pc.match_substring(column, part).to_numpy()
+        rows = np.flatnonzero(found)
+        encoded = pa.array(column.take(pa.array(rows)).to_pylist(), pa.string()).dictionary_encode()
         texts = (json.loads(text) for text in encoded.dictionary.to_pylist())
         holds = np.array([wanted <= text.items() for text in texts], dtype=bool)
-        found: Mask = holds[encoded.indices.to_numpy(zero_copy_only=False)]
+        if len(rows):
+            found[rows] = holds[encoded.indices.to_numpy(zero_copy_only=False)]
         return found
 
 

@@ -30,6 +30,8 @@ class Hit(NamedTuple):
     held_out: bool
     row: int
     """Its row in the snapshot that answered."""
+    shard_row: int = -1
+    """Its row in the shard that it came with."""
 
 
 class Nearest(Protocol):
@@ -47,7 +49,7 @@ def hits_of(columns: Columns, scores: FloatArray, rows: Indices) -> list[list[Hi
     """Scores and rows [nq, k] as hits; places without a row are left out."""
     found = rows >= 0
     flat = rows[found]
-    of = {name: columns.array(name)[flat].tolist() for name in ("time", "held_out")}
+    of = {name: columns.array(name)[flat].tolist() for name in ("time", "held_out", "row")}
     for name in ("class_name", "version", "shard_id"):
         names = columns.names[name].names
         of[name] = [names[code] for code in columns.array(name)[flat].tolist()]
@@ -62,6 +64,7 @@ def hits_of(columns: Columns, scores: FloatArray, rows: Indices) -> list[list[Hi
         of["shard_id"],
         of["held_out"],
         flat.tolist(),
+        of["row"],
     )
     return [list(islice(hits, count)) for count in found.sum(axis=1).tolist()]
 

@@ -254,7 +254,7 @@ def _load(
     if cache is not None:
         cache.follow(store)
     made, space = Space.of(store, head).vectors(store, files, rows, _features(cache))
-    columns = Columns().grown(rows.drop_columns(["txn", "row"]))
+    columns = Columns().grown(rows.drop_columns(["txn"]))
     return GallerySnapshot(
         space=space,
         tree=store.tree,
@@ -300,7 +300,7 @@ def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
             )
             for part, more in zip(parts, made, strict=True)
         )
-        columns = old.columns.grown(rows.drop_columns(["txn", "row"]))
+        columns = old.columns.grown(rows.drop_columns(["txn"]))
     dead[old.dead] = True
     changed = replace(
         old,

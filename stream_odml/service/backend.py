@@ -88,6 +88,8 @@ class Item:
     time: datetime | None
     attributes: Mapping[str, str]
     has_thumbnail: bool
+    row: int = -1
+    """In its shard."""
 
 
 @dataclass(frozen=True, slots=True)

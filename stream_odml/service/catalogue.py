@@ -82,4 +82,13 @@ def item_of(snapshot: GallerySnapshot, item_id: str) -> Item | None:
     if row is None:
         return None
     hit = snapshot.item(row)
-    return Item(hit.item_id, hit.class_name, hit.shard_id, hit.version, hit.time, hit.attributes, False)
+    return Item(
+        hit.item_id,
+        hit.class_name,
+        hit.shard_id,
+        hit.version,
+        hit.time,
+        hit.attributes,
+        False,
+        hit.shard_row,
+    )

@@ -73,9 +73,15 @@ _HIT = _object(
         },
         "version": {"type": "string", "description": "the model version that made the item's vector"},
         "time": {"type": ["string", "null"], "format": "date-time"},
-        "attributes": {"type": "object", "additionalProperties": {"type": "string"}},
+        "attributes": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "with `path`, of an image's file within what was landed",
+        },
+        "shard": {"type": "string", "description": "the shard that it came with"},
+        "row": {"type": "integer", "description": "its row there"},
     },
-    ["id", "class", "score", "version", "time", "attributes"],
+    ["id", "class", "score", "version", "time", "attributes", "shard", "row"],
 )
 _FOUND: Schema = {
     "hits": {"type": "array", "items": _HIT, "description": "the most similar first; absent with group_by"},

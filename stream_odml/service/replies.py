@@ -66,6 +66,8 @@ def hit_json(hit: Hit) -> dict[str, Any]:
         "version": hit.version,
         "time": instant(hit.time),
         "attributes": dict(hit.attributes),
+        "shard": hit.shard_id,
+        "row": hit.shard_row,
     }
 
 
@@ -103,6 +105,7 @@ def item_json(item: Item) -> dict[str, Any]:
         "id": item.item_id,
         "class": item.class_name,
         "shard": item.shard_id,
+        "row": item.row,
         "version": item.version,
         "time": instant(item.time),
         "attributes": dict(item.attributes),

@@ -55,9 +55,9 @@ def test_the_metadata_of_an_image_folder_is_what_its_images_are(tmp_path: Path, 
     lines = ingest(folder, tmp_path / "inbox")
     found = [row for row in rows(tmp_path / "inbox") if isinstance(row, RawItem)]
     assert [(row.class_name, row.attributes) for row in found] == [
-        ("cat", {"shelf": "007", "price": "3"}),
-        ("dog", {"shelf": "008", "price": "4"}),
-        ("sub", {}),
+        ("cat", {"shelf": "007", "price": "3", "path": "a.png"}),
+        ("dog", {"shelf": "008", "price": "4", "path": "sub/b.png"}),
+        ("sub", {"path": "sub/c.png"}),
     ]
     assert f"metadata.{suffix} describes 2 images" in lines
 

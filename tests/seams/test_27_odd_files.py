@@ -174,7 +174,7 @@ def test_marks_before_text_are_no_part_of_it(tmp_path: Path, mark: str) -> None:
     items, problems = read(ref)
     assert not problems
     assert {item.class_name for item in items} == {"кот"}
-    assert items[2].attributes == {"hue": "red"}
+    assert items[2].attributes == {"hue": "red", "path": "c.png"}
 
 
 def test_several_dots_say_what_was_there(tmp_path: Path) -> None:
