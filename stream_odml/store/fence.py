@@ -46,6 +46,8 @@ class Fence:
         self._lock = threading.RLock()
         self.maintaining = threading.Lock()
         """Held by maintenance, of which one at a time is enough."""
+        self.replaced: dict[str, float] = {}
+        """Data files (`table/path`) that maintenance has replaced, since when (monotonic seconds); to be deleted."""
         crash_point("claim.before")
         self._claim_ledger(holder)
         crash_point("claim.after_ledger")

@@ -5,6 +5,7 @@ Protects: only what no reader can ever pick goes, and commits never wait for any
 view of its own and takes the fence's lock only to add a row (see `housekeeping.py`).
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None = None
 def _maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None) -> MaintenanceReport:
     crash_point("maintain.before")
     house = Housekeeper(fence, covered)
+    before = _named(house)
     purged = _drop_orphans(house) + purge(house)
     crash_point("maintain.after_purge")
     rewritten = forget_in_files(house)
@@ -87,7 +89,11 @@ def _maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None) -> M
         _set_retention(house, table, policy)
     compacted = tuple(name for name in tables if _compact(house, name, policy))
     crash_point("maintain.after_compaction")
-    vacuumed = sum(_vacuum(house, table, policy) for table in tables.values())
+    house.check()
+    fence.replaced |= dict.fromkeys(before - _named(house), time.monotonic())
+    vacuumed = _delete_replaced(house, policy) + sum(
+        _vacuum(house, table, policy) for table in tables.values()
+    )
     crash_point("maintain.after_vacuum")
     pa.default_memory_pool().release_unused()  # whole columns of the gallery went through it
     return MaintenanceReport(purged, rewritten, deleted, retired, compacted, vacuumed)
@@ -169,28 +175,39 @@ def _compact(house: Housekeeper, name: str, policy: MaintenancePolicy) -> bool:
     return bool(merged)
 
 
+def _named(house: Housekeeper) -> set[str]:
+    """Return every data file that a table names now."""
+    return {f"{name}/{path}" for name, table in house.store.tables.items() for path in table.present}
+
+
+def _delete_replaced(house: Housekeeper, policy: MaintenancePolicy) -> int:
+    """Delete the files that this writer's maintenance replaced `policy.retention` ago or earlier.
+
+    Delta's own vacuum finds them by what its log says since the last checkpoint, or by age, an hour at least: a stream
+    that commits often would keep an hour of every file that it ever merged. It still finds those of earlier writers.
+    """
+    replaced, now = house.fence.replaced, time.monotonic()
+    due = [path for path, since in replaced.items() if now - since >= policy.retention.total_seconds()]
+    for path in set(due) - _named(house):
+        house.store.files.delete(path)
+    for path in due:
+        del replaced[path]
+    return len(due)
+
+
 def _vacuum(house: Housekeeper, table: Table, policy: MaintenancePolicy) -> int:
     house.check()
     house.store.files.only_regular(
         table.name
     )  # the Delta library deletes through links, outside the root too
-    as_table_says = policy.retention == policy.log_retention and policy.retention >= LEAST_LOG
-    replaced = None if as_table_says else _hours(policy.retention)
     # What is in no commit may be of one under way: only age tells it from what a crash left.
-    loose = _hours(max(policy.retention, policy.orphan_age))
-    return sum(
-        len(
-            table.handle.vacuum(
-                retention_hours=hours,
-                dry_run=False,
-                enforce_retention_duration=False,
-                full=full,
-                commit_properties=house.commit_properties,
-            )
+    hours = max(policy.retention, policy.orphan_age).total_seconds() / 3600
+    return len(
+        table.handle.vacuum(
+            retention_hours=math.ceil(hours),
+            dry_run=False,
+            enforce_retention_duration=False,
+            full=True,
+            commit_properties=house.commit_properties,
         )
-        for hours, full in ((replaced, False), (loose, True))
     )
-
-
-def _hours(time: timedelta) -> int:
-    return int(time.total_seconds() // 3600)

@@ -56,7 +56,7 @@ def _samples(report: Measured, live: Live, minutes: float) -> Any:
         sample = {
             "minute": round((now - began) / 60, 3),
             **_files(live.root),
-            "mb": _memory(live.process.pid),
+            **_memory(live.process.pid),
         }
         report.row(part="soak", pushes=live.feeder.pushes_confirmed, learnt=live.watch.sight.learnt, **sample)
         if now - said > 30:
@@ -78,16 +78,25 @@ def _count(folder: Path) -> int:
     return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
 
 
-def _memory(session: int) -> float:
-    """MiB of all processes of the stream, pages that they share counted once."""
-    total = 0
+def _memory(session: int) -> Sample:
+    """MiB of all processes of the stream (`mb`), pages that they share counted once; and by what they are."""
+    found: Sample = {"mb": 0.0}
     for pid in family_of(session):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().split(maxsplit=1)
         except OSError:
             continue  # ended meanwhile
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return round(total / 1024, 1)
+        mb = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+        name = words[0].partition(":search")[0] if words and words[0].startswith("ray::") else "other"
+        role = (
+            "replica"
+            if name.startswith("ray::ServeReplica")
+            else name.removeprefix("ray::").partition(".")[0]
+        )
+        for key in ("mb", f"mb_{role}"):
+            found[key] = round(found.get(key, 0.0) + mb, 1)
+    return found
 
 
 def _figures(report: Measured, samples: list[Sample], minutes: float, pushes: int, lost: int) -> None:
