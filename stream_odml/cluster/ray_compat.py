@@ -120,6 +120,11 @@ def in_worker() -> bool:
     return ray.is_initialized() and bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
+def task_attempt() -> int:
+    """Return how often Ray has run the task that this process runs now before this time."""
+    return int(ray._private.worker.global_worker.core_worker.get_current_task_attempt_number())
+
+
 # -- resources ----------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.data
 
+from stream_odml.cluster.ray_compat import task_attempt
 from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
 from stream_odml.ingest.reasons import Reason, RowProblem
 from stream_odml.ingest.tables import start_decoder
@@ -20,6 +21,12 @@ from stream_odml.pipeline.task_cache import BLOCK_ROWS, Batch, Wanted, decode, l
 
 READER_ENDS = 3
 """Processes that a row may end, alone with them from the second on, until the task is learnt without it."""
+READ_RETRIES = 1
+"""Times that a shard whose reader ended is read again as a whole. Ray Data runs such a task again for ever."""
+
+
+class ReaderEnded(RuntimeError):
+    """The shard ends who reads it: its rows are to be read apart from each other."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,8 @@ class RayReaders:
 
 
 def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[Batch]:
+    if task_attempt() > READ_RETRIES:
+        raise ReaderEnded(f"reading a shard ended its process {READ_RETRIES + 1} times")
     rows = [int(row) for row in wanted["rows"][0]]
     if rows:
         yield from _decode(int(wanted["member"][0]), wanted["spec"][0], rows, size, BLOCK_ROWS)

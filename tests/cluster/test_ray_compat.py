@@ -34,6 +34,7 @@ NAMES = (
     "ray._raylet.AuthenticationTokenLoader.instance",
     "ray._raylet.AuthenticationTokenLoader.reset_cache",
     "ray._raylet.Config.initialize",
+    "ray._raylet.CoreWorker.get_current_task_attempt_number",
     "ray.WORKER_MODE",
     "ray.PlacementGroupID",
     "ray.runtime_context.RuntimeContext",

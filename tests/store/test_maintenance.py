@@ -1,5 +1,6 @@
 """What is forgotten leaves the disk; what may be needed stays."""
 
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,20 @@ def test_a_policy_out_of_range_is_refused() -> None:
         MaintenancePolicy(compact_files=1)
     with pytest.raises(ValueError, match="negative"):
         MaintenancePolicy(retention=timedelta(hours=-1))
+
+
+def test_files_that_maintenance_replaced_stay_for_the_retention_and_no_longer(tmp_path: Path) -> None:
+    writer = new_root(str(tmp_path))
+    for i in range(4):
+        ingest(writer, f"s{i}", [Item(f"{i}", "c")], seed=i)
+    replaced = set((tmp_path / "gallery").glob("*.parquet"))
+    policy = MaintenancePolicy(compact_files=2, retention=timedelta(seconds=2))
+    assert "gallery" in writer.maintain(policy).tables_compacted
+    assert all(path.exists() for path in replaced)
+    writer.maintain(policy)
+    assert all(path.exists() for path in replaced)
+    time.sleep(2.1)
+    assert writer.maintain(policy).files_vacuumed >= len(replaced)
+    assert not any(path.exists() for path in replaced)
+    assert sorted(Store.open(str(tmp_path)).gallery_rows()["item_id"].to_pylist()) == ["0", "1", "2", "3"]
+    writer.release()
