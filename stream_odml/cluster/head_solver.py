@@ -16,6 +16,7 @@ from deltalake.exceptions import DeltaError
 
 from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
 from stream_odml.config.stream import StreamConfig
+from stream_odml.learn.lift import Lift
 from stream_odml.observe.logs import about
 from stream_odml.observe.observing import observe
 from stream_odml.observe.tracing import span
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 SOLVER_NAME = "HeadSolver"
 RETRY_S = 2.0
 """Pause after a failure that may mend itself."""
+LOOK_AHEAD_S = 0.5
+FEW_ROWS = 1024
+"""Waiting rows under which the solver is not asked to sum them ahead."""
 
 
 class HeadSolver:
@@ -35,11 +39,12 @@ class HeadSolver:
     def __init__(self, config_json: str) -> None:
         # Here, and not in the driver that names this class: what a fast stage needs takes a second to load.
         from stream_odml.pipeline.fast_stage import fast_stage
+        from stream_odml.pipeline.sums_ahead import SumsAhead
 
         self._config = StreamConfig.model_validate_json(config_json)
         step_back(INDEXING_NICENESS)
         observe(self._config, "solver")
-        self._stage = fast_stage
+        self._stage, self._ahead = fast_stage, SumsAhead()
         self._store: Store | None = None
 
     def pid(self) -> int:
@@ -49,10 +54,18 @@ class HeadSolver:
     def solve(self, order: StageOrder) -> StageResult:
         """Learn the task of `order`, from the store as it is now."""
         with about(stage=order.version_id), span("stage.solve", order.version_id, task=order.task):
-            if self._store is None:
-                self._store = Store.open(self._config.root, self._config.storage_options)
-            self._store.refresh()
-            return self._stage(self._store, order, self._config)
+            return self._stage(self._now(), order, self._config, self._ahead)
+
+    def sum_ahead(self) -> int:
+        """Sum some of the items that wait for their task; return how many. Nothing depends on it but time."""
+        store, config = self._now(), self._config
+        return self._ahead.add(store, Lift(store.dim, config.model.lift, config.seed))
+
+    def _now(self) -> Store:
+        if self._store is None:
+            self._store = Store.open(self._config.root, self._config.storage_options)
+        self._store.refresh()
+        return self._store
 
 
 class FastStages:
@@ -64,6 +77,9 @@ class FastStages:
         self._call: Any = None
         self._order: StageOrder | None = None
         self._not_before = 0.0
+        self._ahead: Any = None
+        self._ahead_of = 0
+        self._look_ahead_at = 0.0
         self.problem = ""
 
     @property
@@ -85,6 +101,28 @@ class FastStages:
         order = self._stages.solve_next()
         if order is not None:
             self._order, self._call = order, self._actor.solve.remote(order)
+        else:
+            self._sum_ahead()
+
+    def _sum_ahead(self) -> None:
+        """Let the idle solver sum what waits: again as long as it found something, then when more has come."""
+        if time.monotonic() < self._look_ahead_at:
+            return
+        if self._ahead is not None:
+            if not ray.wait([self._ahead], timeout=0)[0]:
+                return
+            try:
+                found = ray.get(self._ahead)
+            except ray.exceptions.RayError as error:
+                log.warning("items that wait could not be summed ahead: %s", error)
+                found = 0
+            self._ahead = None
+            if found:
+                self._ahead_of = 0
+        waiting = self._stages.rows_for_a_head()
+        if waiting >= FEW_ROWS and waiting != self._ahead_of:
+            self._ahead_of, self._ahead = waiting, self._actor.sum_ahead.remote()
+        self._look_ahead_at = time.monotonic() + LOOK_AHEAD_S
 
     def gather(self) -> StageResult | None:
         """Return what the solver has finished since, or None. Count a failure, and dispatch the attempt again."""

@@ -79,6 +79,10 @@ class StageSettings:
     kept as it starts, where that is from pretrained weights; `distilled`: learnt in every stage, which is not built yet
     under this head, and is what happens under all others."""
 
+    choice_growth: NonNegative = 0.25
+    """Share by which classes or items have to grow (or shrink) until the settings of a `discriminant` head are chosen
+    again. Before that a task is learnt with those of its parent, in a fraction of the time; 0 chooses every time."""
+
     metric_loss: str = "supcon"
     """`hard_pairs`, `binomial`, `supcon`, or `pml:<class of pytorch_metric_learning.losses>`."""
     metric_loss_args: dict[str, Scalar] = field(default_factory=dict)

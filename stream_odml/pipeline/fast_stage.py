@@ -21,9 +21,10 @@ from stream_odml.learn.lift import Lift
 from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, verdict
 from stream_odml.pipeline.head_finder import by_head
-from stream_odml.pipeline.head_solving import Items, Solved, rows_as_items, solve
+from stream_odml.pipeline.head_solving import Items, Solved, Training, earlier_choice, rows_as_items, solve
 from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose
 from stream_odml.pipeline.messages import StageOrder, StageResult
+from stream_odml.pipeline.sums_ahead import SumsAhead
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS, ArtifactRef, write_artifact
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows, sums_now, task_rows
@@ -35,13 +36,16 @@ MAX_IMAGES = 4096
 NO_ITEMS = "the task has no training items left: they were forgotten, replaced or held out"
 
 
-def fast_stage(store: Store, order: StageOrder, config: StreamConfig) -> StageResult:
+def fast_stage(
+    store: Store, order: StageOrder, config: StreamConfig, ahead: SumsAhead | None = None
+) -> StageResult:
     """Learn `order.task` from its parent: write SUMS and HEAD of the new version, or say why it must not be published.
 
     The store is read as it was last refreshed. A task of one class, or of one image, is learnt like any other.
+    `ahead`: sums of its items that were made while they waited; the result is the same without.
     """
     began = time.perf_counter()
-    solved = store.again(lambda: _solved(store, order, config))
+    solved = store.again(lambda: _solved(store, order, config, ahead or SumsAhead()))
     if solved is None:
         return StageResult(order.version_id, order.parent, order.task, refusal=NO_ITEMS)
     figures = {**solved.figures, **_measured(store, order, config, solved), "steps": 0.0}
@@ -49,13 +53,12 @@ def fast_stage(store: Store, order: StageOrder, config: StreamConfig) -> StageRe
     return finished(store, order, config, solved, figures, {STUDENT: student_of(store, order.parent)})
 
 
-def _solved(store: Store, order: StageOrder, config: StreamConfig) -> Solved | None:
-    rows = task_rows(store, order.parent, _shards(order))
-    if not len(rows):
+def _solved(store: Store, order: StageOrder, config: StreamConfig, ahead: SumsAhead) -> Solved | None:
+    task = task_rows(store, order.parent, _shards(order))
+    if not len(task):
         return None
-    task = Items(rows.keys, rows.classes, rows.features())
-    learnt = learnt_rows(store, order.parent)
-    return _noted(store, task, solve(sums_now(store, order.parent), task, learnt, config.model.dim))
+    before = sums_now(store, order.parent)
+    return _beside_learnt(store, order, config, task, before, ahead.of(task, before.lift))
 
 
 def solve_stage(
@@ -66,14 +69,34 @@ def solve_stage(
     left = task_rows(store, order.parent, _shards(order))
     task = rows_as_items(store, parts, left, forward)
     if order.kind == "embed":
-        before, learnt = sums_now(store, order.parent), learnt_rows(store, order.parent)
-        return _noted(store, task, solve(before, task, learnt, config.model.dim))
+        return _beside_learnt(store, order, config, task, sums_now(store, order.parent))
     # Of what another trunk embedded nothing can be summed under this one.
     lift = Lift(store.dim, config.model.lift, config.seed)
     return _noted(store, task, solve(ClassSums.empty(lift), task, None, config.model.dim))
 
 
-def _noted(store: Store, task: Items, solved: Solved) -> Solved:
+def _beside_learnt(
+    store: Store,
+    order: StageOrder,
+    config: StreamConfig,
+    task: Training,
+    before: ClassSums,
+    of_task: ClassSums | None = None,
+) -> Solved:
+    """Solve a task under its parent's trunk, with the settings of the parent's head where they still hold."""
+    solved = solve(
+        before,
+        task,
+        learnt_rows(store, order.parent),
+        config.model.dim,
+        earlier=earlier_choice(store, order.parent),
+        growth=config.learning.choice_growth,
+        of_task=of_task,
+    )
+    return _noted(store, task, solved)
+
+
+def _noted(store: Store, task: Training, solved: Solved) -> Solved:
     more = {
         SUMS_SEQ: store.ledger.seq,
         "images": float(len(task)),
@@ -128,7 +151,7 @@ def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Sol
         lost = evaluating.forgetting(store, order.parent, figures)
         figures |= {} if lost is None else {"forgetting": lost}
     if figures.get("queries/old", 0.0) < FEW_QUERIES:
-        figures |= _estimated(*heads, solved.sample)
+        figures |= _estimated(*heads, solved.sample())
     return figures
 
 
@@ -144,7 +167,7 @@ def _estimated(old: DiscriminantHead, new: DiscriminantHead, sample: Items) -> d
     if len(known) < 2:
         return {}
     names, labels = np.unique(np.array([sample.classes[row] for row in known], np.str_), return_inverse=True)
-    h_nD = sample.features[np.array(known)].decode()
+    h_nD = sample.features(np.array(known)).decode()
     held = HeldOut.of_features(h_nD, labels.astype(np.int64), [str(name) for name in names])
     found = {
         name: by_head(head)(held, h_nD, h_nD)

@@ -5,8 +5,10 @@ Protects: what is summed is what is stored, so that it can be summed again and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +21,35 @@ from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.feature_codes import FeatureCodes, encode
 from stream_odml.learn.head_choice import choose_head, sample_rows
+from stream_odml.learn.lift import Lift
 from stream_odml.store.store import Store
-from stream_odml.store.sums import TrainingRows
 from stream_odml.store.tables import features_of
 from stream_odml.store.version_metrics import key
 
 CHOSEN = ("width", "shrinkage", "new_shrinkage", "new_bonus")
+CHOSEN_CLASSES, CHOSEN_ITEMS = key("head", "chosen_classes"), key("head", "chosen_items")
+
+Ints = NDArray[np.int64]
+
+
+class Training(Protocol):
+    """Training items, whether their features are at hand (`Items`) or are read when asked for (`TrainingRows`)."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Names that are unique, by which a sample is drawn."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The class of each."""
+
+    def features(self, some: Ints | None = None) -> FeatureCodes:
+        """Return the features as stored, of one trunk, of all or of some rows."""
+
+    def sums(self, lift: Lift) -> ClassSums:
+        """Return the class sums of all."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,63 +57,112 @@ class Items:
     """Training items with their features as stored, of one trunk."""
 
     keys: Sequence[str]
-    """Names that are unique, by which a sample is drawn."""
     classes: Sequence[str]
-    features: FeatureCodes
+    codes: FeatureCodes
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def at(self, rows: NDArray[np.int64]) -> Items:
+    def features(self, some: Ints | None = None) -> FeatureCodes:
+        """Return those of all, or of some rows."""
+        return self.codes if some is None else self.codes[some]
+
+    def sums(self, lift: Lift) -> ClassSums:
+        """Return the class sums of all."""
+        return ClassSums.of(lift, self.codes, list(self.classes))
+
+    def at(self, rows: Ints) -> Items:
         """Return some rows."""
-        return Items(
-            [self.keys[row] for row in rows], [self.classes[row] for row in rows], self.features[rows]
-        )
+        return Items([self.keys[row] for row in rows], [self.classes[row] for row in rows], self.codes[rows])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings of a head, and the sums that they were chosen for."""
+
+    settings: HeadSettings
+    classes: float
+    items: float
+
+    def holds(self, sums: ClassSums, growth: float) -> bool:
+        """Return whether neither classes nor items have grown or shrunk by that share since."""
+        now = ((len(sums), self.classes), (sums.n_items, self.items))
+        return all(before < (1 + growth) * count and count < (1 + growth) * before for count, before in now)
+
+
+def earlier_choice(store: Store, version: str) -> Choice | None:
+    """Return how a version's head was chosen, and when; None for a head that nothing was left to choose by."""
+    metrics = store.tree.get(version).metrics
+    if CHOSEN_CLASSES not in metrics or CHOSEN_ITEMS not in metrics:
+        return None
+    return Choice(store.head_of(version).settings, metrics[CHOSEN_CLASSES], metrics[CHOSEN_ITEMS])
 
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """Sums and head of a new version, the items by which it was chosen, and what there is to say of it."""
+    """Sums and head of a new version, and what there is to say of it."""
 
     sums: ClassSums
     head: DiscriminantHead
-    sample: Items
+    sample: Callable[[], Items]
+    """Read the bounded sample of items by which settings are chosen."""
     figures: Mapping[str, float]
 
 
-def solve(before: ClassSums, task: Items, learnt: TrainingRows | None, dim: int) -> Solved:
+def solve(
+    before: ClassSums,
+    task: Training,
+    learnt: Training | None,
+    dim: int,
+    *,
+    earlier: Choice | None = None,
+    growth: float = 0.0,
+    of_task: ClassSums | None = None,
+) -> Solved:
     """Return the head of what `before` sums and of the task's items.
 
-    `learnt`: what is stored of the items in `before`. The settings are chosen by a bounded sample of these and of the
-    task's; the features of no others are read. `dim`: the greatest length of the known part.
+    `learnt`: what is stored of the items in `before`. The settings are those of `earlier` while it holds (`growth`);
+    else they are chosen by a bounded sample of `learnt` and of the task; the features of no others are read.
+    `dim`: the greatest length of the known part. `of_task`: the task's sums, where they are known.
     """
-    sums = before.plus(ClassSums.of(before.lift, task.features, list(task.classes)))
-    sample = task.at(sample_rows(task.keys, task.classes)) if learnt is None else _sampled(learnt, task)
-    settings = choose_head(sums, sample.features, list(sample.classes), HeadSettings(dim=dim))
-    head = solve_head(sums, settings)
+    sums = before.plus(task.sums(before.lift) if of_task is None else of_task)
+
+    @cache
+    def sample() -> Items:
+        return _sampled([task] if learnt is None else [learnt, task])
+
+    if earlier is None or not earlier.holds(sums, growth):
+        drawn = sample()
+        settings = choose_head(sums, drawn.codes, list(drawn.classes), HeadSettings(dim=dim))
+        earlier = Choice(settings, float(len(sums)), float(sums.n_items))
+    head = solve_head(sums, earlier.settings)
     figures = {
-        **{key("head", name): float(asdict(settings)[name]) for name in CHOSEN},
+        **{key("head", name): float(asdict(head.settings)[name]) for name in CHOSEN},
         key("head", "dim"): float(head.known_dim),
         key("head", "classes"): float(len(sums)),
         key("head", "items"): float(sums.n_items),
-        key("head", "sample"): float(len(sample)),
+        CHOSEN_CLASSES: earlier.classes,
+        CHOSEN_ITEMS: earlier.items,
     }
     return Solved(sums, head, sample, figures)
 
 
-def _sampled(learnt: TrainingRows, task: Items) -> Items:
+def _sampled(parts: Sequence[Training]) -> Items:
     """The sample of all items, in the order in which `sample_rows` draws it."""
-    n = len(learnt)
-    keys, classes = [*learnt.keys, *task.keys], [*learnt.classes, *task.classes]
+    keys = [key for part in parts for key in part.keys]
+    classes = [name for part in parts for name in part.classes]
     rows = sample_rows(keys, classes)
     ordered = np.sort(rows)  # as stored features are read
-    older, mine = ordered[ordered < n], ordered[ordered >= n] - n
-    features = _joined([learnt.features(older), task.features[mine]])
-    drawn = Items([keys[row] for row in ordered], [classes[row] for row in ordered], features)
+    found, start = [], 0
+    for part in parts:
+        first, last = np.searchsorted(ordered, (start, start + len(part)))
+        found.append(part.features(ordered[first:last] - start))
+        start += len(part)
+    drawn = Items([keys[row] for row in ordered], [classes[row] for row in ordered], _joined(found))
     return drawn.at(np.searchsorted(ordered, rows))
 
 
-def rows_as_items(store: Store, parts: Sequence[str], left: TrainingRows, forward: DriftMap) -> Items:
+def rows_as_items(store: Store, parts: Sequence[str], left: Training, forward: DriftMap) -> Items:
     """Return the task's training items as they will be stored: of the rows that a stage has written (paths of the
     store), and of `left` those that it could not embed anew, which `forward` maps."""
     found = []
@@ -103,11 +177,11 @@ def rows_as_items(store: Store, parts: Sequence[str], left: TrainingRows, forwar
     if not len(stayed):
         return anew
     # In float64, as it is done whenever these rows are read.
-    moved = encode(forward.apply(left.features(stayed).decode().astype(np.float64)), anew.features.format)
+    moved = encode(forward.apply(left.features(stayed).decode().astype(np.float64)), anew.codes.format)
     return Items(
         [*anew.keys, *(left.keys[row] for row in stayed)],
         [*anew.classes, *(left.classes[row] for row in stayed)],
-        _joined([anew.features, moved]),
+        _joined([anew.codes, moved]),
     )
 
 

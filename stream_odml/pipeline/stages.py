@@ -178,6 +178,13 @@ class Stages:
         order = self.next_order()
         return order if order is not None and order.kind == "head" else None
 
+    def rows_for_a_head(self) -> int:
+        """How many items wait that a fast stage will learn."""
+        store = self._writer.store
+        if not self._has_trunk():
+            return 0
+        return sum(shard.rows - shard.held_out for shard in store.ledger.indexed.values())
+
     def _made_progress(self, version_id: str, done: StageProgress) -> bool:
         step = done.step if done.version == version_id else 0
         if step > self._best_step:

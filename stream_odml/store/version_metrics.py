@@ -59,7 +59,7 @@ class VersionMetrics:
     """Seconds from when the task was closed until the version was committed."""
     head: Scores = field(default_factory=dict, metadata=_BY_PART)
     """A discriminant head as it was chosen: width of the lift, shrinkages, bonus of new items; dimensions, classes and
-    items of its sums, items of the sample it was chosen by."""
+    items of its sums; `chosen_classes` and `chosen_items`: of the sums for which these settings were chosen."""
     workers: float | None = None
     """Training workers at the end of the stage."""
 

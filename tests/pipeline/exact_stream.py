@@ -59,9 +59,11 @@ class ExactStream:
         policy = BoundaryPolicy(new_classes=None, images=None, age_s=None)
         self.stages = Stages(self.writer, policy, 1, learns_trunk=False)
 
-    def land(self, name: str, classes: Mapping[str, int], held_out: int = 0, seed: int = 0) -> str:
-        """Land and index one shard that is a task of its own; of each class the first images are held out."""
-        ref = shard(name, ShardManifest(task_complete=True))
+    def land(
+        self, name: str, classes: Mapping[str, int], held_out: int = 0, seed: int = 0, closes: bool = True
+    ) -> str:
+        """Land and index one shard, which closes a task; of each class the first images are held out."""
+        ref = shard(name, ShardManifest(task_complete=closes))
         names = [c for c, count in classes.items() for _ in range(count)]
         held = [i < held_out for count in classes.values() for i in range(count)]
         h = features(names, seed + len(self.writer.ledger.shards))

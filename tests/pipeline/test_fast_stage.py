@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import DiscriminantHead, solve_head
+from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
+from stream_odml.pipeline import head_solving
 from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.late_erasure import StaleSums
@@ -211,3 +214,46 @@ def test_a_fast_stage_loads_no_torch() -> None:
     code = "import sys, stream_odml.pipeline.fast_stage; print({'torch', 'ray', 'faiss'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_settings_are_chosen_again_once_classes_or_items_have_grown_by_a_share(
+    stream: ExactStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+    choose = head_solving.choose_head
+
+    def counted(sums: ClassSums, *rest: Any) -> HeadSettings:
+        chosen.append(len(sums))
+        return replace(choose(sums, *rest), new_bonus=float(len(sums)))  # so that each choice is another
+
+    monkeypatch.setattr(head_solving, "choose_head", counted)
+    sizes = {"a": 10, "b": 2, "c": 1, "d": 1, "e": 1}
+    for name, count in sizes.items():  # in all 10, 12, 13, 14, 15 classes
+        stream.land(name, {f"{name} {i}": 8 for i in range(count)})
+        stream.learn()
+    assert chosen == [10, 13], "a quarter more than 10 are 13, and a quarter more than 13 are 17"
+    version = stream.writer.tree.get(stream.writer.tree.head)
+    assert version.metrics["head/chosen_classes"] == 13
+    assert version.metrics["head/classes"] == 15
+    assert version.metrics["head/new_bonus"] == head_of(stream).settings.new_bonus == 13.0
+    stream.land("more", {"a 0": 30})  # items alone
+    stream.learn()
+    assert chosen == [10, 13, 15]
+    stream.writer.forget("class", "a 1", 8)
+    for name in ("a 2", "a 3", "a 4", "a 5"):
+        stream.writer.forget("class", name, 8)
+    stream.land("after", {"f": 8})
+    stream.learn()
+    assert chosen == [10, 13, 15, 11], "fewer by so much count as more do"
+
+
+def test_with_growth_0_every_head_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    choose = head_solving.choose_head
+    monkeypatch.setattr(head_solving, "choose_head", lambda *args: chosen.append(1) or choose(*args))
+    stream = ExactStream(tmp_path / "root", learning={"choice_growth": 0})
+    for name in ("a", "b"):
+        stream.land(name, FIRST)
+        stream.learn()
+    stream.writer.release()
+    assert len(chosen) == 2
