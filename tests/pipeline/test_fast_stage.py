@@ -15,6 +15,7 @@ import pytest
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
+from stream_odml.learn.head_choice import choose_head
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline import head_solving
 from stream_odml.pipeline.head_finder import by_head
@@ -220,11 +221,10 @@ def test_settings_are_chosen_again_once_classes_or_items_have_grown_by_a_share(
     stream: ExactStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[int] = []
-    choose = head_solving.choose_head
 
     def counted(sums: ClassSums, *rest: Any) -> HeadSettings:
         chosen.append(len(sums))
-        return replace(choose(sums, *rest), new_bonus=float(len(sums)))  # so that each choice is another
+        return replace(choose_head(sums, *rest), new_bonus=float(len(sums)))  # so that each choice is another
 
     monkeypatch.setattr(head_solving, "choose_head", counted)
     sizes = {"a": 10, "b": 2, "c": 1, "d": 1, "e": 1}
@@ -249,11 +249,15 @@ def test_settings_are_chosen_again_once_classes_or_items_have_grown_by_a_share(
 
 def test_with_growth_0_every_head_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
-    choose = head_solving.choose_head
-    monkeypatch.setattr(head_solving, "choose_head", lambda *args: chosen.append(1) or choose(*args))
+
+    def counted(sums: ClassSums, *rest: Any) -> HeadSettings:
+        chosen.append(len(sums))
+        return choose_head(sums, *rest)
+
+    monkeypatch.setattr(head_solving, "choose_head", counted)
     stream = ExactStream(tmp_path / "root", learning={"choice_growth": 0})
     for name in ("a", "b"):
-        stream.land(name, FIRST)
+        stream.land(name, {f"{name} {i}": 12 for i in range(6 if name == "a" else 5)})
         stream.learn()
     stream.writer.release()
-    assert len(chosen) == 2
+    assert chosen == [6, 11]
