@@ -61,7 +61,12 @@ class StreamDriver:
         self._lock = threading.RLock()
         self._work_came = threading.Condition(self._lock)
         self._stop = threading.Event()
-        self._ingestion = Ingestion(self._writer, indexer_handles(config.cluster.indexers), config.ingest)
+        self._ingestion = Ingestion(
+            self._writer,
+            indexer_handles(config.cluster.indexers),
+            config.ingest,
+            lambda: self._tidying.erase_soon(),
+        )
         self._stages = Stages(self._writer, config.boundary, config.gate.retries, config.learns_trunk)
         self._fast = FastStages(config, self._stages)
         if config.solves_head:
@@ -131,7 +136,7 @@ class StreamDriver:
     def _refresh_figures(self, force: bool = False) -> None:
         if force or time.monotonic() >= self._figures_due:
             figures = stream_figures(self._writer.store, self._writer.epoch)
-            self._metrics.figures = replace(figures, retries=self._retries())
+            self._metrics.figures = replace(figures, retries=self._retries(), logs=self._discovery.figures())
             self._figures_due = time.monotonic() + FIGURES_S
 
     def _retries(self) -> dict[str, int]:

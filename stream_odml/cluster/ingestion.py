@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from stream_odml.cluster.ray_compat import was_restarting
 from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
-from stream_odml.ingest.sources import Source
+from stream_odml.ingest.sources import LogFigures, LogSource, Source
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
@@ -44,6 +44,8 @@ class Discovery:
         self.failures = 0
         """Polls that failed."""
         self._sources = list(sources)
+        self._logs = [source for source in self._sources if isinstance(source, LogSource)]
+        self._store = store
         self._found: queue.Queue[list[ShardRef]] = queue.Queue(maxsize=8)
         self._stamps = {str(shard.detail.get("stamp", "")) for shard in store.ledger.shards.values()}
         self._poll_s = poll_s
@@ -69,6 +71,12 @@ class Discovery:
         """End after the poll in progress."""
         self._stop.set()
         self._thread.join(timeout=10)
+        for source in self._logs:
+            source.close()
+
+    def figures(self) -> list[LogFigures]:
+        """How far each partition of each log is."""
+        return [one for source in self._logs for one in source.figures()]
 
     def take(self) -> list[ShardRef] | None:
         """What one poll found, or None when there is nothing more."""
@@ -91,12 +99,23 @@ class Discovery:
             self._errors[number] = f"{type(error).__name__}: {error}"
             log.warning("a source cannot be listed, asking again: %s", self._errors[number])
             return 0
+        self._settle(self._sources[number])
         self._stamps.update(ref.stamp for ref in refs)
         while refs and not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._found.put(refs, timeout=0.5)
                 break
         return len(refs)
+
+    def _settle(self, source: Source) -> None:
+        if not isinstance(source, LogSource):
+            return
+        ledger = self._store.ledger
+        waiting = [str(shard.detail.get("stamp", "")) for shard in ledger.landed.values()]
+        try:
+            source.settle(waiting, ledger.shards.__contains__)
+        except Exception as error:  # figures and lag tools only: what was found is landed all the same
+            log.warning("how far a log is read cannot be told now: %s", error)
 
 
 def _not_read(passed_over: Mapping[str, str]) -> str:
@@ -129,8 +148,16 @@ class _Deferred:
 class Ingestion:
     """Not thread-safe: the driver calls it from its one loop, under its lock."""
 
-    def __init__(self, writer: Writer, indexers: list[Any], config: IngestConfig) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        indexers: list[Any],
+        config: IngestConfig,
+        erased: Callable[[], None] = lambda: None,
+    ) -> None:
         self._writer = writer
+        self._erased = erased
+        """Called when items were forgotten because a log says so."""
         self._indexers = indexers
         self._config = config
         self._work: dict[Any, _Work] = {}
@@ -145,9 +172,24 @@ class Ingestion:
     def land(self, refs: list[ShardRef]) -> None:
         """Ledger what is new among ``refs``."""
         known = self._writer.store.ledger.shards
-        new = [ref for ref in refs if ref.shard_id not in known]
-        if new:
-            self._writer.record_landed(new)
+        new: list[ShardRef] = []
+        for ref in refs:
+            if ref.shard_id in known:
+                continue
+            if ref.erases:
+                # After all that came before it has landed, and before what comes after it: a tombstone covers what
+                # landed earlier. Its shard lands behind it, so that a kill in between repeats it, which is harmless.
+                self._record(new)
+                new = []
+                for item in ref.erases:
+                    self._writer.forget("item", item)
+                self._erased()
+            new.append(ref)
+        self._record(new)
+
+    def _record(self, refs: list[ShardRef]) -> None:
+        if refs:
+            self._writer.record_landed(refs)
 
     def dispatch(self, version: str) -> None:
         """Give landed shards to indexers that have room, in landing order.

@@ -15,6 +15,7 @@ from stream_odml.config.mistakes import OnceLoader, mistakes, yaml_problem
 from stream_odml.config.renamed import with_new_names
 from stream_odml.config.service import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, ServiceOptions
 from stream_odml.ingest.boundary import BoundaryPolicy
+from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
 from stream_odml.storage.regular import check_root
 
@@ -32,17 +33,18 @@ class _Section(BaseModel):
 class SourceConfig(_Section):
     """Where shards of images come from."""
 
-    kind: str = Field("directory", pattern=r"^(directory|s3|delta|none|[\w.]+:\w+)$")
-    """`directory`, `s3` (a prefix), `delta` (a table, followed by version), `none`: HTTP pushes only; or
-    `module:function` of your own, see deploy/sources.md."""
+    kind: str = Field("directory", pattern=r"^(directory|s3|delta|kafka|none|[\w.]+:\w+)$")
+    """`directory`, `s3` (a prefix), `delta` (a table, followed by version), `kafka` (topics), `none`: HTTP pushes
+    only; or `module:function` of your own, see deploy/sources.md."""
     path: str = "inbox"
-    """Folder, `bucket/prefix`, or table; a relative folder lies under the stream root."""
+    """Folder, `bucket/prefix`, table, or topics separated by commas; a relative folder lies under the stream root."""
     poll_s: float = Field(0.5, gt=0, le=3600)
     """Seconds between two looks for new shards."""
     start_version: int = Field(0, ge=0, lt=2**63)
     """First version of a `delta` table that is read, where older ones were cleaned out of its log."""
     storage_options: dict[str, str] = Field(default_factory=dict)
     """Options of an object store as the Delta library names them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ..."""
+    kafka: KafkaOptions = KafkaOptions()
 
 
 class IngestConfig(_Section):
@@ -185,7 +187,8 @@ class StoreConfig(_Section):
     maintain_every_commits: int = Field(256, ge=10)
     """Commits to all tables between two rounds, where rows are few: each commit makes files, however small."""
     keep_pushed_h: float = Field(168.0, ge=0, le=876_000)
-    """Hours that images pushed over HTTP stay after they are learnt: a rollback may need to learn them again."""
+    """Hours that images pushed over HTTP, or copied from a topic, stay after they are learnt: a rollback may need to
+    learn them again."""
 
 
 class StreamConfig(_Section):

@@ -27,6 +27,7 @@ class RawRow:
     time: Any = None
     problem: tuple[Reason, str] | None = None
     path: str | None = None
-    """Where its image lies within what was landed: a file of a folder, a member of a tar."""
+    """Where its image lies within what was landed: a file of a folder, a member of a tar, a
+    message as topic/partition/offset."""
     key: str | None = None
     """A name that must not occur twice in the shard although it is not the item's id (a tar key)."""

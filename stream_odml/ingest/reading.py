@@ -15,6 +15,8 @@ from pathlib import Path
 from stream_odml.ingest import fields
 from stream_odml.ingest.delta_log import delta_files
 from stream_odml.ingest.folders import folder_rows, parts_rows
+from stream_odml.ingest.message_range import FORMAT as MESSAGES
+from stream_odml.ingest.message_range import message_rows
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.ingest.reasons import FIRST_BYTES, BadShard, Reason, RowError, RowProblem
 from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef
@@ -119,7 +121,7 @@ def _single_file(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawR
                 raise BadShard(
                     Reason.EMPTY_FILE if not ref.size_bytes else Reason.UNKNOWN_FORMAT, _known(ref.name)
                 )
-            yield from tar_rows(file) if ref.format == "tar" else table_rows(file, ref.format)
+            yield from _rows_of(file, ref.format)
         except BadShard as error:
             if file.has_changed(ref.content_hash):
                 error = BadShard(Reason.CHANGED_WHILE_READ, f"while it was read; it then failed with {error}")
@@ -128,6 +130,12 @@ def _single_file(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawR
             raise BadShard(
                 Reason.CHANGED_WHILE_READ, "its content is not the one that was seen", file.head(FIRST_BYTES)
             )
+
+
+def _rows_of(file: ShardFile, format: str) -> Iterator[RawRow]:
+    if format == MESSAGES:
+        return message_rows(file)
+    return tar_rows(file) if format == "tar" else table_rows(file, format)
 
 
 def _known(name: str) -> str:

@@ -44,6 +44,10 @@ class Reason(StrEnum):
     BAD_MANIFEST = "bad_manifest"
     CHANGED_WHILE_READ = "changed_while_read"
     KILLED_READER = "killed_reader"
+    # a message of a topic, or offsets without one
+    BAD_MESSAGE = "bad_message"
+    LOST_MESSAGES = "lost_messages"
+    ABSENT_MESSAGES = "absent_messages"
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class ShardRef:
 
     `shard_id` is `<name>-<16 hex of the content hash>` and safe as a file name. `stamp` is what a source
     compares before it hashes anything (for a local file name, size and time of change). `format` is
-    parquet, arrow, tar, folder, delta, task (a task manifest: no rows) or unknown. `manifest.files` stays
+    parquet, arrow, tar, folder, delta, messages, task (a task manifest: no rows) or unknown. `manifest.files` stays
     with the shard.
     """
 
@@ -130,6 +130,8 @@ class ShardRef:
     mtime_ns: int
     stamp: str
     manifest: ShardManifest | None = field(default=None)
+    erases: tuple[str, ...] = ()
+    """Ids of items that are erased before the shard lands: of a log's messages without a value."""
 
     @property
     def content_hash(self) -> str:
@@ -140,6 +142,8 @@ class ShardRef:
         """Plain JSON types."""
         body = asdict(self)
         body["manifest"] = None if self.manifest is None else json.loads(self.manifest.to_bytes())
+        if not self.erases:
+            del body["erases"]  # most have none, and the ledger keeps a row for each shard
         return body
 
     @staticmethod
@@ -147,7 +151,7 @@ class ShardRef:
         """The inverse of `to_dict`."""
         note = body["manifest"]
         manifest = None if note is None else ShardManifest.from_bytes(json.dumps(note).encode())
-        return ShardRef(**{**body, "manifest": manifest})
+        return ShardRef(**{**body, "manifest": manifest, "erases": tuple(body.get("erases", ()))})
 
 
 def make_shard_id(name: str, content_sha256: str) -> str:

@@ -10,9 +10,10 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.reasons import BadShard, TransientReadError
@@ -31,11 +32,41 @@ MAX_NEW = 512
 """Shards that one poll returns at most, so that a backlog neither fills memory nor holds up the driver."""
 
 
+@dataclass(frozen=True)
+class LogFigures:
+    """How far one partition of a log is read. `lag`: its messages that are not searchable yet."""
+
+    topic: str
+    partition: int
+    searchable: int
+    """The offset up to which everything is searchable, or quarantined."""
+    lag: int
+    lost: int = 0
+    """Offsets that the topic had deleted before they were read, since this process began."""
+
+
 class Source(Protocol):
     """Something that shards come from; deploy/sources.md is its contract."""
 
-    def poll(self, known: Container[str]) -> list[ShardRef]:
+    def poll(self, known: Collection[str]) -> list[ShardRef]:
         """New complete shards whose stamp is not in `known`, oldest first. Raises TransientReadError."""
+        ...
+
+
+@runtime_checkable
+class LogSource(Source, Protocol):
+    """A source that follows a log: it is told what became of its shards, and tells how far it is."""
+
+    def settle(self, waiting: Collection[str], is_ledgered: Callable[[str], bool]) -> None:
+        """Take note of the stamps of all shards that wait to be indexed, and of which ids the ledger has."""
+        ...
+
+    def figures(self) -> Sequence[LogFigures]:
+        """How far each partition is; safe from any thread."""
+        ...
+
+    def close(self) -> None:
+        """End all that it started."""
         ...
 
 

@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stream_odml.ingest.reasons import Reason
+from stream_odml.ingest.sources import LogFigures
 from stream_odml.pipeline.messages import StageProgress
 
 PREFIX = "stream_odml"
@@ -53,6 +54,8 @@ class StreamFigures:
     drift: Mapping[str, float] = field(default_factory=dict)
     not_learnt: Sequence[Mapping[str, Any]] = ()
     """Tasks that were refused or skipped, see :mod:`stream_odml.store.unlearnt`."""
+    logs: Sequence[LogFigures] = ()
+    """How far each partition of a log is read, where the source is one."""
     retries: Mapping[str, int] = field(default_factory=dict)
     """What was unreachable and is asked for again, since this driver began: ``list``, ``read``, ``commit``,
     ``stage``."""
@@ -134,6 +137,7 @@ class DriverMetrics(Collector):
             f"{PREFIX}_gate_refusals", "Stages that the quality gate refused.", value=now.gate_refusals
         )
         yield from _not_learnt(now.not_learnt)
+        yield from _logs(now.logs)
 
     def _quality(self, now: StreamFigures) -> Iterable[Metric]:
         info = GaugeMetricFamily(f"{PREFIX}_head_info", "1 for the head version.", labels=["version"])
@@ -176,6 +180,25 @@ def _not_learnt(tasks: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
     for task in tasks[-TASKS_NAMED:]:
         info.add_metric([task["task"], task["state"], task["reason"][:REASON_LENGTH]], 1)
     yield info
+
+
+def _logs(partitions: Sequence[LogFigures]) -> Iterable[Metric]:
+    labels = ["topic", "partition"]
+    lag = GaugeMetricFamily(
+        f"{PREFIX}_topic_lag_messages", "Messages of a partition that are not searchable yet.", labels=labels
+    )
+    offset = CounterMetricFamily(
+        f"{PREFIX}_topic_offset", "Offset up to which a partition is searchable.", labels=labels
+    )
+    lost = CounterMetricFamily(
+        f"{PREFIX}_topic_lost_messages", "Messages deleted from a topic before they were read.", labels=labels
+    )
+    for one in partitions:
+        names = [one.topic, str(one.partition)]
+        lag.add_metric(names, one.lag)
+        offset.add_metric(names, one.searchable)
+        lost.add_metric(names, one.lost)
+    yield from (lag, offset, lost)
 
 
 def _zeros(names: Iterable[str]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.ingest.delta_source import DeltaTableSource
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.sources import DirectorySource, Source
+from stream_odml.ingest.spool import Spool
 from stream_odml.storage.reading import local_path
 
 
@@ -27,11 +28,16 @@ def push_path(config: StreamConfig) -> str:
     return config.service.push_dir or f"{config.root.rstrip('/')}/push"
 
 
+def spool_path(config: StreamConfig) -> str:
+    """Where messages of topics are copied to."""
+    return f"{config.root.rstrip('/')}/spool"
+
+
 def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
-    """Storage options of a shard: those of the store for what was pushed, else those of the source."""
+    """Storage options of a shard: those of the store for what was pushed or copied, else those of the source."""
     return (
         config.storage_options
-        if _lies_in(uri, push_path(config))
+        if any(_lies_in(uri, ours) for ours in (push_path(config), spool_path(config)))
         else dict(config.source.storage_options) or None
     )
 
@@ -55,11 +61,29 @@ def open_sources(config: StreamConfig) -> list[Source]:
         sources.append(S3Source(inbox_path(config), options))
     elif config.source.kind == "delta":
         sources.append(DeltaTableSource(config.source.path, options, config.source.start_version))
+    elif config.source.kind == "kafka":
+        sources.append(_kafka(config))
     elif config.source.kind != "none":
         sources.append(_made_by(config.source.kind, config.source.path, options or {}))
     push = push_path(config)
     sources.append(S3Source(push, config.storage_options) if "://" in push else _directory(push))
     return sources
+
+
+def _kafka(config: StreamConfig) -> Source:
+    """The topics of a cluster. Imported here: the client is not installed where nobody reads topics."""
+    topics = [topic for topic in (name.strip() for name in config.source.path.split(",")) if topic]
+    try:
+        from stream_odml.ingest.kafka_source import KafkaSource
+    except ImportError as error:
+        raise ConfigError(
+            f"source.kind kafka needs a library that is not here ({error}): pip install 'stream-odml[kafka]'"
+        ) from error
+    kafka = config.source.kafka
+    try:
+        return KafkaSource(topics, kafka, Spool(spool_path(config), config.storage_options, kafka.generation))
+    except ValueError as error:
+        raise ConfigError(f"source.{error}") from error
 
 
 def _made_by(factory: str, path: str, options: dict[str, str]) -> Source:

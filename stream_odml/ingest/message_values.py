@@ -1,0 +1,127 @@
+"""What the value of a message says: an image, a record in JSON or Avro, or what a function of the user's makes of it.
+
+Protects: whatever a value holds, it costs its own row only.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stream_odml.ingest.kafka_options import MessageFormat
+from stream_odml.ingest.plain import json_once
+from stream_odml.ingest.reasons import Reason, RowError, TransientReadError
+
+Headers = Mapping[str, bytes | None]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a value says of its item; what it leaves out is taken from the headers."""
+
+    image: bytes | None
+    label: str | int | None = None
+    item_id: str | int | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    time: Any = None
+
+
+Decode = Callable[[bytes, Headers], Fields]
+"""A decoder of values. Raises RowError, or any other error for a value that is not what it should be."""
+_IMAGE, _LABEL = ("image", "img", "bytes"), ("class_name", "label", "labels")
+_ID, _TIME = ("item_id", "id"), ("time", "timestamp")
+_SCHEMA_ID_BYTES = 5
+
+
+def decoder_of(format: MessageFormat) -> Decode:
+    """Return the decoder that a format names. Raises TransientReadError where its module cannot be imported here."""
+    if format.value == "image":
+        return lambda value, _: Fields(value)
+    if format.value == "json":
+        return _guarded(_from_json)
+    if format.value == "avro":
+        return _guarded(_Avro(format.schemas))
+    module, _, name = format.value.partition(":")
+    try:
+        decode: Decode = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise TransientReadError(
+            f"kafka.value {format.value} cannot be had here ({error}): its module must be importable in all processes"
+        ) from error
+    return _guarded(decode)
+
+
+def _guarded(decode: Decode) -> Decode:
+    def decoded(value: bytes, headers: Headers) -> Fields:
+        try:
+            return decode(value, headers)
+        except RowError:
+            raise
+        except Exception as error:
+            detail = f"{type(error).__name__}: {str(error)[:200]}"
+            raise RowError(Reason.BAD_MESSAGE, detail) from error
+
+    return decoded
+
+
+def _from_json(value: bytes, headers: Headers) -> Fields:
+    record = json_once(value)
+    if not isinstance(record, Mapping):
+        raise RowError(Reason.BAD_MESSAGE, f"a {type(record).__name__}; expected an object with an image")
+    return _from_record(record)
+
+
+def _from_record(record: Mapping[str, Any]) -> Fields:
+    image = _first(record, _IMAGE)
+    if isinstance(image, str):
+        try:
+            image = base64.b64decode(image, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise RowError(Reason.BAD_MESSAGE, f"the image is not base64: {error}") from error
+    if image is not None and not isinstance(image, bytes):
+        raise RowError(Reason.BAD_MESSAGE, f"the image is a {type(image).__name__}; expected base64 or bytes")
+    attributes = record.get("attributes") or {}
+    if not isinstance(attributes, Mapping):
+        raise RowError(Reason.BAD_ATTRIBUTES, "attributes: expected an object of names and values")
+    return Fields(image, _first(record, _LABEL), _first(record, _ID), attributes, _first(record, _TIME))
+
+
+def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+class _Avro:
+    """Records by the schema that their writer used; one that is named by no id that we know is refused, not guessed."""
+
+    def __init__(self, schemas: Mapping[str, str]) -> None:
+        try:
+            import fastavro
+        except ImportError as error:
+            raise TransientReadError(
+                "kafka.value avro needs fastavro: pip install 'stream-odml[kafka]'"
+            ) from error
+        self._read = fastavro.schemaless_reader
+        self._schemas = {name: fastavro.parse_schema(json.loads(text)) for name, text in schemas.items()}
+
+    def __call__(self, value: bytes, headers: Headers) -> Fields:
+        name, at = "", 0
+        if "" not in self._schemas:
+            if len(value) < _SCHEMA_ID_BYTES or value[0] != 0:
+                raise RowError(Reason.BAD_MESSAGE, "no id of a schema before the record")
+            name, at = str(int.from_bytes(value[1:_SCHEMA_ID_BYTES], "big")), _SCHEMA_ID_BYTES
+        if name not in self._schemas:
+            known = ", ".join(sorted(self._schemas))
+            raise RowError(Reason.BAD_MESSAGE, f"schema {name} is not among kafka.schemas ({known})")
+        file = io.BytesIO(value[at:])
+        record = self._read(file, self._schemas[name], None)
+        if file.read(1):
+            raise RowError(Reason.BAD_MESSAGE, "bytes follow the record: it was written by another schema")
+        if not isinstance(record, Mapping):
+            raise RowError(Reason.BAD_MESSAGE, "the schema is of no record")
+        return _from_record(record)

@@ -1,0 +1,122 @@
+"""One partition of a log: its messages in order, cut into ranges by count, bytes, age and meaning.
+
+Invariant: the ranges that come out are contiguous from where it began, and end before and after what acts on all that
+came earlier: messages that erase, and control messages. No broker and no file is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from stream_odml.ingest.kafka_options import KafkaOptions
+from stream_odml.ingest.landing import check_task
+from stream_odml.ingest.message_range import Message, Range, erased_by, erased_id
+
+MAX_ERASED = 200
+"""Items that one range erases at most: each is a row of the ledger, written before the range lands."""
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A range that is complete, and what it does: nothing more, erase items, or close a task."""
+
+    about: Range
+    messages: Sequence[Message] = ()
+    erases: tuple[str, ...] = ()
+    task: str | None = None
+
+
+@dataclass
+class Partition:
+    """Messages taken so far; `next` is the offset that is wanted next, `start` that of the open range."""
+
+    topic: str
+    number: int
+    start: int
+    options: KafkaOptions
+    next: int = -1
+    low: int = 0
+    """The lowest offset that the broker has, as far as it was asked."""
+    bytes: int = 0
+    """Of the open range."""
+    closes: str | None = None
+    """A task that a control message at `next` closes: nothing is taken until it is released."""
+    control_ms: int = 0
+    """When that message was sent."""
+    _messages: list[Message] = field(default_factory=list)
+    _opened: float | None = None
+    _erasing: bool = False
+
+    def __post_init__(self) -> None:
+        self.next = max(self.next, self.start)
+
+    def take(self, message: Message, now: float) -> Iterator[Closed]:
+        """Take the next message; yields ranges that it completes. One that was taken before is passed over."""
+        if self.closes is not None or message.offset < self.next:
+            return
+        if (task := self._task(message)) is not None:
+            self.next = message.offset
+            yield from self.close()
+            self.closes, self.control_ms = task, message.time_ms
+            return
+        erasing = self._erases(message)
+        if self._messages and (erasing != self._erasing or (erasing and len(self._messages) >= MAX_ERASED)):
+            yield from self.close()
+        if not self._messages:
+            self._opened, self._erasing = now, erasing
+        self._messages.append(message)
+        self.bytes += _size(message)
+        self.next = message.offset + 1
+        if len(self._messages) >= self.options.range_messages or self.bytes >= self.options.range_bytes:
+            yield from self.close()
+
+    def reached(self, offset: int) -> None:
+        """The broker has nothing more below this offset: what lies between is a gap."""
+        if self.closes is None:
+            self.next = max(self.next, offset)
+
+    def lost(self, low: int) -> Iterator[Closed]:
+        """The broker has nothing any more below `low`; yields what is thereby known to be gone, at once."""
+        self.low = max(self.low, low)
+        if self.next < low and self.closes is None:
+            self.next = low
+            yield from self.close()
+
+    def due(self, now: float) -> bool:
+        """Whether the open range is old enough to be closed."""
+        return self._opened is not None and now - self._opened >= self.options.range_s
+
+    def close(self) -> Iterator[Closed]:
+        """Complete the open range, if there is anything in it."""
+        if self.next > self.start:
+            about = Range(self.topic, self.number, self.start, self.next, self.low)
+            erases = erased_by(self._messages, self.options) if self._erasing else ()
+            yield Closed(about, tuple(self._messages), erases)
+        self.start, self.bytes, self._messages = self.next, 0, []
+        self._opened, self._erasing = None, False
+
+    def release(self) -> Closed:
+        """Let the control message close its task, and go on behind it."""
+        about = Range(self.topic, self.number, self.next, self.next + 1, self.low)
+        closed = Closed(about, task=self.closes)
+        self.closes = None
+        self.start = self.next = about.end
+        return closed
+
+    def _task(self, message: Message) -> str | None:
+        """The task that a control message closes; a name that no task can have leaves it a message like others."""
+        try:
+            task = (message.header(self.options.task_header) or b"").decode()
+            return task if task and check_task(task) else None
+        except ValueError:
+            return None
+
+    def _erases(self, message: Message) -> bool:
+        erase = message.value is None and self.options.tombstones == "erase"
+        return erase and erased_id(message, self.options) is not None
+
+
+def _size(message: Message) -> int:
+    headers = sum(len(name) + len(value or b"") for name, value in message.headers)
+    return len(message.value or b"") + len(message.key or b"") + headers

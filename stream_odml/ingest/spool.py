@@ -1,0 +1,148 @@
+"""Ranges of a log as files below the stream root: what is landed from them is what is learnt from them.
+
+Invariant: a file is whole under its name or not there, and its name says its range. The ledger alone says how far a
+partition was read; a file that follows it there was copied by a driver that was killed before it could say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from stream_odml.ingest.kafka_options import MessageFormat
+from stream_odml.ingest.landing import complete_task
+from stream_odml.ingest.message_range import FORMAT, SUFFIX, Range, erased_by, read_range, write_range
+from stream_odml.ingest.partition import Closed
+from stream_odml.ingest.reasons import BadShard
+from stream_odml.ingest.shard import ShardManifest, ShardRef, make_shard_id, shard_name
+from stream_odml.ingest.shard_file import ShardFile, hash_of_etag
+from stream_odml.storage.files import open_files
+from stream_odml.storage.publish import ShardExists, file_sha256, publish
+from stream_odml.storage.reading import StorageOptions, is_remote, local_path
+
+MAX_TOPIC_CHARS = 80
+"""Of a topic in the name of a file; a longer one ends in a hash."""
+WRITES = 9
+"""Names tried for one range: it has other bytes a second time only where its topic changed in between."""
+_STAMP = re.compile(r"kafka:([^:]*):(\d+):([^:]*):(\d+):(\d+)-(\d+)")
+
+
+class Stamp(NamedTuple):
+    """What the ledger keeps of a range. `topic_id` is the broker's for this topic, empty where it has none."""
+
+    topic: str
+    generation: int
+    topic_id: str
+    partition: int
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return "kafka:{}:{}:{}:{}:{}-{}".format(*self)
+
+    @staticmethod
+    def of(text: str) -> Stamp | None:
+        """The stamp that this text is; None for a shard from elsewhere."""
+        found = _STAMP.fullmatch(text)
+        if found is None:
+            return None
+        topic, generation, topic_id, partition, start, end = found.groups()
+        return Stamp(topic, int(generation), topic_id, int(partition), int(start), int(end))
+
+
+def stamps_of(texts: Iterable[str], topics: Iterable[str], generation: int) -> Iterator[Stamp]:
+    """The stamps of these topics among all that the ledger knows."""
+    wanted = frozenset(topics)
+    for text in texts:
+        stamp = Stamp.of(text)
+        if stamp is not None and stamp.topic in wanted and stamp.generation == generation:
+            yield stamp
+
+
+class Spool:
+    """The folder or prefix `place`. Errors: OSError."""
+
+    def __init__(self, place: str, options: StorageOptions | None, generation: int) -> None:
+        self.place = place
+        self._options, self._generation = options, generation
+        self._files = open_files(place, dict(options) if options else None)
+
+    def size_bytes(self) -> int:
+        """Bytes of all that lies there."""
+        return sum(info.size for info in self._files.list(""))
+
+    def put(self, closed: Closed, format: MessageFormat, topic_id: str) -> ShardRef:
+        """Write a range and return its shard."""
+        about = closed.about
+        stamp = Stamp(about.topic, self._generation, topic_id, about.partition, about.start, about.end)
+        if closed.task is not None:
+            uri = complete_task(self.place, closed.task, None, self._options)
+            note = ShardManifest(closed.task, True, None)
+            return replace(self._ref(uri, str(stamp)), format="task", manifest=note)
+        uri = self._publish(closed, format)
+        return replace(self._ref(uri, str(stamp)), erases=closed.erases)
+
+    def _publish(self, closed: Closed, format: MessageFormat) -> str:
+        base = self._name(closed.about)
+        for name in (base, *(f"{base}.{number}" for number in range(2, WRITES + 1))):
+            try:
+                return publish(
+                    self.place,
+                    name + SUFFIX,
+                    lambda file: write_range(file, closed.about, closed.messages, format),
+                    self._options,
+                )
+            except ShardExists:
+                continue  # of a driver that died, before its topic lost some of these messages
+        raise OSError(
+            f"{self.place} has {WRITES} files of one range, {base}; remove those that no shard names"
+        )
+
+    def names(self) -> list[str]:
+        """Names of the ranges that lie there."""
+        return [info.path for info in self._files.list("") if info.path.endswith(SUFFIX)]
+
+    def left(
+        self, names: Sequence[str], topic: str, partition: int, topic_id: str, position: int
+    ) -> tuple[ShardRef, int] | None:
+        """A range from `position` on that was copied and not ledgered, the longest of several, and its end."""
+        start = self._name(Range(topic, partition, position, 0)).rpartition("-")[0]
+        ends = {name: _end(name) for name in names if name.startswith(f"{start}-")}
+        longer = [name for name, end in ends.items() if end is not None and end > position]
+        if not longer:
+            return None
+        name = max(longer, key=lambda name: (ends[name], name))
+        uri = f"{self.place.rstrip('/')}/{name}"
+        try:
+            with ShardFile(uri, self._options) as file:
+                about, format, messages = read_range(file)
+            stamp = Stamp(topic, self._generation, topic_id, partition, about.start, about.end)
+            erases = erased_by(messages, format)
+            return replace(self._ref(uri, str(stamp)), erases=erases), about.end
+        except BadShard:
+            return None  # none of ours, or deleted since it was listed: its messages are copied again
+
+    def _name(self, about: Range) -> str:
+        generation = f"g{self._generation:04d}-" if self._generation else ""
+        topic = shard_name(about.topic)
+        if len(topic) > MAX_TOPIC_CHARS:
+            topic = f"{topic[: MAX_TOPIC_CHARS - 9]}-{hashlib.sha256(about.topic.encode()).hexdigest()[:8]}"
+        place = f"{topic}-{generation}p{about.partition:05d}"
+        return f"{place}-{about.start:012d}-{about.end:012d}"
+
+    def _ref(self, uri: str, stamp: str) -> ShardRef:
+        name = uri.rpartition("/")[2]
+        with ShardFile(uri, self._options) as file:
+            size = file.size_bytes
+            sha256 = hash_of_etag(file.looks) if is_remote(uri) else file_sha256(local_path(uri))
+        place = uri if is_remote(uri) else str(local_path(uri).absolute())
+        return ShardRef(make_shard_id(name, sha256), name, place, FORMAT, size, time.time_ns(), stamp)
+
+
+def _end(name: str) -> int | None:
+    text = name.removesuffix(SUFFIX).rpartition("-")[2].partition(".")[0]
+    return int(text) if re.fullmatch(r"\d+", text) else None
