@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -58,10 +59,11 @@ def query(
 
 
 def status(root: Root, as_json: AsJson = False) -> None:
-    """Say how a stream stands, from its tables alone: it need not be running.
+    """Say how a stream stands, what needs attention first, from its tables alone: it need not be running.
 
     Example:  stream-odml status stream-root --json
     """
+    from stream_odml.cli.status_text import status_text
     from stream_odml.cli.stream_root import root_status
     from stream_odml.observe.plain import plain
 
@@ -69,11 +71,7 @@ def status(root: Root, as_json: AsJson = False) -> None:
     if as_json:
         say_json(plain(report), indent=2)
         return
-    not_learnt = report.pop("not_learnt")
-    for key, value in report.items():
-        say(out, f"{key:16} {value}")
-    for task in not_learnt:
-        say(out, f"{'not learnt':16} {task['in_words']}")
+    out.print(status_text(report, root), soft_wrap=True)
 
 
 def versions(
@@ -126,6 +124,7 @@ def quarantine(
 
     Examples:  stream-odml quarantine stream-root --json  ·  stream-odml quarantine stream-root --export bad.parquet
     """
+    from stream_odml.ingest.reasons import REMEDIES
     from stream_odml.store.store import Store
 
     if export is not None:
@@ -144,6 +143,8 @@ def quarantine(
     for row in rows:
         table.add_row(shown(row["shard_id"]), str(row["row"]), shown(row["reason"]), shown(row["detail"]))
     out.print(table)
+    for reason, count in sorted(Counter(row["reason"] for row in rows).items()):
+        say(out, f"{count} {reason}: {REMEDIES.get(reason, 'refused by another release')}")
 
 
 def report(

@@ -7,8 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from stream_odml.cli.confirming import DryRun, Yes, is_terminal, may_go_on
 from stream_odml.cli.console import say
 from stream_odml.cli.errors import Root, Token, Url, out
+
+WOULD_REMOVE = "would remove "
+"""How a line begins that names a landed copy which `forget --verify --inbox` deletes."""
 
 
 def ingest(
@@ -42,15 +46,23 @@ def rollback(
     root: Root,
     version_id: Annotated[str, typer.Argument(help="Version to serve again; `versions` lists them.")],
     relearn: Annotated[bool, typer.Option(help="Learn the tasks of the branch left behind again.")] = True,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     url: Url = None,
     token: Token = None,
 ) -> None:
     """Serve an earlier (or later) version. No item is lost: stored vectors are mapped.
 
-    Example:  stream-odml rollback stream-root v0002-1a2b3c4d
-    """
-    from stream_odml.cli.stream_root import roll_back
+    With --no-relearn the tasks that only the branch left behind had learnt are skipped: it shows them and asks.
 
+    Examples:  stream-odml rollback stream-root v0002  ·  stream-odml rollback stream-root v0002 --no-relearn --dry-run
+    """
+    from stream_odml.cli.stream_root import left_behind, roll_back
+
+    if dry_run or not relearn:
+        touched = left_behind(root, version_id, relearn)
+        if not may_go_on(touched, yes or relearn, dry_run, scripts_say_yes=True):
+            return
     say(out, roll_back(root, version_id, relearn, url, token))
 
 
@@ -90,14 +102,18 @@ def forget(
         str | None,
         typer.Option(help="With --inbox: the inbox, where it is not the folder inbox in or beside the root."),
     ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     url: Url = None,
     token: Token = None,
 ) -> None:
     """Forget a class, an item or a shard: hidden at once, then deleted. `--verify` proves it, exit code 1 if not.
 
-    Examples:  stream-odml forget stream-root --class "sku 4711"  ·  ... --class "sku 4711" --verify --inbox
+    On a terminal it says how many items that are, and asks. `--inbox` deletes files of yours: scripts say --yes.
+
+    Examples:  stream-odml forget stream-root --class "sku 4711"  ·  ... --class "sku 4711" --verify --inbox --dry-run
     """
-    from stream_odml.cli.stream_root import forget_name, verify_forgotten
+    from stream_odml.cli.stream_root import covered_by, forget_name, verify_forgotten
 
     options: list[tuple[Literal["class", "item", "shard"], str | None]] = [
         ("class", class_name), ("item", item), ("shard", shard)
@@ -107,8 +123,14 @@ def forget(
         raise ValueError("say what to forget: one of --class NAME, --item ID, --shard ID")
     kind, name = given[0]
     if not verify:
-        say(out, forget_name(root, kind, name, url, token))
+        asks = dry_run or (is_terminal() and not yes)
+        if not asks or may_go_on([covered_by(root, kind, name)], yes, dry_run, scripts_say_yes=False):
+            say(out, forget_name(root, kind, name, url, token))
         return
+    if inbox and not yes:
+        lines, gone = verify_forgotten(root, kind, name, inbox, inbox_at, dry_run=True)
+        removable = [line for line in lines if line.startswith(WOULD_REMOVE)]
+        inbox = bool(removable) and may_go_on(removable, yes, dry_run, scripts_say_yes=True)
     lines, gone = verify_forgotten(root, kind, name, inbox, inbox_at)
     for line in lines:
         say(out, line)

@@ -186,6 +186,19 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
     return f"head is {version_id}"
 
 
+def left_behind(root: str, version_id: str, relearn: bool) -> list[str]:
+    """Return a line for each task that the head has learnt and `version_id` has not. Raises UnknownVersion."""
+    store = Store.open(root, keep_gallery=False)
+    named = store.tree.named(version_id)
+    fate = "learnt again" if relearn else "skipped, until `stream-odml relearn` names it"
+    lines = []
+    for task_id in sorted(store.tree.learnt() - store.tree.learnt(named)):
+        task = store.ledger.tasks[task_id]
+        classes = {name for shard in task.shard_ids for name in store.ledger.shards[shard].classes}
+        lines.append(f"{task_id} ({len(classes)} classes, {task.images} images) would be {fate}")
+    return [f"head {store.tree.head} would become {named}", *lines]
+
+
 def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str | None) -> str:
     """Take a refused or skipped task back, through the running service, or by this process when no stream runs."""
     price = ", and is published whatever the gate finds" if anyway else ""
@@ -197,6 +210,12 @@ def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str
     with _writer(root) as writer:
         relearn(writer, task, anyway)
     return f"{task} is learnt when the stream runs again{price}"
+
+
+def covered_by(root: str, kind: str, name: str) -> str:
+    """Return what a request to forget covers, in words. Raises UnknownSubject with the nearest names."""
+    subject = find_subject(Store.open(root, keep_gallery=False), kind, name)
+    return f"{kind} {subject.name}: {_items(subject.items)} would be hidden at once and deleted"
 
 
 def forget_name(
@@ -231,11 +250,11 @@ def _items(count: int) -> str:
 
 
 def verify_forgotten(
-    root: str, kind: str, name: str, inbox: bool, inbox_at: str | None = None
+    root: str, kind: str, name: str, inbox: bool, inbox_at: str | None = None, dry_run: bool = False
 ) -> tuple[list[str], bool]:
     """Lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete landed copies too.
 
-    A landed shard that a task has still to learn from is kept, and named.
+    A landed shard that a task has still to learn from is kept, and named. ``dry_run``: none is deleted.
     """
     from stream_odml.pipeline import erasure_proof as forget_proof
 
@@ -254,9 +273,12 @@ def verify_forgotten(
         kept = kept or (" (delete the rows in that table, and vacuum it)" if uri in proof.foreign else "")
         if inbox and not kept and not _lies_in(uri, _inboxes(root, inbox_at)):
             kept = " (in no inbox known here: if it is yours, name its folder with --inbox-at)"
-        if inbox and not kept:
+        if inbox and not kept and not dry_run:
             _remove(uri)
             lines.append(f"removed {uri}")
+        elif inbox and not kept:
+            left += 1
+            lines.append(f"would remove {uri}")
         else:
             left += 1
             lines.append(f"landed copy {uri}{kept}")

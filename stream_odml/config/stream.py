@@ -351,7 +351,7 @@ def _annotate(
     for name, spec in properties.items():
         target = spec.get("$ref") or next((s["$ref"] for s in spec.get("allOf", []) if "$ref" in s), None)
         if target is None:
-            yield f"{indent}# {_one_line(spec.get('description', ''))}{_range(spec)}"
+            yield f"{indent}# {_one_line(spec.get('description', ''))}{field_range(spec)}"
             yield f"{indent}{name}: {json.dumps(values[name])}"
             continue
         section = schema["$defs"][target.rsplit("/", 1)[1]]
@@ -364,7 +364,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
-def _range(spec: Mapping[str, Any]) -> str:
+def field_range(spec: Mapping[str, Any]) -> str:
     """Return the choices and bounds of a field, from its JSON schema."""
     options, bounds = [spec, *spec.get("anyOf", [])], []
     for name, sign in (

@@ -6,6 +6,7 @@ permissions) is a `TransientReadError`, which is retried and never quarantined.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -48,6 +49,37 @@ class Reason(StrEnum):
     BAD_MESSAGE = "bad_message"
     LOST_MESSAGES = "lost_messages"
     ABSENT_MESSAGES = "absent_messages"
+
+
+REMEDIES: Mapping[Reason, str] = {
+    Reason.EMPTY_IMAGE: "the image has no bytes: write it again",
+    Reason.NOT_AN_IMAGE: "the bytes are of no image format that is read: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF (and HEIC "
+    "with the extra `heic`)",
+    Reason.TRUNCATED_IMAGE: "the image ends early: copy it again from where it is whole",
+    Reason.CORRUPT_IMAGE: "the image cannot be decoded: save it again in an image program, or leave it out",
+    Reason.IMAGE_BOMB: "the image declares more pixels than `ingest.max_pixels`: scale it down, or raise the limit",
+    Reason.OUT_OF_MEMORY: "decoding the image needs more memory than there is: scale it down",
+    Reason.MISSING_IMAGE: "the row has no image: give it one, or leave the row out",
+    Reason.MISSING_LABEL: "the row has no class: put the image into a folder of its class, or fill `class_name`",
+    Reason.BAD_LABEL: "the class is no name or whole number, or holds characters that nobody sees: write it anew",
+    Reason.BAD_ID: "the id is no name or whole number, or holds characters that nobody sees: write it anew",
+    Reason.DUPLICATE_ID: "another row of the shard has this id: make ids differ, or leave them out",
+    Reason.BAD_ATTRIBUTES: "the attributes are no object of names and values, or too long: mend them",
+    Reason.BAD_TIME: "the time is none: write ISO 8601, or seconds since 1970",
+    Reason.OVERSIZED: "the image file is larger than 64 MiB: compress it",
+    Reason.UNSAFE_PATH: "a name leads out of its shard, or is a link: copy the file to where the name says",
+    Reason.MISSING_FILE: "a file that the shard names is not there: land it whole under another name",
+    Reason.HASH_MISMATCH: "a file is not the one that was landed: land it again under another name",
+    Reason.UNKNOWN_FORMAT: "the file is no Parquet, Arrow, tar or folder with a manifest: land it with `ingest`",
+    Reason.EMPTY_FILE: "the file has no rows: there is nothing to land",
+    Reason.WRONG_SCHEMA: "the table lacks the columns `image` and `class_name` (or `label`): rename its columns",
+    Reason.TRUNCATED_FILE: "the file ends early: land it again under another name",
+    Reason.CORRUPT_FILE: "the file cannot be read: write it again, and land it under another name",
+    Reason.BAD_MANIFEST: "the manifest is none: land the folder with `ingest`, which writes it",
+    Reason.CHANGED_WHILE_READ: "the file was changed after it had landed: a shard is immutable, land another one",
+    Reason.KILLED_READER: "reading it ended its process several times: look at the file, and land what is good of it",
+}
+"""What each refusal means and what to do about it, for people."""
 
 
 @dataclass(frozen=True)

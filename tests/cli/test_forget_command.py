@@ -64,7 +64,7 @@ def test_forget_then_verify_then_clear_the_inbox(place: str, option: str, left: 
     assert "landed copy" in said.output
     assert "a.parquet" in said.output
     assert "b.parquet" not in said.output
-    said = shell.invoke(app, [*command, "--verify", "--inbox"])
+    said = shell.invoke(app, [*command, "--verify", "--inbox", "--yes"])
     if option == "shard":
         assert said.exit_code == 0
         assert [ref.name for ref in source.poll(set())] == ["b.parquet"]

@@ -69,7 +69,7 @@ def test_a_learnt_class_goes_for_good(tmp_path: Path) -> None:
         assert said.exit_code == 1
         assert "landed copy" in said.output
         assert "s1.parquet" in said.output
-        said = shell.invoke(app, [*verify, "--inbox"])
+        said = shell.invoke(app, [*verify, "--inbox", "--yes"])
         assert said.exit_code == 0, said.output
         assert "What stays" in said.output
         assert not (Path(inbox) / "s1.parquet").exists()

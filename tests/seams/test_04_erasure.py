@@ -140,7 +140,7 @@ WRONG = {
 def test_a_name_that_covers_nothing_is_an_error_everywhere(stream: TinyStream, kind: str, name: str) -> None:
     shell = CliRunner()
     stream.writer.release()
-    for more in ([], ["--verify"], ["--verify", "--inbox"]):
+    for more in ([], ["--verify"], ["--verify", "--inbox", "--yes"]):
         said = shell.invoke(app, ["forget", stream.root, f"--{kind}", name, *more])
         assert said.exit_code == 1, said.output
         assert "What stays" not in said.output

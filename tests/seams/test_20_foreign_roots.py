@@ -361,7 +361,7 @@ def test_forget_deletes_no_file_that_is_no_shard_of_an_inbox(way: str, tmp_path:
     if way == "changed after landing":
         mine.unlink()
         land_items(folder, "a", [NewItem(picture(2), "oak", "o/1")])
-    ask = ["forget", str(root), "--shard", ref.shard_id, "--verify", "--inbox"]
+    ask = ["forget", str(root), "--shard", ref.shard_id, "--verify", "--inbox", "--yes"]
     said = CliRunner().invoke(cli, ask)
     assert mine.exists(), said.output
     if way == "outside":
