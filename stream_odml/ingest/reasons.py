@@ -53,7 +53,7 @@ class Reason(StrEnum):
 
 REMEDIES: Mapping[Reason, str] = {
     Reason.EMPTY_IMAGE: "the image has no bytes: write it again",
-    Reason.NOT_AN_IMAGE: "the bytes are of no image format that is read: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF (and HEIC "
+    Reason.NOT_AN_IMAGE: "the bytes are of no format that is read: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF (HEIC "
     "with the extra `heic`)",
     Reason.TRUNCATED_IMAGE: "the image ends early: copy it again from where it is whole",
     Reason.CORRUPT_IMAGE: "the image cannot be decoded: save it again in an image program, or leave it out",
