@@ -112,6 +112,27 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             about="What was asked for again in the last five minutes: a store that throttles or is away.",
         ),
     ),
+    "Topics": (
+        _p(
+            "Not searchable yet",
+            ("{{topic}}/{{partition}}", "stream_odml_topic_lag_messages"),
+            about="Messages of each partition that the topic has and search does not.",
+        ),
+        _p(
+            "Messages",
+            ("{{topic}}/{{partition}}", "rate(stream_odml_topic_offset_total[5m])"),
+            about="Messages a second of each partition that became searchable or were quarantined.",
+        ),
+        _p(
+            "Missing messages",
+            ("{{topic}}/{{partition}}", "stream_odml_topic_lost_messages_total"),
+            (
+                "holes: {{reason}}",
+                'increase(stream_odml_quarantined_rows_total{reason=~"lost_messages|absent_messages"}[1h])',
+            ),
+            about="Deleted by retention before they were read; and runs of offsets without a message.",
+        ),
+    ),
     "Learning": (
         _p(
             "Task closed to learnt",

@@ -1,5 +1,5 @@
-"""Files of images pushed over HTTP: deleted once what they hold is learnt and nobody is likely to want
-it learnt again.
+"""Files of images pushed over HTTP or copied from a topic: deleted once what they hold is learnt and nobody is likely
+to want it learnt again.
 
 Protects: a file that a task has still to learn from stays, and so do those of tasks refused or skipped.
 """
@@ -9,36 +9,67 @@ from __future__ import annotations
 import time
 from pathlib import PurePosixPath
 
+from stream_odml.ingest.message_range import SUFFIX
+from stream_odml.pipeline.sources import SPOOL
 from stream_odml.storage.claims import CLAIMS
 from stream_odml.storage.files import Files
+from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer
 
 PUSHED = "push-"
 """How names of pushed shards begin (`landing.push_name`): other files of the folder are not ours to delete."""
 
-PRUNED = "its pushed images were deleted after they were learnt (store.keep_pushed_h); push them again to learn them"
+PRUNED = "its images were deleted after they were learnt (store.keep_pushed_h); push or send them again to learn them"
+STRAY_S = 3600.0
+"""Age at which a file of the spool that no shard of the ledger names is deleted: a driver that died had begun it."""
 
 
 def prune_pushed(store: Store, files: Files, keep_s: float) -> int:
     """Delete the files below `files` of pushed shards whose task the head's path learnt `keep_s` ago; how many."""
     listed = {info.path for info in files.list("")}
-    there = set(filter(_is_pushed, listed))
+    pruned = 0
+    for name in _consumed(store, set(filter(_is_pushed, listed)), keep_s):
+        files.delete(name)
+        if f"{CLAIMS}/{name}" in listed:  # after its shard: a claim without one is a producer at work
+            files.delete(f"{CLAIMS}/{name}")
+        pruned += 1
+    return pruned
+
+
+def prune_copied(store: Store, keep_s: float) -> int:
+    """Delete copies of messages that are learnt, as `prune_pushed`, and strays: copies that no shard is made of, and
+    shards without a row. Return how many."""
+    ages = {
+        PurePosixPath(info.path).name: info.mtime for info in store.files.list(SPOOL) if _is_copied(info.path)
+    }
+    shards = (
+        {PurePosixPath(s.uri).name: s for s in store.ledger.shards.values() if _is_copied(s.uri)}
+        if ages
+        else {}
+    )
+    before = time.time() - STRAY_S
+    strays = [name for name, age in ages.items() if age < before and _is_stray(shards.get(name))]
+    names = {*_consumed(store, set(ages), keep_s), *strays}
+    for name in names:
+        store.files.delete(f"{SPOOL}/{name}")
+    return len(names)
+
+
+def _consumed(store: Store, there: set[str], keep_s: float) -> list[str]:
+    """Those of the files `there` whose task the head's path learnt `keep_s` ago."""
     if not there or not store.tree.moves:
-        return 0
+        return []
     before = time.time() - keep_s
     lineage = (store.tree.get(version_id) for version_id in store.tree.lineage(store.tree.head))
     consumed = [v.task for v in lineage if v.task and v.time.timestamp() <= before]
-    pruned = 0
-    for task_id in consumed:
-        for shard_id in store.ledger.tasks[task_id].shard_ids:
-            name = PurePosixPath(store.ledger.shards[shard_id].uri).name
-            if name in there:
-                files.delete(name)
-                if f"{CLAIMS}/{name}" in listed:  # after its shard: a claim without one is a producer at work
-                    files.delete(f"{CLAIMS}/{name}")
-                pruned += 1
-    return pruned
+    ids = (shard_id for task in consumed for shard_id in store.ledger.tasks[task].shard_ids)
+    names = (PurePosixPath(store.ledger.shards[shard_id].uri).name for shard_id in ids)
+    return [name for name in dict.fromkeys(names) if name in there]
+
+
+def _is_stray(shard: ShardState | None) -> bool:
+    return shard is None or (shard.indexed_seq is not None and not shard.rows and not shard.quarantined)
 
 
 def move_back(writer: Writer, files: Files, version_id: str, relearn: bool) -> list[str]:
@@ -58,10 +89,20 @@ def without_images(store: Store, files: Files, tasks: list[str]) -> list[str]:
     for task in tasks:
         shards = (store.ledger.shards[shard_id] for shard_id in store.ledger.tasks[task].shard_ids)
         names = (PurePosixPath(shard.uri).name for shard in shards)
-        if any(_is_pushed(name) and not files.exists(name) for name in names):
+        if any(_is_gone(store, files, name) for name in names):
             gone.append(task)
     return gone
 
 
+def _is_gone(store: Store, pushed: Files, name: str) -> bool:
+    if _is_copied(name):
+        return not store.files.exists(f"{SPOOL}/{name}")
+    return _is_pushed(name) and not pushed.exists(name)
+
+
 def _is_pushed(path: str) -> bool:
     return path.startswith(PUSHED) and path.endswith(".parquet") and "/" not in path
+
+
+def _is_copied(path: str) -> bool:
+    return path.endswith(SUFFIX)

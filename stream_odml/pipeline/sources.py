@@ -12,6 +12,9 @@ from stream_odml.ingest.sources import DirectorySource, Source
 from stream_odml.ingest.spool import Spool
 from stream_odml.storage.reading import local_path
 
+SPOOL = "spool"
+"""Folder of the stream root for copies of messages."""
+
 
 def inbox_path(config: StreamConfig) -> str:
     """The source's place: a relative folder lies under the stream root."""
@@ -30,7 +33,7 @@ def push_path(config: StreamConfig) -> str:
 
 def spool_path(config: StreamConfig) -> str:
     """Where messages of topics are copied to."""
-    return f"{config.root.rstrip('/')}/spool"
+    return f"{config.root.rstrip('/')}/{SPOOL}"
 
 
 def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
@@ -73,6 +76,8 @@ def open_sources(config: StreamConfig) -> list[Source]:
 def _kafka(config: StreamConfig) -> Source:
     """The topics of a cluster. Imported here: the client is not installed where nobody reads topics."""
     topics = [topic for topic in (name.strip() for name in config.source.path.split(",")) if topic]
+    if not topics:
+        raise ConfigError(f"source.path {config.source.path!r}: expected topics, separated by commas")
     try:
         from stream_odml.ingest.kafka_source import KafkaSource
     except ImportError as error:

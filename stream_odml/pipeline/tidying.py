@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from stream_odml.config.stream import StreamConfig
-from stream_odml.pipeline.pushed import prune_pushed
+from stream_odml.pipeline.pushed import prune_copied, prune_pushed
 from stream_odml.pipeline.sources import push_path
 from stream_odml.storage.files import Files, open_files
 from stream_odml.store.erasure import forget_in_banks
@@ -117,6 +117,9 @@ class Tidying:
             ),
             covered,
         )
-        pruned = prune_pushed(self._writer.store, self.pushed, store.keep_pushed_h * 3600)
+        keep_s = store.keep_pushed_h * 3600
+        pruned = prune_pushed(self._writer.store, self.pushed, keep_s) + prune_copied(
+            self._writer.store, keep_s
+        )
         self._rows, self._commits = self._writer.ledger.seq, self._writer.store.commits
-        log.info("maintenance: %s, %d pushed files pruned", report, pruned)
+        log.info("maintenance: %s, %d pushed or copied files pruned", report, pruned)

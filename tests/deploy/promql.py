@@ -10,6 +10,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from stream_odml.ingest.sources import LogFigures
 from stream_odml.pipeline.messages import StageProgress
 from stream_odml.pipeline.metrics import DriverMetrics, StreamFigures
 from stream_odml.service.metrics import ServiceMetrics
@@ -47,6 +48,7 @@ def example_figures() -> StreamFigures:
         recall_at_1={("union", "served"): 0.8, ("old", "served"): 0.78, ("new", "served"): 0.9},
         forgetting=0.02,
         drift={"mean_angle": 0.1},
+        logs=[LogFigures("photos", 0, 1200, 0, 0), LogFigures("photos", 1, 1100, 0, 0)],
         retries={"list": 1, "read": 2, "commit": 0, "stage": 0},
     )
 

@@ -162,12 +162,14 @@ def test_a_sick_stream_matches_its_alerts(stream: Stream) -> None:
         shards={**f.shards, "set_aside": 2},
         images={**f.images, "quarantined": f.images["quarantined"] + 400},
         queue_age_s={"index": 300.0, "boundary": 0.0, "learn": 9000.0},
+        quarantined={**f.quarantined, "lost_messages": 1},
+        logs=[replace(one, lag=30) for one in f.logs],
     )
     driver.progress = replace(driver.progress, phase="committing")
     wanted = {
         "StreamQueriesFailing", "StreamQueriesSlow", "StreamServesStaleVersion", "StreamReplicaCannotReadStore",
         "StreamIndexingLags", "StreamSearchableLate", "StreamLearningLags", "StreamStageStuck", "StreamForgets",
-        "StreamGateRefuses", "StreamQuarantines", "StreamShardSetAside",
+        "StreamGateRefuses", "StreamQuarantines", "StreamShardSetAside", "StreamMessagesLost", "StreamTopicLags",
     }  # fmt: skip
 
     def missing() -> set[str]:
