@@ -316,16 +316,16 @@ class Store:
     def head_of(self, version_id: str) -> DiscriminantHead:
         """The head of a version of a root in exact form; one without an artifact compares features as they are.
 
-        Raises UnknownVersion for a version that retention has dropped, as its head is of what may since be erased.
+        Raises UnknownVersion for a version that retention has dropped, once its head has gone too.
         """
         version = self.tree.get(version_id)
         ref = version.artifacts.get(HEAD)
         if ref is None:
             return solve_head(ClassSums.empty(Lift(self.dim)))
-        if version.retired:
+        if not self.tree.keeps_head(version_id):
             raise UnknownVersion(
-                f"the head of version {version_id} was dropped by retention, so vectors that it made cannot be "
-                "compared any more; embed the images again, or raise store.keep_versions"
+                f"the head of version {version_id} was dropped, by retention or because something that it was solved "
+                "of was erased, so vectors that it made cannot be compared any more; embed the images again"
             )
         return self._heads.get(ref.path, lambda: DiscriminantHead.from_bytes(self.artifact(version_id, HEAD)))
 

@@ -11,12 +11,15 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, ArtifactRef, refs_from_json
+from stream_odml.store.artifacts import BACKWARD, FORWARD, HEAD, STUDENT, ArtifactRef, refs_from_json
 from stream_odml.store.errors import AmbiguousVersion, NoVersionYet, UnknownVersion
 
 Row = Mapping[str, Any]
 MAX_CANDIDATES = 8
 """Versions that an error names."""
+KEPT_HEADS = 50
+"""Of so many latest versions the head stays readable when retention drops their model: vectors that a client keeps are
+read by it. A head has some 10 MB."""
 FORGOT = "forgot"
 """Reason ``forgot:<seq>`` of artifacts that took the place of ones with forgotten images in them."""
 SUMS_SEQ = "sums_seq"
@@ -39,7 +42,7 @@ class Version:
     epoch: int
     depth: int
     retired: bool = False
-    """Its model is dropped by retention; its drift maps, and so its vectors, stay."""
+    """Its model is dropped by retention; its drift maps, and so its vectors, stay, and for a while its head."""
     forgotten_seq: int = -1
     """Its bank, or its sums and head, are without what tombstones up to this ``seq`` of the ledger cover."""
 
@@ -142,8 +145,25 @@ class VersionTree:
             ref.path
             for version in self.versions.values()
             for name, ref in version.artifacts.items()
-            if not version.retired or name in (FORWARD, BACKWARD)
+            if not version.retired
+            or name in (FORWARD, BACKWARD)
+            or (name == HEAD and self.keeps_head(version.version_id))
         )
+
+    @property
+    def heads_without_models(self) -> frozenset[ArtifactRef]:
+        """Heads of retired versions that can be read still."""
+        kept = (v for name, v in self.versions.items() if v.retired and self.keeps_head(name))
+        return frozenset(v.artifacts[HEAD] for v in kept)
+
+    def keeps_head(self, version_id: str) -> bool:
+        """Whether a version's head can be read. That of a version without its model can, for a while (KEPT_HEADS), and
+        until something that it may have been solved of is erased: it cannot be solved again."""
+        version = self.get(version_id)
+        if not version.retired or HEAD not in version.artifacts:
+            return not version.retired
+        erased = max(other.forgotten_seq for other in self.versions.values())
+        return version.sums_seq >= erased and version_id in list(self.versions)[-KEPT_HEADS:]
 
     def is_committed(self, version_id: str) -> bool:
         return version_id in self.versions

@@ -300,12 +300,14 @@ class Writer:
 
     def replace_forgotten(self, data: Mapping[str, Mapping[str, bytes | ArtifactRef]], seq: int) -> None:
         """Let versions name artifacts (by version and name) without what tombstones up to ``seq`` cover: all in one
-        commit, so that no image is taken out twice. The old files are deleted. A ref: that artifact has nothing of it.
+        commit, so that no image is taken out twice. The old files are deleted, and heads that nothing is left to solve
+        again. A ref: that artifact has nothing of it.
         """
         with self._fence.exclusive() as store:
             old = {
                 ref for v, names in data.items() for n in names if (ref := store.tree.get(v).artifacts.get(n))
             }
+            old |= store.tree.heads_without_models
             refs = {
                 v: {
                     n: p if isinstance(p, ArtifactRef) else self.put_artifact(v, n, p)

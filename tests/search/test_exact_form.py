@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from stream_odml.store.artifacts import BACKWARD, FORWARD, HEAD, STUDENT
 from stream_odml.store.errors import UnknownVersion
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
+from stream_odml.store.sums import forget_in_sums
 from tests.search.test_snapshot_oracle import TIDY, Player
 from tests.store.exact_world import D as WIDE
 from tests.store.exact_world import exact_root, fast_stage, land, new_trunk
@@ -211,10 +213,20 @@ def test_vectors_of_an_older_head_find_what_fresh_ones_find(tmp_path: Path) -> N
     assert snapshot.dim_of(first) != snapshot.dim_of(newest)
     with pytest.raises(ValueError, match=rf"dimension 3, this gallery has {snapshot.dim}"):
         snapshot.search(np.ones((1, 3), np.float32), newest)
-    writer.maintain(MaintenancePolicy(keep_versions=1))
-    store.refresh()
-    with pytest.raises(UnknownVersion, match=r"dropped by retention.*embed the images again"):
-        GallerySnapshot.load(store).search(np.ones((1, WIDE), np.float32), base)
+    made = store.head_of(base).embed(moved)
+    writer.maintain(MaintenancePolicy(keep_versions=1, orphan_age=timedelta(0)))
+    store = Store.open(str(tmp_path / "root"))
+    assert store.tree.get(base).retired
+    assert found(GallerySnapshot.load(store), made, base, wanted) >= 0.98 * fresh, "without its model, too"
+    writer.forget("item", items[0].item_id)
+    forget_in_sums(writer)
+    for again in (store, Store.open(str(tmp_path / "root"))):
+        again.refresh()
+        with pytest.raises(
+            UnknownVersion, match=r"something that it was solved of was erased.*embed the images"
+        ):
+            GallerySnapshot.load(again).search(made, base)
+    assert not store.files.exists(store.tree.get(base).artifacts[HEAD].path), "its file is gone at once"
     writer.release()
 
 

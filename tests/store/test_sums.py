@@ -13,7 +13,9 @@ from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.drift import IdentityMap
 from stream_odml.learn.feature_codes import encode
 from stream_odml.pipeline.erasure_proof import verify_forgotten
+from stream_odml.store import versions
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
+from stream_odml.store.backup import back_up
 from stream_odml.store.errors import StaleParent
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
@@ -238,6 +240,31 @@ def test_a_kept_version_keeps_the_trunk_that_a_retired_one_brought(tmp_path: Pat
     writer.maintain(policy)
     assert writer.store.artifact(head, STUDENT) == b"trunk 1"
     same(sums_now(writer.store, head), oracle(3, {"base/a0", "base/a1", "base/a2", "second/b4"}))
+    writer.release()
+
+
+def test_heads_outlive_their_models_for_a_while_and_until_something_is_erased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = learnt_stream(tmp_path / "root")
+    names = list(writer.tree.versions)
+    policy = MaintenancePolicy(keep_versions=1, retention=timedelta(0), orphan_age=timedelta(0))
+
+    def readable() -> list[bool]:
+        writer.maintain(policy)
+        paths = (writer.tree.get(name).artifacts[HEAD].path for name in names)
+        there = [writer.store.files.exists(path) for path in paths]
+        assert there == [writer.tree.keeps_head(name) for name in names]
+        return there
+
+    assert readable() == [True] * 4
+    assert back_up(str(tmp_path / "root"), str(tmp_path / "copy")).head == names[-1]
+    assert Store.open(str(tmp_path / "copy")).head_of(names[1]).known_dim
+    monkeypatch.setattr(versions, "KEPT_HEADS", 3)
+    assert readable() == [False, True, True, True]
+    writer.forget("item", "a0")
+    assert forget_in_sums(writer) == 1
+    assert readable() == [False, False, False, True], "what cannot be solved again goes"
     writer.release()
 
 
