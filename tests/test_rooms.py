@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "stream_odml"
 MAX_LINES = 400
 
 STORE = {"storage", "learn"}
-WORK = {"search", "store", "storage", "ingest", "learn", "config", "observe"}
+WORK = {"search", "models", "store", "storage", "ingest", "learn", "config", "observe"}
 MAY_IMPORT = {
     "storage": set(),
     "learn": set(),
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "ingest": {"storage"},
     "store": STORE,
     "search": {"store", *STORE},
+    "models": {"ingest", "store", *STORE},
     "observe": {"config", "ingest", "storage"},
     "pipeline": WORK,
     "service": WORK,
@@ -79,6 +80,7 @@ LOADS_NONE_OF = {
     "learn": ("ray", "pyarrow", "deltalake", "pydantic"),
     "ingest": ("ray", "faiss", "torch"),
     "search": ("ray",),
+    "models": ("ray", "faiss"),
     "pipeline": ("ray",),
     "service": ("ray",),
 }

@@ -18,14 +18,14 @@ from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.tables import start_decoder
-from stream_odml.learn.embedder import Embedder, embedder_from_bytes
+from stream_odml.learn.embedder import Embedder
+from stream_odml.models.loading import load_model
 from stream_odml.observe.logs import about
 from stream_odml.observe.observing import observe
 from stream_odml.observe.tracing import span
 from stream_odml.pipeline.hang_guard import HangGuard
 from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shard
 from stream_odml.pipeline.sources import read_options
-from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Indexer:
     def _model(self, store: Store, version: str) -> Embedder:
         if self._embedder is None or self._version != version:
             store.refresh()
-            self._embedder = embedder_from_bytes(store.artifact(version, STUDENT))
+            self._embedder = load_model(store, version, self._options.device)
             self._version = version
         return self._embedder
 

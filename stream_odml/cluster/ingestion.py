@@ -25,6 +25,7 @@ from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import LogFigures, LogSource, Source
+from stream_odml.models.canaries import CanaryMismatch
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
@@ -253,8 +254,9 @@ class Ingestion:
                 self._failed.append((work, error))
 
     def _is_external_failure(self, error: Exception) -> bool:
-        """Whether the shards had no part in it: the indexer was away already, or the stream root was unreachable."""
-        return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError)
+        """Whether the shards had no part in it: the indexer was away already, the stream root was unreachable, or the
+        model failed its canaries there."""
+        return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError | CanaryMismatch)
 
     def _classify(self, work: _Work, error: Exception) -> None:
         """An indexer ended, or its code failed. Who was with it is suspected, and tried alone; then it counts."""

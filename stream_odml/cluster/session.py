@@ -49,11 +49,13 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.embedder import Embedder, build_embedder, embedder_from_bytes, embedder_to_bytes
 from stream_odml.learn.lift import Lift
+from stream_odml.models.canaries import canaries_of
+from stream_odml.models.loading import check_at_start
 from stream_odml.observe.observing import TERMINAL, observe
 from stream_odml.pipeline.sources import open_sources, push_path
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote
-from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
+from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
 from stream_odml.store.tables import Form
@@ -270,6 +272,7 @@ def _open_root(config: StreamConfig, takeover: bool) -> None:
             writer.commit_root(*first_version(config, model))
         else:
             check_model(config, writer.store)
+            check_at_start(writer, config.model, config.seed)
     finally:
         writer.release()
 
@@ -285,7 +288,8 @@ def _stored_dim(config: StreamConfig) -> int:
 
 def first_version(config: StreamConfig, model: Embedder) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return artifacts and metrics of the initial model; under a discriminant head, with a head solved of nothing."""
-    artifacts = {STUDENT: embedder_to_bytes(model)}
+    student = embedder_to_bytes(model)
+    artifacts = {STUDENT: student, CANARIES: canaries_of(student)}
     if not config.solves_head:
         return artifacts, {}
     sums = ClassSums.empty(Lift(model.out_dim, config.model.lift, config.seed))

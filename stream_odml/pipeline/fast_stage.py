@@ -25,7 +25,7 @@ from stream_odml.pipeline.head_solving import Items, Solved, Training, earlier_c
 from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose
 from stream_odml.pipeline.messages import StageOrder, StageResult
 from stream_odml.pipeline.sums_ahead import SumsAhead
-from stream_odml.store.artifacts import HEAD, STUDENT, SUMS, ArtifactRef, write_artifact
+from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS, ArtifactRef, write_artifact
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows, sums_now, task_rows
 from stream_odml.store.version_metrics import key
@@ -50,7 +50,7 @@ def fast_stage(
         return StageResult(order.version_id, order.parent, order.task, refusal=NO_ITEMS)
     figures = {**solved.figures, **_measured(store, order, config, solved), "steps": 0.0}
     figures["seconds"] = time.perf_counter() - began
-    return finished(store, order, config, solved, figures, {STUDENT: student_of(store, order.parent)})
+    return finished(store, order, config, solved, figures, trunk_files(store, order.parent))
 
 
 def _solved(store: Store, order: StageOrder, config: StreamConfig, ahead: SumsAhead) -> Solved | None:
@@ -109,9 +109,10 @@ def _shards(order: StageOrder) -> list[str]:
     return [shard.shard_id for shard in order.shards]
 
 
-def student_of(store: Store, version: str) -> ArtifactRef:
-    """Return the file of a version's trunk, which its children name as theirs."""
-    return store.tree.get(version).artifacts[STUDENT]
+def trunk_files(store: Store, version: str) -> dict[str, ArtifactRef]:
+    """Return the files of a version's trunk, which its children name as theirs."""
+    refs = store.tree.get(version).artifacts
+    return {name: refs[name] for name in (STUDENT, CANARIES) if name in refs}
 
 
 def finished(

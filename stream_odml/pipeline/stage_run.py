@@ -28,10 +28,11 @@ from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.embedder import Embedder, embed, embedder_to_bytes
 from stream_odml.learn.stage import StageDiverged, StageOutcome
 from stream_odml.learn.world import World
+from stream_odml.models.canaries import canaries_of
 from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.estimating import estimate_old
 from stream_odml.pipeline.evaluating import Finder, by_cosine
-from stream_odml.pipeline.fast_stage import finished, solve_stage, student_of
+from stream_odml.pipeline.fast_stage import finished, solve_stage, trunk_files
 from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, verdict
 from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.held_out import shared_held_out
@@ -48,7 +49,15 @@ from stream_odml.pipeline.task_cache import (
     rows_digest,
     task_rows,
 )
-from stream_odml.store.artifacts import BACKWARD, BANK, FORWARD, STUDENT, ArtifactRef, write_artifact
+from stream_odml.store.artifacts import (
+    BACKWARD,
+    BANK,
+    CANARIES,
+    FORWARD,
+    STUDENT,
+    ArtifactRef,
+    write_artifact,
+)
 from stream_odml.store.store import Store
 from stream_odml.store.tables import quarantine_rows
 
@@ -264,9 +273,7 @@ class StageRun:
         finders = by_head(solved.head), by_head(store.head_of(order.parent))
         figures = {**self._figures(outcome, held, *finders), **solved.figures}
         keeps_trunk = order.kind == "embed"
-        artifacts = (
-            {STUDENT: student_of(store, order.parent)} if keeps_trunk else self._write_artifacts(outcome)
-        )
+        artifacts = trunk_files(store, order.parent) if keeps_trunk else self._write_artifacts(outcome)
         result = finished(store, order, self.config, solved, figures, artifacts, parts)
         return replace(result, lost=self._lost_rows)
 
@@ -294,8 +301,10 @@ class StageRun:
             yield some, embed(student, self._cache.batch(some), self.world.device)
 
     def _write_artifacts(self, outcome: StageOutcome) -> dict[str, ArtifactRef]:
+        student = embedder_to_bytes(outcome.student)
         contents = {
-            STUDENT: embedder_to_bytes(outcome.student),
+            STUDENT: student,
+            CANARIES: canaries_of(student),
             FORWARD: outcome.forward.to_bytes(),
             BACKWARD: outcome.backward.to_bytes(),
         }

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
+from stream_odml.learn.embedder import Embedder, embed
+from stream_odml.models.loading import load_model
 from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.backend import ClassRow, VersionHistory
 from stream_odml.service.catalogue import class_rows, count_classes, version_history
-from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
 from stream_odml.store.tables import FloatArray
 
@@ -66,26 +66,25 @@ class Bundle:
 
 
 def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None = None) -> Bundle:
-    """The first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without a model.
+    """The first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without a model,
+    CanaryMismatch where the model does not give what it gave when it was stored.
 
     ``cache``: of a root in exact form, whose gallery is then projected anew without reading its files again.
     """
-    snapshot = GallerySnapshot.load(store, settings, cache=cache)
-    return Bundle(snapshot, _model(store, snapshot.version))
+    model = _model(store, store.tree.head)  # first, as it may be refused
+    return Bundle(GallerySnapshot.load(store, settings, cache=cache), model)
 
 
 def next_bundle(store: Store, served: Bundle) -> Bundle:
-    """The bundle after ``store.refresh()``, built aside; ``served`` itself if nothing came."""
+    """The bundle after ``store.refresh()``, built aside; ``served`` itself if nothing came. CanaryMismatch as above."""
+    head = store.tree.head
+    model = served.embedder if store.tree.same_trunk(head, served.version) else _model(store, head)
     snapshot = served.snapshot.refreshed(store)
-    if snapshot is served.snapshot:
-        return served
-    same = store.tree.same_trunk(snapshot.version, served.version)
-    model = served.embedder if same else _model(store, snapshot.version)
-    return Bundle(snapshot, model)
+    return served if snapshot is served.snapshot else Bundle(snapshot, model)
 
 
 def _model(store: Store, version: str) -> Embedder:
-    embedder = embedder_from_bytes(store.artifact(version, STUDENT)).eval()
+    embedder = load_model(store, version)
     with torch.inference_mode():  # the first query must not pay for lazy initialisation
         size = embedder.spec.image_size
         embedder(torch.zeros(1, 3, size, size))

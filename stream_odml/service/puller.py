@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from stream_odml.learn.memory import give_back_memory
+from stream_odml.models.canaries import CanaryMismatch
 from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.bundle import Bundle, load_bundle, next_bundle
@@ -37,6 +38,8 @@ class Puller:
         self.checked_at = 0.0
         """When the store was last seen, in seconds since the epoch."""
         self.swaps = 0
+        self.refusal: str | None = None
+        """Why the store's head is not served: its model failed its canaries."""
         self._open, self._settings, self._poll_s, self._metrics = open_store, settings, poll_s, metrics
         self._cache = cache
         self._store: Store | None = None
@@ -57,7 +60,7 @@ class Puller:
     def serving(self) -> Bundle:
         """Return what is served now. Raises ApiError 503 while nothing is."""
         if self.bundle is None:
-            raise unavailable("not_ready", "no model version is loaded yet")
+            raise unavailable("not_ready", self.refusal or "no model version is loaded yet")
         return self.bundle
 
     @property
@@ -73,17 +76,27 @@ class Puller:
         except NoVersionYet:
             self.checked_at = time.time()
             return False
+        except CanaryMismatch as mismatch:
+            self._refuse(str(mismatch))
+            return False
         except Exception:
             # Whatever it is (a table half deleted, an object store away), answering from what is loaded is better.
             log.exception("the store could not be followed; serving what is loaded")
             self._metrics.poll_errors.inc()
             self._store = None
             return False
-        self.checked_at = time.time()
+        self.checked_at, self.refusal = time.time(), None
         if bundle is self.bundle:
             return False
         self._swap(bundle, time.perf_counter() - began)
         return True
+
+    def _refuse(self, reason: str) -> None:
+        """Go on with what is loaded: by another model queries would be of another space than the gallery."""
+        if reason != self.refusal:
+            log.error("the head is not served: %s", reason)
+        self.refusal, self.checked_at = reason, time.time()
+        self._metrics.poll_errors.inc()
 
     def _look(self) -> Bundle:
         if self._store is None:

@@ -103,7 +103,7 @@ class Replica:
 
     def ready(self) -> str | None:
         if self.puller.bundle is None:
-            return "no model version is loaded yet"
+            return self.puller.refusal or "no model version is loaded yet"
         unseen = time.time() - self.puller.checked_at
         if unseen > self._options.stale_after_s:
             return f"the store was last seen {unseen:.0f} s ago"

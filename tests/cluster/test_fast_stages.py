@@ -80,7 +80,7 @@ def test_a_base_then_two_tasks_are_learnt_once_each_with_the_solver_killed_betwe
         assert FORWARD in base.artifacts
         for version in (second, third):
             assert version.artifacts[STUDENT] == base.artifacts[STUDENT]
-            assert set(version.artifacts) == {STUDENT, HEAD, SUMS}
+            assert set(version.artifacts) == {STUDENT, CANARIES, HEAD, SUMS}
         rows = store.gallery_rows(vectors=False)
         made = rows["version"].to_pylist()
         assert made.count(base.version_id) == 36, "the base's own rows"

@@ -21,7 +21,7 @@ from stream_odml.pipeline.messages import StageOrder
 from stream_odml.pipeline.sources import inbox_path, open_sources
 from stream_odml.pipeline.stage_run import Place, StageRun
 from stream_odml.pipeline.stages import Stages
-from stream_odml.store.artifacts import BACKWARD, FORWARD, HEAD, STUDENT, SUMS
+from stream_odml.store.artifacts import BACKWARD, CANARIES, FORWARD, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows
 from stream_odml.store.writer import IngestBatch, Writer
@@ -112,7 +112,7 @@ def test_base_then_anew_then_by_sums_alone(stream: Trunk) -> None:
     stream.land("three", CATEGORIES[6:])
     kinds, tree = [base.kind], stream.writer.tree
     version = tree.get(base.version_id)
-    assert set(version.artifacts) == {STUDENT, FORWARD, BACKWARD, HEAD, SUMS}
+    assert set(version.artifacts) == {STUDENT, CANARIES, FORWARD, BACKWARD, HEAD, SUMS}
     assert version.metrics["steps"] == 4
     assert "recall_at_1/new/served" in version.metrics
     assert stream.sums_are_of_what_is_stored()
