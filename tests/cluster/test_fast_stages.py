@@ -19,7 +19,7 @@ from stream_odml.config.stream import parse_config
 from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.pipeline.sources import inbox_path
-from stream_odml.store.artifacts import FORWARD, HEAD, STUDENT, SUMS
+from stream_odml.store.artifacts import CANARIES, FORWARD, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows
 
