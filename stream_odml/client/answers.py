@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 Json = Mapping[str, Any]
 
@@ -43,6 +47,15 @@ class SearchResult:
     sequence: int
     hits: tuple[Hit, ...] = ()
     groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Raw vectors float32 [n, d] of images, in their order, made by model `version`."""
+
+    version: str
+    sequence: int
+    vectors: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +143,17 @@ def search_result(data: Json, head: Json | None = None) -> SearchResult:
 def batch_result(data: Json) -> list[SearchResult]:
     """Parse the answers of a batch, in its order."""
     return [search_result(one, data) for one in data["results"]]
+
+
+def embedded(data: Json) -> Embedded:
+    """Parse vectors, which come packed."""
+    rows = np.frombuffer(base64.b64decode(data["vectors"]["base64"]), "<f4")
+    return Embedded(data["version"], data["sequence"], rows.reshape(-1, data["dim"]).copy())
+
+
+def plain_bytes(data: bytes) -> bytes:
+    """Return the reply as it came."""
+    return data
 
 
 def push_result(data: Json) -> PushResult:

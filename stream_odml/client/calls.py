@@ -41,11 +41,13 @@ class Call(Generic[T]):
 
     method: str
     path: str
-    read: Callable[[Mapping[str, Any]], T]
+    read: Callable[[Any], T]
     json: Any = None
     params: Mapping[str, str | int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool = True
+    is_json: bool = True
+    """Whether `read` is given parsed JSON; else the bytes of the answer."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,17 @@ def search_batch(
     packed = {"base64": base64.b64encode(rows.tobytes()).decode(), "dim": rows.shape[1]}
     body = {"vectors": packed, **_options(options), **_given(version=version)}
     return Call("POST", "/v1/search/batch", answers.batch_result, body)
+
+
+def embed(images: Sequence[Image]) -> Call[answers.Embedded]:
+    """Return vectors of images, and the version that made them."""
+    body = {"images": [_base64(image) for image in images], "packed": True}
+    return Call("POST", "/v1/embed", answers.embedded, body)
+
+
+def map_between(start: str, end: str) -> Call[bytes]:
+    """Return the map between two versions, as an npz file."""
+    return Call("GET", "/v1/maps", answers.plain_bytes, params={"from": start, "to": end}, is_json=False)
 
 
 def push(images: Sequence[NewImage], key: str | None) -> Call[answers.PushResult]:

@@ -80,6 +80,14 @@ class Client:
         """Return neighbours of each row of `vectors` [n, d], all given by one version."""
         return self._send(calls.search_batch(vectors, version, options))
 
+    def embed(self, images: Sequence[Image]) -> answers.Embedded:
+        """Return vectors of images, raw, and the version that made them: what `search_vector` takes later on."""
+        return self._send(calls.embed(images))
+
+    def map_between(self, start: str, end: str = "head") -> bytes:
+        """Return the map from vectors of version `start` into the space of `end`, as the bytes of an npz file."""
+        return self._send(calls.map_between(start, end))
+
     def push(self, images: Sequence[NewImage], key: str | None = None) -> answers.PushResult:
         """Land images; returns once they are durable. The same `key` lands them once."""
         return self._send(calls.push(images, key))
@@ -187,6 +195,14 @@ class AsyncClient:
     ) -> list[answers.SearchResult]:
         """Return neighbours of each row of `vectors` [n, d]."""
         return await self._send(calls.search_batch(vectors, version, options))
+
+    async def embed(self, images: Sequence[Image]) -> answers.Embedded:
+        """Return vectors of images, and the version that made them."""
+        return await self._send(calls.embed(images))
+
+    async def map_between(self, start: str, end: str = "head") -> bytes:
+        """Return the map from vectors of version `start` into the space of `end`."""
+        return await self._send(calls.map_between(start, end))
 
     async def push(self, images: Sequence[NewImage], key: str | None = None) -> answers.PushResult:
         """Land images."""

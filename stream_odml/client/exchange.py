@@ -70,7 +70,7 @@ def result(call: Call[T], outcome: httpx.Response | httpx.TransportError) -> T:
             f"no answer to {call.method} {call.path} ({reason}); is the service up?"
         ) from outcome
     if outcome.is_success:
-        return call.read(outcome.json())
+        return call.read(outcome.json() if call.is_json else outcome.content)
     try:
         body = outcome.json()
         raise ServiceError(outcome.status_code, body["error"], body["detail"], body["remedy"])

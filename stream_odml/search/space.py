@@ -88,6 +88,11 @@ class Space:
             return self.dim
         return self.head_of(version).dim
 
+    def length_of(self, tree: VersionTree, version: str) -> float:
+        """Mean length of the features that a version's trunk made, as far as it was seen."""
+        known = [length for name, length in self.lengths.items() if tree.same_trunk(name, version)]
+        return float(np.mean(known or list(self.lengths.values()) or [1.0]))
+
     def is_at_hand(self, version: str) -> bool:
         """Whether vectors of a version are read without any file being read."""
         if version == self.version:
@@ -128,8 +133,7 @@ class Space:
         h_nD = self.head_of(version).direction(array)
         drift = self.mapper.get(tree, version, self.version)
         if not isinstance(drift, IdentityMap):
-            known = [length for name, length in self.lengths.items() if tree.same_trunk(name, version)]
-            h_nD = drift.apply(h_nD * np.float32(np.mean(known or list(self.lengths.values()) or [1.0])))
+            h_nD = drift.apply(h_nD * np.float32(self.length_of(tree, version)))
         return self.head.embed(h_nD)
 
     def _slices(self) -> Iterator[slice]:

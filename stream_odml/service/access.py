@@ -22,7 +22,7 @@ from stream_odml.service.errors import ApiError
 # Probes, the page, which a browser must have before it can ask for a token, and the description of the API.
 _OPEN = re.compile(r"/|/healthz|/readyz|/docs|/openapi\.json|/page/[\w.-]+")
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_SEARCHES = ("/v1/search", "/v1/search/batch")
+_SEARCHES = ("/v1/search", "/v1/search/batch", "/v1/embed")
 _EVERY_ADDRESS = ("0.0.0.0", "::", "")
 _IN_BRACKETS = re.compile(r"\[([0-9a-f:.]+)\](?::[0-9]*)?")
 """An IPv6 address as a URL has it. No name stands in brackets."""

@@ -19,11 +19,12 @@ import numpy as np
 from stream_odml.config.service import ServiceOptions
 from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
-from stream_odml.service.backend import Answer, Floats, Query, Question
+from stream_odml.search.portable import PortableMap, portable_map
+from stream_odml.service.backend import Answer, Embedded, Floats, Query, Question
 from stream_odml.service.batching import Coalescer
 from stream_odml.service.bundle import Bundle
 from stream_odml.service.decoding import Decoding
-from stream_odml.service.errors import unprocessable
+from stream_odml.service.errors import ApiError, unprocessable
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 
@@ -96,6 +97,26 @@ class Answering:
             part = _Ask(bundle, vectors[start : start + rows], made_by, query)
             hits += await self._coalescer.ask(part, cost)
         return Answer(bundle.version, bundle.sequence, hits)
+
+    async def embed(self, images: Sequence[bytes]) -> Embedded:
+        """Embed encoded images by the served model. ApiError 422 for what is no image."""
+        bundle = self._serving()
+        return Embedded(bundle.version, bundle.sequence, await self._embedded(bundle, images))
+
+    async def map_between(self, start: str, end: str) -> PortableMap:
+        """Return the way from vectors of `start` into the space of `end`. ApiError 422 for a version that is not known,
+        or whose model is not kept; 409 for a way that numpy alone cannot go."""
+        bundle = self._serving()
+        snapshot, a, b = bundle.snapshot, _named(bundle, start), _named(bundle, end)
+        loop = get_running_loop()
+        try:  # on a thread: it may read the files of a version
+            return await loop.run_in_executor(
+                self._searching, portable_map, snapshot.space, snapshot.tree, a, b
+            )
+        except UnknownVersion as error:
+            raise unprocessable("retired_version", str(error), "embed the images again") from None
+        except ValueError as error:
+            raise ApiError(409, "no_portable_map", str(error)) from None
 
     async def _dim_of(self, bundle: Bundle, version: str) -> int:
         snapshot = bundle.snapshot

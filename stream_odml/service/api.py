@@ -14,7 +14,7 @@ from stream_odml.service.errors import install_handlers
 from stream_odml.service.guard import Guard
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.pool import ShortestFirst
-from stream_odml.service.routes import catalogue, health, items, pages, search, tasks, versions
+from stream_odml.service.routes import catalogue, embedding, health, items, pages, search, tasks, versions
 from stream_odml.service.views import Views
 
 _ABOUT = (
@@ -37,7 +37,7 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     app.state.options = options
     app.state.parsing = ShortestFirst(1, "parse")
     app.state.views = Views()
-    for module in (search, items, catalogue, versions, tasks, health, pages):
+    for module in (search, embedding, items, catalogue, versions, tasks, health, pages):
         app.include_router(module.router)
     install_handlers(app)
     app.add_middleware(

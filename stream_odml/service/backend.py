@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from stream_odml.ingest.landing import NewItem
 from stream_odml.search.hits import Hit
+from stream_odml.search.portable import PortableMap
 
 Floats = npt.NDArray[np.float32]
 
@@ -137,6 +138,15 @@ class Projection:
     xy: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Raw vectors float32 [n, d] of images, and the version that made them."""
+
+    version: str
+    sequence: int
+    vectors: Floats
+
+
 class Backend(Protocol):
     """All that the API needs. Methods raise ApiError for what a client did wrong or must wait for."""
 
@@ -157,6 +167,12 @@ class Backend(Protocol):
 
     async def search(self, question: Question) -> Answer:
         """Nearest items of raw or normalised vectors, or of images embedded with the served model; one snapshot."""
+
+    async def embed(self, images: Sequence[bytes]) -> Embedded:
+        """Embed encoded images by the served model; ApiError 422 for what is no image."""
+
+    async def map_between(self, start: str, end: str) -> PortableMap:
+        """The way from one version's vectors into another's space; ApiError 422 for a version that is not kept."""
 
     async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
         """Land the images durably as one shard; the same ``key`` gives the same receipt."""

@@ -126,6 +126,33 @@ BATCH_BODY = _body(
         ["version", "sequence", "results"],
     )
 )
+EMBED_BODY = _body(
+    application__json=_object(
+        {"image": _IMAGE, "images": {"type": "array", "items": _IMAGE}, "packed": {"type": "boolean"}}
+    ),
+    multipart__form_data=_object({"image": {"type": "array", "items": _FILE}}, ["image"]),
+    image__png=_FILE,
+    image__jpeg=_FILE,
+    image__webp=_FILE,
+) | _answer(
+    _object(
+        {
+            **_SNAPSHOT,
+            "dim": {"type": "integer"},
+            "vectors": {
+                "oneOf": [{"type": "array", "items": _VECTOR}, _PACKED],
+                "description": "one an image, in order, as the model gives them: not normalised",
+            },
+        },
+        ["version", "sequence", "dim", "vectors"],
+    )
+)
+MAP_ANSWER: Schema = {
+    "responses": {
+        "200": {"description": "a map", "content": {"application/x-npz": {"schema": _FILE}}},
+        "default": {"description": "refused", "content": {"application/json": {"schema": _ERROR}}},
+    }
+}
 _ITEM: Schema = {
     "class": {"type": "string"},
     "id": {"type": "string"},

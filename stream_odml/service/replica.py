@@ -67,6 +67,7 @@ class Replica:
         )
         # What a part answers by itself is asked of the part, without a step in between.
         self.search, self.push = self._answering.search, self._inbox.push
+        self.embed, self.map_between = self._answering.embed, self._answering.map_between
         self.forget, self.rollback, self.relearn = driver.forget, driver.rollback, driver.relearn
         self.metrics_text = self.metrics.text
         self._waiting = 0

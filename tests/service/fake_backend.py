@@ -13,9 +13,11 @@ import numpy as np
 
 from stream_odml.ingest.landing import NewItem
 from stream_odml.search.hits import Hit
+from stream_odml.search.portable import PortableMap
 from stream_odml.service.backend import (
     Answer,
     ClassRow,
+    Embedded,
     Floats,
     Item,
     Projection,
@@ -127,6 +129,12 @@ class FakeBackend:
 
     def stream_id(self) -> str | None:
         return self.stream
+
+    async def embed(self, images: Sequence[bytes]) -> Embedded:
+        return Embedded(self.head, self.sequence, self._vectors_of(images))
+
+    async def map_between(self, start: str, end: str) -> PortableMap:
+        return PortableMap(start, self.head if end == "head" else end, ())
 
     async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
         if key is not None and key in self.pushed:

@@ -1,0 +1,93 @@
+"""For clients that keep vectors of their own: what the served model gives for images, and the map between versions."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi import Query as UrlQuery
+from starlette.responses import Response
+
+from stream_odml.service.body import (
+    from_base64,
+    known_keys,
+    media_type,
+    read_json,
+    read_on_thread,
+    unsupported,
+)
+from stream_odml.service.errors import unprocessable
+from stream_odml.service.multipart import parse_multipart
+from stream_odml.service.openapi import EMBED_BODY, MAP_ANSWER
+from stream_odml.service.replies import backend_of, options_of, reply
+
+router = APIRouter(prefix="/v1", tags=["vectors"])
+_KEYS = frozenset({"image", "images", "packed"})
+_WANTED = "application/json, multipart/form-data, or the bytes of an image as image/*"
+
+
+@router.post("/embed", openapi_extra=EMBED_BODY, response_class=Response, summary="Vectors of images")
+async def embed(request: Request) -> Response:
+    """Vectors of images by the served model, raw, with its version: what a search by vector takes later on.
+
+    `packed` gives them as base64 of little-endian float32, row by row.
+    """
+    backend = backend_of(request, "image")
+    images, packed = await _images(request)
+    limit = options_of(request).max_batch
+    if not 1 <= len(images) <= limit:
+        raise unprocessable("bad_batch", f"{len(images)} images in the request", f"send 1 to {limit}")
+    found = await backend.embed(images)
+    rows = np.ascontiguousarray(found.vectors, "<f4")
+    vectors: Any = rows.tolist()
+    if packed:
+        vectors = {"base64": base64.b64encode(rows.tobytes()).decode(), "dim": rows.shape[1]}
+    head = {"version": found.version, "sequence": found.sequence, "dim": rows.shape[1]}
+    return reply({**head, "vectors": vectors})
+
+
+async def _images(request: Request) -> tuple[list[bytes], bool]:
+    kind = media_type(request)
+    if kind == "application/json":
+        return await read_json(request, _from_json)
+    if kind == "multipart/form-data":
+        form, body = request.headers["content-type"], await request.body()
+        parts = await read_on_thread(request, body, lambda: parse_multipart(form, body))
+        return [part.content for part in parts if part.name == "image"], False
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return [await request.body()], False
+    raise unsupported(kind or "a body without Content-Type", _WANTED)
+
+
+def _from_json(body: dict[str, Any]) -> tuple[list[bytes], bool]:
+    known_keys(body, _KEYS)
+    packed = body.get("packed", False)
+    if not isinstance(packed, bool):
+        raise unprocessable("bad_packed", "packed is neither true nor false")
+    if ("image" in body) == ("images" in body):
+        raise unprocessable("bad_batch", "the request has neither or both of image and images", "send one")
+    images = body["images"] if "images" in body else [body["image"]]
+    if not isinstance(images, list):
+        raise unprocessable("bad_batch", "images is no list", "send a list of base64 images")
+    return [from_base64(image, "image") for image in images], packed
+
+
+@router.get("/maps", openapi_extra=MAP_ANSWER, response_class=Response, summary="The map between versions")
+async def maps(
+    request: Request,
+    start: Annotated[
+        str, UrlQuery(alias="from", max_length=512, description="version that made the vectors")
+    ],
+    end: Annotated[
+        str, UrlQuery(alias="to", max_length=512, description="version in whose space they are wanted")
+    ] = "head",
+) -> Response:
+    """The way from one version's vectors into another's space as an npz file, to be applied by numpy alone."""
+    found = await backend_of(request, "map").map_between(start, end)
+    return Response(
+        found.to_npz(),
+        media_type="application/x-npz",
+        headers={"Content-Disposition": f'attachment; filename="{found.start}-to-{found.end}.npz"'},
+    )
