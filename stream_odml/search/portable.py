@@ -35,7 +35,7 @@ class PortableMap:
 
     def to_npz(self) -> bytes:
         """Return the file: `from`, `to`, `steps` (names in order) and of step i its arrays as `i.name`. No pickle."""
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{number}.{name}": np.asarray(array, np.float32)
             for number, (_, parts) in enumerate(self.steps)
             for name, array in parts.items()
