@@ -22,6 +22,7 @@ from stream_odml.learn.packing import Floats
 KS = (1, 2, 4, 8, 16, 32)
 _QUERIES = 512
 _GALLERY = 32768
+_LAST = torch.iinfo(torch.int64).min
 
 Labels = NDArray[np.int64]
 
@@ -131,7 +132,7 @@ def _rankings(retrieval: Retrieval, depth: int) -> Iterator[tuple[Tensor, Tensor
 def _rank_block(
     retrieval: Retrieval, queries: Tensor, labels: Tensor, own: Tensor | None, depth: int
 ) -> tuple[Tensor, Tensor]:
-    best = torch.full((len(queries), depth), -torch.inf)
+    best = torch.full((len(queries), depth), _LAST)
     hits = torch.zeros(len(queries), depth, dtype=torch.bool)
     relevant = torch.zeros(len(queries), dtype=torch.int64)
     for start in range(0, len(retrieval.gallery), _GALLERY):
@@ -141,17 +142,23 @@ def _rank_block(
             np.ascontiguousarray(retrieval.gallery_labels[block], np.int64)
         )
         similar = queries @ gallery.T
-        # The next smaller float puts a positive behind every negative that it ties with.
-        similar = torch.where(same, torch.nextafter(similar, torch.tensor(-torch.inf)), similar)
+        key = _rank_keys(similar, same)
         if own is not None:
             at = torch.nonzero((own >= start) & (own < start + len(gallery)))[:, 0]
-            similar[at, own[at] - start] = -torch.inf
+            key[at, own[at] - start] = _LAST
             same[at, own[at] - start] = False
         relevant += same.sum(1)
-        candidates, order = torch.cat([best, similar], 1).topk(depth, dim=1)
+        candidates, order = torch.cat([best, key], 1).topk(depth, dim=1)
         hits = torch.cat([hits, same], 1).gather(1, order)
         best = candidates
     return hits, relevant
+
+
+def _rank_keys(similar: Tensor, same: Tensor) -> Tensor:
+    """Return integers int64 in the order of `similar` float32, a positive behind every negative that it ties with, and
+    before one that is a last bit less similar: so that no answer depends on how deep the search was."""
+    bits = (similar + 0.0).view(torch.int32)  # minus zero becomes zero
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64) * 2 + ~same
 
 
 def _some(n: int) -> int:

@@ -34,9 +34,9 @@ def by_head(head: DiscriminantHead) -> Finder:
             score_qg[:, known_n] = query[0][rows] @ known_gd
             score_qg[:, ~known_n] = query[1][rows] @ new_gD + np.float32(head.settings.new_bonus)
             same_qg = held.labels[rows][:, None] == held.labels[None]
-            score_qg[same_qg] = np.nextafter(score_qg[same_qg], np.float32(-np.inf))
             score_qg[np.arange(len(rows)), rows] = -np.inf
-            found_n[rows] = same_qg[np.arange(len(rows)), score_qg.argmax(axis=1)]
+            best_q1 = score_qg.max(axis=1, keepdims=True)
+            found_n[rows] = ~((score_qg == best_q1) & ~same_qg).any(axis=1)
         found_n[others_n == 0] = np.nan
         return found_n
 

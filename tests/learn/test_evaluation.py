@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from stream_odml.learn import evaluation
 from stream_odml.learn.evaluation import (
@@ -16,6 +17,7 @@ from stream_odml.learn.evaluation import (
     recall_at_k,
     score_queries,
 )
+from stream_odml.learn.geometry import unit
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal(size=(60, 6)).astype(np.float32)
@@ -98,6 +100,26 @@ def test_ties_count_against_the_query() -> None:
     retrieval = Retrieval.leave_one_out(collapsed, labels)
     assert recall_at_k(retrieval, (1, 32)) == {1: 0.0, 32: 0.0}
     assert score_queries(retrieval).map_at_r() == 0.0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 32, 60])
+def test_the_last_bit_of_a_similarity_is_seen_and_at_every_depth_alike(depth: int) -> None:
+    """Near-copies, whose similarities are equal or a last bit apart, against sorting them one by one."""
+    rng = np.random.default_rng(0)
+    copies = (rng.normal(size=8) + 3e-8 * rng.normal(size=(240, 8))).astype(np.float32)
+    labels = rng.integers(0, 12, 240)
+    similar = (unit(torch.from_numpy(copies)) @ unit(torch.from_numpy(copies)).T).numpy()
+    assert len(np.unique(similar)) > 3, "all alike: nothing is tested"
+    first = []
+    for i, row in enumerate(similar):
+        others = [j for j in range(240) if j != i]
+        order = sorted(others, key=lambda j: (-row[j], labels[j] == labels[i]))
+        first.append(next(n for n, j in enumerate(order) if labels[j] == labels[i]))
+    retrieval = Retrieval.leave_one_out(copies, labels)
+    expected = {k: float(np.mean(np.array(first) < k)) for k in (1, depth)}
+    assert recall_at_k(retrieval, (1, depth)) == pytest.approx(expected)
+    assert score_queries(retrieval, depth).recall_at_k((1, depth)) == pytest.approx(expected)
+    assert nearest_is_relevant(retrieval).mean() == pytest.approx(expected[1])
 
 
 def test_nothing_to_measure_is_an_error() -> None:
