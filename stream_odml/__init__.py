@@ -1,3 +1,3 @@
 """stream_odml: streaming continual metric learning, served while it learns."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

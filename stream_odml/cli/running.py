@@ -57,7 +57,9 @@ def demo(
     from stream_odml.cli.demo_table import doubts
 
     if weights is not None and source is None:
-        raise ValueError("--weights goes with --source: the glyphs of the demo are learnt from nothing")
+        raise ValueError(
+            "--weights goes with --source: the glyphs of the demo are learnt from nothing; leave it out"
+        )
     goal = None if forever else stages
     categories, each = (None, TASK_CATEGORIES) if source is None else source_categories(source, goal)
     for line in doubts(categories, weights) if categories is not None else ():

@@ -136,7 +136,9 @@ class ClusterConfig(_Section):
     @model_validator(mode="after")
     def _workers_in_order(self) -> ClusterConfig:
         if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
+            raise ValueError(
+                f"min_workers {self.min_workers} is above workers {self.workers}; lower it, or raise workers"
+            )
         return self
 
 

@@ -78,6 +78,10 @@ REMEDIES: Mapping[Reason, str] = {
     Reason.BAD_MANIFEST: "the manifest is none: land the folder with `ingest`, which writes it",
     Reason.CHANGED_WHILE_READ: "the file was changed after it had landed: a shard is immutable, land another one",
     Reason.KILLED_READER: "reading it ended its process several times: look at the file, and land what is good of it",
+    Reason.BAD_MESSAGE: "a message of the topic is no item: mend its producer, and send the item again",
+    Reason.LOST_MESSAGES: "the topic had deleted messages before they were read: lengthen its retention, and send them "
+    "again where they are kept",
+    Reason.ABSENT_MESSAGES: "offsets of the topic have no message (compacted, or of a transaction): nothing to do",
 }
 """What each refusal means and what to do about it, for people."""
 

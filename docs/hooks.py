@@ -1,0 +1,321 @@
+"""Pages that are generated when the documentation is built: what the code says is written once, in the code.
+
+The reference comes from typer, pydantic, OpenAPI and the `raise` statements; the method from `stream_odml/learn`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import typer.main
+from pydantic import TypeAdapter
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "stream_odml"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages (a hook of mkdocs)."""
+    from mkdocs.structure.files import File
+
+    for name, make in PAGES.items():
+        files.append(File.generated(config, name, content=make()))
+    return files
+
+
+# Commands
+
+
+def command_line() -> dict[str, click.Command]:
+    """Return every command by its name."""
+    from stream_odml.cli.main import app
+
+    group = typer.main.get_command(app)
+    assert isinstance(group, click.Group) or hasattr(group, "commands")
+    return dict(group.commands)
+
+
+def commands_page() -> str:
+    """Return the reference of the command line."""
+    parts = [
+        "# Commands",
+        "`stream-odml --debug COMMAND` logs more and shows the trace of an error. An error ends with exit code 1, an "
+        "interrupt with 130.",
+    ]
+    for name, command in command_line().items():
+        parts += [f"## stream-odml {name}", *_help(command.help or "")]
+        parts.append("\n".join(["| option | meaning |", "|---|---|", *map(_option, command.params)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _help(text: str) -> Iterator[str]:
+    for paragraph in re.split(r"\n\s*\n", text.replace("\b", "").strip()):
+        line = " ".join(paragraph.split())
+        found = re.match(r"Examples?:\s+(.*)", line)
+        yield (
+            "\n".join(f"    {one.strip()}" for one in re.split(r"\s+·\s+", found[1]))
+            if found
+            else _text(line)
+        )
+
+
+def _option(parameter: Any) -> str:
+    argument = parameter.param_type_name == "argument"
+    names = parameter.name.upper() if argument else ", ".join([*parameter.opts, *parameter.secondary_opts])
+    text = _cell(parameter.help or "")
+    default = parameter.default
+    if (
+        not argument
+        and default not in (None, False, ())
+        and not callable(default)
+        and "UNSET" not in repr(default)
+    ):
+        text += f" Default: `{default}`."
+    if argument and parameter.required:
+        text += " Required."
+    if envvar := getattr(parameter, "envvar", None):
+        text += f" Or the environment: `{envvar}`."
+    return f"| `{names}` | {text} |"
+
+
+# Configuration
+
+
+def configuration_page() -> str:
+    """Return the reference of the configuration, section by section."""
+    from stream_odml.config.stream import StreamConfig
+
+    schema = StreamConfig.model_json_schema()
+    defaults = StreamConfig().model_dump(mode="json")
+    top, sections = [], []
+    for name, spec in schema["properties"].items():
+        target = _target(spec)
+        if target is None:
+            top.append(_field(name, spec, defaults[name]))
+            continue
+        section = schema["$defs"][target]
+        rows = [_field(key, sub, defaults[name][key]) for key, sub in section["properties"].items()]
+        sections += [f"## {name}", _text(section.get("description", "")), _table(rows)]
+    head = (
+        "# Configuration\n\nOne YAML file, every key of which has a default: `stream-odml config --example` prints it "
+        "with all of them, `stream-odml init` writes a short one for your images, `stream-odml config --check FILE` "
+        "looks whether this machine has what it asks for."
+    )
+    return "\n\n".join([head, _table(top), *sections]) + "\n"
+
+
+def _target(spec: Mapping[str, Any]) -> str | None:
+    found = spec.get("$ref") or next((one["$ref"] for one in spec.get("allOf", []) if "$ref" in one), None)
+    return None if found is None else str(found).rsplit("/", 1)[1]
+
+
+def _table(rows: list[str]) -> str:
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+
+
+def _field(name: str, spec: Mapping[str, Any], default: Any) -> str:
+    from stream_odml.config.stream import field_range
+
+    written = TypeAdapter(Any).dump_json(default).decode()
+    return f"| `{name}` | `{written}` | {_cell(spec.get('description', '') + field_range(spec))} |"
+
+
+# HTTP
+
+
+def http_page() -> str:
+    """Return the reference of the HTTP API."""
+    described = openapi()
+    parts = [
+        "# HTTP API",
+        "A running service shows the same at `/docs`, where each request can be tried, and as `/openapi.json`. Errors "
+        "are JSON with `error`, `detail` and `remedy`. Every answer names its stream in `X-Stream-Id`.",
+    ]
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            parts.append(f"## {method.upper()} {path}".replace("{", "\\{"))
+            parts.append(_text(operation.get("description") or operation.get("summary", "")))
+            if parameters := operation.get("parameters"):
+                rows = [
+                    f"| `{one['name']}` | {one['in']} | {_cell(one.get('description', ''))} |"
+                    for one in parameters
+                ]
+                parts.append("\n".join(["| parameter | in | meaning |", "|---|---|---|", *rows]))
+            for kind, body in operation.get("requestBody", {}).get("content", {}).items():
+                parts.append(f"Body `{kind}`: {_shape(body.get('schema', {}))}")
+            for status, answer in operation.get("responses", {}).items():
+                for body in answer.get("content", {}).values():
+                    parts.append(f"Answer {status}: {_shape(body.get('schema', {}))}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def openapi() -> dict[str, Any]:
+    """Return the description of the API, as a running service gives it."""
+    from stream_odml.config.service import ServiceOptions
+    from stream_odml.service.api import create_app
+
+    backend: Any = SimpleNamespace(stream_id=lambda: None)  # nothing is asked of it to describe the API
+    described: dict[str, Any] = create_app(backend, ServiceOptions()).openapi()
+    return described
+
+
+def _shape(schema: Mapping[str, Any], depth: int = 0) -> str:
+    if "properties" in schema:
+        return ", ".join(
+            f"`{name}`" + (f" ({_shape(sub, depth + 1)})" if depth < 2 and _is_nested(sub) else "")
+            for name, sub in schema["properties"].items()
+        )
+    if "items" in schema:
+        return f"a list of {_shape(schema['items'], depth + 1)}"
+    if "$ref" in schema:
+        return f"`{schema['$ref'].rsplit('/', 1)[1]}`"
+    return str(schema.get("type", "a value"))
+
+
+def _is_nested(schema: Mapping[str, Any]) -> bool:
+    return "properties" in schema or "properties" in schema.get("items", {})
+
+
+# Errors
+
+ROOMS = {
+    "cli": "Commands",
+    "config": "The configuration",
+    "cluster": "Ray, ports and resources",
+    "ingest": "Landing images",
+    "storage": "Files and object stores",
+    "store": "The stream root",
+    "pipeline": "Tasks, stages and sources",
+    "search": "Searching",
+    "service": "The service",
+    "client": "The client",
+    "learn": "Model and learning",
+    "observe": "Logs, traces and metrics",
+}
+
+
+def errors_page() -> str:
+    """Return every message of an error in the package, with what the message itself advises."""
+    parts = [
+        "# Errors",
+        "Every message that the package can print as an error, out of its source; `…` stands for the value seen. The "
+        "part behind the semicolon is the remedy. [Troubleshooting](../howto/troubleshooting.md) explains those that "
+        "a first run may meet.",
+    ]
+    for room, title in ROOMS.items():
+        rows = sorted(set(messages(room)))
+        if rows:
+            parts += [
+                f"## {title}",
+                "\n".join(["| error | message |", "|---|---|", *(_error(*row) for row in rows)]),
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+@cache
+def messages(room: str) -> tuple[tuple[str, str], ...]:
+    """Return name and text of each error that a package raises with words of its own."""
+    return tuple(_messages(room))
+
+
+def _messages(room: str) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each error that a package raises with words of its own."""
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        nodes = list(ast.walk(ast.parse(source))) if "raise " in source else []
+        texts = _named_texts(nodes)
+        for node in nodes:
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = ast.unparse(node.exc.func).rpartition(".")[2]
+                found = (_template(one) or texts.get(_name(one), "") for one in node.exc.args)
+                text = max(found, key=len, default="")
+                if " " in text.replace("…", "").strip() and name not in (
+                    "AssertionError",
+                    "NotImplementedError",
+                ):
+                    yield name, text
+
+
+def _named_texts(nodes: list[ast.AST]) -> dict[str, str]:
+    """Return texts that have a name in their file: what is assigned, and what a function returns."""
+    found = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found[node.targets[0].id] = _template(node.value)
+        elif isinstance(node, ast.FunctionDef):
+            returned = (one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value)
+            found[node.name] = max(map(_template, returned), key=len, default="")
+    return found
+
+
+def _name(node: ast.expr) -> str:
+    called = node.func if isinstance(node, ast.Call) else node
+    return called.id if isinstance(called, ast.Name) else ""
+
+
+def _template(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _template(node.left) + _template(node.right)
+    return ""
+
+
+def _error(name: str, text: str) -> str:
+    return f"| {name} | {_cell(' '.join(text.split()))} |"
+
+
+def quarantine_page() -> str:
+    """Return every reason for which a row is refused."""
+    from stream_odml.ingest.reasons import REMEDIES
+
+    rows = [f"| `{reason.value}` | {_cell(remedy)} |" for reason, remedy in REMEDIES.items()]
+    return (
+        "# Rows that are refused\n\nA row that cannot be used goes to quarantine with a reason and the file that it "
+        "came from; the good rows of its shard are used. `stream-odml quarantine ROOT` lists them, `--export` gives "
+        "them back to be mended.\n\n"
+        + "\n".join(["| reason | what is wrong, and what to do |", "|---|---|", *rows])
+        + "\n"
+    )
+
+
+# Pages that lie elsewhere
+
+
+def beside(path: str) -> Callable[[], str]:
+    """Return what makes a page of a file that lies beside its code; links to files of the repository become names."""
+
+    def page() -> str:
+        text = (REPOSITORY / path).read_text(encoding="utf-8")
+        return re.sub(r"\[`?([^\]`]+)`?\]\((?!https?://|#)[^)]+\)", r"`\1`", text)
+
+    return page
+
+
+def _text(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    return _text(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/commands.md": commands_page,
+    "reference/configuration.md": configuration_page,
+    "reference/http.md": http_page,
+    "reference/errors.md": errors_page,
+    "reference/quarantine.md": quarantine_page,
+    "method.md": beside("stream_odml/learn/README.md"),
+    "howto/operate.md": beside("deploy/README.md"),
+    "howto/sources.md": beside("deploy/sources.md"),
+}
