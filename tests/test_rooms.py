@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "models": {"ingest", "store", *STORE},
     "observe": {"config", "ingest", "storage"},
     "pipeline": WORK,
+    "exchange": {"pipeline", *WORK},
     "service": WORK,
     "cluster": {"pipeline", "service", *WORK},
-    "cli": {"cluster", "client", "pipeline", "service", *WORK},
+    "cli": {"cluster", "client", "exchange", "pipeline", "service", *WORK},
 }
 """What each package may import of the others."""
 
@@ -82,6 +83,7 @@ LOADS_NONE_OF = {
     "search": ("ray",),
     "models": ("ray", "faiss"),
     "pipeline": ("ray",),
+    "exchange": ("ray", "torch"),
     "service": ("ray",),
 }
 

@@ -18,10 +18,10 @@ from stream_odml.cli.failures import message_of
 from stream_odml.cli.stream_root import noted_url
 from stream_odml.cluster.demands import check_batch, joins_cluster, needs
 from stream_odml.cluster.runtime import Need, check_port, check_resources
-from stream_odml.cluster.session import check_model
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import StreamConfig
 from stream_odml.learn.embedder import build_embedder
+from stream_odml.pipeline.first_version import check_model
 from stream_odml.pipeline.sources import inbox_path, open_sources
 from stream_odml.storage.reading import is_remote, local_path
 from stream_odml.store.errors import NotAStreamRoot
@@ -121,6 +121,8 @@ def _source(config: StreamConfig) -> str:
 
 
 def _model(config: StreamConfig) -> str:
+    if config.model.takes_vectors:
+        return f"no model: the stream takes vectors of {config.model.input_dim or 'the length that its root has'}"
     model = build_embedder(config.model, config.seed)
     start = config.model.weights or (
         "the weights of its name" if config.model.pretrained else "random weights"

@@ -113,6 +113,41 @@ def push(images: Sequence[NewImage], key: str | None) -> Call[answers.PushResult
     return Call("POST", "/v1/items", answers.push_result, {"items": items}, headers=headers)
 
 
+def push_vectors(
+    vectors: npt.NDArray[Any],
+    classes: Sequence[str | None],
+    ids: Sequence[str] | None,
+    attributes: Sequence[Mapping[str, str]] | None,
+    key: str | None,
+) -> Call[answers.PushResult]:
+    """Land vectors [n, d]. Raises ValueError for another shape, or where there are not as many of the others."""
+    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    others = [part for part in (classes, ids, attributes) if part is not None]
+    if rows.ndim != 2 or any(len(part) != len(rows) for part in others):
+        raise ValueError(
+            f"vectors of shape {rows.shape} with {[len(part) for part in others]} classes, ids and attributes; "
+            "expected [n, d] and n of each"
+        )
+    items = [
+        {
+            "vector": {"base64": base64.b64encode(row.tobytes()).decode(), "dim": len(row)},
+            **_given(
+                **{"class": classes[at]},
+                id=None if ids is None else ids[at],
+                attributes=None if attributes is None else dict(attributes[at]),
+            ),
+        }
+        for at, row in enumerate(rows)
+    ]
+    headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+    return Call("POST", "/v1/items", answers.push_result, {"items": items}, headers=headers)
+
+
+def label(item_id: str, class_name: str) -> Call[answers.PushResult]:
+    """Say the class of an item; to say it twice does no harm."""
+    return Call("PATCH", f"/v1/items/{_quoted(item_id)}", answers.push_result, {"class": class_name})
+
+
 def get(item_id: str) -> Call[answers.StoredItem]:
     """Return one item."""
     return Call("GET", f"/v1/items/{_quoted(item_id)}", answers.stored_item)

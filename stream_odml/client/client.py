@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -91,6 +91,21 @@ class Client:
     def push(self, images: Sequence[NewImage], key: str | None = None) -> answers.PushResult:
         """Land images; returns once they are durable. The same `key` lands them once."""
         return self._send(calls.push(images, key))
+
+    def push_vectors(
+        self,
+        vectors: npt.NDArray[Any],
+        classes: Sequence[str | None],
+        ids: Sequence[str] | None = None,
+        attributes: Sequence[Mapping[str, str]] | None = None,
+        key: str | None = None,
+    ) -> answers.PushResult:
+        """Land vectors [n, d] of a stream of vectors; a class may be None until `label` says it."""
+        return self._send(calls.push_vectors(vectors, classes, ids, attributes, key))
+
+    def label(self, item_id: str, class_name: str) -> answers.PushResult:
+        """Say the class of an item; it is learnt with the next task."""
+        return self._send(calls.label(item_id, class_name))
 
     def get(self, item_id: str) -> answers.StoredItem:
         """Return one item."""
@@ -207,6 +222,21 @@ class AsyncClient:
     async def push(self, images: Sequence[NewImage], key: str | None = None) -> answers.PushResult:
         """Land images."""
         return await self._send(calls.push(images, key))
+
+    async def push_vectors(
+        self,
+        vectors: npt.NDArray[Any],
+        classes: Sequence[str | None],
+        ids: Sequence[str] | None = None,
+        attributes: Sequence[Mapping[str, str]] | None = None,
+        key: str | None = None,
+    ) -> answers.PushResult:
+        """Land vectors [n, d] of a stream of vectors; a class may be None until `label` says it."""
+        return await self._send(calls.push_vectors(vectors, classes, ids, attributes, key))
+
+    async def label(self, item_id: str, class_name: str) -> answers.PushResult:
+        """Say the class of an item; it is learnt with the next task."""
+        return await self._send(calls.label(item_id, class_name))
 
     async def get(self, item_id: str) -> answers.StoredItem:
         """Return one item."""

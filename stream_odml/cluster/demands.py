@@ -11,6 +11,8 @@ from stream_odml.config.stream import ConfigError, StreamConfig
 
 def check_batch(config: StreamConfig) -> None:
     """Raise ConfigError unless a batch divides over every number of workers that may train."""
+    if config.model.takes_vectors:
+        return
     least = config.cluster.min_workers or config.cluster.workers
     for workers in range(least, config.cluster.workers + 1):
         if config.learning.classes_per_batch % workers:
@@ -27,23 +29,23 @@ def joins_cluster(config: StreamConfig) -> bool:
 
 def needs(config: StreamConfig) -> list[Need]:
     """Logical CPUs of everything that runs at the same time; one read task at least must fit beside it."""
-    cluster = config.cluster
+    cluster, trains = config.cluster, not config.model.takes_vectors
     return [
-        Need("training", cluster.workers, cluster.cpus_per_worker),
+        Need("training", cluster.workers if trains else 0, cluster.cpus_per_worker),
         Need("indexers", cluster.indexers, cluster.cpus_per_indexer),
         Need("serving", config.service.replicas if cluster.serve else 0, config.service.num_cpus),
-        Need("reading", 1, cluster.cpus_per_read),
+        Need("reading", int(trains), cluster.cpus_per_read),
     ]
 
 
 def roles(config: StreamConfig) -> list[Role]:
     """What each process asks of the one node that it runs on."""
-    c, s = config.cluster, config.service
+    c, s, trains = config.cluster, config.service, not config.model.takes_vectors
     return [
-        Role("training", "cluster.worker_labels", c.min_workers or c.workers, c.cpus_per_worker,
+        Role("training", "cluster.worker_labels", (c.min_workers or c.workers) if trains else 0, c.cpus_per_worker,
              c.gpus_per_worker, c.worker_labels),
         Role("indexers", "cluster.indexer_labels", c.indexers, c.cpus_per_indexer, c.gpus_per_indexer,
              c.indexer_labels),
         Role("serving", "service.labels", s.replicas if c.serve else 0, s.num_cpus, 0.0, s.labels),
-        Role("reading", "cluster.cpus_per_read", 1, c.cpus_per_read),
+        Role("reading", "cluster.cpus_per_read", int(trains), c.cpus_per_read),
     ]  # fmt: skip

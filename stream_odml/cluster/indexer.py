@@ -62,7 +62,7 @@ class Indexer:
         if self._store is None:
             self._store = Store.open(self._config.root, self._config.storage_options, keep_gallery=False)
         embedder = self._model(self._store, version)
-        as_stored = replace(self._options, codes=self._store.row_codes)
+        as_stored = replace(self._options, codes=self._store.row_codes, store=self._store)
         done: list[IndexedShard] = []
         retry: dict[str, str] = {}
         rest: tuple[str, ...] = ()

@@ -45,22 +45,12 @@ from stream_odml.cluster.runtime import (
 from stream_odml.cluster.session_folder import remove_abandoned
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
-from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import HeadSettings, solve_head
-from stream_odml.learn.embedder import Embedder, build_embedder, embedder_from_bytes, embedder_to_bytes
-from stream_odml.learn.lift import Lift
-from stream_odml.models.canaries import canaries_of
-from stream_odml.models.loading import check_at_start
 from stream_odml.observe.observing import TERMINAL, observe
+from stream_odml.pipeline.first_version import open_root
 from stream_odml.pipeline.sources import open_sources, push_path
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote
-from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
-from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
-from stream_odml.store.tables import Form
-from stream_odml.store.versions import SUMS_SEQ
-from stream_odml.store.writer import Writer
 
 log = logging.getLogger(__name__)
 ENDING_S = 20.0
@@ -114,7 +104,9 @@ class Session:
         return not joins_cluster(self.config)
 
     def start_training(self) -> None:
-        """Begin the long-lived training run in a thread of this process."""
+        """Begin the long-lived training run in a thread of this process; a stream of vectors has none."""
+        if self.config.model.takes_vectors:
+            return
         cluster = self.config.cluster
         if cluster.min_workers is not None and cluster.min_workers < cluster.workers:
             # Just after the loss of a node Ray still counts it, and waits this long for what is not there.
@@ -182,7 +174,8 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=_gpus(config), log_dir=log_dir):
         check_resources(needs(config), ray.cluster_resources().get("CPU", 0.0))
-        gpus = [Need("training", cluster.workers, cluster.gpus_per_worker)]
+        workers = 0 if config.model.takes_vectors else cluster.workers
+        gpus = [Need("training", workers, cluster.gpus_per_worker)]
         gpus.append(Need("indexers", cluster.indexers, cluster.gpus_per_indexer))
         check_resources(gpus, ray.cluster_resources().get("GPU", 0.0), "GPU")
         check_placement(roles(config), cluster_nodes())
@@ -246,7 +239,7 @@ def _make_root(config: StreamConfig, takeover: bool) -> None:
     pauses = list(OPENING_PAUSES_S) if is_remote(config.root) else []
     while True:
         try:
-            return _open_root(config, takeover)
+            return open_root(config, takeover)
         except (OSError, DeltaError) as error:
             if not pauses:
                 raise ConfigError(
@@ -259,55 +252,6 @@ def _make_root(config: StreamConfig, takeover: bool) -> None:
                 masked_text(_first_line(error)),
             )
             time.sleep(pauses.pop(0))
-
-
-def _open_root(config: StreamConfig, takeover: bool) -> None:
-    options = config.storage_options
-    form: Form = "exact" if config.solves_head else "embedding"
-    Store.create(config.root, _stored_dim(config), options, form=form, codes=config.store.codes)
-    writer = Writer.claim(config.root, f"stream {config.name}", takeover, config.store.lease_s, options)
-    try:
-        if writer.store.tree.root is None:
-            model = build_embedder(config.model, config.seed)
-            writer.commit_root(*first_version(config, model))
-        else:
-            check_model(config, writer.store)
-            check_at_start(writer, config.model, config.seed)
-    finally:
-        writer.release()
-
-
-def _stored_dim(config: StreamConfig) -> int:
-    """Length of what the gallery stores; of a trunk's features it is known once the trunk was built."""
-    if not config.solves_head:
-        return config.model.dim
-    with contextlib.suppress(NotAStreamRoot):
-        return Store.open(config.root, config.storage_options, keep_gallery=False).dim
-    return build_embedder(config.model, config.seed).out_dim
-
-
-def first_version(config: StreamConfig, model: Embedder) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return artifacts and metrics of the initial model; under a discriminant head, with a head solved of nothing."""
-    student = embedder_to_bytes(model)
-    artifacts = {STUDENT: student, CANARIES: canaries_of(student)}
-    if not config.solves_head:
-        return artifacts, {}
-    sums = ClassSums.empty(Lift(model.out_dim, config.model.lift, config.seed))
-    head = solve_head(sums, HeadSettings(dim=config.model.dim))
-    return {**artifacts, HEAD: head.to_bytes(), SUMS: sums.to_bytes()}, {SUMS_SEQ: -1}
-
-
-def check_model(config: StreamConfig, store: Store) -> None:
-    """Raise ConfigError for another architecture than the root was made with: every stored vector came out of it."""
-    made = embedder_from_bytes(store.artifact(store.tree.head, STUDENT)).spec
-    names = ("backbone", "image_size", "pooling", "head", "normalisation")
-    differ = [n for n in names if getattr(made, n) != getattr(config.model, n)]
-    if differ:
-        says = ", ".join(f"{n} {getattr(made, n)!r} (asked for {getattr(config.model, n)!r})" for n in differ)
-        raise ConfigError(
-            f"the stream root {config.root} was made with {says}; set `model` back, "
-            "or start a second stream with a new root on the same inbox"
-        )
 
 
 def _check_alone() -> None:

@@ -289,6 +289,8 @@ class StreamConfig(_Section):
     @property
     def learns_trunk(self) -> bool:
         """Whether the first task is learnt step by step: weights from nothing are worth nothing until then."""
+        if self.model.takes_vectors:
+            return False
         return self.learning.trunk != "frozen" or not self.model.starts_pretrained
 
     @property

@@ -1,13 +1,14 @@
 """Rows out of a Parquet or Arrow IPC file, a few at a time: what the decoding process of `tables.py` does.
 
-Columns: `image`, `img` or `bytes` (binary, or a struct with a `bytes` field); `class_name`, `label` or `labels`;
-optional `id` or `item_id`, `attributes`, `time` or `timestamp`. Others are not read.
+Columns: `image`, `img` or `bytes` (binary, or a struct with a `bytes` field), or `vector` or `embedding` (a list of
+numbers), or neither, where a table only says of what class stored items are; `class_name`, `label` or `labels`, which
+vectors may lack; optional `id` or `item_id`, `attributes`, `time` or `timestamp`. Others are not read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from stream_odml.ingest import arrow_values
 from stream_odml.ingest.arrow_values import is_bytes, is_text, unwrapped
 from stream_odml.ingest.bounds import decoded_allowed
-from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
 
 BATCH_ROWS = 128
@@ -29,6 +30,7 @@ _DICTIONARIES = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
 
 _CHOICES = {
     "image": ("image", "img", "bytes"),
+    "vector": ("vector", "embedding"),
     "label": ("class_name", "label", "labels"),
     "item_id": ("item_id", "id"),
     "attributes": ("attributes",),
@@ -53,21 +55,24 @@ class _Columns:
     class_names: tuple[str, ...] | None
     constants: Mapping[str, str]
     convert: Mapping[str, arrow_values.Convert]
+    content: Content
 
     @property
     def wanted(self) -> list[str]:
         return [name for name in self.names.values() if name not in self.constants]
 
 
-def rows_of(file: Bytes, format: str, constants: Mapping[str, str]) -> Iterator[RawRow]:
-    """Rows in file order.
+def rows_of(
+    file: Bytes, format: str, constants: Mapping[str, str], contents: Sequence[Content] = ANY_CONTENT
+) -> Iterator[RawRow]:
+    """Rows in file order; of several `contents` that the table has, the first that is named here.
 
     Raises BadShard (truncated, corrupt, wrong schema, oversized), MemoryError, and what `file` raises.
     """
     reader = _parquet_batches if format == "parquet" else _arrow_batches
     row = 0
     try:
-        for columns, batch in reader(file, constants):
+        for columns, batch in reader(file, constants, contents):
             for raw in _unpack(batch, columns):
                 yield replace(raw, row=row)
                 row += 1
@@ -93,34 +98,55 @@ def _at(file: Bytes, offset: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _columns(schema: Any, constants: Mapping[str, str]) -> _Columns:
+def _columns(schema: Any, constants: Mapping[str, str], contents: Sequence[Content]) -> _Columns:
     """Which column plays which part. Raises BadShard(wrong_schema)."""
     found = {
         part: next((name for name in choices if name in schema.names or name in constants), "")
         for part, choices in _CHOICES.items()
     }
-    for part in ("image", "label"):
-        if not found[part]:
-            expected = " or ".join(_CHOICES[part])
-            raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
-    names = {part: name for part, name in found.items() if name}
+    content = _content(found, contents, schema)
+    if not found["label"] and content != "vector":
+        expected = " or ".join(_CHOICES["label"])
+        raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
+    others = {"image", "vector"} - {content}
+    names = {part: name for part, name in found.items() if name and part not in others}
     for name in names.values():
         if schema.names.count(name) > 1:
             raise BadShard(Reason.WRONG_SCHEMA, f"column {name} occurs {schema.names.count(name)} times")
-    image, label = names["image"], names["label"]
-    if image in constants or not _holds_bytes(schema.field(image).type):
-        kind = "the same in every row" if image in constants else str(schema.field(image).type)[:200]
-        raise BadShard(
-            Reason.WRONG_SCHEMA,
-            f"column {image} is {kind}; it holds no bytes: expected image files, binary or a struct with bytes",
-        )
-    if label not in constants and not _holds_label(schema.field(label).type):
+    if content != "label":
+        _check_content(content, names[content], schema, constants)
+    label = names.get("label")
+    if label is not None and label not in constants and not _holds_label(schema.field(label).type):
         raise BadShard(
             Reason.WRONG_SCHEMA,
             f"column {label} is {str(schema.field(label).type)[:200]}; expected text or a number",
         )
     convert = {part: _converter(part, name, schema) for part, name in names.items() if name not in constants}
-    return _Columns(names, _class_names(schema, label), constants, convert)
+    class_names = None if label is None else _class_names(schema, label)
+    return _Columns(names, class_names, constants, convert, content)
+
+
+def _content(found: Mapping[str, str], contents: Sequence[Content], schema: Any) -> Content:
+    for content in contents:
+        if content == "label":
+            if found["label"] and found["item_id"]:
+                return content
+        elif found[content]:
+            return content
+    expected = " or ".join(_CHOICES[next(iter(contents))])
+    raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
+
+
+def _check_content(content: Content, name: str, schema: Any, constants: Mapping[str, str]) -> None:
+    if name not in constants:
+        kind = schema.field(name).type
+        if _holds_bytes(kind) if content == "image" else arrow_values.holds_vectors(kind):
+            return
+    found = "the same in every row" if name in constants else str(schema.field(name).type)[:200]
+    wants = "it holds no bytes: expected image files, binary or a struct with bytes"
+    if content == "vector":
+        wants = "expected a list of numbers, of one length in all rows"
+    raise BadShard(Reason.WRONG_SCHEMA, f"column {name} is {found}; {wants}")
 
 
 def _converter(part: str, name: str, schema: Any) -> arrow_values.Convert:
@@ -159,10 +185,12 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def _parquet_batches(file: Bytes, constants: Mapping[str, str]) -> Iterator[tuple[_Columns, Any]]:
+def _parquet_batches(
+    file: Bytes, constants: Mapping[str, str], contents: Sequence[Content]
+) -> Iterator[tuple[_Columns, Any]]:
     # With a buffer, pages are read as they are needed; without one a column's part of a row group is read at once.
     table = pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=_READ_AHEAD)
-    columns = _columns(table.schema_arrow, constants)
+    columns = _columns(table.schema_arrow, constants, contents)
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)
         if about.total_byte_size > decoded_allowed(file.size_bytes):
@@ -170,7 +198,7 @@ def _parquet_batches(file: Bytes, constants: Mapping[str, str]) -> Iterator[tupl
                 f"row group {group} declares {about.total_byte_size} bytes in a file of {file.size_bytes}"
             )
             raise BadShard(Reason.OVERSIZED, detail)
-        rows = rows_at_once(about, columns.names["image"])
+        rows = rows_at_once(about, columns.names[columns.content])
         for batch in table.iter_batches(rows, row_groups=[group], columns=columns.wanted, use_threads=False):
             yield columns, batch
 
@@ -190,13 +218,15 @@ def rows_at_once(group: Any, column: str | None = None) -> int:
     return max(8, min(BATCH_ROWS, BATCH_BYTES // max(1, row)))
 
 
-def _arrow_batches(file: Bytes, constants: Mapping[str, str]) -> Iterator[tuple[_Columns, Any]]:
+def _arrow_batches(
+    file: Bytes, constants: Mapping[str, str], contents: Sequence[Content]
+) -> Iterator[tuple[_Columns, Any]]:
     source = pa.PythonFile(file, mode="r")
     is_file = _at(file, 0, 6) == b"ARROW1"
     if not is_file:
         _check_stream_end(file)
     file.seek(0)
-    columns = _columns(_schema(source, is_file), constants)
+    columns = _columns(_schema(source, is_file), constants, contents)
     file.seek(0)
     # Only the columns that are used are decompressed.
     fields = sorted(_schema(source, is_file).get_field_index(name) for name in columns.wanted)
@@ -229,13 +259,17 @@ def _check_stream_end(file: Bytes) -> None:
 def _unpack(batch: Any, columns: _Columns) -> Iterator[RawRow]:
     """Rows of a batch, each value by itself: what is encoded stays encoded until its row comes."""
     arrays = {part: _array(batch, name) for part, name in columns.names.items() if part in columns.convert}
-    structs = arrays.pop("image")
-    images = _images(structs)
+    content: Any = None if columns.content == "label" else arrays.pop(columns.content)
+    images = _images(content) if columns.content == "image" else None
     for at in range(batch.num_rows):
         values: dict[str, Any] = {
             part: columns.constants[name] for part, name in columns.names.items() if name in columns.constants
         }
-        data, problem = _image(images[at], structs[at])
+        data = vector = problem = None
+        if images is not None:
+            data, problem = _image(images[at], content[at])
+        elif content is not None:
+            vector, problem = arrow_values.vector_bytes(content[at])
         for part, array in arrays.items():
             try:
                 values[part] = columns.convert[part](array[at])
@@ -250,6 +284,8 @@ def _unpack(batch: Any, columns: _Columns) -> Iterator[RawRow]:
             values.get("attributes"),
             values.get("time"),
             problem,
+            vector=vector,
+            is_label=columns.content == "label",
         )
 
 

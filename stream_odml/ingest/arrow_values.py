@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pyarrow as pa
 
 from stream_odml.ingest.plain import bytes_text, seconds_text
@@ -62,6 +63,25 @@ def is_bytes(kind: Any) -> bool:
 
 def _is_list(kind: Any) -> bool:
     return kind.id in _LISTS
+
+
+def holds_vectors(kind: Any) -> bool:
+    """Whether a type is a list of numbers, of a length that may be fixed."""
+    bare = unwrapped(kind)
+    if not _is_list(bare):
+        return False
+    value = unwrapped(bare.value_type)
+    return bool(pa.types.is_floating(value) or pa.types.is_integer(value))
+
+
+def vector_bytes(scalar: Any) -> tuple[bytes | None, tuple[Reason, str] | None]:
+    """Return a list of numbers as little-endian float32, or what is missing. A null among them becomes NaN."""
+    bare = inner(scalar)
+    if bare is None:
+        return None, (Reason.MISSING_VECTOR, "the vector is null")
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.asarray(bare.values.to_numpy(zero_copy_only=False), "<f4")
+    return values.tobytes(), None
 
 
 def attribute_converter(column: str, kind: Any) -> Convert:

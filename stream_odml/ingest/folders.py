@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest, ShardRef, format_of
 from stream_odml.ingest.shard_file import ShardFile
@@ -31,21 +31,28 @@ def read_manifest(uri: str, options: StorageOptions | None) -> tuple[ShardManife
     return ShardManifest.from_bytes(data), hashlib.sha256(data).hexdigest()
 
 
-def folder_rows(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
+def folder_rows(
+    ref: ShardRef, options: StorageOptions | None, contents: Sequence[Content] = ANY_CONTENT
+) -> Iterator[RawRow]:
     """Rows in the order of the manifest. Raises BadShard(bad_manifest | changed_while_read | …)."""
     manifest, sha256 = read_manifest(ref.uri, options)
     if not sha256.startswith(ref.content_hash):
         raise BadShard(Reason.CHANGED_WHILE_READ, "the manifest is no longer the one that was seen")
-    yield from parts_rows(ref.uri, manifest.files, options)
+    yield from parts_rows(ref.uri, manifest.files, options, contents)
 
 
-def parts_rows(uri: str, files: tuple[ManifestFile, ...], options: StorageOptions | None) -> Iterator[RawRow]:
+def parts_rows(
+    uri: str,
+    files: tuple[ManifestFile, ...],
+    options: StorageOptions | None,
+    contents: Sequence[Content] = ANY_CONTENT,
+) -> Iterator[RawRow]:
     """Rows of several files below `uri`, numbered on from file to file."""
     row = 0
     for file in files:
         kind = format_of(file.path)
-        if kind in ("parquet", "arrow", "tar"):
-            for raw in _part(uri, file, kind, options):
+        if kind in ("parquet", "arrow", "tar", "npz"):
+            for raw in _part(uri, file, kind, options, contents):
                 inside = f"/{raw.path}" if raw.path is not None else f"#{raw.row}"
                 yield dataclasses.replace(raw, row=row, path=f"{file.path}{inside}")
                 row += 1
@@ -54,7 +61,13 @@ def parts_rows(uri: str, files: tuple[ManifestFile, ...], options: StorageOption
             row += 1
 
 
-def _part(uri: str, declared: ManifestFile, kind: str, options: StorageOptions | None) -> Iterator[RawRow]:
+def _part(
+    uri: str,
+    declared: ManifestFile,
+    kind: str,
+    options: StorageOptions | None,
+    contents: Sequence[Content],
+) -> Iterator[RawRow]:
     """Rows of a table or tar. One that holds no rows of ours from its start is one row, which says why."""
     if not _inside(uri, declared.path):
         yield RawRow(0, problem=(Reason.UNSAFE_PATH, f"{declared.path!r} leads out of the shard"))
@@ -66,7 +79,8 @@ def _part(uri: str, declared: ManifestFile, kind: str, options: StorageOptions |
             )
         count = 0
         try:
-            for raw in tar_rows(file) if kind == "tar" else table_rows(file, kind, dict(declared.values)):
+            values = dict(declared.values)
+            for raw in tar_rows(file) if kind == "tar" else table_rows(file, kind, values, contents):
                 yield raw
                 count += 1
         except BadShard as error:

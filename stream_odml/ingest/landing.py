@@ -14,20 +14,25 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stream_odml.ingest import fields
 from stream_odml.ingest.arrow_rows import rows_at_once
-from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES
+from stream_odml.ingest.new_items import (
+    GROUP_BYTES,
+    ROWS_PER_GROUP,
+    NewItem,
+    checked,
+    groups_of,
+    schema_of,
+    table_of,
+)
 from stream_odml.ingest.reading import check_rows
-from stream_odml.ingest.reasons import Reason, RowError
 from stream_odml.ingest.shard import FILE_FORMATS, TASK_SUFFIX, ShardManifest, format_of, shard_name
 from stream_odml.storage.publish import MAX_NAME_CHARS, ShardExists, check_name, publish
 from stream_odml.storage.reading import StorageOptions
@@ -44,100 +49,31 @@ __all__ = [
 ]
 
 Inbox = str | os.PathLike[str]
-ROWS_PER_GROUP = 256
-GROUP_BYTES = 64 << 20
-"""A row group holds no more rows than take so many bytes: readers decode one at a time."""
 SHARD_BYTES = 1 << 30
 _READ_AHEAD = 1 << 20
-
-_SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.binary()),
-        pa.field("class_name", pa.string()),
-        pa.field("item_id", pa.string()),
-        pa.field("attributes", pa.map_(pa.string(), pa.string())),
-        pa.field("time", pa.timestamp("us", "UTC")),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class NewItem:
-    """One image to land: its encoded bytes, its class by name, and what else is known."""
-
-    image: bytes
-    class_name: str
-    item_id: str | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    time: datetime | None = None
 
 
 def land_items(
     inbox: Inbox, name: str, items: Iterable[NewItem], options: StorageOptions | None = None
 ) -> str:
-    """Land items as one Parquet shard `<name>.parquet`, streaming. Returns its URI.
+    """Land items as one Parquet shard `<name>.parquet`, streaming: all images, all vectors or all labels. Returns its
+    URI.
 
-    Raises ShardExists, ValueError for a bad name or no items, RowError (a ValueError) for fields that no reader would
-    take, OSError. Images are not looked at.
+    Raises ShardExists, ValueError for a bad name, no items or items of several kinds, RowError (a ValueError) for
+    fields that no reader would take, OSError. Images are not looked at.
     """
 
     def write(file: IO[bytes]) -> None:
-        with pq.ParquetWriter(file, _SCHEMA, compression={"class_name": "zstd"}) as writer:
-            rows = 0
-            for group in _groups(checked(items)):
-                writer.write_table(_table(group))
-                rows += len(group)
-        if not rows:
+        each = checked(items)
+        first = next(each, None)
+        if first is None:
             raise ValueError(f"shard {name!r} has no items; land at least one")
+        schema = schema_of(first)
+        with pq.ParquetWriter(file, schema, compression={"class_name": "zstd"}) as writer:
+            for group in groups_of(chain([first], each)):
+                writer.write_table(table_of(group, first, schema))
 
     return publish(inbox, check_name(f"{name}.parquet"), write, options)
-
-
-def _groups(items: Iterable[NewItem]) -> Iterator[list[NewItem]]:
-    """Items of one row group each: so many that a reader need not hold more than `GROUP_BYTES` and an image."""
-    group: list[NewItem] = []
-    held = 0
-    for item in items:
-        if group and (len(group) == ROWS_PER_GROUP or held + len(item.image) > GROUP_BYTES):
-            yield group
-            group, held = [], 0
-        group.append(item)
-        held += len(item.image)
-    if group:
-        yield group
-
-
-def checked(items: Iterable[NewItem]) -> Iterator[NewItem]:
-    """The items with their fields as a reader will give them. Raises RowError, which names the item by its place."""
-    seen: set[str] = set()
-    for place, item in enumerate(items):
-        try:
-            yield _checked(item, seen)
-        except RowError as error:
-            raise type(error)(error.reason, f"item {place}: {error.detail}") from error
-
-
-def _checked(item: NewItem, seen: set[str]) -> NewItem:
-    item_id = fields.item_id(item.item_id)
-    if item_id is not None:
-        if item_id in seen:
-            raise RowError(Reason.DUPLICATE_ID, f"its id {item_id!r} came before in this shard")
-        seen.add(item_id)
-    if len(item.image) > MAX_IMAGE_BYTES:
-        raise RowError(Reason.OVERSIZED, f"{len(item.image)} bytes of image, at most {MAX_IMAGE_BYTES}")
-    name = fields.class_name(item.class_name)
-    return NewItem(item.image, name, item_id, fields.attributes(item.attributes), fields.when(item.time))
-
-
-def _table(items: Sequence[NewItem]) -> Any:
-    columns = {
-        "image": [item.image for item in items],
-        "class_name": [item.class_name for item in items],
-        "item_id": [item.item_id for item in items],
-        "attributes": [list(item.attributes.items()) for item in items],
-        "time": [item.time for item in items],
-    }
-    return pa.table(columns, schema=_SCHEMA)
 
 
 def land_tar(inbox: Inbox, name: str, items: Iterable[NewItem], options: StorageOptions | None = None) -> str:

@@ -6,10 +6,13 @@ Invariant: format readers only unpack; `reading.py` alone decides what is usable
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stream_odml.ingest.reasons import Reason
 
+Content = Literal["image", "vector", "label"]
+ANY_CONTENT: tuple[Content, ...] = ("image", "vector", "label")
+"""What rows may hold; of several that a table has, the first that is asked for counts."""
 MAX_IMAGE_BYTES = 64 << 20
 """A row whose image file is larger is refused unread (oversized)."""
 
@@ -31,3 +34,7 @@ class RawRow:
     message as topic/partition/offset."""
     key: str | None = None
     """A name that must not occur twice in the shard although it is not the item's id (a tar key)."""
+    vector: bytes | None = None
+    """In place of an image: values as little-endian float32."""
+    is_label: bool = False
+    """It has neither image nor vector: it names the class of an item that is stored."""

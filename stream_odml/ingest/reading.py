@@ -6,32 +6,38 @@ Memory is bounded by one record batch (tables: one row group) or one image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from stream_odml.ingest import fields
 from stream_odml.ingest.delta_log import delta_files
 from stream_odml.ingest.folders import folder_rows, parts_rows
 from stream_odml.ingest.message_range import FORMAT as MESSAGES
 from stream_odml.ingest.message_range import message_rows
-from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import FIRST_BYTES, BadShard, Reason, RowError, RowProblem
 from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.tables import table_rows
 from stream_odml.ingest.tars import tar_rows
+from stream_odml.ingest.vectors import Vector, checked_vector
 from stream_odml.storage.reading import StorageOptions
 
+UNLABELLED = ""
+"""The class of an item whose class nobody has said yet."""
 CHECKED_ROWS = 1000
 """Rows that a producer's file is searched for one that can be used, before it lands."""
 
 
 @dataclass(frozen=True)
 class RawItem:
-    """One usable row: its image is still encoded. `item_id` is the producer's, or `<shard_id>/<row>`."""
+    """One usable row: its image is still encoded. `item_id` is the producer's, or `<shard_id>/<row>`. The class of a
+    vector may be empty: nobody has said it yet."""
 
     row: int
     item_id: str
@@ -39,19 +45,21 @@ class RawItem:
     image: bytes
     attributes: dict[str, str]
     time: datetime | None
+    vector: Vector | None = field(default=None, compare=False)
+    """In place of an image. One without either is a label for an item that is stored."""
 
 
 def read_shard(
-    ref: ShardRef, storage_options: StorageOptions | None = None
+    ref: ShardRef, storage_options: StorageOptions | None = None, contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawItem | RowProblem]:
-    """All rows of a shard in order.
+    """All rows of a shard in order. `contents` that a table may have; the first of several counts.
 
     Raises BadShard when the whole file is refused; that may come after rows were yielded (a corrupt end,
     or changed_while_read), and then none of them counts. Raises TransientReadError when the bytes cannot
     be had now. Images are not decoded here: `decode_image` is where an image turns out to be bad.
     """
     seen: set[str] = set()
-    for raw in _rows(ref, storage_options):
+    for raw in _rows(ref, storage_options, contents):
         yield _check(raw, ref.shard_id, seen)
 
 
@@ -85,17 +93,23 @@ def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = No
     raise ValueError(f"{path}: no row at its start can be used, the first: {first.detail} ({first.reason})")
 
 
-def _rows(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
+def _rows(
+    ref: ShardRef, options: StorageOptions | None, contents: Sequence[Content] = ANY_CONTENT
+) -> Iterator[RawRow]:
     if ref.format == "task":
         _check_task(ref, options)
         return
+    if ref.format == "adopted":
+        raise BadShard(Reason.UNKNOWN_FORMAT, f"{ref.uri} was adopted: its rows are in the stream root alone")
     if ref.format == "folder":
-        yield from folder_rows(ref, options)
+        yield from folder_rows(ref, options, contents)
     elif ref.format == "delta":
-        rows = parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options)
-        yield from (replace(raw, path=None) for raw in rows)  # names of a table's files say nothing to people
+        parts = parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options, contents)
+        yield from (
+            replace(raw, path=None) for raw in parts
+        )  # names of a table's files say nothing to people
     else:
-        yield from _single_file(ref, options)
+        yield from _single_file(ref, options, contents)
 
 
 def _check_task(ref: ShardRef, options: StorageOptions | None) -> None:
@@ -111,7 +125,9 @@ def _check_task(ref: ShardRef, options: StorageOptions | None) -> None:
             raise BadShard(Reason.BAD_MANIFEST, detail, file.head())
 
 
-def _single_file(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawRow]:
+def _single_file(
+    ref: ShardRef, options: StorageOptions | None, contents: Sequence[Content]
+) -> Iterator[RawRow]:
     with ShardFile(ref.uri, options) as file:
         if file.size_bytes != ref.size_bytes:
             detail = f"{file.size_bytes} bytes, {ref.size_bytes} when it was seen"
@@ -121,7 +137,7 @@ def _single_file(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawR
                 raise BadShard(
                     Reason.EMPTY_FILE if not ref.size_bytes else Reason.UNKNOWN_FORMAT, _known(ref.name)
                 )
-            yield from _rows_of(file, ref.format)
+            yield from _rows_of(file, ref.format, contents)
         except BadShard as error:
             if file.has_changed(ref.content_hash):
                 error = BadShard(Reason.CHANGED_WHILE_READ, f"while it was read; it then failed with {error}")
@@ -132,14 +148,14 @@ def _single_file(ref: ShardRef, options: StorageOptions | None) -> Iterator[RawR
             )
 
 
-def _rows_of(file: ShardFile, format: str) -> Iterator[RawRow]:
+def _rows_of(file: ShardFile, format: str, contents: Sequence[Content]) -> Iterator[RawRow]:
     if format == MESSAGES:
         return message_rows(file)
-    return tar_rows(file) if format == "tar" else table_rows(file, format)
+    return tar_rows(file) if format == "tar" else table_rows(file, format, None, contents)
 
 
 def _known(name: str) -> str:
-    return f"{name!r}: expected .parquet, .arrow, .tar or a folder with a manifest"
+    return f"{name!r}: expected .parquet, .arrow, .tar, .npz or a folder with a manifest"
 
 
 def with_path(path: str | None, detail: str) -> str:
@@ -154,12 +170,13 @@ def _check(raw: RawRow, shard_id: str, seen: set[str]) -> RawItem | RowProblem:
         reason, detail = raw.problem
         return RowProblem(raw.row, reason, with_path(raw.path, detail), first)
     try:
-        if not raw.image:
-            raise RowError(Reason.EMPTY_IMAGE, "the image has no bytes")
-        if len(raw.image) > MAX_IMAGE_BYTES:
-            raise RowError(Reason.OVERSIZED, f"{len(raw.image)} bytes of image, at most {MAX_IMAGE_BYTES}")
-        name = fields.class_name(raw.label, raw.names)
+        vector = None if raw.vector is None else checked_vector(np.frombuffer(raw.vector, "<f4"))
+        if vector is None and not raw.is_label:
+            _check_image(raw.image)
+        name = _class_name(raw)
         given = fields.item_id(raw.item_id)
+        if given is None and raw.is_label:
+            raise RowError(Reason.BAD_ID, "a label without an id says the class of no item")
         attributes, time = (
             fields.with_path(fields.attributes(raw.attributes), raw.path),
             fields.when(raw.time),
@@ -172,4 +189,21 @@ def _check(raw: RawRow, shard_id: str, seen: set[str]) -> RawItem | RowProblem:
     except RowError as error:
         return RowProblem(raw.row, error.reason, with_path(raw.path, error.detail), first)
     item_id = f"{shard_id}/{raw.row}" if given is None else given
-    return RawItem(raw.row, item_id, name, raw.image, attributes, time)
+    return RawItem(raw.row, item_id, name, raw.image or b"", attributes, time, vector)
+
+
+def _check_image(image: bytes | None) -> None:
+    if not image:
+        raise RowError(Reason.EMPTY_IMAGE, "the image has no bytes")
+    if len(image) > MAX_IMAGE_BYTES:
+        raise RowError(Reason.OVERSIZED, f"{len(image)} bytes of image, at most {MAX_IMAGE_BYTES}")
+
+
+def _class_name(raw: RawRow) -> str:
+    """The class; of a vector it may be missing."""
+    try:
+        return fields.class_name(raw.label, raw.names)
+    except RowError as error:
+        if raw.vector is not None and error.reason is Reason.MISSING_LABEL:
+            return UNLABELLED
+        raise

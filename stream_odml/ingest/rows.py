@@ -7,7 +7,7 @@ had is a `RowProblem` among the blocks: it costs itself, never the rows around i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from stream_odml.ingest.decode import Pixels, decode_image
 from stream_odml.ingest.fields import PATH
+from stream_odml.ingest.rawrow import ANY_CONTENT, Content
 from stream_odml.ingest.reading import RawItem, read_shard, with_path
 from stream_odml.ingest.reasons import FIRST_BYTES, BadImage, Reason, RowProblem
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.storage.reading import StorageOptions
+
+NO_IMAGES = "an image, but this stream takes vectors (model.backbone: none); land the vector of the image"
 
 
 class Block(NamedTuple):
@@ -38,8 +41,25 @@ class Decoded(NamedTuple):
 def decode_shard(
     ref: ShardRef, size: int, max_pixels: int, storage_options: StorageOptions | None = None
 ) -> Iterator[Decoded | RowProblem]:
-    """Every row of a shard, decoded, or its problem: the first pass over a shard. Errors as `read_shard`."""
-    return (_decode(found, size, max_pixels) for found in read_shard(ref, storage_options))
+    """Every row of a shard of images, decoded, or its problem: the first pass over it. Errors as `read_shard`."""
+    return (_decode(found, size, max_pixels) for found in read_shard(ref, storage_options, ("image",)))
+
+
+def decode_or_pass(
+    ref: ShardRef,
+    size: int,
+    max_pixels: int,
+    storage_options: StorageOptions | None = None,
+    contents: Sequence[Content] = ANY_CONTENT,
+) -> Iterator[Decoded | RawItem | RowProblem]:
+    """The same of a shard of any contents: rows that have no image come as they are."""
+    for found in read_shard(ref, storage_options, contents):
+        if isinstance(found, RowProblem) or not found.image:
+            yield found
+        elif "image" in contents:
+            yield _decode(found, size, max_pixels)
+        else:
+            yield RowProblem(found.row, Reason.MISSING_VECTOR, NO_IMAGES, found.image[:FIRST_BYTES])
 
 
 def _decode(found: RawItem | RowProblem, size: int, max_pixels: int) -> Decoded | RowProblem:

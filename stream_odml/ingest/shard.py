@@ -36,6 +36,7 @@ FILE_FORMATS = {
     ".feather": "arrow",
     ".ipc": "arrow",
     ".tar": "tar",
+    ".npz": "npz",
 }
 
 
@@ -118,7 +119,8 @@ class ShardRef:
 
     `shard_id` is `<name>-<16 hex of the content hash>` and safe as a file name. `stamp` is what a source
     compares before it hashes anything (for a local file name, size and time of change). `format` is
-    parquet, arrow, tar, folder, delta, messages, task (a task manifest: no rows) or unknown. `manifest.files` stays
+    parquet, arrow, tar, npz, folder, delta, messages, task (a task manifest: no rows), adopted (a block of a gallery
+    that was taken over: its rows are in the store alone) or unknown. `manifest.files` stays
     with the shard.
     """
 
@@ -177,7 +179,7 @@ def shard_name(text: str) -> str:
 
 
 def format_of(name: str) -> str:
-    """The format that a file name announces: parquet, arrow, tar, task or unknown."""
+    """The format that a file name announces: parquet, arrow, tar, npz, task or unknown."""
     if name.endswith(TASK_SUFFIX):
         return "task"
     return FILE_FORMATS.get(PurePosixPath(name).suffix.lower(), "unknown")

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from stream_odml.ingest.arrow_rows import rows_of
+from stream_odml.ingest.npz_rows import npz_rows
 from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, Pipe
@@ -89,7 +90,8 @@ def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
     """Read one file; how it ended."""
     file = AskedFile(pipe, int(job["size"]))
     try:
-        for row in rows_of(file, job["format"], job["constants"]):
+        reader = npz_rows if job["format"] == "npz" else rows_of
+        for row in reader(file, job["format"], job["constants"], job["contents"]):
             _send_row(pipe, row)
     except BadShard as error:
         return {"reason": str(error.reason), "detail": error.detail}
@@ -106,8 +108,9 @@ def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
 def _send_row(pipe: Pipe, row: RawRow) -> None:
     fields: dict[str, Any] = {"row": row.row, "label": row.label, "id": row.item_id}
     fields |= {"attributes": row.attributes, "time": row.time, "names": row.names}
+    fields["content"] = "label" if row.is_label else "image" if row.vector is None else "vector"
     fields["problem"] = None if row.problem is None else [str(row.problem[0]), row.problem[1]]
-    pipe.send(ROW, fields, row.image)
+    pipe.send(ROW, fields, row.image if row.vector is None else row.vector)
 
 
 def _take_pipe() -> Pipe:

@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stream_odml.ingest import fields
 from stream_odml.ingest.bounds import bounded, memory_allowed
-from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
+from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError, TransientReadError
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Message, Pipe
@@ -29,14 +29,20 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "L
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
-def table_rows(file: ShardFile, format: str, constants: Mapping[str, str] | None = None) -> Iterator[RawRow]:
-    """Rows in file order. `constants` are columns that the file leaves out because they are the same in every row.
+def table_rows(
+    file: ShardFile,
+    format: str,
+    constants: Mapping[str, str] | None = None,
+    contents: Sequence[Content] = ANY_CONTENT,
+) -> Iterator[RawRow]:
+    """Rows in file order. `constants` are columns that the file leaves out because they are the same in every row;
+    of several `contents` that it has, the first that is named counts.
 
     Raises BadShard (empty, truncated, corrupt, wrong schema, oversized, killed_reader) and TransientReadError.
     """
     if file.size_bytes == 0:
         raise BadShard(Reason.EMPTY_FILE, "the file has no bytes")
-    return bounded(_rows(file, format, constants or {}), file.size_bytes)
+    return bounded(_rows(file, format, constants or {}, contents), file.size_bytes)
 
 
 def start_decoder() -> None:
@@ -44,10 +50,13 @@ def start_decoder() -> None:
     _decoders.give(_decoders.take())
 
 
-def _rows(file: ShardFile, format: str, constants: Mapping[str, str]) -> Iterator[RawRow]:
+def _rows(
+    file: ShardFile, format: str, constants: Mapping[str, str], contents: Sequence[Content]
+) -> Iterator[RawRow]:
     decoder = _decoders.take()
     memory = memory_allowed(file.size_bytes)
     job = {"format": format, "size": file.size_bytes, "memory": memory, "constants": dict(constants)}
+    job["contents"] = list(contents)
     try:
         decoder.pipe.send_json(job)
         while True:
@@ -95,8 +104,18 @@ def _row(message: Message) -> RawRow:
         except RowError as error:
             time, told = None, told or (error.reason, error.detail)
     names = None if found["names"] is None else tuple(found["names"])
+    is_vector = found["content"] == "vector"
     return RawRow(
-        int(found["row"]), message.data, found["label"], names, found["id"], found["attributes"], time, told
+        int(found["row"]),
+        None if is_vector else message.data,
+        found["label"],
+        names,
+        found["id"],
+        found["attributes"],
+        time,
+        told,
+        vector=message.data if is_vector else None,
+        is_label=found["content"] == "label",
     )
 
 

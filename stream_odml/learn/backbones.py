@@ -27,12 +27,14 @@ def build_backbone(spec: EmbedderSpec, *, load: bool, architecture: dict[str, An
         backbone = MobileNetV2()
     elif family == "transformers" and name:
         backbone = TransformersBackbone(name, load and spec.pretrained, architecture)
+    elif spec.takes_vectors:
+        backbone = Backbone()  # what comes is what it would give
     elif family == "timm" and name:
         backbone = TimmBackbone(name, load and spec.pretrained)
     else:
         raise ValueError(
             f"unknown backbone {spec.backbone!r}; expected conv4, mobilenetv2, "
-            "transformers:<name or folder> or timm:<name>"
+            "transformers:<name or folder>, timm:<name>, or none for a stream of vectors"
         )
     if load and spec.weights is not None:
         _load_weights(backbone, spec.weights)

@@ -22,7 +22,7 @@ from stream_odml.learn.settings import EmbedderSpec
 
 
 class Embedder(nn.Module):
-    """f: images [B,3,H,W] in 0..1 -> raw embeddings g [B,d]."""
+    """f: images [B,3,H,W] in 0..1 -> raw embeddings g [B,d]. Of a stream of vectors: the identity."""
 
     mean: Tensor
     std: Tensor
@@ -32,9 +32,11 @@ class Embedder(nn.Module):
         self.spec = spec
         self.backbone = backbone
         self.norms_frozen = spec.starts_pretrained
+        self.takes_vectors = spec.takes_vectors
         mean, std = _pixel_statistics(spec, backbone)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        is_stored = not self.takes_vectors
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=is_stored)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=is_stored)
         self.shows_features = False
         """Whether the output is g, and after it, in the same row, the pooled features h that it is made of."""
         self.pooling = spec.pooling if spec.pooling != "auto" else backbone.default_pooling
@@ -50,6 +52,10 @@ class Embedder(nn.Module):
 
     def _count_features(self) -> int:
         """Ask the backbone by one black image, without letting its batch norms see it."""
+        if self.takes_vectors:
+            if not self.spec.input_dim:
+                raise ValueError("input_dim is 0: say how long the vectors are, which `backbone: none` takes")
+            return self.spec.input_dim
         was_training = self.training
         self.eval()
         side = self.spec.image_size
@@ -59,6 +65,8 @@ class Embedder(nn.Module):
         return features
 
     def _features(self, images_B3HW: Tensor) -> Tensor:
+        if self.takes_vectors:
+            return images_B3HW
         maps = self.backbone((images_B3HW - self.mean) / self.std)
         return pool(maps, self.pooling, self.backbone.prefix_tokens)
 

@@ -16,6 +16,8 @@ Precision = Literal["fp32", "bf16"]
 HeadKind = Literal["discriminant", "linear", "none"]
 TrunkRule = Literal["auto", "frozen", "distilled"]
 
+NO_BACKBONE = "none"
+"""The backbone of a stream of vectors."""
 _PYDANTIC: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -26,7 +28,10 @@ class EmbedderSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _PYDANTIC
 
     backbone: str = "conv4"
-    """`conv4`, `mobilenetv2`, `transformers:<name or folder>` or `timm:<name>`."""
+    """`conv4`, `mobilenetv2`, `transformers:<name or folder>` or `timm:<name>`; `none`: a stream of vectors, which come
+    in place of images, from an embedding service of yours."""
+    input_dim: Count = 0
+    """With `backbone: none`: length of the vectors; 0: that of the stream root, if there is one."""
     dim: Annotated[int, Range(at_least=1)] = 128
     """Length of the embedding; with `head: none` it must equal the backbone's pooled features. With
     `head: discriminant`: the greatest length of the part by which known classes are compared."""
@@ -55,11 +60,31 @@ class EmbedderSpec:
             raise ValueError(
                 f"lift: {self.lift} random features with head {self.head!r}; only `head: discriminant` takes them"
             )
+        if self.takes_vectors:
+            self._check_vectors()
+        elif self.input_dim:
+            raise ValueError(
+                f"input_dim: {self.input_dim} with backbone {self.backbone!r}, which takes images; only "
+                "`backbone: none` takes vectors"
+            )
         if self.pretrained and ":" not in self.backbone:
             raise ValueError(
                 f"pretrained: true, but backbone {self.backbone!r} has no weights by name; "
                 "name a file in `weights`, or use a `transformers:` or `timm:` backbone"
             )
+
+    def _check_vectors(self) -> None:
+        if self.head != "discriminant":
+            raise ValueError(
+                f"backbone: none with head {self.head!r}; vectors are learnt from by `head: discriminant` alone"
+            )
+        if self.pretrained or self.weights is not None:
+            raise ValueError("backbone: none has no weights; leave out `weights` and `pretrained`")
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Return whether vectors come in place of images: the trunk is the identity."""
+        return self.backbone == NO_BACKBONE
 
     @property
     def starts_pretrained(self) -> bool:

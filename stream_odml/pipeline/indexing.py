@@ -1,4 +1,5 @@
-"""Tier 1 of one shard: read, decode, embed with a given model, and say what could not be used.
+"""Tier 1 of one shard: read, decode, embed with a given model, and say what could not be used. Vectors are taken as
+they are, and labels are put on items that are stored.
 
 Pure but for two derived files a shard, thumbnails and held-out images, which are written under the shard's own
 name before the commit that makes its rows visible; a repetition writes the same bytes.
@@ -19,15 +20,19 @@ import torch
 from numpy.typing import NDArray
 
 from stream_odml.ingest.decode import encode_image
-from stream_odml.ingest.reading import RawItem
-from stream_odml.ingest.reasons import BadShard, RowProblem
-from stream_odml.ingest.rows import Decoded, decode_shard
+from stream_odml.ingest.rawrow import Content
+from stream_odml.ingest.reading import UNLABELLED, RawItem
+from stream_odml.ingest.reasons import BadShard, Reason, RowProblem
+from stream_odml.ingest.rows import Decoded, decode_or_pass
 from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.vectors import Vector
 from stream_odml.learn.embedder import Embedder, embed
 from stream_odml.learn.feature_codes import FeatureFormat
 from stream_odml.pipeline.holdout import is_held_out
+from stream_odml.pipeline.relabelling import relabelled
 from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
+from stream_odml.store.store import Store
 from stream_odml.store.tables import gallery_rows, gallery_schema, quarantine_rows
 
 CHUNK = 256
@@ -48,6 +53,8 @@ class IndexOptions:
     """Where images are embedded."""
     codes: FeatureFormat | None = None
     """How a root in exact form codes trunk features; None: embeddings are stored."""
+    store: Store | None = None
+    """Where a table of labels finds the items that it names; None: such a table is refused."""
 
 
 @dataclass
@@ -106,25 +113,72 @@ def _read(
     ref: ShardRef, embedder: Embedder, version: str, options: IndexOptions, beat: Callable[[], None]
 ) -> _Findings:
     found = _Findings()
-    decoded = _usable(
-        decode_shard(ref, embedder.spec.image_size, options.max_pixels, options.source_options),
-        found.problems,
-        beat,
+    contents: tuple[Content, ...] = ("vector",) if embedder.takes_vectors else ("image",)
+    if options.store is not None and options.codes is not None:
+        contents = (*contents, "label")
+    entries = decode_or_pass(
+        ref, embedder.spec.image_size, options.max_pixels, options.source_options, contents
     )
-    while chunk := list(islice(decoded, CHUNK)):
-        items = [one.item for one in chunk]
-        held = [is_held_out(item.item_id, options.held_out) for item in items]
-        vectors = embed(embedder, np.stack([one.pixels for one in chunk]), options.device)
+    usable = _usable(entries, found.problems, beat)
+    while chunk := list(islice(usable, CHUNK)):
+        # A shard has rows of one kind.
+        images = [one for one in chunk if isinstance(one, Decoded)]
+        others = [one for one in chunk if isinstance(one, RawItem)]
+        if images:
+            _add_images(found, ref, images, embedder, version, options)
+        if vectors := [item for item in others if item.vector is not None]:
+            _add_vectors(found, ref, vectors, embedder.out_dim, version, options)
+        if (labels := [item for item in others if item.vector is None]) and options.store is not None:
+            rows, unknown = relabelled(options.store, ref, labels, options.held_out)
+            _add(found, rows)
+            found.problems += unknown
         beat()
-        found.rows.append(_rows(ref, items, held, vectors, version, options.codes))
-        found.classes.update(item.class_name for item in items)
-        kept = [item for item, out in zip(items, held, strict=True) if out]
-        found.trainable.update(item.class_name for item, out in zip(items, held, strict=True) if not out)
-        if kept:
-            found.images.append(_pictures(kept, [item.image for item in kept]))
-        if options.thumbnails:
-            found.thumbnails.append(_pictures(items, [encode_image(one.pixels) for one in chunk]))
     return found
+
+
+def _add_images(
+    found: _Findings,
+    ref: ShardRef,
+    images: list[Decoded],
+    embedder: Embedder,
+    version: str,
+    options: IndexOptions,
+) -> None:
+    items = [one.item for one in images]
+    held = [is_held_out(item.item_id, options.held_out) for item in items]
+    vectors = embed(embedder, np.stack([one.pixels for one in images]), options.device)
+    _add(found, _rows(ref, items, held, vectors, version, options.codes))
+    if kept := [item for item, out in zip(items, held, strict=True) if out]:
+        found.images.append(_pictures(kept, [item.image for item in kept]))
+    if options.thumbnails:
+        found.thumbnails.append(_pictures(items, [encode_image(one.pixels) for one in images]))
+
+
+def _add_vectors(
+    found: _Findings, ref: ShardRef, items: list[RawItem], dim: int, version: str, options: IndexOptions
+) -> None:
+    fitting: list[RawItem] = []
+    vectors: list[Vector] = []
+    for item in items:
+        assert item.vector is not None
+        if len(item.vector) == dim:
+            fitting.append(item)
+            vectors.append(item.vector)
+        else:
+            detail = f"{len(item.vector)} values; this stream takes vectors of {dim} (model.input_dim)"
+            found.problems.append(RowProblem(item.row, Reason.WRONG_DIMENSION, detail))
+    if fitting:
+        # Who has no class yet is searchable, and is neither learnt from nor measured on.
+        held = [bool(i.class_name) and is_held_out(i.item_id, options.held_out) for i in fitting]
+        _add(found, _rows(ref, fitting, held, np.stack(vectors), version, options.codes))
+
+
+def _add(found: _Findings, rows: pa.Table) -> None:
+    found.rows.append(rows)
+    for name, held_out in zip(rows["class_name"].to_pylist(), rows["held_out"].to_pylist(), strict=True):
+        if name != UNLABELLED:
+            found.classes[name] += 1
+            found.trainable[name] += not held_out
 
 
 def _pictures(items: list[RawItem], images: list[bytes]) -> pa.Table:
@@ -138,9 +192,9 @@ def _pictures(items: list[RawItem], images: list[bytes]) -> pa.Table:
 
 
 def _usable(
-    decoded: Iterable[Decoded | RowProblem], problems: list[RowProblem], beat: Callable[[], None]
-) -> Iterator[Decoded]:
-    for entry in decoded:
+    entries: Iterable[Decoded | RawItem | RowProblem], problems: list[RowProblem], beat: Callable[[], None]
+) -> Iterator[Decoded | RawItem]:
+    for entry in entries:
         beat()
         if isinstance(entry, RowProblem):
             problems.append(entry)

@@ -38,6 +38,8 @@ SLICE = 1 << 30
 others have their turn."""
 EMBEDDED_PIXELS = 1 << 19
 """Pixels that the model is given at once."""
+FEW_VECTORS = 16
+"""Vectors that are projected in less time than a thread takes to be handed them."""
 PER_HIT = 1 << 15
 """Multiplications done in the time that one hit takes to be made."""
 FILTERED = 64
@@ -79,6 +81,8 @@ class Answering:
         version, and for what is no image."""
         bundle, subject, version, query = self._serving(), question.subject, question.version, question.query
         vectors = subject if isinstance(subject, np.ndarray) else await self._embedded(bundle, subject)
+        if bundle.embedder.takes_vectors and version is None:
+            vectors = await self._projected(bundle, vectors)
         made_by = bundle.version if version is None else _named(bundle, version)
         dim = await self._dim_of(bundle, made_by)
         if vectors.shape[1] != dim:
@@ -138,6 +142,12 @@ class Answering:
 
     async def _embedded(self, bundle: Bundle, images: Sequence[bytes]) -> Floats:
         """Embed encoded images by the bundle's own model: [n, d]. ApiError 422 for what is no image."""
+        if bundle.embedder.takes_vectors:
+            raise unprocessable(
+                "no_images",
+                "this stream takes vectors (model.backbone: none)",
+                "send the vector of the image",
+            )
         size = bundle.embedder.spec.image_size
         pixels = await self.decoding.pixels(images, size)
         at_once = max(1, EMBEDDED_PIXELS // (size * size))
@@ -146,6 +156,20 @@ class Answering:
             for start in range(0, len(pixels), at_once)
         ]
         return np.concatenate(parts)
+
+    async def _projected(self, bundle: Bundle, vectors: Floats) -> Floats:
+        """Vectors as a stream of vectors takes them, by the served head: [n, dim]. ApiError 422 for another length."""
+        takes = bundle.embedder.out_dim
+        if vectors.shape[1] != takes:
+            raise unprocessable(
+                "bad_dimension",
+                f"the vector has {vectors.shape[1]} values, this stream takes {takes}",
+                "send a vector as it is pushed; with `version`, one in that version's space",
+            )
+        embeddings = bundle.snapshot.space.embeddings
+        if len(vectors) <= FEW_VECTORS:
+            return embeddings(vectors)
+        return await self._embedding.run(len(vectors), embeddings, vectors)
 
 
 def _named(bundle: Bundle, version: str) -> str:

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from stream_odml.ingest import fields
 from stream_odml.ingest.plain import NameTwice, json_once
 from stream_odml.ingest.reasons import RowError
+from stream_odml.ingest.vectors import MAX_VALUE
 from stream_odml.service.backend import Floats, Query
 from stream_odml.service.errors import ApiError, bad_request, unprocessable
 from stream_odml.service.pool import ShortestFirst
@@ -33,8 +34,6 @@ MAX_VALUES = 1 << 20
 MAX_VECTOR_VALUES = 1 << 17
 """The same for one vector, which may have 65,536 numbers, and its filter."""
 _NAME_ENDS = re.compile(rb'"\s*:')
-MAX_VALUE = 1e15
-"""Largest magnitude in a vector: squares and sums of such values still fit float32."""
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -171,6 +170,17 @@ def vector_from(value: object) -> Floats:
         raise unprocessable(
             "bad_vector", "the vector holds a number too large", "send float32 values"
         ) from None
+
+
+def item_vector(value: object) -> Floats:
+    """Return the vector [d] of a new item: a list, or one row as `vectors_from` takes it packed. ApiError 422."""
+    if not isinstance(value, dict):
+        return vector_from(value)
+    vectors = _finite(_packed(value))
+    if len(vectors) != 1:
+        raise unprocessable("bad_vector", f"{len(vectors)} vectors of one item", "send one")
+    vector: Floats = vectors[0]
+    return vector
 
 
 def _packed(value: Mapping[str, Any]) -> Floats:

@@ -85,6 +85,8 @@ def next_bundle(store: Store, served: Bundle) -> Bundle:
 
 def _model(store: Store, version: str) -> Embedder:
     embedder = load_model(store, version)
+    if embedder.takes_vectors:
+        return embedder
     with torch.inference_mode():  # the first query must not pay for lazy initialisation
         size = embedder.spec.image_size
         embedder(torch.zeros(1, 3, size, size))

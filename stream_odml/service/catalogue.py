@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.backend import ClassRow, Item, Projection, VersionHistory, VersionRow
 from stream_odml.service.projection import project, sample_rows
@@ -20,6 +21,9 @@ def count_classes(snapshot: GallerySnapshot) -> int:
     alive = np.bincount(codes, minlength=1) - np.bincount(
         codes[snapshot.dead], minlength=int(codes.max(initial=0)) + 1
     )
+    unnamed = snapshot.columns.names["class_name"].numbers.get(UNLABELLED)
+    if unnamed is not None and unnamed < len(alive):
+        alive[unnamed] = 0
     return int(np.count_nonzero(alive))
 
 
@@ -44,6 +48,7 @@ def class_rows(snapshot: GallerySnapshot) -> Sequence[ClassRow]:
             bool(known[code]),
         )
         for code, at, count in zip(present.tolist(), sample.tolist(), counts.tolist(), strict=True)
+        if names[code] != UNLABELLED
     ]
     return sorted(found, key=lambda row: (row.first_seen or datetime.min, row.name), reverse=True)
 

@@ -160,25 +160,34 @@ _ITEM: Schema = {
     "time": {"type": "string", "format": "date-time"},
 }
 _FORM_ITEM = _ITEM | {"attributes": {"type": "string", "description": "JSON object of strings"}}
+_LANDED = _object(
+    {
+        "stream": {"type": ["string", "null"]},
+        "shard": {"type": "string"},
+        "ids": {"type": "array", "items": {"type": "string"}, "description": "one an image, in order"},
+    },
+    ["shard", "ids"],
+)
+LABEL_BODY = _body(application__json=_object({"class": _ITEM["class"]}, ["class"])) | _answer(_LANDED, "202")
 PUSH_BODY = _body(
     application__json=_object(
-        {"items": {"type": "array", "items": _object({"image": _IMAGE, **_ITEM}, ["image", "class"])}},
+        {
+            "items": {
+                "type": "array",
+                "items": {
+                    "oneOf": [
+                        _object({"image": _IMAGE, **_ITEM}, ["image", "class"]),
+                        _object({"vector": {"oneOf": [_VECTOR, _PACKED]}, **_ITEM}, ["vector"]),
+                    ]
+                },
+            }
+        },
         ["items"],
     ),
     multipart__form_data=_object(
         {"image": {"type": "array", "items": _FILE}, **_FORM_ITEM}, ["image", "class"]
     ),
-) | _answer(
-    _object(
-        {
-            "stream": {"type": ["string", "null"]},
-            "shard": {"type": "string"},
-            "ids": {"type": "array", "items": {"type": "string"}, "description": "one an image, in order"},
-        },
-        ["shard", "ids"],
-    ),
-    "202",
-)
+) | _answer(_LANDED, "202")
 PUSH_BODY["parameters"] = [
     {
         "name": "Idempotency-Key",

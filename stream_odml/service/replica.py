@@ -25,7 +25,7 @@ from stream_odml.service.driver import Driver, NoDriver
 from stream_odml.service.errors import ApiError, unavailable, unprocessable
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.puller import Puller
-from stream_odml.service.push import PushInbox
+from stream_odml.service.push import PushInbox, Takes
 from stream_odml.service.thumbnails import Thumbnails
 from stream_odml.storage.files import open_files
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
@@ -63,7 +63,10 @@ class Replica:
         self._thumbnails = Thumbnails(open_files(root, storage_options))
         self._answering = Answering(options, self.puller.serving)
         self._inbox = PushInbox(
-            options.push_dir or f"{root.rstrip('/')}/push", self._answering.decoding, storage_options
+            options.push_dir or f"{root.rstrip('/')}/push",
+            self._answering.decoding,
+            storage_options,
+            self._takes,
         )
         # What a part answers by itself is asked of the part, without a step in between.
         self.search, self.push = self._answering.search, self._inbox.push
@@ -82,6 +85,13 @@ class Replica:
         self.puller.close()
         self._answering.close()
         self._inbox.close()
+
+    def _takes(self) -> Takes | None:
+        bundle = self.puller.bundle
+        if bundle is None:
+            return None
+        model = bundle.embedder
+        return Takes(model.out_dim if model.takes_vectors else None, bundle.snapshot.space.head is not None)
 
     def served(self) -> Served:
         bundle = self.puller.serving()

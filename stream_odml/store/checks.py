@@ -98,16 +98,9 @@ def accepted(
     Raises ValueError for vectors of another dimension or that are not finite, a version that is not
     committed (or is not ``version``), an unknown shard.
     """
-    rows = _of_form(store, rows)
+    rows = fitting(store, rows, version)
     if len(rows) == 0:
         return rows
-    made_by = set(rows["version"].unique().to_pylist())
-    if version is not None and made_by != {version}:
-        raise ValueError(f"rows of a stage must be made by {version}, these are made by {sorted(made_by)}")
-    for name in made_by - {version}:
-        store.tree.get(name)
-    if not _are_finite(store, rows):
-        raise ValueError("a vector is not finite; quarantine its row or refuse the model that made it")
     shards, dictionary = encode(rows["shard_id"])
     names = dictionary.to_pylist()
     known_shards(store.ledger, names)
@@ -118,6 +111,21 @@ def accepted(
         triples = zip(*(rows[c].to_pylist() for c in ("shard_id", "class_name", "item_id")), strict=True)
         keep &= np.array([not store.ledger.forgotten(*triple) for triple in triples])
     return rows if keep.all() else rows.filter(pa.array(keep))
+
+
+def fitting(store: Store, rows: pa.Table, version: str | None = None) -> pa.Table:
+    """The rows as this root stores them. Raises ValueError as `accepted` does, but for their shards."""
+    rows = _of_form(store, rows)
+    if len(rows) == 0:
+        return rows
+    made_by = set(rows["version"].unique().to_pylist())
+    if version is not None and made_by != {version}:
+        raise ValueError(f"rows of a stage must be made by {version}, these are made by {sorted(made_by)}")
+    for name in made_by - {version}:
+        store.tree.get(name)
+    if not _are_finite(store, rows):
+        raise ValueError("a vector is not finite; quarantine its row or refuse the model that made it")
+    return rows
 
 
 def _of_form(store: Store, rows: pa.Table) -> pa.Table:
@@ -152,7 +160,8 @@ def counted(
         count = counts[shard_id]
         count["rows"] += 1
         count["held_out"] += bool(held_out)
-        count["classes"][class_name] = count["classes"].get(class_name, 0) + 1
+        if class_name:  # what has no class yet is of none
+            count["classes"][class_name] = count["classes"].get(class_name, 0) + 1
     for shard_id in quarantine["shard_id"].to_pylist():
         counts[shard_id]["quarantined"] += 1
     json.dumps(counts)  # what cannot be remembered must fail before the first row is written

@@ -250,8 +250,10 @@ def _metadata(store: Store) -> tuple[pa.Table, list[tuple[str, int]]]:
 
 
 def _is_training(meta: pa.Table, rows: Ints, shard_ids: Collection[str]) -> NDArray[np.bool_]:
-    some = meta.select(["shard_id", "held_out"]).take(pa.array(rows))
+    some = meta.select(["shard_id", "held_out", "class_name"]).take(pa.array(rows))
     named = pc.is_in(some["shard_id"].cast(pa.string()), value_set=pa.array(sorted(shard_ids), pa.string()))
+    # Nobody has said yet what an item without a class is of.
+    named = pc.and_(named, pc.not_equal(some["class_name"].cast(pa.string()), ""))
     held: NDArray[np.bool_] = some["held_out"].to_numpy().astype(bool)
     mine: NDArray[np.bool_] = named.to_numpy().astype(bool)
     return mine & ~held

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.store import entries, events
+from stream_odml.store.adoption import adopt
 from stream_odml.store.artifacts import ArtifactRef, refs_to_json, write_artifact
 from stream_odml.store.checks import (
     accepted,
@@ -127,6 +128,10 @@ class Writer:
             crash_point("ingest.after_ledger")
             return txn
 
+    def adopt(self, shard: Landed, batch: IngestBatch) -> bool:
+        """Take over a block of another store, see :func:`~stream_odml.store.adoption.adopt`."""
+        return adopt(self._fence, shard, batch)
+
     def set_aside(self, shard_id: str, reason: str, final: bool = True) -> None:
         """Count a failed attempt at a shard; a final one takes it out of the stream. Its good rows stay searchable."""
         with self._fence.exclusive() as store:
@@ -154,8 +159,8 @@ class Writer:
             self._ledger("close", [events.assigned(s, task_id, reason, detail or {}) for s in shard_ids])
 
     def begin_attempt(self, task_id: str, parent: str | None = None) -> str:
-        """The version id to learn ``task_id`` under, from ``parent`` (the head): the same one after a
-        restart, a new one after a refusal, from another parent, or when the old one is committed."""
+        """The version id to learn ``task_id`` under, from ``parent`` (the head): the same one after a restart, a new
+        one after a refusal, from another parent, or when the old one is committed."""
         with self._fence.exclusive() as store:
             parent = parent or store.tree.head
             depth = store.tree.get(parent).depth + 1
@@ -171,8 +176,7 @@ class Writer:
         return write_artifact(self.store.files, version_id, name, data)
 
     def commit_root(self, artifacts: Mapping[str, bytes], metrics: Mapping[str, Any] | None = None) -> str:
-        """Commit the initial model as the root and the head; its version id. Repeated it gives the one
-        that is there."""
+        """Commit the initial model as the root and the head; its version id. Repeated: that of the one there."""
         with self._fence.exclusive() as store:
             if store.tree.root is not None:
                 return store.tree.root

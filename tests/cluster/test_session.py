@@ -80,7 +80,7 @@ def test_a_root_on_an_object_store_is_asked_again_and_one_on_a_disk_is_not(
         raise OSError("Connection reset by peer")
 
     monkeypatch.setattr(session, "OPENING_PAUSES_S", (0.0, 0.0))
-    monkeypatch.setattr(session, "_open_root", breaks_off)
+    monkeypatch.setattr(session, "open_root", breaks_off)
     with pytest.raises(ConfigError, match=r"cannot be used .Connection reset by peer.*make it readable"):
         session._make_root(parse_config({"root": root}), takeover=False)
     assert asked == [root] * tries

@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stream_odml.cluster.ingestion import Ingestion
-from stream_odml.cluster.session import _open_root
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import StreamConfig, parse_config
 from stream_odml.ingest.decode import Pixels, decode_image
@@ -25,6 +24,7 @@ from stream_odml.models import canaries, loading
 from stream_odml.models.canaries import Canaries, CanaryMismatch, as_the_stream_decodes, vectors_of
 from stream_odml.models.diagnosis import diagnose
 from stream_odml.models.loading import check, load_model
+from stream_odml.pipeline.first_version import open_root
 from stream_odml.service.replica import Replica
 from stream_odml.store.artifacts import CANARIES, STUDENT
 from stream_odml.store.store import Store
@@ -176,17 +176,17 @@ def test_a_start_checks_the_model_and_the_weights_that_the_configuration_names(
     file = tmp_path / "weights.safetensors"
     config = configured(tmp_path / "root", weights=weights(file, 0))
     for _ in range(2):
-        _open_root(config, False)
+        open_root(config)
     head = (store := Store.open(config.root)).tree.head
     assert len(Canaries.from_bytes(store.artifact(head, CANARIES)).images) == 8
     weights(file, 1)
     with pytest.raises(CanaryMismatch, match="another checkpoint"):
-        _open_root(config, False)
+        open_root(config)
     file.unlink()
-    _open_root(config, False)
+    open_root(config)
     swapped()
     with pytest.raises(CanaryMismatch, match="BGR"):
-        _open_root(config, False)
+        open_root(config)
 
 
 def test_a_root_of_an_earlier_release_gets_canaries_when_it_starts(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_root_of_an_earlier_release_gets_canaries_when_it_starts(tmp_path: Pat
         {"root": stream.root, "source": {"path": str(tmp_path / "in")},
          "model": {"backbone": "conv4", "dim": 16, "image_size": 16, "head": "linear"}}
     )  # fmt: skip
-    _open_root(config, False)
+    open_root(config)
     store = Store.open(stream.root)
     kept = Canaries.from_bytes(store.artifact(store.tree.head, CANARIES))
     assert kept.deviation(vectors_of(load_model(store, store.tree.head), kept.images)) < 1e-4

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from stream_odml.cli.versions_table import stage_rows
-from stream_odml.cluster.session import first_version
 from stream_odml.config.stream import parse_config
 from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.learn.embedder import build_embedder, embed, embedder_from_bytes
 from stream_odml.learn.world import World
 from stream_odml.pipeline.fast_stage import fast_stage
+from stream_odml.pipeline.first_version import first_version
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.pipeline.messages import StageOrder
 from stream_odml.pipeline.sources import inbox_path, open_sources
@@ -48,7 +48,7 @@ class Trunk:
         model = build_embedder(self.config.model, 0)
         Store.create(self.config.root, model.out_dim, form="exact")
         self.writer = Writer.claim(self.config.root, "test")
-        self.writer.commit_root(*first_version(self.config, model))
+        self.writer.commit_root(*first_version(self.config, model.out_dim))
         self.stages = Stages(self.writer, self.config.boundary, 1, self.config.learns_trunk)
         self.sources = open_sources(self.config)
         self.inbox = str(inbox_path(self.config))

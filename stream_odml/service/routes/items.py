@@ -15,6 +15,7 @@ from stream_odml.service.body import (
     class_from,
     from_base64,
     id_from,
+    item_vector,
     known_keys,
     media_type,
     moment,
@@ -26,12 +27,12 @@ from stream_odml.service.body import (
 )
 from stream_odml.service.errors import bad_request, not_found, unprocessable
 from stream_odml.service.multipart import Part, parse_multipart
-from stream_odml.service.openapi import PUSH_BODY
+from stream_odml.service.openapi import LABEL_BODY, PUSH_BODY
 from stream_odml.service.replies import backend_of, item_json, options_of, reply
 
 router = APIRouter(prefix="/v1", tags=["items"])
 
-_ITEM_KEYS = frozenset({"image", "class", "id", "attributes", "time"})
+_ITEM_KEYS = frozenset({"image", "vector", "class", "id", "attributes", "time"})
 _FIELDS = frozenset({"class", "id", "attributes", "time"})
 _CHUNKS = (
     (b"\x89PNG", "image/png"),
@@ -42,10 +43,15 @@ _CHUNKS = (
 
 
 @router.post(
-    "/items", openapi_extra=PUSH_BODY, response_class=Response, status_code=202, summary="Push images"
+    "/items",
+    openapi_extra=PUSH_BODY,
+    response_class=Response,
+    status_code=202,
+    summary="Push images or vectors",
 )
 async def push(request: Request) -> Response:
-    """Land images durably as one shard of the stream; searchable within seconds.
+    """Land images durably as one shard of the stream; searchable within seconds. A stream of vectors
+    (`model.backbone: none`) takes vectors in place of images; whose class is not known yet goes without.
 
     Repeat with the same Idempotency-Key after a failure: the images land once, the answer is the same.
     """
@@ -88,7 +94,17 @@ def _from_json(item: Any) -> NewItem:
     if not isinstance(item, dict):
         raise unprocessable("bad_items", "an item is not an object")
     known_keys(item, _ITEM_KEYS)
-    return _image(from_base64(item.get("image"), "image"), item)
+    if "vector" not in item:
+        return _image(from_base64(item.get("image"), "image"), item)
+    if "image" in item:
+        raise unprocessable(
+            "bad_items", "an item has both image and vector", "send the one that the stream takes"
+        )
+    return NewItem(
+        class_name="" if item.get("class") is None else class_from(item["class"]),
+        vector=item_vector(item["vector"]),
+        **_about(item),
+    )
 
 
 def _from_form(parts: list[Part]) -> list[NewItem]:
@@ -118,13 +134,15 @@ def _from_form(parts: list[Part]) -> list[NewItem]:
 def _image(data: bytes, fields: dict[str, Any]) -> NewItem:
     if not data:
         raise unprocessable("bad_image", "an image has no bytes")
-    return NewItem(
-        image=data,
-        class_name=class_from(fields.get("class")),
-        item_id=id_from(fields.get("id")),
-        attributes=attributes_from(fields.get("attributes")),
-        time=moment(fields.get("time"), "time"),
-    )
+    return NewItem(image=data, class_name=class_from(fields.get("class")), **_about(fields))
+
+
+def _about(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "item_id": id_from(fields.get("id")),
+        "attributes": attributes_from(fields.get("attributes")),
+        "time": moment(fields.get("time"), "time"),
+    }
 
 
 # Item ids hold slashes ("shard/row"), so the thumbnail route, which is the longer one, must come first.
@@ -161,6 +179,33 @@ async def item(item_id: str, request: Request) -> Response:
             "unknown_item", f"item {item_id[:80]!a} is not in the gallery", "it may not be indexed yet"
         )
     return reply(item_json(found))
+
+
+@router.patch(
+    "/items/{item_id:path}",
+    openapi_extra=LABEL_BODY,
+    response_class=Response,
+    status_code=202,
+    summary="Say the class of an item",
+)
+async def label(item_id: str, request: Request) -> Response:
+    """Land a label durably: the item, as it is stored, lands again under this class, and is learnt with the task that
+    its label becomes part of. For items that came without a class, and for those whose class was wrong.
+    """
+    item_id = normalised(item_id)
+    backend = backend_of(request, "label")
+    name = await read_json(request, _class_from_body)
+    if await backend.item(item_id) is None:
+        raise not_found(
+            "unknown_item", f"item {item_id[:80]!a} is not in the gallery", "it may not be indexed yet"
+        )
+    receipt = await backend.push([NewItem(class_name=name, item_id=item_id, is_label=True)], None)
+    return reply({"stream": backend.stream_id(), "shard": receipt.shard, "ids": list(receipt.item_ids)}, 202)
+
+
+def _class_from_body(body: dict[str, Any]) -> str:
+    known_keys(body, frozenset({"class"}))
+    return class_from(body.get("class"))
 
 
 @router.delete("/items/{item_id:path}", response_class=Response, status_code=202, summary="Forget an item")

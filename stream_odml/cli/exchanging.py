@@ -1,0 +1,114 @@
+"""Commands that take a gallery over from another store, give ours to one, and keep it in step there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stream_odml.cli.console import say
+from stream_odml.cli.errors import out
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+def adopt(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Parquet or Arrow file or folder, .npz, .faiss, qdrant://HOST/COLLECTION, "
+            "qdrant:///FOLDER/COLLECTION, lancedb:///FOLDER/TABLE, postgresql://HOST/DATABASE?table=NAME."
+        ),
+    ],
+    root: Annotated[str, typer.Option(help="Stream root; made where there is none.")],
+    vector: Annotated[str | None, typer.Option(help="Column (payload field) with the vectors.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Column with the ids.")] = None,
+    class_column: Annotated[
+        str | None,
+        typer.Option("--class", help="Column with the classes; may be empty in some rows, or in all."),
+    ] = None,
+    attributes: Annotated[
+        str | None, typer.Option(help="Columns that become attributes, separated by commas.")
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(help="Of a FAISS index: .txt, .npy, .json of ids, or .parquet, .csv of columns."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="stream.yaml of the model that made the vectors, which embeds later images."),
+    ] = None,
+    learn: Annotated[bool, typer.Option(help="Learn what has a class at once, on the CPU.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Take over a gallery of another store: its vectors are searchable at once, and what has a class is learnt.
+
+    Without --model the stream takes vectors only. The same command goes on where it was ended. Rows that cannot be
+    used are quarantined with their reason. Needs a root on which no stream runs.
+
+    Examples:  stream-odml adopt vectors.parquet --root shop --class sku  ·  stream-odml adopt
+    qdrant://localhost:6333/products --root shop --class category --attributes brand,price
+    """
+    from stream_odml.config.stream import load_config, parse_config
+    from stream_odml.exchange.adopting import adopt as take_over
+    from stream_odml.exchange.places import open_source
+    from stream_odml.exchange.source import Names
+
+    plain = {"model": {"backbone": "none", "head": "discriminant"}}
+    config = parse_config({**plain, "root": root}) if model is None else load_config(model, {"root": root})
+    named = tuple(name.strip() for name in (attributes or "").split(",") if name.strip())
+    gallery = open_source(source, Names(vector, id_column, class_column, named), ids)
+    with _progress("adopted") as bar:
+        task = bar.add_task("rows", total=gallery.count)
+        report = take_over(
+            gallery,
+            config,
+            learn=learn,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(report.to_dict()))
+        return
+    for line in _adopted(report):
+        say(out, line)
+
+
+def _progress(what: str) -> Progress:
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _adopted(report: Any) -> list[str]:
+    """Return what a person is told of an adoption."""
+    lines = [
+        f"{report.items} items of {report.classes} classes from {report.source}, {report.dim} values each, "
+        f"in {report.seconds:.1f} s"
+    ]
+    if report.before:
+        lines.append(f"{report.before} items were taken over before")
+    if report.unlabelled:
+        lines.append(
+            f"{report.unlabelled} have no class: they are searchable, and learnt from once they have one "
+            "(PATCH /v1/items/ID, or a table of item_id and class_name in the inbox)"
+        )
+    if report.norms:
+        norms = report.norms
+        lines.append(
+            f"lengths {norms['min']:.3g} to {norms['max']:.3g}, median {norms['median']:.3g}; "
+            f"{norms['unit_share']:.0%} are of length 1"
+        )
+    if report.duplicate_vectors:
+        lines.append(f"{report.duplicate_vectors} vectors are copies of another one")
+    lines += [f"{count} quarantined: {reason}" for reason, count in sorted(report.quarantined.items())]
+    lines.append(f"learnt by version {report.version}" if report.version else "nothing new was learnt")
+    return lines
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    for command in (adopt,):
+        app.command()(command)

@@ -1,0 +1,1 @@
+"""Galleries of other stores, taken over, and ours, given to them and kept in step there."""

@@ -1,0 +1,234 @@
+"""Taking over a gallery of another store: block by block, each of which is a shard that landed and was indexed at once.
+
+Protects: a block is committed whole and once; the same command, after whatever ended it, goes on behind the last one.
+Nothing is made before the source, the root and the model were found to fit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stream_odml.config.masking import masked_text
+from stream_odml.config.stream import ConfigError, StreamConfig
+from stream_odml.exchange.checking import Findings, Target, check
+from stream_odml.exchange.errors import ExchangeError, SourceLost
+from stream_odml.exchange.source import GallerySource
+from stream_odml.ingest.boundary import is_trainable
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.pipeline.fast_stage import fast_stage
+from stream_odml.pipeline.first_version import open_root, stored_dim
+from stream_odml.pipeline.stages import Stages
+from stream_odml.store.ledger_states import ShardState
+from stream_odml.store.store import Store
+from stream_odml.store.writer import IngestBatch, Writer
+
+ADOPTED = "adopted"
+"""Format of an adopted shard, and the key of what its counts say of the source."""
+PAUSES_S = (1.0, 5.0, 20.0)
+"""Between two attempts at a source that breaks off; they begin anew with each block that comes."""
+_UNIT = 1e-3
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an adoption found, of the rows that this command read."""
+
+    source: str
+    root: str
+    dim: int
+    items: int
+    """Taken over by this command."""
+    before: int
+    """Taken over from this source before."""
+    unlabelled: int
+    classes: int
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    """Rows by reason."""
+    duplicate_vectors: int = 0
+    norms: Mapping[str, float] = field(default_factory=dict)
+    version: str = ""
+    """That has learnt them; empty where nothing was to be learnt."""
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def adopt(
+    source: GallerySource,
+    config: StreamConfig,
+    *,
+    learn: bool = True,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> Report:
+    """Take over all rows of a source that are not in the root yet, learn what has a class, and say what was found.
+
+    `progress` is told rows done and rows in all. Raises ExchangeError, ConfigError and ValueError before anything is
+    made, RootBusy while a stream runs on the root, SourceLost when the source breaks off for good.
+    """
+    began = time.perf_counter()
+    config = fitted(config, source)
+    open_root(config)
+    writer = Writer.claim(
+        config.root,
+        f"adopt {source.name}",
+        lease_s=config.store.lease_s,
+        storage_options=config.storage_options,
+    )
+    try:
+        before, found = _taken(writer.store, source.identity), Findings()
+        rows_before = sum(shard.rows for shard in before)
+        found.ids.update(_ids_of(writer.store, before))
+        _take(writer, source, config, before, found, progress)
+        version = _learn(writer, config, source.identity) if learn else ""
+    finally:
+        writer.release()
+    return _report(source, config, found, rows_before, version, time.perf_counter() - began)
+
+
+def fitted(config: StreamConfig, source: GallerySource) -> StreamConfig:
+    """Return the configuration with the length of the source's vectors. Raises ConfigError, ExchangeError."""
+    if not config.solves_head:
+        raise ConfigError(
+            f"model.head: {config.model.head} cannot take vectors over, which are features in front of a head; "
+            "set model.head: discriminant"
+        )
+    if config.model.takes_vectors:
+        if config.model.input_dim not in (0, source.dim):
+            raise ExchangeError(
+                f"{source.name} has vectors of {source.dim} values, model.input_dim is {config.model.input_dim}; "
+                "name the right source, or leave input_dim out"
+            )
+        spec = {**asdict(config.model), "input_dim": source.dim}
+        config = config.model_copy(update={"model": type(config.model)(**spec)})
+    elif config.learns_trunk:
+        raise ConfigError(
+            "the vectors are features of the model as it is, but its trunk would be learnt; name its weights "
+            "(model.weights or model.pretrained) and set learning.trunk: frozen"
+        )
+    dim = stored_dim(config)
+    if dim != source.dim:
+        raise ExchangeError(
+            f"{source.name} has vectors of {source.dim} values, {config.root} stores {dim}; "
+            "name the model that made the vectors with --model, or another root"
+        )
+    return config
+
+
+def _taken(store: Store, identity: str) -> list[ShardState]:
+    """Shards that came from this source, in their order."""
+    return [
+        shard
+        for shard in store.ledger.shards.values()
+        if shard.format == ADOPTED and shard.counts.get(ADOPTED, {}).get("source") == identity
+    ]
+
+
+def _ids_of(store: Store, shards: list[ShardState]) -> list[str]:
+    import pyarrow.compute as pc
+
+    if not shards:
+        return []
+    named = pc.field("shard_id").isin([shard.shard_id for shard in shards])
+    parts = store.again(lambda: [rows for _, rows in store.scan(["item_id"], named)])
+    return [item for rows in parts for item in rows["item_id"].to_pylist()]
+
+
+def _take(
+    writer: Writer,
+    source: GallerySource,
+    config: StreamConfig,
+    before: list[ShardState],
+    found: Findings,
+    progress: Callable[[int, int | None], None],
+) -> None:
+    store = writer.store
+    target = Target(
+        dim=store.dim, version=store.tree.head, codes=store.row_codes, held_out=config.evaluation.held_out
+    )
+    said: dict[str, Any] = before[-1].counts[ADOPTED] if before else {"next": None, "read": 0}
+    cursor, read, number, pauses = said["next"], int(said["read"]), len(before), list(PAUSES_S)
+    progress(read, source.count)
+    while True:
+        try:
+            for block in source.blocks(cursor):
+                shard_id = f"{ADOPTED}-{source.identity}-{number:06d}"
+                checked = check(block.table, shard_id, target, found)
+                read += len(block.table)
+                about = {"source": source.identity, "next": block.cursor, "read": read}
+                counts = {
+                    "trainable": checked.trainable,
+                    "reasons": checked.reasons,
+                    "version": target.version,
+                    ADOPTED: about,
+                }
+                writer.adopt(
+                    _ref(shard_id, source, checked.rows.nbytes),
+                    IngestBatch([shard_id], checked.rows, checked.quarantine, {shard_id: counts}),
+                )
+                cursor, number, pauses = block.cursor, number + 1, list(PAUSES_S)
+                progress(read, source.count)
+            return
+        except SourceLost as error:
+            if not pauses:
+                raise SourceLost(
+                    f"{masked_text(str(error))}; {read} rows of {source.name} are taken over, the same command goes on"
+                ) from error
+            time.sleep(pauses.pop(0))
+
+
+def _ref(shard_id: str, source: GallerySource, size: int) -> ShardRef:
+    uri = f"{masked_text(source.name)}#{shard_id}"
+    return ShardRef(shard_id, shard_id, uri, ADOPTED, int(size), 0, shard_id)
+
+
+def _learn(writer: Writer, config: StreamConfig, identity: str) -> str:
+    """Close a task over what was taken over and has a class, and learn all that is due; the version served then."""
+    waiting = [shard for shard in _taken(writer.store, identity) if shard.state == "indexed"]
+    trainable: dict[str, int] = {}
+    for shard in waiting:
+        for name, count in shard.counts.get("trainable", {}).items():
+            trainable[name] = trainable.get(name, 0) + count
+    if is_trainable(trainable):
+        task = writer.ledger.next_task_id
+        writer.close_task(task, [shard.shard_id for shard in waiting], ADOPTED, {"name": identity})
+    stages = Stages(writer, config.boundary, config.gate.retries, config.learns_trunk)
+    version = ""
+    while (order := stages.solve_next()) is not None:
+        version = stages.commit(fast_stage(Store.open(config.root, config.storage_options), order, config))
+    return version
+
+
+def _report(
+    source: GallerySource, config: StreamConfig, found: Findings, before: int, version: str, seconds: float
+) -> Report:
+    norms = np.concatenate(found.norms) if found.norms else np.empty(0, np.float32)
+    hashes = np.concatenate(found.hashes) if found.hashes else np.empty(0, np.uint64)
+    told: dict[str, float] = {}
+    if len(norms):
+        told = {
+            "min": float(norms.min()),
+            "median": float(np.median(norms)),
+            "max": float(norms.max()),
+            "unit_share": float((np.abs(norms - 1) <= _UNIT).mean()),
+        }
+    return Report(
+        source=masked_text(source.name),
+        root=masked_text(config.root),
+        dim=source.dim,
+        items=found.rows,
+        before=before,
+        unlabelled=found.unlabelled,
+        classes=len(found.classes),
+        quarantined=dict(found.reasons),
+        duplicate_vectors=len(hashes) - len(np.unique(hashes)),
+        norms=told,
+        version=version,
+        seconds=round(seconds, 3),
+    )

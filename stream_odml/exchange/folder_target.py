@@ -1,0 +1,89 @@
+"""A folder as a target: a Parquet file for each bucket, in a folder of each space, and a file that says which is read.
+
+Protects: every file is written aside and renamed; `current.json` is the one thing that readers ask.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.target import Digests, Mark, summed
+from stream_odml.storage.atomic import write_whole
+
+CURRENT = "current.json"
+
+
+class FolderTarget:
+    """`FOLDER/current.json` names the space, `FOLDER/<space>/bucket-*.parquet` hold its rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self._folder = str(folder), folder
+        strangers = [] if not folder.is_dir() else [path.name for path in folder.iterdir()]
+        if (
+            strangers
+            and CURRENT not in strangers
+            and not any(name.startswith("space-") for name in strangers)
+        ):
+            raise ExchangeError(
+                f"{folder} holds {strangers[0]!r}, which sync did not write; name an empty folder"
+            )
+
+    def mark(self) -> Mark | None:
+        """See `SyncTarget`."""
+        try:
+            return Mark(**json.loads((self._folder / CURRENT).read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def prepare(self, space: str, dim: int) -> None:
+        """See `SyncTarget`."""
+        self._of(space).mkdir(parents=True, exist_ok=True)
+
+    def digests(self, space: str) -> Digests:
+        """See `SyncTarget`."""
+        found: dict[int, tuple[int, int]] = {}
+        for path in self._files(space):
+            rows = pq.read_table(path, columns=["bucket", "digest"])
+            found |= summed(rows["bucket"].to_numpy().astype(np.int64), rows["digest"].to_numpy())
+        return found
+
+    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
+        """See `SyncTarget`."""
+        path = self._of(space) / f"bucket-{bucket:03d}.parquet"
+        if len(rows):
+            write_whole(path, lambda file: pq.write_table(rows, file), durable=False)
+        else:
+            path.unlink(missing_ok=True)
+
+    def switch(self, mark: Mark) -> None:
+        """See `SyncTarget`."""
+        data = json.dumps(mark.to_dict(), sort_keys=True).encode()
+        write_whole(self._folder / CURRENT, lambda file: file.write(data))
+
+    def drop_others(self, space: str) -> None:
+        """See `SyncTarget`."""
+        for path in self._folder.glob("space-*"):
+            if path != self._of(space):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def read(self, space: str) -> Iterator[pa.Table]:
+        """See `SyncTarget`."""
+        for path in self._files(space):
+            yield pq.read_table(path)
+
+    def close(self) -> None:
+        """See `SyncTarget`."""
+
+    def _of(self, space: str) -> Path:
+        return self._folder / f"space-{space}"
+
+    def _files(self, space: str) -> list[Path]:
+        return sorted(self._of(space).glob("bucket-*.parquet"))

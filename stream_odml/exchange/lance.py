@@ -1,0 +1,177 @@
+"""LanceDB: galleries out of its tables, and ours in them.
+
+Protects: what readers ask is one table, which is overwritten by one commit of Lance when the space changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line, library
+from stream_odml.exchange.source import VECTOR, Block, Names, choose, length_of, rows_at_once
+from stream_odml.exchange.target import ROWS, Digests, Mark, summed, table_name
+from stream_odml.exchange.urls import Place, place_of
+
+EXAMPLE = "lancedb:///FOLDER/TABLE"
+EXTRA = "lancedb"
+_MARK = b"stream_odml"
+_READ = 2048
+
+
+def connect(url: str) -> tuple[Any, Place]:
+    """Return a connection and what a URL names. Raises ExchangeError."""
+    lancedb = library("lancedb", EXTRA)
+    place = place_of(url, EXAMPLE)
+    try:
+        return lancedb.connect(place.folder), place
+    except Exception as error:
+        raise ExchangeError(
+            f"{place.shown} cannot be opened: {first_line(error)}; expected {EXAMPLE}"
+        ) from None
+
+
+def _tables(connection: Any) -> list[str]:
+    names: list[str] = []
+    page: Any = None
+    while True:
+        found = connection.list_tables(page_token=page, limit=1000)
+        names += found.tables
+        page = found.page_token
+        if not page:
+            return names
+
+
+class LanceSource:
+    """Rows of a table as it is when it is opened."""
+
+    def __init__(self, url: str, names: Names) -> None:
+        connection, place = connect(url)
+        self.name = place.shown
+        try:
+            self._table = connection.open_table(place.name)
+        except Exception as error:
+            known = ", ".join(_tables(connection)[:20]) or "none"
+            raise ExchangeError(
+                f"{self.name}: there is no table {place.name!r}, only {known} ({first_line(error)[:80]})"
+            ) from None
+        self._chosen = choose(self._table.schema, names, self.name)
+        self.count: int | None = int(self._table.count_rows())
+        first = self._table.search().select([self._chosen.vector]).limit(_READ // 2).to_arrow()
+        if not len(first):
+            raise ExchangeError(f"{self.name} has no rows; there is nothing to adopt")
+        self.dim = length_of(pa.table({VECTOR: first[self._chosen.vector]})[VECTOR], self.name)
+        said = repr((place.folder, place.name, self._table.version, self._chosen))
+        self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def blocks(self, cursor: Any) -> Iterator[Block]:
+        """See `GallerySource`."""
+        at, size = int(cursor or 0), rows_at_once(self.dim)
+        while at < int(self.count or 0):
+            try:
+                rows = self._table.search().select(self._chosen.columns).offset(at).limit(size).to_arrow()
+            except Exception as error:
+                raise SourceLost(f"{self.name}: {first_line(error)}") from error
+            if not len(rows):
+                return
+            at += len(rows)
+            yield Block(self._chosen.block(rows), at)
+
+
+class LanceTarget:
+    """A table that is filled aside for each new space, and the one of the name that readers ask."""
+
+    def __init__(self, url: str) -> None:
+        self._connection, self._place = connect(url)
+        self.name = self._place.shown
+        if self._place.name in _tables(self._connection) and self.mark() is None:
+            raise ExchangeError(
+                f"{self.name}: {self._place.name!r} is a table that sync did not make; name another"
+            )
+
+    def mark(self) -> Mark | None:
+        """See `SyncTarget`."""
+        live = self._open(self._place.name)
+        said = None if live is None else (live.schema.metadata or {}).get(_MARK)
+        if said is None:
+            return None
+        mark = Mark(**json.loads(said))
+        noted = self._open(self._marks)
+        if noted is not None:
+            for row in noted.search().to_list():
+                if row["space"] == mark.space:
+                    return Mark(mark.space, row["version"], int(row["sequence"]), mark.dim)
+        return mark
+
+    def prepare(self, space: str, dim: int) -> None:
+        """See `SyncTarget`."""
+        if self._of(space) is None:
+            schema = ROWS.append(pa.field("vector", pa.list_(pa.float32(), dim)))
+            self._connection.create_table(table_name(self._place.name, space), schema=schema, exist_ok=True)
+
+    def digests(self, space: str) -> Digests:
+        """See `SyncTarget`."""
+        table = self._of(space)
+        if table is None or not table.count_rows():
+            return {}
+        rows = table.search().select(["bucket", "digest"]).limit(table.count_rows()).to_arrow()
+        return summed(rows["bucket"].to_numpy().astype(np.int64), rows["digest"].to_numpy())
+
+    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
+        """See `SyncTarget`."""
+        table = self._of(space)
+        if len(rows):
+            merge = table.merge_insert("id").when_matched_update_all()
+            merge = merge.when_not_matched_insert_all()
+            merge.when_not_matched_by_source_delete(f"bucket = {bucket}").execute(rows)
+        else:
+            table.delete(f"bucket = {bucket}")
+
+    def switch(self, mark: Mark) -> None:
+        """See `SyncTarget`."""
+        live = self.mark()
+        if live is None or live.space != mark.space:
+            staged = self._open(table_name(self._place.name, mark.space))
+            data = staged.search().limit(max(1, staged.count_rows())).to_arrow()
+            data = data.replace_schema_metadata({_MARK: json.dumps(mark.to_dict()).encode()})
+            self._connection.create_table(self._place.name, data=data, mode="overwrite")
+        note = pa.table({"space": [mark.space], "version": [mark.version], "sequence": [mark.sequence]})
+        self._connection.create_table(self._marks, data=note, mode="overwrite")
+
+    def drop_others(self, space: str) -> None:
+        """See `SyncTarget`. The table of this space was filled aside; readers have its rows now."""
+        for name in _tables(self._connection):
+            if name.startswith(table_name(self._place.name, "")) and name != self._marks:
+                with contextlib.suppress(Exception):  # gone meanwhile
+                    self._connection.drop_table(name)
+
+    def read(self, space: str) -> Iterator[pa.Table]:
+        """See `SyncTarget`."""
+        table = self._of(space)
+        count = 0 if table is None else table.count_rows()
+        for at in range(0, count, _READ):
+            yield table.search().offset(at).limit(_READ).to_arrow()
+
+    def close(self) -> None:
+        """See `SyncTarget`."""
+
+    @property
+    def _marks(self) -> str:
+        return f"{self._place.name}__marks"
+
+    def _of(self, space: str) -> Any:
+        """The table with the rows of a space: what readers see, or the one aside."""
+        live = self._open(self._place.name)
+        said = None if live is None else (live.schema.metadata or {}).get(_MARK)
+        if said is not None and json.loads(said)["space"] == space:
+            return live
+        return self._open(table_name(self._place.name, space))
+
+    def _open(self, name: str) -> Any:
+        return self._connection.open_table(name) if name in _tables(self._connection) else None

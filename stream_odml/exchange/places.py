@@ -1,0 +1,45 @@
+"""Sources and targets by the names that people give them: a path, or a URL of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.files_source import INDEXES, TABLES, FaissSource, NpzSource, TableSource
+from stream_odml.exchange.source import GallerySource, Names
+
+SOURCES = (
+    "a Parquet or Arrow file or a folder of them, an .npz, a .faiss index, qdrant://HOST/COLLECTION, "
+    "qdrant:///FOLDER/COLLECTION, lancedb:///FOLDER/TABLE or postgresql://HOST/DATABASE?table=NAME"
+)
+
+
+def open_source(place: str, names: Names, ids: Path | None = None) -> GallerySource:
+    """Return the gallery at a place. Raises ExchangeError for one that cannot be read as it is named."""
+    scheme = place.partition("://")[0] if "://" in place else ""
+    if scheme.startswith("qdrant"):
+        from stream_odml.exchange.qdrant import QdrantSource
+
+        return QdrantSource(place, names)
+    if scheme == "lancedb":
+        from stream_odml.exchange.lance import LanceSource
+
+        return LanceSource(place, names)
+    if scheme in ("postgresql", "postgres"):
+        from stream_odml.exchange.postgres import PostgresSource
+
+        return PostgresSource(place, names)
+    if scheme:
+        raise ExchangeError(f"{place}: nothing is read from {scheme}://; name {SOURCES}")
+    path = Path(place)
+    if not path.exists():
+        raise ExchangeError(f"{path} does not exist; name {SOURCES}")
+    if path.suffix in INDEXES:
+        return FaissSource(path, names, ids)
+    if ids is not None:
+        raise ExchangeError(f"--ids goes with a FAISS index; {path} has a column of ids: --id COL")
+    if path.suffix == ".npz":
+        return NpzSource(path, names)
+    if path.is_dir() or path.suffix in TABLES:
+        return TableSource(path, names)
+    raise ExchangeError(f"{path} is of no kind that is known; name {SOURCES}")

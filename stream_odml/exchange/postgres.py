@@ -1,0 +1,290 @@
+"""PostgreSQL with pgvector: galleries out of its tables, and ours in them, behind a view.
+
+Protects: each bucket is one transaction; the view that readers ask is replaced in the transaction that notes its space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line, library
+from stream_odml.exchange.files_source import as_lists
+from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once
+from stream_odml.exchange.target import ROWS, Digests, Mark, table_name
+from stream_odml.exchange.urls import Place, connection_of, place_of
+
+EXAMPLE = "postgresql://USER:PASSWORD@HOST/DATABASE?table=NAME"
+EXTRA = "postgres"
+MARKS = "stream_odml_sync"
+_VECTOR_TYPES = ("vector", "halfvec")
+_BATCH = 1000
+
+
+def connect(url: str) -> tuple[Any, Place]:
+    """Return a connection and what a URL names. Raises ExchangeError in one line, without the password."""
+    psycopg = library("psycopg", EXTRA)
+    place = place_of(url, EXAMPLE)
+    if "table" not in place.options:
+        raise ExchangeError(f"{place.shown} names no table; expected {EXAMPLE}")
+    try:
+        connection = psycopg.connect(connection_of(url), autocommit=True, connect_timeout=10)
+    except psycopg.Error as error:
+        raise ExchangeError(
+            f"{place.shown} cannot be opened: {first_line(error)}; "
+            "check host, user, password (or PGPASSWORD) and database"
+        ) from None
+    return connection, place
+
+
+def _with_vectors(connection: Any, place: Place) -> None:
+    psycopg = library("psycopg", EXTRA)
+    register = library("pgvector.psycopg", EXTRA).register_vector
+    try:
+        register(connection)
+    except psycopg.Error as error:
+        raise ExchangeError(
+            f"{place.shown} has no pgvector: {first_line(error)}; run CREATE EXTENSION vector there"
+        ) from None
+
+
+class PostgresSource:
+    """Rows of a table in the order of its ids."""
+
+    def __init__(self, url: str, names: Names) -> None:
+        self._connection, self._place = connect(url)
+        _with_vectors(self._connection, self._place)
+        self.name = self._place.shown
+        sql = library("psycopg.sql", EXTRA)
+        self._columns = self._look()
+        self._vector = self._named(names.vector, "--vector") or self._first(_VECTOR_TYPES, "--vector")
+        self._id = self._named(names.id, "--id") or self._primary()
+        self._class = self._named(names.class_name, "--class")
+        self._attributes = [str(self._named(name, "--attributes")) for name in names.attributes]
+        self._table = sql.Identifier(*self._place.name.split("."))
+        wanted = [self._id, self._vector, *([self._class] if self._class else []), *self._attributes]
+        self._select = sql.SQL("SELECT {} FROM {}").format(
+            sql.SQL(", ").join(map(sql.Identifier, wanted)), self._table
+        )
+        self._order = sql.SQL(" ORDER BY {} LIMIT %s").format(sql.Identifier(self._id))
+        self._after = sql.SQL(" WHERE {} > %s").format(sql.Identifier(self._id))
+        count, first = self._one(
+            sql.SQL(
+                "SELECT count(*), (array_agg({v}))[1] FROM (SELECT {v} FROM {t} WHERE {v} IS NOT NULL LIMIT 1) x"
+            ).format(v=sql.Identifier(self._vector), t=self._table)
+        )
+        if not count:
+            raise ExchangeError(f"{self.name} has no row with a vector; there is nothing to adopt")
+        self.dim = len(_values(first))
+        self.count: int | None = int(self._one(sql.SQL("SELECT count(*) FROM {}").format(self._table))[0])
+        said = repr((self._place.host, self._place.port, self._place.folder, self.name, wanted))
+        self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def blocks(self, cursor: Any) -> Iterator[Block]:
+        """See `GallerySource`. The cursor is the last id."""
+        psycopg = library("psycopg", EXTRA)
+        size = rows_at_once(self.dim)
+        while True:
+            query = self._select if cursor is None else self._select + self._after
+            given = [size] if cursor is None else [cursor, size]
+            try:
+                rows = self._connection.execute(query + self._order, given).fetchall()
+            except psycopg.Error as error:
+                self._again()
+                raise SourceLost(f"{self.name}: {first_line(error)}") from error
+            if not rows:
+                return
+            last = rows[-1][0]
+            cursor = last if isinstance(last, int | str) else str(last)
+            yield Block(self._as_table(rows), cursor)
+
+    def _again(self) -> None:
+        try:
+            self._connection, _ = connect(self._place.url)
+            _with_vectors(self._connection, self._place)
+        except ExchangeError:
+            pass  # the next attempt says so
+
+    def _as_table(self, rows: list[tuple[Any, ...]]) -> pa.Table:
+        vectors = [None if row[1] is None else _values(row[1]) for row in rows]
+        columns: dict[str, Any] = {ID: [_plain(row[0]) for row in rows]}
+        whole = [vector for vector in vectors if vector is not None and len(vector) == self.dim]
+        fits = len(whole) == len(vectors)
+        columns[VECTOR] = as_lists(np.stack(whole)) if fits else pa.array(vectors, pa.list_(pa.float32()))
+        if self._class:
+            columns[CLASS] = [_plain(row[2]) for row in rows]
+        if self._attributes:
+            first = 3 if self._class else 2
+            columns[ATTRIBUTES] = [
+                {name: _plain(value) for name, value in zip(self._attributes, row[first:], strict=True)}
+                for row in rows
+            ]
+        return pa.table(columns)
+
+    def _look(self) -> dict[str, str]:
+        rows = self._connection.execute(
+            "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
+            "WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+            [self._place.name],
+        ).fetchall()
+        if not rows:
+            raise ExchangeError(f"{self.name}: there is no table {self._place.name!r}; name one with ?table=")
+        return dict(rows)
+
+    def _named(self, name: str | None, option: str) -> str | None:
+        if name is not None and name not in self._columns:
+            raise ExchangeError(
+                f"{self.name} has no column {name!r}; it has {', '.join(self._columns)}: name one of them with {option}"
+            )
+        return name
+
+    def _first(self, types: tuple[str, ...], option: str) -> str:
+        found = [name for name, kind in self._columns.items() if kind in types]
+        if len(found) != 1:
+            raise ExchangeError(
+                f"{self.name} has {len(found)} columns of type vector; name one with {option}"
+            )
+        return found[0]
+
+    def _primary(self) -> str:
+        for name in ("id", "item_id"):
+            if name in self._columns:
+                return name
+        raise ExchangeError(f"{self.name} has no column id; name the one with unique ids with --id")
+
+    def _one(self, query: Any) -> Any:
+        return self._connection.execute(query).fetchone()
+
+
+def _values(vector: Any) -> Any:
+    """A vector as pgvector gives it: an array, or its own class."""
+    return np.asarray(vector.to_numpy() if hasattr(vector, "to_numpy") else vector, np.float32)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float | str | bool) else str(value)
+
+
+class PostgresTarget:
+    """A table for each space, and a view of the name that readers ask."""
+
+    def __init__(self, url: str) -> None:
+        self._connection, self._place = connect(url)
+        self.name = self._place.shown
+        self._sql = library("psycopg.sql", EXTRA)
+        psycopg = library("psycopg", EXTRA)
+        try:
+            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except psycopg.Error as error:
+            raise ExchangeError(
+                f"{self.name} has no pgvector: {first_line(error)}; install it there, or name another database"
+            ) from None
+        _with_vectors(self._connection, self._place)
+        kind = self._connection.execute(
+            "SELECT relkind::text FROM pg_class WHERE oid = to_regclass(%s)", [self._quoted(self._place.name)]
+        ).fetchone()
+        if kind and kind[0] != "v":
+            raise ExchangeError(
+                f"{self.name}: {self._place.name!r} is a table that sync did not make; name another"
+            )
+        self._connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {MARKS} "
+            "(name text PRIMARY KEY, space text, version text, sequence bigint, dim int)"
+        )
+
+    def mark(self) -> Mark | None:
+        """See `SyncTarget`."""
+        row = self._connection.execute(
+            f"SELECT space, version, sequence, dim FROM {MARKS} WHERE name = %s", [self._place.name]
+        ).fetchone()
+        return None if row is None else Mark(*row)
+
+    def prepare(self, space: str, dim: int) -> None:
+        """See `SyncTarget`."""
+        query = (
+            "CREATE TABLE IF NOT EXISTS {} (id text PRIMARY KEY, class_name text, attributes text, version text, "
+            "bucket int, digest bigint, vector vector({}))"
+        )
+        self._connection.execute(self._sql.SQL(query).format(self._table(space), self._sql.Literal(dim)))
+
+    def digests(self, space: str) -> Digests:
+        """See `SyncTarget`."""
+        query = self._sql.SQL("SELECT bucket, count(*), sum(digest::numeric) FROM {} GROUP BY bucket")
+        rows = self._connection.execute(query.format(self._table(space))).fetchall()
+        return {int(bucket): (int(count), int(total) % 2**64) for bucket, count, total in rows}
+
+    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
+        """See `SyncTarget`."""
+        table = self._table(space)
+        held = self._sql.SQL("SELECT id, digest FROM {} WHERE bucket = %s").format(table)
+        delete = self._sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table)
+        copy = self._sql.SQL(
+            "COPY {} (id, class_name, attributes, version, bucket, digest, vector) FROM STDIN"
+        ).format(table)
+        with self._connection.transaction(), self._connection.cursor() as cursor:
+            there = dict(cursor.execute(held, [bucket]).fetchall())
+            wanted = dict(zip(rows["id"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+            gone = [one for one, digest in there.items() if wanted.get(one) != digest]
+            if gone:
+                cursor.execute(delete, [gone])
+            new = [at for at, (one, digest) in enumerate(wanted.items()) if there.get(one) != digest]
+            some = rows.take(pa.array(new, pa.int64()))
+            with cursor.copy(copy) as sink:
+                columns = [some[name].to_pylist() for name in ROWS.names]
+                for *row, vector in zip(*columns, some["vector"].to_pylist(), strict=True):
+                    sink.write_row([*row, "[" + ",".join(repr(value) for value in vector) + "]"])
+
+    def switch(self, mark: Mark) -> None:
+        """See `SyncTarget`."""
+        view = self._sql.Identifier(self._place.name)
+        before = self.mark()
+        with self._connection.transaction():
+            if before is None or before.space != mark.space:
+                self._connection.execute(self._sql.SQL("DROP VIEW IF EXISTS {}").format(view))
+                self._connection.execute(
+                    self._sql.SQL(
+                        "CREATE VIEW {} AS SELECT id, class_name, attributes, version, vector FROM {}"
+                    ).format(view, self._table(mark.space))
+                )
+            self._connection.execute(
+                f"INSERT INTO {MARKS} VALUES (%s, %s, %s, %s, %s) ON CONFLICT (name) DO UPDATE SET space = "
+                "EXCLUDED.space, version = EXCLUDED.version, sequence = EXCLUDED.sequence, dim = EXCLUDED.dim",
+                [self._place.name, mark.space, mark.version, mark.sequence, mark.dim],
+            )
+
+    def drop_others(self, space: str) -> None:
+        """See `SyncTarget`."""
+        keep = table_name(self._place.name, space)
+        rows = self._connection.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND starts_with(relname, %s) "
+            "AND pg_table_is_visible(oid)", [table_name(self._place.name, "")]
+        ).fetchall()  # fmt: skip
+        for (name,) in rows:
+            if name != keep:
+                self._connection.execute(self._sql.SQL("DROP TABLE {}").format(self._sql.Identifier(name)))
+
+    def read(self, space: str) -> Iterator[pa.Table]:
+        """See `SyncTarget`."""
+        query = self._sql.SQL("SELECT id, class_name, attributes, version, bucket, digest, vector FROM {}")
+        with self._connection.transaction(), self._connection.cursor("read") as cursor:
+            cursor.execute(query.format(self._table(space)))
+            while rows := cursor.fetchmany(_BATCH):
+                *columns, vectors = zip(*rows, strict=True)
+                parts = [pa.array(column, field.type) for column, field in zip(columns, ROWS, strict=True)]
+                table = pa.table(parts, schema=ROWS)
+                yield table.append_column("vector", as_lists(np.stack([_values(v) for v in vectors])))
+
+    def close(self) -> None:
+        """See `SyncTarget`."""
+        self._connection.close()
+
+    def _table(self, space: str) -> Any:
+        return self._sql.Identifier(table_name(self._place.name, space))
+
+    @staticmethod
+    def _quoted(name: str) -> str:
+        return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,283 @@
+"""Qdrant: galleries out of its collections, and ours in them, behind an alias.
+
+Protects: a point is named by its item's id, so that what is written twice is there once; the alias that readers ask is
+moved by one operation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line, library
+from stream_odml.exchange.files_source import as_lists
+from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once
+from stream_odml.exchange.target import ROWS, Digests, Mark, summed, table_name
+from stream_odml.exchange.urls import Place, place_of
+
+EXAMPLE = "qdrant://HOST:6333/COLLECTION, or qdrant:///FOLDER/COLLECTION for a local one"
+EXTRA = "qdrant"
+KEY = "QDRANT_API_KEY"
+_POINTS = 512
+_SPACE = uuid.UUID("6f0e5d4e-93a6-4f1b-9a3a-5b2f1f7f5c11")
+
+
+def connect(url: str) -> tuple[Any, Place]:
+    """Return a client and what a URL names; the key of a server is in QDRANT_API_KEY. Raises ExchangeError."""
+    qdrant = library("qdrant_client", EXTRA)
+    place = place_of(url, EXAMPLE)
+    try:
+        if place.host:
+            https = url.startswith(("qdrants://", "qdrant+https://"))
+            client = qdrant.QdrantClient(
+                host=place.host, port=place.port or 6333, https=https, api_key=os.environ.get(KEY), timeout=60
+            )
+            client.get_collections()
+        else:
+            client = qdrant.QdrantClient(path=place.folder)
+    except Exception as error:  # of httpx, grpc, portalocker and its own
+        raise ExchangeError(
+            f"{place.shown} cannot be opened: {first_line(error)}; check host, port and {KEY}, and that no other "
+            "process has a local folder open"
+        ) from None
+    return client, place
+
+
+class QdrantSource:
+    """Points of a collection in the order of their ids."""
+
+    def __init__(self, url: str, names: Names) -> None:
+        self._url = url
+        self._client, self._place = connect(url)
+        self.name, self._names = self._place.shown, names
+        collection = self._place.name
+        if not self._client.collection_exists(collection):
+            known = ", ".join(one.name for one in self._client.get_collections().collections[:20]) or "none"
+            raise ExchangeError(f"{self.name}: there is no collection {collection!r}, only {known}")
+        params = self._client.get_collection(collection).config.params.vectors
+        self._vector: str | None = None
+        if isinstance(params, dict):
+            wanted = (
+                names.vector
+                if names.vector is not None
+                else next(iter(params), None)
+                if len(params) == 1
+                else None
+            )
+            if wanted not in params:
+                raise ExchangeError(
+                    f"{self.name} has vectors {', '.join(params)}; name the one to adopt with --vector"
+                )
+            self._vector = wanted
+            params = params[wanted]
+        self.dim = int(params.size)
+        self.count: int | None = int(self._client.count(collection).count)
+        first = self._client.scroll(collection, limit=100, with_payload=True)[0]
+        fields = {key for point in first for key in (point.payload or {})}
+        for option, name in (
+            ("--id", names.id), ("--class", names.class_name), *(("--attributes", name) for name in names.attributes)
+        ):  # fmt: skip
+            if name is not None and first and name not in fields:
+                raise ExchangeError(
+                    f"{self.name} has no payload {name!r}; it has {', '.join(sorted(fields)[:20])}: "
+                    f"name one of them with {option}"
+                )
+        said = repr((self._place.host, self._place.port, self._place.folder, collection, names))
+        self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def blocks(self, cursor: Any) -> Iterator[Block]:
+        """See `GallerySource`. The cursor is the id of the last point, which a scroll begins with."""
+        size = min(rows_at_once(self.dim), 4096)
+        offset, last = cursor, cursor
+        while True:
+            try:
+                points, offset = self._client.scroll(
+                    self._place.name,
+                    limit=size,
+                    offset=offset,
+                    with_payload=True,
+                    with_vectors=True if self._vector is None else [self._vector],
+                )
+            except Exception as error:
+                raise SourceLost(f"{self.name}: {first_line(error)}") from error
+            fresh = [point for point in points if point.id != last]
+            if fresh:
+                last = fresh[-1].id
+                yield Block(self._as_table(fresh), last)
+            if offset is None:
+                return
+
+    def _as_table(self, points: list[Any]) -> pa.Table:
+        names = self._names
+        payloads = [point.payload or {} for point in points]
+        vectors = [self._of(point) for point in points]
+        ids = [
+            str(point.id) if names.id is None else _text(payload.get(names.id))
+            for point, payload in zip(points, payloads, strict=True)
+        ]
+        fits = all(vector is not None and len(vector) == self.dim for vector in vectors)
+        columns: dict[str, Any] = {
+            VECTOR: as_lists(np.array(vectors, np.float32))
+            if fits
+            else pa.array(vectors, pa.list_(pa.float32())),
+            ID: pa.array(ids, pa.string()),
+        }
+        if names.class_name:
+            columns[CLASS] = pa.array(
+                [_text(payload.get(names.class_name)) for payload in payloads], pa.string()
+            )
+        if names.attributes:
+            columns[ATTRIBUTES] = [
+                {name: _text(payload.get(name)) for name in names.attributes} for payload in payloads
+            ]
+        return pa.table(columns)
+
+    def _of(self, point: Any) -> Any:
+        return point.vector if self._vector is None else (point.vector or {}).get(self._vector)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+class QdrantTarget:
+    """A collection for each space, and an alias of the name that readers ask. Vectors are compared by `Dot`."""
+
+    def __init__(self, url: str) -> None:
+        self._client, self._place = connect(url)
+        self.name, self._alias = self._place.shown, self._place.name
+        self._models = library("qdrant_client.models", EXTRA)
+        self._marks = f"{self._alias}__marks"
+        if any(one.name == self._alias for one in self._client.get_collections().collections):
+            raise ExchangeError(
+                f"{self.name}: {self._alias!r} is a collection that sync did not make; "
+                "name another, it becomes an alias"
+            )
+
+    def mark(self) -> Mark | None:
+        """See `SyncTarget`."""
+        live = {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}.get(
+            self._alias
+        )
+        if live is None or not self._client.collection_exists(self._marks):
+            return None
+        found = self._client.retrieve(self._marks, [self._point(live)], with_payload=True)
+        return Mark(**found[0].payload) if found else None
+
+    def prepare(self, space: str, dim: int) -> None:
+        """See `SyncTarget`."""
+        m = self._models
+        if not self._client.collection_exists(self._table(space)):
+            self._client.create_collection(
+                self._table(space), vectors_config=m.VectorParams(size=dim, distance=m.Distance.DOT)
+            )
+        if not self._client.collection_exists(self._marks):
+            self._client.create_collection(
+                self._marks, vectors_config=m.VectorParams(size=1, distance=m.Distance.DOT)
+            )
+
+    def digests(self, space: str) -> Digests:
+        """See `SyncTarget`."""
+        points = list(self._points(space, None, ["bucket", "digest"]))
+        buckets = np.array([point.payload["bucket"] for point in points], np.int64)
+        return summed(buckets, np.array([point.payload["digest"] for point in points], np.int64))
+
+    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
+        """See `SyncTarget`."""
+        m = self._models
+        there = {point.id: point.payload["digest"] for point in self._points(space, bucket, ["digest"])}
+        wanted = {self._point(row): at for at, row in enumerate(rows["id"].to_pylist())}
+        digests = rows["digest"].to_pylist()
+        new = [(point, at) for point, at in wanted.items() if there.get(point) != digests[at]]
+        for start in range(0, len(new), _POINTS):
+            part = new[start : start + _POINTS]
+            some = rows.take(pa.array([at for _, at in part], pa.int64()))
+            vectors = some["vector"].to_pylist()
+            payloads = some.drop_columns(["vector"]).to_pylist()
+            points = [
+                m.PointStruct(id=point, vector=vector, payload=payload)
+                for (point, _), vector, payload in zip(part, vectors, payloads, strict=True)
+            ]
+            self._client.upsert(self._table(space), points, wait=True)
+        if gone := [point for point in there if point not in wanted]:
+            self._client.delete(self._table(space), m.PointIdsList(points=gone), wait=True)
+
+    def switch(self, mark: Mark) -> None:
+        """See `SyncTarget`."""
+        m, table = self._models, self._table(mark.space)
+        noted = m.PointStruct(id=self._point(table), vector=[1.0], payload=mark.to_dict())
+        self._client.upsert(self._marks, [noted], wait=True)
+        live = {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}.get(
+            self._alias
+        )
+        if live == table:
+            return
+        changes: list[Any] = []
+        if live is not None:
+            changes.append(m.DeleteAliasOperation(delete_alias=m.DeleteAlias(alias_name=self._alias)))
+        changes.append(
+            m.CreateAliasOperation(create_alias=m.CreateAlias(collection_name=table, alias_name=self._alias))
+        )
+        self._client.update_collection_aliases(change_aliases_operations=changes)
+
+    def drop_others(self, space: str) -> None:
+        """See `SyncTarget`."""
+        for one in self._client.get_collections().collections:
+            mine = one.name.startswith(table_name(self._alias, "")) and one.name != self._marks
+            if mine and one.name != self._table(space):
+                self._client.delete_collection(one.name)
+
+    def read(self, space: str) -> Iterator[pa.Table]:
+        """See `SyncTarget`."""
+        held: list[Any] = []
+        for point in self._points(space, None, True, with_vectors=True):
+            held.append(point)
+            if len(held) == _POINTS:
+                yield _rows(held)
+                held = []
+        if held:
+            yield _rows(held)
+
+    def close(self) -> None:
+        """See `SyncTarget`."""
+        self._client.close()
+
+    def _points(
+        self, space: str, bucket: int | None, payload: Any, with_vectors: bool = False
+    ) -> Iterator[Any]:
+        m, offset = self._models, None
+        only = None
+        if bucket is not None:
+            only = m.Filter(must=[m.FieldCondition(key="bucket", match=m.MatchValue(value=bucket))])
+        while True:
+            points, offset = self._client.scroll(
+                self._table(space),
+                scroll_filter=only,
+                limit=4 * _POINTS,
+                offset=offset,
+                with_payload=payload,
+                with_vectors=with_vectors,
+            )
+            yield from points
+            if offset is None:
+                return
+
+    def _table(self, space: str) -> str:
+        return table_name(self._alias, space)
+
+    @staticmethod
+    def _point(name: str) -> str:
+        return str(uuid.uuid5(_SPACE, name))
+
+
+def _rows(points: list[Any]) -> pa.Table:
+    table = pa.table(
+        [pa.array([point.payload[field.name] for point in points], field.type) for field in ROWS], schema=ROWS
+    )
+    return table.append_column("vector", as_lists(np.array([point.vector for point in points], np.float32)))

@@ -1,0 +1,176 @@
+"""A gallery of another store as it is read: tables of rows, a block at a time, from any place on.
+
+Protects: a block is a pure function of the source and the cursor before it, so that a reader that was killed goes on
+where the last block that it committed ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.ingest.arrow_values import holds_vectors, unwrapped
+
+BLOCK_ROWS = 32_768
+"""Rows of a block, each of which becomes one commit; of long vectors fewer."""
+BLOCK_BYTES = 64 << 20
+VECTOR, ID, CLASS, ATTRIBUTES = "vector", "id", "class", "attributes"
+"""Columns of a block's table. `attributes`: a struct, or a map."""
+_VECTOR_NAMES = ("vector", "embedding", "embeddings", "vec")
+_ID_NAMES = ("id", "item_id", "key", "uuid")
+_CLASS_NAMES = ("class", "class_name", "label", "category")
+
+
+class Block(NamedTuple):
+    """Rows of a source: `table` has the column `vector`, and may have `id`, `class` and `attributes`."""
+
+    table: pa.Table
+    cursor: Any
+    """Where the next block begins, as JSON."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which columns (fields of a payload) of a source play which part; None: found by their names."""
+
+    vector: str | None = None
+    id: str | None = None
+    class_name: str | None = None
+    attributes: Sequence[str] = field(default=())
+
+
+class GallerySource(Protocol):
+    """A gallery that can be taken over."""
+
+    @property
+    def name(self) -> str:
+        """What people call it, without secrets."""
+
+    @property
+    def identity(self) -> str:
+        """Equal for the same rows in the same order."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def count(self) -> int | None:
+        """Rows in all, where that is known."""
+
+    def blocks(self, cursor: Any) -> Iterator[Block]:
+        """Rows from a cursor on, from their start for None. Raises SourceLost."""
+
+
+def rows_at_once(dim: int) -> int:
+    """Rows of one block."""
+    return max(256, min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, dim))))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Columns of a table by the part that they play."""
+
+    vector: str
+    id: str | None
+    class_name: str | None
+    attributes: tuple[str, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """All of them, once each."""
+        named = [self.vector, self.id, self.class_name, *self.attributes]
+        return list(dict.fromkeys(name for name in named if name is not None))
+
+    def block(self, table: pa.Table) -> pa.Table:
+        """Return rows of a table as those of a block."""
+        columns = {VECTOR: table[self.vector]}
+        if self.id is not None:
+            columns[ID] = table[self.id]
+        if self.class_name is not None:
+            columns[CLASS] = table[self.class_name]
+        if self.attributes:
+            parts = [table[name].combine_chunks() for name in self.attributes]
+            flat = [part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts]
+            columns[ATTRIBUTES] = pa.StructArray.from_arrays(flat, names=list(self.attributes))
+        return pa.table(columns)
+
+
+def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
+    """Return which columns of a table play which part. Raises ExchangeError for one that is not there."""
+    for option, name in (("--vector", names.vector), ("--id", names.id), ("--class", names.class_name)):
+        _check_there(schema, name, option, where)
+    for name in names.attributes:
+        _check_there(schema, name, "--attributes", where)
+    vector = names.vector or _vector_column(schema, where)
+    if not holds_vectors(schema.field(vector).type):
+        raise ExchangeError(
+            f"column {vector!r} of {where} is {str(schema.field(vector).type)[:80]}; "
+            "name a list of numbers with --vector"
+        )
+    return Chosen(
+        vector,
+        names.id or next((name for name in _ID_NAMES if name in schema.names), None),
+        names.class_name or next((name for name in _CLASS_NAMES if name in schema.names), None),
+        tuple(names.attributes),
+    )
+
+
+def _check_there(schema: pa.Schema, name: str | None, option: str, where: str) -> None:
+    if name is not None and name not in schema.names:
+        raise ExchangeError(
+            f"{where} has no column {name!r}; it has {', '.join(schema.names[:20])}: name one of them with {option}"
+        )
+
+
+def _vector_column(schema: pa.Schema, where: str) -> str:
+    lists = [field.name for field in schema if holds_vectors(field.type)]
+    named = [name for name in _VECTOR_NAMES if name in lists]
+    if named or len(lists) == 1:
+        return named[0] if named else lists[0]
+    raise ExchangeError(
+        f"{where} has {len(lists)} columns that may be vectors, of {', '.join(schema.names[:20])}; "
+        "name the one with vectors: --vector COL"
+    )
+
+
+def length_of(column: pa.ChunkedArray, where: str) -> int:
+    """Return the length of most vectors of a column. Raises ExchangeError where there is none."""
+    kind = unwrapped(column.type)
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    lengths = pc.list_value_length(column).drop_null()
+    if not len(lengths):
+        raise ExchangeError(f"{where} has no vector in its first rows; name another column with --vector")
+    found, counts = np.unique(lengths.to_numpy(), return_counts=True)
+    return int(found[counts.argmax()])
+
+
+def vectors_of(column: pa.ChunkedArray, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return float32 [n, dim], and which rows have a vector of this length: the others are of zeros."""
+    array = column.combine_chunks()
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_fixed_size_list(array.type) and array.type.list_size != dim:
+        return np.zeros((len(array), dim), np.float32), np.zeros(len(array), bool)
+    if pa.types.is_fixed_size_list(array.type):
+        fits = array.is_valid()
+    else:
+        fits = pc.fill_null(pc.equal(pc.list_value_length(array), dim), False)
+    there: NDArray[np.bool_] = np.asarray(fits.to_numpy(zero_copy_only=False), bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        flat = array.filter(fits) if not there.all() else array
+        values = np.asarray(flat.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, dim)
+    if there.all():
+        return values, there
+    vectors = np.zeros((len(array), dim), np.float32)
+    vectors[there] = values
+    return vectors, there

@@ -1,0 +1,181 @@
+"""Keeping another store in step with the gallery: what differs is written, bucket by bucket, and a new space is filled
+aside and shown in one step.
+
+Protects: nothing depends on what an earlier run did or where it ended: each run compares digests and writes what
+differs, so that the same command after any end leaves the target equal; and readers never see two spaces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.rows import BLOCK, Gallery
+from stream_odml.exchange.target import (
+    BUCKETS,
+    ROWS,
+    Digests,
+    Mark,
+    SyncTarget,
+    bucket_of,
+    read_digests,
+    summed,
+)
+from stream_odml.storage.crashpoints import crash_point
+
+TARGETS = "a folder, qdrant://HOST/NAME, qdrant:///FOLDER/NAME, lancedb:///FOLDER/NAME or postgresql://HOST/DATABASE?table=NAME"
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one run did."""
+
+    target: str
+    space: str
+    version: str
+    sequence: int
+    items: int
+    written: int
+    """Rows of buckets that differed."""
+    switched: bool
+    """Whether readers see another space now."""
+    equal: bool
+    """Whether the digests of all buckets are equal on both sides."""
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def open_target(place: str) -> SyncTarget:
+    """Return the target at a place. Raises ExchangeError for one that cannot be used as it is named."""
+    scheme = place.partition("://")[0] if "://" in place else ""
+    if scheme.startswith("qdrant"):
+        from stream_odml.exchange.qdrant import QdrantTarget
+
+        return QdrantTarget(place)
+    if scheme == "lancedb":
+        from stream_odml.exchange.lance import LanceTarget
+
+        return LanceTarget(place)
+    if scheme in ("postgresql", "postgres"):
+        from stream_odml.exchange.postgres import PostgresTarget
+
+        return PostgresTarget(place)
+    if scheme:
+        raise ExchangeError(f"{place}: nothing is written to {scheme}://; name {TARGETS}")
+    from stream_odml.exchange.folder_target import FolderTarget
+
+    return FolderTarget(Path(place))
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """The gallery by buckets, with the digest of each row."""
+
+    gallery: Gallery
+    buckets: NDArray[np.int64]
+    digests: NDArray[np.int64]
+
+    @staticmethod
+    def of(gallery: Gallery) -> _Source:
+        digests = np.empty(len(gallery), np.int64)
+        for start in range(0, len(gallery), BLOCK):
+            rows = gallery.table(np.arange(start, min(start + BLOCK, len(gallery))))
+            digests[start : start + len(rows)] = read_digests(rows).to_numpy()
+        return _Source(gallery, np.array([bucket_of(one) for one in gallery.ids], np.int64), digests)
+
+    def rows(self, bucket: int) -> pa.Table:
+        at = np.flatnonzero(self.buckets == bucket)
+        rows = self.gallery.table(at)
+        rows = rows.append_column("bucket", pa.array([bucket] * len(at), pa.int32()))
+        rows = rows.append_column("digest", pa.array(self.digests[at], pa.int64()))
+        return rows.select([*ROWS.names, "vector"])
+
+
+def sync(
+    root: str,
+    target: SyncTarget,
+    *,
+    verify: bool = False,
+    storage_options: dict[str, str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SyncReport:
+    """Bring a target up to what the root holds now.
+
+    `verify`: read every row back and compare digests made of what was read. `progress`: buckets done and in all.
+    """
+    began = time.perf_counter()
+    gallery = Gallery.load(root, storage_options)
+    mark = Mark(gallery.space, gallery.version, gallery.snapshot.sequence, gallery.dim)
+    live = target.mark()
+    if live == mark and not verify:
+        return _report(target, gallery, mark, 0, False, True, began)
+    source = _Source.of(gallery)
+    mine = summed(source.buckets, source.digests)
+    target.prepare(mark.space, mark.dim)
+    differ = _differing(mine, target.digests(mark.space))
+    written = 0
+    for number, bucket in enumerate(differ):
+        progress(number, len(differ))
+        crash_point("sync.before_rows")
+        rows = source.rows(bucket)
+        target.replace(mark.space, bucket, rows)
+        crash_point("sync.after_rows")
+        written += len(rows)
+    progress(len(differ), len(differ))
+    equal = not _differing(mine, target.digests(mark.space))
+    if not equal:
+        raise ExchangeError(
+            f"{target.name} does not hold what was written; is another sync writing there? Run it again"
+        )
+    crash_point("sync.before_switch")
+    target.switch(mark)
+    crash_point("sync.after_switch")
+    crash_point("sync.before_drop")
+    target.drop_others(mark.space)
+    if verify:
+        equal = not _differing(mine, read_back(target, mark.space))
+    return _report(target, gallery, mark, written, live is None or live.space != mark.space, equal, began)
+
+
+def read_back(target: SyncTarget, space: str) -> Digests:
+    """Return the digests of buckets, made of what a reader of the target gets."""
+    buckets: list[int] = []
+    digests: list[int] = []
+    for rows in target.read(space):
+        buckets += [bucket_of(one) for one in rows["id"].to_pylist()]
+        digests += read_digests(rows).to_pylist()
+    return summed(np.array(buckets, np.int64), np.array(digests, np.int64))
+
+
+def _differing(mine: Digests, theirs: Digests) -> list[int]:
+    return [bucket for bucket in range(BUCKETS) if mine.get(bucket, (0, 0)) != theirs.get(bucket, (0, 0))]
+
+
+def _report(
+    target: SyncTarget, gallery: Gallery, mark: Mark, written: int, switched: bool, equal: bool, began: float
+) -> SyncReport:
+    return SyncReport(
+        target=target.name,
+        space=mark.space,
+        version=mark.version,
+        sequence=mark.sequence,
+        items=len(gallery),
+        written=written,
+        switched=switched,
+        equal=equal,
+        seconds=round(time.perf_counter() - began, 3),
+    )
+
+
+__all__ = ["SyncReport", "open_target", "read_back", "sync"]

@@ -1,0 +1,117 @@
+"""A target as `sync` sees it: tables of one space each, compared bucket by bucket, and a name that readers ask.
+
+Protects: a table holds vectors of one space only; what readers ask changes from one table to the next in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+BUCKETS = 64
+ROWS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("class_name", pa.string()),
+        ("attributes", pa.string()),
+        ("version", pa.string()),
+        ("bucket", pa.int32()),
+        ("digest", pa.int64()),
+    ]
+)
+"""Columns of rows at a target beside `vector`."""
+Digests = Mapping[int, tuple[int, int]]
+"""By bucket: rows, and the sum of their digests modulo 2^64."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a target says of itself: the space that readers see, and up to which commit of the root it is in step."""
+
+    space: str
+    version: str
+    sequence: int
+    dim: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(self.__dict__)
+
+
+class SyncTarget(Protocol):
+    """A store to keep in step."""
+
+    name: str
+    """What people call it, without secrets."""
+
+    def mark(self) -> Mark | None:
+        """What readers see, or None before the first switch."""
+
+    def prepare(self, space: str, dim: int) -> None:
+        """Make the table of a space, if it is not there."""
+
+    def digests(self, space: str) -> Digests:
+        """Of the rows in a space's table, as they were written."""
+
+    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
+        """Make a bucket hold these rows and no others; may be ended anywhere, and is then repeated."""
+
+    def switch(self, mark: Mark) -> None:
+        """Let readers see the table of a space from now on, in one step; or note how far the one they see is."""
+
+    def drop_others(self, space: str) -> None:
+        """Delete the tables of other spaces."""
+
+    def read(self, space: str) -> Iterator[pa.Table]:
+        """All rows of a space's table, as a reader gets them."""
+
+    def close(self) -> None:
+        """Let go of the store."""
+
+
+def bucket_of(item_id: str) -> int:
+    """Return the bucket of an item."""
+    return hashlib.blake2b(item_id.encode("utf-8", "surrogatepass"), digest_size=2).digest()[0] % BUCKETS
+
+
+def digest_of(
+    item_id: str, class_name: str, attributes: str, version: str, vector: NDArray[np.float32]
+) -> int:
+    """Return a number for all that a row says."""
+    text = "\0".join((item_id, class_name, attributes, version)).encode("utf-8", "surrogatepass")
+    data = hashlib.blake2b(
+        text + b"\0" + np.ascontiguousarray(vector, "<f4").tobytes(), digest_size=8
+    ).digest()
+    return int.from_bytes(data, "little", signed=True)
+
+
+def summed(buckets: NDArray[np.int64], digests: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
+    """Return the digests of buckets from those of rows."""
+    found = {}
+    for bucket in np.unique(buckets).tolist():
+        mine = digests[buckets == bucket]
+        found[int(bucket)] = (len(mine), int(mine.astype(np.uint64).sum(dtype=np.uint64)))
+    return found
+
+
+def table_name(name: str, space: str) -> str:
+    """Return the name of a space's table."""
+    return f"{name}__{space[:16]}"
+
+
+def read_digests(rows: pa.Table) -> pa.Array:
+    """Return the digests of rows as they were read, computed anew."""
+    vectors = rows["vector"].combine_chunks()
+    vectors = vectors.combine_chunks() if isinstance(vectors, pa.ChunkedArray) else vectors
+    values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1) if len(rows) else []
+    ids, classes, attributes, versions = (
+        rows[name].to_pylist() for name in ("id", "class_name", "attributes", "version")
+    )
+    found = map(digest_of, ids, classes, attributes, versions, values)
+    return pa.array(list(found), pa.int64())

@@ -1,0 +1,51 @@
+"""URLs of stores, taken apart. A local folder is named by a URL without a host: `lancedb:///data/vectors/items`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+
+from stream_odml.exchange.errors import ExchangeError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A table or collection `name`, on a host or in a folder."""
+
+    url: str
+    host: str
+    port: int | None
+    folder: str
+    name: str
+    options: dict[str, str]
+
+    @property
+    def shown(self) -> str:
+        """The URL without its secrets."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, "", "")) + (
+            f"?table={self.name}" if self._in_query else ""
+        )
+
+    @property
+    def _in_query(self) -> bool:
+        return "table" in self.options
+
+
+def place_of(url: str, example: str) -> Place:
+    """Take a URL apart whose last part is the name. Raises ExchangeError."""
+    parts = urlsplit(url)
+    folder, _, name = unquote(parts.path).rstrip("/").rpartition("/")
+    options = dict(parse_qsl(parts.query))
+    name = options.get("table", name)
+    if not name or (not parts.hostname and not folder):
+        raise ExchangeError(f"{parts.scheme}://… names no table or collection; expected {example}")
+    return Place(url, parts.hostname or "", parts.port, folder, name, options)
+
+
+def connection_of(url: str) -> str:
+    """Return a PostgreSQL URL without the part that is ours."""
+    parts = urlsplit(url)
+    rest = "&".join(part for part in parts.query.split("&") if part and not part.startswith("table="))
+    return urlunsplit(("postgresql", parts.netloc, parts.path, rest, ""))

@@ -1,0 +1,121 @@
+"""Rows out of an npz file of NumPy arrays: `vector` [n, d] or `embedding`, and beside it what a table would have.
+
+Protects: arrays are read a few rows at a time, out of a file that may be a bomb; nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from stream_odml.ingest.arrow_rows import Bytes
+from stream_odml.ingest.rawrow import Content, RawRow
+from stream_odml.ingest.reasons import BadShard, Reason
+
+ROWS = 4096
+VECTOR_NAMES, LABEL_NAMES, ID_NAMES = (
+    ("vector", "embedding"),
+    ("class_name", "label", "labels"),
+    ("item_id", "id"),
+)
+TIME_NAMES = ("time", "timestamp")
+KINDS = "biufUS"
+"""Of dtypes that are read: numbers and text. Objects would have to be unpickled."""
+
+
+class NpyRows:
+    """One array of an archive, read from its start to its end."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self._file: IO[bytes] = archive.open(f"{name}.npy")
+        self.name = name
+        version = npy.read_magic(self._file)
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        self.shape, by_column, self.dtype = header(self._file, max_header_size=1 << 14)
+        if self.dtype.kind not in KINDS or (by_column and len(self.shape) > 1) or not self.shape:
+            order = " in Fortran order" if by_column else ""
+            raise ValueError(
+                f"array {name} is {self.dtype} {list(self.shape)}{order}; expected numbers or text, saved in C order"
+            )
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def take(self, rows: int) -> NDArray[Any]:
+        """Return the next rows. Raises ValueError where the file ends before."""
+        size = rows * int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        data = self._file.read(size)
+        if len(data) < size:
+            raise ValueError(f"array {self.name} ends after {len(data)} of {size} bytes")
+        return np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
+
+
+def arrays_of(archive: zipfile.ZipFile) -> list[str]:
+    """Return the names of the arrays."""
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def npz_rows(
+    file: Bytes, format: str, constants: Mapping[str, str], contents: Sequence[Content]
+) -> Iterator[RawRow]:
+    """Rows in order. Raises BadShard: no archive, no vectors, arrays of different lengths."""
+    try:
+        yield from _rows(file)
+    except BadShard:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+        if file.is_out_of_reach:
+            raise
+        raise BadShard(Reason.CORRUPT_FILE, f"{type(error).__name__}: {str(error)[:300]}") from error
+
+
+def _rows(file: Bytes) -> Iterator[RawRow]:
+    with zipfile.ZipFile(file) as archive:
+        names = arrays_of(archive)
+        found = {
+            part: next((name for name in choices if name in names), None)
+            for part, choices in (
+                ("vector", VECTOR_NAMES),
+                ("label", LABEL_NAMES),
+                ("id", ID_NAMES),
+                ("time", TIME_NAMES),
+            )
+        }
+        if found["vector"] is None:
+            detail = f"no array {' or '.join(VECTOR_NAMES)}; found {names[:20]}"
+            raise BadShard(Reason.WRONG_SCHEMA, detail)
+        parts = {part: NpyRows(archive, name) for part, name in found.items() if name is not None}
+        vectors = parts.pop("vector")
+        if len(vectors.shape) != 2 or vectors.dtype.kind not in "iuf":
+            detail = f"array {vectors.name} is {vectors.dtype} {list(vectors.shape)}; expected numbers [n, d]"
+            raise BadShard(Reason.WRONG_SCHEMA, detail)
+        wrong = next((part for part in parts.values() if part.shape != (len(vectors),)), None)
+        if wrong is not None:
+            detail = f"array {wrong.name} is {list(wrong.shape)} for {len(vectors)} vectors; expected one value each"
+            raise BadShard(Reason.WRONG_SCHEMA, detail)
+        for start in range(0, len(vectors), ROWS):
+            count = min(ROWS, len(vectors) - start)
+            with np.errstate(over="ignore"):
+                block = vectors.take(count).astype("<f4")
+            values = {part: column(array.take(count)) for part, array in parts.items()}
+            for at in range(count):
+                row = {part: found_values[at] for part, found_values in values.items()}
+                yield RawRow(
+                    start + at,
+                    label=row.get("label"),
+                    item_id=row.get("id"),
+                    time=row.get("time"),
+                    vector=block[at].tobytes(),
+                )
+
+
+def column(values: NDArray[Any]) -> list[Any]:
+    """Return numbers and text as Python values; bytes as the text that they are."""
+    found: list[Any] = (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).tolist()
+    return found

