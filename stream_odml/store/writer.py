@@ -198,10 +198,9 @@ class Writer:
         publish: bool = True,
         quarantine: pa.Table | None = None,
     ) -> None:
-        """Commit a learnt version with its task's images embedded anew, and (``publish``) move the head to
-        it. ``rows``: all of them, or parts that can be gone through several times, one in memory at a time; none, and
-        no drift maps, where the student is the parent's and the images' vectors are thus as they were.
-        ``quarantine``: rows of the task that could not be learnt from.
+        """Commit a learnt version with its task's images embedded anew, and (``publish``) move the head to it.
+        ``rows``: all, or parts to be gone through several times; none, and no drift maps, where the student is the
+        parent's. ``quarantine``: rows of the task that could not be learnt from.
 
         A version that is committed already is left as it is. Raises StaleParent when the head left
         ``parent``, ValueError for a refused attempt, missing artifacts, or rows of another version.
@@ -258,10 +257,8 @@ class Writer:
                 self._ledger("skip", [events.skipped(task_id, reason)])
 
     def relearn_task(self, task_id: str, anyway: bool = False) -> None:
-        """Let a task be learnt after all, behind those that wait; ``anyway``: published whatever the gate finds.
-
-        Asked again while it waits, it changes nothing. Raises UnknownSubject, ValueError for one that is learnt.
-        """
+        """Let a task be learnt after all, behind those that wait; ``anyway``: published whatever the gate finds. Asked
+        again while it waits, it changes nothing. Raises UnknownSubject, ValueError for one that is learnt."""
         with self._fence.exclusive() as store:
             if asks_for_more(store.ledger, store.tree, task_id, anyway):
                 self._ledger("relearn", [events.relearn(task_id, anyway)])
