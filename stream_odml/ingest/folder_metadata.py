@@ -64,6 +64,11 @@ def _rows(data: bytes, suffix: str) -> Iterator[dict[str, Any]]:
                 if not isinstance(row, dict):
                     raise ValueError(f"a line holds {type(row).__name__}, expected an object")
                 yield row
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {data[error.start]:#04x} at {error.start} is not UTF-8: save the file as UTF-8 (in a spreadsheet: "
+            "`CSV UTF-8`), or convert it, `iconv -f LATIN1 -t UTF-8`"
+        ) from error
     except (pa.ArrowException, csv.Error, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
 

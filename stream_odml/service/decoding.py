@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stream_odml.config.service import ServiceOptions
 from stream_odml.ingest.decode import Pixels, declared_pixels, decode_image
-from stream_odml.ingest.reasons import BadImage
+from stream_odml.ingest.reasons import REMEDIES, BadImage
 from stream_odml.service.errors import ApiError, unprocessable
 from stream_odml.service.pool import ShortestFirst
 
@@ -65,7 +65,5 @@ def decode_checked(number: int, image: bytes, size: int, max_pixels: int) -> Pix
 
 def _refused(number: int, bad: BadImage) -> ApiError:
     return unprocessable(
-        str(bad.reason),
-        f"image {number} of the request cannot be used",
-        "send JPEG, PNG, WebP, GIF or BMP within the pixel limit",
+        str(bad.reason), f"image {number} of the request cannot be used", REMEDIES[bad.reason]
     )

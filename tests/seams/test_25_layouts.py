@@ -243,6 +243,13 @@ def test_file_names_as_other_systems_write_them(tmp_path: Path) -> None:
     assert sorted(classes(tmp_path / "in")) == ["cat", "dog"]
 
 
+def test_a_table_in_another_encoding_is_passed_over_with_the_remedy(tmp_path: Path) -> None:
+    folder = write(tmp_path / "zoo", "x/a.png")
+    (folder / "metadata.csv").write_text("file_name,label\nx/a.png,\u00e9l\u00e9phant\n", encoding="latin-1")
+    (line,) = [line for line in ingest(folder, tmp_path / "in") if "metadata.csv" in line]
+    assert "byte 0xe9 at 24 is not UTF-8: save the file as UTF-8" in line
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "zoo", "x/a.png")
     (folder / "metadata.csv").write_text("file_name,label,label\na.png,cat,dog\n")

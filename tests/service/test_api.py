@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.decode import FORMATS
 from stream_odml.service.api import create_app
+from stream_odml.service.decoding import decode_checked
+from stream_odml.service.errors import ApiError
 from tests.service.fake_backend import FakeBackend
 from tests.service.local import LocalApi
 
@@ -43,6 +46,25 @@ def test_a_vector_finds_itself_first_and_the_answer_names_its_version(
     assert found["hits"][0]["id"] == "shard-1/6"
     assert found["hits"][0]["score"] == pytest.approx(1.0, abs=1e-5)
     assert len(found["hits"]) == 3
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/status", "/v1/classes", "/healthz", "/docs", "/openapi.json", "/v1/items/x"]
+)
+def test_head_has_the_headers_of_get_and_no_body(api: LocalApi, path: str) -> None:
+    whole, head = api.get(path), api.request("HEAD", path)
+    assert head.status_code == whole.status_code != 405
+    assert set(head.headers) == set(whole.headers)  # the status says how old it is
+    assert head.content == b""
+    assert api.request("HEAD", "/v1/search").status_code == 405
+
+
+def test_an_image_that_cannot_be_used_names_every_format_that_is_read() -> None:
+    with pytest.raises(ApiError) as refused:
+        decode_checked(3, b"no image", 8, 100)
+    assert refused.value.error == "not_an_image"
+    assert "image 3 of" in refused.value.detail
+    assert [name for name in FORMATS if name not in refused.value.remedy.upper()] == []
 
 
 def test_an_image_may_come_raw_as_a_form_or_as_base64(api: LocalApi) -> None:
