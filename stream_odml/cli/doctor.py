@@ -61,7 +61,7 @@ def doctor(
 
 
 def examine(root: str, config: StreamConfig | None) -> Iterator[Finding]:
-    """All checks, of the root first."""
+    """Yield all checks, of the root first."""
     yield from examine_root(root, None if config is None else config.storage_options)
     yield from _disks(root)
     yield _shared_memory()

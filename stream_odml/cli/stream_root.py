@@ -38,7 +38,8 @@ TOKEN_REMEDY = "give the service's token with --token, or in the environment as 
 
 
 def service_url(root: str | None, token: str | None = None) -> str:
-    """Address of the running service of ``root``. Raises ValueError when none is noted, or as :func:`noted_url`."""
+    """Return address of the running service of ``root``. Raises ValueError when none is noted,
+    or as :func:`noted_url`."""
     if root is None:
         raise ValueError("name the service: --url http://host:port, or --root with the stream root")
     url = noted_url(root, token)
@@ -48,7 +49,7 @@ def service_url(root: str | None, token: str | None = None) -> str:
 
 
 def noted_url(root: str, token: str | None) -> str | None:
-    """The address that the root's running stream noted, or None.
+    """Return the address that the root's running stream noted, or None.
 
     Raises ValueError where ``token`` would go to another machine: whoever can write to the root could name any.
     """
@@ -95,7 +96,8 @@ def _is_loopback(url: str) -> bool:
 
 @contextlib.contextmanager
 def asking(address: str, token: str | None, stream: str | None) -> Iterator[Client]:
-    """A client for a command that takes `--token`: where the service wants another, the error says how to give it."""
+    """Yield a client for a command that takes `--token`: where the service wants another, the error says how
+    to give it."""
     try:
         with Client(address, token=token, stream=stream) as client:
             yield client
@@ -106,7 +108,7 @@ def asking(address: str, token: str | None, stream: str | None) -> Iterator[Clie
 
 
 def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float]:
-    """What a replica of the running service tells of its latency, in ms; empty when none answers.
+    """Return what a replica of the running service tells of its latency, in ms; empty when none answers.
 
     Raises ServiceError when the service wants a token.
     """
@@ -136,7 +138,8 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
 
 
 def root_status(root: str) -> dict[str, Any]:
-    """How the stream stands, from its tables: head, counts by state, queues, what each open thing waits for.
+    """Return how the stream stands, from its tables: head, counts by state, queues, what each open
+    thing waits for.
 
     The gallery's files are not read for it, so that it tells of one that is gone.
     """
@@ -252,7 +255,8 @@ def _items(count: int) -> str:
 def verify_forgotten(
     root: str, kind: str, name: str, inbox: bool, inbox_at: str | None = None, dry_run: bool = False
 ) -> tuple[list[str], bool]:
-    """Lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete landed copies too.
+    """Return lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete
+    landed copies too.
 
     A landed shard that a task has still to learn from is kept, and named. ``dry_run``: none is deleted.
     """

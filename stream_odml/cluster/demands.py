@@ -28,7 +28,7 @@ def joins_cluster(config: StreamConfig) -> bool:
 
 
 def needs(config: StreamConfig) -> list[Need]:
-    """Logical CPUs of everything that runs at the same time; one read task at least must fit beside it."""
+    """Return logical CPUs of everything that runs at the same time; one read task at least must fit beside it."""
     cluster, trains = config.cluster, not config.model.takes_vectors
     return [
         Need("training", cluster.workers if trains else 0, cluster.cpus_per_worker),
@@ -39,7 +39,7 @@ def needs(config: StreamConfig) -> list[Need]:
 
 
 def roles(config: StreamConfig) -> list[Role]:
-    """What each process asks of the one node that it runs on."""
+    """Return what each process asks of the one node that it runs on."""
     c, s, trains = config.cluster, config.service, not config.model.takes_vectors
     return [
         Role("training", "cluster.worker_labels", (c.min_workers or c.workers) if trains else 0, c.cpus_per_worker,

@@ -86,7 +86,7 @@ class StreamDriver:
         self._tidying.start()
 
     def stream_id(self) -> str:
-        """The stream that this driver writes."""
+        """Return the stream that this driver writes."""
         return self._writer.store.stream_id
 
     # -- tier 1 -------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class StreamDriver:
     # -- tier 2 -------------------------------------------------------------------------------------------------
 
     def next_instruction(self) -> Instruction:
-        """What rank 0 does next; waits a few seconds for a task to close."""
+        """Return what rank 0 does next; waits a few seconds for a task to close."""
         deadline = time.monotonic() + POLL_S
         done, self._metrics.progress = self._metrics.progress, StageProgress()  # who asks is idle
         with self._work_came:
@@ -245,7 +245,7 @@ class StreamDriver:
         return {"forgotten": subject.name, "kind": kind, "items": subject.items, "sequence": sequence}
 
     def status(self) -> dict[str, Any]:
-        """Everything a person asks first, as plain values."""
+        """Return everything a person asks first, as plain values."""
         # A commit to a slow store must not make the driver look dead: then this tells what was known before it.
         if self._lock.acquire(timeout=STATUS_WAIT_S):
             try:
@@ -272,7 +272,7 @@ class StreamDriver:
         return {**plain(told), **plain(figures)}
 
     def pid(self) -> int:
-        """Process id, for status and fault tests."""
+        """Return the process id, for status and fault tests."""
         return os.getpid()
 
     def drain(self) -> None:

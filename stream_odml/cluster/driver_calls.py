@@ -18,7 +18,7 @@ class DriverGone(RuntimeError):
 
 
 def driver_handle() -> Any:
-    """The named actor. Raises ValueError when there is none."""
+    """Return the named actor. Raises ValueError when there is none."""
     return ray.get_actor(DRIVER_NAME, namespace=NAMESPACE)
 
 

@@ -92,8 +92,8 @@ def _binary() -> str:
 
 
 def serve_host(host: str, bounds: Sequence[str] = ()) -> str:
-    """The host for Serve: in a local session the loopback, where replicas listen, while HAProxy's front listens on
-    ``host`` within ``bounds``; on a cluster ``host`` itself."""
+    """Return the host for Serve: in a local session the loopback, where replicas listen, while HAProxy's
+    front listens on ``host`` within ``bounds``; on a cluster ``host`` itself."""
     folder = os.environ.get(SESSION_VARIABLE)
     if folder is None:
         return host
@@ -102,9 +102,9 @@ def serve_host(host: str, bounds: Sequence[str] = ()) -> str:
 
 
 def narrowed(config: str, front_host: str, bounds: Sequence[str] = ()) -> str:
-    """``config`` with the front within ``bounds``, the admin socket for its owner alone, no metrics or statistics,
-    and only the front listening on anything but the loopback. The empty statistics section stays: its port tells that
-    this HAProxy runs."""
+    """Return ``config`` with the front within ``bounds``, the admin socket for its owner alone, no metrics or
+    statistics, and only the front listening on anything but the loopback. The empty statistics section stays:
+    its port tells that this HAProxy runs."""
     kept, section = [], ""
     for line in config.splitlines():
         words = line.split()

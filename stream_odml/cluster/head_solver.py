@@ -48,7 +48,7 @@ class HeadSolver:
         self._store: Store | None = None
 
     def pid(self) -> int:
-        """Process id, for fault tests."""
+        """Return the process id, for fault tests."""
         return os.getpid()
 
     def solve(self, order: StageOrder) -> StageResult:

@@ -54,7 +54,7 @@ class Indexer:
         self._embedder: Embedder | None = None
 
     def pid(self) -> int:
-        """Process id, for status and fault tests."""
+        """Return the process id, for status and fault tests."""
         return os.getpid()
 
     def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
@@ -107,7 +107,7 @@ def _concat(tables: list[pa.Table]) -> pa.Table | None:
 
 
 def indexing_device(gpus: float) -> torch.device:
-    """The accelerator that Ray reserved for this process, the CPU where it reserved none.
+    """Return the accelerator that Ray reserved for this process, the CPU where it reserved none.
 
     An indexer that finds no accelerator says so and goes on, slower: what lands is to be searchable all the same.
     """
@@ -126,7 +126,7 @@ def indexing_device(gpus: float) -> torch.device:
 
 
 def found_accelerator() -> torch.device | None:
-    """The accelerator that torch can use in this process, of those that Ray lets it see."""
+    """Return the accelerator that torch can use in this process, of those that Ray lets it see."""
     return torch.accelerator.current_accelerator(check_available=True)
 
 

@@ -27,10 +27,10 @@ class IndexedBatch:
 
 
 def indexer_handles(count: int) -> list[Any]:
-    """Handles of the running indexers. Raises ValueError when there are none."""
+    """Return handles of the running indexers. Raises ValueError when there are none."""
     return [ray.get_actor(indexer_name(i), namespace=NAMESPACE) for i in range(count)]
 
 
 def indexer_name(i: int) -> str:
-    """The actor's name."""
+    """Return the actor's name."""
     return f"Indexer-{i}"

@@ -76,11 +76,11 @@ class Discovery:
             source.close()
 
     def figures(self) -> list[LogFigures]:
-        """How far each partition of each log is."""
+        """Return how far each partition of each log is."""
         return [one for source in self._logs for one in source.figures()]
 
     def take(self) -> list[ShardRef] | None:
-        """What one poll found, or None when there is nothing more."""
+        """Return what one poll found, or None when there is nothing more."""
         with contextlib.suppress(queue.Empty):
             return self._found.get_nowait()
         return None
@@ -171,7 +171,7 @@ class Ingestion:
         self._failed: list[tuple[_Work, Exception]] = []
 
     def land(self, refs: list[ShardRef]) -> None:
-        """Ledger what is new among ``refs``."""
+        """Record in the ledger what is new among ``refs``."""
         known = self._writer.store.ledger.shards
         new: list[ShardRef] = []
         for ref in refs:

@@ -26,7 +26,8 @@ class JobUnreachable(RuntimeError):
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client of the job server at ``address`` (http://head:8265; None: RAY_ADDRESS or a local cluster).
+    """Return a client of the job server at ``address`` (http://head:8265; None: RAY_ADDRESS or
+    a local cluster).
 
     A token is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Raises JobUnreachable.
     """
@@ -102,7 +103,7 @@ def stop(client: JobSubmissionClient, job_id: str) -> JobStatus:
 
 
 def settled(client: JobSubmissionClient, job_id: str, within_s: float = SETTLE_S) -> JobStatus:
-    """The job's final status, or the one after ``within_s`` seconds."""
+    """Return the job's final status, or the one after ``within_s`` seconds."""
     deadline = time.monotonic() + within_s
     while True:
         status = client.get_job_status(job_id)

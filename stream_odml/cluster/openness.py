@@ -13,7 +13,8 @@ log = logging.getLogger(__name__)
 
 
 def open_doors(config: StreamConfig, is_local: bool) -> str | None:
-    """The one warning about listeners that others can reach, or None when everything listens on the loopback.
+    """Return the one warning about listeners that others can reach, or None when everything listens
+    on the loopback.
 
     ``is_local``: Ray is started for this stream, and not a cluster that listens as its owner chose.
     """
@@ -32,7 +33,7 @@ def open_doors(config: StreamConfig, is_local: bool) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
+    """Return whether only this machine reaches ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -53,7 +53,8 @@ def check_placement(roles: Sequence[Role], nodes: Sequence[Node]) -> None:
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether a node's labels satisfy Ray's label selector: `v`, `!v`, `in(a,b)` or `!in(a,b)` for each key."""
+    """Return whether a node's labels satisfy Ray's label selector: `v`, `!v`, `in(a,b)` or `!in(a,b)`
+    for each key."""
     return all(_satisfies(labels.get(key), wanted) for key, wanted in selector.items())
 
 
@@ -100,7 +101,7 @@ def _table(nodes: Sequence[Node], free: Sequence[Node]) -> str:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes that are alive in the cluster of this process."""
+    """Return the nodes that are alive in the cluster of this process."""
     import ray
 
     return [

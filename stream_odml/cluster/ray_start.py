@@ -27,7 +27,7 @@ class RayNotStarted(RuntimeError):
 
 
 def patience() -> dict[str, str]:
-    """The variables by which Ray's processes wait longer for each other while they start."""
+    """Return the variables by which Ray's processes wait longer for each other while they start."""
     return {
         "RAY_raylet_start_wait_time_s": str(PATIENCE_S),
         "RAY_gcs_server_port_wait_time_s": str(PATIENCE_S),

@@ -119,7 +119,7 @@ def check_resources(needs: list[Need], available: float, unit: str = "CPU") -> N
 
 
 def step_back(niceness: int) -> None:
-    """In a Ray worker: let processes that answer people go before this thread and those it starts."""
+    """Let processes that answer people go before this thread and those it starts, if this is a Ray worker."""
     if not in_worker():
         return
     with contextlib.suppress(PermissionError):  # where Ray already put the worker further back
@@ -211,7 +211,7 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
 
 
 def tighten_session() -> None:
-    """Once more for what Serve has made since the start; nothing on a cluster that is not ours."""
+    """Tighten what Serve has made since the start; nothing on a cluster that is not ours."""
     if folder := os.environ.get(haproxy_walls.SESSION_VARIABLE):
         tighten(Path(folder))
 

@@ -78,7 +78,8 @@ class SearchService:
         return create_app(self._replica, self._options, self._replica.metrics)
 
     def check_health(self) -> None:
-        """Called by Serve. A store that is away is no reason to restart: a new replica would have nothing to serve."""
+        """Raise if Serve, which calls this, should restart the replica: not for a store that is away, as a
+        new one has none."""
         if not self._replica.puller.alive:
             raise RuntimeError("the thread that follows the store has ended")
 
@@ -99,7 +100,7 @@ def _share_the_core(threads: int) -> None:
 
 
 def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str] | None = None) -> Any:
-    """The ``serve.Application`` over ``root``, to be run by :func:`start_service` or from a Serve config."""
+    """Return the ``serve.Application`` over ``root``, to be run by :func:`start_service` or from a Serve config."""
     from ray import serve
 
     options.tokens()  # says now, not in a replica's log, that a token file is missing
@@ -127,7 +128,8 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
 
 
 def build(args: dict[str, str]) -> Any:
-    """The application for a Serve config file: ``args`` is ``{"config": path of the stream's YAML file}``.
+    """Return the application for a Serve config file: ``args`` is ``{"config": path of the
+    stream's YAML file}``.
 
     Host and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError
     for other arguments.

@@ -83,12 +83,12 @@ class Session:
         self._holding: ReservedResources | None = None
 
     def status(self, timeout_s: float = 5.0) -> dict[str, Any]:
-        """What the driver says; raises ray's GetTimeoutError or RayActorError while it is away."""
+        """Return what the driver says; raises ray's GetTimeoutError or RayActorError while it is away."""
         status: dict[str, Any] = ray.get(self.driver.status.remote(), timeout=timeout_s)
         return status
 
     def look(self) -> dict[str, Any] | None:
-        """`status`, or None while the driver is away; RuntimeError once it has ended for good."""
+        """Return `status`, or None while the driver is away; RuntimeError once it has ended for good."""
         try:
             return self.status()
         except ray.exceptions.ActorDiedError as error:  # one that restarts does not answer so
@@ -138,7 +138,7 @@ class Session:
             files.delete(file.path)
 
     def abandon(self) -> None:
-        """Nobody is left to talk to: only keep the trainer from being started again."""
+        """Keep the trainer from being started again, and do no more: nobody is left to talk to."""
         self.is_abandoned = True
         self._stopping.set()
 

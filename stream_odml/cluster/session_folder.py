@@ -82,13 +82,15 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def end_proxies(folder: Path) -> None:
-    """Serve's HAProxy outlives a session that ends while Serve is starting or whose processes were killed, and keeps
-    the port from the next one; its configuration lies in the session's folder."""
+    """End the HAProxy processes of the session, known by their configuration in ``folder``.
+
+    They outlive a session that ends while Serve is starting, or whose processes were killed, and keep the port.
+    """
     _end(f"{folder}/h/", signal.SIGTERM)
 
 
 def kill_processes(folder: Path) -> None:
-    """What Ray started below ``folder`` before its start failed: it holds ports and memory until this process ends.
+    """Kill what Ray started below ``folder`` before its start failed: it holds ports and memory otherwise.
 
     Its GCS lives on until then: a client of it that is left in this process would end the process without it.
     """

@@ -48,7 +48,7 @@ class PortBlock:
         )
 
     def environment(self) -> dict[str, str]:
-        """The variables that keep Ray and Ray Serve within the block."""
+        """Return the variables that keep Ray and Ray Serve within the block."""
         ports = {
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": _FALLBACK_HTTP,
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": _FALLBACK_GRPC,

@@ -47,7 +47,7 @@ REPORT_S = 0.5
 
 
 def build_trainer(config: StreamConfig) -> TorchTrainer:
-    """The trainer of a stream; the caller runs `.fit()`, which returns when the driver says stop."""
+    """Return the trainer of a stream; the caller runs `.fit()`, which returns when the driver says stop."""
     cluster = config.cluster
     workers: int | tuple[int, int] = cluster.workers
     if cluster.min_workers is not None and cluster.min_workers < cluster.workers:
@@ -77,13 +77,13 @@ def build_trainer(config: StreamConfig) -> TorchTrainer:
 
 
 def progress_path(config: StreamConfig) -> str:
-    """Where mid-stage progress is kept: beside the tables, so that every node that sees them sees it."""
+    """Return where mid-stage progress is kept: beside the tables, so that every node that sees them sees it."""
     root = config.root.rstrip("/")
     return f"{root}/progress" if "://" in root else str(Path(root).absolute() / "progress")
 
 
 def train_stages(settings: dict[str, Any]) -> None:
-    """The train function of every worker: ask, learn, hand over, until the driver says stop."""
+    """Ask, learn and hand over until the driver says stop: the train function of every worker."""
     config = StreamConfig.model_validate_json(settings["config"])
     observe(config, f"worker-{ray.train.get_context().get_world_rank()}")
     worker = _Worker(config)
@@ -113,7 +113,8 @@ class _Worker:
             self._warm_up()
 
     def next_order(self) -> StageOrder | None:
-        """The next stage, the same on every rank; None to end. Ranks meet here every few seconds while idle."""
+        """Return the next stage, the same on every rank; None to end. Ranks meet here every few
+        seconds while idle."""
         while True:
             asked = call_driver("next_instruction") if self.world.rank == 0 else None
             instruction: Instruction = self._from_rank_zero(asked)
@@ -130,7 +131,8 @@ class _Worker:
         self._is_warm = True
 
     def learn(self, order: StageOrder) -> None:
-        """One stage from cache to commit. A failure that repeating would not mend is handed over as a refusal."""
+        """Learn one stage, from cache to commit. A failure that repeating would not mend is handed over
+        as a refusal."""
         self.store.refresh()
         report = self.reporter.report
         run = StageRun(self.config, order, self.store, self.world, self.place, report, self.readers)
@@ -225,7 +227,8 @@ class _Worker:
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:
-    """Whether another process went (a peer, a reading task, a node): nothing that this stage did wrong.
+    """Return whether another process went (a peer, a reading task, a node): nothing that this
+    stage did wrong.
 
     A peer that failed by itself tells its own error.
     """

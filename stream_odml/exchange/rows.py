@@ -43,7 +43,7 @@ class Gallery:
 
     @staticmethod
     def load(root: str, storage_options: dict[str, str] | None = None) -> Gallery:
-        """As the root is now. Raises NotAStreamRoot, NoVersionYet."""
+        """Return the gallery as the root is now. Raises NotAStreamRoot, NoVersionYet."""
         store = Store.open(root, storage_options)
         snapshot = GallerySnapshot.load(store, SearchSettings("exact"))
         rows = snapshot.rows()
@@ -73,7 +73,7 @@ class Gallery:
         return self.head.known_dim if self.layout == "known" else self.head.dim + 1
 
     def vectors(self, at: NDArray[np.int64]) -> Floats:
-        """Vectors of some items, numbers into `ids`."""
+        """Return vectors of some items, numbers into `ids`."""
         found: Floats = self.snapshot.vectors(self.numbers[at])
         if self.head is None or self.layout == "whole":
             return found
@@ -106,7 +106,7 @@ class Gallery:
         )
 
     def blocks(self) -> Iterator[pa.Table]:
-        """All rows, some thousand at a time."""
+        """Yield all rows, some thousand at a time."""
         for start in range(0, len(self), BLOCK):
             yield self.table(np.arange(start, min(start + BLOCK, len(self))))
 

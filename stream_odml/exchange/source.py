@@ -66,11 +66,11 @@ class GallerySource(Protocol):
         """Rows in all, where that is known."""
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """Rows from a cursor on, from their start for None. Raises SourceLost."""
+        """Return rows from a cursor on, from their start for None. Raises SourceLost."""
 
 
 def rows_at_once(dim: int) -> int:
-    """Rows of one block."""
+    """Return rows of one block."""
     return max(256, min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, dim))))
 
 

@@ -52,7 +52,7 @@ class SyncReport:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         return asdict(self)
 
 

@@ -40,7 +40,7 @@ class Mark:
     dim: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         return dict(self.__dict__)
 
 
@@ -51,13 +51,13 @@ class SyncTarget(Protocol):
     """What people call it, without secrets."""
 
     def mark(self) -> Mark | None:
-        """What readers see, or None before the first switch."""
+        """Return what readers see, or None before the first switch."""
 
     def prepare(self, space: str, dim: int) -> None:
         """Make the table of a space, if it is not there."""
 
     def digests(self, space: str) -> Digests:
-        """Of the rows in a space's table, as they were written."""
+        """Return the digests of the rows in a space's table, as they were written."""
 
     def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
         """Make a bucket hold these rows and no others; may be ended anywhere, and is then repeated."""
@@ -69,7 +69,7 @@ class SyncTarget(Protocol):
         """Delete the tables of other spaces."""
 
     def read(self, space: str) -> Iterator[pa.Table]:
-        """All rows of a space's table, as a reader gets them."""
+        """Return all rows of a space's table, as a reader gets them."""
 
     def close(self) -> None:
         """Let go of the store."""

@@ -65,7 +65,7 @@ class _Columns:
 def rows_of(
     file: Bytes, format: str, constants: Mapping[str, str], contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawRow]:
-    """Rows in file order; of several `contents` that the table has, the first that is named here.
+    """Yield rows in file order; of several `contents` that the table has, the first that is named here.
 
     Raises BadShard (truncated, corrupt, wrong schema, oversized), MemoryError, and what `file` raises.
     """
@@ -204,7 +204,7 @@ def _parquet_batches(
 
 
 def rows_at_once(group: Any, column: str | None = None) -> int:
-    """Rows of a row group that take about `BATCH_BYTES` decoded, by one column or by all.
+    """Return rows of a row group that take about `BATCH_BYTES` decoded, by one column or by all.
 
     A dictionary may hold one value that all rows repeat, so a row of it may be as large as all of it.
     """

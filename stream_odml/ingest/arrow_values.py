@@ -41,7 +41,7 @@ Convert = Callable[[Any], Any]
 
 
 def unwrapped(kind: Any) -> Any:
-    """The type of the values behind dictionary and run-end encodings and extension types."""
+    """Return the type of the values behind dictionary and run-end encodings and extension types."""
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
@@ -52,12 +52,12 @@ def unwrapped(kind: Any) -> Any:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a type holds text."""
+    """Return whether a type holds text."""
     return kind.id in _TEXTS
 
 
 def is_bytes(kind: Any) -> bool:
-    """Whether a type holds bytes."""
+    """Return whether a type holds bytes."""
     return kind.id in _BYTES
 
 
@@ -66,7 +66,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def holds_vectors(kind: Any) -> bool:
-    """Whether a type is a list of numbers, of a length that may be fixed."""
+    """Return whether a type is a list of numbers, of a length that may be fixed."""
     bare = unwrapped(kind)
     if not _is_list(bare):
         return False
@@ -85,7 +85,8 @@ def vector_bytes(scalar: Any) -> tuple[bytes | None, tuple[Reason, str] | None]:
 
 
 def attribute_converter(column: str, kind: Any) -> Convert:
-    """How a column of attributes of this type is read. Raises BadShard(wrong_schema) for a type that is none."""
+    """Return how a column of attributes of this type is read. Raises BadShard(wrong_schema) for a type
+    that is none."""
     bare = unwrapped(kind)
     if is_text(bare) or is_bytes(bare) or pa.types.is_null(bare):
         return lambda scalar: _Reading().value(scalar)
@@ -112,7 +113,7 @@ def _is_pair(kind: Any) -> bool:
 
 
 def label_value(scalar: Any) -> Any:
-    """A class name or number."""
+    """Return a class name or number."""
     return _plain(_Reading(Reason.BAD_LABEL).value(scalar), scalar, Reason.BAD_LABEL)
 
 
@@ -124,7 +125,8 @@ def _plain(value: Any, scalar: Any, reason: Reason) -> Any:
 
 
 def id_value(scalar: Any) -> Any:
-    """An id as text or number: a UUID in its usual form, other fixed-size bytes as text or hexadecimal digits."""
+    """Return an id as text or number: a UUID in its usual form, other fixed-size bytes as text
+    or hexadecimal digits."""
     value = _Reading(Reason.BAD_ID, raw_bytes=True).value(scalar)
     if not isinstance(value, bytes):
         return _plain(value, scalar, Reason.BAD_ID)
@@ -148,7 +150,7 @@ def _decoded(value: bytes) -> str:
 
 
 def time_value(scalar: Any) -> Any:
-    """A time as microseconds in a list of one, or what else is there: text, a number, None."""
+    """Return a time as microseconds in a list of one, or what else is there: text, a number, None."""
     bare = inner(scalar)
     if bare is None:
         return None
@@ -163,7 +165,7 @@ def _micros(scalar: Any) -> int:
 
 
 def inner(scalar: Any) -> Any:
-    """The scalar behind encodings, extension types and unions; None for null."""
+    """Return the scalar behind encodings, extension types and unions; None for null."""
     while scalar is not None and scalar.is_valid:
         if not isinstance(scalar, _WRAPPERS):
             return scalar
@@ -178,7 +180,7 @@ class _Reading:
         self._reason, self._raw_bytes, self._left = reason, raw_bytes, MAX_VALUES
 
     def value(self, scalar: Any, depth: int = 0) -> Any:
-        """The value by its type."""
+        """Return the value by its type."""
         is_uuid = getattr(scalar.type, "extension_name", "") == "arrow.uuid"
         scalar = inner(scalar)
         self._left -= 1
@@ -217,7 +219,7 @@ class _Reading:
         return value if isinstance(value, str) or self._raw_bytes else bytes_text(value)
 
     def pairs(self, scalar: Any, depth: int = 0) -> dict[str, Any] | None:
-        """Names and values of a map, in whichever of its forms."""
+        """Return names and values of a map, in whichever of its forms."""
         scalar = inner(scalar)
         if scalar is None:
             return None

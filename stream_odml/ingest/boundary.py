@@ -96,7 +96,7 @@ class BoundaryPolicy:
         now: float,
         settled: Settled = _NONE,
     ) -> Closure | None:
-        """The next task to close, or None. Ask again after closing, without its members, until None.
+        """Return the next task to close, or None. Ask again after closing, without its members, until None.
 
         `waiting` in the order of landing; `known_classes`: classes of the tasks closed so far; `now` in
         seconds since 1970; a manifest does not wait for shards that are `settled`. Without a manifest no task
@@ -121,7 +121,8 @@ class BoundaryPolicy:
         return self._by_age(open_task, tally, now)
 
     def closes_nothing(self, waiting: Sequence[WaitingShard], settled: Settled = _NONE) -> dict[str, str]:
-        """Task manifests that close no task, by id, and why: no image of theirs waits. Ask after `decide`."""
+        """Return task manifests that close no task, by id, and why: no image of theirs waits.
+        Ask after `decide`."""
         owned = self._owned(waiting)
         found = {}
         for at, shard in enumerate(waiting if self.manifest else ()):
@@ -139,7 +140,7 @@ class BoundaryPolicy:
         now: float,
         settled: Settled = _NONE,
     ) -> list[str]:
-        """One line per condition: what waits for what. For people, in `status`."""
+        """Return one line per condition: what waits for what. For people, in `status`."""
         owned = self._owned(waiting)
         counted = [shard for shard in waiting if shard.shard_id not in owned]
         tally: dict[str, int] = {}
@@ -221,7 +222,7 @@ def _add(tally: dict[str, int], shard: WaitingShard) -> None:
 
 
 def is_trainable(tally: Mapping[str, int]) -> bool:
-    """Whether there is something to tell apart: two classes of two images, of trainable images by class."""
+    """Return whether there is something to tell apart: two classes of two images, of trainable images by class."""
     return sum(count >= MIN_IMAGES_PER_CLASS for count in tally.values()) >= MIN_CLASSES
 
 

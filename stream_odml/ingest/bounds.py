@@ -23,17 +23,18 @@ _REFUSED_BYTES = 1 << 16
 
 
 def memory_allowed(size_bytes: int) -> int:
-    """Bytes of memory that reading a file of this size may take at once."""
+    """Return bytes of memory that reading a file of this size may take at once."""
     return min(FREE_BYTES + MEMORY_PER_BYTE * size_bytes, MAX_MEMORY_BYTES)
 
 
 def decoded_allowed(size_bytes: int) -> int:
-    """Bytes that all rows of a file of this size may decode to, together."""
+    """Return bytes that all rows of a file of this size may decode to, together."""
     return FREE_BYTES + _DECODED_PER_BYTE * size_bytes
 
 
 def bounded(rows: Iterator[RawRow], size_bytes: int) -> Iterator[RawRow]:
-    """The same rows. Raises BadShard(oversized) once all of them together are out of proportion to the file."""
+    """Yield the same rows. Raises BadShard(oversized) once all of them together are out of proportion
+    to the file."""
     limit, spent = decoded_allowed(size_bytes), 0
     for row in rows:
         spent += _ROW_BYTES + len(row.image or b"") + _attributes_size(row)

@@ -96,7 +96,7 @@ class PixelCache:
         return self._pixels
 
     def missing(self) -> list[tuple[int, NDArray[np.int32]]]:
-        """What is still to be written: (member index, rows)."""
+        """Return what is still to be written: (member index, rows)."""
         if self.is_complete:
             return []
         absent = np.flatnonzero(np.fromfile(self.folder / _DONE, np.uint8) == 0)
@@ -138,12 +138,12 @@ class PixelCache:
                 _write_all(done.fileno(), np.array([_IS_LOST], np.uint8), int(place))
 
     def lost(self) -> NDArray[np.bool_]:
-        """[N] whether each row is known to be lost; its pixels mean nothing then."""
+        """Return [N] whether each row is known to be lost; its pixels mean nothing then."""
         states = np.fromfile(self.folder / _DONE, np.uint8)
         return np.equal(states, _IS_LOST)
 
     def lost_rows(self) -> list[tuple[str, RowProblem]]:
-        """The rows that are lost: (shard id, problem), each once."""
+        """Return the rows that are lost: (shard id, problem), each once."""
         try:
             lines = (self.folder / _LOST).read_text(encoding="utf-8").splitlines(keepends=True)
         except FileNotFoundError:
@@ -166,7 +166,7 @@ class PixelCache:
             _write_json(self.folder / _COMPLETE, {"fingerprint": self.fingerprint})
 
     def batch(self, indices: NDArray[np.integer]) -> Pixels:
-        """Pixels [b, size, size, 3] at `indices`, contiguous and writable."""
+        """Return pixels [b, size, size, 3] at `indices`, contiguous and writable."""
         source = self.pixels
         out = np.empty((len(indices), *source.shape[1:]), np.uint8)
         for place in np.argsort(indices, kind="stable"):  # ascending: the disk reads forward

@@ -18,14 +18,15 @@ from stream_odml.storage.regular import is_safe_path
 
 
 def commit_path(uri: str, version: int) -> str:
-    """Where the commit of a version lies."""
+    """Return where the commit of a version lies."""
     return join(uri, f"_delta_log/{version:020d}.json")
 
 
 def read_commit(
     uri: str, version: int, options: StorageOptions | None
 ) -> tuple[tuple[ManifestFile, ...], int]:
-    """The files that `version` added, in a fixed order, and its time in ns. Raises BadShard(missing_file)."""
+    """Return the files that `version` added, in a fixed order, and its time in
+    ns. Raises BadShard(missing_file)."""
     with ShardFile(commit_path(uri, version), options) as file:
         data = file.readall() or b""
     try:
@@ -44,12 +45,12 @@ def _file(added: AddedFile) -> ManifestFile:
 
 
 def hash_of_files(version: int, files: tuple[ManifestFile, ...]) -> str:
-    """A content hash without reading the data: Delta's files are named at random and never rewritten."""
+    """Return a content hash without reading the data: Delta's files are named at random and never rewritten."""
     return hashlib.sha256(json.dumps([version, [(f.path, f.size_bytes) for f in files]]).encode()).hexdigest()
 
 
 def delta_files(ref: ShardRef, options: StorageOptions | None) -> tuple[ManifestFile, ...]:
-    """The files of a shard that is one version (`<table uri>#<version>`)."""
+    """Return the files of a shard that is one version (`<table uri>#<version>`)."""
     uri, _, version = ref.uri.partition("#")
     files, _ = read_commit(uri, int(version), options)
     if not hash_of_files(int(version), files).startswith(ref.content_hash):

@@ -110,7 +110,7 @@ def _text(value: object, reason: Reason) -> str:
 
 
 def class_name(value: object, names: Sequence[str] | None = None) -> str:
-    """The class of a row. A number becomes `names[number]` where names are known, else its digits.
+    """Return the class of a row. A number becomes `names[number]` where names are known, else its digits.
 
     Raises RowError(missing_label | bad_label).
     """
@@ -129,7 +129,7 @@ def class_name(value: object, names: Sequence[str] | None = None) -> str:
 
 
 def item_id(value: object) -> str | None:
-    """The id that a producer gave, or None. Raises RowError(bad_id)."""
+    """Return the id that a producer gave, or None. Raises RowError(bad_id)."""
     if value is None or _is_nan(value):
         return None
     text = _text(value, Reason.BAD_ID)
@@ -139,7 +139,8 @@ def item_id(value: object) -> str | None:
 
 
 def attributes(value: object) -> dict[str, str]:
-    """A map, a JSON object or None, as a flat dict of text by the table of `plain.py`; what is missing is left out.
+    """Return a map, a JSON object or None, as a flat dict of text by the table of `plain.py`; what is missing
+    is left out.
 
     A list counts as a map where each entry is a name and a value: a list of two, or an object of `key` and `value`.
     Raises RowError(bad_attributes): not an object, too long, control characters, a name that is blank or comes twice.
@@ -190,7 +191,8 @@ def path_text(path: str) -> str:
 
 
 def attribute_value(text: str) -> str:
-    """The value of an attribute as it is stored and filtered by: NFC; may be empty, and of several lines.
+    """Return the value of an attribute as it is stored and filtered by: NFC; may be empty, and
+    of several lines.
 
     Raises RowError(bad_attributes): too long, control characters, lone surrogates.
     """
@@ -224,7 +226,7 @@ def _attribute_text(value: Any) -> str | None:
 
 
 def when(value: object) -> datetime | None:
-    """A time in UTC from a datetime, a date, ISO 8601 text or a number since 1970; None stays None.
+    """Return a time in UTC from a datetime, a date, ISO 8601 text or a number since 1970; None stays None.
 
     A number is in seconds below 10^11 (the year 5138), in milliseconds below 10^14, in microseconds below 10^17, else
     in nanoseconds; text of ten or more digits is such a number. Raises RowError(bad_time).
@@ -257,7 +259,8 @@ def _since_epoch(value: float) -> datetime:
 
 
 def when_micros(value: int | None) -> datetime | None:
-    """A time from microseconds since 1970, as Arrow stores it. Raises RowError(bad_time) out of the calendar."""
+    """Return a time from microseconds since 1970, as Arrow stores it. Raises RowError(bad_time) out
+    of the calendar."""
     try:
         return None if value is None else _EPOCH + timedelta(microseconds=value)
     except OverflowError as error:

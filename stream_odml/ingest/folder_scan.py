@@ -195,7 +195,7 @@ def class_of(file: ManifestFile) -> str:
 
 
 def has_class(file: ManifestFile) -> bool:
-    """Whether an image of a manifest has a class: from its folder, or said of it."""
+    """Return whether an image of a manifest has a class: from its folder, or said of it."""
     return class_of(file) not in ("", ".")
 
 
@@ -228,5 +228,5 @@ def _some(paths: list[str], one: str, many: str | None = None) -> str:
 
 
 def equal_images(files: Iterable[ManifestFile]) -> int:
-    """Files whose bytes another file has too."""
+    """Return files whose bytes another file has too."""
     return sum(count - 1 for count in Counter(file.sha256 for file in files).values())

@@ -25,7 +25,8 @@ _FOREIGN_TABLE = frozenset({Reason.WRONG_SCHEMA, Reason.EMPTY_FILE})
 
 
 def read_manifest(uri: str, options: StorageOptions | None) -> tuple[ShardManifest, str]:
-    """The manifest of the folder at `uri` and the sha256 of its bytes, which is the content hash of the shard."""
+    """Return the manifest of the folder at `uri` and the sha256 of its bytes, which is the content hash
+    of the shard."""
     with ShardFile(join(uri, MANIFEST_NAME), options) as file:
         data = file.readall() or b""
     return ShardManifest.from_bytes(data), hashlib.sha256(data).hexdigest()
@@ -34,7 +35,7 @@ def read_manifest(uri: str, options: StorageOptions | None) -> tuple[ShardManife
 def folder_rows(
     ref: ShardRef, options: StorageOptions | None, contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawRow]:
-    """Rows in the order of the manifest. Raises BadShard(bad_manifest | changed_while_read | …)."""
+    """Yield rows in the order of the manifest. Raises BadShard(bad_manifest | changed_while_read | …)."""
     manifest, sha256 = read_manifest(ref.uri, options)
     if not sha256.startswith(ref.content_hash):
         raise BadShard(Reason.CHANGED_WHILE_READ, "the manifest is no longer the one that was seen")
@@ -47,7 +48,7 @@ def parts_rows(
     options: StorageOptions | None,
     contents: Sequence[Content] = ANY_CONTENT,
 ) -> Iterator[RawRow]:
-    """Rows of several files below `uri`, numbered on from file to file."""
+    """Yield rows of several files below `uri`, numbered on from file to file."""
     row = 0
     for file in files:
         kind = format_of(file.path)

@@ -42,7 +42,7 @@ class GlyphCategory(NamedTuple):
 
 
 def glyph_categories(seed: int, images: int = 20, size: int = 40, start: int = 0) -> Iterator[GlyphCategory]:
-    """Categories `start`, `start`+1, … without end: each character once, then pairs of them.
+    """Yield categories `start`, `start`+1, … without end: each character once, then pairs of them.
 
     `images` per category, `size` pixels a side. Raises ValueError when the fonts are not where
     matplotlib keeps them.

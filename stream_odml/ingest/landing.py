@@ -186,7 +186,7 @@ class _Rows:
         self._rest: Any = None
 
     def take(self, count: int) -> Iterator[Any]:
-        """The next rows, in batches."""
+        """Yield the next rows, in batches."""
         while count:
             if self._rest is None or not self._rest.num_rows:
                 self._rest = next(self._batches, None)
@@ -277,7 +277,7 @@ def _write(file: IO[bytes], data: bytes) -> None:
 
 
 def push_name(idempotency_key: str) -> str:
-    """The shard name for images pushed under a key: the same key gives the same name."""
+    """Return the shard name for images pushed under a key: the same key gives the same name."""
     if not idempotency_key:
         raise ValueError("the idempotency key is empty; send a fresh random one with every new batch")
     return f"push-{hashlib.sha256(idempotency_key.encode()).hexdigest()[:24]}"

@@ -128,7 +128,8 @@ def seal_folder(folder: str | os.PathLike[str], task: str | None = None, task_co
 
 
 def describe_folder(folder: Path, task: str | None = None, task_complete: bool = False) -> ShardManifest:
-    """The manifest of a folder: images, tables and tars below it, sorted by path, each with size and hash."""
+    """Return the manifest of a folder: images, tables and tars below it, sorted by path, each with
+    size and hash."""
     return ShardManifest(task, task_complete, files=_told(folder, scan_folder(folder)).files)
 
 

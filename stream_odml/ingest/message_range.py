@@ -47,7 +47,7 @@ class Message(NamedTuple):
     headers: tuple[tuple[str, bytes | None], ...]
 
     def header(self, name: str) -> bytes | None:
-        """The last header of this name."""
+        """Return the last header of this name."""
         return next((value for key, value in reversed(self.headers) if key == name), None)
 
 
@@ -94,7 +94,7 @@ def _from_start(file: ShardFile) -> Any:
 
 
 def message_rows(file: ShardFile) -> Iterator[RawRow]:
-    """Rows of a range in the order of their offsets, then one for each gap. Errors as `read_range`."""
+    """Yield rows of a range in the order of their offsets, then one for each gap. Errors as `read_range`."""
     about, format, messages = read_range(file)
     decode = decoder_of(format)
     rows = [_row(number, about, message, format, decode) for number, message in enumerate(messages)]
@@ -126,7 +126,7 @@ def _row(number: int, about: Range, message: Message, format: MessageFormat, dec
 
 
 def erased_id(message: Message, format: MessageFormat) -> str | None:
-    """The item that a tombstone erases; None for one that names none."""
+    """Return the item that a tombstone erases; None for one that names none."""
     given = message.header(format.id_header) or (message.key if format.key_is_id else None)
     try:
         return fields.item_id(given)
@@ -135,7 +135,7 @@ def erased_id(message: Message, format: MessageFormat) -> str | None:
 
 
 def erased_by(messages: Sequence[Message], format: MessageFormat) -> tuple[str, ...]:
-    """The items that a range of tombstones erases; none where any of its messages has a value."""
+    """Return the items that a range of tombstones erases; none where any of its messages has a value."""
     if format.tombstones != "erase" or any(message.value is not None for message in messages):
         return ()
     ids = (erased_id(message, format) for message in messages)

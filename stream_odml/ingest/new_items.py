@@ -60,7 +60,8 @@ class NewItem:
 
 
 def groups_of(items: Iterable[NewItem]) -> Iterator[list[NewItem]]:
-    """Items of one row group each: so many that a reader need not hold more than `GROUP_BYTES` and an image."""
+    """Yield items of one row group each: so many that a reader need not hold more than `GROUP_BYTES`
+    and an image."""
     group: list[NewItem] = []
     held = 0
     for item in items:
@@ -74,7 +75,8 @@ def groups_of(items: Iterable[NewItem]) -> Iterator[list[NewItem]]:
 
 
 def checked(items: Iterable[NewItem]) -> Iterator[NewItem]:
-    """The items with their fields as a reader will give them. Raises RowError, which names the item by its place."""
+    """Yield the items with their fields as a reader will give them. Raises RowError, which names the item
+    by its place."""
     seen: set[str] = set()
     for place, item in enumerate(items):
         try:

@@ -64,7 +64,7 @@ def arrays_of(archive: zipfile.ZipFile) -> list[str]:
 def npz_rows(
     file: Bytes, format: str, constants: Mapping[str, str], contents: Sequence[Content]
 ) -> Iterator[RawRow]:
-    """Rows in order. Raises BadShard: no archive, no vectors, arrays of different lengths."""
+    """Yield rows in order. Raises BadShard: no archive, no vectors, arrays of different lengths."""
     try:
         yield from _rows(file)
     except BadShard:

@@ -107,7 +107,7 @@ def _note(manifest: ShardManifest) -> ShardManifest:
 
 
 def stamp_of(info: Any) -> str:
-    """Name, size and time of change of a listed object; the name alone of a folder."""
+    """Return name, size and time of change of a listed object; the name alone of a folder."""
     if info.type == pafs.FileType.Directory:
         return f"{info.base_name}/"
     return f"{info.base_name}|{info.size}|{info.mtime_ns}"

@@ -72,19 +72,19 @@ class Partition:
             yield from self.close()
 
     def reached(self, offset: int) -> None:
-        """The broker has nothing more below this offset: what lies between is a gap."""
+        """Note that the broker has nothing more below this offset: what lies between is a gap."""
         if self.closes is None:
             self.next = max(self.next, offset)
 
     def lost(self, low: int) -> Iterator[Closed]:
-        """The broker has nothing any more below `low`; yields what is thereby known to be gone, at once."""
+        """Yield what is known to be gone, as the broker has nothing any more below `low`."""
         self.low = max(self.low, low)
         if self.next < low and self.closes is None:
             self.next = low
             yield from self.close()
 
     def due(self, now: float) -> bool:
-        """Whether the open range is old enough to be closed."""
+        """Return whether the open range is old enough to be closed."""
         return self._opened is not None and now - self._opened >= self.options.range_s
 
     def close(self) -> Iterator[Closed]:

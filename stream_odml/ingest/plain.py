@@ -32,8 +32,8 @@ class NameTwice(ValueError):
 
 
 def json_once(data: str | bytes) -> Any:
-    """JSON as Python values. Raises ValueError, NameTwice for an object with one name twice: readers differ in
-    which of the values counts."""
+    """Return JSON as Python values. Raises ValueError, NameTwice for an object with one name twice: readers
+    differ in which of the values counts."""
     return json.loads(data, object_pairs_hook=_once)
 
 
@@ -46,7 +46,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str | None:
-    """The text of a value by the table above, None for what is missing.
+    """Return the text of a value by the table above, None for what is missing.
 
     Raises ValueError for what has no text (TypeError's kind too), RecursionError for what is nested too deeply.
     """
@@ -93,7 +93,7 @@ def _key(value: Any) -> str:
 
 
 def bytes_text(data: bytes) -> str:
-    """Their text where they are UTF-8 without controls, else hexadecimal digits."""
+    """Return their text where they are UTF-8 without controls, else hexadecimal digits."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -102,5 +102,5 @@ def bytes_text(data: bytes) -> str:
 
 
 def seconds_text(count: int, per_second: int) -> str:
-    """A number of parts of a second as seconds: digits, and a point where there is a fraction."""
+    """Return a number of parts of a second as seconds: digits, and a point where there is a fraction."""
     return f"{(Decimal(count) / per_second).normalize():f}"

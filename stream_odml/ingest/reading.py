@@ -52,7 +52,7 @@ class RawItem:
 def read_shard(
     ref: ShardRef, storage_options: StorageOptions | None = None, contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawItem | RowProblem]:
-    """All rows of a shard in order. `contents` that a table may have; the first of several counts.
+    """Yield all rows of a shard in order. `contents` that a table may have; the first of several counts.
 
     Raises BadShard when the whole file is refused; that may come after rows were yielded (a corrupt end,
     or changed_while_read), and then none of them counts. Raises TransientReadError when the bytes cannot
@@ -64,14 +64,15 @@ def read_shard(
 
 
 def read_folder(path: Path, files: tuple[ManifestFile, ...]) -> Iterator[RawItem | RowProblem]:
-    """All rows of these files of a folder on this machine, which is no shard. Errors as `read_shard`."""
+    """Yield all rows of these files of a folder on this machine, which is no shard. Errors as `read_shard`."""
     seen: set[str] = set()
     for raw in parts_rows(str(path.absolute()), files, None):
         yield _check(raw, path.name, seen)
 
 
 def raw_rows(ref: ShardRef, storage_options: StorageOptions | None = None) -> Iterator[RawRow]:
-    """All rows of a shard as they were written, unchecked: for people who mend what was refused. Errors as above."""
+    """Return all rows of a shard as they were written, unchecked: for people who mend what was refused.
+    Errors as above."""
     return _rows(ref, storage_options)
 
 

@@ -41,7 +41,8 @@ class Decoded(NamedTuple):
 def decode_shard(
     ref: ShardRef, size: int, max_pixels: int, storage_options: StorageOptions | None = None
 ) -> Iterator[Decoded | RowProblem]:
-    """Every row of a shard of images, decoded, or its problem: the first pass over it. Errors as `read_shard`."""
+    """Yield every row of a shard of images, decoded, or its problem: the first pass over it.
+    Errors as `read_shard`."""
     return (_decode(found, size, max_pixels) for found in read_shard(ref, storage_options, ("image",)))
 
 
@@ -52,7 +53,7 @@ def decode_or_pass(
     storage_options: StorageOptions | None = None,
     contents: Sequence[Content] = ANY_CONTENT,
 ) -> Iterator[Decoded | RawItem | RowProblem]:
-    """The same of a shard of any contents: rows that have no image come as they are."""
+    """Yield the same of a shard of any contents: rows that have no image come as they are."""
     for found in read_shard(ref, storage_options, contents):
         if isinstance(found, RowProblem) or not found.image:
             yield found
@@ -80,7 +81,8 @@ def decode_rows(
     batch: int = 256,
     storage_options: StorageOptions | None = None,
 ) -> Iterator[Block | RowProblem]:
-    """The listed rows, ascending, in blocks, and a problem for each of them that cannot be used any more.
+    """Yield the listed rows, ascending, in blocks, and a problem for each of them that cannot be
+    used any more.
 
     The last block, but one of a single row, comes only once the whole shard was read and found to be the one that was
     indexed. Errors as `read_shard`: after one nothing that came before may be used.

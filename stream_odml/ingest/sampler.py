@@ -68,7 +68,7 @@ class PKSampler:
         return -(-len(self._counts) // self.P)
 
     def batch(self, step: int) -> Indices:
-        """Global indices [P*K] of a step, slot by slot."""
+        """Return global indices [P*K] of a step, slot by slot."""
         classes = self._classes(step)
         slots = -(-self.P // len(classes))
         chosen_CK = self._images(classes, slots * self.K, np.random.default_rng((self.seed, 1, step)))
@@ -76,7 +76,8 @@ class PKSampler:
         return grid.reshape(-1, self.K)[: self.P].reshape(-1)
 
     def slice(self, step: int, rank: int) -> Indices:
-        """This rank's share [P*K / world_size] of the global batch. Raises ValueError for a rank that is not there."""
+        """Return this rank's share [P*K / world_size] of the global batch. Raises ValueError for a rank that
+        is not there."""
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank {rank} of {self.world_size}")
         share = self.batch_size // self.world_size

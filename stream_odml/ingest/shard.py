@@ -68,7 +68,7 @@ class ShardManifest:
     files: tuple[ManifestFile, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: equal manifests give equal bytes."""
+        """Return canonical JSON: equal manifests give equal bytes."""
         body = {"format": 1, **asdict(self)}
         body["files"] = [_file_to_json(file) for file in self.files]
         return json.dumps(body, indent=1, sort_keys=True).encode()
@@ -141,7 +141,7 @@ class ShardRef:
         return self.shard_id[-HASH_CHARS:]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         body = asdict(self)
         body["manifest"] = None if self.manifest is None else json.loads(self.manifest.to_bytes())
         if not self.erases:
@@ -150,14 +150,15 @@ class ShardRef:
 
     @staticmethod
     def from_dict(body: dict[str, Any]) -> ShardRef:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         note = body["manifest"]
         manifest = None if note is None else ShardManifest.from_bytes(json.dumps(note).encode())
         return ShardRef(**{**body, "manifest": manifest, "erases": tuple(body.get("erases", ()))})
 
 
 def make_shard_id(name: str, content_sha256: str) -> str:
-    """`<name>-<hash>`; a name with other than word characters, dot and dash is made safe and told apart by a hash."""
+    """Return `<name>-<hash>`; a name with other than word characters, dot and dash is made safe and told
+    apart by a hash."""
     slug = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100].lstrip("._-") or "shard"
     if slug != name:
         slug = f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
@@ -179,12 +180,12 @@ def shard_name(text: str) -> str:
 
 
 def format_of(name: str) -> str:
-    """The format that a file name announces: parquet, arrow, tar, npz, task or unknown."""
+    """Return the format that a file name announces: parquet, arrow, tar, npz, task or unknown."""
     if name.endswith(TASK_SUFFIX):
         return "task"
     return FILE_FORMATS.get(PurePosixPath(name).suffix.lower(), "unknown")
 
 
 def is_hidden(name: str) -> bool:
-    """Names that sources skip: a leading dot or underscore (writes in progress, bookkeeping)."""
+    """Return names that sources skip: a leading dot or underscore (writes in progress, bookkeeping)."""
     return name.startswith((".", "_"))

@@ -80,7 +80,7 @@ class ShardFile(io.RawIOBase):
         super().close()
 
     def head(self, count: int = 32) -> bytes:
-        """The first bytes, whatever was read before."""
+        """Return the first bytes, whatever was read before."""
         place = self.tell()
         self.seek(0)
         data = self.read(count) or b""
@@ -88,7 +88,7 @@ class ShardFile(io.RawIOBase):
         return data
 
     def has_changed(self, content_hash: str) -> bool:
-        """Whether the content is no longer the one that `content_hash` (leading hex digits) was taken of."""
+        """Return whether the content is no longer the one that `content_hash` (leading hex digits) was taken of."""
         if is_remote(self.uri):
             with ShardFile(self.uri, self._options) as now:
                 return hash_of_etag(now.looks)[:HASH_CHARS] != content_hash
@@ -99,12 +99,12 @@ class ShardFile(io.RawIOBase):
 
 
 def etag_of(native: Any) -> str:
-    """The entity tag that the object store gave an object: changes exactly when its bytes do."""
+    """Return the entity tag that the object store gave an object: changes exactly when its bytes do."""
     meta = native.metadata() or {}
     tag = meta.get(b"ETag") or meta.get("ETag") or b""
     return tag.decode() if isinstance(tag, bytes) else str(tag)
 
 
 def hash_of_etag(looks: tuple[int, str]) -> str:
-    """A content hash for an object, without fetching it: sha256 of its size and entity tag."""
+    """Return a content hash for an object, without fetching it: sha256 of its size and entity tag."""
     return hashlib.sha256(f"{looks[0]}:{looks[1]}".encode()).hexdigest()

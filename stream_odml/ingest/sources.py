@@ -49,7 +49,7 @@ class Source(Protocol):
     """Something that shards come from; deploy/sources.md is its contract."""
 
     def poll(self, known: Collection[str]) -> list[ShardRef]:
-        """New complete shards whose stamp is not in `known`, oldest first. Raises TransientReadError."""
+        """Return new complete shards whose stamp is not in `known`, oldest first. Raises TransientReadError."""
         ...
 
 
@@ -62,7 +62,7 @@ class LogSource(Source, Protocol):
         ...
 
     def figures(self) -> Sequence[LogFigures]:
-        """How far each partition is; safe from any thread."""
+        """Return how far each partition is; safe from any thread."""
         ...
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class DirectorySource:
         return sorted((ref for ref in found if ref is not None), key=landing_order)
 
     def incomplete(self) -> list[str]:
-        """Folders that wait for their manifest."""
+        """Return folders that wait for their manifest."""
         return sorted(
             entry.name
             for entry in os.scandir(self.path)
@@ -166,7 +166,8 @@ class DirectorySource:
 
 
 def landing_order(ref: ShardRef) -> tuple[int, int, str]:
-    """Clocks of file systems and object stores are coarse: what landed at the same tick still has an order."""
+    """Return a key that orders what landed at the same tick: clocks of file systems and object
+    stores are coarse."""
     names_shards = ref.manifest is not None and bool(ref.manifest.shards)
     rank = 1 if ref.format != "task" else 0 if names_shards else 2
     return ref.mtime_ns, rank, ref.name
@@ -177,7 +178,8 @@ def _stamp(name: str, size: int, mtime_ns: int) -> str:
 
 
 def read_note(data: bytes, size: int) -> tuple[ShardManifest | None, int]:
-    """What a manifest says without its files, and the bytes that it stands for. A broken one says nothing."""
+    """Return what a manifest says without its files, and the bytes that it stands for. A broken
+    one says nothing."""
     try:
         full = ShardManifest.from_bytes(data)
     except BadShard:

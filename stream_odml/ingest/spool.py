@@ -46,7 +46,7 @@ class Stamp(NamedTuple):
 
     @staticmethod
     def of(text: str) -> Stamp | None:
-        """The stamp that this text is; None for a shard from elsewhere."""
+        """Return the stamp that this text is; None for a shard from elsewhere."""
         found = _STAMP.fullmatch(text)
         if found is None:
             return None
@@ -55,7 +55,7 @@ class Stamp(NamedTuple):
 
 
 def stamps_of(texts: Iterable[str], topics: Iterable[str], generation: int) -> Iterator[Stamp]:
-    """The stamps of these topics among all that the ledger knows."""
+    """Yield the stamps of these topics among all that the ledger knows."""
     wanted = frozenset(topics)
     for text in texts:
         stamp = Stamp.of(text)
@@ -72,7 +72,7 @@ class Spool:
         self._files = open_files(place, dict(options) if options else None)
 
     def size_bytes(self) -> int:
-        """Bytes of all that lies there."""
+        """Return bytes of all that lies there."""
         return sum(info.size for info in self._files.list(""))
 
     def put(self, closed: Closed, format: MessageFormat, topic_id: str) -> ShardRef:
@@ -103,13 +103,14 @@ class Spool:
         )
 
     def names(self) -> list[str]:
-        """Names of the ranges that lie there."""
+        """Return names of the ranges that lie there."""
         return [info.path for info in self._files.list("") if info.path.endswith(SUFFIX)]
 
     def left(
         self, names: Sequence[str], topic: str, partition: int, topic_id: str, position: int
     ) -> tuple[ShardRef, int] | None:
-        """A range from `position` on that was copied and not ledgered, the longest of several, and its end."""
+        """Return a range from `position` on that was copied and not ledgered, the longest of several,
+        and its end."""
         start = self._name(Range(topic, partition, position, 0)).rpartition("-")[0]
         ends = {name: _end(name) for name in names if name.startswith(f"{start}-")}
         longer = [name for name, end in ends.items() if end is not None and end > position]

@@ -63,7 +63,7 @@ class AskedFile(io.RawIOBase):
         return len(data)
 
     def read(self, size: int = -1) -> bytes:
-        """All of what is asked for, unless the file ends."""
+        """Return all of what is asked for, unless the file ends."""
         left = (
             max(0, self.size_bytes - self._at) if size < 0 else min(size, max(0, self.size_bytes - self._at))
         )

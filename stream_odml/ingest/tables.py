@@ -35,8 +35,8 @@ def table_rows(
     constants: Mapping[str, str] | None = None,
     contents: Sequence[Content] = ANY_CONTENT,
 ) -> Iterator[RawRow]:
-    """Rows in file order. `constants` are columns that the file leaves out because they are the same in every row;
-    of several `contents` that it has, the first that is named counts.
+    """Return rows in file order. `constants` are columns that the file leaves out because they are the same
+    in every row; of several `contents` that it has, the first that is named counts.
 
     Raises BadShard (empty, truncated, corrupt, wrong schema, oversized, killed_reader) and TransientReadError.
     """
@@ -180,7 +180,7 @@ class _Decoders:
         self._lock = threading.Lock()
 
     def take(self) -> _Decoder:
-        """One that waits, or a new one."""
+        """Return one that waits, or a new one."""
         with self._lock:
             if self._owner != os.getpid():
                 self._idle, self._owner = [], os.getpid()

@@ -32,7 +32,8 @@ _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"
 
 
 def tar_rows(file: ShardFile) -> Iterator[RawRow]:
-    """Samples in the order of the tar. Raises BadShard (empty, truncated, corrupt, oversized), TransientReadError."""
+    """Return samples in the order of the tar. Raises BadShard (empty, truncated,
+    corrupt, oversized), TransientReadError."""
     return bounded(_rows(file), file.size_bytes)
 
 
@@ -156,7 +157,7 @@ class _Sample:
             self._problem = self._problem or (Reason.DUPLICATE_ID, detail)
 
     def row(self, row: int) -> RawRow:
-        """The row that the members make."""
+        """Return the row that the members make."""
         return replace(self._row(row), path=self._path)
 
     def _row(self, row: int) -> RawRow:

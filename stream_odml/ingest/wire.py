@@ -45,7 +45,7 @@ class Pipe:
             self._sink.flush()
 
     def receive(self, max_data_bytes: int) -> Message:
-        """The next message of the child. Raises BadMessage."""
+        """Return the next message of the child. Raises BadMessage."""
         kind, length, size = _HEAD.unpack(self._exactly(_HEAD.size))
         if length > MAX_JSON_BYTES or size > max_data_bytes:
             raise BadMessage(f"a message of {length} and {size} bytes")
@@ -60,7 +60,7 @@ class Pipe:
         self.send_bytes(json.dumps(fields).encode())
 
     def receive_json(self) -> dict[str, Any] | None:
-        """The next job, or None when there will be no more."""
+        """Return the next job, or None when there will be no more."""
         try:
             data = self.receive_bytes()
         except BadMessage:
@@ -74,7 +74,7 @@ class Pipe:
         self._sink.flush()
 
     def receive_bytes(self) -> bytes | None:
-        """What `send_bytes` sent. Raises BadMessage when the other end is gone."""
+        """Return what `send_bytes` sent. Raises BadMessage when the other end is gone."""
         (size,) = _SIZE.unpack(self._exactly(_SIZE.size))
         return None if size == _NONE else self._exactly(size)
 

@@ -71,20 +71,20 @@ class Embedder(nn.Module):
         return pool(maps, self.pooling, self.backbone.prefix_tokens)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Raw g [B, d], always float32."""
+        """Return raw g [B, d], always float32."""
         h_BD = self._features(images_B3HW)
         g_Bd: Tensor = self.head(h_BD)
         return torch.cat([g_Bd, h_BD], dim=1).float() if self.shows_features else g_Bd.float()
 
     def apply_linear(self, W_dd: Tensor) -> None:
-        """Every embedding g becomes W g, by the head, which must be a linear layer."""
+        """Make every embedding g to W g, by the head, which must be a linear layer."""
         assert isinstance(self.head, nn.Linear)
         with torch.no_grad():
             for part in (self.head.weight, self.head.bias):
                 part.copy_(W_dd.to(part.device) @ part.double())
 
     def train(self, mode: bool = True) -> Embedder:
-        """As nn.Module.train, except that frozen batch norms stay in evaluation mode."""
+        """Set the mode as nn.Module.train does, except that frozen batch norms stay in evaluation mode."""
         super().train(mode)
         if self.norms_frozen:
             for norm in frozen_norms(self.backbone):
@@ -103,7 +103,7 @@ def _pixel_statistics(spec: EmbedderSpec, backbone: Backbone) -> tuple[tuple[flo
 
 
 def build_embedder(spec: EmbedderSpec, seed: int) -> Embedder:
-    """A fresh embedder: pretrained weights where the spec names some, the rest from `seed`; the global
+    """Return a fresh embedder: pretrained weights where the spec names some, the rest from `seed`; the global
     RNG is kept."""
     return _build(spec, seed, load=True, architecture={})
 
@@ -115,8 +115,8 @@ def _build(spec: EmbedderSpec, seed: int, *, load: bool, architecture: dict[str,
 
 
 def with_training_head(trunk: Embedder, seed: int) -> Embedder:
-    """A copy of a trunk with a linear layer in front of the loss, from `seed`: a trunk that is trained without one
-    learns far less (`METHOD.md`)."""
+    """Return a copy of a trunk with a linear layer in front of the loss, from `seed`: a trunk that is trained
+    without one learns far less (`METHOD.md`)."""
     assert trunk.spec.head == "discriminant"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -131,7 +131,7 @@ def trunk_of(trained: Embedder, spec: EmbedderSpec) -> Embedder:
 
 
 def embedder_to_bytes(embedder: Embedder) -> bytes:
-    """Weights as safetensors, with the spec and the architecture in its header."""
+    """Return weights as safetensors, with the spec and the architecture in its header."""
     arrays = {k: t.detach().cpu().contiguous().numpy() for k, t in embedder.state_dict().items()}
     architecture = embedder.backbone.architecture()
     return pack(
@@ -140,7 +140,8 @@ def embedder_to_bytes(embedder: Embedder) -> bytes:
 
 
 def embedder_from_bytes(data: bytes) -> Embedder:
-    """Inverse of `embedder_to_bytes`, on the CPU in evaluation mode; BadArtifact for damaged or foreign bytes."""
+    """Return inverse of `embedder_to_bytes`, on the CPU in evaluation mode; BadArtifact for damaged
+    or foreign bytes."""
     _, arrays, meta = unpack(data, ("embedder",))
     try:
         embedder = _build(EmbedderSpec(**meta["spec"]), 0, load=False, architecture=meta["architecture"])
@@ -151,7 +152,8 @@ def embedder_from_bytes(data: bytes) -> Embedder:
 
 
 def as_images(pixels: NDArray[np.uint8] | Tensor, device: str | torch.device = "cpu") -> Tensor:
-    """uint8 pixels [B,H,W,3] -> float images [B,3,H,W] in 0..1, channels-last in memory (faster on CPUs too)."""
+    """Return uint8 pixels [B,H,W,3] -> float images [B,3,H,W] in 0..1, channels-last in memory (faster
+    on CPUs too)."""
     if isinstance(pixels, np.ndarray):
         pixels = torch.from_numpy(np.ascontiguousarray(pixels))
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
@@ -162,7 +164,8 @@ def as_images(pixels: NDArray[np.uint8] | Tensor, device: str | torch.device = "
 def embed(
     embedder: Embedder, pixels_NHW3: NDArray[np.uint8], device: str | torch.device = "cpu", batch: int = 256
 ) -> NDArray[np.float32]:
-    """Raw embeddings [N, d] of uint8 pixels [N,H,W,3] (a memory-map is read batch by batch), in evaluation mode."""
+    """Return raw embeddings [N, d] of uint8 pixels [N,H,W,3] (a memory-map is read batch by batch),
+    in evaluation mode."""
     if batch < 1:
         raise ValueError(f"batch {batch}, expected at least 1")
     was_training = embedder.training

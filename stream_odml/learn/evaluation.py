@@ -66,7 +66,8 @@ class QueryScores:
     """AP@R: 1/R sum_{i<=R} precision(i) relevant(i), R the other images of its class; NaN where there is none."""
 
     def recall_at_k(self, ks: Sequence[int] = KS, rows: Labels | slice = slice(None)) -> dict[int, float]:
-        """Share of queries (of `rows`) with an image of their class among the k nearest others, for each k.
+        """Return the share of queries (of `rows`) with an image of their class among the k nearest others,
+        for each k.
 
         Queries whose class has no other image are left out; ValueError when none remains.
         """
@@ -74,7 +75,7 @@ class QueryScores:
         return {k: int(((first > 0) & (first <= k)).sum()) / _some(len(first)) for k in ks}
 
     def map_at_r(self) -> float:
-        """mAP@R, the mean of AP@R over queries as in `recall_at_k` (Musgrave et al., A Metric Learning
+        """Return mAP@R, the mean of AP@R over queries as in `recall_at_k` (Musgrave et al., A Metric Learning
         Reality Check, 2020)."""
         known = self.precision_Q[~np.isnan(self.precision_Q)]
         return float(known.sum()) / _some(len(known))

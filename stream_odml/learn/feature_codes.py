@@ -73,8 +73,8 @@ class FeatureCodes:
 
 
 def encode(h_nD: Floats, form: FeatureFormat = "int8") -> FeatureCodes:
-    """Code features [n, D], each row by its own largest value. Raise ValueError for a value that is not
-    finite, and for a shape other than [n, D].
+    """Return code features [n, D], each row by its own largest value. Raise ValueError for a value that is
+    not finite, and for a shape other than [n, D].
 
     int8: |h - decoded| is at most max|h| / 254 of the row. Encoding what was decoded gives the same codes.
     """

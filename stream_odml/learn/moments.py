@@ -63,7 +63,7 @@ class PairMoments:
         return (self.sum_2d[d:] - self.sum_2d[:d]) / max(self.n, 1.0)
 
     def drift(self) -> float:
-        """Sum of |g_child - g_parent|^2."""
+        """Return the sum of |g_child - g_parent|^2."""
         d = len(self.sum_2d) // 2
         square = self.square_2d2d
         return max(float(square.trace() - 2 * square[:d, d:].trace()), 0.0)

@@ -38,7 +38,7 @@ def set_rate(
 
 
 def schedule(settings: StageSettings, step: int, total: int) -> float:
-    """Share of the learning rate at a step in 0..total-1: linear warm-up, then constant or half a
+    """Return the share of the learning rate at a step in 0..total-1: linear warm-up, then constant or half a
     cosine to zero."""
     warmup = min(settings.warmup_steps, total // 2)
     if step < warmup:

@@ -49,7 +49,7 @@ class World:
         return gathered
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum of x over ranks, without gradient."""
+        """Return the sum of x over ranks, without gradient."""
         if self.size == 1:
             return x
         total = x.detach().clone().to(self.device)

@@ -18,7 +18,7 @@ ANYWHERE = ("0.0.0.0", "::", "")
 
 
 def targets_folder(root: str, chosen: Path | None) -> Path | None:
-    """``chosen``, or metrics/ under a root that is a folder; None for an object store."""
+    """Return ``chosen``, or metrics/ under a root that is a folder; None for an object store."""
     if chosen is not None:
         return chosen
     return None if "://" in root else Path(root) / "metrics"

@@ -49,12 +49,12 @@ def span(name: str, of: str = "", **attributes: str | int | float) -> Iterator[N
 
 
 def trace_id(of: str) -> int:
-    """The 128-bit trace id of a shard or version."""
+    """Return the 128-bit trace id of a shard or version."""
     return int.from_bytes(hashlib.sha256(of.encode()).digest()[:16], "big")
 
 
 def traces_folder(root: str) -> Path:
-    """traces/ under a root that is a folder, else in this node's temporary folder."""
+    """Return traces/ under a root that is a folder, else in this node's temporary folder."""
     return Path(tempfile.gettempdir()) / "stream-odml-traces" if "://" in root else Path(root) / "traces"
 
 

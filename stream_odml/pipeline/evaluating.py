@@ -33,7 +33,8 @@ def by_cosine(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
 def evaluate_stage(
     held: HeldOut, forward: DriftMap, task: str, after: Finder = by_cosine, before: Finder = by_cosine
 ) -> dict[str, Any]:
-    """Recall@1 of the new version and, as served, of the one that it would replace, on the same images.
+    """Return Recall@1 of the new version and, as served, of the one that it would replace, on
+    the same images.
 
     By split and gallery form, re-extracted of each task's classes, and served of each class. Beside each comparison:
     how many queries it rests on, and its standard error. `after` and `before`: how the new version and its parent
@@ -86,7 +87,7 @@ def _compared(
 
 
 def change_error(change_n: Floats, labels_n: NDArray[np.int64]) -> float | None:
-    """Standard error of the mean change of queries, paired; None for fewer than two classes.
+    """Return standard error of the mean change of queries, paired; None for fewer than two classes.
 
     Images of one class change together, so a class counts as one observation (cluster-robust: Liang and Zeger 1986).
     """
@@ -99,7 +100,8 @@ def change_error(change_n: Floats, labels_n: NDArray[np.int64]) -> float | None:
 
 
 def forgetting(store: Store, parent: str, figures: Mapping[str, Any]) -> float | None:
-    """Mean over earlier tasks of the best Recall@1 so far minus the one now; None before the second task."""
+    """Return the mean over earlier tasks of the best Recall@1 so far minus the one now; None before
+    the second task."""
     lineage = [VersionMetrics.read(store.tree.get(version).metrics) for version in store.tree.lineage(parent)]
     losses = []
     for task, now in VersionMetrics.read(figures).recall_at_1_of_task.items():

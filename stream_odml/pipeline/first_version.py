@@ -90,7 +90,7 @@ def _check_canaries(config: StreamConfig, writer: Writer) -> None:
 
 
 def check_model(config: StreamConfig, store: Store) -> None:
-    """A root keeps the architecture that it was made with: every stored vector came out of it."""
+    """Check that the architecture is the one that the root was made with: every stored vector came out of it."""
     made = spec_of(store.artifact(store.tree.head, STUDENT))
     names = ["backbone", "image_size", "pooling", "head", "normalisation"]
     if config.model.takes_vectors and made.takes_vectors:

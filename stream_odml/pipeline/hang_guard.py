@@ -37,7 +37,7 @@ class HangGuard:
         faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
-        """Something was done."""
+        """Note that something was done."""
         if time.monotonic() - self._armed > min(REARM_S, self._limit_s / 4):
             self._arm()
 
@@ -47,7 +47,7 @@ class HangGuard:
 
 
 def guarded(things: Iterator[T], limit_s: float) -> Iterator[T]:
-    """The same things, each of which may take so long to come; how long its taker needs is not counted."""
+    """Yield the same things, each of which may take so long to come; how long its taker needs is not counted."""
     while True:
         with HangGuard(limit_s):
             thing = next(things, None)

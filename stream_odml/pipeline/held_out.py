@@ -38,7 +38,8 @@ def shared_held_out(
     world: World,
     all_ranks: Callable[[Any], list[Any]],
 ) -> HeldOut | None:
-    """What to measure a finished stage on; every rank calls this, embeds its part, and all but the first get None.
+    """Return what to measure a finished stage on; every rank calls this, embeds its part, and all but the
+    first get None.
 
     ``all_ranks`` gives the value of each rank to every rank. None also where there are too few images.
     """
@@ -64,7 +65,8 @@ def embed_images(
     max_pixels: int,
     device: str | torch.device,
 ) -> tuple[NDArray[np.bool_], list[Floats]]:
-    """Which of the (shard, item) keys have an image that can be read, and those embedded by each model on ``device``.
+    """Return which of the (shard, item) keys have an image that can be read, and those embedded by each
+    model on ``device``.
 
     One that was forgotten while this was read, or that does not decode, is left out.
     """

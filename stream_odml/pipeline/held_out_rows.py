@@ -43,14 +43,15 @@ class HeldOut:
 
     @staticmethod
     def of_features(h_nD: Floats, labels: NDArray[np.int64], names: Sequence[str]) -> HeldOut:
-        """Items of one trunk that no stage is measured on: only labels and names mean anything."""
+        """Return items of one trunk that no stage is measured on: only labels and names mean anything."""
         tasks = np.full(len(labels), "")
         return HeldOut(h_nD, h_nD, labels, tasks, np.zeros(len(labels), bool), h_nD, h_nD, names)
 
 
 def choose(store: Store, parent: str, task: str, evaluation: EvaluationConfig, seed: int) -> pa.Table:
-    """Gallery rows of the held-out images to measure a stage of ``task`` on, shard by shard: at most
-    ``evaluation.max_per_class`` of a class and ``max_images`` in all, beyond which classes are drawn by ``seed``."""
+    """Return gallery rows of the held-out images to measure a stage of ``task`` on, shard by shard: at
+    most ``evaluation.max_per_class`` of a class and ``max_images`` in all, beyond which classes are
+    drawn by ``seed``."""
     tasks = {*store.tree.learnt(parent), task}
     shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
     classes = _drawn_classes(store, tasks, task, evaluation, seed)
@@ -93,7 +94,7 @@ def _fitting(counts: dict[str, int], room: int, seed: int) -> Iterator[str]:
 
 
 def keys_of(rows: pa.Table) -> list[tuple[str, str]]:
-    """(shard, item) of each row: all that another rank needs to read its image."""
+    """Return (shard, item) of each row: all that another rank needs to read its image."""
     return list(zip(rows["shard_id"].to_pylist(), rows["item_id"].to_pylist(), strict=True))
 
 
@@ -111,7 +112,8 @@ def assemble(
     fresh: Floats | None = None,
     by_parent: Floats | None = None,
 ) -> HeldOut | None:
-    """The rows whose image was read, with what the gallery holds of them; None if there are too few to measure.
+    """Return the rows whose image was read, with what the gallery holds of them; None if there are too
+    few to measure.
 
     Without embeddings of the images, what the gallery holds stands for them: under one trunk it is the same.
     """
@@ -146,7 +148,7 @@ def _first_tasks(store: Store, wanted: dict[str, int]) -> dict[str, str]:
 
 
 def mapped_to(store: Store, raw: Floats, versions: Sequence[str], parent: str) -> Floats:
-    """Stored vectors [n, d] in the space of `parent`, each from that of the version that made it."""
+    """Return stored vectors [n, d] in the space of `parent`, each from that of the version that made it."""
     mapped, (names, codes) = raw.copy(), np.unique(np.array(versions, str), return_inverse=True)
     made_by = [str(name) for name in names]
     map_in_place(store.mapper.into(store.tree, made_by, parent), made_by, codes, mapped)

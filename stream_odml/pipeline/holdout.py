@@ -10,7 +10,7 @@ import hashlib
 
 
 def is_held_out(item_id: str, fraction: float, seed: int = 0) -> bool:
-    """Whether the item belongs to the held-out `fraction` (0..1). Raises ValueError for another fraction."""
+    """Return whether the item belongs to the held-out `fraction` (0..1). Raises ValueError for another fraction."""
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"held-out fraction {fraction}: expected 0..1")
     digest = hashlib.blake2b(

@@ -84,7 +84,7 @@ def move_back(writer: Writer, files: Files, version_id: str, relearn: bool) -> l
 
 
 def without_images(store: Store, files: Files, tasks: list[str]) -> list[str]:
-    """Those of `tasks` that cannot be learnt again, because pushed images of theirs were pruned."""
+    """Return those of `tasks` that cannot be learnt again, because pushed images of theirs were pruned."""
     gone = []
     for task in tasks:
         shards = (store.ledger.shards[shard_id] for shard_id in store.ledger.tasks[task].shard_ids)

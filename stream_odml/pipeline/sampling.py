@@ -41,8 +41,8 @@ def rows_of_classes(
     seed: int = 0,
     classes: Collection[str] | None = None,
 ) -> pa.Table:
-    """Gallery rows that pass `where`, as a reader of version `parent` sees them: of these shards (and `classes`), so
-    many a class, drawn by `seed`."""
+    """Return gallery rows that pass `where`, as a reader of version `parent` sees them: of these shards (and
+    `classes`), so many a class, drawn by `seed`."""
     items = _candidates(store, shards, where, per_class, seed, classes) if shards else []
     if not items:
         return store.gallery_schema.empty_table()

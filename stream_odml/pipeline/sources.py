@@ -17,7 +17,7 @@ SPOOL = "spool"
 
 
 def inbox_path(config: StreamConfig) -> str:
-    """The source's place: a relative folder lies under the stream root."""
+    """Return the source's place: a relative folder lies under the stream root."""
     path = config.source.path
     if config.source.kind == "s3" and "://" not in path:
         return f"s3://{path}"
@@ -27,17 +27,18 @@ def inbox_path(config: StreamConfig) -> str:
 
 
 def push_path(config: StreamConfig) -> str:
-    """Where the service lands pushed images."""
+    """Return where the service lands pushed images."""
     return config.service.push_dir or f"{config.root.rstrip('/')}/push"
 
 
 def spool_path(config: StreamConfig) -> str:
-    """Where messages of topics are copied to."""
+    """Return where messages of topics are copied to."""
     return f"{config.root.rstrip('/')}/{SPOOL}"
 
 
 def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
-    """Storage options of a shard: those of the store for what was pushed or copied, else those of the source."""
+    """Return storage options of a shard: those of the store for what was pushed or copied, else those
+    of the source."""
     return (
         config.storage_options
         if any(_lies_in(uri, ours) for ours in (push_path(config), spool_path(config)))
@@ -55,7 +56,7 @@ def _whole(place: str) -> str:
 
 
 def open_sources(config: StreamConfig) -> list[Source]:
-    """All places that the driver watches. Raises ConfigError for one that cannot be."""
+    """Return all places that the driver watches. Raises ConfigError for one that cannot be."""
     options = dict(config.source.storage_options) or None
     sources: list[Source] = []
     if config.source.kind == "directory":

@@ -58,7 +58,7 @@ def retried(settings: StageSettings, refusals: int) -> StageSettings:
 
 
 def parent_bank(store: Store, parent: str, dim: int) -> ClassBank:
-    """The bank of a version; empty for the initial model."""
+    """Return the bank of a version; empty for the initial model."""
     if BANK not in store.tree.get(parent).artifacts:
         return ClassBank.empty(dim)
     return ClassBank.from_bytes(store.artifact(parent, BANK))
@@ -78,5 +78,5 @@ class _SpaceMapAsDrift:
         return mapped
 
     def to_bytes(self) -> bytes:
-        """A view of stored maps: there is nothing of its own to store."""
+        """Return a view of stored maps: there is nothing of its own to store."""
         raise TypeError("a composed map is never stored; store the maps of each stage")

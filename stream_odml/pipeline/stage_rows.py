@@ -49,7 +49,7 @@ class OnDisk:
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[NewBuffer]:
-    """A folder for embeddings, emptied of what a killed attempt left there, and removed at the end."""
+    """Yield a folder for embeddings, emptied of what a killed attempt left there, and removed at the end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -59,7 +59,7 @@ def scratch(folder: Path) -> Iterator[NewBuffer]:
 
 
 def in_parts(indices: NDArray[np.int64], vectors: Float32s) -> Iterator[Part]:
-    """Both, a few thousand rows at a time."""
+    """Yield both, a few thousand rows at a time."""
     for start in range(0, len(indices), ROWS_AT_ONCE):
         yield indices[start : start + ROWS_AT_ONCE], np.array(vectors[start : start + ROWS_AT_ONCE])
 
@@ -67,8 +67,8 @@ def in_parts(indices: NDArray[np.int64], vectors: Float32s) -> Iterator[Part]:
 def write_rows(
     path: Path, rows: pa.Table, parts: Iterable[Part], version: str, codes: FeatureFormat | None = None
 ) -> None:
-    """A Parquet file of gallery rows: those of ``rows`` that the parts name, with their vectors under ``version``,
-    coded as a root in exact form has them (``codes``).
+    """Write a Parquet file of gallery rows: those of ``rows`` that the parts name, with their vectors under
+    ``version``, coded as a root in exact form has them (``codes``).
 
     Raises ValueError for a vector that is not finite.
     """

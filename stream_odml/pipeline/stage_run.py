@@ -213,7 +213,8 @@ class StageRun:
         return self.learner.total_steps
 
     def step(self) -> None:
-        """One step on this rank's slice of the global batch. Raises StageFailed for a loss that is not finite."""
+        """Make one step on this rank's slice of the global batch. Raises StageFailed for a loss that
+        is not finite."""
         began = time.perf_counter()
         chosen = self._sampler.slice(self.next_step, self.world.rank)
         pixels = torch.from_numpy(self._cache.batch(self._train[chosen]))
@@ -373,7 +374,7 @@ class StageRun:
 
 
 def cache_root(config: StreamConfig) -> Path:
-    """Folder of this stream's pixel caches on this node."""
+    """Return folder of this stream's pixel caches on this node."""
     if config.cluster.cache_dir is not None:
         return Path(config.cluster.cache_dir) / config.name
     if "://" not in config.root:

@@ -95,13 +95,13 @@ class Stages:
         return self._looked
 
     def explain(self) -> list[str]:
-        """What the open task waits for, a line for each rule."""
+        """Return what the open task waits for, a line for each rule."""
         ledger = self._writer.store.ledger
         waiting, settled = self._look()
         return self._policy.explain(waiting, ledger.tally.closed_classes, time.time(), settled)
 
     def next_order(self) -> StageOrder | None:
-        """The stage to learn now, from the head; its attempt is ledgered before this returns."""
+        """Return the stage to learn now, from the head; its attempt is ledgered before this returns."""
         store = self._writer.store
         while (task := store.next_task()) is not None and self._gives_up(task):
             pass
@@ -154,8 +154,8 @@ class Stages:
         return min(sum(attempt.refused is not None for attempt in task.attempts), self._max_refusals)
 
     def dispatch(self, done: StageProgress) -> StageOrder | None:
-        """The next order for a trainer that asks, if one needs it. ``done`` is how far it had come with
-        the one before.
+        """Return the next order for a trainer that asks, if one needs it. ``done`` is how far it had come
+        with the one before.
 
         An attempt that comes back again and again without a further step is refused, so that others get on; one that
         is killed as often, but gets on in between, is not.
@@ -174,12 +174,12 @@ class Stages:
         return order
 
     def solve_next(self) -> StageOrder | None:
-        """The next order, if it is one for a fast stage."""
+        """Return the next order, if it is one for a fast stage."""
         order = self.next_order()
         return order if order is not None and order.kind == "head" else None
 
     def rows_for_a_head(self) -> int:
-        """How many items wait that a fast stage will learn."""
+        """Return how many items wait that a fast stage will learn."""
         store = self._writer.store
         if not self._has_trunk():
             return 0
@@ -199,14 +199,14 @@ class Stages:
         self.commit(StageResult(order.version_id, order.parent, order.task, refusal=reason))
 
     def is_current(self, version_id: str) -> bool:
-        """Whether this attempt is the one to go on with."""
+        """Return whether this attempt is the one to go on with."""
         store = self._writer.store
         task = store.next_task()
         attempt = store.current_attempt(task.task_id, store.tree.head) if task is not None else None
         return attempt is not None and attempt.version_id == version_id
 
     def deferred(self, order: StageOrder) -> None:
-        """The attempt waits for something outside: handing it out again is no failure of it."""
+        """Note that the attempt waits for something outside: to dispatch it again is no failure of it."""
         self._dispatched = None
 
     def commit(self, result: StageResult) -> str:
@@ -243,7 +243,7 @@ class Stages:
         return result.version_id
 
     def failed(self, order: StageOrder, error: str, rank: int = 0) -> None:
-        """An attempt ended in an error that nobody foresaw; after the third of one rank it is refused."""
+        """Note that an attempt ended in an unforeseen error; after the third of one rank it is refused."""
         self._dispatched = None
         self._failures[order.version_id, rank] += 1
         if self._failures[order.version_id, rank] == MAX_FAILURES and self.is_current(order.version_id):
@@ -293,7 +293,8 @@ def relearn(writer: Writer, task_id: str, anyway: bool) -> None:
 
 
 def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
-    """Indexed shards without a task in the order of landing, up to the first that is still to be indexed.
+    """Return indexed shards without a task in the order of landing, up to the first that is still
+    to be indexed.
 
     A task depends on the order of landing only: a shard that its indexer finished early waits for those before it.
     """

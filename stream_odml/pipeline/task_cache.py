@@ -69,7 +69,8 @@ class LocalReaders:
 
 
 def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
-    """Gallery rows (without vectors) of the task's living items: one each, neither replaced nor forgotten.
+    """Return gallery rows (without vectors) of the task's living items: one each, neither
+    replaced nor forgotten.
 
     Ordered as their cache is: shards in landing order, rows ascending. Reads rows of these shards, and of later
     ones those that replace an item of these; its memory does not grow with the gallery.
@@ -80,7 +81,7 @@ def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
 
 
 def rows_digest(rows: pa.Table, shards: Sequence[ShardRef]) -> str:
-    """Equal for equal rows of `task_rows`, whatever files they were read from."""
+    """Return equal for equal rows of `task_rows`, whatever files they were read from."""
     digest = hashlib.sha256(_places(rows, shards).tobytes())
     digest.update(rows["row"].to_numpy().tobytes())
     return digest.hexdigest()
@@ -111,7 +112,7 @@ def _replacing(store: Store, ids: Sequence[str], items: pa.Array) -> Iterator[pa
 
 
 def cache_members(rows: pa.Table, shards: Sequence[ShardRef]) -> Iterator[CacheMember]:
-    """The plan of a cache over ``rows``, which are ordered by shard as `task_rows` gives them."""
+    """Yield the plan of a cache over ``rows``, which are ordered by shard as `task_rows` gives them."""
     cuts = np.searchsorted(_places(rows, shards), np.arange(len(shards) + 1))
     for shard, start, end in zip(shards, cuts, cuts[1:], strict=False):
         if end > start:
@@ -126,7 +127,7 @@ def _places(rows: pa.Table, shards: Sequence[ShardRef]) -> NDArray[np.int32]:
 
 
 def open_cache(folder: Path, rows: pa.Table, shards: Sequence[ShardRef], size: int) -> PixelCache:
-    """The cache of these rows in ``folder``; complete, or as far as an earlier process came."""
+    """Return the cache of these rows in ``folder``; complete, or as far as an earlier process came."""
     return PixelCache(folder, cache_members(rows, shards), size)
 
 

@@ -99,7 +99,7 @@ class Tidying:
         return rows >= store.maintain_every_rows or commits >= store.maintain_every_commits
 
     def tidy(self, erase: bool) -> None:
-        """One round; `erase`: without leaving replaced files for anybody who still reads them."""
+        """Make one round; `erase`: without leaving replaced files for anybody who still reads them."""
         store = self._config.store
         retention = timedelta(hours=store.retention_h)
         with self._lock:

@@ -26,7 +26,7 @@ SMALLEST_BLOCK = 1024
 
 @cache
 def matrix_path_from(dim: int) -> int:
-    """The smallest batch for which the matrix product wins at dimension ``dim``, in about 0.1 s."""
+    """Return the smallest batch for which the matrix product wins at dimension ``dim``, in about 0.1 s."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((ROWS, dim), dtype=np.float32)
     faiss.cvar.distance_compute_blas_database_bs = PRODUCT_ROWS
@@ -44,7 +44,7 @@ def use_best_path(dim: int) -> None:
 
 
 def block_rows(dim: int) -> int:
-    """Rows that several queries scan together before they go on to the next."""
+    """Return rows that several queries scan together before they go on to the next."""
     return max(SMALLEST_BLOCK, BLOCK_BYTES // (4 * dim))
 
 

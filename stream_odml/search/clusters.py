@@ -32,13 +32,14 @@ class Clusters:
 
 
 def lists_of(index: Any) -> NDArray[np.int64]:
-    """The cluster of each row [n] of an inverted file with a direct map."""
+    """Return the cluster of each row [n] of an inverted file with a direct map."""
     numbers: NDArray[np.int64] = faiss.vector_to_array(index.direct_map.array) >> LIST_BITS
     return numbers
 
 
 def index_of(vectors: FloatArray, clusters: Clusters) -> Any:
-    """An inverted file over normalised ``vectors`` [n, d] whose centres are the means of ``clusters`` here."""
+    """Return an inverted file over normalised ``vectors`` [n, d] whose centres are the means
+    of ``clusters`` here."""
     dim = vectors.shape[1]
     use_best_path(dim)
     quantizer = faiss.IndexFlatIP(dim)

@@ -26,16 +26,17 @@ class Growable:
 
     @staticmethod
     def empty(n: int, width: int | None, dtype: Any) -> "Growable":
-        """Room for ``n`` rows and some more; memory is taken when it is first written."""
+        """Return room for ``n`` rows and some more; memory is taken when it is first written."""
         rows = int(n * GROWTH_FACTOR) + 1024
         return Growable(np.empty(rows if width is None else (rows, width), dtype=dtype), n)
 
     def view(self, n: int) -> NDArray[Any]:
-        """The first ``n`` rows."""
+        """Return the first ``n`` rows."""
         return self._data[:n]
 
     def grown(self, n: int, values: NDArray[Any]) -> "Growable":
-        """``values`` put behind the first ``n`` rows: in place when nobody did so before and there is room."""
+        """Return ``values`` put behind the first ``n`` rows: in place when nobody did so before and
+        there is room."""
         end = n + len(values)
         target = self
         if self._used != n or end > len(self._data):
@@ -72,14 +73,14 @@ class Strings:
         return text
 
     def take(self, rows: NDArray[np.int64]) -> list[str]:
-        """The strings at ``rows``, at once where they lie in one piece."""
+        """Return the strings at ``rows``, at once where they lie in one piece."""
         if len(self.chunks) != 1:
             return [self[row] for row in rows.tolist()]
         found: list[str] = self.chunks[0].take(pa.array(rows)).to_pylist()
         return found
 
     def within(self, values: Sequence[str] | pa.Array) -> NDArray[np.bool_]:
-        """Where one of ``values`` stands [n]."""
+        """Return where one of ``values`` stands [n]."""
         wanted = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
         found = [pc.is_in(c, value_set=wanted).to_numpy(zero_copy_only=False) for c in self.chunks]
         return np.concatenate(found).astype(bool) if found else np.zeros(0, dtype=bool)
@@ -101,7 +102,7 @@ class Names:
     numbers: dict[str, int] = field(default_factory=dict)
 
     def codes(self, column: pa.Array) -> NDArray[np.int32]:
-        """A number for each value of an Arrow string array, new names included."""
+        """Return a number for each value of an Arrow string array, new names included."""
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         table = np.array([self._number(name) for name in encoded.dictionary.to_pylist()], dtype=np.int32)
         codes: NDArray[np.int32] = table[encoded.indices.to_numpy(zero_copy_only=False)]
@@ -129,7 +130,7 @@ class Columns:
     arrays: dict[str, Growable] = field(default_factory=lambda: _no_arrays())
 
     def grown(self, rows: pa.Table) -> "Columns":
-        """With these gallery rows (no vectors) behind the others."""
+        """Return columns with these gallery rows (no vectors) behind the others."""
         names = ("item_id", "attributes", "time", "held_out", "row", *CODED)
         columns = {name: _one(rows[name]) for name in names}
         values: dict[str, NDArray[Any]] = {name: self.names[name].codes(columns[name]) for name in CODED}
@@ -145,15 +146,16 @@ class Columns:
         )
 
     def array(self, name: str) -> NDArray[Any]:
-        """The column ``name`` [n]: codes for class_name, shard_id, version; µs for time; row: in its shard."""
+        """Return the column ``name`` [n]: codes for class_name, shard_id, version; µs for time; row:
+        in its shard."""
         return self.arrays[name].view(self.n)
 
     def name(self, column: str, i: int) -> str:
-        """The string of a coded column at row ``i``."""
+        """Return the string of a coded column at row ``i``."""
         return self.names[column].names[int(self.arrays[column].view(self.n)[i])]
 
     def taken(self, rows: NDArray[np.int64]) -> "Columns":
-        """These rows only, in new arrays."""
+        """Return these rows only, in new arrays."""
         at = pa.array(rows)
         arrays = {
             name: Growable.empty(0, None, a.view(0).dtype).grown(0, self.array(name)[rows])

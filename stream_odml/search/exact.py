@@ -21,7 +21,8 @@ Mask = NDArray[np.bool_]
 def inner_product(
     queries: FloatArray, rows: FloatArray, k: int, mask: Mask | None = None
 ) -> tuple[FloatArray, Indices]:
-    """The ``k`` best of ``rows`` [n, d], perhaps only where ``mask`` [n] is set, for ``queries`` [nq, d].
+    """Return the ``k`` best of ``rows`` [n, d], perhaps only where ``mask`` [n] is set, for
+    ``queries`` [nq, d].
 
     Scores [nq, k] descending and row numbers [nq, k]; -inf and -1 where there are fewer than k.
     """
@@ -47,7 +48,7 @@ def inner_product(
 
 
 def merge_top(parts: list[tuple[FloatArray, Indices]], k: int) -> tuple[FloatArray, Indices]:
-    """The best ``k`` of several results for the same queries."""
+    """Return the best ``k`` of several results for the same queries."""
     if len(parts) == 1:
         return parts[0]
     scores = np.concatenate([part[0] for part in parts], axis=1)
@@ -57,7 +58,7 @@ def merge_top(parts: list[tuple[FloatArray, Indices]], k: int) -> tuple[FloatArr
 
 
 def selector_of(mask: Mask) -> Any:
-    """FAISS's form of ``mask``."""
+    """Return FAISS's form of ``mask``."""
     bits = np.packbits(mask, bitorder="little")
     selector = faiss.IDSelectorBitmap(bits)
     selector.keeps_alive = bits

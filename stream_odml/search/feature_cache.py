@@ -32,8 +32,8 @@ class FeatureCache:
         self._seen: frozenset[str] | None = None
 
     def features(self, store: Store, path: str) -> FeatureCodes:
-        """Features of a data file, as stored: from the copy, made if there is none. Where nothing can be written they
-        are in memory. FileNotFoundError for a data file that was vacuumed."""
+        """Return features of a data file, as stored: from the copy, made if there is none. Where nothing can
+        be written they are in memory. FileNotFoundError for a data file that was vacuumed."""
         file = self._file(store, path)
         with contextlib.suppress(OSError, ValueError):
             return _mapped(file, store)

@@ -32,7 +32,7 @@ class Filters:
         )
 
     def mask(self, columns: Columns) -> Mask:
-        """Where the filter holds, bool [n]."""
+        """Return where the filter holds, bool [n]."""
         mask = np.ones(columns.n, dtype=bool)
         if self.classes is not None:
             wanted = np.array(

@@ -53,11 +53,11 @@ class Halves:
 
     @staticmethod
     def empty(dim: int) -> "Halves":
-        """Of no rows."""
+        """Return the halves of no rows."""
         return Halves(Growable.empty(0, dim, np.int16), 0, 0.0)
 
     def grown(self, rows: FloatArray) -> "Halves":
-        """With ``rows`` [m, d] behind the others."""
+        """Return halves with ``rows`` [m, d] behind the others."""
         fresh, off = Growable.empty(len(rows), rows.shape[1], np.int16), self.off
         for start in range(0, len(rows), BLOCK):
             part, lost = _rounded(rows[start : start + BLOCK])
@@ -71,7 +71,7 @@ class Halves:
         return self.bits.view(self.n).nbytes
 
     def nearest(self, queries: FloatArray, rows: FloatArray, k: int) -> tuple[FloatArray, Indices]:
-        """As :func:`~stream_odml.search.exact.inner_product`, for the ``rows`` [n, d] that these are the halves of."""
+        """Search as `exact.inner_product` does, for the ``rows`` [n, d] that these are the halves of."""
         parts = [
             self._nearest(queries[start : start + QUERIES], rows, k)
             for start in range(0, len(queries), QUERIES)
@@ -102,7 +102,7 @@ class Halves:
         return best
 
     def error(self, norms: Any, lost: Any) -> Any:
-        """How far the product of halves can be from that of full queries, before it is rounded: [nq]."""
+        """Return how far the product of halves can be from that of full queries, before it is rounded: [nq]."""
         sums = 4 * self.bits.view(0).shape[1] * 2.0**-24
         return ROUNDING_MARGIN * (lost + norms * self.off + sums)
 
@@ -153,7 +153,8 @@ def _torch() -> Any:
 
 @cache
 def worth_from(dim: int) -> int:
-    """From how many queries on this is the faster way, measured once a process and dimension in about 0.2 s.
+    """Return from how many queries on this is the faster way, measured once a process and dimension in
+    about 0.2 s.
 
     A machine without instructions for halves takes longer; one whose sums were not those of the bound would answer
     otherwise. NEVER on both.

@@ -46,7 +46,7 @@ class Nearest(Protocol):
 
 
 def hits_of(columns: Columns, scores: FloatArray, rows: Indices) -> list[list[Hit]]:
-    """Scores and rows [nq, k] as hits; places without a row are left out."""
+    """Return scores and rows [nq, k] as hits; places without a row are left out."""
     found = rows >= 0
     flat = rows[found]
     of = {name: columns.array(name)[flat].tolist() for name in ("time", "held_out", "row")}
@@ -72,7 +72,8 @@ def hits_of(columns: Columns, scores: FloatArray, rows: Indices) -> list[list[Hi
 def grouped(
     source: Nearest, queries: FloatArray, groups: int, size: int, mask: Mask | None
 ) -> list[list[Hit]]:
-    """The ``size`` best items of each of the ``groups`` nearest classes, looking wider until there are so many."""
+    """Return the ``size`` best items of each of the ``groups`` nearest classes, looking wider until there
+    are so many."""
     columns = source.columns
     classes = columns.array("class_name")
     wide = min(columns.n, groups * size * WIDEN_FACTOR)

@@ -29,13 +29,13 @@ class Part:
     """Added to the cosine of its items, which makes it comparable with those of other parts."""
 
     def numbers(self) -> Indices:
-        """The numbers of its items among all."""
+        """Return the numbers of its items among all."""
         if self.rows is None:
             return np.arange(self.segment.n)
         return self.rows.view(self.segment.n)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None) -> tuple[FloatArray, Indices]:
-        """Scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
+        """Return scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
         numbers = self.numbers()
         own = np.ascontiguousarray(queries[:, self.first : self.first + self.segment.dim])
         scores, rows = self.segment.nearest(own, k, None if mask is None else mask[numbers])
@@ -43,12 +43,12 @@ class Part:
         return scores + np.float32(self.bonus), found
 
     def grown(self, vectors: FloatArray, numbers: Indices) -> Part:
-        """With items behind the others."""
+        """Return a part with items behind the others."""
         rows = self.rows.grown(self.segment.n, numbers) if self.rows is not None else None
         return replace(self, segment=self.segment.grown(vectors) if len(vectors) else self.segment, rows=rows)
 
     def taken(self, kept: Indices) -> Part:
-        """Only items of ``kept``, numbers among all, which are then counted from 0."""
+        """Return a part with only items of ``kept``, numbers among all, which are then counted from 0."""
         here = np.flatnonzero(np.isin(self.numbers(), kept))
         rows = None
         if self.rows is not None:
@@ -57,7 +57,7 @@ class Part:
         return replace(self, segment=self.segment.taken(here), rows=rows)
 
     def clusters(self, before: Columns, now: Columns, numbers: Indices | None) -> Clusters | None:
-        """What its index says of items ``numbers`` (all) of ``now``, where it was that of ``before``."""
+        """Return what its index says of items ``numbers`` (all) of ``now``, where it was that of ``before``."""
         main = self.segment.main
         if main is None or main.kind != "ivf":
             return None

@@ -37,7 +37,8 @@ class Segment:
     def of(
         cls, vectors: Growable, n: int, dim: int, settings: SearchSettings, clusters: Clusters | None = None
     ) -> Segment:
-        """Of the first ``n`` of ``vectors``; ``clusters`` of an earlier segment are kept while they serve."""
+        """Return a segment of the first ``n`` of ``vectors``; ``clusters`` of an earlier segment are kept
+        while they serve."""
         return cls(dim, n, None, vectors, None, settings)._merged(clusters)
 
     @property
@@ -46,17 +47,18 @@ class Segment:
         return self.main.n if self.main else 0
 
     def grown(self, rows: FloatArray) -> Segment:
-        """With ``rows`` [m, dim] behind the others."""
+        """Return a segment with ``rows`` [m, dim] behind the others."""
         fresh = self.fresh.grown(self.n - self.split, rows)
         return replace(self, fresh=fresh, n=self.n + len(rows))._merged()
 
     def taken(self, rows: Indices) -> Segment:
-        """These rows only, of a segment without a main part."""
+        """Return these rows only, of a segment without a main part."""
         fresh = Growable.empty(0, self.dim, np.float32).grown(0, self.fresh.view(self.n)[rows])
         return Segment.of(fresh, len(rows), self.dim, self.settings)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        """Cosines and row numbers [nq, k] for normalised ``queries`` [nq, dim]; -1 where there are fewer than k."""
+        """Return cosines and row numbers [nq, k] for normalised ``queries`` [nq, dim]; -1 where there are
+        fewer than k."""
         split, parts = self.split, []
         if self.main is not None:
             parts.append(self.main.search(queries, k, None if mask is None else mask[:split]))
@@ -67,7 +69,7 @@ class Segment:
         return merge_top(parts, k)
 
     def vectors(self, rows: Indices) -> FloatArray:
-        """float32 [len(rows), dim]."""
+        """Return float32 [len(rows), dim]."""
         out = np.empty((len(rows), self.dim), dtype=np.float32)
         late = rows >= self.split
         out[late] = self.fresh.view(self.n - self.split)[rows[late] - self.split]
@@ -76,7 +78,7 @@ class Segment:
         return out
 
     def memory(self) -> dict[str, int]:
-        """Bytes by what holds them."""
+        """Return bytes by what holds them."""
         return {
             "vectors": self.fresh.nbytes,
             "halves": self.halves.nbytes if self.halves else 0,

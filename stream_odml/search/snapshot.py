@@ -59,7 +59,8 @@ class GallerySnapshot:
         before: "GallerySnapshot | None" = None,
         cache: FeatureCache | None = None,
     ) -> "GallerySnapshot":
-        """Everything, from the store as it was last refreshed. Raises NoVersionYet before the root is committed.
+        """Return everything, from the store as it was last refreshed. Raises NoVersionYet before the
+        root is committed.
 
         The clusters of ``before`` are kept where they still serve, whatever space it was in.
         """
@@ -77,7 +78,8 @@ class GallerySnapshot:
         raise AssertionError("unreachable")
 
     def refreshed(self, store: Store) -> "GallerySnapshot":
-        """The picture after ``store.refresh()``; this one if nothing came. Tier-1 appends add a few rows behind."""
+        """Return the picture after ``store.refresh()``; this one if nothing came. Tier-1 appends add a
+        few rows behind."""
         if self.cache is not None:
             self.cache.follow(store)
         if store.tree is self.tree and store.ledger is self.ledger:
@@ -102,7 +104,7 @@ class GallerySnapshot:
         return self.space.dim
 
     def dim_of(self, version: str) -> int:
-        """Length of a vector that a version made; may read a file. Raises UnknownVersion."""
+        """Return length of a vector that a version made; may read a file. Raises UnknownVersion."""
         self.tree.get(version)
         return self.space.dim_of(version)
 
@@ -123,7 +125,8 @@ class GallerySnapshot:
         group_by: Literal["class"] | None = None,
         group_size: int = 1,
     ) -> list[list[Hit]]:
-        """For each of ``vectors`` [n, d] (raw or normalised, made by model ``version``) the ``k`` most similar items.
+        """Return for each of ``vectors`` [n, d] (raw or normalised, made by model ``version``) the ``k``
+        most similar items.
 
         With ``group_by="class"``: the ``group_size`` best of each of the ``k`` nearest classes. Raises UnknownVersion,
         and ValueError for another dimension, a value that is not finite, or k < 1.
@@ -137,11 +140,11 @@ class GallerySnapshot:
         return hits_of(self.columns, *self.nearest(queries, k, mask))
 
     def queries(self, vectors: Vectors) -> FloatArray:
-        """Vectors of any version, mapped to :attr:`version` and normalised: float32 [n, d]."""
+        """Return vectors of any version, mapped to :attr:`version` and normalised: float32 [n, d]."""
         return self.space.queries(self.tree, vectors)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        """Cosines and row numbers [nq, k] for :meth:`queries`; -1 where there are fewer than k."""
+        """Return cosines and row numbers [nq, k] for :meth:`queries`; -1 where there are fewer than k."""
         if mask is not None:
             mask = mask.copy()
             mask[self.dead] = False
@@ -161,8 +164,8 @@ class GallerySnapshot:
         return scores, rows
 
     def vectors(self, rows: Indices) -> FloatArray:
-        """Normalised vectors float32 [len(rows), dim] in this version's space. Of an item that is compared by a
-        part of an embedding the rest is zero."""
+        """Return normalised vectors float32 [len(rows), dim] in this version's space. Of an item that is
+        compared by a part of an embedding the rest is zero."""
         out = np.zeros((len(rows), self.dim), dtype=np.float32)
         for part in self.parts:
             if part.rows is None:
@@ -174,18 +177,18 @@ class GallerySnapshot:
         return out
 
     def rows(self, filters: Filters | None = None) -> Indices:
-        """Row numbers of the items that count (and pass)."""
+        """Return row numbers of the items that count (and pass)."""
         mask = filters.mask(self.columns) if filters else np.ones(self.columns.n, dtype=bool)
         mask[self.dead] = False
         return np.flatnonzero(mask)
 
     def find(self, item_id: str) -> int | None:
-        """The row number of an item, or None."""
+        """Return the row number of an item, or None."""
         found = np.setdiff1d(np.flatnonzero(self.columns.item_ids.within([item_id])), self.dead)
         return int(found[-1]) if len(found) else None
 
     def item(self, row: int, score: float = 1.0) -> Hit:
-        """The item at a row."""
+        """Return the item at a row."""
         return hits_of(self.columns, np.array([[score]], dtype=np.float32), np.array([[row]]))[0][0]
 
     @property
@@ -231,7 +234,7 @@ class GallerySnapshot:
         return min((part.segment.main.recall for part in self.parts if part.segment.main), default=1.0)
 
     def memory(self) -> dict[str, int]:
-        """Bytes by what holds them."""
+        """Return bytes by what holds them."""
         held = [part.segment.memory() for part in self.parts]
         parts = {name: sum(of[name] for of in held) for name in ("vectors", "halves", "index")}
         return {**parts, "columns": self.columns.nbytes}

@@ -72,36 +72,36 @@ class Space:
 
     @staticmethod
     def of(store: Store, version: str) -> Space:
-        """The space of a version of a root in either form."""
+        """Return the space of a version of a root in either form."""
         if store.form == "embedding":
             return Space(version, store.dim, store.mapper)
         head = store.head_of(version)
         return Space(version, head.dim, store.mapper, head, store.head_of)
 
     def embeddings(self, outputs: FloatArray) -> FloatArray:
-        """Embeddings of what the version's student gives for images: features of a trunk by the head."""
+        """Return embeddings of what the version's student gives for images: features of a trunk by the head."""
         return outputs if self.head is None else self.head.embed(outputs)
 
     def dim_of(self, version: str) -> int:
-        """Length of the embeddings that a version made. Raises UnknownVersion."""
+        """Return length of the embeddings that a version made. Raises UnknownVersion."""
         if self.head_of is None or version == self.version:
             return self.dim
         return self.head_of(version).dim
 
     def length_of(self, tree: VersionTree, version: str) -> float:
-        """Mean length of the features that a version's trunk made, as far as it was seen."""
+        """Return the mean length of the features that a version's trunk made, as far as it was seen."""
         known = [length for name, length in self.lengths.items() if tree.same_trunk(name, version)]
         return float(np.mean(known or list(self.lengths.values()) or [1.0]))
 
     def is_at_hand(self, version: str) -> bool:
-        """Whether vectors of a version are read without any file being read."""
+        """Return whether vectors of a version are read without any file being read."""
         if version == self.version:
             return True
         return self.head is None and self.mapper.at_hand(version, self.version)
 
     def queries(self, tree: VersionTree, vectors: Vectors) -> FloatArray:
-        """Vectors that any version made, in this space and normalised: float32 [n, dim]. Raises UnknownVersion, and
-        ValueError for another length than that of the version's embeddings."""
+        """Return vectors that any version made, in this space and normalised: float32 [n, dim]. Raises
+        UnknownVersion, and ValueError for another length than that of the version's embeddings."""
         array, version = vectors.array, vectors.version
         if array.shape[1] != self.dim_of(version):
             raise ValueError(
@@ -122,7 +122,8 @@ class Space:
     def vectors(
         self, store: Store, files: Files, rows: pa.Table, features: Features
     ) -> tuple[list[Made], Space]:
-        """Vectors of ``rows``, which lie in ``files``, by part; and this space, with what was seen of their lengths."""
+        """Return vectors of ``rows``, which lie in ``files``, by part; and this space, with what was seen
+        of their lengths."""
         if self.head is None:
             return [self._mapped(store, files, rows)], self
         return self._projected(self.head, store, files, rows, features)

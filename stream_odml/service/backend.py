@@ -151,37 +151,39 @@ class Backend(Protocol):
     """All that the API needs. Methods raise ApiError for what a client did wrong or must wait for."""
 
     def stream_id(self) -> str | None:
-        """The immutable id of the stream, or None before its root was read."""
+        """Return the immutable id of the stream, or None before its root was read."""
 
     def served(self) -> Served:
-        """What is served now; raises ApiError 503 while nothing is."""
+        """Return what is served now; raises ApiError 503 while nothing is."""
 
     def ready(self) -> str | None:
-        """None if queries can be answered with fresh enough data, else the reason why not."""
+        """Return None if queries can be answered with fresh enough data, else the reason why not."""
 
     def metrics_text(self) -> bytes:
-        """Prometheus exposition of this replica."""
+        """Return Prometheus exposition of this replica."""
 
     async def wait_for(self, query: Query) -> None:
         """Return when ``min_version`` and ``min_seq`` are served; ApiError 503 if that takes too long."""
 
     async def search(self, question: Question) -> Answer:
-        """Nearest items of raw or normalised vectors, or of images embedded with the served model; one snapshot."""
+        """Return nearest items of raw or normalised vectors, or of images embedded with the served
+        model; one snapshot."""
 
     async def embed(self, images: Sequence[bytes]) -> Embedded:
         """Embed encoded images by the served model; ApiError 422 for what is no image."""
 
     async def map_between(self, start: str, end: str) -> PortableMap:
-        """The way from one version's vectors into another's space; ApiError 422 for a version that is not kept."""
+        """Return the way from one version's vectors into another's space; ApiError 422 for a version that
+        is not kept."""
 
     async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
         """Land the images durably as one shard; the same ``key`` gives the same receipt."""
 
     async def item(self, item_id: str) -> Item | None:
-        """The item, or None."""
+        """Return the item, or None."""
 
     async def thumbnail(self, item_id: str) -> bytes | None:
-        """A small encoded image (JPEG or PNG) of the item, or None."""
+        """Return a small encoded image (JPEG or PNG) of the item, or None."""
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
         """Ask the driver to forget an ``item`` or a ``class``; ApiError 503 while it is away."""
@@ -196,10 +198,10 @@ class Backend(Protocol):
         """Return every class of the served gallery, newest first. May take a while: for a thread."""
 
     async def versions(self) -> VersionHistory:
-        """The tree of versions as the served snapshot knows it."""
+        """Return the tree of versions as the served snapshot knows it."""
 
     def projection(self, points: int) -> Projection:
-        """At most ``points`` items of the served gallery in the plane."""
+        """Return at most ``points`` items of the served gallery in the plane."""
 
     async def status(self) -> Mapping[str, Any]:
-        """Lag, queues, driver: whatever says how the stream is doing. Never raises for a dead driver."""
+        """Return lag, queues, driver: whatever says how the stream is doing. Never raises for a dead driver."""

@@ -346,7 +346,7 @@ def name_from(value: object, field: str) -> str:
 
 
 def optional(read: Callable[[object, str], str], value: object, field: str) -> str | None:
-    """``read`` unless the value is absent."""
+    """Return ``read`` unless the value is absent."""
     return None if value is None else read(value, field)
 
 

@@ -46,7 +46,7 @@ class Bundle:
         return self.snapshot.tree.moves[-1].time.timestamp()
 
     def embed(self, pixels: NDArray[np.uint8]) -> FloatArray:
-        """The embeddings [n, dim] of images uint8 [n, size, size, 3], in the gallery's space."""
+        """Return the embeddings [n, dim] of images uint8 [n, size, size, 3], in the gallery's space."""
         return self.snapshot.space.embeddings(embed(self.embedder, pixels))
 
     @cached_property
@@ -66,8 +66,8 @@ class Bundle:
 
 
 def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None = None) -> Bundle:
-    """The first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without a model,
-    CanaryMismatch where the model does not give what it gave when it was stored.
+    """Return the first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without
+    a model, CanaryMismatch where the model does not give what it gave when it was stored.
 
     ``cache``: of a root in exact form, whose gallery is then projected anew without reading its files again.
     """
@@ -76,7 +76,8 @@ def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | No
 
 
 def next_bundle(store: Store, served: Bundle) -> Bundle:
-    """The bundle after ``store.refresh()``, built aside; ``served`` itself if nothing came. CanaryMismatch as above."""
+    """Return the bundle after ``store.refresh()``, built aside; ``served`` itself if nothing came.
+    CanaryMismatch as above."""
     head = store.tree.head
     model = served.embedder if store.tree.same_trunk(head, served.version) else _model(store, head)
     snapshot = served.snapshot.refreshed(store)

@@ -75,7 +75,7 @@ class Files(Protocol):
 
 
 def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files:
-    """Files under ``uri``: a local path when it has no scheme, else what the scheme names.
+    """Return files under ``uri``: a local path when it has no scheme, else what the scheme names.
 
     Raises ValueError for a local path that cannot hold Delta tables.
     """
@@ -189,7 +189,7 @@ class ObjectFiles:
 
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
-        """A copy on this machine's disk for as long as the block lasts."""
+        """Yield a copy on this machine's disk for as long as the block lasts."""
         with tempfile.TemporaryDirectory(prefix="stream-odml-") as folder:
             copy = Path(folder) / Path(path).name
             with self._filesystem.open_input_stream(path) as source, copy.open("wb") as target:
@@ -219,7 +219,7 @@ class ObjectFiles:
             raise UnsafePath(f"{path[:200]!r} is no path below {self.uri}; it is not followed")
 
     def only_regular(self, prefix: str) -> None:
-        """An object store has neither links nor FIFOs."""
+        """Accept anything: an object store has neither links nor FIFOs."""
 
 
 def _check_size(path: str, size: int, limit: int | None) -> None:

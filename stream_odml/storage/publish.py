@@ -31,7 +31,7 @@ class ShardExists(ValueError):
 
 
 def check_name(name: str) -> str:
-    """A name that sources see and every file system takes. Raises ValueError."""
+    """Return a name that sources see and every file system takes. Raises ValueError."""
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}", name):
         raise ValueError(
             f"shard name {name!r:.80}: expected 1-{MAX_NAME_CHARS} letters, digits, '.', '_', '-', "
@@ -54,7 +54,7 @@ def publish(
 
 
 def exists(inbox: str | os.PathLike[str], name: str, options: StorageOptions | None = None) -> bool:
-    """Whether something lies in the inbox under this name."""
+    """Return whether something lies in the inbox under this name."""
     inbox = os.fspath(inbox)
     if not is_remote(inbox):
         return os.path.lexists(local_path(inbox) / name)
@@ -119,6 +119,6 @@ def claim_name(inbox: str, name: str, sha256: str, key: str, options: StorageOpt
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex."""
+    """Return sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,12 +19,12 @@ RETRY_ATTEMPTS = 6
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the place is an object store."""
+    """Return whether the place is an object store."""
     return uri.startswith("s3://")
 
 
 def local_path(uri: str | os.PathLike[str]) -> Path:
-    """The path of a local place. Raises ValueError for a scheme that is not known."""
+    """Return the path of a local place. Raises ValueError for a scheme that is not known."""
     text = os.fspath(uri).removeprefix("file://")
     if "://" in text:
         raise ValueError(f"no storage for {text!r}: expected a local path, file:// or s3://")
@@ -32,7 +32,7 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
 
 
 def join(uri: str, path: str) -> str:
-    """A place below another one."""
+    """Return a place below another one."""
     return f"{uri.rstrip('/')}/{path}"
 
 
@@ -48,7 +48,7 @@ class S3Settings:
 
 
 def s3_settings(options: StorageOptions | None) -> S3Settings:
-    """The options, and the environment where they say nothing."""
+    """Return the options, and the environment where they say nothing."""
     known = {**os.environ, **(options or {})}
     endpoint = known.get("AWS_ENDPOINT_URL") or None
     return S3Settings(
@@ -61,7 +61,7 @@ def s3_settings(options: StorageOptions | None) -> S3Settings:
 
 
 def s3_filesystem(options: StorageOptions | None) -> Any:
-    """An S3 file system that retries and backs off when throttled (AWS standard strategy)."""
+    """Return an S3 file system that retries and backs off when throttled (AWS standard strategy)."""
     known = s3_settings(options)
     scheme, _, host = (known.endpoint or "https://").partition("://")
     return pafs.S3FileSystem(
@@ -80,5 +80,5 @@ def s3_filesystem(options: StorageOptions | None) -> Any:
 
 
 def s3_path(uri: str) -> str:
-    """bucket/key of an s3:// place."""
+    """Return bucket/key of an s3:// place."""
     return uri.removeprefix("s3://").rstrip("/")

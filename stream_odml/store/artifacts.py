@@ -48,7 +48,8 @@ def write_artifact(files: Files, version_id: str, name: str, data: bytes) -> Art
 
 
 def read_artifact(files: Files, ref: ArtifactRef) -> bytes:
-    """The bytes of ``ref``. Raises ArtifactCorrupt when they are missing or not those that were committed."""
+    """Return the bytes of ``ref``. Raises ArtifactCorrupt when they are missing or not those
+    that were committed."""
     try:
         data = files.read(ref.path)
     except FileNotFoundError:
@@ -63,10 +64,10 @@ def read_artifact(files: Files, ref: ArtifactRef) -> bytes:
 
 
 def refs_to_json(refs: Mapping[str, ArtifactRef]) -> str:
-    """As kept in the ``versions`` table: name -> {path, sha256, bytes}."""
+    """Return text as kept in the ``versions`` table: name -> {path, sha256, bytes}."""
     return json.dumps({name: asdict(ref) for name, ref in sorted(refs.items())})
 
 
 def refs_from_json(text: str | None) -> dict[str, ArtifactRef]:
-    """The inverse of :func:`refs_to_json`."""
+    """Return the inverse of :func:`refs_to_json`."""
     return {name: ArtifactRef(**ref) for name, ref in json.loads(text or "{}").items()}

@@ -34,7 +34,7 @@ class Blocks:
         self._packs = packs
 
     def changed(self, gone: Set[str], came: Iterable[tuple[str, pa.Table]]) -> "Blocks":
-        """Without the files ``gone``, and with those that ``came`` behind the others."""
+        """Return blocks without the files ``gone``, and with those that ``came`` behind the others."""
         packs: list[_Pack] = []
         for pack in self._packs:
             if gone.isdisjoint(pack.rows):
@@ -49,11 +49,11 @@ class Blocks:
         return Blocks(tuple(packs))
 
     def files(self) -> dict[str, pa.Table]:
-        """Each file's rows, in order."""
+        """Return each file's rows, in order."""
         return {path: table for pack in self._packs for path, table in pack.files()}
 
     def tables(self) -> list[pa.Table]:
-        """All rows in the same order, in few tables."""
+        """Return all rows in the same order, in few tables."""
         return [pack.table for pack in self._packs]
 
 

@@ -19,7 +19,7 @@ from stream_odml.store.versions import SUMS_SEQ, VersionTree
 
 
 def known_shards(ledger: LedgerState, shard_ids: Sequence[str]) -> list[ShardState]:
-    """The shards of these ids. Raises UnknownSubject for one that never landed."""
+    """Return the shards of these ids. Raises UnknownSubject for one that never landed."""
     unknown = [s for s in shard_ids if s not in ledger.shards]
     if unknown:
         raise UnknownSubject(f"shards {unknown[:3]} are not in the ledger; record that they landed first")
@@ -27,7 +27,7 @@ def known_shards(ledger: LedgerState, shard_ids: Sequence[str]) -> list[ShardSta
 
 
 def closed_task(ledger: LedgerState, task_id: str) -> TaskState:
-    """The closed task of this id. Raises UnknownSubject, with the ids that come nearest."""
+    """Return the closed task of this id. Raises UnknownSubject, with the ids that come nearest."""
     if task_id in ledger.tasks:
         return ledger.tasks[task_id]
     near = difflib.get_close_matches(task_id, list(ledger.tasks), n=3, cutoff=0.5) or list(ledger.tasks)[-3:]
@@ -38,7 +38,8 @@ def closed_task(ledger: LedgerState, task_id: str) -> TaskState:
 
 
 def asks_for_more(ledger: LedgerState, tree: VersionTree, task_id: str, anyway: bool) -> bool:
-    """Whether a request to learn this task after all changes anything: it is skipped, or to be published ``anyway``.
+    """Return whether a request to learn this task after all changes anything: it is skipped, or to
+    be published ``anyway``.
 
     Raises UnknownSubject, and ValueError for a task that the served version has learnt.
     """
@@ -93,7 +94,7 @@ def check_stage(
 def accepted(
     store: Store, rows: pa.Table, shard_ids: Sequence[str] | None, version: str | None = None
 ) -> pa.Table:
-    """The rows to commit: of ``shard_ids`` (all, when None), without forgotten ones.
+    """Return the rows to commit: of ``shard_ids`` (all, when None), without forgotten ones.
 
     Raises ValueError for vectors of another dimension or that are not finite, a version that is not
     committed (or is not ``version``), an unknown shard.
@@ -114,7 +115,7 @@ def accepted(
 
 
 def fitting(store: Store, rows: pa.Table, version: str | None = None) -> pa.Table:
-    """The rows as this root stores them. Raises ValueError as `accepted` does, but for their shards."""
+    """Return the rows as this root stores them. Raises ValueError as `accepted` does, but for their shards."""
     rows = _of_form(store, rows)
     if len(rows) == 0:
         return rows
@@ -151,7 +152,8 @@ def _are_finite(store: Store, rows: pa.Table) -> bool:
 def counted(
     shard_ids: Sequence[str], rows: pa.Table, quarantine: pa.Table, more: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """For each shard: rows, held_out, quarantined, classes (class -> rows), beside what the indexer counted."""
+    """Return for each shard: rows, held_out, quarantined, classes (class -> rows), beside what
+    the indexer counted."""
     counts: dict[str, dict[str, Any]] = {
         s: {**more.get(s, {}), "rows": 0, "held_out": 0, "quarantined": 0, "classes": {}} for s in shard_ids
     }

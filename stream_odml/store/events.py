@@ -30,7 +30,7 @@ class Landed(Protocol):
     def shard_id(self) -> str: ...
 
     def to_dict(self) -> dict[str, Any]:
-        """All that is to be remembered, as JSON types; name, uri, format and size_bytes among it."""
+        """Return all that is to be remembered, as JSON types; name, uri, format and size_bytes among it."""
         ...
 
 

@@ -68,7 +68,8 @@ class Fence:
 
     @contextmanager
     def exclusive(self) -> Iterator[Store]:
-        """The store brought up to date, for one operation at a time. Raises WriterFenced for a writer of the past."""
+        """Yield the store brought up to date, for one operation at a time. Raises WriterFenced for a writer
+        of the past."""
         with self._lock:
             self.store.refresh()
             self.check()
@@ -83,12 +84,12 @@ class Fence:
             )
 
     def append(self, table: str, rows: pa.Table) -> None:
-        """One commit to one table; tried again only when what came first was no newer writer's claim."""
+        """Make one commit to one table; tried again only when what came first was no newer writer's claim."""
         if len(rows):
             self._append(table, lambda: self._renumbered(table, rows))
 
     def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]]) -> None:
-        """The same for rows that are too many for memory: one commit of all that ``parts()`` yields."""
+        """Append rows that are too many for memory: one commit of all that ``parts()`` yields."""
         schema = self.store.tables[table].schema
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -115,11 +116,11 @@ class Fence:
                 time.sleep(random.uniform(0, min(MAX_PAUSE_S, PAUSE_S * 2**attempt)))
 
     def ledger_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """Ledger rows with their sequence numbers, time and epoch."""
+        """Return ledger rows with their sequence numbers, time and epoch."""
         return self._rows("ledger", LEDGER_DEFAULTS, rows, self.store.ledger.seq)
 
     def version_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """The same for the ``versions`` table."""
+        """Return the same for the ``versions`` table."""
         return self._rows("versions", VERSION_DEFAULTS, rows, self.store.tree.seq)
 
     def _rows(

@@ -59,7 +59,8 @@ class Housekeeper:
         return commit_properties(self.fence.epoch, retries=REBASES)
 
     def commit(self, operation: Callable[[], T]) -> T:
-        """What `operation` on a table's handle gives; done again on the newest table when another commit conflicts."""
+        """Return what `operation` on a table's handle gives; done again on the newest table when
+        another commit conflicts."""
         for _ in range(ATTEMPTS - 1):
             self.check()
             try:

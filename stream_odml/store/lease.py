@@ -39,7 +39,7 @@ class LeaseRecord:
     epoch: int = 0
 
     def alive(self) -> bool:
-        """Whether its holder must be taken to live still."""
+        """Return whether its holder must be taken to live still."""
         if self.host == host_identity():
             if _pid_start(self.pid) != self.pid_start:
                 return False
@@ -114,7 +114,8 @@ class Lease:
 
 
 def read_lease(files: Files) -> LeaseRecord | None:
-    """The root's lease, or None when there is none (or none that can be read: then the epoch decides alone)."""
+    """Return the root's lease, or None when there is none (or none that can be read: then the
+    epoch decides alone)."""
     try:
         record = LeaseRecord(**json.loads(files.read(LEASE, SMALL_FILE)))
         return record if _is_sound(record) else None
@@ -140,7 +141,7 @@ def _is_sound(record: LeaseRecord) -> bool:
 
 
 def host_identity() -> str:
-    """Names the place where a process id means something: host, boot, process namespace."""
+    """Return a name of the place where a process id means something: host, boot, process namespace."""
     try:
         boot, namespace = (
             Path("/proc/sys/kernel/random/boot_id").read_text().strip(),

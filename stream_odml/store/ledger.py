@@ -41,7 +41,7 @@ class LedgerState:
 
     @staticmethod
     def replay(rows: Iterable[Row], after: "LedgerState | None" = None) -> "LedgerState":
-        """The state after ``rows`` (any order; rows up to ``after.seq`` are ignored). Pure."""
+        """Return the state after ``rows`` (any order; rows up to ``after.seq`` are ignored). Pure."""
         start = after or LedgerState()
         new = sorted((row for row in rows if row["seq"] > start.seq), key=lambda row: int(row["seq"]))
         if not new:
@@ -66,7 +66,7 @@ class LedgerState:
         )
 
     def in_state(self, state: ShardStage) -> list[ShardState]:
-        """Shards of one state in landing order."""
+        """Return shards of one state in landing order."""
         if state == "landed":
             return list(self.landed.values())
         return [shard for shard in self.shards.values() if shard.state == state]
@@ -95,7 +95,8 @@ class LedgerState:
         return f"task-{len(self.tasks) + 1:04d}"
 
     def due_tasks(self, learnt: Set[str]) -> list[TaskState]:
-        """Closed tasks, in learning order, that are neither in ``learnt`` (the head's path) nor skipped.
+        """Return closed tasks, in learning order, that are neither in ``learnt`` (the head's
+        path) nor skipped.
 
         One that was skipped and taken back stands behind those that waited then: it stops no stage under way.
         """
@@ -103,11 +104,12 @@ class LedgerState:
         return sorted(due, key=lambda task: task.queued_seq)
 
     def next_task(self, learnt: Set[str]) -> TaskState | None:
-        """The first of :meth:`due_tasks`."""
+        """Return the first of :meth:`due_tasks`."""
         return next(iter(self.due_tasks(learnt)), None)
 
     def current_attempt(self, task_id: str, parent: str, committed: Set[str]) -> Attempt | None:
-        """The attempt at ``task_id`` from ``parent`` to go on with: the last one, unless refused or committed."""
+        """Return the attempt at ``task_id`` from ``parent`` to go on with: the last one, unless
+        refused or committed."""
         if task_id not in self.tasks:
             raise UnknownSubject(f"task {task_id!r} is not closed; known are {list(self.tasks)[-5:]}")
         tries = [a for a in self.tasks[task_id].attempts if a.parent == parent]
@@ -115,7 +117,7 @@ class LedgerState:
         return None if last is None or last.refused is not None or last.version_id in committed else last
 
     def forgotten(self, shard_id: str, class_name: str, item_id: str) -> bool:
-        """Whether a tombstone covers this row; what landed after the tombstone is a return, and is not."""
+        """Return whether a tombstone covers this row; what landed after the tombstone is a return, and is not."""
         tombstones = self.latest_tombstones
         names = (("class", class_name), ("item", item_id), ("shard", shard_id))
         return max(tombstones.get(name, -1) for name in names) > self.shards[shard_id].landed_seq

@@ -64,7 +64,7 @@ class MaintenanceReport:
 
 
 def maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None = None) -> MaintenanceReport:
-    """All of it, in an order that any crash may cut short. Call it without the fence's lock.
+    """Do all maintenance, in an order that any crash may cut short. Call it without the fence's lock.
 
     ``covered``: the ``seq`` of the last tombstone whose rows may be deleted (banks need their vectors before);
     None for all.

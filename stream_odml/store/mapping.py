@@ -49,7 +49,7 @@ class Mapper:
         self._lock = threading.Lock()
 
     def get(self, tree: VersionTree, start: str, end: str) -> DriftMap:
-        """Backward maps from ``start`` up to the common ancestor, forward maps down to ``end``.
+        """Return backward maps from ``start`` up to the common ancestor, forward maps down to ``end``.
 
         Raises UnknownVersion when either is not in ``tree``.
         """
@@ -67,12 +67,13 @@ class Mapper:
             return found
 
     def at_hand(self, start: str, end: str) -> bool:
-        """Whether :meth:`get` would read nothing."""
+        """Return whether :meth:`get` would read nothing."""
         held = self._held.get(end)
         return held is not None and held.find(start) is not None
 
     def into(self, tree: VersionTree, starts: Iterable[str], end: str) -> Iterator[tuple[str, DriftMap]]:
-        """The maps from each of ``starts`` into ``end``, nearest first: composed on the way, and not kept.
+        """Yield the maps from each of ``starts`` into ``end``, nearest first: composed on the way,
+        and not kept.
 
         Those that queries asked for under the last head are kept for this one, and few others. UnknownVersion as above.
         """
@@ -96,7 +97,7 @@ class Mapper:
                 self._hold(end, held)
 
     def out_of(self, tree: VersionTree, start: str, ends: Iterable[str]) -> dict[str, DriftMap]:
-        """The maps from ``start`` into each of ``ends``. UnknownVersion as above."""
+        """Return the maps from ``start`` into each of ``ends``. UnknownVersion as above."""
         wanted = set(ends)
         beyond = _beyond(tree, start, wanted)
         walk = _spread(start, beyond, lambda at, far, drift: compose([drift, self._step(tree, at, far)]))

@@ -24,7 +24,7 @@ NAMES_AT_ONCE = 2000
 
 
 def orphaned_txns(store: Store, epoch: int) -> dict[str, Set[str]]:
-    """Transactions of each table that nothing names and that are of this epoch or an older one."""
+    """Return transactions of each table that nothing names and that are of this epoch or an older one."""
     visible = store.visible_txns()
     found: dict[str, Set[str]] = {}
     for name in ("gallery", "quarantine"):

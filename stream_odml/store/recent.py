@@ -17,7 +17,7 @@ class Recent(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, name: str, make: Callable[[], T]) -> T:
-        """The value of ``name``, made if it is not held; two threads may both make it."""
+        """Return the value of ``name``, made if it is not held; two threads may both make it."""
         with self._lock:
             if name in self._held:
                 self._held.move_to_end(name)

@@ -69,7 +69,7 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
 
 
 def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
-    """Numbers of the rows under a tombstone, those that a later shard replaced included."""
+    """Return numbers of the rows under a tombstone, those that a later shard replaced included."""
     if not ledger.tombstones or not len(meta):
         return np.empty(0, dtype=np.int64)
     items, item_names = encode(meta["item_id"])
@@ -79,8 +79,9 @@ def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
 
 
 def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Ints) -> Ints:
-    """For each of ``rows`` (numbers of visible rows) the ``seq`` of the ledger from which it does not count any more:
-    of the first tombstone that covers it, or the indexing of what replaced it; :data:`NEVER` while it counts.
+    """Return for each of ``rows`` (numbers of visible rows) the ``seq`` of the ledger from which it does not
+    count any more: of the first tombstone that covers it, or the indexing of what replaced it; :data:`NEVER`
+    while it counts.
 
     What replaced a row dies after it: rows up to a ``seq`` can be deleted without one coming back.
     """
@@ -114,7 +115,7 @@ def _values(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
 
 
 def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
-    """Codes [n] and the value of each code, of a plain or a dictionary column; every value occurs.
+    """Return codes [n] and the value of each code, of a plain or a dictionary column; every value occurs.
 
     A dictionary remembers what a filter took out: the version of a stage not committed yet, which no tree knows.
     """
@@ -142,7 +143,8 @@ def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Int
 
 
 def farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
-    """How far each row's version is from ``head``, as ranks: the row with the lowest is the one that counts."""
+    """Return how far each row's version is from ``head``, as ranks: the row with the lowest is the
+    one that counts."""
     codes, dictionary = encode(versions)
     names = dictionary.to_pylist()
     lineage = set(tree.lineage(head))

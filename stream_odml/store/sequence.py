@@ -19,5 +19,5 @@ def sequence_of(ledger_seq: int, tree_seq: int) -> int:
 
 
 def has_reached(seen: int, asked: int) -> bool:
-    """Whether a reader at `seen` has taken in every commit that one at `asked` had."""
+    """Return whether a reader at `seen` has taken in every commit that one at `asked` had."""
     return seen >> TREE_BITS >= asked >> TREE_BITS and seen & _TREE >= asked & _TREE

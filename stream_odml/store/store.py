@@ -107,7 +107,7 @@ class Store:
 
     @staticmethod
     def id_of(uri: str, storage_options: dict[str, str] | None = None) -> str:
-        """The `stream_id` of a root, read without the rest of it. Raises as `open` does."""
+        """Return the `stream_id` of a root, read without the rest of it. Raises as `open` does."""
         return Table(open_files(uri, storage_options), "ledger", storage_options).id
 
     def refresh(self) -> bool:
@@ -134,7 +134,8 @@ class Store:
             raise
 
     def missing_files(self) -> list[str]:
-        """Data files that a table's log names and that are not there, as ``table/file``: one listing for each table."""
+        """Return data files that a table's log names and that are not there, as ``table/file``: one listing
+        for each table."""
         missing = []
         for name, table in self.tables.items():
             if name == "quarantine":
@@ -226,13 +227,13 @@ class Store:
         return self._blocks.files() if self._keep else {path: self._block(path) for path in self._paths}
 
     def metadata(self) -> pa.Table:
-        """All of :attr:`blocks` one after the other."""
+        """Return all of :attr:`blocks` one after the other."""
         parts = self._blocks.tables() if self._keep else list(self.blocks.values())
         whole = pa.concat_tables(parts) if parts else compact(_META.empty_table())
         return whole.unify_dictionaries()
 
     def rows_of(self, txns: frozenset[str]) -> list[tuple[str, pa.Table, pa.Array]]:
-        """(file, its rows, bool [n]: which of them are of ``txns``) for the files that have any."""
+        """Return (file, its rows, bool [n]: which of them are of ``txns``) for the files that have any."""
         wanted, kept = pa.array(sorted(txns), pa.string()), self._blocks.files() if txns else {}
         found = []
         for path in self._paths if txns else ():
@@ -243,7 +244,7 @@ class Store:
         return found
 
     def scan(self, columns: Sequence[str] | None, where: pc.Expression) -> Iterator[tuple[str, pa.Table]]:
-        """(file, its rows that pass) in the order of :attr:`blocks`, visible and invisible rows alike.
+        """Yield (file, its rows that pass) in the order of :attr:`blocks`, visible and invisible rows alike.
 
         Row groups whose statistics rule them out are not read. Raises FileNotFoundError for a file that was
         merged and vacuumed meanwhile: use it under :meth:`again`.
@@ -254,7 +255,7 @@ class Store:
                 yield path, rows
 
     def again(self, read: Callable[[], T]) -> T:
-        """What ``read`` gives, tried again with the files of the moment when one of them was vacuumed."""
+        """Return what ``read`` gives, tried again with the files of the moment when one of them was vacuumed."""
         for _ in range(READ_ATTEMPTS):
             try:
                 return read()
@@ -264,11 +265,11 @@ class Store:
         return read()
 
     def visible_txns(self) -> frozenset[str]:
-        """Transactions whose gallery and quarantine rows count."""
+        """Return transactions whose gallery and quarantine rows count."""
         return frozenset(self.ledger.txns) | {v.txn for v in self.tree.versions.values()}
 
     def gallery_rows(self, vectors: bool = True) -> pa.Table:
-        """All visible gallery rows as stored: raw vectors, superseded and forgotten rows included.
+        """Return all visible gallery rows as stored: raw vectors, superseded and forgotten rows included.
 
         For tools and tests; a searchable picture is :class:`~stream_odml.search.snapshot.GallerySnapshot`.
         """
@@ -278,7 +279,7 @@ class Store:
         return self._visible(parts, pa.schema([schema.field(c) for c in columns]))
 
     def quarantine_rows(self) -> pa.Table:
-        """All visible quarantine rows."""
+        """Return all visible quarantine rows."""
         table = self.tables["quarantine"]
         table.refresh()
         return self._visible([table.read(path) for path in sorted(table.present)], QUARANTINE)
@@ -289,11 +290,12 @@ class Store:
         return table.filter(pc.is_in(table["txn"], value_set=txns))
 
     def vectors(self, path: str) -> FloatArray:
-        """The raw vectors float32 [n, dim] of one data file of :attr:`blocks`: in exact form, decoded features."""
+        """Return the raw vectors float32 [n, dim] of one data file of :attr:`blocks`: in exact
+        form, decoded features."""
         return decoded(self._vector_columns(path), self.dim)
 
     def features(self, path: str) -> FeatureCodes:
-        """The trunk features of one data file, as stored. Raises ValueError in embedding form."""
+        """Return the trunk features of one data file, as stored. Raises ValueError in embedding form."""
         if self.row_codes is None:
             raise ValueError(
                 f"{self.uri} stores embeddings, not trunk features: it was created in embedding form"
@@ -305,7 +307,7 @@ class Store:
         return self.tables["gallery"].read(path, columns)
 
     def artifact(self, version_id: str, name: str) -> bytes:
-        """The bytes of a committed version's artifact. Raises UnknownVersion, ArtifactCorrupt."""
+        """Return the bytes of a committed version's artifact. Raises UnknownVersion, ArtifactCorrupt."""
         version = self.tree.get(version_id)
         if name not in version.artifacts:
             raise ArtifactCorrupt(
@@ -314,7 +316,8 @@ class Store:
         return read_artifact(self.files, version.artifacts[name])
 
     def head_of(self, version_id: str) -> DiscriminantHead:
-        """The head of a version of a root in exact form; one without an artifact compares features as they are.
+        """Return the head of a version of a root in exact form; one without an artifact compares features
+        as they are.
 
         Raises UnknownVersion for a version that retention has dropped, once its head has gone too.
         """
@@ -330,17 +333,17 @@ class Store:
         return self._heads.get(ref.path, lambda: DiscriminantHead.from_bytes(self.artifact(version_id, HEAD)))
 
     def sums_of(self, version_id: str) -> ClassSums | None:
-        """The class sums of a version, as they were committed, if it has any."""
+        """Return the class sums of a version, as they were committed, if it has any."""
         if SUMS not in self.tree.get(version_id).artifacts:
             return None
         return ClassSums.from_bytes(self.artifact(version_id, SUMS))
 
     def next_task(self) -> TaskState | None:
-        """The closed task to learn now: the first that the head's path has not learnt and nobody skipped."""
+        """Return the closed task to learn now: the first that the head's path has not learnt and nobody skipped."""
         return self.ledger.next_task(self.tree.learnt())
 
     def current_attempt(self, task_id: str, parent: str) -> Attempt | None:
-        """The attempt to go on with after a restart, if one is under way."""
+        """Return the attempt to go on with after a restart, if one is under way."""
         return self.ledger.current_attempt(task_id, parent, self.tree.committed)
 
     def _drift(self, version_id: str, name: str) -> DriftMap:
@@ -351,7 +354,7 @@ class Store:
 
 
 def compact(block: pa.Table) -> pa.Table:
-    """With the columns of :data:`REPEATED` as dictionaries."""
+    """Return the rows with the columns of `REPEATED` as dictionaries."""
     for name in REPEATED:
         at = block.schema.get_field_index(name)
         block = block.set_column(at, name, block[name].dictionary_encode())

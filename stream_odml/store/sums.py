@@ -66,8 +66,8 @@ class TrainingRows:
         return names
 
     def features(self, some: Ints | None = None) -> FeatureCodes:
-        """The features of all, or of `some` rows (numbers, ascending). FileNotFoundError where files were merged and
-        vacuumed since: `Store.again`."""
+        """Return the features of all, or of `some` rows (numbers, ascending). FileNotFoundError where files
+        were merged and vacuumed since: `Store.again`."""
         chosen = np.arange(len(self.rows)) if some is None else np.asarray(some, np.int64)
         parts = [part for _, part in self._parts(chosen)]
         if not parts:
@@ -78,7 +78,7 @@ class TrainingRows:
         )
 
     def sums(self, lift: Lift) -> ClassSums:
-        """Class sums of all of them, file by file. Errors as above."""
+        """Return class sums of all of them, file by file. Errors as above."""
         parts = (
             ClassSums.of(lift, part, [self.classes[row] for row in rows.tolist()])
             for rows, part in self._parts(np.arange(len(self.rows)))
@@ -110,18 +110,20 @@ class TrainingRows:
 
 
 def task_rows(store: Store, version_id: str, shard_ids: Collection[str]) -> TrainingRows:
-    """Living training rows of shards (a task's), as ``version_id`` has them: what a fast stage from it adds to sums."""
+    """Return living training rows of shards (a task's), as ``version_id`` has them: what a fast stage from it
+    adds to sums."""
     return _living(store, version_id, shard_ids)
 
 
 def learnt_rows(store: Store, version_id: str) -> TrainingRows:
-    """Living training rows of all tasks that a version has learnt: what its sums are of, but for what died since."""
+    """Return living training rows of all tasks that a version has learnt: what its sums are of, but for
+    what died since."""
     return _living(store, version_id, _shards_learnt(store, version_id))
 
 
 def sums_now(store: Store, version_id: str) -> ClassSums:
-    """The sums of a version without what was replaced or forgotten up to ``store.ledger.seq``. Raises ValueError for a
-    version without sums."""
+    """Return the sums of a version without what was replaced or forgotten up to ``store.ledger.seq``. Raises
+    ValueError for a version without sums."""
     version = store.tree.get(version_id)
     sums = store.sums_of(version_id)
     if sums is None:
@@ -130,7 +132,8 @@ def sums_now(store: Store, version_id: str) -> ClassSums:
 
 
 def living(store: Store, rows: pa.Table) -> NDArray[np.bool_]:
-    """Which rows of a stage about to be committed count still: neither forgotten nor replaced by what came since."""
+    """Return which rows of a stage about to be committed count still: neither forgotten nor replaced by
+    what came since."""
     keep = np.ones(len(rows), bool)
     keep[forgotten_rows(rows, store.ledger)] = False
     wanted = pc.field("item_id").isin(rows["item_id"].cast(pa.string()).combine_chunks())
@@ -173,7 +176,7 @@ def forget_in_sums(writer: Writer) -> int:
 
 
 def versions_with_sums(store: Store) -> list[Version]:
-    """Versions that can be served again, and whose sums so have to be kept true."""
+    """Return versions that can be served again, and whose sums so have to be kept true."""
     return [v for v in store.tree.versions.values() if SUMS in v.artifacts and not v.retired]
 
 
@@ -212,14 +215,15 @@ class _Dead:
 
     @classmethod
     def found(cls, store: Store) -> _Dead:
-        """In the store as it was last refreshed."""
+        """Return what is dead in the store as it was last refreshed."""
         meta, files = _metadata(store)
         selection = select_rows(meta, store.ledger, store.tree, store.tree.head)
         rows = np.sort(np.concatenate([selection.replaced, selection.forgotten]))
         return cls(store, meta, files, rows, death_seqs(meta, store.ledger, store.tree, rows))
 
     def owed(self, version: Version) -> TrainingRows:
-        """Those that are in the sums of a version: as for living ones, the row nearest to it of each landing."""
+        """Return those that are in the sums of a version: as for living ones, the row nearest to it
+        of each landing."""
         tree = self.store.tree
         learnt = _is_training(self.meta, self.rows, _shards_learnt(self.store, version.version_id))
         rows = self.rows[learnt & (self.deaths > version.sums_seq)]

@@ -62,11 +62,12 @@ class RootForm:
         return self.codes if self.form == "exact" else None
 
     def schema(self, table: str) -> pa.Schema:
-        """The columns of a table."""
+        """Return the columns of a table."""
         return gallery_schema(self.row_codes) if table == "gallery" else SCHEMAS[table]
 
     def to_json(self) -> str:
-        """As a table's description. A root in embedding form is one that earlier releases read too."""
+        """Return the text of a table's description. A root in embedding form is one that earlier
+        releases read too."""
         stated = {"schema_version": SINCE[self.form], "dim": self.dim}
         more = {"form": self.form, "codes": self.codes} if self.form == "exact" else {}
         return json.dumps({**stated, **more})
@@ -85,7 +86,8 @@ class _Added:
 
 
 def writer_properties(name: str) -> WriterProperties:
-    """Dictionaries for repeated strings, none for vectors: without this a vector column reads ten times slower."""
+    """Return dictionaries for repeated strings, none for vectors: without this a vector column reads
+    ten times slower."""
     columns = {c: ColumnProperties(dictionary_enabled=True) for c in SCHEMAS[name].names if c in _REPEATED}
     if name == "gallery":
         # The smallest and the largest of all codes say nothing, and would stay in the log when their rows are erased.
@@ -152,7 +154,8 @@ class Table:
         return self._handle
 
     def refresh(self) -> tuple[list[str], list[str]]:
-        """(files that came, files that went) since the last call, oldest first; about 20 µs when nothing did.
+        """Return (files that came, files that went) since the last call, oldest first; about 20 µs
+        when nothing did.
 
         Raises NotAStreamRoot when the table is gone.
         """
@@ -248,7 +251,7 @@ class Table:
     def read(
         self, path: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> pa.Table:
-        """One data file, or those of its rows that pass, in the types of this table's schema.
+        """Return one data file, or those of its rows that pass, in the types of this table's schema.
 
         Raises DataFileMissing when it was vacuumed in the meantime (refresh and read again), or removed.
         """
@@ -265,7 +268,7 @@ class Table:
             ) from error
 
     def append(self, rows: pa.Table | pa.RecordBatchReader, epoch: int, mark: str = "") -> None:
-        """One commit, never retried. Raises CommitFailedError when another commit came first.
+        """Make one commit, never retried. Raises CommitFailedError when another commit came first.
 
         A reader is written as it is read: what it yields at once is all that is in memory, and a row group.
         """
@@ -290,12 +293,14 @@ class Table:
             self.handle.cleanup_metadata()
 
     def has(self, mark: str) -> bool:
-        """Whether one of the last commits carries ``mark``: a store may make a commit and lose its answer."""
+        """Return whether one of the last commits carries ``mark``: a store may make a commit and
+        lose its answer."""
         return any(commit.get("mark") == mark for commit in self.handle.history(LOOK_BACK))
 
 
 def commit_properties(epoch: int, mark: str = "", retries: int = 0) -> CommitProperties:
-    """Every commit names its writer's epoch, and is made once or not at all unless ``retries`` lets Delta rebase it."""
+    """Return properties by which a commit names its writer's epoch, and is made once or not at all unless
+    ``retries`` lets Delta rebase it."""
     return CommitProperties(max_commit_retries=retries, custom_metadata={"epoch": str(epoch), "mark": mark})
 
 

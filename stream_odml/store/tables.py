@@ -109,7 +109,8 @@ def gallery_rows(
     times: Sequence[datetime | None] | None = None,
     codes: FeatureFormat | None = None,
 ) -> pa.Table:
-    """Gallery rows for a commit; ``vectors`` float32 [n, d] RAW (not normalised) under model ``version``.
+    """Return gallery rows for a commit; ``vectors`` float32 [n, d] RAW (not normalised)
+    under model ``version``.
 
     ``codes``: of a root in exact form (`Store.row_codes`), whose vectors are trunk features. The writer fills in
     ``txn``. Raises ValueError for lengths that differ, a vector that is not finite, or no version.
@@ -138,7 +139,8 @@ def gallery_rows(
 def restamped(
     rows: pa.Table, vectors: FloatArray, version: str, codes: FeatureFormat | None = None
 ) -> pa.Table:
-    """Gallery rows of the same items (``rows``: columns but the vector's, version, txn) under another model.
+    """Return gallery rows of the same items (``rows``: columns but the vector's, version, txn)
+    under another model.
 
     ``vectors`` and ``codes`` as for :func:`gallery_rows`, and the same errors.
     """
@@ -165,8 +167,8 @@ def _vector_columns(vectors: FloatArray, codes: FeatureFormat | None) -> dict[st
 
 
 def features_of(rows: pa.Table, dim: int) -> FeatureCodes:
-    """The trunk features of rows of a root in exact form, as stored. Raises ValueError when a row has another
-    dimension, or none."""
+    """Return the trunk features of rows of a root in exact form, as stored. Raises ValueError when a row has
+    another dimension, or none."""
     scales = rows["scale"]
     if scales.null_count:
         raise ValueError(
@@ -176,7 +178,8 @@ def features_of(rows: pa.Table, dim: int) -> FeatureCodes:
 
 
 def decoded(rows: pa.Table, dim: int) -> FloatArray:
-    """The vectors float32 [n, dim] of rows in either form: embeddings, or trunk features. Errors as above."""
+    """Return the vectors float32 [n, dim] of rows in either form: embeddings, or trunk features.
+    Errors as above."""
     return (
         features_of(rows, dim).decode() if "codes" in rows.column_names else vectors_of(rows["vector"], dim)
     )
@@ -199,7 +202,7 @@ def quarantine_rows(
     details: Sequence[str],
     first_bytes: Sequence[bytes],
 ) -> pa.Table:
-    """Quarantine rows: why each row of a shard cannot be used; the writer fills in ``time`` and ``txn``."""
+    """Return quarantine rows: why each row of a shard cannot be used; the writer fills in ``time`` and ``txn``."""
     n = len(shard_ids)
     columns = {
         "shard_id": pa.array(shard_ids, pa.string()),
@@ -214,7 +217,7 @@ def quarantine_rows(
 
 
 def vector_column(vectors: FloatArray) -> pa.Array:
-    """float32 [n, d] as an Arrow list column, without a Python loop."""
+    """Return float32 [n, d] as an Arrow list column, without a Python loop."""
     n, d = vectors.shape
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     offsets = pa.array(np.arange(n + 1, dtype=np.int32) * d)
@@ -222,7 +225,8 @@ def vector_column(vectors: FloatArray) -> pa.Array:
 
 
 def vectors_of(column: pa.ChunkedArray, dim: int) -> FloatArray:
-    """The inverse of :func:`vector_column`: float32 [n, dim]. Raises ValueError when a row has another dimension."""
+    """Return the inverse of :func:`vector_column`: float32 [n, dim]. Raises ValueError when a row
+    has another dimension."""
     parts = []
     for chunk in column.chunks:
         flat = chunk.flatten().to_numpy(zero_copy_only=False)
@@ -235,7 +239,7 @@ def vectors_of(column: pa.ChunkedArray, dim: int) -> FloatArray:
 
 
 def with_column(table: pa.Table, name: str, value: Any) -> pa.Table:
-    """The table with one column set to one value everywhere."""
+    """Return the table with one column set to one value everywhere."""
     field = table.schema.field(name)
     return table.set_column(
         table.schema.get_field_index(name), field, pa.repeat(pa.scalar(value, field.type), len(table))

@@ -27,11 +27,11 @@ class Tally:
     """Those of shards that a closed task has."""
 
     def copy(self) -> "Tally":
-        """One to go on counting with; the sets are shared until a class is added."""
+        """Return one to go on counting with; the sets are shared until a class is added."""
         return Tally(**{**self.__dict__, "reasons": Counter(self.reasons)})
 
     def count_indexed(self, counts: Mapping[str, Any]) -> None:
-        """A shard was indexed with these counts."""
+        """Count a shard that was indexed with these counts."""
         self.indexed += 1
         self.rows += int(counts.get("rows", 0))
         self.held_out += int(counts.get("held_out", 0))
@@ -40,7 +40,7 @@ class Tally:
         self.classes = _with(self.classes, counts.get("classes", {}))
 
     def count_assigned(self, classes: Mapping[str, int]) -> None:
-        """A shard of these classes became part of a task."""
+        """Count a shard of these classes that became part of a task."""
         self.assigned += 1
         self.closed_classes = _with(self.closed_classes, classes)
 

@@ -49,11 +49,11 @@ class Unlearnt:
     """Recall@1 of the latest refused attempt and of the version before it, by the names of :data:`FIGURES`."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, with the line for people."""
+        """Return plain values, with the line for people."""
         return {**asdict(self), "in_words": self.in_words()}
 
     def in_words(self) -> str:
-        """One line, for people."""
+        """Return one line, for people."""
         size = f"{self.task} ({self.classes} classes, {self.images} images)"
         if self.state == "refused":
             return f"{size} was refused: {self.reason}; {self.remedy}"
@@ -64,7 +64,7 @@ class Unlearnt:
 def unlearnt_tasks(
     ledger: LedgerState, tree: VersionTree, version_id: str | None = None, root: str = "ROOT"
 ) -> list[Unlearnt]:
-    """Refused and skipped tasks that ``version_id`` (the head) has not learnt, oldest first.
+    """Return refused and skipped tasks that ``version_id`` (the head) has not learnt, oldest first.
 
     A task that waits and was never refused is not among them. ``root`` stands in the commands that are advised.
     """
@@ -115,7 +115,7 @@ def _next_attempt(task: TaskState) -> str:
 
 
 def gentler(refusals: int) -> str:
-    """What the attempt after so many refusals does differently, in words."""
+    """Return what the attempt after so many refusals does differently, in words."""
     return f"what holds the old classes {4**refusals} times stronger and {1 / 2**refusals:g} of the learning rate"
 
 

@@ -93,7 +93,7 @@ class VersionTree:
 
     @staticmethod
     def replay(rows: Iterable[Row], after: "VersionTree | None" = None) -> "VersionTree":
-        """The tree after ``rows`` (any order; rows up to ``after.seq`` are ignored). Pure."""
+        """Return the tree after ``rows`` (any order; rows up to ``after.seq`` are ignored). Pure."""
         start = after or VersionTree()
         new = sorted((row for row in rows if row["seq"] > start.seq), key=lambda row: int(row["seq"]))
         if not new:
@@ -157,8 +157,9 @@ class VersionTree:
         return frozenset(v.artifacts[HEAD] for v in kept)
 
     def keeps_head(self, version_id: str) -> bool:
-        """Whether a version's head can be read. That of a version without its model can, for a while (KEPT_HEADS), and
-        until something that it may have been solved of is erased: it cannot be solved again."""
+        """Return whether a version's head can be read. That of a version without its model can, for a
+        while (KEPT_HEADS), and until something that it may have been solved of is erased: it cannot
+        be solved again."""
         version = self.get(version_id)
         if not version.retired or HEAD not in version.artifacts:
             return not version.retired
@@ -179,19 +180,19 @@ class VersionTree:
             ) from None
 
     def named(self, name: str) -> str:
-        """The id that ``name`` stands for; see :func:`version_named`."""
+        """Return the id that ``name`` stands for; see :func:`version_named`."""
         return version_named(name, self.versions, self.moves[-1].version_id if self.moves else "")
 
     def same_trunk(self, a: str, b: str) -> bool:
-        """Whether two versions embed by one student: what one made is in the other's space as it is."""
+        """Return whether two versions embed by one student: what one made is in the other's space as it is."""
         return a == b or self.get(a).artifacts.get(STUDENT, a) == self.get(b).artifacts.get(STUDENT, b)
 
     def children(self, version_id: str) -> list[str]:
-        """Ids of the versions learnt from ``version_id``, in commit order."""
+        """Return ids of the versions learnt from ``version_id``, in commit order."""
         return [v.version_id for v in self.versions.values() if v.parent == version_id]
 
     def lineage(self, version_id: str) -> list[str]:
-        """Ids from the root to ``version_id``, both included."""
+        """Return ids from the root to ``version_id``, both included."""
         line: list[str] = []
         at: str | None = self.get(version_id).version_id
         while at is not None:
@@ -200,13 +201,13 @@ class VersionTree:
         return line[::-1]
 
     def path(self, start: str, end: str) -> list[str]:
-        """Ids from ``start`` up to the common ancestor and down to ``end``, all included."""
+        """Return ids from ``start`` up to the common ancestor and down to ``end``, all included."""
         up, down = self.lineage(start), self.lineage(end)
         shared = sum(1 for a, b in zip(up, down, strict=False) if a == b)
         return up[shared - 1 :][::-1] + down[shared:]
 
     def learnt(self, version_id: str | None = None) -> frozenset[str]:
-        """Tasks learnt by the versions from the root to ``version_id`` (the head when none is given)."""
+        """Return tasks learnt by the versions from the root to ``version_id`` (the head when none is given)."""
         if version_id is None and not self.moves:
             return frozenset()
         tasks = (self.versions[v].task for v in self.lineage(version_id or self.head))
@@ -236,7 +237,7 @@ def version_named(name: str, ids: Collection[str], head: str) -> str:
 
 
 def stage_txn(version_id: str, epoch: int) -> str:
-    """The transaction name of a stage's gallery rows."""
+    """Return the transaction name of a stage's gallery rows."""
     return f"{version_id}.{epoch}"
 
 

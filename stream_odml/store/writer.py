@@ -91,7 +91,7 @@ class Writer:
         return self._fence.lease.lost
 
     def exclusive(self) -> AbstractContextManager[Store]:
-        """The store brought up to date, for who reads rows of it: no other thread refreshes it meanwhile."""
+        """Return the store brought up to date, for who reads rows of it: no other thread refreshes it meanwhile."""
         return self._fence.exclusive()
 
     def release(self) -> None:
@@ -159,8 +159,8 @@ class Writer:
             self._ledger("close", [events.assigned(s, task_id, reason, detail or {}) for s in shard_ids])
 
     def begin_attempt(self, task_id: str, parent: str | None = None) -> str:
-        """The version id to learn ``task_id`` under, from ``parent`` (the head): the same one after a restart, a new
-        one after a refusal, from another parent, or when the old one is committed."""
+        """Return the version id to learn ``task_id`` under, from ``parent`` (the head): the same one after a
+        restart, a new one after a refusal, from another parent, or when the old one is committed."""
         with self._fence.exclusive() as store:
             parent = parent or store.tree.head
             depth = store.tree.get(parent).depth + 1

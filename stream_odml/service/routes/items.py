@@ -148,7 +148,7 @@ def _about(fields: dict[str, Any]) -> dict[str, Any]:
 # Item ids hold slashes ("shard/row"), so the thumbnail route, which is the longer one, must come first.
 @router.get("/items/{item_id:path}/thumbnail", response_class=Response, summary="Small picture of an item")
 async def thumbnail(item_id: str, request: Request) -> Response:
-    """The stored thumbnail; 404 if none is kept. It never changes, so browsers may keep it."""
+    """Return the stored thumbnail; 404 if none is kept. It never changes, so browsers may keep it."""
     whole = f"{item_id}/thumbnail"
     if _is_quoted(request):
         return await item(whole, request)
@@ -171,7 +171,7 @@ def _is_quoted(request: Request) -> bool:
 
 @router.get("/items/{item_id:path}", response_class=Response, summary="One item")
 async def item(item_id: str, request: Request) -> Response:
-    """What the gallery holds of one item."""
+    """Return what the gallery holds of one item."""
     item_id = normalised(item_id)
     found = await backend_of(request, "item").item(item_id)
     if found is None:

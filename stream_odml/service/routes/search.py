@@ -47,7 +47,8 @@ _WANTED = "application/json, multipart/form-data, or the bytes of an image as im
 
 @router.post("/search", openapi_extra=SEARCH_BODY, response_class=Response, summary="Nearest items")
 async def search(request: Request) -> Response:
-    """Nearest items of one image (raw bytes, multipart or base64) or one vector; filters, grouping by class."""
+    """Find the nearest items of one image (raw bytes, multipart or base64) or one vector; filters,
+    grouping by class."""
     question = await _one_question(request)
     query = question.query
     backend = backend_of(request, "vector" if isinstance(question.subject, np.ndarray) else "image")
@@ -116,7 +117,8 @@ async def _written(request: Request, answer: Answer, build: Callable[[], dict[st
     "/search/batch", openapi_extra=BATCH_BODY, response_class=Response, summary="Many queries at once"
 )
 async def search_batch(request: Request) -> Response:
-    """Many vectors (lists, or packed as base64) or many base64 images; all are answered by one snapshot."""
+    """Search by many vectors (lists, or packed as base64) or many base64 images; all are answered
+    by one snapshot."""
     if media_type(request) != "application/json":
         raise unsupported(media_type(request) or "a body without Content-Type", "application/json")
     options = options_of(request)
