@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "service": WORK,
     "cluster": {"pipeline", "service", *WORK},
     "cli": {"cluster", "client", "exchange", "pipeline", "service", *WORK},
+    "notebook": {"client", "exchange", "service", *WORK},
 }
 """What each package may import of the others."""
 
@@ -85,6 +86,7 @@ LOADS_NONE_OF = {
     "pipeline": ("ray",),
     "exchange": ("ray", "torch"),
     "service": ("ray",),
+    "notebook": ("ray",),
 }
 
 

@@ -94,6 +94,14 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """(id, class) of items of the gallery, as version `version` serves it."""
+
+    version: str
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VersionInfo:
     """One committed model version."""
 
@@ -181,6 +189,13 @@ def classes(data: Json) -> list[ClassInfo]:
         ClassInfo(row["name"], row["count"], moment(row["first_seen"]), row["sample"], row["learnt"])
         for row in data["classes"]
     ]
+
+
+def sample(data: Json) -> Sample:
+    """Return items of the gallery."""
+    names = data["classes"]
+    pairs = zip(data["ids"], data["class"], strict=True)
+    return Sample(data["version"], tuple((item_id, names[code]) for item_id, code in pairs))
 
 
 def versions(data: Json) -> Versions:

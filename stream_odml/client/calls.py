@@ -174,6 +174,16 @@ def classes(since: datetime | None, limit: int, offset: int) -> Call[list[answer
     return Call("GET", "/v1/classes", answers.classes, params=params)
 
 
+def sample(limit: int) -> Call[answers.Sample]:
+    """Return ids and classes of items."""
+    return Call("GET", "/v1/projection", answers.sample, params={"points": limit})
+
+
+def thumbnail(item_id: str) -> Call[bytes]:
+    """Return a small encoded image of an item."""
+    return Call("GET", f"/v1/items/{_quoted(item_id)}/thumbnail", answers.plain_bytes, is_json=False)
+
+
 def versions() -> Call[answers.Versions]:
     """Return the tree of versions."""
     return Call("GET", "/v1/versions", answers.versions)

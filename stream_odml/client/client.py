@@ -129,6 +129,14 @@ class Client:
         """Return classes, newest first; only those first seen after `since`."""
         return self._send(calls.classes(since, limit, offset))
 
+    def sample(self, limit: int = 1000) -> answers.Sample:
+        """Return ids and classes of the gallery's items, a fixed sample of them where there are more than `limit`."""
+        return self._send(calls.sample(limit))
+
+    def thumbnail(self, item_id: str) -> bytes:
+        """Return a small encoded image of an item; ServiceError with status 404 where none is kept."""
+        return self._send(calls.thumbnail(item_id))
+
     def versions(self) -> answers.Versions:
         """Return the tree of versions."""
         return self._send(calls.versions())
@@ -259,6 +267,14 @@ class AsyncClient:
     ) -> list[answers.ClassInfo]:
         """Return classes, newest first."""
         return await self._send(calls.classes(since, limit, offset))
+
+    async def sample(self, limit: int = 1000) -> answers.Sample:
+        """Return ids and classes of the gallery's items."""
+        return await self._send(calls.sample(limit))
+
+    async def thumbnail(self, item_id: str) -> bytes:
+        """Return a small encoded image of an item."""
+        return await self._send(calls.thumbnail(item_id))
 
     async def versions(self) -> answers.Versions:
         """Return the tree of versions."""

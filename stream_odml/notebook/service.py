@@ -1,0 +1,104 @@
+"""A stream through its running service, by the typed client."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stream_odml.client import Client, NewImage, ServiceError
+from stream_odml.client.calls import Options
+from stream_odml.ingest.folder_scan import scan_folder
+from stream_odml.ingest.reading import RawItem, read_folder
+from stream_odml.notebook.queries import Subject
+from stream_odml.notebook.results import Item, Items, Version, Versions
+from stream_odml.notebook.stream import Asked
+
+BATCH = 64
+"""Images of a push."""
+
+
+class ServicePlace:
+    """Asks a service."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        """Raise ServiceUnreachable, and ServiceError where the service wants another token."""
+        self._url, self._client = url, Client(url, token)
+        self._client.status()
+
+    def search(self, subject: Subject, asked: Asked) -> Items:
+        options = _options(asked)
+        if isinstance(subject, bytes):
+            found = self._client.search_image(subject, **options)
+        else:
+            found = self._client.search_vector(subject, asked.version, **options)
+        items = tuple(
+            Item(h.item_id, h.class_name, h.shard, h.version, h.time, h.attributes, h.score)
+            for h in found.hits
+        )
+        return Items(items, found.version, self._picture, subject if isinstance(subject, bytes) else None)
+
+    def items(self, class_name: str | None, limit: int) -> Items:
+        sample = self._client.sample(max(3, min(limit if class_name is None else 20_000, 20_000)))
+        chosen = [(i, name) for i, name in sample.items if class_name in (None, name)][:limit]
+        items = tuple(Item(item_id, name, "", "") for item_id, name in chosen)
+        return Items(items, sample.version, self._picture)
+
+    def versions(self) -> Versions:
+        tree = self._client.versions()
+        return Versions(
+            Version(v.id, v.parent, v.task, v.committed, v.id == tree.head, v.metrics) for v in tree.versions
+        )
+
+    def add(self, path: Path, name: str | None) -> list[str]:
+        if not path.is_dir():
+            raise ValueError(
+                f"{path} is no folder of class folders, which is what a service takes; land a file in the stream's "
+                "inbox, or open the stream root"
+            )
+        batches = _batches(path)
+        return [self._client.push(images, key).shard for images, key in batches]
+
+    def facts(self) -> dict[str, str]:
+        status = self._client.status()
+        facts: dict[str, Any] = {"service": self._url, "head": status.get("version")}
+        return {name: str(value) for name, value in {**facts, **_counts(status)}.items()}
+
+    def _picture(self, item: Item) -> bytes | None:
+        with contextlib.suppress(ServiceError):
+            return self._client.thumbnail(item.item_id)
+        return None
+
+
+def _counts(status: dict[str, Any]) -> dict[str, Any]:
+    return {name: status[name] for name in ("items", "classes") if name in status}
+
+
+def _options(asked: Asked) -> Options:
+    options: Options = {"k": asked.k}
+    if asked.classes is not None:
+        options["classes"] = asked.classes
+    if asked.attributes:
+        options["attributes"] = asked.attributes
+    if asked.after is not None:
+        options["after"] = asked.after
+    if asked.before is not None:
+        options["before"] = asked.before
+    return options
+
+
+def _batches(folder: Path) -> Iterator[tuple[list[NewImage], str]]:
+    """Images of a folder, some at a time, each with a key of what they are: a repetition lands nothing twice."""
+    images: list[NewImage] = []
+    digest = hashlib.sha256()
+    rows = (row for row in read_folder(folder, scan_folder(folder).files) if isinstance(row, RawItem))
+    for row in rows:
+        images.append(NewImage(row.image, row.class_name, None, row.attributes, row.time))
+        digest.update(repr((row.class_name, sorted(row.attributes.items()))).encode() + row.image)
+        if len(images) == BATCH:
+            yield images, digest.hexdigest()
+            images, digest = [], hashlib.sha256()
+    if images:
+        yield images, digest.hexdigest()

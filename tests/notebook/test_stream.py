@@ -1,0 +1,146 @@
+"""`docs/python.md`, executed as it stands, on a root at rest and against a service; both say the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import stream_odml as so
+from stream_odml.client import Client
+from stream_odml.config.service import ServiceOptions
+from stream_odml.notebook import service
+from stream_odml.notebook.stream import Stream
+from stream_odml.service.api import create_app
+from stream_odml.service.replica import Replica
+from tests.deploy.paths import REPOSITORY
+from tests.service.local import LocalApi
+from tests.service.tiny_stream import TinyStream, picture
+
+PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+OPTIONS = ServiceOptions(poll_s=60.0)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[TinyStream]:
+    stream = TinyStream(tmp_path)
+    stream.land("a", ["<b>cat</b>", "dog", "owl"], per_class=2)
+    stream.stage()
+    yield stream
+    stream.close()
+
+
+@pytest.fixture
+def served(tiny: TinyStream, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stream, Replica]]:
+    """The same stream, opened by its address."""
+    replica = Replica(tiny.root, OPTIONS)
+    replica.start()
+    with LocalApi(create_app(replica, OPTIONS, replica.metrics)) as api:
+
+        def send(request: httpx.Request) -> httpx.Response:
+            path = request.url.raw_path.decode("ascii")
+            answer = api.request(request.method, path, content=request.content, headers=request.headers)
+            return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+        connected = lambda url, token: Client(url, token, transport=httpx.MockTransport(send))  # noqa: E731
+        monkeypatch.setattr(service, "Client", connected)
+        yield so.open("http://localhost"), replica
+    replica.close()
+
+
+def folder(at: Path) -> Path:
+    """A folder of one class with two images."""
+    for number in (70, 71):
+        path = at / "heron" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    return at
+
+
+def test_a_root_and_its_service_say_the_same(
+    tiny: TinyStream, served: tuple[Stream, Replica], tmp_path: Path
+) -> None:
+    root, over = so.open(tiny.root), served[0]
+    item = "a/3"
+    (tmp_path / "leaf.png").write_bytes(tiny.images[item])
+    pixels = np.array(Image.open(tmp_path / "leaf.png"))
+    for query in (
+        tiny.images[item],
+        tmp_path / "leaf.png",
+        Image.fromarray(pixels),
+        pixels,
+        tiny.vectors([item])[0],
+    ):
+        here, there = root.search(query, k=3), over.search(query, k=3)
+        assert [hit.item_id for hit in here] == [hit.item_id for hit in there]
+        assert (here[0].item_id, here[0].class_name) == (item, "dog")
+        assert here[0].score == pytest.approx(1.0, abs=1e-4) == there[0].score
+    assert {hit.class_name for hit in root.search(pixels, classes=["owl"])} == {"owl"}
+    assert {hit.class_name for hit in over.search(pixels, classes=["owl"])} == {"owl"}
+    assert {i.item_id for i in root.items()} == {i.item_id for i in over.items()} == set(tiny.images)
+    assert (
+        [i.item_id for i in root.items("dog")]
+        == ["a/2", "a/3"]
+        == sorted(i.item_id for i in over.items("dog"))
+    )
+    assert root.versions == over.versions
+    assert [version.is_head for version in root.versions] == [False, True]
+    with pytest.raises(ValueError, match="give the path"):
+        root.search(np.zeros((4, 4)))
+    with pytest.raises(FileNotFoundError, match="no image"):
+        root.search("nothing.png")
+
+
+def test_what_a_notebook_shows_has_pictures_and_no_markup_of_the_data(
+    tiny: TinyStream, served: tuple[Stream, Replica]
+) -> None:
+    for stream in (so.open(tiny.root), served[0]):
+        html = stream.search(tiny.images["a/0"], k=2)._repr_html_()
+        assert html.count("data:image/") == 3
+        assert "<b>cat</b>" not in html
+        assert "&lt;b&gt;cat&lt;/b&gt;" in html
+        assert tiny.head in stream._repr_html_()
+        assert f"{tiny.head} (head)" in stream.versions._repr_html_()
+        assert "6 items" in repr(stream.items())
+
+
+def test_what_is_added_is_found_once(
+    tiny: TinyStream, served: tuple[Stream, Replica], tmp_path: Path
+) -> None:
+    """Twice to the root and twice through the service: one shard of each."""
+    root, (over, replica) = so.open(tiny.root), served
+    photos = folder(tmp_path / "photos")
+    assert len(root.add(photos)) == 1
+    assert root.add(photos) == []
+    assert over.add(photos) == over.add(photos)
+    tiny.ingest()
+    replica.puller.poll()
+    assert root.search(picture(70), k=1)[0].class_name == "heron"
+    assert len(over.items("heron")) == 4
+    with pytest.raises(ValueError, match="class folders"):
+        over.add(photos / "heron" / "70.png")
+
+
+def test_the_page_runs_as_written(tiny: TinyStream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stream-root").symlink_to(tiny.root)
+    folder(Path("photos"))
+    Path("leaf.jpg").write_bytes(tiny.images["a/5"])
+    scope: dict[str, Any] = {}
+    exec(compile(EXAMPLE, "python.md", "exec"), scope)
+    assert scope["hits"][0].item_id == "a/5"
+
+
+def test_the_package_itself_loads_nothing_heavy() -> None:
+    code = "import sys, stream_odml; print([m for m in ('torch', 'ray', 'pyarrow', 'numpy') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "[]"
