@@ -50,7 +50,7 @@ PROCESSES = (1, 2, 3, 4)
 SPECS = (
     EmbedderSpec("conv4", image_size=32, head="discriminant"),
     EmbedderSpec("conv4", image_size=28, dim=64),
-    EmbedderSpec("mobilenetv2", image_size=64, head="discriminant"),
+    EmbedderSpec("mobilenetv2", image_size=32, head="discriminant"),
 )
 
 

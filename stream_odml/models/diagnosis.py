@@ -9,7 +9,7 @@ import copy
 import io
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +68,7 @@ class Diagnosis:
 
 
 CHECKPOINT = "checkpoint"
+_NEARER = 0.9
 _TOGETHER = ("channels", "resize", "normalisation")
 """Kinds that are mistaken two at a time, as by another library for images."""
 
@@ -75,29 +76,25 @@ _TOGETHER = ("channels", "resize", "normalisation")
 def diagnose(canaries: Canaries, embedder: Embedder, decode: Decode = as_the_stream_decodes) -> Diagnosis:
     """Return what differs most likely between the vectors kept and those that `embedder` gives for images that
     `decode` reads."""
-    began, trier = time.process_time(), _Trier(canaries, embedder, decode)
-    tried: list[tuple[float, tuple[Change, ...]]] = []
-    for changes in _changes(embedder):
-        if time.process_time() - began > LIMIT_S:
-            break
-        if len(changes) > 1 and tried and min(tried, key=_deviation)[0] <= TOLERANCE:
-            break
-        tried.append((trier.deviation(changes), changes))
-    best, changes = min(tried, key=_deviation)
+    trier, single = _Trier(canaries, embedder, decode), _changes(embedder)
+    now, found = trier.deviation(()), trier.best([(change,) for change in single])
+    if found[0] > TOLERANCE:
+        # What is mistaken twice is nearer with one of the two put right.
+        nearer = [c for c in single if c.kind in _TOGETHER and trier.deviation((c,)) < _NEARER * now]
+        pairs = [
+            (a, b) for a, b in itertools.product(nearer, single) if b.kind in _TOGETHER and a.kind != b.kind
+        ]
+        found = trier.best([found[1], *pairs])
+    best, changes = found
     if best <= TOLERANCE:
         return Diagnosis(tuple(c.kind for c in changes), " and ".join(c.words for c in changes), best, True)
-    now = trier.deviation(())
     words = "the weights are others: another checkpoint"
     if best < now / 3:
         words += f", or its training went on (nearest otherwise: {' and '.join(c.words for c in changes)})"
     return Diagnosis((CHECKPOINT,), words, now, False)
 
 
-def _deviation(tried: tuple[float, tuple[Change, ...]]) -> float:
-    return round(tried[0], 4)  # of ways that fit alike the first counts
-
-
-def _changes(embedder: Embedder) -> Iterator[tuple[Change, ...]]:
+def _changes(embedder: Embedder) -> list[Change]:
     single = [
         Change("channels", "the colour channels are swapped (BGR for RGB)", Reading(swapped=True)),
         *(Change("resize", words, Reading(decode=decode)) for words, decode in _RESIZES.items()),
@@ -110,10 +107,7 @@ def _changes(embedder: Embedder) -> Iterator[tuple[Change, ...]]:
     if _depends_on_mode(embedder):
         words = "batch norm and dropout are in training mode (eval() is missing)"
         single.append(Change("mode", words, Reading(training=True)))
-    yield from ((change,) for change in single)
-    together = [change for change in single if change.kind in _TOGETHER]
-    pairs = itertools.combinations(together, 2)
-    yield from ((a, b) for a, b in pairs if a.kind != b.kind)
+    return single
 
 
 def _depends_on_mode(embedder: Embedder) -> bool:
@@ -133,9 +127,22 @@ class _Trier:
         self._embedder = copy.deepcopy(embedder).cpu().eval()
         self._own = self._embedder.mean.clone(), self._embedder.std.clone()
         self._pixels: dict[tuple[Decode, int], Pixels] = {}
+        self._tried: dict[tuple[Change, ...], float] = {}
+        self._ends = time.process_time() + LIMIT_S
+
+    def best(self, ways: Iterable[tuple[Change, ...]]) -> tuple[float, tuple[Change, ...]]:
+        """Return the least deviation and its changes; of ways that fit alike the first."""
+        return min(((self.deviation(way), way) for way in ways), key=lambda found: round(found[0], 4))
 
     def deviation(self, changes: tuple[Change, ...]) -> float:
-        """Return the deviation of the vectors that these changes give; infinite where they give none."""
+        """Return the deviation of the vectors that these changes give; infinite where they give none, or where the
+        time is over."""
+        if changes not in self._tried:
+            is_late = time.process_time() > self._ends
+            self._tried[changes] = float("inf") if is_late else self._measured(changes)
+        return self._tried[changes]
+
+    def _measured(self, changes: tuple[Change, ...]) -> float:
         reading = Reading()
         for change in changes:
             parts = {

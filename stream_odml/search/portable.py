@@ -22,7 +22,7 @@ from stream_odml.store.versions import VersionTree
 
 Arrays = Mapping[str, NDArray[np.floating[Any]]]
 Step = tuple[str, Arrays]
-"""What is done, and with which arrays; the page `docs/QUERIES.md` has the twenty lines that do it."""
+"""What is done, and with which arrays; the page `docs/howto/query-vectors.md` has the twenty lines that do it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""`docs/python.md`, executed as it stands, on a root at rest and against a service; both say the same."""
+"""`docs/howto/python.md`, executed as it stands, on a root at rest and against a service; both say the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.deploy.paths import REPOSITORY
 from tests.service.local import LocalApi
 from tests.service.tiny_stream import TinyStream, picture
 
-PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "howto" / "python.md").read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 OPTIONS = ServiceOptions(poll_s=60.0)
 

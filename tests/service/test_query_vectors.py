@@ -1,4 +1,4 @@
-"""Vectors on the client's side: `docs/query-vectors.md` executed as it stands, against the service's own way."""
+"""Vectors on the client's side: `docs/howto/query-vectors.md` executed as it stands, against the service's own way."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.service.local import LocalApi
 from tests.service.test_exact_form import ExactStream
 from tests.service.tiny_stream import TinyStream
 
-PAGE = (REPOSITORY / "docs" / "query-vectors.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "howto" / "query-vectors.md").read_text(encoding="utf-8")
 APPLIER, CLIENT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 Apply = Callable[[Any, Any], NDArray[np.float64]]
 D = 6
