@@ -13,6 +13,8 @@ from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.landing import land_file
 from stream_odml.ingest.landing_folder import land_plan, plan_folder
 from stream_odml.learn.embedder import Embedder, embed
+from stream_odml.learn.given_vectors import spec_of
+from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.models.loading import load_model
 from stream_odml.notebook.queries import Subject
 from stream_odml.notebook.results import Item, Items, Version, Versions
@@ -21,6 +23,7 @@ from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.thumbnails import Thumbnails
+from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
 
 
@@ -34,14 +37,16 @@ class RootPlace:
         self._thumbnails = Thumbnails(self._store.files)
         self._snapshot: GallerySnapshot | None = None
         self._model: tuple[str, Embedder] | None = None
+        self._named: tuple[str, EmbedderSpec] | None = None
 
     def search(self, subject: Subject, asked: Asked) -> Items:
         snapshot = self._now()
         if isinstance(subject, bytes):
             vector, version = self._embedded(snapshot, subject), snapshot.version
         else:
-            vector = subject[None]
-            version = snapshot.tree.named(asked.version or snapshot.version)
+            vector, version = subject[None], snapshot.tree.named(asked.version or snapshot.version)
+            if asked.version is None and self._spec(version).takes_vectors:  # as it is pushed
+                vector = snapshot.space.embeddings(vector)
         filters = Filters(
             None if asked.classes is None else frozenset(asked.classes),
             dict(asked.attributes or {}),
@@ -95,11 +100,20 @@ class RootPlace:
     def _embedded(
         self, snapshot: GallerySnapshot, image: bytes
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        if self._spec(snapshot.version).takes_vectors:
+            raise ValueError(
+                f"{self._store.uri} is a stream of vectors, which embeds no image; search for a vector"
+            )
         if self._model is None or not snapshot.tree.same_trunk(self._model[0], snapshot.version):
             self._model = snapshot.version, load_model(self._store, snapshot.version)
         embedder = self._model[1]
         pixels = decode_image(image, embedder.spec.image_size, DEFAULT_MAX_PIXELS)
         return snapshot.space.embeddings(embed(embedder, pixels[None]))
+
+    def _spec(self, version: str) -> EmbedderSpec:
+        if self._named is None or self._named[0] != version:
+            self._named = version, spec_of(self._store.artifact(version, STUDENT))
+        return self._named[1]
 
     def _picture(self, item: Item) -> bytes | None:
         return self._thumbnails.get(item.shard, item.item_id)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from stream_odml.learn.given_vectors import spec_of
 from stream_odml.learn.packing import BadArtifact
 from stream_odml.models.canaries import CanaryMismatch
 from stream_odml.models.loading import load_model
@@ -105,7 +106,10 @@ def _canaries(store: Store) -> Iterator[Finding]:
         if not version.retired and STUDENT in version.artifacts:
             models[version.artifacts[STUDENT].sha256] = version.version_id
     checked, without = 0, []
-    for version_id in models.values():
+    images = [v for v in models.values() if not spec_of(store.artifact(v, STUDENT)).takes_vectors]
+    if models and not images:
+        yield Finding("canaries", "ok", "a stream of vectors has no model that could differ")
+    for version_id in images:
         if CANARIES not in store.tree.get(version_id).artifacts:
             without.append(version_id)
             continue
@@ -120,7 +124,7 @@ def _canaries(store: Store) -> Iterator[Finding]:
         except (BadArtifact, ArtifactCorrupt) as error:
             yield Finding("canaries", "failure", f"version {version_id}: {_line(error)}", RESTORE)
     if without:
-        said = f"{len(without)} of {len(models)} models have none, as an earlier release committed them"
+        said = f"{len(without)} of {len(images)} models have none, as an earlier release committed them"
         yield Finding("canaries", "warning", said, "start the stream once: the served version gets them")
     if checked:
         yield Finding(
