@@ -117,6 +117,11 @@ class ServiceOptions(BaseModel):
     push_dir: str | None = Field(
         None, description="Inbox folder for images pushed over HTTP; by default push/ under the stream root."
     )
+    features_dir: Path | None = Field(
+        None,
+        description="Folder, on each node, where replicas keep the trunk features of the gallery, shared by those of "
+        "the node and found again by one that starts again. By default a temporary one for each replica.",
+    )
     metrics_host: str = Field(
         "127.0.0.1", description="Address the metrics exporter of each replica listens on."
     )

@@ -105,7 +105,7 @@ class Puller:
         else:
             self._store.refresh()
         if self.bundle is None:
-            if self._cache is None and self._store.form == "exact":
+            if self._cache is None and self._store.form == "exact":  # a temporary one
                 self._cache = FeatureCache()
             return load_bundle(self._store, self._settings, self._cache)
         return next_bundle(self._store, self.bundle)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from stream_odml.config.service import ServiceOptions
+from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.answering import Answering
 from stream_odml.service.backend import (
@@ -54,8 +55,13 @@ class Replica:
         settings = SearchSettings(
             options.search, options.approximate_above, options.recall_target, threads=options.search_threads
         )
+        kept = options.features_dir
         self.puller = Puller(
-            partial(Store.open, root, storage_options), settings, options.poll_s, self.metrics
+            partial(Store.open, root, storage_options),
+            settings,
+            options.poll_s,
+            self.metrics,
+            None if kept is None else FeatureCache(kept),
         )
         self._options, self._name = options, name
         driver = driver or NoDriver()

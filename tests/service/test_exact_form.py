@@ -116,6 +116,28 @@ def test_a_head_is_served_as_soon_as_it_is_solved(stream: ExactStream) -> None:
         found = ask(api, stream.images[first[0]], min_seq=stream.sequence, k=50)
         assert {hit["class"] for hit in found["hits"]} == {"dog", "owl", "elk"}
         body = {"vector": head.embed(old[4:5])[0].tolist(), "version": learnt, "k": 1}
+        assert stream.writer.tree.get(learnt).retired
+        assert api.post("/v1/search", json=body).status_code == 200, "a head outlives its version's model"
+        stream.writer.forget("class", "dog")
+        forget_in_sums(stream.writer)
+        ask(api, stream.images[first[0]], min_seq=stream.sequence, k=1)
         gone = api.post("/v1/search", json=body)
         assert (gone.status_code, gone.json()["error"]) == (422, "retired_version")
     replica.close()
+
+
+def test_replicas_of_a_node_share_a_folder_of_features_that_stays(
+    stream: ExactStream, tmp_path: Path
+) -> None:
+    options, folder = SERVED.model_copy(update={"features_dir": tmp_path / "features"}), tmp_path / "features"
+    first = stream.land("a", ["cat", "dog"], per_class=4)
+    copies = []
+    for _ in range(2):
+        replica = Replica(stream.root, options)
+        replica.start()
+        with LocalApi(create_app(replica, options, replica.metrics)) as api:
+            assert ask(api, stream.images[first[0]], k=1)["hits"][0]["id"] == first[0]
+        replica.close()
+        copies.append({file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()})
+    assert len(copies[0]) == len(stream.writer.store.tables["gallery"].present)
+    assert copies[0] == copies[1], "the second one found what the first had left"
