@@ -141,16 +141,23 @@ def _panel(
 def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of recall over stages; each row as `stage_rows` of the report gives it."""
     table = Table(
-        title="Recall@1 on held-out images: all as served and re-extracted; old and new as served",
+        title="Recall@1 on held-out images: all as served, by the version before and re-extracted; old, new as served",
         title_justify="left",
     )
     table.add_column("version", no_wrap=True)
-    for name in ("classes", "served", "re-extr.", "old", "new", "forgot"):
+    for name in ("classes", "served", "before", "re-extr.", "old", "new", "forgot"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         figures = [
             row.get(k)
-            for k in ("union_served", "union_reextracted", "old_served", "new_served", "forgetting")
+            for k in (
+                "union_served",
+                "union_parent",
+                "union_reextracted",
+                "old_served",
+                "new_served",
+                "forgetting",
+            )
         ]
         table.add_row(shown(row["version"]), str(row["classes"]), *(figure(f) for f in figures))
     return table

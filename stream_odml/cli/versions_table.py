@@ -24,15 +24,20 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
     """Return a row per learnt version from the root to the head, oldest first; figures not measured are None."""
     rows = []
     classes = 0
+    known: set[str | None] = set()
     for version_id in store.tree.lineage(store.tree.head)[1:]:
         version = store.tree.get(version_id)
         metrics = VersionMetrics.read(version.metrics)
-        classes += int(metrics.classes or 0)
+        classes += int(metrics.classes or 0) if version.task not in known else 0
+        known.add(version.task)
         row: dict[str, Any] = {
             "version": version_id,
             "parent": version.parent,
             "task": version.task,
             "trunk": _trunk_of(store, version_id),
+            "stage": metrics.kind,
+            # Of a slow stage the parent is the fast version, the floor that it had to pass.
+            "union_parent": metrics.parent_recall_at_1.get("union"),
             "committed_at": version.time.isoformat(),
             "classes": classes,
         }

@@ -28,6 +28,7 @@ from stream_odml.observe.tracing import span
 from stream_odml.pipeline.erasure_request import find_subject
 from stream_odml.pipeline.figures import stream_figures
 from stream_odml.pipeline.late_erasure import StaleSums
+from stream_odml.pipeline.later_stages import LaterRules
 from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.metrics import DriverMetrics
 from stream_odml.pipeline.pushed import move_back
@@ -44,6 +45,8 @@ BEAT_S = 0.1
 POLL_S = 4.0
 """Longest that a trainer's question for work stays open."""
 FIGURES_S = 1.0
+HOLD_S = 300.0
+"""Longest that fast stages wait for a stage that has to settle again because they overtook it."""
 STATUS_WAIT_S = 0.5
 """Longest that status waits for a commit in progress before it tells the figures of before."""
 
@@ -67,7 +70,8 @@ class StreamDriver:
             config.ingest,
             lambda: self._tidying.erase_soon(),
         )
-        self._stages = Stages(self._writer, config.boundary, config.gate.retries, config.learns_trunk)
+        rules = LaterRules.of(config)
+        self._stages = Stages(self._writer, config.boundary, config.gate.retries, config.learns_trunk, rules)
         self._fast = FastStages(config, self._stages)
         if config.solves_head:
             self._fast.start()
@@ -178,22 +182,26 @@ class StreamDriver:
             return not version_id or self._stages.is_current(version_id)
 
     def commit_stage(self, result: StageResult) -> str:
-        """Commit or refuse a finished stage and return the head. A stage whose parent is not the head is dropped."""
+        """Commit or refuse a finished stage and return the head. A stage whose parent is not the head is dropped; one
+        that improves what is learnt settles again, and no fast stage is begun until it has."""
         began = time.perf_counter()
         with self._lock, about(stage=result.version_id), span("stage.commit", result.version_id):
             try:
                 head = self._stages.commit(result)
-            except StaleParent as error:
-                log.warning("stage %s is dropped: %s", result.version_id, error)
-                return self._writer.store.tree.head
-            except StaleSums as error:
-                log.warning("stage %s is learnt again: %s", result.version_id, error)
+            except (StaleParent, StaleSums) as error:
+                if self._stages.is_current(result.version_id):
+                    log.warning("stage %s is to be repeated: %s", result.version_id, error)
+                    self._fast.hold(HOLD_S if self._writer.ledger.is_later(result.version_id) else 0.0)
+                else:
+                    log.warning("stage %s is dropped: %s", result.version_id, error)
                 return self._writer.store.tree.head
             self._training_problem = ""
+            self._fast.hold(0.0)
             self._refresh_figures(force=True)
             if (version := self._writer.tree.versions.get(result.version_id)) is not None:
                 waited = VersionMetrics.read(version.metrics).closed_to_learnt_s
-                self._metrics.closed_to_learnt.observe(waited or 0.0)
+                if waited is not None:
+                    self._metrics.closed_to_learnt.observe(waited)
             log.info("stage of %s ended; head is %s", result.task, head)
         self._metrics.commit.labels("stage").observe(time.perf_counter() - began)
         return head

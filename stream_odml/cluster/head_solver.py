@@ -76,7 +76,7 @@ class FastStages:
         self._actor: Any = None
         self._call: Any = None
         self._order: StageOrder | None = None
-        self._not_before = 0.0
+        self._not_before = self._held_until = 0.0
         self._ahead: Any = None
         self._ahead_of = 0
         self._look_ahead_at = 0.0
@@ -94,9 +94,14 @@ class FastStages:
         options = actor.options(name=SOLVER_NAME, namespace=NAMESPACE, get_if_exists=True)
         self._actor = options.remote(self._config.model_dump_json())
 
+    def hold(self, seconds: float) -> None:
+        """Begin no stage for so long, or from now on again (0)."""
+        self._held_until = time.monotonic() + seconds
+
     def dispatch(self) -> None:
         """Hand the next task to the solver, if it is free and the task needs no trainer."""
-        if self._order is not None or self._actor is None or time.monotonic() < self._not_before:
+        waits = max(self._not_before, self._held_until)
+        if self._order is not None or self._actor is None or time.monotonic() < waits:
             return
         order = self._stages.solve_next()
         if order is not None:

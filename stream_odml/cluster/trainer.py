@@ -153,23 +153,43 @@ class _Worker:
         except StageFailed as failure:
             result = StageResult(order.version_id, order.parent, order.task, refusal=str(failure))
         except Exception as error:
-            # Ray Train starts the workers again; the driver gives the attempt up when that does not help.
-            log.exception("stage %s failed", order.version_id)
-            why = f"{type(error).__name__}: {error}"
-            if isinstance(
-                error, OSError | DeltaError
-            ):  # an unreachable store: waited for, and no fault of the stage
-                call_driver("stage_deferred", order, why)
-            elif not is_loss_of_a_process(error):
-                call_driver("stage_failed", order, why, self.world.rank)
+            self._tell(order, error)
             raise
+        while self._hand_over(order, result):
+            try:
+                with span("stage.settle", order.version_id):
+                    result = run.settle()
+            except Exception as error:
+                self._tell(order, error)
+                raise
         if self.world.rank == 0:
-            self.reporter.report(StageProgress("committing", order.task, order.version_id, order.depth))
-            call_driver("commit_stage", result)
             self.reporter.report(StageProgress())
         self._barrier()
         run.close()
         give_back_memory()
+
+    def _tell(self, order: StageOrder, error: Exception) -> None:
+        """Report an error that nobody foresaw. Ray Train starts the workers again; the driver gives the attempt up when
+        that does not help."""
+        log.exception("stage %s failed", order.version_id)
+        why = f"{type(error).__name__}: {error}"
+        if isinstance(
+            error, OSError | DeltaError
+        ):  # an unreachable store: waited for, and no fault of the stage
+            call_driver("stage_deferred", order, why)
+        elif not is_loss_of_a_process(error):
+            call_driver("stage_failed", order, why, self.world.rank)
+
+    def _hand_over(self, order: StageOrder, result: StageResult) -> bool:
+        """Give the driver the result; whether the head had moved, under which it has to be settled again."""
+        again = False
+        if self.world.rank == 0:
+            self.reporter.report(StageProgress("committing", order.task, order.version_id, order.depth))
+            call_driver("commit_stage", result)
+            if order.improves and result.refusal is None:
+                self.store.refresh()
+                again = self.store.open_attempt(order.version_id) is not None
+        return bool(self._from_rank_zero(again))
 
     def _steps(self, run: StageRun) -> bool:
         """All remaining steps; False when the driver wants no more of them."""

@@ -178,6 +178,10 @@ class StoreConfig(_Section):
     codes: Literal["int8", "float16"] = "int8"
     """How features are kept, settled when the root is made: 1 byte a value and 4 for each item, or 2 and 4. Recall was
     within 0.001 of float32 with `int8` on every stream tried."""
+    renew_per_s: float = Field(50.0, ge=0, le=100_000)
+    """Images a second that are embedded anew in the background, after the trunk of a discriminant head moved and while
+    the trainer has nothing else to do: items become exact again that a map had moved, worst first, where the image can
+    still be read. 0 for none."""
     lease_s: float = Field(10.0, ge=1, le=600)
     """Seconds after a writer's last heartbeat until another may replace it."""
     keep_versions: int = Field(10, ge=2)
@@ -268,13 +272,12 @@ class StreamConfig(_Section):
                 f"store.features: {features} with model.head: {self.model.head}; a discriminant head needs `exact`, "
                 "every other head `embedding`: leave store.features out"
             )
-        trunk = self.learning.trunk
-        if solved and trunk == "distilled":
+        if self.learning.trunk == "distilled" and self.model.takes_vectors:
             raise ValueError(
-                "learning.trunk: distilled with model.head: discriminant: stored features cannot follow a trunk that "
-                "moves after its first stage yet; use `auto`, or `model.head: linear`, which distils in every stage"
+                "learning.trunk: distilled with model.backbone: none: vectors come without a trunk that could move; "
+                "leave learning.trunk out"
             )
-        if trunk == "frozen" and not solved:
+        if self.learning.trunk == "frozen" and not solved:
             raise ValueError(
                 f"learning.trunk: frozen with model.head: {self.model.head}, which is learnt with its trunk; "
                 "use `method: frozen_f0`, or `model.head: discriminant`"

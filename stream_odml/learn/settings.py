@@ -100,9 +100,12 @@ class StageSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = _PYDANTIC
 
     trunk: TrunkRule = "auto"
-    """What is in front of a `discriminant` head. `auto`: learnt in the first stage and kept from then on; `frozen`:
-    kept as it starts, where that is from pretrained weights; `distilled`: learnt in every stage, which is not built yet
-    under this head, and is what happens under all others."""
+    """What is in front of a `discriminant` head. `frozen`: the trunk stays as it starts, where that is from pretrained
+    weights; from nothing it is learnt in the first stage. `distilled`: learnt in the first stage and, after the head
+    has been solved within seconds, moved by the images of every task, where that serves more. `auto`: the same, but
+    only once the trunk was trained on half of the known classes or fewer and tells the others apart by far less (the
+    measure is in `learn/trunk_gap.py`), and where images are held out to show what is won. Other heads are learnt with
+    their trunk in every stage."""
 
     choice_growth: NonNegative = 0.25
     """Share by which classes or items have to grow (or shrink) until the settings of a `discriminant` head are chosen

@@ -6,14 +6,14 @@ one of them, and never finds itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.learn.drift import DriftMap
-from stream_odml.pipeline.held_out_rows import Floats, HeldOut
+from stream_odml.pipeline.held_out_rows import Floats, HeldOut, named
 from stream_odml.store.store import Store
 from stream_odml.store.version_metrics import VersionMetrics, key
 
@@ -31,7 +31,11 @@ def by_cosine(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
 
 
 def evaluate_stage(
-    held: HeldOut, forward: DriftMap, task: str, after: Finder = by_cosine, before: Finder = by_cosine
+    held: HeldOut,
+    forward: DriftMap,
+    own_tasks: str | Collection[str],
+    after: Finder = by_cosine,
+    before: Finder = by_cosine,
 ) -> dict[str, Any]:
     """Return Recall@1 of the new version and, as served, of the one that it would replace, on
     the same images.
@@ -40,8 +44,8 @@ def evaluate_stage(
     how many queries it rests on, and its standard error. `after` and `before`: how the new version and its parent
     compare what their models give.
     """
-    # At the commit the task's own items are embedded anew; all others are only ever mapped.
-    own = held.of_this_task[:, None]
+    # At the commit the stage's own items are embedded anew; all others are only ever mapped.
+    own = held.anew[:, None]
     served = np.where(own, held.fresh, forward.apply(held.mapped).astype(np.float32))
     forms = {"served": served, "reextracted": held.fresh, "stale": np.where(own, held.fresh, held.raw)}
     found: dict[str, Floats] = {}
@@ -49,7 +53,7 @@ def evaluate_stage(
         same = next((other for other in found if np.array_equal(forms[other], gallery)), None)
         found[form] = after(held, held.fresh, gallery) if same is None else found[same]
     of_parent = before(held, held.parent, held.mapped)
-    new = held.tasks == task
+    new = np.isin(held.tasks, sorted(named(own_tasks)))
     splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
     figures: dict[str, Any] = {
         key("recall_at_1", split, form): value
@@ -57,7 +61,7 @@ def evaluate_stage(
         for form in forms
         if (value := _mean(found[form][queries])) is not None
     }
-    for split in ("old", "new"):
+    for split in splits:
         figures |= _compared(split, of_parent, found["served"], held.labels, splits[split])
     for name in np.unique(held.tasks):
         value = _mean(found["reextracted"][held.tasks == name])

@@ -18,11 +18,13 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.lift import Lift
+from stream_odml.learn.trunk_gap import is_worth_moving, trained_share, trunk_gap
 from stream_odml.pipeline import evaluating
-from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, verdict
+from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, floor, verdict
 from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.head_solving import Items, Solved, Training, earlier_choice, rows_as_items, solve
 from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose
+from stream_odml.pipeline.later_stages import trained_tasks
 from stream_odml.pipeline.messages import StageOrder, StageResult
 from stream_odml.pipeline.sums_ahead import SumsAhead
 from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS, ArtifactRef, write_artifact
@@ -48,7 +50,7 @@ def fast_stage(
     solved = store.again(lambda: _solved(store, order, config, ahead or SumsAhead()))
     if solved is None:
         return StageResult(order.version_id, order.parent, order.task, refusal=NO_ITEMS)
-    figures = {**solved.figures, **_measured(store, order, config, solved), "steps": 0.0}
+    figures = {**solved.figures, **_measured(store, order, config, solved), "steps": 0.0, key("kind"): "head"}
     figures["seconds"] = time.perf_counter() - began
     return finished(store, order, config, solved, figures, trunk_files(store, order.parent))
 
@@ -64,15 +66,25 @@ def _solved(store: Store, order: StageOrder, config: StreamConfig, ahead: SumsAh
 def solve_stage(
     store: Store, order: StageOrder, config: StreamConfig, forward: DriftMap, parts: Sequence[str]
 ) -> Solved:
-    """Return sums and head after a stage that wrote rows of the task (`parts`): under a new trunk, whose map from the
-    parent's is `forward`, or for an order to `embed` under the parent's."""
-    left = task_rows(store, order.parent, _shards(order))
+    """Return sums and head after a stage that wrote rows (`parts`): under a new trunk, whose map from the parent's is
+    `forward`, or, for an order to `embed` or to `renew`, under the parent's."""
+    shards, parent = _shards(order), order.parent
+    left = task_rows(store, parent, shards)
     task = rows_as_items(store, parts, left, forward)
-    if order.kind == "embed":
-        return _beside_learnt(store, order, config, task, sums_now(store, order.parent))
-    # Of what another trunk embedded nothing can be summed under this one.
     lift = Lift(store.dim, config.model.lift, config.seed)
-    return _noted(store, task, solve(ClassSums.empty(lift), task, None, config.model.dim))
+    if order.kind == "trunk":
+        # Of what weights from nothing embedded nothing can be summed under this trunk.
+        return _noted(store, order, config, task, solve(ClassSums.empty(lift), task, None, config.model.dim))
+    if order.kind == "slow":
+        # Summed again, as mapped and coded: S <- A S Aᵀ is this but for what the codes round and unit lengths change,
+        # and only what is stored can be subtracted to the last bit.
+        learnt = learnt_rows(store, parent).without(shards).under(forward)
+        solved = solve(learnt.sums(lift), task, learnt, config.model.dim)
+        return _noted(store, order, config, task, solved)
+    before = sums_now(store, parent)
+    if order.kind == "renew":
+        before = before.minus(left.sums(before.lift))
+    return _beside_learnt(store, order, config, task, before)
 
 
 def _beside_learnt(
@@ -83,21 +95,33 @@ def _beside_learnt(
     before: ClassSums,
     of_task: ClassSums | None = None,
 ) -> Solved:
-    """Solve a task under its parent's trunk, with the settings of the parent's head where they still hold."""
+    """Solve a stage's items under its parent's trunk, with the settings of the parent's head where they still hold."""
+    learnt = learnt_rows(store, order.parent)
     solved = solve(
         before,
         task,
-        learnt_rows(store, order.parent),
+        learnt.without(_shards(order)) if order.kind == "renew" else learnt,
         config.model.dim,
         earlier=earlier_choice(store, order.parent),
         growth=config.learning.choice_growth,
         of_task=of_task,
     )
-    return _noted(store, task, solved)
+    return _noted(store, order, config, task, solved)
 
 
-def _noted(store: Store, task: Training, solved: Solved) -> Solved:
+def _noted(store: Store, order: StageOrder, config: StreamConfig, task: Training, solved: Solved) -> Solved:
+    trained = trained_tasks(store.ledger, store.tree, order.parent)
+    trained |= set(order.own) if order.kind in ("trunk", "slow") else set()
+    shards = (shard for one in trained for shard in store.ledger.tasks[one].shard_ids)
+    classes = {name for shard in shards for name in store.ledger.shards[shard].classes}
+    need = {"trained": trained_share(solved.sums.names, classes)}
+    # The sample is read only where the answer may be to move the trunk.
+    if config.learning.trunk == "auto" and is_worth_moving({**need, "gap": np.inf}):
+        sample = solved.sample()
+        gap = trunk_gap(sample.codes, sample.classes, classes)
+        need |= {} if gap is None else {"gap": gap}
     more = {
+        **{key("trunk", name): value for name, value in need.items()},
         SUMS_SEQ: store.ledger.seq,
         "images": float(len(task)),
         "classes": float(len(set(task.classes))),
@@ -125,7 +149,7 @@ def finished(
     rows: Sequence[str] = (),
 ) -> StageResult:
     """Return what the driver commits: sums and head written beside `artifacts`, or the refusal of the gate."""
-    refusal = verdict(config.gate, figures)
+    refusal = floor(config.gate, figures) if order.improves else verdict(config.gate, figures)
     if refusal is not None and order.anyway:
         figures, refusal = {**figures, OVERRULED: refusal}, None
     contents = {SUMS: solved.sums.to_bytes(), HEAD: solved.head.to_bytes()}
@@ -133,7 +157,13 @@ def finished(
         name: write_artifact(store.files, order.version_id, name, data) for name, data in contents.items()
     }
     return StageResult(
-        order.version_id, order.parent, order.task, {**artifacts, **written}, tuple(rows), figures, refusal
+        order.version_id,
+        order.parent,
+        order.task,
+        {**artifacts, **written},
+        tuple(rows),
+        figures,
+        refusal,
     )
 
 
@@ -157,9 +187,9 @@ def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Sol
 
 
 def _held_out(store: Store, order: StageOrder, evaluation: EvaluationConfig, seed: int) -> HeldOut | None:
-    rows = choose(store, order.parent, order.task, evaluation, seed)
+    rows = choose(store, order.parent, order.own, evaluation, seed)
     there = np.ones(len(rows), bool)
-    return assemble(store, order.parent, order.task, rows, there)
+    return assemble(store, order.parent, order.own, rows, there)
 
 
 def _estimated(old: DiscriminantHead, new: DiscriminantHead, sample: Items) -> dict[str, float]:
@@ -178,3 +208,25 @@ def _estimated(old: DiscriminantHead, new: DiscriminantHead, sample: Items) -> d
         )
     }
     return {name: float(np.nanmean(hits)) for name, hits in found.items() if not np.isnan(hits).all()}
+
+
+def estimate_both(store: Store, parent: str, old: DiscriminantHead, solved: Solved) -> dict[str, float]:
+    """Recall@1 of learnt items before a stage and after it, each by its head and in its trunk, where too few images are
+    held out. Both heads were solved with these items, and the new trunk was trained on some: it flatters the stage."""
+    learnt = learnt_rows(store, parent)
+    row_of = {name: row for row, name in enumerate(learnt.keys)}
+    drawn = solved.sample()
+    mine = np.array([row for row, name in enumerate(drawn.keys) if name in row_of], np.int64)
+    if len(mine) < 2:
+        return {}
+    sample = drawn.at(mine)
+    rows = np.array([row_of[name] for name in sample.keys], np.int64)
+    order = np.argsort(rows)
+    names, labels = np.unique(np.array(sample.classes, np.str_)[order], return_inverse=True)
+    was_nD, is_nD = learnt.features(rows[order]).decode(), sample.codes[order].decode()
+    held = HeldOut.of_features(is_nD, labels.astype(np.int64), [str(name) for name in names])
+    hits = {
+        key("parent_recall_at_1", "union", "estimated"): by_head(old)(held, was_nD, was_nD),
+        key("recall_at_1", "union", "estimated"): by_head(solved.head)(held, is_nD, is_nD),
+    }
+    return {name: float(np.nanmean(found)) for name, found in hits.items() if not np.isnan(found).all()}

@@ -8,12 +8,14 @@ from datetime import datetime
 from itertools import islice
 
 from stream_odml.config.masking import masked_text
+from stream_odml.pipeline.later_stages import renewal
 from stream_odml.pipeline.metrics import StreamFigures
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import unlearnt_tasks
 from stream_odml.store.version_metrics import FORMS, SPLITS, VersionMetrics
+from stream_odml.store.versions import VersionTree
 
 
 def stream_figures(store: Store, epoch: int) -> StreamFigures:
@@ -28,7 +30,8 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
         quarantined=dict(ledger.tally.reasons),
         classes=len(ledger.tally.classes),
         stages_committed=sum(version.parent is not None for version in tree.versions.values()),
-        gate_refusals=len(tree.refusals),
+        # That a slow stage serves no more is no fault of the stream: the fast version serves.
+        gate_refusals=sum(not ledger.is_later(refusal.version_id) for refusal in tree.refusals),
         epoch=epoch,
     )
     _queues(figures, ledger, learnt)
@@ -45,7 +48,22 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
         }
         figures.forgetting = metrics.forgetting
         figures.drift = dict(metrics.drift)
+        figures.slow_stage = _slow_stage(tree)
+        figures.renewal = renewal(store)
     return figures
+
+
+def _slow_stage(tree: VersionTree) -> dict[str, float]:
+    """Recall of the last slow stage on the head's lineage, and of the version that it had to pass."""
+    for version_id in reversed(tree.lineage(tree.head)):
+        metrics = VersionMetrics.read(tree.get(version_id).metrics)
+        if metrics.kind == "slow":
+            figures = {
+                "fast": metrics.parent_recall_at_1.get("union"),
+                "slow": metrics.recall("union", "served"),
+            }
+            return {name: value for name, value in figures.items() if value is not None}
+    return {}
 
 
 def _shards(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, int]:

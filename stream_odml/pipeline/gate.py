@@ -47,6 +47,36 @@ def verdict(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:
     return None
 
 
+def floor(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:
+    """Return why a stage that improves what is learnt must not be published, or None.
+
+    The version without it serves already, and cost seconds: it is the floor. A trunk that moved has to serve more, on
+    all classes together; items that were embedded anew, no less than chance explains. Without held-out images the
+    estimate from stored features decides.
+    """
+    if not gate.enabled:
+        return None
+    metrics = VersionMetrics.read(figures)
+    for form, kind in (("served", ""), ("estimated", "/estimated")):
+        before, after = metrics.parent_recall_at_1.get(f"union{kind}"), metrics.recall("union", form)
+        if before is None or after is None:
+            continue
+        error = metrics.change_error.get("union", 0.0) if form == "served" else 0.0
+        if metrics.kind == "renew" and before - after <= gate.max_old_loss + gate.certainty * error:
+            return None
+        if after > before:
+            return None
+        return (
+            f"{form} Recall@1 over all classes would be {after:.3f}, which is not above the {before:.3f} of the "
+            f"version without it{_noise(error, metrics.queries.get('union'))}"
+        )
+    if metrics.kind == "renew":
+        return None
+    return (
+        "nothing shows that it serves more: no image is held out, and too few items are stored to estimate it"
+    )
+
+
 def _noise(error: float, queries: float | None) -> str:
     if not error or queries is None:
         return ""

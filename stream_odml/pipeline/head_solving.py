@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve_head
 from stream_odml.learn.drift import DriftMap
-from stream_odml.learn.feature_codes import FeatureCodes, encode
+from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.head_choice import choose_head, sample_rows
 from stream_odml.learn.lift import Lift
 from stream_odml.store.store import Store
+from stream_odml.store.sums import TrainingRows
 from stream_odml.store.tables import features_of
 from stream_odml.store.version_metrics import key
 
@@ -162,22 +163,23 @@ def _sampled(parts: Sequence[Training]) -> Items:
     return drawn.at(np.searchsorted(ordered, rows))
 
 
-def rows_as_items(store: Store, parts: Sequence[str], left: Training, forward: DriftMap) -> Items:
-    """Return the task's training items as they will be stored: of the rows that a stage has written (paths of the
-    store), and of `left` those that it could not embed anew, which `forward` maps."""
+def rows_as_items(store: Store, parts: Sequence[str], left: TrainingRows, forward: DriftMap) -> Items:
+    """Return a stage's training items as they will be stored: of the rows that it has written (paths of the store)
+    those that live still, and of `left`, all that live, those that it could not embed anew, which `forward` maps."""
     found = []
     for part in parts:
         with store.files.local(part) as path:
             rows = pq.read_table(path)
         found.append(rows.filter(pc.invert(rows["held_out"])))
-    rows = pa.concat_tables(found)
+    rows, living = pa.concat_tables(found), left.places
+    places = zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True)
+    rows = rows.filter(pa.array([place in living for place in places], pa.bool_()))
     anew = Items(rows["item_id"].to_pylist(), rows["class_name"].to_pylist(), features_of(rows, store.dim))
     names = frozenset(anew.keys)
     stayed = np.array([row for row, key in enumerate(left.keys) if key not in names], np.int64)
     if not len(stayed):
         return anew
-    # In float64, as it is done whenever these rows are read.
-    moved = encode(forward.apply(left.features(stayed).decode().astype(np.float64)), anew.codes.format)
+    moved = left.under(forward).features(stayed)
     return Items(
         [*anew.keys, *(left.keys[row] for row in stayed)],
         [*anew.classes, *(left.classes[row] for row in stayed)],

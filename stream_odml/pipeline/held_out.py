@@ -44,7 +44,7 @@ def shared_held_out(
     ``all_ranks`` gives the value of each rank to every rank. None also where there are too few images.
     """
     # Rank 0's choice for all: another may read the store a commit earlier.
-    rows = choose(store, order.parent, order.task, config.evaluation, config.seed) if not world.rank else None
+    rows = choose(store, order.parent, order.own, config.evaluation, config.seed) if not world.rank else None
     keys = all_ranks(None if rows is None else keys_of(rows))[0]
     parent = embedder_from_bytes(store.artifact(order.parent, STUDENT))
     mine = keys[share(len(keys), world.rank, world.size)]
@@ -54,7 +54,8 @@ def shared_held_out(
         return None
     there = np.concatenate([part[0] for part in parts])
     fresh, before = (np.concatenate([part[1][i] for part in parts]) for i in range(2))
-    return assemble(store, order.parent, order.task, rows, there, fresh, before)
+    anew = {shard.shard_id for shard in order.shards} if order.improves else None
+    return assemble(store, order.parent, order.own, rows, there, fresh, before, anew)
 
 
 def embed_images(

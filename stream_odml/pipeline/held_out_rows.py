@@ -6,7 +6,7 @@ Protects: the number of rows does not grow with the stream; a row counts only if
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,15 +28,15 @@ class HeldOut:
     """Held-out images of learnt tasks and of the one at hand, as both models embed them and as the gallery holds them.
 
     ``fresh`` [n, d] by the new model, ``parent`` [n, d] by the one before it; ``labels`` [n] of the class; ``tasks``
-    [n] the task that brought the class first; ``mapped`` [n, d] stored vectors in the parent's space; ``raw`` [n, d]
-    as they were stored; ``names`` the class of each label.
+    [n] the task that brought the class first; ``anew`` [n] whether the stage embeds the item anew; ``mapped`` [n, d]
+    stored vectors in the parent's space; ``raw`` [n, d] as they were stored; ``names`` the class of each label.
     """
 
     fresh: Floats
     parent: Floats
     labels: NDArray[np.int64]
     tasks: NDArray[np.str_]
-    of_this_task: NDArray[np.bool_]
+    anew: NDArray[np.bool_]
     mapped: Floats
     raw: Floats
     names: Sequence[str]
@@ -48,13 +48,19 @@ class HeldOut:
         return HeldOut(h_nD, h_nD, labels, tasks, np.zeros(len(labels), bool), h_nD, h_nD, names)
 
 
-def choose(store: Store, parent: str, task: str, evaluation: EvaluationConfig, seed: int) -> pa.Table:
-    """Return gallery rows of the held-out images to measure a stage of ``task`` on, shard by shard: at
-    most ``evaluation.max_per_class`` of a class and ``max_images`` in all, beyond which classes are
-    drawn by ``seed``."""
-    tasks = {*store.tree.learnt(parent), task}
+def named(own: str | Collection[str]) -> frozenset[str]:
+    """Return the task or tasks of a stage as a set."""
+    return frozenset((own,) if isinstance(own, str) else own)
+
+
+def choose(
+    store: Store, parent: str, own: str | Collection[str], evaluation: EvaluationConfig, seed: int
+) -> pa.Table:
+    """Return gallery rows of the held-out images to measure a stage of task(s) ``own`` on, shard by shard: at most
+    ``evaluation.max_per_class`` of a class and ``max_images`` in all, beyond which classes are drawn by ``seed``."""
+    tasks = store.tree.learnt(parent) | named(own)
     shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
-    classes = _drawn_classes(store, tasks, task, evaluation, seed)
+    classes = _drawn_classes(store, tasks, named(own), evaluation, seed)
     rows = store.again(
         lambda: rows_of_classes(
             store, parent, shards, pc.field("held_out"), evaluation.max_per_class, seed, classes
@@ -64,21 +70,21 @@ def choose(store: Store, parent: str, task: str, evaluation: EvaluationConfig, s
 
 
 def _drawn_classes(
-    store: Store, tasks: set[str], task: str, evaluation: EvaluationConfig, seed: int
+    store: Store, tasks: Collection[str], own: Collection[str], evaluation: EvaluationConfig, seed: int
 ) -> set[str] | None:
-    """The classes to measure, or None for all: half of the images for the task's own, the rest for older ones."""
+    """The classes to measure, or None for all: half of the images for the stage's own, the rest for older ones."""
     counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for name in tasks:
         for shard_id in store.ledger.tasks[name].shard_ids:
             shard = store.ledger.shards[shard_id]
             trainable = shard.counts.get("trainable", {})
-            counts[name == task].update({c: n - trainable.get(c, 0) for c, n in shard.classes.items()})
-    expected = {own: _expected(counts[own], evaluation.max_per_class) for own in counts}
+            counts[name in own].update({c: n - trainable.get(c, 0) for c, n in shard.classes.items()})
+    expected = {new: _expected(counts[new], evaluation.max_per_class) for new in counts}
     if sum(sum(part.values()) for part in expected.values()) <= evaluation.max_images:
         return None
     quota = evaluation.max_images // 2
-    room = {own: max(quota, evaluation.max_images - sum(expected[not own].values())) for own in expected}
-    return {name for own, part in expected.items() for name in _fitting(part, room[own], seed)}
+    room = {new: max(quota, evaluation.max_images - sum(expected[not new].values())) for new in expected}
+    return {name for new, part in expected.items() for name in _fitting(part, room[new], seed)}
 
 
 def _expected(counts: Counter[str], per_class: int) -> dict[str, int]:
@@ -106,14 +112,17 @@ def share(rows: int, rank: int, ranks: int) -> slice:
 def assemble(
     store: Store,
     parent: str,
-    task: str,
+    own: str | Collection[str],
     rows: pa.Table,
     there: NDArray[np.bool_],
     fresh: Floats | None = None,
     by_parent: Floats | None = None,
+    anew: Collection[str] | None = None,
 ) -> HeldOut | None:
     """Return the rows whose image was read, with what the gallery holds of them; None if there are too
     few to measure.
+
+    ``anew``: shards whose rows the stage writes; by default those of its task(s) ``own``.
 
     Without embeddings of the images, what the gallery holds stands for them: under one trunk it is the same.
     """
@@ -125,12 +134,14 @@ def assemble(
     first = _first_tasks(store, number)
     raw = decoded(rows, store.dim)
     mapped = mapped_to(store, raw, rows["version"].to_pylist(), parent)
+    tasks, shards = named(own), rows["shard_id"].to_pylist()
+    is_anew = [store.ledger.shards[s].task in tasks if anew is None else s in anew for s in shards]
     return HeldOut(
         mapped if fresh is None else fresh,
         mapped if by_parent is None else by_parent,
         np.array([number[name] for name in names], np.int64),
         np.array([first[name] for name in names]),
-        np.array([store.ledger.shards[s].task == task for s in rows["shard_id"].to_pylist()]),
+        np.array(is_anew, bool),
         mapped,
         raw,
         list(number),

@@ -30,13 +30,14 @@ class StaleSums(Exception):
 def up_to_date(writer: Writer, result: StageResult, rows: Iterable[pa.Table]) -> StageResult:
     """Return the result with sums and head of what is living now. `rows`: those that it comes with, in parts.
 
-    A head solved under its parent's trunk is a matter of seconds: it raises StaleSums, and is solved again. Of a new
-    trunk's own rows the dead are subtracted.
+    A head solved under its parent's trunk is a matter of seconds: it raises StaleSums, and is solved again; so does a
+    stage that improves what is learnt. Of the first trunk's own rows the dead are subtracted.
     """
     store = writer.store
     if SUMS not in result.artifacts or not _is_stale(store, result):
         return result
-    if result.artifacts[STUDENT] == store.tree.get(result.parent).artifacts[STUDENT]:
+    own_trunk = result.artifacts[STUDENT] != store.tree.get(result.parent).artifacts[STUDENT]
+    if not own_trunk or store.ledger.is_later(result.version_id):
         raise StaleSums(f"{result.version_id}: items of its sums were forgotten or replaced meanwhile")
     before = ClassSums.from_bytes(read_artifact(store.files, result.artifacts[SUMS]))
     sums = before.minus(_dead(store, before, rows))

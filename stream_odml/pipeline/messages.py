@@ -11,7 +11,9 @@ from stream_odml.ingest.shard import ShardRef
 from stream_odml.store.artifacts import ArtifactRef
 from stream_odml.store.ledger_states import ShardState
 
-StageKind = Literal["trunk", "embed", "head"]
+StageKind = Literal["trunk", "embed", "head", "slow", "renew"]
+IMPROVES: tuple[StageKind, ...] = ("slow", "renew")
+"""Kinds of a stage whose tasks are learnt already: its result is published under the head of the moment."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class StageOrder:
     ``handed_at`` is in seconds since the epoch; ``retry`` counts the refusals before this attempt; ``anyway``: the
     result is published whatever the quality gate finds. ``kind``: ``trunk`` is learnt by the trainer, step by step;
     ``head`` is solved from sums and stored features by a fast stage, which reads no image; ``embed`` is the same after
-    the trainer has embedded the task's items anew, as another trunk had embedded them when they landed.
+    the trainer has embedded the task's items anew, as another trunk had embedded them when they landed. Of what is
+    learnt already, ``slow`` moves the trunk by the images of ``tasks``, ``renew`` embeds the items of ``shards`` anew.
     """
 
     task: str
@@ -33,6 +36,18 @@ class StageOrder:
     retry: int = 0
     anyway: bool = False
     kind: StageKind = "trunk"
+    tasks: tuple[str, ...] = ()
+    """Of a ``slow`` stage; else ``task`` alone is learnt."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The tasks whose classes are new to this stage."""
+        return () if self.kind == "renew" else self.tasks or (self.task,)
+
+    @property
+    def improves(self) -> bool:
+        """Whether its tasks are learnt already."""
+        return self.kind in IMPROVES
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ class StreamFigures:
     recall_at_1: Mapping[tuple[str, str], float] = field(default_factory=dict)
     forgetting: float | None = None
     drift: Mapping[str, float] = field(default_factory=dict)
+    slow_stage: Mapping[str, float] = field(default_factory=dict)
+    """Of the last slow stage that was published: Recall@1 over all classes that it serves (``slow``), and of the
+    version without it (``fast``)."""
+    renewal: Mapping[str, int] = field(default_factory=dict)
+    """Items by how they follow the trunk: ``exact``, ``mapped`` or ``gone``, see `later_stages.renewal`."""
     not_learnt: Sequence[Mapping[str, Any]] = ()
     """Tasks that were refused or skipped, see :mod:`stream_odml.store.unlearnt`."""
     logs: Sequence[LogFigures] = ()
@@ -157,6 +162,15 @@ class DriverMetrics(Collector):
         if now.forgetting is not None:
             yield _value("forgetting", "Best Recall@1 on old classes so far minus now.", now.forgetting)
         yield _gauge("drift", "Embedding drift of the last stage.", "measure", now.drift)
+        yield _gauge(
+            "slow_stage_recall_at_1",
+            "Recall@1 over all classes after the last slow stage, and without it.",
+            "version",
+            now.slow_stage,
+        )
+        yield _gauge(
+            "items_by_trunk", "Learnt items by how they follow the trunk that serves.", "state", now.renewal
+        )
 
     def _stage(self, now: StageProgress) -> Iterable[Metric]:
         yield _value("stage", "Depth of the version that is being learnt.", now.stage)

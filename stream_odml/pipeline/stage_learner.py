@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from stream_odml.learn.world import World
 from stream_odml.pipeline.messages import StageOrder
 from stream_odml.store.artifacts import BANK, STUDENT
 from stream_odml.store.store import Store
+from stream_odml.store.versions import VersionTree
+
+MAX_OLDER = 4
+"""Older trunks whose virtual features a stage distils: each is a map of D x D numbers."""
 
 
 def build_learner(
@@ -27,8 +32,10 @@ def build_learner(
     old = embedder_from_bytes(store.artifact(parent, STUDENT))
     bank = parent_bank(store, parent, old.out_dim)
     maps = {}
-    if settings.virtual == "affine":
-        found = store.mapper.out_of(store.tree, parent, virtual_versions(bank))
+    moves_trunk = order.kind == "slow"
+    if settings.virtual == "affine" or moves_trunk:
+        wanted = older_trunks(store.tree, parent) if moves_trunk else virtual_versions(bank)
+        found = store.mapper.out_of(store.tree, parent, wanted)
         maps = {origin: _SpaceMapAsDrift(drift) for origin, drift in found.items()}
     return StageLearner(
         settings,
@@ -39,7 +46,16 @@ def build_learner(
         seed=seed,
         world=world,
         backward_maps=maps,
+        moves_trunk=moves_trunk,
     )
+
+
+def older_trunks(tree: VersionTree, parent: str) -> list[str]:
+    """The last versions under each trunk before the parent's, oldest first, at most MAX_OLDER; without the first trunk
+    of all, which learnt nothing here."""
+    lineage = tree.lineage(parent)
+    last = [a for a, b in pairwise(lineage) if not tree.same_trunk(a, b)]
+    return [v for v in last if not tree.same_trunk(v, lineage[0])][-MAX_OLDER:]
 
 
 def retried(settings: StageSettings, refusals: int) -> StageSettings:
@@ -52,6 +68,7 @@ def retried(settings: StageSettings, refusals: int) -> StageSettings:
         weight_old=settings.weight_old * factor,
         weight_distill=max(settings.weight_distill, 1.0) * factor,
         weight_composites=max(settings.weight_composites, 1.0) * factor,
+        weight_hold=settings.weight_hold * factor,
         learning_rate=settings.learning_rate / 2**refusals,
         base_learning_rate=settings.base_learning_rate / 2**refusals,
     )

@@ -25,19 +25,11 @@ from numpy.typing import NDArray
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.sampler import PKSampler
-from stream_odml.learn.embedder import Embedder, embed, embedder_to_bytes
+from stream_odml.learn.embedder import Embedder, embed
 from stream_odml.learn.stage import StageDiverged, StageOutcome
 from stream_odml.learn.world import World
-from stream_odml.models.canaries import canaries_of
-from stream_odml.pipeline import evaluating
-from stream_odml.pipeline.estimating import estimate_old
-from stream_odml.pipeline.evaluating import Finder, by_cosine
-from stream_odml.pipeline.fast_stage import finished, solve_stage, trunk_files
-from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, verdict
-from stream_odml.pipeline.head_finder import by_head
-from stream_odml.pipeline.held_out import shared_held_out
-from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
+from stream_odml.pipeline.settling import Settling
 from stream_odml.pipeline.sources import read_options
 from stream_odml.pipeline.stage_learner import build_learner, retried
 from stream_odml.pipeline.stage_rows import Part, in_parts, scratch, write_rows
@@ -49,17 +41,9 @@ from stream_odml.pipeline.task_cache import (
     rows_digest,
     task_rows,
 )
-from stream_odml.store.artifacts import (
-    BACKWARD,
-    BANK,
-    CANARIES,
-    FORWARD,
-    STUDENT,
-    ArtifactRef,
-    write_artifact,
-)
 from stream_odml.store.store import Store
 from stream_odml.store.tables import quarantine_rows
+from stream_odml.store.version_metrics import key
 
 log = logging.getLogger(__name__)
 FINISH_BATCH = 256
@@ -100,13 +84,15 @@ class StageRun:
         self._leads_node, self._report = place.leads, report
         self._store, self._readers = store, readers or LocalReaders()
         self._settings = retried(config.learning, order.retry)
-        if order.kind == "embed":
+        self._is_trained = order.kind not in ("embed", "renew")
+        if not self._is_trained:
             self._settings = replace(self._settings, base_steps=0, stage_steps=0)
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
         # Nodes may share a disk, and each writes a cache of its own.
-        self._cache_folder = cache_root(config) / f"{order.task}.node-{place.node}"
-        self._scratch = cache_root(config) / f"{order.task}.rank-{world.rank}"
+        name = order.version_id if order.improves else order.task
+        self._cache_folder = cache_root(config) / f"{name}.node-{place.node}"
+        self._scratch = cache_root(config) / f"{name}.rank-{world.rank}"
 
     # -- before -------------------------------------------------------------------------------------------------
 
@@ -125,7 +111,7 @@ class StageRun:
         self._train = np.flatnonzero(~self._held & ~self._lost)
         labels = self._cache.labels[self._train]
         self._classes, self._labels = np.unique(labels, return_inverse=True)
-        if self.order.kind != "embed":
+        if self._is_trained:
             self._sampler = self._sampled()
         self.learner = build_learner(
             self._store,
@@ -220,7 +206,8 @@ class StageRun:
         pixels = torch.from_numpy(self._cache.batch(self._train[chosen]))
         labels = torch.from_numpy(self._labels[chosen])
         loaded = time.perf_counter()
-        first = None if self.next_step else time.time() - self.order.handed_at
+        begins = not self.next_step and not self.order.improves
+        first = time.time() - self.order.handed_at if begins else None
         self._first_step_s = self._first_step_s if first is None else first
         try:
             report = self.learner.step(pixels, labels)
@@ -247,36 +234,16 @@ class StageRun:
                 parts = self._all_ranks(self._write_rows(outcome))
         except StageDiverged as error:
             raise StageFailed(str(error)) from error
-        held = self._held_out(outcome.student)
-        if self.world.rank:
-            return StageResult(self.order.version_id, self.order.parent, self.order.task)
-        if self.config.solves_head:
-            return self._solved(outcome, held, parts)
-        figures = self._figures(outcome, held)
-        refusal = verdict(self.config.gate, figures)
-        if refusal is not None and self.order.anyway:
-            figures[OVERRULED], refusal = refusal, None
-        return StageResult(
-            self.order.version_id,
-            self.order.parent,
-            self.order.task,
-            self._write_artifacts(outcome),
-            tuple(parts),
-            figures,
-            refusal,
-            self._lost_rows,
+        self._settling = Settling(
+            self._store, self.config, self.order, self.world, self._all_ranks, outcome, tuple(parts)
         )
+        return self.settle()
 
-    def _solved(self, outcome: StageOutcome, held: HeldOut | None, parts: list[str]) -> StageResult:
-        """The same under a discriminant head, which is solved from the rows as they will be stored."""
-        store, order = self._store, self.order
-        solved = solve_stage(store, order, self.config, outcome.forward, parts)
-        finders = by_head(solved.head), by_head(store.head_of(order.parent))
-        figures = {**self._figures(outcome, held, *finders), **solved.figures}
-        keeps_trunk = order.kind == "embed"
-        artifacts = trunk_files(store, order.parent) if keeps_trunk else self._write_artifacts(outcome)
-        result = finished(store, order, self.config, solved, figures, artifacts, parts)
-        return replace(result, lost=self._lost_rows)
+    def settle(self) -> StageResult:
+        """Return the result again, for the store and the head as they are now; no image of the task is read."""
+        result = self._settling.result(self._counts)
+        # That an old image is gone is no fault of it.
+        return result if self.order.kind == "renew" else replace(result, lost=self._lost_rows)
 
     def _share(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
         """This rank's part of the training images, each once."""
@@ -301,29 +268,10 @@ class StageRun:
             some = chosen[start : start + FINISH_BATCH]
             yield some, embed(student, self._cache.batch(some), self.world.device)
 
-    def _write_artifacts(self, outcome: StageOutcome) -> dict[str, ArtifactRef]:
-        student = embedder_to_bytes(outcome.student)
-        contents = {
-            STUDENT: student,
-            CANARIES: canaries_of(student),
-            FORWARD: outcome.forward.to_bytes(),
-            BACKWARD: outcome.backward.to_bytes(),
-        }
-        if not self.config.solves_head:
-            contents[BANK] = outcome.bank.to_bytes()
-        files, version = self._store.files, self.order.version_id
-        return {name: write_artifact(files, version, name, data) for name, data in contents.items()}
-
-    def _figures(
-        self,
-        outcome: StageOutcome,
-        held: HeldOut | None,
-        after: Finder = by_cosine,
-        before: Finder = by_cosine,
-    ) -> dict[str, Any]:
-        """Figures of the new version: drift, sizes, and recall where images are held out."""
-        figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in outcome.drift.items()}
-        figures |= {
+    def _counts(self) -> dict[str, Any]:
+        """Figures of the stage that nobody has to measure."""
+        figures: dict[str, Any] = {
+            key("kind"): self.order.kind,
             "images": float(len(self._train)),
             "classes": float(len(self._classes)),
             "lost_images": float(self._lost.sum()),
@@ -333,18 +281,7 @@ class StageRun:
         }
         if self._first_step_s is not None:
             figures["boundary_to_first_step_s"] = self._first_step_s
-        if held is not None:
-            figures |= evaluating.evaluate_stage(held, outcome.forward, self.order.task, after, before)
-            lost = evaluating.forgetting(self._store, self.order.parent, figures)
-            figures |= {} if lost is None else {"forgetting": lost}
-        if figures.get("queries/old", 0.0) < FEW_QUERIES and not self.config.solves_head:
-            figures |= estimate_old(self._store, self.order.parent, outcome, self.config.seed)
         return figures
-
-    def _held_out(self, student: Embedder) -> HeldOut | None:
-        """Held-out images under both models; None on all ranks but the first, or if there are too few."""
-        self._store.refresh()  # what was forgotten meanwhile is not there to be read
-        return shared_held_out(self._store, self.order, self.config, student, self.world, self._all_ranks)
 
     def close(self) -> None:
         """Remove the task's pixels from this node."""

@@ -1,4 +1,5 @@
-"""Tier 2 as the driver runs it: tasks are closed, dispatched one attempt at a time, and their result committed.
+"""Tier 2 as the driver runs it: tasks are closed, dispatched one attempt at a time, and their result committed; what is
+learnt is improved while none is due.
 
 Protects: a task's members are committed before it is learnt; an attempt keeps its version id over every restart of
 trainer and driver, and loses it only when it is committed or refused.
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from stream_odml.ingest.boundary import BoundaryPolicy, Closure, Settled, WaitingShard, is_trainable
 from stream_odml.pipeline.late_erasure import up_to_date
+from stream_odml.pipeline.later_stages import LaterRules, LaterStages
 from stream_odml.pipeline.messages import StageKind, StageOrder, StageProgress, StageResult, shard_ref
 from stream_odml.store.checks import closed_task
 from stream_odml.store.erasure import without_forgotten
@@ -39,10 +41,17 @@ class Stages:
     """Not thread-safe: the driver calls it under its lock."""
 
     def __init__(
-        self, writer: Writer, policy: BoundaryPolicy, max_refusals: int, learns_trunk: bool = True
+        self,
+        writer: Writer,
+        policy: BoundaryPolicy,
+        max_refusals: int,
+        learns_trunk: bool = True,
+        later: LaterRules | None = None,
     ) -> None:
-        """`learns_trunk`: under a discriminant head, whether the trunk that a stream starts with has to be learnt."""
+        """`learns_trunk`: under a discriminant head, whether the trunk that a stream starts with has to be learnt.
+        `later`: which stages improve what is learnt; by default none."""
         self._writer = writer
+        self._later = LaterStages(writer, later or LaterRules())
         self._learns_trunk = learns_trunk
         self._policy = policy
         self._max_refusals = max_refusals
@@ -137,7 +146,9 @@ class Stages:
             return "trunk"
         made_by = {str(store.ledger.shards[shard].counts.get("version")) for shard in task.shard_ids}
         anew = any(not store.tree.is_committed(v) or not store.tree.same_trunk(v, parent) for v in made_by)
-        return "embed" if anew and not self._retry(task) else "head"
+        # A trunk that was trained, and its map, tell enough of them where the trainer is busy for long: these items are
+        # embedded anew later, as all that a map moved.
+        return "embed" if anew and not self._retry(task) and not self._later.moves_trunk else "head"
 
     def _gives_up(self, task: TaskState) -> bool:
         """Skip a task that was refused too often; here too, because a crash may have come before it was."""
@@ -151,7 +162,8 @@ class Stages:
         """How much gentler than a first attempt: what is published at any price is learnt at the least one."""
         if not task.anyway:
             return task.refusals
-        return min(sum(attempt.refused is not None for attempt in task.attempts), self._max_refusals)
+        refused = sum(a.refused is not None and a.kind == "task" for a in task.attempts)
+        return min(refused, self._max_refusals)
 
     def dispatch(self, done: StageProgress) -> StageOrder | None:
         """Return the next order for a trainer that asks, if one needs it. ``done`` is how far it had come
@@ -160,18 +172,23 @@ class Stages:
         An attempt that comes back again and again without a further step is refused, so that others get on; one that
         is killed as often, but gets on in between, is not.
         """
-        order = self.next_order()
-        if order is None or order.kind == "head":
+        order = self._for_trainer()
+        if order is None:
             return None
         if order.version_id == self._dispatched and not self._made_progress(order.version_id, done):
             self._refuse_after(order, MAX_STALLS, "the trainer ended without a further step")
-            order = self.next_order()
-            if order is not None and order.kind == "head":
-                return None
+            order = self._for_trainer()
         elif order.version_id != self._dispatched:
             self._stalls, self._best_step = 0, 0
         self._dispatched = order.version_id if order is not None else None
         return order
+
+    def _for_trainer(self) -> StageOrder | None:
+        """The next order that needs images: what is due, else what improves what is learnt."""
+        order = self.next_order()
+        if order is not None and order.kind != "head":
+            return order
+        return self._later.next_order() if self._has_trunk() else None
 
     def solve_next(self) -> StageOrder | None:
         """Return the next order, if it is one for a fast stage."""
@@ -201,6 +218,8 @@ class Stages:
     def is_current(self, version_id: str) -> bool:
         """Return whether this attempt is the one to go on with."""
         store = self._writer.store
+        if store.ledger.is_later(version_id):
+            return store.open_attempt(version_id) is not None
         task = store.next_task()
         attempt = store.current_attempt(task.task_id, store.tree.head) if task is not None else None
         return attempt is not None and attempt.version_id == version_id
@@ -213,7 +232,7 @@ class Stages:
         """Publish a finished stage, or record its refusal; returns the head afterwards. Safe to repeat.
 
         Raises StaleParent when the head moved since the stage began, StaleSums where its sums are of what was forgotten
-        or replaced since: the same attempt is to be learnt again.
+        or replaced since: the same attempt is to be learnt again, or, of a stage that improves what is learnt, settled.
         """
         store = self._writer.store
         if store.tree.is_committed(result.version_id):
@@ -229,13 +248,18 @@ class Stages:
                 self._writer, result.version_id, result.parent, found.artifacts, rows
             )
             waited = time.time() - store.ledger.tasks[result.task].closed_at.timestamp()
+            timed = (
+                {}
+                if store.ledger.is_later(result.version_id)
+                else {key("closed_to_learnt_s"): round(waited, 3)}
+            )
             self._writer.commit_stage(
                 version_id=result.version_id,
                 parent=result.parent,
                 task=result.task,
                 artifacts=artifacts,
                 rows=rows,
-                metrics={**found.metrics, key("closed_to_learnt_s"): round(waited, 3)},
+                metrics={**found.metrics, **timed},
                 quarantine=result.lost,
             )
         for part in [*result.rows, *(ref.path for n, ref in result.artifacts.items() if artifacts[n] != ref)]:
@@ -258,7 +282,8 @@ class Stages:
             store.files.delete(
                 file.path
             )  # its rows hold vectors, which must not outlive a request to forget them
-        self._gives_up(store.ledger.tasks[result.task])
+        if not store.ledger.is_later(result.version_id):
+            self._gives_up(store.ledger.tasks[result.task])
         return store.tree.head
 
 

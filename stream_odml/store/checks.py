@@ -69,7 +69,7 @@ def check_stage(
             f"the head is {tree.head}, version {version_id} was learnt from {parent}; "
             "refuse it and learn the task again from the head"
         )
-    current = store.current_attempt(task, parent)
+    current = store.open_attempt(version_id, parent) or store.current_attempt(task, parent)
     if current is None or current.version_id != version_id:
         seen = current.version_id if current else "none"
         raise ValueError(

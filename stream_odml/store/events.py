@@ -5,12 +5,12 @@ another to those who replay.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from stream_odml.store.ledger_states import Attempt, ShardState, TaskState, Tombstone
+from stream_odml.store.ledger_states import Attempt, AttemptKind, ShardState, TaskState, Tombstone
 
 if TYPE_CHECKING:
     from stream_odml.store.ledger import LedgerState
@@ -177,13 +177,32 @@ def _read_assigned(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     state.members.setdefault(task_id, list(task.shard_ids)).append(shard.shard_id)
 
 
-def attempt(version_id: str, task: str, parent: str) -> Entry:
-    return {"kind": "attempt", "subject": version_id, "task": task, "detail": as_json({"parent": parent})}
+def attempt(
+    version_id: str,
+    task: str,
+    parent: str,
+    kind: AttemptKind = "task",
+    tasks: Sequence[str] = (),
+    shards: Sequence[str] = (),
+) -> Entry:
+    detail: dict[str, Any] = {"parent": parent}
+    if kind != "task":
+        detail |= {"kind": kind, "tasks": list(tasks), "shards": list(shards)}
+    return {"kind": "attempt", "subject": version_id, "task": task, "detail": as_json(detail)}
 
 
 @_reads("attempt")
 def _read_attempt(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
-    attempt = Attempt(row["subject"], detail["parent"], row["seq"], row["time"])
+    attempt = Attempt(
+        row["subject"],
+        detail["parent"],
+        row["seq"],
+        row["time"],
+        kind=detail.get("kind", "task"),
+        task=row["task"],
+        tasks=tuple(detail.get("tasks", ())),
+        shards=tuple(detail.get("shards", ())),
+    )
     task = state.tasks[row["task"]]
     state.tasks[task.task_id] = replace(task, attempts=(*task.attempts, attempt))
 

@@ -112,9 +112,19 @@ class LedgerState:
         refused or committed."""
         if task_id not in self.tasks:
             raise UnknownSubject(f"task {task_id!r} is not closed; known are {list(self.tasks)[-5:]}")
-        tries = [a for a in self.tasks[task_id].attempts if a.parent == parent]
+        tries = [a for a in self.tasks[task_id].attempts if a.parent == parent and a.kind == "task"]
         last = tries[-1] if tries else None
         return None if last is None or last.refused is not None or last.version_id in committed else last
+
+    @cached_property
+    def later_attempts(self) -> tuple[Attempt, ...]:
+        """Attempts to improve what is learnt (all kinds but ``task``), in the order in which they began."""
+        found = (a for task in self.tasks.values() for a in task.attempts if a.kind != "task")
+        return tuple(sorted(found, key=lambda attempt: attempt.seq))
+
+    def is_later(self, version_id: str) -> bool:
+        """Whether this is an attempt to improve what is learnt."""
+        return any(attempt.version_id == version_id for attempt in self.later_attempts)
 
     def forgotten(self, shard_id: str, class_name: str, item_id: str) -> bool:
         """Return whether a tombstone covers this row; what landed after the tombstone is a return, and is not."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+AttemptKind = Literal["task", "slow", "renew"]
 ShardStage = Literal["landed", "indexed", "assigned", "set_aside"]
 
 
@@ -42,7 +43,12 @@ class ShardState:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at learning a task from one parent; its version id is unique to it."""
+    """One try at learning a task from one parent; its version id is unique to it.
+
+    ``kind``: ``task`` learns a task that is due. What is learnt may be improved afterwards: ``slow`` moves the trunk on
+    the images of ``tasks``, ``renew`` embeds items of ``shards`` anew by a trunk that moved since. These two are
+    committed under the head of the moment, if it descends from ``parent`` and has its trunk.
+    """
 
     version_id: str
     parent: str
@@ -50,6 +56,10 @@ class Attempt:
     started_at: datetime
     refused: str | None = None
     refused_at: datetime | None = None
+    kind: AttemptKind = "task"
+    task: str = ""
+    tasks: tuple[str, ...] = ()
+    shards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,12 @@ class TaskState:
 
     @property
     def refused(self) -> tuple[Attempt, ...]:
-        """Attempts that were refused, from any parent, since it was last asked for again."""
-        return tuple(a for a in self.attempts if a.refused is not None and a.seq > self.relearn_seq)
+        """Attempts to learn it that were refused, from any parent, since it was last asked for again."""
+        return tuple(
+            a
+            for a in self.attempts
+            if a.kind == "task" and a.refused is not None and a.seq > self.relearn_seq
+        )
 
     @property
     def refusals(self) -> int:

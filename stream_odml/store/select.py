@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stream_odml.store.artifacts import SUMS
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.versions import VersionTree
 
@@ -143,14 +145,30 @@ def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Int
 
 
 def farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
-    """Return how far each row's version is from ``head``, as ranks: the row with the lowest is the
-    one that counts."""
+    """Return how far each row's version is from ``head``, as ranks: the row with the lowest is the one that counts.
+
+    Where versions share trunks, what other branches made never counts before what the head's lineage made, so that a
+    version's rows, and its class sums with them, stay the same whatever is learnt from it; then maps count, not edges.
+    """
     codes, dictionary = encode(versions)
     names = dictionary.to_pylist()
-    lineage = set(tree.lineage(head))
-    keys = [(len(tree.path(name, head)), name not in lineage, tree.get(name).seq) for name in names]
+    solved, on_line = SUMS in tree.get(head).artifacts, _along(tree, tree.lineage(head)[::-1])
+    keys = []
+    for name in names:
+        off = name not in on_line
+        maps, edges = _along(tree, tree.path(head, name))[name] if off else on_line[name]
+        keys.append((solved and off, maps if solved else 0, edges, off, tree.get(name).seq))
     rank = {key: i for i, key in enumerate(sorted(keys))}
     return np.array([rank[key] for key in keys], dtype=np.int64)[codes]
+
+
+def _along(tree: VersionTree, path: list[str]) -> dict[str, tuple[int, int]]:
+    """For each version of a path (trunks that change, edges) from its first."""
+    maps, found = 0, {path[0]: (0, 0)}
+    for edges, (a, b) in enumerate(pairwise(path), 1):
+        maps += not tree.same_trunk(a, b)
+        found[b] = maps, edges
+    return found
 
 
 def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: LedgerState) -> Ints:

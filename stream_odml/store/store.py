@@ -346,6 +346,16 @@ class Store:
         """Return the attempt to go on with after a restart, if one is under way."""
         return self.ledger.current_attempt(task_id, parent, self.tree.committed)
 
+    def open_attempt(self, version_id: str, head: str | None = None) -> Attempt | None:
+        """The attempt to improve what is learnt of this id, if its result can be published under ``head`` (by default
+        the one that is served): neither refused nor committed, and under the trunk from which it began."""
+        head = head or self.tree.head
+        attempt = next((a for a in self.ledger.later_attempts if a.version_id == version_id), None)
+        if attempt is None or attempt.refused is not None or self.tree.is_committed(version_id):
+            return None
+        descends = attempt.parent in self.tree.lineage(head) and self.tree.same_trunk(attempt.parent, head)
+        return attempt if descends else None
+
     def _drift(self, version_id: str, name: str) -> DriftMap:
         if self._local_cache is None:
             return drift_map_from_bytes(self.artifact(version_id, name))

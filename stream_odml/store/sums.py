@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from stream_odml.learn.class_sums import ClassSums, merge
 from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat, encode
 from stream_odml.learn.lift import Lift
 from stream_odml.store.artifacts import HEAD, SUMS, ArtifactRef
@@ -49,9 +50,26 @@ class TrainingRows:
     """Their columns."""
     files: Sequence[tuple[str, int]]
     """Of the whole gallery: name and number of rows."""
+    onward: DriftMap = field(default_factory=IdentityMap)
+    """From the version's trunk to one that is not committed yet: what follows is as that one will have it."""
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def under(self, onward: DriftMap) -> TrainingRows:
+        """The same rows as the trunk behind `onward` will have them."""
+        return replace(self, onward=onward)
+
+    def without(self, shard_ids: Collection[str]) -> TrainingRows:
+        """Those of other shards."""
+        keep = ~_named(self.meta, shard_ids)
+        return replace(self, rows=self.rows[keep], meta=self.meta.filter(pa.array(keep)))
+
+    @property
+    def places(self) -> set[tuple[str, int]]:
+        """(shard, row) of each."""
+        shards = self.meta["shard_id"].cast(pa.string()).to_pylist()
+        return set(zip(shards, self.meta["row"].to_pylist(), strict=True))
 
     @cached_property
     def keys(self) -> list[str]:
@@ -99,7 +117,7 @@ class TrainingRows:
             coded_names(self.meta["version"]) if len(self.meta) else (chosen, pa.array([], pa.string()))
         )
         maps = dict(self.store.mapper.into(self.store.tree, names.to_pylist(), self.version_id))
-        drifts = [maps[name] for name in names.to_pylist()]
+        drifts = [compose([maps[name], self.onward]) for name in names.to_pylist()]
         wanted, start = self.rows[chosen], 0
         for path, length in self.files:
             first, last = np.searchsorted(wanted, (start, start + length))
@@ -255,12 +273,16 @@ def _metadata(store: Store) -> tuple[pa.Table, list[tuple[str, int]]]:
 
 def _is_training(meta: pa.Table, rows: Ints, shard_ids: Collection[str]) -> NDArray[np.bool_]:
     some = meta.select(["shard_id", "held_out", "class_name"]).take(pa.array(rows))
-    named = pc.is_in(some["shard_id"].cast(pa.string()), value_set=pa.array(sorted(shard_ids), pa.string()))
     # Nobody has said yet what an item without a class is of.
-    named = pc.and_(named, pc.not_equal(some["class_name"].cast(pa.string()), ""))
+    said: NDArray[np.bool_] = pc.not_equal(some["class_name"].cast(pa.string()), "").to_numpy().astype(bool)
     held: NDArray[np.bool_] = some["held_out"].to_numpy().astype(bool)
+    return _named(some, shard_ids) & said & ~held
+
+
+def _named(meta: pa.Table, shard_ids: Collection[str]) -> NDArray[np.bool_]:
+    named = pc.is_in(meta["shard_id"].cast(pa.string()), value_set=pa.array(sorted(shard_ids), pa.string()))
     mine: NDArray[np.bool_] = named.to_numpy().astype(bool)
-    return mine & ~held
+    return mine
 
 
 def _shards_learnt(store: Store, version_id: str) -> frozenset[str]:

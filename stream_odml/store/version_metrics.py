@@ -25,10 +25,14 @@ _BY_PART = {"by_part": True}
 class VersionMetrics:
     """What a stage measured. None or an empty mapping: not measured."""
 
+    kind: str | None = None
+    """Of the stage: `trunk`, `head`, `embed`, `slow` or `renew`, see `pipeline/messages.py`."""
     recall_at_1: Scores = field(default_factory=dict, metadata=_BY_PART)
-    """Recall@1 on held-out images by `split/form`; `old/estimated` without held-out images, from stored vectors."""
+    """Recall@1 on held-out images by `split/form`; `old/estimated` (of a `slow` stage `union/estimated`) without
+    held-out images, from stored vectors."""
     parent_recall_at_1: Scores = field(default_factory=dict, metadata=_BY_PART)
-    """The parent's served Recall@1 on the same images, by split; `old/estimated` likewise."""
+    """The parent's served Recall@1 on the same images, by split; `old/estimated` likewise. Of a `slow` stage the parent
+    is the fast version: `union` is the floor that it had to pass."""
     queries: Scores = field(default_factory=dict, metadata=_BY_PART)
     """Held-out images that the comparison with the parent rests on, by split."""
     change_error: Scores = field(default_factory=dict, metadata=_BY_PART)
@@ -60,6 +64,9 @@ class VersionMetrics:
     head: Scores = field(default_factory=dict, metadata=_BY_PART)
     """A discriminant head as it was chosen: width of the lift, shrinkages, bonus of new items; dimensions, classes and
     items of its sums; `chosen_classes` and `chosen_items`: of the sums for which these settings were chosen."""
+    trunk: Scores = field(default_factory=dict, metadata=_BY_PART)
+    """Whether a discriminant head's trunk is worth moving, see `trunk_gap`: `trained`, the share of the known classes
+    that it was trained on; `gap`, by how much less the others differ, where that was asked."""
     workers: float | None = None
     """Training workers at the end of the stage."""
 

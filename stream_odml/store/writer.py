@@ -5,8 +5,9 @@ visible, so a crash leaves either nothing visible or all of it.
 """
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ from stream_odml.store.events import Landed
 from stream_odml.store.fence import Fence
 from stream_odml.store.lease import Lease
 from stream_odml.store.ledger import LedgerState
+from stream_odml.store.ledger_states import AttemptKind
 from stream_odml.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
 from stream_odml.store.purge import drop_orphans
 from stream_odml.store.store import Store
@@ -153,23 +155,26 @@ class Writer:
                 )
             taken = [s.shard_id for s in known_shards(store.ledger, shard_ids) if s.state != "indexed"]
             if taken or not shard_ids:
-                raise ValueError(
-                    f"task {task_id!r} needs indexed shards that no task has; these are not: {taken}"
-                )
+                raise ValueError(f"task {task_id!r} needs indexed shards that no task has, not {taken}")
             self._ledger("close", [events.assigned(s, task_id, reason, detail or {}) for s in shard_ids])
 
     def begin_attempt(self, task_id: str, parent: str | None = None) -> str:
-        """Return the version id to learn ``task_id`` under, from ``parent`` (the head): the same one after a
-        restart, a new one after a refusal, from another parent, or when the old one is committed."""
+        """Return the id to learn ``task_id`` under from ``parent`` (the head): kept over restarts, new once refused."""
         with self._fence.exclusive() as store:
             parent = parent or store.tree.head
-            depth = store.tree.get(parent).depth + 1
             current = store.current_attempt(task_id, parent)
-            if current is not None:
-                return current.version_id
-            version_id = f"v{depth:04d}-{uuid.uuid4().hex[:8]}"
-            self._ledger("attempt", [events.attempt(version_id, task_id, parent)])
-            return version_id
+            return current.version_id if current else self._begin(events.attempt, task_id, parent)
+
+    def begin_later_attempt(self, kind: AttemptKind, tasks: Sequence[str], shards: Sequence[str] = ()) -> str:
+        """Begin, from the head, to improve what is learnt; return the id, which names the last of ``tasks``."""
+        with self._fence.exclusive() as store:
+            new = partial(events.attempt, kind=kind, tasks=tasks, shards=shards)
+            return self._begin(new, tasks[-1], store.tree.head)
+
+    def _begin(self, attempt: Callable[[str, str, str], events.Entry], task_id: str, parent: str) -> str:
+        version_id = f"v{self.tree.get(parent).depth + 1:04d}-{uuid.uuid4().hex[:8]}"
+        self._ledger("attempt", [attempt(version_id, task_id, parent)])
+        return version_id
 
     def put_artifact(self, version_id: str, name: str, data: bytes) -> ArtifactRef:
         """Write an artifact for a later :meth:`commit_stage` (any process may, by ``artifacts.write_artifact``)."""
@@ -234,11 +239,8 @@ class Writer:
         with self._fence.exclusive() as store:
             if store.tree.is_committed(version_id):
                 raise ValueError(f"version {version_id} is committed; move the head instead of refusing it")
-            tries = (
-                {a.version_id: a for a in store.ledger.tasks[task].attempts}
-                if task in store.ledger.tasks
-                else {}
-            )
+            known = store.ledger.tasks.get(task)
+            tries = {a.version_id: a for a in known.attempts} if known else {}
             if version_id not in tries:
                 raise UnknownSubject(
                     f"{version_id!r} is no attempt at task {task!r}; begin_attempt names them"
@@ -290,8 +292,7 @@ class Writer:
             self._append_versions([entries.evaluation(version_id, metrics)])
 
     def replace_artifact(self, version_id: str, name: str, data: bytes, reason: str) -> ArtifactRef:
-        """Let a committed version name another file, as forgetting needs for banks; maintenance deletes
-        the old one."""
+        """Let a committed version name another file, as erasure needs for banks; maintenance deletes the old."""
         with self._fence.exclusive() as store:
             version = store.tree.get(version_id)
             ref = self.put_artifact(version_id, name, data)

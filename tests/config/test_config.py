@@ -46,7 +46,10 @@ def test_every_field_of_the_example_is_described() -> None:
         ({"cluster": {"workers": 0}}, "cluster.workers: Input should be greater than or equal to 1 (got 0)"),
         ({"boundary": {"images": -5}}, "boundary.images is -5"),
         ({"model": {"backbone": "conv4", "pretrained": True}}, "name a file in `weights`"),
-        ({"model": {"head": "discriminant"}, "learning": {"trunk": "distilled"}}, "use `auto`"),
+        (
+            {"model": {"backbone": "none", "head": "discriminant"}, "learning": {"trunk": "distilled"}},
+            "without a trunk",
+        ),
         ({"store": {"features": "exact"}}, "leave store.features out"),
         ({"model": {"head": "discriminant"}, "store": {"features": "embedding"}}, "needs `exact`"),
         ({"learning": {"trunk": "frozen"}}, "method: frozen_f0"),

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.drift import drift_map_from_bytes
-from stream_odml.learn.embedder import embedder_from_bytes, embedder_to_bytes
+from stream_odml.learn.drift import AffineMap, drift_map_from_bytes
+from stream_odml.learn.embedder import embedder_from_bytes, embedder_to_bytes, trunk_of
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.stage import StageDiverged, StageLearner
 from stream_odml.learn.world import World
@@ -34,16 +34,24 @@ CASES: dict[str, StageSettings] = {
         _NO_VIEWS, weight_distill=0.0, weight_composites=0.0, kernel="cosine", metric_loss="hard_pairs"
     ),
     "first": replace(_NO_VIEWS, base_steps=STEPS, whitening=0.5),
+    "trunk": _NO_VIEWS,
 }
-SPLIT = {"ours": 8, "sparse": 10, "faithful": 8, "first": 8}  # rows of rank 0, of 16
+SPLIT = {"ours": 8, "sparse": 10, "faithful": 8, "first": 8, "trunk": 8}  # rows of rank 0, of 16
 
 
 def learn_here(folder: Path, case: str, world: World) -> dict[str, Tensor]:
     """The losses, the weights and what is left of the third stage, learnt by this world."""
-    first = case == "first"
-    bank = ClassBank.empty(SPEC.dim) if first else ClassBank.from_bytes((folder / "bank").read_bytes())
-    old = embedder_from_bytes((folder / "old").read_bytes())
-    stage = learner(2, old, bank, CASES[case], world)
+    if case == "trunk":
+        old = embedder_from_bytes((folder / "trunk").read_bytes())
+        older = {"v0": AffineMap(0.9 * np.eye(old.out_dim), np.zeros(old.out_dim))}
+        stage = StageLearner(
+            CASES[case], old, ClassBank.empty(old.out_dim), n_classes=6, version_id="v3", seed=2, world=world,
+            backward_maps=older, moves_trunk=True,
+        )  # fmt: skip
+    else:
+        bank = ClassBank.from_bytes((folder / "bank").read_bytes())
+        old = embedder_from_bytes((folder / "old").read_bytes())
+        stage = learner(2, old, ClassBank.empty(SPEC.dim) if case == "first" else bank, CASES[case], world)
     mine = slice(None) if world.size == 1 else (slice(0, SPLIT[case]), slice(SPLIT[case], 16))[world.rank]
     totals = []
     for step in range(STEPS):
@@ -51,7 +59,7 @@ def learn_here(folder: Path, case: str, world: World) -> dict[str, Tensor]:
         totals.append(stage.step(pixels[mine], labels[mine]).losses["total"])
     out = {f"weights.{k}": v for k, v in stage.state_dict().items() if k.startswith(("networks", "metric"))}
     outcome = finish(stage, 2, world.rank, world.size)
-    probe = np.linspace(-1, 1, 5 * SPEC.dim, dtype=np.float32).reshape(5, -1)
+    probe = np.linspace(-1, 1, 5 * old.out_dim, dtype=np.float32).reshape(5, -1)
     forward, backward = (drift_map_from_bytes(m.to_bytes()) for m in (outcome.forward, outcome.backward))
     left = {"bank": outcome.bank.means, "fwd": forward.apply(probe), "back": backward.apply(probe)}
     return {"losses": torch.tensor(totals), **out, **{k: torch.from_numpy(v) for k, v in left.items()}}
@@ -102,6 +110,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     old, bank = after(2)
     (path / "old").write_bytes(embedder_to_bytes(old))
     (path / "bank").write_bytes(bank.to_bytes())
+    trunk = trunk_of(old, replace(SPEC, head="discriminant"))
+    (path / "trunk").write_bytes(embedder_to_bytes(trunk))
     start_processes(rank_main, (str(path),), nprocs=2)  # type: ignore[no-untyped-call]
     return path
 

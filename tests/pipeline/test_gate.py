@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stream_odml.config.stream import GateConfig
-from stream_odml.pipeline.gate import verdict
+from stream_odml.pipeline.gate import floor, verdict
 
 GATE = GateConfig(max_new_loss=0.05, max_old_loss=0.02)
 
@@ -69,3 +69,33 @@ def test_a_loss_that_few_images_cannot_tell_from_chance_passes_and_a_sure_one_do
 def test_a_disaster_is_refused_however_few_the_images() -> None:
     disaster = {**figures(old=(0.9, 0.2), new=(0.5, 0.8)), "change_error/old": 0.15, "queries/old": 10.0}
     assert "on old classes would fall" in str(verdict(GATE, disaster))
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "says"),
+    [
+        ("slow", 0.70, 0.71, None),
+        ("slow", 0.70, 0.70, "which is not above the 0.700 of the version without it"),
+        ("renew", 0.70, 0.69, None),
+        ("renew", 0.70, 0.60, "which is not above"),
+    ],
+)
+@pytest.mark.parametrize("form", ["served", "estimated"])
+def test_the_floor_of_what_improves_is_the_version_without_it(
+    kind: str, before: float, after: float, says: str | None, form: str
+) -> None:
+    estimated = "/estimated" if form == "estimated" else ""
+    figures = {
+        "kind": kind,
+        f"parent_recall_at_1/union{estimated}": before,
+        f"recall_at_1/union/{form}": after,
+    }
+    refusal = floor(GateConfig(), figures)
+    assert (refusal is None) == (says is None)
+    assert says is None or says in (refusal or "")
+    assert floor(GateConfig(enabled=False), figures) is None
+
+
+def test_a_trunk_of_which_nothing_is_measured_is_not_published() -> None:
+    assert "no image is held out" in (floor(GateConfig(), {"kind": "slow"}) or "")
+    assert floor(GateConfig(), {"kind": "renew"}) is None, "items are as exact as they can be"

@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,11 @@ from stream_odml.learn.embedder import Embedder, build_embedder, embed
 from stream_odml.learn.world import World
 from stream_odml.pipeline import held_out, sampling
 from stream_odml.pipeline.evaluating import change_error
-from stream_odml.pipeline.held_out import BATCH, embed_images
+from stream_odml.pipeline.held_out import BATCH, embed_images, shared_held_out
 from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose, keys_of, share
 from stream_odml.pipeline.indexing import IndexOptions, _parquet
 from stream_odml.pipeline.messages import StageOrder
 from stream_odml.pipeline.sampling import rows_of_classes
-from stream_odml.pipeline.stage_run import Place, StageRun
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.tables import gallery_rows
@@ -246,17 +246,12 @@ def test_a_stage_measures_the_same_on_any_number_of_ranks(
     order = StageOrder("task-0002", "v0002-x", stream.head, 2, (), 0.0)
     config = parse_config({"root": stream.root, "model": asdict(SPEC), "evaluation": {"held_out": 0.5}})
     meeting = Meeting(ranks)
-    runs = [
-        StageRun(
-            config, order, Store.open(stream.root), World(rank, ranks, torch.device("cpu")), Place(), print
-        )
-        for rank in range(ranks)
-    ]
     student, *copies = [build_embedder(SPEC, 3) for _ in range(ranks + 1)]
 
     def measure(rank: int) -> HeldOut | None:
-        runs[rank]._all_ranks = lambda value: meeting.exchange(rank, value)  # type: ignore[method-assign]
-        return runs[rank]._held_out(copies[rank])
+        store, world = Store.open(stream.root), World(rank, ranks, torch.device("cpu"))
+        gather = partial(meeting.exchange, rank)
+        return shared_held_out(store, order, config, copies[rank], world, gather)
 
     with ThreadPoolExecutor(ranks) as pool:
         found = list(pool.map(measure, range(ranks)))

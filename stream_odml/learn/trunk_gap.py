@@ -1,0 +1,63 @@
+"""Whether a trunk is worth moving: how many of the known classes it was not trained on, and how much worse it tells
+them apart than those that it was.
+
+Both are read from a sample of stored features. Protects: no image is read and no network is run to find out.
+"""
+
+# n items   D trunk feature   C classes
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from stream_odml.learn.feature_codes import FeatureCodes
+from stream_odml.learn.lift import Float64s, Lift
+
+MAX_TRAINED = 0.5
+"""Share of the known classes that the trunk was trained on, above which it stays: so it moves each time that their
+number has doubled, and the number of its moves, each of which every stored feature has to follow, grows like its
+logarithm."""
+MIN_GAP = 0.08
+"""Least gap that is worth a stage. Seen before anything was trained, by the luck of a dozen classes: up to 0.07; where
+there was nothing to win (1,000 characters, 400 of them trained on): 0.03; after a base stage on photographs: 0.12 and
+0.19."""
+
+
+def trained_share(names: Collection[str], trained: Collection[str]) -> float:
+    """Return the share of the known classes that the trunk was trained on; 1 of none."""
+    return len(set(names) & set(trained)) / len(names) if names else 1.0
+
+
+def trunk_gap(features: FeatureCodes, classes: Sequence[str], trained: Collection[str]) -> float | None:
+    """Return the intraclass correlation of the classes that the trunk was trained on minus that of all others; None
+    without two of either with two items."""
+    mine_n = np.array([name in trained for name in classes], bool)
+    labels_n = np.unique(np.array(classes, np.str_), return_inverse=True)[1]
+    phi_nD = Lift(features.dim).apply(features.decode()).astype(np.float64)
+    mine, others = (between_share(phi_nD[rows], labels_n[rows]) for rows in (mine_n, ~mine_n))
+    return None if mine is None or others is None else mine - others
+
+
+def between_share(phi_nD: Float64s, labels_n: np.typing.NDArray[np.integer]) -> float | None:
+    """Return the share of the variance that lies between classes, in 0..1 and without the part that classes of few
+    items owe to chance (one-way analysis of variance); None without two classes and an item more than classes.
+    """
+    names, row_n, count_C = np.unique(labels_n, return_inverse=True, return_counts=True)
+    n, C = len(phi_nD), len(names)
+    if C < 2 or n <= C:
+        return None
+    sums_CD = np.zeros((C, phi_nD.shape[1]))
+    np.add.at(sums_CD, row_n, phi_nD)
+    of_means = float((np.square(sums_CD).sum(axis=1) / count_C).sum())
+    total, whole = float(np.square(phi_nD).sum()), float(np.square(phi_nD.sum(axis=0)).sum()) / n
+    within = max(total - of_means, 0.0) / (n - C)
+    each = (n - float(np.square(count_C).sum()) / n) / (C - 1)
+    between = max(((of_means - whole) / (C - 1) - within) / each, 0.0)
+    return between / (between + within) if between + within > 0 else None
+
+
+def is_worth_moving(need: Mapping[str, float]) -> bool:
+    """Return whether a stage of the trunk may win something: `trained` is the share, `gap` the difference."""
+    return need.get("trained", 1.0) <= MAX_TRAINED and need.get("gap", 0.0) >= MIN_GAP

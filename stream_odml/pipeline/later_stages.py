@@ -1,0 +1,250 @@
+"""Stages that improve what is learnt already: the slow one, which moves the trunk, and items embedded anew by it.
+
+A fast stage has published every task within seconds. What comes later costs images and hours, goes on beside further
+fast stages, and is published only if it serves more.
+
+Protects: what is due is a function of ledger and tree, so a driver that begins again goes on with the same attempt;
+each task moves a trunk, and each shard is embedded anew by it, at most once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from time import monotonic as _now
+from time import time as _clock
+from weakref import WeakKeyDictionary
+
+from stream_odml.config.stream import StreamConfig
+from stream_odml.learn.settings import TrunkRule
+from stream_odml.learn.trunk_gap import is_worth_moving
+from stream_odml.pipeline.messages import StageOrder, shard_ref
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.ledger_states import Attempt, AttemptKind
+from stream_odml.store.store import Store
+from stream_odml.store.version_metrics import VersionMetrics
+from stream_odml.store.versions import Version, VersionTree
+from stream_odml.store.writer import Writer
+
+RENEWED_AT_ONCE = 4096
+"""Items of a stage that embeds anew, at least; in all at most RENEWALS stages for each trunk, as each is a version."""
+RENEWALS = 8
+
+
+_MAPPED: WeakKeyDictionary[Store, tuple[int, list[str]]] = WeakKeyDictionary()
+"""What `mapped_shards` found last, and the `seq` of the tree that it is of."""
+
+
+@dataclass(frozen=True)
+class LaterRules:
+    """What of a stream's configuration decides about stages that improve what is learnt."""
+
+    trunk: TrunkRule = "frozen"
+    has_held_out: bool = False
+    renew_per_s: float = 0.0
+
+    @staticmethod
+    def of(config: StreamConfig) -> LaterRules:
+        """Read them from a configuration. Other heads have no such stages: their trunk moves in every stage. Vectors
+        that come in place of images have no trunk."""
+        if not config.solves_head or config.model.takes_vectors:
+            return LaterRules()
+        held_out = config.evaluation.held_out > 0
+        return LaterRules(config.learning.trunk, held_out, config.store.renew_per_s)
+
+
+class LaterStages:
+    """Not thread-safe: the driver calls it under its lock."""
+
+    def __init__(self, writer: Writer, rules: LaterRules) -> None:
+        self._writer, self._rules = writer, rules
+        self._renew_not_before = 0.0
+        self._handed_at: dict[str, float] = {}
+
+    def next_order(self) -> StageOrder | None:
+        """The stage to go on with or to begin; its attempt is ledgered before this returns."""
+        store = self._writer.store
+        if self._rules == LaterRules() or not store.tree.moves:
+            return None
+        attempt = self._under_way()
+        if attempt is None:
+            attempt = self._begin("slow", self._due_tasks()) or self._begin_renewal()
+        return None if attempt is None else self._order(attempt)
+
+    @property
+    def moves_trunk(self) -> bool:
+        """Whether a slow stage is under way, behind which no other waits that can do without images."""
+        attempt = self._under_way()
+        return attempt is not None and attempt.kind == "slow"
+
+    def _under_way(self) -> Attempt | None:
+        store = self._writer.store
+        found = (store.open_attempt(a.version_id) for a in store.ledger.later_attempts)
+        return next((attempt for attempt in found if attempt is not None), None)
+
+    def _begin(self, kind: AttemptKind, tasks: Sequence[str], shards: Sequence[str] = ()) -> Attempt | None:
+        if not tasks:
+            return None
+        version_id = self._writer.begin_later_attempt(kind, tasks, shards)
+        return self._writer.store.open_attempt(version_id)
+
+    def _due_tasks(self) -> Sequence[str]:
+        store = self._writer.store
+        waiting = waiting_tasks(store.ledger, store.tree)
+        if self._rules.trunk == "distilled":
+            return waiting
+        if self._rules.trunk == "frozen" or not self._rules.has_held_out:
+            return ()
+        head = VersionMetrics.read(store.tree.get(store.tree.head).metrics)
+        return waiting if waiting and is_worth_moving(head.trunk) else ()
+
+    def _begin_renewal(self) -> Attempt | None:
+        store, rate = self._writer.store, self._rules.renew_per_s
+        if not rate or _now() < self._renew_not_before:
+            return None
+        mapped = mapped_shards(store)
+        tried = _tried(store)
+        left = [shard for shard in mapped if shard not in tried]
+        if not left:
+            return None
+        sizes = store.ledger.shards
+        at_once = max(RENEWED_AT_ONCE, sum(sizes[shard].rows for shard in mapped) // RENEWALS)
+        chosen: list[str] = []
+        items = 0
+        for shard in left:
+            if chosen and items + sizes[shard].rows > at_once:
+                break
+            chosen.append(shard)
+            items += sizes[shard].rows
+        self._renew_not_before = _now() + items / rate
+        # Its version names a task that is learnt; of the shards any has one.
+        return self._begin("renew", [sizes[chosen[0]].task or ""], chosen)
+
+    def _order(self, attempt: Attempt) -> StageOrder:
+        store = self._writer.store
+        ledger, tree = store.ledger, store.tree
+        shards = attempt.shards or tuple(s for task in attempt.tasks for s in ledger.tasks[task].shard_ids)
+        return StageOrder(
+            task=attempt.task,
+            version_id=attempt.version_id,
+            parent=attempt.parent,
+            depth=tree.get(tree.head).depth + 1,
+            shards=tuple(shard_ref(ledger.shards[shard]) for shard in shards),
+            handed_at=self._handed_at.setdefault(attempt.version_id, _clock()),
+            kind="slow" if attempt.kind == "slow" else "renew",
+            tasks=attempt.tasks,
+        )
+
+
+def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> frozenset[str]:
+    """Tasks by whose images the trunk of a version was trained, in any stage of its lineage."""
+    found: set[str] = set()
+    for before, after in pairwise(tree.lineage(version_id)):
+        if not tree.same_trunk(before, after):
+            found.update(_tasks_of(ledger, tree.get(after)))
+    return frozenset(found)
+
+
+def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> list[str]:
+    """Learnt tasks that no stage of the trunk has taken up yet, in the order in which they were learnt. Those of a
+    stage that was refused are done with."""
+    head = tree.head
+    done = set(trained_tasks(ledger, tree, head))
+    lineage = tree.lineage(head)
+    for attempt in ledger.later_attempts:
+        if attempt.kind == "slow" and attempt.refused is not None and attempt.parent in lineage:
+            done.update(attempt.tasks)
+    learnt = (tree.get(v).task for v in lineage)
+    return [task for task in dict.fromkeys(learnt) if task and task not in done]
+
+
+def mapped_shards(store: Store) -> list[str]:
+    """Learnt shards whose features another trunk than the head's made, worst first: by the error that the maps on the
+    way from that trunk are known to make on classes that they were not fitted to, then in landing order."""
+    seq, found = _MAPPED.get(store, (-2, []))
+    if (
+        seq != store.tree.seq
+    ):  # what a version learnt or embedded never changes, and this is asked every second
+        found = _mapped_shards(store)
+        _MAPPED[store] = store.tree.seq, found
+    return found
+
+
+def _mapped_shards(store: Store) -> list[str]:
+    ledger, tree = store.ledger, store.tree
+    lineage = tree.lineage(tree.head)
+    made_by: dict[str, str] = {}
+    for task in dict.fromkeys(tree.get(v).task for v in lineage):
+        for shard in ledger.tasks[task].shard_ids if task else ():
+            made_by[shard] = str(ledger.shards[shard].counts.get("version", lineage[0]))
+    for version_id in lineage[1:]:
+        for shard in _rows_of(ledger, tree, version_id):
+            made_by[shard] = version_id
+    errors = _errors(tree, lineage)
+    found = [
+        (errors[made], shard)
+        for shard, made in made_by.items()
+        if errors.get(made, 0.0) > 0 and ledger.shards[shard].rows
+    ]
+    return [shard for error, shard in sorted(found, key=lambda p: (-p[0], ledger.shards[p[1]].landed_seq))]
+
+
+def renewal(store: Store) -> dict[str, int]:
+    """Items of learnt shards by how they follow the head's trunk: ``exact``, ``mapped`` and to be embedded anew, or
+    ``gone``, as their images could not be read for it. Empty while no map moves any of them."""
+    mapped = mapped_shards(store) if store.tree.moves and store.form == "exact" else []
+    if not mapped and not any(a.kind == "renew" for a in store.ledger.later_attempts):
+        return {}
+    shards, tried = store.ledger.shards, _tried(store)
+    found = {"mapped": 0, "gone": 0}
+    for shard in mapped:
+        found["gone" if shard in tried else "mapped"] += shards[shard].rows
+    learnt = store.tree.learnt()
+    total = sum(shards[s].rows for task in learnt for s in store.ledger.tasks[task].shard_ids)
+    return {**found, "exact": total - sum(found.values())}
+
+
+def _errors(tree: VersionTree, lineage: Sequence[str]) -> dict[str, float]:
+    """By version of the lineage, the sum of what the maps from it to the head miss; above 0 where there are any."""
+    errors, so_far = {lineage[-1]: 0.0}, 0.0
+    for before, after in list(pairwise(lineage))[::-1]:
+        if not tree.same_trunk(before, after):
+            so_far += max(VersionMetrics.read(tree.get(after).metrics).drift.get("forward_error", 0.0), 1e-12)
+        errors[before] = so_far
+    return errors
+
+
+def _rows_of(ledger: LedgerState, tree: VersionTree, version_id: str) -> Iterable[str]:
+    """Shards whose items a version embedded."""
+    version = tree.get(version_id)
+    attempt = _later_attempt(ledger, version_id)
+    if attempt is not None and attempt.shards:
+        return attempt.shards
+    moved = version.parent is not None and not tree.same_trunk(version.parent, version_id)
+    if not moved and VersionMetrics.read(version.metrics).kind != "embed":
+        return ()
+    return (s for task in _tasks_of(ledger, version) for s in ledger.tasks[task].shard_ids)
+
+
+def _tasks_of(ledger: LedgerState, version: Version) -> Sequence[str]:
+    attempt = _later_attempt(ledger, version.version_id)
+    if attempt is not None:
+        return attempt.tasks
+    return (version.task,) if version.task else ()
+
+
+def _later_attempt(ledger: LedgerState, version_id: str) -> Attempt | None:
+    return next((a for a in ledger.later_attempts if a.version_id == version_id), None)
+
+
+def _tried(store: Store) -> set[str]:
+    """Shards that were embedded anew by the head's trunk, or could not be."""
+    tree = store.tree
+    return {
+        shard
+        for attempt in store.ledger.later_attempts
+        if attempt.kind == "renew" and tree.same_trunk(attempt.parent, tree.head)
+        for shard in attempt.shards
+        if attempt.refused is not None or attempt.version_id in tree.committed
+    }

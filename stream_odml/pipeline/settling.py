@@ -1,0 +1,134 @@
+"""From a trained student to what the driver commits: figures, the gate, artifacts, and under a discriminant head its
+solution. A stage that improves what is learnt is settled again where the head moved while it was learnt.
+
+Protects: everything that a commit names is written before the driver hears of it; what is settled is a function of the
+stage's rows, its maps and the store, so that it can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stream_odml.config.stream import StreamConfig
+from stream_odml.learn.embedder import embedder_to_bytes
+from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.world import World
+from stream_odml.models.canaries import canaries_of
+from stream_odml.pipeline import evaluating
+from stream_odml.pipeline.estimating import estimate_old
+from stream_odml.pipeline.evaluating import Finder, by_cosine
+from stream_odml.pipeline.fast_stage import MAX_IMAGES, estimate_both, finished, solve_stage, trunk_files
+from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, verdict
+from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.held_out import shared_held_out
+from stream_odml.pipeline.held_out_rows import HeldOut
+from stream_odml.pipeline.messages import StageOrder, StageResult
+from stream_odml.store.artifacts import (
+    BACKWARD,
+    BANK,
+    CANARIES,
+    FORWARD,
+    STUDENT,
+    ArtifactRef,
+    write_artifact,
+)
+from stream_odml.store.store import Store
+
+
+@dataclass(frozen=True)
+class Settling:
+    """What every rank holds after the last pass of a stage; `result` is called by all of them together."""
+
+    store: Store
+    config: StreamConfig
+    order: StageOrder
+    world: World
+    all_ranks: Callable[[Any], list[Any]]
+    """Gives the value of each rank to every rank."""
+    outcome: StageOutcome
+    parts: tuple[str, ...]
+    """Store paths of the rows that the ranks wrote."""
+
+    def result(self, counts: Callable[[], dict[str, Any]]) -> StageResult:
+        """Return what the driver commits, on the first rank. `counts`: figures that are not measured here."""
+        self.store.refresh()  # what was forgotten meanwhile is not there to be read
+        order = self._under_head()
+        held = self._held_out(order)
+        if self.world.rank:
+            return StageResult(order.version_id, order.parent, order.task)
+        if self.config.solves_head:
+            return self._solved(order, held, counts)
+        figures = {**self._measured(order, held), **counts()}
+        refusal = verdict(self.config.gate, figures)
+        if refusal is not None and order.anyway:
+            figures[OVERRULED], refusal = refusal, None
+        artifacts = self._artifacts(order)
+        return StageResult(
+            order.version_id, order.parent, order.task, artifacts, self.parts, figures, refusal
+        )
+
+    def _under_head(self) -> StageOrder:
+        """The order, from the head of the moment where the stage improves what is learnt: rank 0's choice for all."""
+        if not self.order.improves:
+            return self.order
+        may = self.store.open_attempt(self.order.version_id) is not None
+        return replace(
+            self.order, parent=self.all_ranks(self.store.tree.head if may else self.order.parent)[0]
+        )
+
+    def _held_out(self, order: StageOrder) -> HeldOut | None:
+        """Held-out images under both models; None on all ranks but the first, or if there are too few."""
+        config = self.config
+        if order.kind == "renew":  # one of many small steps
+            few = min(config.evaluation.max_images, MAX_IMAGES)
+            evaluation = config.evaluation.model_copy(update={"max_images": few})
+            config = config.model_copy(update={"evaluation": evaluation})
+        return shared_held_out(self.store, order, config, self.outcome.student, self.world, self.all_ranks)
+
+    def _solved(
+        self, order: StageOrder, held: HeldOut | None, counts: Callable[[], dict[str, Any]]
+    ) -> StageResult:
+        """The same under a discriminant head, which is solved from the rows as they will be stored."""
+        store = self.store
+        solved = store.again(lambda: solve_stage(store, order, self.config, self.outcome.forward, self.parts))
+        old = store.head_of(order.parent)
+        figures = self._measured(order, held, by_head(solved.head), by_head(old))
+        if order.improves and figures.get("queries/union", 0.0) < FEW_QUERIES:
+            figures |= store.again(lambda: estimate_both(store, order.parent, old, solved))
+        figures |= {**counts(), **solved.figures}
+        keeps_trunk = order.kind in ("embed", "renew")
+        artifacts = trunk_files(store, order.parent) if keeps_trunk else self._artifacts(order)
+        return finished(store, order, self.config, solved, figures, artifacts, self.parts)
+
+    def _artifacts(self, order: StageOrder) -> dict[str, ArtifactRef]:
+        student = embedder_to_bytes(self.outcome.student)
+        contents = {
+            STUDENT: student,
+            CANARIES: canaries_of(student),
+            FORWARD: self.outcome.forward.to_bytes(),
+            BACKWARD: self.outcome.backward.to_bytes(),
+        }
+        if not self.config.solves_head:
+            contents[BANK] = self.outcome.bank.to_bytes()
+        files = self.store.files
+        return {name: write_artifact(files, order.version_id, name, data) for name, data in contents.items()}
+
+    def _measured(
+        self,
+        order: StageOrder,
+        held: HeldOut | None,
+        after: Finder = by_cosine,
+        before: Finder = by_cosine,
+    ) -> dict[str, Any]:
+        """Figures of the new version: drift, and recall where images are held out."""
+        drift = {} if order.kind == "renew" else self.outcome.drift
+        figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in drift.items()}
+        if held is not None:
+            figures |= evaluating.evaluate_stage(held, self.outcome.forward, order.own, after, before)
+            lost = evaluating.forgetting(self.store, order.parent, figures)
+            figures |= {} if lost is None else {"forgetting": lost}
+        if figures.get("queries/old", 0.0) < FEW_QUERIES and not self.config.solves_head:
+            figures |= estimate_old(self.store, order.parent, self.outcome, self.config.seed)
+        return figures
