@@ -104,7 +104,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Quarantined rows",
             ("{{reason}}", "sum by (reason) (increase(stream_odml_quarantined_rows_total[1h]))"),
             ("share of arrivals", "stream_odml:quarantine:ratio_rate15m"),
-            about="Rows set aside in the last hour by reason.",
+            about="Rows quarantined in the last hour, by reason.",
         ),
         _p(
             "Out of reach",

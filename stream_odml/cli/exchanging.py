@@ -83,7 +83,7 @@ def _progress(what: str) -> Progress:
 
 
 def _adopted(report: Any) -> list[str]:
-    """Return what a person is told of an adoption."""
+    """Return what an adoption prints."""
     lines = [
         f"{report.items} items of {report.classes} classes from {report.source}, {report.dim} values each, "
         f"in {report.seconds:.1f} s"

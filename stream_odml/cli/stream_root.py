@@ -125,12 +125,12 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     try:
         answer = httpx.get(f"{address}/metrics", headers=headers, timeout=5)
         if answer.status_code in (401, 403):
-            told = (
+            detail = (
                 f"{address}/metrics is not open to this token"
                 if token
                 else f"{address}/metrics wants a token"
             )
-            raise ServiceError(answer.status_code, "unauthorized", told, TOKEN_REMEDY)
+            raise ServiceError(answer.status_code, "unauthorized", detail, TOKEN_REMEDY)
         answer.raise_for_status()
     except httpx.HTTPError:
         return {}
@@ -286,7 +286,8 @@ def verify_forgotten(
         else:
             left += 1
             lines.append(f"landed copy {uri}{kept}")
-    lines.append(forget_proof.STAYS if not left else f"{left} places still hold {kind} {name}")
+    holders = "1 place still holds" if left == 1 else f"{left} places still hold"
+    lines.append(forget_proof.STAYS if not left else f"{holders} {kind} {name}")
     return lines, not left
 
 

@@ -30,7 +30,7 @@ class StreamPin:
     def check(self, outcome: httpx.Response | httpx.TransportError) -> None:
         """Raise WrongStream unless the answer comes from the expected stream; the first answer decides which it is.
 
-        A failure without a name may come from a proxy in between, and is told as what it is.
+        A failure without a name may come from a proxy in between, and is raised as what it is.
         """
         if isinstance(outcome, httpx.TransportError):
             return

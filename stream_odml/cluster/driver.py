@@ -264,7 +264,7 @@ class StreamDriver:
         figures, progress, waits = self._metrics.figures, self._metrics.progress, self._waits
         if (solving := self._fast.order) is not None:
             progress = StageProgress("solving", solving.task, solving.version_id, solving.depth)
-        told = {
+        status = {
             "stream": self._config.name,
             "pid": os.getpid(),
             "metrics_address": self.metrics_address,
@@ -277,7 +277,7 @@ class StreamDriver:
             "open_task": waits,
             "stage": progress,
         }
-        return {**plain(told), **plain(figures)}
+        return {**plain(status), **plain(figures)}
 
     def pid(self) -> int:
         """Return the process id, for status and fault tests."""

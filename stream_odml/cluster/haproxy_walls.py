@@ -3,7 +3,7 @@
 Serve's template opens statistics and metrics on every interface and lets any user command the admin socket, and no
 setting of Serve's changes that. So a local session names a script as the binary (RAY_SERVE_HAPROXY_BINARY_PATH): it
 rewrites the file that it is given, and becomes the real HAProxy. The same file gets what Serve has no setting for
-either: how long headers may take, how many connections one address may hold, and whose address a replica is told.
+either: how long headers may take, how many connections one address may hold, and whose address a replica sees.
 Imports the standard library alone.
 """
 

@@ -116,7 +116,7 @@ class Discovery:
         try:
             source.settle(waiting, ledger.shards.__contains__)
         except Exception as error:  # figures and lag tools only: what was found is landed all the same
-            log.warning("how far a log is read cannot be told now: %s", error)
+            log.warning("how far a log is read is not known now: %s", error)
 
 
 def _not_read(passed_over: Mapping[str, str]) -> str:
@@ -304,9 +304,9 @@ class Ingestion:
 
 def _transaction(batches: list[IndexedBatch]) -> IngestBatch:
     counts = {
-        shard_id: {**told, "version": batch.version}
+        shard_id: {**counted, "version": batch.version}
         for batch in batches
-        for shard_id, told in batch.counts.items()
+        for shard_id, counted in batch.counts.items()
     }
     return IngestBatch(
         list(counts),

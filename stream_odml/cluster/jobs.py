@@ -18,7 +18,7 @@ from stream_odml.config.stream import ConfigError, StreamConfig, load_config
 CONFIG_NAME = "stream.yaml"
 SETTLE_S = 60.0
 STOP_S = 120
-"""Ray kills a job that it told to stop after 3 s by default; draining a stage and the service takes longer."""
+"""Ray kills a job 3 s after asking it to stop, by default; draining a stage and the service takes longer."""
 
 
 class JobUnreachable(RuntimeError):

@@ -75,15 +75,15 @@ def _says(role: Role, placed: int, nodes: Sequence[Node], free: Sequence[Node]) 
     asks = f"{role.cpus:g} CPU" + (f" and {role.gpus:g} GPU" if role.gpus else "")
     where = ", ".join(f"{k}={v}" for k, v in role.selector.items())
     able = [node for node in nodes if matches(node.labels, role.selector)]
-    told = f"{role.name}: {placed} of {role.count} find a node; each asks for {asks} on one node"
+    found = f"{role.name}: {placed} of {role.count} find a node; each asks for {asks} on one node"
     if where and not able:
         return (
-            f"{told} labelled {where}, and no node has that label. Start one with `ray start --labels {where}`, "
+            f"{found} labelled {where}, and no node has that label. Start one with `ray start --labels {where}`, "
             f"or change `{role.setting}`. The cluster has:\n{_table(nodes, free)}"
         )
     labelled = f" labelled {where}" if where else ""
     return (
-        f"{told}{labelled}. Lower what it asks for, start larger nodes, or change `{role.setting}`. "
+        f"{found}{labelled}. Lower what it asks for, start larger nodes, or change `{role.setting}`. "
         f"The cluster has (free of all, after what was placed before):\n{_table(nodes, free)}"
     )
 

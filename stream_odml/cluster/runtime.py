@@ -85,7 +85,7 @@ class ClockWentBack(HeadDied):
 
 
 class PortTaken(ValueError):
-    """Another process listens on a port that the stream was told to use."""
+    """Another process listens on a port that the stream is configured to use."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def ray_session(
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """`ray.init` takes SIGTERM over and exits at once: a job that is told to stop would not say how it ended."""
+    """`ray.init` takes SIGTERM over and exits at once: a job that is stopped would not say how it ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -240,12 +240,14 @@ class WallClock:
         """Raise ClockWentBack when it was set back by more than a stream outlives since the check before."""
         before, self._ahead = self._ahead, time.time() - time.monotonic()
         if before - self._ahead > CLOCK_BACK_S:
-            told = (
+            message = (
                 f"the wall clock was set back by {before - self._ahead:.0f} s, and Ray stands still for as long; "
                 "the same command goes on from here"
             )
-            log.error(told)  # at once: Ray may end this process while it is shut down, before its last words
-            raise ClockWentBack(told)
+            log.error(
+                message
+            )  # at once: Ray may end this process while it is shut down, before its last words
+            raise ClockWentBack(message)
 
 
 def _local_environment(folder: Path, ports: PortBlock) -> dict[str, str]:

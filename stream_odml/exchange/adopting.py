@@ -69,8 +69,8 @@ def adopt(
 ) -> Report:
     """Take over all rows of a source that are not in the root yet, learn what has a class, and say what was found.
 
-    `progress` is told rows done and rows in all. Raises ExchangeError, ConfigError and ValueError before anything is
-    made, RootBusy while a stream runs on the root, SourceLost when the source breaks off for good.
+    `progress` is called with rows done and rows in all. Raises ExchangeError, ConfigError and ValueError before
+    anything is made, RootBusy while a stream runs on the root, SourceLost when the source breaks off for good.
     """
     began = time.perf_counter()
     config = fitted(config, source)
@@ -210,9 +210,9 @@ def _report(
 ) -> Report:
     norms = np.concatenate(found.norms) if found.norms else np.empty(0, np.float32)
     hashes = np.concatenate(found.hashes) if found.hashes else np.empty(0, np.uint64)
-    told: dict[str, float] = {}
+    summary: dict[str, float] = {}
     if len(norms):
-        told = {
+        summary = {
             "min": float(norms.min()),
             "median": float(np.median(norms)),
             "max": float(norms.max()),
@@ -228,7 +228,7 @@ def _report(
         classes=len(found.classes),
         quarantined=dict(found.reasons),
         duplicate_vectors=len(hashes) - len(np.unique(hashes)),
-        norms=told,
+        norms=summary,
         version=version,
         seconds=round(seconds, 3),
     )

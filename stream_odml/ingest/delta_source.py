@@ -21,7 +21,7 @@ from stream_odml.storage.reading import StorageOptions, is_remote, join, local_p
 
 
 class DeltaLogGap(ValueError):
-    """Versions were cleaned out of the table's log before they were read here: their rows cannot be told apart."""
+    """Versions were cleaned out of the table's log before they were read: nothing says which rows were theirs."""
 
 
 class DeltaTableSource:

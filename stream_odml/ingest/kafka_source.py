@@ -76,7 +76,7 @@ class KafkaSource:
         self._refresh_due = self._spool_due = self._publish_due = 0.0
         self._spool_bytes = 0
         self._is_stale = True
-        """Whether the consumer is to be told where to read."""
+        """Whether the consumer has to be assigned where to read."""
         self._replaced: TopicReplaced | None = None
 
     # -- the contract of a source ---------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class KafkaSource:
                 break
 
     def _take(self, found: Any, now: float) -> bool:
-        """Take one message or event; whether the consumer is to be told anew where to read."""
+        """Take one message or event; whether the consumer has to be assigned anew where to read."""
         key = found.topic(), found.partition()
         part, error = self._parts.get(key), found.error()
         if part is None:

@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".heic", ".heif", ".hif"),
     }
 )
-"""Names of image files. What a file holds is told by its bytes: `decode.py` reads any of its formats under any name."""
+"""Names of image files. The bytes decide what a file is: `decode.py` reads any of its formats under any name."""
 FILE_FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",

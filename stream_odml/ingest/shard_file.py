@@ -1,4 +1,4 @@
-"""One open file of a shard, wherever it lies, with failures of the medium told from bad data.
+"""One open file of a shard, wherever it lies, with failures of the medium kept apart from bad data.
 
 Invariant: an error of the medium becomes `TransientReadError` here, so that every other error that a parser
 raises above this file is the data's own fault.

@@ -55,7 +55,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class LogSource(Source, Protocol):
-    """A source that follows a log: it is told what became of its shards, and tells how far it is."""
+    """A source that follows a log: it learns what became of its shards, and reports how far it is."""
 
     def settle(self, waiting: Collection[str], is_ledgered: Callable[[str], bool]) -> None:
         """Take note of the stamps of all shards that wait to be indexed, and of which ids the ledger has."""

@@ -3,7 +3,7 @@
 A table can be a bomb in many ways (compressed zeros, dictionaries, nesting, metadata), and Arrow has no bound of its
 own on what it allocates. A limit on this process would be one on Ray and torch too, so the decoder is a process
 apart (`table_reader.py`): it is started once, serves one file after another, and holds no file and no key. The bytes
-are read here and handed to it, so that what cannot be read now is told from what is bad.
+are read here and handed to it, so that what cannot be read now is kept apart from what is bad.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Message, Pipe
 
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
-"""What a decoder is told of ours: nothing secret is."""
+"""Environment variables that a decoder gets: none of them is secret."""
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
@@ -97,12 +97,12 @@ def _read(file: ShardFile, wanted: Mapping[str, Any]) -> bytes | None:
 
 def _row(message: Message) -> RawRow:
     found, problem, time = message.fields, message.fields["problem"], message.fields["time"]
-    told = None if problem is None else (Reason(problem[0]), str(problem[1]))
+    refusal = None if problem is None else (Reason(problem[0]), str(problem[1]))
     if isinstance(time, list):
         try:
             time = fields.when_micros(time[0])
         except RowError as error:
-            time, told = None, told or (error.reason, error.detail)
+            time, refusal = None, refusal or (error.reason, error.detail)
     names = None if found["names"] is None else tuple(found["names"])
     is_vector = found["content"] == "vector"
     return RawRow(
@@ -113,7 +113,7 @@ def _row(message: Message) -> RawRow:
         found["id"],
         found["attributes"],
         time,
-        told,
+        refusal,
         vector=message.data if is_vector else None,
         is_label=found["content"] == "label",
     )

@@ -17,8 +17,8 @@ def observe(config: StreamConfig, role: str) -> None:
 
     The process at a person's terminal keeps its own few words, unless the log is for machines.
     """
-    told = config.observe
-    if role != TERMINAL or told.log_format == "json":
-        set_up_logs(config.name, role, told.log_format, told.log_level)
+    options = config.observe
+    if role != TERMINAL or options.log_format == "json":
+        set_up_logs(config.name, role, options.log_format, options.log_level)
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
-    set_up_traces(config.name, role, told.traces, traces_folder(config.root))
+    set_up_traces(config.name, role, options.traces, traces_folder(config.root))

@@ -33,9 +33,9 @@ def announce(folder: Path, name: str, address: str, labels: Mapping[str, str]) -
     """Write ``folder/name.json`` for ``address`` (host:port); the file of an earlier holder of the name is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     _withdraw_dead(folder)
-    told = {**labels, "__meta_host": socket.gethostname(), "__meta_pid": str(os.getpid())}
+    described = {**labels, "__meta_host": socket.gethostname(), "__meta_pid": str(os.getpid())}
     path = folder / f"{name}.json"
-    entry = json.dumps([{"targets": [address], "labels": told}]).encode()
+    entry = json.dumps([{"targets": [address], "labels": described}]).encode()
     write_whole(path, lambda file: file.write(entry), durable=False)
     return path
 

@@ -170,8 +170,8 @@ class StageRun:
         """Agree on the rows to do without: those that any node could not have. Raises StageFailed if none is left."""
         self._held = self._rows["held_out"].to_numpy(zero_copy_only=False)
         self._lost = np.logical_or.reduce(self._all_ranks(self._cache.lost()))
-        told = self._all_ranks(self._cache.lost_rows() if self._leads_node else [])
-        problems = {(shard, one.row): one for rows in told for shard, one in rows}
+        by_rank = self._all_ranks(self._cache.lost_rows() if self._leads_node else [])
+        problems = {(shard, one.row): one for rows in by_rank for shard, one in rows}
         self._lost_rows = quarantine_rows(
             shard_ids=[shard for shard, _ in problems],
             rows=[row for _, row in problems],

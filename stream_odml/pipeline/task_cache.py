@@ -189,14 +189,14 @@ def _keep_batch(cache: PixelCache, decoded: Batch) -> None:
         own = decoded["member"] == member
         good = own & (problems == "")
         cache.write(int(member), decoded["row"][good], decoded["pixels"][good])
-        told = [
+        lost = [
             (row, json.loads(text))
             for row, text in zip(decoded["row"][own & ~good], problems[own & ~good], strict=True)
         ]
-        for _, (reason, detail) in told:
+        for _, (reason, detail) in lost:
             if reason == _OUT_OF_REACH:
                 raise TransientReadError(detail)
-        cache.lose(int(member), [RowProblem(int(row), Reason(why), detail) for row, (why, detail) in told])
+        cache.lose(int(member), [RowProblem(int(row), Reason(why), detail) for row, (why, detail) in lost])
 
 
 def _decoded_here(
@@ -250,11 +250,10 @@ def decode(member: int, spec: str, rows: list[int], size: int, block_rows: int) 
                 yield lost_batch(member, [part], size)
                 continue
             count = len(part.rows)
-            members, told = np.full(count, member, np.int32), np.full(count, "", object)
-            yield {"member": members, "row": part.rows, "pixels": part.pixels, "problem": told}
-    except (
-        TransientReadError
-    ) as error:  # told, not raised: Ray Data retries and logs what is raised by itself
+            members, problems = np.full(count, member, np.int32), np.full(count, "", object)
+            yield {"member": members, "row": part.rows, "pixels": part.pixels, "problem": problems}
+    except TransientReadError as error:
+        # Yielded, not raised: Ray Data retries and logs what is raised by itself.
         yield _batch(member, rows[:1], [(_OUT_OF_REACH, str(error))], size)
 
 
@@ -270,15 +269,15 @@ def _parts(
 
 
 def lost_batch(member: int, problems: Sequence[RowProblem], size: int) -> Batch:
-    """Return what a reading process tells of rows that it cannot decode."""
-    told = [(str(problem.reason), problem.detail) for problem in problems]
-    return _batch(member, [problem.row for problem in problems], told, size)
+    """Return what a reading process yields for rows that it cannot decode."""
+    reasons = [(str(problem.reason), problem.detail) for problem in problems]
+    return _batch(member, [problem.row for problem in problems], reasons, size)
 
 
-def _batch(member: int, rows: Sequence[int], told: Sequence[tuple[str, str]], size: int) -> Batch:
+def _batch(member: int, rows: Sequence[int], reasons: Sequence[tuple[str, str]], size: int) -> Batch:
     return {
         "member": np.full(len(rows), member, np.int32),
         "row": np.array(rows, np.int32),
         "pixels": np.zeros((len(rows), size, size, 3), np.uint8),
-        "problem": np.array([json.dumps(one) for one in told], object),
+        "problem": np.array([json.dumps(one) for one in reasons], object),
     }

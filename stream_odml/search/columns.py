@@ -18,7 +18,7 @@ GROWTH_FACTOR = 1.25
 
 
 class Growable:
-    """An array with room behind its end; only the longest prefix handed out may be grown in place."""
+    """An array with room behind its end; only the longest prefix in use may be grown in place."""
 
     def __init__(self, data: NDArray[Any], used: int) -> None:
         self._data = data

@@ -5,7 +5,7 @@ bounded, so it says which few rows can be; those are compared in full. With x' a
 
     |<q, x> - <q', x'>|  <=  |q - q'| |x| + |q'| |x - x'| + what fp32 loses in d sums
 
-where |q - q'| and the largest |x - x'| are measured, and |x| <= 1. The product is handed out as a half itself: rounding
+where |q - q'| and the largest |x - x'| are measured, and |x| <= 1. The product is returned as a half itself: rounding
 to the nearest keeps the order, so a bound rounded in the same way is still one.
 """
 

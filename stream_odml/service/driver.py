@@ -42,7 +42,7 @@ class NoDriver:
 
 
 def refusal(cause: BaseException) -> ApiError:
-    """Return what a client is told of an error of the driver."""
+    """Return the error that a client gets for one of the driver."""
     if isinstance(cause, UnknownVersion | UnknownSubject):
         return not_found("unknown_subject", str(cause)[:500])
     if isinstance(cause, ValueError):

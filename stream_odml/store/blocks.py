@@ -1,7 +1,7 @@
 """The gallery's files as a reader keeps them, without their vectors: small ones together in one Arrow table.
 
 A table of twenty rows takes 16 KB, of which the rows are a tenth: who follows a stream has thousands.
-Protects: the files keep their order, and what was handed out never changes.
+Protects: the files keep their order, and what was returned never changes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Set

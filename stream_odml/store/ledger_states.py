@@ -38,7 +38,7 @@ class ShardState:
     attempts: int = 0
     """How often its reading or indexing failed."""
     problem: str | None = None
-    """Why it was last set aside, or why its last attempt failed."""
+    """Why it last failed for good, or why its last attempt failed."""
 
 
 @dataclass(frozen=True)

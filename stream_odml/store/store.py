@@ -49,7 +49,7 @@ _META = pa.schema([GALLERY.field(name) for name in META])
 
 
 class Store:
-    """A stream root, read. Not for use by several threads at once; what it hands out is immutable."""
+    """A stream root, read. Not for use by several threads at once; what it returns is immutable."""
 
     def __init__(
         self, uri: str, storage_options: dict[str, str] | None = None, keep_gallery: bool = True
