@@ -189,14 +189,15 @@ class StreamDriver:
             try:
                 head = self._stages.commit(result)
             except (StaleParent, StaleSums) as error:
-                if self._stages.is_current(result.version_id):
-                    log.warning("stage %s is to be repeated: %s", result.version_id, error)
-                    self._fast.hold(HOLD_S if self._writer.ledger.is_later(result.version_id) else 0.0)
-                else:
-                    log.warning("stage %s is dropped: %s", result.version_id, error)
+                current = self._stages.is_current(result.version_id)
+                what = "to be repeated" if current else "dropped"
+                log.warning("stage %s is %s: %s", result.version_id, what, error)
+                if current and self._writer.ledger.is_later(result.version_id):
+                    self._fast.hold(HOLD_S)
                 return self._writer.store.tree.head
             self._training_problem = ""
-            self._fast.hold(0.0)
+            if self._writer.ledger.is_later(result.version_id):
+                self._fast.hold(0.0)
             self._refresh_figures(force=True)
             if (version := self._writer.tree.versions.get(result.version_id)) is not None:
                 waited = VersionMetrics.read(version.metrics).closed_to_learnt_s
