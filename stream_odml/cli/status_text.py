@@ -25,7 +25,7 @@ def status_text(report: Mapping[str, Any], root: str) -> Group:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     for name, text in facts(report):
-        grid.add_row(name, shown(text))
+        grid.add_row(shown(name), shown(text))
     return Group(*parts, grid)
 
 

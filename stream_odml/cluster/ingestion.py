@@ -25,7 +25,7 @@ from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import LogFigures, LogSource, Source
-from stream_odml.models.canaries import CanaryMismatch
+from stream_odml.models.mismatch import CanaryMismatch
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store

@@ -21,7 +21,7 @@ from stream_odml.learn.packing import Floats
 
 KS = (1, 2, 4, 8, 16, 32)
 _QUERIES = 512
-_GALLERY = 32768
+_GALLERY = 8192
 _LAST = torch.iinfo(torch.int64).min
 
 Labels = NDArray[np.int64]

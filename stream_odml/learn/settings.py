@@ -30,8 +30,6 @@ class EmbedderSpec:
     backbone: str = "conv4"
     """`conv4`, `mobilenetv2`, `transformers:<name or folder>` or `timm:<name>`; `none`: a stream of vectors, which come
     in place of images, from an embedding service of yours."""
-    input_dim: Count = 0
-    """With `backbone: none`: length of the vectors; 0: that of the stream root, if there is one."""
     dim: Annotated[int, Range(at_least=1)] = 128
     """Length of the embedding; with `head: none` it must equal the backbone's pooled features. With
     `head: discriminant`: the greatest length of the part by which known classes are compared."""
@@ -53,6 +51,8 @@ class EmbedderSpec:
     normalisation: Literal["auto", "imagenet", "symmetric", "none"] = "auto"
     """Of the pixels: ImageNet's mean and deviation, to -1..1, or left at 0..1; `auto`: what the
     backbone wants."""
+    input_dim: Count = 0
+    """With `backbone: none`: length of the vectors; 0: that of the stream root, if there is one."""
 
     def __post_init__(self) -> None:
         check_fields(self)

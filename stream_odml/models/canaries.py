@@ -33,10 +33,6 @@ Decode = Callable[[bytes, int], Pixels]
 Floats = NDArray[np.float32]
 
 
-class CanaryMismatch(ValueError):
-    """A model does not give the vectors that it gave when it was stored."""
-
-
 def as_the_stream_decodes(image: bytes, size: int) -> Pixels:
     """Decode as every image of a stream is decoded."""
     return decode_image(image, size, MAX_PIXELS)

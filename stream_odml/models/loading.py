@@ -8,8 +8,9 @@ import torch
 
 from stream_odml.learn.embedder import Embedder, build_embedder, embedder_from_bytes
 from stream_odml.learn.settings import EmbedderSpec
-from stream_odml.models.canaries import TOLERANCE, Canaries, CanaryMismatch, canaries_of, vectors_of
+from stream_odml.models.canaries import TOLERANCE, Canaries, canaries_of, vectors_of
 from stream_odml.models.diagnosis import diagnose
+from stream_odml.models.mismatch import CanaryMismatch
 from stream_odml.store.artifacts import CANARIES, STUDENT
 from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer

@@ -12,8 +12,8 @@ import numpy as np
 
 from stream_odml.learn.given_vectors import spec_of
 from stream_odml.learn.packing import BadArtifact
-from stream_odml.models.canaries import CanaryMismatch
 from stream_odml.models.loading import load_model
+from stream_odml.models.mismatch import CanaryMismatch
 from stream_odml.store.artifacts import CANARIES, STUDENT, read_artifact
 from stream_odml.store.errors import ArtifactCorrupt, NoVersionYet
 from stream_odml.store.lease import read_lease

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from stream_odml.learn.memory import give_back_memory
-from stream_odml.models.canaries import CanaryMismatch
+from stream_odml.models.mismatch import CanaryMismatch
 from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.bundle import Bundle, load_bundle, next_bundle

@@ -20,7 +20,11 @@ from stream_odml.cluster import haproxy_walls, ray_compat, ray_start, runtime
 from stream_odml.service import ingress
 
 RAY = Path(ray.__file__).parent
-SESSION = {**runtime._ENVIRONMENT, **ray_start.patience()}
+SESSION = {
+    name: value
+    for name, value in {**runtime._ENVIRONMENT, **ray_start.patience()}.items()
+    if name not in runtime.LEAN_MEMORY
+}
 NAMES = (
     "ray._private.parameter.RayParams",
     "ray._private.ray_constants.ENABLE_RAY_CLUSTER",

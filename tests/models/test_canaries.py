@@ -21,9 +21,10 @@ from stream_odml.learn.embedder import Embedder, build_embedder, embedder_from_b
 from stream_odml.learn.packing import BadArtifact
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.models import canaries, loading
-from stream_odml.models.canaries import Canaries, CanaryMismatch, as_the_stream_decodes, vectors_of
+from stream_odml.models.canaries import Canaries, as_the_stream_decodes, vectors_of
 from stream_odml.models.diagnosis import diagnose
 from stream_odml.models.loading import check, load_model
+from stream_odml.models.mismatch import CanaryMismatch
 from stream_odml.pipeline.first_version import open_root
 from stream_odml.service.replica import Replica
 from stream_odml.store.artifacts import CANARIES, STUDENT

@@ -138,6 +138,8 @@ def _as_tar_row(folder: Path, said: dict[str, Any]) -> RawItem | RowProblem:
             tar.addfile(member, io.BytesIO(data))
     (ref,) = DirectorySource(folder).poll(set())
     (row,) = read_shard(ref)
+    if isinstance(row, RawItem):  # a tar says which member an item came from; a push has none
+        row.attributes.pop("path", None)
     return row
 
 

@@ -67,7 +67,9 @@ def driver_over(stream: TinyStream, progress: StageProgress) -> StreamDriver:
     driver._metrics.progress = progress
     driver._writer, driver._config = stream.writer, SimpleNamespace(name="tiny")
     driver._stages = SimpleNamespace(explain=lambda: ["waits"])
-    driver._discovery = SimpleNamespace(error="", failures=0, notes=[{("odd", "key"): math.nan}])
+    driver._discovery = SimpleNamespace(
+        figures=list, error="", failures=0, notes=[{("odd", "key"): math.nan}]
+    )
     driver._tidying = SimpleNamespace(problem="")
     driver._ingestion = SimpleNamespace(out_of_reach=0)
     driver._fast = SimpleNamespace(order=None, problem="")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_odml.cli.ingest import land_path
-from stream_odml.ingest import landing, tables
+from stream_odml.ingest import landing, new_items, tables
 from stream_odml.ingest.landing import NewItem, land_items, land_parquet
 from stream_odml.ingest.reading import RawItem, read_shard
 from stream_odml.ingest.sources import DirectorySource
@@ -53,7 +53,8 @@ def group_bytes(inbox: Path) -> list[int]:
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a megabyte were what 64 are."""
-    monkeypatch.setattr(landing, "GROUP_BYTES", MIB)
+    for module in (landing, new_items):
+        monkeypatch.setattr(module, "GROUP_BYTES", MIB)
     monkeypatch.setattr(landing, "SHARD_BYTES", 8 * MIB)
     monkeypatch.setattr(tables, "memory_allowed", lambda size: 256 * MIB)
 
