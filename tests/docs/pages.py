@@ -10,6 +10,7 @@ from types import ModuleType
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text("utf-8") for path in sorted(DOCS.rglob("*.md"))}
+PAGES["README.md"] = (REPOSITORY / "README.md").read_text("utf-8")
 
 
 def hooks() -> ModuleType:
