@@ -1,6 +1,6 @@
 """The plot of the README: recall as served over the stages of one stream, of three ways to go on.
 
-    python -m benchmarks.quality.front     # writes docs/assets/recall.svg from results/quality-flowers102.parquet
+python -m benchmarks.quality.front     # writes docs/assets/recall.svg from results/quality-flowers102.parquet
 """
 
 from __future__ import annotations

@@ -47,4 +47,7 @@ def test_every_figure_has_one_row_a_command_and_a_date() -> None:
     assert len(rows) > 30
     for command, _ in rows:
         name = command.split()[0]
-        assert Path(REPOSITORY / "benchmarks" / name).exists() or (REPOSITORY / "benchmarks" / f"{name}.py").exists()
+        assert (
+            Path(REPOSITORY / "benchmarks" / name).exists()
+            or (REPOSITORY / "benchmarks" / f"{name}.py").exists()
+        )

@@ -105,7 +105,7 @@ def address() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/", ["5 classes", "v0001·bb", "4 new of 5 classes", ">Serve<", "20 items", "re-extracted|served"]),
+        ("/", ["5 classes", "v0001-bb", "4 new of 5 classes", ">Serve<", "20 items", "re-extracted|served"]),
         ("/docs", ["/v1/versions/{a}/diff/{b}", "Nearest items", "curl"]),
     ],
 )

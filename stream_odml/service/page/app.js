@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import * as classes from "./classes.js";
 import { $, count, duration, h, plural, version } from "./dom.js";
+import * as item from "./item.js";
 import * as map from "./map.js";
 import * as query from "./query.js";
 import * as versions from "./versions.js";
@@ -51,4 +52,5 @@ function line(level, ...words) {
 query.start();
 map.start();
 classes.start();
+item.start();
 look();

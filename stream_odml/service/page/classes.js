@@ -13,15 +13,20 @@ let drawn = "";
 export function start() {
   const since = $("since");
   since.addEventListener("change", refresh);
+  let typing;
+  $("class-named").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(refresh, 200); });
   addEventListener("pagehide", () => localStorage.setItem(SEEN, new Date().toISOString()));
 }
 
 /** Only as many rows are asked for as are shown; the map needs the new ones' names, whose number is bounded too. */
 export async function refresh() {
-  const [recent, every] = await Promise.all([call(`/v1/classes?limit=1000&${newOnes()}`), call(`/v1/classes?limit=${SHOWN}`)]);
+  const part = $("class-named").value.trim();
+  const named = part ? `&named=${encodeURIComponent(part)}` : "";
+  const [recent, every] = await Promise.all([call(`/v1/classes?limit=1000&${newOnes()}`), call(`/v1/classes?limit=${SHOWN}${named}`)]);
   const names = new Set(recent.classes.map((row) => row.name));
   paintNew(names);
-  $("classes-note").textContent = `${count(recent.total)} new of ${plural(every.total, "class")}`;
+  $("classes-note").textContent = part
+    ? `${plural(every.total, "class")} named so` : `${count(recent.total)} new of ${plural(every.total, "class")}`;
   const rows = every.classes;
   const key = JSON.stringify([rows.map((row) => [row.name, row.count, row.learnt]), [...names]]);
   if (key === drawn) return; // pictures are not asked for again when nothing changed

@@ -38,8 +38,8 @@ export function duration(seconds) {
 export const age = (iso) => (iso ? duration((Date.now() - Date.parse(iso)) / 1000) : "–");
 export const ago = (iso) => (iso ? `${duration((Date.now() - Date.parse(iso)) / 1000)} ago` : "–");
 
-/** v0012-3fa9c1d2 as v0012·3fa9: enough to tell two apart by eye; the whole id is in the title. */
+/** v0012-3fa9c1d2 as v0012-3fa9: a beginning, which every command takes too; the whole id is in the title. */
 export function version(id) {
   const [depth, hash = ""] = id.split("-");
-  return h("code", { title: id }, hash ? `${depth}·${hash.slice(0, 4)}` : depth);
+  return h("code", { title: id }, hash ? `${depth}-${hash.slice(0, 4)}` : depth);
 }

@@ -2,6 +2,7 @@
 
 import { call } from "./api.js";
 import { $ } from "./dom.js";
+import { about } from "./item.js";
 
 const GLIDE_MS = 700;
 const canvas = $("map");
@@ -11,13 +12,32 @@ let fresh = new Set();
 let ringed = new Set();
 let chosen = null;
 let began = 0;
+let view = { zoom: 1, x: 0, y: 0 }; // centre of what is seen, in the plane
+let dragged = null;
 
 export function start() {
   new ResizeObserver(draw).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  canvas.addEventListener("pointermove", (event) => choose(nearest(event)));
+  canvas.addEventListener("pointerdown", (event) => { dragged = { x: event.offsetX, y: event.offsetY, moved: false }; canvas.setPointerCapture(event.pointerId); });
+  canvas.addEventListener("pointermove", (event) => (dragged && event.buttons ? drag(event) : choose(nearest(event))));
+  canvas.addEventListener("pointerup", (event) => {
+    const point = nearest(event);
+    if (dragged && !dragged.moved && point) about(point.id);
+    dragged = null;
+  });
   canvas.addEventListener("pointerleave", () => choose(null));
+  canvas.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.shiftKey && view.zoom === 1 && event.deltaY > 0) return; // the page scrolls
+    event.preventDefault();
+    zoom(1.2 ** -Math.sign(event.deltaY), event.offsetX, event.offsetY);
+  }, { passive: false });
+  $("map-in").addEventListener("click", () => zoom(1.5));
+  $("map-out").addEventListener("click", () => zoom(1 / 1.5));
+  $("map-all").addEventListener("click", () => zoom(0));
   canvas.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && chosen) return about(chosen.id);
+    const factor = { "+": 1.5, "-": 1 / 1.5, 0: 0 }[event.key];
+    if (factor !== undefined) return zoom(factor);
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step || !points.length) return;
     event.preventDefault();
@@ -36,7 +56,7 @@ export async function refresh() {
     return { id, name: plane.classes[plane.class[i]], x: plane.x[i], y: plane.y[i], fromX, fromY };
   });
   $("map-empty").hidden = points.length > 0;
-  canvas.setAttribute("aria-label", `Map of ${points.length} items of ${plane.classes.length} classes; arrow keys go through the classes`);
+  canvas.setAttribute("aria-label", `Map of ${points.length} items of ${plane.classes.length} classes; arrow keys go through the classes, Enter opens an item, plus and minus zoom`);
   began = performance.now();
   requestAnimationFrame(glide);
 }
@@ -58,10 +78,33 @@ function place(point) {
   return [point.fromX + (point.x - point.fromX) * ease, point.fromY + (point.y - point.fromY) * ease];
 }
 
+const MARGIN = 16;
+const span = () => [(canvas.clientWidth - 2 * MARGIN) / 2, (canvas.clientHeight - 2 * MARGIN) / 2];
+
 function onCanvas(point) {
-  const margin = 16;
   const [x, y] = place(point);
-  return [margin + ((x + 1) / 2) * (canvas.clientWidth - 2 * margin), margin + ((1 - y) / 2) * (canvas.clientHeight - 2 * margin)];
+  const [width, height] = span();
+  return [MARGIN + width * (1 + (x - view.x) * view.zoom), MARGIN + height * (1 - (y - view.y) * view.zoom)];
+}
+
+/** Zoom by a factor about a place of the canvas, its middle by default; 0 shows all. */
+function zoom(factor, atX = canvas.clientWidth / 2, atY = canvas.clientHeight / 2) {
+  const [width, height] = span();
+  const [x, y] = [(atX - MARGIN) / width - 1, 1 - (atY - MARGIN) / height];
+  const next = factor ? Math.min(40, Math.max(1, view.zoom * factor)) : 1;
+  view = next === 1 ? { zoom: 1, x: 0, y: 0 }
+    : { zoom: next, x: view.x + x / view.zoom - x / next, y: view.y + y / view.zoom - y / next };
+  draw();
+}
+
+function drag(event) {
+  const [width, height] = span();
+  const [dx, dy] = [event.offsetX - dragged.x, event.offsetY - dragged.y];
+  if (!dragged.moved && Math.hypot(dx, dy) < 4) return;
+  Object.assign(dragged, { x: event.offsetX, y: event.offsetY, moved: true });
+  view = { ...view, x: view.x - dx / width / view.zoom, y: view.y + dy / height / view.zoom };
+  choose(null);
+  draw();
 }
 
 function draw() {

@@ -15,7 +15,7 @@ export function start() {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); $("file").click(); }
   });
   $("asked").addEventListener("error", () => { $("asked").hidden = true; }); // what is no image has no picture
-  $("by-class").addEventListener("change", () => last && search(last));
+  for (const name of ["by-class", "filter"]) $(name).addEventListener("change", () => last && search(last));
   for (const kind of ["dragenter", "dragover"]) {
     document.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
   }
@@ -45,7 +45,7 @@ export async function search(image) {
   const began = performance.now();
   try {
     const grouped = $("by-class").checked;
-    const answer = await call(`/v1/search?k=12${grouped ? "&group_by=class" : ""}`, {
+    const answer = await call(`/v1/search?k=12${grouped ? "&group_by=class" : ""}${within()}`, {
       method: "POST", body: image, headers: { "Content-Type": "application/octet-stream" },
     });
     if (mine !== turn) return; // a later question has been asked
@@ -53,6 +53,14 @@ export async function search(image) {
   } catch (error) {
     if (mine === turn) failed(error);
   }
+}
+
+/** What the filter says, as the service takes it: "oak" is a class, "shelf=7" an attribute. */
+function within() {
+  const text = $("filter").value.trim();
+  if (!text) return "";
+  const [name, ...rest] = text.split("=");
+  return rest.length ? `&attribute=${encodeURIComponent(`${name.trim()}:${rest.join("=").trim()}`)}` : `&class=${encodeURIComponent(text)}`;
 }
 
 function answered(answer, hits, milliseconds) {

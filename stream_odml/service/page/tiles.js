@@ -1,7 +1,8 @@
-// One tile: a picture, a name, a line below. Clicking it searches with that picture.
+// One tile: a picture, a name, a line below. Clicking it searches with that picture; its small button says all of it.
 
 import { picture, show } from "./api.js";
 import { h } from "./dom.js";
+import { about } from "./item.js";
 import { search } from "./query.js";
 
 export function tile(id, name, { fresh = false, score = null, notes = [], label = name } = {}) {
@@ -18,5 +19,6 @@ export function tile(id, name, { fresh = false, score = null, notes = [], label 
     pic,
     h("span", { class: "name" }, name),
     score === null ? null : h("span", { class: "bar" }, bar),
-    h("span", { class: "note" }, ...notes.map((note) => (typeof note === "string" ? h("span", {}, note) : note)))));
+    h("span", { class: "note" }, ...notes.map((note) => (typeof note === "string" ? h("span", {}, note) : note)))),
+  h("button", { class: "more", onclick: () => about(id), "aria-label": `About ${name}, ${id}` }, "i"));
 }

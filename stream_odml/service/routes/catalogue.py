@@ -26,11 +26,16 @@ async def classes(
     learnt: Annotated[
         bool | None, UrlQuery(description="only classes that a model has learnt, or has not")
     ] = None,
+    named: Annotated[
+        str | None,
+        UrlQuery(max_length=256, description="only classes whose name holds this, whatever its case"),
+    ] = None,
     limit: Annotated[int, UrlQuery(ge=1, le=10_000)] = 1000,
     offset: Annotated[int, UrlQuery(ge=0)] = 0,
 ) -> Response:
     """Return every class with its count, when it was first seen and whether a model has learnt it yet."""
     backend, after = backend_of(request, "classes"), moment(since, "since")
+    part = normalised(named or "").casefold()
 
     def make() -> dict[str, Any]:
         served, rows = backend.served(), backend.classes()
@@ -38,10 +43,12 @@ async def classes(
             rows = [row for row in rows if row.first_seen is not None and row.first_seen > after]
         if learnt is not None:
             rows = [row for row in rows if row.learnt == learnt]
+        if part:
+            rows = [row for row in rows if part in row.name.casefold()]
         page = [class_json(row) for row in rows[offset : offset + limit]]
         return {"version": served.version, "sequence": served.sequence, "total": len(rows), "classes": page}
 
-    return await view(request, backend, ("classes", after, learnt, limit, offset), limit, make)
+    return await view(request, backend, ("classes", after, learnt, part, limit, offset), limit, make)
 
 
 @router.delete("/classes/{name:path}", response_class=Response, status_code=202, summary="Forget a class")
