@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stream_odml.cli.console import say
-from stream_odml.cli.errors import out
+from stream_odml.cli.errors import Root, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
@@ -108,7 +108,104 @@ def _adopted(report: Any) -> list[str]:
     return lines
 
 
+def export(
+    root: Root,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Folder, qdrant://HOST/NAME, qdrant:///FOLDER/NAME, lancedb:///FOLDER/NAME or "
+            "postgresql://HOST/DATABASE?table=NAME."
+        ),
+    ],
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Of a folder, separated by commas: parquet, faiss, npz, model, onnx; all."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take the gallery and its model out: a row an item, in the space of the served version. The stream may run.
+
+    A folder gets items.parquet, items.faiss with items.ids.parquet, items.npz, and model/ with safetensors, a card and
+    ONNX. Vectors are compared by inner product, which is the score of a search.
+
+    Examples:  stream-odml export shop --to out  ·  stream-odml export shop --to lancedb:///data/lance/products
+    """
+    from stream_odml.exchange.exporting import export as take_out
+
+    wanted = None if formats is None else [name.strip() for name in formats.split(",") if name.strip()]
+    with _progress("exported") as bar:
+        task = bar.add_task("parts", total=None)
+        report = take_out(
+            root,
+            to,
+            formats=wanted,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(report.to_dict()))
+        return
+    say(out, f"{report.items} items of version {report.version}, {report.dim} values each, in {report.to}")
+    for file in report.files:
+        say(out, f"  {file}")
+
+
+def sync(
+    root: Root,
+    to: Annotated[str, typer.Option(help="As for `export`; a folder gets a Parquet file for each bucket.")],
+    every: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds between two runs, until Ctrl-C; by default one run."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every row back and compare; exit code 1 where one differs.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep another store in step with the gallery: what differs is written, by id, with the version that made it.
+
+    After a stage the vectors are of another space: they are filled into a table of their own, and shown in one step
+    (alias, view, overwritten table), so that no reader sees two spaces. Whatever ends a run, the next one mends it.
+
+    Examples:  stream-odml sync shop --to qdrant://localhost:6333/products --every 5  ·  ... --to copy --verify
+    """
+    import time
+
+    from stream_odml.exchange.syncing import open_target
+    from stream_odml.exchange.syncing import sync as keep
+
+    target, equal = open_target(to), True
+    try:
+        while True:
+            with _progress("written") as bar:
+                task = bar.add_task("buckets", total=None)
+                report = keep(
+                    root,
+                    target,
+                    verify=verify,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),  # noqa: B023
+                )
+            equal = report.equal
+            if as_json:
+                print(json.dumps(report.to_dict()), flush=True)
+            elif report.written or report.switched or every is None:
+                shown = "; readers see it from now on" if report.switched else ""
+                same = "digests are equal" if report.equal else "ROWS DIFFER from what was written"
+                say(
+                    out,
+                    f"{report.items} items of version {report.version}, {report.written} written, {same}{shown} "
+                    f"({report.seconds:.1f} s)",
+                )
+            if every is None:
+                break
+            time.sleep(every)
+    finally:
+        target.close()
+    raise typer.Exit(0 if equal else 1)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (adopt,):
+    for command in (adopt, export, sync):
         app.command()(command)

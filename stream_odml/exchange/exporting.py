@@ -1,0 +1,178 @@
+"""The gallery and its model, taken out as files that need nothing of ours: tables, an index, a model with its card.
+
+Protects: every file appears whole; the vectors of all files are of one snapshot, and so is the model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stream_odml.exchange.card import card_of
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.rows import Gallery
+from stream_odml.exchange.syncing import open_target, sync
+from stream_odml.storage.atomic import write_whole
+from stream_odml.store.artifacts import HEAD, STUDENT
+
+FORMATS = ("parquet", "faiss", "npz", "model", "onnx")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written."""
+
+    to: str
+    version: str
+    items: int
+    dim: int
+    files: Sequence[str] = ()
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def export(
+    root: str,
+    to: str,
+    *,
+    formats: Sequence[str] | None = None,
+    storage_options: dict[str, str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExportReport:
+    """Write the gallery in its served version's space to a folder, or into a store (as one run of `sync`).
+
+    `formats` of a folder: some of `FORMATS`, all by default; `onnx` needs the extra of that name. Raises ExchangeError.
+    """
+    began = time.perf_counter()
+    if "://" in to:
+        if formats is not None:
+            raise ExchangeError(
+                f"formats are of a folder, not of {to.partition('://')[0]}://; leave --format out"
+            )
+        target = open_target(to)
+        try:
+            done = sync(root, target, storage_options=storage_options, progress=progress)
+            mark = target.mark()
+        finally:
+            target.close()
+        seconds = time.perf_counter() - began
+        return ExportReport(
+            target.name, done.version, done.items, mark.dim if mark else 0, (), round(seconds, 3)
+        )
+    wanted = tuple(FORMATS if formats is None else formats)
+    unknown = [name for name in wanted if name not in FORMATS]
+    if unknown:
+        raise ExchangeError(f"there is no format {unknown[0]!r}; name some of {', '.join(FORMATS)}")
+    folder = Path(to)
+    if folder.exists() and not folder.is_dir():
+        raise ExchangeError(f"{folder} is a file; name a folder")
+    gallery = Gallery.load(root, storage_options)
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[str] = []
+    for number, name in enumerate(wanted):
+        progress(number, len(wanted))
+        files += _WRITERS[name](gallery, folder)
+    progress(len(wanted), len(wanted))
+    seconds = time.perf_counter() - began
+    return ExportReport(to, gallery.version, len(gallery), gallery.dim, tuple(files), round(seconds, 3))
+
+
+def _write(folder: Path, name: str, fill: Callable[[IO[bytes]], object]) -> str:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / name, fill, durable=False)
+    return name
+
+
+def _parquet(gallery: Gallery, folder: Path) -> list[str]:
+    def fill(file: IO[bytes]) -> None:
+        schema = gallery.table(np.arange(0)).schema.with_metadata({"stream_odml": json.dumps(about(gallery))})
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for rows in gallery.blocks():
+                writer.write_table(rows.replace_schema_metadata(schema.metadata))
+
+    return [_write(folder, "items.parquet", fill)]
+
+
+def _faiss(gallery: Gallery, folder: Path) -> list[str]:
+    """An exact index by inner product, and the ids of its rows in their order."""
+    import faiss
+
+    index = faiss.IndexFlatIP(gallery.dim)
+    ids = []
+    for rows in gallery.blocks():
+        index.add(_matrix(rows))
+        ids.append(rows.drop_columns(["vector"]))
+    table = pa.concat_tables(ids) if ids else gallery.table(np.arange(0)).drop_columns(["vector"])
+    data = faiss.serialize_index(index).tobytes()
+    return [
+        _write(folder, "items.faiss", lambda file: file.write(data)),
+        _write(folder, "items.ids.parquet", lambda file: pq.write_table(table, file)),
+    ]
+
+
+def _npz(gallery: Gallery, folder: Path) -> list[str]:
+    blocks = list(gallery.blocks()) or [gallery.table(np.arange(0))]
+    rows = pa.concat_tables(blocks)
+    arrays: dict[str, Any] = {
+        name: np.array(rows[name].to_pylist(), str) for name in rows.column_names if name != "vector"
+    }
+    vectors = np.concatenate([_matrix(block) for block in blocks])
+    return [_write(folder, "items.npz", lambda file: np.savez(file, vector=vectors, **arrays))]
+
+
+def _matrix(rows: pa.Table) -> Any:
+    column = rows["vector"].combine_chunks()
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return column.flatten().to_numpy().reshape(len(rows), column.type.list_size)
+
+
+def _model(gallery: Gallery, folder: Path) -> list[str]:
+    """Trunk (or embedder) and head as safetensors, with a card that says how they are used."""
+    store, version = gallery.store, gallery.version
+    written = []
+    for name, file in ((STUDENT, "trunk.safetensors"), (HEAD, "head.safetensors")):
+        if name in store.tree.get(version).artifacts:
+            data = store.artifact(version, name)
+            written.append(_write(folder, f"model/{file}", lambda out, data=data: out.write(data)))  # type: ignore[misc]
+    card = card_of(gallery).encode()
+    return [*written, _write(folder, "model/README.md", lambda out: out.write(card))]
+
+
+def _onnx(gallery: Gallery, folder: Path) -> list[str]:
+    """Trunk and head as one ONNX graph, from images (or vectors) to what is compared with the rows."""
+    from stream_odml.exchange.onnx_model import onnx_of
+
+    data = onnx_of(gallery)
+    return [_write(folder, "model/model.onnx", lambda out: out.write(data))]
+
+
+def about(gallery: Gallery) -> dict[str, Any]:
+    """Return what a reader of exported vectors has to know."""
+    return {
+        "stream": gallery.store.stream_id,
+        "version": gallery.version,
+        "sequence": gallery.snapshot.sequence,
+        "dim": gallery.dim,
+        "layout": gallery.layout,
+        "compare": "inner product",
+    }
+
+
+_WRITERS: dict[str, Callable[[Gallery, Path], list[str]]] = {
+    "parquet": _parquet,
+    "faiss": _faiss,
+    "npz": _npz,
+    "model": _model,
+    "onnx": _onnx,
+}
