@@ -1,0 +1,39 @@
+"""Measure adoption, synchronisation and export: `doors.json`.
+
+    python -m benchmarks.doors                       # all parts, full size
+    python -m benchmarks.doors --parts adopt --quick
+
+Every part works on vectors that it makes up, in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks.common import Report, common_arguments
+from benchmarks.doors.adopting import measure_adopt, measure_recall
+from benchmarks.doors.exporting import measure_onnx
+from benchmarks.doors.syncing import measure_sync
+
+PARTS = {"adopt": measure_adopt, "recall": measure_recall, "sync": measure_sync, "onnx": measure_onnx}
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.doors", description=__doc__)
+    common_arguments(parser)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    arguments = parser.parse_args()
+    report = Report.begin("doors", arguments)
+    for part in arguments.parts:
+        for seed in arguments.seeds:
+            with tempfile.TemporaryDirectory(prefix="stream-odml-doors-") as folder:
+                report.say(f"part {part}, seed {seed}")
+                PARTS[part](report, Path(folder), seed)
+    report.write(keep=True)
+
+
+if __name__ == "__main__":
+    main()
