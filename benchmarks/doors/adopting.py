@@ -72,7 +72,7 @@ def measure_recall(report: Report, folder: Path, seed: int) -> None:
             names = [f"class {label}" for label in labels]
             if name == "adopted" and at == 0:
                 file = folder / "first.npz"
-                np.savez(file, vector=h, **{"class": np.array(names)})
+                np.savez(file, vector=h, label=np.array(names))
                 adopt(open_source(str(file), Names()), config)
             else:
                 land_and_learn(config, f"task-{at}", names, h)
