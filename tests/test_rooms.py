@@ -84,7 +84,7 @@ LOADS_NONE_OF = {
     "search": ("ray",),
     "models": ("ray", "faiss"),
     "pipeline": ("ray",),
-    "exchange": ("ray", "torch"),
+    "exchange": ("ray",),
     "service": ("ray",),
     "notebook": ("ray",),
 }
