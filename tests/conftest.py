@@ -1,30 +1,92 @@
-"""Fixtures for all rooms: the folder of real images, and loud words where it is absent."""
+"""Fixtures for all rooms: the folder of real images, one Ray for many tests; how tests are spread over processes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 # Before anything imports Ray: else any of its calls outside a session starts one, on every interface and for good.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; libraries read it when they are loaded
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+WORKERS = 2
+"""Processes of a whole run: tests share no port and no folder, and more of them would outweigh two cores."""
 RAY_CPUS = 3
+_shared_ray = contextlib.ExitStack()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run folders in two processes; single files, and what is slow, in this one."""
+    chosen = str(config.getoption("markexpr"))
+    is_campaign = "slow" in chosen and "not slow" not in chosen
+    are_files = all(str(argument).partition("::")[0].endswith(".py") for argument in config.args)
+    return 0 if is_campaign or are_files else WORKERS
+
+
+@pytest.fixture
+def ray_cpus() -> int:
+    """Start one Ray for all tests that need no more than one, and leave it idle; its CPUs."""
+    import ray
+
+    from stream_odml.cluster.runtime import ray_session
+
+    if not ray.is_initialized():
+        _shared_ray.enter_context(ray_session(None, cpus=RAY_CPUS, gpus=0))
+    return RAY_CPUS
+
+
+def _shares_ray(item: pytest.Item | None) -> bool:
+    return "ray_cpus" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+    """End the shared Ray after the last test that takes it: no other meets one in its process or environment."""
+    try:
+        yield
+    finally:
+        if _shares_ray(item) and not _shares_ray(nextitem):
+            _shared_ray.close()
+
+
+def pytest_sessionfinish() -> None:
+    """End the shared Ray of a run that was stopped."""
+    _shared_ray.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all that starts Ray to one process, first and in turn; and all that needs the S3 server to one."""
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, not _shares_ray(item)))
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif "s3_port" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("s3"))
 
 
 @pytest.fixture(scope="session")
-def ray_cpus() -> Iterator[int]:
-    """Start one Ray for all tests that need no more than one, and leave it idle; its CPUs."""
-    from stream_odml.cluster.runtime import ray_session
+def s3_port() -> Iterator[int]:
+    """Start one S3 server for all tests; its port."""
+    from tests.ingest.s3_server import s3_server
 
-    with ray_session(None, cpus=RAY_CPUS, gpus=0):
-        yield RAY_CPUS
+    with s3_server() as port:
+        yield port
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what shares a Ray at the end: no other test meets one in its own process, nor its environment."""
-    items.sort(key=lambda item: "ray_cpus" in getattr(item, "fixturenames", ()))
+@pytest.fixture
+def bucket(s3_port: int) -> str:
+    """Make an empty bucket; its address."""
+    from tests.ingest.s3_server import make_bucket
+
+    name = f"test-{uuid.uuid4().hex}"
+    make_bucket(s3_port, name)
+    return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,20 +17,19 @@ from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.store.writer import IngestBatch
 from tests.cluster.small_root import DIM, claim
 from tests.ingest.pictures import picture
-from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
+
+ON_S3 = [pytest.mark.skipif(not SERVER, reason=NOT_CHECKED), pytest.mark.xdist_group("s3")]
 
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.skipif(not SERVER, reason=NOT_CHECKED))])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(params=["disk", pytest.param("s3", marks=ON_S3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder, or a bucket whose address and keys are where a person has them: in the environment."""
     if request.param == "disk":
-        yield str(tmp_path)
-        return
-    with s3_server() as port:
-        make_bucket(port, "bucket")
-        for name, value in s3_options(port).items():
-            monkeypatch.setenv(name, value)
-        yield "s3://bucket"
+        return str(tmp_path)
+    for name, value in s3_options(request.getfixturevalue("s3_port")).items():
+        monkeypatch.setenv(name, value)
+    return str(request.getfixturevalue("bucket"))
 
 
 @pytest.mark.parametrize(("option", "left"), [("class", 4), ("item", 5), ("shard", 3)])

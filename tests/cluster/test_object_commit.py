@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +15,20 @@ from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import META, Store
 from stream_odml.store.writer import Writer
 from tests.cluster.small_root import DIM, artifacts, claim, index, shard
-from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 
 pytestmark = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
-ROOT, RANKS = "s3://bucket/root", 2
+RANKS = 2
 
 
 @pytest.fixture
-def options() -> Iterator[dict[str, str]]:
-    with s3_server() as port:
-        make_bucket(port, "bucket")
-        yield s3_options(port)
+def options(s3_port: int) -> dict[str, str]:
+    return s3_options(s3_port)
+
+
+@pytest.fixture
+def root(bucket: str) -> str:
+    return f"{bucket}/root"
 
 
 def _learnt(writer: Writer, stages: Stages, folder: Path) -> StageResult:
@@ -45,8 +47,8 @@ def _learnt(writer: Writer, stages: Stages, folder: Path) -> StageResult:
     return StageResult(order.version_id, order.parent, order.task, made, tuple(paths))
 
 
-def test_a_stage_is_committed_and_forgotten(options: dict[str, str], tmp_path: Path) -> None:
-    writer = claim(ROOT, options)
+def test_a_stage_is_committed_and_forgotten(root: str, options: dict[str, str], tmp_path: Path) -> None:
+    writer = claim(root, options)
     stages = Stages(writer, BoundaryPolicy(new_classes=2, images=None, age_s=None), max_refusals=1)
     first, second = shard("a"), shard("b")
     writer.record_landed([first, second])
@@ -58,7 +60,7 @@ def test_a_stage_is_committed_and_forgotten(options: dict[str, str], tmp_path: P
     left = {file.path.rpartition("/")[2] for file in writer.store.files.list("artifacts")}
     assert not any(name.startswith("rows-") for name in left)
 
-    reader = Store.open(ROOT, options)
+    reader = Store.open(root, options)
     assert reader.tree.head == result.version_id
     rows = reader.gallery_rows().to_pylist()
     assert sorted(row["item_id"] for row in rows if row["version"] == result.version_id) == sorted(

@@ -142,16 +142,17 @@ class Restarted:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_cpus")
 def test_a_call_that_finds_its_actor_away_is_told_from_one_that_ended_it(tmp_path: Path) -> None:
     """By a real one: the words are Ray's core's, in which no string can be looked up."""
-    with runtime.ray_session(None, cpus=1, gpus=0):
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(Restarted).remote(
-            str(tmp_path / "mark")
-        )
-        with pytest.raises(ray.exceptions.RayError) as ended:
-            ray.get(actor.end.remote())
-        with pytest.raises(ray.exceptions.RayError) as away:
-            ray.get(actor.end.remote())
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(Restarted).remote(
+        str(tmp_path / "mark")
+    )
+    with pytest.raises(ray.exceptions.RayError) as ended:
+        ray.get(actor.end.remote())
+    with pytest.raises(ray.exceptions.RayError) as away:
+        ray.get(actor.end.remote())
+    ray.kill(actor)
     assert not ray_compat.was_restarting(ended.value), ended.value
     assert ray_compat.was_restarting(away.value), (
         f"Ray {ray.__version__} says {str(away.value)!r}; see ray_compat.py"

@@ -18,7 +18,7 @@ from tests.faults.roles import cast_of
 from tests.faults.truth import Truth
 from tests.faults.watch import wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 LEASE_S = 3.0
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 
 SERVER = os.environ.get("STREAM_ODML_MOTO_SERVER") or shutil.which("moto_server")
+START_S = 120.0
 NOT_CHECKED = "NOT CHECKED: no S3 server; tests/s3-server.txt says how to get one"
 
 
@@ -32,7 +33,7 @@ def s3_server() -> Iterator[int]:
     command = [SERVER, "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         try:
-            _wait(port)
+            _wait(port, child)
             yield port
         finally:
             child.terminate()
@@ -58,13 +59,14 @@ def s3_options(port: int) -> dict[str, str]:
     }
 
 
-def _wait(port: int) -> None:
-    for _ in range(300):
+def _wait(port: int, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_S
+    while child.poll() is None and time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise TimeoutError(f"{SERVER} did not answer within 30 s")
+    raise TimeoutError(f"{SERVER} did not answer within {START_S:.0f} s, exit code {child.poll()}")
 
 
 def main(bucket: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,20 @@ from stream_odml.storage import reading as storage
 from stream_odml.storage.reading import s3_filesystem
 from tests.ingest.helpers import some_items
 from tests.ingest.pictures import picture
-from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 from tests.ingest.throttling import Throttle
 
 pytestmark = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
+@pytest.fixture
+def server(s3_port: int) -> int:
+    return s3_port
 
 
 @pytest.fixture
-def inbox(server: int, request: pytest.FixtureRequest) -> str:
-    make_bucket(server, f"b{abs(hash(request.node.name))}")
-    return f"s3://b{abs(hash(request.node.name))}/inbox"
+def inbox(bucket: str) -> str:
+    return f"{bucket}/inbox"
 
 
 def test_shards_of_every_kind(server: int, inbox: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ other one was refused, before it wrote over anything.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from stream_odml.storage import publish
 from stream_odml.storage.claims import CLAIMS, claim
 from stream_odml.storage.reading import s3_filesystem, s3_path
 from tests.ingest.helpers import some_items
-from tests.ingest.s3_server import NOT_CHECKED, SERVER, make_bucket, s3_options, s3_server
+from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 from tests.seams.folders import write
 
 pytestmark = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
@@ -28,16 +28,14 @@ PRODUCERS = 6
 Land = Callable[[str, int, dict[str, str]], str]
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    with s3_server() as port:
-        make_bucket(port, "bucket")
-        yield s3_options(port)
+@pytest.fixture
+def s3(s3_port: int) -> dict[str, str]:
+    return s3_options(s3_port)
 
 
 @pytest.fixture
-def inbox(request: pytest.FixtureRequest) -> str:
-    return f"s3://bucket/{abs(hash(request.node.name))}/inbox"
+def inbox(bucket: str) -> str:
+    return f"{bucket}/inbox"
 
 
 @pytest.fixture(params=["items", "tar", "folder"])
