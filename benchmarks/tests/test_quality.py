@@ -60,9 +60,7 @@ def test_no_image_is_learnt_twice_or_measured_as_well(protocol: str) -> None:
         assert len(set(learnt)) == len(learnt)
         assert not set(learnt) & set(s.measured)
     test, validation_stream = stream(protocol), stream(protocol, validation=True)
-    chosen_with = {i for task in validation_stream.tasks for i in task.images} | set(
-        validation_stream.measured
-    )
+    chosen_with = {*validation_stream.measured, *(i for task in validation_stream.tasks for i in task.images)}
     assert not chosen_with & set(test.measured)
 
 
@@ -252,6 +250,12 @@ def run(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
     command.main()
 
 
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the report without plots, which take longer than all that is learnt here."""
+    monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
+    monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
+
+
 def without_seconds(out: Path) -> list[Row]:
     rows = read_rows(out / "quality-squares.json")
     kept = [row for row in rows if row["metric"] != "train_s"]
@@ -270,6 +274,7 @@ def test_the_command_measures_resumes_and_reports(
     assert "frozen_pretrained/steps" not in figures
     assert "data:image/png" in (whole / "quality-squares.html").read_text()
     assert "| sdc_l2 | 1 |" in (whole / "quality-squares.md").read_text()
+    draw_nothing(monkeypatch)
 
     learn, budget = Run._learn, iter(range(3))
 
@@ -287,9 +292,8 @@ def test_the_command_measures_resumes_and_reports(
 
     lines = (killed / ".quality/rows.jsonl").read_text().splitlines(keepends=True)
     (killed / ".quality/rows.jsonl").write_text("".join(lines[: len(lines) // 2]))
-    run(
-        monkeypatch, arguments(parquet, killed, "--commit", "c0ffee")
-    )  # what is left of a run is not taken for it
+    # What is left of a run is not taken for it.
+    run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
     assert without_seconds(killed) == without_seconds(whole)
 
     monkeypatch.setattr(Run, "go", lambda self: pytest.fail("measured again what had been measured"))
@@ -348,6 +352,7 @@ def test_rows_that_cannot_be_used_are_named(parquet: Path, tmp_path: Path) -> No
 def test_a_method_that_only_maps_otherwise_takes_the_student_of_its_twin(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_nothing(monkeypatch)
     beside, alone = tmp_path / "beside", tmp_path / "alone"
     run(monkeypatch, arguments(parquet, beside, "--commit", "c0ffee", "--methods", "l2,sdc_l2"))
     run(monkeypatch, arguments(parquet, alone, "--commit", "c0ffee", "--methods", "sdc_l2"))
@@ -361,6 +366,7 @@ def test_a_method_that_only_maps_otherwise_takes_the_student_of_its_twin(
 def test_a_method_whose_parent_was_whitened_by_another_map_learns_its_own_student(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_nothing(monkeypatch)
     beside, alone = tmp_path / "beside", tmp_path / "alone"
     other = "other=lean:gallery_map=identity"
     run(monkeypatch, arguments(parquet, beside, "--commit", "c0ffee", "--methods", f"lean,{other}"))
@@ -371,6 +377,7 @@ def test_a_method_whose_parent_was_whitened_by_another_map_learns_its_own_studen
 def test_an_oracle_is_measured_beside_and_changes_nothing_else(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_nothing(monkeypatch)
     plain, more = tmp_path / "plain", tmp_path / "more"
     for out, words in ((plain, []), (more, ["--oracle"])):
         run(monkeypatch, arguments(parquet, out, "--commit", "c0ffee", "--methods", "l2,frozen_f0", *words))
