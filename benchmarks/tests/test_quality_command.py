@@ -1,0 +1,192 @@
+"""The study as a command: runs that go on where they were killed, twins that share a student, rows that are refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from benchmarks.common import read_rows
+from benchmarks.quality import __main__ as command
+from benchmarks.quality.data import load_images
+from benchmarks.quality.rows import Row
+from benchmarks.quality.study import Run
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 classes of 10 squares of one colour each, a little noisy."""
+    random = np.random.default_rng(0)
+    images, names = [], []
+    for c in range(12):
+        colour = random.integers(0, 256, 3)
+        for _ in range(10):
+            pixels = np.clip(colour + random.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            images.append(buffer.getvalue())
+            names.append(f"class/{c}")
+    path = tmp_path_factory.mktemp("data") / "squares.parquet"
+    pq.write_table(pa.table({"image": images, "class_name": names}), path)
+    return path
+
+
+def arguments(parquet: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "quality", "--data", str(parquet), "--protocol", "6+2*3", "--methods", "ours,sdc_l2,joint,frozen_f0",
+        "--image-size", "16", "--dim", "8", "--base-steps", "3", "--steps", "2", "--out", str(out),
+        "--set", "classes_per_batch=3", "--set", "images_per_class=2", "--select", "test", *more,
+    ]  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    monkeypatch.setattr("sys.argv", argv)
+    command.main()
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the report without plots, which take longer than all that is learnt here."""
+    monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
+    monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
+
+
+def without_seconds(out: Path) -> list[Row]:
+    rows = read_rows(out / "quality-squares.json")
+    kept = [row for row in rows if row["metric"] != "train_s"]
+    return sorted(kept, key=lambda row: json.dumps(row, sort_keys=True))
+
+
+def test_the_command_measures_resumes_and_reports(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(monkeypatch, arguments(parquet, whole, "--commit", "c0ffee"))
+    figures = json.loads((whole / "quality-squares.json").read_text())["figures"]
+    assert figures["ours/steps"] == figures["joint/steps"] == 4
+    assert figures["frozen_f0/steps"] == 0
+    assert figures["frozen_f0/last_r1_mapped"] == figures["frozen_f0/last_r1_reextracted"]
+    assert "frozen_pretrained/steps" not in figures
+    assert "data:image/png" in (whole / "quality-squares.html").read_text()
+    assert "| sdc_l2 | 1 |" in (whole / "quality-squares.md").read_text()
+    draw_nothing(monkeypatch)
+
+    learn, budget = Run._learn, iter(range(3))
+
+    def learn_until_killed(self: Run, *args: object) -> None:
+        if next(budget, None) is None:
+            raise KeyboardInterrupt
+        learn(self, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as kill:
+        kill.setattr(Run, "_learn", learn_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(kill, arguments(parquet, killed, "--commit", "c0ffee"))
+    run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
+    assert without_seconds(killed) == without_seconds(whole)
+
+    lines = (killed / ".quality/rows.jsonl").read_text().splitlines(keepends=True)
+    (killed / ".quality/rows.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    # What is left of a run is not taken for it.
+    run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
+    assert without_seconds(killed) == without_seconds(whole)
+
+    monkeypatch.setattr(Run, "go", lambda self: pytest.fail("measured again what had been measured"))
+    run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
+    run(
+        monkeypatch,
+        arguments(parquet, killed, "--commit", "c0ffee", "--methods", "mine=ours", "--report-only"),
+    )
+    assert "mine/last_r1_mapped" in json.loads((killed / "quality-squares.json").read_text())["figures"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--report-only", "--commit", "other"], "has nothing of these methods"),
+        (["--methods", "frozen_pretrained"], "needs pretrained weights"),
+        (["--protocol", "6+9*3"], "on 12 classes"),
+        (["--device", "nowhere"], "--device nowhere"),
+        (["--name", "a/b"], "expected a file name"),
+        (["--out", "/proc/nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line_before_anything_is_learnt(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr(Run, "go", lambda self: pytest.fail("learnt"))
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, arguments(parquet, tmp_path, "--work", str(tmp_path / "work"), *words))
+    assert said in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+def test_rows_that_cannot_be_used_are_named(parquet: Path, tmp_path: Path) -> None:
+    good = pq.read_table(parquet)
+    images = good["image"].to_pylist()
+
+    def refused(said: str, **columns: Any) -> None:
+        pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
+        with pytest.raises(ValueError, match=said):
+            load_images(tmp_path / "bad.parquet", 16, tmp_path)
+
+    names = good["class_name"].to_pylist()
+    refused("row 3: ", image=[*images[:3], b"no image", *images[4:]], class_name=names)
+    refused("row 5: ", image=[*images[:5], None, *images[6:]], class_name=names)
+    refused("1 of 120 rows have no class_name", image=images, class_name=[None, *names[1:]])
+    refused("no column class_name", image=images, label=names)
+    refused("0 of 0 rows", image=pa.array([], pa.binary()), class_name=pa.array([], pa.string()))
+    assert not list(tmp_path.glob("*.part"))
+    nested = pa.table({"image": [{"bytes": data, "path": None} for data in images], "class_name": names})
+    pq.write_table(nested, tmp_path / "hub.parquet")
+    assert np.array_equal(
+        load_images(tmp_path / "hub.parquet", 16, tmp_path).pixels, load_images(parquet, 16, tmp_path).pixels
+    )
+
+
+def test_a_method_that_only_maps_otherwise_takes_the_student_of_its_twin(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    beside, alone = tmp_path / "beside", tmp_path / "alone"
+    run(monkeypatch, arguments(parquet, beside, "--commit", "c0ffee", "--methods", "l2,sdc_l2"))
+    run(monkeypatch, arguments(parquet, alone, "--commit", "c0ffee", "--methods", "sdc_l2"))
+    of_twin = [row for row in without_seconds(beside) if row["method"] == "sdc_l2"]
+    assert of_twin == without_seconds(alone)
+    last = json.loads((beside / "quality-squares.json").read_text())["figures"]
+    assert last["l2/last_r1_reextracted"] == last["sdc_l2/last_r1_reextracted"]
+    assert last["l2/avg_inc_r1_mapped"] != last["sdc_l2/avg_inc_r1_mapped"]
+
+
+def test_a_method_whose_parent_was_whitened_by_another_map_learns_its_own_student(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    beside, alone = tmp_path / "beside", tmp_path / "alone"
+    other = "other=lean:gallery_map=identity"
+    run(monkeypatch, arguments(parquet, beside, "--commit", "c0ffee", "--methods", f"lean,{other}"))
+    run(monkeypatch, arguments(parquet, alone, "--commit", "c0ffee", "--methods", other))
+    assert [row for row in without_seconds(beside) if row["method"] == "other"] == without_seconds(alone)
+
+
+def test_an_oracle_is_measured_beside_and_changes_nothing_else(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    plain, more = tmp_path / "plain", tmp_path / "more"
+    for out, words in ((plain, []), (more, ["--oracle"])):
+        run(monkeypatch, arguments(parquet, out, "--commit", "c0ffee", "--methods", "l2,frozen_f0", *words))
+    rows = [{**row, "run": ""} for row in without_seconds(more)]
+    assert [row for row in rows if row["gallery"] != "oracle"] == [
+        {**row, "run": ""} for row in without_seconds(plain)
+    ]
+    figures = json.loads((more / "quality-squares.json").read_text())["figures"]
+    assert {"l2/last_r1_oracle", "frozen_f0/last_r1_oracle"} <= set(figures)
+    assert figures["frozen_f0/last_r1_oracle"] == figures["frozen_f0/last_r1_reextracted"]
+    assert "| last, oracle map |" in (more / "quality-squares.md").read_text()
