@@ -66,6 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+            if not item.get_closest_marker("timeout"):  # on a busy machine a start of Ray alone takes minutes
+                item.add_marker(pytest.mark.timeout(900))
         elif "s3_port" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("s3"))
 
