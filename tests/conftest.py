@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; libraries re
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 WORKERS = 2
 """Processes of a whole run: tests share no port and no folder, and more of them would outweigh two cores."""
+SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3"}
+"""Words of a test file, and the group that it belongs to; xdist's own marker does nothing under pytest 9.2."""
+REPOSITORY = Path(__file__).resolve().parents[1]
+RAY_TIMEOUT_S = 900
 RAY_CPUS = 3
 _shared_ray = contextlib.ExitStack()
 
@@ -59,17 +65,31 @@ def pytest_sessionfinish() -> None:
     _shared_ray.close()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all that starts Ray to one process, first and in turn; and all that needs the S3 server to one."""
+    """Run what starts Ray first, what shares a Ray in turn, each with time for a start on a busy machine."""
     items.sort(key=lambda item: (item.get_closest_marker("ray") is None, not _shares_ray(item)))
     for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-            if not item.get_closest_marker("timeout"):  # on a busy machine a start of Ray alone takes minutes
-                item.add_marker(pytest.mark.timeout(900))
-        elif "s3_port" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("s3"))
+        if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_S))
+
+
+@functools.cache
+def _group_of(path: str) -> str | None:
+    """Return what the tests of a file share with those of others: a Ray, an S3 server, or nothing."""
+    text = (REPOSITORY / path).read_text(encoding="utf-8")
+    return next((group for mark, group in SHARED.items() if mark in text), None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each test to the process that is free, but the files of a group to one: no two sessions of Ray at once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group_of(nodeid.partition("::")[0]) or nodeid
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")

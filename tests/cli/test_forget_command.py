@@ -19,10 +19,8 @@ from tests.cluster.small_root import DIM, claim
 from tests.ingest.pictures import picture
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 
-ON_S3 = [pytest.mark.skipif(not SERVER, reason=NOT_CHECKED), pytest.mark.xdist_group("s3")]
 
-
-@pytest.fixture(params=["disk", pytest.param("s3", marks=ON_S3)])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.skipif(not SERVER, reason=NOT_CHECKED))])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder, or a bucket whose address and keys are where a person has them: in the environment."""
     if request.param == "disk":
