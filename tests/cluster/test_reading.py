@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -28,14 +29,16 @@ def only_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hanging_once(mark: Path) -> Callable[..., Iterator[Batch]]:
-    """A reader that hangs the first time it is called, wherever that is."""
+    """A reader that hangs in the middle of its work the first time it is called, wherever that is."""
     read = reading._decode_shard
 
     def hang_once(wanted: dict[str, Any], size: int) -> Iterator[Batch]:
-        if not mark.exists():
-            mark.touch()
-            time.sleep(600)
-        yield from read(wanted, size)
+        if mark.exists():
+            yield from read(wanted, size)
+            return
+        mark.touch()
+        with mock.patch.object(task_cache, "decode_rows", side_effect=lambda *_: time.sleep(600)):
+            yield from read(wanted, size)
 
     return hang_once
 
