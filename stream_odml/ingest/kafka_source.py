@@ -78,6 +78,7 @@ class KafkaSource:
         self._is_stale = True
         """Whether the consumer has to be assigned where to read."""
         self._replaced: TopicReplaced | None = None
+        self._admin: AdminClient | None = None
 
     # -- the contract of a source ---------------------------------------------------------------------------------
 
@@ -305,14 +306,18 @@ class KafkaSource:
     def _topic_id(self, topic: str) -> str:
         """The broker's id of a topic; empty where it has none, as brokers before Kafka 3.1."""
         try:
-            client = AdminClient({name: self.options.client[name] for name in self._admin_options()})
-            found = client.describe_topics(TopicCollection([topic]), request_timeout=ID_S)[topic].result(ID_S)
-            return str(found.topic_id or "")
+            # Kept: a client that ends while it waits for an answer takes this process with it.
+            self._admin = self._admin or AdminClient(
+                {
+                    **self.options.options,
+                    "bootstrap.servers": self.options.servers,
+                    "client.id": "stream-odml",
+                }
+            )
+            asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ID_S)[topic]
+            return str(asked.result(ID_S).topic_id or "")
         except (KafkaException, TimeoutError):
             return ""
-
-    def _admin_options(self) -> list[str]:
-        return [*self.options.options, "bootstrap.servers", "client.id"]
 
     def _assign(self) -> None:
         """Let the consumer read all partitions from where each is; not those that wait at a control message."""
