@@ -50,12 +50,12 @@ def measured_by(module: str, words: Sequence[str]) -> tuple[int, dict[str, Any] 
         return code, json.loads(path.read_text()) if path.exists() else None
 
 
-def add_measured(report: Report, module: str, seed: int) -> None:
+def add_measured(report: Report, module: str, seed: int, *more: str) -> None:
     """Run a measuring command of the tests and add its figures and rows to `report`.
 
     Raises RuntimeError when the command fails.
     """
-    words = ["--seed", str(seed), *(["--quick"] if report.quick else [])]
+    words = ["--seed", str(seed), *more, *(["--quick"] if report.quick else [])]
     code, found = measured_by(module, words)
     if code != 0 or found is None:
         raise RuntimeError(f"python -m {module} ended with exit code {code}: see its output above")

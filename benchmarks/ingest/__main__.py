@@ -2,16 +2,18 @@
 
 python -m benchmarks.ingest                       # all parts, some forty minutes on two cores
 python -m benchmarks.ingest --parts live speed    # these, keeping the figures of the others
+python -m benchmarks.ingest --parts kafka --messages 20000 --kills 6   # a smaller campaign on a topic
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks.beside import add_measured
 from benchmarks.common import Report, common_arguments
-from benchmarks.ingest import backlog, live, memory, sources, speed, throttled, whole_task
+from benchmarks.ingest import backlog, live, memory, sources, speed, throttled, topics, whole_task
 
 
 def measure_malformed(report: Report, seed: int) -> None:
@@ -31,6 +33,7 @@ PARTS: dict[str, Callable[[Report, int], None]] = {
     "live": live.measure,
     "sources": sources.measure,
     "throttled": throttled.measure,
+    "kafka": topics.measure,
 }
 
 
@@ -40,13 +43,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--messages", type=int, default=topics.MESSAGES, help="messages of part kafka")
+    parser.add_argument("--kills", type=int, default=topics.KILLS, help="SIGKILLs of part kafka")
     common_arguments(parser)
     arguments = parser.parse_args()
+    campaign = partial(topics.measure, messages=arguments.messages, kills=arguments.kills)
+    parts: dict[str, Callable[[Report, int], None]] = {**PARTS, "kafka": campaign}
     report = Report.begin("ingest", arguments)
     for part in arguments.parts:
         report.say(part)
         for seed in report.seeds:
-            PARTS[part](report, seed)
+            parts[part](report, seed)
         report.write(keep=True)
 
 
