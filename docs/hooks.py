@@ -318,4 +318,5 @@ PAGES: dict[str, Callable[[], str]] = {
     "method.md": beside("stream_odml/learn/README.md"),
     "howto/operate.md": beside("deploy/README.md"),
     "howto/sources.md": beside("deploy/sources.md"),
+    "howto/kafka.md": beside("deploy/kafka.md"),
 }

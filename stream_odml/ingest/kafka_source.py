@@ -312,7 +312,8 @@ class KafkaSource:
                     **self.options.options,
                     "bootstrap.servers": self.options.servers,
                     "client.id": "stream-odml",
-                }
+                },
+                logger=log,
             )
             asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ID_S)[topic]
             return str(asked.result(ID_S).topic_id or "")

@@ -104,6 +104,9 @@ def _rows(
         raise BadShard(Reason.UNKNOWN_FORMAT, f"{ref.uri} was adopted: its rows are in the stream root alone")
     if ref.format == "folder":
         yield from folder_rows(ref, options, contents)
+    elif ref.format == "files" and ref.manifest is not None:
+        parts = parts_rows(ref.uri, ref.manifest.files, options, contents)
+        yield from (replace(raw, path=None) for raw in parts)
     elif ref.format == "delta":
         parts = parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options, contents)
         yield from (

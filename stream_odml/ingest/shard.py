@@ -119,9 +119,9 @@ class ShardRef:
 
     `shard_id` is `<name>-<16 hex of the content hash>` and safe as a file name. `stamp` is what a source
     compares before it hashes anything (for a local file name, size and time of change). `format` is
-    parquet, arrow, tar, npz, folder, delta, messages, task (a task manifest: no rows), adopted (a block of a gallery
-    that was taken over: its rows are in the store alone) or unknown. `manifest.files` stays
-    with the shard.
+    parquet, arrow, tar, npz, folder, delta, messages, files (a table's, which the manifest names), task (a task
+    manifest: no rows), adopted (a block of a gallery that was taken over: its rows are in the store alone) or
+    unknown. But for `files`, `manifest.files` stays with the shard.
     """
 
     shard_id: str

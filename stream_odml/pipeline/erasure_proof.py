@@ -90,7 +90,7 @@ def verify_forgotten(
     for shard in covered.values():
         if _in_inbox(shard, tombstone, source):
             proof.inbox.append(shard.uri)
-            if shard.format == "delta":
+            if shard.format in ("delta", "files"):
                 proof.foreign.append(shard.uri)
             elif shard.state == "landed" or (shard.task or "") not in store.tree.learnt():
                 proof.needed.append(shard.uri)

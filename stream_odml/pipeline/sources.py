@@ -65,6 +65,8 @@ def open_sources(config: StreamConfig) -> list[Source]:
         sources.append(S3Source(inbox_path(config), options))
     elif config.source.kind == "delta":
         sources.append(DeltaTableSource(config.source.path, options, config.source.start_version))
+    elif config.source.kind == "iceberg":
+        sources.append(_iceberg(config, options))
     elif config.source.kind == "kafka":
         sources.append(_kafka(config))
     elif config.source.kind != "none":
@@ -72,6 +74,17 @@ def open_sources(config: StreamConfig) -> list[Source]:
     push = push_path(config)
     sources.append(S3Source(push, config.storage_options) if "://" in push else _directory(push))
     return sources
+
+
+def _iceberg(config: StreamConfig, options: dict[str, str] | None) -> Source:
+    """An Iceberg table. Imported here: its library is not installed where nobody follows one."""
+    try:
+        from stream_odml.ingest.iceberg_source import IcebergSource
+    except ImportError as error:
+        raise ConfigError(
+            f"source.kind iceberg needs a library that is not here ({error}): pip install 'stream-odml[iceberg]'"
+        ) from error
+    return IcebergSource(config.source.path, options, config.source.start_version)
 
 
 def _kafka(config: StreamConfig) -> Source:

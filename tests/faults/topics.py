@@ -165,6 +165,7 @@ def _campaign(
                     part="kafka", seed=seed, kill=kills, role=role, victim=victim, searchable=topic.seen
                 )
                 kills += 1
+                report.say(f"kill {kills}: {role}, {topic.seen} searchable")
                 due = time.monotonic() + chosen.uniform(*plan.pause_s)
     report.figure("kafka_kills", kills)
     for role, seen_mib in memory.items():
@@ -279,6 +280,9 @@ def _sent(broker: Broker) -> Iterator[NDArray[np.int64]]:
 
 def main() -> None:
     """Run it with each seed; the exit code is 1 when a promise was broken."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that the stream's processes and the broker end with us
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
