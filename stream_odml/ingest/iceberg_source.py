@@ -96,9 +96,10 @@ class IcebergSource:
             for one in reversed(line)
             if one.sequence_number >= self.start_version and self._name(one.sequence_number) not in known
         ]
-        if new and new[0] is line[-1] and new[0].parent_snapshot_id is not None:
-            number = new[0].sequence_number
-            if number > self.start_version and self._name(number - 1) not in known:
+        # The oldest names no parent any more when that has expired, but numbers begin at 1 and follow each other.
+        if new and new[0] is line[-1] and (number := new[0].sequence_number) > max(1, self.start_version):
+            others = {one.sequence_number for one in table.snapshots()}
+            if number - 1 not in others and self._name(number - 1) not in known:
                 raise SnapshotGap(
                     f"{self.uri}: snapshots before number {number} have expired and were not read; set "
                     f"source.start_version: {number} in the configuration, and land the older rows once with "
