@@ -56,6 +56,14 @@ class QdrantSource:
         self._url = url
         self._client, self._place = connect(url)
         self.name, self._names = self._place.shown, names
+        try:
+            self._look(names)
+        except BaseException:
+            self._client.close()  # it holds a local folder
+            raise
+
+    def _look(self, names: Names) -> None:
+        """Find the vectors, their length and number. Raises ExchangeError for what is not there."""
         collection = self._place.name
         if not self._client.collection_exists(collection):
             known = ", ".join(one.name for one in self._client.get_collections().collections[:20]) or "none"

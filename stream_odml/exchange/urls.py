@@ -24,9 +24,7 @@ class Place:
         """The URL without its secrets."""
         parts = urlsplit(self.url)
         host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, "", "")) + (
-            f"?table={self.name}" if self._in_query else ""
-        )
+        return f"{parts.scheme}://{host}{parts.path}" + (f"?table={self.name}" if self._in_query else "")
 
     @property
     def _in_query(self) -> bool:

