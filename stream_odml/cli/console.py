@@ -6,14 +6,16 @@ markup nor control characters: a class may be called `[/red]`, a file ESC[2J.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -36,6 +38,19 @@ def say(console: Console, text: str, style: str = "") -> None:
 def say_json(value: Any, indent: int | None = None) -> None:
     """Print one JSON document in ASCII."""
     print(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
+
+
+@contextlib.contextmanager
+def waiting(console: Console, text: str) -> Iterator[None]:
+    """Say what is waited for, on a terminal with a counter of seconds that goes when the block ends."""
+    if not console.is_terminal:
+        say(console, f"{text} …")
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(text, total=None)
+        yield
 
 
 class StreamView:

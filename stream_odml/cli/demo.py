@@ -16,8 +16,8 @@ import numpy as np
 from rich.console import Console
 
 from stream_odml.cli.baselines import Baseline, measure_baselines
-from stream_odml.cli.console import StreamView, say
-from stream_odml.cli.demo_table import HELD_OUT, demo_table, reading
+from stream_odml.cli.console import StreamView, say, waiting
+from stream_odml.cli.demo_table import HELD_OUT, demo_table, reading, summary
 from stream_odml.cli.producer import Category, LandedShard, Producer, categories_of
 from stream_odml.cli.versions_table import stage_rows
 from stream_odml.client import Client, ClientError
@@ -81,10 +81,12 @@ def demo_config(
     image_size: int | None = None,
     weights: Path | None = None,
     task_categories: int = TASK_CATEGORIES,
+    backbone: str | None = None,
 ) -> StreamConfig:
     """Return the demo's configuration: a small network and short stages, about half a minute each on two cores.
 
-    With `weights` a MobileNetV2 that starts from them, at its own rates: minutes per stage.
+    With `weights` a MobileNetV2 that starts from them, at its own rates: minutes per stage. With `backbone` a
+    pretrained model of transformers, by name or folder, kept as it is: seconds per stage.
     """
     learning: dict[str, Any] = {
         "base_steps": 150,
@@ -110,6 +112,14 @@ def demo_config(
             "weights": str(weights.absolute()),
             "dim": 128,
             "image_size": image_size or 96,
+        }
+    if backbone is not None:
+        learning = {"trunk": "frozen"}
+        model = {
+            "backbone": f"transformers:{backbone.removeprefix('transformers:')}",
+            "pretrained": True,
+            "head": "discriminant",
+            "image_size": image_size or 224,
         }
     return parse_config(
         {
@@ -150,7 +160,7 @@ def run_demo(
     measured = Measured()
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        with console.status("starting Ray, driver, trainer and service (half a minute)"):
+        with waiting(console, "starting Ray, driver, trainer and service (half a minute on two quiet cores)"):
             session = stack.enter_context(run_stream(config))
         urls = session.endpoints
         say(console, f"page {urls.service}/   API {urls.service}/docs   metrics {urls.metrics}")
@@ -311,6 +321,8 @@ def _verdict(config: StreamConfig, before: Container[str], measured: Measured, c
     console.print(demo_table(rows, measured.baselines))
     for line in reading(rows, measured.baselines):
         say(console, line)
+    if summed := summary(rows, measured.baselines):
+        say(console, summed, "bold")
     for task in unlearnt:
         say(console, task.in_words(), "yellow")
     figures = measured.figures()

@@ -18,7 +18,7 @@ FEW_HELD_OUT = 100
 """Under so many held-out images recall is known to no better than a tenth or so."""
 
 
-def doubts(categories: Sequence[Category], weights: Path | None) -> list[str]:
+def doubts(categories: Sequence[Category], weights: Path | str | None) -> list[str]:
     """Return what keeps a demo on own images from telling much: too few images to measure, a net that
     knows no photographs."""
     images = sum(len(category.images) for category in categories)
@@ -33,7 +33,7 @@ def doubts(categories: Sequence[Category], weights: Path | None) -> list[str]:
     if weights is None:
         lines.append(
             "the small net starts from nothing and has a minute: for photographs give it pretrained weights, "
-            "--weights FILE.safetensors (MobileNetV2 under the names of torchvision)"
+            "--weights FILE.safetensors (MobileNetV2 under the names of torchvision), or --backbone NAME"
         )
     return lines
 
@@ -81,6 +81,26 @@ def reading(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, Baseline]
         error = _two_errors(last["union_served"], other.images)
         lines.append(f"Two standard errors with {other.images} images are {error:.3f}.")
     return lines
+
+
+def summary(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, Baseline]) -> str | None:
+    """Return what the whole demo showed, in one sentence; None where nothing was measured."""
+    known = [row for row in rows if row["union_served"] is not None]
+    if not known:
+        return None
+    last = known[-1]
+    other = baselines.get(last["version"], Baseline(None, None, 0))
+    others = [
+        f"{value:.0%} {how}"
+        for value, how in (
+            (other.frozen, "had it never learnt on"),
+            (other.finetuned, "had it been fine-tuned and its gallery left as it was"),
+        )
+        if value is not None and len(known) > 1
+    ]
+    first = f"it finds the right one first for {last['union_served']:.0%} of new images"
+    told = f"Of {last['classes']} classes, learnt in {len(known)} tasks, {first}"
+    return f"{told}; {', '.join(others)}." if others else f"{told}."
 
 
 def _two_errors(recall: float, images: float) -> float:

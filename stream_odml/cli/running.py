@@ -31,6 +31,10 @@ def demo(
         Path | None,
         typer.Option(help="With --source: pretrained weights of a MobileNetV2, a safetensors file."),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="With --source: a pretrained model of transformers, by name or folder."),
+    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -56,15 +60,19 @@ def demo(
     from stream_odml.cli.demo import TASK_CATEGORIES, demo_config, run_demo, source_categories
     from stream_odml.cli.demo_table import doubts
 
-    if weights is not None and source is None:
+    if (weights or backbone) is not None and source is None:
         raise ValueError(
-            "--weights goes with --source: the glyphs of the demo are learnt from nothing; leave it out"
+            "--weights and --backbone go with --source: the glyphs of the demo are learnt from nothing; leave them out"
+        )
+    if weights is not None and backbone is not None:
+        raise ValueError(
+            "--weights are of a MobileNetV2, --backbone names another model; give one of the two"
         )
     goal = None if forever else stages
     categories, each = (None, TASK_CATEGORIES) if source is None else source_categories(source, goal)
-    for line in doubts(categories, weights) if categories is not None else ():
+    for line in doubts(categories, weights or backbone) if categories is not None else ():
         say(out, line, "yellow")
-    config = demo_config(root, seed, port, metrics_port, image_size, weights, each)
+    config = demo_config(root, seed, port, metrics_port, image_size, weights, each, backbone)
     run_demo(config, categories, goal, out, hold)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from stream_odml.cli.console import StreamView, say, stage_table
+from stream_odml.cli.console import StreamView, say, stage_table, waiting
 from stream_odml.cli.versions_table import stage_rows, unlearnt_lines
 from stream_odml.cluster.ray_compat import dead_head
 from stream_odml.cluster.runtime import HeadDied, WallClock
@@ -23,7 +23,7 @@ DRIVER_GONE_S = 120.0
 def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, console: Console) -> None:
     """Run `config` until Ctrl-C, or until nothing has waited or been learnt for `idle_s` seconds."""
     with contextlib.ExitStack() as stack:
-        with console.status("starting Ray, driver, trainer and service"):
+        with waiting(console, "starting Ray, driver, trainer and service"):
             session = stack.enter_context(run_stream(config, takeover))
         urls = session.endpoints
         served = f"page {urls.service}/   API {urls.service}/docs   " if urls.service else ""

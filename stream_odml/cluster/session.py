@@ -188,7 +188,8 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
             if cluster.serve:
                 from stream_odml.cluster.serve import start_service
 
-                logging.getLogger("ray.serve").setLevel(logging.WARNING)
+                # A filter: Serve sets the level of its logger anew when it starts.
+                logging.getLogger("ray.serve").addFilter(_is_warning)
                 start_service(config.root, config.service, config.storage_options)
                 tighten_session()
             _write_endpoints(config, session.endpoints)
@@ -304,6 +305,10 @@ def _remove_endpoints(config: StreamConfig) -> None:
 def _gpus(config: StreamConfig) -> float | None:
     wants = config.cluster.gpus_per_worker or config.cluster.gpus_per_indexer
     return None if wants else 0
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 def _first_line(error: Exception) -> str:

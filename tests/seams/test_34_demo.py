@@ -6,6 +6,7 @@ because few images happened to fall badly. Own images get as many tasks as asked
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 
 from stream_odml.cli import baselines
 from stream_odml.cli.baselines import Baseline, measure_baselines
+from stream_odml.cli.console import waiting
 from stream_odml.cli.demo import Measured, _verdict, demo_config, source_categories, unlearnt_shards
-from stream_odml.cli.demo_table import demo_table, doubts, reading
+from stream_odml.cli.demo_table import demo_table, doubts, reading, summary
 from stream_odml.cli.main import app
 from stream_odml.cli.producer import Category
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
@@ -266,3 +268,31 @@ def test_the_gate_takes_no_chance_for_a_loss_and_no_disaster_for_chance() -> Non
     assert sum(verdict(gate, f) is not None for f in small) < 20
     large = [falls(random, 0.4) for _ in range(100)]
     assert sum(verdict(gate, f) is not None for f in large) > 95
+
+
+def test_one_sentence_sums_it_up() -> None:
+    last = {"version": "v2", "classes": 45, "union_served": 0.951}
+    rows = [{"version": "v1", "classes": 15, "union_served": 0.9}, last]
+    said = summary(rows, {"v2": Baseline(0.82, 0.204, 100)})
+    assert said == (
+        "Of 45 classes, learnt in 2 tasks, it finds the right one first for 95% of new images; 82% had it never learnt "
+        "on, 20% had it been fine-tuned and its gallery left as it was."
+    )
+    assert summary([{"version": "v1", "classes": 2, "union_served": None}], {}) is None
+    assert str(summary(rows, {})).endswith("for 95% of new images.")
+
+
+def test_a_name_of_transformers_is_kept_as_it_is_and_solved(tmp_path: Path) -> None:
+    config = demo_config(tmp_path / "root", 0, 0, 0, backbone="facebook/dinov2-small")
+    assert (config.model.backbone, config.model.pretrained) == ("transformers:facebook/dinov2-small", True)
+    assert (config.model.head, config.learning.trunk) == ("discriminant", "frozen")
+    both = ["demo", "--source", "x", "--weights", "w.safetensors", "--backbone", "b"]
+    assert "give one of the two" in str(CliRunner().invoke(app, both).exception)
+
+
+def test_what_is_waited_for_is_said_and_seconds_are_counted_on_a_terminal() -> None:
+    for terminal, wanted in ((True, "0:00:0"), (False, "starting …")):
+        console = Console(width=80, force_terminal=terminal, record=True)
+        with waiting(console, "starting"):
+            time.sleep(0.2)
+        assert wanted in console.export_text()

@@ -210,3 +210,14 @@ def test_oracle_of_the_fake_itself() -> None:
     fake = FakeBackend()
     best = max(range(len(fake.vectors)), key=lambda i: float(np.dot(fake.vectors[i], fake.vectors[11])))
     assert best == 11
+
+
+def test_classes_are_found_by_a_part_of_their_name(api: LocalApi) -> None:
+    every = [row["name"] for row in api.get("/v1/classes").json()["classes"]]
+    part = every[0][1:].upper()
+    found = api.get("/v1/classes", params={"named": part, "limit": 2}).json()
+    expected = [name for name in every if part.casefold() in name.casefold()]
+    assert expected
+    assert found["total"] == len(expected)
+    assert [row["name"] for row in found["classes"]] == expected[:2]
+    assert api.get("/v1/classes", params={"named": "no such class"}).json()["total"] == 0

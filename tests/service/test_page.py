@@ -156,3 +156,36 @@ def test_a_request_is_tried_from_its_description_with_the_token(tmp_path: Path, 
         answer = asyncio.run(tried(address))
     assert answer.startswith("200")
     assert "shard-1/6" in answer
+
+
+ABOUT = """(async () => {
+  const until = async (what) => { for (let i = 0; i < 800; i++) { const found = what(); if (found) return found;
+    await new Promise((go) => setTimeout(go, 25)); } throw new Error(`waited for ${what}`); };
+  const at = (id) => document.getElementById(id);
+  (await until(() => document.querySelector("#classes .more"))).click();
+  await until(() => at("item-facts").children.length);
+  const said = [at("item-facts").innerText];
+  const words = async (act) => { const before = at("item-said").textContent; act();
+    said.push(await until(() => at("item-said").textContent !== before && at("item-said").textContent)); };
+  await words(() => at("item-erase").click());
+  said.push(at("item-erase").textContent);
+  await words(() => at("item-erase").click());
+  at("item-class").value = "renamed";
+  await words(() => at("item-label").click());
+  return said.join("\\n");
+})()"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
+def test_an_item_is_told_of_erased_after_a_second_click_and_given_a_class(tmp_path: Path) -> None:
+    async def seen(address: str) -> str:
+        async with Browser(CHROMIUM or "", tmp_path / "profile", f"{address}/") as browser:
+            return str(await browser.run(ABOUT))
+
+    with serving(ServiceOptions()) as address:
+        said = asyncio.run(seen(address))
+    assert "shard-1, row" in said
+    assert "this cannot be undone" in said
+    assert "Yes, erase it for good" in said
+    assert "hidden now" in said
+    assert "it is renamed within seconds" in said
