@@ -286,6 +286,9 @@ def verify_forgotten(
         else:
             left += 1
             lines.append(f"landed copy {uri}{kept}")
+    lines += [
+        f"adopted from {place}, which is not searched: erase it there, too" for place in proof.elsewhere
+    ]
     holders = "1 place still holds" if left == 1 else f"{left} places still hold"
     lines.append(forget_proof.STAYS if not left else f"{holders} {kind} {name}")
     return lines, not left

@@ -201,7 +201,9 @@ def _learn(writer: Writer, config: StreamConfig, identity: str) -> str:
     stages = Stages(writer, config.boundary, config.gate.retries, config.learns_trunk)
     version = ""
     while (order := stages.solve_next()) is not None:
-        version = stages.commit(fast_stage(Store.open(config.root, config.storage_options), order, config))
+        result = fast_stage(Store.open(config.root, config.storage_options), order, config)
+        head = stages.commit(result)
+        version = head if result.refusal is None else version
     return version
 
 

@@ -51,6 +51,8 @@ class Proof:
     """Places of shards as the producer landed them that still hold the images."""
     needed: list[str] = field(default_factory=list)
     """Those of them that a task has still to learn from."""
+    elsewhere: list[str] = field(default_factory=list)
+    """Other stores that items were adopted from, which are not ours to search."""
     foreign: list[str] = field(default_factory=list)
     """Those of them that are versions of a table which is not ours to change."""
 
@@ -88,6 +90,9 @@ def verify_forgotten(
         _in_banks(store, tombstone) + _in_sums(store, tombstone) + _in_caches(store, tombstone, covered)
     )
     for shard in covered.values():
+        place = shard.uri.partition("#")[0]
+        if shard.format == "adopted" and _touches(shard, tombstone) and place not in proof.elsewhere:
+            proof.elsewhere.append(place)
         if _in_inbox(shard, tombstone, source):
             proof.inbox.append(shard.uri)
             if shard.format in ("delta", "files"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,12 @@ from stream_odml.exchange.places import open_source
 from stream_odml.exchange.source import Names
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import encode
+from stream_odml.pipeline.erasure_proof import verify_forgotten
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.storage.crashpoints import ENVIRONMENT
+from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
+from stream_odml.store.sums import forget_in_sums
 from tests.service.vector_stream import D, VectorStream, vector_config, vectors_of
 
 LABELS = [f"sku {i % 9}" for i in range(700)]
@@ -137,6 +142,19 @@ def test_a_faiss_index_with_a_file_of_ids(tmp_path: Path, kind: str, ids: str) -
         assert (report.unlabelled, report.version) == (700, "")
     else:
         check_all_there(tmp_path / "root")
+
+
+def test_an_erasure_names_the_store_that_was_adopted(tmp_path: Path) -> None:
+    place = write_parquet(tmp_path)
+    take(place, tmp_path / "root")
+    stream = VectorStream(tmp_path / "root")
+    stream.writer.forget("item", "p-5", 1)
+    forget_in_sums(stream.writer)
+    stream.writer.maintain(MaintenancePolicy(retention=timedelta(0)))
+    stream.close()
+    proof = verify_forgotten(str(tmp_path / "root"), "item", "p-5")
+    assert (proof.findings, proof.inbox) == ([], [])
+    assert proof.elsewhere == [str(place)]
 
 
 def test_what_has_no_class_is_searchable_and_in_no_sums(tmp_path: Path) -> None:
@@ -277,8 +295,6 @@ POINTS = (
 def test_killed_anywhere_it_goes_on_and_takes_nothing_twice(tmp_path: Path, point: str) -> None:
     place = write_parquet(tmp_path)
     command = [sys.executable, "-c", KILLED, str(place), str(tmp_path / "root")]
-    import os
-
     run = subprocess.run(command, env={**os.environ, ENVIRONMENT: point}, capture_output=True)
     assert run.returncode == -9, run.stderr.decode()
     monkey = Store.open(str(tmp_path / "root"))
