@@ -62,7 +62,7 @@ def adopt(
     config = parse_config({**plain, "root": root}) if model is None else load_config(model, {"root": root})
     named = tuple(name.strip() for name in (attributes or "").split(",") if name.strip())
     gallery = open_source(source, Names(vector, id_column, class_column, named), ids)
-    with _progress("adopted") as bar:
+    with progress_bar("adopted") as bar:
         task = bar.add_task("rows", total=gallery.count)
         report = take_over(
             gallery,
@@ -73,16 +73,16 @@ def adopt(
     if as_json:
         print(json.dumps(report.to_dict()))
         return
-    for line in _adopted(report):
+    for line in adopted_lines(report):
         say(out, line)
 
 
-def _progress(what: str) -> Progress:
+def progress_bar(what: str) -> Progress:
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _adopted(report: Any) -> list[str]:
+def adopted_lines(report: Any) -> list[str]:
     """Return what an adoption prints."""
     lines = [
         f"{report.items} items of {report.classes} classes from {report.source}, {report.dim} values each, "
@@ -135,7 +135,7 @@ def export(
     from stream_odml.exchange.exporting import export as take_out
 
     wanted = None if formats is None else [name.strip() for name in formats.split(",") if name.strip()]
-    with _progress("exported") as bar:
+    with progress_bar("exported") as bar:
         task = bar.add_task("parts", total=None)
         report = take_out(
             root,
@@ -178,7 +178,7 @@ def sync(
     target, equal = open_target(to), True
     try:
         while True:
-            with _progress("written") as bar:
+            with progress_bar("written") as bar:
                 task = bar.add_task("buckets", total=None)
                 report = keep(
                     root,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from stream_odml import __version__
-from stream_odml.cli import asking, changing, configuring, doctor, exchanging, running
+from stream_odml.cli import asking, changing, configuring, doctor, exchanging, running, upgrading
 from stream_odml.cli.console import say, shown
 from stream_odml.cli.errors import out
 from stream_odml.cli.failures import ShortFormatter, message_of, tell_of_threads
@@ -74,7 +74,7 @@ def version() -> None:
     say(out, __version__)
 
 
-for group in (configuring, running, asking, changing, doctor, exchanging):
+for group in (configuring, running, asking, changing, doctor, exchanging, upgrading):
     group.register(app)
 
 

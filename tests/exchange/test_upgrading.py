@@ -1,0 +1,114 @@
+"""Another backbone: a root of one model is taken over into a root of another, and what to expect is said before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from stream_odml.cli.main import app
+from stream_odml.config.stream import ConfigError, StreamConfig, load_config
+from stream_odml.exchange import upgrading
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.upgrading import prepare
+from stream_odml.ingest.decode import decode_image
+from stream_odml.learn.embedder import build_embedder, embed
+from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.store import Store
+from stream_odml.store.tables import decoded
+from tests.service.test_exact_form import ExactStream
+from tests.service.tiny_stream import TinyStream
+
+SPEC = EmbedderSpec("conv4", dim=8, image_size=32, head="discriminant")
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[ExactStream]:
+    stream = ExactStream(tmp_path)
+    stream.land("a", ["cat", "dog", "owl"], per_class=8)
+    stream.stage()
+    stream.land("b", ["elk", "fox"], per_class=4)
+    yield stream
+    stream.close()
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    """The file of a stream with another backbone, of another length."""
+    weights = tmp_path / "weights.safetensors"
+    tensors = build_embedder(SPEC, 5).backbone.state_dict()
+    save_file({k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}, weights)
+    file = tmp_path / "new.yaml"
+    file.write_text(
+        f"root: {tmp_path}/new-root\n"
+        f"model: {{backbone: conv4, dim: 8, image_size: 32, head: discriminant, weights: {weights}}}\n"
+        "learning: {trunk: frozen}\n"
+    )
+    return file
+
+
+def config_of(file: Path) -> StreamConfig:
+    return load_config(file)
+
+
+def test_every_item_is_taken_over_by_its_mapped_feature_and_once(stream: ExactStream, new: Path) -> None:
+    config = config_of(new)
+    prepared = prepare(stream.root, config)
+    assert not Path(config.root).exists()
+    assert (prepared.expected.items, prepared.expected.pairs) == (32, 32)
+    assert prepared.adopt().items == 32
+    store = Store.open(config.root)
+    rows = store.gallery_rows()
+    old = Store.open(stream.root).gallery_rows()
+    meta = ["item_id", "class_name", "attributes"]
+    assert sorted(map(str, rows.select(meta).to_pylist())) == sorted(map(str, old.select(meta).to_pylist()))
+    h_old = dict(zip(old["item_id"].to_pylist(), decoded(old, 16), strict=True))
+    expected = prepared.source._cross.apply(np.stack([h_old[item] for item in rows["item_id"].to_pylist()]))
+    assert decoded(rows, 256) == pytest.approx(expected, abs=float(np.abs(expected).max()) / 100)
+    assert prepare(stream.root, config).adopt().items == 0  # the same command again
+    assert len(Store.open(config.root).gallery_rows()) == 32
+    assert Store.open(stream.root).tree.head == stream.head  # there is a way back
+
+
+def test_an_image_under_the_new_model_finds_its_mapped_item(stream: ExactStream, new: Path) -> None:
+    """The pictures are of noise, each unlike all others: what is found is found by the map alone."""
+    config = config_of(new)
+    prepare(stream.root, config).adopt()
+    snapshot = GallerySnapshot.load(Store.open(config.root))
+    ids = list(stream.images)
+    pixels = np.stack([decode_image(stream.images[item], 32, 1 << 20) for item in ids])
+    queries = snapshot.space.embeddings(embed(build_embedder(config.model, config.seed), pixels))
+    found = snapshot.search(queries, snapshot.version, k=3)
+    there = [item in {hit.item_id for hit in hits} for item, hits in zip(ids, found, strict=True)]
+    assert np.mean(there) > 3 * 3 / 32
+
+
+def test_the_command_says_what_to_expect_before_anything_is_made(stream: ExactStream, new: Path) -> None:
+    said = CliRunner().invoke(app, ["upgrade", stream.root, "--model", str(new), "--dry-run"])
+    assert said.exit_code == 0, said.output
+    assert "once all are embedded again" in said.output
+    assert not Path(config_of(new).root).exists()
+    done = CliRunner().invoke(app, ["upgrade", stream.root, "--model", str(new), "--json"])
+    told = json.loads(done.stdout)
+    assert told["adopted"]["items"] == told["expected"]["items"] == 32
+
+
+def test_what_cannot_be_upgraded_is_refused_with_a_remedy(
+    stream: ExactStream, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(new)
+    with pytest.raises(ConfigError, match="name a new one"):
+        prepare(stream.root, config.model_copy(update={"root": stream.root}))
+    monkeypatch.setattr(upgrading, "_at_hand", lambda old, images: iter(()))
+    with pytest.raises(ExchangeError, match="--images"):
+        prepare(stream.root, config)
+    plain = TinyStream(tmp_path / "plain")
+    plain.close()
+    with pytest.raises(ExchangeError, match="stores embeddings"):
+        prepare(plain.root, config)
