@@ -86,7 +86,7 @@ def test_an_image_under_the_new_model_finds_its_mapped_item(stream: ExactStream,
     queries = snapshot.space.embeddings(embed(build_embedder(config.model, config.seed), pixels))
     found = snapshot.search(queries, snapshot.version, k=3)
     there = [item in {hit.item_id for hit in hits} for item, hits in zip(ids, found, strict=True)]
-    assert np.mean(there) > 3 * 3 / 32
+    assert np.mean(there) > 2 * 3 / 32  # twice what chance finds
 
 
 def test_the_command_says_what_to_expect_before_anything_is_made(stream: ExactStream, new: Path) -> None:
