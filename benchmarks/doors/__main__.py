@@ -1,4 +1,4 @@
-"""Measure adoption, synchronisation and export: `doors.json`.
+"""Measure adoption, synchronisation, export and canaries: `doors.json`.
 
     python -m benchmarks.doors                       # all parts, full size
     python -m benchmarks.doors --parts adopt --quick
@@ -14,10 +14,17 @@ from pathlib import Path
 
 from benchmarks.common import Report, common_arguments
 from benchmarks.doors.adopting import measure_adopt, measure_recall
+from benchmarks.doors.canaries import measure_canaries
 from benchmarks.doors.exporting import measure_onnx
 from benchmarks.doors.syncing import measure_sync
 
-PARTS = {"adopt": measure_adopt, "recall": measure_recall, "sync": measure_sync, "onnx": measure_onnx}
+PARTS = {
+    "adopt": measure_adopt,
+    "recall": measure_recall,
+    "sync": measure_sync,
+    "onnx": measure_onnx,
+    "canaries": measure_canaries,
+}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from stream_odml.config.masking import masked_text
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
+from stream_odml.exchange.exporting import export
 from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.landing import land_file
 from stream_odml.ingest.landing_folder import land_plan, plan_folder
@@ -76,6 +78,9 @@ class RootPlace:
             return [land_file(inbox, path, name, self._options)]
         landed = land_plan(inbox, plan_folder(inbox, path, name, self._options), self._options)
         return [] if landed is None else [landed]
+
+    def export(self, to: str, formats: Sequence[str] | None) -> list[str]:
+        return list(export(self._store.uri, to, formats=formats, storage_options=self._options).files)
 
     def facts(self) -> dict[str, str]:
         snapshot = self._now()

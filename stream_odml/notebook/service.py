@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,9 @@ class ServicePlace:
             )
         batches = _batches(path)
         return [self._client.push(images, key).shard for images, key in batches]
+
+    def export(self, to: str, formats: Sequence[str] | None) -> list[str]:
+        raise ValueError("a service gives no whole gallery; open the stream root to export it")
 
     def facts(self) -> dict[str, str]:
         status = self._client.status()

@@ -34,6 +34,8 @@ class Place(Protocol):
 
     def add(self, path: Path, name: str | None) -> list[str]: ...
 
+    def export(self, to: str, formats: Sequence[str] | None) -> list[str]: ...
+
     def facts(self) -> dict[str, str]: ...
 
 
@@ -72,6 +74,11 @@ class Stream:
         """Land a folder of class folders, or a Parquet, Arrow or tar file; return what was landed. It is searchable
         within seconds where the stream runs, else once it does. Repeating lands nothing twice."""
         return self._place.add(Path(path), name)
+
+    def export(self, to: str | Path, formats: Sequence[str] | None = None) -> list[str]:
+        """Write the gallery and its model to a folder, or the gallery into another store (`qdrant://` ...), as the
+        command `export` does; return the files. `formats`: some of parquet, faiss, npz, model and onnx."""
+        return self._place.export(str(to), formats)
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:9} {value}" for name, value in self._place.facts().items())

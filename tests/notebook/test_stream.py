@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -138,6 +139,7 @@ def test_the_page_runs_as_written(tiny: TinyStream, tmp_path: Path, monkeypatch:
     scope: dict[str, Any] = {}
     exec(compile(EXAMPLE, "python.md", "exec"), scope)
     assert scope["hits"][0].item_id == "a/5"
+    assert pq.read_table("out/items.parquet").num_rows == 6
 
 
 def test_the_package_itself_loads_nothing_heavy() -> None:

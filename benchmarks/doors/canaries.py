@@ -1,6 +1,6 @@
 """Canaries, measured: models that read images otherwise than they did, and starts at which nothing has changed.
 
-    python -m benchmarks.canaries
+    python -m benchmarks.doors --parts canaries
 
 Injected: another checkpoint (unlike, or trained a little further), another resize, BGR, another normalisation, batch
 norm in training mode; on the side that loads the model, or on the side that stored its vectors. Restarts: the model of
@@ -9,12 +9,10 @@ a root on disk is loaded by new processes with 1 to 4 threads.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import io
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from benchmarks.common import Report, common_arguments
+from benchmarks.common import Report
 from stream_odml.learn.embedder import Embedder, build_embedder, embedder_to_bytes
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.models.canaries import (
@@ -63,7 +61,7 @@ class Injection:
     model: Embedder
 
 
-def measure_canaries(report: Report, seed: int) -> None:
+def measure_canaries(report: Report, folder: Path, seed: int) -> None:
     """Inject mismatches and restart; note what was missed, what was named wrongly, and false alarms."""
     count = 20 if report.quick else INJECTED
     deviations, named = [], []
@@ -87,7 +85,7 @@ def measure_canaries(report: Report, seed: int) -> None:
     report.figure("canaries_missed", sum(deviation <= TOLERANCE for deviation in deviations))
     report.figure("canaries_named_rightly", sum(named) / count)
     report.figure("canaries_smallest_injected_deviation", min(deviations))
-    restarts = _restarts(seed, 8 if report.quick else RESTARTS)
+    restarts = _restarts(folder, seed, 12 if report.quick else RESTARTS)
     report.figure("canaries_restarts", len(restarts))
     report.figure("canaries_false_alarms", sum(deviation > TOLERANCE for deviation in restarts))
     report.figure("canaries_largest_restart_deviation", max(restarts))
@@ -203,24 +201,22 @@ def _in_training_mode(model: Embedder) -> Embedder:
     return other.train().eval()
 
 
-def _restarts(seed: int, count: int) -> list[float]:
+def _restarts(folder: Path, seed: int, count: int) -> list[float]:
     """Deviations at so many loads of the models of roots on disk, by new processes."""
     each = -(-count // (len(PROCESSES) * len(SPECS)))
+    roots = [str(folder / str(number)) for number in range(len(SPECS))]
+    for root, spec in zip(roots, SPECS, strict=True):
+        model = build_embedder(spec, seed)
+        Store.create(root, model.out_dim, form="exact" if spec.head == "discriminant" else "embedding")
+        writer = Writer.claim(root, "benchmark")
+        student = embedder_to_bytes(model)
+        writer.commit_root({STUDENT: student, CANARIES: canaries_of(student)})
+        writer.release()
     deviations: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, spec in enumerate(SPECS):
-            root = str(Path(folder) / str(number))
-            model = build_embedder(spec, seed)
-            Store.create(root, model.out_dim, form="exact" if spec.head == "discriminant" else "embedding")
-            writer = Writer.claim(root, "benchmark")
-            student = embedder_to_bytes(model)
-            writer.commit_root({STUDENT: student, CANARIES: canaries_of(student)})
-            writer.release()
-        roots = [str(Path(folder) / str(number)) for number in range(len(SPECS))]
-        for threads in PROCESSES:
-            command = [sys.executable, "-m", "benchmarks.canaries", "--load", str(threads), str(each), *roots]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            deviations += map(float, done.stdout.split())
+    for threads in PROCESSES:
+        command = [sys.executable, "-m", "benchmarks.doors.canaries", str(threads), str(each), *roots]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        deviations += map(float, done.stdout.split())
     return deviations[:count]
 
 
@@ -234,22 +230,5 @@ def _load(threads: int, each: int, roots: list[str]) -> None:
             print(kept.deviation(vectors_of(load_model(store, store.tree.head), kept.images)))
 
 
-def main() -> None:
-    """Measure, and write `canaries.json`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--load", nargs="+", metavar="", help=argparse.SUPPRESS)
-    common_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.load:
-        threads, each, *roots = arguments.load
-        return _load(int(threads), int(each), roots)
-    report = Report.begin("canaries", arguments)
-    measure_canaries(report, report.seeds[0])
-    report.write()
-    return None
-
-
 if __name__ == "__main__":
-    main()
+    _load(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
