@@ -11,7 +11,7 @@ from stream_odml.learn.packing import BadArtifact
 D, F, CLASSES = 12, 20, 24
 
 
-def pairs(relation: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:  # type: ignore[type-arg]
+def pairs(relation: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
     rng = np.random.default_rng(seed)
     names = [f"c{i % CLASSES}" for i in range(600)]
     old = rng.normal(size=(CLASSES, D))[np.arange(600) % CLASSES] + 0.4 * rng.normal(size=(600, D))
