@@ -64,7 +64,6 @@ class IndexedShard:
     ref: ShardRef
     rows: pa.Table
     quarantine: pa.Table
-    classes: Counter[str] = field(default_factory=Counter)
     trainable: Counter[str] = field(default_factory=Counter)
 
 
@@ -78,7 +77,6 @@ class _Findings:
     images: list[pa.Table] = field(default_factory=list)
     thumbnails: list[pa.Table] = field(default_factory=list)
     problems: list[RowProblem] = field(default_factory=list)
-    classes: Counter[str] = field(default_factory=Counter)
     trainable: Counter[str] = field(default_factory=Counter)
 
 
@@ -104,7 +102,6 @@ def index_shard(
         ref,
         pa.concat_tables([gallery_schema(options.codes).empty_table(), *found.rows]),
         _quarantine(ref, found.problems),
-        found.classes,
         found.trainable,
     )
 
@@ -177,7 +174,6 @@ def _add(found: _Findings, rows: pa.Table) -> None:
     found.rows.append(rows)
     for name, held_out in zip(rows["class_name"].to_pylist(), rows["held_out"].to_pylist(), strict=True):
         if name != UNLABELLED:
-            found.classes[name] += 1
             found.trainable[name] += not held_out
 
 
