@@ -83,7 +83,7 @@ class Expected:
     """Of one process like this one, for all items."""
 
     def to_dict(self) -> dict[str, float]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         return asdict(self)
 
 

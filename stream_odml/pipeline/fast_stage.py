@@ -211,8 +211,9 @@ def _estimated(old: DiscriminantHead, new: DiscriminantHead, sample: Items) -> d
 
 
 def estimate_both(store: Store, parent: str, old: DiscriminantHead, solved: Solved) -> dict[str, float]:
-    """Recall@1 of learnt items before a stage and after it, each by its head and in its trunk, where too few images are
-    held out. Both heads were solved with these items, and the new trunk was trained on some: it flatters the stage."""
+    """Return Recall@1 of learnt items before a stage and after it, each by its head and in its trunk, where
+    too few images are held out. Both heads were solved with these items, and the new trunk was trained on
+    some: it flatters the stage."""
     learnt = learnt_rows(store, parent)
     row_of = {name: row for row, name in enumerate(learnt.keys)}
     drawn = solved.sample()

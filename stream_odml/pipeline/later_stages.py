@@ -63,7 +63,7 @@ class LaterStages:
         self._handed_at: dict[str, float] = {}
 
     def next_order(self) -> StageOrder | None:
-        """The stage to go on with or to begin; its attempt is ledgered before this returns."""
+        """Return the stage to go on with or to begin; its attempt is ledgered before this returns."""
         store = self._writer.store
         if self._rules == LaterRules() or not store.tree.moves:
             return None
@@ -138,7 +138,7 @@ class LaterStages:
 
 
 def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> frozenset[str]:
-    """Tasks by whose images the trunk of a version was trained, in any stage of its lineage."""
+    """Return tasks by whose images the trunk of a version was trained, in any stage of its lineage."""
     found: set[str] = set()
     for before, after in pairwise(tree.lineage(version_id)):
         if not tree.same_trunk(before, after):
@@ -147,8 +147,8 @@ def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> fr
 
 
 def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> list[str]:
-    """Learnt tasks that no stage of the trunk has taken up yet, in the order in which they were learnt. Those of a
-    stage that was refused are done with."""
+    """Return learnt tasks that no stage of the trunk has taken up yet, in the order in which they were
+    learnt. Those of a stage that was refused are done with."""
     head = tree.head
     done = set(trained_tasks(ledger, tree, head))
     lineage = tree.lineage(head)
@@ -160,8 +160,9 @@ def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> list[str]:
 
 
 def mapped_shards(store: Store) -> list[str]:
-    """Learnt shards whose features another trunk than the head's made, worst first: by the error that the maps on the
-    way from that trunk are known to make on classes that they were not fitted to, then in landing order."""
+    """Return learnt shards whose features another trunk than the head's made, worst first: by the error
+    that the maps on the way from that trunk are known to make on classes that they were not fitted to, then
+    in landing order."""
     seq, found = _MAPPED.get(store, (-2, []))
     if (
         seq != store.tree.seq
@@ -191,8 +192,9 @@ def _mapped_shards(store: Store) -> list[str]:
 
 
 def renewal(store: Store) -> dict[str, int]:
-    """Items of learnt shards by how they follow the head's trunk: ``exact``, ``mapped`` and to be embedded anew, or
-    ``gone``, as their images could not be read for it. Empty while no map moves any of them."""
+    """Return items of learnt shards by how they follow the head's trunk: ``exact``, ``mapped`` and to
+    be embedded anew, or ``gone``, as their images could not be read for it. Empty while no map moves
+    any of them."""
     mapped = mapped_shards(store) if store.tree.moves and store.form == "exact" else []
     if not mapped and not any(a.kind == "renew" for a in store.ledger.later_attempts):
         return {}

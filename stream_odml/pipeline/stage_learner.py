@@ -51,8 +51,8 @@ def build_learner(
 
 
 def older_trunks(tree: VersionTree, parent: str) -> list[str]:
-    """The last versions under each trunk before the parent's, oldest first, at most MAX_OLDER; without the first trunk
-    of all, which learnt nothing here."""
+    """Return the last versions under each trunk before the parent's, oldest first, at most MAX_OLDER; without
+    the first trunk of all, which learnt nothing here."""
     lineage = tree.lineage(parent)
     last = [a for a, b in pairwise(lineage) if not tree.same_trunk(a, b)]
     return [v for v in last if not tree.same_trunk(v, lineage[0])][-MAX_OLDER:]

@@ -1,11 +1,12 @@
-"""Forgetting in the class banks: each forgotten image's birth vector is taken out of the means it went into.
+"""Forgetting in the class banks: each forgotten image's original vector is taken out of the means it went into.
 
 Protects: a bank is changed together with the note of how far it is changed, in one commit, and before the vectors
 that this needs are deleted; so a crash at any moment neither leaves an image in nor takes one out twice.
 
-An entry (class, birth) is corrected in the oldest version that still has it; the banks of later versions hold the
-same birth mean moved on, and follow from it. An image that an upsert replaced stays in its entry until it is forgotten
-by name, and then only if its rows are not yet purged; the means are of what was learnt, not of what is current.
+An entry (class, origin version) is corrected in the oldest version that still has it; the banks of later versions
+hold the same original mean moved on, and follow from it. An image that an upsert replaced stays in its entry until
+it is forgotten by name, and then only if its rows are not yet purged; the means are of what was learnt, not of what
+is current.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def forget_in_banks(writer: Writer) -> int:
     kept = {v.version_id: v for v in store.tree.versions.values() if BANK in v.artifacts and not v.retired}
     if all(version.forgotten_seq >= newest for version in kept.values()):
         return 0
-    gone = _birth_vectors(store)
+    gone = _original_vectors(store)
     banks: dict[str, ClassBank] = {}
     masters: dict[Key, ClassBank] = {}
     seen: set[Key] = set()
@@ -108,9 +109,9 @@ def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassB
     return bank.corrected(np.array(rows), np.array(counts), np.array(means))
 
 
-def _birth_vectors(store: Store) -> dict[Key, list[tuple[Floats, int]]]:
-    """(class, birth) -> (raw vector under the model of birth, ``seq`` of the first tombstone that covers it) of each
-    forgotten training image."""
+def _original_vectors(store: Store) -> dict[Key, list[tuple[Floats, int]]]:
+    """(class, origin version) -> (raw vector under that model, ``seq`` of the first tombstone that covers it)
+    of each forgotten training image."""
     origins = {v.txn: v.version_id for v in store.tree.versions.values() if v.parent is not None}
     found: dict[Key, list[tuple[Floats, int]]] = {}
     for path, block, mask in store.rows_of(frozenset(origins)):

@@ -123,7 +123,7 @@ class LedgerState:
         return tuple(sorted(found, key=lambda attempt: attempt.seq))
 
     def is_later(self, version_id: str) -> bool:
-        """Whether this is an attempt to improve what is learnt."""
+        """Return whether this is an attempt to improve what is learnt."""
         return any(attempt.version_id == version_id for attempt in self.later_attempts)
 
     def forgotten(self, shard_id: str, class_name: str, item_id: str) -> bool:

@@ -347,8 +347,9 @@ class Store:
         return self.ledger.current_attempt(task_id, parent, self.tree.committed)
 
     def open_attempt(self, version_id: str, head: str | None = None) -> Attempt | None:
-        """The attempt to improve what is learnt of this id, if its result can be published under ``head`` (by default
-        the one that is served): neither refused nor committed, and under the trunk from which it began."""
+        """Return the attempt to improve what is learnt of this id, if its result can be published under
+        ``head`` (by default the one that is served): neither refused nor committed, and under the trunk from
+        which it began."""
         head = head or self.tree.head
         attempt = next((a for a in self.ledger.later_attempts if a.version_id == version_id), None)
         if attempt is None or attempt.refused is not None or self.tree.is_committed(version_id):

@@ -57,11 +57,11 @@ class TrainingRows:
         return len(self.rows)
 
     def under(self, onward: DriftMap) -> TrainingRows:
-        """The same rows as the trunk behind `onward` will have them."""
+        """Return the same rows as the trunk behind `onward` will have them."""
         return replace(self, onward=onward)
 
     def without(self, shard_ids: Collection[str]) -> TrainingRows:
-        """Those of other shards."""
+        """Return those of other shards."""
         keep = ~_named(self.meta, shard_ids)
         return replace(self, rows=self.rows[keep], meta=self.meta.filter(pa.array(keep)))
 
