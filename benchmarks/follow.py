@@ -13,16 +13,12 @@ import argparse
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.common import Report, common_arguments
-from benchmarks.head import GIB, D, made_features
-from stream_odml.ingest.shard import ShardRef
-from stream_odml.learn.class_sums import ClassSums
+from benchmarks.made_root import GIB, SHARD, D, land, made_features, new_root, watched
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.lift import Lift
 from stream_odml.search.feature_cache import FeatureCache
@@ -30,35 +26,19 @@ from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from stream_odml.store.sums import forget_in_sums, sums_now, task_rows
-from stream_odml.store.tables import gallery_rows
 from stream_odml.store.versions import SUMS_SEQ
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import Writer
 
-SHARD, CLASSES = 2_000, 250
+CLASSES = 250
 LIFT, SETTINGS = Lift(D), HeadSettings()
 
 
 def make_root(root: str, items: int, seed: int) -> Writer:
     """Land so many items; every second shard is of the other half of the classes."""
-    Store.create(root, D, form="exact")
-    writer = Writer.claim(root, "benchmark")
-    empty = ClassSums.empty(LIFT)
-    artifacts = {STUDENT: b"a trunk", HEAD: solve_head(empty).to_bytes(), SUMS: empty.to_bytes()}
-    writer.commit_root(artifacts)
+    writer = new_root(root, LIFT)
     for number, at in enumerate(range(0, items, SHARD)):
-        shard = f"shard-{number:04d}"
         features, names = made_features(min(SHARD, items - at), CLASSES, seed + number)
-        writer.record_landed([ShardRef(shard, shard, f"/inbox/{shard}", "parquet", 1, 0, shard)])
-        rows = gallery_rows(
-            item_ids=[f"{shard}/{i}" for i in range(len(names))],
-            class_names=[f"{number % 2} {name}" for name in names],
-            shard_ids=shard,
-            rows=range(len(names)),
-            vectors=features.decode(),
-            version=writer.tree.head,
-            codes="int8",
-        )
-        writer.commit_ingest(IngestBatch([shard], rows))
+        land(writer, f"shard-{number:04d}", features, [f"{number % 2} {name}" for name in names])
     return writer
 
 
@@ -77,11 +57,11 @@ def learn(writer: Writer, task: str, half: int) -> None:
 def follow(root: str, cache: str, link: Connection) -> None:
     """What a replica does: load, and reproject when a head comes; the old vectors stay until the new ones are whole."""
     store = Store.open(root)
-    load_s, _, snapshot = measured(lambda: GallerySnapshot.load(store, cache=FeatureCache(cache)))
+    load_s, _, snapshot = watched(lambda: GallerySnapshot.load(store, cache=FeatureCache(cache)))
     link.send({"load_s": load_s, "searcher_gib": sum(snapshot.memory().values()) / GIB})
     link.recv()
     store.refresh()
-    seconds, extra, now = measured(lambda: snapshot.refreshed(store))
+    seconds, extra, now = watched(lambda: snapshot.refreshed(store))
     held = now.memory()
     link.send(
         {
@@ -92,29 +72,6 @@ def follow(root: str, cache: str, link: Connection) -> None:
             / len(now),
         }
     )
-
-
-def measured(work: Callable[[], GallerySnapshot]) -> tuple[float, float, GallerySnapshot]:
-    """(seconds, most memory beside what there was, in GiB and without pages of mapped files, result) of some work."""
-    before, most, done = _anonymous_gib(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            most.append(_anonymous_gib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    result = work()
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    return seconds, max(most) - before, result
-
-
-def _anonymous_gib() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024 / GIB
 
 
 def main() -> None:

@@ -3,28 +3,35 @@
     python -m benchmarks.head
     python -m benchmarks.head --only exact stored
 
-Parts: `fast` (from a closed task to a head, of 100k items), `reproject` (a million stored features in a process of its
-own), `exact` (orders, ranks, erasure), `stored` (8 bits, and vectors of older heads, on features of real data: of
-flowers102.parquet and MobileNetV2's weights in the folder that STREAM_ODML_DATA names; left out without them).
+Parts: `fast` (sums, choice and solution of 100k items), `stage` (a whole fast stage of as many), `reproject` (a
+million stored features in a process of its own), `exact` (orders, ranks, erasure), `stored` (8 bits, and vectors of
+older heads, on features of real data: of flowers102.parquet and MobileNetV2's weights in the folder that
+STREAM_ODML_DATA names; left out without them).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Report, common_arguments
+from benchmarks.made_root import BLOCK, SHARD, D, land, made_features, new_root, watched
 from benchmarks.quality.data import load_images
 from benchmarks.quality.protocols import build_stream
+from stream_odml.config.stream import parse_config
 from stream_odml.learn.class_sums import ClassSums, merge
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve_head
 from stream_odml.learn.embedder import build_embedder, embed
@@ -33,27 +40,15 @@ from stream_odml.learn.feature_codes import FeatureCodes, encode
 from stream_odml.learn.head_choice import choose_head, sample_rows
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.pipeline.fast_stage import fast_stage
+from stream_odml.pipeline.stages import Stages
+from stream_odml.pipeline.sums_ahead import SumsAhead
+from stream_odml.store.store import Store
 
-D, WIDTH, CLASSES = 1280, 2048, 1000
-BLOCK = 8192
-GIB = 2**30
+WIDTH, CLASSES, HELD_OUT = 2048, 1000, 0.02
+NO_BOUNDARY = {"new_classes": None, "images": None, "age_s": None}
 DATA, PROTOCOL = "flowers102.parquet", "62+4*10"
 WEIGHTS = "mobilenetv2_100_coral_ptq.safetensors"
-
-
-def made_features(n: int, classes: int, seed: int) -> tuple[FeatureCodes, list[str]]:
-    """Stored features of made-up classes, non-negative and of decaying variance as those of a trunk, block by block."""
-    rng = np.random.default_rng(seed)
-    label_n = np.arange(n) % classes
-    deviation_D = np.linspace(1.5, 0.1, D, dtype=np.float32)
-    means_CD = 1 + rng.standard_normal((classes, D), np.float32) * deviation_D
-    codes, scales = np.empty((n, D), np.int8), np.empty(n, np.float32)
-    for at in range(0, n, BLOCK):
-        rows = slice(at, at + BLOCK)
-        noise = rng.standard_normal((len(label_n[rows]), D), np.float32) * deviation_D
-        block = encode(np.maximum(means_CD[label_n[rows]] + noise, 0))
-        codes[rows], scales[rows] = block.codes_nD, block.scale_n
-    return FeatureCodes(codes, scales), [f"class {c:06d}" for c in label_n]
 
 
 def measure_fast(report: Report, seed: int) -> None:
@@ -112,21 +107,75 @@ def _reproject(at: Path, head_bytes: bytes, link: Connection) -> None:
     scale = np.ones(len(codes), np.float32)
     old = np.ones((len(codes), head.known_dim), np.float32)  # the searcher in use
     head.known_part(FeatureCodes(codes[:16], scale[:16]))
-    before, cpu, start = _peak_anonymous_gib(), time.process_time(), time.perf_counter()
     new = np.empty_like(old)
-    for row in range(0, len(codes), BLOCK):
-        rows = slice(row, row + BLOCK)
-        new[rows] = head.known_part(FeatureCodes(np.ascontiguousarray(codes[rows]), scale[rows]))
-    seconds = time.perf_counter() - start
-    link.send(
-        {"seconds": seconds, "cpu_s": time.process_time() - cpu, "extra_gib": _peak_anonymous_gib() - before}
+
+    def project() -> None:
+        for row in range(0, len(codes), BLOCK):
+            rows = slice(row, row + BLOCK)
+            new[rows] = head.known_part(FeatureCodes(np.ascontiguousarray(codes[rows]), scale[rows]))
+
+    cpu = time.process_time()
+    seconds, extra, _ = watched(project)
+    link.send({"seconds": seconds, "cpu_s": time.process_time() - cpu, "extra_gib": extra})
+
+
+def measure_stage(report: Report, seed: int) -> None:
+    """The whole of a fast stage, as the solver runs it: from an order to sums, head and figures in the store. A task of
+    so many items beside a fifth as many that were learnt; with its items summed while they waited or not, with
+    settings that are chosen again or not. Committing and serving come after it (`benchmarks.follow`)."""
+    n = 4_000 if report.quick else 100_000
+    for name, width in (("stage", 0), ("stage_lifted", 256 if report.quick else WIDTH)):
+        with tempfile.TemporaryDirectory() as folder:
+            for row in _stages(f"{folder}/root", n, width, seed):
+                report.row(part="stage", n=n, width=width, load=os.getloadavg()[0], **row)
+                report.figure(f"{name}{row['how']}_s_100k_1280", row["seconds"])
+
+
+def _stages(root: str, n: int, width: int, seed: int) -> Iterator[dict[str, Any]]:
+    lift = Lift(D, width)
+    writer = new_root(root, lift)
+    features, names = made_features(n + n // 5, CLASSES, seed)
+    config = parse_config(
+        {
+            "root": root,
+            "method": "ours",
+            "model": {"lift": width},
+            "evaluation": {"held_out": HELD_OUT},
+            "boundary": NO_BOUNDARY,
+            "gate": {"enabled": False},
+        }
     )
-
-
-def _peak_anonymous_gib() -> float:
-    """Memory of this process without pages of mapped files, which the kernel takes back when it needs them."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024 / GIB
+    stages = Stages(writer, config.boundary, 1, learns_trunk=False)
+    try:
+        tasks: list[list[str]] = [[], []]
+        for at in range(0, len(names), SHARD):
+            task, shard = int(at >= n // 5), f"shard-{at:07d}"
+            land(writer, shard, features[at : at + SHARD], names[at : at + SHARD], HELD_OUT)
+            tasks[task].append(shard)
+        writer.close_task("task-0001", tasks[0], "benchmark")
+        first = stages.solve_next()
+        assert first is not None
+        stages.commit(fast_stage(Store.open(root), first, config))
+        ahead = SumsAhead()
+        store = Store.open(root)
+        while ahead.add(store, lift):
+            pass
+        writer.close_task("task-0002", tasks[1], "benchmark")
+        order = stages.solve_next()
+        assert order is not None
+        keeps = config.model_copy(update={"learning": replace(config.learning, choice_growth=100.0)})
+        for how, kept, setting in (
+            ("", copy.copy(ahead), config),
+            ("_reused", copy.copy(ahead), keeps),
+            ("_nothing_ahead", SumsAhead(), config),
+        ):
+            store = Store.open(root)
+            cpu, start = time.process_time(), time.perf_counter()
+            result = fast_stage(store, order, setting, kept)
+            assert result.refusal is None, result.refusal
+            yield {"how": how, "seconds": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
+    finally:
+        writer.release()
 
 
 def measure_exact(report: Report, seed: int) -> None:
@@ -201,6 +250,7 @@ PARTS = {
     "exact": measure_exact,
     "stored": measure_stored,
     "fast": measure_fast,
+    "stage": measure_stage,
     "reproject": measure_reproject,
 }
 
