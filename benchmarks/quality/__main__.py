@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.quality.data import ImageSet, load_images
-from benchmarks.quality.methods import Method, all_names, apply_changes, parse_methods
+from benchmarks.quality.exact import run_of
+from benchmarks.quality.methods import NEEDS_WEIGHTS, Method, all_names, apply_changes, parse_methods
 from benchmarks.quality.protocols import Stream
 from benchmarks.quality.report import write_report
 from benchmarks.quality.rows import RowFile, learning_commit
-from benchmarks.quality.study import Run, Study
+from benchmarks.quality.study import Study
 from stream_odml.learn.memory import keep_freed_memory
 from stream_odml.learn.settings import PRETRAINED, EmbedderSpec, StageSettings
 
@@ -38,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pretrained", action="store_true", help="weights by the backbone's name")
     p.add_argument("--dim", type=int, default=128)
     p.add_argument("--image-size", type=int, default=28)
+    p.add_argument(
+        "--lift", type=_count, help="random features of a solved head; default: as `model.lift` has it"
+    )
     p.add_argument("--base-steps", type=int, default=600)
     p.add_argument("--steps", type=int, default=200, help="of each later stage, for every method")
     p.add_argument(
@@ -114,17 +118,17 @@ def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
     common = apply_changes(common, args.set)
     methods = parse_methods(args.methods, common)
     if not spec.starts_pretrained:
-        methods = [method for method in methods if method.preset != "frozen_pretrained"]
+        methods = [method for method in methods if method.preset not in NEEDS_WEIGHTS]
     if not methods:
         raise ValueError(
-            "frozen_pretrained needs pretrained weights: name them with --weights or --pretrained"
+            f"{' and '.join(NEEDS_WEIGHTS)} need pretrained weights: name them with --weights or --pretrained"
         )
     work = args.work or args.out / ".quality"
     weights = hashlib.sha256(Path(args.weights).read_bytes()).hexdigest()[:16] if args.weights else None
     study = Study(
         load_images(args.data, args.image_size, work), args.protocol, args.select, spec, common, work,
         RowFile(work / "rows.jsonl"), args.commit or learning_commit(), args.quick, _device(args.device),
-        args.oracle, weights,
+        args.oracle, weights, args.lift,
     )  # fmt: skip
     return study, methods, args.seeds
 
@@ -163,7 +167,7 @@ def run_all(study: Study, todo: list[tuple[int, Method]], name: str) -> None:
 
         for seed, method in todo:
             if study.key(method, seed) not in finished:
-                Run(study, method, seed, tick).go()
+                run_of(study, method, seed, tick).go()
             bar.advance(runs)
 
 

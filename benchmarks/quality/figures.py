@@ -23,6 +23,9 @@ COLUMNS: Mapping[str, str] = {
     "last_r1_mapped": "last, mapped",
     "last_r1_oracle": "last, oracle map",
     "last_r1_stale": "last, stale",
+    "unseen_r1_mapped": "unseen",
+    "unseen_r1_whitened": "unseen, whitened",
+    "unseen_alone_r1_mapped": "unseen alone",
     "base_forgetting": "forgetting, base",
     "backward_transfer_mapped": "backward transfer, mapped",
     "train_s": "seconds",
@@ -54,6 +57,12 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
         result[f"last_map_at_r_{form}"] = _last(
             {s: v for s, v in table.get((method, "union", form, "map_at_r"), {}).items() if s in seconds}
         )
+    for form in ("mapped", "whitened"):
+        for split in ("unseen", "unseen_alone", "seen"):
+            by_seed = table.get((method, split, form, "recall_at_1"), {})
+            result[f"{split}_r1_{form}"] = {
+                s: float(np.mean(list(v.values()))) for s, v in by_seed.items() if s in seconds
+            }
     for name, split in (("base_forgetting", "base_alone"), ("base_forgetting_union", "stage 0")):
         base = table.get((method, split, "reextracted", "recall_at_1"), {})
         result[name] = {

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.quality.data import Ints
 from benchmarks.quality.state import Floats
@@ -16,10 +17,12 @@ from stream_odml.learn.evaluation import (
     QueryScores,
     Retrieval,
     compatibility_matrix,
+    nearest_is_relevant,
     score_queries,
 )
 
 Measured = dict[str, Any]
+Bools = NDArray[np.bool_]
 MAX_QUERIES = 500
 """Of one cell of the compatibility matrix."""
 
@@ -44,6 +47,41 @@ def measure_stage(
         alone = _scores(queries_Md[rows][base], vectors_Md[rows][base], labels[base])
         yield from _recalls(alone, np.arange(int(base.sum())), "base_alone", form)
         yield {"split": "union", "gallery": form, "metric": "map_at_r", "value": scores.map_at_r()}
+
+
+def measure_unseen(
+    known_M: Bools, coming_M: Bools, find: Callable[[Ints], Floats], form: str
+) -> Iterator[Measured]:
+    """Recall@1 before the task that brings them is learnt: of its classes in the gallery of all (`unseen`), of the
+    classes learnt so far beside them (`seen`), and of its classes among themselves (`unseen_alone`).
+
+    `find(rows)`: which of these images have one of their class as the nearest other, NaN where there is none.
+    """
+    both, coming = np.flatnonzero(known_M | coming_M), np.flatnonzero(coming_M)
+    if not len(coming):
+        return
+    hits, alone = find(both), find(coming)
+    parts = {"unseen": hits[coming_M[both]], "seen": hits[known_M[both]], "unseen_alone": alone}
+    for split, found in parts.items():
+        if not np.isnan(found).all():
+            yield {
+                "split": split,
+                "gallery": form,
+                "metric": "recall_at_1",
+                "value": float(np.nanmean(found)),
+            }
+
+
+def nearest_by_cosine(queries_Md: Floats, gallery_Md: Floats, labels_M: Ints) -> Callable[[Ints], Floats]:
+    """Return the `find` of `measure_unseen` for embeddings that are compared by cosine."""
+
+    def find(rows: Ints) -> Floats:
+        labels = labels_M[rows]
+        return nearest_is_relevant(
+            Retrieval(queries_Md[rows], labels, gallery_Md[rows], labels, np.arange(len(rows)))
+        )
+
+    return find
 
 
 def measure_compatibility(labels: Ints, views: list[Floats], forward: list[DriftMap]) -> Iterator[Measured]:

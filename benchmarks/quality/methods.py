@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, method_settings
 
 FROZEN = ("frozen_f0", "frozen_pretrained")
+EXACT: Mapping[str, str] = {
+    "ours": "ours",
+    "exact_frozen": "ours",
+    "exact_pretrained": "ours",
+    "exact_always": "ours",
+    "joint_exact": "joint",
+}
+"""Methods whose head is solved, with the one of METHODS whose settings they have. `exact_frozen`: on the trunk of the
+base stage; `exact_pretrained`: on the weights that it started from; `exact_always`: the trunk is learnt in every stage,
+and what is stored is mapped; `joint_exact`: on the trunk of `joint`, everything re-extracted."""
+NEEDS_WEIGHTS = ("frozen_pretrained", "exact_pretrained")
 _NAME = r"[\w.+-]+"
 
 
@@ -55,7 +67,7 @@ def parse_method(text: str, common: StageSettings) -> Method:
             raise ValueError(
                 f"{change!r} is of the stage that all methods start from; use --set or --base-steps"
             )
-    return Method(name, preset, apply_changes(method_settings(preset, common), changes))
+    return Method(name, preset, apply_changes(method_settings(EXACT.get(preset, preset), common), changes))
 
 
 def apply_changes(settings: StageSettings, changes: list[str]) -> StageSettings:
@@ -86,7 +98,7 @@ def pooled_spec(spec: EmbedderSpec) -> EmbedderSpec:
 
 def all_names() -> list[str]:
     """Every preset, in the order of the table."""
-    return list(METHODS)
+    return [*METHODS, *(name for name in EXACT if name not in METHODS)]
 
 
 def _value(text: str) -> Any:

@@ -15,11 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.quality.data import Ints
 from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
 from stream_odml.learn.embedder import Embedder, embedder_from_bytes, embedder_to_bytes
 
 Floats = NDArray[np.float32]
+
+
+@dataclass
+class SolvedState:
+    """N images learnt so far, with the features that a gallery would hold of them, and the head solved from these."""
+
+    images_N: Ints
+    features_ND: Floats
+    head: DiscriminantHead
+    chosen: tuple[float, float]
+    """Classes and items for which the head's settings were chosen."""
 
 
 @dataclass
@@ -39,6 +52,9 @@ class RunState:
     backward: list[DriftMap] = field(default_factory=list)
     oracle_Md: Floats | None = None
     """As `mapped`, by maps that have seen the old classes' images; None where that is not measured."""
+    solved: SolvedState | None = None
+    """Under a head that is solved, what it is solved from; `student` is then the trunk (of `joint_exact` with its
+    training head), and `mapped` and `stale` hold trunk features."""
 
 
 def save_state(folder: Path, state: RunState) -> None:
@@ -56,6 +72,10 @@ def save_state(folder: Path, state: RunState) -> None:
     arrays |= {"numbers": np.asarray([state.stage, state.train_s, state.steps])}
     arrays |= {"mapped": state.mapped_Md, "stale": state.stale_Md}
     arrays |= {} if state.oracle_Md is None else {"oracle": state.oracle_Md}
+    if state.solved is not None:
+        (aside / "head").write_bytes(state.solved.head.to_bytes())
+        arrays |= {"images": state.solved.images_N, "features": state.solved.features_ND}
+        arrays |= {"chosen": np.asarray(state.solved.chosen)}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     (aside / "vectors.npz").write_bytes(buffer.getvalue())
@@ -87,6 +107,11 @@ def _load(at: Path) -> RunState:
         name: [drift_map_from_bytes((at / f"{name}-{i}").read_bytes()) for i in range(int(stage))]
         for name in ("forward", "backward")
     }
+    solved = None
+    if "chosen" in arrays:
+        head = DiscriminantHead.from_bytes((at / "head").read_bytes())
+        classes, items = arrays["chosen"].tolist()
+        solved = SolvedState(arrays["images"], arrays["features"], head, (classes, items))
     return RunState(
         int(stage),
         embedder_from_bytes((at / "student.safetensors").read_bytes()),
@@ -98,6 +123,7 @@ def _load(at: Path) -> RunState:
         [arrays[f"view_{i}"] for i in range(count)],
         **maps,
         oracle_Md=arrays.get("oracle"),
+        solved=solved,
     )
 
 

@@ -18,10 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.quality.data import ImageSet, Ints
-from benchmarks.quality.measure import Measured, measure_compatibility, measure_stage
-from benchmarks.quality.methods import FROZEN, Method, pooled_spec
+from benchmarks.quality.measure import (
+    Measured,
+    measure_compatibility,
+    measure_stage,
+    measure_unseen,
+    nearest_by_cosine,
+)
+from benchmarks.quality.methods import EXACT, FROZEN, Method, pooled_spec
 from benchmarks.quality.oracle import oracle_map
 from benchmarks.quality.protocols import Select, Stream, build_stream
 from benchmarks.quality.rows import Row, RowFile
@@ -59,6 +66,8 @@ class Study:
     """Measure a gallery too that is moved by `oracle_map`."""
     weights: str | None = None
     """Digest of the file with the pretrained weights, where there is one."""
+    lift: int | None = None
+    """Random features of a solved head, where a number is asked for."""
 
     def stream(self, seed: int) -> Stream:
         return build_stream(self.protocol, self.images.labels, self.images.class_names, seed, self.select)
@@ -74,6 +83,7 @@ class Study:
         if method is not None:
             parts |= {"preset": method.preset, "settings": _by_first_names(method.settings)}
             parts |= {"oracle": True} if self.oracle else {}
+            parts |= {"lift": self.lift} if self.lift is not None and method.preset in EXACT else {}
         return _digest(parts)
 
 
@@ -96,13 +106,16 @@ class Run:
         state = state or self._started()
         for stage in range(state.stage + 1, len(self.stream.tasks)):
             self._learn(state, stage)
-        base_rows = np.flatnonzero(self.stream.arrival == 0)
-        rows = list(measure_compatibility(self.labels_M[base_rows], state.base_views, state.forward))
+        rows = list(self._compatibility(state))
         totals = (("steps", float(state.steps)), ("train_s", state.train_s))
         rows += [
             {"split": "all", "gallery": "none", "metric": name, "value": value} for name, value in totals
         ]
         self.study.rows.append(self._labelled(rows, state.stage))
+
+    def _compatibility(self, state: RunState) -> Iterator[Measured]:
+        base_rows = np.flatnonzero(self.stream.arrival == 0)
+        return measure_compatibility(self.labels_M[base_rows], state.base_views, state.forward)
 
     def _started(self) -> RunState:
         count = len(self.stream.measured)
@@ -145,9 +158,10 @@ class Run:
             state.backward.append(IdentityMap())
             self._measure(state, IdentityMap())
             return
-        backward = {version_name(k): compose(state.backward[k : stage - 1][::-1]) for k in range(stage - 1)}
         parent = state.student
-        outcome, seconds, steps = self._stage(self.method.settings, parent, state.bank, stage, backward)
+        outcome, seconds, steps = self._stage(
+            self.method.settings, parent, state.bank, stage, self._backward(state)
+        )
         state.student, state.bank = outcome.student, outcome.bank
         if state.oracle_Md is not None:
             old = np.concatenate([task.images for task in self.stream.tasks[:stage]])
@@ -158,6 +172,10 @@ class Run:
         state.forward.append(outcome.forward)
         state.backward.append(outcome.backward)
         self._measure(state, outcome.forward)
+
+    def _backward(self, state: RunState) -> dict[str, DriftMap]:
+        last = state.stage - 1
+        return {version_name(k): compose(state.backward[k:last][::-1]) for k in range(last)}
 
     def _measure(self, state: RunState, forward: DriftMap) -> None:
         stage = state.stage
@@ -180,7 +198,23 @@ class Run:
             state.oracle_Md[arrives] = queries[arrives]
             galleries["oracle"] = state.oracle_Md
         rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, queries, galleries))
-        self.study.rows.append(self._labelled(rows, stage))
+        coming = self._embedded_coming(state.student, queries, stage)
+        gallery = np.where(coming[:, None], queries, state.mapped_Md)
+        find = nearest_by_cosine(queries, gallery, self.labels_M)
+        rows += measure_unseen(known | arrives, coming, find, "mapped")
+        self._keep(state, rows)
+
+    def _embedded_coming(self, model: Embedder, queries_Md: Floats, stage: int) -> NDArray[np.bool_]:
+        """Embed the measured images of the task to come; return which they are."""
+        coming: NDArray[np.bool_] = self.stream.arrival == stage + 1
+        queries_Md[coming] = embed(
+            model, self.study.images.pixels[self.stream.measured[coming]], self.study.device
+        )
+        model.cpu()
+        return coming
+
+    def _keep(self, state: RunState, rows: list[Measured]) -> None:
+        self.study.rows.append(self._labelled(rows, state.stage))
         save_state(self.folder, state)
 
     def _labelled(self, rows: list[Measured], stage: int) -> Iterator[Row]:
@@ -198,6 +232,7 @@ class Run:
         bank: ClassBank,
         stage: int,
         backward: dict[str, DriftMap],
+        moves_trunk: bool = False,
     ) -> tuple[StageOutcome, float, int]:
         """(outcome, seconds of the steps and of the last pass, steps). On a CPU its own seconds, which neighbours
         on the machine and a pause leave alone."""
@@ -208,9 +243,9 @@ class Run:
         seed = int(np.random.SeedSequence([self.seed, stage]).generate_state(1)[0])
         learner = StageLearner(
             settings, old, bank, n_classes=len(names), version_id=version_name(stage), seed=seed,
-            world=World.current(self.study.device), backward_maps=backward,
+            world=World.current(self.study.device), backward_maps=backward, moves_trunk=moves_trunk,
         )  # fmt: skip
-        total, twin = learner.total_steps, self._twin(settings, stage)
+        total, twin = learner.total_steps, None if moves_trunk else self._twin(settings, stage)
         spent = load_student(twin, learner.networks.student) if twin else None
         started = clock()
         if spent is None:
@@ -233,13 +268,17 @@ class Run:
         if settings.error_whitening and stage > 1:  # the parent was turned by its own map's error
             return None
         learnt = {name: value for name, value in asdict(settings).items() if name not in MAPPING}
-        joint = self.method.preset == "joint"
+        joint = self._sees_all
         parts = [self.study.key(None, self.seed), learnt, joint, stage]
         return self.study.work / f"twin-{_digest(parts)}"
 
     def _seen(self, stage: int) -> Ints:
-        first = 0 if self.method.preset == "joint" else stage
+        first = 0 if self._sees_all else stage
         return np.concatenate([task.images for task in self.stream.tasks[first : stage + 1]])
+
+    @property
+    def _sees_all(self) -> bool:
+        return EXACT.get(self.method.preset, self.method.preset) == "joint"
 
     def _pixels(self, rows: Ints) -> torch.Tensor:
         return torch.from_numpy(self.study.images.pixels[rows])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,44 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from benchmarks.common import read_rows
-from benchmarks.quality import __main__ as command
 from benchmarks.quality.data import load_images
-from benchmarks.quality.rows import Row
 from benchmarks.quality.study import Run
+from benchmarks.tests.squares import arguments, run, squares, without_seconds
 
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 classes of 10 squares of one colour each, a little noisy."""
-    random = np.random.default_rng(0)
-    images, names = [], []
-    for c in range(12):
-        colour = random.integers(0, 256, 3)
-        for _ in range(10):
-            pixels = np.clip(colour + random.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "PNG")
-            images.append(buffer.getvalue())
-            names.append(f"class/{c}")
-    path = tmp_path_factory.mktemp("data") / "squares.parquet"
-    pq.write_table(pa.table({"image": images, "class_name": names}), path)
-    return path
-
-
-def arguments(parquet: Path, out: Path, *more: str) -> list[str]:
-    return [
-        "quality", "--data", str(parquet), "--protocol", "6+2*3", "--methods", "ours,sdc_l2,joint,frozen_f0",
-        "--image-size", "16", "--dim", "8", "--base-steps", "3", "--steps", "2", "--out", str(out),
-        "--set", "classes_per_batch=3", "--set", "images_per_class=2", "--select", "test", *more,
-    ]  # fmt: skip
-
-
-def run(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
-    monkeypatch.setattr("sys.argv", argv)
-    command.main()
+    return squares(tmp_path_factory.mktemp("data"))
 
 
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,19 +27,13 @@ def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
 
 
-def without_seconds(out: Path) -> list[Row]:
-    rows = read_rows(out / "quality-squares.json")
-    kept = [row for row in rows if row["metric"] != "train_s"]
-    return sorted(kept, key=lambda row: json.dumps(row, sort_keys=True))
-
-
 def test_the_command_measures_resumes_and_reports(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(monkeypatch, arguments(parquet, whole, "--commit", "c0ffee"))
     figures = json.loads((whole / "quality-squares.json").read_text())["figures"]
-    assert figures["ours/steps"] == figures["joint/steps"] == 4
+    assert figures["distilled/steps"] == figures["joint/steps"] == 4
     assert figures["frozen_f0/steps"] == 0
     assert figures["frozen_f0/last_r1_mapped"] == figures["frozen_f0/last_r1_reextracted"]
     assert "frozen_pretrained/steps" not in figures
@@ -101,7 +65,7 @@ def test_the_command_measures_resumes_and_reports(
     run(monkeypatch, arguments(parquet, killed, "--commit", "c0ffee"))
     run(
         monkeypatch,
-        arguments(parquet, killed, "--commit", "c0ffee", "--methods", "mine=ours", "--report-only"),
+        arguments(parquet, killed, "--commit", "c0ffee", "--methods", "mine=distilled", "--report-only"),
     )
     assert "mine/last_r1_mapped" in json.loads((killed / "quality-squares.json").read_text())["figures"]
 
@@ -110,7 +74,7 @@ def test_the_command_measures_resumes_and_reports(
     ("words", "said"),
     [
         (["--report-only", "--commit", "other"], "has nothing of these methods"),
-        (["--methods", "frozen_pretrained"], "needs pretrained weights"),
+        (["--methods", "frozen_pretrained,exact_pretrained"], "need pretrained weights"),
         (["--protocol", "6+9*3"], "on 12 classes"),
         (["--device", "nowhere"], "--device nowhere"),
         (["--name", "a/b"], "expected a file name"),

@@ -1,0 +1,197 @@
+"""One run under a head that is solved, from features as a gallery holds them. It takes no step after the base stage,
+unless its method moves the trunk; base stage, batches and images are those of every other method.
+"""
+
+# M measured images   N learnt images   D trunk feature
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.quality.data import Ints
+from benchmarks.quality.measure import Measured, measure_stage, measure_unseen, nearest_by_cosine
+from benchmarks.quality.methods import EXACT, Method
+from benchmarks.quality.state import Floats, RunState, SolvedState
+from benchmarks.quality.study import Run, Study, Tick
+from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import DiscriminantHead, whitening
+from stream_odml.learn.drift import DriftMap, IdentityMap
+from stream_odml.learn.embedder import Embedder, build_embedder, embed, trunk_of
+from stream_odml.learn.feature_codes import encode
+from stream_odml.learn.lift import Lift
+from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.head_solving import CHOSEN_CLASSES, CHOSEN_ITEMS, Choice, Items, solve
+from stream_odml.pipeline.held_out_rows import HeldOut
+
+WHITENING = 0.8
+"""Share of the scatter in the whitening that unseen classes are measured beside."""
+
+
+def run_of(study: Study, method: Method, seed: int, tick: Tick) -> Run:
+    """The run of a method, by the kind of its head."""
+    return (ExactRun if method.preset in EXACT else Run)(study, method, seed, tick)
+
+
+class ExactRun(Run):
+    """Stages of one method and seed; resumes after the last finished one."""
+
+    @property
+    def _spec(self) -> EmbedderSpec:
+        return replace(self.study.spec, head="discriminant", lift=self.study.lift)
+
+    def _compatibility(self, state: RunState) -> Iterator[Measured]:
+        """Nothing: heads of one trunk are read exactly, by whoever has both."""
+        return iter(())
+
+    def _started(self) -> RunState:
+        student, bank = self._start()
+        nothing = np.zeros((len(self.stream.measured), self._trunk(student).out_dim), np.float32)
+        state = RunState(0, student, bank, nothing, nothing.copy())
+        self._solve(state, IdentityMap())
+        self._measure(state, IdentityMap())
+        return state
+
+    def _start(self) -> tuple[Embedder, ClassBank]:
+        if self.method.preset == "exact_pretrained":
+            trunk = build_embedder(self._spec, self.seed).eval()
+            return trunk, ClassBank.empty(trunk.out_dim)
+        plain = self._base_stage(
+            f"base-{self.study.key(None, self.seed)}",
+            replace(self.study.common, whitening=0.0),
+            build_embedder(self.study.spec, self.seed),
+        )
+        if self._sees_all:
+            return plain.student, plain.bank
+        trunk = trunk_of(plain.student, self._spec).eval()
+        return trunk, ClassBank.empty(trunk.out_dim)
+
+    def _learn(self, state: RunState, stage: int) -> None:
+        state.stage = stage
+        forward: DriftMap = IdentityMap()
+        backward: DriftMap = IdentityMap()
+        if self.method.preset in ("exact_always", "joint_exact"):
+            outcome, seconds, steps = self._stage(
+                self.method.settings,
+                state.student,
+                state.bank,
+                stage,
+                self._backward(state),
+                moves_trunk=not self._sees_all,
+            )
+            state.student = outcome.student
+            state.bank = outcome.bank if self._sees_all else state.bank
+            state.train_s += seconds
+            state.steps += steps
+            if not self._sees_all:
+                forward, backward = outcome.forward, outcome.backward
+        state.forward.append(forward)
+        state.backward.append(backward)
+        self._solve(state, forward)
+        self._measure(state, forward)
+
+    def _trunk(self, student: Embedder) -> Embedder:
+        return trunk_of(copy.deepcopy(student), self._spec).eval() if self._sees_all else student
+
+    def _embed(self, trunk: Embedder, images: Ints) -> Floats:
+        h_nD: Floats = embed(trunk, self.study.images.pixels[images], self.study.device)
+        trunk.cpu()
+        return h_nD
+
+    def _solve(self, state: RunState, forward: DriftMap) -> None:
+        """Add the task's features to those that are stored, moved as a gallery's are, and solve the head of all."""
+        trunk, before = self._trunk(state.student), state.solved
+        images = self._seen(state.stage)
+        features = _stored(self._embed(trunk, images))
+        earlier = None
+        if before is not None:
+            earlier = Choice(before.head.settings, *before.chosen)
+            if not self._sees_all:
+                old = before.features_ND if isinstance(forward, IdentityMap) else _moved(before, forward)
+                images = np.concatenate([before.images_N, images])
+                features = np.concatenate([old, features])
+        items = Items([str(i) for i in images.tolist()], self._names(images), encode(features))
+        lift = Lift(trunk.out_dim, self._spec.lift_of(trunk.out_dim), self.seed)
+        solved = solve(
+            ClassSums.empty(lift),
+            items,
+            None,
+            self.study.spec.dim,
+            earlier=earlier,
+            growth=self.method.settings.choice_growth,
+        )
+        self._sums = solved.sums
+        chosen = solved.figures[CHOSEN_CLASSES], solved.figures[CHOSEN_ITEMS]
+        state.solved = SolvedState(images, features, solved.head, chosen)
+
+    def _names(self, images: Ints) -> list[str]:
+        names = self.study.images.class_names
+        return [names[c] for c in self.study.images.labels[images].tolist()]
+
+    def _measure(self, state: RunState, forward: DriftMap) -> None:
+        assert state.solved is not None
+        stage, head, trunk = state.stage, state.solved.head, self._trunk(state.student)
+        known, arrives = self.stream.arrival < stage, self.stream.arrival == stage
+        stays = isinstance(forward, IdentityMap) and not self._sees_all
+        fresh = state.stale_Md.copy()
+        wanted = arrives if stays else known | arrives
+        fresh[wanted] = self._embed(trunk, self.stream.measured[wanted])
+        state.mapped_Md[known] = forward.apply(state.mapped_Md[known])
+        if not stays:
+            state.mapped_Md[known] = fresh[known] if self._sees_all else _stored(state.mapped_Md[known])
+        state.mapped_Md[arrives] = state.stale_Md[arrives] = _stored(fresh[arrives])
+        if stays:
+            fresh[known] = state.mapped_Md[known]
+        galleries = {"reextracted": fresh, "mapped": state.mapped_Md, "stale": state.stale_Md}
+        views = {form: _view(head, h_MD) for form, h_MD in galleries.items()}
+        rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, views["reextracted"], views))
+        coming = self._embedded_coming(trunk, fresh, stage)
+        rows += self._unseen(head, known | arrives, coming, fresh, state.mapped_Md)
+        self._keep(state, rows)
+
+    def _unseen(
+        self,
+        head: DiscriminantHead,
+        known: NDArray[np.bool_],
+        coming: NDArray[np.bool_],
+        fresh_MD: Floats,
+        mapped_MD: Floats,
+    ) -> Iterator[Measured]:
+        gallery_MD = np.where(coming[:, None], _stored(fresh_MD), mapped_MD)
+        names, finder = list(self.study.images.class_names), by_head(head)
+
+        def find(rows: Ints) -> Floats:
+            held = HeldOut.of_features(gallery_MD[rows], self.labels_M[rows], names)
+            return finder(held, fresh_MD[rows], gallery_MD[rows])
+
+        yield from measure_unseen(known, coming, find, "mapped")
+        plain = self._sums.narrowed(0)
+        map_DD, mean_D = whitening(plain, WHITENING).T.astype(np.float32), plain.mean().astype(np.float32)
+        queries, gallery = ((plain.lift.apply(h_MD) - mean_D) @ map_DD for h_MD in (fresh_MD, gallery_MD))
+        find_whitened = nearest_by_cosine(queries, gallery, self.labels_M)
+        yield from measure_unseen(known, coming, find_whitened, "whitened")
+
+
+def _stored(h_nD: Floats) -> Floats:
+    """Features as a gallery gives them back."""
+    decoded: Floats = encode(h_nD).decode()
+    return decoded
+
+
+def _moved(before: SolvedState, forward: DriftMap) -> Floats:
+    """As a store moves them: in float64, and coded again."""
+    return _stored(forward.apply(before.features_ND.astype(np.float64)))
+
+
+def _view(head: DiscriminantHead, h_MD: Floats) -> Floats:
+    """Embeddings of items of classes that the head knows, all of which are compared by one part; of a head of one
+    class, by the other."""
+    known, new = head.split(head.embed(h_MD))
+    view: Floats = (known if head.known_dim else new).astype(np.float32)
+    return view
