@@ -74,6 +74,7 @@ def stream_config(folder: str, seed: int) -> StreamConfig:
             "name": "ingest",
             "root": f"{folder}/root",
             "seed": seed,
+            "method": "distilled",  # every stage trains
             "model": {"backbone": "conv4", "dim": 64, "image_size": 32},
             "learning": {
                 "base_steps": BASE_STEPS,

@@ -88,6 +88,7 @@ def stream_config(folder: Path, seed: int) -> StreamConfig:
             "name": "task",
             "root": str(folder / "root"),
             "seed": seed,
+            "method": "distilled",  # every stage trains
             "model": {"backbone": f"transformers:{folder / 'net'}", "dim": DIM, "image_size": SIDE},
             "learning": {
                 "base_steps": STEPS, "stage_steps": STEPS, "classes_per_batch": 32, "images_per_class": 4,

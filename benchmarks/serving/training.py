@@ -84,6 +84,7 @@ def _config(folder: str, seed: int, steps: int) -> StreamConfig:
             "name": "benchmark",
             "root": str(Path(folder) / "root"),
             "seed": seed,
+            "method": "distilled",  # every stage trains
             "model": {"backbone": "conv4", "dim": DIM, "image_size": 32},
             "learning": {
                 "base_steps": steps,

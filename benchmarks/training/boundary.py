@@ -82,6 +82,7 @@ def _config(folder: str, seed: int, address: str | None) -> StreamConfig:
             "name": "boundary",
             "root": f"{folder}/root",
             "seed": seed,
+            "method": "distilled",  # every stage trains
             "model": {"dim": 64},
             "learning": {"base_steps": STEPS, "stage_steps": STEPS, "classes_per_batch": 12},
             "boundary": {"new_classes": None, "images": None, "age_s": None},

@@ -21,7 +21,7 @@ from stream_odml.cluster.runtime import Need, check_port, check_resources
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import StreamConfig
 from stream_odml.learn.embedder import build_embedder
-from stream_odml.pipeline.first_version import check_model
+from stream_odml.pipeline.first_version import as_made, check_model
 from stream_odml.pipeline.sources import inbox_path, open_sources
 from stream_odml.storage.reading import is_remote, local_path
 from stream_odml.store.errors import NotAStreamRoot
@@ -82,7 +82,7 @@ def _root(config: StreamConfig) -> str:
         return f"{config.root} is made at the first start{_may_make(config.root)}"
     if store.tree.root is None:
         return f"{config.root} is there, without a version yet"
-    check_model(config, store)
+    check_model(as_made(config, store), store)
     return f"{config.root} holds a stream: its head is {store.tree.head}"
 
 

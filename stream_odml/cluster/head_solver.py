@@ -59,7 +59,7 @@ class HeadSolver:
     def sum_ahead(self) -> int:
         """Sum some of the items that wait for their task; return how many. Nothing depends on it but time."""
         store, config = self._now(), self._config
-        return self._ahead.add(store, Lift(store.dim, config.model.lift, config.seed))
+        return self._ahead.add(store, Lift(store.dim, config.model.lift_of(store.dim), config.seed))
 
     def _now(self) -> Store:
         if self._store is None:

@@ -16,7 +16,7 @@ from stream_odml.config.renamed import with_new_names
 from stream_odml.config.service import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, ServiceOptions
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.kafka_options import KafkaOptions
-from stream_odml.learn.settings import METHODS, PRETRAINED, EmbedderSpec, StageSettings
+from stream_odml.learn.settings import METHODS, PRETRAINED, SOLVING_METHODS, EmbedderSpec, StageSettings
 from stream_odml.storage.regular import check_root
 
 
@@ -207,8 +207,10 @@ class StreamConfig(_Section):
     """Folder or object-store prefix that holds all state."""
     seed: int = Field(0, ge=0, lt=2**31)
     """The one seed of initialisation, sampling and augmentation."""
-    method: str = Field("ours", json_schema_extra={"enum": list(METHODS)})
-    """Named settings of `learning`; keys given there win."""
+    method: str = Field("distilled", json_schema_extra={"enum": list(METHODS)})
+    """Named settings of `learning`; keys given there win. `distilled` learns every task by mutual distillation; `ours`
+    the first one, and solves the head of all others in seconds (`model.head: discriminant`); a root that stores
+    embeddings goes on with the head that it was made with."""
     source: SourceConfig = SourceConfig()
     model: EmbedderSpec = EmbedderSpec()
     learning: StageSettings = StageSettings()
@@ -239,11 +241,15 @@ class StreamConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _apply_method(cls, data: Any) -> Any:
-        """Lay `learning` over the settings of `method`, and those over the rates for pretrained weights."""
+        """Lay `learning` over the settings of `method`, and those over the rates for pretrained weights; and `model`
+        over the head of `method`."""
         if not isinstance(data, dict) or not isinstance(data.get("learning", {}), Mapping):
             return data
-        changes = METHODS.get(str(data.get("method", "ours")), {})
-        model = data.get("model", {})
+        method, model = str(data.get("method", "distilled")), data.get("model", {})
+        changes = METHODS.get(method, {})
+        if isinstance(model, Mapping):
+            head = "discriminant" if method in SOLVING_METHODS else "linear"
+            data = {**data, "model": {"head": head, **model}}
         learnt = isinstance(model, Mapping) and bool(model.get("weights") or model.get("pretrained"))
         rates = PRETRAINED if learnt else {}
         return {**data, "learning": {**rates, **changes, **data.get("learning", {})}}

@@ -18,6 +18,9 @@ TrunkRule = Literal["auto", "frozen", "distilled"]
 
 NO_BACKBONE = "none"
 """The backbone of a stream of vectors."""
+LIFT, FEW_FEATURES = 2048, 512
+"""Random features that a discriminant head may take beside so few pooled ones."""
+
 _PYDANTIC: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -45,9 +48,9 @@ class EmbedderSpec:
     """`linear`: a layer to `dim`, trained with the backbone. `discriminant`: solved in closed form from sums of all
     that was learnt, in seconds and without training; the gallery stores pooled features and follows it exactly. `none`:
     the pooled features themselves."""
-    lift: Count = 0
+    lift: Count | None = None
     """Random features beside the pooled ones, for a `discriminant` head: it takes them where images left out of its
-    solution are found better by them. 2048 helps backbones of few features (`conv4`)."""
+    solution are found better by them. null: 2048 beside fewer than 512 pooled features (`conv4`), else none."""
     normalisation: Literal["auto", "imagenet", "symmetric", "none"] = "auto"
     """Of the pixels: ImageNet's mean and deviation, to -1..1, or left at 0..1; `auto`: what the
     backbone wants."""
@@ -86,6 +89,12 @@ class EmbedderSpec:
         """Return whether vectors come in place of images: the trunk is the identity."""
         return self.backbone == NO_BACKBONE
 
+    def lift_of(self, features: int) -> int:
+        """Return how many random features stand beside so many pooled ones."""
+        if self.lift is not None:
+            return self.lift
+        return LIFT if features < FEW_FEATURES else 0
+
     @property
     def starts_pretrained(self) -> bool:
         """Return whether a freshly built embedder starts from learnt weights."""
@@ -94,8 +103,8 @@ class EmbedderSpec:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """How a stage is learnt. The defaults are the method `ours`. The loss that the weights belong to, and its symbols,
-    are in `learn/losses.py`."""
+    """How a stage is learnt. The defaults are the methods `ours` and `distilled`. The loss that the weights belong to,
+    and its symbols, are in `learn/losses.py`."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _PYDANTIC
 
@@ -234,6 +243,7 @@ _SDC: dict[str, Any] = {"gallery_map": "kernel", "kernel": "gaussian", "kernel_w
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "ours": {},
+    "distilled": {},
     "faithful": {
         "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0, "weight_distill": 0.0,
         "weight_composites": 0.0, "weight_hold": 0.0, "weight_repel": 0.0, "map_composites": 0, "old_share": 0.0,
@@ -259,9 +269,13 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """The fields of StageSettings that each method changes.
 
+`ours` solves the head, all others train one; `distilled`, the default, learns every task by mutual distillation.
 `joint` is a fine-tune whose caller feeds every image so far. `lean` has feature distillation, composites and averaged
 weights alone: it costs a fine-tune, half as many images again, and the old model's forward passes.
 """
+
+SOLVING_METHODS = frozenset({"ours"})
+"""Methods whose head is `discriminant` where a configuration names none; that of all others is `linear`."""
 
 RENAMED: Mapping[str, str] = {
     "weight_anchor": "weight_distill",

@@ -71,7 +71,7 @@ def solve_stage(
     shards, parent = _shards(order), order.parent
     left = task_rows(store, parent, shards)
     task = rows_as_items(store, parts, left, forward)
-    lift = Lift(store.dim, config.model.lift, config.seed)
+    lift = Lift(store.dim, config.model.lift_of(store.dim), config.seed)
     if order.kind == "trunk":
         # Of what weights from nothing embedded nothing can be summed under this trunk.
         return _noted(store, order, config, task, solve(ClassSums.empty(lift), task, None, config.model.dim))

@@ -6,15 +6,17 @@ Protects: every stored vector of a root came out of one architecture. Torch is l
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import replace
 from typing import Any
 
+from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.given_vectors import identity_trunk, spec_of
 from stream_odml.learn.lift import Lift
-from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.learn.settings import EmbedderSpec, HeadKind
 from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
@@ -22,11 +24,15 @@ from stream_odml.store.tables import Form
 from stream_odml.store.versions import SUMS_SEQ
 from stream_odml.store.writer import Writer
 
+log = logging.getLogger(__name__)
 
-def open_root(config: StreamConfig, takeover: bool = False) -> None:
+
+def open_root(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     """Make the stream root that a configuration describes, or check the one that is there. Raises ConfigError,
-    ValueError, RootBusy. Safe to repeat."""
+    ValueError, RootBusy. Safe to repeat. Return the configuration with the head that the root was made with."""
     options = config.storage_options
+    with contextlib.suppress(NotAStreamRoot):
+        config = as_made(config, Store.open(config.root, options, keep_gallery=False))
     form: Form = "exact" if config.solves_head else "embedding"
     Store.create(config.root, stored_dim(config), options, form=form, codes=config.store.codes)
     writer = Writer.claim(config.root, f"stream {config.name}", takeover, config.store.lease_s, options)
@@ -38,6 +44,42 @@ def open_root(config: StreamConfig, takeover: bool = False) -> None:
             _check_canaries(config, writer)
     finally:
         writer.release()
+    return config
+
+
+def as_made(config: StreamConfig, store: Store) -> StreamConfig:
+    """Return the configuration for a root that exists: one that stores embeddings has a head of its own, `linear` or
+    `none`, and goes on with it where a new root would get one that is solved.
+
+    Raises ConfigError where the configuration asks for what only stored features allow.
+    """
+    if store.form == "exact" or not config.solves_head or config.model.takes_vectors:
+        return config
+    asked = [
+        f"{name}: {value}"
+        for name, value, needs in (
+            ("store.features", config.store.features, "exact"),
+            ("learning.trunk", config.learning.trunk, "frozen"),
+        )
+        if value == needs
+    ]
+    if asked:
+        raise ConfigError(
+            f"{asked[0]}, but the stream root {config.root} stores embeddings, of which no head can be solved; leave "
+            "it out, or start a second stream with a new root on the same inbox"
+        )
+    head: HeadKind = "linear"
+    if store.tree.root is not None:
+        head = spec_of(store.artifact(store.tree.head, STUDENT)).head
+    log.info(
+        "the stream root %s stores embeddings of a %s head, and goes on so; a head that is solved needs a new root "
+        "on the same inbox",
+        masked_text(config.root),
+        head,
+    )
+    method = "distilled" if config.method == "ours" else config.method
+    model = replace(config.model, head=head, lift=None)
+    return config.model_copy(update={"method": method, "model": model})
 
 
 def stored_dim(config: StreamConfig) -> int:
@@ -66,7 +108,7 @@ def first_version(config: StreamConfig, dim: int) -> tuple[dict[str, bytes], dic
     artifacts = _first_model(config.model, config.seed, dim)
     if not config.solves_head:
         return artifacts, {}
-    sums = ClassSums.empty(Lift(dim, config.model.lift, config.seed))
+    sums = ClassSums.empty(Lift(dim, config.model.lift_of(dim), config.seed))
     head = solve_head(sums, HeadSettings(dim=config.model.dim))
     return {**artifacts, HEAD: head.to_bytes(), SUMS: sums.to_bytes()}, {SUMS_SEQ: -1}
 

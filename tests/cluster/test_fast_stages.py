@@ -30,7 +30,8 @@ WAIT_S = 150
 def _config(root: Path) -> dict[str, object]:
     return {
         "root": str(root),
-        "model": {"backbone": "conv4", "dim": 16, "image_size": 16, "head": "discriminant"},
+        "method": "ours",
+        "model": {"backbone": "conv4", "dim": 16, "image_size": 16, "lift": 0},
         "learning": {"base_steps": 6, "classes_per_batch": 2, "images_per_class": 2},
         "boundary": {"new_classes": None, "images": None, "age_s": None},
         "evaluation": {"held_out": 0.25},

@@ -28,6 +28,7 @@ def _config(root: Path) -> dict[str, object]:
     return {
         "name": STREAM,
         "root": str(root),
+        "method": "distilled",
         "model": {"backbone": "conv4", "dim": 16, "image_size": 16},
         "learning": {"base_steps": 12, "stage_steps": 4, "classes_per_batch": 2, "images_per_class": 2},
         "boundary": {"new_classes": None, "images": None, "age_s": None},

@@ -28,6 +28,7 @@ UNPROTECTED = {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0, "we
 def config(root: Path, held_out: float) -> dict[str, Any]:
     return {
         "root": str(root),
+        "method": "distilled",
         "model": {"dim": 32, "image_size": 20},
         "learning": {
             **UNPROTECTED, "base_steps": 600, "stage_steps": 40, "learning_rate": 3e-3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 from stream_odml.cluster import session
 from stream_odml.cluster.session import prepare
 from stream_odml.config.stream import ConfigError, StreamConfig, parse_config
+from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.store.store import Store
 
 
-def config(root: Path, **model: Any) -> StreamConfig:
+def config(root: Path, *, method: str = "ours", more: Mapping[str, Any] = {}, **model: Any) -> StreamConfig:
     small = {"dim": 16, "image_size": 16} | model
-    more = {"service": {"port": 0}, "metrics": {"port": 0}, "cluster": {"cpus": 2}}
-    return parse_config({"root": str(root), "model": small, **more})
+    ports = {"service": {"port": 0}, "metrics": {"port": 0}, "cluster": {"cpus": 2}}
+    return parse_config({"root": str(root), "method": method, "model": small, **ports, **more})
 
 
 def test_a_root_is_made_once_and_taken_up_again(tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_a_root_is_made_once_and_taken_up_again(tmp_path: Path) -> None:
 def test_a_root_under_a_discriminant_head_is_of_features_and_begins_with_a_head_of_nothing(
     tmp_path: Path,
 ) -> None:
-    made = config(tmp_path / "root", head="discriminant", lift=32)
+    made = config(tmp_path / "root", lift=32)
     prepare(made)
     prepare(made)
     store = Store.open(str(tmp_path / "root"))
@@ -40,7 +42,39 @@ def test_a_root_under_a_discriminant_head_is_of_features_and_begins_with_a_head_
     assert (len(sums), sums.lift.width) == (0, 32)
     assert head.known_dim == 0
     with pytest.raises(ValueError, match="asked for"):
-        prepare(config(tmp_path / "root", dim=64))
+        prepare(config(tmp_path / "root", method="distilled", dim=64))
+
+
+def test_the_lift_is_wide_beside_few_features_unless_a_number_is_given(tmp_path: Path) -> None:
+    prepare(config(tmp_path / "root"))
+    store = Store.open(str(tmp_path / "root"))
+    sums = store.sums_of(store.tree.head)
+    assert sums is not None
+    assert (store.dim, sums.lift.width) == (64, 2048)
+    assert EmbedderSpec().lift_of(1280) == 0
+    assert EmbedderSpec(head="discriminant", lift=0).lift_of(64) == 0
+
+
+@pytest.mark.parametrize("head", ["linear", "none"])
+def test_a_root_of_embeddings_goes_on_under_the_defaults(
+    head: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    prepare(config(root, method="distilled", head=head, dim=64))
+    made = Store.open(str(root)).tree.head
+    with caplog.at_level("INFO"):
+        taken_up = prepare(config(root, dim=64))
+    assert (taken_up.method, taken_up.model.head, taken_up.solves_head) == ("distilled", head, False)
+    assert f"stores embeddings of a {head} head" in caplog.text
+    assert taken_up.learning == config(root, method="distilled", head=head).learning
+    store = Store.open(str(root))
+    assert (store.form, store.dim, store.tree.head) == ("embedding", 64, made)
+    assert prepare(config(root, method="faithful", head=head, dim=64)).method == "faithful"
+    for more in ({"store": {"features": "exact"}}, {"learning": {"trunk": "frozen"}}):
+        with pytest.raises(ConfigError, match="stores embeddings, of which no head can be solved"):
+            prepare(config(root, dim=64, more=more))
+    with pytest.raises(ConfigError, match=r"image_size 16 \(asked for 32\)"):
+        prepare(config(root, image_size=32, dim=64))
 
 
 @pytest.mark.parametrize(
@@ -55,10 +89,12 @@ def test_a_root_under_a_discriminant_head_is_of_features_and_begins_with_a_head_
     ],
 )
 def test_another_model_needs_another_root(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    prepare(config(tmp_path / "root"))
+    prepare(config(tmp_path / "root", method="distilled"))
     with pytest.raises((ConfigError, ValueError), match=words):
-        prepare(config(tmp_path / "root", **change))
-    prepare(config(tmp_path / "root"))  # nothing was changed, and the lease was given back
+        prepare(config(tmp_path / "root", method="distilled", **change))
+    prepare(
+        config(tmp_path / "root", method="distilled")
+    )  # nothing was changed, and the lease was given back
 
 
 def test_in_a_job_a_relative_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,10 +50,10 @@ def test_every_field_of_the_example_is_described() -> None:
             {"model": {"backbone": "none", "head": "discriminant"}, "learning": {"trunk": "distilled"}},
             "without a trunk",
         ),
-        ({"store": {"features": "exact"}}, "leave store.features out"),
+        ({"method": "distilled", "store": {"features": "exact"}}, "leave store.features out"),
         ({"model": {"head": "discriminant"}, "store": {"features": "embedding"}}, "needs `exact`"),
-        ({"learning": {"trunk": "frozen"}}, "method: frozen_f0"),
-        ({"model": {"lift": 64}}, "only `head: discriminant` takes them"),
+        ({"method": "distilled", "learning": {"trunk": "frozen"}}, "method: frozen_f0"),
+        ({"method": "distilled", "model": {"lift": 64}}, "only `head: discriminant` takes them"),
         ({"method": "best"}, "'ours'"),
         ({"name": "no spaces"}, "name"),
         ({"learning": 7}, "learning"),
@@ -73,6 +73,19 @@ def test_all_mistakes_come_at_once() -> None:
 def test_a_method_sets_what_the_user_does_not() -> None:
     config = parse_config({"method": "faithful", "learning": {"weight_old": 3}})
     assert (config.learning.metric_loss, config.learning.weight_old) == ("hard_pairs", 3)
+
+
+def test_the_head_is_that_of_the_method_unless_the_user_says_otherwise() -> None:
+    assert parse_config({"model": {"dim": 8}, "method": "ours"}).model.head == "discriminant"
+    assert parse_config({"method": "ours"}).solves_head
+    for method in set(METHODS) - {"ours"}:
+        assert parse_config({"method": method, "model": {"dim": 8}}).model.head == "linear"
+    assert StreamConfig() == parse_config({}) == parse_config({"method": "distilled"})
+    assert parse_config({"method": "faithful", "model": {"head": "discriminant"}}).solves_head
+    assert not parse_config({"method": "ours", "model": {"head": "linear"}}).solves_head
+    solved = parse_config({"method": "ours"})
+    assert StreamConfig.model_validate_json(solved.model_dump_json()) == solved
+    assert solved.learning == parse_config({}).learning
 
 
 def test_pretrained_weights_are_learnt_on_at_a_lower_rate_unless_the_user_says_otherwise() -> None:

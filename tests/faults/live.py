@@ -27,6 +27,8 @@ START_S = 240.0
 SHARDS_A_TASK = 3
 LOOKS = 20
 END_S = 240.0
+METHOD = "distilled"
+"""Trains a while in every stage, in which it can be hurt."""
 
 
 def stream_yaml(path: Path, root: Path, **changes: Mapping[str, Any]) -> Path:
@@ -43,7 +45,7 @@ def stream_yaml(path: Path, root: Path, **changes: Mapping[str, Any]) -> Path:
     }
     for section, more in changes.items():
         config[section] = {**config.get(section, {}), **more}
-    path.write_text(yaml.safe_dump({"name": "faults", "root": str(root), **config}))
+    path.write_text(yaml.safe_dump({"name": "faults", "root": str(root), "method": METHOD, **config}))
     return path
 
 

@@ -51,7 +51,7 @@ class ExactStream:
         )
         Store.create(str(root), D, form="exact")
         self.writer = Writer.claim(str(root), "test", takeover=True)
-        sums = ClassSums.empty(Lift(D, self.config.model.lift))
+        sums = ClassSums.empty(Lift(D, self.config.model.lift or 0))
         head = solve_head(sums, HeadSettings(dim=12))
         self.writer.commit_root(
             {STUDENT: b"a pretrained trunk", HEAD: head.to_bytes(), SUMS: sums.to_bytes()}, {SUMS_SEQ: -1}

@@ -69,6 +69,7 @@ def test_a_shard_that_hangs_its_reader_is_set_aside(tmp_path: Path) -> None:
     config = parse_config(
         {
             "root": str(tmp_path / "root"),
+            "method": "distilled",
             "model": {"backbone": "conv4", "dim": 8, "image_size": 16},
             "ingest": {"hang_s": 4.0, "tries": 2, "batch_shards": 3},
         }

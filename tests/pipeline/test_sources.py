@@ -74,6 +74,7 @@ class Stream:
         self.config: StreamConfig = parse_config(
             {
                 "root": str(root),
+                "method": "distilled",
                 "store": {"options": options or {}},
                 "source": {"poll_s": 0.05, **source},
                 "model": {"backbone": "conv4", "dim": 8, "image_size": 16},

@@ -43,7 +43,12 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def config_of(stream: TinyStream, **cluster: float) -> StreamConfig:
     return parse_config(
-        {"root": stream.root, "model": {"dim": SPEC.dim, "image_size": 16}, "cluster": cluster}
+        {
+            "root": stream.root,
+            "method": "distilled",
+            "model": {"dim": SPEC.dim, "image_size": 16},
+            "cluster": cluster,
+        }
     )
 
 
