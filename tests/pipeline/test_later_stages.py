@@ -148,6 +148,7 @@ stream.improve()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "point", ["attempt.after", "stage.before", "stage.after_gallery", "stage.after_versions"]
 )

@@ -198,7 +198,13 @@ def test_what_an_older_trunk_embedded_waits_for_no_trainer_that_is_busy(
     assert names == ["one.parquet", "three.parquet"]
 
 
-POINTS = ("attempt.after", "artifact.after", "stage.before", "stage.after_gallery", "stage.after_versions")
+POINTS = [
+    "stage.after_gallery",
+    *(
+        pytest.param(point, marks=pytest.mark.slow)  # each loads torch in a process of its own
+        for point in ("attempt.after", "artifact.after", "stage.before", "stage.after_versions")
+    ),
+]
 KILLED = """
 import os, sys
 from pathlib import Path
