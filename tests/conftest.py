@@ -75,9 +75,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @functools.cache
 def _group_of(path: str) -> str | None:
-    """Return what the tests of a file share with those of others: a Ray, an S3 server, or nothing."""
+    """Return what the tests of a file share: Ray or an S3 server with other files, fixtures of the module, nothing."""
     text = (REPOSITORY / path).read_text(encoding="utf-8")
-    return next((group for mark, group in SHARED.items() if mark in text), None)
+    alone = path if 'scope="module"' in text else None
+    return next((group for mark, group in SHARED.items() if mark in text), alone)
 
 
 @pytest.hookimpl(optionalhook=True)
