@@ -128,10 +128,10 @@ def run(report: Measured, seed: int, plan: Plan) -> list[str]:
                 topic.stop()
                 sender.join(timeout=30)
             # More than were sent: of one that a broker took before it was killed the producer knew nothing.
-            sent = list(_sent(broker))
+            sent = list(sent_messages(broker))
             _wait_for(sum(map(len, sent)), root, process)
             seconds = time.monotonic() - began
-        found, offsets = _judge(root, sent), sum(map(len, sent))
+        found, offsets = judge(root, sent), sum(map(len, sent))
         report.figure("kafka_messages", offsets)
         report.figure("kafka_messages_per_s_under_kills", offsets / seconds)
         for text in found[:20]:
@@ -225,7 +225,7 @@ def _wait_for(messages: int, root: Path, process: StreamProcess) -> None:
         store.refresh()
 
 
-def _judge(root: Path, sent: Sequence[NDArray[np.int64]]) -> list[str]:
+def judge(root: Path, sent: Sequence[NDArray[np.int64]]) -> list[str]:
     """Everything that was broken."""
     store = Store.open(str(root))
     found = [text for number in range(PARTITIONS) for text in _ranges(store, number, len(sent[number]))]
@@ -258,7 +258,7 @@ def _ranges(store: Store, partition: int, end: int) -> Iterator[str]:
         yield f"{TOPIC}/{partition}: read up to {at} of {end}"
 
 
-def _sent(broker: Broker) -> Iterator[NDArray[np.int64]]:
+def sent_messages(broker: Broker) -> Iterator[NDArray[np.int64]]:
     """What the topic holds, by partition: the number of the message at each offset."""
     client = {"bootstrap.servers": broker.servers, "group.id": "oracle", "enable.partition.eof": True}
     for partition in range(PARTITIONS):
