@@ -42,7 +42,7 @@ def main(root: str, servers: str, topic: str) -> None:
             "model": {"backbone": "conv4", "dim": 8, "image_size": 16},
         }
     )
-    ingestion.ray = _Here()  # type: ignore[assignment]
+    setattr(ingestion, "ray", _Here())  # noqa: B010  calls are made here, at once
     Store.create(root, 8, None)
     writer = _claim(root)
     writer.commit_root({STUDENT: embedder_to_bytes(build_embedder(config.model, 0))})
