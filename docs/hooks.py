@@ -196,6 +196,9 @@ ROOMS = {
     "search": "Searching",
     "service": "The service",
     "client": "The client",
+    "exchange": "Galleries of other stores",
+    "models": "Models",
+    "notebook": "Streams from Python",
     "learn": "Model and learning",
     "observe": "Logs, traces and metrics",
 }

@@ -173,7 +173,7 @@ def test_every_error_is_listed_and_those_that_are_explained_exist() -> None:
     assert len(known) > 200
     assert {
         path.name for path in (REPOSITORY / "stream_odml").iterdir() if (path / "__init__.py").exists()
-    } <= {*HOOKS.ROOMS} | {"exchange", "models"}
+    } <= {*HOOKS.ROOMS}
     for title in [
         line[5:-1] for line in PAGES["howto/troubleshooting.md"].splitlines() if line.startswith("### `")
     ]:
