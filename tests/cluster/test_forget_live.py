@@ -1,4 +1,4 @@
-"""Forgetting in a running stream, by the commands a person would type: hidden, deleted, proven; and what it logged."""
+"""Forgetting in a running stream, by the commands a person would type: hidden, deleted, proven."""
 
 from __future__ import annotations
 
@@ -18,27 +18,22 @@ from stream_odml.ingest.glyphs import glyph_categories
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.pipeline.sources import inbox_path
 from stream_odml.store.store import Store
-from tests.observe.left_behind import OBSERVE, assert_observed
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-STREAM = "live"
 
 
 def _config(root: Path) -> dict[str, object]:
     return {
-        "name": STREAM,
         "root": str(root),
-        "method": "distilled",
         "model": {"backbone": "conv4", "dim": 16, "image_size": 16},
-        "learning": {"base_steps": 12, "stage_steps": 4, "classes_per_batch": 2, "images_per_class": 2},
+        "learning": {"base_steps": 4, "stage_steps": 4, "classes_per_batch": 2, "images_per_class": 2},
         "boundary": {"new_classes": None, "images": None, "age_s": None},
         "ingest": {"thumbnails": True},
         "evaluation": {"held_out": 0.25},
-        "gate": {"enabled": False},  # twelve steps teach little; that is not the question here
+        "gate": {"enabled": False},  # four steps teach nothing; that is not the question here
         "cluster": {"workers": 1},
         "service": {"port": 0},
         "metrics": {"port": 0},
-        "observe": OBSERVE,
     }
 
 
@@ -63,8 +58,6 @@ def test_a_learnt_class_goes_for_good(tmp_path: Path) -> None:
         complete_task(inbox, "first", [f"s{number}.parquet" for number in range(4)])
         store = Store.open(root)
         _wait(lambda: store.refresh() is not None and len(store.tree.versions) == 2, "the stage")
-        (learnt,) = set(store.tree.versions) - {store.tree.root}
-        assert (tmp_path / "root" / "metrics" / "driver.json").exists()
         with Client(session.endpoints.service) as client:
             _wait(lambda: len(client.classes()) == 4, "four classes are served")
             said = shell.invoke(app, ["forget", root, "--class", names[1]])
@@ -81,4 +74,3 @@ def test_a_learnt_class_goes_for_good(tmp_path: Path) -> None:
         assert "What stays" in said.output
         assert not (Path(inbox) / "s1.parquet").exists()
         assert (Path(inbox) / "s0.parquet").exists()
-    assert_observed(tmp_path / "root", STREAM, learnt, shards=4)

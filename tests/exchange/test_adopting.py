@@ -238,7 +238,7 @@ def test_another_dimension_or_head_makes_nothing(tmp_path: Path) -> None:
     take(write_parquet(tmp_path), tmp_path / "root")
     np.savez(tmp_path / "short.npz", vector=VECTORS[:, :7])
     with pytest.raises(ExchangeError, match=r"vectors of 7 values, .* stores 24; name the model"):
-        take(tmp_path / "short.npz", tmp_path / "root")
+        take(tmp_path / "short.npz", tmp_path / "root", Names())
     with pytest.raises(ConfigError, match=r"model.head: linear cannot take vectors over"):
         adopt(
             open_source(str(tmp_path / "short.npz"), Names()),

@@ -19,6 +19,7 @@ from stream_odml.observe.profiling import WARM_UP, StepProfile
 from stream_odml.observe.tracing import set_up_traces, span, trace_id
 from stream_odml.pipeline.metrics import DriverMetrics
 from stream_odml.service.metrics import ServiceMetrics
+from tests.faults.harness import StreamProcess, land_shards, open_store, small_config
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,39 @@ def test_every_counter_is_there_at_zero() -> None:
         assert line in driver
     replica = generate_latest(ServiceMetrics().registry).decode()
     assert 'stream_odml_queries_total{kind="vector",outcome="server_error"} 0.0' in replica
+
+
+@pytest.mark.ray
+def test_a_stream_leaves_logs_traces_and_a_profile(tmp_path: Path) -> None:
+    """One stage by the command line: each kind of process has logged, and the stage's spans are one trace."""
+    root = tmp_path / "root"
+    observe = {"log_format": "json", "traces": "file", "profile_steps": 4}
+    land_shards(root, 3)
+    with StreamProcess(small_config(root, observe=observe)) as stream:
+        stream.until(lambda: (root / "metrics" / "driver.json").exists())
+        assert stream.wait() == 0, stream.tail()
+    assert not (root / "metrics" / "driver.json").exists()
+    head = open_store(root).tree.head
+
+    lines = [
+        json.loads(line)
+        for file in (root / "logs").glob("worker-*.err")
+        for line in file.read_text().splitlines()
+        if line.startswith('{"time"')
+    ]
+    assert {line["stream"] for line in lines} == {"faults"}
+    indexed = [line for line in lines if "shard" in line and line["role"] == "driver"]
+    assert len({line["shard"] for line in indexed}) == 3
+    assert any(line.get("stage") == head for line in lines)
+
+    spans = [
+        json.loads(line) for file in (root / "traces").iterdir() for line in file.read_text().splitlines()
+    ]
+    of_stage = {s["name"] for s in spans if s["context"]["trace_id"] == f"{trace_id(head):#034x}"}
+    assert of_stage == {"stage", "stage.open", "stage.steps", "stage.finish", "stage.commit"}
+    assert sum(s["name"] == "shard.index" for s in spans) == 3
+    assert (root / "profiles" / f"{head}.txt").stat().st_size > 0
+    assert json.loads((root / "profiles" / f"{head}.trace.json").read_text())["traceEvents"]
 
 
 def test_a_terminal_is_not_filled_with_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
