@@ -117,8 +117,13 @@ sync(sys.argv[1], open_target(sys.argv[2]))
 """
 
 
+OFTEN = "sync.before_switch"
+"""The point at which a sync is killed in each run of the tests; at the others it is by `pytest -m slow`."""
+POINTS = [*(p for p in EXCHANGE_POINTS if p.startswith("sync.")), "sync.after_rows:20"]
+
+
 @pytest.mark.parametrize(
-    "point", [p for p in EXCHANGE_POINTS if p.startswith("sync.")] + ["sync.after_rows:20"]
+    "point", [p if p == OFTEN else pytest.param(p, marks=pytest.mark.slow) for p in POINTS]
 )
 def test_killed_anywhere_the_next_run_is_equal_and_readers_see_one_space(
     stream: VectorStream, target: Target, point: str
