@@ -38,7 +38,14 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["folder", "lancedb", "qdrant", "postgresql"])
+@pytest.fixture(
+    params=[
+        "folder",
+        pytest.param("lancedb", marks=pytest.mark.slow),
+        pytest.param("qdrant", marks=pytest.mark.slow),
+        "postgresql",
+    ]
+)
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
     kind, folder = request.param, tmp_path / "target"
     if kind == "folder":
