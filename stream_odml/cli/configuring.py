@@ -61,13 +61,7 @@ def init(
     for note in seen.notes:
         say(out, note, "yellow")
     if backbone is None and weights is None and sys.stdin.isatty():
-        answer = typer.prompt(
-            "Pretrained model: a name or folder of transformers, a safetensors file of a MobileNetV2, or nothing",
-            default="",
-            show_default=False,
-        ).strip()
-        weights = Path(answer) if answer.endswith(".safetensors") else None
-        backbone = answer or None if weights is None else None
+        backbone, weights = _ask_for_model()
     wishes = Wishes(
         root=root,
         backbone=backbone,
@@ -81,6 +75,16 @@ def init(
     say(out, f"wrote {out_file}. Next:")
     for line in next_commands(path, out_file, root):
         say(out, line)
+
+
+def _ask_for_model() -> tuple[str | None, Path | None]:
+    """Ask for a pretrained model; return a backbone, or a file of weights, or neither."""
+    answer = typer.prompt(
+        "Pretrained model: a name or folder of transformers, a safetensors file of a MobileNetV2, or nothing",
+        default="",
+        show_default=False,
+    ).strip()
+    return (None, Path(answer)) if answer.endswith(".safetensors") else (answer or None, None)
 
 
 def _gpus() -> int:

@@ -88,6 +88,27 @@ def demo_config(
     With `weights` a MobileNetV2 that starts from them, at its own rates: minutes per stage. With `backbone` a
     pretrained model of transformers, by name or folder, kept as it is: seconds per stage.
     """
+    model, learning = _learner(image_size, weights, backbone)
+    return parse_config(
+        {
+            "name": "demo",
+            "root": str(root),
+            "seed": seed,
+            "model": model,
+            "learning": learning,
+            "boundary": {"new_classes": task_categories, "images": None, "age_s": None},
+            "ingest": {"thumbnails": True},
+            "evaluation": {"held_out": HELD_OUT},
+            "service": {"port": port},
+            "metrics": {"port": metrics_port},
+        }
+    )
+
+
+def _learner(
+    image_size: int | None, weights: Path | None, backbone: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the sections `model` and `learning` of the demo's configuration."""
     learning: dict[str, Any] = {
         "base_steps": 150,
         "stage_steps": 100,
@@ -121,20 +142,7 @@ def demo_config(
             "head": "discriminant",
             "image_size": image_size or 224,
         }
-    return parse_config(
-        {
-            "name": "demo",
-            "root": str(root),
-            "seed": seed,
-            "model": model,
-            "learning": learning,
-            "boundary": {"new_classes": task_categories, "images": None, "age_s": None},
-            "ingest": {"thumbnails": True},
-            "evaluation": {"held_out": HELD_OUT},
-            "service": {"port": port},
-            "metrics": {"port": metrics_port},
-        }
-    )
+    return model, learning
 
 
 def source_categories(source: Path, stages: int | None) -> tuple[list[Category], int]:
