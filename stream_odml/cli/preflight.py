@@ -23,6 +23,7 @@ from stream_odml.config.stream import StreamConfig
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.pipeline.first_version import as_made, check_model
 from stream_odml.pipeline.sources import inbox_path, open_sources
+from stream_odml.pipeline.stage_journal import open_writers
 from stream_odml.storage.reading import is_remote, local_path
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
@@ -57,6 +58,7 @@ def examine(config: StreamConfig) -> Iterator[Finding]:
         ("model", _model),
         ("training", _training),
         ("ports", _ports),
+        ("stage writers", _writers),
         ("tokens", _tokens),
         ("CPUs", _cpus),
         ("GPUs", _gpus),
@@ -145,6 +147,12 @@ def _ports(config: StreamConfig) -> str:
     for host, port, setting in wanted:
         check_port(host, port, setting)
     return ", ".join(f"{setting} {port or 'any'}" for _, port, setting in wanted) + " free"
+
+
+def _writers(config: StreamConfig) -> str | None:
+    asked = [name for name in ("tensorboard", "mlflow") if getattr(config.metrics, name) is not None]
+    open_writers(config)
+    return f"stages are written for {' and '.join(asked)}" if asked else None
 
 
 def _tokens(config: StreamConfig) -> str | None:

@@ -33,6 +33,7 @@ from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress
 from stream_odml.pipeline.metrics import DriverMetrics
 from stream_odml.pipeline.pushed import move_back
 from stream_odml.pipeline.sources import open_sources
+from stream_odml.pipeline.stage_journal import open_journal
 from stream_odml.pipeline.stages import Stages, relearn
 from stream_odml.pipeline.tidying import Tidying
 from stream_odml.store.errors import RootBusy, StaleParent, WriterFenced
@@ -77,6 +78,7 @@ class StreamDriver:
             self._fast.start()
         self._discovery = Discovery(open_sources(config), self._writer.store, config.source.poll_s)
         self._metrics = DriverMetrics()
+        self._journal = open_journal(config)
         self._figures_due = 0.0
         self._waits: list[str] = []
         self._tidying = Tidying(self._writer, config, self._lock, self._fenced)
@@ -141,6 +143,7 @@ class StreamDriver:
         if force or time.monotonic() >= self._figures_due:
             figures = stream_figures(self._writer.store, self._writer.epoch)
             self._metrics.figures = replace(figures, retries=self._retries(), logs=self._discovery.figures())
+            self._journal.follow(self._writer.store.tree)
             self._figures_due = time.monotonic() + FIGURES_S
 
     def _retries(self) -> dict[str, int]:
@@ -175,6 +178,7 @@ class StreamDriver:
         """Note the progress of the running stage; False when it should stop: its parent is not the head any
         more, or the stream ends."""
         self._metrics.report(progress)
+        self._journal.report(progress)
         return not self._stop.is_set() and self._is_current(progress.version)
 
     def _is_current(self, version_id: str) -> bool:
@@ -297,6 +301,7 @@ class StreamDriver:
         """Give the stream root back. Call after `drain`."""
         with self._lock:
             self._writer.release()
+        self._journal.close()
         withdraw(self._targets)
 
     def _export(self, config: StreamConfig) -> str:

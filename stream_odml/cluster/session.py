@@ -48,6 +48,7 @@ from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.observe.observing import TERMINAL, observe
 from stream_odml.pipeline.first_version import open_root
 from stream_odml.pipeline.sources import open_sources, push_path
+from stream_odml.pipeline.stage_journal import open_writers
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote
 from stream_odml.store.store import Store
@@ -216,6 +217,7 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     check_port(config.service.host, config.service.port, "service.port")
     check_port(config.metrics.host, config.metrics.port, "metrics.port")
     check_batch(config)
+    open_writers(config)
     if not joins_cluster(config):
         check_resources(needs(config), config.cluster.cpus or float(os.cpu_count() or 1))
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job's working directory ends with the job

@@ -144,7 +144,7 @@ class ClusterConfig(_Section):
 
 
 class MetricsConfig(_Section):
-    """The Prometheus exporter of the driver."""
+    """The Prometheus exporter of the driver, and writers of stages for TensorBoard and MLflow."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
@@ -152,6 +152,11 @@ class MetricsConfig(_Section):
     """Port to listen on; 0 picks a free one."""
     targets_dir: Path | None = None
     """Folder of Prometheus file_sd files, where the driver names its exporter; by default metrics/ under the root."""
+    tensorboard: Path | None = None
+    """Folder on the driver's node for TensorBoard: figures of every stage, loss curves. A relative one lies under the
+    stream root. Off by default."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow server (`http://host:5000`): a run for every stage. Off by default."""
 
 
 class ObserveConfig(_Section):

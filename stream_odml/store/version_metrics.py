@@ -6,6 +6,7 @@ a metric, add a field here, compute it in `pipeline/stage_run.py`, and show it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -83,6 +84,19 @@ class VersionMetrics:
             elif stored.get(spec.name) is not None:
                 found[spec.name] = stored[spec.name]
         return cls(**found)
+
+    def scalars(self) -> dict[str, float]:
+        """Return every number by its stored name, but those of single classes: there may be thousands."""
+        found: dict[str, float] = {}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if spec.metadata.get("by_part"):
+                found |= {f"{spec.name}/{part}": number for part, number in value.items()}
+            elif isinstance(value, int | float):
+                found[spec.name] = value
+        return {
+            name: float(n) for name, n in found.items() if isinstance(n, int | float) and math.isfinite(n)
+        }
 
     def recall(self, split: str, form: str) -> float | None:
         """Return Recall@1 of a split in a form."""
