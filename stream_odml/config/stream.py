@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stream_odml.config.masking import masked
 from stream_odml.config.mistakes import OnceLoader, mistakes, yaml_problem
+from stream_odml.config.observing import MetricsConfig, ObserveConfig
 from stream_odml.config.renamed import with_new_names
+from stream_odml.config.section import Section
 from stream_odml.config.service import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, ServiceOptions
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.kafka_options import KafkaOptions
@@ -24,13 +26,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message has one line for each mistake."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
-
-
-class SourceConfig(_Section):
+class SourceConfig(Section):
     """Where shards of images come from."""
 
     kind: str = Field("directory", pattern=r"^(directory|s3|delta|iceberg|kafka|none|[\w.]+:\w+)$")
@@ -48,7 +44,7 @@ class SourceConfig(_Section):
     kafka: KafkaOptions = KafkaOptions()
 
 
-class IngestConfig(_Section):
+class IngestConfig(Section):
     """How landed shards become searchable."""
 
     max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1024, le=LARGEST_MAX_PIXELS)
@@ -69,7 +65,7 @@ class IngestConfig(_Section):
     """Store a thumbnail of every item for the page, at the model's input size."""
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Held-out images, never learnt from."""
 
     held_out: float = Field(0.0, ge=0, lt=1)
@@ -80,7 +76,7 @@ class EvaluationConfig(_Section):
     """Maximum held-out images in all. Beyond it, classes are drawn by `seed`: half of the images for the task's own."""
 
 
-class GateConfig(_Section):
+class GateConfig(Section):
     """Which stages are published. A refused stage is learnt again with stronger distillation, then skipped."""
 
     enabled: bool = True
@@ -100,7 +96,7 @@ class GateConfig(_Section):
     """Further attempts at a refused stage before its task is skipped."""
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """What runs where, in Ray's logical CPUs and GPUs."""
 
     address: str | None = None
@@ -143,36 +139,7 @@ class ClusterConfig(_Section):
         return self
 
 
-class MetricsConfig(_Section):
-    """The Prometheus exporter of the driver, and writers of stages for TensorBoard and MLflow."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: int = Field(9464, ge=0, le=65535)
-    """Port to listen on; 0 picks a free one."""
-    targets_dir: Path | None = None
-    """Folder of Prometheus file_sd files, where the driver names its exporter; by default metrics/ under the root."""
-    tensorboard: Path | None = None
-    """Folder on the driver's node for TensorBoard: figures of every stage, loss curves. A relative one lies under the
-    stream root. Off by default."""
-    mlflow: str | None = None
-    """Tracking URI of an MLflow server (`http://host:5000`): a run for every stage. Off by default."""
-
-
-class ObserveConfig(_Section):
-    """Logs, traces and profiles. Metrics are always on."""
-
-    log_format: Literal["text", "json"] = "text"
-    """`json`: one object a line, with stream, role, stage and shard."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Minimum level that is logged."""
-    traces: Literal["off", "console", "file", "otlp"] = "off"
-    """OpenTelemetry spans of shards and stages: to stderr, to traces/ under the root, or by OTLP."""
-    profile_steps: int = Field(0, ge=0, le=1000)
-    """Steps to profile of the first stage that a worker learns; the Chrome trace goes to profiles/ under the root."""
-
-
-class StoreConfig(_Section):
+class StoreConfig(Section):
     """The stream root: tables and artifacts."""
 
     options: dict[str, str] = Field(default_factory=dict)
@@ -203,7 +170,7 @@ class StoreConfig(_Section):
     learn them again."""
 
 
-class StreamConfig(_Section):
+class StreamConfig(Section):
     """Everything about one stream."""
 
     name: str = Field("stream", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
