@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.quality.data import ImageSet, load_images
-from benchmarks.quality.exact import run_of
 from benchmarks.quality.methods import NEEDS_WEIGHTS, Method, all_names, apply_changes, parse_methods
+from benchmarks.quality.moving import run_of
 from benchmarks.quality.protocols import Stream
 from benchmarks.quality.report import write_report
 from benchmarks.quality.rows import RowFile, learning_commit

@@ -7,17 +7,17 @@ unless its method moves the trunk; base stage, batches and images are those of e
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.data import Ints
 from benchmarks.quality.measure import Measured, measure_stage, measure_unseen, nearest_by_cosine
-from benchmarks.quality.methods import EXACT, Method
-from benchmarks.quality.state import Floats, RunState, SolvedState
-from benchmarks.quality.study import Run, Study, Tick
+from benchmarks.quality.state import TRAINED, Floats, RunState, SolvedState
+from benchmarks.quality.study import Run
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, whitening
@@ -27,20 +27,18 @@ from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.head_finder import by_head
-from stream_odml.pipeline.head_solving import CHOSEN_CLASSES, CHOSEN_ITEMS, Choice, Items, solve
+from stream_odml.pipeline.head_solving import CHOSEN_CLASSES, CHOSEN_ITEMS, Choice, Items, Solved, solve
 from stream_odml.pipeline.held_out_rows import HeldOut
 
 WHITENING = 0.8
 """Share of the scatter in the whitening that unseen classes are measured beside."""
 
 
-def run_of(study: Study, method: Method, seed: int, tick: Tick) -> Run:
-    """The run of a method, by the kind of its head."""
-    return (ExactRun if method.preset in EXACT else Run)(study, method, seed, tick)
-
-
 class ExactRun(Run):
     """Stages of one method and seed; resumes after the last finished one."""
+
+    _noted: Mapping[str, float] = MappingProxyType({})
+    """What a stage says of itself, beside what is measured."""
 
     @property
     def _spec(self) -> EmbedderSpec:
@@ -53,7 +51,7 @@ class ExactRun(Run):
     def _started(self) -> RunState:
         student, bank = self._start()
         nothing = np.zeros((len(self.stream.measured), self._trunk(student).out_dim), np.float32)
-        state = RunState(0, student, bank, nothing, nothing.copy())
+        state = RunState(0, student, bank, nothing, nothing.copy(), taken=[TRAINED])
         self._solve(state, IdentityMap())
         self._measure(state, IdentityMap())
         return state
@@ -104,22 +102,26 @@ class ExactRun(Run):
         trunk.cpu()
         return h_nD
 
-    def _solve(self, state: RunState, forward: DriftMap) -> None:
+    def _solve(self, state: RunState, forward: DriftMap) -> Solved:
         """Add the task's features to those that are stored, moved as a gallery's are, and solve the head of all."""
         trunk, before = self._trunk(state.student), state.solved
         images = self._seen(state.stage)
-        features = _stored(self._embed(trunk, images))
+        features = stored(self._embed(trunk, images))
         earlier = None
         if before is not None:
             earlier = Choice(before.head.settings, *before.chosen)
             if not self._sees_all:
-                old = before.features_ND if isinstance(forward, IdentityMap) else _moved(before, forward)
+                old = before.features_ND if isinstance(forward, IdentityMap) else moved(before, forward)
                 images = np.concatenate([before.images_N, images])
                 features = np.concatenate([old, features])
+        return self._solve_with(state, images, features, earlier)
+
+    def _solve_with(self, state: RunState, images: Ints, features: Floats, earlier: Choice | None) -> Solved:
+        """Solve the head of all images learnt so far, from their features as stored."""
         items = Items([str(i) for i in images.tolist()], self._names(images), encode(features))
-        lift = Lift(trunk.out_dim, self._spec.lift_of(trunk.out_dim), self.seed)
+        dim = features.shape[1]
         solved = solve(
-            ClassSums.empty(lift),
+            ClassSums.empty(Lift(dim, self._spec.lift_of(dim), self.seed)),
             items,
             None,
             self.study.spec.dim,
@@ -129,23 +131,29 @@ class ExactRun(Run):
         self._sums = solved.sums
         chosen = solved.figures[CHOSEN_CLASSES], solved.figures[CHOSEN_ITEMS]
         state.solved = SolvedState(images, features, solved.head, chosen)
+        return solved
 
     def _names(self, images: Ints) -> list[str]:
         names = self.study.images.class_names
         return [names[c] for c in self.study.images.labels[images].tolist()]
 
-    def _measure(self, state: RunState, forward: DriftMap) -> None:
+    def _measure(self, state: RunState, forward: DriftMap, anew_M: NDArray[np.bool_] | None = None) -> None:
+        """`anew_M`: which measured images the stage embedded anew, where these are not those of its task alone."""
         assert state.solved is not None
         stage, head, trunk = state.stage, state.solved.head, self._trunk(state.student)
         known, arrives = self.stream.arrival < stage, self.stream.arrival == stage
-        stays = isinstance(forward, IdentityMap) and not self._sees_all
+        stayed = all(isinstance(move, IdentityMap) for move in (*state.forward, forward))
+        stays = stayed and not self._sees_all
         fresh = state.stale_Md.copy()
         wanted = arrives if stays else known | arrives
         fresh[wanted] = self._embed(trunk, self.stream.measured[wanted])
-        state.mapped_Md[known] = forward.apply(state.mapped_Md[known])
-        if not stays:
-            state.mapped_Md[known] = fresh[known] if self._sees_all else _stored(state.mapped_Md[known])
-        state.mapped_Md[arrives] = state.stale_Md[arrives] = _stored(fresh[arrives])
+        anew = arrives if anew_M is None else anew_M
+        if self._sees_all:
+            state.mapped_Md[known] = fresh[known]
+        elif not isinstance(forward, IdentityMap):
+            state.mapped_Md[known] = stored(forward.apply(state.mapped_Md[known]))
+        state.mapped_Md[anew] = stored(fresh[anew])
+        state.stale_Md[arrives] = state.mapped_Md[arrives]
         if stays:
             fresh[known] = state.mapped_Md[known]
         galleries = {"reextracted": fresh, "mapped": state.mapped_Md, "stale": state.stale_Md}
@@ -153,6 +161,10 @@ class ExactRun(Run):
         rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, views["reextracted"], views))
         coming = self._embedded_coming(trunk, fresh, stage)
         rows += self._unseen(head, known | arrives, coming, fresh, state.mapped_Md)
+        rows += [
+            {"split": "all", "gallery": "none", "metric": name, "value": value}
+            for name, value in self._noted.items()
+        ]
         self._keep(state, rows)
 
     def _unseen(
@@ -163,7 +175,7 @@ class ExactRun(Run):
         fresh_MD: Floats,
         mapped_MD: Floats,
     ) -> Iterator[Measured]:
-        gallery_MD = np.where(coming[:, None], _stored(fresh_MD), mapped_MD)
+        gallery_MD = np.where(coming[:, None], stored(fresh_MD), mapped_MD)
         names, finder = list(self.study.images.class_names), by_head(head)
 
         def find(rows: Ints) -> Floats:
@@ -178,15 +190,15 @@ class ExactRun(Run):
         yield from measure_unseen(known, coming, find_whitened, "whitened")
 
 
-def _stored(h_nD: Floats) -> Floats:
+def stored(h_nD: Floats) -> Floats:
     """Features as a gallery gives them back."""
     decoded: Floats = encode(h_nD).decode()
     return decoded
 
 
-def _moved(before: SolvedState, forward: DriftMap) -> Floats:
+def moved(before: SolvedState, forward: DriftMap) -> Floats:
     """As a store moves them: in float64, and coded again."""
-    return _stored(forward.apply(before.features_ND.astype(np.float64)))
+    return stored(forward.apply(before.features_ND.astype(np.float64)))
 
 
 def _view(head: DiscriminantHead, h_MD: Floats) -> Floats:

@@ -16,14 +16,18 @@ from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, met
 FROZEN = ("frozen_f0", "frozen_pretrained")
 EXACT: Mapping[str, str] = {
     "ours": "ours",
+    "ours_backfill": "ours",
     "exact_frozen": "ours",
     "exact_pretrained": "ours",
     "exact_always": "ours",
     "joint_exact": "joint",
 }
-"""Methods whose head is solved, with the one of METHODS whose settings they have. `exact_frozen`: on the trunk of the
+"""Methods whose head is solved, with the one of METHODS whose settings they have. `ours`: the trunk moves where the
+rule of `learning.trunk: auto` asks for it and the floor lets it (`moving.py`); `ours_backfill`: then every item is
+embedded anew, as where images are at hand; `exact_frozen`: on the trunk of the
 base stage; `exact_pretrained`: on the weights that it started from; `exact_always`: the trunk is learnt in every stage,
 and what is stored is mapped; `joint_exact`: on the trunk of `joint`, everything re-extracted."""
+MOVING = ("ours", "ours_backfill")
 NEEDS_WEIGHTS = ("frozen_pretrained", "exact_pretrained")
 _NAME = r"[\w.+-]+"
 

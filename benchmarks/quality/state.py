@@ -22,6 +22,7 @@ from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
 from stream_odml.learn.embedder import Embedder, embedder_from_bytes, embedder_to_bytes
 
 Floats = NDArray[np.float32]
+WAITING, TRAINED, REFUSED = 0, 1, 2
 
 
 @dataclass
@@ -52,6 +53,9 @@ class RunState:
     backward: list[DriftMap] = field(default_factory=list)
     oracle_Md: Floats | None = None
     """As `mapped`, by maps that have seen the old classes' images; None where that is not measured."""
+    taken: list[int] = field(default_factory=list)
+    """Of each task so far, under a trunk that moves where it pays: `TRAINED` it, `REFUSED` to be published, or waits
+    (`WAITING`)."""
     solved: SolvedState | None = None
     """Under a head that is solved, what it is solved from; `student` is then the trunk (of `joint_exact` with its
     training head), and `mapped` and `stale` hold trunk features."""
@@ -72,6 +76,7 @@ def save_state(folder: Path, state: RunState) -> None:
     arrays |= {"numbers": np.asarray([state.stage, state.train_s, state.steps])}
     arrays |= {"mapped": state.mapped_Md, "stale": state.stale_Md}
     arrays |= {} if state.oracle_Md is None else {"oracle": state.oracle_Md}
+    arrays |= {"taken": np.asarray(state.taken, np.int64)}
     if state.solved is not None:
         (aside / "head").write_bytes(state.solved.head.to_bytes())
         arrays |= {"images": state.solved.images_N, "features": state.solved.features_ND}
@@ -123,6 +128,7 @@ def _load(at: Path) -> RunState:
         [arrays[f"view_{i}"] for i in range(count)],
         **maps,
         oracle_Md=arrays.get("oracle"),
+        taken=arrays.get("taken", np.empty(0, np.int64)).tolist(),
         solved=solved,
     )
 

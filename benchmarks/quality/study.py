@@ -233,11 +233,12 @@ class Run:
         stage: int,
         backward: dict[str, DriftMap],
         moves_trunk: bool = False,
+        images: Ints | None = None,
     ) -> tuple[StageOutcome, float, int]:
         """(outcome, seconds of the steps and of the last pass, steps). On a CPU its own seconds, which neighbours
-        on the machine and a pause leave alone."""
+        on the machine and a pause leave alone. `images`: what it learns, where that is not its task."""
         clock = time.process_time if self.study.device == "cpu" else time.perf_counter
-        images = self._seen(stage)
+        images = self._seen(stage) if images is None else images
         classes, labels = np.unique(self.study.images.labels[images], return_inverse=True)
         names = [self.study.images.class_names[int(c)] for c in classes]
         seed = int(np.random.SeedSequence([self.seed, stage]).generate_state(1)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.quality.__main__ import parser, plan
 from benchmarks.quality.data import load_images
-from benchmarks.quality.exact import ExactRun
+from benchmarks.quality.exact import ExactRun, stored
 from benchmarks.quality.measure import Measured, measure_unseen
+from benchmarks.quality.moving import MovingRun
 from benchmarks.quality.protocols import build_stream
-from benchmarks.quality.state import RunState
+from benchmarks.quality.state import RunState, SolvedState
 from benchmarks.quality.study import Run
 from benchmarks.tests.squares import arguments, run, squares, without_seconds
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
-from stream_odml.learn.embedder import embed, trunk_of
+from stream_odml.learn.drift import IdentityMap
+from stream_odml.learn.embedder import build_embedder, embed, trunk_of
 from stream_odml.learn.feature_codes import encode
+from stream_odml.learn.lift import Lift
 
 EXACT = "ours,exact_frozen,exact_always,joint_exact"
 
@@ -102,3 +107,77 @@ def test_classes_to_come_are_measured_in_the_gallery_of_all_and_among_themselves
     assert asked == [list(range(8)), [4, 5, 6, 7]]
     assert rows == {"unseen": pytest.approx(1 / 3), "seen": 0.75, "unseen_alone": pytest.approx(2 / 3)}
     assert list(measure_unseen(known, np.zeros(9, bool), find, "mapped")) == []
+
+
+@pytest.mark.parametrize("serves_more", [True, False])
+def test_the_trunk_of_ours_moves_by_the_tasks_that_wait_where_it_serves_more(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serves_more: bool
+) -> None:
+    monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
+    monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
+    monkeypatch.setattr("stream_odml.learn.trunk_gap.MIN_GAP", -1.0)
+    monkeypatch.setattr("benchmarks.quality.moving.FEW_IMAGES", 4)
+    served = itertools.cycle([0.5, 0.6 if serves_more else 0.5])
+    monkeypatch.setattr(MovingRun, "_served", lambda *_: next(served))
+    states: dict[tuple[str, int], RunState] = {}
+    keep = Run._keep
+
+    def seen(self: Run, state: RunState, rows: list[Measured]) -> None:
+        states[self.method.name, state.stage] = copy.deepcopy(state)
+        keep(self, state, rows)
+
+    monkeypatch.setattr(Run, "_keep", seen)
+    words = ("--commit", "c0ffee", "--lift", "0", "--methods", "ours,ours_backfill,exact_frozen")
+    run(monkeypatch, arguments(parquet, tmp_path, *words))
+    figures = json.loads((tmp_path / "quality-squares.json").read_text())["figures"]
+    images = load_images(parquet, 16, tmp_path / ".quality")
+    tasks = build_stream("6+2*3", images.labels, images.class_names, 0, "test").tasks
+    for name in ("ours", "ours_backfill"):
+        assert [states[name, stage].taken for stage in range(2)] == [[1], [1, 0]], "trained on 6 of 9 classes"
+        state = states[name, 2]
+        assert figures[f"{name}/steps"] == 4, "two tasks at once, with the steps of both"
+        assert state.taken == ([1, 1, 1] if serves_more else [1, 2, 2])
+        assert isinstance(state.forward[-1], IdentityMap) != serves_more
+        assert state.solved is not None
+        exact = encode(embed(state.student, images.pixels[state.solved.images_N])).decode()
+        same = (np.abs(state.solved.features_ND - exact) < 1e-4).all(axis=1)
+        learnt_now = np.isin(state.solved.images_N, np.concatenate([task.images for task in tasks[1:]]))
+        assert same[learnt_now].all(), "items whose images the stage read are embedded anew"
+        assert same[~learnt_now].all() == (name == "ours_backfill" or not serves_more)
+    noted = {
+        (row["stage"], row["metric"]): row["value"]
+        for row in without_seconds(tmp_path)
+        if row["method"] == "ours"
+    }
+    assert [noted.get((stage, "trunk_trained")) for stage in range(3)] == [None, pytest.approx(2 / 3), 0.5]
+    assert noted[2, "over_floor"] == (0.6 if serves_more else 0.5)
+    if not serves_more:
+        assert figures["ours/last_r1_mapped"] == figures["exact_frozen/last_r1_mapped"]
+
+
+def test_the_floor_looks_at_images_that_neither_head_was_solved_with(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.quality.moving.FEW_IMAGES", 4)
+    study, methods, _ = plan(parser().parse_args(arguments(parquet, tmp_path, "--methods", "ours")[1:]))
+    moving = MovingRun(study, methods[0], 0, lambda *_: None)
+    images = np.concatenate([task.images for task in moving.stream.tasks])
+    held = moving._held_out(images)
+    labels = study.images.labels
+    assert np.bincount(labels[held]).tolist() == [2] * 12
+    assert sorted(moving._held_out(images[::-1])) == sorted(held)
+    random = np.random.default_rng(0)
+    trunk = build_embedder(replace(study.spec, head="discriminant"), 0).eval()
+    features = stored(embed(trunk, study.images.pixels[images]))
+    names = [study.images.class_names[c] for c in labels[images]]
+    head = solve_head(ClassSums.of(Lift(features.shape[1]), encode(features), names))
+    before = SolvedState(images, features, head, (12.0, float(len(images))))
+    out = np.isin(images, held)
+    learnt = [name for name, is_out in zip(names, out, strict=True) if not is_out]
+    without = solve_head(ClassSums.of(head.lift, encode(features[~out]), learnt), head.settings)
+    z_nd = without.known_part(encode(features[out]))
+    near = z_nd @ z_nd.T - 9 * np.eye(len(z_nd))
+    expected = (labels[images[out]][near.argmax(1)] == labels[images[out]]).mean()
+    assert moving._served(before, trunk, features, held) == pytest.approx(expected, abs=0.09)
+    noise = random.normal(size=features.shape).astype(np.float32)
+    assert moving._served(before, trunk, np.where(out[:, None], noise, features), held) < expected

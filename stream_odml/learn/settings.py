@@ -186,7 +186,7 @@ class StageSettings:
     base_steps: Count = 600
     """Steps of the first stage (empty bank)."""
     stage_steps: Count = 200
-    """Steps of every later stage."""
+    """Steps of every later stage; of one that moves the trunk by several tasks, for each of them."""
     classes_per_batch: Annotated[int, Range(at_least=2)] = 16
     """P of the P x K global batch. With one class there is no negative pair."""
     images_per_class: Annotated[int, Range(at_least=2)] = 5
@@ -258,7 +258,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "no_whitening": {"whitening": 0.0, "error_whitening": 0.0},
     "repel": {"weight_repel": 0.3},
     "lean": {"weight_old": 0.0, "weight_virtual": 0.0, "weight_peer": 0.0},
-    "fecd": {**_ALONE, "weight_old": 10.0},
+    "fecd": {**_ALONE, "weight_old": 10.0, "metric_loss": "hard_pairs"},
+    "relation": {**_ALONE, "weight_old": 10.0},
     "l2": {**_ALONE, "weight_distill": 5.0},
     "sdc_l2": {**_ALONE, **_SDC, "weight_distill": 5.0},
     "sdc_finetune": {**_ALONE, **_SDC},

@@ -8,12 +8,14 @@ Both are read from a sample of stored features. Protects: no image is read and n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import Float64s, Lift
+from stream_odml.learn.settings import StageSettings
 
 MAX_TRAINED = 0.5
 """Share of the known classes that the trunk was trained on, above which it stays: so it moves each time that their
@@ -58,6 +60,27 @@ def between_share(phi_nD: Float64s, labels_n: np.typing.NDArray[np.integer]) -> 
     return between / (between + within) if between + within > 0 else None
 
 
+def trunk_need(
+    known: Collection[str],
+    trained: Collection[str],
+    sample: Callable[[], tuple[FeatureCodes, Sequence[str]]],
+) -> dict[str, float]:
+    """Return what `is_worth_moving` asks: `trained`, the share of the known classes that the trunk was trained on, and
+    `gap`, absent where it would not change the answer or cannot be told. `sample` reads features of known classes,
+    and their names; it is called only where the share alone does not answer."""
+    need = {"trained": trained_share(known, trained)}
+    if is_worth_moving({**need, "gap": float("inf")}):
+        gap = trunk_gap(*sample(), trained)
+        need |= {} if gap is None else {"gap": gap}
+    return need
+
+
 def is_worth_moving(need: Mapping[str, float]) -> bool:
     """Return whether a stage of the trunk may win something: `trained` is the share, `gap` the difference."""
     return need.get("trained", 1.0) <= MAX_TRAINED and need.get("gap", 0.0) >= MIN_GAP
+
+
+def of_tasks(settings: StageSettings, tasks: int) -> StageSettings:
+    """Return the settings of a stage that moves the trunk by so many tasks at once: with as many steps as they would
+    have one by one."""
+    return replace(settings, stage_steps=settings.stage_steps * max(tasks, 1))

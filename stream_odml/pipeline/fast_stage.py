@@ -18,7 +18,7 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.lift import Lift
-from stream_odml.learn.trunk_gap import is_worth_moving, trained_share, trunk_gap
+from stream_odml.learn.trunk_gap import trained_share, trunk_need
 from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, floor, verdict
 from stream_odml.pipeline.head_finder import by_head
@@ -114,12 +114,13 @@ def _noted(store: Store, order: StageOrder, config: StreamConfig, task: Training
     trained |= set(order.own) if order.kind in ("trunk", "slow") else set()
     shards = (shard for one in trained for shard in store.ledger.tasks[one].shard_ids)
     classes = {name for shard in shards for name in store.ledger.shards[shard].classes}
-    need = {"trained": trained_share(solved.sums.names, classes)}
-    # The sample is read only where the answer may be to move the trunk.
-    if config.learning.trunk == "auto" and is_worth_moving({**need, "gap": np.inf}):
-        sample = solved.sample()
-        gap = trunk_gap(sample.codes, sample.classes, classes)
-        need |= {} if gap is None else {"gap": gap}
+    known = solved.sums.names
+    asks = config.learning.trunk == "auto"
+    need = (
+        trunk_need(known, classes, lambda: (solved.sample().codes, solved.sample().classes))
+        if asks
+        else {"trained": trained_share(known, classes)}
+    )
     more = {
         **{key("trunk", name): value for name, value in need.items()},
         SUMS_SEQ: store.ledger.seq,

@@ -13,6 +13,7 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import embedder_from_bytes
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.stage import StageLearner
+from stream_odml.learn.trunk_gap import of_tasks
 from stream_odml.learn.virtual import virtual_versions
 from stream_odml.learn.world import World
 from stream_odml.pipeline.messages import StageOrder
@@ -33,6 +34,8 @@ def build_learner(
     bank = parent_bank(store, parent, old.out_dim)
     maps = {}
     moves_trunk = order.kind == "slow"
+    if moves_trunk:
+        settings = of_tasks(settings, len(order.own))
     if settings.virtual == "affine" or moves_trunk:
         wanted = older_trunks(store.tree, parent) if moves_trunk else virtual_versions(bank)
         found = store.mapper.out_of(store.tree, parent, wanted)

@@ -1,0 +1,152 @@
+"""One run of `ours`: the head is solved within seconds of every task, and the trunk moves where that serves more.
+
+Whether it is tried is decided by the product's rule (`learn/trunk_gap.py`), on all tasks that no stage of the trunk has
+taken up yet; whether it is published, by its floor: Recall@1, as served, of images that neither the stage nor the two
+heads that are compared have seen. The head that is published is then solved with all.
+"""
+
+# M measured images   N learnt images   D trunk feature
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.quality.data import Ints
+from benchmarks.quality.exact import ExactRun, moved, stored
+from benchmarks.quality.methods import EXACT, MOVING, Method
+from benchmarks.quality.state import REFUSED, TRAINED, WAITING, Floats, RunState, SolvedState
+from benchmarks.quality.study import Run, Study, Tick, version_name
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.drift import DriftMap, IdentityMap, compose
+from stream_odml.learn.embedder import Embedder
+from stream_odml.learn.feature_codes import encode
+from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.trunk_gap import is_worth_moving, of_tasks, trunk_need
+from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.head_solving import Solved
+from stream_odml.pipeline.held_out_rows import HeldOut
+from stream_odml.pipeline.stage_learner import MAX_OLDER
+
+HELD_OUT, FEW_IMAGES = 0.2, 8
+"""Share of a class's images that the floor looks at, two at least; none of a class of fewer images."""
+
+
+def run_of(study: Study, method: Method, seed: int, tick: Tick) -> Run:
+    """The run of a method, by the kind of its head and by what becomes of its trunk."""
+    if method.preset in MOVING:
+        return MovingRun(study, method, seed, tick)
+    return (ExactRun if method.preset in EXACT else Run)(study, method, seed, tick)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A stage of the trunk that is published: its maps, and what it embedded anew."""
+
+    outcome: StageOutcome
+    images_N: Ints
+    features_ND: Floats
+    tasks: Sequence[int]
+
+
+class MovingRun(ExactRun):
+    """Stages of one method and seed; resumes after the last finished one."""
+
+    def _learn(self, state: RunState, stage: int) -> None:
+        state.stage = stage
+        solved = self._solve(state, IdentityMap())
+        state.taken.append(WAITING)
+        forward: DriftMap = IdentityMap()
+        backward: DriftMap = IdentityMap()
+        anew = [stage]
+        assert state.solved is not None
+        held, need = self._held_out(state.solved.images_N), self._need(state, solved)
+        self._noted = {f"trunk_{name}": value for name, value in need.items()}
+        move = self._move(state, held) if len(held) and is_worth_moving(need) else None
+        if move is not None:
+            state.student = move.outcome.student
+            forward, backward = move.outcome.forward, move.outcome.backward
+            self._solve_with(state, move.images_N, move.features_ND, None)
+            anew = list(range(stage + 1)) if self._embeds_anew else list(move.tasks)
+        state.forward.append(forward)
+        state.backward.append(backward)
+        self._measure(state, forward, np.isin(self.stream.arrival, anew))
+
+    @property
+    def _embeds_anew(self) -> bool:
+        return self.method.preset == "ours_backfill"
+
+    def _need(self, state: RunState, solved: Solved) -> dict[str, float]:
+        trained = [t for t, taken in enumerate(state.taken) if taken == TRAINED]
+        names = set(self._names(self._images_of(trained)))
+        return trunk_need(solved.sums.names, names, lambda: (solved.sample().codes, solved.sample().classes))
+
+    def _move(self, state: RunState, held: Ints) -> _Move | None:
+        """Train the trunk on the tasks that wait; None where it serves no more than the one before."""
+        assert state.solved is not None
+        stage, before = state.stage, state.solved
+        tasks = [t for t, taken in enumerate(state.taken) if taken == WAITING]
+        images = self._images_of(tasks)
+        outcome, seconds, steps = self._stage(
+            of_tasks(self.method.settings, len(tasks)),
+            state.student,
+            state.bank,
+            stage,
+            self._backward(state),
+            moves_trunk=True,
+            images=images[~np.isin(images, held)],
+        )
+        state.train_s += seconds
+        state.steps += steps
+        own = np.isin(before.images_N, images)
+        features = moved(before, outcome.forward)
+        features[own] = stored(self._embed(outcome.student, before.images_N[own]))
+        serves = self._served(before, state.student, before.features_ND, held)
+        would = self._served(before, outcome.student, features, held)
+        published = would > serves
+        self._noted = {**self._noted, "floor": serves, "over_floor": would, "trunk_tasks": float(len(tasks))}
+        for t in tasks:
+            state.taken[t] = TRAINED if published else REFUSED
+        if not published:
+            return None
+        if self._embeds_anew:
+            features[~own] = stored(self._embed(outcome.student, before.images_N[~own]))
+        return _Move(outcome, before.images_N, features, tasks)
+
+    def _served(self, before: SolvedState, trunk: Embedder, features_ND: Floats, held: Ints) -> float:
+        """Recall@1 of held-out images as the trunk embeds them, among what is stored of them, under a head that was
+        solved without them."""
+        out = np.isin(before.images_N, held)
+        names = self._names(before.images_N)
+        lift = before.head.lift
+        sums = ClassSums.of(
+            lift, encode(features_ND[~out]), [n for n, o in zip(names, out, strict=True) if not o]
+        )
+        head = solve_head(sums, before.head.settings)
+        labels = self.study.images.labels[before.images_N[out]]
+        queries = self._embed(trunk, before.images_N[out])
+        items = HeldOut.of_features(features_ND[out], labels, list(self.study.images.class_names))
+        return float(np.nanmean(by_head(head)(items, queries, features_ND[out])))
+
+    def _images_of(self, tasks: Sequence[int]) -> Ints:
+        return np.concatenate([self.stream.tasks[t].images for t in tasks])
+
+    def _held_out(self, images_N: Ints) -> Ints:
+        """A share of each class's learnt images, the same ones at every stage."""
+        labels = self.study.images.labels[images_N]
+        chosen = []
+        for label in np.unique(labels):
+            of_class = np.sort(images_N[labels == label])
+            if len(of_class) >= FEW_IMAGES:
+                random = np.random.default_rng((self.seed, 14, int(label)))
+                chosen.append(random.permutation(of_class)[: max(2, round(HELD_OUT * len(of_class)))])
+        return np.concatenate([np.empty(0, np.int64), *chosen])
+
+    def _backward(self, state: RunState) -> dict[str, DriftMap]:
+        """Maps out of the trunk of now into the last versions under earlier ones, as the product keeps them."""
+        last = state.stage - 1
+        ends = [k for k in range(last) if not isinstance(state.backward[k], IdentityMap)]
+        return {version_name(k): compose(state.backward[k:last][::-1]) for k in ends[-MAX_OLDER:]}
