@@ -20,6 +20,7 @@ from stream_odml.cluster.demands import check_batch, joins_cluster, needs
 from stream_odml.cluster.runtime import Need, check_port, check_resources
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.sources import LogSource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.pipeline.first_version import as_made, check_model
 from stream_odml.pipeline.sources import inbox_path, open_sources
@@ -118,7 +119,11 @@ def _source(config: StreamConfig) -> str:
     with tempfile.TemporaryDirectory() as aside:
         service = config.service.model_copy(update={"push_dir": aside})
         source = open_sources(config.model_copy(update={"service": service}))[0]
-    found = _answered(lambda: source.poll(()))
+    try:
+        found = _answered(lambda: source.poll(()))
+    finally:
+        if isinstance(source, LogSource):
+            source.close()
     return f"{config.source.kind} {place} answers: {len(found)} shards at a first look"
 
 

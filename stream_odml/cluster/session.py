@@ -47,7 +47,7 @@ from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.observe.observing import TERMINAL, observe
 from stream_odml.pipeline.first_version import open_root
-from stream_odml.pipeline.sources import open_sources, push_path
+from stream_odml.pipeline.sources import check_sources, push_path
 from stream_odml.pipeline.stage_journal import open_writers
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote
@@ -230,7 +230,7 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     )
     config = config.model_copy(update={"service": service})
     config = _make_root(config, takeover)
-    open_sources(config)
+    check_sources(config)
     return config
 
 

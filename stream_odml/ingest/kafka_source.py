@@ -21,7 +21,7 @@ from stream_odml.ingest.partition import Closed, Partition
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import MAX_NEW, LogFigures
-from stream_odml.ingest.spool import Spool, Stamp, stamps_of
+from stream_odml.ingest.spool import Spool, Stamp, TopicReplaced, stamps_of
 
 log = logging.getLogger(__name__)
 FETCH = 2000
@@ -38,10 +38,6 @@ OPEN_BYTES = 64 << 20
 """Bytes of all open ranges, above which the largest is closed."""
 PUBLISH_S = 1.0
 Key = tuple[str, int]
-
-
-class TopicReplaced(ValueError):
-    """The topic is not the one that was read: its offsets name other messages now."""
 
 
 class KafkaSource:
@@ -255,6 +251,8 @@ class KafkaSource:
         away = bool(self._trouble)
         self._refresh_due = now + RETRY_S
         listed = [key for topic in self.topics for key in self._listed(topic, 1.0 if away else ASK_S)]
+        for topic in [topic for topic, topic_id in self._ids.items() if topic_id]:
+            self._check_id(topic, self._ids[topic])
         new = [key for key in listed if key not in self._parts]
         if new:
             self._begin(new, list(stamps_of(known, self.topics, self.options.generation)))
@@ -276,7 +274,8 @@ class KafkaSource:
             positions[key] = max(stamp.end, positions.get(key, 0))
         begun = {topic for topic, _ in (*positions, *self._parts)}
         for topic in {topic for topic, _ in new}:
-            self._check_id(topic, [stamp for stamp in stamps if stamp.topic == topic])
+            was = next((s.topic_id for s in reversed(stamps) if s.topic == topic and s.topic_id), "")
+            self._check_id(topic, self._ids.get(topic) or was)
         marks = {
             key: self._consumer.get_watermark_offsets(TopicPartition(*key), timeout=ASK_S) for key in new
         }
@@ -294,8 +293,8 @@ class KafkaSource:
             self._parts[key] = part
             self._behind(key, part, low)
 
-    def _check_id(self, topic: str, stamps: Sequence[Stamp]) -> None:
-        now, before = self._topic_id(topic), next((s.topic_id for s in reversed(stamps) if s.topic_id), "")
+    def _check_id(self, topic: str, before: str) -> None:
+        now = self._topic_id(topic)
         if before and now and before != now:
             raise TopicReplaced(
                 f"topic {topic} was deleted and made anew: its id is {now}, {before} was read; set "

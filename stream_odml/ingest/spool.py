@@ -31,6 +31,10 @@ WRITES = 9
 _STAMP = re.compile(r"kafka:([^:]*):(\d+):([^:]*):(\d+):(\d+)-(\d+)")
 
 
+class TopicReplaced(ValueError):
+    """The topic is not the one that was read: its offsets name other messages now."""
+
+
 class Stamp(NamedTuple):
     """What the ledger keeps of a range. `topic_id` is the broker's for this topic, empty where it has none."""
 

@@ -76,7 +76,7 @@ class AskedFile(io.RawIOBase):
 
 def main() -> None:
     """Serve jobs until the parent is gone."""
-    pipe = _take_pipe()
+    pipe = take_pipe()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     pa.set_cpu_count(1)
     while (job := pipe.receive_json()) is not None:
@@ -113,8 +113,8 @@ def _send_row(pipe: Pipe, row: RawRow) -> None:
     pipe.send(ROW, fields, row.image if row.vector is None else row.vector)
 
 
-def _take_pipe() -> Pipe:
-    """The two ends that the parent holds, unreachable of whatever prints."""
+def take_pipe() -> Pipe:
+    """Return the two ends that the parent holds, unreachable of whatever prints."""
     source: BinaryIO = os.fdopen(os.dup(0), "rb")
     sink: BinaryIO = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)

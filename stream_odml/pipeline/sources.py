@@ -7,9 +7,9 @@ from pathlib import Path
 
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.ingest.delta_source import DeltaTableSource
+from stream_odml.ingest.kafka_process import KafkaProcess
 from stream_odml.ingest.object_store import S3Source
-from stream_odml.ingest.sources import DirectorySource, Source
-from stream_odml.ingest.spool import Spool
+from stream_odml.ingest.sources import DirectorySource, LogSource, Source
 from stream_odml.storage.reading import local_path
 
 SPOOL = "spool"
@@ -76,6 +76,13 @@ def open_sources(config: StreamConfig) -> list[Source]:
     return sources
 
 
+def check_sources(config: StreamConfig) -> None:
+    """Raise ConfigError for a place that cannot be watched."""
+    for source in open_sources(config):
+        if isinstance(source, LogSource):
+            source.close()
+
+
 def _iceberg(config: StreamConfig, options: dict[str, str] | None) -> Source:
     """An Iceberg table. Imported here: its library is not installed where nobody follows one."""
     try:
@@ -88,19 +95,16 @@ def _iceberg(config: StreamConfig, options: dict[str, str] | None) -> Source:
 
 
 def _kafka(config: StreamConfig) -> Source:
-    """The topics of a cluster. Imported here: the client is not installed where nobody reads topics."""
+    """The topics of a cluster."""
     topics = [topic for topic in (name.strip() for name in config.source.path.split(",")) if topic]
     if not topics:
         raise ConfigError(f"source.path {config.source.path!r}: expected topics, separated by commas")
     try:
-        from stream_odml.ingest.kafka_source import KafkaSource
+        return KafkaProcess(topics, config.source.kafka, spool_path(config), config.storage_options)
     except ImportError as error:
         raise ConfigError(
             f"source.kind kafka needs a library that is not here ({error}): pip install 'stream-odml[kafka]'"
         ) from error
-    kafka = config.source.kafka
-    try:
-        return KafkaSource(topics, kafka, Spool(spool_path(config), config.storage_options, kafka.generation))
     except ValueError as error:
         raise ConfigError(f"source.{error}") from error
 

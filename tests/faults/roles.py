@@ -18,6 +18,7 @@ TITLES = {
     "serve_controller": "ray::ServeController",
     "proxy_manager": "ray::HAProxyManager",
 }
+TOPIC_READER = "stream_odml.ingest.kafka_process"
 PROGRAMS = {"haproxy": "proxy", "raylet": "raylet", "gcs_server": "gcs"}
 
 Cast = dict[str, frozenset[int]]
@@ -45,4 +46,6 @@ def _role(pid: int) -> str | None:
     for role, title in TITLES.items():
         if line.startswith(title):
             return role
+    if TOPIC_READER in line.split("\0"):
+        return "reader_of_topics"
     return PROGRAMS.get(line.partition("\0")[0].rpartition("/")[2])

@@ -1,4 +1,4 @@
-"""A topic under fault: driver, indexers and broker are killed at seeded moments while messages come.
+"""A topic under fault: driver, reader, indexers and broker are killed at seeded moments while messages come.
 
     python -m tests.faults.topics --messages 1000000 --kills 100 --seed 1     # or benchmarks.ingest --parts kafka
 
@@ -40,7 +40,8 @@ from tests.ingest.s3_server import SERVER
 from tests.measured import Measured, measuring_arguments
 
 TOPIC, PARTITIONS, CLASSES, PICTURES = "photos", 4, 20, 64
-ROLES = ("driver", "indexer", "broker")
+READER = "reader_of_topics"
+ROLES = ("driver", "indexer", "broker", READER)
 MAX_AHEAD = 50_000
 """Messages that the producer is ahead of the gallery at most: the topic lies in the memory of a server beside it."""
 VICTIM_S = 60.0
@@ -194,7 +195,7 @@ def _kill(role: str, topic: Topic, process: StreamProcess) -> int:
 
 def _sample(memory: dict[str, list[float]], process: StreamProcess) -> None:
     """Anonymous memory of the largest process of each role that a backlog could grow, MiB."""
-    for role in ("driver", "indexer"):
+    for role in ("driver", "indexer", READER):
         sizes = []
         for pid in cast_of(process.pid).get(role, ()):
             with contextlib.suppress(OSError):
@@ -287,7 +288,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--messages", type=int, default=1_000_000, help="messages in all")
-    parser.add_argument("--kills", type=int, default=100, help="SIGKILLs of driver, indexer and broker")
+    parser.add_argument(
+        "--kills", type=int, default=100, help="SIGKILLs of driver, indexer, broker and reader"
+    )
     measuring_arguments(parser)
     arguments = parser.parse_args()
     if BROKER is None or SERVER is None:

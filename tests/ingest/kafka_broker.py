@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewPartitions, NewTopic
+from confluent_kafka.cimpl import NewTopic
 
 from tests.ingest.s3_server import SERVER as S3_SERVER
 from tests.ingest.s3_server import make_bucket, s3_options, s3_server
@@ -113,12 +113,6 @@ def make_topic(servers: str, topic: str, partitions: int, again: bool = True) ->
             if not again or attempt == 19:
                 raise
             time.sleep(0.2)
-
-
-def add_partitions(servers: str, topic: str, partitions: int) -> None:
-    """Give a topic more partitions."""
-    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-    admin.create_partitions([NewPartitions(topic, partitions)])[topic].result(10)
 
 
 def main(topic: str, partitions: str) -> None:

@@ -15,11 +15,11 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from stream_odml.ingest import kafka_source
 from stream_odml.ingest.kafka_options import KafkaOptions
-from stream_odml.ingest.kafka_source import KafkaSource, TopicReplaced
-from stream_odml.ingest.reading import RawItem
-from stream_odml.ingest.reasons import RowProblem, TransientReadError
+from stream_odml.ingest.kafka_source import KafkaSource
+from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
-from stream_odml.ingest.spool import Spool, Stamp
+from stream_odml.ingest.spool import Spool, Stamp, TopicReplaced
+from tests.ingest.followed import Followed, send
 from tests.ingest.helpers import read
 from tests.ingest.kafka_broker import mock_broker
 from tests.ingest.pictures import picture
@@ -38,51 +38,6 @@ def broker() -> Iterator[tuple[str, Producer]]:
         yield made
 
 
-class Followed:
-    """A source over one spool, and all that came out of it; it can die and come again."""
-
-    def __init__(self, servers: str, folder: Path, topic: str, **options: Any) -> None:
-        self.options = KafkaOptions(servers=servers, range_s=0.05, options={"log_level": "0"}, **options)
-        self.folder, self.topic = folder, topic
-        self.refs: list[ShardRef] = []
-        self.source = self.begin()
-
-    def begin(self) -> KafkaSource:
-        spool = Spool(str(self.folder / "spool"), None, self.options.generation)
-        return KafkaSource([self.topic], self.options, spool)
-
-    def die(self, forget: int = 0) -> None:
-        """End the source; the last refs never reached the ledger."""
-        self.source.close()
-        self.refs = self.refs[: len(self.refs) - forget]
-        self.source = self.begin()
-
-    def poll(self) -> list[ShardRef]:
-        new = self.source.poll({ref.stamp for ref in self.refs})
-        self.refs += new
-        return new
-
-    def polls(self, count: int) -> None:
-        """Poll so often, with a look at the spool each time."""
-        for _ in range(count):
-            self.poll()
-            self.source._spool_due = 0.0
-
-    def until(self, count: int) -> list[RawItem]:
-        """Poll until so many items came."""
-        deadline = time.monotonic() + 30
-        while len(found := self.items()) < count:
-            assert time.monotonic() < deadline, f"{len(found)} of {count} items"
-            self.poll()
-        return found
-
-    def items(self) -> list[RawItem]:
-        return [item for ref in self.refs for item in read(ref)[0]]
-
-    def problems(self) -> list[RowProblem]:
-        return [problem for ref in self.refs for problem in read(ref)[1]]
-
-
 @pytest.fixture
 def follow(broker: tuple[str, Producer], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     made: list[Followed] = []
@@ -95,18 +50,6 @@ def follow(broker: tuple[str, Producer], tmp_path: Path, request: pytest.Fixture
     yield start
     for followed in made:
         followed.source.close()
-
-
-def send(
-    broker: tuple[str, Producer], topic: str, numbers: range, partition: int | None = None, **more: Any
-) -> None:
-    for n in numbers:
-        headers = {"class": f"class {n % 3}", "id": f"i{n}", "colour": "red"}
-        value = more["value"] if "value" in more else picture(n)
-        to = n % 4 if partition is None else partition
-        broker[1].produce(topic, **{"headers": headers, **more, "value": value}, partition=to)
-        broker[1].poll(0)
-    assert broker[1].flush(30) == 0
 
 
 def test_each_message_is_one_item_in_the_order_of_its_partition(broker: Any, follow: Any) -> None:
@@ -288,6 +231,27 @@ def test_a_latest_start_is_remembered(broker: Any, follow: Any) -> None:
     assert sorted(item.item_id for item in followed.until(4)) == ["i4", "i5", "i6", "i7"]
 
 
+def test_partitions_that_come_while_it_reads_are_read_from_their_start(
+    broker: Any, follow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_source, "REFRESH_S", 0.1)
+    listed = KafkaSource._listed
+    monkeypatch.setattr(KafkaSource, "_listed", lambda *asked: listed(*asked)[:2])
+    followed = follow(start="latest")
+    broker[1].list_topics(followed.topic, timeout=10)  # makes it
+    while not followed.refs:
+        followed.poll()
+    for partition in range(4):
+        send(broker, followed.topic, range(10 * partition, 10 * partition + 5), partition=partition)
+    followed.until(10)
+    monkeypatch.setattr(KafkaSource, "_listed", listed)
+    found = followed.until(20)
+    assert sorted(item.attributes["path"] for item in found) == [
+        f"{followed.topic}/{partition}/{offset}" for partition in range(4) for offset in range(5)
+    ]
+    assert not followed.problems()
+
+
 def test_a_topic_that_was_made_anew_is_told_and_read_as_another(broker: Any, follow: Any) -> None:
     followed = follow()
     send(broker, followed.topic, range(8))
@@ -326,8 +290,10 @@ def test_a_full_spool_stops_reading_and_says_so(broker: Any, follow: Any) -> Non
 
 def _next(followed: Followed) -> list[ShardRef]:
     deadline = time.monotonic() + 20
-    while not (new := followed.source.poll(set())):
+    new: list[ShardRef] = []
+    while not new:
         assert time.monotonic() < deadline
+        new = followed.source.poll(set())
     return new
 
 
@@ -346,12 +312,7 @@ def test_a_disk_that_fails_delays_and_loses_nothing(
     monkeypatch.setattr(Spool, "put", full)
     with pytest.raises(TransientReadError, match="No space left"):
         followed.polls(20)
-    deadline = time.monotonic() + 20
-    while len(followed.items()) < 40 and time.monotonic() < deadline:
-        try:
-            followed.poll()
-        except TransientReadError:
-            continue
+    followed.patiently(lambda: len(followed.items()) >= 40)
     assert sorted(item.item_id for item in followed.items()) == sorted(f"i{n}" for n in range(40))
     assert not followed.problems()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ from confluent_kafka import Producer
 from stream_odml.cluster import ingestion
 from stream_odml.config.stream import ConfigError, parse_config
 from stream_odml.ingest import kafka_source
+from stream_odml.ingest.kafka_options import KafkaOptions
+from stream_odml.ingest.kafka_source import KafkaSource
 from stream_odml.ingest.message_range import SUFFIX
+from stream_odml.ingest.spool import Spool
+from stream_odml.pipeline import sources
 from stream_odml.pipeline.metrics import DriverMetrics, StreamFigures
 from stream_odml.pipeline.pushed import STRAY_S, move_back, prune_copied, without_images
 from stream_odml.pipeline.sources import open_sources, read_options
 from stream_odml.storage.files import open_files
+from stream_odml.storage.reading import StorageOptions
 from tests.ingest.kafka_broker import mock_broker
 from tests.ingest.pictures import picture
 from tests.pipeline.test_sources import Stream, _Here
@@ -31,9 +36,16 @@ TOPIC = "photos"
 def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Producer]]:
     monkeypatch.setattr(ingestion, "ray", _Here())
     monkeypatch.setattr(kafka_source, "ID_S", 0.05)
+    monkeypatch.setattr(sources, "KafkaProcess", _read_here)
     with mock_broker() as made:
         made[1].list_topics(TOPIC, timeout=10)  # makes it
         yield made
+
+
+def _read_here(
+    topics: Sequence[str], options: KafkaOptions, place: str, storage: StorageOptions | None
+) -> KafkaSource:
+    return KafkaSource(topics, options, Spool(place, storage, options.generation))
 
 
 def start(root: Path, servers: str, **kafka: Any) -> Stream:
