@@ -7,6 +7,8 @@ read by assignment, in order, and each range becomes a file before anybody hears
 from __future__ import annotations
 
 import logging
+import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -24,6 +26,7 @@ from stream_odml.ingest.sources import MAX_NEW, LogFigures
 from stream_odml.ingest.spool import Spool, Stamp, TopicReplaced, stamps_of
 
 log = logging.getLogger(__name__)
+client_log = logging.getLogger(f"{__name__}.client")
 FETCH = 2000
 FETCH_S = 0.05
 POLL_S = 0.5
@@ -37,7 +40,26 @@ SPOOL_S = 30.0
 OPEN_BYTES = 64 << 20
 """Bytes of all open ranges, above which the largest is closed."""
 PUBLISH_S = 1.0
+REPEAT_S, MAX_SAID = 60.0, 100
+_REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED)
 Key = tuple[str, int]
+
+
+class _SaidOnce(logging.Filter):
+    """Lets a line of the client pass once a minute: it says the same at each try, many times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line, now = re.sub(r"\d+", "", record.getMessage()), time.monotonic()
+        if now - self._said.get(line, -math.inf) < REPEAT_S:
+            return False
+        if len(self._said) > MAX_SAID:
+            self._said.clear()
+        self._said[line] = now
+        return True
 
 
 class KafkaSource:
@@ -51,13 +73,16 @@ class KafkaSource:
     ) -> None:
         self.topics, self.options, self.max_new = tuple(topics), options, max_new
         self._spool = spool
+        client_log.filters[:] = [_SaidOnce()]
         try:
-            self._consumer = Consumer({**options.client, "error_cb": self._on_error}, logger=log)
+            self._consumer = Consumer({**options.client, "error_cb": self._on_error}, logger=client_log)
         except KafkaException as error:
             raise ValueError(f"kafka: {error.args[0].str()}") from error
         self._parts: dict[Key, Partition] = {}
         self._ids: dict[str, str] = {}
         self._trouble = ""
+        self._refused = ""
+        """Why the brokers do not let us in: what else fails then follows from it."""
         self._closed: deque[Closed] = deque()
         """Ranges that are complete and not in the spool yet."""
         self._ready: list[ShardRef] = []
@@ -85,7 +110,7 @@ class KafkaSource:
             if self._replaced is None:
                 self._read(known)
         except KafkaException as error:
-            self._trouble = error.args[0].str()
+            self._note(error.args[0].str())
         except TopicReplaced as error:
             trouble = self._replaced = error
         except OSError as error:  # the spool's disk or store: what is complete is kept, and written next time
@@ -257,7 +282,7 @@ class KafkaSource:
         if new:
             self._begin(new, list(stamps_of(known, self.topics, self.options.generation)))
             self._is_stale = True
-        self._trouble = ""
+        self._trouble = self._refused = ""
         self._refresh_due = now + REFRESH_S
 
     def _listed(self, topic: str, timeout_s: float) -> list[Key]:
@@ -312,7 +337,7 @@ class KafkaSource:
                     "bootstrap.servers": self.options.servers,
                     "client.id": "stream-odml",
                 },
-                logger=log,
+                logger=client_log,
             )
             asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ID_S)[topic]
             return str(asked.result(ID_S).topic_id or "")
@@ -329,9 +354,17 @@ class KafkaSource:
 
     def _on_error(self, error: KafkaError) -> None:
         """Note what the client cannot mend; a connection that breaks is made again without us."""
+        if error.code() in _REFUSALS:
+            self._refused = f"{error.str()}; check source.kafka.options (sasl.*, ssl.*)"
         if error.fatal() or error.code() not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             self._trouble = error.str()
             self._refresh_due = min(self._refresh_due, time.monotonic() + RETRY_S)
+
+    def _note(self, failure: str) -> None:
+        """Keep why brokers cannot be asked: that they refuse us, if they said so since they were asked."""
+        if not self._parts:
+            self._consumer.poll(0)  # calls `_on_error`; nothing is assigned, so no message is lost by it
+        self._trouble = self._refused or failure
 
     def _publish(self) -> None:
         now = time.monotonic()

@@ -23,6 +23,7 @@ from tests.ingest.followed import Followed, send
 from tests.ingest.helpers import read
 from tests.ingest.kafka_broker import mock_broker
 from tests.ingest.pictures import picture
+from tests.ingest.sasl_broker import refusing_broker
 
 TOPIC = "photos"
 
@@ -339,3 +340,33 @@ def test_options_that_would_break_exactly_once_are_refused() -> None:
         KafkaOptions(options={"enable.auto.commit": "true"})
     with pytest.raises(ValueError, match="no_such_option"):
         KafkaSource(["t"], KafkaOptions(options={"no_such_option": "1"}), Spool("nowhere", None, 0))
+
+
+def test_a_wrong_password_is_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_source, "ASK_S", 1.0)
+    options = {
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "stream",
+        "sasl.password": "wrong",
+    }
+    with refusing_broker() as (servers, told):
+        asked = KafkaOptions(servers=servers, options=options)
+        source = KafkaSource(["photos"], asked, Spool(str(tmp_path), None, 0))
+        for _ in range(2):
+            with pytest.raises(
+                TransientReadError, match=r"SASL authentication error: .*check source\.kafka\.op"
+            ):
+                source.poll(())
+        source.close()
+    assert set(told) == {b"\0stream\0wrong"}
+    assert len([line for line in caplog.messages if "SASL" in line]) == 1
+    assert "wrong" not in caplog.text
+
+
+def test_options_of_tls_reach_the_client(tmp_path: Path) -> None:
+    options = {"security.protocol": "SSL", "ssl.ca.location": str(tmp_path / "none.pem")}
+    with pytest.raises(ValueError, match=r"ssl\.ca\.location"):
+        KafkaSource(["photos"], KafkaOptions(options=options), Spool(str(tmp_path), None, 0))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from stream_odml.cluster import ingestion
 from stream_odml.config.stream import ConfigError, parse_config
@@ -18,12 +19,15 @@ from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.kafka_source import KafkaSource
 from stream_odml.ingest.message_range import SUFFIX
 from stream_odml.ingest.spool import Spool
+from stream_odml.learn.world import World
 from stream_odml.pipeline import sources
 from stream_odml.pipeline.metrics import DriverMetrics, StreamFigures
 from stream_odml.pipeline.pushed import STRAY_S, move_back, prune_copied, without_images
 from stream_odml.pipeline.sources import open_sources, read_options
+from stream_odml.pipeline.stage_run import Place, StageRun
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import StorageOptions
+from stream_odml.store.store import Store
 from tests.ingest.kafka_broker import mock_broker
 from tests.ingest.pictures import picture
 from tests.pipeline.test_sources import Stream, _Here
@@ -119,6 +123,46 @@ def test_a_restart_goes_on_where_the_ledger_says(producer: tuple[str, Producer],
     assert again.items() == sorted(f"i{n}" for n in range(16))
     assert len(again.writer.store.quarantine_rows()) == 0
     again.close()
+
+
+def test_a_task_is_learnt_after_its_topic_has_deleted_it(
+    producer: tuple[str, Producer], tmp_path: Path
+) -> None:
+    servers, sender = producer
+    stream = start(tmp_path / "root", servers)
+    for n in range(48):
+        send(sender, str(n), picture(n, "PNG"), n % 4, id=f"i{n}")
+    send(sender, "control", b"", 0, **{"task-complete": "animals"})
+    stream.until(lambda: len(stream.writer.ledger.tasks) == 1)
+    stream.discovery.stop()
+    for n in range(4 * 6000):  # the mock keeps some 5 MiB of a partition
+        sender.produce(TOPIC, b"x" * 1000, partition=n % 4)
+        sender.poll(0)
+    assert sender.flush(60) == 0
+    reader = Consumer({"bootstrap.servers": servers, "group.id": "look", "log_level": 0})
+    for partition in range(4):
+        assert reader.get_watermark_offsets(TopicPartition(TOPIC, partition), timeout=10)[0] > 12
+    reader.close()
+
+    learning = replace(stream.config.learning, base_steps=3, classes_per_batch=2, images_per_class=3)
+    config = stream.config.model_copy(update={"learning": learning})
+    order = stream.stages.next_order()
+    assert order is not None
+    run = StageRun(config, order, Store.open(config.root), World(), Place(), lambda progress: None)
+    run.open()
+    while run.next_step < run.total_steps:
+        run.step()
+    assert stream.stages.commit(run.finish()) == order.version_id
+    run.close()
+    rows = stream.writer.store.gallery_rows()
+    anew = [
+        item
+        for item, v in zip(*(rows[c].to_pylist() for c in ("item_id", "version")), strict=True)
+        if v == order.version_id
+    ]
+    assert sorted(set(anew)) == sorted(f"i{n}" for n in range(48))
+    assert len(stream.writer.store.quarantine_rows()) == 0
+    stream.writer.release()
 
 
 class _Copied(Shard):
