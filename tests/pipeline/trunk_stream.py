@@ -39,7 +39,7 @@ class Trunk:
         self.config = parse_config(
             {
                 "root": str(folder / "root"),
-                "model": {"dim": 8, "image_size": 16, "head": "discriminant"},
+                "model": {"dim": 8, "image_size": 16, "head": "discriminant", "lift": 16},
                 "learning": {**steps, "trunk": "frozen", **(learning or {})},
                 "boundary": {"new_classes": None, "images": None, "age_s": None},
                 "evaluation": {"held_out": 0.3},

@@ -40,7 +40,7 @@ def vector_config(root: Path | str, **more: Any) -> StreamConfig:
     return parse_config(
         {
             "root": str(root),
-            "model": {"backbone": "none", "input_dim": D, "head": "discriminant", "dim": 12},
+            "model": {"backbone": "none", "input_dim": D, "head": "discriminant", "dim": 12, "lift": 16},
             "boundary": {"new_classes": None, "images": None, "age_s": None},
             **more,
         }
