@@ -15,7 +15,7 @@ from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows
 from tests.cluster.test_fast_stages import _config, _land, _wait
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_trunk_moves_while_a_task_is_learnt_and_what_it_mapped_is_embedded_anew(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_every_counter_is_there_at_zero() -> None:
     assert 'stream_odml_queries_total{kind="vector",outcome="server_error"} 0.0' in replica
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_stream_leaves_logs_traces_and_a_profile(tmp_path: Path) -> None:
     """One stage by the command line: each kind of process has logged, and the stage's spans are one trace."""

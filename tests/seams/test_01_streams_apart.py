@@ -142,6 +142,7 @@ def test_a_block_in_which_anything_still_listens_is_left_alone() -> None:
             assert next_block.first != first
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_stream_that_loses_its_replica_is_never_answered_for_by_another(tmp_path: Path) -> None:
     streams = [TinyStream(tmp_path / name) for name in ("mine", "other")]
