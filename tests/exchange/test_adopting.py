@@ -265,7 +265,9 @@ def test_a_source_that_breaks_off_is_asked_again_and_goes_on(
 
     monkeypatch.setattr(source, "blocks", broken)
     monkeypatch.setattr("stream_odml.exchange.adopting.PAUSES_S", (0.0, 0.0))
-    config = vector_config(tmp_path / "root", model={"backbone": "none", "head": "discriminant", "dim": 12, "lift": 16})
+    config = vector_config(
+        tmp_path / "root", model={"backbone": "none", "head": "discriminant", "dim": 12, "lift": 16}
+    )
     with pytest.raises(SourceLost, match=r"384 rows of .* are taken over, the same command goes on"):
         adopt(source, config)
     left.clear()
