@@ -7,6 +7,9 @@ bounded, so it says which few rows can be; those are compared in full. With x' a
 
 where |q - q'| and the largest |x - x'| are measured, and |x| <= 1. The product is returned as a half itself: rounding
 to the nearest keeps the order, so a bound rounded in the same way is still one.
+
+FAISS's scan of half-precision codes with refinement is quicker for up to eight queries, and takes 2.8 and 4.1 times as
+long for 32 and 64 of them (10^6 x 128, two cores, side by side).
 """
 
 import time
