@@ -171,7 +171,8 @@ def run(
             asker.images += [category.images[0] for category in task.categories]
             _wait(session, done + 1, f"{task.name} ({done + 1} of {len(tasks)})", console, asker)
         store = Store.open(session.config.root)
-        rows = [{**row, "name": task.name} for row, task in zip(stage_rows(store), tasks, strict=False)]
+        names = {f"task-{number:04d}": task.name for number, task in enumerate(tasks, 1)}
+        rows = [{**row, "name": names[row["task"]]} for row in stage_rows(store)]
         console.print(stage_table(rows))
         seen = {"queries_ok": asker.ok, "queries_failed": asker.failed, "wall_s": time.monotonic() - began}
         return rows, {name: float(value) for name, value in seen.items()}
@@ -183,7 +184,7 @@ def _wait(session: Session, versions: int, title: str, console: Console, asker: 
     with StreamView(console, title) as view:
         while True:
             store.refresh()
-            settled = len(store.tree.lineage(store.tree.head)) - 1
+            settled = len(store.tree.learnt())
             settled += sum(task.skipped is not None for task in store.ledger.tasks.values())
             if settled >= versions:
                 return

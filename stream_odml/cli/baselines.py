@@ -21,21 +21,25 @@ from stream_odml.ingest.rows import Decoded, decode_shard
 from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes, with_training_head
-from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
 from stream_odml.learn.settings import method_settings
 from stream_odml.learn.stage import StageLearner
+from stream_odml.pipeline.evaluating import Finder, by_cosine
+from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.held_out import embed_images
-from stream_odml.pipeline.held_out_rows import Floats, choose, keys_of
+from stream_odml.pipeline.held_out_rows import Floats, HeldOut, choose, keys_of
 from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.pipeline.sources import read_options
 from stream_odml.pipeline.stage_learner import parent_bank
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
+from stream_odml.store.version_metrics import VersionMetrics
 
 Key = tuple[str, str]
 Tell = Callable[[str], None]
 BATCH = 256
+NO_TASK = ("slow", "renew")
+"""Kinds of stages that learn no new task: nobody else would have trained for them."""
 TRIAL = 32
 """Images that threads are tried on."""
 
@@ -45,7 +49,7 @@ class Baseline:
     """Recall@1 on all classes up to one version; None where it could not be measured."""
 
     frozen: float | None
-    """The first version embeds everything, for ever."""
+    """The first learnt version, with its head, embeds everything, for ever."""
     finetuned: float | None
     """Fine-tuned on each task as it comes; items stay where the model that learnt them put them."""
     images: int
@@ -88,39 +92,42 @@ def _measured(
     store: Store, config: StreamConfig, versions: list[str], first: Embedder, tell: Tell
 ) -> dict[str, Baseline]:
     tuned: _FineTuned | None = _FineTuned(config, first, parent_bank(store, versions[0], first.out_dim))
-    galleries: dict[str, dict[Key, NDArray[np.float32]]] = {"frozen": {}, "finetuned": {}}
-    found = {}
-    for number, version_id in enumerate(versions):
+    as_first = by_head(store.head_of(versions[0])) if config.solves_head else by_cosine
+    gallery: dict[Key, NDArray[np.float32]] = {}
+    found: dict[str, Baseline] = {}
+    for before, version_id in zip(["", *versions], versions, strict=False):
         version = store.tree.get(version_id)
+        if VersionMetrics.read(version.metrics).kind in NO_TASK:
+            found[version_id] = found[before]
+            continue
         task, parent = version.task or "", version.parent or ""
-        if number and tuned is not None:
+        # Under a solved head the first version has none that could be trained on: one is trained on its task, too.
+        if tuned is not None and (before or config.solves_head):
             tuned = tuned if tuned.learn(store, task, version_id, tell) else None
         rows = choose(store, parent, task, config.evaluation, config.seed)
         keys, classes = keys_of(rows), rows["class_name"].to_pylist()
         models = [first] if tuned is None else [first, tuned.model]
         size, max_pixels = config.model.image_size, config.ingest.max_pixels
         there, vectors = embed_images(store, keys, models, size, max_pixels, "cpu")
-        labels = np.unique(np.array(classes, np.str_)[there], return_inverse=True)[1]
         kept = [key for key, is_there in zip(keys, there, strict=True) if is_there]
-        recalls = [
-            _recall(queries, kept, labels, gallery)
-            for queries, gallery in zip(vectors, galleries.values(), strict=False)
-        ]
-        found[version_id] = Baseline(recalls[0], recalls[1] if len(recalls) > 1 else None, len(kept))
+        names, labels = np.unique(np.array(classes, np.str_)[there], return_inverse=True)
+        held = HeldOut.of_features(vectors[0], labels.astype(np.int64), [str(name) for name in names])
+        frozen, finetuned = _recall(as_first, held, vectors[0]), None
+        if tuned is not None:
+            for key, vector in zip(kept, vectors[1], strict=True):
+                gallery.setdefault(key, vector)  # it stays where the model that learnt its task put it
+            finetuned = _recall(by_cosine, held, vectors[1], [gallery[key] for key in kept])
+        found[version_id] = Baseline(frozen, finetuned, len(kept))
     return found
 
 
 def _recall(
-    queries: Floats, keys: list[Key], labels: NDArray[np.int64], gallery: dict[Key, NDArray[np.float32]]
+    find: Finder, held: HeldOut, queries: Floats, stored: list[NDArray[np.float32]] | None = None
 ) -> float | None:
-    """Return the Recall@1 of each image against all others as the gallery holds them. An image that the gallery lacks
-    is added as embedded now."""
-    for key, vector in zip(keys, queries, strict=True):
-        gallery.setdefault(key, vector)
-    if not keys:
+    """Return the Recall@1 of each image against all others as they are `stored`, by default as they are embedded."""
+    if not len(queries):
         return None
-    stored = np.stack([gallery[key] for key in keys])
-    hits = nearest_is_relevant(Retrieval(queries, labels, stored, labels, np.arange(len(keys))))
+    hits = find(held, queries, queries if stored is None else np.stack(stored))
     known = hits[~np.isnan(hits)]
     return float(known.mean()) if len(known) else None
 
@@ -132,7 +139,7 @@ class _FineTuned:
         self._config, self._settings = config, method_settings("finetune", config.learning)
         self.model, self._bank = first, bank
         if config.solves_head:
-            # It trains a head, too: a linear one, by as many steps as in every later stage.
+            # It trains a head, too: a linear one, from the first task on, by as many steps as in every later stage.
             self.model = with_training_head(first, config.seed)
             self._bank = ClassBank.empty(self.model.out_dim)
             self._settings = replace(

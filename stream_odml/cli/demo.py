@@ -252,7 +252,7 @@ class _Demo:
         return self._producer.exhausted and not waits
 
     def _learnt(self) -> int:
-        return len(self._store.tree.lineage(self._store.tree.head)) - 1
+        return len(self._store.tree.learnt())
 
     def _has_room(self, number: int) -> bool:
         return self._unlearnt < AHEAD

@@ -179,12 +179,12 @@ class StreamConfig(Section):
     """Folder or object-store prefix that holds all state."""
     seed: int = Field(0, ge=0, lt=2**31)
     """The one seed of initialisation, sampling and augmentation."""
-    method: str = Field("distilled", json_schema_extra={"enum": list(METHODS)})
-    """Named settings of `learning`; keys given there win. `distilled` learns every task by mutual distillation; `ours`
-    the first one, and solves the head of all others in seconds (`model.head: discriminant`); a root that stores
-    embeddings goes on with the head that it was made with."""
+    method: str = Field("ours", json_schema_extra={"enum": list(METHODS)})
+    """Named settings of `learning`; keys given there win. `ours` learns the first task by its images and solves the
+    head of all others in seconds (`model.head: discriminant`); a root that stores embeddings, as earlier releases made
+    them, goes on with the head that it was made with. `distilled` learns every task by mutual distillation."""
     source: SourceConfig = SourceConfig()
-    model: EmbedderSpec = EmbedderSpec()
+    model: EmbedderSpec = EmbedderSpec(head="discriminant")
     learning: StageSettings = StageSettings()
     boundary: BoundaryPolicy = BoundaryPolicy()
     ingest: IngestConfig = IngestConfig()
@@ -217,7 +217,7 @@ class StreamConfig(Section):
         over the head of `method`."""
         if not isinstance(data, dict) or not isinstance(data.get("learning", {}), Mapping):
             return data
-        method, model = str(data.get("method", "distilled")), data.get("model", {})
+        method, model = str(data.get("method", "ours")), data.get("model", {})
         changes = METHODS.get(method, {})
         if isinstance(model, Mapping):
             head = "discriminant" if method in SOLVING_METHODS else "linear"
@@ -321,7 +321,10 @@ def shown_json(config: StreamConfig) -> str:
 
 def schema_json() -> str:
     """Return the JSON schema of a configuration file."""
-    return json.dumps(StreamConfig.model_json_schema(), indent=2)
+    schema = StreamConfig.model_json_schema()
+    # Where none is named it is the method's, which no schema can say.
+    del schema["$defs"]["EmbedderSpec"]["properties"]["head"]["default"]
+    return json.dumps(schema, indent=2)
 
 
 def example_yaml() -> str:

@@ -18,7 +18,6 @@ from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.exchange.checking import Findings, Target, check
 from stream_odml.exchange.errors import ExchangeError, SourceLost
 from stream_odml.exchange.source import GallerySource
-from stream_odml.ingest.boundary import is_trainable
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.pipeline.fast_stage import fast_stage
 from stream_odml.pipeline.first_version import open_root, stored_dim
@@ -191,11 +190,7 @@ def _ref(shard_id: str, source: GallerySource, size: int) -> ShardRef:
 def _learn(writer: Writer, config: StreamConfig, identity: str) -> str:
     """Close a task over what was taken over and has a class, and learn all that is due; the version served then."""
     waiting = [shard for shard in _taken(writer.store, identity) if shard.state == "indexed"]
-    trainable: dict[str, int] = {}
-    for shard in waiting:
-        for name, count in shard.counts.get("trainable", {}).items():
-            trainable[name] = trainable.get(name, 0) + count
-    if is_trainable(trainable):
+    if any(any(shard.counts.get("trainable", {}).values()) for shard in waiting):
         task = writer.ledger.next_task_id
         writer.close_task(task, [shard.shard_id for shard in waiting], ADOPTED, {"name": identity})
     stages = Stages(writer, config.boundary, config.gate.retries, config.learns_trunk)

@@ -52,8 +52,8 @@ class WaitingShard:
 class Closure:
     """A task to close: its members in the order of landing, and why.
 
-    `trainable` is False where a manifest closed a task with fewer than two classes of two images: there is no
-    negative or no positive to learn from, and the task is to be recorded as skipped.
+    `trainable` is False where a manifest closed a task with too little to learn from: the task is to be recorded as
+    skipped.
     """
 
     shard_ids: tuple[str, ...]
@@ -95,12 +95,15 @@ class BoundaryPolicy:
         known_classes: Collection[str],
         now: float,
         settled: Settled = _NONE,
+        *,
+        any_image: bool = False,
     ) -> Closure | None:
         """Return the next task to close, or None. Ask again after closing, without its members, until None.
 
         `waiting` in the order of landing; `known_classes`: classes of the tasks closed so far; `now` in
         seconds since 1970; a manifest does not wait for shards that are `settled`. Without a manifest no task
-        closes before it has two classes of two images: it waits for more.
+        closes before there is something to learn: two classes of two images, or, with `any_image`, one image, as
+        where only a head remains to be solved.
         """
         known = frozenset(known_classes)
         owned = self._owned(waiting)
@@ -110,15 +113,15 @@ class BoundaryPolicy:
             if self.manifest and shard.task_complete:
                 members = _members(waiting, at, settled, owned)
                 if members and any(map(_has_images, members)):
-                    return _closure(members, _manifest_reason(shard, settled), shard.task)
+                    return _closure(members, _manifest_reason(shard, settled), any_image, shard.task)
             if shard.shard_id in owned:
                 continue
             open_task.append(shard)
             _add(tally, shard)
             reason = self._reached(tally, known)
-            if reason and is_trainable(tally):
-                return _closure(open_task, reason)
-        return self._by_age(open_task, tally, now)
+            if reason and is_trainable(tally, any_image):
+                return _closure(open_task, reason, any_image)
+        return self._by_age(open_task, tally, now, any_image)
 
     def closes_nothing(self, waiting: Sequence[WaitingShard], settled: Settled = _NONE) -> dict[str, str]:
         """Return task manifests that close no task, by id, and why: no image of theirs waits.
@@ -139,8 +142,10 @@ class BoundaryPolicy:
         known_classes: Collection[str],
         now: float,
         settled: Settled = _NONE,
+        *,
+        any_image: bool = False,
     ) -> list[str]:
-        """Return one line per condition: what waits for what. For people, in `status`."""
+        """Return one line per condition: what waits for what. For people, in `status`. Arguments as of `decide`."""
         owned = self._owned(waiting)
         counted = [shard for shard in waiting if shard.shard_id not in owned]
         tally: dict[str, int] = {}
@@ -149,7 +154,7 @@ class BoundaryPolicy:
         if not waiting:
             return ["no image waits"]
         lines = [f"{len(counted)} shards with {sum(tally.values())} images of {len(tally)} classes wait"]
-        lines += self._conditions(counted, tally, frozenset(known_classes), now)
+        lines += self._conditions(counted, tally, frozenset(known_classes), now, any_image)
         return (
             lines
             + _announced(waiting, owned)
@@ -157,7 +162,12 @@ class BoundaryPolicy:
         )
 
     def _conditions(
-        self, counted: Sequence[WaitingShard], tally: Mapping[str, int], known: frozenset[str], now: float
+        self,
+        counted: Sequence[WaitingShard],
+        tally: Mapping[str, int],
+        known: frozenset[str],
+        now: float,
+        any_image: bool,
     ) -> list[str]:
         lines = []
         if self.new_classes is not None:
@@ -167,10 +177,9 @@ class BoundaryPolicy:
         oldest = _oldest(counted)
         if self.age_s is not None and oldest is not None:
             lines.append(f"age of the oldest: {max(0.0, now - oldest):.0f} s of {self.age_s:.0f} s")
-        if not is_trainable(tally):
-            lines.append(
-                f"held back: fewer than {MIN_CLASSES} classes with {MIN_IMAGES_PER_CLASS} images; needs more"
-            )
+        if not is_trainable(tally, any_image):
+            few = f"fewer than {MIN_CLASSES} classes with {MIN_IMAGES_PER_CLASS} images"
+            lines.append(f"held back: {'no image to learn from' if any_image else few}; needs more")
         return lines
 
     def _owned(self, waiting: Sequence[WaitingShard]) -> frozenset[str]:
@@ -193,13 +202,13 @@ class BoundaryPolicy:
         return None
 
     def _by_age(
-        self, waiting: Sequence[WaitingShard], tally: Mapping[str, int], now: float
+        self, waiting: Sequence[WaitingShard], tally: Mapping[str, int], now: float, any_image: bool
     ) -> Closure | None:
         oldest = _oldest(waiting)
-        if self.age_s is None or oldest is None or not is_trainable(tally):
+        if self.age_s is None or oldest is None or not is_trainable(tally, any_image):
             return None
-        age = now - oldest
-        return _closure(waiting, f"age: {age:.0f} s of {self.age_s:.0f} s") if age >= self.age_s else None
+        age, reason = now - oldest, f"age: {now - oldest:.0f} s of {self.age_s:.0f} s"
+        return _closure(waiting, reason, any_image) if age >= self.age_s else None
 
 
 def _is_marker(shard: WaitingShard) -> bool:
@@ -221,9 +230,14 @@ def _add(tally: dict[str, int], shard: WaitingShard) -> None:
             tally[name] = tally.get(name, 0) + count
 
 
-def is_trainable(tally: Mapping[str, int]) -> bool:
-    """Return whether there is something to tell apart: two classes of two images, of trainable images by class."""
-    return sum(count >= MIN_IMAGES_PER_CLASS for count in tally.values()) >= MIN_CLASSES
+def is_trainable(tally: Mapping[str, int], any_image: bool = False) -> bool:
+    """Return whether trainable images by class are something to learn from: two classes of two images, as many as a
+    metric loss needs for a positive and a negative; with `any_image`, one image, as for a head that is solved."""
+    return (
+        any(tally.values())
+        if any_image
+        else sum(count >= MIN_IMAGES_PER_CLASS for count in tally.values()) >= MIN_CLASSES
+    )
 
 
 def _members(
@@ -276,9 +290,11 @@ def _missing(waiting: Sequence[WaitingShard], at: int, settled: Settled) -> str 
     )
 
 
-def _closure(members: Sequence[WaitingShard], reason: str, task: str | None = None) -> Closure:
+def _closure(
+    members: Sequence[WaitingShard], reason: str, any_image: bool, task: str | None = None
+) -> Closure:
     tally: dict[str, int] = {}
     for shard in members:
         _add(tally, shard)
     ids = tuple(shard.shard_id for shard in members)
-    return Closure(ids, reason, sum(tally.values()), len(tally), is_trainable(tally), task)
+    return Closure(ids, reason, sum(tally.values()), len(tally), is_trainable(tally, any_image), task)

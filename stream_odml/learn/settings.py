@@ -45,9 +45,10 @@ class EmbedderSpec:
     pooling: Pooling = "auto"
     """How the feature map becomes one vector; `auto`: flatten for conv4, cls for tokens, else mean."""
     head: HeadKind = "linear"
-    """`linear`: a layer to `dim`, trained with the backbone. `discriminant`: solved in closed form from sums of all
-    that was learnt, in seconds and without training; the gallery stores pooled features and follows it exactly. `none`:
-    the pooled features themselves."""
+    """`discriminant`: solved in closed form from sums of all that was learnt, in seconds and without training; the
+    gallery stores pooled features and follows it exactly. A configuration that names no head has this one, but for a
+    `method` that trains. `linear`: a layer to `dim`, trained with the backbone. `none`: the pooled features
+    themselves."""
     lift: Count | None = None
     """Random features beside the pooled ones, for a `discriminant` head: it takes them where images left out of its
     solution are found better by them. null: 2048 beside fewer than 512 pooled features (`conv4`), else none."""
@@ -270,7 +271,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """The fields of StageSettings that each method changes.
 
-`ours` solves the head, all others train one; `distilled`, the default, learns every task by mutual distillation.
+`ours`, the default, solves the head, all others train one; `distilled` learns every task by mutual distillation.
 `joint` is a fine-tune whose caller feeds every image so far. `lean` has feature distillation, composites and averaged
 weights alone: it costs a fine-tune, half as many images again, and the old model's forward passes.
 """

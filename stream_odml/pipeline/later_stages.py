@@ -17,6 +17,7 @@ from time import time as _clock
 from weakref import WeakKeyDictionary
 
 from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.boundary import is_trainable
 from stream_odml.learn.settings import TrunkRule
 from stream_odml.learn.trunk_gap import is_worth_moving
 from stream_odml.pipeline.messages import StageOrder, shard_ref
@@ -92,6 +93,8 @@ class LaterStages:
     def _due_tasks(self) -> Sequence[str]:
         store = self._writer.store
         waiting = waiting_tasks(store.ledger, store.tree)
+        if not is_trainable(store.ledger.trainable(*waiting)):
+            return ()  # single images of a class were learnt by the head; a trunk moves with the next ones
         if self._rules.trunk == "distilled":
             return waiting
         if self._rules.trunk == "frozen" or not self._rules.has_held_out:

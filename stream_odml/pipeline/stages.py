@@ -18,13 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.ingest.boundary import BoundaryPolicy, Closure, Settled, WaitingShard, is_trainable
+from stream_odml.learn.given_vectors import spec_of
 from stream_odml.pipeline.late_erasure import up_to_date
 from stream_odml.pipeline.later_stages import LaterRules, LaterStages
 from stream_odml.pipeline.messages import StageKind, StageOrder, StageProgress, StageResult, shard_ref
+from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.checks import closed_task
 from stream_odml.store.erasure import without_forgotten
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import ShardState, TaskState
+from stream_odml.store.store import Store
 from stream_odml.store.tables import GALLERY
 from stream_odml.store.unlearnt import NOTHING
 from stream_odml.store.version_metrics import key
@@ -70,7 +73,7 @@ class Stages:
             task = self._writer.store.ledger.next_task_id
             named = {} if closure.task is None else {"name": closure.task}
             self._writer.close_task(task, closure.shard_ids, closure.reason, named)
-            if not closure.trainable and not (closure.images and self._has_trunk()):
+            if not closure.trainable:
                 self._writer.skip_task(
                     task, f"{closure.images} images of {closure.classes} classes: {NOTHING}"
                 )
@@ -90,7 +93,9 @@ class Stages:
             return None  # nothing came; only an age can have been reached, and that can wait a second
         self._asked_at = (ledger.seq, time.monotonic())
         waiting, settled = self._look()
-        closure = self._policy.decide(waiting, ledger.tally.closed_classes, time.time(), settled)
+        closure = self._policy.decide(
+            waiting, ledger.tally.closed_classes, time.time(), settled, any_image=self._takes_any_image()
+        )
         if closure is None:
             self._drop_idle_manifests()
         return closure
@@ -107,7 +112,9 @@ class Stages:
         """Return what the open task waits for, a line for each rule."""
         ledger = self._writer.store.ledger
         waiting, settled = self._look()
-        return self._policy.explain(waiting, ledger.tally.closed_classes, time.time(), settled)
+        return self._policy.explain(
+            waiting, ledger.tally.closed_classes, time.time(), settled, any_image=self._takes_any_image()
+        )
 
     def next_order(self) -> StageOrder | None:
         """Return the stage to learn now, from the head; its attempt is ledgered before this returns."""
@@ -131,6 +138,18 @@ class Stages:
             kind=self._kind(task, parent),
         )
 
+    def _takes_any_image(self) -> bool:
+        """Whether a task that closes now needs a head alone. A task before it that will train the trunk is enough: what
+        closes does not depend on how far the trainer has come."""
+        ledger = self._writer.store.ledger
+        return self._has_trunk() or (
+            self._writer.store.form == "exact"
+            and any(
+                task.skipped is None and is_trainable(ledger.trainable(task.task_id))
+                for task in ledger.tasks.values()
+            )
+        )
+
     def _has_trunk(self) -> bool:
         """Whether only heads remain to be solved, which is done of any image."""
         store = self._writer.store
@@ -151,8 +170,15 @@ class Stages:
         return "embed" if anew and not self._retry(task) and not self._later.moves_trunk else "head"
 
     def _gives_up(self, task: TaskState) -> bool:
-        """Skip a task that was refused too often; here too, because a crash may have come before it was."""
-        refused = task.refused
+        """Skip a task that was refused too often; here too, because a crash may have come before it was. And one of a
+        few images that closed behind another, which was to train the trunk and was skipped since."""
+        refused, store = task.refused, self._writer.store
+        if store.form == "exact" and not self._has_trunk():
+            tally = store.ledger.trainable(task.task_id)
+            if not is_trainable(tally):
+                count = f"{sum(tally.values())} images of {len(tally)} classes"
+                self._writer.skip_task(task.task_id, f"{count}, and no trunk was learnt yet: {NOTHING}")
+                return True
         if len(refused) <= self._max_refusals:
             return False
         self._writer.skip_task(task.task_id, f"refused {len(refused)} times, last: {refused[-1].refused}")
@@ -305,16 +331,23 @@ def relearn(writer: Writer, task_id: str, anyway: bool) -> None:
 
     Raises UnknownSubject, and ValueError for a task that is learnt or that holds nothing to learn. Safe to repeat.
     """
-    ledger = writer.store.ledger
-    trainable: Counter[str] = Counter()
-    for shard in closed_task(ledger, task_id).shard_ids:
-        trainable.update(ledger.shards[shard].counts.get("trainable", {}))
-    if not is_trainable(trainable):
+    store = writer.store
+    tally = store.ledger.trainable(closed_task(store.ledger, task_id).task_id)
+    any_image = store.form == "exact" and not _waits_for_trunk(store)
+    if not is_trainable(tally, any_image):
         raise ValueError(
-            f"{task_id} holds {trainable.total()} images of {len(trainable)} classes to learn from: {NOTHING}; "
-            "land more images, two classes of two images at least"
+            f"{task_id} holds {sum(tally.values())} images of {len(tally)} classes to learn from: {NOTHING}; "
+            f"land more images, {'one' if any_image else 'two classes of two images'} at least"
         )
     writer.relearn_task(task_id, anyway)
+
+
+def _waits_for_trunk(store: Store) -> bool:
+    """Whether a trunk that starts from nothing is still to be learnt, for which a few images are not enough."""
+    tree = store.tree
+    made = spec_of(store.artifact(tree.root or "", STUDENT))
+    from_nothing = not made.starts_pretrained and not made.takes_vectors
+    return from_nothing and tree.same_trunk(tree.root or "", tree.head)
 
 
 def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:

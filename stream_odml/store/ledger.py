@@ -103,6 +103,15 @@ class LedgerState:
         due = (t for t in self.tasks.values() if t.task_id not in learnt and t.skipped is None)
         return sorted(due, key=lambda task: task.queued_seq)
 
+    def trainable(self, *task_ids: str) -> dict[str, int]:
+        """Return the images of tasks that may be learnt from, by class."""
+        tally: dict[str, int] = {}
+        for shard in (shard for task in task_ids for shard in self.tasks[task].shard_ids):
+            for name, count in self.shards[shard].counts.get("trainable", {}).items():
+                if count:
+                    tally[name] = tally.get(name, 0) + count
+        return tally
+
     def next_task(self, learnt: Set[str]) -> TaskState | None:
         """Return the first of :meth:`due_tasks`."""
         return next(iter(self.due_tasks(learnt)), None)

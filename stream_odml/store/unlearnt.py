@@ -27,7 +27,7 @@ FIGURES = tuple(
 ROLLED_BACK = "rollback"
 """Why a task is skipped that only the branch left by a rollback had learnt."""
 NOTHING = "nothing to learn"
-"""How the reason ends for a task without two classes of two images."""
+"""How the reason ends for a task of too few images, see `ingest.boundary.is_trainable`."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_the_head_is_that_of_the_method_unless_the_user_says_otherwise() -> None
     assert parse_config({"method": "ours"}).solves_head
     for method in set(METHODS) - {"ours"}:
         assert parse_config({"method": method, "model": {"dim": 8}}).model.head == "linear"
-    assert StreamConfig() == parse_config({}) == parse_config({"method": "distilled"})
+    assert StreamConfig() == parse_config({}) == parse_config({"method": "ours"})
     assert parse_config({"method": "faithful", "model": {"head": "discriminant"}}).solves_head
     assert not parse_config({"method": "ours", "model": {"head": "linear"}}).solves_head
     solved = parse_config({"method": "ours"})

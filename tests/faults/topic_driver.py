@@ -28,6 +28,7 @@ def main(root: str, servers: str, topic: str) -> None:
     config = parse_config(
         {
             "root": root,
+            "method": "distilled",
             "source": {
                 "kind": "kafka",
                 "path": topic,

@@ -55,6 +55,23 @@ def test_what_teaches_nothing_waits_for_more(counts: dict[str, int]) -> None:
     assert ids(policy.decide([*waiting, shard("s2", a=2, b=2)], (), 1e9)) == ("s1", "s2")
 
 
+def test_where_a_head_remains_to_be_solved_one_image_is_a_task() -> None:
+    policy = BoundaryPolicy(new_classes=1, images=None, age_s=60)
+    closure = policy.decide([shard("s1", a=1)], (), 0, any_image=True)
+    assert closure is not None
+    assert (ids(closure), closure.trainable, closure.images) == (("s1",), True, 1)
+    known = [shard("s1", at=0, a=1)]
+    assert policy.decide(known, {"a"}, 59, any_image=True) is None
+    assert ids(policy.decide(known, {"a"}, 60, any_image=True)) == ("s1",)
+    empty = [shard("s1", a=0)]
+    assert policy.decide(empty, (), 1e9, any_image=True) is None
+    lines = policy.explain(empty, (), 1e9, any_image=True)
+    assert lines[-1] == "held back: no image to learn from; needs more"
+    closure = policy.decide([shard("s1", a=0), shard("s2", b=1), marker("one")], (), 0, any_image=True)
+    assert closure is not None
+    assert closure.trainable
+
+
 def test_a_manifest_closes_what_landed_before_it() -> None:
     waiting = [shard("s1", a=2, b=2), marker("spring"), shard("s2", c=2)]
     closure = COUNTS.decide(waiting, (), 0)

@@ -63,9 +63,21 @@ class Trunk:
 
     def land(self, task: str, categories: list[GlyphCategory]) -> None:
         """Land a task of one shard and index it by the head's trunk."""
-        items = [NewItem(image, c.class_name) for c in categories for image in c.images]
-        land_items(self.inbox, task, items)
+        self._land(task, categories)
         complete_task(self.inbox, task, [f"{task}.parquet"])
+        self._index()
+
+    def land_open(self, shard: str, categories: list[GlyphCategory]) -> None:
+        """Land and index a shard of no task: the boundary decides."""
+        self._land(shard, categories)
+        self._index()
+
+    def _land(self, shard: str, categories: list[GlyphCategory]) -> None:
+        land_items(
+            self.inbox, shard, [NewItem(image, c.class_name) for c in categories for image in c.images]
+        )
+
+    def _index(self) -> None:
         refs = [ref for source in self.sources for ref in source.poll(set(self.writer.store.ledger.shards))]
         self.writer.record_landed(refs)
         head = self.writer.tree.head

@@ -6,11 +6,13 @@ because few images happened to fall badly. Own images get as many tasks as asked
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -33,6 +35,7 @@ from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.pipeline.indexing import IndexOptions
 from stream_odml.store.artifacts import BANK, STUDENT
 from stream_odml.store.store import Store
+from tests.pipeline.trunk_stream import CATEGORIES, Trunk
 from tests.service.tiny_stream import SPEC, TinyStream, picture
 
 STEPS = 3
@@ -121,6 +124,58 @@ def test_baselines_are_what_a_naive_loop_finds(stream: TinyStream, monkeypatch: 
         )
         assert found[version].finetuned == pytest.approx(recall(embed(tuned[stage], pixels), stale, names))
     stream.close()
+
+
+def test_under_a_solved_head_the_first_version_answers_for_ever_and_a_head_is_trained_on_every_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Trunk(tmp_path, {"trunk": "distilled"})
+    for name, first in (("one", 0), ("two", 3)):
+        stream.land(name, CATEGORIES[first : first + 3])
+        stream.learn()
+    assert (stream.improve() or stream.later()) is not None  # a slow stage, which learns no new task
+    stream.land("three", CATEGORIES[6:9])
+    stream.learn()
+    tuned: list[str] = []
+    learn = baselines._FineTuned.learn
+
+    def seen(one: baselines._FineTuned, store: Store, task: str, *rest: object) -> bool:
+        tuned.append(task)
+        return learn(one, store, task, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(baselines._FineTuned, "learn", seen)
+    store = Store.open(stream.config.root)
+    found = measure_baselines(store, stream.config)
+    base, head, slow, last = store.tree.lineage(store.tree.head)[1:]
+    assert list(found) == [base, head, slow, last]
+    assert tuned == ["task-0001", "task-0002", "task-0003"], (
+        "no task twice, and nothing for the trunk that moved"
+    )
+    assert found[slow] == found[head]
+    solved, trunk = store.head_of(base), embedder_from_bytes(store.artifact(base, STUDENT))
+    images = {
+        row["item_id"]: (row["class_name"], row["image"])
+        for path in store.files.list("holdout/")
+        for row in pq.read_table(io.BytesIO(store.files.read(path.path))).to_pylist()
+    }
+    names = [name for name, _ in images.values()]
+    side = stream.config.model.image_size
+    z = solved.embed(
+        embed(trunk, np.stack([decode_image(i, side, DEFAULT_MAX_PIXELS) for _, i in images.values()]))
+    )
+    known, unseen = solved.split(z)
+    right, asked = 0, [row for row, name in enumerate(names) if names.count(name) > 1]
+    for query in asked:
+        scores = [
+            -2.0 if item == query
+            else known[query] @ known[item] if solved.knows(names[item])
+            else unseen[query] @ unseen[item] + solved.settings.new_bonus
+            for item in range(len(names))
+        ]  # fmt: skip
+        right += names[int(np.argmax(scores))] == names[query]
+    assert found[last].images == len(names)
+    assert found[last].frozen == pytest.approx(right / len(asked))
+    assert found[last].finetuned is not None
 
 
 def test_the_verdict_of_a_root_whose_stream_has_ended(
