@@ -6,19 +6,17 @@ erased can be taken out of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
-
-import numpy as np
-import pyarrow as pa
 
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, solve_head
+from stream_odml.learn.drift import drift_map_from_bytes
+from stream_odml.learn.lift import Lift
+from stream_odml.pipeline.head_solving import rows_as_items
 from stream_odml.pipeline.messages import StageResult
-from stream_odml.store.artifacts import HEAD, STUDENT, SUMS, read_artifact
+from stream_odml.store.artifacts import FORWARD, HEAD, STUDENT, SUMS, read_artifact
 from stream_odml.store.store import Store
-from stream_odml.store.sums import living
-from stream_odml.store.tables import features_of
+from stream_odml.store.sums import task_rows
 from stream_odml.store.versions import SUMS_SEQ
 from stream_odml.store.writer import Writer
 
@@ -27,11 +25,11 @@ class StaleSums(Exception):
     """The sums of a stage are of items that were forgotten or replaced since; learn it again from the same parent."""
 
 
-def up_to_date(writer: Writer, result: StageResult, rows: Iterable[pa.Table]) -> StageResult:
-    """Return the result with sums and head of what is living now. `rows`: those that it comes with, in parts.
+def up_to_date(writer: Writer, result: StageResult) -> StageResult:
+    """Return the result with sums and head of what is living now.
 
     A head solved under its parent's trunk is a matter of seconds: it raises StaleSums, and is solved again; so does a
-    stage that improves what is learnt. Of the first trunk's own rows the dead are subtracted.
+    stage that improves what is learnt. Of a first trunk the sums are computed again.
     """
     store = writer.store
     if SUMS not in result.artifacts or not _is_stale(store, result):
@@ -40,7 +38,7 @@ def up_to_date(writer: Writer, result: StageResult, rows: Iterable[pa.Table]) ->
     if not own_trunk or store.ledger.is_later(result.version_id):
         raise StaleSums(f"{result.version_id}: items of its sums were forgotten or replaced meanwhile")
     before = ClassSums.from_bytes(read_artifact(store.files, result.artifacts[SUMS]))
-    sums = before.minus(_dead(store, before, rows))
+    sums = store.again(lambda: _again(store, result, before.lift))
     head = DiscriminantHead.from_bytes(read_artifact(store.files, result.artifacts[HEAD]))
     data = {SUMS: sums.to_bytes(), HEAD: solve_head(sums, head.settings).to_bytes()}
     refs = {name: writer.put_artifact(result.version_id, name, part) for name, part in data.items()}
@@ -54,12 +52,9 @@ def _is_stale(store: Store, result: StageResult) -> bool:
     return store.tree.get(result.parent).sums_seq > seq or newest > seq
 
 
-def _dead(store: Store, sums: ClassSums, rows: Iterable[pa.Table]) -> ClassSums:
-    gone = ClassSums.empty(sums.lift)
-    for part in rows:
-        training = ~part["held_out"].to_numpy(zero_copy_only=False).astype(bool)
-        dead = part.take(pa.array(np.flatnonzero(training & ~living(store, part))))
-        if len(dead):
-            classes = dead["class_name"].to_pylist()
-            gone = gone.plus(ClassSums.of(sums.lift, features_of(dead, store.dim), classes))
-    return gone
+def _again(store: Store, result: StageResult, lift: Lift) -> ClassSums:
+    """The sums of a first trunk, as its stage made them, of what is living now: of the rows that it embedded, and of
+    those whose image it could not read, which its map moves."""
+    left = task_rows(store, result.parent, store.ledger.tasks[result.task].shard_ids)
+    forward = drift_map_from_bytes(read_artifact(store.files, result.artifacts[FORWARD]))
+    return rows_as_items(store, result.rows, left, forward).sums(lift)

@@ -269,7 +269,7 @@ class Stages:
             # Here first: the table's writer cannot wait for an object store in the midst of its own work.
             parts = [copies.enter_context(store.files.local(part)) for part in result.rows]
             rows = StageRows(parts, store.gallery_schema)
-            found = up_to_date(self._writer, result, rows)
+            found = up_to_date(self._writer, result)
             artifacts = without_forgotten(
                 self._writer, result.version_id, result.parent, found.artifacts, rows
             )

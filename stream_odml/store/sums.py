@@ -28,7 +28,7 @@ from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat, encode
 from stream_odml.learn.lift import Lift
 from stream_odml.store.artifacts import HEAD, SUMS, ArtifactRef
-from stream_odml.store.select import Ints, death_seqs, farness, forgotten_rows, select_rows
+from stream_odml.store.select import Ints, death_seqs, farness, select_rows
 from stream_odml.store.select import encode as coded_names
 from stream_odml.store.store import Store
 from stream_odml.store.trunks import in_one_trunk
@@ -147,28 +147,6 @@ def sums_now(store: Store, version_id: str) -> ClassSums:
     if sums is None:
         raise ValueError(f"version {version_id} has no class sums, only {sorted(version.artifacts)}")
     return store.again(lambda: _without_dead(_Dead.found(store), version, sums))
-
-
-def living(store: Store, rows: pa.Table) -> NDArray[np.bool_]:
-    """Return which rows of a stage about to be committed count still: neither forgotten nor replaced by
-    what came since."""
-    keep = np.ones(len(rows), bool)
-    keep[forgotten_rows(rows, store.ledger)] = False
-    wanted = pc.field("item_id").isin(rows["item_id"].cast(pa.string()).combine_chunks())
-    last: dict[str, tuple[int, int]] = {}
-    columns = ["item_id", "shard_id", "row", "txn"]
-    parts = store.again(lambda: [part for _, part in store.scan(columns, wanted)])
-    visible = store.visible_txns()
-    for part in parts:
-        for item, shard, place, txn in zip(*(part[name].to_pylist() for name in columns), strict=True):
-            if txn in visible:
-                landing = (store.ledger.shards[shard].indexed_seq or 0, place)
-                last[item] = max(last.get(item, landing), landing)
-    own = zip(*(rows[name].to_pylist() for name in ("item_id", "shard_id", "row")), strict=True)
-    for number, (item, shard, place) in enumerate(own):
-        landing = (store.ledger.shards[shard].indexed_seq or 0, place)
-        keep[number] &= last.get(item, landing) <= landing
-    return keep
 
 
 def forget_in_sums(writer: Writer) -> int:

@@ -19,11 +19,11 @@ from stream_odml.store.backup import back_up
 from stream_odml.store.errors import StaleParent
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
-from stream_odml.store.sums import forget_in_sums, learnt_rows, living, sums_now, task_rows
+from stream_odml.store.sums import forget_in_sums, learnt_rows, sums_now, task_rows
 from stream_odml.store.versions import SUMS_SEQ
 from stream_odml.store.writer import Writer
 from tests.store.exact_world import LIFT, SETTINGS, D, exact_root, fast_stage, land, new_trunk
-from tests.store.world import Floats, Item, drift_pair, make_rows
+from tests.store.world import Floats, Item, drift_pair
 
 NOW = MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0))
 BASE = [Item("a0", "oak"), Item("a1", "oak"), Item("a2", "oak"), Item("a3", "elm"), Item("a4", "elm")]
@@ -265,17 +265,4 @@ def test_heads_outlive_their_models_for_a_while_and_until_something_is_erased(
     writer.forget("item", "a0")
     assert forget_in_sums(writer) == 1
     assert readable() == [False, False, False, True], "what cannot be solved again goes"
-    writer.release()
-
-
-def test_rows_of_a_stage_that_died_meanwhile(tmp_path: Path) -> None:
-    writer = exact_root(str(tmp_path / "root"))
-    land(writer, "base", BASE, features(1, 5))
-    writer.close_task("task-0001", ["base"], "test")
-    version = writer.begin_attempt("task-0001")
-    rows = make_rows("base", BASE, features(3, 5), version, codes=writer.store.row_codes)
-    assert living(writer.store, rows).all()
-    land(writer, "later", [Item("a3", "elm"), Item("x", "elm")], features(5, 2))
-    writer.forget("class", "oak")
-    assert living(writer.store, rows).tolist() == [False, False, False, False, True]
     writer.release()
