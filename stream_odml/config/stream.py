@@ -29,16 +29,16 @@ class ConfigError(ValueError):
 class SourceConfig(Section):
     """Where shards of images come from."""
 
-    kind: str = Field("directory", pattern=r"^(directory|s3|delta|iceberg|kafka|none|[\w.]+:\w+)$")
-    """`directory`, `s3` (a prefix), `delta` and `iceberg` (a table, followed by version or snapshot), `kafka` (topics),
+    kind: str = Field("directory", pattern=r"^(directory|s3|delta|iceberg|lance|kafka|none|[\w.]+:\w+)$")
+    """`directory`, `s3` (a prefix), `delta`, `iceberg` and `lance` (a table, followed by version), `kafka` (topics),
     `none`: HTTP pushes only; or `module:function` of your own, see deploy/sources.md."""
     path: str = "inbox"
     """Folder, `bucket/prefix`, table, or topics separated by commas; a relative folder lies under the stream root."""
     poll_s: float = Field(0.5, gt=0, le=3600)
     """Seconds between two looks for new shards."""
     start_version: int = Field(0, ge=0, lt=2**63)
-    """First version of a `delta` table, or number of a snapshot of an `iceberg` table, that is read, where older ones
-    were cleaned out of its log."""
+    """First version of a table (of an `iceberg` one: number of a snapshot) that is read, where older ones were cleaned
+    out of it."""
     storage_options: dict[str, str] = Field(default_factory=dict)
     """Options of an object store as the Delta library names them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ..."""
     kafka: KafkaOptions = KafkaOptions()

@@ -6,12 +6,10 @@ Invariant: the files of a version are a pure function of its commit file, which 
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import ManifestFile, ShardRef
 from stream_odml.ingest.shard_file import ShardFile
+from stream_odml.ingest.versioned_table import hash_of_files
 from stream_odml.storage.delta_log import AddedFile, parse_commit
 from stream_odml.storage.reading import StorageOptions, join
 from stream_odml.storage.regular import is_safe_path
@@ -42,11 +40,6 @@ def _file(added: AddedFile) -> ManifestFile:
         raise BadShard(Reason.UNSAFE_PATH, f"the commit names {added.path[:200]!r}, which leaves the table")
     values = tuple(sorted((key, value) for key, value in added.partition.items() if value))
     return ManifestFile(added.path, added.size_bytes, "", values)
-
-
-def hash_of_files(version: int, files: tuple[ManifestFile, ...]) -> str:
-    """Return a content hash without reading the data: Delta's files are named at random and never rewritten."""
-    return hashlib.sha256(json.dumps([version, [(f.path, f.size_bytes) for f in files]]).encode()).hexdigest()
 
 
 def delta_files(ref: ShardRef, options: StorageOptions | None) -> tuple[ManifestFile, ...]:

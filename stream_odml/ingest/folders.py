@@ -13,6 +13,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
+from stream_odml.ingest.lance_rows import SUFFIX as LANCE
+from stream_odml.ingest.lance_rows import lance_rows
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest, ShardRef, format_of
@@ -52,7 +54,9 @@ def parts_rows(
     row = 0
     for file in files:
         kind = format_of(file.path)
-        if kind in ("parquet", "arrow", "tar", "npz"):
+        if file.path.endswith(LANCE):
+            kind = "lance"
+        if kind in ("parquet", "arrow", "tar", "npz", "lance"):
             for raw in _part(uri, file, kind, options, contents):
                 inside = f"/{raw.path}" if raw.path is not None else f"#{raw.row}"
                 yield dataclasses.replace(raw, row=row, path=f"{file.path}{inside}")
@@ -81,7 +85,11 @@ def _part(
         count = 0
         try:
             values = dict(declared.values)
-            for raw in tar_rows(file) if kind == "tar" else table_rows(file, kind, values, contents):
+            if kind == "lance":
+                rows = lance_rows(file.uri, file.size_bytes, options, values, contents)
+            else:
+                rows = tar_rows(file) if kind == "tar" else table_rows(file, kind, values, contents)
+            for raw in rows:
                 yield raw
                 count += 1
         except BadShard as error:

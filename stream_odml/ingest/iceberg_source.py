@@ -1,27 +1,21 @@
 """Follow an Iceberg table: each snapshot that added data files is one shard.
 
-The table needs the columns of a Parquet shard, and format version 2 (its snapshots are then numbered). What a deletion
-or an update in the table means here is what it means for a Delta table, see `delta_source.py`.
-
-Invariant: the files of a snapshot are written down with the shard, so that it is read the same way after its snapshot
-has expired from the table, for as long as its data files are there.
+The table needs the columns of a Parquet shard, and format version 2 (its snapshots are then numbered).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow.fs as pafs
 from pyiceberg.manifest import ManifestContent, ManifestEntryStatus
 from pyiceberg.table import StaticTable
 
-from stream_odml.ingest.delta_log import hash_of_files
 from stream_odml.ingest.reasons import TransientReadError
-from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef, make_shard_id
-from stream_odml.ingest.sources import MAX_NEW
+from stream_odml.ingest.shard import ManifestFile, ShardRef
+from stream_odml.ingest.versioned_table import VersionedTable
 from stream_odml.storage.reading import (
     StorageOptions,
     is_remote,
@@ -33,28 +27,15 @@ from stream_odml.storage.reading import (
 )
 from stream_odml.storage.regular import is_safe_path
 
-FORMAT = "files"
-"""What a `ShardRef` whose manifest lists its files says of its format."""
 
-
-class SnapshotGap(ValueError):
-    """Snapshots expired before they were read here: which rows are new cannot be told any more."""
-
-
-class IcebergSource:
-    """The table in the folder `uri`, from snapshot number `start_version` on. Snapshot 7 of `…/photos` is the shard
+class IcebergSource(VersionedTable):
+    """See `VersionedTable`; versions are snapshots, by their number. Snapshot 7 of `…/photos` is the shard
     `photos-s00000007`. No catalog is asked: the newest metadata file in the folder counts."""
 
-    def __init__(
-        self, uri: str, options: StorageOptions | None = None, start_version: int = 0, max_new: int = MAX_NEW
-    ) -> None:
-        self.uri = uri.rstrip("/")
-        self.options = options
-        self.start_version = start_version
-        self.max_new = max_new
+    letter = "s"
 
     def poll(self, known: Collection[str]) -> list[ShardRef]:
-        """See `Source`. Order: that of the snapshots. Raises TransientReadError, and SnapshotGap with the remedy."""
+        """See `Source`. Order: that of the snapshots. Raises TransientReadError, and VersionsGone with the remedy."""
         newest = self._newest_metadata()
         if newest is None:
             return []
@@ -64,9 +45,6 @@ class IcebergSource:
             return [self._describe(table, snapshot) for snapshot in snapshots[: self.max_new]]
         except OSError as error:
             raise TransientReadError(f"{self.uri} cannot be read now: {error}") from error
-
-    def _name(self, number: int) -> str:
-        return f"{PurePosixPath(self.uri).name}-s{number:08d}"
 
     def _newest_metadata(self) -> str | None:
         folder = join(self.uri, "metadata")
@@ -94,27 +72,18 @@ class IcebergSource:
         new = [
             one
             for one in reversed(line)
-            if one.sequence_number >= self.start_version and self._name(one.sequence_number) not in known
+            if one.sequence_number >= self.start_version and self.name(one.sequence_number) not in known
         ]
         # The oldest names no parent any more when that has expired, but numbers begin at 1 and follow each other.
         if new and new[0] is line[-1] and (number := new[0].sequence_number) > max(1, self.start_version):
             others = {one.sequence_number for one in table.snapshots()}
-            if number - 1 not in others and self._name(number - 1) not in known:
-                raise SnapshotGap(
-                    f"{self.uri}: snapshots before number {number} have expired and were not read; set "
-                    f"source.start_version: {number} in the configuration, and land the older rows once with "
-                    "`stream-odml ingest FILE INBOX`"
-                )
+            if number - 1 not in others and self.name(number - 1) not in known:
+                raise self.gap(f"snapshots before number {number} have expired and were not read", number)
         return new
 
     def _describe(self, table: Any, snapshot: Any) -> ShardRef:
         files = tuple(sorted(self._added(table, snapshot), key=lambda file: file.path))
-        number, name = snapshot.sequence_number, self._name(snapshot.sequence_number)
-        shard_id = make_shard_id(name, hash_of_files(number, files))
-        place = self.uri if is_remote(self.uri) else str(local_path(self.uri).absolute())
-        size, time_ns = sum(file.size_bytes for file in files), snapshot.timestamp_ms * 1_000_000
-        note = ShardManifest(files=files)
-        return ShardRef(shard_id, name, place, FORMAT, size, time_ns, name, note)
+        return self.shard_of_files(snapshot.sequence_number, files, snapshot.timestamp_ms * 1_000_000)
 
     def _added(self, table: Any, snapshot: Any) -> list[ManifestFile]:
         """Data files that the snapshot brought; a compaction (`replace`) brings none."""

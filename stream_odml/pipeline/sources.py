@@ -6,12 +6,17 @@ import importlib
 from pathlib import Path
 
 from stream_odml.config.stream import ConfigError, StreamConfig
-from stream_odml.ingest.delta_source import DeltaTableSource
 from stream_odml.ingest.kafka_process import KafkaProcess
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.sources import DirectorySource, LogSource, Source
 from stream_odml.storage.reading import local_path
 
+TABLES = {
+    "delta": "stream_odml.ingest.delta_source:DeltaTableSource",
+    "iceberg": "stream_odml.ingest.iceberg_source:IcebergSource",
+    "lance": "stream_odml.ingest.lance_source:LanceTableSource",
+}
+"""Kinds of tables that are followed by version."""
 SPOOL = "spool"
 """Folder of the stream root for copies of messages."""
 
@@ -63,10 +68,8 @@ def open_sources(config: StreamConfig) -> list[Source]:
         sources.append(_directory(inbox_path(config)))
     elif config.source.kind == "s3":
         sources.append(S3Source(inbox_path(config), options))
-    elif config.source.kind == "delta":
-        sources.append(DeltaTableSource(config.source.path, options, config.source.start_version))
-    elif config.source.kind == "iceberg":
-        sources.append(_iceberg(config, options))
+    elif config.source.kind in TABLES:
+        sources.append(_table(config, options))
     elif config.source.kind == "kafka":
         sources.append(_kafka(config))
     elif config.source.kind != "none":
@@ -83,15 +86,18 @@ def check_sources(config: StreamConfig) -> None:
             source.close()
 
 
-def _iceberg(config: StreamConfig, options: dict[str, str] | None) -> Source:
-    """An Iceberg table. Imported here: its library is not installed where nobody follows one."""
+def _table(config: StreamConfig, options: dict[str, str] | None) -> Source:
+    """A table that is followed by version. Imported here: its library is not installed where nobody follows one."""
+    kind = config.source.kind
+    module, _, name = TABLES[kind].partition(":")
     try:
-        from stream_odml.ingest.iceberg_source import IcebergSource
+        made = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise ConfigError(
-            f"source.kind iceberg needs a library that is not here ({error}): pip install 'stream-odml[iceberg]'"
+            f"source.kind {kind} needs a library that is not here ({error}): pip install 'stream-odml[{kind}]'"
         ) from error
-    return IcebergSource(config.source.path, options, config.source.start_version)
+    table: Source = made(config.source.path, options, config.source.start_version)
+    return table
 
 
 def _kafka(config: StreamConfig) -> Source:

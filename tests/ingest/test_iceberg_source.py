@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 
-from stream_odml.ingest.iceberg_source import IcebergSource, SnapshotGap
+from stream_odml.ingest.iceberg_source import IcebergSource
 from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.versioned_table import VersionsGone
 from tests.ingest.helpers import read
 from tests.ingest.pictures import picture
 
@@ -80,5 +81,5 @@ def test_a_snapshot_that_expired_is_read_all_the_same_and_one_that_was_missed_is
         Path(snapshot.manifest_list.removeprefix("file://")).unlink()  # as a clean-up does
     assert [ids(ref) for ref in refs] == [[f"i{3 * v + n}" for n in range(3)] for v in range(3)]
     assert IcebergSource(place(table)).poll({ref.stamp for ref in refs}) == []
-    with pytest.raises(SnapshotGap, match=r"source\.start_version: 3"):
+    with pytest.raises(VersionsGone, match=r"source\.start_version: 3"):
         IcebergSource(place(table)).poll(set())

@@ -11,7 +11,7 @@ import yaml
 from deltalake import write_deltalake
 
 from stream_odml.config.stream import StreamConfig
-from stream_odml.ingest.delta_source import DeltaLogGap
+from stream_odml.ingest.versioned_table import VersionsGone
 from stream_odml.pipeline.sources import open_sources
 
 
@@ -23,7 +23,7 @@ def test_the_remedy_of_a_gap_is_a_setting_that_works(tmp_path: Path) -> None:
         (table / "_delta_log" / f"{version:020d}.json").unlink()
     told = {"root": str(tmp_path / "root"), "source": {"kind": "delta", "path": str(table)}}
     (source, _) = open_sources(StreamConfig.model_validate(told))
-    with pytest.raises(DeltaLogGap, match="version 0 is not in the log") as gap:
+    with pytest.raises(VersionsGone, match="version 0 is not in the log") as gap:
         source.poll(set())
     section, key, value = re.findall(r"set (\w+)\.(\w+): (\d+) in the configuration", str(gap.value))[0]
     told[section] = {**told[section], key: yaml.safe_load(value)}  # type: ignore[dict-item]

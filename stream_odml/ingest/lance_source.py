@@ -1,0 +1,80 @@
+"""Follow a Lance dataset: each version that added data is one shard.
+
+What a version brought is what its transaction says: compaction, indexes and new columns bring nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import lance
+
+from stream_odml.ingest.lance_rows import DATA, size_of
+from stream_odml.ingest.reasons import TransientReadError
+from stream_odml.ingest.shard import ManifestFile, ShardRef
+from stream_odml.ingest.versioned_table import VersionedTable
+from stream_odml.storage.reading import join
+
+
+class LanceTableSource(VersionedTable):
+    """See `VersionedTable`."""
+
+    def poll(self, known: Collection[str]) -> list[ShardRef]:
+        """See `Source`. Order: version. A version without new data gives a shard without rows.
+
+        Raises TransientReadError, and VersionsGone with the remedy."""
+        table = self._opened(None)
+        if table is None:
+            return []
+        numbers = (
+            n for n in range(max(1, self.start_version), table.version + 1) if self.name(n) not in known
+        )
+        found: list[ShardRef] = []
+        for number in numbers:
+            if len(found) == self.max_new:
+                break
+            at = self._opened(number)
+            if at is None:
+                if found:
+                    break
+                there = min(version["version"] for version in table.versions() if version["version"] > number)
+                raise self.gap(f"version {number} was cleaned up, the next one there is {there}", there)
+            found.append(self._describe(at, number))
+        return found
+
+    def _opened(self, version: int | None) -> Any:
+        """The dataset at a version, the latest by default; None where it is not there."""
+        try:
+            return lance.dataset(self.uri, version=version, storage_options=dict(self.options or {}) or None)
+        except (OSError, ValueError) as error:
+            if "not found" in str(error):
+                return None
+            raise TransientReadError(f"{self.uri} cannot be read now: {str(error)[:300]}") from error
+
+    def _describe(self, table: Any, number: int) -> ShardRef:
+        try:
+            transaction = table.read_transaction(number)
+        except (OSError, ValueError) as error:
+            raise TransientReadError(f"{self.uri} cannot be read now: {str(error)[:300]}") from error
+        files = [self._file(one) for fragment in _added(transaction) for one in fragment.files]
+        when = table.get_version()["timestamp"]
+        return self.shard_of_files(
+            number, tuple(sorted(files, key=lambda file: file.path)), int(when.timestamp() * 1e9)
+        )
+
+    def _file(self, file: Any) -> ManifestFile:
+        if file.base_id is not None:
+            raise ValueError(
+                f"{self.uri} names the data file {file.path[:200]!r}, which lies outside of its folder"
+            )
+        path = f"{DATA}/{file.path}"
+        return ManifestFile(path, file.file_size_bytes or size_of(join(self.uri, path), self.options))
+
+
+def _added(transaction: Any) -> list[Any]:
+    """Fragments that a transaction brought. One that says nothing is of a writer before Lance 0.10."""
+    operation = None if transaction is None else transaction.operation
+    if isinstance(operation, lance.LanceOperation.Append | lance.LanceOperation.Overwrite):
+        return list(operation.fragments)
+    return list(operation.new_fragments) if isinstance(operation, lance.LanceOperation.Update) else []
