@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.common import Report, common_arguments
 from benchmarks.doors.adopting import measure_adopt, measure_recall
 from benchmarks.doors.canaries import measure_canaries
 from benchmarks.doors.exporting import measure_onnx
-from benchmarks.doors.syncing import measure_sync
+from benchmarks.doors.syncing import KILLS, measure_sync, sum_up
 
-PARTS = {
+PARTS: dict[str, Callable[[Report, Path, int], None]] = {
     "adopt": measure_adopt,
     "recall": measure_recall,
-    "sync": measure_sync,
+    **{f"sync-{kind}": partial(measure_sync, kind) for kind in KILLS},
     "onnx": measure_onnx,
     "canaries": measure_canaries,
 }
@@ -39,6 +41,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="stream-odml-doors-") as folder:
                 report.say(f"part {part}, seed {seed}")
                 PARTS[part](report, Path(folder), seed)
+    sum_up(report)
     report.write(keep=True)
 
 

@@ -51,9 +51,9 @@ def measure_adopt(report: Report, folder: Path, seed: int) -> None:
     assert said["items"] == items, said
     assert said["version"], said
     report.row(part="adopt", seed=seed, items=items, seconds=seconds, gib=int(peak_kib) * 1024 / GIB)
-    report.figure("adopt/items", items)
-    report.figure("adopt/seconds", seconds)
-    report.figure("adopt/gib", int(peak_kib) * 1024 / GIB)
+    report.figure("adopt_items", items)
+    report.figure("adopt_s" if report.quick else "adopt_1m_512_s", seconds)
+    report.figure("adopt_peak_gib", int(peak_kib) * 1024 / GIB)
 
 
 def measure_recall(report: Report, folder: Path, seed: int) -> None:
@@ -81,8 +81,8 @@ def measure_recall(report: Report, folder: Path, seed: int) -> None:
     recalls = {name: _recall(head, parts[0], tasks[0], queries) for name, head in heads.items()}
     for name, recall in recalls.items():
         report.row(part="recall", seed=seed, stream=name, recall=recall)
-        report.figure(f"recall/{name}", recall)
-    report.figure("recall/difference", abs(recalls["adopted"] - recalls["native"]))
+        report.figure(f"recall_{name}", recall)
+    report.figure("adopted_recall_difference", abs(recalls["adopted"] - recalls["native"]))
 
 
 def _recall(head: DiscriminantHead, gallery: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> float:

@@ -81,14 +81,14 @@ def measure_canaries(report: Report, folder: Path, seed: int) -> None:
         report.row(
             part="canaries", kind=wrong.kind, loads=loads, deviation=deviation, named="+".join(found.kinds)
         )
-    report.figure("canaries_injected", count)
-    report.figure("canaries_missed", sum(deviation <= TOLERANCE for deviation in deviations))
-    report.figure("canaries_named_rightly", sum(named) / count)
-    report.figure("canaries_smallest_injected_deviation", min(deviations))
+    report.figure("canary_mismatches", count)
+    report.figure("canary_missed", sum(deviation <= TOLERANCE for deviation in deviations))
+    report.figure("canary_named_rightly", sum(named) / count)
+    report.figure("canary_smallest_injected_deviation", min(deviations))
     restarts = _restarts(folder, seed, 12 if report.quick else RESTARTS)
-    report.figure("canaries_restarts", len(restarts))
-    report.figure("canaries_false_alarms", sum(deviation > TOLERANCE for deviation in restarts))
-    report.figure("canaries_largest_restart_deviation", max(restarts))
+    report.figure("canary_restarts", len(restarts))
+    report.figure("canary_false_alarms", sum(deviation > TOLERANCE for deviation in restarts))
+    report.figure("canary_largest_restart_deviation", max(restarts))
 
 
 def injections(seed: int) -> Iterator[tuple[Embedder, Injection]]:

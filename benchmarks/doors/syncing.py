@@ -22,8 +22,9 @@ from stream_odml.pipeline.first_version import open_root
 from stream_odml.store.sums import forget_in_sums
 from stream_odml.store.writer import Writer
 
-DIM, ROWS, CLASSES, KILLS = 128, 100_000, 200, 50
-KINDS = ("folder", "lancedb", "qdrant")
+DIM, ROWS, CLASSES = 128, 100_000, 200
+KILLS = {"folder": 30, "lancedb": 14, "qdrant": 6}
+"""Of each kind of target, as long as ten minutes take all together: of two cores an embedded Qdrant needs most."""
 _SYNC = """
 import sys
 from stream_odml.cli.main import main
@@ -32,16 +33,11 @@ main()
 """
 
 
-def measure_sync(report: Report, folder: Path, seed: int) -> None:
-    """Sync to every kind of target that needs no server, with kills; a folder is read by a poller meanwhile."""
-    rows, kills = (2_000, 3) if report.quick else (ROWS, KILLS)
-    for kind in KINDS[:1] if report.quick else KINDS:
-        _of_kind(report, folder / kind, kind, rows, kills, seed)
-
-
-def _of_kind(report: Report, folder: Path, kind: str, rows: int, kills: int, seed: int) -> None:
-    folder.mkdir()
-    config, mean = vector_stream(folder / "root", DIM), means(CLASSES * (kills + 2), DIM, seed)
+def measure_sync(kind: str, report: Report, folder: Path, seed: int) -> None:
+    """Sync to a target that needs no server until the process was killed so many times; a folder is read by a poller
+    meanwhile."""
+    rows, kills = (2_000, 3) if report.quick else (ROWS, KILLS[kind])
+    config, mean = vector_stream(folder / "root", DIM), means(CLASSES * (2 * kills + 2), DIM, seed)
     open_root(config)
     labels = np.arange(rows) % CLASSES
     land_and_learn(config, "first", [f"class {c}" for c in labels], vectors(mean, labels, seed))
@@ -51,8 +47,8 @@ def _of_kind(report: Report, folder: Path, kind: str, rows: int, kills: int, see
     _run(config.root, place)
     whole_s = time.monotonic() - began
     reader = _Poller(target) if kind == "folder" else None
-    chance, unequal, killed = random.Random(seed), 0, 0
-    for number in range(kills):
+    chance, unequal, killed, number = random.Random(seed), 0, 0, 0
+    while killed < kills:
         _change(report, config.root, config, mean, number)
         process = subprocess.Popen(
             [sys.executable, "-c", _SYNC, config.root, place], stdout=subprocess.DEVNULL
@@ -66,24 +62,36 @@ def _of_kind(report: Report, folder: Path, kind: str, rows: int, kills: int, see
         opened = open_target(place)
         unequal += not sync(config.root, opened, verify=True).equal
         opened.close()
+        number += 1
+        report.say(f"{kind}: {killed} kills in {number} runs, {unequal} unequal")
     mixed = reader.end() if reader else 0
     report.row(
-        part="sync",
+        part=f"sync-{kind}",
         seed=seed,
-        kind=kind,
         rows=rows,
+        runs=number,
         kills=killed,
         unequal=unequal,
         mixed=mixed,
         whole_s=whole_s,
     )
-    report.figure(f"sync/{kind}/rows", rows)
-    report.figure(f"sync/{kind}/kills", killed)
-    report.figure(f"sync/{kind}/unequal", unequal)
-    report.figure(f"sync/{kind}/first_s", whole_s)
+    report.figure(f"sync_{kind}_rows", rows)
+    report.figure(f"sync_{kind}_kills", killed)
+    report.figure(f"sync_{kind}_unequal", unequal)
+    report.figure(f"sync_{kind}_first_s", whole_s)
     if reader:
-        report.figure(f"sync/{kind}/answers", reader.answers)
-        report.figure(f"sync/{kind}/mixed_answers", mixed)
+        report.figure("sync_answers", reader.answers)
+        report.figure("sync_mixed_answers", mixed)
+
+
+def sum_up(report: Report) -> None:
+    """Note kills and unequal digests over all kinds of targets that a result file has, or this run measured."""
+    file = report.out / f"{report.name}.json"
+    figures = {**(json.loads(file.read_text())["figures"] if file.exists() else {}), **report.figures}
+    for name in ("kills", "unequal"):
+        found = [figures[f"sync_{kind}_{name}"] for kind in KILLS if f"sync_{kind}_{name}" in figures]
+        if found:
+            report.figure(f"sync_{name}", sum(found))
 
 
 def _run(root: str, place: str) -> None:
