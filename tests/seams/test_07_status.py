@@ -70,6 +70,7 @@ def driver_over(stream: TinyStream, progress: StageProgress) -> StreamDriver:
     driver._discovery = SimpleNamespace(
         figures=list, error="", failures=0, notes=[{("odd", "key"): math.nan}]
     )
+    driver._journal = SimpleNamespace(follow=lambda tree: None)
     driver._tidying = SimpleNamespace(problem="")
     driver._ingestion = SimpleNamespace(out_of_reach=0)
     driver._fast = SimpleNamespace(order=None, problem="")
