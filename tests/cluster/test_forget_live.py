@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 def _config(root: Path) -> dict[str, object]:
     return {
         "root": str(root),
-        "model": {"backbone": "conv4", "dim": 16, "image_size": 16},
+        "model": {"backbone": "conv4", "dim": 16, "image_size": 16, "lift": 16},
         "learning": {"base_steps": 4, "stage_steps": 4, "classes_per_batch": 2, "images_per_class": 2},
         "boundary": {"new_classes": None, "images": None, "age_s": None},
         "ingest": {"thumbnails": True},
