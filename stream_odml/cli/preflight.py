@@ -22,6 +22,7 @@ from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.sources import LogSource
 from stream_odml.learn.embedder import build_embedder
+from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.pipeline.first_version import as_made, check_model
 from stream_odml.pipeline.sources import inbox_path, open_sources
 from stream_odml.pipeline.stage_journal import open_writers
@@ -140,6 +141,7 @@ def _model(config: StreamConfig) -> str:
 
 def _training(config: StreamConfig) -> str:
     check_batch(config)
+    build_metric_loss(config.learning, config.learning.classes_per_batch, config.model.dim, config.seed)
     return f"{config.cluster.workers} workers share batches of {config.learning.classes_per_batch} classes"
 
 

@@ -110,15 +110,19 @@ _BY_HAND: dict[str, type[nn.Module]] = {
 def build_metric_loss(settings: StageSettings, n_classes: int, dim: int, seed: int) -> nn.Module:
     """Build L_M by name: a module of (unit embeddings [B, d], labels [B] in 0..n_classes-1) -> scalar.
 
-    Losses with weights of their own (proxies) are initialised from `seed` and sized by `n_classes` and `dim`. Raises
-    ValueError for an unknown name or argument.
+    Losses with weights of their own (proxies) are initialised from `seed` and sized by `n_classes` and `dim`, which a
+    constructor takes as `num_classes` and `embedding_size`. Raises ValueError for an unknown name or argument.
     """
     name, args = settings.metric_loss, dict(settings.metric_loss_args)
     if name in _BY_HAND:
         return _construct(_BY_HAND[name], name, args)
-    if not name.startswith("pml:"):
-        raise ValueError(f"unknown metric_loss {name!r}; expected {', '.join(_BY_HAND)} or pml:<class name>")
-    cls = _library_class("losses", name.removeprefix("pml:"))
+    if ":" not in name:
+        raise ValueError(
+            f"unknown metric_loss {name!r}; expected {', '.join(_BY_HAND)}, pml:<class name>, or module:Class of "
+            "your own"
+        )
+    is_library = name.startswith("pml:")
+    cls = _library_class("losses", name.removeprefix("pml:")) if is_library else _own_class(name)
     # Proxies are counted and sized by the task; some losses pass these on to the class they extend.
     wanted = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
     sizes = {"num_classes": n_classes, "embedding_size": dim}
@@ -131,7 +135,21 @@ def build_metric_loss(settings: StageSettings, n_classes: int, dim: int, seed: i
             miner = _construct(
                 _library_class("miners", settings.miner), settings.miner, dict(settings.miner_args)
             )
-    return LibraryLoss(loss, miner)
+    return LibraryLoss(loss, miner) if is_library else loss
+
+
+def _own_class(name: str) -> Any:
+    """Import a class of the user's by `module:Class`."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"metric_loss {name!r} cannot be had ({error}); its module must be importable where training runs"
+        ) from error
+    if not isinstance(found, type):
+        raise ValueError(f"metric_loss {name!r} is no class; name a subclass of torch.nn.Module")
+    return found
 
 
 def _library_class(module: str, name: str) -> Any:

@@ -122,7 +122,8 @@ class StageSettings:
     again. Before that a task is learnt with those of its parent, in a fraction of the time; 0 chooses every time."""
 
     metric_loss: str = "supcon"
-    """`hard_pairs`, `binomial`, `supcon`, or `pml:<class of pytorch_metric_learning.losses>`."""
+    """`hard_pairs`, `binomial`, `supcon`, `pml:<class of pytorch_metric_learning.losses>`, or `module:Class` of your
+    own, see `examples/own_loss.py`."""
     metric_loss_args: dict[str, Scalar] = field(default_factory=dict)
     """Arguments of the metric loss, by name."""
     miner: str | None = None
