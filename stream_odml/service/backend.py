@@ -136,6 +136,12 @@ class Projection:
     item_ids: Sequence[str]
     class_names: Sequence[str]
     xy: Floats
+    attributes: Sequence[str] = ()
+    """Names of those that tell groups of these items apart."""
+    values: tuple[Sequence[str], Sequence[int]] | None = None
+    """Values of the attribute that was asked for, and which one each item has; -1 for none."""
+    differs: Sequence[bool] | None = None
+    """Whether the most similar other one of these items is of another class, where that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +206,8 @@ class Backend(Protocol):
     async def versions(self) -> VersionHistory:
         """Return the tree of versions as the served snapshot knows it."""
 
-    def projection(self, points: int) -> Projection:
-        """Return at most ``points`` items of the served gallery in the plane."""
+    def projection(self, points: int, attribute: str | None = None, errors: bool = False) -> Projection:
+        """Return at most ``points`` items of the served gallery in the plane. May take a while: for a thread."""
 
     async def status(self) -> Mapping[str, Any]:
         """Return lag, queues, driver: whatever says how the stream is doing. Never raises for a dead driver."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.backend import ClassRow, Item, Projection, VersionHistory, VersionRow
+from stream_odml.service.map_colours import attribute_names, neighbour_differs, values_of
 from stream_odml.service.projection import project, sample_rows
 from stream_odml.store.unlearnt import unlearnt_tasks
 
@@ -71,14 +72,33 @@ def version_history(snapshot: GallerySnapshot) -> VersionHistory:
     return VersionHistory(snapshot.version, snapshot.sequence, rows, [task.as_json() for task in tasks])
 
 
-def plane(snapshot: GallerySnapshot, points: int, oldest: Sequence[str]) -> Projection:
-    """Return at most ``points`` live items in the plane; ``oldest`` classes first orient it."""
+def plane(
+    snapshot: GallerySnapshot,
+    points: int,
+    oldest: Sequence[str],
+    attribute: str | None = None,
+    errors: bool = False,
+) -> Projection:
+    """Return at most ``points`` live items in the plane; ``oldest`` classes first orient it.
+
+    With the values of an ``attribute``, and with what a search gets wrong, where that is asked for.
+    """
     rows = snapshot.rows()
     ids = snapshot.columns.item_ids.column.to_pylist()
     kept = rows[sample_rows(snapshot.columns.array("class_name")[rows], [ids[row] for row in rows], points)]
     names = [snapshot.columns.name("class_name", int(row)) for row in kept]
-    xy = project(snapshot.vectors(kept), names, oldest)
-    return Projection(snapshot.version, snapshot.sequence, [ids[row] for row in kept], names, xy)
+    vectors = snapshot.vectors(kept)
+    texts = snapshot.columns.attributes.take(kept)
+    return Projection(
+        snapshot.version,
+        snapshot.sequence,
+        [ids[row] for row in kept],
+        names,
+        project(vectors, names, oldest),
+        attribute_names(texts),
+        None if attribute is None else values_of(texts, attribute),
+        neighbour_differs(vectors, names).tolist() if errors else None,
+    )
 
 
 def item_of(snapshot: GallerySnapshot, item_id: str) -> Item | None:

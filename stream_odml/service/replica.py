@@ -173,14 +173,20 @@ class Replica:
     async def versions(self) -> VersionHistory:
         return self.puller.serving().history
 
-    def projection(self, points: int) -> Projection:
+    def projection(self, points: int, attribute: str | None = None, errors: bool = False) -> Projection:
         bundle = self.puller.serving()
-        return plane(bundle.snapshot, points, [row.name for row in reversed(bundle.classes)])
+        oldest = [row.name for row in reversed(bundle.classes)]
+        return plane(bundle.snapshot, points, oldest, attribute, errors)
 
     async def status(self) -> Mapping[str, Any]:
         bundle = self.puller.serving()
         ledger, learnt = bundle.snapshot.ledger, bundle.snapshot.tree.learnt(bundle.version)
-        return {"lag": _lag(ledger, learnt), "driver": await self._driver_news()}
+        quarantined = dict(ledger.tally.reasons)
+        return {
+            "lag": _lag(ledger, learnt),
+            "quarantined": quarantined,
+            "driver": await self._driver_news(),
+        }
 
     async def _driver_news(self) -> Mapping[str, Any] | None:
         now = time.monotonic()

@@ -23,6 +23,8 @@ class Browser:
 
     def __init__(self, chromium: str, folder: Path, address: str) -> None:
         self._folder, self._numbers = folder, iter(range(1, 1000))
+        self.problems: list[str] = []
+        """What the page told of errors by then."""
         command = [chromium, *FLAGS.split(), f"--user-data-dir={folder}", address]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -35,7 +37,9 @@ class Browser:
         port = told.read_text().split()[0]
         async with self._http.get(f"http://127.0.0.1:{port}/json/list") as answer:
             page = next(one for one in await answer.json() if one["type"] == "page")
-        self._socket = await self._http.ws_connect(page["webSocketDebuggerUrl"])
+        self._socket = await self._http.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0)
+        for domain in ("Runtime", "Log"):  # what was said before is told too
+            await self.send(f"{domain}.enable")
         return self
 
     async def __aexit__(
@@ -47,17 +51,26 @@ class Browser:
 
     async def run(self, script: str, attempts: int = 50) -> Any:
         """Return the value of an expression, awaited. AssertionError where it throws."""
-        parameters = {"expression": script, "awaitPromise": True, "returnByValue": True}
         answer: Any = None
         for _ in range(attempts):  # until the page is there: what runs in the one before it is lost
-            number = next(self._numbers)
-            await self._socket.send_json({"id": number, "method": "Runtime.evaluate", "params": parameters})
-            while True:
-                answer = json.loads((await self._socket.receive(timeout=60)).data)
-                if answer.get("id") == number:
-                    break
+            answer = await self.send(
+                "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+            )
             if "result" in answer:
                 assert "exceptionDetails" not in answer["result"], answer
                 return answer["result"]["result"].get("value")
             await asyncio.sleep(0.1)
         raise AssertionError(answer)
+
+    async def send(self, method: str, **parameters: Any) -> Any:
+        """Return the answer to a command of the protocol, with its result or its error."""
+        number = next(self._numbers)
+        await self._socket.send_json({"id": number, "method": method, "params": parameters})
+        while True:
+            answer = json.loads((await self._socket.receive(timeout=200)).data)
+            if answer.get("id") == number:
+                return answer
+            told = answer.get("params", {})
+            level = told.get("entry", {}).get("level") or told.get("type")
+            if answer.get("method") == "Runtime.exceptionThrown" or level in ("error", "assert"):
+                self.problems.append(json.dumps(told))

@@ -176,9 +176,19 @@ class FakeBackend:
     async def versions(self) -> VersionHistory:
         return VersionHistory(self.head, self.sequence, self.versions_list)
 
-    def projection(self, points: int) -> Projection:
+    def projection(self, points: int, attribute: str | None = None, errors: bool = False) -> Projection:
+        some = slice(points)
+        n = len(self.ids[some])
+        sides = (["left", "right"], [i % 2 for i in range(n)])
         return Projection(
-            self.head, self.sequence, self.ids[:points], self.names[:points], self.vectors[:points, :2]
+            self.head,
+            self.sequence,
+            self.ids[some],
+            self.names[some],
+            self.vectors[some, :2],
+            ["side"],
+            sides if attribute == "side" else None,
+            [i % 7 == 0 for i in range(n)] if errors else None,
         )
 
     async def status(self) -> Mapping[str, Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -19,6 +22,7 @@ import uvicorn
 from stream_odml.cluster.runtime import free_port
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.api import create_app
+from stream_odml.service.backend import VersionHistory
 from stream_odml.service.routes.pages import FOLDER
 from tests.service.browser import Browser
 from tests.service.fake_backend import FakeBackend
@@ -78,14 +82,16 @@ def test_an_unchanged_file_is_not_sent_again_and_the_whole_is_small(api: LocalAp
     first = api.get("/page/style.css")
     again = api.get("/page/style.css", headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
-    assert sum(len(text.encode()) for text in texts().values()) < 64_000
+    # A map with colours, a lasso and what waits in place of dots alone made of 62 kB what it is.
+    assert sum(len(text.encode()) for text in texts().values()) < 80_000
 
 
 @contextlib.contextmanager
-def serving(options: ServiceOptions) -> Iterator[str]:
+def serving(options: ServiceOptions, backend: FakeBackend | None = None) -> Iterator[str]:
     """The address of a service."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(FakeBackend(), options), port=port, log_level="error"))
+    app = create_app(backend or FakeBackend(), options)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -189,3 +195,149 @@ def test_an_item_is_told_of_erased_after_a_second_click_and_given_a_class(tmp_pa
     assert "Yes, erase it for good" in said
     assert "hidden now" in said
     assert "it is renamed within seconds" in said
+
+
+MAP = """(async () => {
+  const until = async (what) => { for (let i = 0; i < 800; i++) { const found = what(); if (found) return found;
+    await new Promise((go) => setTimeout(go, 25)); } throw new Error(`waited for ${what}`); };
+  const at = (id) => document.getElementById(id);
+  const map = await until(() => at("map"));
+  const said = {};
+  await until(() => map.getAttribute("aria-label").startsWith("Map of 20 items of 5 classes"));
+  const colour = async (by, words) => {
+    at("map-colour").value = by;
+    at("map-colour").dispatchEvent(new Event("change"));
+    await until(() => at("map-legend").innerText.includes(words));
+  };
+  await colour("error", "of another class 15.0 %");
+  await colour("=side", "left");
+  await colour("class", "");
+  await until(() => at("map-legend").innerText.trim() === "neighbour");
+  map.setPointerCapture = () => {};
+  const box = map.getBoundingClientRect();
+  const fire = (kind, x, y, more = {}) => map.dispatchEvent(new PointerEvent(kind, { clientX: box.left + box.width * x,
+    clientY: box.top + box.height * y, bubbles: true, ...more }));
+  const corners = [[0, 0], [1, 0], [1, 1], [0, 1]];
+  at("map-lasso").click();
+  fire("pointerdown", 0, 0);
+  corners.forEach(([x, y]) => fire("pointermove", x, y, { buttons: 1 }));
+  fire("pointerup", 0, 1);
+  said.all = at("picked-title").textContent;
+  said.tiles = document.querySelectorAll("#picked-items li").length;
+  at("picked-close").click();
+  map.focus();
+  const key = (name) => map.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+  key("ArrowRight"); key("ArrowRight");
+  said.tip = at("map-tip").textContent;
+  key(" ");
+  said.class = at("picked-title").textContent;
+  map.focus();
+  key("ArrowLeft"); key("Enter");
+  await until(() => at("item").open && at("item-facts").children.length);
+  said.item = at("item-title").textContent;
+  at("item").close();
+  await until(() => at("queue").children.length);
+  said.work = at("work-section").innerText;
+  const again = [...document.querySelectorAll("#not-learnt button")][0];
+  again.click();
+  await until(() => at("not-learnt").innerText.includes("it is learnt again"));
+  const controls = [...document.querySelectorAll("button, select, input, a, canvas")];
+  said.beyond = controls.filter((one) => one.offsetParent && one.tabIndex < 0).map((one) => one.id);
+  return said;
+})()"""
+
+
+class Busy(FakeBackend):
+    """A stream with something waiting, refused and quarantined."""
+
+    async def versions(self) -> VersionHistory:
+        task = {
+            "task": "task-0002",
+            "state": "skipped",
+            "reason": "Recall@1 fell",
+            "in_words": "task-0002 was not learnt",
+        }
+        return replace(await super().versions(), not_learnt=[task])
+
+    async def status(self) -> Mapping[str, Any]:
+        driver = {
+            "stage": {"phase": "idle"},
+            "queue_shards": {"index": 0, "boundary": 3},
+            "queue_age_s": {"boundary": 70.0},
+            "open_task": ["2 of 4 new classes have come"],
+        }
+        return {**await super().status(), "driver": driver, "quarantined": {"not_an_image": 2}}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
+def test_the_map_is_coloured_circled_and_walked_and_what_waits_is_said(tmp_path: Path) -> None:
+    async def seen(address: str) -> tuple[Any, list[str]]:
+        async with Browser(CHROMIUM or "", tmp_path / "profile", f"{address}/") as browser:
+            return await browser.run(MAP), browser.problems
+
+    backend = Busy()
+    with serving(ServiceOptions(), backend) as address:
+        said, problems = asyncio.run(seen(address))
+    assert (said["all"], said["tiles"]) == ("20 items of 5 classes", 20)
+    assert (said["tip"], said["class"], said["item"]) == ("c1", "4 items of 1 class", "c4")
+    for words in ("3 shards for their task to close, the oldest for 70 s", "2 of 4 new classes", "2 rows: not an image",
+                  "task-0002 was not learnt"):  # fmt: skip
+        assert words in said["work"]
+    assert ("relearn", "task-0002", "False") in backend.asked
+    assert said["beyond"] == []
+    # The fake's pictures are none, and an item without one shows a letter.
+    assert [problem for problem in problems if "thumbnail" not in problem] == []
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, as WCAG 2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_every_colour_of_text_stands_out_from_every_ground(theme: int) -> None:
+    colours = dict(
+        re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{.*?\}", texts()["style.css"], re.DOTALL)[theme])
+    )
+    for text in ("ink", "soft", "new", "known", "good", "bad"):
+        for ground in ("paper", "raised", "wash"):
+            light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+AXE = Path(os.environ.get("STREAM_ODML_AXE", "nowhere"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    CHROMIUM is None or not AXE.exists(),
+    reason="NOT CHECKED: npm install axe-core, then name axe.min.js in STREAM_ODML_AXE",
+)
+def test_axe_finds_nothing_at_any_size_in_either_theme(tmp_path: Path) -> None:
+    async def seen(address: str) -> dict[str, Any]:
+        found = {}
+        async with Browser(CHROMIUM or "", tmp_path / "profile", f"{address}/") as browser:
+            ready = "new Promise((go) => setInterval(() => document.querySelector('#versions tr') && go(true), 50))"
+            await browser.run(ready)
+            await browser.run(AXE.read_text("utf-8") + ";true")
+            for width, height, theme in (
+                (1440, 900, "light"),
+                (820, 1180, "dark"),
+                (390, 844, "light"),
+                (390, 844, "dark"),
+            ):
+                await browser.send("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                                   deviceScaleFactor=1, mobile=width < 500)  # fmt: skip
+                await browser.send(
+                    "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}]
+                )
+                rules = "(one) => one.id + ': ' + one.nodes[0].html"
+                said = await browser.run(f"axe.run(document).then((all) => all.violations.map({rules}))")
+                wide = await browser.run("document.documentElement.scrollWidth > innerWidth")
+                found[f"{width} {theme}"] = (said, wide)
+        return found
+
+    with serving(ServiceOptions(), Busy()) as address:
+        assert {key: value for key, value in asyncio.run(seen(address)).items() if value != ([], False)} == {}

@@ -151,8 +151,16 @@ def test_items_classes_thumbnails_versions_and_the_map(stream: TinyStream, api: 
     plane = api.get("/v1/projection").json()
     assert sorted(plane["ids"]) == sorted(stream.images)
     assert max(map(abs, plane["x"] + plane["y"])) == pytest.approx(1.0)
+    assert (plane["attributes"], "values" in plane, "differs" in plane) == (["side"], False, False)
+    coloured = api.get("/v1/projection?attribute=side&errors=true").json()
+    assert coloured["values"] == ["right", "left"]
+    sides = [coloured["values"][value] for value in coloured["value"]]
+    expected = ["left" if int(item.split("/")[1]) % 2 else "right" for item in coloured["ids"]]
+    assert sides == expected
+    assert len(coloured["differs"]) == 7
     status = api.get("/v1/status").json()
     assert (status["items"], status["classes"], status["lag"]["waiting_images"]) == (7, 3, 3)
+    assert status["quarantined"] == {}
     assert status["driver"] is None
 
 

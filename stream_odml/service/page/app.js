@@ -7,6 +7,7 @@ import * as item from "./item.js";
 import * as map from "./map.js";
 import * as query from "./query.js";
 import * as versions from "./versions.js";
+import * as work from "./work.js";
 
 const EVERY_MS = 1000;
 const PARTS_EVERY_MS = 2000;
@@ -17,6 +18,7 @@ async function look() {
   try {
     const status = await call("/v1/status");
     health(status);
+    work.show(status);
     if (status.sequence !== seen && Date.now() - drawnAt >= PARTS_EVERY_MS) {
       drawnAt = Date.now();
       await Promise.all([classes.refresh(), versions.refresh(), map.refresh()]);

@@ -14,7 +14,7 @@ export function lines(box, labels, series, zero, empty) {
 }
 
 function message(box, text) {
-  return s("svg", { role: "img" }, s("text", { x: 0, y: box.clientHeight / 2 }, text));
+  return s("svg", { role: "img", "aria-label": text }, s("text", { x: 0, y: box.clientHeight / 2 }, text));
 }
 
 function chart(box, labels, series, zero) {

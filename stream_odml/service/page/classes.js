@@ -35,7 +35,7 @@ export async function refresh() {
     fresh: names.has(row.name),
     notes: [row.learnt ? `${count(row.count)} · ${age(row.first_seen)}`
       : h("span", { class: "new-mark", title: "searchable, not learnt yet" }, `${count(row.count)} · ${age(row.first_seen)}`)],
-    label: `${row.name}, ${plural(row.count, "image")}, ${row.learnt ? "learnt" : "not learnt yet"}`,
+    more: `${plural(row.count, "image")}, ${row.learnt ? "learnt" : "not learnt yet"}`,
   })));
 }
 

@@ -60,8 +60,8 @@ async function near(id) {
     const img = h("img", { alt: "" });
     const pic = h("span", { class: "pic" }, img);
     show(img, hit.id, () => pic.replaceChildren(hit.class.slice(0, 1).toUpperCase()));
-    return h("li", {}, h("button", { type: "button", class: "tile", onclick: () => about(hit.id), "aria-label": `About ${hit.class}, similarity ${figure(hit.score)}` },
-      pic, h("span", { class: "name" }, hit.class), h("span", { class: "note" }, figure(hit.score))));
+    return h("li", {}, h("button", { type: "button", class: "tile", onclick: () => about(hit.id) },
+      pic, h("span", { class: "name" }, hit.class), h("span", { class: "note" }, figure(hit.score)), h("span", { class: "sr" }, "; about it")));
   }));
 }
 

@@ -1,171 +1,230 @@
 // The live map: a sample of the gallery in the plane. Items glide to their new place when the model changes.
 
 import { call } from "./api.js";
-import { $ } from "./dom.js";
+import { colouring } from "./colours.js";
+import { $, count, h, plural } from "./dom.js";
+import { Dots } from "./dots.js";
 import { about } from "./item.js";
+import { tile } from "./tiles.js";
 
 const GLIDE_MS = 700;
+const PICKED = 60;
 const canvas = $("map");
+const dots = new Dots(canvas);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-let points = []; // {id, name, x, y, fromX, fromY}
+const dark = matchMedia("(prefers-color-scheme: dark)");
+let plane = { ids: [], classes: [], class: [], attributes: [] };
 let fresh = new Set();
 let ringed = new Set();
-let chosen = null;
-let began = 0;
-let view = { zoom: 1, x: 0, y: 0 }; // centre of what is seen, in the plane
-let dragged = null;
+let chosen = -1;
+let held = null; // the pointer that is down: {x, y, moved} pans, {line} draws around
+let asked = 0;
+let pending = false;
 
 export function start() {
   new ResizeObserver(draw).observe(canvas);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  canvas.addEventListener("pointerdown", (event) => { dragged = { x: event.offsetX, y: event.offsetY, moved: false }; canvas.setPointerCapture(event.pointerId); });
-  canvas.addEventListener("pointermove", (event) => (dragged && event.buttons ? drag(event) : choose(nearest(event))));
-  canvas.addEventListener("pointerup", (event) => {
-    const point = nearest(event);
-    if (dragged && !dragged.moved && point) about(point.id);
-    dragged = null;
-  });
-  canvas.addEventListener("pointerleave", () => choose(null));
+  touch();
+  dark.addEventListener("change", paint);
+  canvas.addEventListener("pointerdown", down);
+  canvas.addEventListener("pointermove", (event) => (held && event.buttons ? move(event) : choose(dots.nearest(event.offsetX, event.offsetY))));
+  canvas.addEventListener("pointerup", up);
+  canvas.addEventListener("pointercancel", () => { held = null; draw(); });
+  canvas.addEventListener("pointerleave", () => choose(-1));
   canvas.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && !event.shiftKey && view.zoom === 1 && event.deltaY > 0) return; // the page scrolls
+    if (!event.ctrlKey && !event.shiftKey && dots.view.zoom === 1 && event.deltaY > 0) return; // the page scrolls
     event.preventDefault();
     zoom(1.2 ** -Math.sign(event.deltaY), event.offsetX, event.offsetY);
   }, { passive: false });
   $("map-in").addEventListener("click", () => zoom(1.5));
   $("map-out").addEventListener("click", () => zoom(1 / 1.5));
   $("map-all").addEventListener("click", () => zoom(0));
-  canvas.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && chosen) return about(chosen.id);
-    const factor = { "+": 1.5, "-": 1 / 1.5, 0: 0 }[event.key];
-    if (factor !== undefined) return zoom(factor);
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (!step || !points.length) return;
-    event.preventDefault();
-    const names = [...new Set(points.map((point) => point.name))];
-    const next = (names.indexOf(chosen?.name) + step + names.length) % names.length;
-    choose(points.find((point) => point.name === names[next]));
+  $("map-lasso").addEventListener("click", (event) => {
+    event.currentTarget.setAttribute("aria-pressed", !lassoing());
+    touch();
   });
-  canvas.addEventListener("blur", () => choose(null));
+  $("map-colour").addEventListener("change", () => refresh().catch(() => paint()));
+  $("picked-close").addEventListener("click", () => { $("picked").hidden = true; canvas.focus(); });
+  canvas.addEventListener("keydown", key);
+  canvas.addEventListener("blur", () => choose(-1));
 }
 
 export async function refresh() {
-  const plane = await call("/v1/projection");
-  const before = new Map(points.map((point) => [point.id, place(point)]));
-  points = plane.ids.map((id, i) => {
-    const [fromX, fromY] = before.get(id) ?? [plane.x[i], plane.y[i]];
-    return { id, name: plane.classes[plane.class[i]], x: plane.x[i], y: plane.y[i], fromX, fromY };
-  });
-  $("map-empty").hidden = points.length > 0;
-  canvas.setAttribute("aria-label", `Map of ${points.length} items of ${plane.classes.length} classes; arrow keys go through the classes, Enter opens an item, plus and minus zoom`);
-  began = performance.now();
-  requestAnimationFrame(glide);
+  const by = $("map-colour").value;
+  const mine = ++asked;
+  const query = by === "error" ? "?errors=true" : by.startsWith("=") ? `?attribute=${encodeURIComponent(by.slice(1))}` : "";
+  const seen = await call(`/v1/projection${query}`);
+  if (mine !== asked) return; // another colour has been asked for
+  const before = dots.places();
+  choose(-1);
+  plane = seen;
+  dots.set(plane.ids, plane.x, plane.y, before);
+  choices();
+  $("map-empty").hidden = plane.ids.length > 0;
+  canvas.setAttribute("aria-label", `Map of ${count(plane.ids.length)} items of ${plural(plane.classes.length, "class")}; arrow keys go through the classes, Enter opens an item, space shows a class, plus and minus zoom`);
+  paint();
+  const began = performance.now();
+  const glide = () => {
+    const t = still.matches ? 1 : Math.min(1, (performance.now() - began) / GLIDE_MS);
+    dots.part = 1 - (1 - t) ** 3;
+    now();
+    if (t < 1 && mine === asked) requestAnimationFrame(glide);
+  };
+  glide();
+}
+
+/** Offer what the items can be coloured by. */
+function choices() {
+  const select = $("map-colour");
+  const there = [...select.options].filter((one) => one.value.startsWith("=")).map((one) => one.value.slice(1));
+  const wanted = plane.attributes ?? [];
+  if (there.join("\n") === wanted.join("\n")) return;
+  const value = select.value;
+  for (const one of [...select.options]) if (one.value.startsWith("=")) one.remove();
+  select.append(...wanted.map((name) => h("option", { value: `=${name}` }, name)));
+  select.value = value;
+  if (select.value !== value) select.value = "new";
 }
 
 /** Classes to paint as new. */
-export function paintNew(names) { fresh = new Set(names); draw(); }
+export function paintNew(names) { fresh = new Set(names); paint(); }
 
 /** Items to ring as neighbours of the last question. */
 export function ring(ids) { ringed = new Set(ids); draw(); }
 
-function glide() {
-  draw();
-  if (performance.now() - began < GLIDE_MS && !still.matches) requestAnimationFrame(glide);
-}
-
-function place(point) {
-  const t = still.matches ? 1 : Math.min(1, (performance.now() - began) / GLIDE_MS);
-  const ease = 1 - (1 - t) ** 3;
-  return [point.fromX + (point.x - point.fromX) * ease, point.fromY + (point.y - point.fromY) * ease];
-}
-
-const MARGIN = 16;
-const span = () => [(canvas.clientWidth - 2 * MARGIN) / 2, (canvas.clientHeight - 2 * MARGIN) / 2];
-
-function onCanvas(point) {
-  const [x, y] = place(point);
-  const [width, height] = span();
-  return [MARGIN + width * (1 + (x - view.x) * view.zoom), MARGIN + height * (1 - (y - view.y) * view.zoom)];
-}
-
-/** Zoom by a factor about a place of the canvas, its middle by default; 0 shows all. */
-function zoom(factor, atX = canvas.clientWidth / 2, atY = canvas.clientHeight / 2) {
-  const [width, height] = span();
-  const [x, y] = [(atX - MARGIN) / width - 1, 1 - (atY - MARGIN) / height];
-  const next = factor ? Math.min(40, Math.max(1, view.zoom * factor)) : 1;
-  view = next === 1 ? { zoom: 1, x: 0, y: 0 }
-    : { zoom: next, x: view.x + x / view.zoom - x / next, y: view.y + y / view.zoom - y / next };
+function paint() {
+  const { code, palette, legend } = colouring($("map-colour").value, plane, fresh, dark.matches);
+  dots.paint(code, palette);
+  $("map-legend").replaceChildren(...legend.map(([colour, words]) => {
+    const mark = h("i", { class: "key" });
+    mark.style.background = colour;
+    return h("span", {}, mark, words);
+  }), h("span", {}, h("i", { class: "key key-hit" }), "neighbour"));
   draw();
 }
 
-function drag(event) {
-  const [width, height] = span();
-  const [dx, dy] = [event.offsetX - dragged.x, event.offsetY - dragged.y];
-  if (!dragged.moved && Math.hypot(dx, dy) < 4) return;
-  Object.assign(dragged, { x: event.offsetX, y: event.offsetY, moved: true });
-  view = { ...view, x: view.x - dx / width / view.zoom, y: view.y + dy / height / view.zoom };
-  choose(null);
-  draw();
+/** A finger scrolls the page past the whole map, and moves in a part of it, or draws. */
+function touch() {
+  canvas.style.touchAction = dots.view.zoom > 1 || lassoing() ? "none" : "pan-y";
 }
 
+const lassoing = () => $("map-lasso").getAttribute("aria-pressed") === "true";
+
+/** Draw before the next frame, however often this is asked for until then. */
 function draw() {
-  const scale = devicePixelRatio || 1;
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  if (canvas.width !== width * scale || canvas.height !== height * scale) {
-    canvas.width = width * scale;
-    canvas.height = height * scale;
+  if (pending) return;
+  pending = true;
+  requestAnimationFrame(() => { pending = false; now(); });
+}
+
+function now() {
+  const radius = dots.n > 4000 ? 1.75 : dots.n > 600 ? 2 : 2.75;
+  const pen = dots.draw(radius, chosen >= 0);
+  if (chosen >= 0) {
+    for (let i = 0; i < dots.n; i += 1) if (plane.class[i] === plane.class[chosen]) dots.stamp(pen, i, radius + 1.5);
   }
-  const pen = canvas.getContext("2d");
   const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
-  pen.setTransform(scale, 0, 0, scale, 0, 0);
-  pen.clearRect(0, 0, width, height);
-  const dots = (some, fill, radius, alpha) => {
-    pen.fillStyle = fill;
-    pen.globalAlpha = alpha;
-    for (const point of some) {
-      const [x, y] = onCanvas(point);
-      pen.beginPath();
-      pen.arc(x, y, radius, 0, 2 * Math.PI);
-      pen.fill();
-    }
-  };
-  const faint = chosen ? 0.35 : 0.75;
-  const radius = points.length > 600 ? 2 : 2.75;
-  dots(points.filter((point) => !fresh.has(point.name)), colour("--dots"), radius, faint);
-  dots(points.filter((point) => fresh.has(point.name)), colour("--new"), radius + 0.75, chosen ? 0.4 : 0.9);
-  if (chosen) dots(points.filter((point) => point.name === chosen.name), fresh.has(chosen.name) ? colour("--new") : colour("--ink"), radius + 1.25, 1);
-  pen.globalAlpha = 1;
-  pen.strokeStyle = colour("--known");
+  pen.strokeStyle = style.getPropertyValue("--known").trim();
   pen.lineWidth = 1.75;
-  for (const point of points) {
-    if (!ringed.has(point.id)) continue;
-    const [x, y] = onCanvas(point);
+  if (ringed.size) {
+    plane.ids.forEach((id, i) => {
+      if (!ringed.has(id)) return;
+      pen.beginPath();
+      pen.arc(...dots.at(i), radius + 4, 0, 2 * Math.PI);
+      pen.stroke();
+    });
+  }
+  if (held?.line) {
     pen.beginPath();
-    pen.arc(x, y, radius + 4, 0, 2 * Math.PI);
+    held.line.forEach(([x, y]) => pen.lineTo(x, y));
     pen.stroke();
   }
 }
 
-function nearest(event) {
-  let [best, distance] = [null, 18 ** 2];
-  for (const point of points) {
-    const [x, y] = onCanvas(point);
-    const d = (x - event.offsetX) ** 2 + (y - event.offsetY) ** 2;
-    if (d < distance) [best, distance] = [point, d];
-  }
-  return best;
+function zoom(factor, x, y) {
+  dots.zoom(factor, x, y);
+  touch();
+  choose(-1);
+  draw();
 }
 
-function choose(point) {
-  if (point === chosen) return;
-  chosen = point;
+function down(event) {
+  const { offsetX: x, offsetY: y } = event;
+  const draws = event.shiftKey || lassoing();
+  held = draws ? { line: [[x, y]] } : { x, y, moved: false };
+  canvas.setPointerCapture(event.pointerId);
+}
+
+function move({ offsetX: x, offsetY: y }) {
+  if (held.line) {
+    held.line.push([x, y]);
+    return draw();
+  }
+  if (!held.moved && Math.hypot(x - held.x, y - held.y) < 4) return;
+  dots.pan(x - held.x, y - held.y);
+  held = { x, y, moved: true };
+  choose(-1);
+  draw();
+}
+
+function up(event) {
+  const was = held;
+  held = null;
+  if (was?.line) {
+    if (was.line.length > 2) pick(dots.inside(was.line));
+    return draw();
+  }
+  const i = dots.nearest(event.offsetX, event.offsetY);
+  if (was && !was.moved && i >= 0) about(plane.ids[i]);
+}
+
+function key(event) {
+  if (event.key === "Enter" && chosen >= 0) {
+    event.preventDefault(); // else the same key presses the button that the dialog opens with
+    return about(plane.ids[chosen]);
+  }
+  const factor = { "+": 1.5, "-": 1 / 1.5, 0: 0 }[event.key];
+  if (factor !== undefined) return zoom(factor);
+  if (event.key === " " && chosen >= 0) {
+    event.preventDefault();
+    const of = plane.class[chosen];
+    return pick([...plane.class.keys()].filter((i) => plane.class[i] === of));
+  }
+  const along = { ArrowRight: [1, 0], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowUp: [0, -1] }[event.key];
+  if (!along || !dots.n) return;
+  event.preventDefault();
+  if (event.shiftKey) {
+    dots.pan(-40 * along[0], -40 * along[1]);
+    return draw();
+  }
+  const [step, many] = [along[0] + along[1], plane.classes.length];
+  const next = chosen < 0 ? (step > 0 ? 0 : many - 1) : (plane.class[chosen] + step + many) % many;
+  choose(plane.class.indexOf(next));
+}
+
+function choose(i) {
+  if (i === chosen) return;
+  chosen = i;
   const tip = $("map-tip");
-  tip.hidden = point === null;
-  if (point) {
-    const [x, y] = onCanvas(point);
-    tip.textContent = point.name;
+  tip.hidden = i < 0;
+  if (i >= 0) {
+    const [x, y] = dots.at(i);
+    const value = plane.values?.[plane.value[i]];
+    tip.textContent = plane.classes[plane.class[i]] + (value === undefined ? "" : ` · ${value}`);
     tip.style.left = `${Math.min(Math.max(x, 40), canvas.clientWidth - 40)}px`;
     tip.style.top = `${Math.max(y, 34)}px`;
   }
   draw();
+}
+
+/** Show the images of some items: of all where they are few, else some of each part of them. */
+function pick(some) {
+  if (!some.length) return;
+  const every = Math.max(1, some.length / PICKED);
+  const shown = Array.from({ length: Math.min(PICKED, some.length) }, (_, n) => some[Math.floor(n * every)]);
+  const classes = new Set(some.map((i) => plane.class[i]));
+  const rest = shown.length < some.length ? `, ${count(shown.length)} of them here` : "";
+  $("picked-title").textContent = `${plural(some.length, "item")} of ${plural(classes.size, "class")}${rest}`;
+  $("picked-items").replaceChildren(...shown.map((i) => tile(plane.ids[i], plane.classes[plane.class[i]])));
+  $("picked").hidden = false;
+  $("picked-title").focus();
 }

@@ -11,9 +11,7 @@ let turn = 0;
 export function start() {
   const drop = $("drop");
   $("file").addEventListener("change", (event) => event.target.files[0] && search(event.target.files[0]));
-  drop.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); $("file").click(); }
-  });
+  drop.addEventListener("click", () => $("file").click());
   $("asked").addEventListener("error", () => { $("asked").hidden = true; }); // what is no image has no picture
   for (const name of ["by-class", "filter"]) $(name).addEventListener("change", () => last && search(last));
   for (const kind of ["dragenter", "dragover"]) {
@@ -70,7 +68,7 @@ function answered(answer, hits, milliseconds) {
   $("hits").replaceChildren(...hits.map((hit, i) => tile(hit.id, hit.class, {
     score: hit.score,
     notes: [figure(hit.score), h("code", { title: `vector made by ${hit.version}` }, hit.version.split("-")[0])],
-    label: `${i + 1}: ${hit.class}, similarity ${figure(hit.score)}`,
+    more: `neighbour ${i + 1}`,
   })));
   ring(hits.map((hit) => hit.id));
 }

@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { lines } from "./charts.js";
 import { $, ago, count, figure, h, plural, version } from "./dom.js";
+import { refused } from "./work.js";
 
 const recall = (row, split, form = "served") => row.metrics[`recall_at_1/${split}/${form}`] ?? null;
 let tree = { head: "", versions: [] };
@@ -22,7 +23,7 @@ export async function refresh() {
   lines($("forgetting"), labels, [of("forgetting", "forgetting", (row) => row.metrics.forgetting ?? null)],
     true, "Nothing to forget before the second stage.");
   const onPath = new Set(path.map((row) => row.id));
-  $("not-learnt").replaceChildren(...(tree.not_learnt ?? []).map((task) => h("li", {}, task.in_words)));
+  refused(tree.not_learnt ?? []);
   $("versions").replaceChildren(...tree.versions.toReversed().map((row) => line(row, onPath)));
 }
 
@@ -37,11 +38,11 @@ function line(row, onPath) {
   const head = row.id === tree.head;
   const action = head ? h("span", { class: "badge" }, "served")
     : row.retired ? h("span", { class: "quiet" }, "retired")
-    : h("button", { onclick: () => ask(row), "aria-label": `Serve ${row.id}` }, "Serve");
+    : h("button", { onclick: () => ask(row) }, "Serve", h("span", { class: "sr" }, ` ${row.id}`));
   const mark = head ? "head-row" : onPath.has(row.id) ? "" : "aside";
   return h("tr", { class: mark },
     h("td", {}, row.parent === null ? version(row.id)
-      : h("button", { class: "link", onclick: () => compare(row), "aria-label": `What changed in ${row.id}` }, version(row.id))), h("td", {}, ago(row.committed)), h("td", { class: "wide" }, row.task ?? "initial model"),
+      : h("button", { class: "link", onclick: () => compare(row) }, h("span", { class: "sr" }, "What changed in "), version(row.id))), h("td", {}, ago(row.committed)), h("td", { class: "wide" }, row.task ?? "initial model"),
     h("td", { class: "n" }, figure(recall(row, "union"))), h("td", { class: "n wide" }, figure(recall(row, "old"))),
     h("td", { class: "n wide" }, figure(recall(row, "new"))), h("td", { class: "n" }, figure(row.metrics.forgetting)),
     h("td", {}, action));

@@ -61,19 +61,31 @@ async def forget_class(name: Annotated[str, Path()], request: Request) -> Respon
 async def projection(
     request: Request,
     points: Annotated[int | None, UrlQuery(ge=3, le=20_000, description="how many items")] = None,
+    attribute: Annotated[
+        str | None, UrlQuery(max_length=256, description="give each item's value of this attribute")
+    ] = None,
+    errors: Annotated[
+        bool, UrlQuery(description="tell items whose most similar other one here is of another class")
+    ] = False,
 ) -> Response:
-    """Return 2-D principal components of a fixed sample, oriented alike in every version, so that a
-    map moves smoothly."""
+    """Return 2-D principal components of a fixed sample, oriented alike in every version, so that a map moves smoothly,
+    and by what its items can be coloured."""
     backend, count = backend_of(request, "projection"), points or options_of(request).map_points
+    # Comparing every item with every other one costs far more than placing them.
+    cost = count * count if errors else count
     return await view(
-        request, backend, ("projection", count), count, lambda: _plane(backend.projection(count))
+        request,
+        backend,
+        ("projection", count, attribute, errors),
+        cost,
+        lambda: _plane(backend.projection(count, attribute, errors)),
     )
 
 
 def _plane(seen: Projection) -> dict[str, Any]:
     names = sorted(set(seen.class_names))
     code = {name: i for i, name in enumerate(names)}
-    return {
+    plane: dict[str, Any] = {
         "version": seen.version,
         "sequence": seen.sequence,
         "classes": names,
@@ -81,4 +93,10 @@ def _plane(seen: Projection) -> dict[str, Any]:
         "class": [code[name] for name in seen.class_names],
         "x": [round(x, 4) for x in seen.xy[:, 0].tolist()],
         "y": [round(y, 4) for y in seen.xy[:, 1].tolist()],
+        "attributes": list(seen.attributes),
     }
+    if seen.values is not None:
+        plane["values"], plane["value"] = map(list, seen.values)
+    if seen.differs is not None:
+        plane["differs"] = list(seen.differs)
+    return plane
