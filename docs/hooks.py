@@ -100,15 +100,26 @@ def configuration_page() -> str:
         if target is None:
             top.append(_field(name, spec, defaults[name]))
             continue
-        section = schema["$defs"][target]
-        rows = [_field(key, sub, defaults[name][key]) for key, sub in section["properties"].items()]
-        sections += [f"## {name}", _text(section.get("description", "")), _table(rows)]
+        sections += _section(schema, name, target, defaults[name])
     head = (
         "# Configuration\n\nOne YAML file, every key of which has a default: `stream-odml config --example` prints it "
         "with all of them, `stream-odml init` writes a short one for your images, `stream-odml config --check FILE` "
         "looks whether this machine has what it asks for."
     )
     return "\n\n".join([head, _table(top), *sections]) + "\n"
+
+
+def _section(schema: Mapping[str, Any], name: str, target: str, defaults: Mapping[str, Any]) -> list[str]:
+    """Return the heading, the text and the table of a section, and behind it those of sections within it."""
+    section = schema["$defs"][target]
+    rows, inner = [], []
+    for key, spec in section["properties"].items():
+        if (deeper := _target(spec)) is None:
+            rows.append(_field(key, spec, defaults[key]))
+        else:
+            rows.append(f"| `{key}` | | a section: see [{name}.{key}](#{name}{key}) |")
+            inner += _section(schema, f"{name}.{key}", deeper, defaults[key])
+    return [f"## {name}", _text(section.get("description", "")), _table(rows), *inner]
 
 
 def _target(spec: Mapping[str, Any]) -> str | None:

@@ -3,11 +3,15 @@ somewhere."""
 
 from __future__ import annotations
 
+import ast
+import builtins
 import os
+import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -158,6 +162,64 @@ def test_the_reference_has_every_option_and_every_key() -> None:
             keys += 1
             assert f"| `{key}` |" in section, f"{name}.{key}"
     assert keys > 120
+
+
+def leaves(schema: dict[str, Any], properties: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    """Section and name of every key of a configuration, however deep."""
+    for key, spec in properties.items():
+        targets = [one["$ref"] for one in [spec, *spec.get("allOf", [])] if "$ref" in one]
+        if targets:
+            name = f"{within}.{key}" if within else key
+            yield from leaves(schema, schema["$defs"][targets[0].rsplit("/", 1)[1]]["properties"], name)
+        else:
+            yield within, key
+
+
+def test_every_key_at_any_depth_has_its_row() -> None:
+    page = HOOKS.configuration_page()
+    sections = {part.split("\n", 1)[0]: part for part in page.split("\n## ")}
+    schema = StreamConfig.model_json_schema()
+    found = list(leaves(schema, schema["properties"]))
+    assert ("source.kafka", "value") in found
+    missing = [
+        f"{within}.{key}"
+        for within, key in found
+        if f"| `{key}` |" not in (sections[within] if within else page.split("\n## ")[0])
+    ]
+    assert missing == []
+
+
+NEVER_PRINTED = {
+    "Doubt": "a warning of `config --check`, printed as one",
+    "ReaderEnded": "read row by row instead",
+    "StaleParent": "the stage is learnt again",
+    "StaleSums": "the stage is settled again",
+    "StageDeferred": "the stage waits, and `status` says for what",
+}
+"""Errors that end within the package, and how."""
+
+
+def error_names() -> set[str]:
+    """Every class of an error in the package, by the classes that it extends."""
+    bases: dict[str, set[str]] = {}
+    for path in (REPOSITORY / "stream_odml").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+    known = {
+        name for name, one in vars(builtins).items() if isinstance(one, type) and issubclass(one, Exception)
+    }
+    found: set[str] = set()
+    while more := {name for name, of in bases.items() if of & (known | found)} - found:
+        found |= more
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_every_error_has_its_name_among_the_troubles() -> None:
+    named = set(re.findall(r"`(\w+)`", PAGES["howto/troubleshooting.md"].split("## Errors by their name")[1]))
+    names = error_names()
+    assert len(names) > 40
+    assert names - named == set(NEVER_PRINTED)
 
 
 def test_every_path_of_the_api_is_in_the_reference() -> None:
