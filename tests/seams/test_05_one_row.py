@@ -51,7 +51,7 @@ def config(root: Path) -> StreamConfig:
         {
             "root": str(root),
             "method": "distilled",
-            "model": {"dim": 8, "image_size": SIZE, "lift": 16},
+            "model": {"dim": 8, "image_size": SIZE},
             "learning": {"base_steps": 2, "stage_steps": 2, "classes_per_batch": 2, "images_per_class": 2},
             "boundary": {"new_classes": None, "images": 20, "age_s": None},
             "ingest": {"max_pixels": LIMIT},
