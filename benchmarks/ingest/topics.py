@@ -48,7 +48,10 @@ def measure(report: Report, seed: int, messages: int = MESSAGES, kills: int = KI
         _speed(report, seed, broker["servers"])
     with beside(BROKER, TOPIC, str(PARTITIONS)) as broker:
         _searchable(report, seed, broker["servers"])
+    report.write(keep=True)  # before what takes long
     add_measured(report, "tests.faults.topics", seed, "--messages", str(messages), "--kills", str(kills))
+    report.write(keep=True)
+    add_measured(report, "tests.faults.topic_holes", seed)
 
 
 # -- speed ------------------------------------------------------------------------------------------------------------
@@ -73,7 +76,7 @@ def _speed(report: Report, seed: int, servers: str) -> None:
             source.close()
     report.row(part="kafka", seed=seed, images=count, topic_s=topic, directory_s=directory)
     report.figure("kafka_messages_per_s", count / float(np.median(topic)))
-    report.figure("kafka_over_directory_speed", float(np.median(np.divide(directory, topic))))
+    report.figure("kafka_over_directory", float(np.median(np.divide(directory, topic))))
 
 
 def _indexed(source: Source, count: int, folder: str, seed: int) -> float:

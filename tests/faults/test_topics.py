@@ -14,6 +14,7 @@ from deltalake.exceptions import DeltaError
 
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
+from tests.faults.topic_holes import run_holes
 from tests.faults.topics import PARTITIONS, ROLES, TOPIC, Plan, Topic, judge, run, searchable, sent_messages
 from tests.ingest.kafka_broker import BROKER, NOT_CHECKED, durable_broker, make_topic
 from tests.ingest.s3_server import SERVER
@@ -74,3 +75,9 @@ def test_a_driver_and_a_broker_that_are_killed_again_and_again(tmp_path: Path) -
             driver.wait()
     assert judge(root, sent) == []
     assert kills == KILLS
+
+
+def test_each_offset_is_an_item_or_part_of_a_reported_hole() -> None:
+    report = Measured("holes", [1], quick=True)
+    assert run_holes(report, 1) == []
+    assert report.figures["kafka_holes"] >= PARTITIONS
