@@ -67,8 +67,8 @@ class KafkaOptions(MessageFormat):
     range_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 30)] = 16 << 20
     """Bytes of a partition's messages after which a shard is made of them."""
     range_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
-    """Seconds after a partition's first message in which a shard is made of what came. Each shard is a row of the
-    ledger: give a topic of many partitions more."""
+    """Seconds after a partition's first message in which a shard is made of what came; at once after a pause. Each
+    shard is a row of the ledger, at most one in this time: give a topic of many partitions more."""
     max_spool_bytes: Annotated[int, Field(ge=1 << 20)] = 20 << 30
     """Bytes of copied messages below `spool/` of the root. Above it nothing is read until tasks are learnt and
     `store.keep_pushed_h` has passed; the topic keeps what comes."""

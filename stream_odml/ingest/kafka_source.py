@@ -170,7 +170,8 @@ class KafkaSource:
             is_moved |= self._release()
             self._is_stale = is_moved
             self._write()
-            if not found or now > deadline:
+            waits = min((part.waits_s(now) for part in self._parts.values()), default=math.inf)
+            if now > deadline or (not found and waits > FETCH_S):
                 break
 
     def _take(self, found: Any, now: float) -> bool:

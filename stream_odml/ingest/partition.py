@@ -6,6 +6,7 @@ came earlier: messages that erase, and control messages. No broker and no file i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,10 @@ from stream_odml.ingest.message_range import Message, Range, erased_by, erased_i
 
 MAX_ERASED = 200
 """Items that one range erases at most: each is a row of the ledger, written before the range lands."""
+
+
+QUIET_S = 0.1
+"""Without a message, at the end of a partition, after which those that came after a pause wait for no more."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Partition:
     _messages: list[Message] = field(default_factory=list)
     _opened: float | None = None
     _erasing: bool = False
+    _is_at_end: bool = False
+    _last: float = 0.0
+    """When the last message was taken."""
+    _closed_at: float = -math.inf
+    """When a range was closed last because it was due."""
 
     def __post_init__(self) -> None:
         self.next = max(self.next, self.start)
@@ -66,6 +76,7 @@ class Partition:
         if not self._messages:
             self._opened, self._erasing = now, erasing
         self._messages.append(message)
+        self._last, self._is_at_end = now, False
         self.bytes += _size(message)
         self.next = message.offset + 1
         if len(self._messages) >= self.options.range_messages or self.bytes >= self.options.range_bytes:
@@ -75,6 +86,7 @@ class Partition:
         """Note that the broker has nothing more below this offset: what lies between is a gap."""
         if self.closes is None:
             self.next = max(self.next, offset)
+            self._is_at_end = True
 
     def lost(self, low: int) -> Iterator[Closed]:
         """Yield what is known to be gone, as the broker has nothing any more below `low`."""
@@ -84,8 +96,24 @@ class Partition:
             yield from self.close()
 
     def due(self, now: float) -> bool:
-        """Return whether the open range is old enough to be closed."""
-        return self._opened is not None and now - self._opened >= self.options.range_s
+        """Return whether the open range is to be closed: it is old enough, or has all that came after a pause."""
+        if self._opened is None:
+            return False
+        is_due = now - self._opened >= self.options.range_s or self.waits_s(now) == 0
+        if is_due:
+            self._closed_at = now
+        return is_due
+
+    def waits_s(self, now: float) -> float:
+        """Return seconds until what came after a pause is closed, if nothing more comes; infinite without such."""
+        if self._opened is None or not self._is_at_end or not self._is_fresh(now):
+            return math.inf
+        return max(0.0, self._last + QUIET_S - now)
+
+    def _is_fresh(self, now: float) -> bool:
+        """Whether no range was closed for as long as one may be open: more often none is, as each is a row of the
+        ledger."""
+        return now - self._closed_at >= self.options.range_s
 
     def close(self) -> Iterator[Closed]:
         """Complete the open range, if there is anything in it."""
