@@ -93,6 +93,9 @@ def stream_config(folder: str, seed: int) -> StreamConfig:
 class Live:
     """A producer and a client of one running stream."""
 
+    part = "live"
+    """Of the benchmark, for the rows of what is measured."""
+
     def __init__(self, session: Session, seed: int) -> None:
         self.inbox = inbox_path(session.config)
         self._session = session
@@ -124,7 +127,7 @@ class Live:
     def measure(self, report: Report, name: str, phase: str) -> float:
         """Land a shard, find it, note how long it took."""
         seconds = self.find(self.land(name))
-        report.row(part="live", shard=name, phase=phase, seconds=seconds)
+        report.row(part=self.part, shard=name, phase=phase, seconds=seconds)
         return seconds
 
     def status(self) -> dict[str, object]:

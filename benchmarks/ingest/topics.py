@@ -131,6 +131,8 @@ def _send(servers: str, items: Sequence[NewItem], **headers: str) -> None:
 class LiveTopic(Live):
     """A producer of messages, and a client, of one running stream."""
 
+    part = "kafka"
+
     def __init__(self, session: Any, seed: int, servers: str) -> None:
         super().__init__(session, seed)
         self._servers = servers

@@ -52,7 +52,10 @@ class KafkaProcess:
         """Ids of shards that the ledger may not have yet."""
         self._figures: tuple[LogFigures, ...] = ()
         self._child: subprocess.Popen[bytes] | None = None
-        self._start()
+        with contextlib.suppress(
+            TransientReadError
+        ):  # one that is killed so early comes again with the first poll
+            self._start()
 
     @property
     def pid(self) -> int | None:

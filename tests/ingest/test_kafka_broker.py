@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -110,6 +112,25 @@ def test_a_reader_that_is_killed_goes_on_where_the_ledger_says(broker: Broker, t
     places = [item.attributes["path"] for item in followed.items()]
     assert len(places) == len(set(places)) == 400
     assert followed.source.pid != pid
+    followed.source.close()
+
+
+def test_a_reader_that_is_killed_as_it_starts_comes_again_with_the_first_poll(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would take the driver with it, which is what starts it."""
+    start = subprocess.Popen
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        child = start(*arguments, **options)
+        child.kill()
+        return child
+
+    send((broker.servers, producer_of(broker)), TOPIC, range(8))
+    monkeypatch.setattr(subprocess, "Popen", killed)
+    followed = Apart(broker.servers, tmp_path, TOPIC)
+    monkeypatch.undo()
+    assert len(followed.until(8)) == 8
     followed.source.close()
 
 
