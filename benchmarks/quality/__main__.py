@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,7 +21,7 @@ from benchmarks.quality.methods import NEEDS_WEIGHTS, Method, all_names, apply_c
 from benchmarks.quality.moving import run_of
 from benchmarks.quality.protocols import Stream
 from benchmarks.quality.report import write_report
-from benchmarks.quality.rows import RowFile, learning_commit
+from benchmarks.quality.rows import Row, RowFile, learning_commit
 from benchmarks.quality.study import Study
 from stream_odml.learn.memory import keep_freed_memory
 from stream_odml.learn.settings import PRETRAINED, EmbedderSpec, StageSettings
@@ -48,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], help="field=value of StageSettings, for every method"
     )
     p.add_argument("--select", choices=("validation", "test"), default="validation")
+    p.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="FILE:NAME[=EARLIER],...",
+        help="add methods of an earlier result (.parquet) of the same stream, by the name that they had there",
+    )
     p.add_argument("--name", help="of the result; default: quality-<data>")
     p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
@@ -95,8 +103,30 @@ def _run(args: argparse.Namespace) -> None:
         )
     title = f"{study.images.name}, {study.protocol}"
     shown = [method.name for method in methods]
+    for text in args.beside:
+        earlier, found = beside(text, study, seeds)
+        if twice := set(shown) & set(earlier):
+            raise ValueError(f"--beside {text}: {', '.join(sorted(twice))} would be there twice")
+        shown += earlier
+        rows += found
     remark = _unmeasured(study.images, streams[0])
     print(write_report(args.out, name, title, rows, shown, seeds, study.quick, remark))
+
+
+def beside(text: str, study: Study, seeds: list[int]) -> tuple[list[str], list[Row]]:
+    """Return names and rows of methods of an earlier result: of this stream, these images and these seeds alone."""
+    path, _, wanted = text.rpartition(":")
+    pairs = [part.split("=", 1) for part in wanted.split(",")]
+    names = {pair[-1]: pair[0] for pair in pairs}
+    stream = {"data": study.images.name, "protocol": study.protocol, "select": study.select}
+    rows = [
+        {**row, "method": names[row["method"]]}
+        for row in pq.read_table(path).to_pylist()
+        if row["method"] in names and row["seed"] in seeds and stream.items() <= row.items()
+    ]
+    if missing := set(names.values()) - {row["method"] for row in rows}:
+        raise ValueError(f"{path} has nothing of {', '.join(sorted(missing))} on {stream}")
+    return list(names.values()), rows
 
 
 def _unmeasured(images: ImageSet, stream: Stream) -> str:

@@ -154,3 +154,29 @@ def test_an_oracle_is_measured_beside_and_changes_nothing_else(
     assert {"l2/last_r1_oracle", "frozen_f0/last_r1_oracle"} <= set(figures)
     assert figures["frozen_f0/last_r1_oracle"] == figures["frozen_f0/last_r1_reextracted"]
     assert "| last, oracle map |" in (more / "quality-squares.md").read_text()
+
+
+def test_methods_of_an_earlier_result_stand_beside_under_another_name(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch)
+    before, now = tmp_path / "before", tmp_path / "now"
+    run(monkeypatch, arguments(parquet, before, "--commit", "c0ffee", "--methods", "frozen_f0,finetune"))
+    file = before / "quality-squares.parquet"
+    words = ("--commit", "beef", "--methods", "frozen_f0", "--beside", f"{file}:tuned=finetune")
+    run(monkeypatch, arguments(parquet, now, *words))
+    was, found = (json.loads((at / "quality-squares.json").read_text())["figures"] for at in (before, now))
+    assert found["tuned/last_r1_mapped"] == was["finetune/last_r1_mapped"]
+    assert "finetune/last_r1_mapped" not in found
+    assert "commits beef, c0ffee" in (now / "quality-squares.md").read_text()
+    for wrong, said in (
+        (f"{file}:l2", "nothing of l2"),
+        (f"{file}:frozen_f0", "frozen_f0 would be there twice"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            run(monkeypatch, arguments(parquet, now, *words[:-1], wrong))
+    with pytest.raises(SystemExit, match="nothing of finetune"):
+        run(
+            monkeypatch,
+            arguments(parquet, tmp_path / "other", *words[:-1], f"{file}:finetune", "--select", "validation"),
+        )

@@ -151,7 +151,7 @@ class StageSettings:
     the batch and on its composites alike. High, as every stored feature has to follow the trunk by a map."""
     weight_repel: NonNegative = 0.0
     """Weight of the bank's class directions as negatives of the new images; 0.3 may help a task of many new classes,
-    and costs a task of few (`benchmarks/STUDY.md`)."""
+    and costs a task of few (`benchmarks/EARLIER.md`)."""
     temperature: Positive = 4.0
     """Temperature tau of the relations: larger values flatten the rows of the Gram matrices."""
     virtual: Literal["kernel", "affine"] = "kernel"
@@ -177,7 +177,7 @@ class StageSettings:
 
     whitening: Share = 0.25
     """Share of the within-class covariance by which the first stage's embedding is whitened, once, in the head; 0 for
-    none, and none without a linear head. Worth one to three points of recall (`benchmarks/STUDY.md`)."""
+    none, and none without a linear head. Worth one to three points of recall (`benchmarks/EARLIER.md`)."""
 
     error_whitening: NonNegative = 6.0
     """Strength k of every later stage's whitening, W ~ (I + k E / v)^(-1/2): E the error of the affine gallery map on
@@ -294,7 +294,7 @@ RENAMED_METHODS: Mapping[str, str] = {"no_wide": "no_composites"}
 
 PRETRAINED: Mapping[str, Any] = {"base_learning_rate": 3e-4, "learning_rate": 1e-4}
 """Defaults for a model that starts from pretrained weights: at the rates for a new model a short first stage destroys
-what they know (`benchmarks/STUDY.md`)."""
+what they know (`benchmarks/EARLIER.md`)."""
 
 
 def method_settings(method: str, settings: StageSettings | None = None) -> StageSettings:

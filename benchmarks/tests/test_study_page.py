@@ -1,0 +1,30 @@
+"""The study's front table says what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+PAGE = (BENCHMARKS / "STUDY.md").read_text("utf-8")
+STREAMS = ("quality-flowers102", "quality-grocery81")
+
+
+@pytest.mark.parametrize(("column", "name"), list(enumerate(STREAMS)))
+def test_the_front_table_has_the_measured_recalls(column: int, name: str) -> None:
+    front = PAGE[: PAGE.index("## Findings")]
+    rows = re.findall(r"^\| `(\w+)`(, re-extracted)?[^|]*\| ([^|]+) \| ([^|]+) \|$", front, re.MULTILINE)
+    figures = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())["figures"]
+    said = {(method, bool(again)): cells[column].split()[0] for method, again, *cells in rows}
+    assert len(said) >= 6
+    for (method, again), value in said.items():
+        form = "reextracted" if again else "mapped"
+        assert value == f"{figures[f'{method}/last_r1_{form}']:.3f}", (method, name)
+
+
+def test_every_result_that_the_page_names_is_there() -> None:
+    for link in re.findall(r"\]\(((?:results|\.\.)/[^)#]+)", PAGE):
+        assert (BENCHMARKS / link).exists(), link
