@@ -99,7 +99,8 @@ def summary(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, Baseline]
         if value is not None and len(known) > 1
     ]
     first = f"it finds the right one first for {last['union_served']:.0%} of new images"
-    told = f"Of {last['classes']} classes, learnt in {len(known)} tasks, {first}"
+    tasks = len({row["task"] for row in known})
+    told = f"Of {last['classes']} classes, learnt in {tasks} tasks, {first}"
     return f"{told}; {', '.join(others)}." if others else f"{told}."
 
 

@@ -16,6 +16,8 @@ from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.ingest.reasons import BadImage
 
 PROBE_PX = 16
+BASE = "base"
+"""Name of the task that a stream begins with."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ class Producer:
         every_s: float,
         may_land: Callable[[int], bool],
         first: int = 0,
+        base_shards: int = 0,
     ) -> None:
+        """`first`: number of the next shard, behind those that landed before. `base_shards`: so many shards at the
+        beginning are one task, named before they land, and land without a pause."""
         self.landed: list[LandedShard] = []
         self.exhausted = False
         self._inbox = inbox
@@ -77,6 +82,7 @@ class Producer:
         self._every_s = every_s
         self._may_land = may_land
         self._number = first
+        self._base_shards = base_shards
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
 
@@ -90,8 +96,12 @@ class Producer:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
+        if self._number < self._base_shards:
+            complete_task(
+                self._inbox, BASE, [f"{_name(number)}.parquet" for number in range(self._base_shards)]
+            )
         while not self._stop.is_set():
-            if not self._may_land(self._number):
+            if self._number >= self._base_shards and not self._may_land(self._number):
                 self._stop.wait(0.2)
                 continue
             batch = list(islice(self._categories, self._per_shard))
@@ -101,10 +111,11 @@ class Producer:
                 self.exhausted = True
                 return
             self._land(batch)
-            self._stop.wait(self._every_s)
+            if self._number > self._base_shards:
+                self._stop.wait(self._every_s)
 
     def _land(self, batch: Sequence[Category]) -> None:
-        name = f"shard-{self._number:05d}"
+        name = _name(self._number)
         items = [
             NewItem(image, category.name, item_id=f"{name}/{i}/{j}")
             for i, category in enumerate(batch)
@@ -115,6 +126,10 @@ class Producer:
         if first is not None and first.item_id is not None:
             self.landed.append(LandedShard(name, time.time(), first.item_id, first.image, first.class_name))
         self._number += 1
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:05d}"
 
 
 def _is_image(data: bytes) -> bool:

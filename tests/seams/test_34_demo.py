@@ -23,7 +23,7 @@ from stream_odml.cli.console import waiting
 from stream_odml.cli.demo import Measured, _verdict, demo_config, source_categories, unlearnt_shards
 from stream_odml.cli.demo_table import demo_table, doubts, reading, summary
 from stream_odml.cli.main import app
-from stream_odml.cli.producer import Category
+from stream_odml.cli.producer import Category, Producer
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.config.stream import GateConfig, StreamConfig, parse_config
 from stream_odml.ingest.decode import decode_image
@@ -208,9 +208,9 @@ def test_without_the_landed_images_only_the_frozen_one_is_measured(stream: TinyS
 
 
 ROWS = [
-    {"version": "v0001-a", "classes": 15, "union_served": 0.92},
-    {"version": "v0002-b", "classes": 30, "union_served": 0.86},
-    {"version": "v0003-c", "classes": 45, "union_served": 0.835},
+    {"version": "v0001-a", "task": "task-0001", "classes": 15, "union_served": 0.92},
+    {"version": "v0002-b", "task": "task-0002", "classes": 30, "union_served": 0.86},
+    {"version": "v0003-c", "task": "task-0003", "classes": 45, "union_served": 0.835},
 ]
 OTHERS = {
     "v0001-a": Baseline(0.92, 0.92, 62),
@@ -285,6 +285,23 @@ def test_weights_choose_a_net_and_rates_that_suit_them(tmp_path: Path) -> None:
     assert "--source" in str(result.exception)
 
 
+def test_the_stream_begins_with_a_task_of_its_own_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Its shards land whatever waits, and each run that ends among them says the same of them."""
+    categories = [Category(f"c{i}", [picture(2 * i), picture(2 * i + 1)]) for i in range(8)]
+    for first, shards in ((0, 2), (1, 2)):
+        producer = Producer(
+            str(tmp_path), iter(categories[2 * first :]), 2, 60.0, lambda number: False, first, 2
+        )
+        producer.start()
+        deadline = time.monotonic() + 30
+        while first + len(producer.landed) < shards and time.monotonic() < deadline:
+            time.sleep(0.02)
+        producer.stop()
+        assert not producer.exhausted
+    landed = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert landed == ["base.task.json", "shard-00000.parquet", "shard-00001.parquet"]
+
+
 def test_a_skipped_task_does_not_stop_the_producer(tmp_path: Path) -> None:
     """Its shards wait for nothing: counted as waiting, two skipped tasks would end an endless stream for good."""
     stream = TinyStream(tmp_path)
@@ -326,8 +343,12 @@ def test_the_gate_takes_no_chance_for_a_loss_and_no_disaster_for_chance() -> Non
 
 
 def test_one_sentence_sums_it_up() -> None:
-    last = {"version": "v2", "classes": 45, "union_served": 0.951}
-    rows = [{"version": "v1", "classes": 15, "union_served": 0.9}, last]
+    last = {"version": "v2", "task": "task-0002", "classes": 45, "union_served": 0.951}
+    # Between the two a slow stage, which learns no new task.
+    rows = [
+        {"version": name, "task": "task-0001", "classes": 15, "union_served": 0.9}
+        for name in ("v1", "v1-slow")
+    ] + [last]
     said = summary(rows, {"v2": Baseline(0.82, 0.204, 100)})
     assert said == (
         "Of 45 classes, learnt in 2 tasks, it finds the right one first for 95% of new images; 82% had it never learnt "
