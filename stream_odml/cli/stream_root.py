@@ -27,6 +27,7 @@ from stream_odml.storage.reading import is_remote, local_path, s3_filesystem, s3
 from stream_odml.store.erasure import forget_in_banks
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
+from stream_odml.store.sums import forget_in_sums
 from stream_odml.store.writer import Writer
 
 ENDPOINTS = "endpoints.json"
@@ -238,7 +239,8 @@ def forget_name(
     with _writer(root) as writer:
         subject = find_subject(writer.store, kind, name)
         writer.forget(subject.kind, subject.name, subject.items)
-        forget_in_banks(writer)  # before their vectors are deleted
+        forget_in_banks(writer)  # before their vectors are deleted, and so are the sums
+        forget_in_sums(writer)
         writer.maintain(MaintenancePolicy(retention=timedelta(0), orphan_age=timedelta(0)))
     if "://" not in root:
         shutil.rmtree(

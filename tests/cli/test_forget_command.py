@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -71,3 +74,19 @@ def test_forget_then_verify_then_clear_the_inbox(place: str, option: str, left: 
     writer = claim(root)
     assert len(writer.store.gallery_rows()) == left
     writer.release()
+
+
+def test_under_a_solved_head_nothing_is_left_in_files_or_sums(tmp_path: Path) -> None:
+    """Sums count what was learnt, and rows that they count are deleted only once they are corrected."""
+    names = np.repeat(["ash", "elm", "oak"], 8)
+    vectors = np.random.default_rng(0).normal(size=(len(names), 8)).astype(np.float32)
+    columns = {"id": [f"tree-{n}" for n in range(len(names))], "vector": list(vectors), "species": names}
+    pq.write_table(pa.table(columns), tmp_path / "trees.parquet")
+    shell, root = CliRunner(), str(tmp_path / "root")
+    adopted = shell.invoke(
+        app, ["adopt", str(tmp_path / "trees.parquet"), "--root", root, "--class", "species"]
+    )
+    assert adopted.exit_code == 0, adopted.output
+    assert shell.invoke(app, ["forget", root, "--class", "elm"]).exit_code == 0
+    said = shell.invoke(app, ["forget", root, "--class", "elm", "--verify"])
+    assert (said.exit_code, "found in" in said.output) == (0, False), said.output
