@@ -23,6 +23,8 @@ from rich.text import Text
 from stream_odml.ingest.fields import written_out
 
 PLAIN_EVERY_S = 5.0
+CURVE = 40
+"""Versions that the curve of the live view shows."""
 
 
 def shown(value: object, style: str = "", keep: str = "") -> Text:
@@ -63,6 +65,7 @@ class StreamView:
         self._began_at = time.time()
         self._told: set[tuple[str, str, int]] = set()
         self._printed = 0.0
+        self._recalls: dict[str, float] = {}
         self._live = (
             Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         )
@@ -82,8 +85,11 @@ class StreamView:
         """Show a driver's status and, if given, the background client's figures (ok, failed, version)."""
         elapsed = time.monotonic() - self._began
         self._tell_refusals(status.get("not_learnt", ()))
+        if (served := status["recall_at_1"].get("union/served")) is not None:
+            self._recalls[status["head"]] = served
         if self._live is not None:
-            self._live.update(_panel(self._title, elapsed, status, asked))
+            curve = recall_curve(list(self._recalls.values()), self._console.options.ascii_only)
+            self._live.update(_panel(self._title, elapsed, status, asked, curve))
         elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
             self._printed = time.monotonic()
             say(self._console, _line(elapsed, status, asked))
@@ -116,8 +122,22 @@ def _splits(recall: Mapping[str, float]) -> list[str]:
     return [split for split in ("old", "new", "union") if f"{split}/served" in recall]
 
 
+def recall_curve(recalls: Sequence[float], ascii_only: bool = False) -> str:
+    """Return a bar from 0 to 1 for each of the last versions, and the last figures; empty before the second one."""
+    if len(recalls) < 2:
+        return ""
+    heights = ".:-=+*#%" if ascii_only else "▁▂▃▄▅▆▇█"
+    bars = "".join(heights[min(7, max(0, int(8 * recall)))] for recall in recalls[-CURVE:])
+    arrow = " > " if ascii_only else " → "
+    return f"{bars}  {arrow.join(f'{recall:.3f}' for recall in recalls[-3:])}"
+
+
 def _panel(
-    title: str, elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None
+    title: str,
+    elapsed: float,
+    status: Mapping[str, Any],
+    asked: Mapping[str, Any] | None,
+    curve: str = "",
 ) -> RenderableType:
     stage, recall = status["stage"], status["recall_at_1"]
     grid = Table.grid(padding=(0, 2))
@@ -145,6 +165,8 @@ def _panel(
             for part in (f"{split} ", (f"{recall[f'{split}/served']:.3f}  ", "bold"))
         ]
         grid.add_row("Recall@1", Text.assemble(*figures, "(served)"))
+    if curve:
+        grid.add_row("by version", curve)
     if asked:
         failed = (f"{asked['failed']} failed", "red" if asked["failed"] else "")
         grid.add_row("queries", Text.assemble(f"{asked['ok']} answered, ", failed))
