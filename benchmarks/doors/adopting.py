@@ -21,6 +21,8 @@ from stream_odml.pipeline.first_version import open_root
 from stream_odml.store.store import Store
 
 DIM, ITEMS, CLASSES = 512, 1_000_000, 2_000
+NOISE = 4.0
+"""At which recall is far from both of its ends."""
 _COMMAND = """
 import resource, sys
 from stream_odml.cli.main import main
@@ -61,8 +63,8 @@ def measure_recall(report: Report, folder: Path, seed: int) -> None:
     classes, dim, each = (20, 64, 12) if report.quick else (200, 256, 40)
     mean = means(4 * classes, dim, seed)
     tasks = [np.repeat(np.arange(at, at + classes), each) for at in range(0, 4 * classes, classes)]
-    parts = [vectors(mean, labels, seed + at) for at, labels in enumerate(tasks)]
-    queries = vectors(mean, tasks[0], seed + 99)
+    parts = [vectors(mean, labels, seed + at, NOISE) for at, labels in enumerate(tasks)]
+    queries = vectors(mean, tasks[0], seed + 99, NOISE)
     heads = {}
     for name in ("adopted", "native"):
         config = vector_stream(folder / name, dim)

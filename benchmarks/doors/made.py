@@ -28,10 +28,12 @@ def means(classes: int, dim: int, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((classes, dim)).astype(np.float32)
 
 
-def vectors(mean: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
+def vectors(
+    mean: NDArray[np.float32], labels: NDArray[np.int64], seed: int, loudness: float = 1.0
+) -> NDArray[np.float32]:
     """Return a vector of each label: its mean, and noise that is larger in a quarter of the directions."""
     random, dim = np.random.default_rng(seed), mean.shape[1]
-    spread = np.where(np.arange(dim) < dim // 4, 4.0, 0.8).astype(np.float32)
+    spread = (loudness * np.where(np.arange(dim) < dim // 4, 4.0, 0.8)).astype(np.float32)
     noise: NDArray[np.float32] = random.standard_normal((len(labels), dim), np.float32) * spread
     return mean[labels] + noise
 

@@ -24,7 +24,8 @@ from stream_odml.store.writer import Writer
 
 DIM, ROWS, CLASSES = 128, 100_000, 200
 KILLS = {"folder": 30, "lancedb": 14, "qdrant": 6}
-"""Of each kind of target, as long as ten minutes take all together: of two cores an embedded Qdrant needs most."""
+"""Of each kind of target, unless `LIMIT_S` is over before."""
+LIMIT_S = 200.0
 _SYNC = """
 import sys
 from stream_odml.cli.main import main
@@ -48,7 +49,7 @@ def measure_sync(kind: str, report: Report, folder: Path, seed: int) -> None:
     whole_s = time.monotonic() - began
     reader = _Poller(target) if kind == "folder" else None
     chance, unequal, killed, number = random.Random(seed), 0, 0, 0
-    while killed < kills:
+    while killed < kills and time.monotonic() < began + LIMIT_S:
         _change(report, config.root, config, mean, number)
         process = subprocess.Popen(
             [sys.executable, "-c", _SYNC, config.root, place], stdout=subprocess.DEVNULL
