@@ -47,7 +47,8 @@ def upgrade(
     if not as_json:
         say(out, f"expected recall@1, of {expected.pairs} images that both models saw:")
         say(out, f"  {expected.staying:.3f}  with the model of now")
-        say(out, f"  {expected.mapped:.3f}  with the new model, {expected.items} items mapped")
+        mapped = expected.items - expected.exact
+        say(out, f"  {expected.mapped:.3f}  with the new model, {mapped} of {expected.items} items mapped")
         say(
             out,
             f"  {expected.reembedded:.3f}  once all are embedded again ({expected.seconds_to_reembed:.0f} s)",

@@ -9,59 +9,36 @@ back is serving it again. An item whose image the new stream indexes is exact fr
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.exchange.adopting import Report, adopt
 from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.expectation import MAX_ITEMS, OldItems, expected_recalls
+from stream_odml.exchange.pairs import Pairs, embed_pairs
 from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, rows_at_once
-from stream_odml.ingest.folder_scan import scan_folder
-from stream_odml.ingest.reading import RawItem, read_folder, read_shard
-from stream_odml.ingest.reasons import BadImage, BadShard, TransientReadError
-from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.cross_map import Choice, CrossMap, choose_cross_map, fit_cross_map
-from stream_odml.learn.discriminant import HeadSettings, solve_head
-from stream_odml.learn.feature_codes import encode
-from stream_odml.learn.lift import Lift
-from stream_odml.pipeline.messages import shard_ref
+from stream_odml.ingest.reading import UNLABELLED
+from stream_odml.learn.cross_map import CrossMap, choose_cross_map, fit_cross_map
 from stream_odml.storage.files import open_files
 from stream_odml.store.select import encode as encode_names
 from stream_odml.store.select import select_rows
 from stream_odml.store.store import Store
 from stream_odml.store.trunks import in_one_trunk
 
-if TYPE_CHECKING:
-    from stream_odml.learn.embedder import Embedder
-
 Floats = NDArray[np.float32]
 MAP = "upgrade/map.safetensors"
 """In the new root: the map by which its items were taken over."""
-MAX_PAIRS = 4096
-PER_SHARD = 256
-"""Images read of one landed shard."""
-EMBEDDED = 64
-"""Images embedded at once."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Features of the same images by both models."""
-
-    old_nD: Floats
-    new_nF: Floats
-    classes: tuple[str, ...]
+SAMPLED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -76,11 +53,13 @@ class Expected:
     """Under the new one, once all are."""
     pairs: int
     map_error: float
-    """1 - cosine of a mapped feature to the true one, on classes held out of the fit."""
+    """1 - cosine of what the new head compares, on pairs held out of the fit."""
     items: int
     """That are taken over."""
+    exact: int
+    """Of them, that are pairs: they are taken over as the new model embedded them."""
     seconds_to_reembed: float
-    """Of one process like this one, for all items."""
+    """Of one process like this one, for all that are mapped."""
 
     def to_dict(self) -> dict[str, float]:
         """Return plain JSON types."""
@@ -120,12 +99,26 @@ def prepare(root: str, config: StreamConfig, images: Path | None = None) -> Upgr
     before = load_model(old, old.tree.head)
     if before.takes_vectors or config.model.takes_vectors:
         raise ExchangeError("a stream of vectors has no model to change; adopt the new vectors")
-    pairs, seconds = _pairs(old, config, images, before, build_embedder(config.model, config.seed).eval())
+    stored = StoredItems(old)
+    after = build_embedder(config.model, config.seed).eval()
+    pairs, seconds = embed_pairs(old, stored.ids, images, before, after, config.ingest.max_pixels)
+    return planned(stored, pairs, config, seconds)
+
+
+def planned(stored: StoredItems, pairs: Pairs, config: StreamConfig, seconds_an_image: float) -> Upgrade:
+    """Fit the map to pairs and measure what to expect."""
     choice = choose_cross_map(pairs.old_nD, pairs.new_nF, pairs.classes, config.seed)
     fitted = fit_cross_map(pairs.old_nD, pairs.new_nF, pairs.classes, config.seed, choice)
-    source = MappedRoot(old, _kept_map(config) or fitted)
-    recalls = _recalls(pairs, config, choice)
-    expected = Expected(*recalls, len(pairs.classes), fitted.error, source.count, seconds * source.count)
+    source = MappedRoot(stored, _kept_map(config) or fitted, pairs)
+    recalls = expected_recalls(pairs, stored.sample(MAX_ITEMS, config.seed), config, choice, fitted)
+    expected = Expected(
+        *recalls,
+        pairs=len(pairs),
+        map_error=fitted.error,
+        items=source.count,
+        exact=source.exact,
+        seconds_to_reembed=seconds_an_image * (source.count - source.exact),
+    )
     return Upgrade(source, expected, config)
 
 
@@ -135,21 +128,16 @@ def _kept_map(config: StreamConfig) -> CrossMap | None:
     return CrossMap.from_bytes(files.read(MAP)) if files.exists(MAP) else None
 
 
-class MappedRoot:
-    """The living items of a root in exact form, their features mapped into another model's: a `GallerySource`."""
+class StoredItems:
+    """The living items of a root in exact form, with their features under the trunk of its head."""
 
-    def __init__(self, store: Store, cross: CrossMap) -> None:
-        self._store, self._cross = store, cross
-        self.name = store.uri
-        self.dim = len(cross.b_F)
-        self.map_bytes = cross.to_bytes()
-        said = f"{store.stream_id} {store.tree.seq} {store.ledger.seq} ".encode() + self.map_bytes
-        self.identity = hashlib.sha256(said).hexdigest()[:16]
+    def __init__(self, store: Store) -> None:
+        self.store = store
 
     @cached_property
     def _picked(self) -> tuple[pa.Table, list[tuple[str, NDArray[np.int64], int]]]:
         """Rows that count, and for each data file which of its rows they are, and the number of the first."""
-        store = self._store
+        store = self.store
         meta = store.metadata()
         picked = select_rows(meta, store.ledger, store.tree, store.tree.head).picked
         files, start, first = [], 0, 0
@@ -159,30 +147,78 @@ class MappedRoot:
             start, first = start + len(block), first + int(b - a)
         return meta.take(pa.array(picked)), files
 
-    @property
-    def count(self) -> int:
-        """Rows in all."""
+    def __len__(self) -> int:
         return len(self._picked[0])
 
-    def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`; a cursor is a number of rows."""
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """Ids of all."""
+        return frozenset(self._picked[0]["item_id"].to_pylist())
+
+    def blocks(self, begin: int, size: int) -> Iterator[tuple[pa.Table, Floats, int]]:
+        """Yield rows from number `begin` on, at most `size` at once, their features, and the number that follows."""
         rows, files = self._picked
-        size, begin = rows_at_once(self.dim), int(cursor or 0)
         made_by, names = encode_names(rows["version"])
-        maps = dict(self._store.mapper.into(self._store.tree, names.to_pylist(), self._store.tree.head))
+        store = self.store
+        maps = dict(store.mapper.into(store.tree, names.to_pylist(), store.tree.head))
         drifts = [maps[name] for name in names.to_pylist()]
         for path, places, first in files:
             at = max(begin, first) - first
-            stored = self._store.features(path) if at < len(places) else None
+            stored = store.features(path) if at < len(places) else None
             while stored is not None and at < len(places):
                 some = slice(first + at, first + min(at + size, len(places)))
                 features = stored[places[at : at + size]]
                 h_nD = in_one_trunk(features, made_by[some], drifts).decode()
-                yield Block(self._table(rows.slice(some.start, len(h_nD)), h_nD), some.stop)
+                yield rows.slice(some.start, len(h_nD)), h_nD, some.stop
                 at += size
 
-    def _table(self, rows: pa.Table, h_nD: Floats) -> pa.Table:
-        flat = pa.array(self._cross.apply(h_nD).reshape(-1))
+    def sample(self, most: int, seed: int) -> OldItems:
+        """Return labelled items, at random where there are more than `most`."""
+        labelled = pc.not_equal(self._picked[0]["class_name"].cast(pa.string()), UNLABELLED).to_numpy()
+        chosen = np.flatnonzero(labelled)
+        if len(chosen) > most:
+            chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
+        parts, at = [], 0
+        for _, h_nD, following in self.blocks(0, SAMPLED_AT_ONCE):
+            parts.append(h_nD[chosen[(chosen >= at) & (chosen < following)] - at])
+            at = following
+        rows = self._picked[0].take(pa.array(chosen))
+        classes, ids = (np.array(rows[name].to_pylist(), np.str_) for name in ("class_name", "item_id"))
+        return OldItems(np.concatenate(parts), classes, ids)
+
+
+class MappedRoot:
+    """The items of a root by features of another model, predicted or, of those that are pairs, its own: a
+    `GallerySource`."""
+
+    def __init__(self, stored: StoredItems, cross: CrossMap, pairs: Pairs) -> None:
+        self._stored, self._cross, self._pairs = stored, cross, pairs
+        store = stored.store
+        self.name = store.uri
+        self.dim = len(cross.b_F)
+        self.map_bytes = cross.to_bytes()
+        said = f"{store.stream_id} {store.tree.seq} {store.ledger.seq} ".encode() + self.map_bytes
+        self.identity = hashlib.sha256(said).hexdigest()[:16]
+
+    @property
+    def count(self) -> int:
+        """Rows in all."""
+        return len(self._stored)
+
+    @property
+    def exact(self) -> int:
+        """Rows that are pairs."""
+        return sum(bool(item) for item in self._pairs.ids)
+
+    def blocks(self, cursor: Any) -> Iterator[Block]:
+        """See `GallerySource`; a cursor is a number of rows."""
+        for rows, h_nD, following in self._stored.blocks(int(cursor or 0), rows_at_once(self.dim)):
+            classes, ids = (np.array(rows[name].to_pylist(), np.str_) for name in ("class_name", "item_id"))
+            new_nF = OldItems(h_nD, classes, ids).mapped(self._cross, self._pairs)
+            yield Block(self._table(rows, new_nF), following)
+
+    def _table(self, rows: pa.Table, new_nF: Floats) -> pa.Table:
+        flat = pa.array(new_nF.reshape(-1))
         attributes = [list(json.loads(text or "{}").items()) for text in rows["attributes"].to_pylist()]
         return pa.table(
             {
@@ -192,100 +228,3 @@ class MappedRoot:
                 ATTRIBUTES: pa.array(attributes, pa.map_(pa.string(), pa.string())),
             }
         )
-
-
-def _pairs(
-    old: Store, config: StreamConfig, images: Path | None, before: Embedder, after: Embedder
-) -> tuple[Pairs, float]:
-    """Embed the images at hand by both models; and the seconds that the new one takes for one image."""
-    import time
-
-    from stream_odml.ingest.decode import decode_image
-    from stream_odml.learn.embedder import embed
-
-    parts: list[tuple[Floats, Floats]] = []
-    classes: list[str] = []
-    seconds, found = 0.0, islice(_at_hand(old, images), MAX_PAIRS)
-    while some := list(islice(found, EMBEDDED)):
-        pixels: list[tuple[Any, Any]] = []
-        for image, class_name in some:
-            try:
-                sizes = (before.spec.image_size, after.spec.image_size)
-                pixels.append(tuple(decode_image(image, s, config.ingest.max_pixels) for s in sizes))  # type: ignore[arg-type]
-            except BadImage:
-                continue
-            classes.append(class_name)
-        if pixels:
-            h_old = embed(before, np.stack([pair[0] for pair in pixels]))
-            began = time.perf_counter()
-            parts.append((h_old, embed(after, np.stack([pair[1] for pair in pixels]))))
-            seconds += time.perf_counter() - began
-    if not parts:
-        raise ExchangeError(
-            f"no image is at hand for {old.uri}: none is held out, and no landed shard can be read; give a folder of "
-            "similar images, in class folders, with --images"
-        )
-    old_nD, new_nF = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Pairs(old_nD, new_nF, tuple(classes)), seconds / len(classes)
-
-
-def _at_hand(old: Store, images: Path | None) -> Iterator[tuple[bytes, str]]:
-    """Images of the folder that was named, held-out ones of the root, then some of every landed shard that is kept."""
-    if images is not None:
-        rows = read_folder(images, scan_folder(images).files)
-        yield from ((row.image, row.class_name) for row in rows if isinstance(row, RawItem) and row.image)
-    for info in list(old.files.list("holdout")):
-        table = pq.read_table(io.BytesIO(old.files.read(info.path)), columns=["image", "class_name"])
-        yield from zip(table["image"].to_pylist(), table["class_name"].to_pylist(), strict=True)
-    for shard in old.ledger.shards.values():
-        try:
-            some = list(islice(read_shard(shard_ref(shard)), PER_SHARD))
-        except (BadShard, TransientReadError, KeyError, ValueError, OSError):
-            continue  # it is not kept, or was no file: its items are mapped all the same
-        yield from ((row.image, row.class_name) for row in some if isinstance(row, RawItem) and row.image)
-
-
-def _recalls(pairs: Pairs, config: StreamConfig, choice: Choice) -> tuple[float, float, float]:
-    """Recall@1 of staying, of mapped items and of embedded ones. One half of the images is the gallery, of which the
-    map sees nothing and every head is solved; the other half asks; then in turn."""
-    half = _halves(pairs.classes, config.seed)
-    found = []
-    for gallery in (half, ~half):
-        classes = [name for name, here in zip(pairs.classes, gallery, strict=True) if here]
-        asked = [name for name, here in zip(pairs.classes, gallery, strict=True) if not here]
-        cross = fit_cross_map(pairs.old_nD[~gallery], pairs.new_nF[~gallery], asked, config.seed, choice)
-        mapped = cross.apply(pairs.old_nD[gallery])
-        found.append(
-            [
-                _recall(items, classes, queries, asked, config.model.dim)
-                for items, queries in (
-                    (pairs.old_nD[gallery], pairs.old_nD[~gallery]),
-                    (mapped, pairs.new_nF[~gallery]),
-                    (pairs.new_nF[gallery], pairs.new_nF[~gallery]),
-                )
-            ]
-        )
-    staying, moved, again = np.mean(found, axis=0).tolist()
-    return staying, moved, again
-
-
-def _halves(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """Every second image of each class, of a random order."""
-    rng, half = np.random.default_rng(seed), np.zeros(len(classes), bool)
-    names = np.array(classes, np.str_)
-    for name in np.unique(names):
-        half[rng.permutation(np.flatnonzero(names == name))[::2]] = True
-    return half
-
-
-def _recall(items: Floats, classes: Sequence[str], queries: Floats, asked: Sequence[str], dim: int) -> float:
-    """Of queries whose class has an item the share whose nearest item is of it, under the head of the items."""
-    coded = encode(items.astype(np.float32))
-    head = solve_head(ClassSums.of(Lift(items.shape[1]), coded, list(classes)), HeadSettings(dim=dim))
-    known = head.known_dim > 0
-    gallery = head.known_part(coded) if known else head.new_part(coded)
-    z = head.split(head.embed(queries))[0 if known else 1]
-    nearest = (z @ gallery.T).argmax(axis=1)
-    there = set(classes)
-    hits = [classes[at] == name for at, name in zip(nearest, asked, strict=True) if name in there]
-    return float(np.mean(hits)) if hits else float("nan")

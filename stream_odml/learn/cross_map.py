@@ -1,62 +1,54 @@
 """Maps trunk features of one model to those of another, of any length: when the backbone is changed, and no image of
 most items is at hand.
 
-h_new ~ A φ(h_old) + b, where φ is the direction of a feature, and beside it random features after a ReLU: a network of
-one hidden layer that is fitted in closed form. Whether it has a hidden layer, how much it is pulled to the mean and how
-many directions of the new space it keeps is what classes held out of the fit say.
+h_new ~ A φ(h_old) + b + o_c, where φ is the direction of a feature, whitened within classes, and beside it random
+features after a ReLU where they pay: a network of one hidden layer that is fitted in closed form. o_c is what the pairs
+of the item's class differ by, drawn to zero where they are few. What pays is what pairs held out of the fit say,
+compared as the new model's head will: whitened within classes.
 """
 
-# n pairs   D old feature   E entries of φ   F new feature   r directions kept
+# n pairs   D old feature   E entries of φ   F new feature   r directions kept   C classes with pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import whitening
+from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.packing import Floats, pack, unpack
 
 FOLDS = 4
-HIDDEN = (0, 512)
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+HIDDEN = 512
+RIDGES = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0)
 """Candidates, in units of φ's mean variance."""
 KEPT = (1.0, 0.5, 0.25)
 """Candidates: share of the new feature's directions that are predicted, of the most variance."""
+CLASS_WEIGHT = 0.3
+"""Prior deviation of o_c, in units of that of φ."""
 LEAST_PAIRS = 16
+SHRINKAGE = 0.8
+_PAYS = 0.99
+"""What is less plain is taken for an error that is smaller by this factor."""
 Float64s = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class CrossMap:
-    """u -> A φ(u) + b on directions: what it gives is of length about 1."""
+class Front:
+    """Whitening of old features: u -> unit(W (u - m))."""
 
-    lift: Lift
-    A_FE: NDArray[np.float32]
-    b_F: NDArray[np.float32]
-    rank: int
-    error: float
-    """1 - cosine to the true direction, on classes held out of the fit."""
+    W_DD: NDArray[np.float32]
+    m_D: NDArray[np.float32]
 
     def apply(self, h_nD: Floats) -> NDArray[np.float32]:
-        """Return predicted features [n, F] of old ones [n, D]."""
-        mapped_nF: NDArray[np.float32] = self.lift.apply(h_nD) @ self.A_FE.T + self.b_F
-        return mapped_nF
-
-    def to_bytes(self) -> bytes:
-        """Return bytes for `from_bytes`."""
-        lift = {"dim": self.lift.dim, "width": self.lift.width, "seed": self.lift.seed}
-        return pack("cross-map", {"A": self.A_FE, "b": self.b_F}, lift=lift, rank=self.rank, error=self.error)
-
-    @staticmethod
-    def from_bytes(data: bytes) -> CrossMap:
-        """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
-        _, arrays, meta = unpack(data, ("cross-map",))
-        return CrossMap(
-            Lift(**meta["lift"]), arrays["A"], arrays["b"], int(meta["rank"]), float(meta["error"])
-        )
+        """Return whitened directions [n, D]."""
+        return np.asarray((_unit(h_nD) - self.m_D) @ self.W_DD.T, np.float32)
 
 
 @dataclass(frozen=True)
@@ -64,34 +56,88 @@ class Choice:
     """Settings of a map."""
 
     width: int
+    class_weight: float
     ridge: float
     kept: float
     """Share of the directions."""
     error: float
-    """1 - cosine, on classes held out of the fit."""
+    """1 - cosine of what the new head compares, on pairs held out of the fit."""
+
+
+@dataclass(frozen=True, eq=False)
+class CrossMap:
+    """u -> A φ(u) + b + o_c on directions: what it gives is of length about 1."""
+
+    lift: Lift
+    front: Front
+    A_FE: NDArray[np.float32]
+    b_F: NDArray[np.float32]
+    names: tuple[str, ...]
+    """Classes with an offset."""
+    offsets_CF: NDArray[np.float32]
+    rank: int
+    error: float
+    """See `Choice`."""
+
+    def apply(self, h_nD: Floats, classes: Sequence[str] = ()) -> NDArray[np.float32]:
+        """Return predicted features [n, F] of old ones [n, D], of items of these classes where they are known."""
+        phi_nE = self.lift.apply(self.front.apply(h_nD))
+        mapped_nF: NDArray[np.float32] = phi_nE @ self.A_FE.T + self.b_F
+        if self.names and len(classes):
+            place = {name: at for at, name in enumerate(self.names)}
+            rows = np.array([place.get(name, -1) for name in classes])
+            mapped_nF[rows >= 0] += self.offsets_CF[rows[rows >= 0]]
+        return mapped_nF
+
+    def to_bytes(self) -> bytes:
+        """Return bytes for `from_bytes`."""
+        lift = {"dim": self.lift.dim, "width": self.lift.width, "seed": self.lift.seed}
+        arrays = {"A": self.A_FE, "b": self.b_F, "offsets": self.offsets_CF}
+        arrays |= {"front": self.front.W_DD, "mean": self.front.m_D}
+        about = {"lift": lift, "rank": self.rank, "error": self.error, "names": list(self.names)}
+        return pack("cross-map", arrays, **about)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CrossMap:
+        """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
+        _, arrays, meta = unpack(data, ("cross-map",))
+        return CrossMap(
+            Lift(**meta["lift"]),
+            Front(arrays["front"], arrays["mean"]),
+            arrays["A"],
+            arrays["b"],
+            tuple(meta["names"]),
+            arrays["offsets"],
+            int(meta["rank"]),
+            float(meta["error"]),
+        )
 
 
 def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], seed: int = 0) -> Choice:
-    """Return the settings with the least error on held-out classes; of those as good, the plainest: no hidden layer,
-    fewer directions, more ridge. Raises ValueError for fewer than `LEAST_PAIRS` pairs."""
+    """Return the settings with the least error on held-out pairs; offsets of classes, then a hidden layer, are
+    tried and taken where they pay. Raises ValueError for fewer than `LEAST_PAIRS` pairs."""
     n = len(classes)
     _check_pairs(old_nD, new_nF, n)
-    target_nF = _unit(new_nF)
-    codes_n = np.unique(np.array(classes, np.str_), return_inverse=True)[1]
-    folds_n = codes_n % FOLDS if len(set(codes_n)) >= FOLDS else np.arange(n) % FOLDS
-    errors: dict[tuple[int, float, float], float] = {}
-    for width in HIDDEN:
-        phi_nE = Lift(old_nD.shape[1], width, seed).apply(old_nD).astype(np.float64)
-        for fold in range(FOLDS):
-            inside, outside = folds_n != fold, folds_n == fold
-            for ridge, kept, A_FE, b_F in _fits(phi_nE[inside], target_nF[inside]):
-                found_nF = _unit(phi_nE[outside] @ A_FE.T + b_F)
-                missed = float((1 - np.einsum("nf,nf->n", found_nF, target_nF[outside])).sum()) / n
-                errors[width, ridge, kept] = errors.get((width, ridge, kept), 0.0) + missed
-    least = min(errors.values())
-    good = [choice for choice, error in errors.items() if error <= least * 1.01 + 1e-9]
-    width, ridge, kept = min(good, key=lambda choice: (choice[0], choice[2], -choice[1]))
-    return Choice(width, ridge, kept, errors[width, ridge, kept])
+    judge = _Judge(new_nF, classes)
+    folds_n = np.random.default_rng(seed).permutation(n) % FOLDS
+
+    def best_of(like: Choice, candidates: Sequence[tuple[float, float]]) -> Choice:
+        return _best(like, old_nD, classes, folds_n, judge, seed, candidates)
+
+    all_kept = [(ridge, 1.0) for ridge in RIDGES]
+    best = best_of(Choice(0, 0.0, 0.0, 1.0, np.inf), all_kept)
+    for richer in (_with_offsets, _with_hidden_layer):
+        tried = best_of(richer(best), all_kept)
+        best = tried if tried.error < _PAYS * best.error else best
+    return best_of(best, [(best.ridge, kept) for kept in KEPT])
+
+
+def _with_offsets(choice: Choice) -> Choice:
+    return replace(choice, class_weight=CLASS_WEIGHT)
+
+
+def _with_hidden_layer(choice: Choice) -> Choice:
+    return replace(choice, width=HIDDEN)
 
 
 def fit_cross_map(
@@ -102,10 +148,17 @@ def fit_cross_map(
     _check_pairs(old_nD, new_nF, len(classes))
     choice = choice or choose_cross_map(old_nD, new_nF, classes, seed)
     lift = Lift(old_nD.shape[1], choice.width, seed)
-    fits = _fits(lift.apply(old_nD).astype(np.float64), _unit(new_nF))
-    A_FE, b_F = next((A, b) for r, k, A, b in fits if (r, k) == (choice.ridge, choice.kept))
-    rank = int(np.linalg.matrix_rank(A_FE)) if choice.kept < 1 else min(A_FE.shape)
-    return CrossMap(lift, A_FE.astype(np.float32), b_F.astype(np.float32), rank, choice.error)
+    front = _front(old_nD, classes)
+    phi_nE = lift.apply(front.apply(old_nD)).astype(np.float64)
+    names, x_nX = _with_classes(phi_nE, classes, choice.class_weight)
+    solved = _Ridge(x_nX, _unit(new_nF))
+    B_FX = solved.weights(choice.ridge, choice.kept).T @ solved.Vt_kX
+    b_F = solved.mean_F - B_FX @ solved.mean_X
+    E = phi_nE.shape[1]
+    scale = _class_scale(phi_nE, choice.class_weight)
+    rank = int(np.linalg.matrix_rank(B_FX[:, :E])) if choice.kept < 1 else min(len(B_FX), E)
+    A_FE, b_F, offsets_CF = (part.astype(np.float32) for part in (B_FX[:, :E], b_F, scale * B_FX[:, E:].T))
+    return CrossMap(lift, front, A_FE, b_F, tuple(names), offsets_CF, rank, choice.error)
 
 
 def _check_pairs(old_nD: Floats, new_nF: Floats, n: int) -> None:
@@ -116,24 +169,118 @@ def _check_pairs(old_nD: Floats, new_nF: Floats, n: int) -> None:
         )
 
 
-def _fits(phi_nE: Float64s, target_nF: Float64s) -> Iterator[tuple[float, float, Float64s, Float64s]]:
-    """(ridge, share kept, A [F, E], b [F]) of every candidate, by one decomposition of φ and one of predictions."""
-    mean_E, mean_F = phi_nE.mean(axis=0), target_nF.mean(axis=0)
-    U_nk, s_k, Vt_kE = np.linalg.svd(phi_nE - mean_E, full_matrices=False)
-    variance = float((s_k**2).sum()) / max(1, len(s_k))
-    projected_kF = U_nk.T @ (target_nF - mean_F)
-    # Directions in which the predictions differ most, of the least ridge: more of it hardly turns them.
-    shares_k = s_k**2 / (s_k**2 + RIDGES[0] * variance + 1e-12)
-    directions_rF = np.linalg.svd(shares_k[:, None] * projected_kF, full_matrices=False)[2]
-    for ridge in RIDGES:
-        shrunk_kF = (s_k / (s_k**2 + ridge * variance + 1e-12))[:, None] * projected_kF
-        for kept in KEPT:
-            Q_rF = directions_rF[: max(1, round(kept * len(directions_rF)))]
-            A_FE = Q_rF.T @ ((shrunk_kF @ Q_rF.T).T @ Vt_kE)
-            yield ridge, kept, A_FE, mean_F - A_FE @ mean_E
+class _Judge:
+    """Compares predictions as the new model's head does: their directions, whitened within classes."""
+
+    def __init__(self, new_nF: Floats, classes: Sequence[str]) -> None:
+        self.target_nF = _unit(new_nF)
+        self._W_FF = _whitening(new_nF, classes)
+        self._mean_F = self.target_nF.mean(axis=0)
+        self._white_nF = _unit((self.target_nF - self._mean_F) @ self._W_FF.T)
+
+    def missed(self, found_nF: Float64s, rows_n: NDArray[np.bool_]) -> float:
+        """Return the sum of 1 - cosine over predictions of these pairs."""
+        white_nF = _unit((_unit(found_nF) - self._mean_F) @ self._W_FF.T)
+        return float((1 - np.einsum("nf,nf->n", white_nF, self._white_nF[rows_n])).sum())
 
 
-def _unit(h_nF: Floats) -> Float64s:
+def _best(
+    like: Choice,
+    old_nD: Floats,
+    classes: Sequence[str],
+    folds_n: NDArray[np.intp],
+    judge: _Judge,
+    seed: int,
+    candidates: Sequence[tuple[float, float]],
+) -> Choice:
+    """Ridge and share of directions for settings that are given otherwise; of those as good the plainest."""
+    names_n, n = np.array(classes, np.str_), len(classes)
+    lift = Lift(old_nD.shape[1], like.width, seed)
+    phi_nE = lift.apply(_front(old_nD, classes).apply(old_nD)).astype(np.float64)
+    errors = dict.fromkeys(candidates, 0.0)
+    for fold in range(FOLDS):
+        inside_n, outside_n = folds_n != fold, folds_n == fold
+        names, x_nX = _with_classes(phi_nE[inside_n], names_n[inside_n].tolist(), like.class_weight)
+        scale = _class_scale(phi_nE[inside_n], like.class_weight)
+        hot_nC = scale * (names_n[outside_n, None] == np.array(names, np.str_))
+        solved = _Ridge(x_nX, judge.target_nF[inside_n])
+        asked_nk = (np.concatenate([phi_nE[outside_n], hot_nC], axis=1) - solved.mean_X) @ solved.Vt_kX.T
+        for candidate in candidates:
+            found_nF = asked_nk @ solved.weights(*candidate) + solved.mean_F
+            errors[candidate] += judge.missed(found_nF, outside_n) / n
+    least = min(errors.values())
+    good = [choice for choice, error in errors.items() if error <= least / _PAYS + 1e-9]
+    ridge, kept = min(good, key=lambda choice: (choice[1], -choice[0]))
+    return replace(like, ridge=ridge, kept=kept, error=errors[ridge, kept])
+
+
+def _front(old_nD: Floats, classes: Sequence[str]) -> Front:
+    mean_D = _unit(old_nD).mean(axis=0).astype(np.float32)
+    return Front(_whitening(old_nD, classes).astype(np.float32), mean_D)
+
+
+def _whitening(h_nD: Floats, classes: Sequence[str]) -> Float64s:
+    codes = encode(np.asarray(h_nD, np.float32))
+    return whitening(ClassSums.of(Lift(h_nD.shape[1]), codes, list(classes)), SHRINKAGE)
+
+
+def _class_scale(phi_nE: Float64s, weight: float) -> float:
+    return weight * float(np.sqrt(phi_nE.var(axis=0).sum()))
+
+
+def _with_classes(
+    phi_nE: Float64s, classes: Sequence[str], weight: float
+) -> tuple[list[str], NDArray[np.float64]]:
+    """φ and, behind it, an entry for each class: ridge then draws offsets of classes to zero, the fewer the pairs the
+    more."""
+    if not weight:
+        return [], phi_nE
+    names, codes_n = np.unique(np.array(classes, np.str_), return_inverse=True)
+    hot_nC = np.zeros((len(phi_nE), len(names)))
+    hot_nC[np.arange(len(phi_nE)), codes_n] = _class_scale(phi_nE, weight)
+    return names.tolist(), np.concatenate([phi_nE, hot_nC], axis=1)
+
+
+class _Ridge:
+    """All ridge regressions of targets on x, by one decomposition of x."""
+
+    def __init__(self, x_nX: Float64s, target_nF: Float64s) -> None:
+        self.mean_X, self.mean_F = x_nX.mean(axis=0), target_nF.mean(axis=0)
+        U_nk, self._s_k, self.Vt_kX = _svd(x_nX - self.mean_X)
+        self._variance = float((self._s_k**2).sum()) / max(1, len(self._s_k))
+        self._projected_kF = U_nk.T @ (target_nF - self.mean_F)
+
+    def weights(self, ridge: float, kept: float) -> Float64s:
+        """Return [k, F]: from x in the directions Vt to targets, of which a share of the directions is kept."""
+        shrunk_kF: Float64s = (self._s_k / self._shrunk(ridge))[:, None] * self._projected_kF
+        if kept == 1:
+            return shrunk_kF
+        Q_rF = self._directions[: max(1, round(kept * len(self._directions)))]
+        return np.asarray((shrunk_kF @ Q_rF.T) @ Q_rF, np.float64)
+
+    @cached_property
+    def _directions(self) -> Float64s:
+        """Directions in which predictions differ most, of the least ridge: more of it hardly turns them."""
+        return _svd((self._s_k**2 / self._shrunk(RIDGES[0]))[:, None] * self._projected_kF)[2]
+
+    def _shrunk(self, ridge: float) -> Float64s:
+        return np.asarray(self._s_k**2 + ridge * self._variance + 1e-12, np.float64)
+
+
+def _svd(a_nX: Float64s) -> tuple[Float64s, Float64s, Float64s]:
+    """Return U, s and Vᵀ by the smaller of the two matrices of products: a fraction of the time, and what its rounding
+    loses is far below the least ridge."""
+    n, X = a_nX.shape
+    squares_k, V = np.linalg.eigh(a_nX @ a_nX.T if n <= X else a_nX.T @ a_nX)
+    squares_k, V = squares_k[::-1], V[:, ::-1]
+    some = squares_k > 1e-12 * max(float(squares_k[0]), 1e-300)
+    s_k, V = np.sqrt(squares_k[some]), V[:, some]
+    if n <= X:
+        return V, s_k, (V.T @ a_nX) / s_k[:, None]
+    return (a_nX @ V) / s_k, s_k, V.T
+
+
+def _unit(h_nF: Floats | Float64s) -> Float64s:
     wide_nF = np.asarray(h_nF, np.float64)
     unit_nF: Float64s = wide_nF / np.maximum(np.linalg.norm(wide_nF, axis=1, keepdims=True), 1e-12)
     return unit_nF
