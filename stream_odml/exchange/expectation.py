@@ -23,7 +23,7 @@ from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.head_solving import Items, solve
 
-FOLDS = 5
+FOLDS = 10
 MAX_ITEMS = 20_000
 """Items of the gallery that is asked; of a larger root, at random: recall is then a little underestimated."""
 Floats = NDArray[np.float32]

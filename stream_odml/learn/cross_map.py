@@ -28,7 +28,7 @@ FOLDS = 4
 HIDDEN = 512
 RIDGES = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0)
 """Candidates, in units of φ's mean variance."""
-KEPT = (1.0, 0.5, 0.25)
+KEPT = (0.5, 0.25)
 """Candidates: share of the new feature's directions that are predicted, of the most variance."""
 CLASS_WEIGHT = 0.3
 """Prior deviation of o_c, in units of that of φ."""
@@ -129,7 +129,8 @@ def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], see
     for richer in (_with_offsets, _with_hidden_layer):
         tried = best_of(richer(best), all_kept)
         best = tried if tried.error < _PAYS * best.error else best
-    return best_of(best, [(best.ridge, kept) for kept in KEPT])
+    fewer = best_of(best, [(best.ridge, kept) for kept in KEPT])
+    return fewer if fewer.error < _PAYS * best.error else best
 
 
 def _with_offsets(choice: Choice) -> Choice:
@@ -193,7 +194,7 @@ def _best(
     seed: int,
     candidates: Sequence[tuple[float, float]],
 ) -> Choice:
-    """Ridge and share of directions for settings that are given otherwise; of those as good the plainest."""
+    """Ridge and share of directions with the least error, for settings that are given otherwise."""
     names_n, n = np.array(classes, np.str_), len(classes)
     lift = Lift(old_nD.shape[1], like.width, seed)
     phi_nE = lift.apply(_front(old_nD, classes).apply(old_nD)).astype(np.float64)
@@ -208,9 +209,7 @@ def _best(
         for candidate in candidates:
             found_nF = asked_nk @ solved.weights(*candidate) + solved.mean_F
             errors[candidate] += judge.missed(found_nF, outside_n) / n
-    least = min(errors.values())
-    good = [choice for choice, error in errors.items() if error <= least / _PAYS + 1e-9]
-    ridge, kept = min(good, key=lambda choice: (choice[1], -choice[0]))
+    ridge, kept = min(candidates, key=errors.__getitem__)
     return replace(like, ridge=ridge, kept=kept, error=errors[ridge, kept])
 
 

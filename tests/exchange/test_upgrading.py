@@ -47,7 +47,7 @@ def new(tmp_path: Path) -> Path:
     file = tmp_path / "new.yaml"
     file.write_text(
         f"root: {tmp_path}/new-root\n"
-        f"model: {{backbone: conv4, dim: 8, image_size: 32, head: discriminant, weights: {weights}}}\n"
+        f"model: {{backbone: conv4, dim: 8, image_size: 32, head: discriminant, lift: 16, weights: {weights}}}\n"
         "learning: {trunk: frozen}\n"
     )
     return file
