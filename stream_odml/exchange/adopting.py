@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
@@ -172,8 +171,6 @@ def _take(
                     _ref(shard_id, source, checked.rows.nbytes),
                     IngestBatch([shard_id], checked.rows, checked.quarantine, {shard_id: counts}),
                 )
-                # What blocks leave to Arrow's allocator would add up to more than the ids of all rows.
-                pa.default_memory_pool().release_unused()
                 cursor, number, pauses = block.cursor, number + 1, list(PAUSES_S)
                 progress(read, source.count)
             return

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from stream_odml.cli.main import app
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
-from stream_odml.exchange import pairs
+from stream_odml.exchange import pairs, upgrading
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.upgrading import prepare
 from stream_odml.ingest.decode import decode_image
+from stream_odml.learn.cross_map import CrossMap
 from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.search.snapshot import GallerySnapshot
@@ -75,6 +76,25 @@ def test_every_item_is_taken_over_by_its_mapped_feature_and_once(stream: ExactSt
     assert prepare(stream.root, config).adopt().items == 0  # the same command again
     assert len(Store.open(config.root).gallery_rows()) == 32
     assert Store.open(stream.root).tree.head == stream.head  # there is a way back
+
+
+def test_items_whose_images_are_not_read_are_taken_over_mapped(
+    stream: ExactStream, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 32 items 18 are pairs, and the others come by the map that is kept."""
+    monkeypatch.setattr(pairs, "PER_SHARD", 10)
+    config = config_of(new)
+    prepared = prepare(stream.root, config)
+    assert (prepared.expected.items, prepared.expected.pairs, prepared.expected.exact) == (32, 18, 18)
+    prepared.adopt()
+    rows, old = (Store.open(root).gallery_rows() for root in (config.root, stream.root))
+    h_old = dict(zip(old["item_id"].to_pylist(), decoded(old, 16), strict=True))
+    ids, classes = (rows[name].to_pylist() for name in ("item_id", "class_name"))
+    cross = CrossMap.from_bytes((Path(config.root) / upgrading.MAP).read_bytes())
+    predicted = cross.apply(np.stack([h_old[item] for item in ids]), classes)
+    off = np.abs(decoded(rows, 256) - predicted).max(axis=1)
+    half_a_step = float(np.abs(predicted).max()) / 254
+    assert (off <= half_a_step).sum() == 32 - 18
 
 
 def test_an_image_under_the_new_model_finds_its_item(stream: ExactStream, new: Path) -> None:
