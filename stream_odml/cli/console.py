@@ -166,7 +166,7 @@ def _panel(
         ]
         grid.add_row("Recall@1", Text.assemble(*figures, "(served)"))
     if curve:
-        grid.add_row("by version", curve)
+        grid.add_row("by version", shown(curve))
     if asked:
         failed = (f"{asked['failed']} failed", "red" if asked["failed"] else "")
         grid.add_row("queries", Text.assemble(f"{asked['ok']} answered, ", failed))
