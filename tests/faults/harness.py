@@ -29,7 +29,7 @@ def small_config(root: Path, place: str | None = None, **changes: Any) -> Path:
         "name": "faults",
         "root": place or str(root),
         "method": "distilled",  # trains a while in every stage, in which it can be hurt
-        "model": {"dim": 16, "image_size": 16, "lift": 16},
+        "model": {"dim": 16, "image_size": 16},
         "learning": {"base_steps": 12, "stage_steps": 12, "classes_per_batch": 8, "images_per_class": 2},
         "boundary": {"new_classes": 3 * CATEGORIES, "images": None, "age_s": None},
         "gate": {"enabled": False},
