@@ -29,7 +29,7 @@ def config(root: Path, held_out: float) -> dict[str, Any]:
     return {
         "root": str(root),
         "method": "distilled",
-        "model": {"dim": 32, "image_size": 20, "lift": 16},
+        "model": {"dim": 32, "image_size": 20},
         "learning": {
             **UNPROTECTED, "base_steps": 600, "stage_steps": 40, "learning_rate": 3e-3,
             "classes_per_batch": 8, "images_per_class": 4,
