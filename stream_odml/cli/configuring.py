@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stream_odml.cli.console import say, say_json, shown
 from stream_odml.cli.errors import AsJson, out
+
+if TYPE_CHECKING:
+    from stream_odml.cli.own_images import OwnImages
 
 
 def init(
@@ -51,15 +54,10 @@ def init(
     Examples:  stream-odml init photos/  ·  stream-odml init photos/ --backbone facebook/dinov2-small
     """
     from stream_odml.cli.first_config import Wishes, next_commands, write_config
-    from stream_odml.cli.own_images import look_at
 
     if out_file.exists() and not force:
         raise ValueError(f"{out_file} exists; name another file with --out, or write over it with --force")
-    with out.status(f"looking at {path}"):
-        seen = look_at(path)
-    say(out, f"{path}: {seen.in_words()}")
-    for note in seen.notes:
-        say(out, note, "yellow")
+    seen = _looked_at(path)
     if backbone is None and weights is None and sys.stdin.isatty():
         backbone, weights = _ask_for_model()
     wishes = Wishes(
@@ -75,6 +73,18 @@ def init(
     say(out, f"wrote {out_file}. Next:")
     for line in next_commands(path, out_file, root):
         say(out, line)
+
+
+def _looked_at(path: Path) -> OwnImages:
+    """Look at the images, and say what was found."""
+    from stream_odml.cli.own_images import look_at
+
+    with out.status(f"looking at {path}"):
+        seen = look_at(path)
+    say(out, f"{path}: {seen.in_words()}")
+    for note in seen.notes:
+        say(out, note, "yellow")
+    return seen
 
 
 def _ask_for_model() -> tuple[str | None, Path | None]:
