@@ -7,7 +7,7 @@ unless its method moves the trunk; base stage, batches and images are those of e
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from benchmarks.quality.data import Ints
 from benchmarks.quality.measure import Measured, measure_stage, measure_unseen, nearest_by_cosine
+from benchmarks.quality.methods import ALWAYS
 from benchmarks.quality.state import TRAINED, Floats, RunState, SolvedState
 from benchmarks.quality.study import Run
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, whitening
 from stream_odml.learn.drift import DriftMap, IdentityMap
-from stream_odml.learn.embedder import Embedder, build_embedder, embed, trunk_of
+from stream_odml.learn.embedder import Embedder, build_embedder, trunk_of
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.settings import EmbedderSpec
@@ -39,6 +40,8 @@ class ExactRun(Run):
 
     _noted: Mapping[str, float] = MappingProxyType({})
     """What a stage says of itself, beside what is measured."""
+    _solved: Solved
+    _sums: ClassSums
 
     @property
     def _spec(self) -> EmbedderSpec:
@@ -74,7 +77,7 @@ class ExactRun(Run):
         state.stage = stage
         forward: DriftMap = IdentityMap()
         backward: DriftMap = IdentityMap()
-        if self.method.preset in ("exact_always", "joint_exact"):
+        if self.method.preset in (*ALWAYS, "joint_exact"):
             outcome, seconds, steps = self._stage(
                 self.method.settings,
                 state.student,
@@ -97,12 +100,7 @@ class ExactRun(Run):
     def _trunk(self, student: Embedder) -> Embedder:
         return trunk_of(copy.deepcopy(student), self._spec).eval() if self._sees_all else student
 
-    def _embed(self, trunk: Embedder, images: Ints) -> Floats:
-        h_nD: Floats = embed(trunk, self.study.images.pixels[images], self.study.device)
-        trunk.cpu()
-        return h_nD
-
-    def _solve(self, state: RunState, forward: DriftMap) -> Solved:
+    def _solve(self, state: RunState, forward: DriftMap) -> None:
         """Add the task's features to those that are stored, moved as a gallery's are, and solve the head of all."""
         trunk, before = self._trunk(state.student), state.solved
         images = self._seen(state.stage)
@@ -114,13 +112,13 @@ class ExactRun(Run):
                 old = before.features_ND if isinstance(forward, IdentityMap) else moved(before, forward)
                 images = np.concatenate([before.images_N, images])
                 features = np.concatenate([old, features])
-        return self._solve_with(state, images, features, earlier)
+        self._solve_with(state, images, features, earlier)
 
-    def _solve_with(self, state: RunState, images: Ints, features: Floats, earlier: Choice | None) -> Solved:
+    def _solve_with(self, state: RunState, images: Ints, features: Floats, earlier: Choice | None) -> None:
         """Solve the head of all images learnt so far, from their features as stored."""
         items = Items([str(i) for i in images.tolist()], self._names(images), encode(features))
         dim = features.shape[1]
-        solved = solve(
+        self._solved = solved = solve(
             ClassSums.empty(Lift(dim, self._spec.lift_of(dim), self.seed)),
             items,
             None,
@@ -131,7 +129,6 @@ class ExactRun(Run):
         self._sums = solved.sums
         chosen = solved.figures[CHOSEN_CLASSES], solved.figures[CHOSEN_ITEMS]
         state.solved = SolvedState(images, features, solved.head, chosen)
-        return solved
 
     def _names(self, images: Ints) -> list[str]:
         names = self.study.images.class_names
@@ -140,7 +137,7 @@ class ExactRun(Run):
     def _measure(self, state: RunState, forward: DriftMap, anew_M: NDArray[np.bool_] | None = None) -> None:
         """`anew_M`: which measured images the stage embedded anew, where these are not those of its task alone."""
         assert state.solved is not None
-        stage, head, trunk = state.stage, state.solved.head, self._trunk(state.student)
+        stage, trunk = state.stage, self._trunk(state.student)
         known, arrives = self.stream.arrival < stage, self.stream.arrival == stage
         stayed = all(isinstance(move, IdentityMap) for move in (*state.forward, forward))
         stays = stayed and not self._sees_all
@@ -157,32 +154,48 @@ class ExactRun(Run):
         if stays:
             fresh[known] = state.mapped_Md[known]
         galleries = {"reextracted": fresh, "mapped": state.mapped_Md, "stale": state.stale_Md}
-        views = {form: _view(head, h_MD) for form, h_MD in galleries.items()}
-        rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, views["reextracted"], views))
+        queries, views = self._views(state, galleries)
+        rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, queries, views))
         coming = self._embedded_coming(trunk, fresh, stage)
-        rows += self._unseen(head, known | arrives, coming, fresh, state.mapped_Md)
+        rows += self._unseen(state, known | arrives, coming, fresh, state.mapped_Md)
         rows += [
             {"split": "all", "gallery": "none", "metric": name, "value": value}
             for name, value in self._noted.items()
         ]
         self._keep(state, rows)
 
+    def _views(self, state: RunState, galleries: dict[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
+        """Return queries and galleries as the head compares them, from features."""
+        assert state.solved is not None
+        head = state.solved.head
+        views = {form: _view(head, h_MD) for form, h_MD in galleries.items()}
+        return views["reextracted"], views
+
+    def _finder(
+        self, state: RunState, fresh_MD: Floats, gallery_MD: Floats
+    ) -> Callable[[Ints], Floats] | None:
+        """Return what finds classes to come, for `measure_unseen`."""
+        assert state.solved is not None
+        names, finder = list(self.study.images.class_names), by_head(state.solved.head)
+
+        def find(rows: Ints) -> Floats:
+            held = HeldOut.of_features(gallery_MD[rows], self.labels_M[rows], names)
+            return finder(held, fresh_MD[rows], gallery_MD[rows])
+
+        return find
+
     def _unseen(
         self,
-        head: DiscriminantHead,
+        state: RunState,
         known: NDArray[np.bool_],
         coming: NDArray[np.bool_],
         fresh_MD: Floats,
         mapped_MD: Floats,
     ) -> Iterator[Measured]:
         gallery_MD = np.where(coming[:, None], stored(fresh_MD), mapped_MD)
-        names, finder = list(self.study.images.class_names), by_head(head)
-
-        def find(rows: Ints) -> Floats:
-            held = HeldOut.of_features(gallery_MD[rows], self.labels_M[rows], names)
-            return finder(held, fresh_MD[rows], gallery_MD[rows])
-
-        yield from measure_unseen(known, coming, find, "mapped")
+        find = self._finder(state, fresh_MD, gallery_MD)
+        if find is not None:
+            yield from measure_unseen(known, coming, find, "mapped")
         plain = self._sums.narrowed(0)
         map_DD, mean_D = whitening(plain, WHITENING).T.astype(np.float32), plain.mean().astype(np.float32)
         queries, gallery = ((plain.lift.apply(h_MD) - mean_D) @ map_DD for h_MD in (fresh_MD, gallery_MD))

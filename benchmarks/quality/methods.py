@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from benchmarks.quality.rivals import RIVALS, Rival
 from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, method_settings
 
 FROZEN = ("frozen_f0", "frozen_pretrained")
@@ -20,16 +21,30 @@ EXACT: Mapping[str, str] = {
     "exact_frozen": "ours",
     "exact_pretrained": "ours",
     "exact_always": "ours",
+    "l2_exact": "l2",
+    "relation_exact": "relation",
+    "finetune_exact": "finetune",
     "joint_exact": "joint",
+    **dict.fromkeys(RIVALS, "ours"),
 }
 """Methods whose head is solved, with the one of METHODS whose settings they have. `ours`: the trunk moves where the
 rule of `learning.trunk: auto` asks for it and the floor lets it (`moving.py`); `ours_backfill`: then every item is
 embedded anew, as where images are at hand; `exact_frozen`: on the trunk of the
 base stage; `exact_pretrained`: on the weights that it started from; `exact_always`: the trunk is learnt in every stage,
-and what is stored is mapped; `joint_exact`: on the trunk of `joint`, everything re-extracted."""
+and what is stored is mapped; `l2_exact`, `relation_exact`, `finetune_exact`: the same, but for what holds the trunk;
+`joint_exact`: on the trunk of `joint`, everything re-extracted; those of RIVALS have other heads on the trunk of the
+base stage."""
 MOVING = ("ours", "ours_backfill")
+ALWAYS = ("exact_always", "l2_exact", "relation_exact", "finetune_exact")
+_TRUNK: Mapping[str, Mapping[str, Any]] = {
+    "l2_exact": {"weight_hold": 5.0, "map_composites": 6},
+    "relation_exact": {"map_composites": 6},
+    "finetune_exact": {"map_composites": 6},
+}
+"""Features are held in place of embeddings, and all have the map of `exact_always`: training is compared."""
 NEEDS_WEIGHTS = ("frozen_pretrained", "exact_pretrained")
 _NAME = r"[\w.+-]+"
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,8 @@ class Method:
     name: str
     preset: str
     settings: StageSettings
+    rival: Rival | None = None
+    """Its options, of one of RIVALS."""
 
 
 def parse_methods(text: str, common: StageSettings) -> list[Method]:
@@ -52,7 +69,7 @@ def parse_methods(text: str, common: StageSettings) -> list[Method]:
                 raise ValueError(
                     f"method {method.name!r} is asked for twice; give each variation its own name"
                 )
-            if (method.preset, method.settings) == (other.preset, other.settings):
+            if replace(method, name=other.name) == other:
                 raise ValueError(
                     f"methods {other.name!r} and {method.name!r} are the same; ask for one of them"
                 )
@@ -71,21 +88,26 @@ def parse_method(text: str, common: StageSettings) -> Method:
             raise ValueError(
                 f"{change!r} is of the stage that all methods start from; use --set or --base-steps"
             )
-    return Method(name, preset, apply_changes(method_settings(EXACT.get(preset, preset), common), changes))
+    settings = method_settings(EXACT.get(preset, preset), common)
+    if preset in RIVALS:
+        return Method(name, preset, settings, apply_changes(RIVALS[preset], changes))
+    return Method(name, preset, apply_changes(replace(settings, **_TRUNK.get(preset, {})), changes))
 
 
-def apply_changes(settings: StageSettings, changes: list[str]) -> StageSettings:
+def apply_changes(settings: Settings, changes: list[str]) -> Settings:
     """`field=value` each; the value is JSON, or else text. ValueError for an unknown field and for a value that is none
     of its type or range."""
-    known = {field.name for field in dataclasses.fields(settings)}
-    changed = asdict(settings)
+    fields: Any = settings
+    known = {field.name for field in dataclasses.fields(fields)}
+    changed = asdict(fields)
     for change in changes:
         field, _, text = change.partition("=")
         if field not in known:
             raise ValueError(f"unknown setting {field!r}; expected one of {', '.join(sorted(known))}")
         changed[field] = _value(text)
     try:
-        return TypeAdapter(StageSettings).validate_python(changed)
+        adapter: TypeAdapter[Settings] = TypeAdapter(type(settings))
+        return adapter.validate_python(changed)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

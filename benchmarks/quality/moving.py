@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.quality.data import Ints
 from benchmarks.quality.exact import ExactRun, moved, stored
 from benchmarks.quality.methods import EXACT, MOVING, Method
+from benchmarks.quality.rival_run import RivalRun
 from benchmarks.quality.state import REFUSED, TRAINED, WAITING, Floats, RunState, SolvedState
 from benchmarks.quality.study import Run, Study, Tick, version_name
 from stream_odml.learn.class_sums import ClassSums
@@ -39,6 +40,8 @@ def run_of(study: Study, method: Method, seed: int, tick: Tick) -> Run:
     """The run of a method, by the kind of its head and by what becomes of its trunk."""
     if method.preset in MOVING:
         return MovingRun(study, method, seed, tick)
+    if method.rival is not None:
+        return RivalRun(study, method, seed, tick)
     return (ExactRun if method.preset in EXACT else Run)(study, method, seed, tick)
 
 
@@ -57,13 +60,13 @@ class MovingRun(ExactRun):
 
     def _learn(self, state: RunState, stage: int) -> None:
         state.stage = stage
-        solved = self._solve(state, IdentityMap())
+        self._solve(state, IdentityMap())
         state.taken.append(WAITING)
         forward: DriftMap = IdentityMap()
         backward: DriftMap = IdentityMap()
         anew = [stage]
         assert state.solved is not None
-        held, need = self._held_out(state.solved.images_N), self._need(state, solved)
+        held, need = self._held_out(state.solved.images_N), self._need(state, self._solved)
         self._noted = {f"trunk_{name}": value for name, value in need.items()}
         move = self._move(state, held) if len(held) and is_worth_moving(need) else None
         if move is not None:

@@ -18,7 +18,10 @@ _WATCHED = (
     "stream_odml/ingest/decode.py",
     *(
         f"benchmarks/quality/{name}.py"
-        for name in ("data", "exact", "measure", "methods", "moving", "oracle", "protocols", "study")
+        for name in (
+            *("data", "exact", "map_rivals", "measure", "methods", "moving", "oracle", "protocols"),
+            *("rival_run", "rivals", "study"),
+        )
     ),
 )
 """What a figure depends on, as far as it is ours."""

@@ -82,6 +82,7 @@ class Study:
         parts |= {"weights": self.weights} if self.weights else {}
         if method is not None:
             parts |= {"preset": method.preset, "settings": _by_first_names(method.settings)}
+            parts |= {"rival": asdict(method.rival)} if method.rival is not None else {}  # type: ignore[call-overload]
             parts |= {"oracle": True} if self.oracle else {}
             parts |= {"lift": self.lift} if self.lift is not None and method.preset in EXACT else {}
         return _digest(parts)
@@ -183,11 +184,8 @@ class Run:
         queries = np.zeros_like(state.stale_Md)
         # Images of tasks to come are not measured; a frozen model embeds none twice.
         seen = arrives if self.method.preset in FROZEN else known | arrives
-        queries[seen] = embed(
-            state.student, self.study.images.pixels[self.stream.measured[seen]], self.study.device
-        )
+        queries[seen] = self._embed(state.student, self.stream.measured[seen])
         queries[known & ~seen] = state.stale_Md[known & ~seen]
-        state.student.cpu()
         state.mapped_Md[known] = forward.apply(state.mapped_Md[known])
         state.mapped_Md[arrives] = state.stale_Md[arrives] = queries[arrives]
         state.base_views.append(queries[self.stream.arrival == 0])
@@ -207,11 +205,13 @@ class Run:
     def _embedded_coming(self, model: Embedder, queries_Md: Floats, stage: int) -> NDArray[np.bool_]:
         """Embed the measured images of the task to come; return which they are."""
         coming: NDArray[np.bool_] = self.stream.arrival == stage + 1
-        queries_Md[coming] = embed(
-            model, self.study.images.pixels[self.stream.measured[coming]], self.study.device
-        )
-        model.cpu()
+        queries_Md[coming] = self._embed(model, self.stream.measured[coming])
         return coming
+
+    def _embed(self, model: Embedder, images: Ints) -> Floats:
+        vectors_nd: Floats = embed(model, self.study.images.pixels[images], self.study.device)
+        model.cpu()
+        return vectors_nd
 
     def _keep(self, state: RunState, rows: list[Measured]) -> None:
         self.study.rows.append(self._labelled(rows, state.stage))

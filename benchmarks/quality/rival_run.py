@@ -1,0 +1,72 @@
+"""One run of a rival on the trunk of the base stage, from the stored features that `exact_frozen` is solved from."""
+
+# M measured images   D trunk feature
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from benchmarks.quality.data import Ints
+from benchmarks.quality.exact import ExactRun
+from benchmarks.quality.measure import nearest_by_cosine
+from benchmarks.quality.rivals import Fitted
+from benchmarks.quality.state import Floats, RunState, SolvedState
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.embedder import Embedder
+from stream_odml.learn.feature_codes import encode
+from stream_odml.learn.lift import Lift
+from stream_odml.pipeline.head_solving import Choice
+
+
+class RivalRun(ExactRun):
+    """Stages of one rival and seed; resumes after the last finished one."""
+
+    _fitted: Fitted
+
+    @cached_property
+    def _features(self) -> Floats:
+        """Of all images of the stream, embedded once for all rivals: their trunk is one, and never moves."""
+        path = self.study.work / f"features-{self.study.key(None, self.seed)}.npy"
+        if not path.exists():
+            images = np.concatenate([*(task.images for task in self.stream.tasks), self.stream.measured])
+            h_nD = super()._embed(self._start()[0], images)
+            all_ND = np.zeros((len(self.study.images.labels), h_nD.shape[1]), np.float32)
+            all_ND[images] = h_nD
+            aside = path.with_suffix(f".{os.getpid()}.part")
+            with aside.open("wb") as file:
+                np.save(file, all_ND)
+            os.replace(aside, path)
+        features: Floats = np.load(path, mmap_mode="r")
+        return features
+
+    def _embed(self, model: Embedder, images: Ints) -> Floats:
+        return np.array(self._features[images])
+
+    def _solve_with(self, state: RunState, images: Ints, features: Floats, earlier: Choice | None) -> None:
+        """Fit the rival; the sums are for the whitening that unseen classes are measured beside."""
+        del earlier
+        assert self.method.rival is not None
+        lift = Lift(features.shape[1])
+        self._sums = ClassSums.of(lift, encode(features), self._names(images))
+        self._fitted = self.method.rival.fit(features, self.study.images.labels[images], self.seed)
+        state.solved = SolvedState(images, features, solve_head(ClassSums.empty(lift)), (0.0, 0.0))
+
+    def _views(self, state: RunState, galleries: dict[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
+        fitted = self._fitted
+        # Nothing moves: the three forms of the gallery are one, but for the codes of what has just come.
+        items = fitted.items(galleries["mapped"], self.labels_M)
+        return fitted.queries(galleries["reextracted"]), dict.fromkeys(galleries, items)
+
+    def _finder(
+        self, state: RunState, fresh_MD: Floats, gallery_MD: Floats
+    ) -> Callable[[Ints], Floats] | None:
+        """Return nothing for one that orders classes: it has no score of classes to come."""
+        if self._fitted.tells_classes:
+            return None
+        queries = self._fitted.queries(fresh_MD)
+        return nearest_by_cosine(queries, self._fitted.items(gallery_MD, self.labels_M), self.labels_M)
