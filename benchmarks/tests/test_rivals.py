@@ -52,7 +52,7 @@ def test_fecam_measures_to_each_class_by_its_own_shrunk_correlation(shrink: floa
     x, q = FEATURES.astype(float) ** 0.5, QUERIES.astype(float) ** 0.5
     expected = np.empty((5, 3))
     for c, label in enumerate((4, 7, 9)):
-        own = x[LABELS == label]
+        own = x[label == LABELS]
         cov = np.cov(own, rowvar=False)
         off = ~np.eye(6, dtype=bool)
         cov = cov + shrink * cov.diagonal().mean() * np.eye(6) + shrink * cov[off].mean() * off
