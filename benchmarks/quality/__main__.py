@@ -1,4 +1,5 @@
 """python -m benchmarks.quality --data FILE.parquet --protocol 400+6*100 --methods ours,l2 --seeds 0,1,2 --out DIR
+python -m benchmarks.quality study --data FOLDER --weights FILE --dry-run     # all parts of the study, see its --help
 
 Killed and started again with the same words it goes on after the last stage that was measured.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from benchmarks.quality.protocols import Stream
 from benchmarks.quality.report import write_report
 from benchmarks.quality.rows import Row, RowFile, learning_commit
 from benchmarks.quality.study import Study
+from benchmarks.quality.whole import run_study, study_parser
 from stream_odml.learn.memory import keep_freed_memory
 from stream_odml.learn.settings import PRETRAINED, EmbedderSpec, StageSettings
 
@@ -60,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
     p.add_argument("--device", default="cpu")
+    p.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of all networks; bf16 is autocast"
+    )
     p.add_argument("--threads", type=_count, default=0, help="0: as torch likes")
     p.add_argument(
         "--oracle", action="store_true", help="a gallery too, moved by maps fitted with images of old classes"
@@ -74,9 +80,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Runs what is missing, then writes the report of all that there is. What cannot be done is told in one line."""
-    args = parser().parse_args()
     try:
-        _run(args)
+        if sys.argv[1:2] == ["study"]:
+            run_study(
+                study_parser().parse_args(sys.argv[2:]),
+                lambda words: plan(parser().parse_args(words)),
+                lambda words: _run(parser().parse_args(words)),
+            )
+        else:
+            _run(parser().parse_args())
     except (ValueError, OSError) as error:
         raise SystemExit(f"python -m benchmarks.quality: {error}") from error
 
@@ -145,6 +157,8 @@ def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
     )
     if spec.starts_pretrained:
         common = replace(common, **PRETRAINED)
+    if args.precision != "fp32":
+        common = replace(common, precision=args.precision, old_precision=args.precision)
     common = apply_changes(common, args.set)
     methods = parse_methods(args.methods, common)
     if not spec.starts_pretrained:

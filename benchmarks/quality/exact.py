@@ -23,7 +23,7 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, whitening
 from stream_odml.learn.drift import DriftMap, IdentityMap
-from stream_odml.learn.embedder import Embedder, build_embedder, trunk_of
+from stream_odml.learn.embedder import Embedder, build_embedder, embedder_to_bytes, trunk_of
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.settings import EmbedderSpec
@@ -40,7 +40,7 @@ class ExactRun(Run):
 
     _noted: Mapping[str, float] = MappingProxyType({})
     """What a stage says of itself, beside what is measured."""
-    _solved: Solved
+    _solved: Solved | None = None
     _sums: ClassSums
 
     @property
@@ -50,6 +50,16 @@ class ExactRun(Run):
     def _compatibility(self, state: RunState) -> Iterator[Measured]:
         """Nothing: heads of one trunk are read exactly, by whoever has both."""
         return iter(())
+
+    def _bytes(self, state: RunState) -> dict[str, float]:
+        """Items are codes of 8 bits with a scale, classes their sums; a version is a head, and a trunk of its own."""
+        assert state.solved is not None
+        head = state.solved.head
+        version = len(head.to_bytes())
+        if state.forward and not isinstance(state.forward[-1], IdentityMap):
+            version += len(embedder_to_bytes(state.student)) + len(state.forward[-1].to_bytes())
+        item, sums = float(state.mapped_Md.shape[1] + 4), 4.0 * head.lift.out_dim
+        return {"item_bytes": item, "class_bytes": sums, "version_bytes": float(version)}
 
     def _started(self) -> RunState:
         student, bank = self._start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,13 +24,24 @@ COLUMNS: Mapping[str, str] = {
     "last_r1_mapped": "last, mapped",
     "last_r1_oracle": "last, oracle map",
     "last_r1_stale": "last, stale",
+    "last_r10_mapped": "last R@10, mapped",
+    "last_map_at_r_mapped": "last mAP@R, mapped",
     "unseen_r1_mapped": "unseen",
     "unseen_r1_whitened": "unseen, whitened",
     "unseen_alone_r1_mapped": "unseen alone",
     "base_forgetting": "forgetting, base",
     "backward_transfer_mapped": "backward transfer, mapped",
+    "compatibility_ac_mapped": "AC",
+    "compatibility_bc_mapped": "BC",
+    "compatibility_fc_mapped": "FC",
     "train_s": "seconds",
+    "item_bytes": "bytes an item",
+    "class_bytes": "a class",
+    "version_bytes": "a version",
 }
+WHOLE = ("train_s", "item_bytes", "class_bytes", "version_bytes")
+"""Columns of whole numbers: what a method costs."""
+RESAMPLES = 10_000
 
 
 def curves(rows: Iterable[Row]) -> Curves:
@@ -46,6 +58,8 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
     seconds = _last(table.get((method, "all", "none", "train_s"), {}))
     steps = _last(table.get((method, "all", "none", "steps"), {}))
     result: dict[str, dict[int, float]] = {"train_s": seconds, "steps": steps}
+    for name in WHOLE[1:]:
+        result[name] = _last(table.get((method, "all", "none", name), {}))
     for form in ("reextracted", "mapped", "oracle", "stale"):
         union = {
             s: v for s, v in table.get((method, "union", form, "recall_at_1"), {}).items() if s in seconds
@@ -54,9 +68,9 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
         result[f"avg_inc_r1_{form}"] = {
             s: average_incremental_recall(list(v.values())) for s, v in union.items()
         }
-        result[f"last_map_at_r_{form}"] = _last(
-            {s: v for s, v in table.get((method, "union", form, "map_at_r"), {}).items() if s in seconds}
-        )
+        for name, metric in (("map_at_r", "map_at_r"), ("r10", "recall_at_10")):
+            by_seed = table.get((method, "union", form, metric), {})
+            result[f"last_{name}_{form}"] = _last({s: v for s, v in by_seed.items() if s in seconds})
     for form in ("mapped", "whitened"):
         for split in ("unseen", "unseen_alone", "seen"):
             by_seed = table.get((method, split, form, "recall_at_1"), {})
@@ -76,7 +90,43 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
             if recall_TT is not None:
                 result.setdefault(f"forgetting_{form}", {})[seed] = forgetting(recall_TT)
                 result.setdefault(f"backward_transfer_{form}", {})[seed] = backward_transfer(recall_TT)
+    for form in ("mapped", "stale"):
+        for seed in seconds:
+            for name, value in _compatibility(table, method, form, seed).items():
+                result.setdefault(f"compatibility_{name}_{form}", {})[seed] = value
     return {name: values for name, values in result.items() if values}
+
+
+def _compatibility(table: Curves, method: str, form: str, seed: int) -> dict[str, float]:
+    """Summaries of the matrix M[t, k], queries by version t against a gallery by version k, as Biondi et al. (CL2R, ACM
+    TOMM 2022) have them: `ac`, the share of pairs t > k with M[t, k] >= M[k, k]; `bc`, the mean of M[T, k] - M[k, k];
+    `fc`, the mean of M[t, t - 1] - M[t, t]. Empty where it was not measured, or of one version."""
+    cells = {
+        (int(split.split()[2]), int(split.split()[1])): by_seed[seed][max(by_seed[seed])]
+        for (name, split, gallery, _), by_seed in table.items()
+        if (name, gallery) == (method, form) and split.startswith("compatibility") and seed in by_seed
+    }
+    last = max((t for t, _ in cells), default=0)
+    if not last:
+        return {}
+    return {
+        "ac": float(np.mean([cells[t, k] >= cells[k, k] for t, k in cells if t > k])),
+        "bc": float(np.mean([cells[last, k] - cells[k, k] for k in range(last)])),
+        "fc": float(np.mean([cells[t, t - 1] - cells[t, t] for t in range(1, last + 1)])),
+    }
+
+
+def bootstrap_interval(differences: Sequence[float], share: float = 0.95) -> tuple[float, float]:
+    """Return the interval that holds `share` of the means of as many differences, drawn with replacement (percentile
+    bootstrap over seeds). Of few seeds all draws are made, so it says no more than these seeds can."""
+    values = np.asarray(differences, np.float64)
+    n = len(values)
+    if n**n <= RESAMPLES:
+        draws = np.array(list(itertools.product(range(n), repeat=n)))
+    else:
+        draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    low, high = np.quantile(values[draws].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
 
 
 def _by_task(table: Curves, method: str, form: str, seed: int) -> Floats | None:
@@ -116,13 +166,14 @@ def markdown_table(rows: Sequence[Row], methods: Iterable[str]) -> str:
     lines = ["| method | seeds | " + " | ".join(titles) + " |", "|---" * (len(titles) + 2) + "|"]
     for method, by_name in measured.items():
         if by_name:
-            cells = [_cell(by_name.get(name, {}), 0 if name == "train_s" else 4) for name in columns]
+            cells = [_cell(by_name.get(name, {}), 0 if name in WHOLE else 4) for name in columns]
             lines.append(f"| {method} | {len(by_name['train_s'])} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def paired_table(rows: Sequence[Row], methods: Sequence[str], reference: str) -> str:
-    """`reference` minus each other method, seed by seed: what a mean over seeds would hide."""
+    """`reference` minus each other method, seed by seed: what a mean over seeds would hide; in brackets the interval of
+    its mean by `bootstrap_interval`."""
     table = curves(rows)
     ours = seed_figures(table, reference)
     names = ("avg_inc_r1_reextracted", "last_r1_reextracted", "last_r1_mapped")
@@ -132,10 +183,20 @@ def paired_table(rows: Sequence[Row], methods: Sequence[str], reference: str) ->
         cells = []
         for name in names:
             a, b = ours.get(name, {}), theirs.get(name, {})
-            cells.append(", ".join(f"{a[s] - b[s]:+.4f}" for s in sorted(a) if s in b) or "–")
+            cells.append(_differences([a[s] - b[s] for s in sorted(a) if s in b]))
         if method != reference and theirs:
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _differences(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    text = ", ".join(f"{value:+.4f}" for value in values)
+    if len(values) == 1:
+        return text
+    low, high = bootstrap_interval(values)
+    return f"{text} [{low:+.4f}, {high:+.4f}]"
 
 
 def _last(by_seed: Mapping[int, Mapping[int, float]]) -> dict[int, float]:

@@ -23,6 +23,7 @@ from stream_odml.learn.evaluation import (
 
 Measured = dict[str, Any]
 Bools = NDArray[np.bool_]
+KS = (1, 2, 4, 8, 10, 16, 32)
 MAX_QUERIES = 500
 """Of one cell of the compatibility matrix."""
 
@@ -111,5 +112,5 @@ def _recalls(scores: QueryScores, rows: Ints, split: str, form: str) -> Iterator
     """Nothing where no query has another image of its class."""
     if np.isnan(scores.precision_Q[rows]).all():
         return
-    for k, value in scores.recall_at_k(rows=rows).items():
+    for k, value in scores.recall_at_k(KS, rows).items():
         yield {"split": split, "gallery": form, "metric": f"recall_at_{k}", "value": value}

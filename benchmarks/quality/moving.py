@@ -61,12 +61,14 @@ class MovingRun(ExactRun):
     def _learn(self, state: RunState, stage: int) -> None:
         state.stage = stage
         self._solve(state, IdentityMap())
+        solved = self._solved
+        assert solved is not None
         state.taken.append(WAITING)
         forward: DriftMap = IdentityMap()
         backward: DriftMap = IdentityMap()
         anew = [stage]
         assert state.solved is not None
-        held, need = self._held_out(state.solved.images_N), self._need(state, self._solved)
+        held, need = self._held_out(state.solved.images_N), self._need(state, solved)
         self._noted = {f"trunk_{name}": value for name, value in need.items()}
         move = self._move(state, held) if len(held) and is_worth_moving(need) else None
         if move is not None:

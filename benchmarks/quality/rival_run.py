@@ -56,6 +56,9 @@ class RivalRun(ExactRun):
         self._fitted = self.method.rival.fit(features, self.study.images.labels[images], self.seed)
         state.solved = SolvedState(images, features, solve_head(ClassSums.empty(lift)), (0.0, 0.0))
 
+    def _bytes(self, state: RunState) -> dict[str, float]:
+        return {"item_bytes": float(state.mapped_Md.shape[1] + 4)}
+
     def _views(self, state: RunState, galleries: dict[str, Floats]) -> tuple[Floats, dict[str, Floats]]:
         fitted = self._fitted
         # Nothing moves: the three forms of the gallery are one, but for the codes of what has just come.

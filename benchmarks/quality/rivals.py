@@ -19,10 +19,13 @@ import torch
 from benchmarks.quality.data import Ints
 from benchmarks.quality.state import Floats
 from stream_odml.ingest.sampler import PKSampler
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import HeadSettings, solve_head
+from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.geometry import unit
-from stream_odml.learn.lift import Float64s
+from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.learn.metric_losses import SupervisedContrastiveLoss
-from stream_odml.learn.ranges import Count, NonNegative, Positive, Range, check_fields
+from stream_odml.learn.ranges import Count, NonNegative, Positive, Range, Share, check_fields
 
 _STAGES_AT_HAND = 6
 """Fits that the three forms of RanPAC share: of the stages of one stream."""
@@ -141,9 +144,8 @@ class _Ridge:
         # U Uᵀ of U = Fᵀ / sqrt(ridge) is FᵀF / ridge.
         self._scale = ridge**-0.5
         self._U_NM = self._scale * self.lifted(h_ND)
-        self._L_NN = np.linalg.cholesky(
-            (self._U_NM @ self._U_NM.T).astype(np.float64) + np.eye(len(h_ND))
-        ).astype(np.float32)
+        wide_NM = self._U_NM.astype(np.float64)  # a small ridge is lost in the rounding of float32
+        self._L_NN = np.linalg.cholesky(wide_NM @ wide_NM.T + np.eye(len(h_ND)))
 
     def lifted(self, h_nD: Floats) -> Floats:
         f_nM: Floats = np.maximum(h_nD @ self._random_DM, 0)
@@ -152,7 +154,7 @@ class _Ridge:
     def weights(self, target_NC: Floats) -> Floats:
         """Return (FᵀF + ridge I)^-1 Fᵀ Y."""
         solved_NC = scipy.linalg.cho_solve((self._L_NN, True), target_NC, check_finite=False)
-        weights_MC: Floats = self._scale * (self._U_NM.T @ solved_NC)
+        weights_MC: Floats = (self._scale * (self._U_NM.T @ solved_NC)).astype(np.float32)
         return weights_MC
 
     def features(self, h_nD: Floats) -> Floats:
@@ -164,9 +166,9 @@ class _Ridge:
         first_Nn = scipy.linalg.solve_triangular(
             self._L_NN, self._U_NM @ f_nM.T, lower=True, check_finite=False
         )
-        L_NN = self._L_NN + np.eye(len(self._L_NN), dtype=np.float32)
+        L_NN = self._L_NN + np.eye(len(self._L_NN))
         second_Nn = scipy.linalg.solve_triangular(L_NN, first_Nn, lower=True, trans=1, check_finite=False)
-        z_nM: Floats = f_nM - second_Nn.T @ self._U_NM
+        z_nM: Floats = f_nM - second_Nn.T.astype(np.float32) @ self._U_NM
         return z_nM
 
 
@@ -271,6 +273,51 @@ class StoredHead:
         return ByVector(embed)
 
 
+@dataclass(frozen=True)
+class SolvedPart:
+    """The head of `ours` with settings as they are given, none chosen: `known` part or `new` part for all items, from
+    which the defaults are derived; `classes`: the nearest mean of a class in the known part, told what `ranpac` and
+    `fecam` are told."""
+
+    part: Literal["known", "new", "classes"] = "known"
+    dim: Annotated[int, Range(at_least=1)] = HeadSettings.dim
+    width: Count = 0
+    shrinkage: Share = HeadSettings.shrinkage
+    weight: Positive = HeadSettings.weight
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def fit(self, h_ND: Floats, label_N: Ints, seed: int) -> Fitted:
+        lift = Lift(h_ND.shape[1], self.width, seed)
+        names = [f"{label:09}" for label in label_N.tolist()]
+        head = solve_head(
+            ClassSums.of(lift, encode(h_ND), names),
+            HeadSettings(
+                dim=self.dim,
+                width=self.width,
+                shrinkage=self.shrinkage,
+                new_shrinkage=self.shrinkage,
+                weight=self.weight,
+            ),
+        )
+
+        def embed(h_nD: Floats) -> Floats:
+            z_n: Floats = head.split(head.embed(h_nD))[self.part == "new"]
+            return z_n
+
+        if self.part != "classes":
+            return ByVector(embed)
+        classes, z_Nd = np.unique(label_N), embed(h_ND)
+        means_Cd: Floats = _units(np.stack([z_Nd[label_N == label].mean(axis=0) for label in classes]))
+
+        def scores(h_nD: Floats) -> Floats:
+            cosines_nC: Floats = embed(h_nD) @ means_Cd.T
+            return cosines_nC
+
+        return ByClass(scores, classes)
+
+
 def _units(x_nD: Any) -> Any:
     length_n1 = np.linalg.norm(x_nD, axis=1, keepdims=True)
     return x_nD / np.where(length_n1 > 0, length_n1, 1)
@@ -283,6 +330,8 @@ RIVALS: Mapping[str, Rival] = MappingProxyType(
         "ranpac_features": Ranpac("features"),
         "fecam": Fecam(),
         "stored_head": StoredHead(),
+        "solved_classes": SolvedPart("classes"),
+        "solved_part": SolvedPart(),
     }
 )
 """By the name of the table, each with the options that validation chose."""

@@ -36,7 +36,7 @@ from benchmarks.quality.state import Floats, RunState, load_state, load_student,
 from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
-from stream_odml.learn.embedder import Embedder, build_embedder, embed
+from stream_odml.learn.embedder import Embedder, build_embedder, embed, embedder_to_bytes
 from stream_odml.learn.outcome import StageOutcome
 from stream_odml.learn.settings import RENAMED, EmbedderSpec, StageSettings
 from stream_odml.learn.stage import StageLearner
@@ -108,11 +108,19 @@ class Run:
         for stage in range(state.stage + 1, len(self.stream.tasks)):
             self._learn(state, stage)
         rows = list(self._compatibility(state))
-        totals = (("steps", float(state.steps)), ("train_s", state.train_s))
+        totals = {"steps": float(state.steps), "train_s": state.train_s, **self._bytes(state)}
         rows += [
-            {"split": "all", "gallery": "none", "metric": name, "value": value} for name, value in totals
+            {"split": "all", "gallery": "none", "metric": name, "value": value}
+            for name, value in totals.items()
         ]
         self.study.rows.append(self._labelled(rows, state.stage))
+
+    def _bytes(self, state: RunState) -> dict[str, float]:
+        """What is kept: for each item of the gallery, each class, and each version."""
+        version = len(embedder_to_bytes(state.student))
+        version += len(state.forward[-1].to_bytes()) if state.forward else 0
+        classes = {"class_bytes": len(state.bank.to_bytes()) / len(state.bank)} if len(state.bank) else {}
+        return {"item_bytes": 4.0 * state.mapped_Md.shape[1], **classes, "version_bytes": float(version)}
 
     def _compatibility(self, state: RunState) -> Iterator[Measured]:
         base_rows = np.flatnonzero(self.stream.arrival == 0)

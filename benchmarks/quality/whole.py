@@ -1,0 +1,220 @@
+"""The whole study by one command: what it is made of, what is left of it, and about how long that takes.
+
+python -m benchmarks.quality study --data FOLDER --weights FILE [--dry-run] [--only NAME,...] [--sealed]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.quality.methods import ALWAYS, EXACT, FROZEN, MOVING, Method
+from benchmarks.quality.rows import Row, RowFile
+from benchmarks.quality.study import Study
+
+_PHOTOGRAPHS = (
+    "--backbone", "mobilenetv2", "--image-size", "96", "--set", "augment_flip=true", "--set",
+    "classes_per_batch=10", "--set", "images_per_class=4", "--base-steps", "150", "--steps", "40",
+)  # fmt: skip
+_JOINT = "joint=joint:stage_steps=120,joint_exact=joint_exact:stage_steps=120"
+_HEADS = "exact_frozen,exact_pretrained,ranpac,ranpac_logits,ranpac_features,fecam,stored_head"
+_TRUNKS = "l2_exact,relation_exact,finetune_exact"
+_TRAINED = (
+    "distilled,l2_tuned=l2:weight_distill=20,relation_tuned=relation:weight_old=1000,finetune,frozen_f0"
+)
+_MAPS = "sdc_l2"
+_ALL = f"ours,{_HEADS},{_TRUNKS},{_TRAINED},{_MAPS}"
+_DRAWINGS = "ours,exact_frozen,ranpac,ranpac_logits,fecam,stored_head,distilled,finetune,frozen_f0,joint"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stream with its methods: a call of the command with more words."""
+
+    name: str
+    data: str
+    protocol: str
+    methods: str
+    words: tuple[str, ...]
+    seeds: str = "0,1,2,3,4"
+    sealed: bool = False
+
+    @property
+    def is_of_photographs(self) -> bool:
+        return "mobilenetv2" in self.words
+
+    def argv(self, args: argparse.Namespace) -> list[str]:
+        """Return the words of the command that runs this part."""
+        weights = ["--weights", str(args.weights)] if self.is_of_photographs else []
+        return [
+            "--data", str(args.data / f"{self.data}.parquet"), "--protocol", self.protocol, "--methods", self.methods,
+            "--seeds", args.seeds or self.seeds, "--select", args.select, "--name", self.name, "--out", str(args.out),
+            *(["--work", str(args.work)] if args.work else []), *(["--commit", args.commit] if args.commit else []),
+            *self.words, *weights, "--threads", str(args.threads), "--device", args.device,
+            "--precision", args.precision,
+        ]  # fmt: skip
+
+
+PARTS = (
+    Part("quality-flowers102", "flowers102", "62+4*10", f"{_ALL},no_peer,no_virtual,{_JOINT}", _PHOTOGRAPHS),
+    Part("quality-grocery81", "grocery81", "41+4*10", f"{_ALL},no_peer,no_virtual,{_JOINT}", _PHOTOGRAPHS),
+    Part("quality-flowers102-small", "flowers102", "12+9*10", f"{_ALL},ours_backfill,exact_always", _PHOTOGRAPHS),
+    Part("quality-grocery81-small", "grocery81", "11+7*10", f"{_ALL},ours_backfill,exact_always", _PHOTOGRAPHS),
+    Part("quality-flowers102-blurry", "flowers102", "blurry:62+4*10", f"ours,{_HEADS},distilled", _PHOTOGRAPHS),
+    Part("quality-flowers102-repeat", "flowers102", "repeat:62+4*10", f"ours,{_HEADS},distilled", _PHOTOGRAPHS),
+    Part("quality-omniglot", "omniglot", "400+6*100", _DRAWINGS, ("--base-steps", "1500", "--steps", "100")),
+    Part("quality-alphabets", "omniglot", "alphabets:10*20", _DRAWINGS, ("--base-steps", "1500", "--steps", "40")),
+    Part("quality-alphabets-long", "omniglot", "alphabets:1*49", "ours,exact_frozen,distilled",
+         ("--base-steps", "600", "--steps", "40"), "0,1,2"),
+    Part("quality-omniglot-thousand", "omniglot", "400+10*100", "ours,exact_frozen,distilled",
+         ("--base-steps", "1500", "--steps", "40"), "0,1,2"),
+    Part("quality-caltech101", "caltech101", "51+5*10", f"{_ALL},{_JOINT}", _PHOTOGRAPHS, sealed=True),
+)  # fmt: skip
+"""In the order in which they run. The sealed stream is the last: no choice may rest on it."""
+
+
+def study_parser() -> argparse.ArgumentParser:
+    """Return the command line of the whole study."""
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality study",
+        description="Run every part of the study that is not measured yet, then write its reports. Killed and started "
+        "again it goes on after the last stage that was measured.",
+    )  # fmt: skip
+    p.add_argument("--data", type=Path, required=True, help="folder with flowers102.parquet and the others")
+    p.add_argument("--weights", type=Path, help="safetensors of MobileNetV2; parts of photographs need it")
+    p.add_argument("--only", help="names of parts, between commas; default: all but the sealed one")
+    p.add_argument("--sealed", action="store_true", help="also the stream that no choice has seen, last")
+    p.add_argument(
+        "--dry-run", action="store_true", help="list what would run, and about how long; run nothing"
+    )
+    p.add_argument("--seeds", help="other seeds than those of each part, such as 0,1")
+    p.add_argument("--select", choices=("validation", "test"), default="test")
+    p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    p.add_argument(
+        "--commit", help="count rows as made at this commit; default: the last that changed learning"
+    )
+    return p  # fmt: skip
+
+
+def chosen_parts(args: argparse.Namespace, parts: Sequence[Part] = PARTS) -> list[Part]:
+    """Return the parts that are asked for, sealed ones last. ValueError for a name that is none, for a sealed part
+    without --sealed, and for photographs without weights."""
+    wanted = (
+        args.only.split(",") if args.only else [part.name for part in parts if args.sealed or not part.sealed]
+    )
+    by_name = {part.name: part for part in parts}
+    if unknown := sorted(set(wanted) - set(by_name)):
+        raise ValueError(f"--only {unknown[0]}; expected one of {', '.join(by_name)}")
+    chosen = sorted((by_name[name] for name in dict.fromkeys(wanted)), key=lambda part: part.sealed)
+    for part in chosen:
+        if part.sealed and not args.sealed:
+            raise ValueError(
+                f"{part.name} is sealed: it is measured once, after all choices; name --sealed with it"
+            )
+        if part.is_of_photographs and args.weights is None:
+            raise ValueError(f"{part.name} starts from pretrained weights; name their file with --weights")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is to be done of a method in a part, and about how many seconds of CPU it takes."""
+
+    method: str
+    seeds: tuple[int, ...]
+    done: int
+    seconds: float
+
+
+def left_of(
+    study: Study, methods: Sequence[Method], seeds: Sequence[int], rows: Sequence[Row]
+) -> Iterator[Left]:
+    """Yield for each method which seeds are not measured; their time is that of finished runs, or else a guess."""
+    finished = study.rows.finished()
+    per_run: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["metric"] == "train_s":
+            per_run[row["protocol"], row["method"]].append(row["value"])
+    for method in methods:
+        todo = tuple(seed for seed in seeds if study.key(method, seed) not in finished)
+        known = per_run.get((study.protocol, method.name))
+        stages = len(study.stream(seeds[0]).tasks) - 1
+        one = float(np.median(known)) + _measuring(study, stages) if known else guess(study, method, stages)
+        yield Left(method.name, todo, len(seeds) - len(todo), one * len(todo))
+
+
+def guess(study: Study, method: Method, stages: int) -> float:
+    """Return seconds of one core for a run without its base stage, from the steps that it takes."""
+    step = _STEP_S["photographs" if study.spec.starts_pretrained else "drawings"]
+    if (
+        method.preset in FROZEN
+        or method.rival is not None
+        or method.preset in ("exact_frozen", "exact_pretrained")
+    ):
+        steps = 0.0
+    elif method.preset in MOVING:
+        steps = method.settings.stage_steps * stages * 0.3  # it seldom moves its trunk
+    else:
+        steps = float(method.settings.stage_steps * stages)
+    costly = 1.5 if method.settings.weight_peer or method.preset in ALWAYS else 1.0
+    return steps * step * costly + _measuring(study, stages) + (20.0 if method.preset in EXACT else 0.0)
+
+
+_STEP_S: Mapping[str, float] = {"photographs": 0.75, "drawings": 0.08}
+"""Seconds of a fine-tune's step on one core of the machine that the results name."""
+_EMBED_S: Mapping[str, float] = {"photographs": 0.006, "drawings": 0.0004}
+
+
+def _measuring(study: Study, stages: int) -> float:
+    """Return seconds to embed what measures after each stage: half of it in the mean."""
+    images = len(study.stream(0).measured)
+    return _EMBED_S["photographs" if study.spec.starts_pretrained else "drawings"] * images * (stages + 1) / 2
+
+
+def run_study(
+    args: argparse.Namespace,
+    planned: Callable[[list[str]], tuple[Study, list[Method], list[int]]],
+    run: Callable[[list[str]], None],
+    parts: Sequence[Part] = PARTS,
+) -> None:
+    """Run what is left of each part and write its report, or with --dry-run list it. `planned`: what the words of a
+    part ask for; `run`: do it."""
+    chosen = chosen_parts(args, parts)
+    console = Console(stderr=not args.dry_run)
+    table = Table("part", "method", "seeds left", "measured", "minutes of one core")
+    total = 0.0
+    for part in chosen:
+        study, methods, seeds = planned(part.argv(args))
+        rows = RowFile(study.rows.path).read()
+        base_seeds: set[int] = set()
+        for left in left_of(study, methods, seeds, rows):
+            base_seeds |= set(left.seeds)
+            if left.seeds:
+                seeds_left = ",".join(map(str, left.seeds))
+                table.add_row(part.name, left.method, seeds_left, str(left.done), f"{left.seconds / 60:.1f}")
+            total += left.seconds
+        bases = [seed for seed in base_seeds if not (study.work / f"base-{study.key(None, seed)}").exists()]
+        if bases:
+            step = _STEP_S["photographs" if study.spec.starts_pretrained else "drawings"]
+            seconds = len(bases) * study.common.base_steps * step
+            table.add_row(
+                part.name, "(base stage)", ",".join(map(str, sorted(bases))), "", f"{seconds / 60:.1f}"
+            )
+            total += seconds
+    console.print(table if table.row_count else "Everything is measured.")
+    console.print(f"In all about {total / 3600:.1f} hours of one core.")
+    if not args.dry_run:
+        for at, part in enumerate(chosen, 1):
+            console.print(f"part {at} of {len(chosen)}: {part.name}")
+            run(part.argv(args))
