@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ import pytest
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; libraries read it when they are loaded
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+MEMORY = Path("/dev/shm")
+FREE_MEMORY = 4 << 30
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > FREE_MEMORY:
+    # Where `tmp_path` lies: stores sync what they write, and tests would spend a third of their time on waiting for it.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 WORKERS = 2
 """Processes of a whole run: tests share no port and no folder, and more of them would outweigh two cores."""
 SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3"}

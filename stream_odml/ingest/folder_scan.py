@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -225,8 +224,3 @@ def _notes(found: _Found) -> Iterator[str]:
 def _some(paths: list[str], one: str, many: str | None = None) -> str:
     names = ", ".join(repr(path)[1:-1] for path in paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
     return f"{len(paths)} {one if len(paths) == 1 else many or one + 's'} ({names})"
-
-
-def equal_images(files: Iterable[ManifestFile]) -> int:
-    """Return files whose bytes another file has too."""
-    return sum(count - 1 for count in Counter(file.sha256 for file in files).values())

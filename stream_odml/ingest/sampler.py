@@ -59,11 +59,6 @@ class PKSampler:
         return self.P * self.K
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps after which every class has come, and as many images as there are."""
-        return max(-(-len(self._order) // self.batch_size), self._steps_per_pass)
-
-    @property
     def _steps_per_pass(self) -> int:
         return -(-len(self._counts) // self.P)
 

@@ -60,11 +60,6 @@ class FeatureCodes:
         """Return the format of the stored codes."""
         return "int8" if self.codes_nD.dtype == np.int8 else "float16"
 
-    @property
-    def bytes_per_item(self) -> int:
-        """Return the bytes of a row: D + 4 for int8, 2 D + 4 for float16."""
-        return self.dim * self.codes_nD.dtype.itemsize + self.scale_n.dtype.itemsize
-
     def decode(self) -> NDArray[np.float32]:
         """Return h as stored, float32 [n, D]."""
         h_nD: NDArray[np.float32] = self.codes_nD.astype(np.float32)

@@ -26,7 +26,7 @@ def test_the_error_is_bounded_by_the_rows_largest_value(form: FeatureFormat, err
     relative = codes.decode() / np.logspace(-20, 20, len(h), dtype=np.float32)[:, None]
     assert np.abs(relative - h).max() <= 1.001 * error * largest.max()
     assert (np.abs(relative - h) <= 1.001 * error * largest).all()
-    assert (codes.format, codes.bytes_per_item, codes.dim, len(codes)) == (form, size, 64, 45)
+    assert (codes.format, codes.dim, len(codes)) == (form, 64, 45)
 
 
 @pytest.mark.parametrize("form", ["int8", "float16"])

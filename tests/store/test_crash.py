@@ -1,26 +1,39 @@
 """Killed at every named point, run again: nothing lost, nothing twice, nothing phantom, whole shards or none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from stream_odml.storage.crashpoints import CRASH_POINTS, ORDER, crash_point
-from tests.store.crash_walk import EXACT, POINTS, check_finished, check_whole_shards, killed_at, walk
+from stream_odml.store.tables import Form
+from tests.store.crash_walk import (
+    EXACT,
+    EXACT_HALVES,
+    HALVES,
+    POINTS,
+    check_finished,
+    check_whole_shards,
+    killed_at,
+    walk,
+)
 
 
 @pytest.mark.timeout(600)
-def test_killed_twice_at_every_point() -> None:
-    failed = {point: why for point, why in walk(POINTS) if why}
+@pytest.mark.parametrize(
+    ("points", "form"),
+    [
+        pytest.param(HALVES, "embedding", id="between tables"),
+        pytest.param(EXACT_HALVES, "exact", id="between tables of an exact root"),
+        pytest.param(POINTS, "embedding", id="everywhere", marks=pytest.mark.slow),
+        pytest.param(EXACT, "exact", id="everywhere of an exact root", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_twice(points: Sequence[str], form: Form) -> None:
+    failed = {point: why for point, why in walk(points, form=form) if why}
     assert failed == {}
 
 
-@pytest.mark.timeout(600)
-def test_a_root_in_exact_form_killed_twice() -> None:
-    failed = {point: why for point, why in walk(EXACT, form="exact") if why}
-    assert failed == {}
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("chain", range(3))
 def test_killed_at_one_point_after_the_other(chain: int, tmp_path: Path) -> None:
     root = str(tmp_path / "root")
