@@ -102,6 +102,9 @@ class Fence:
     def _append(self, table: str, rows: Callable[[], pa.Table | pa.RecordBatchReader]) -> None:
         mark = uuid.uuid4().hex
         for attempt in range(APPEND_ATTEMPTS):
+            if table == "quarantine":
+                # The store reads it only when it is asked for, and maintenance commits to it beside this writer.
+                self.store.tables[table].refresh()
             try:
                 self.store.tables[table].append(rows(), self.epoch, mark)
                 return

@@ -15,7 +15,9 @@ from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT
 from stream_odml.store.errors import ArtifactCorrupt
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
-from tests.store.world import Item, commit_stage, ingest, new_root
+from stream_odml.store.tables import quarantine_rows
+from stream_odml.store.writer import IngestBatch
+from tests.store.world import Item, Shard, commit_stage, ingest, make_rows, new_root
 
 NOW: dict[str, Any] = {"retention": timedelta(0), "orphan_age": timedelta(0)}
 
@@ -126,4 +128,19 @@ def test_files_that_maintenance_replaced_stay_for_the_retention_and_no_longer(tm
     assert writer.maintain(policy).files_vacuumed >= len(replaced)
     assert not any(path.exists() for path in replaced)
     assert sorted(Store.open(str(tmp_path)).gallery_rows()["item_id"].to_pylist()) == ["0", "1", "2", "3"]
+    writer.release()
+
+
+def test_a_row_that_is_refused_after_maintenance_commits_at_once(tmp_path: Path) -> None:
+    writer = new_root(str(tmp_path))
+    for shard_id in ("before", "after"):
+        writer.record_landed([Shard(shard_id)])
+        rows = make_rows(shard_id, [Item(shard_id, "cat")], np.ones((1, writer.store.dim)), writer.tree.head)
+        bad = quarantine_rows(
+            shard_ids=[shard_id], rows=[1], reasons=["empty_image"], details=[""], first_bytes=[b""]
+        )
+        writer.commit_ingest(IngestBatch([shard_id], rows, bad))
+        writer.maintain(MaintenancePolicy(log_retention=timedelta(hours=1)))  # commits to the quarantine, too
+    assert sorted(Store.open(str(tmp_path)).quarantine_rows()["shard_id"].to_pylist()) == ["after", "before"]
+    assert len(list((tmp_path / "quarantine").glob("*.parquet"))) == 2  # no commit was tried in vain
     writer.release()
