@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 APPLICATION = "stream_odml"
 DEPLOYMENT = "search"
 START_TIMEOUT_S = 120.0
+SERVE_LOGS = "logs/serve/ under the root, or the Serve logs of the cluster"
 SWITCH_S = 0.0005
 
 
@@ -160,9 +161,26 @@ def start_service(
     _check_not_taken(url, stream_id)
     bounds = front_bounds(options.header_timeout_s, options.max_connections_per_peer)
     serve.start(http_options=HTTPOptions(host=serve_host(options.host, bounds), port=options.port))
-    serve.run(app, name=f"{APPLICATION}-{stream_id}", route_prefix="/")
+    _deploy(app, f"{APPLICATION}-{stream_id}")
     _wait_until_ready(url, stream_id, timeout_s)
     return url
+
+
+def _deploy(app: Any, name: str) -> None:
+    """Raise ServiceDown with the reason of a replica that failed: Serve's own error names only the deployment."""
+    from ray import serve
+
+    try:
+        serve.run(app, name=name, route_prefix="/")
+    except RuntimeError as error:
+        reason = str(error)
+        with contextlib.suppress(Exception):  # whatever is raised by asking a controller that may be down
+            reason = _last_line(serve.status().applications[name].deployments[DEPLOYMENT].message) or reason
+        raise ServiceDown(f"the search service did not start: {reason}; see {SERVE_LOGS}") from error
+
+
+def _last_line(trace: str) -> str:
+    return next((line.strip() for line in reversed(trace.splitlines()) if line.strip()), "")
 
 
 def _check_not_taken(url: str, stream_id: str) -> None:
@@ -204,9 +222,7 @@ def _wait_until_ready(url: str, stream_id: str, timeout_s: float) -> None:
                 return
             seen = f"HTTP {answer.status_code}"
         time.sleep(0.1)
-    raise ServiceDown(
-        f"{url} was not ready within {timeout_s:g} s ({seen}); see Ray's Serve logs for the reason"
-    )
+    raise ServiceDown(f"{url} was not ready within {timeout_s:g} s ({seen}); see {SERVE_LOGS} for the reason")
 
 
 def _other(url: str, found: str | None, stream_id: str) -> str:

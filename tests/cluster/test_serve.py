@@ -6,13 +6,14 @@ import json
 import threading
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from stream_odml.client import Client, ServiceError
 from stream_odml.cluster.runtime import free_port
-from stream_odml.cluster.serve import build, start_service, stop_service
+from stream_odml.cluster.serve import ServiceDown, _deploy, build, start_service, stop_service
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import ConfigError
 from tests.service.tiny_stream import TinyStream
@@ -80,3 +81,19 @@ def _swaps_under_load(stream: TinyStream, url: str, ids: list[str]) -> None:
         done.set()
         thread.join(timeout=60)
     assert not problems, problems[:3]
+
+
+def test_a_replica_that_fails_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "The deployment failed to start 3 times in a row.\nTraceback\nImportError: no module 'kornia'\n"
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Deploying application s failed: Failed to update the deployments ['search'].")
+
+    deployed = SimpleNamespace(deployments={"search": SimpleNamespace(message=message)})
+    monkeypatch.setattr("ray.serve.run", fail)
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"s": deployed}))
+    with pytest.raises(ServiceDown, match="did not start: ImportError: no module 'kornia'; see logs/serve/"):
+        _deploy(None, "s")
+    monkeypatch.setattr("ray.serve.status", fail)
+    with pytest.raises(ServiceDown, match="Failed to update the deployments"):
+        _deploy(None, "s")
