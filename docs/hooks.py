@@ -56,14 +56,10 @@ def commands_page() -> str:
 
 
 def _help(text: str) -> Iterator[str]:
-    for paragraph in re.split(r"\n\s*\n", text.replace("\b", "").strip()):
-        line = " ".join(paragraph.split())
-        found = re.match(r"Examples?:\s+(.*)", line)
-        yield (
-            "\n".join(f"    {one.strip()}" for one in re.split(r"\s+·\s+", found[1]))
-            if found
-            else _text(line)
-        )
+    for paragraph in text.replace("\b", "").strip().split("\n\n"):
+        title, _, examples = paragraph.partition("\n")
+        is_list = title == "Examples:"
+        yield "\n".join(f"    {one}" for one in examples.splitlines()) if is_list else _text(paragraph)
 
 
 def _option(parameter: Any) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stream_odml.cli.console import say, say_json, shown
 from stream_odml.cli.errors import AsJson, Root, Token, Url, out
+from stream_odml.cli.help import add_commands
 
 
 def query(
@@ -174,5 +175,4 @@ def report(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (query, status, versions, quarantine, report):
-        app.command()(command)
+    add_commands(app, "Look", query, status, versions, quarantine, report)

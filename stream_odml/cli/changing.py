@@ -10,6 +10,7 @@ import typer
 from stream_odml.cli.confirming import DryRun, Yes, is_terminal, may_go_on
 from stream_odml.cli.console import say
 from stream_odml.cli.errors import Root, Token, Url, out
+from stream_odml.cli.help import add_commands
 
 WOULD_REMOVE = "would remove "
 """How a line begins that names a landed copy which `forget --verify --inbox` deletes."""
@@ -111,7 +112,8 @@ def forget(
 
     On a terminal it says how many items that are, and asks. `--inbox` deletes files of yours: scripts say --yes.
 
-    Examples:  stream-odml forget stream-root --class "sku 4711"  ·  ... --class "sku 4711" --verify --inbox --dry-run
+    Examples:  stream-odml forget stream-root --class "sku 4711"  ·  stream-odml forget stream-root --class "sku 4711"
+    --verify --inbox --dry-run
     """
     from stream_odml.cli.stream_root import covered_by, forget_name, verify_forgotten
 
@@ -155,5 +157,4 @@ def backup(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (ingest, rollback, relearn, forget, backup):
-        app.command()(command)
+    add_commands(app, "Change", ingest, rollback, relearn, forget, backup)

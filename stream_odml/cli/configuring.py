@@ -10,6 +10,7 @@ import typer
 
 from stream_odml.cli.console import say, say_json, shown
 from stream_odml.cli.errors import AsJson, out
+from stream_odml.cli.help import add_commands
 
 if TYPE_CHECKING:
     from stream_odml.cli.own_images import OwnImages
@@ -69,6 +70,12 @@ def init(
         new_classes=new_classes,
         gpus=_gpus(),
     )
+    if weights is not None and not weights.is_file():
+        say(
+            out,
+            f"{weights} is not here: put the weights there before you run the stream, or correct the path",
+            "yellow",
+        )
     root = write_config(path, out_file, seen, wishes)
     say(out, f"wrote {out_file}. Next:")
     for line in next_commands(path, out_file, root):
@@ -143,11 +150,12 @@ def _check(path: Path, as_json: bool) -> int:
     stream = load_config(path)
     found = []
     styles = {"ok": "green", "warning": "yellow", "problem": "red"}
-    for finding in examine(stream):
-        found.append(finding)
-        if not as_json:
-            mark = shown(f"{finding.level:8}", styles[finding.level])
-            out.print(mark, shown(f"{finding.what:12}"), shown(finding.detail, keep="\n"), soft_wrap=True)
+    with out.status("looking; a model that is loaded by its name may take a minute"):
+        for finding in examine(stream):
+            found.append(finding)
+            if not as_json:
+                mark = shown(f"{finding.level:8}", styles[finding.level])
+                out.print(mark, shown(f"{finding.what:12}"), shown(finding.detail, keep="\n"), soft_wrap=True)
     if as_json:
         say_json(plain(found), indent=2)
     problems = [finding.what for finding in found if finding.level == "problem"]
@@ -158,5 +166,4 @@ def _check(path: Path, as_json: bool) -> int:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (init, config):
-        app.command()(command)
+    add_commands(app, "Begin", init, config)

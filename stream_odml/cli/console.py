@@ -22,7 +22,8 @@ from rich.text import Text
 
 from stream_odml.ingest.fields import written_out
 
-PLAIN_EVERY_S = 5.0
+PLAIN_EVERY_S, SAME_EVERY_S = 5.0, 60.0
+"""Between two lines of a view that is no terminal, and between two that say the same."""
 CURVE = 40
 """Versions that the curve of the live view shows."""
 
@@ -65,6 +66,7 @@ class StreamView:
         self._began_at = time.time()
         self._told: set[tuple[str, str, int]] = set()
         self._printed = 0.0
+        self._line = ""
         self._recalls: dict[str, float] = {}
         self._live = (
             Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
@@ -90,9 +92,15 @@ class StreamView:
         if self._live is not None:
             curve = recall_curve(list(self._recalls.values()), self._console.options.ascii_only)
             self._live.update(_panel(self._title, elapsed, status, asked, curve))
-        elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
-            self._printed = time.monotonic()
-            say(self._console, _line(elapsed, status, asked))
+        else:
+            self._print(elapsed, _line(status, asked))
+
+    def _print(self, elapsed: float, line: str) -> None:
+        """Print a line into a log: one that says what the last one said once a minute."""
+        pause_s = PLAIN_EVERY_S if line != self._line else SAME_EVERY_S
+        if not self._line or time.monotonic() - self._printed >= pause_s:
+            self._printed, self._line = time.monotonic(), line
+            say(self._console, f"{elapsed:6.0f} s  {line}")
 
     def _tell_refusals(self, tasks: Sequence[Mapping[str, Any]]) -> None:
         """Say once, above the panel, what was refused since this view began, and what happens next."""
@@ -104,14 +112,18 @@ class StreamView:
             say(self._console, task["in_words"], "yellow")
 
 
-def _line(elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None) -> str:
+def _line(status: Mapping[str, Any], asked: Mapping[str, Any] | None) -> str:
     stage, recall = status["stage"], status["recall_at_1"]
     parts = [
-        f"{elapsed:6.1f}s {status['head'] or '-'}",
+        status["head"] or "no version yet",
         f"shards {status['shards'].get('indexed', 0)}/{status['shards'].get('landed', 0)} searchable",
-        f"{stage['phase']} {stage['task']} {stage['step']}/{stage['total_steps']}",
+        f"{stage['phase']} {stage['task']} {stage['step']}/{stage['total_steps']}"
+        if stage["task"]
+        else stage["phase"],
         f"loss {stage['losses'].get('total', float('nan')):.3f}" if stage["losses"] else "",
-        "R@1 " + " ".join(f"{s} {recall[f'{s}/served']:.3f}" for s in _splits(recall)) if recall else "",
+        "Recall@1 " + ", ".join(f"{_of(s)} {recall[f'{s}/served']:.3f}" for s in _splits(recall))
+        if recall
+        else "",
         f"queries {asked['ok']} ok {asked['failed']} failed" if asked else "",
         f"PROBLEM {status['problem']}" if status["problem"] else "",
     ]
@@ -120,6 +132,10 @@ def _line(elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | 
 
 def _splits(recall: Mapping[str, float]) -> list[str]:
     return [split for split in ("old", "new", "union") if f"{split}/served" in recall]
+
+
+def _of(split: str) -> str:
+    return "all" if split == "union" else split
 
 
 def recall_curve(recalls: Sequence[float], ascii_only: bool = False) -> str:
@@ -162,7 +178,7 @@ def _panel(
         figures = [
             part
             for split in _splits(recall)
-            for part in (f"{split} ", (f"{recall[f'{split}/served']:.3f}  ", "bold"))
+            for part in (f"{_of(split)} ", (f"{recall[f'{split}/served']:.3f}  ", "bold"))
         ]
         grid.add_row("Recall@1", Text.assemble(*figures, "(served)"))
     if curve:
@@ -178,7 +194,8 @@ def _panel(
 def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of recall over stages; each row as `stage_rows` of the report gives it."""
     table = Table(
-        title="Recall@1 on held-out images: all as served, by the version before and re-extracted; old, new as served",
+        title="Recall@1 on held-out images. Of all classes: as served, by the version before, re-extracted; of old and "
+        "of new ones: as served",
         title_justify="left",
     )
     table.add_column("version", no_wrap=True)

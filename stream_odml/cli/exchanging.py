@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stream_odml.cli.console import say
 from stream_odml.cli.errors import Root, out
+from stream_odml.cli.help import add_commands
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
@@ -120,7 +121,9 @@ def export(
     formats: Annotated[
         str | None,
         typer.Option(
-            "--format", help="Of a folder, separated by commas: parquet, faiss, npz, model, onnx; all."
+            "--format",
+            help="Of a folder, some of parquet, faiss, npz, model, onnx, separated by commas; by default all that "
+            "this installation can write.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -149,6 +152,12 @@ def export(
     say(out, f"{report.items} items of version {report.version}, {report.dim} values each, in {report.to}")
     for file in report.files:
         say(out, f"  {file}")
+    for name in report.left_out:
+        say(
+            out,
+            f"without {name}: pip install 'stream-odml[{name}]', or name the formats with --format",
+            "yellow",
+        )
 
 
 def sync(
@@ -207,5 +216,4 @@ def sync(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (adopt, export, sync):
-        app.command()(command)
+    add_commands(app, "Exchange with other stores", adopt, export, sync)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from typing import Annotated
@@ -16,6 +17,7 @@ from stream_odml.cli import asking, changing, configuring, doctor, exchanging, r
 from stream_odml.cli.console import say, shown
 from stream_odml.cli.errors import out
 from stream_odml.cli.failures import ShortFormatter, message_of, tell_of_threads
+from stream_odml.cli.help import add_commands
 from stream_odml.config.masking import masked_text
 from stream_odml.observe.logs import TextFormatter
 
@@ -25,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Streaming continual metric learning: new categories land, are searchable in seconds, are learnt without "
     "forgetting, and are served without a pause.",
+    epilog="See it run: stream-odml demo. Your own images: stream-odml init photos/. "
+    "What a command does: stream-odml COMMAND --help.",
 )
 err = Console(stderr=True)
 
@@ -66,16 +70,19 @@ def _options(
     handler.setFormatter(TextFormatter() if debug else ShortFormatter())
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, handlers=[handler])
     logging.getLogger("stream_odml.cluster.openness").setLevel(logging.WARNING)
+    if not debug:
+        # Else each retry without a network is told, twice over; what it comes to is in the error.
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
-@app.command()
 def version() -> None:
     """Print the version."""
     say(out, __version__)
 
 
-for group in (configuring, running, asking, changing, doctor, exchanging, upgrading):
+for group in (configuring, running, asking, doctor, changing, upgrading, exchanging):
     group.register(app)
+add_commands(app, "Begin", version)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ import hashlib
 import io
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -43,12 +42,15 @@ class OwnImages:
         """Return one line for people."""
         fewest, most = min(self.by_class.values()), max(self.by_class.values())
         each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        sides = (
-            f", shorter sides {min(self.sides)} to {max(self.sides)} pixels (median {self.median_side})"
-            if self.sides
-            else ""
-        )
-        return f"{len(self.by_class)} classes, {self.images} images ({each} a class){sides}"
+        return f"{len(self.by_class)} classes, {self.images} images ({each} a class){self._sides_in_words()}"
+
+    def _sides_in_words(self) -> str:
+        if not self.sides:
+            return ""
+        smallest, largest = min(self.sides), max(self.sides)
+        if smallest == largest:
+            return f", shorter side {smallest} pixels"
+        return f", shorter sides {smallest} to {largest} pixels (median {self.median_side})"
 
 
 def look_at(path: Path) -> OwnImages:
@@ -76,12 +78,12 @@ def raw_items(path: Path) -> Iterator[RawItem]:
     yield from (item for item in found if isinstance(item, RawItem))
 
 
-def first_image(path: Path, suffixes: Sequence[str] = (".jpg", ".jpeg", ".png", ".webp")) -> Path | None:
-    """Return an image file of a folder, to be asked for as an example; None for a table or a tar."""
+def first_image(path: Path) -> Path | None:
+    """Return an image of a folder that will be landed and can be opened, as an example; None for a table or a tar."""
     if not path.is_dir():
         return None
-    found = (one for one in sorted(path.rglob("*")) if one.suffix.lower() in suffixes and one.is_file())
-    return next(islice(found, 1), None)
+    files = [path / file.path for file in scan_folder(path).files if has_class(file)]
+    return next((file for file in files[:SAMPLE] if _shorter_side(file)), None)
 
 
 def _check_there(path: Path) -> None:

@@ -174,7 +174,7 @@ def _cpus(config: StreamConfig) -> str:
         return f"{wanted:g} wanted of the cluster, which is asked at the start"
     there = config.cluster.cpus or float(os.cpu_count() or 1)
     check_resources(needs(config), there)
-    return f"{wanted:g} of {there:g} wanted"
+    return f"{wanted:g} wanted, {there:g} there"
 
 
 def _gpus(config: StreamConfig) -> str | None:
@@ -192,7 +192,7 @@ def _gpus(config: StreamConfig) -> str | None:
 
     there = torch.cuda.device_count()
     check_resources(wanted, float(there), "GPU")
-    return f"{total:g} of {there} wanted"
+    return f"{total:g} wanted, {there} there"
 
 
 def _memory(config: StreamConfig) -> str | None:

@@ -10,6 +10,7 @@ import typer
 
 from stream_odml.cli.console import say
 from stream_odml.cli.errors import ConfigFile, out
+from stream_odml.cli.help import add_commands
 from stream_odml.ingest.fields import written_out
 
 Address = Annotated[
@@ -150,5 +151,4 @@ def stop(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (demo, run, submit, stop):
-        app.command()(command)
+    add_commands(app, "Run", demo, run, submit, stop)

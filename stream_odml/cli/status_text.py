@@ -46,7 +46,12 @@ def facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the other lines, as names and texts."""
     shards, images = report["shards"], report["images"]
     yield "service", report["service"] or "not running; `stream-odml run CONFIG` starts it"
-    yield "shards", f"{shards['landed']} landed, {shards['indexed']} searchable, {shards['learnt']} learnt"
+    names = report["manifests"]
+    only = f"; {names} of them only name{'s' if names == 1 else ''} a task" if names else ""
+    yield (
+        "shards",
+        f"{shards['landed']} landed, {shards['indexed']} searchable, {shards['learnt']} learnt{only}",
+    )
     held_out = f", {images['held_out']} held out" if images["held_out"] else ""
     yield (
         "images",

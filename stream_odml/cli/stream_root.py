@@ -154,6 +154,7 @@ def root_status(root: str) -> dict[str, Any]:
         **({"missing_files": missing, "remedy": MISSING} if (missing := store.missing_files()) else {}),
         "service": _noted_url(root),
         "shards": dict(figures.shards),
+        "manifests": sum(shard.format == "task" for shard in store.ledger.shards.values()),
         "images": dict(figures.images),
         "classes": figures.classes,
         "quarantined": dict(figures.quarantined),
@@ -179,15 +180,23 @@ def root_status(root: str) -> dict[str, Any]:
 
 def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token: str | None) -> str:
     """Move the head through the running service, or by this process when no stream runs on the root."""
+    store = Store.open(root, keep_gallery=False)
+    version_id = store.tree.named(version_id)
+    again = sorted(store.tree.learnt() - store.tree.learnt(version_id)) if relearn else []
     address = url or noted_url(root, token)
     if address is not None:
         with asking(address, token, Store.id_of(root)) as client:
-            answer = client.rollback(version_id, relearn=relearn)
-        return f"head is {answer.get('head', version_id)}"
-    with _writer(root) as writer:
-        version_id = writer.tree.named(version_id)
-        move_back(writer, open_files(f"{root.rstrip('/')}/push"), version_id, relearn)
-    return f"head is {version_id}"
+            client.rollback(version_id, relearn=relearn)
+    else:
+        with _writer(root) as writer:
+            move_back(writer, open_files(f"{root.rstrip('/')}/push"), version_id, relearn)
+    if not again:
+        return f"head is {version_id}"
+    when = "now" if address is not None else "when the stream runs again"
+    return (
+        f"head is {version_id}; {', '.join(again)}, which it has not learnt, is learnt again from it {when}: "
+        "--no-relearn leaves that out"
+    )
 
 
 def left_behind(root: str, version_id: str, relearn: bool) -> list[str]:

@@ -11,6 +11,7 @@ from stream_odml.cli.confirming import DryRun
 from stream_odml.cli.console import say, say_json
 from stream_odml.cli.errors import AsJson, Root, out
 from stream_odml.cli.exchanging import adopted_lines, progress_bar
+from stream_odml.cli.help import add_commands
 
 
 def upgrade(
@@ -71,4 +72,4 @@ def upgrade(
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command()(upgrade)
+    add_commands(app, "Change", upgrade)

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +37,8 @@ class ExportReport:
     dim: int
     files: Sequence[str] = ()
     seconds: float = 0.0
+    left_out: Sequence[str] = ()
+    """Formats that nobody named, and whose libraries are not installed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -52,7 +55,8 @@ def export(
 ) -> ExportReport:
     """Write the gallery in its served version's space to a folder, or into a store (as one run of `sync`).
 
-    `formats` of a folder: some of `FORMATS`, all by default; `onnx` needs the extra of that name. Raises ExchangeError.
+    `formats` of a folder: some of `FORMATS`; by default all, without `onnx` where the extra of that name is not
+    installed. Raises ExchangeError.
     """
     began = time.perf_counter()
     if "://" in to:
@@ -70,7 +74,10 @@ def export(
         return ExportReport(
             target.name, done.version, done.items, mark.dim if mark else 0, (), round(seconds, 3)
         )
-    wanted = tuple(FORMATS if formats is None else formats)
+    left_out: tuple[str, ...] = ()
+    if formats is None and not onnx_is_there():
+        left_out = ("onnx",)
+    wanted = tuple((name for name in FORMATS if name not in left_out) if formats is None else formats)
     unknown = [name for name in wanted if name not in FORMATS]
     if unknown:
         raise ExchangeError(f"there is no format {unknown[0]!r}; name some of {', '.join(FORMATS)}")
@@ -85,7 +92,14 @@ def export(
         files += _WRITERS[name](gallery, folder)
     progress(len(wanted), len(wanted))
     seconds = time.perf_counter() - began
-    return ExportReport(to, gallery.version, len(gallery), gallery.dim, tuple(files), round(seconds, 3))
+    return ExportReport(
+        to, gallery.version, len(gallery), gallery.dim, tuple(files), round(seconds, 3), left_out
+    )
+
+
+def onnx_is_there() -> bool:
+    """Return whether the libraries of the extra `onnx` are installed."""
+    return all(find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
 def _write(folder: Path, name: str, fill: Callable[[IO[bytes]], object]) -> str:

@@ -26,9 +26,12 @@ class TransformersBackbone(Backbone):
             config = self._config(transformers, name, architecture)
             model = self._model(transformers, name, config, pretrained)
         except (OSError, KeyError, ValueError) as error:
+            reason = next(
+                (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+            )
             raise ValueError(
-                f"backbone 'transformers:{name}' cannot be built ({error}); "
-                "expected the name or local folder of a vision model"
+                f"backbone 'transformers:{name}' cannot be built ({reason}); expected the name of a vision model, "
+                "which is loaded over the network once, or a local folder made by save_pretrained"
             ) from error
         for unused in ("pooler", *_UNUSED.get(config.model_type, ())):
             # Features are pooled here: what only pools learns nothing.

@@ -113,7 +113,8 @@ class Table:
             self._handle = DeltaTable(uri, storage_options=storage_options)
         except TableNotFoundError:
             raise NotAStreamRoot(
-                f"{files.uri} has no table {name!r}; create a stream root there first, or correct the path"
+                f"no stream has run on {files.uri}: it has no table {name!r}; correct the path, or start a stream "
+                "there with `stream-odml run CONFIG`"
             ) from None
         self._opened = self._handle.version()
         self.form = _checked_form(self._handle, uri)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stream_odml.cli import doctor as command
+from stream_odml.cli import machine
 from stream_odml.cli import main as cli
 from stream_odml.models import canaries, loading
 from stream_odml.models.canaries import canaries_of
@@ -42,10 +42,10 @@ def doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 
     monkeypatch.setattr(loading, "_refused", {})
     monkeypatch.setattr(
-        command, "_ports", lambda root, config: iter(())
+        machine, "_ports", lambda root, config: iter(())
     )  # a shared machine's are not ours to judge
-    monkeypatch.setattr(command, "LEAST_FREE_BYTES", 1)
-    monkeypatch.setattr(command, "LEAST_SHARED_BYTES", 0)
+    monkeypatch.setattr(machine, "LEAST_FREE_BYTES", 1)
+    monkeypatch.setattr(machine, "LEAST_SHARED_BYTES", 0)
     return call
 
 
@@ -112,7 +112,7 @@ def test_a_clock_that_was_set_back_is_told(
 
 
 def test_a_full_disk_and_no_root(doctor: Doctor, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "LEAST_FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(machine, "LEAST_FREE_BYTES", 1 << 60)
     found = doctor(root / "nothing", 1)
     assert found["tables"]["state"] == "failure"
     found = doctor(root, 1)

@@ -49,11 +49,30 @@ def written(monkeypatch: pytest.MonkeyPatch, photos: Path, *options: str) -> tup
 
 def test_it_says_what_it_saw_and_what_to_type_next(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
     config, said = written(monkeypatch, photos)
-    assert "3 classes, 15 images (4 to 6 a class), shorter sides 200 to 200 pixels (median 200)" in said
+    assert "3 classes, 15 images (4 to 6 a class), shorter side 200 pixels" in said
     assert "1 file passed over: 1 .txt" in said
     assert config["root"] == "My-photos-stream"
     assert "stream-odml ingest 'My photos!' My-photos-stream/inbox --task base" in said
     assert "stream-odml query 'My photos!/ash/0.png' --root My-photos-stream" in said
+
+
+def test_the_image_to_ask_for_is_one_that_lands_and_opens(
+    monkeypatch: pytest.MonkeyPatch, photos: Path
+) -> None:
+    (photos / "._ash.jpg").write_bytes(b"of macOS")
+    for name in (
+        "._0.png",
+        "-.png",
+    ):  # both come first by name: of another system, and none that can be opened
+        (photos / "ash" / name).write_bytes(b"no image")
+    _, said = written(monkeypatch, photos)
+    assert "stream-odml query 'My photos!/ash/0.png' --root" in said
+
+
+def test_weights_that_are_not_there_are_said(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
+    assert "/w/m.safetensors is not here" in written(monkeypatch, photos, "--weights", "/w/m.safetensors")[1]
+    (photos.parent / "m.safetensors").write_bytes(b"")
+    assert "is not here" not in written(monkeypatch, photos, "--weights", "m.safetensors")[1]
 
 
 @pytest.mark.parametrize(
