@@ -22,8 +22,10 @@ from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import Float64s
 
 SHRINKAGES, NEW_SHRINKAGES = (0.8, 0.95), (0.8, 0.5)
-"""Tried of the known and of the new part, the default first: another has to be better by MARGIN."""
-MARGIN = 0.005
+"""Tried of the known and of the new part, the default first."""
+MARGIN, ERRORS = 0.005, 2.0
+"""Another than the default has to be better by so much recall, and by so many standard errors of the difference: of 200
+queries one or two more are found by chance, and a lift given up for them has cost 0.08 of recall."""
 FOLDS, LARGE = 2, 2048
 """The second fold is for the bonus alone, and not for wide lifts, whose every solution takes seconds."""
 HELD_OUT = 4
@@ -73,9 +75,9 @@ def choose_head(
         return s
     first = folds[0]
     if sums.lift.width:
-        s = _best([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_recall)
-    s = _best([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_recall)
-    s = _best([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_recall)
+        s = best_of([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_hits)
+    s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_hits)
+    s = best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_hits)
     return replace(s, new_bonus=_best_bonus([both for fold in folds for both in fold.both(s)]))
 
 
@@ -91,17 +93,21 @@ class _Fold:
     query_n: Bools
     """Items that are left out."""
 
-    def known_recall(self, s: HeadSettings) -> float:
-        """Return Recall@1 of items left out, among all items of known classes."""
+    def known_hits(self, s: HeadSettings) -> NDArray[np.float64]:
+        """Return which items left out find their class among items of known classes, [q]: the mean of a gallery with
+        those that the head was solved with, and of one without them, which tells better what a lift is worth."""
         z_nd = self._project(discriminant(self.sums, s), s.width, self.known_n)
-        known = self.known_n
-        return _mean(_nearest(z_nd, self.label_n[known], self.query_n[known], np.ones(len(z_nd), bool))[1])
+        label_n, out_n = self.label_n[self.known_n], self.query_n[self.known_n]
+        with_all, among_out = (
+            _nearest(z_nd, label_n, out_n, n)[1] for n in (np.ones(len(z_nd), bool), out_n)
+        )
+        return 0.5 * (with_all.astype(np.float64) + among_out)
 
-    def new_recall(self, s: HeadSettings) -> float:
-        """Return Recall@1 of classes left out, among themselves."""
+    def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
+        """Return which items of classes left out find their class among themselves, [q]."""
         z_nd = self._project(whitening(self.sums, s.new_shrinkage), 0, ~self.known_n)
         everyone = np.ones(len(z_nd), bool)
-        return _mean(_nearest(z_nd, self.label_n[~self.known_n], everyone, everyone)[1])
+        return _nearest(z_nd, self.label_n[~self.known_n], everyone, everyone)[1].astype(np.float64)
 
     def _project(self, map_dE: Float64s, width: int, rows_n: Bools) -> NDArray[np.float32]:
         lift = self.sums.narrowed(width).lift
@@ -199,11 +205,20 @@ def _best_bonus(galleries: list[_Both]) -> float:
     return round(float(BONUSES[first : last + 1].mean()), 3)
 
 
-def _best(tried: list[HeadSettings], recall: Callable[[HeadSettings], float]) -> HeadSettings:
-    """Return the first candidate, unless another is better by MARGIN."""
-    recalls = [recall(settings) for settings in tried]
-    most = max(recalls)
-    return tried[0] if recalls[0] >= most - MARGIN else tried[recalls.index(most)]
+def best_of(tried: list[HeadSettings], hits: Callable[[HeadSettings], NDArray[np.float64]]) -> HeadSettings:
+    """Return the first candidate, unless another is better by MARGIN and by more than chance.
+
+    `hits`: which queries [q] find their class; the same queries for every candidate.
+    """
+    first, *others = (hits(settings) for settings in tried)
+    best, most = tried[0], 0.0
+    for settings, found_q in zip(tried[1:], others, strict=True):
+        gain_q = found_q - first
+        gain = _mean(gain_q)
+        chance = ERRORS * float(gain_q.std()) / max(len(gain_q), 1) ** 0.5
+        if gain > max(most, MARGIN, chance):
+            best, most = settings, gain
+    return best
 
 
 def _mean(values: Iterable[float]) -> float:

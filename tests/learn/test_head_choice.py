@@ -12,7 +12,7 @@ from stream_odml.learn import head_choice
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import FeatureCodes, encode
-from stream_odml.learn.head_choice import choose_head, sample_rows
+from stream_odml.learn.head_choice import best_of, choose_head, sample_rows
 from stream_odml.learn.lift import Lift
 from tests.learn.streams import made, stored, sums_of
 
@@ -126,3 +126,14 @@ def test_identical_images_leave_a_finite_choice() -> None:
     found = chosen(alike, names, np.arange(64))
     assert np.isfinite(found.new_bonus)
     solve_head(sums_of(alike, names), found)
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "width"), [(1, 0, 64), (4, 3, 64), (20, 16, 64), (12, 0, 0), (30, 6, 0)]
+)
+def test_another_setting_is_chosen_for_more_than_chance(more: int, less: int, width: int) -> None:
+    first = np.repeat([0.0, 1.0], [40, 140])
+    other = first.copy()
+    other[:more], other[40 : 40 + less] = 1.0, 0.0
+    hits = {64: first, 0: other}
+    assert best_of([HeadSettings(width=64), HeadSettings(width=0)], lambda s: hits[s.width]).width == width
