@@ -1,12 +1,25 @@
-"""How the package reads: a docstring of a public function says first what the function does."""
+"""How the code reads: a docstring of a public function begins with what it does, and names are plain English."""
 
 from __future__ import annotations
 
 import ast
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1] / "stream_odml"
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "stream_odml"
+INSTEAD = {
+    "told": "reported",
+    "stones": "tombstones",
+    "births": "created",
+    "born": "created",
+    "mended": "fixed",
+    "innocent": "not the cause",
+    "dear": "expensive",
+    "leftovers": "orphaned",
+}
+"""Parts of names that only this project used, and what everybody calls it."""
 VERBS = """
 Accept Account Add Answer Append Apply Ask Become Begin Bring Build Call Check Choose Claim Close Commit Compare
 Complete Compose Compute Convert Copy Count Create Decode Delete Describe Dispatch Divide Do Drain Draw Drop Embed
@@ -44,3 +57,19 @@ def test_public_docstrings_begin_with_a_verb() -> None:
         if (text := ast.get_docstring(function)) and text.split()[0].strip(".,:;") not in verbs
     ]
     assert wrong == [], 'begin with a verb ("Return ...", "Raise ..."):\n' + "\n".join(wrong)
+
+
+def test_names_are_plain_english() -> None:
+    wrong = [
+        f"{path.relative_to(REPOSITORY)}:{token.start[0]} {token.string}: say {INSTEAD[part]}"
+        for folder in ("stream_odml", "tests", "benchmarks")
+        for path in sorted((REPOSITORY / folder).rglob("*.py"))
+        for token in _names(path)
+        for part in INSTEAD.keys() & token.string.lower().split("_")
+    ]
+    assert wrong == [], "\n".join(wrong)
+
+
+def _names(path: Path) -> Iterator[tokenize.TokenInfo]:
+    with path.open("rb") as file:
+        yield from (token for token in tokenize.tokenize(file.readline) if token.type == tokenize.NAME)

@@ -118,8 +118,8 @@ def _items(count: int, seed: int) -> Iterator[NewItem]:
 def _send(servers: str, items: Sequence[NewItem], **headers: str) -> None:
     producer = Producer({"bootstrap.servers": servers, "linger.ms": 5, "log_level": 0})
     for number, item in enumerate(items):
-        told: dict[str, Any] = {"class": item.class_name, "id": item.item_id or "", **headers}
-        producer.produce(TOPIC, item.image, partition=number % PARTITIONS, headers=told)
+        results: dict[str, Any] = {"class": item.class_name, "id": item.item_id or "", **headers}
+        producer.produce(TOPIC, item.image, partition=number % PARTITIONS, headers=results)
         producer.poll(0)
     if producer.flush(60):
         raise TimeoutError("the broker did not take all messages within 60 s")

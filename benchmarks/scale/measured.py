@@ -127,7 +127,7 @@ def _all_reduce(ranks: int, size: int) -> float:
     return seconds
 
 
-def _reduce(rank: int, ranks: int, address: str, size: int, told: Any) -> None:
+def _reduce(rank: int, ranks: int, address: str, size: int, results: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
     gradients = torch.zeros(size // 4)
@@ -135,8 +135,8 @@ def _reduce(rank: int, ranks: int, address: str, size: int, told: Any) -> None:
         dist.all_reduce(gradients)
     seconds = _median(lambda: dist.all_reduce(gradients), 4 * REPEATS)
     dist.barrier()
-    if told is not None:
-        told.send(seconds)
+    if results is not None:
+        results.send(seconds)
     dist.destroy_process_group()
 
 

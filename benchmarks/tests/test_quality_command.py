@@ -81,7 +81,7 @@ def test_the_command_measures_resumes_and_reports(
         (["--out", "/proc/nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line_before_anything_is_learnt(
+def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_learnt(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     monkeypatch.setattr(Run, "go", lambda self: pytest.fail("learnt"))

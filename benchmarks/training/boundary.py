@@ -53,11 +53,11 @@ def _in_a_process(config: StreamConfig, count: int) -> tuple[list[float], float]
     return found
 
 
-def _learn(config_json: str, count: int, told: Connection) -> None:
+def _learn(config_json: str, count: int, results: Connection) -> None:
     with run_stream(StreamConfig.model_validate_json(config_json)) as session:
         waits = _stages(session, count)
         spent = scraped_histograms(session.endpoints.metrics)
-    told.send((waits, spent["data_wait_seconds_sum"] / spent["step_seconds_sum"]))
+    results.send((waits, spent["data_wait_seconds_sum"] / spent["step_seconds_sum"]))
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ class _InHalves(nn.Module):
         return torch.cat(student), torch.cat(peer) if n_peer else None
 
 
-def _rank(rank: int, address: str, seed: int, rounds: int, told: Connection | None) -> None:
+def _rank(rank: int, address: str, seed: int, rounds: int, results: Connection | None) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
@@ -107,8 +107,8 @@ def _rank(rank: int, address: str, seed: int, rounds: int, told: Connection | No
         seconds, losses = _steps(apart, shape, seed, number, slice(rank * own, (rank + 1) * own))
         _note(seen, "half", seconds, losses, number)
         dist.barrier()
-    if told is not None:
-        told.send(seen)
+    if results is not None:
+        results.send(seen)
     dist.destroy_process_group()
 
 

@@ -64,7 +64,7 @@ class StreamView:
         self._title = title
         self._began = time.monotonic()
         self._began_at = time.time()
-        self._told: set[tuple[str, str, int]] = set()
+        self._reported: set[tuple[str, str, int]] = set()
         self._printed = 0.0
         self._line = ""
         self._recalls: dict[str, float] = {}
@@ -106,9 +106,9 @@ class StreamView:
         """Say once, above the panel, what was refused since this view began, and what happens next."""
         for task in tasks:
             key = (task["task"], task["state"], task["attempts"])
-            if task["since"] < self._began_at or key in self._told:
+            if task["since"] < self._began_at or key in self._reported:
                 continue
-            self._told.add(key)
+            self._reported.add(key)
             say(self._console, task["in_words"], "yellow")
 
 

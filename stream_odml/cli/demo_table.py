@@ -100,8 +100,8 @@ def summary(rows: Sequence[Mapping[str, Any]], baselines: Mapping[str, Baseline]
     ]
     first = f"it finds the right one first for {last['union_served']:.0%} of new images"
     tasks = len({row["task"] for row in known})
-    told = f"Of {last['classes']} classes, learnt in {tasks} tasks, {first}"
-    return f"{told}; {', '.join(others)}." if others else f"{told}."
+    reported = f"Of {last['classes']} classes, learnt in {tasks} tasks, {first}"
+    return f"{reported}; {', '.join(others)}." if others else f"{reported}."
 
 
 def _two_errors(recall: float, images: float) -> float:

@@ -78,7 +78,7 @@ def land_folder(
     """
     source, place = _named(folder), os.fspath(inbox)
     final = _check_folder_name(shard_name(source.name) if name is None else name)
-    scan = _told(source, scan_folder(source, _local_or_none(place)))
+    scan = _with_warnings(source, scan_folder(source, _local_or_none(place)))
     return _land(place, source, final, ShardManifest(task, task_complete, files=scan.files), options)
 
 
@@ -130,10 +130,10 @@ def seal_folder(folder: str | os.PathLike[str], task: str | None = None, task_co
 def describe_folder(folder: Path, task: str | None = None, task_complete: bool = False) -> ShardManifest:
     """Return the manifest of a folder: images, tables and tars below it, sorted by path, each with
     size and hash."""
-    return ShardManifest(task, task_complete, files=_told(folder, scan_folder(folder)).files)
+    return ShardManifest(task, task_complete, files=_with_warnings(folder, scan_folder(folder)).files)
 
 
-def _told(folder: Path, scan: FolderScan) -> FolderScan:
+def _with_warnings(folder: Path, scan: FolderScan) -> FolderScan:
     for note in scan.notes:
         log.warning("%s: %s", folder, note)
     return scan

@@ -17,7 +17,7 @@ from stream_odml.store.versions import VersionTree
 HEADS_KEPT = 2
 ASKED_KEPT = 8
 """Maps into one head from the versions that were asked for last."""
-STONES = 8
+WAYPOINTS = 8
 """Maps into one head from versions spread over the tree, from which any other is a part of the way."""
 Joined = Callable[[str, str, DriftMap], DriftMap]
 
@@ -82,7 +82,7 @@ class Mapper:
             last = next(reversed(self._held.values()), None) if end not in self._held else None
             asked = [name for name in last.asked if tree.is_committed(name)] if last else []
         beyond = _beyond(tree, end, wanted.union(asked))
-        stride = 1 + sum(map(len, beyond.values())) // STONES
+        stride = 1 + sum(map(len, beyond.values())) // WAYPOINTS
         held = _Held({end: IdentityMap()})
         walk = _spread(end, beyond, lambda at, far, drift: compose([self._step(tree, far, at), drift]))
         for place, (version, drift) in enumerate(walk):

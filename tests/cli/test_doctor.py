@@ -30,10 +30,10 @@ def doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         monkeypatch.setattr(sys, "argv", ["stream-odml", "doctor", str(root), "--json"])
         with pytest.raises(SystemExit) as end:
             cli.main()
-        told = json.loads(capfd.readouterr().out)
-        assert ((end.value.code or 0), told["ok"]) == (code, code == 0)
+        reported = json.loads(capfd.readouterr().out)
+        assert ((end.value.code or 0), reported["ok"]) == (code, code == 0)
         worst: dict[str, Any] = {}
-        for finding in told["findings"]:
+        for finding in reported["findings"]:
             if finding["state"] != "ok":
                 assert finding["remedy"]
             if worst.get(finding["check"], {"state": "ok"})["state"] == "ok":
@@ -101,7 +101,7 @@ def test_another_way_to_read_images_is_named(
     assert "BGR" in doctor(root, 1)["canaries"]["detail"]
 
 
-def test_a_clock_that_was_set_back_is_told(
+def test_a_clock_that_was_set_back_is_reported(
     doctor: Doctor, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = time.time() - 3600

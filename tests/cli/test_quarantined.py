@@ -21,7 +21,7 @@ from tests.ingest.pictures import picture
 
 
 @pytest.mark.filterwarnings("default")
-def test_mended_rows_land_as_a_new_shard(tmp_path: Path) -> None:
+def test_fixed_rows_land_as_a_new_shard(tmp_path: Path) -> None:
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     good = picture(1, "PNG")
@@ -35,10 +35,10 @@ def test_mended_rows_land_as_a_new_shard(tmp_path: Path) -> None:
     writer = claim(tmp_path / "root")
     _index_all(writer, inbox)
     assert len(writer.store.gallery_rows()) == 1
-    mended = tmp_path / "mended.parquet"
-    written, unread = export_rows(Store.open(str(tmp_path / "root")), mended)
+    fixed = tmp_path / "mended.parquet"
+    written, unread = export_rows(Store.open(str(tmp_path / "root")), fixed)
     assert (written, unread) == (3, [])
-    rows = pq.read_table(mended).to_pylist()
+    rows = pq.read_table(fixed).to_pylist()
     assert [(r["row"], r["reason"]) for r in rows] == [
         (1, "not_an_image"),
         (2, "missing_label"),
@@ -48,8 +48,8 @@ def test_mended_rows_land_as_a_new_shard(tmp_path: Path) -> None:
     assert rows[0]["attributes"] == '{"lot": "7"}'
     assert rows[0]["image"] == b"not an image"
     rows[0]["image"], rows[1]["class_name"] = good, "fir"
-    pq.write_table(pa.Table.from_pylist(rows), mended)
-    land_file(inbox, mended)
+    pq.write_table(pa.Table.from_pylist(rows), fixed)
+    land_file(inbox, fixed)
     _index_all(writer, inbox)
     found = {(r["class_name"], r["item_id"].split("-")[0]) for r in writer.store.gallery_rows().to_pylist()}
     assert found == {("oak", "a"), ("oak", "b"), ("fir", "c"), ("elm", "mended.parquet")}

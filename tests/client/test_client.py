@@ -60,7 +60,7 @@ def test_it_comes_back_after_a_broken_connection_and_after_a_refusal(waits: list
     assert waits[1] > waits[0] * 0.5
 
 
-def test_it_waits_as_long_as_it_is_told(waits: list[float]) -> None:
+def test_it_waits_as_long_as_the_answer_says(waits: list[float]) -> None:
     script = Script(busy("3"), busy("9999"), httpx.Response(200, json=STATUS))
     with client_of(script) as client:
         client.status()

@@ -188,7 +188,7 @@ class _Source:
         return answer
 
 
-def test_one_source_s_trouble_stops_no_other_and_is_told(writer: Writer) -> None:
+def test_one_source_s_trouble_stops_no_other_and_is_reported(writer: Writer) -> None:
     broken = _Source(*[TransientReadError("no route")] * 50, ValueError("a gap in the log"))
     well = _Source([shard("a")], [shard("b")])
     discovery = Discovery([broken, well], writer.store, 0.01)

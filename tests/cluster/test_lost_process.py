@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from stream_odml.cluster.driver_calls import DriverGone
 from stream_odml.cluster.trainer import is_loss_of_a_process
+from tests.killed import SERVER
 
 
 def _rank(
@@ -33,9 +34,8 @@ def _rank(
 
 def test_a_peer_that_is_killed(tmp_path: Path) -> None:
     """By a real one: the words of gloo may change with a release of torch."""
-    context = multiprocessing.get_context("spawn")
-    words, together = context.SimpleQueue(), context.Barrier(2)
-    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path), words, together)) for rank in range(2)]
+    words, together = SERVER.SimpleQueue(), SERVER.Barrier(2)
+    ranks = [SERVER.Process(target=_rank, args=(rank, str(tmp_path), words, together)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:

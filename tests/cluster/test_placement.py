@@ -22,10 +22,12 @@ def test_training_on_the_gpu_node_and_serving_beside_it() -> None:
         }
     )  # fmt: skip
     check_placement(roles(config), NODES)
-    with pytest.raises(ClusterTooSmall, match=r"serving: 1 of 2 find a node; each asks for 0\.5 CPU") as told:
+    with pytest.raises(
+        ClusterTooSmall, match=r"serving: 1 of 2 find a node; each asks for 0\.5 CPU"
+    ) as reported:
         check_placement(roles(config), [NODES[0], Node("10.0.0.2", 1, 0, CPU)])
-    assert "`service.labels`" in str(told.value)
-    assert "10.0.0.2         0 of 1 CPU  [kind=cpu]" in str(told.value)
+    assert "`service.labels`" in str(reported.value)
+    assert "10.0.0.2         0 of 1 CPU  [kind=cpu]" in str(reported.value)
 
 
 def test_cpus_that_suffice_in_all_but_on_no_single_node_are_refused() -> None:

@@ -143,7 +143,7 @@ class Restarted:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cpus")
-def test_a_call_that_finds_its_actor_away_is_told_from_one_that_ended_it(tmp_path: Path) -> None:
+def test_a_call_that_finds_its_actor_away_is_no_call_that_ended_it(tmp_path: Path) -> None:
     """By a real one: the words are Ray's core's, in which no string can be looked up."""
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(Restarted).remote(
         str(tmp_path / "mark")

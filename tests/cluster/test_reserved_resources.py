@@ -39,7 +39,7 @@ def test_workers_are_not_counted_where_indexers_and_replicas_are() -> None:
     assert places() == 3
 
 
-def test_a_coordinator_that_does_not_answer_is_asked_again_and_told_of_once(
+def test_a_coordinator_that_does_not_answer_is_asked_again_and_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked, thrice = [], threading.Event()

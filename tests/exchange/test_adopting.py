@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import faiss
 import numpy as np
@@ -28,10 +26,10 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import encode
 from stream_odml.pipeline.erasure_proof import verify_forgotten
 from stream_odml.search.snapshot import GallerySnapshot
-from stream_odml.storage.crashpoints import ENVIRONMENT
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.sums import forget_in_sums
+from tests.killed import is_killed
 from tests.service.vector_stream import D, VectorStream, vector_config, vectors_of
 
 LABELS = [f"sku {i % 9}" for i in range(700)]
@@ -275,14 +273,6 @@ def test_a_source_that_breaks_off_is_asked_again_and_goes_on(
     check_all_there(tmp_path / "root")
 
 
-KILLED = """
-import sys
-from pathlib import Path
-import stream_odml.exchange.files_source as files
-files.rows_at_once = lambda dim: 128
-from tests.exchange.test_adopting import take
-take(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
 POINTS = (
     "adopt.before:2",
     "adopt.after_gallery",
@@ -293,12 +283,15 @@ POINTS = (
 )
 
 
+def _take_in_small_blocks(place: Path, root: Path) -> None:
+    with mock.patch("stream_odml.exchange.files_source.rows_at_once", return_value=128):
+        take(place, root)
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_anywhere_it_goes_on_and_takes_nothing_twice(tmp_path: Path, point: str) -> None:
     place = write_parquet(tmp_path)
-    command = [sys.executable, "-c", KILLED, str(place), str(tmp_path / "root")]
-    run = subprocess.run(command, env={**os.environ, ENVIRONMENT: point}, capture_output=True)
-    assert run.returncode == -9, run.stderr.decode()
+    assert is_killed(_take_in_small_blocks, place, tmp_path / "root", point=point)
     monkey = Store.open(str(tmp_path / "root"))
     assert len(monkey.gallery_rows()) % 128 in (0, 700 % 128)
     (tmp_path / "root" / "lease.json").unlink(missing_ok=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +14,9 @@ import pytest
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.rows import Gallery
 from stream_odml.exchange.syncing import SyncReport, open_target, sync
-from stream_odml.storage.crashpoints import ENVIRONMENT, EXCHANGE_POINTS
+from stream_odml.storage.crashpoints import EXCHANGE_POINTS
 from tests.exchange import targets
+from tests.killed import is_killed
 from tests.service.vector_stream import VectorStream, vectors_of
 
 TREES = [f"tree {i}" for i in range(5) for _ in range(12)]
@@ -117,11 +115,8 @@ def test_a_target_follows_arrivals_spaces_labels_and_erasures(stream: VectorStre
     assert "birds/3" not in {row["id"] for row in rows}
 
 
-KILLED = """
-import sys
-from stream_odml.exchange.syncing import open_target, sync
-sync(sys.argv[1], open_target(sys.argv[2]))
-"""
+def _sync(root: str, place: str) -> None:
+    sync(root, open_target(place))
 
 
 OFTEN = "sync.before_switch"
@@ -139,9 +134,7 @@ def test_killed_anywhere_the_next_run_is_equal_and_readers_see_one_space(
     before = {row["version"] for row in target.read()}
     stream.land("birds", BIRDS)
     stream.learn()
-    command = [sys.executable, "-c", KILLED, stream.config.root, target.place]
-    killed = subprocess.run(command, env={**os.environ, ENVIRONMENT: point}, capture_output=True)
-    assert killed.returncode == -9, killed.stderr.decode()
+    assert is_killed(_sync, stream.config.root, target.place, point=point)
     seen = {row["version"] for row in target.read()}
     after = {Gallery.load(stream.config.root).version}
     assert seen == (after if point in ("sync.after_switch", "sync.before_drop") else before)
@@ -149,9 +142,7 @@ def test_killed_anywhere_the_next_run_is_equal_and_readers_see_one_space(
     check_equal(stream, target.read())
 
 
-def test_what_somebody_changed_at_the_target_is_found_and_mended(
-    stream: VectorStream, tmp_path: Path
-) -> None:
+def test_what_somebody_changed_at_the_target_is_found_and_fixed(stream: VectorStream, tmp_path: Path) -> None:
     place = str(tmp_path / "target")
     run(stream, place)
     files = sorted((tmp_path / "target").glob("space-*/bucket-*.parquet"))

@@ -116,8 +116,8 @@ def test_the_command_says_what_to_expect_before_anything_is_made(stream: ExactSt
     assert "once all are embedded again" in said.output
     assert not Path(config_of(new).root).exists()
     done = CliRunner().invoke(app, ["upgrade", stream.root, "--model", str(new), "--json"])
-    told = json.loads(done.stdout)
-    assert told["adopted"]["items"] == told["expected"]["items"] == 32
+    reported = json.loads(done.stdout)
+    assert reported["adopted"]["items"] == reported["expected"]["items"] == 32
 
 
 def test_what_cannot_be_upgraded_is_refused_with_a_remedy(

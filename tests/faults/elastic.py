@@ -133,7 +133,7 @@ def run(report: Measured, seed: int) -> int:
         report.figure(f"elastic_r1_{short}_undisturbed", calm["recalls"][-1][name])
         report.figure(f"elastic_r1_{short}_node_lost", lost["recalls"][-1][name])
     report.figure("elastic_down_s", lost["down_s"])
-    return sum(1 for told in (calm, lost) if told["verdict"] != "ok")
+    return sum(1 for reported in (calm, lost) if reported["verdict"] != "ok")
 
 
 def run_cut(report: Measured, seed: int) -> int:
@@ -149,9 +149,9 @@ def _scene(play: Callable[[Scene], dict[str, Any]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nodes-") as folder, TwoNodes(2, 1) as nodes:
         scene = Scene(Path(folder), nodes)
         try:
-            told = play(scene)
+            reported = play(scene)
             return {
-                **told,
+                **reported,
                 "recalls": scene.recalls(),
                 "workers": _workers(scene),
                 "verdict": scene.verdict(),

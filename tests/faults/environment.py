@@ -92,10 +92,10 @@ def read_only(place: Place, hold_s: float) -> None:
 def slow_fsync(place: Place, hold_s: float) -> None:
     """Each fsync of any process takes a third of a second."""
     assert place.shim is not None
-    told = place.folder / "shim" / "fsync_ms"
-    told.write_text(str(FSYNC_MS))
+    reported = place.folder / "shim" / "fsync_ms"
+    reported.write_text(str(FSYNC_MS))
     time.sleep(hold_s)
-    told.unlink()
+    reported.unlink()
 
 
 def clock_forward(place: Place, hold_s: float) -> None:
@@ -112,10 +112,10 @@ def clock_back(place: Place, hold_s: float) -> None:
 
 def _clock_of_driver(offset_s: int) -> Fault:
     def fault(place: Place, hold_s: float) -> None:
-        told = place.folder / "shim" / f"clock-{place.one('driver')}"
-        told.write_text(str(offset_s))
+        reported = place.folder / "shim" / f"clock-{place.one('driver')}"
+        reported.write_text(str(offset_s))
         time.sleep(hold_s)
-        told.unlink()
+        reported.unlink()
 
     return fault
 

@@ -57,12 +57,12 @@ class Live:
     ) -> None:
         self.root = root or folder / "root"
         self.config = stream_yaml(folder / "stream.yaml", self.root, **changes)
-        told = yaml.safe_load(self.config.read_text())
+        reported = yaml.safe_load(self.config.read_text())
         self.order = folder / "crash-order"
         self.environment: dict[str, str] = {ORDER: str(self.order)}
         self.truth = Truth()
-        self.url = f"http://127.0.0.1:{told['service']['port']}"
-        self.watch = Watch(self.root, told["metrics"]["port"])
+        self.url = f"http://127.0.0.1:{reported['service']['port']}"
+        self.watch = Watch(self.root, reported["metrics"]["port"])
         self.feeder = Feeder(self.root / "inbox", lambda: self.url, self.truth, every_s, self._classes)
         self.asker = Asker(lambda: self.url, rate)
         self.process: StreamProcess | None = None
@@ -116,8 +116,8 @@ class Live:
         """What one of the replicas says; empty when none does."""
         try:
             with urllib.request.urlopen(f"{self.url}/v1/status", timeout=2) as answer:
-                told: dict[str, Any] = json.load(answer)
-                return told
+                reported: dict[str, Any] = json.load(answer)
+                return reported
         except (OSError, ValueError, HTTPException):
             return {}
 

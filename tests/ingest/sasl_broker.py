@@ -19,20 +19,20 @@ KEYS = ((API_VERSIONS, 3), (SASL_HANDSHAKE, 1), (SASL_AUTHENTICATE, 0), (1, 11),
 @contextlib.contextmanager
 def refusing_broker() -> Iterator[tuple[str, list[bytes]]]:
     """Yield its address and, as they come, what clients authenticate with."""
-    told: list[bytes] = []
+    reported: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_serve, args=(server, told), daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}", told
+        threading.Thread(target=_serve, args=(server, reported), daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}", reported
 
 
-def _serve(server: socket.socket, told: list[bytes]) -> None:
+def _serve(server: socket.socket, reported: list[bytes]) -> None:
     with contextlib.suppress(OSError):
         while True:
             client, _ = server.accept()
-            threading.Thread(target=_answer, args=(client, told), daemon=True).start()
+            threading.Thread(target=_answer, args=(client, reported), daemon=True).start()
 
 
-def _answer(client: socket.socket, told: list[bytes]) -> None:
+def _answer(client: socket.socket, reported: list[bytes]) -> None:
     with client, contextlib.suppress(OSError, struct.error), client.makefile("rb") as source:
         while True:
             (size,) = struct.unpack(">i", source.read(4))
@@ -46,7 +46,7 @@ def _answer(client: socket.socket, told: list[bytes]) -> None:
             elif key == SASL_HANDSHAKE:
                 answer += struct.pack(">hih5s", 0, 1, 5, b"PLAIN")
             elif key == SASL_AUTHENTICATE:
-                told.append(body[4:])
+                reported.append(body[4:])
                 why = b"Authentication failed"
                 answer += struct.pack(f">hh{len(why)}si", REFUSED, len(why), why, 0)
             client.sendall(struct.pack(">i", len(answer)) + answer)

@@ -71,7 +71,7 @@ def test_a_deletion_brings_nothing_and_an_overwrite_what_it_wrote(table: Any) ->
     assert ids(refs[-1]) == ["i9", "i10", "i11"]
 
 
-def test_a_snapshot_that_expired_is_read_all_the_same_and_one_that_was_missed_is_told(table: Any) -> None:
+def test_a_snapshot_that_expired_is_read_all_the_same_and_one_that_was_missed_is_reported(table: Any) -> None:
     for number in range(3):
         table.append(rows(3 * number))
     refs = IcebergSource(place(table)).poll(set())

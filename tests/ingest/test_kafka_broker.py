@@ -77,7 +77,7 @@ class Apart(Followed):
         return KafkaProcess([self.topic], self.options, str(self.folder / "spool"), None)
 
 
-def test_a_topic_that_is_made_anew_while_it_is_followed_is_told_and_read_as_another(
+def test_a_topic_that_is_made_anew_while_it_is_followed_is_reported_and_read_as_another(
     broker: Broker, tmp_path: Path
 ) -> None:
     """The client's library ends its process at that moment (librdkafka's issue 5093), and nobody else's."""

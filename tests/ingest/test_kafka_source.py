@@ -253,7 +253,7 @@ def test_partitions_that_come_while_it_reads_are_read_from_their_start(
     assert not followed.problems()
 
 
-def test_a_topic_that_was_made_anew_is_told_and_read_as_another(broker: Any, follow: Any) -> None:
+def test_a_topic_that_was_made_anew_is_reported_and_read_as_another(broker: Any, follow: Any) -> None:
     followed = follow()
     send(broker, followed.topic, range(8))
     followed.until(8)
@@ -352,7 +352,7 @@ def test_a_wrong_password_is_one_line(
         "sasl.username": "stream",
         "sasl.password": "wrong",
     }
-    with refusing_broker() as (servers, told):
+    with refusing_broker() as (servers, reported):
         asked = KafkaOptions(servers=servers, options=options)
         source = KafkaSource(["photos"], asked, Spool(str(tmp_path), None, 0))
         for _ in range(2):
@@ -361,7 +361,7 @@ def test_a_wrong_password_is_one_line(
             ):
                 source.poll(())
         source.close()
-    assert set(told) == {b"\0stream\0wrong"}
+    assert set(reported) == {b"\0stream\0wrong"}
     assert len([line for line in caplog.messages if "SASL" in line]) == 1
     assert "wrong" not in caplog.text
 

@@ -57,7 +57,7 @@ def test_only_new_rows_come(place: str) -> None:
     ]
 
 
-def test_a_version_that_was_cleaned_up_is_read_all_the_same_and_one_that_was_missed_is_told(
+def test_a_version_that_was_cleaned_up_is_read_all_the_same_and_one_that_was_missed_is_reported(
     place: str,
 ) -> None:
     append(place, 0, 3, 6)

@@ -61,7 +61,7 @@ def test_hidden_names_and_unfinished_folders_wait(tmp_path: Path) -> None:
     assert source.incomplete() == []
 
 
-def test_a_mended_file_is_a_new_shard_and_a_touched_one_is_not(tmp_path: Path) -> None:
+def test_a_fixed_file_is_a_new_shard_and_a_touched_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "s.parquet"
     path.write_bytes(b"one")
     source = DirectorySource(tmp_path)
@@ -70,9 +70,9 @@ def test_a_mended_file_is_a_new_shard_and_a_touched_one_is_not(tmp_path: Path) -
     (touched,) = source.poll({first.stamp})
     assert touched.shard_id == first.shard_id
     path.write_bytes(b"two")
-    (mended,) = source.poll({first.stamp, touched.stamp})
-    assert mended.shard_id != first.shard_id
-    assert mended.name == first.name
+    (fixed,) = source.poll({first.stamp, touched.stamp})
+    assert fixed.shard_id != first.shard_id
+    assert fixed.name == first.name
 
 
 def test_a_file_that_still_changes_can_be_left_to_settle(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def test_forgetting_an_item_takes_it_out_as_later_whitenings_left_it() -> None:
 
     def bank_of(rows: Floats) -> ClassBank:
         mean = rows.mean(0)[None]
-        born = ClassBank.empty(2).with_classes(["a"], "v1", np.array([len(rows)]), mean, mean)
-        turned = born.moved(drift, "v2", W).with_classes(["b"], "v2", np.array([1]), drift, drift)
+        created = ClassBank.empty(2).with_classes(["a"], "v1", np.array([len(rows)]), mean, mean)
+        turned = created.moved(drift, "v2", W).with_classes(["b"], "v2", np.array([1]), drift, drift)
         return turned.moved(np.repeat(drift, 2, 0), "v3", again)
 
     after, never = bank_of(images).forget_item("a", "v1", images[0]), bank_of(images[1:])

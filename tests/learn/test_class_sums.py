@@ -144,7 +144,7 @@ def test_sums_follow_a_map_between_trunks_as_the_items_do() -> None:
         sums_of(features, names, width=4).moved(np.eye(12), np.zeros(12))
 
 
-def test_bytes_hold_everything_and_damage_is_told() -> None:
+def test_bytes_hold_everything_and_damage_is_reported() -> None:
     features, names = stored(4, 5, 12)
     for sums in (sums_of(features, names, width=6), sums_of(features[0:0], []), sums_of(features, names).moved(
         np.eye(12) * 1.1, np.zeros(12)

@@ -256,7 +256,7 @@ def test_a_hundred_thousand_classes() -> None:
     usable(head, features[:100])
 
 
-def test_bytes_hold_the_head_and_damage_is_told() -> None:
+def test_bytes_hold_the_head_and_damage_is_reported() -> None:
     features, names = stored(5, 8, 12)
     head = solve_head(sums_of(features, names, width=6), HeadSettings(dim=8, width=6, new_bonus=0.3))
     data = head.to_bytes()

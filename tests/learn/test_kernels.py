@@ -54,10 +54,10 @@ def test_weights_that_cancel_fall_back_to_the_plain_mean() -> None:
     assert kernel_mean(underflow, values, floor=0.0)[0].tolist() == [2.0, 0.0]
 
 
-def bank_at(*angles: float, births: tuple[str, ...]) -> ClassBank:
+def bank_at(*angles: float, created: tuple[str, ...]) -> ClassBank:
     g = 2 * on_circle(*angles).numpy()
     bank = ClassBank.empty(2)
-    for i, (row, birth) in enumerate(zip(g, births, strict=True)):
+    for i, (row, birth) in enumerate(zip(g, created, strict=True)):
         bank = bank.with_classes([f"c{i}"], birth, np.array([4]), row[None], row[None] / 2)
     return bank
 
@@ -65,7 +65,7 @@ def bank_at(*angles: float, births: tuple[str, ...]) -> ClassBank:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_bank_moves_by_the_weighted_drift(kernel: KernelName) -> None:
     settings = StageSettings(kernel=kernel, kernel_width=0.4, kernel_floor=0.0)
-    bank = bank_at(0, 70, births=("v1", "v1"))
+    bank = bank_at(0, 70, created=("v1", "v1"))
     parent_angles, child_angles = (10.0, 50.0, 60.0), (20.0, 45.0, 90.0)
     parent, child = on_circle(*parent_angles), 3 * on_circle(*child_angles)
     finish = FinishPass(settings, bank, 2, 2, World())
@@ -85,7 +85,7 @@ def test_the_bank_moves_by_the_weighted_drift(kernel: KernelName) -> None:
 def test_virtual_features_by_kernel_equal_the_loops(kernel: KernelName) -> None:
     settings = StageSettings(kernel=kernel, kernel_width=0.4, kernel_floor=0.0)
     drift = np.array([[0.3, 0.1], [-0.2, 0.4], [9.0, 9.0]])
-    bank = bank_at(0, 70, 30, births=("v1", "v1", "v2")).moved(drift, "v2")
+    bank = bank_at(0, 70, 30, created=("v1", "v1", "v2")).moved(drift, "v2")
     assert virtual_versions(bank) == ["v1"]  # v2 is the parent itself
     images = (20.0, 60.0)
     (virtual,) = VirtualFeatures(bank, settings, {}, torch.device("cpu"))(2 * on_circle(*images).float())
@@ -101,7 +101,7 @@ def test_virtual_features_by_kernel_equal_the_loops(kernel: KernelName) -> None:
 
 def test_virtual_features_by_backward_maps() -> None:
     settings = StageSettings(virtual="affine")
-    bank = bank_at(0, 70, births=("v1", "v2"))
+    bank = bank_at(0, 70, created=("v1", "v2"))
     quarter_turn = AffineMap(np.array([[0.0, -1.0], [1.0, 0.0]]), np.zeros(2))
     virtual = VirtualFeatures(bank, settings, {"v1": quarter_turn}, torch.device("cpu"))
     (turned,) = virtual(5 * on_circle(10).float())

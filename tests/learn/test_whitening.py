@@ -47,7 +47,7 @@ def test_it_is_the_root_of_the_shrunk_covariance_within_classes() -> None:
     assert np.isclose(np.square(g @ W.numpy()).sum(), np.square(g).sum())
 
 
-def test_classes_it_has_not_seen_are_told_apart_better() -> None:
+def test_classes_it_has_not_seen_are_separated_better() -> None:
     W = within(*noisy(30, 10, 16, 1), 30, 0.25)
     assert W is not None
     g, labels = noisy(30, 10, 16, 2)
@@ -88,18 +88,18 @@ def test_where_a_map_goes_wrong_is_shrunk_by_the_error_over_the_variance() -> No
     assert error_whitening(torch.from_numpy(E), 90, sums.sum(0), sums.T @ sums, 0.0) is None
 
 
-def consistent(outcome: StageOutcome, t: int, born: slice) -> None:
+def consistent(outcome: StageOutcome, t: int, created: slice) -> None:
     """Vectors and the bank's newest entries are of the model that they come with."""
     pixels, labels, names = task(t)
     g = embed(outcome.student, pixels)
     z = g / np.linalg.norm(g, axis=1)[:, None]
     assert np.allclose(outcome.embeddings, g, atol=1e-5)
-    assert list(outcome.bank.names[born]) == names
-    assert outcome.bank.counts[born].tolist() == [IMAGES] * CLASSES
+    assert list(outcome.bank.names[created]) == names
+    assert outcome.bank.counts[created].tolist() == [IMAGES] * CLASSES
     means, directions = (np.stack([x[labels == c].mean(0) for c in range(CLASSES)]) for x in (g, z))
-    assert np.allclose(outcome.bank.means[born], means, atol=1e-5)
+    assert np.allclose(outcome.bank.means[created], means, atol=1e-5)
     directions /= np.linalg.norm(directions, axis=1)[:, None]
-    assert np.allclose(outcome.bank.directions[born], directions, atol=1e-5)
+    assert np.allclose(outcome.bank.directions[created], directions, atol=1e-5)
 
 
 def test_bank_vectors_and_maps_of_a_first_stage_are_of_the_whitened_model() -> None:

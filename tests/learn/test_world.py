@@ -20,6 +20,7 @@ from stream_odml.learn.embedder import embedder_from_bytes, embedder_to_bytes, t
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.stage import StageDiverged, StageLearner
 from stream_odml.learn.world import World
+from tests.killed import START
 from tests.learn.tiny import SETTINGS, SPEC, after, batch, finish, learner
 
 STEPS = 20
@@ -112,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "bank").write_bytes(bank.to_bytes())
     trunk = trunk_of(old, replace(SPEC, head="discriminant"))
     (path / "trunk").write_bytes(embedder_to_bytes(trunk))
-    start_processes(rank_main, (str(path),), nprocs=2)  # type: ignore[no-untyped-call]
+    start_processes(rank_main, (str(path),), nprocs=2, start_method=START)  # type: ignore[no-untyped-call]
     return path
 
 

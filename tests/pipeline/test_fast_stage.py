@@ -23,6 +23,7 @@ from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.late_erasure import StaleSums
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
+from tests.killed import die_at, is_killed
 from tests.pipeline.exact_stream import D, ExactStream, features
 
 FIRST = {f"tree {i}": 12 for i in range(6)}
@@ -182,22 +183,18 @@ def test_the_order_of_tasks_does_not_matter(tmp_path: Path) -> None:
 
 
 POINTS = ("attempt.after", "artifact.after", "stage.before", "stage.after_gallery", "stage.after_versions")
-KILLED = """
-import os, sys
-from pathlib import Path
-from stream_odml.storage.crashpoints import ENVIRONMENT
-from tests.pipeline.exact_stream import ExactStream
-stream = ExactStream(Path(sys.argv[1]))
-stream.land("a", {f"tree {i}": 6 for i in range(4)})
-os.environ[ENVIRONMENT] = sys.argv[2]
-stream.learn()
-"""
+
+
+def _learn(root: Path, point: str) -> None:
+    stream = ExactStream(root)
+    stream.land("a", {f"tree {i}": 6 for i in range(4)})
+    die_at(point)
+    stream.learn()
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_anywhere_a_task_is_learnt_once(tmp_path: Path, point: str) -> None:
-    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "root"), point], capture_output=True)
-    assert run.returncode == -9, run.stderr.decode()
+    assert is_killed(_learn, tmp_path / "root", point)
     stream = ExactStream(tmp_path / "root")
     before = len(stream.writer.tree.versions)
     assert before == (2 if point == "stage.after_versions" else 1)

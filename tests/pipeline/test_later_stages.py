@@ -3,8 +3,6 @@ moved, worst first, once, as fast as they may be."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from stream_odml.store.tables import decoded
+from tests.killed import die_at, is_killed
 from tests.pipeline.trunk_stream import CATEGORIES, Trunk
 
 RENEWS = {"store": {"renew_per_s": 1e5}}
@@ -137,15 +136,10 @@ def test_auto_spends_nothing_where_the_gap_is_small(tmp_path: Path, monkeypatch:
     assert stream.later() is None
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from stream_odml.storage.crashpoints import ENVIRONMENT
-from tests.pipeline.test_later_stages import moved_twice
-stream = moved_twice(Path(sys.argv[1]))
-os.environ[ENVIRONMENT] = sys.argv[2]
-stream.improve()
-"""
+def _improve(folder: Path, point: str) -> None:
+    stream = moved_twice(folder)
+    die_at(point)
+    stream.improve()
 
 
 @pytest.mark.slow
@@ -153,8 +147,7 @@ stream.improve()
     "point", ["attempt.after", "stage.before", "stage.after_gallery", "stage.after_versions"]
 )
 def test_killed_anywhere_items_are_embedded_anew_once(tmp_path: Path, point: str) -> None:
-    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), point], capture_output=True)
-    assert run.returncode == -9, run.stderr.decode()
+    assert is_killed(_improve, tmp_path, point)
     stream = Trunk(tmp_path, {"trunk": "distilled"}, **RENEWS)
     done = point == "stage.after_versions"
     assert (stream.improve() is None) == done

@@ -3,8 +3,6 @@ head are of what is stored, and whatever was learnt meanwhile is in them."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.artifacts import BACKWARD, CANARIES, FORWARD, HEAD, STUDENT, SUMS
 from stream_odml.store.errors import StaleParent
 from stream_odml.store.sums import forget_in_sums
+from tests.killed import die_at, is_killed
 from tests.pipeline.trunk_stream import CATEGORIES, Trunk
 
 
@@ -201,25 +200,21 @@ def test_what_an_older_trunk_embedded_waits_for_no_trainer_that_is_busy(
 POINTS = [
     "stage.after_gallery",
     *(
-        pytest.param(point, marks=pytest.mark.slow)  # each loads torch in a process of its own
+        pytest.param(point, marks=pytest.mark.slow)
         for point in ("attempt.after", "artifact.after", "stage.before", "stage.after_versions")
     ),
 ]
-KILLED = """
-import os, sys
-from pathlib import Path
-from stream_odml.storage.crashpoints import ENVIRONMENT
-from tests.pipeline.test_slow_stage import distilled
-stream = distilled(Path(sys.argv[1]))
-os.environ[ENVIRONMENT] = sys.argv[2]
-stream.improve()
-"""
+
+
+def _improve(folder: Path, point: str) -> None:
+    stream = distilled(folder)
+    die_at(point)
+    stream.improve()
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_anywhere_a_trunk_is_moved_once(tmp_path: Path, point: str) -> None:
-    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), point], capture_output=True)
-    assert run.returncode == -9, run.stderr.decode()
+    assert is_killed(_improve, tmp_path, point)
     stream = Trunk(tmp_path, {"trunk": "distilled"})
     committed = len(stream.writer.tree.versions) == 4
     assert committed == (point == "stage.after_versions")

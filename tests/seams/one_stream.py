@@ -21,14 +21,14 @@ def main(root: str, port: str) -> None:
     with ray_session(None, cpus=1):
         url = start_service(root, options)
         tighten_session()
-        told = {
+        reported = {
             "url": url,
             "pid": os.getpid(),
             "stream": Store.id_of(root),
             "folder": os.environ[haproxy_walls.SESSION_VARIABLE],
             "gcs": __import__("ray").get_runtime_context().gcs_address,
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(reported), flush=True)
         sys.stdin.read()
 
 

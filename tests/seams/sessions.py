@@ -89,8 +89,8 @@ def served(root: str, port: int, umask: int = 0o022) -> Iterator[Served]:
         assert process.stdout is not None
         try:
             lines = iter(process.stdout.readline, "")
-            told = next(json.loads(line) for line in lines if line.startswith("{"))
-            yield Served(**{**told, "folder": Path(told["folder"])})
+            reported = next(json.loads(line) for line in lines if line.startswith("{"))
+            yield Served(**{**reported, "folder": Path(reported["folder"])})
         finally:
             process.stdin.close()
             process.stdout.close()

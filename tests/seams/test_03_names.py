@@ -302,7 +302,7 @@ def test_landing_refuses_what_no_reader_takes_and_lands_the_rest_as_it_will_be_r
     )
 
 
-def test_the_client_is_told_which_name_was_wrong(service: Service) -> None:
+def test_the_answer_names_the_wrong_name(service: Service) -> None:
     with Client("http://127.0.0.1", transport=in_process(service.api.app)) as client:
         with pytest.raises(ServiceError, match="class: invisible or control character U"):
             client.push([NewImage(IMAGE, "a\u200bb")])

@@ -88,7 +88,7 @@ def _name(stream: TinyStream, kind: str) -> tuple[str, int]:
     return {"class": (CLASS, 3), "item": (ITEM, 1), "shard": (_shard(stream), 5)}[kind]
 
 
-def _stones(stream: TinyStream) -> list[tuple[str, str, int | None]]:
+def _tombstones(stream: TinyStream) -> list[tuple[str, str, int | None]]:
     return [(s.kind, s.name, s.items) for s in Store.open(stream.root).ledger.tombstones]
 
 
@@ -103,7 +103,7 @@ def test_the_command_covers_what_landing_stored_and_says_how_much(
     said = CliRunner().invoke(app, command)
     assert said.exit_code == 0, said.output
     assert f"{name}, {items} item" in said.output
-    assert _stones(stream) == [(kind, name, items)]
+    assert _tombstones(stream) == [(kind, name, items)]
     left = Store.open(stream.root).gallery_rows(vectors=False).to_pylist()
     column = {"class": "class_name", "item": "item_id", "shard": "shard_id"}[kind]
     assert not [row for row in left if row[column] == name]
@@ -123,10 +123,10 @@ def test_the_service_covers_what_landing_stored_and_says_how_much(
     path = {"class": "classes", "item": "items", "shard": "shards"}[kind]
     answer = api.delete(f"/v1/{path}/{quote(spell(name), safe='')}")
     assert answer.status_code == 202, answer.text
-    told = answer.json()
-    assert told.pop("sequence") > 0  # what a search that must not show it any more asks for
-    assert told == {"forgotten": name, "kind": kind, "items": items}
-    assert _stones(stream) == [(kind, name, items)]
+    reported = answer.json()
+    assert reported.pop("sequence") > 0  # what a search that must not show it any more asks for
+    assert reported == {"forgotten": name, "kind": kind, "items": items}
+    assert _tombstones(stream) == [(kind, name, items)]
 
 
 WRONG = {
@@ -155,7 +155,7 @@ def test_a_name_that_covers_nothing_is_an_error_everywhere(stream: TinyStream, k
             ask(name)
     replica.close()
     assert refused.value.status == 404
-    assert _stones(stream) == []
+    assert _tombstones(stream) == []
     writer.release()
 
 
@@ -168,7 +168,7 @@ def test_a_name_that_covers_nothing_is_an_error_everywhere(stream: TinyStream, k
         ("shard", "frist.parquet", "first.parquet"),
     ],
 )
-def test_the_nearest_names_are_told(
+def test_the_nearest_names_are_listed(
     stream: TinyStream, api: LocalApi, kind: str, wrong: str, meant: str
 ) -> None:
     path = {"class": "classes", "item": "items", "shard": "shards"}[kind]
@@ -199,7 +199,7 @@ def test_a_shard_goes_by_its_name_while_one_shard_has_it(stream: TinyStream, api
     assert all(s.shard_id in refused.json()["detail"] for s in stream.writer.ledger.shards.values() if s.name == "first.parquet")  # fmt: skip  # noqa: E501
 
 
-def test_what_waits_to_be_indexed_is_told_of(stream: TinyStream, api: LocalApi) -> None:
+def test_what_waits_to_be_indexed_is_reported(stream: TinyStream, api: LocalApi) -> None:
     land_items(stream.inbox, "third", [NewItem(picture(9), "elm")])
     assert "pushed a moment ago" in api.delete("/v1/classes/elm").json()["detail"], (
         "the driver has not seen it"

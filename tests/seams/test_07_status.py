@@ -80,33 +80,33 @@ def driver_over(stream: TinyStream, progress: StageProgress) -> StreamDriver:
 
 
 @dataclass
-class Told(FakeBackend):
+class Reporting(FakeBackend):
     """A backend whose status says `told`."""
 
-    told: Mapping[Any, Any] = field(default_factory=dict)
+    reported: Mapping[Any, Any] = field(default_factory=dict)
 
     async def status(self) -> Mapping[str, Any]:
-        return {"driver": self.told}
+        return {"driver": self.reported}
 
 
-def asked(told: Mapping[Any, Any]) -> dict[str, Any]:
-    with LocalApi(create_app(Told(told=told), ServiceOptions())) as api:
+def asked(reported: Mapping[Any, Any]) -> dict[str, Any]:
+    with LocalApi(create_app(Reporting(reported=reported), ServiceOptions())) as api:
         answer = api.get("/v1/status")
     assert answer.status_code == 200, answer.text
     driver: dict[str, Any] = json.loads(answer.text, parse_constant=pytest.fail)["driver"]
     return driver
 
 
-def test_a_quarantined_row_and_a_loss_that_is_no_number_are_told(refusing: TinyStream) -> None:
-    told = driver_over(refusing, StageProgress(losses={"total": math.nan})).status()
-    driver = asked(told)
+def test_a_quarantined_row_and_a_loss_that_is_no_number_are_reported(refusing: TinyStream) -> None:
+    reported = driver_over(refusing, StageProgress(losses={"total": math.nan})).status()
+    driver = asked(reported)
     assert driver["quarantined"] == {"not_an_image": 1}
     assert driver["images"]["quarantined"] == 1
     assert driver["stage"]["losses"] == {"total": None}
     assert driver["open_task"] == ["waits", {"odd/key": None}]
 
 
-def test_what_json_has_no_form_for_is_told_in_one_that_it_has() -> None:
+def test_what_json_has_no_form_for_is_reported_in_one_that_it_has() -> None:
     driver = asked(ODD)
     assert driver["nan"] is driver["infinite"] is None
     assert (driver["numpy"], driver["array"], driver["set"]) == (1.5, [0, 1, 2], ["a", "b"])
@@ -128,7 +128,7 @@ def test_every_plain_value_survives_json() -> None:
     deep: list[Any] = []
     for _ in range(2000):
         deep = [deep]
-    for value in (*ODD.values(), ODD, deep, object(), Told):
+    for value in (*ODD.values(), ODD, deep, object(), Reporting):
         assert json.loads(json.dumps(plain(value), allow_nan=False)) == plain(value)
 
 

@@ -61,22 +61,22 @@ def two(tmp_path: Path) -> Any:
     assert behind is not None
     stream.stage()
     replica.puller.poll()
-    told = replica.puller.bundle
-    assert told is not None
+    reported = replica.puller.bundle
+    assert reported is not None
     for number in range(8):
         stream.land(f"b{number}", ["owl"])
     replica.puller.poll()
     newest = replica.puller.bundle
     assert newest is not None
     lagging = replace(behind, snapshot=replace(newest.snapshot, tree=behind.snapshot.tree))
-    yield SimpleNamespace(stream=stream, replica=replica, told=told, lagging=lagging, newest=newest)
+    yield SimpleNamespace(stream=stream, replica=replica, reported=reported, lagging=lagging, newest=newest)
     stream.close()
 
 
 def test_a_replica_that_is_ahead_in_one_table_waits_for_the_other(two: Any) -> None:
-    replica, asked = two.replica, Query(k=1, min_seq=two.told.sequence)
+    replica, asked = two.replica, Query(k=1, min_seq=two.reported.sequence)
     replica.puller.bundle = two.lagging
-    snapshot, seen = two.lagging.snapshot, two.told.snapshot
+    snapshot, seen = two.lagging.snapshot, two.reported.snapshot
     assert (
         snapshot.ledger.seq + snapshot.tree.seq > seen.ledger.seq + seen.tree.seq
     )  # a sum would have passed

@@ -95,11 +95,11 @@ def test_a_root_of_an_earlier_release_gets_the_policy_and_keeps_its_own_settings
         writer.maintain(POLICY)
     versions = {name: DeltaTable(str(tmp_path / name)).version() for name in SCHEMAS}
     for name in SCHEMAS:
-        told = DeltaTable(str(tmp_path / name)).metadata()
-        assert told.configuration["delta.logRetentionDuration"] == "interval 60 seconds"
-        assert told.configuration["delta.deletedFileRetentionDuration"] == "interval 60 seconds"
-        assert told.configuration["delta.checkpointInterval"] == str(CHECKPOINT_EVERY)
-        assert '"dim"' in told.description
+        reported = DeltaTable(str(tmp_path / name)).metadata()
+        assert reported.configuration["delta.logRetentionDuration"] == "interval 60 seconds"
+        assert reported.configuration["delta.deletedFileRetentionDuration"] == "interval 60 seconds"
+        assert reported.configuration["delta.checkpointInterval"] == str(CHECKPOINT_EVERY)
+        assert '"dim"' in reported.description
     assert DeltaTable(str(tmp_path / "gallery")).metadata().configuration["delta.appendOnly"] == "false"
     ingest(writer, "a", [Item("x", "cat")])
     follower.refresh()

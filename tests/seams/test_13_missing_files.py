@@ -122,9 +122,9 @@ def test_status_says_which_file_of_which_table_and_what_to_do(writer: Writer, tm
     assert "missing_files" not in root_status(str(tmp_path))
     lost = newest(tmp_path, "gallery")
     lost.rename(tmp_path / "away")
-    told = root_status(str(tmp_path))
-    assert told["missing_files"] == [f"gallery/{lost.name}"]
-    assert told["images"]["ingested"] == 2
+    reported = root_status(str(tmp_path))
+    assert reported["missing_files"] == [f"gallery/{lost.name}"]
+    assert reported["images"]["ingested"] == 2
     shown = CliRunner().invoke(app, ["status", str(tmp_path)])
     assert shown.exit_code == 0
     assert lost.name in shown.output.replace("\n", "")

@@ -48,7 +48,7 @@ print("answered")
 @pytest.mark.parametrize(
     ("host", "front"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("::", "[::]")]
 )
-def test_only_the_front_listens_where_it_was_told(host: str, front: str) -> None:
+def test_only_the_front_listens_on_the_configured_host(host: str, front: str) -> None:
     lines = [line.strip() for line in narrowed(OPEN, host).splitlines()]
     assert [line for line in lines if line.startswith("bind")] == [
         f"bind {front}:8000",
@@ -69,9 +69,9 @@ def test_the_token_is_new_for_each_session_and_its_owner_s_alone(
     tokens = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        told = own_token(tmp_path / name)
-        assert told["RAY_AUTH_MODE"] == "token"
-        path = Path(told["RAY_AUTH_TOKEN_PATH"])
+        reported = own_token(tmp_path / name)
+        assert reported["RAY_AUTH_MODE"] == "token"
+        path = Path(reported["RAY_AUTH_TOKEN_PATH"])
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         tokens.append(path.read_text())
     assert len({*tokens}) == 2
@@ -79,15 +79,15 @@ def test_the_token_is_new_for_each_session_and_its_owner_s_alone(
     assert "RAY_AUTH_TOKEN" not in os.environ
 
 
-def test_what_is_opened_by_name_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_opened_by_name_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert open_doors(parse_config({}), is_local=True) is None
     config = parse_config({"service": {"host": "0.0.0.0"}, "metrics": {"host": "192.0.2.7"}})
-    told = open_doors(config, is_local=True)
-    assert told is not None
-    assert "0.0.0.0:8000, without a token" in told
-    assert "192.0.2.7" in told
-    assert "\n" not in told
+    reported = open_doors(config, is_local=True)
+    assert reported is not None
+    assert "0.0.0.0:8000, without a token" in reported
+    assert "192.0.2.7" in reported
+    assert "\n" not in reported
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert "RAY_AUTH_MODE=disabled" in (open_doors(parse_config({}), is_local=True) or "")
 
@@ -106,8 +106,8 @@ def test_every_socket_of_a_session_is_on_the_loopback_and_its_files_are_its_own(
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(session.folder / "token")}
         wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
         with ThreadPoolExecutor() as pool:  # who is refused asks on until its time is up
-            told = pool.map(partial(_call, session.gcs), (token, {"RAY_AUTH_MODE": "disabled"}, wrong))
-            assert ["answered" in said for said in told] == [True, False, False]
+            reported = pool.map(partial(_call, session.gcs), (token, {"RAY_AUTH_MODE": "disabled"}, wrong))
+            assert ["answered" in said for said in reported] == [True, False, False]
     assert not session.folder.exists()
     stream.close()
 

@@ -145,7 +145,7 @@ def test_one_address_holds_no_more_than_its_share(proxy: int) -> None:
     assert answer == "127.0.0.2"
 
 
-def test_the_replica_is_told_the_address_and_not_what_the_client_says_of_it(proxy: int) -> None:
+def test_the_replica_gets_the_address_and_not_what_the_client_says_of_it(proxy: int) -> None:
     assert ask(proxy, "127.0.0.4", "X-Forwarded-For: 10.9.9.9\r\n") == "127.0.0.4"
 
 

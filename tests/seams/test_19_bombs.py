@@ -60,21 +60,21 @@ def zeros(count: int, mib: int) -> pa.Array:
 
 
 def arrow_of_compressed_zeros(path: Path) -> None:
-    batch = pa.record_batch({"image": zeros(16, 64), "label": pa.array(range(16))})
+    batch = pa.record_batch({"image": zeros(8, 64), "label": pa.array(range(8))})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_file(path / "bomb.arrow", batch.schema, options=options) as out:
         out.write_batch(batch)
 
 
 def arrow_stream_of_compressed_zeros(path: Path) -> None:
-    batch = pa.record_batch({"image": zeros(12, 64), "label": pa.array(range(12))})
+    batch = pa.record_batch({"image": zeros(8, 64), "label": pa.array(range(8))})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_stream(path / "bomb.arrow", batch.schema, options=options) as out:
         out.write_batch(batch)
 
 
 def parquet_of_compressed_zeros(path: Path) -> None:
-    table = pa.table({"image": zeros(20, 40), "label": pa.array(range(20))})
+    table = pa.table({"image": zeros(12, 40), "label": pa.array(range(12))})
     pq.write_table(table, path / "bomb.parquet", compression="zstd", use_dictionary=False, write_batch_size=1)
 
 
@@ -124,8 +124,8 @@ def arrow_runs_of_one_value(path: Path) -> None:
 
 
 def arrow_rows_of_nothing(path: Path) -> None:
-    """A hundred million rows without a byte."""
-    rows = 100_000_000
+    """Forty million rows without a byte."""
+    rows = 40_000_000
     image = pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array([None], pa.binary()))
     label = pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array(["a"]))
     batch = pa.record_batch({"image": image, "class_name": label})

@@ -280,8 +280,8 @@ def test_a_sound_lease_is_one(root: Path) -> None:
 
 
 def note(root: Path, service: object, pid: object = None) -> None:
-    told = {"host": platform.node(), "pid": os.getpid() if pid is None else pid, "service": service}
-    (root / "endpoints.json").write_text(json.dumps(told))
+    reported = {"host": platform.node(), "pid": os.getpid() if pid is None else pid, "service": service}
+    (root / "endpoints.json").write_text(json.dumps(reported))
 
 
 FAR = [

@@ -37,7 +37,7 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
-def test_links_and_pipes_in_the_inbox_are_never_opened_and_told_once(
+def test_links_and_pipes_in_the_inbox_are_never_opened_and_reported_once(
     tmp_path: Path, secret: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     inbox = tmp_path / "inbox"

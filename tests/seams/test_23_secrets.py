@@ -57,10 +57,10 @@ def test_show_masks_secrets_and_shows_the_rest(
     assert code == 0, said
     assert SECRET not in said
     assert "***" in said
-    told = json.loads(said)
-    assert told["seed"] == 0
-    assert told["service"]["token_env"] in ("STREAM_ODML_TOKEN", "***")
-    assert json.loads(load_config(path).model_dump_json()) != told, "what runs is not masked"
+    reported = json.loads(said)
+    assert reported["seed"] == 0
+    assert reported["service"]["token_env"] in ("STREAM_ODML_TOKEN", "***")
+    assert json.loads(load_config(path).model_dump_json()) != reported, "what runs is not masked"
 
 
 def test_without_secrets_it_is_the_configuration() -> None:

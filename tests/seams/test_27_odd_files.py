@@ -141,7 +141,7 @@ def test_times_in_every_unit_and_zone(tmp_path: Path, column: Any) -> None:
     assert items[0].time == WHEN
 
 
-def test_units_of_numbers_are_told_by_their_size() -> None:
+def test_units_of_numbers_are_found_by_their_size() -> None:
     day = datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
     for value in (10**9, 10**12, 10**15, 10**18, 1e9, 1e12):
         assert fields.when(value) == day

@@ -156,7 +156,7 @@ def test_an_image_that_is_copied_to_another_class_is_a_second_item(tmp_path: Pat
     assert len({row.item_id for row in found}) == 2
 
 
-def test_a_table_that_moved_is_the_same_and_an_image_behind_one_is_told_of(tmp_path: Path) -> None:
+def test_a_table_that_moved_is_the_same_and_an_image_behind_one_is_reported(tmp_path: Path) -> None:
     folder, inbox = write(tmp_path / "zoo", "t/cats/a.png"), tmp_path / "inbox"
     columns = {"image": [picture(9)], "label": ["oak"]}
     pq.write_table(pa.table(columns), folder / "all.parquet")

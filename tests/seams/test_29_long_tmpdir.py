@@ -31,6 +31,6 @@ def test_where_no_folder_will_do_one_line_says_what_would(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
     monkeypatch.setattr(session_folder, "_FALLBACKS", (tmp_path / "nowhere",))
-    with pytest.raises(NoSessionFolder, match="set TMPDIR to a folder whose path has at most") as told:
+    with pytest.raises(NoSessionFolder, match="set TMPDIR to a folder whose path has at most") as reported:
         SessionFolder()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)

@@ -90,7 +90,7 @@ def test_a_tilde_that_no_shell_expanded_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_working_folder_that_tables_cannot_take_is_told(
+def test_a_working_folder_that_tables_cannot_take_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a[b]").mkdir()

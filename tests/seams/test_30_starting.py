@@ -48,9 +48,9 @@ def test_after_the_last_attempt_three_lines_say_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "init", Starts(*[Exception(BUSY)] * ATTEMPTS))
-    with pytest.raises(RayNotStarted) as told:
+    with pytest.raises(RayNotStarted) as reported:
         start_ray(tmp_path, "test", 1, 0, no_ports)
-    lines = str(told.value).splitlines()
+    lines = str(reported.value).splitlines()
     assert len(lines) == 3
     assert "timed out during startup" in lines[0]
     assert "load" in lines[1]
@@ -65,7 +65,7 @@ def test_what_no_attempt_can_do_is_refused_at_once(tmp_path: Path, monkeypatch: 
     assert len(starts.folders) == 1
 
 
-def test_ray_is_told_to_wait_for_longer_than_a_busy_machine_needs() -> None:
+def test_ray_waits_for_longer_than_a_busy_machine_needs() -> None:
     waits = {
         name: float(value) / (1000 if name.endswith("_ms") else 1)
         for name, value in ray_start.patience().items()
@@ -101,9 +101,9 @@ class RemoteError(Exception):
     ],
 )
 def test_every_failure_is_one_message(error: BaseException, words: str) -> None:
-    told = message_of(error)
-    assert told.startswith(words)
-    assert "Traceback" not in told
+    reported = message_of(error)
+    assert reported.startswith(words)
+    assert "Traceback" not in reported
 
 
 SCRIPT = """
@@ -138,20 +138,20 @@ def test_a_command_that_fails_in_any_way_shows_no_trace_unless_asked(tmp_path: P
     )  # fmt: skip
     assert done.stdout.split() == ["1"] * len(cases)
     for number, (error, words) in enumerate(cases):
-        told = (tmp_path / str(number)).read_text()
-        assert ("Traceback" in told) is (words != "[]"), error
-        assert words != "[]" or "error:" in told, error
+        reported = (tmp_path / str(number)).read_text()
+        assert ("Traceback" in reported) is (words != "[]"), error
+        assert words != "[]" or "error:" in reported, error
 
 
 def test_neither_a_thread_nor_a_log_line_shows_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    told: list[str] = []
-    tell_of_threads(told.append)
+    reported: list[str] = []
+    tell_of_threads(reported.append)
     thread = threading.Thread(target=lambda: 1 // 0, name="watcher")
     thread.start()
     thread.join()
-    assert len(told) == 1
-    assert told[0].startswith("watcher: ZeroDivisionError")
+    assert len(reported) == 1
+    assert reported[0].startswith("watcher: ZeroDivisionError")
     try:
         raise OSError("disk full")
     except OSError:

@@ -114,9 +114,9 @@ def test_after_the_run_every_look_at_the_root_names_task_figures_and_remedy(
         said = run(command, root)
         assert all(part in said for part in wanted), (command, said)
         assert "task-0001 (" not in said  # what is learnt is no news
-    (told,) = json.loads(run("status", root, "--json"))["not_learnt"]
-    assert (told["task"], told["state"], told["attempts"]) == ("task-0002", "skipped", 2)
-    assert (told["images"], told["classes"], told["figures"]) == (6, 2, FIGURES)
+    (reported,) = json.loads(run("status", root, "--json"))["not_learnt"]
+    assert (reported["task"], reported["state"], reported["attempts"]) == ("task-0002", "skipped", 2)
+    assert (reported["images"], reported["classes"], reported["figures"]) == (6, 2, FIGURES)
 
 
 def test_metrics_say_it(writer: Writer) -> None:
@@ -164,9 +164,9 @@ async def _service_report_and_page(tmp_path: Path) -> None:
     transport = httpx.ASGITransport(create_app(replica, ServiceOptions()))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
         answer = (await client.get("/v1/versions")).json()
-        (told,) = answer["not_learnt"]
-        assert (told["task"], told["figures"]) == ("task-0002", FIGURES)
-        assert REASON in told["in_words"]
+        (reported,) = answer["not_learnt"]
+        assert (reported["task"], reported["figures"]) == ("task-0002", FIGURES)
+        assert REASON in reported["in_words"]
         assert "not-learnt" in (await client.get("/")).text
         gone = await client.post("/v1/tasks/task-0001/relearn")
         assert (gone.status_code, gone.json()["error"]) == (409, "learnt")
@@ -259,8 +259,8 @@ def test_what_a_rollback_skipped_comes_back_too(writer: Writer) -> None:
     learn(writer, stages)
     first = writer.tree.head
     writer.move_head(root_version, "rollback", skip_abandoned=True)
-    (told,) = unlearnt_tasks(writer.ledger, writer.tree)
-    assert "rollback" in told.in_words()
+    (reported,) = unlearnt_tasks(writer.ledger, writer.tree)
+    assert "rollback" in reported.in_words()
     writer.move_head(first, "rollback")
     assert unlearnt_tasks(writer.ledger, writer.tree) == []  # the head knows it, whatever was skipped
     writer.move_head(root_version, "rollback")

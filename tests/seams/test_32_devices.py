@@ -68,7 +68,7 @@ def test_an_indexer_embeds_on_what_was_reserved_for_it(
     assert devices == [expected]
 
 
-def test_a_reserved_gpu_that_torch_does_not_find_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reserved_gpu_that_torch_does_not_find_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     if torch.accelerator.is_available():
         pytest.skip("this machine has an accelerator")
     with caplog.at_level(logging.ERROR):

@@ -96,12 +96,12 @@ def test_baselines_are_what_a_naive_loop_finds(stream: TinyStream, monkeypatch: 
 
     monkeypatch.setattr(baselines._FineTuned, "learn", seen)
     monkeypatch.setattr(baselines, "_training_images", named)
-    told: list[str] = []
+    reported: list[str] = []
     store = Store.open(stream.root)
-    found = measure_baselines(store, config_of(stream), told.append)
+    found = measure_baselines(store, config_of(stream), reported.append)
     versions = store.tree.lineage(store.tree.head)[1:]
     assert list(found) == versions
-    assert f"step {STEPS} of {STEPS}" in told[-1]
+    assert f"step {STEPS} of {STEPS}" in reported[-1]
     assert {line.split(":")[0] for line in trained_on} == {"task-0002", "task-0003"}
     held = [item for item in stream.images if is_held_out(item, 0.5)]
     assert len(trained_on) == len([item for item in stream.images if item[0] in "bc"]) - len(
@@ -267,7 +267,7 @@ def test_own_images_make_as_many_tasks_as_asked_for(
     assert (len(categories), per_task) == (classes, each)
 
 
-def test_too_few_images_and_a_net_without_weights_are_told_before_the_start(tmp_path: Path) -> None:
+def test_too_few_images_and_a_net_without_weights_are_reported_before_the_start(tmp_path: Path) -> None:
     few = [Category(f"c{i}", [b""] * 5) for i in range(6)]
     many = [Category(f"c{i}", [b""] * 40) for i in range(30)]
     assert "30 images of 6 categories leave about 8 held out: too few to measure" in doubts(few, None)[0]

@@ -21,11 +21,11 @@ def test_the_remedy_of_a_gap_is_a_setting_that_works(tmp_path: Path) -> None:
         write_deltalake(str(table), pa.table({"image": [b"x"], "label": [str(number)]}), mode="append")
     for version in range(2):
         (table / "_delta_log" / f"{version:020d}.json").unlink()
-    told = {"root": str(tmp_path / "root"), "source": {"kind": "delta", "path": str(table)}}
-    (source, _) = open_sources(StreamConfig.model_validate(told))
+    reported = {"root": str(tmp_path / "root"), "source": {"kind": "delta", "path": str(table)}}
+    (source, _) = open_sources(StreamConfig.model_validate(reported))
     with pytest.raises(VersionsGone, match="version 0 is not in the log") as gap:
         source.poll(set())
     section, key, value = re.findall(r"set (\w+)\.(\w+): (\d+) in the configuration", str(gap.value))[0]
-    told[section] = {**told[section], key: yaml.safe_load(value)}  # type: ignore[dict-item]
-    (source, _) = open_sources(StreamConfig.model_validate(told))
+    reported[section] = {**reported[section], key: yaml.safe_load(value)}  # type: ignore[dict-item]
+    (source, _) = open_sources(StreamConfig.model_validate(reported))
     assert [ref.name for ref in source.poll(set())] == ["table-v00000002", "table-v00000003"]

@@ -261,7 +261,7 @@ TWICE = [
 
 
 @pytest.mark.parametrize("text", TWICE)
-def test_a_key_that_comes_twice_is_told_with_its_line(text: str, tmp_path: Path) -> None:
+def test_a_key_that_comes_twice_is_reported_with_its_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "stream.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"line \d+, column \d+: the key `\w+` comes twice"):

@@ -30,11 +30,11 @@ class Browser:
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession()
-        told, until = self._folder / "DevToolsActivePort", time.monotonic() + 40
-        while not told.exists() or not told.read_text():
+        reported, until = self._folder / "DevToolsActivePort", time.monotonic() + 40
+        while not reported.exists() or not reported.read_text():
             assert time.monotonic() < until, "the browser did not start"
             time.sleep(0.05)
-        port = told.read_text().split()[0]
+        port = reported.read_text().split()[0]
         async with self._http.get(f"http://127.0.0.1:{port}/json/list") as answer:
             page = next(one for one in await answer.json() if one["type"] == "page")
         self._socket = await self._http.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0)
@@ -70,7 +70,7 @@ class Browser:
             answer = json.loads((await self._socket.receive(timeout=200)).data)
             if answer.get("id") == number:
                 return answer
-            told = answer.get("params", {})
-            level = told.get("entry", {}).get("level") or told.get("type")
+            reported = answer.get("params", {})
+            level = reported.get("entry", {}).get("level") or reported.get("type")
             if answer.get("method") == "Runtime.exceptionThrown" or level in ("error", "assert"):
-                self.problems.append(json.dumps(told))
+                self.problems.append(json.dumps(reported))

@@ -206,7 +206,7 @@ def test_an_answer_that_takes_too_long_is_given_up(api: LocalApi, backend: FakeB
     refused(api.post("/v1/search", json={"vector": VECTOR}), 504, "timeout")
 
 
-def test_more_requests_than_the_queue_holds_are_told_to_come_back(
+def test_more_requests_than_the_queue_holds_are_asked_to_come_back(
     api: LocalApi, backend: FakeBackend
 ) -> None:
     backend.delay_s = 0.1

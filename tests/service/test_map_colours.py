@@ -25,7 +25,7 @@ def test_values_come_by_how_many_items_have_them() -> None:
     assert values_of(texts, "other") == ([], [-1] * 4)
 
 
-def test_a_neighbour_of_another_class_is_told_as_a_loop_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_neighbour_of_another_class_is_reported_as_a_loop_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(map_colours, "_BLOCK", 16)
     random = np.random.default_rng(0)
     vectors = unit(random.normal(size=(60, 6)).astype(np.float32))

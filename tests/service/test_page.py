@@ -183,7 +183,7 @@ ABOUT = """(async () => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
-def test_an_item_is_told_of_erased_after_a_second_click_and_given_a_class(tmp_path: Path) -> None:
+def test_an_item_is_described_erased_after_a_second_click_and_given_a_class(tmp_path: Path) -> None:
     async def seen(address: str) -> str:
         async with Browser(CHROMIUM or "", tmp_path / "profile", f"{address}/") as browser:
             return str(await browser.run(ABOUT))

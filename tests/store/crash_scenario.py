@@ -1,6 +1,5 @@
 """A driver in miniature that derives all it does from the store, so it can be killed anywhere and run again."""
 
-import os
 from datetime import timedelta
 
 import numpy as np
@@ -11,7 +10,6 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
-from stream_odml.storage.crashpoints import ENVIRONMENT
 from stream_odml.store.artifacts import BACKWARD, BANK, FORWARD, HEAD, STUDENT, SUMS
 from stream_odml.store.erasure import forget_in_banks
 from stream_odml.store.maintenance import MaintenancePolicy
@@ -32,9 +30,8 @@ def raw(shard: str, version: str) -> Floats:
     return np.random.default_rng([ord(shard), int(version[1:5])]).normal(size=(len(ITEMS[shard]), DIM))
 
 
-def run(root: str, point: str = "", form: Form = "embedding") -> None:
-    """All of a small stream's life, to be killed at ``point``."""
-    os.environ[ENVIRONMENT] = point
+def run(root: str, form: Form = "embedding") -> None:
+    """All of a small stream's life."""
     Store.create(root, DIM, form=form)
     writer = Writer.claim(root, "scenario")
     first = writer.commit_root({STUDENT: b"initial", **statistics(writer, ClassSums.empty(LIFT), "")})

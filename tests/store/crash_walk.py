@@ -5,9 +5,7 @@ Nothing of it needs the disk to be durable (a SIGKILL loses no page cache), so i
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,12 +26,11 @@ from stream_odml.store.artifacts import BANK
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
 from stream_odml.store.tables import Form
+from tests.killed import SERVER, is_killed
 from tests.store import crash_scenario
 from tests.store.crash_scenario import ITEMS
 from tests.store.world import drift_pair
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.store.crash_scenario"])
 LATER = (
     "ingest.after_gallery:2",
     "stage.after_gallery:2",
@@ -120,11 +117,7 @@ def kill_twice_at(point: str, root: str, form: Form = "embedding") -> None:
 
 def killed_at(root: str, point: str, form: Form = "embedding") -> bool:
     """Run the scenario in a process of its own; whether it died at ``point``."""
-    process = SERVER.Process(target=crash_scenario.run, args=(root, point, form))
-    process.start()
-    process.join(60)
-    assert process.exitcode in (0, -signal.SIGKILL), (point, process.exitcode)
-    return process.exitcode != 0
+    return is_killed(crash_scenario.run, root, form, point=point)
 
 
 def check_whole_shards(root: str) -> None:

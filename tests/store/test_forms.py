@@ -109,7 +109,7 @@ def test_a_form_is_fixed(tmp_path: Path) -> None:
         Store.open(plain).features("x")
 
 
-def test_an_unknown_form_is_told(tmp_path: Path) -> None:
+def test_an_unknown_form_is_reported(tmp_path: Path) -> None:
     for name, schema in SCHEMAS.items():
         stated = {"schema_version": 2, "dim": DIM, "form": "sparse", "codes": "int8"}
         DeltaTable.create(str(tmp_path / name), schema=schema, description=json.dumps(stated))

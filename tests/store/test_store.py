@@ -159,7 +159,7 @@ def test_a_table_of_a_newer_release_is_not_guessed_at(tmp_path: Path, name: str)
         Store.open(str(tmp_path))
 
 
-def test_what_is_no_stream_root_is_told(tmp_path: Path) -> None:
+def test_what_is_no_stream_root_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NotAStreamRoot, match="no table 'ledger'"):
         Store.open(str(tmp_path / "nothing"))
     DeltaTable.create(str(tmp_path / "ledger"), schema=SCHEMAS["ledger"])

@@ -11,7 +11,7 @@ import pytest
 from stream_odml.learn.drift import AffineMap, DriftMap
 from stream_odml.store.artifacts import FORWARD
 from stream_odml.store.errors import NoVersionYet, UnknownVersion
-from stream_odml.store.mapping import ASKED_KEPT, HEADS_KEPT, STONES, Mapper
+from stream_odml.store.mapping import ASKED_KEPT, HEADS_KEPT, WAYPOINTS, Mapper
 from stream_odml.store.versions import VersionTree
 from tests.store.world import Twin, drift_pair
 
@@ -106,14 +106,14 @@ def test_a_mapper_holds_few_maps_however_many_versions_there_are() -> None:
         )
         assert mapper.at_hand("v0", f"v{length}")
     del drift
-    assert len(alive) <= HEADS_KEPT * (STONES + ASKED_KEPT)
+    assert len(alive) <= HEADS_KEPT * (WAYPOINTS + ASKED_KEPT)
     # What was asked for is at hand under the next head; what was not is part of the way from something that is.
     before = loads
     assert mapper.get(line(299), "v0", "v299").kind == "affine"
     assert loads == before
     assert not mapper.at_hand("v77", "v299")
     mapper.get(line(299), "v77", "v299")
-    assert before < loads <= before + -(-299 // STONES)
+    assert before < loads <= before + -(-299 // WAYPOINTS)
     for i in range(ASKED_KEPT):  # and room is made by what was not asked for lately
         mapper.get(line(299), f"v{80 + i}", "v299")
     assert not mapper.at_hand("v77", "v299")
