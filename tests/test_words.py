@@ -12,7 +12,6 @@ PACKAGE = REPOSITORY / "stream_odml"
 INSTEAD = {
     "told": "reported",
     "stones": "tombstones",
-    "births": "created",
     "born": "created",
     "mended": "fixed",
     "innocent": "not the cause",
