@@ -128,6 +128,19 @@ class VersionHistory:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """One row that could not be used; `row` is -1 where its file was refused as a whole."""
+
+    shard: str
+    row: int
+    reason: str
+    detail: str
+    """What is wrong, behind the name of its file where it has one."""
+    remedy: str
+    time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Projection:
     """A sample of the gallery in the plane, x and y within -1..1, oriented alike in every version."""
 
@@ -202,6 +215,9 @@ class Backend(Protocol):
 
     def classes(self) -> Sequence[ClassRow]:
         """Return every class of the served gallery, newest first. May take a while: for a thread."""
+
+    def refused_rows(self, limit: int) -> Sequence[RefusedRow]:
+        """Return the newest rows that could not be used. May take a while: for a thread."""
 
     async def versions(self) -> VersionHistory:
         """Return the tree of versions as the served snapshot knows it."""

@@ -18,6 +18,7 @@ from stream_odml.service.backend import (
     Item,
     Projection,
     Query,
+    RefusedRow,
     Served,
     VersionHistory,
 )
@@ -27,12 +28,14 @@ from stream_odml.service.errors import ApiError, unavailable, unprocessable
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.puller import Puller
 from stream_odml.service.push import PushInbox, Takes
+from stream_odml.service.refused_rows import RefusedRows
 from stream_odml.service.thumbnails import Thumbnails
 from stream_odml.storage.files import open_files
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.sequence import has_reached
 from stream_odml.store.store import Store
+from stream_odml.store.table import Table
 from stream_odml.store.versions import VersionTree
 
 WAIT_STEP_S = 0.02
@@ -67,6 +70,9 @@ class Replica:
         driver = driver or NoDriver()
         self._driver_status = driver.status
         self._thumbnails = Thumbnails(open_files(root, storage_options))
+        self._refused = RefusedRows(
+            lambda: Table(open_files(root, storage_options), "quarantine", storage_options)
+        )
         self._answering = Answering(options, self.puller.serving)
         self._inbox = PushInbox(
             options.push_dir or f"{root.rstrip('/')}/push",
@@ -169,6 +175,10 @@ class Replica:
 
     def classes(self) -> Sequence[ClassRow]:
         return self.puller.serving().classes
+
+    def refused_rows(self, limit: int) -> Sequence[RefusedRow]:
+        snapshot = self.puller.serving().snapshot
+        return self._refused.newest(snapshot.ledger, snapshot.tree, limit)
 
     async def versions(self) -> VersionHistory:
         return self.puller.serving().history

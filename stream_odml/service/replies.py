@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from stream_odml.config.service import ServiceOptions
 from stream_odml.observe.plain import plain
 from stream_odml.search.hits import Hit
 from stream_odml.search.version_diff import CLASS_RECALL
-from stream_odml.service.backend import Answer, Backend, ClassRow, Item, Query, VersionRow
+from stream_odml.service.backend import Answer, Backend, ClassRow, Item, Query, RefusedRow, VersionRow
 from stream_odml.service.guard import KIND
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -111,6 +112,11 @@ def item_json(item: Item) -> dict[str, Any]:
         "attributes": dict(item.attributes),
         "thumbnail": item.has_thumbnail,
     }
+
+
+def refused_json(row: RefusedRow) -> dict[str, Any]:
+    """Return one row that could not be used."""
+    return {**asdict(row), "time": instant(row.time)}
 
 
 def version_json(row: VersionRow) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from stream_odml.service.backend import (
     PushReceipt,
     Query,
     Question,
+    RefusedRow,
     Served,
     VersionHistory,
     VersionRow,
@@ -172,6 +173,9 @@ class FakeBackend:
         first = range(0, len(self.ids), self.per_class)
         rows = [ClassRow(self.names[i], self.per_class, self.times[i], self.ids[i], i == 0) for i in first]
         return rows[::-1]
+
+    def refused_rows(self, limit: int) -> Sequence[RefusedRow]:
+        return []
 
     async def versions(self) -> VersionHistory:
         return VersionHistory(self.head, self.sequence, self.versions_list)

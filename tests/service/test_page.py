@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import uvicorn
 from stream_odml.cluster.runtime import free_port
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.api import create_app
-from stream_odml.service.backend import VersionHistory
+from stream_odml.service.backend import RefusedRow, VersionHistory
 from stream_odml.service.routes.pages import FOLDER
 from tests.service.browser import Browser
 from tests.service.fake_backend import FakeBackend
@@ -237,7 +237,10 @@ MAP = """(async () => {
   said.item = at("item-title").textContent;
   at("item").close();
   await until(() => at("queue").children.length);
+  at("refused-rows").open = true;
+  await until(() => at("refused").rows.length);
   said.work = at("work-section").innerText;
+  said.markup = at("refused").querySelector("img") !== null;
   const again = [...document.querySelectorAll("#not-learnt button")][0];
   again.click();
   await until(() => at("not-learnt").innerText.includes("it is learnt again"));
@@ -245,6 +248,9 @@ MAP = """(async () => {
   said.beyond = controls.filter((one) => one.offsetParent && one.tabIndex < 0).map((one) => one.id);
   return said;
 })()"""
+
+
+MARKUP = "<img src=x onerror=alert(1)>.jpg: starts with b'<'"
 
 
 class Busy(FakeBackend):
@@ -268,6 +274,9 @@ class Busy(FakeBackend):
         }
         return {**await super().status(), "driver": driver, "quarantined": {"not_an_image": 2}}
 
+    def refused_rows(self, limit: int) -> Sequence[RefusedRow]:
+        return [RefusedRow("shard-2", 7, "not_an_image", MARKUP, "leave it out", None)]
+
 
 @pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
 def test_the_map_is_coloured_circled_and_walked_and_what_waits_is_said(tmp_path: Path) -> None:
@@ -281,8 +290,9 @@ def test_the_map_is_coloured_circled_and_walked_and_what_waits_is_said(tmp_path:
     assert (said["all"], said["tiles"]) == ("20 items of 5 classes", 20)
     assert (said["tip"], said["class"], said["item"]) == ("c1", "4 items of 1 class", "c4")
     for words in ("3 shards for their task to close, the oldest for 70 s", "2 of 4 new classes", "2 rows: not an image",
-                  "task-0002 was not learnt"):  # fmt: skip
+                  "task-0002 was not learnt", MARKUP, "leave it out", "the newest 1 of 2"):  # fmt: skip
         assert words in said["work"]
+    assert not said["markup"]
     assert ("relearn", "task-0002", "False") in backend.asked
     assert said["beyond"] == []
     # The fake's pictures are none, and an item without one shows a letter.
@@ -321,6 +331,11 @@ def test_axe_finds_nothing_at_any_size_in_either_theme(tmp_path: Path) -> None:
         async with Browser(CHROMIUM or "", tmp_path / "profile", f"{address}/") as browser:
             ready = "new Promise((go) => setInterval(() => document.querySelector('#versions tr') && go(true), 50))"
             await browser.run(ready)
+            opened = (
+                "document.querySelector('#refused-rows').open = true;"
+                "new Promise((go) => setInterval(() => document.querySelector('#refused tr') && go(true), 50))"
+            )
+            await browser.run(opened)
             await browser.run(AXE.read_text("utf-8") + ";true")
             for width, height, theme in (
                 (1440, 900, "light"),

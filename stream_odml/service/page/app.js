@@ -55,4 +55,5 @@ query.start();
 map.start();
 classes.start();
 item.start();
+work.start();
 look();

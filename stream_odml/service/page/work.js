@@ -1,10 +1,13 @@
 // What waits, what was refused, what could not be used.
 
 import { call } from "./api.js";
-import { $, duration, h, plural } from "./dom.js";
+import { $, count, duration, h, plural } from "./dom.js";
 
 const QUEUES = [["index", "to be indexed"], ["boundary", "for their task to close"], ["learn", "to be learnt"]];
+const ROWS = 50;
 let drawn = "";
+let refusedCount = 0;
+let refusedShown = 0;
 
 /** Show the status that the page has just asked for. */
 export function show(status) {
@@ -18,7 +21,29 @@ export function show(status) {
   list("queue", rows.length ? [...rows, ...(driver.open_task ?? [])] : ["nothing"]);
   const bad = Object.entries(status.quarantined ?? {}).sort((a, b) => b[1] - a[1]);
   list("quarantined", bad.length ? bad.map(([reason, n]) => `${plural(n, "row")}: ${reason.replaceAll("_", " ")}`) : ["nothing"]);
-  $("quarantine-how").hidden = !bad.length;
+  $("quarantine-how").hidden = $("refused-rows").hidden = !bad.length;
+  refusedCount = bad.reduce((sum, [, n]) => sum + n, 0);
+  listRefused();
+}
+
+/** List the newest rows that could not be used, while that is open and their number has changed. */
+async function listRefused() {
+  if (!$("refused-rows").open || refusedShown === refusedCount) return;
+  const now = (refusedShown = refusedCount);
+  try {
+    const found = (await call(`/v1/quarantine?limit=${ROWS}`)).rows;
+    $("refused").replaceChildren(...found.map((one) => h("tr", {}, h("td", {}, one.reason.replaceAll("_", " ")), h("td", { class: "text" }, one.detail),
+      h("td", { class: "text" }, one.remedy), h("td", { class: "wide text" }, one.shard), h("td", { class: "n wide" }, one.row < 0 ? "all" : count(one.row)))));
+    $("refused-note").textContent = now > found.length ? `the newest ${count(found.length)} of ${count(now)}` : "";
+  } catch (error) {
+    refusedShown = 0; // asked again with the next look
+    $("refused-note").textContent = error.message;
+  }
+}
+
+/** Listen to the parts of this section that are opened. */
+export function start() {
+  $("refused-rows").addEventListener("toggle", listRefused);
 }
 
 /** Show the tasks that the served version has not learnt. */

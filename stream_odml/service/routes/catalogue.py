@@ -1,4 +1,4 @@
-"""Classes, and the gallery seen as a plane."""
+"""Classes, the gallery seen as a plane, and the rows that are not in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from stream_odml.ingest.fields import normalised
 from stream_odml.service.backend import Projection
 from stream_odml.service.body import moment
-from stream_odml.service.replies import backend_of, class_json, options_of, reply
+from stream_odml.service.replies import backend_of, class_json, options_of, refused_json, reply
 from stream_odml.service.views import view
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
@@ -80,6 +80,18 @@ async def projection(
         cost,
         lambda: _plane(backend.projection(count, attribute, errors)),
     )
+
+
+@router.get("/quarantine", response_class=Response, summary="Rows that could not be used")
+async def quarantine(
+    request: Request,
+    limit: Annotated[int, UrlQuery(ge=1, le=1000, description="how many of the newest")] = 50,
+) -> Response:
+    """Return the newest rows that could not be used, each with its shard, reason, detail and remedy. All of them are
+    listed by the command `quarantine`."""
+    backend = backend_of(request, "quarantine")
+    make = lambda: {"rows": [refused_json(row) for row in backend.refused_rows(limit)]}  # noqa: E731
+    return await view(request, backend, ("quarantine", limit), limit, make)
 
 
 def _plane(seen: Projection) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""The newest rows of the quarantine, for people: read when they are asked for, newest file first, and no more of them.
+
+Protects: what is not committed, or is of an erased shard, is not shown.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stream_odml.ingest.reasons import REMEDIES
+from stream_odml.service.backend import RefusedRow
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.table import Table
+from stream_odml.store.versions import VersionTree
+
+COLUMNS = ("shard_id", "row", "reason", "detail", "time", "txn")
+READ_ATTEMPTS = 3
+
+
+class RefusedRows:
+    """Reads the quarantine of a root by a handle of its own, which `open_table` gives. For any thread."""
+
+    def __init__(self, open_table: Callable[[], Table]) -> None:
+        self._open = open_table
+        self._table: Table | None = None
+        self._files: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def newest(self, ledger: LedgerState, tree: VersionTree, limit: int) -> Sequence[RefusedRow]:
+        """Return at most `limit` rows, the newest first."""
+        with self._lock:
+            for _ in range(READ_ATTEMPTS - 1):
+                try:
+                    return self._newest(ledger, tree, limit)
+                except FileNotFoundError:  # maintenance merged it in the meantime
+                    continue
+            return self._newest(ledger, tree, limit)
+
+    def _newest(self, ledger: LedgerState, tree: VersionTree, limit: int) -> Sequence[RefusedRow]:
+        if self._table is None:
+            self._table = self._open()
+        came, went = self._table.refresh()
+        self._files = {path: None for path in (*self._files, *came) if path not in set(went)}
+        visible = frozenset(ledger.txns) | {version.txn for version in tree.versions.values()}
+        found: list[dict[str, Any]] = []
+        for path in reversed(self._files):
+            if len(found) >= limit:
+                break
+            rows = self._table.read(path, COLUMNS).to_pylist()
+            found += [
+                row for row in rows if row["txn"] in visible and not _is_erased(ledger, row["shard_id"])
+            ]
+        found.sort(key=lambda row: (-row["time"].timestamp(), row["shard_id"], row["row"]))
+        return [_refused(row) for row in found[:limit]]
+
+
+def _is_erased(ledger: LedgerState, shard_id: str) -> bool:
+    return any(tomb.kind == "shard" and tomb.name == shard_id for tomb in ledger.tombstones)
+
+
+def _refused(row: dict[str, Any]) -> RefusedRow:
+    remedy = REMEDIES.get(row["reason"], "refused by another release")
+    return RefusedRow(row["shard_id"], row["row"], row["reason"], row["detail"], remedy, row["time"])
