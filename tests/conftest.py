@@ -22,8 +22,8 @@ FREE_MEMORY = 4 << 30
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > FREE_MEMORY:
     # Where `tmp_path` lies: stores sync what they write, and tests would spend a third of their time on waiting for it.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-WORKERS = 2
-"""Processes of a whole run: tests share no port and no folder, and more of them would outweigh two cores."""
+WORKERS = 3
+"""Processes of a whole run: two cores' worth, and one that mostly waits for what Ray starts."""
 SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3"}
 """Words of a test file, and the group that it belongs to; xdist's own marker does nothing under pytest 9.2."""
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ _shared_ray = contextlib.ExitStack()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run folders in two processes; single files, and what is slow, in this one."""
+    """Run folders in several processes; single files, and what is slow, in this one."""
     chosen = str(config.getoption("markexpr"))
     is_campaign = "slow" in chosen and "not slow" not in chosen
     are_files = all(str(argument).partition("::")[0].endswith(".py") for argument in config.args)
@@ -56,6 +56,10 @@ def _shares_ray(item: pytest.Item | None) -> bool:
     return "ray_cpus" in getattr(item, "fixturenames", ())
 
 
+def _shares_s3(item: pytest.Item) -> bool:
+    return _group_of(item.nodeid.partition("::")[0]) == "s3"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
     """End the shared Ray after the last test that takes it: no other meets one in its process or environment."""
@@ -72,8 +76,13 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what starts Ray first, what shares a Ray in turn, each with time for a start on a busy machine."""
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, not _shares_ray(item)))
+    """Run what starts Ray first, what shares a Ray in turn, each with time for a start on a busy machine.
+
+    Then what shares the S3 server: a group that begins late would be waited for.
+    """
+    items.sort(
+        key=lambda item: (item.get_closest_marker("ray") is None, not _shares_ray(item), not _shares_s3(item))
+    )
     for item in items:
         if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_S))

@@ -23,7 +23,7 @@ from tests.ingest.pictures import picture
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.skipif(not SERVER, reason=NOT_CHECKED))])
+@pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder, or a bucket whose address and keys are where a person has them: in the environment."""
     if request.param == "disk":
@@ -33,7 +33,19 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return str(request.getfixturevalue("bucket"))
 
 
-@pytest.mark.parametrize(("option", "left"), [("class", 4), ("item", 5), ("shard", 3)])
+NEEDS_S3 = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
+OPTIONS = [("class", 4), ("item", 5), ("shard", 3)]
+
+
+@pytest.mark.parametrize(
+    ("place", "option", "left"),
+    [
+        *(("disk", *option) for option in OPTIONS),
+        pytest.param("s3", *OPTIONS[0], marks=NEEDS_S3),
+        *(pytest.param("s3", *option, marks=[NEEDS_S3, pytest.mark.slow]) for option in OPTIONS[1:]),
+    ],
+    indirect=["place"],
+)
 def test_forget_then_verify_then_clear_the_inbox(place: str, option: str, left: int) -> None:
     root, inbox = f"{place}/root", f"{place}/inbox"
     source = S3Source(inbox) if place.startswith("s3://") else DirectorySource(inbox)

@@ -86,7 +86,8 @@ def test_a_gallery_is_taken_over_whole_and_once(
     place = request.getfixturevalue(store)
     for module in ("qdrant", "lance", "postgres"):
         monkeypatch.setattr(f"stream_odml.exchange.{module}.rows_at_once", lambda dim: 32)
-    config = vector_config(tmp_path / "root", model={"backbone": "none", "head": "discriminant", "dim": 12})
+    model = {"backbone": "none", "head": "discriminant", "dim": 12, "lift": 16}
+    config = vector_config(tmp_path / "root", model=model)
 
     first = open_source(place, NAMES)
     assert (first.dim, first.count) == (D, 90)

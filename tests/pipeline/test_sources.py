@@ -146,7 +146,7 @@ def test_a_store_that_throttles_loses_and_doubles_nothing(
 ) -> None:
     monkeypatch.setattr(storage, "RETRY_ATTEMPTS", 2)  # so that not all of it is mended below our sight
     monkeypatch.setattr(ingestion, "RETRY_S", 0.2)
-    names = [f"s{n}" for n in range(6)]
+    names = [f"s{n}" for n in range(4)]
     for name in names:
         land_items(inbox, name, some(name), s3_options(server))
     with Throttle(server, share=0.4, seed=3).serving() as throttle:
