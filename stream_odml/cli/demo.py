@@ -115,8 +115,8 @@ def _learner(
     learning: dict[str, Any] = {
         "base_steps": 300,
         "stage_steps": 60,
-        "classes_per_batch": 12,
-        "images_per_class": 4,
+        "classes_per_batch": 10,
+        "images_per_class": 5,
         # A small net after a short first stage has much to learn.
         "learning_rate": 5e-4,
     }
