@@ -177,7 +177,8 @@ def sync(
     After a stage the vectors are of another space: they are filled into a table of their own, and shown in one step
     (alias, view, overwritten table), so that no reader sees two spaces. Whatever ends a run, the next one mends it.
 
-    Examples:  stream-odml sync shop --to qdrant://localhost:6333/products --every 5  ·  ... --to copy --verify
+    Examples:  stream-odml sync shop --to qdrant://localhost:6333/products --every 5  ·
+    stream-odml sync shop --to copy --verify
     """
     import time
 
