@@ -2,9 +2,9 @@
 by inner product.
 
 Protects: the inner product of a query and a row is the score that a search of the stream gives. A discriminant head
-compares an item by one of two parts of an embedding, and adds a constant for items of classes that it does not know: a
-row is zero where it is not compared, and a last entry carries the constant. While it knows the class of every item,
-rows are the known part alone.
+compares an item by one of two parts of an embedding, with a factor and a constant for items of classes that it does
+not know: a row is zero where it is not compared, and a last entry carries the constant. While it knows the class of
+every item, rows are the known part alone.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ class Gallery:
         if self.layout == "known":
             return np.ascontiguousarray(found[:, :known])
         is_new = ~(found[:, :known] != 0).any(axis=1)
-        bonus = np.where(is_new, self.head.settings.new_bonus, 0.0).astype(np.float32)
-        return np.concatenate([found, bonus[:, None]], axis=1)
+        scaled = np.where(is_new[:, None], np.float32(self.head.new_scale) * found, found)
+        bonus = np.where(is_new, self.head.new_bonus, 0.0).astype(np.float32)
+        return np.concatenate([scaled, bonus[:, None]], axis=1)
 
     def queries(self, features: Floats) -> Floats:
         """Return what is compared with the rows, of trunk features (of vectors, in a stream of vectors) [n, D]."""

@@ -3,7 +3,7 @@
 A gallery holds items whose class the head was solved with and items that have landed since. Directions in which the
 known classes differ say little of others, so an embedding has two parts, each compared by cosine with the items of its
 kind: the discriminant, for items of known classes, and whitening within classes in all D dimensions, for the rest.
-`new_bonus` makes both scores comparable.
+`new_scale` and `new_bonus` make both scores comparable.
 """
 
 # n items   C classes   D trunk feature   E = D + M entries of φ   k discriminant directions   d known part
@@ -39,6 +39,8 @@ _SMALL, _SPARE, _ROUNDS = 512, 32, 8
 class HeadSettings:
     """How a head is solved. What is not chosen by `choose_head` has defaults that served four streams well."""
 
+    discriminant: bool = True
+    """Whether there is a known part; else every item is compared by the new one."""
     dim: int = 128
     """d, entries of the known part at most: discriminant directions, then leading directions of the rest."""
     width: int = 0
@@ -49,8 +51,11 @@ class HeadSettings:
     """s of the whitening for items of classes that the head does not know."""
     weight: float = 2.0
     """w of the discriminant directions beside the rest, in the known part."""
+    new_scale: float = 1.0
+    """Factor of the cosine of an item of an unknown class: under 1 where known classes lie so close together that
+    cosines with them are all near 1."""
     new_bonus: float = 0.38
-    """Added to the cosine of an item of an unknown class."""
+    """Added to the cosine of an item of an unknown class, scaled."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.width < 0:
@@ -60,10 +65,12 @@ class HeadSettings:
         for name in ("shrinkage", "new_shrinkage"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)!r}, expected at least 0 and under 1")
-        if not (np.isfinite(self.weight) and self.weight > 0 and np.isfinite(self.new_bonus)):
+        if not all(np.isfinite(value) and value > 0 for value in (self.weight, self.new_scale)):
             raise ValueError(
-                f"weight {self.weight!r} and new_bonus {self.new_bonus!r}; expected finite, weight above 0"
+                f"weight {self.weight!r}, new_scale {self.new_scale!r}; expected finite, above 0"
             )
+        if not np.isfinite(self.new_bonus):
+            raise ValueError(f"new_bonus: {self.new_bonus!r}, expected a finite number")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +80,8 @@ class DiscriminantHead:
     settings: HeadSettings
     lift: Lift
     names: tuple[str, ...]
-    """Classes that the head knows, sorted. Of none, or of one, there is no discriminant: nothing is known."""
+    """Classes that the head was solved with, sorted. Of none or one, and where the settings have it so, there is no
+    discriminant: nothing is known."""
     mean_E: Float64s
     """m."""
     known_dE: Float64s
@@ -100,6 +108,16 @@ class DiscriminantHead:
     def dim(self) -> int:
         """Return the length of an embedding: both parts."""
         return len(self.known_dE) + len(self.new_DD)
+
+    @property
+    def new_scale(self) -> float:
+        """Return the factor of the cosine of an item of an unknown class; 1 where every class is unknown."""
+        return self.settings.new_scale if self.known_dim else 1.0
+
+    @property
+    def new_bonus(self) -> float:
+        """Return what is added to it then; 0 where every class is unknown."""
+        return self.settings.new_bonus if self.known_dim else 0.0
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -223,7 +241,8 @@ def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> Discrim
         return DiscriminantHead(s, sums.lift, (), mean_E, nothing, np.eye(D))
     within_EE, between_EE = sums.scatter()
     new_DD = _inverse(_shrunk_root(within_EE[:D, :D], s.new_shrinkage, _floor(sums)))
-    known_dE = _known_map(sums, within_EE, between_EE, s)
+    nothing = np.zeros((0, sums.lift.out_dim))
+    known_dE = _known_map(sums, within_EE, between_EE, s) if s.discriminant else nothing
     return DiscriminantHead(s, sums.lift, sums.names, mean_E, known_dE, new_DD)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,18 @@ SHRINKAGES, NEW_SHRINKAGES = (0.8, 0.95), (0.8, 0.5)
 MARGIN, ERRORS = 0.005, 2.0
 """Another than the default has to be better by so much recall, and by so many standard errors of the difference: of 200
 queries one or two more are found by chance, and a lift given up for them has cost 0.08 of recall."""
-FOLDS, LARGE = 2, 2048
-"""The second fold is for the bonus alone, and not for wide lifts, whose every solution takes seconds."""
-HELD_OUT = 4
-"""A fold leaves out every fourth class, and every fourth item of the others."""
+FOLDS, FOLDS_OF_FEW, LARGE = 2, 4, 2048
+"""Folds after the first are for scale and bonus alone, and not for wide lifts, whose every solution takes seconds."""
+MAX_WHITENED = 100_000
+"""Items up to which whitening may serve all: a searcher then holds D values an item, where the known part has 128."""
+HELD_OUT, FEW = 4, 24
+"""A fold leaves out every fourth class, and every fourth item of the others; of fewer than FEW classes two at a time,
+as the scores of the known part depend on how many classes are left."""
+MIN_KNOWN = 6
+"""Classes that a fold leaves in the sums at least: of fewer directions nothing is learnt of those of more."""
+NEW_SCALES = (1.0, 0.7, 0.5, 0.35)
+"""Tried of the cosine of new items. Of those that serve as well the smallest: it relies least on new items, whose
+scores a trunk overstates for classes that it was trained on, and all that can be left out may be of such classes."""
 MAX_CLASSES, MAX_ITEMS_PER_CLASS, MAX_OTHERS = 192, 16, 2048
 """Of the sample: so many classes with so many items, and one item of so many other classes, which only distract."""
 BONUSES = np.linspace(-0.25, 1.0, 126)
@@ -65,20 +74,29 @@ def choose_head(
 
     `sums`: of all learnt items, with the widest lift that may be used. `sample`: rows of `sample_rows`, every
     one of which is in the sums. Lift and shrinkage by recall of items left out, among known classes;
-    `new_shrinkage` by recall of classes left out, among themselves; `new_bonus` by both in one gallery, as large a
-    share as can be of what either part reaches alone, for the one that is worse off. Where too few classes or items
-    can be left out, the settings stay.
+    `new_shrinkage` by recall of classes left out, among all; `new_scale` and `new_bonus` by both in one gallery, as
+    large a share as can be of what one part for all would reach, for the kind that is worse off. Where too few
+    classes or items can be left out, the settings stay.
+
+    Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
+    more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
+    they differ then tell new items from known ones no more. Not where there is a lift, which whitening does without.
     """
     s = settings or HeadSettings()
     folds = list(_folds(sums, sample, classes))
+    few = sums.n_items <= MAX_WHITENED
     if not folds:
-        return s
+        return replace(s, discriminant=s.discriminant and not few)
     first = folds[0]
     if sums.lift.width:
         s = best_of([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_hits)
     s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_hits)
     s = best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_hits)
-    return replace(s, new_bonus=_best_bonus([both for fold in folds for both in fold.both(s)]))
+    galleries = [both for fold in folds for both in fold.both(s)]
+    scale, bonus, share = _best_scores(galleries)
+    if few and not sums.lift.width and not _pays(galleries, share):
+        s = replace(s, discriminant=False)
+    return replace(s, new_scale=scale, new_bonus=bonus)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,42 +114,75 @@ class _Fold:
     def known_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items left out find their class among items of known classes, [q]: the mean of a gallery with
         those that the head was solved with, and of one without them, which tells better what a lift is worth."""
-        z_nd = self._project(discriminant(self.sums, s), s.width, self.known_n)
-        label_n, out_n = self.label_n[self.known_n], self.query_n[self.known_n]
-        with_all, among_out = (
-            _nearest(z_nd, label_n, out_n, n)[1] for n in (np.ones(len(z_nd), bool), out_n)
-        )
+        scores = self._scores(self._project(discriminant(self.sums, s), s.width))
+        known_q = self.known_n[self.query_n]
+        galleries = (self.known_n, self.known_n & self.query_n)
+        with_all, among_out = (scores.nearest(gallery_n)[1][known_q] for gallery_n in galleries)
         return 0.5 * (with_all.astype(np.float64) + among_out)
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
-        """Return which items of classes left out find their class among themselves, [q]."""
-        z_nd = self._project(whitening(self.sums, s.new_shrinkage), 0, ~self.known_n)
-        everyone = np.ones(len(z_nd), bool)
-        return _nearest(z_nd, self.label_n[~self.known_n], everyone, everyone)[1].astype(np.float64)
+        """Return which items of classes left out find their class among all items, [q]."""
+        scores = self._scores(self._project(whitening(self.sums, s.new_shrinkage), 0))
+        hit_q = scores.nearest(np.ones(len(self.label_n), bool))[1]
+        return hit_q[~self.known_n[self.query_n]].astype(np.float64)
 
-    def _project(self, map_dE: Float64s, width: int, rows_n: Bools) -> NDArray[np.float32]:
+    def _project(self, map_dE: Float64s, width: int) -> NDArray[np.float32]:
         lift = self.sums.narrowed(width).lift
-        phi_nE = lift.apply(self.sample[np.flatnonzero(rows_n)].decode())
+        phi_nE = lift.apply(self.sample.decode())
         phi_nE -= self.sums.mean()[: lift.out_dim].astype(np.float32)
         return unit_rows(phi_nE @ map_dE.T.astype(np.float32))
 
-    def both(self, s: HeadSettings) -> list[_Both]:
-        """Return what each query finds nearest among items of known classes, of others, and of all by one part alone.
+    def _scores(self, z_nd: NDArray[np.float32]) -> _Scores:
+        queries = np.flatnonzero(self.query_n)
+        similar_qn = z_nd[queries] @ z_nd.T
+        similar_qn[np.arange(len(queries)), queries] = -np.inf
+        return _Scores(similar_qn, self.label_n[queries][:, None] == self.label_n[None])
 
-        Twice: in a gallery of items that the head was solved with, as most of a gallery's are, and without them.
+    def both(self, s: HeadSettings) -> list[_Both]:
+        """Return what each query finds by either part, in a gallery of items that the head was solved with, as most of
+        a gallery's are, and in one without them.
+
+        Few classes can be left out, and a task brings many: every class but the query's own stands for one that is
+        new, as whitening treats all alike. A query of a known class competes with the new items of all others, and one
+        of a new class is found if whitening finds it among all.
         """
         head, out_n = solve_head(self.sums, s), self.query_n
-        known_nd, new_nD = head.known_part(self.sample), head.new_part(self.sample)
-        return [
-            _Both(
-                self.known_n[out_n],
-                _nearest(known_nd, self.label_n, out_n, gallery_n & self.known_n),
-                _nearest(new_nD, self.label_n, out_n, ~self.known_n),
-                _nearest(known_nd, self.label_n, out_n, gallery_n)[1],
-                _nearest(new_nD, self.label_n, out_n, gallery_n)[1],
+        known, new = self._scores(head.known_part(self.sample)), self._scores(head.new_part(self.sample))
+        is_known_q, found = self.known_n[out_n], []
+        for gallery_n in (np.ones(len(out_n), bool), out_n):
+            by_new_q = new.nearest(gallery_n)[1]
+            rival_q = np.where(
+                is_known_q, new.largest(gallery_n, same=False), new.largest(gallery_n, same=True)
             )
-            for gallery_n in (np.ones(len(out_n), bool), out_n)
-        ]
+            of_new = rival_q, np.where(is_known_q, np.float32(0), by_new_q)
+            of_known = known.nearest(gallery_n & self.known_n)
+            whitened_q = new.nearest(gallery_n & self.known_n)[1]
+            found.append(
+                _Both(is_known_q, of_known, of_new, whitened_q, known.nearest(gallery_n)[1], by_new_q)
+            )
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    """Cosines of queries with all items, of none with itself, and which items are of the query's class."""
+
+    similar_qn: NDArray[np.float32]
+    same_qn: Bools
+
+    def nearest(self, gallery_n: Bools) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return (score, whether it is of the query's class) of the nearest item of a gallery."""
+        gallery, row_q = np.flatnonzero(gallery_n), np.arange(len(self.similar_qn))
+        if not len(gallery):
+            return np.full(len(row_q), -np.inf, np.float32), np.zeros(len(row_q), np.float32)
+        best_q = gallery[self.similar_qn[:, gallery].argmax(axis=1)]
+        return self.similar_qn[row_q, best_q], self.same_qn[row_q, best_q].astype(np.float32)
+
+    def largest(self, gallery_n: Bools, *, same: bool) -> NDArray[np.float32]:
+        """Return the score of the nearest item of a gallery that is of the query's class, or is not."""
+        within_qn = np.where((self.same_qn == same) & gallery_n[None], self.similar_qn, np.float32(-np.inf))
+        score_q: NDArray[np.float32] = within_qn.max(axis=1, initial=-np.inf)
+        return score_q
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,17 +192,36 @@ class _Both:
     is_known_q: Bools
     known: tuple[NDArray[np.float32], NDArray[np.float32]]
     new: tuple[NDArray[np.float32], NDArray[np.float32]]
+    whitened_q: NDArray[np.float32]
+    """Hits among items of known classes by the new part."""
     by_known_q: NDArray[np.float32]
     by_new_q: NDArray[np.float32]
 
-    def recalls(self, bonus: float) -> NDArray[np.float64]:
-        """Return (of known classes, of new ones) in one gallery, each beside what the part for its
-        kind reaches alone."""
-        found_q = np.where(self.new[0] + bonus > self.known[0], self.new[1], self.known[1])
+    def shares(self, scale: float) -> NDArray[np.float64]:
+        """Return for each of BONUSES how much is found in one gallery, beside what one part for all finds (of known
+        classes the better of both parts, of new ones the new part), of the kind that is worse off."""
+        ahead_bq = scale * self.new[0] + BONUSES[:, None] > self.known[0]
+        return self._worse(np.where(ahead_bq, self.new[1], self.known[1]))
+
+    def gain(self) -> float:
+        """Return what the known part adds to Recall@1 of known classes among themselves."""
+        return _mean(self.known[1][self.is_known_q]) - _mean(self.whitened_q[self.is_known_q])
+
+    def by_new(self) -> float:
+        """Return the share of the kind that is worse off where all are compared by the new part."""
+        return float(self._worse(self.by_new_q[None])[0])
+
+    def _worse(self, found_bq: NDArray[np.float32]) -> NDArray[np.float64]:
         known_q = self.is_known_q
-        alone = _mean(self.by_known_q[known_q]), _mean(self.by_new_q[~known_q])
-        found = _mean(found_q[known_q]), _mean(found_q[~known_q])
-        return np.array([f / a if a > 0 else np.nan for f, a in zip(found, alone, strict=True)])
+        alone = (
+            max(_mean(self.by_known_q[known_q]), _mean(self.by_new_q[known_q])),
+            _mean(self.by_new_q[~known_q]),
+        )
+        if min(alone) <= 0:
+            return np.zeros(len(found_bq))
+        kinds = (found_bq[:, known_q], found_bq[:, ~known_q])
+        found = [kind.mean(axis=1, dtype=np.float64) / a for kind, a in zip(kinds, alone, strict=True)]
+        return np.minimum(*found)
 
 
 def _folds(sums: ClassSums, sample: FeatureCodes, classes: Sequence[str]) -> Iterator[_Fold]:
@@ -167,42 +237,45 @@ def _folds(sums: ClassSums, sample: FeatureCodes, classes: Sequence[str]) -> Ite
         place[name] += 1
     enough_n = np.array([counts[name] > 1 for name in classes], bool)
     every_n = np.array([min(HELD_OUT, counts[name]) for name in classes], np.int64)
-    for fold in range(FOLDS if sums.lift.out_dim <= LARGE else 1):
-        new = set(whole[fold::HELD_OUT])
+    few = len(whole) < FEW
+    step = max(HELD_OUT, len(whole) // 2) if few else HELD_OUT
+    for fold in range(1 if sums.lift.out_dim > LARGE else FOLDS_OF_FEW if few else FOLDS):
+        new = set(whole[fold::step])
         new_n = np.array([name in new for name in classes], bool)
         query_n = enough_n & (new_n | ((place_n + fold) % every_n == 0))
-        if len(sums) - len(new) < 2 or len(new) < 2 or not (query_n & ~new_n).any():
+        if len(sums) - len(new) < MIN_KNOWN or not new or not (query_n & ~new_n).any():
             continue
         out = np.flatnonzero(query_n)
         held = ClassSums.of(sums.lift, sample[out], [classes[row] for row in out.tolist()])
         yield _Fold(sums.minus(held).without_means(new), sample, label_n, ~new_n, query_n)
 
 
-def _nearest(
-    z_nd: NDArray[np.float32], label_n: Indices, query_n: Bools, gallery_n: Bools
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return (score, whether it is of the query's class) of the item of the gallery that is nearest to each query
-    and not the query."""
-    queries, gallery = np.flatnonzero(query_n), np.flatnonzero(gallery_n)
-    similar_qg = z_nd[queries] @ z_nd[gallery].T
-    similar_qg[queries[:, None] == gallery[None]] = -np.inf
-    best_q = similar_qg.argmax(axis=1) if len(gallery) else np.zeros(len(queries), np.int64)
-    score_q = similar_qg[np.arange(len(queries)), best_q] if len(gallery) else np.full(len(queries), -np.inf)
-    hit_q = label_n[gallery[best_q]] == label_n[queries]
-    return score_q.astype(np.float32), hit_q.astype(np.float32)
+def _best_scores(galleries: list[_Both]) -> tuple[float, float, float]:
+    """Return the smallest scale of those that serve as well as the best, its bonus, and how good that is."""
+    tried = [(scale, *_best_bonus(galleries, scale)) for scale in NEW_SCALES]
+    most = max(worse for _, _, worse in tried)
+    return min(one for one in tried if one[2] >= most - MARGIN)
 
 
-def _best_bonus(galleries: list[_Both]) -> float:
-    """Return the middle of the bonuses that are as good as the best, where the part that is worse off counts."""
-    worse_b = np.mean([[both.recalls(float(bonus)).min() for bonus in BONUSES] for both in galleries], axis=0)
-    worse_b = np.nan_to_num(worse_b)
+def _best_bonus(galleries: list[_Both], scale: float) -> tuple[float, float]:
+    """Return the middle of the bonuses that are as good as the best, where the kind that is worse off counts; and
+    how good that is."""
+    worse_b = np.mean([both.shares(scale) for both in galleries], axis=0)
     good_b = worse_b >= worse_b.max() - MARGIN
     first = last = int(worse_b.argmax())
     while first > 0 and good_b[first - 1]:
         first -= 1
     while last + 1 < len(good_b) and good_b[last + 1]:
         last += 1
-    return round(float(BONUSES[first : last + 1].mean()), 3)
+    return round(float(BONUSES[first : last + 1].mean()), 3), float(worse_b.max())
+
+
+def _pays(galleries: list[_Both], share: float) -> bool:
+    """Return whether the known part finds more than the new part would: of known classes among themselves, or, with
+    the scale and bonus that give `share`, in one gallery with new ones."""
+    if np.mean([both.gain() for both in galleries]) > MARGIN:
+        return True
+    return share > MARGIN + float(np.mean([both.by_new() for both in galleries]))
 
 
 def best_of(tried: list[HeadSettings], hits: Callable[[HeadSettings], NDArray[np.float64]]) -> HeadSettings:
@@ -221,9 +294,8 @@ def best_of(tried: list[HeadSettings], hits: Callable[[HeadSettings], NDArray[np
     return best
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = np.fromiter(values, np.float64)
-    return float(found.mean()) if len(found) else 0.0
+def _mean(values: NDArray[Any]) -> float:
+    return float(values.mean(dtype=np.float64)) if len(values) else 0.0
 
 
 def _hash(name: str) -> bytes:

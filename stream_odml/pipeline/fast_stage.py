@@ -195,7 +195,8 @@ def _held_out(store: Store, order: StageOrder, evaluation: EvaluationConfig, see
 
 def _estimated(old: DiscriminantHead, new: DiscriminantHead, sample: Items) -> dict[str, float]:
     """What the new head costs old classes, by items that both heads were solved with."""
-    known = [row for row, name in enumerate(sample.classes) if old.knows(name)]
+    learnt = frozenset(old.names)
+    known = [row for row, name in enumerate(sample.classes) if name in learnt]
     if len(known) < 2:
         return {}
     names, labels = np.unique(np.array([sample.classes[row] for row in known], np.str_), return_inverse=True)

@@ -18,7 +18,7 @@ BLOCK = 512
 
 def by_head(head: DiscriminantHead) -> Finder:
     """Return how features [n, D] of the head's trunk are compared: items of classes that it knows by the known part,
-    others by the new part plus `new_bonus`. Ties count against the query."""
+    others by the new part, scaled, plus `new_bonus`. Ties count against the query."""
 
     def find(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
         known_n = np.array([head.knows(name) for name in held.names], bool)[held.labels]
@@ -32,7 +32,9 @@ def by_head(head: DiscriminantHead) -> Finder:
             rows = np.arange(at, min(at + BLOCK, len(queries)))
             score_qg = np.empty((len(rows), len(queries)), np.float32)
             score_qg[:, known_n] = query[0][rows] @ known_gd
-            score_qg[:, ~known_n] = query[1][rows] @ new_gD + np.float32(head.settings.new_bonus)
+            score_qg[:, ~known_n] = np.float32(head.new_scale) * (query[1][rows] @ new_gD) + np.float32(
+                head.new_bonus
+            )
             same_qg = held.labels[rows][:, None] == held.labels[None]
             score_qg[np.arange(len(rows)), rows] = -np.inf
             best_q1 = score_qg.max(axis=1, keepdims=True)

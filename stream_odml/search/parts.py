@@ -25,8 +25,9 @@ class Part:
     """The number of each among all items, ascending; None where it is all of them."""
     first: int
     """Where the part begins in an embedding."""
+    scale: float
     bonus: float
-    """Added to the cosine of its items, which makes it comparable with those of other parts."""
+    """Factor of the cosine of its items, and what is added then, which make it comparable with those of other parts."""
 
     def numbers(self) -> Indices:
         """Return the numbers of its items among all."""
@@ -40,7 +41,7 @@ class Part:
         own = np.ascontiguousarray(queries[:, self.first : self.first + self.segment.dim])
         scores, rows = self.segment.nearest(own, k, None if mask is None else mask[numbers])
         found = np.where(rows < 0, -1, numbers[np.maximum(rows, 0)]) if len(numbers) else rows
-        return scores + np.float32(self.bonus), found
+        return scores * np.float32(self.scale) + np.float32(self.bonus), found
 
     def grown(self, vectors: FloatArray, numbers: Indices) -> Part:
         """Return a part with items behind the others."""

@@ -282,7 +282,7 @@ def _part(made: Made, settings: SearchSettings, before: GallerySnapshot | None, 
     clusters = last.clusters(before.columns, columns, made.numbers) if before and last and same else None
     segment = Segment.of(made.vectors, made.n, made.dim, settings, clusters)
     rows = None if made.numbers is None else Growable.empty(0, None, np.int64).grown(0, made.numbers)
-    return Part(segment, rows, made.first, made.bonus)
+    return Part(segment, rows, made.first, made.scale, made.bonus)
 
 
 def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:

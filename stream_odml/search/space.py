@@ -48,6 +48,7 @@ class Made:
     """Which of all rows they are; None for all."""
     first: int = 0
     """Where the part begins in an embedding."""
+    scale: float = 1.0
     bonus: float = 0.0
 
     @property
@@ -171,8 +172,7 @@ class Space:
             if count < len(codes):
                 new.view(len(known))[at_new : at_new + len(codes) - count] = head.new_part(codes[~mine])
             at_known, at_new = at_known + count, at_new + len(codes) - count
-        bonus = head.settings.new_bonus if head.known_dim else 0.0
-        made = [Made(new, at_new, np.flatnonzero(~known), head.known_dim, bonus)]
+        made = [Made(new, at_new, np.flatnonzero(~known), head.known_dim, head.new_scale, head.new_bonus)]
         if head.known_dim:
             made.insert(0, Made(some, at_known, np.flatnonzero(known)))
         means = {name: float(np.mean(seen)) for name, seen in lengths.items()}

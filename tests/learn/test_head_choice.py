@@ -71,7 +71,8 @@ def union_recall(
     rest = np.setdiff1d(np.arange(len(label)), learnt)
     known_q, own = label[rest] < known, np.arange(len(rest))
     a, b = head.known_part(codes[rest]), head.new_part(codes[rest])
-    similar = np.where(known_q[None], a @ a.T, b @ b.T + settings.new_bonus)
+    by_known = np.array([head.knows(names[row]) for row in rest.tolist()])
+    similar = np.where(by_known[None], a @ a.T, head.new_scale * (b @ b.T) + head.new_bonus)
     similar[own, own] = -9
     hit = label[rest][similar.argmax(1)] == label[rest]
     return float(hit[known_q].mean()), float(hit[~known_q].mean())
@@ -103,20 +104,69 @@ def test_a_lift_is_taken_where_it_helps_alone() -> None:
     features = encode(h.astype(np.float32))
     sums = ClassSums.of(Lift(3, 64, seed=1), features, names)
     assert choose_head(sums, features, names, HeadSettings(width=0)).width == 64
-    linear, easy = stored(24, 16, 12, noise=0.3)
+    linear, easy = stored(24, 16, 12, noise=1.0)
     plain = ClassSums.of(Lift(12, 8, seed=1), linear, easy)
     picked = choose_head(plain, linear, easy, HeadSettings(width=0))
     assert picked.width in (0, 8)
     assert solve_head(plain, picked).known_dim
 
 
+def after_its_trunk_learnt(classes: int, new: int, each: int = 20) -> tuple[NDArray[np.float32], list[str]]:
+    """Features of a trunk that was trained on `classes` alone: each has a direction to itself, and a class that comes
+    later lies near one of them and differs from it in what they have in common."""
+    random, dim = np.random.default_rng(0), 48
+    means = np.zeros((classes + new, dim))
+    means[:classes, :classes] = 4 * np.eye(classes)
+    for late in range(classes, classes + new):
+        means[late] = means[random.integers(classes)]
+        means[late, classes:] = 0.5 * random.normal(size=dim - classes)
+    label = np.repeat(np.arange(classes + new), each)
+    h = 2 + means[label] + 0.3 * random.normal(size=(len(label), dim))
+    return h.astype(np.float32), [f"class {c:06d}" for c in label]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6, 12, 30])
+def test_what_the_trunk_was_trained_on_hides_no_class_that_comes_later(classes: int) -> None:
+    h, names = after_its_trunk_learnt(classes, 10)
+    label = np.array([int(name[-6:]) for name in names])
+    learnt = np.flatnonzero((label < classes) & (np.arange(len(label)) % 2 == 0))
+    picked = chosen(encode(h[learnt]), [names[row] for row in learnt.tolist()], np.arange(len(learnt)))
+    known, new = union_recall(h, names, classes, picked)
+    whitened = union_recall(h, names, classes, replace(picked, discriminant=False))
+    by_two_parts = union_recall(h, names, classes, HeadSettings())
+    assert known >= whitened[0]
+    assert new >= 0.95 * whitened[1]
+    # With two parts and the default bonus one of the kinds is lost.
+    assert min(by_two_parts) < 0.75 * min(whitened)
+
+
+def test_many_items_keep_the_short_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, names = after_its_trunk_learnt(12, 0)
+    monkeypatch.setattr(head_choice, "MAX_WHITENED", len(names) - 1)
+    assert chosen(encode(h), names, np.arange(len(names))).discriminant
+    monkeypatch.setattr(head_choice, "MAX_WHITENED", len(names))
+    assert not chosen(encode(h), names, np.arange(len(names))).discriminant
+
+
+def test_cosines_of_new_items_are_scaled_where_known_ones_are_all_near_one() -> None:
+    """Half of the classes as the trunk was trained on them, half as it never saw them."""
+    h, names = after_its_trunk_learnt(12, 22)
+    label = np.array([int(name[-6:]) for name in names])
+    learnt = np.flatnonzero((label < 24) & (np.arange(len(label)) % 2 == 0))
+    picked = chosen(encode(h[learnt]), [names[row] for row in learnt.tolist()], np.arange(len(learnt)))
+    known, new = union_recall(h, names, 24, picked)
+    whitened = union_recall(h, names, 24, replace(picked, discriminant=False))
+    assert known >= 0.97 * whitened[0]
+    assert new >= 0.95 * whitened[1]
+
+
 @pytest.mark.parametrize(("classes", "each"), [(0, 1), (1, 9), (2, 9), (3, 1), (9, 1), (4, 2), (5, 2)])
-def test_too_few_classes_or_items_leave_the_settings(classes: int, each: int) -> None:
+def test_too_few_classes_or_items_leave_all_to_whitening(classes: int, each: int) -> None:
     features, names = stored(max(classes, 1), each, 12)
     n = classes * each
     settings = HeadSettings(new_bonus=0.3)
     found = chosen(features[:n], names[:n], np.arange(n), settings)
-    assert found == settings or classes > 4
+    assert found == replace(settings, discriminant=False) or classes > 4
     assert np.isfinite(found.new_bonus)
 
 

@@ -96,7 +96,8 @@ def test_recall_is_that_of_a_naive_search_of_both_parts() -> None:
     names = [f"c{i}" for i in range(6) for _ in range(7)]
     h = features(names)
     known = [row for row, name in enumerate(names) if name < "c4"]
-    head = solve_head(ClassSums.of(Lift(D), encode(h[known]), [names[r] for r in known]))
+    settings = HeadSettings(new_scale=0.5, new_bonus=0.6)
+    head = solve_head(ClassSums.of(Lift(D), encode(h[known]), [names[r] for r in known]), settings)
     labels = np.array([int(name[1]) for name in names])
     found = by_head(head)(HeldOut.of_features(h, labels, [f"c{i}" for i in range(6)]), h, h)
     z = head.embed(h)
@@ -104,7 +105,7 @@ def test_recall_is_that_of_a_naive_search_of_both_parts() -> None:
         scores = [
             -np.inf if g == q
             else float(z[q, : head.known_dim] @ z[g, : head.known_dim]) if head.knows(names[g])
-            else float(z[q, head.known_dim :] @ z[g, head.known_dim :]) + head.settings.new_bonus
+            else 0.5 * float(z[q, head.known_dim :] @ z[g, head.known_dim :]) + 0.6
             for g in range(len(h))
         ]  # fmt: skip
         assert found[q] == (names[int(np.argmax(scores))] == names[q])

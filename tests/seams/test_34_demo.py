@@ -169,7 +169,7 @@ def test_under_a_solved_head_the_first_version_answers_for_ever_and_a_head_is_tr
         scores = [
             -2.0 if item == query
             else known[query] @ known[item] if solved.knows(names[item])
-            else unseen[query] @ unseen[item] + solved.settings.new_bonus
+            else solved.new_scale * (unseen[query] @ unseen[item]) + solved.new_bonus
             for item in range(len(names))
         ]  # fmt: skip
         right += names[int(np.argmax(scores))] == names[query]

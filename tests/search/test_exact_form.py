@@ -136,12 +136,17 @@ def agree(snapshot: GallerySnapshot, player: ExactPlayer, step: str) -> None:
     if theirs is not None and len(theirs.known_dE):
         parts.insert(0, naive(theirs, theirs.names[0], u)[1])
     query = np.concatenate(parts)[None].astype(np.float32)
-    bonus = head.settings.new_bonus if head is not None and d else 0.0
+    scale, bonus = (
+        (head.settings.new_scale, head.settings.new_bonus) if head is not None and d else (1.0, 0.0)
+    )
     asked = {
         True: naive(head, head.names[0], u)[1] if head is not None and d else u,
         False: naive(head, "", u)[1],
     }
-    scores = [float(asked[known] @ z) + (0.0 if known else bonus) for known, z in own.values()]
+    scores = [
+        float(asked[known] @ z) * (1.0 if known else scale) + (0.0 if known else bonus)
+        for known, z in own.values()
+    ]
     hits = snapshot.search(query, made_by, k=5)[0]
     np.testing.assert_allclose(
         [hit.score for hit in hits], np.sort(scores)[::-1][:5], atol=2e-3, err_msg=step

@@ -26,7 +26,7 @@ from tests.service.test_replica import OPTIONS as SERVED
 from tests.service.test_replica import ask
 from tests.service.tiny_stream import OPTIONS, SPEC, TinyStream
 
-SETTINGS, LIFT = HeadSettings(dim=4), Lift(SPEC.dim)
+SETTINGS, LIFT = HeadSettings(dim=4, new_scale=0.7), Lift(SPEC.dim)
 
 
 class ExactStream(TinyStream):
@@ -89,7 +89,7 @@ def test_a_head_is_served_as_soon_as_it_is_solved(stream: ExactStream) -> None:
         model = replica.puller.bundle
         assert model is not None
         head = stream.writer.store.head_of(learnt)
-        for item, score in ((first[5], 1.0), (late[0], 1.0 + SETTINGS.new_bonus)):
+        for item, score in ((first[5], 1.0), (late[0], 0.7 + SETTINGS.new_bonus)):
             image = stream.images[item]
             found = ask(api, image, min_version=learnt, min_seq=stream.sequence, k=1)
             assert (found["version"], found["hits"][0]["id"]) == (learnt, item)
