@@ -89,5 +89,5 @@ def measure_recall(report: Report, folder: Path, seed: int) -> None:
 
 def _recall(head: DiscriminantHead, gallery: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> float:
     """Recall@1 of queries, one of each item, in a gallery as it is stored."""
-    stored, asked = (head.embed(h)[:, : head.known_dim] for h in (encode(gallery).decode(), queries))
+    stored, asked = (head.embed(h)[:, : head.known_dim or None] for h in (encode(gallery).decode(), queries))
     return float((labels[(asked @ stored.T).argmax(axis=1)] == labels).mean())

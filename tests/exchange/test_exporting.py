@@ -12,6 +12,7 @@ import pytest
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.exporting import export
 from stream_odml.exchange.rows import Gallery
+from stream_odml.learn import head_choice
 from stream_odml.learn.discriminant import DiscriminantHead
 from tests.service.tiny_stream import TinyStream
 from tests.service.vector_stream import VectorStream, vectors_of
@@ -19,15 +20,19 @@ from tests.service.vector_stream import VectorStream, vectors_of
 NAMES = [f"tree {i}" for i in range(5) for _ in range(8)]
 
 
-@pytest.fixture(scope="module", params=["known", "full"])
+@pytest.fixture(scope="module", params=["whole", "known", "full"])
 def taken_out(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Gallery, Path]:
-    """Of a stream of vectors whose head knows all classes, and of one with items of a class that it does not know."""
+    """Of a stream of vectors of few items, all of which are compared by whitening; of one whose head knows all classes,
+    as of many items; and of one with items of a class that it does not know."""
     folder = tmp_path_factory.mktemp(request.param)
     stream = VectorStream(folder / "root")
     stream.land("trees", NAMES)
-    stream.learn()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "whole":
+            patch.setattr(head_choice, "MAX_WHITENED", 0)
+        stream.learn()
     if request.param == "full":
         stream.land("birds", ["bird"] * 4)
     stream.close()
