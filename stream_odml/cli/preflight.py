@@ -24,6 +24,7 @@ from stream_odml.ingest.sources import LogSource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.pipeline.first_version import as_made, check_model
+from stream_odml.pipeline.later_stages import LaterRules
 from stream_odml.pipeline.sources import inbox_path, open_sources
 from stream_odml.pipeline.stage_journal import open_writers
 from stream_odml.storage.reading import is_remote, local_path
@@ -59,6 +60,7 @@ def examine(config: StreamConfig) -> Iterator[Finding]:
         ("source", _source),
         ("model", _model),
         ("training", _training),
+        ("trunk", _trunk),
         ("ports", _ports),
         ("stage writers", _writers),
         ("tokens", _tokens),
@@ -143,6 +145,22 @@ def _training(config: StreamConfig) -> str:
     check_batch(config)
     build_metric_loss(config.learning, config.learning.classes_per_batch, config.model.dim, config.seed)
     return f"{config.cluster.workers} workers share batches of {config.learning.classes_per_batch} classes"
+
+
+def _trunk(config: StreamConfig) -> str | None:
+    if not config.solves_head or config.model.takes_vectors:
+        return None
+    start = "is learnt in the first task" if config.learns_trunk else "stays as its weights are"
+    if config.learning.trunk == "auto" and not LaterRules.of(config).may_move:
+        return (
+            f"{start} and is never moved: `learning.trunk: auto` moves it only where held-out images show that this "
+            "serves more, and none are held out. `evaluation.held_out: 0.05` holds out one in twenty"
+        )
+    return {
+        "auto": f"{start}; moved once half of the known classes are new to it, where held-out images show a gain",
+        "distilled": f"{start}; moved by every task, where that serves more",
+        "frozen": f"{start} and is never moved",
+    }[config.learning.trunk]
 
 
 def _ports(config: StreamConfig) -> str:

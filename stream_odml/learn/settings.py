@@ -114,8 +114,8 @@ class StageSettings:
     weights; from nothing it is learnt in the first stage. `distilled`: learnt in the first stage and, after the head
     has been solved within seconds, moved by the images of every task, where that serves more. `auto`: the same, but
     only once the trunk was trained on half of the known classes or fewer and tells the others apart by far less (the
-    measure is in `learn/trunk_gap.py`), and where images are held out to show what is won. Other heads are learnt with
-    their trunk in every stage."""
+    measure is in `learn/trunk_gap.py`), and where images are held out (`evaluation.held_out`) to show what is won:
+    with none it never moves. Other heads are learnt with their trunk in every stage."""
 
     choice_growth: NonNegative = 0.25
     """Share by which classes or items have to grow (or shrink) until the settings of a `discriminant` head are chosen

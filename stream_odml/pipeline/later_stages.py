@@ -54,6 +54,11 @@ class LaterRules:
         held_out = config.evaluation.held_out > 0
         return LaterRules(config.learning.trunk, held_out, config.store.renew_per_s)
 
+    @property
+    def may_move(self) -> bool:
+        """Whether a stage may ever move the trunk after the first task."""
+        return self.trunk == "distilled" or (self.trunk == "auto" and self.has_held_out)
+
 
 class LaterStages:
     """Not thread-safe: the driver calls it under its lock."""
@@ -97,7 +102,7 @@ class LaterStages:
             return ()  # single images of a class were learnt by the head; a trunk moves with the next ones
         if self._rules.trunk == "distilled":
             return waiting
-        if self._rules.trunk == "frozen" or not self._rules.has_held_out:
+        if not self._rules.may_move:
             return ()
         head = VersionMetrics.read(store.tree.get(store.tree.head).metrics)
         return waiting if waiting and is_worth_moving(head.trunk) else ()

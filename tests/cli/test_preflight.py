@@ -17,6 +17,7 @@ from stream_odml.cli import preflight
 from stream_odml.cli.main import app
 from stream_odml.cli.preflight import examine
 from stream_odml.config.stream import parse_config
+from stream_odml.pipeline.later_stages import LaterRules
 
 Usage = namedtuple("Usage", "total used free")
 PORTS = {"service": {"port": 0}, "metrics": {"port": 0}}
@@ -61,6 +62,21 @@ def test_every_lack_is_named_with_its_remedy(sections: dict[str, Any], what: str
     lacks, said = levels(**sections)
     assert lacks.get(what) == "problem"
     assert words in said
+
+
+@pytest.mark.parametrize(
+    ("learning", "held_out", "words"),
+    [
+        ("auto", 0.0, "learnt in the first task and is never moved: `learning.trunk: auto`"),
+        ("auto", 0.05, "moved once half of the known classes are new to it"),
+        ("distilled", 0.0, "moved by every task"),
+        ("frozen", 0.05, "learnt in the first task and is never moved"),
+    ],
+)
+def test_it_says_whether_the_trunk_will_ever_move(learning: str, held_out: float, words: str) -> None:
+    config = {"learning": {"trunk": learning}, "evaluation": {"held_out": held_out}}
+    assert words in levels(**config)[1]
+    assert LaterRules.of(parse_config(config)).may_move == ("moved by" in words or "moved once" in words)
 
 
 def test_a_port_in_use_is_a_problem_and_not_taken() -> None:
