@@ -22,6 +22,7 @@ from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.head_solving import Items, solve
+from stream_odml.zero import unit_rows
 
 FOLDS = 10
 MAX_ITEMS = 20_000
@@ -49,7 +50,7 @@ class OldItems:
 
 def unit(h_nF: Floats) -> Floats:
     """Return directions: beside predicted features, which are of about length 1, true ones have that length too."""
-    return np.asarray(h_nF / np.maximum(np.linalg.norm(h_nF, axis=1, keepdims=True), 1e-12), np.float32)
+    return np.asarray(unit_rows(h_nF), np.float32)
 
 
 def expected_recalls(

@@ -22,6 +22,7 @@ from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.artifacts import HEAD, STUDENT
 from stream_odml.store.store import Store
+from stream_odml.zero import unit_rows
 
 Floats = NDArray[np.float32]
 Layout = Literal["whole", "known", "full"]
@@ -88,8 +89,7 @@ class Gallery:
     def queries(self, features: Floats) -> Floats:
         """Return what is compared with the rows, of trunk features (of vectors, in a stream of vectors) [n, D]."""
         if self.head is None:
-            unit: Floats = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-            return unit
+            return unit_rows(features)
         return query_vectors(self.head, self.layout, features)
 
     def table(self, at: NDArray[np.int64]) -> pa.Table:

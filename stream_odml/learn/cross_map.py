@@ -23,6 +23,7 @@ from stream_odml.learn.discriminant import whitening
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.packing import Floats, pack, unpack
+from stream_odml.zero import unit_rows
 
 FOLDS = 4
 HIDDEN = 512
@@ -280,6 +281,4 @@ def _svd(a_nX: Float64s) -> tuple[Float64s, Float64s, Float64s]:
 
 
 def _unit(h_nF: Floats | Float64s) -> Float64s:
-    wide_nF = np.asarray(h_nF, np.float64)
-    unit_nF: Float64s = wide_nF / np.maximum(np.linalg.norm(wide_nF, axis=1, keepdims=True), 1e-12)
-    return unit_nF
+    return unit_rows(np.asarray(h_nF, np.float64))

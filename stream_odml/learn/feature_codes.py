@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.learn.packing import Floats
+from stream_odml.zero import is_zero
 
 FeatureFormat = Literal["int8", "float16"]
 FORMATS: tuple[FeatureFormat, ...] = ("int8", "float16")
@@ -86,7 +87,7 @@ def encode(h_nD: Floats, form: FeatureFormat = "int8") -> FeatureCodes:
     # In float64: a row of float32's smallest or largest values has a scale that float32 arithmetic would lose.
     wide_nD = np.asarray(h_nD, np.float64)
     scale_n = (np.abs(wide_nD).max(axis=1, initial=0.0) / _LARGEST[form]).astype(np.float32)
-    scale_n[scale_n < np.finfo(np.float32).tiny] = 0.0
+    scale_n[is_zero(wide_nD)] = 0.0
     coded_nD = wide_nD / np.where(scale_n > 0, scale_n, np.inf).astype(np.float64)[:, None]
     if form == "int8":
         coded_nD = np.rint(coded_nD).clip(-127, 127)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.packing import Floats
+from stream_odml.zero import unit_rows
 
 Float64s = NDArray[np.float64]
 GRID = 2.0**15
@@ -81,13 +82,7 @@ class Lift:
             raise ValueError(
                 f"features of shape {h_nD.shape} for a lift of dimension {self.dim}; expected [n, D]"
             )
-        # By the largest first: squares of large or small float32 values would overflow or vanish.
-        peak_n1 = np.abs(h_nD).max(axis=1, initial=0.0, keepdims=True)
-        peak_n1[peak_n1 == 0] = 1
-        unit_nD: NDArray[np.float32] = h_nD / peak_n1
-        norm_n1 = np.linalg.norm(unit_nD, axis=1, keepdims=True)
-        norm_n1[norm_n1 == 0] = 1
-        unit_nD /= norm_n1
+        unit_nD: NDArray[np.float32] = unit_rows(h_nD)
         if not self.width:
             return unit_nD
         lifted_nM = np.maximum(unit_nD @ self.matrix, 0) / np.float32(_MATRIX_GRID)

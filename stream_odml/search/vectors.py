@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream_odml.store.tables import FloatArray
+from stream_odml.zero import unit_rows
 
 ROWS_AT_ONCE = 16384
 
@@ -36,8 +37,13 @@ class Vectors:
 
 
 def normalise_rows(array: FloatArray) -> None:
-    """Divide each row of [n, d] by its L2 norm, in place and in blocks; a zero row stays zero."""
+    """Divide each row of [n, d] by its L2 norm, in place and in blocks; a zero vector becomes zeros alone."""
     for start in range(0, len(array), ROWS_AT_ONCE):
         block = array[start : start + ROWS_AT_ONCE]
-        norms = np.sqrt(np.einsum("nd,nd->n", block, block))
-        block /= np.where(norms > 0, norms, 1)[:, None]
+        with np.errstate(over="ignore"):
+            norms = np.sqrt(np.einsum("nd,nd->n", block, block))
+        # Whose squares vanish or overflow, few if any: with care.
+        far = np.flatnonzero(~((norms > 1e-15) & (norms < 1e15)))
+        block[far] = unit_rows(block[far])
+        norms[far] = 1
+        block /= norms[:, None]

@@ -21,6 +21,7 @@ from stream_odml.ingest.vectors import MAX_VALUE
 from stream_odml.service.backend import Floats, Query
 from stream_odml.service.errors import ApiError, bad_request, unprocessable
 from stream_odml.service.pool import ShortestFirst
+from stream_odml.zero import is_zero
 
 T = TypeVar("T")
 MAX_NAME = 512
@@ -196,6 +197,12 @@ def _finite(vectors: Floats) -> Floats:
     if not (np.abs(vectors) <= MAX_VALUE).all():  # false for NaN too
         raise unprocessable(
             "bad_vector", "the vector holds NaN, infinity or a huge value", "send finite values"
+        )
+    if is_zero(vectors).any():
+        raise unprocessable(
+            "bad_vector",
+            "a vector of zeros has no direction to compare",
+            "send what the model gave for an image",
         )
     return vectors
 
