@@ -221,7 +221,8 @@ class _Both:
             return np.zeros(len(found_bq))
         kinds = (found_bq[:, known_q], found_bq[:, ~known_q])
         found = [kind.mean(axis=1, dtype=np.float64) / a for kind, a in zip(kinds, alone, strict=True)]
-        return np.minimum(*found)
+        worse_b: NDArray[np.float64] = np.minimum(*found)
+        return worse_b
 
 
 def _folds(sums: ClassSums, sample: FeatureCodes, classes: Sequence[str]) -> Iterator[_Fold]:
