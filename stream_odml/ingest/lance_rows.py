@@ -1,26 +1,28 @@
-"""Rows of one data file of a Lance dataset: Lance reads it here, and hands it on as an Arrow file to the decoder.
+"""Rows of one data file of a Lance dataset: a process of its own (`lance_copy.py`) writes it as an Arrow file, which
+the decoder of tables then reads.
 
-Protects: whoever reads shards, from a file that decodes to more than its size allows.
+Protects: whoever reads shards, from a file that ends its reader, or decodes to more than its size allows.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import IO
 
-import pyarrow as pa
-
-from stream_odml.ingest.bounds import decoded_allowed
+from stream_odml.ingest.bounds import decoded_allowed, memory_allowed
 from stream_odml.ingest.rawrow import ANY_CONTENT, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard_file import ShardFile
-from stream_odml.ingest.tables import table_rows
+from stream_odml.ingest.tables import ENDED_FROM_OUTSIDE, how_it_ended, table_rows
 from stream_odml.storage.reading import StorageOptions, is_remote
 
 DATA, SUFFIX = "data", ".lance"
 """Folder of a dataset's data files, and how their names end."""
-_BATCH_ROWS = 64
 
 
 def size_of(uri: str, options: StorageOptions | None) -> int:
@@ -44,26 +46,31 @@ def lance_rows(
 
 
 def _copy(uri: str, size_bytes: int, options: StorageOptions | None, sink: IO[bytes]) -> None:
-    limit = decoded_allowed(size_bytes)
-    try:
-        from lance.file import LanceFileReader
-    except ImportError as error:
+    """Fill `sink`. The credentials go through a pipe: arguments are for everybody to see."""
+    job = {"uri": uri, "options": dict(options or {}), "limit": decoded_allowed(size_bytes)}
+    job["memory"] = memory_allowed(size_bytes)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "stream_odml.ingest.lance_copy"],
+        input=json.dumps(job).encode(),
+        stdout=sink,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        check=False,
+    )
+    if done.returncode in ENDED_FROM_OUTSIDE:
         raise TransientReadError(
-            f"{uri} needs a library that is not here ({error}): pip install 'stream-odml[lance]'"
-        ) from error
-    try:
-        found: Any = LanceFileReader(uri, dict(options or {}) or None).read_all(batch_size=_BATCH_ROWS)
-        writer = None
-        for batch in found.to_batches():
-            writer = writer or pa.ipc.new_file(sink, batch.schema)
-            writer.write_batch(batch)
-            if sink.tell() > limit:
-                raise BadShard(Reason.OVERSIZED, f"{size_bytes} bytes of file decode to more than {limit}")
-        if writer is None:
-            raise BadShard(Reason.EMPTY_FILE, "the file has no rows")
-        writer.close()
-    except (OSError, ValueError, RuntimeError) as error:
-        if is_remote(uri):
-            raise TransientReadError(f"{uri} cannot be read now: {str(error)[:300]}") from error
-        raise BadShard(Reason.CORRUPT_FILE, str(error)[:300]) from error
-    sink.flush()
+            f"the process that reads {uri} was ended by signal {-done.returncode}; it is read again"
+        )
+    if done.returncode:
+        raise BadShard(Reason.KILLED_READER, f"reading it ended the reader: {how_it_ended(done.returncode)}")
+    said: dict[str, str] = json.loads(done.stderr.splitlines()[-1])
+    if "missing" in said:
+        raise TransientReadError(
+            f"{uri} needs a library that is not here ({said['missing']}): pip install 'stream-odml[lance]'"
+        )
+    if "failed" in said and is_remote(uri):
+        raise TransientReadError(f"{uri} cannot be read now: {said['failed']}")
+    if "failed" in said:
+        raise BadShard(Reason.CORRUPT_FILE, said["failed"])
+    if "refused" in said:
+        raise BadShard(Reason(said["refused"]), said["detail"])

@@ -80,7 +80,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     pa.set_cpu_count(1)
     while (job := pipe.receive_json()) is not None:
-        limited = _limit(int(job["memory"]), int(job["size"]))
+        limited = limit_this_process(int(job["memory"]), int(job["size"]))
         pipe.send(END, _serve(pipe, job))
         _restore(limited)
         pa.default_memory_pool().release_unused()
@@ -123,7 +123,7 @@ def take_pipe() -> Pipe:
     return Pipe(source, sink)
 
 
-def _limit(memory: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def limit_this_process(memory: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Hold this process to so much more memory than it has now, and to time in proportion; what was before.
 
     RLIMIT_DATA counts private memory only, so that neither libraries nor reserved addresses weigh.

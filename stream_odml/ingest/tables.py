@@ -26,7 +26,7 @@ from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Mess
 
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
 """Environment variables that a decoder gets: none of them is secret."""
-_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
 def table_rows(
@@ -122,14 +122,19 @@ def _row(message: Message) -> RawRow:
 def _ended(decoder: _Decoder, memory: int) -> Exception:
     """Why a decoder broke off: the file ended it, or somebody else did."""
     code = decoder.end()
-    if code in _FROM_OUTSIDE:
+    if code in ENDED_FROM_OUTSIDE:
         return TransientReadError(
             f"the process that decodes the table was ended by signal {-code}; it is read again"
         )
-    how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
     return BadShard(
-        Reason.KILLED_READER, f"decoding it within {memory} bytes of memory ended the decoder by {how}"
+        Reason.KILLED_READER,
+        f"decoding it within {memory} bytes of memory ended the decoder by {how_it_ended(code)}",
     )
+
+
+def how_it_ended(code: int) -> str:
+    """Return in words what the exit code of a process says, negative for a signal."""
+    return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
 
 
 class _Decoder:

@@ -80,3 +80,20 @@ def test_a_file_that_is_broken_or_gone_is_refused(place: str) -> None:
         harm(Path(place) / ref.manifest.files[0].path)
         with pytest.raises(BadShard, match=r"corrupt_file|missing_file"):
             read(ref)
+
+
+def test_a_file_that_ends_its_reader_ends_no_more_than_that(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(place, 0, 3)
+    first, second = LanceTableSource(place).poll(set())
+    (tmp_path / "ill/lance").mkdir(parents=True)
+    (tmp_path / "ill/lance/__init__.py").write_text("")
+    (tmp_path / "ill/lance/file.py").write_text(
+        "import os\nclass LanceFileReader:\n    def __init__(self, *_):\n        os.abort()\n"
+    )
+    with monkeypatch.context() as ill:
+        ill.syspath_prepend(tmp_path / "ill")
+        with pytest.raises(BadShard, match=r"killed_reader.*signal 6"):
+            read(first)
+    assert ids(second) == ["i3", "i4", "i5"]
