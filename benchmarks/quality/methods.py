@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from benchmarks.quality.map_rivals import MAPS, MapRival
 from benchmarks.quality.rivals import RIVALS, Rival
 from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, method_settings
 
@@ -56,6 +57,8 @@ class Method:
     settings: StageSettings
     rival: Rival | None = None
     """Its options, of one of RIVALS."""
+    map_rival: MapRival | None = None
+    """The same of one of MAPS."""
 
 
 def parse_methods(text: str, common: StageSettings) -> list[Method]:
@@ -88,6 +91,10 @@ def parse_method(text: str, common: StageSettings) -> Method:
             raise ValueError(
                 f"{change!r} is of the stage that all methods start from; use --set or --base-steps"
             )
+    if preset in MAPS:
+        return Method(
+            name, preset, method_settings("l2", common), map_rival=apply_changes(MAPS[preset], changes)
+        )
     settings = method_settings(EXACT.get(preset, preset), common)
     if preset in RIVALS:
         return Method(name, preset, settings, apply_changes(RIVALS[preset], changes))
@@ -124,7 +131,7 @@ def pooled_spec(spec: EmbedderSpec) -> EmbedderSpec:
 
 def all_names() -> list[str]:
     """Every preset, in the order of the table."""
-    return [*METHODS, *(name for name in EXACT if name not in METHODS)]
+    return [*METHODS, *(name for name in EXACT if name not in METHODS), *MAPS]
 
 
 def _value(text: str) -> Any:

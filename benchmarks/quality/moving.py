@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.quality.data import Ints
 from benchmarks.quality.exact import ExactRun, moved, stored
+from benchmarks.quality.map_run import MapRun
 from benchmarks.quality.methods import EXACT, MOVING, Method
 from benchmarks.quality.rival_run import RivalRun
 from benchmarks.quality.state import REFUSED, TRAINED, WAITING, Floats, RunState, SolvedState
@@ -42,6 +43,8 @@ def run_of(study: Study, method: Method, seed: int, tick: Tick) -> Run:
         return MovingRun(study, method, seed, tick)
     if method.rival is not None:
         return RivalRun(study, method, seed, tick)
+    if method.map_rival is not None:
+        return MapRun(study, method, seed, tick)
     return (ExactRun if method.preset in EXACT else Run)(study, method, seed, tick)
 
 

@@ -19,7 +19,17 @@ _WATCHED = (
     *(
         f"benchmarks/quality/{name}.py"
         for name in (
-            *("data", "exact", "map_rivals", "measure", "methods", "moving", "oracle", "protocols"),
+            *(
+                "data",
+                "exact",
+                "map_rivals",
+                "map_run",
+                "measure",
+                "methods",
+                "moving",
+                "oracle",
+                "protocols",
+            ),
             *("rival_run", "rivals", "study"),
         )
     ),

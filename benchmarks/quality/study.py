@@ -83,6 +83,7 @@ class Study:
         if method is not None:
             parts |= {"preset": method.preset, "settings": _by_first_names(method.settings)}
             parts |= {"rival": asdict(method.rival)} if method.rival is not None else {}  # type: ignore[call-overload]
+            parts |= {"map": asdict(method.map_rival)} if method.map_rival is not None else {}
             parts |= {"oracle": True} if self.oracle else {}
             parts |= {"lift": self.lift} if self.lift is not None and method.preset in EXACT else {}
         return _digest(parts)
@@ -198,17 +199,24 @@ class Run:
         state.mapped_Md[arrives] = state.stale_Md[arrives] = queries[arrives]
         state.base_views.append(queries[self.stream.arrival == 0])
         galleries: dict[str, Floats] = {
-            "reextracted": queries, "mapped": state.mapped_Md, "stale": state.stale_Md
+            "reextracted": queries, "stale": state.stale_Md
         }  # fmt: skip
         if state.oracle_Md is not None:
             state.oracle_Md[arrives] = queries[arrives]
             galleries["oracle"] = state.oracle_Md
         rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, queries, galleries))
+        asked, served = self._compared(state, queries, state.mapped_Md)
+        rows += measure_stage(stage, self.labels_M, self.stream.arrival, asked, {"mapped": served})
         coming = self._embedded_coming(state.student, queries, stage)
-        gallery = np.where(coming[:, None], queries, state.mapped_Md)
-        find = nearest_by_cosine(queries, gallery, self.labels_M)
+        asked, served = self._compared(state, queries, np.where(coming[:, None], queries, state.mapped_Md))
+        find = nearest_by_cosine(asked, served, self.labels_M)
         rows += measure_unseen(known | arrives, coming, find, "mapped")
         self._keep(state, rows)
+
+    def _compared(self, state: RunState, queries_Md: Floats, gallery_Md: Floats) -> tuple[Floats, Floats]:
+        """Return queries and items as they are compared in the gallery that is served."""
+        del state
+        return queries_Md, gallery_Md
 
     def _embedded_coming(self, model: Embedder, queries_Md: Floats, stage: int) -> NDArray[np.bool_]:
         """Embed the measured images of the task to come; return which they are."""

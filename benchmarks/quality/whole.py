@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.quality.map_rivals import MAPS
 from benchmarks.quality.methods import ALWAYS, EXACT, FROZEN, MOVING, Method
 from benchmarks.quality.rows import Row, RowFile
-from benchmarks.quality.study import Study
+from benchmarks.quality.study import MAPPING, Study
 
 _PHOTOGRAPHS = (
     "--backbone", "mobilenetv2", "--image-size", "96", "--set", "augment_flip=true", "--set",
@@ -29,7 +30,7 @@ _TRUNKS = "l2_exact,relation_exact,finetune_exact"
 _TRAINED = (
     "distilled,l2_tuned=l2:weight_distill=20,relation_tuned=relation:weight_old=1000,finetune,frozen_f0"
 )
-_MAPS = "sdc_l2"
+_MAPS = f"l2,sdc_l2,{','.join(MAPS)}"
 _ALL = f"ours,{_HEADS},{_TRUNKS},{_TRAINED},{_MAPS}"
 _DRAWINGS = "ours,exact_frozen,ranpac,ranpac_logits,fecam,stored_head,distilled,finetune,frozen_f0,joint"
 
@@ -107,13 +108,12 @@ def study_parser() -> argparse.ArgumentParser:
     return p  # fmt: skip
 
 
-def chosen_parts(args: argparse.Namespace, parts: Sequence[Part] = PARTS) -> list[Part]:
+def chosen_parts(args: argparse.Namespace) -> list[Part]:
     """Return the parts that are asked for, sealed ones last. ValueError for a name that is none, for a sealed part
     without --sealed, and for photographs without weights."""
-    wanted = (
-        args.only.split(",") if args.only else [part.name for part in parts if args.sealed or not part.sealed]
-    )
-    by_name = {part.name: part for part in parts}
+    unasked = [part.name for part in PARTS if args.sealed or not part.sealed]
+    wanted = args.only.split(",") if args.only else unasked
+    by_name = {part.name: part for part in PARTS}
     if unknown := sorted(set(wanted) - set(by_name)):
         raise ValueError(f"--only {unknown[0]}; expected one of {', '.join(by_name)}")
     chosen = sorted((by_name[name] for name in dict.fromkeys(wanted)), key=lambda part: part.sealed)
@@ -140,25 +140,44 @@ class Left:
 def left_of(
     study: Study, methods: Sequence[Method], seeds: Sequence[int], rows: Sequence[Row]
 ) -> Iterator[Left]:
-    """Yield for each method which seeds are not measured; their time is that of finished runs, or else a guess."""
+    """Yield for each method which seeds are not measured; their time is that of finished runs, or else a guess. A model
+    that several methods learn alike is counted with the first."""
     finished = study.rows.finished()
     per_run: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         if row["metric"] == "train_s":
             per_run[row["protocol"], row["method"]].append(row["value"])
+    learnt: set[str] = set()
     for method in methods:
+        student = shared_student(method)
+        is_there = student in learnt
+        learnt |= {student} - {""}
         todo = tuple(seed for seed in seeds if study.key(method, seed) not in finished)
         known = per_run.get((study.protocol, method.name))
         stages = len(study.stream(seeds[0]).tasks) - 1
-        one = float(np.median(known)) + _measuring(study, stages) if known else guess(study, method, stages)
+        if known and not is_there:
+            one = float(np.median(known)) + _measuring(study, stages)
+        else:
+            one = guess(study, method, stages, is_there)
         yield Left(method.name, todo, len(seeds) - len(todo), one * len(todo))
 
 
-def guess(study: Study, method: Method, stages: int) -> float:
-    """Return seconds of one core for a run without its base stage, from the steps that it takes."""
+def shared_student(method: Method) -> str:
+    """Return what names the models that a method trains, where another may learn the same (`Run._twin`); else ""."""
+    s, sees_all = method.settings, EXACT.get(method.preset, method.preset) == "joint"
+    moves = method.preset in EXACT and not sees_all
+    if moves or method.preset in FROZEN or s.weight_repel or s.weight_virtual or s.error_whitening:
+        return ""
+    return repr((sees_all, {name: value for name, value in asdict(s).items() if name not in MAPPING}))
+
+
+def guess(study: Study, method: Method, stages: int, is_there: bool = False) -> float:
+    """Return seconds of one core for a run without its base stage, from the steps that it takes; none where its models
+    are there."""
     step = _STEP_S["photographs" if study.spec.starts_pretrained else "drawings"]
     if (
-        method.preset in FROZEN
+        is_there
+        or method.preset in FROZEN
         or method.rival is not None
         or method.preset in ("exact_frozen", "exact_pretrained")
     ):
@@ -186,11 +205,10 @@ def run_study(
     args: argparse.Namespace,
     planned: Callable[[list[str]], tuple[Study, list[Method], list[int]]],
     run: Callable[[list[str]], None],
-    parts: Sequence[Part] = PARTS,
 ) -> None:
     """Run what is left of each part and write its report, or with --dry-run list it. `planned`: what the words of a
     part ask for; `run`: do it."""
-    chosen = chosen_parts(args, parts)
+    chosen = chosen_parts(args)
     console = Console(stderr=not args.dry_run)
     table = Table("part", "method", "seeds left", "measured", "minutes of one core")
     total = 0.0

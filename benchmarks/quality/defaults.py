@@ -1,0 +1,127 @@
+"""The defaults that validation chose, derived from its rows: python -m benchmarks.quality.defaults
+
+Of each setting the value with the best mean over streams and seeds, unless the standing default is within MARGIN of it.
+A test compares them with the settings, and the table with the page of the study.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.quality.figures import curves, seed_figures
+from stream_odml.learn.discriminant import HeadSettings
+from stream_odml.learn.settings import EmbedderSpec, StageSettings
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+MARGIN = 0.005
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting, the methods that differ in nothing else, and the figure by which they are compared."""
+
+    setting: str
+    default: Any
+    methods: Mapping[str, str]
+    """Value -> method, the default among them."""
+    figure: str
+    files: Sequence[str]
+
+
+_HEADS = ("validation-flowers102-defaults",)
+_SERVED, _UNSEEN = "avg_inc_r1_mapped", "unseen_alone_r1_mapped"
+CHOICES = (
+    Choice(
+        "HeadSettings.dim", HeadSettings().dim,
+        {"64": "known.dim64", "128": "known", "256": "known.dim256"}, _SERVED, _HEADS,
+    ),
+    Choice(
+        "HeadSettings.weight", HeadSettings().weight,
+        {"1.0": "known.weight1", "2.0": "known", "4.0": "known.weight4"}, _SERVED, _HEADS,
+    ),
+    Choice(
+        "HeadSettings.shrinkage", HeadSettings().shrinkage,
+        {"0.5": "known.shrinkage0.5", "0.8": "known", "0.95": "known.shrinkage0.95"}, _SERVED, _HEADS,
+    ),
+    Choice(
+        "HeadSettings.new_shrinkage", HeadSettings().new_shrinkage,
+        {"0.5": "new.shrinkage0.5", "0.8": "new", "0.95": "new.shrinkage0.95"}, _UNSEEN, _HEADS,
+    ),
+    Choice(
+        "learning.trunk", StageSettings().trunk, {"auto": "ours", "frozen": "exact_frozen"}, _SERVED,
+        ("validation-flowers102-small",),
+    ),
+)  # fmt: skip
+UNCHOSEN: Mapping[str, tuple[Any, str]] = {
+    "model.lift": (
+        EmbedderSpec().lift,
+        "2048 random features beside fewer than 512 pooled ones, by trials whose rows were not kept",
+    ),
+    "HeadSettings.new_bonus": (
+        HeadSettings().new_bonus,
+        "each stream chooses its own; this one stands where nothing can be left out",
+    ),
+    "weight_hold": (StageSettings().weight_hold, "trials of nine stages, whose rows were not kept"),
+    "choice_growth": (StageSettings().choice_growth, "a matter of time, not of recall"),
+}
+"""Defaults that no rows have chosen: the value, and what it rests on."""
+
+
+def measured(choice: Choice) -> dict[str, tuple[float, int]]:
+    """Return value -> (mean of the figure over streams and seeds, how many), of what has been measured."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for name in choice.files:
+        path = RESULTS / f"{name}.parquet"
+        if not path.exists():
+            continue
+        rows = pq.read_table(path).to_pylist()
+        if any(row["select"] != "validation" for row in rows):
+            raise ValueError(
+                f"{path} has rows of test images; a default is chosen on validation images alone"
+            )
+        table = curves(rows)
+        for value, method in choice.methods.items():
+            found[value] += seed_figures(table, method).get(choice.figure, {}).values()
+    return {value: (float(np.mean(values)), len(values)) for value, values in found.items() if values}
+
+
+def chosen(choice: Choice) -> str:
+    """Return the value that the rows choose. ValueError where a value was measured on fewer streams than others."""
+    by_value = measured(choice)
+    counts = {count for _, count in by_value.values()}
+    if by_value.keys() != choice.methods.keys() or len(counts) != 1:
+        raise ValueError(
+            f"{choice.setting}: measured are {by_value}, expected all of {list(choice.methods)} alike"
+        )
+    best = max(by_value, key=lambda value: by_value[value][0])
+    standing = str(choice.default)
+    stands = standing in by_value and by_value[standing][0] >= by_value[best][0] - MARGIN
+    return standing if stands else best
+
+
+def table() -> str:
+    """Return the defaults as a table in Markdown."""
+    lines = [
+        "| setting | default | recall of each value, mean over streams and seeds | rows |",
+        "|---" * 4 + "|",
+    ]
+    for choice in CHOICES:
+        by_value = measured(choice)
+        cells = ", ".join(f"{value}: {mean:.3f}" for value, (mean, _) in by_value.items())
+        count = max(n for _, n in by_value.values())
+        what = "unseen classes" if choice.figure == _UNSEEN else "served"
+        lines.append(f"| `{choice.setting}` | {choice.default} | {what}: {cells} | {count} |")
+    for setting, (value, why) in UNCHOSEN.items():
+        lines.append(f"| `{setting}` | {'null' if value is None else value} | not chosen by rows: {why} | |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table())

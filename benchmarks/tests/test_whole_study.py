@@ -1,0 +1,148 @@
+"""The whole study as one command: it lists what is left, runs that alone, and keeps the sealed stream for the end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality import __main__ as command
+from benchmarks.quality import whole
+from benchmarks.quality.methods import parse_methods
+from benchmarks.quality.study import Run
+from benchmarks.quality.whole import Part
+from benchmarks.tests.squares import squares
+from stream_odml.learn.settings import StageSettings
+
+WORDS = (
+    "--image-size", "16", "--dim", "8", "--base-steps", "3", "--steps", "2", "--set", "classes_per_batch=3",
+    "--set", "images_per_class=2",
+)  # fmt: skip
+PARTS = (
+    Part("hidden", "squares", "6+3*2", "frozen_f0", WORDS, "0", sealed=True),
+    Part("first", "squares", "6+2*3", "finetune,frozen_f0", WORDS, "0,1"),
+    Part("second", "squares", "repeat:6+2*3", "frozen_f0", WORDS, "0"),
+)
+REAL = whole.PARTS
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "PARTS", PARTS)
+    monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
+    monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
+
+
+def study(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> None:
+    words = ["study", "--data", str(folder), "--out", str(folder / "out"), "--commit", "c0ffee", *more]
+    monkeypatch.setattr("sys.argv", ["quality", *words])
+    command.main()
+
+
+def test_the_study_lists_what_is_left_and_runs_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squares(tmp_path)
+    ran: list[tuple[str, str, int]] = []
+    go = Run.go
+
+    def watched(self: Run) -> None:
+        ran.append((self.study.protocol, self.method.name, self.seed))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        go(self)
+
+    monkeypatch.setattr(Run, "go", watched)
+    study(monkeypatch, tmp_path, "--dry-run")
+    listed = capsys.readouterr().out
+    assert ran == []
+    assert "hidden" not in listed
+    rows = [line.split("│")[1:4] for line in listed.splitlines() if line.count("│") > 3]
+    named = [[cell.strip() for cell in row] for row in rows]
+    assert named == [
+        ["first", "finetune", "0,1"], ["first", "frozen_f0", "0,1"], ["first", "(base stage)", "0,1"],
+        ["second", "frozen_f0", "0"], ["second", "(base stage)", "0"],
+    ]  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        study(monkeypatch, tmp_path)
+    capsys.readouterr()
+    study(monkeypatch, tmp_path, "--dry-run")
+    named = [line.split("│")[2:4] for line in capsys.readouterr().out.splitlines() if line.count("│") > 3]
+    assert [[cell.strip() for cell in row] for row in named][:3] == [
+        ["finetune", "1"], ["frozen_f0", "1"], ["(base stage)", "1"]
+    ]  # fmt: skip
+    study(monkeypatch, tmp_path)
+    assert sorted(ran[3:]) == sorted(
+        [("6+2*3", "finetune", 1), ("6+2*3", "frozen_f0", 1), ("repeat:6+2*3", "frozen_f0", 0)]
+    ), "what had been measured is not measured again"
+    assert (tmp_path / "out/first.md").exists()
+    assert (tmp_path / "out/second.parquet").exists()
+    assert not (tmp_path / "out/hidden.md").exists()
+    capsys.readouterr()
+    study(monkeypatch, tmp_path, "--dry-run")
+    assert "Everything is measured." in capsys.readouterr().out
+    study(monkeypatch, tmp_path, "--sealed", "--dry-run")
+    assert "hidden" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "hidden"], "name --sealed with it"),
+        (["--only", "third"], "expected one of hidden, first, second"),
+    ],
+)
+def test_what_the_study_has_not_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit, match=said):
+        study(monkeypatch, tmp_path, *words)
+
+
+def test_the_sealed_stream_comes_last() -> None:
+    args = whole.study_parser().parse_args(["--data", ".", "--sealed"])
+    assert [part.name for part in whole.chosen_parts(args)] == ["first", "second", "hidden"]
+
+
+@pytest.mark.parametrize("part", REAL, ids=lambda part: part.name)
+def test_every_part_of_the_study_asks_for_what_there_is(part: Part) -> None:
+    args = whole.study_parser().parse_args(["--data", ".", "--weights", "w"])
+    words = command.parser().parse_args(part.argv(args))
+    assert len(parse_methods(words.methods, StageSettings())) == len(re.split(r",(?=\w)", words.methods))
+    assert part.sealed == (part.data == "caltech101")
+
+
+def test_models_that_several_methods_learn_alike_are_counted_once() -> None:
+    names = "l2,sdc_l2,ldc_l2,l2_exact,distilled,joint,joint_exact,finetune,frozen_f0,fecam"
+    students = [whole.shared_student(method) for method in parse_methods(names, StageSettings())]
+    l2, sdc, ldc, l2_exact, distilled, joint, joint_exact, finetune, frozen, fecam = students
+    assert l2 == sdc == ldc != finetune
+    assert joint == joint_exact != finetune
+    assert {l2_exact, distilled, frozen, fecam} == {""}
+
+
+def test_the_study_runs_where_there_is_no_ray() -> None:
+    program = "import sys; sys.modules['ray'] = None; import benchmarks.quality.__main__ as m; m.parser()"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)
+
+
+def test_bf16_is_the_precision_of_all_networks(tmp_path: Path) -> None:
+    squares(tmp_path)
+    words = [
+        "--data",
+        str(tmp_path / "squares.parquet"),
+        "--protocol",
+        "6+2*3",
+        "--work",
+        str(tmp_path),
+        *WORDS,
+    ]
+    for precision in ("fp32", "bf16"):
+        _, methods, _ = command.plan(
+            command.parser().parse_args([*words, "--methods", "distilled", "--precision", precision])
+        )
+        assert (methods[0].settings.precision, methods[0].settings.old_precision) == (precision, precision)
