@@ -52,7 +52,7 @@ CHOICES = (
     ),
     Choice(
         "HeadSettings.new_shrinkage", HeadSettings().new_shrinkage,
-        {"0.5": "new.shrinkage0.5", "0.8": "new", "0.95": "new.shrinkage0.95"}, _UNSEEN, _HEADS,
+        {"0.5": "new.shrinkage0.5", "0.8": "new"}, _UNSEEN, _HEADS,
     ),
     Choice(
         "learning.trunk", StageSettings().trunk, {"auto": "ours", "frozen": "exact_frozen"}, _SERVED,
