@@ -99,6 +99,8 @@ def _is_loopback(url: str) -> bool:
 def asking(address: str, token: str | None, stream: str | None) -> Iterator[Client]:
     """Yield a client for a command that takes `--token`: where the service wants another, the error says how
     to give it."""
+    if "://" not in address:
+        raise ValueError(f"{address!r} is no address of a service; write http://{address}")
     try:
         with Client(address, token=token, stream=stream) as client:
             yield client
