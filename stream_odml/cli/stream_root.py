@@ -183,13 +183,13 @@ def root_status(root: str) -> dict[str, Any]:
 def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token: str | None) -> str:
     """Move the head through the running service, or by this process when no stream runs on the root."""
     store = Store.open(root, keep_gallery=False)
-    version_id = store.tree.named(version_id)
-    again = sorted(store.tree.learnt() - store.tree.learnt(version_id)) if relearn else []
     address = url or noted_url(root, token)
     if address is not None:
         with asking(address, token, Store.id_of(root)) as client:
             client.rollback(version_id, relearn=relearn)
-    else:
+    version_id = store.tree.named(version_id)
+    again = sorted(store.tree.learnt() - store.tree.learnt(version_id)) if relearn else []
+    if address is None:
         with _writer(root) as writer:
             move_back(writer, open_files(f"{root.rstrip('/')}/push"), version_id, relearn)
     if not again:

@@ -48,7 +48,7 @@ def test_where_all_is_well_nothing_is_made(tmp_path: Path) -> None:
     [
         ({"model": {"backbone": "mobilenetv2", "weights": "none.safetensors"}}, "model", "none.safetensors"),
         ({"model": {"backbone": "resnet"}}, "model", "expected conv4, mobilenetv2"),
-        ({"model": {"backbone": "transformers:./nowhere"}}, "model", "local folder of a vision model"),
+        ({"model": {"backbone": "transformers:./nowhere"}}, "model", "expected the name of a vision model"),
         ({"learning": {"classes_per_batch": 15}}, "training", "make it a multiple"),
         ({"cluster": {"workers": 16}}, "CPUs", "Lower `cluster.workers`"),
         ({"cluster": {"gpus_per_worker": 99}}, "GPUs", "198 GPU at the same time"),
