@@ -1,17 +1,21 @@
 """Maps trunk features of one model to those of another, of any length: when the backbone is changed, and no image of
 most items is at hand.
 
-h_new ~ A φ(h_old) + b + o_c, where φ is the direction of a feature, whitened within classes, and beside it random
-features after a ReLU where they pay: a network of one hidden layer that is fitted in closed form. o_c is what the pairs
-of the item's class differ by, drawn to zero where they are few. What pays is what pairs held out of the fit say,
-compared as the new model's head will: whitened within classes.
+h_new ~ g u + A φ(u) + b + o_c, where u is the direction of an old feature. g, a factor for each entry, is there where
+both models have the same entries (the same network at another size, or trained further) and that pays. φ is u whitened
+within classes, and beside it random features after a ReLU where they pay: a network of one hidden layer that is fitted
+in closed form. o_c is what the pairs of the item's class differ by, drawn to zero where they are few. What pays is what
+pairs held out of the fit say, compared as the new model's head will: whitened within classes.
+
+A predicted item deviates from its class by what the map knows and by what it makes up; `drawn_to` moves items towards
+the mean of their class.
 """
 
 # n pairs   D old feature   E entries of φ   F new feature   r directions kept   C classes with pairs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,9 +29,9 @@ from stream_odml.learn.lift import Lift
 from stream_odml.learn.packing import Floats, pack, unpack
 from stream_odml.zero import unit_rows
 
-FOLDS = 4
+FOLDS = 3
 HIDDEN = 512
-RIDGES = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0)
 """Candidates, in units of φ's mean variance."""
 KEPT = (0.5, 0.25)
 """Candidates: share of the new feature's directions that are predicted, of the most variance."""
@@ -57,6 +61,8 @@ class Choice:
     """Settings of a map."""
 
     width: int
+    keeps_entries: bool
+    """Whether there is a factor for each entry."""
     class_weight: float
     ridge: float
     kept: float
@@ -67,7 +73,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class CrossMap:
-    """u -> A φ(u) + b + o_c on directions: what it gives is of length about 1."""
+    """u -> g u + A φ(u) + b + o_c on directions: what it gives is of length about 1."""
 
     lift: Lift
     front: Front
@@ -79,23 +85,45 @@ class CrossMap:
     rank: int
     error: float
     """See `Choice`."""
+    gain_F: NDArray[np.float32]
+    """Empty where entries are not kept."""
+    centres_CF: NDArray[np.float32]
+    """To which items of the named classes are drawn; empty before `drawn_to`."""
+    within: float = 1.0
+    """Share of an item's deviation from the centre of its class that is left."""
 
     def apply(self, h_nD: Floats, classes: Sequence[str] = ()) -> NDArray[np.float32]:
         """Return predicted features [n, F] of old ones [n, D], of items of these classes where they are known."""
         phi_nE = self.lift.apply(self.front.apply(h_nD))
         mapped_nF: NDArray[np.float32] = phi_nE @ self.A_FE.T + self.b_F
+        if len(self.gain_F):
+            mapped_nF += self.gain_F * _unit(h_nD).astype(np.float32)
         if self.names and len(classes):
             place = {name: at for at, name in enumerate(self.names)}
             rows = np.array([place.get(name, -1) for name in classes])
-            mapped_nF[rows >= 0] += self.offsets_CF[rows[rows >= 0]]
+            named_n, rows = rows >= 0, rows[rows >= 0]
+            mapped_nF[named_n] += self.offsets_CF[rows]
+            if self.within < 1:
+                centre_nF = self.centres_CF[rows]
+                mapped_nF[named_n] = centre_nF + self.within * (mapped_nF[named_n] - centre_nF)
         return mapped_nF
+
+    def drawn_to(self, centres: Mapping[str, NDArray[np.float32]], within: float) -> CrossMap:
+        """Return the map that leaves `within` of an item's deviation from the centre of its class."""
+        names, known = tuple(sorted(centres)), dict(zip(self.names, self.offsets_CF, strict=True))
+        none_F = np.zeros(len(self.b_F), np.float32)
+        offsets, means = [known.get(name, none_F) for name in names], [centres[name] for name in names]
+        shape = (len(names), len(none_F))
+        offsets_CF, centres_CF = (np.array(part, np.float32).reshape(shape) for part in (offsets, means))
+        return replace(self, names=names, offsets_CF=offsets_CF, centres_CF=centres_CF, within=within)
 
     def to_bytes(self) -> bytes:
         """Return bytes for `from_bytes`."""
         lift = {"dim": self.lift.dim, "width": self.lift.width, "seed": self.lift.seed}
-        arrays = {"A": self.A_FE, "b": self.b_F, "offsets": self.offsets_CF}
-        arrays |= {"front": self.front.W_DD, "mean": self.front.m_D}
+        arrays = {"A": self.A_FE, "b": self.b_F, "offsets": self.offsets_CF, "gain": self.gain_F}
+        arrays |= {"front": self.front.W_DD, "mean": self.front.m_D, "centres": self.centres_CF}
         about = {"lift": lift, "rank": self.rank, "error": self.error, "names": list(self.names)}
+        about["within"] = self.within
         return pack("cross-map", arrays, **about)
 
     @staticmethod
@@ -111,12 +139,15 @@ class CrossMap:
             arrays["offsets"],
             int(meta["rank"]),
             float(meta["error"]),
+            arrays["gain"],
+            arrays["centres"],
+            float(meta["within"]),
         )
 
 
 def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], seed: int = 0) -> Choice:
-    """Return the settings with the least error on held-out pairs; offsets of classes, then a hidden layer, are
-    tried and taken where they pay. Raises ValueError for fewer than `LEAST_PAIRS` pairs."""
+    """Return the settings with the least error on held-out pairs; offsets of classes, then entries that are kept,
+    then a hidden layer, are tried and taken where they pay. Raises ValueError for fewer than `LEAST_PAIRS` pairs."""
     n = len(classes)
     _check_pairs(old_nD, new_nF, n)
     judge = _Judge(new_nF, classes)
@@ -126,8 +157,9 @@ def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], see
         return _best(like, old_nD, classes, folds_n, judge, seed, candidates)
 
     all_kept = [(ridge, 1.0) for ridge in RIDGES]
-    best = best_of(Choice(0, 0.0, 0.0, 1.0, np.inf), all_kept)
-    for richer in (_with_offsets, _with_hidden_layer):
+    best = best_of(Choice(0, False, 0.0, 0.0, 1.0, np.inf), all_kept)
+    same = (_keeping_entries,) if old_nD.shape[1] == new_nF.shape[1] else ()
+    for richer in (_with_offsets, *same, _with_hidden_layer):
         tried = best_of(richer(best), all_kept)
         best = tried if tried.error < _PAYS * best.error else best
     fewer = best_of(best, [(best.ridge, kept) for kept in KEPT])
@@ -138,6 +170,10 @@ def _with_offsets(choice: Choice) -> Choice:
     return replace(choice, class_weight=CLASS_WEIGHT)
 
 
+def _keeping_entries(choice: Choice) -> Choice:
+    return replace(choice, keeps_entries=True)
+
+
 def _with_hidden_layer(choice: Choice) -> Choice:
     return replace(choice, width=HIDDEN)
 
@@ -145,22 +181,42 @@ def _with_hidden_layer(choice: Choice) -> Choice:
 def fit_cross_map(
     old_nD: Floats, new_nF: Floats, classes: Sequence[str], seed: int = 0, choice: Choice | None = None
 ) -> CrossMap:
-    """Fit the map to pairs of features of the same images, with settings that are given or chosen. ValueError as
+    """Fit the map to pairs of features of the same images, with settings that are given, or chosen: ValueError as
     above."""
-    _check_pairs(old_nD, new_nF, len(classes))
     choice = choice or choose_cross_map(old_nD, new_nF, classes, seed)
     lift = Lift(old_nD.shape[1], choice.width, seed)
     front = _front(old_nD, classes)
     phi_nE = lift.apply(front.apply(old_nD)).astype(np.float64)
     names, x_nX = _with_classes(phi_nE, classes, choice.class_weight)
-    solved = _Ridge(x_nX, _unit(new_nF))
+    old_unit_nD, target_nF = _unit(old_nD), _unit(new_nF)
+    gain_F = _gain(old_unit_nD, target_nF) if choice.keeps_entries else np.empty(0)
+    solved = _Ridge(x_nX, target_nF - gain_F * old_unit_nD if len(gain_F) else target_nF)
     B_FX = solved.weights(choice.ridge, choice.kept).T @ solved.Vt_kX
     b_F = solved.mean_F - B_FX @ solved.mean_X
     E = phi_nE.shape[1]
     scale = _class_scale(phi_nE, choice.class_weight)
     rank = int(np.linalg.matrix_rank(B_FX[:, :E])) if choice.kept < 1 else min(len(B_FX), E)
     A_FE, b_F, offsets_CF = (part.astype(np.float32) for part in (B_FX[:, :E], b_F, scale * B_FX[:, E:].T))
-    return CrossMap(lift, front, A_FE, b_F, tuple(names), offsets_CF, rank, choice.error)
+    none_CF = np.empty((0, len(b_F)), np.float32)
+    return CrossMap(
+        lift,
+        front,
+        A_FE,
+        b_F,
+        tuple(names),
+        offsets_CF,
+        rank,
+        choice.error,
+        gain_F.astype(np.float32),
+        none_CF,
+    )
+
+
+def _gain(old_nF: Float64s, new_nF: Float64s) -> Float64s:
+    """Factor of each entry by which the old one explains most of the new one."""
+    apart_nF = old_nF - old_nF.mean(axis=0)
+    squares_F = (apart_nF**2).sum(axis=0)
+    return np.asarray((apart_nF * new_nF).sum(axis=0) / np.maximum(squares_F, 1e-12), np.float64)
 
 
 def _check_pairs(old_nD: Floats, new_nF: Floats, n: int) -> None:
@@ -199,16 +255,21 @@ def _best(
     names_n, n = np.array(classes, np.str_), len(classes)
     lift = Lift(old_nD.shape[1], like.width, seed)
     phi_nE = lift.apply(_front(old_nD, classes).apply(old_nD)).astype(np.float64)
+    old_unit_nD = _unit(old_nD)
     errors = dict.fromkeys(candidates, 0.0)
     for fold in range(FOLDS):
         inside_n, outside_n = folds_n != fold, folds_n == fold
         names, x_nX = _with_classes(phi_nE[inside_n], names_n[inside_n].tolist(), like.class_weight)
         scale = _class_scale(phi_nE[inside_n], like.class_weight)
         hot_nC = scale * (names_n[outside_n, None] == np.array(names, np.str_))
-        solved = _Ridge(x_nX, judge.target_nF[inside_n])
+        target_nF, kept_nF = judge.target_nF[inside_n], np.zeros(1)
+        if like.keeps_entries:
+            gain_F = _gain(old_unit_nD[inside_n], target_nF)
+            target_nF, kept_nF = target_nF - gain_F * old_unit_nD[inside_n], gain_F * old_unit_nD[outside_n]
+        solved = _Ridge(x_nX, target_nF)
         asked_nk = (np.concatenate([phi_nE[outside_n], hot_nC], axis=1) - solved.mean_X) @ solved.Vt_kX.T
         for candidate in candidates:
-            found_nF = asked_nk @ solved.weights(*candidate) + solved.mean_F
+            found_nF = asked_nk @ solved.weights(*candidate) + solved.mean_F + kept_nF
             errors[candidate] += judge.missed(found_nF, outside_n) / n
     ridge, kept = min(candidates, key=errors.__getitem__)
     return replace(like, ridge=ridge, kept=kept, error=errors[ridge, kept])
