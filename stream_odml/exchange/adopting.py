@@ -27,7 +27,8 @@ from stream_odml.store.store import Store
 from stream_odml.store.writer import IngestBatch, Writer
 
 ADOPTED = "adopted"
-"""Format of an adopted shard, and the key of what its counts say of the source."""
+"""Format of a shard whose rows are in the root alone, and the key of what an adopted shard's counts say of the
+source."""
 PAUSES_S = (1.0, 5.0, 20.0)
 """Between two attempts at a source that breaks off; they begin anew with each block that comes."""
 _UNIT = 1e-3
@@ -125,7 +126,7 @@ def _taken(store: Store, identity: str) -> list[ShardState]:
     return [
         shard
         for shard in store.ledger.shards.values()
-        if shard.format == ADOPTED and shard.counts.get(ADOPTED, {}).get("source") == identity
+        if shard.counts.get(ADOPTED, {}).get("source") == identity
     ]
 
 
@@ -157,10 +158,17 @@ def _take(
     while True:
         try:
             for block in source.blocks(cursor):
-                shard_id = f"{ADOPTED}-{source.identity}-{number:06d}"
+                own = f"{ADOPTED}-{source.identity}-{number:06d}"
+                shard_id = own if block.shard is None else block.shard.shard_id
                 checked = check(block.table, shard_id, target, found)
                 read += len(block.table)
-                about = {"source": source.identity, "next": block.cursor, "read": read}
+                about = {
+                    "source": source.identity,
+                    "place": masked_text(source.name),
+                    "next": block.cursor,
+                    "read": read,
+                    "error": block.error,
+                }
                 counts = {
                     "trainable": checked.trainable,
                     "reasons": checked.reasons,
@@ -168,7 +176,7 @@ def _take(
                     ADOPTED: about,
                 }
                 writer.adopt(
-                    _ref(shard_id, source, checked.rows.nbytes),
+                    block.shard or _ref(shard_id, source, checked.rows.nbytes),
                     IngestBatch([shard_id], checked.rows, checked.quarantine, {shard_id: counts}),
                 )
                 cursor, number, pauses = block.cursor, number + 1, list(PAUSES_S)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, vectors_of
+from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, ROW, VECTOR, vectors_of
 from stream_odml.ingest import fields
 from stream_odml.ingest.arrow_values import id_value, label_value
 from stream_odml.ingest.reading import UNLABELLED
@@ -80,6 +80,7 @@ def check(table: pa.Table, shard_id: str, target: Target, found: Findings) -> Ch
     keep = np.ones(len(table), bool)
     keep[list(problems)] = False
     rows = np.flatnonzero(keep)
+    numbers = table[ROW].to_numpy() if ROW in table.column_names else np.arange(len(table))
     held = [bool(classes[row]) and is_held_out(ids[row], target.held_out) for row in rows]
     parts = []
     for at in range(0, len(rows), CODED_ROWS):
@@ -89,7 +90,7 @@ def check(table: pa.Table, shard_id: str, target: Target, found: Findings) -> Ch
                 item_ids=[ids[row] for row in some],
                 class_names=[classes[row] for row in some],
                 shard_ids=shard_id,
-                rows=some,
+                rows=numbers[some],
                 vectors=vectors[some],
                 version=target.version,
                 held_out=held[at : at + CODED_ROWS],

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.ingest.arrow_values import holds_vectors, unwrapped
+from stream_odml.ingest.shard import ShardRef
 
 BLOCK_ROWS = 32_768
 """Rows of a block, each of which becomes one commit; of long vectors fewer."""
 BLOCK_BYTES = 64 << 20
-VECTOR, ID, CLASS, ATTRIBUTES = "vector", "id", "class", "attributes"
+VECTOR, ID, CLASS, ATTRIBUTES, ROW = "vector", "id", "class", "attributes", "row"
 """Columns of a block's table. `attributes`: a struct, or a map."""
 _VECTOR_NAMES = ("vector", "embedding", "embeddings", "vec")
 _ID_NAMES = ("id", "item_id", "key", "uuid")
@@ -29,11 +30,16 @@ _CLASS_NAMES = ("class", "class_name", "label", "category")
 
 
 class Block(NamedTuple):
-    """Rows of a source: `table` has the column `vector`, and may have `id`, `class` and `attributes`."""
+    """Rows of a source: `table` has the column `vector`, and may have `id`, `class` and `attributes`; of a shard of
+    another root also `row`."""
 
     table: pa.Table
     cursor: Any
     """Where the next block begins, as JSON."""
+    shard: ShardRef | None = None
+    """Whose rows these are, where another root is taken over: their images can be read from it."""
+    error: float = 0.0
+    """How far its vectors are off, where they are predicted: what is worst is embedded again first."""
 
 
 @dataclass(frozen=True)

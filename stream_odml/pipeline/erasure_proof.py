@@ -90,8 +90,9 @@ def verify_forgotten(
         _in_banks(store, tombstone) + _in_sums(store, tombstone) + _in_caches(store, tombstone, covered)
     )
     for shard in covered.values():
-        place = shard.uri.partition("#")[0]
-        if shard.format == "adopted" and _touches(shard, tombstone) and place not in proof.elsewhere:
+        adopted = shard.counts.get("adopted")
+        place = (adopted or {}).get("place", shard.uri.partition("#")[0])
+        if adopted is not None and _touches(shard, tombstone) and place not in proof.elsewhere:
             proof.elsewhere.append(place)
         if _in_inbox(shard, tombstone, source):
             proof.inbox.append(shard.uri)

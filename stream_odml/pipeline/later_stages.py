@@ -169,8 +169,8 @@ def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> list[str]:
 
 def mapped_shards(store: Store) -> list[str]:
     """Return learnt shards whose features another trunk than the head's made, worst first: by the error
-    that the maps on the way from that trunk are known to make on classes that they were not fitted to, then
-    in landing order."""
+    that the maps on the way from that trunk are known to make on classes that they were not fitted to, with that of
+    the map by which they were taken over from another model, then in landing order."""
     seq, found = _MAPPED.get(store, (-2, []))
     if (
         seq != store.tree.seq
@@ -184,19 +184,18 @@ def _mapped_shards(store: Store) -> list[str]:
     ledger, tree = store.ledger, store.tree
     lineage = tree.lineage(tree.head)
     made_by: dict[str, str] = {}
+    taken_over: dict[str, float] = {}
     for task in dict.fromkeys(tree.get(v).task for v in lineage):
         for shard in ledger.tasks[task].shard_ids if task else ():
             made_by[shard] = str(ledger.shards[shard].counts.get("version", lineage[0]))
+            taken_over[shard] = ledger.shards[shard].mapped_error
     for version_id in lineage[1:]:
         for shard in _rows_of(ledger, tree, version_id):
-            made_by[shard] = version_id
-    errors = _errors(tree, lineage)
-    found = [
-        (errors[made], shard)
-        for shard, made in made_by.items()
-        if errors.get(made, 0.0) > 0 and ledger.shards[shard].rows
-    ]
-    return [shard for error, shard in sorted(found, key=lambda p: (-p[0], ledger.shards[p[1]].landed_seq))]
+            made_by[shard], taken_over[shard] = version_id, 0.0
+    by_version = _errors(tree, lineage)
+    errors = {shard: by_version.get(made, 0.0) + taken_over[shard] for shard, made in made_by.items()}
+    found = [shard for shard, error in errors.items() if error > 0 and ledger.shards[shard].rows]
+    return sorted(found, key=lambda shard: (-errors[shard], ledger.shards[shard].landed_seq))
 
 
 def renewal(store: Store) -> dict[str, int]:

@@ -81,11 +81,19 @@ class Settling:
     def _held_out(self, order: StageOrder) -> HeldOut | None:
         """Held-out images under both models; None on all ranks but the first, or if there are too few."""
         config = self.config
+        if self._makes_exact(order):
+            return None
         if order.kind == "renew":  # one of many small steps
             few = min(config.evaluation.max_images, MAX_IMAGES)
             evaluation = config.evaluation.model_copy(update={"max_images": few})
             config = config.model_copy(update={"evaluation": evaluation})
         return shared_held_out(self.store, order, config, self.outcome.student, self.world, self.all_ranks)
+
+    def _makes_exact(self, order: StageOrder) -> bool:
+        """Whether items that were taken over by a map from another model's features come to be as the model embeds
+        them. What they are replaced by cannot be compared with them: predicted items lie closer to their class."""
+        shards = self.store.ledger.shards
+        return order.kind == "renew" and any(shards[ref.shard_id].mapped_error > 0 for ref in order.shards)
 
     def _solved(
         self, order: StageOrder, held: HeldOut | None, counts: Callable[[], dict[str, Any]]
@@ -95,7 +103,8 @@ class Settling:
         solved = store.again(lambda: solve_stage(store, order, self.config, self.outcome.forward, self.parts))
         old = store.head_of(order.parent)
         figures = self._measured(order, held, by_head(solved.head), by_head(old))
-        if order.improves and figures.get("queries/union", 0.0) < FEW_QUERIES:
+        few = figures.get("queries/union", 0.0) < FEW_QUERIES
+        if order.improves and few and not self._makes_exact(order):
             figures |= store.again(lambda: estimate_both(store, order.parent, old, solved))
         figures |= {**counts(), **solved.figures}
         keeps_trunk = order.kind in ("embed", "renew")

@@ -40,6 +40,12 @@ class ShardState:
     problem: str | None = None
     """Why it last failed for good, or why its last attempt failed."""
 
+    @property
+    def mapped_error(self) -> float:
+        """How far its items are off as they were taken over, by a map from another model's features; 0 where they are
+        exact."""
+        return float(self.counts.get("adopted", {}).get("error", 0.0))
+
 
 @dataclass(frozen=True)
 class Attempt:

@@ -1,0 +1,135 @@
+"""After an upgrade: items that were taken over by a map are embedded from their images, worst first, once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stream_odml.config.stream import StreamConfig, load_config
+from stream_odml.exchange import pairs
+from stream_odml.exchange.upgrading import prepare
+from stream_odml.exchange.worst_first import shard_errors
+from stream_odml.ingest.decode import decode_image
+from stream_odml.learn.embedder import build_embedder, embed
+from stream_odml.learn.world import World
+from stream_odml.pipeline import later_stages
+from stream_odml.pipeline.later_stages import LaterRules, mapped_shards, renewal
+from stream_odml.pipeline.messages import StageProgress
+from stream_odml.pipeline.relabelling import stored_rows
+from stream_odml.pipeline.sources import open_sources
+from stream_odml.pipeline.stage_run import Place, StageRun
+from stream_odml.pipeline.stages import Stages
+from stream_odml.storage.crashpoints import ENVIRONMENT
+from stream_odml.store.store import Store
+from stream_odml.store.tables import decoded
+from stream_odml.store.writer import Writer
+from tests.exchange.test_upgrading import new, stream  # noqa: F401  (fixtures)
+from tests.service.test_exact_form import ExactStream
+
+PAIRS_OF_A_SHARD = 9
+
+
+@pytest.fixture
+def upgraded(
+    stream: ExactStream,  # noqa: F811
+    new: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> StreamConfig:
+    """32 items of two shards, of which 9 and 8 are pairs; one more was erased before."""
+    monkeypatch.setattr(pairs, "PER_SHARD", PAIRS_OF_A_SHARD)
+    stream.writer.forget("item", list(stream.images)[23], 1)
+    new.write_text(new.read_text() + "store: {renew_per_s: 100000}\nboundary: {images: null, age_s: null}\n")
+    config = load_config(new)
+    prepare(stream.root, config).adopt()
+    return config
+
+
+def embed_again(config: StreamConfig) -> list[str] | None:
+    """What the driver and the trainer do when nothing else is due: the shards that were embedded again."""
+    writer = Writer.claim(config.root, "test", takeover=True)
+    try:
+        stages = Stages(writer, config.boundary, 1, config.learns_trunk, LaterRules.of(config))
+        order = stages.dispatch(StageProgress())
+        if order is None:
+            return None
+        assert order.kind == "renew"
+        store = Store.open(config.root)
+        run = StageRun(config, order, store, World(), Place(), lambda progress: None)
+        run.open()
+        assert stages.commit(run.finish()) == order.version_id
+        run.close()
+        return [shard.shard_id for shard in order.shards]
+    finally:
+        writer.release()
+
+
+def off(config: StreamConfig, images: dict[str, bytes]) -> np.ndarray:
+    """By item, how far what is served is from what the model gives for its image, in shares of its largest entry."""
+    rows = stored_rows(Store.open(config.root), list(images))
+    assert len(rows) == 31
+    pixels = np.stack([decode_image(images[item], 32, 1 << 20) for item in rows["item_id"].to_pylist()])
+    exact, found = embed(build_embedder(config.model, config.seed), pixels), decoded(rows, 256)
+    exact, found = (h / np.linalg.norm(h, axis=1, keepdims=True) for h in (exact, found))
+    shares: np.ndarray = np.abs(found - exact).max(axis=1) / exact.max(axis=1)
+    return shares
+
+
+def test_mapped_items_become_exact_worst_first_and_what_was_erased_stays_so(
+    upgraded: StreamConfig,
+    stream: ExactStream,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(later_stages, "RENEWED_AT_ONCE", 1)
+    monkeypatch.setattr(later_stages, "RENEWALS", 32)
+    store = Store.open(upgraded.root)
+    a, _ = store.ledger.shards
+    assert (off(upgraded, stream.images) > 0.05).sum() == 31 - 17
+    assert [
+        found for source in open_sources(upgraded) for found in source.poll(set(store.ledger.shards))
+    ] == []
+    assert mapped_shards(store) == [a], "of 23 items 14 are mapped; all 8 of the other shard are pairs"
+    assert embed_again(upgraded) == [a]
+    assert embed_again(upgraded) is None
+    store.refresh()
+    assert renewal(store) == {"mapped": 0, "exact": 31, "gone": 0}
+    assert off(upgraded, stream.images).max() < 0.02
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from stream_odml.config.stream import load_config
+from stream_odml.storage.crashpoints import ENVIRONMENT
+from tests.exchange.test_embedding_again import embed_again
+os.environ[ENVIRONMENT] = sys.argv[2]
+embed_again(load_config(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("point", ["attempt.after", "stage.after_gallery"])
+def test_killed_in_between_they_are_embedded_again_once(
+    upgraded: StreamConfig,
+    stream: ExactStream,  # noqa: F811
+    new: Path,  # noqa: F811
+    point: str,
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(new), point], capture_output=True, env={**os.environ}
+    )
+    assert run.returncode == -9, run.stderr.decode()
+    assert ENVIRONMENT not in os.environ
+    assert embed_again(upgraded) is not None
+    assert embed_again(upgraded) is None
+    assert len(Store.open(upgraded.root).ledger.later_attempts) == 1
+    assert off(upgraded, stream.images).max() < 0.02
+
+
+def test_shards_of_classes_that_the_map_has_seen_least_come_first() -> None:
+    mapped = {"few": {"seen": 10}, "new": {"unseen": 10}, "again": {"unseen": 10}, "none": {}}
+    found = shard_errors(mapped, dict.fromkeys(mapped, 10), {"seen": 4}, 0.5)
+    assert found == {"new": 0.5, "few": 0.5 / 5, "again": 0.5 / 11, "none": 0.0}
