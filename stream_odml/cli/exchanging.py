@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -63,24 +65,30 @@ def adopt(
     config = parse_config({**plain, "root": root}) if model is None else load_config(model, {"root": root})
     named = tuple(name.strip() for name in (attributes or "").split(",") if name.strip())
     gallery = open_source(source, Names(vector, id_column, class_column, named), ids)
-    with progress_bar("adopted") as bar:
-        task = bar.add_task("rows", total=gallery.count)
-        report = take_over(
-            gallery,
-            config,
-            learn=learn,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    if as_json:
-        print(json.dumps(report.to_dict()))
-        return
-    for line in adopted_lines(report):
-        say(out, line)
+    with progress_bar("adopted", gallery.count) as progress:
+        report = take_over(gallery, config, learn=learn, progress=progress)
+    _tell(report, as_json, adopted_lines(report))
 
 
-def progress_bar(what: str) -> Progress:
+@contextlib.contextmanager
+def progress_bar(what: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar on stderr; yields what is called with how much is done, and of how much."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Report(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def _tell(report: _Report, as_json: bool, lines: Iterable[str]) -> None:
+    if as_json:
+        print(json.dumps(report.to_dict()), flush=True)
+        return
+    for line in lines:
+        say(out, line)
 
 
 def adopted_lines(report: Any) -> list[str]:
@@ -138,21 +146,11 @@ def export(
     from stream_odml.exchange.exporting import export as take_out
 
     wanted = None if formats is None else [name.strip() for name in formats.split(",") if name.strip()]
-    with progress_bar("exported") as bar:
-        task = bar.add_task("parts", total=None)
-        report = take_out(
-            root,
-            to,
-            formats=wanted,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    if as_json:
-        print(json.dumps(report.to_dict()))
-        return
-    say(out, f"{report.items} items of version {report.version}, {report.dim} values each, in {report.to}")
-    for file in report.files:
-        say(out, f"  {file}")
-    for name in report.left_out:
+    with progress_bar("exported") as progress:
+        report = take_out(root, to, formats=wanted, progress=progress)
+    first = f"{report.items} items of version {report.version}, {report.dim} values each, in {report.to}"
+    _tell(report, as_json, [first, *(f"  {file}" for file in report.files)])
+    for name in () if as_json else report.left_out:
         say(
             out,
             f"without {name}: pip install 'stream-odml[{name}]', or name the formats with --format",
@@ -188,25 +186,17 @@ def sync(
     target, equal = open_target(to), True
     try:
         while True:
-            with progress_bar("written") as bar:
-                task = bar.add_task("buckets", total=None)
-                report = keep(
-                    root,
-                    target,
-                    verify=verify,
-                    progress=lambda done, total: bar.update(task, completed=done, total=total),  # noqa: B023
-                )
+            with progress_bar("written") as progress:
+                report = keep(root, target, verify=verify, progress=progress)
             equal = report.equal
-            if as_json:
-                print(json.dumps(report.to_dict()), flush=True)
-            elif report.written or report.switched or every is None:
+            if as_json or report.written or report.switched or every is None:
                 shown = "; readers see it from now on" if report.switched else ""
                 same = "digests are equal" if report.equal else "ROWS DIFFER from what was written"
-                say(
-                    out,
+                line = (
                     f"{report.items} items of version {report.version}, {report.written} written, {same}{shown} "
-                    f"({report.seconds:.1f} s)",
+                    f"({report.seconds:.1f} s)"
                 )
+                _tell(report, as_json, [line])
             if every is None:
                 break
             time.sleep(every)

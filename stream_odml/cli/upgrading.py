@@ -32,8 +32,9 @@ def upgrade(
     the new ones.
 
     First says what recall is to be expected: mapped, beside staying and beside embedding every image again. The old
-    root is only read, and may be served until the new one suits you; to go back, serve it again. Start the new stream
-    on the same inbox, and every item whose image it indexes is exact from then on. Repeating the command goes on.
+    root is only read, and may be served until the new one suits you; to go back, serve it again. The new stream goes on
+    with the same inbox; in the background it embeds the items whose shards can still be read, worst first, and each is
+    exact from then on. Repeating the command goes on.
 
     Examples:  stream-odml upgrade stream-root --model new.yaml --dry-run  ·  stream-odml upgrade stream-root
     --model new.yaml --images photos
@@ -50,15 +51,17 @@ def upgrade(
         say(out, f"  {expected.staying:.3f}  with the model of now")
         mapped = expected.items - expected.exact
         say(out, f"  {expected.mapped:.3f}  with the new model, {mapped} of {expected.items} items mapped")
+        seconds = max(expected.seconds_to_reembed, mapped / (config.store.renew_per_s or float("inf")))
+        say(out, f"  {expected.reembedded:.3f}  once all are embedded again ({seconds:.0f} s)")
         say(
             out,
-            f"  {expected.reembedded:.3f}  once all are embedded again ({expected.seconds_to_reembed:.0f} s)",
+            "the stream does so in the background for items whose shards can still be read, worst first, at most "
+            f"{config.store.renew_per_s:g} a second (store.renew_per_s)",
         )
     report = None
     if not dry_run:
-        with progress_bar("mapped") as bar:
-            task = bar.add_task("rows", total=prepared.source.count)
-            report = prepared.adopt(lambda done, total: bar.update(task, completed=done, total=total))
+        with progress_bar("mapped", prepared.source.count) as progress:
+            report = prepared.adopt(progress)
     if as_json:
         say_json({"expected": expected.to_dict(), "adopted": None if report is None else report.to_dict()})
         return
