@@ -45,6 +45,11 @@ class ExportReport:
         return asdict(self)
 
 
+MARK = "export.json"
+"""Says of a folder that its files are an export's, which the next one may replace."""
+_WRITTEN = ("items.parquet", "items.faiss", "items.ids.parquet", "items.npz", "model")
+
+
 def export(
     root: str,
     to: str,
@@ -84,9 +89,15 @@ def export(
     folder = Path(to)
     if folder.exists() and not folder.is_dir():
         raise ExchangeError(f"{folder} is a file; name a folder")
+    theirs = [name for name in _WRITTEN if (folder / name).exists()]
+    if theirs and not (folder / MARK).exists():
+        raise ExchangeError(f"{folder} holds {theirs[0]}, which no export wrote; name an empty folder")
     gallery = Gallery.load(root, storage_options)
-    folder.mkdir(parents=True, exist_ok=True)
-    files: list[str] = []
+    try:
+        _write(folder, MARK, lambda file: file.write(json.dumps(about(gallery)).encode()))
+    except OSError as error:
+        raise ExchangeError(f"{folder} cannot be written: {error.strerror}; name another folder") from None
+    files = [MARK]
     for number, name in enumerate(wanted):
         progress(number, len(wanted))
         files += _WRITERS[name](gallery, folder)

@@ -42,6 +42,10 @@ class FolderTarget:
             return Mark(**json.loads((self._folder / CURRENT).read_bytes()))
         except FileNotFoundError:
             return None
+        except (ValueError, TypeError) as error:
+            raise ExchangeError(
+                f"{self._folder / CURRENT} is none that sync wrote ({error}); remove the folder, or name an empty one"
+            ) from None
 
     def prepare(self, space: str, dim: int) -> None:
         """See `SyncTarget`."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line, library
 from stream_odml.exchange.source import VECTOR, Block, Names, choose, length_of, rows_at_once
 from stream_odml.exchange.target import ROWS, Digests, Mark, summed, table_name
-from stream_odml.exchange.urls import Place, place_of
+from stream_odml.exchange.urls import Place, check_folder, place_of
 
 EXAMPLE = "lancedb:///FOLDER/TABLE"
 EXTRA = "lancedb"
@@ -52,14 +52,18 @@ class LanceSource:
     """Rows of a table as it is when it is opened."""
 
     def __init__(self, url: str, names: Names) -> None:
+        check_folder(place_of(url, EXAMPLE))
         connection, place = connect(url)
         self.name = place.shown
         try:
             self._table = connection.open_table(place.name)
         except Exception as error:
-            known = ", ".join(_tables(connection)[:20]) or "none"
+            known = ", ".join(_tables(connection)[:20])
+            there = (
+                f"there are {known}: name one of them" if known else "that folder holds none; name another"
+            )
             raise ExchangeError(
-                f"{self.name}: there is no table {place.name!r}, only {known} ({first_line(error)[:80]})"
+                f"{self.name}: there is no table {place.name!r} ({first_line(error)[:80]}); {there}"
             ) from None
         self._chosen = choose(self._table.schema, names, self.name)
         self.count: int | None = int(self._table.count_rows())

@@ -19,7 +19,7 @@ from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line, l
 from stream_odml.exchange.files_source import as_lists
 from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once
 from stream_odml.exchange.target import ROWS, Digests, Mark, summed, table_name
-from stream_odml.exchange.urls import Place, place_of
+from stream_odml.exchange.urls import Place, check_folder, place_of
 
 EXAMPLE = "qdrant://HOST:6333/COLLECTION, or qdrant:///FOLDER/COLLECTION for a local one"
 EXTRA = "qdrant"
@@ -36,7 +36,12 @@ def connect(url: str) -> tuple[Any, Place]:
         if place.host:
             https = url.startswith(("qdrants://", "qdrant+https://"))
             client = qdrant.QdrantClient(
-                host=place.host, port=place.port or 6333, https=https, api_key=os.environ.get(KEY), timeout=60
+                host=place.host,
+                port=place.port or 6333,
+                https=https,
+                api_key=os.environ.get(KEY),
+                timeout=60,
+                check_compatibility=False,  # it asks by itself, and warns where the next call says why
             )
             client.get_collections()
         else:
@@ -54,6 +59,7 @@ class QdrantSource:
 
     def __init__(self, url: str, names: Names) -> None:
         self._url = url
+        check_folder(place_of(url, EXAMPLE))
         self._client, self._place = connect(url)
         self.name, self._names = self._place.shown, names
         try:
@@ -66,8 +72,9 @@ class QdrantSource:
         """Find the vectors, their length and number. Raises ExchangeError for what is not there."""
         collection = self._place.name
         if not self._client.collection_exists(collection):
-            known = ", ".join(one.name for one in self._client.get_collections().collections[:20]) or "none"
-            raise ExchangeError(f"{self.name}: there is no collection {collection!r}, only {known}")
+            known = ", ".join(one.name for one in self._client.get_collections().collections[:20])
+            there = f"there are {known}: name one of them" if known else "that store holds none; name another"
+            raise ExchangeError(f"{self.name}: there is no collection {collection!r}; {there}")
         params = self._client.get_collection(collection).config.params.vectors
         self._vector: str | None = None
         if isinstance(params, dict):

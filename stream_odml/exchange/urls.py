@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from stream_odml.exchange.errors import ExchangeError
@@ -41,6 +42,12 @@ def place_of(url: str, example: str) -> Place:
     if not name or not (parts.hostname or folder or "host" in options):
         raise ExchangeError(f"{parts.scheme}://… names no table or collection; expected {example}")
     return Place(url, parts.hostname or "", parts.port, folder, name, options)
+
+
+def check_folder(place: Place) -> None:
+    """Raise ExchangeError where a local folder that is to be read does not exist: clients would make it."""
+    if not place.host and not Path(place.folder).is_dir():
+        raise ExchangeError(f"{place.shown}: the folder {place.folder} does not exist; name an existing one")
 
 
 def connection_of(url: str) -> str:

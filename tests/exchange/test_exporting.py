@@ -113,3 +113,16 @@ def test_a_format_that_is_none_is_refused_before_anything_is_written(
     with pytest.raises(ExchangeError, match=r"no format 'csv'; name some of parquet"):
         export(str(gallery.store.uri), str(tmp_path / "x"), formats=["csv"])
     assert not (tmp_path / "x").exists()
+
+
+def test_files_of_another_tool_are_not_overwritten_and_an_export_is_by_the_next_one(
+    taken_out: tuple[Gallery, Path], tmp_path: Path
+) -> None:
+    gallery, _ = taken_out
+    (tmp_path / "items.npz").write_text("mine")
+    with pytest.raises(ExchangeError, match=r"holds items.npz, which no export wrote; name an empty folder"):
+        export(str(gallery.store.uri), str(tmp_path), formats=["parquet"])
+    assert (tmp_path / "items.npz").read_text() == "mine"
+    for _ in range(2):
+        export(str(gallery.store.uri), str(tmp_path / "out"), formats=["parquet"])
+    assert len(pq.read_table(tmp_path / "out" / "items.parquet")) == len(gallery)

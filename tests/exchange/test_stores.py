@@ -142,3 +142,13 @@ def test_vectors_are_those_of_the_store(lance: str) -> None:
     source = open_source(lance, NAMES)
     found = np.concatenate([np.stack(block.table["vector"].to_pylist()) for block in source.blocks(30)])
     assert np.array_equal(found, VECTORS[30:])
+
+
+@pytest.mark.parametrize(("place", "package"), [("lancedb", "lancedb"), ("qdrant", "qdrant_client")])
+def test_a_folder_that_is_not_there_is_not_made_by_reading_it(
+    tmp_path: Path, place: str, package: str
+) -> None:
+    pytest.importorskip(package)
+    with pytest.raises(ExchangeError, match=r"gone does not exist; name an existing one"):
+        open_source(f"{place}://{tmp_path}/gone/items", Names())
+    assert not (tmp_path / "gone").exists()

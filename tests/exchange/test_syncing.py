@@ -174,3 +174,9 @@ def test_what_sync_did_not_make_is_not_overwritten(stream: VectorStream, tmp_pat
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     with pytest.raises(ExchangeError, match=r"holds 'a.jpg', which sync did not write; name an empty folder"):
         open_target(str(tmp_path / "photos"))
+
+
+def test_a_folder_whose_mark_was_damaged_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "current.json").write_text('{"space": ')
+    with pytest.raises(ExchangeError, match=r"current.json is none that sync wrote .*; remove the folder"):
+        open_target(str(tmp_path)).mark()
