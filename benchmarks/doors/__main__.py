@@ -1,9 +1,9 @@
-"""Measure adoption, synchronisation, export and canaries: `doors.json`.
+"""Measure adoption, upgrades, synchronisation, export and canaries: `doors.json`.
 
     python -m benchmarks.doors                       # all parts, full size
     python -m benchmarks.doors --parts adopt --quick
 
-Every part works on vectors that it makes up, in a folder of its own.
+Every part works in a folder of its own, on vectors that it makes up, but for `upgrade`, which needs real images.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from benchmarks.doors.adopting import measure_adopt, measure_recall
 from benchmarks.doors.canaries import measure_canaries
 from benchmarks.doors.exporting import measure_onnx
 from benchmarks.doors.syncing import KILLS, measure_sync, sum_up
+from benchmarks.doors.upgrading import CHANGES, measure_upgrade
 
 PARTS: dict[str, Callable[[Report, Path, int], None]] = {
     "adopt": measure_adopt,
     "recall": measure_recall,
+    **{f"upgrade-{change}": partial(measure_upgrade, change) for change in CHANGES},
     **{f"sync-{kind}": partial(measure_sync, kind) for kind in KILLS},
     "onnx": measure_onnx,
     "canaries": measure_canaries,

@@ -21,7 +21,7 @@ from stream_odml.pipeline.first_version import open_root
 from stream_odml.store.store import Store
 
 DIM, ITEMS, CLASSES = 512, 1_000_000, 2_000
-NOISE = 4.0
+NOISE = 1.8
 """At which recall is far from both of its ends."""
 _COMMAND = """
 import resource, sys
@@ -60,14 +60,14 @@ def measure_adopt(report: Report, folder: Path, seed: int) -> None:
 
 def measure_recall(report: Report, folder: Path, seed: int) -> None:
     """Compare, after three more stages, the recall of adopted items with that of a stream that learnt them itself."""
-    classes, dim, each = (20, 64, 12) if report.quick else (200, 256, 40)
+    classes, dim, each = (20, 64, 12) if report.quick else (100, 128, 20)
     mean = means(4 * classes, dim, seed)
     tasks = [np.repeat(np.arange(at, at + classes), each) for at in range(0, 4 * classes, classes)]
     parts = [vectors(mean, labels, seed + at, NOISE) for at, labels in enumerate(tasks)]
     queries = vectors(mean, tasks[0], seed + 99, NOISE)
     heads = {}
     for name in ("adopted", "native"):
-        config = vector_stream(folder / name, dim)
+        config = vector_stream(folder / name, dim, lift=0)
         if name == "native":
             open_root(config)
         for at, (labels, h) in enumerate(zip(tasks, parts, strict=True)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from stream_odml.config.stream import StreamConfig, parse_config
 from stream_odml.exchange.files_source import as_lists
-from stream_odml.ingest.shard import ShardManifest, ShardRef
+from stream_odml.ingest.shard import ShardRef
 from stream_odml.pipeline.fast_stage import fast_stage
 from stream_odml.pipeline.stages import Stages
 from stream_odml.store.store import Store
@@ -57,35 +59,46 @@ def write_table(path: Path, items: int, dim: int, classes: int, seed: int) -> No
         writer.close()
 
 
-def vector_stream(root: Path, dim: int) -> StreamConfig:
-    """Return the configuration of a stream of vectors."""
-    model = {"backbone": "none", "head": "discriminant", "input_dim": dim}
+def vector_stream(root: Path, dim: int, **more: Any) -> StreamConfig:
+    """Return the configuration of a stream of vectors; `more`: entries of its model."""
+    model = {"backbone": "none", "head": "discriminant", "input_dim": dim, **more}
     boundary = {"new_classes": None, "images": None, "age_s": None}
-    return parse_config({"root": str(root), "model": model, "boundary": boundary})
+    return parse_config({"root": str(root), "model": model, "boundary": boundary, "gate": {"enabled": False}})
 
 
 def land_and_learn(config: StreamConfig, name: str, classes: list[str], h: NDArray[np.float32]) -> str:
     """Land vectors as one shard that is a task, as an indexer does, and learn it; the new version."""
+    return land_and_learn_all(config, {name: (classes, h)})
+
+
+def land_and_learn_all(
+    config: StreamConfig, shards: Mapping[str, tuple[list[str], NDArray[np.float32]]]
+) -> str:
+    """Land classes and vectors by shard, and learn all as one task; the new version."""
     writer = Writer.claim(config.root, "benchmark", takeover=True)
     try:
-        ref = ShardRef(name, name, f"/inbox/{name}", "parquet", 1, 0, name, ShardManifest(task_complete=True))
-        writer.record_landed([ref])
-        head = writer.tree.head
-        rows = gallery_rows(
-            item_ids=[f"{name}/{at}" for at in range(len(h))],
-            class_names=classes,
-            shard_ids=name,
-            rows=range(len(h)),
-            vectors=h,
-            version=head,
-            codes="int8",
-        )
-        counts = {name: {"trainable": dict(Counter(classes)), "version": head}}
-        writer.commit_ingest(IngestBatch([name], rows, None, counts))
+        for name, (classes, h) in shards.items():
+            _land(writer, name, classes, h)
+        writer.close_task(writer.ledger.next_task_id, list(shards), "all of it")
         stages = Stages(writer, config.boundary, config.gate.retries, config.learns_trunk)
-        stages.close_tasks()
         order = stages.solve_next()
-        assert order is not None, f"{name} closed no task"
+        assert order is not None
         return stages.commit(fast_stage(Store.open(config.root), order, config))
     finally:
         writer.release()
+
+
+def _land(writer: Writer, name: str, classes: list[str], h: NDArray[np.float32]) -> None:
+    writer.record_landed([ShardRef(name, name, f"/inbox/{name}", "parquet", 1, 0, name)])
+    head = writer.tree.head
+    rows = gallery_rows(
+        item_ids=[f"{name}/{at}" for at in range(len(h))],
+        class_names=classes,
+        shard_ids=name,
+        rows=range(len(h)),
+        vectors=h,
+        version=head,
+        codes="int8",
+    )
+    counts = {name: {"trainable": dict(Counter(classes)), "version": head}}
+    writer.commit_ingest(IngestBatch([name], rows, None, counts))

@@ -25,7 +25,7 @@ from stream_odml.store.writer import Writer
 DIM, ROWS, CLASSES = 128, 100_000, 200
 KILLS = {"folder": 30, "lancedb": 14, "qdrant": 6}
 """Of each kind of target, unless `LIMIT_S` is over before."""
-LIMIT_S = 200.0
+LIMIT_S = 1500.0
 _SYNC = """
 import sys
 from stream_odml.cli.main import main
