@@ -96,7 +96,7 @@ def test_the_study_lists_what_is_left_and_runs_it_once(
         (["--only", "third"], "expected one of hidden, first, second"),
     ],
 )
-def test_what_the_study_has_not_is_told_in_one_line(
+def test_what_the_study_has_not_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     with pytest.raises(SystemExit, match=said):
