@@ -134,7 +134,10 @@ def quarantine(
         from stream_odml.cli.quarantined import export_rows
 
         written, gone = export_rows(Store.open(root), export)
-        say(out, f"{written} rows in {export}; mend them, then `stream-odml ingest {export} INBOX`")
+        if written:
+            say(out, f"{written} rows in {export}; mend them, then `stream-odml ingest {export} INBOX`")
+        else:
+            say(out, f"there is no row to export; {export} was not written")
         for line in gone:
             say(out, f"not exported: {line}")
         return

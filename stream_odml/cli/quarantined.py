@@ -34,7 +34,8 @@ SCHEMA = pa.schema(
 
 
 def export_rows(store: Store, path: Path, options: StorageOptions | None = None) -> tuple[int, list[str]]:
-    """Write every quarantined row to a Parquet file; their number, and a line for each shard that cannot be read.
+    """Write every quarantined row to a Parquet file (for none, no file is made); return their number, and a line
+    for each shard that cannot be read.
 
     A file that was refused as a whole has no rows to export: mend the file itself and land it again. A duplicate id
     is exported without its id, so that it lands as an item of its own.
@@ -53,7 +54,8 @@ def export_rows(store: Store, path: Path, options: StorageOptions | None = None)
             rows += [_row(raw, wanted[raw.row]) for raw in raw_rows(ref, options) if raw.row in wanted]
         except (BadShard, TransientReadError) as error:
             unread.append(f"{ref.uri}: {error}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    if rows:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
     return len(rows), unread
 
 
