@@ -38,7 +38,7 @@ def test_the_commands_and_snippets_of_the_page_run(
         result = CliRunner().invoke(app, shlex.split(line)[1:])
         assert result.exit_code == 0, (line, result.output, result.exception)
     assert {path.name for path in Path("out").iterdir()} == {
-        "items.parquet", "items.faiss", "items.ids.parquet", "items.npz", "model"
+        "export.json", "items.parquet", "items.faiss", "items.ids.parquet", "items.npz", "model"
     }  # fmt: skip
     assert len(list(Path("copy").glob("space-*"))) == 1
 
