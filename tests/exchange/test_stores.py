@@ -116,7 +116,12 @@ def _close(source: object) -> None:
 BAD: list[tuple[str, Callable[[str], str], Names, str]] = [
     ("qdrant", str, Names(vector="none"), "has vectors vec, other; name the one to adopt with --vector"),
     ("qdrant", str, Names(vector="vec", class_name="brand"), "no payload 'brand'; it has code, colour, sku"),
-    ("qdrant", lambda url: url.replace("/items", "/nothing"), NAMES, "no collection 'nothing'; there are items"),
+    (
+        "qdrant",
+        lambda url: url.replace("/items", "/nothing"),
+        NAMES,
+        "no collection 'nothing'; there are items",
+    ),
     ("lance", str, Names(vector="code"), "column 'code' of .* name a list of numbers"),
     ("lance", lambda url: url.replace("/items", "/nothing"), NAMES, "no table 'nothing' .*; there are items"),
     (
