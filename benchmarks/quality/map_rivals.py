@@ -107,7 +107,8 @@ class NetMap:
         return moved_nd
 
     def to_bytes(self) -> bytes:
-        raise NotImplementedError("a network between two models is kept by no version")
+        """Raise TypeError: it only carries a measured gallery, and no version keeps it."""
+        raise TypeError("a network between two models is kept by no version")
 
 
 def unit_rows(g_nd: Floats) -> Floats:

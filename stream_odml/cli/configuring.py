@@ -70,16 +70,17 @@ def init(
         new_classes=new_classes,
         gpus=_gpus(),
     )
-    if weights is not None and not weights.is_file():
-        say(
-            out,
-            f"{weights} is not here: put the weights there before you run the stream, or correct the path",
-            "yellow",
-        )
+    _warn_of_missing(weights)
     root = write_config(path, out_file, seen, wishes)
     say(out, f"wrote {out_file}. Next:")
     for line in next_commands(path, out_file, root):
         say(out, line)
+
+
+def _warn_of_missing(weights: Path | None) -> None:
+    if weights is not None and not weights.is_file():
+        line = f"{weights} is not here: put the weights there before you run the stream, or correct the path"
+        say(out, line, "yellow")
 
 
 def _looked_at(path: Path) -> OwnImages:
