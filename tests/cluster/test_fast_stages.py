@@ -30,7 +30,7 @@ from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows
 
 pytestmark = pytest.mark.ray
-WAIT_S = 150
+WAIT_S = 500
 
 
 def _config(root: Path) -> dict[str, object]:

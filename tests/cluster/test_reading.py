@@ -52,7 +52,9 @@ def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(
     refs = DirectorySource(tmp_path / "inbox").poll(set())
     monkeypatch.setattr(reading, "_decode_shard", hanging_once(tmp_path / "hung"))
     cache = cache_of(tmp_path / "cache", refs, 1)
-    fill(cache, refs, RayReaders(0.1), hang_s=3.0)
+    fill(
+        cache, refs, RayReaders(0.1), hang_s=12.0
+    )  # on a busy machine a new process takes seconds to its first block
     assert (tmp_path / "hung").exists()
     assert cache.is_complete
     assert not cache.lost().any()

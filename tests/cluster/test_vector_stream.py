@@ -17,7 +17,7 @@ from stream_odml.store.store import Store
 from tests.service.vector_stream import Floats, vector_config, vectors_of
 
 pytestmark = pytest.mark.ray
-WAIT_S = 150
+WAIT_S = 500
 TREES = [f"tree {i}" for i in range(4) for _ in range(10)]
 BIRDS = [f"bird {i}" for i in range(3) for _ in range(10)]
 

@@ -56,7 +56,7 @@ class Server:
             return False
 
 
-def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = 20) -> None:
+def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = 60) -> None:
     """Wait until ``condition`` holds. Raises AssertionError after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -51,7 +51,7 @@ class Followed:
 
     def until(self, count: int) -> list[RawItem]:
         """Poll until so many items came."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while len(found := self.items()) < count:
             assert time.monotonic() < deadline, f"{len(found)} of {count} items"
             self.poll()
@@ -59,7 +59,7 @@ class Followed:
 
     def patiently(self, is_done: Callable[[], bool]) -> None:
         """Poll as the driver does: what is unreachable now is asked for again."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while not is_done():
             assert time.monotonic() < deadline
             try:

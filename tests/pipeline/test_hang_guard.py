@@ -82,7 +82,7 @@ def test_a_shard_that_hangs_its_reader_is_set_aside(tmp_path: Path) -> None:
     actor = ray.remote(num_cpus=0.2, max_restarts=-1, max_task_retries=0)(Stuck)
     tier = Ingestion(writer, [actor.remote(config.model_dump_json())], config.ingest)
     tier.land(DirectorySource(tmp_path / "inbox").poll(set()))
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while writer.ledger.landed and time.monotonic() < deadline:
         tier.gather(0.1)
         tier.commit()

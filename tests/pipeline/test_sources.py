@@ -92,7 +92,7 @@ class Stream:
 
     def until(self, done: Callable[[], bool]) -> None:
         """Beat as the driver does."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not done():
             assert time.monotonic() < deadline, self.discovery.error
             while (refs := self.discovery.take()) is not None:
