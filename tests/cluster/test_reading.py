@@ -43,6 +43,7 @@ def hanging_once(mark: Path) -> Callable[..., Iterator[Batch]]:
     return hang_once
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("only_others_read", "ray_cpus")
 def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(
