@@ -1,15 +1,9 @@
-"""python -m benchmarks.quality --data FILE.parquet --protocol 400+6*100 --methods ours,l2 --seeds 0,1,2 --out DIR
-python -m benchmarks.quality study --data FOLDER --weights FILE --dry-run     # all parts of the study, see its --help
-
-Killed and started again with the same words it goes on after the last stage that was measured.
-"""
+"""The command of the study, see `arguments.DESCRIPTION`."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,64 +12,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.quality.data import ImageSet, load_images
-from benchmarks.quality.methods import NEEDS_WEIGHTS, Method, all_names, apply_changes, parse_methods
+from benchmarks.quality.arguments import parser, plan
+from benchmarks.quality.data import ImageSet
+from benchmarks.quality.methods import Method
 from benchmarks.quality.moving import run_of
 from benchmarks.quality.protocols import Stream
 from benchmarks.quality.report import write_report
-from benchmarks.quality.rows import Row, RowFile, learning_commit
+from benchmarks.quality.rows import Row
 from benchmarks.quality.study import Study
 from benchmarks.quality.whole import run_study, study_parser
 from stream_odml.learn.memory import keep_freed_memory
-from stream_odml.learn.settings import PRETRAINED, EmbedderSpec, StageSettings
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    p.add_argument("--data", type=Path, required=True, help="Parquet with columns image and class_name")
-    p.add_argument("--protocol", default="400+6*100", help="base+k*n, alphabets[:b[*s]], repeat:…, blurry:…")
-    p.add_argument("--methods", default=",".join(all_names()), help="names, or NAME=PRESET:field=value:…")
-    p.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated; --seed is the same")
-    p.add_argument("--seed", dest="seeds", type=_seeds, help=argparse.SUPPRESS)
-    p.add_argument("--backbone", default="conv4")
-    p.add_argument("--weights", help="safetensors with the backbone's pretrained weights")
-    p.add_argument("--pretrained", action="store_true", help="weights by the backbone's name")
-    p.add_argument("--dim", type=int, default=128)
-    p.add_argument("--image-size", type=int, default=28)
-    p.add_argument(
-        "--lift", type=_count, help="random features of a solved head; default: as `model.lift` has it"
-    )
-    p.add_argument("--base-steps", type=int, default=600)
-    p.add_argument("--steps", type=int, default=200, help="of each later stage, for every method")
-    p.add_argument(
-        "--set", action="append", default=[], help="field=value of StageSettings, for every method"
-    )
-    p.add_argument("--select", choices=("validation", "test"), default="validation")
-    p.add_argument(
-        "--beside",
-        action="append",
-        default=[],
-        metavar="FILE:NAME[=EARLIER],...",
-        help="add methods of an earlier result (.parquet) of the same stream, by the name that they had there",
-    )
-    p.add_argument("--name", help="of the result; default: quality-<data>")
-    p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
-    p.add_argument("--device", default="cpu")
-    p.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="of all networks; bf16 is autocast"
-    )
-    p.add_argument("--threads", type=_count, default=0, help="0: as torch likes")
-    p.add_argument(
-        "--oracle", action="store_true", help="a gallery too, moved by maps fitted with images of old classes"
-    )
-    p.add_argument("--quick", action="store_true", help="an eighth of the steps: for a look, not a claim")
-    p.add_argument("--report-only", action="store_true", help="of what has been measured so far, run nothing")
-    p.add_argument(
-        "--commit", help="count rows as made at this commit; default: the last that changed learning"
-    )
-    return p
 
 
 def main() -> None:
@@ -84,7 +30,6 @@ def main() -> None:
         if sys.argv[1:2] == ["study"]:
             run_study(
                 study_parser().parse_args(sys.argv[2:]),
-                lambda words: plan(parser().parse_args(words)),
                 lambda words: _run(parser().parse_args(words)),
             )
         else:
@@ -146,57 +91,6 @@ def _unmeasured(images: ImageSet, stream: Stream) -> str:
     counts = np.bincount(images.labels[stream.measured], minlength=len(images.class_names))
     few = int((counts[shown] < 2).sum())
     return f"{few} of {len(shown)} classes have too few images to be measured." if few else ""
-
-
-def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
-    """What the command line asks for."""
-    shrink = 8 if args.quick else 1
-    common = StageSettings(base_steps=-(-args.base_steps // shrink), stage_steps=-(-args.steps // shrink))
-    spec = EmbedderSpec(
-        args.backbone, args.dim, args.image_size, weights=args.weights, pretrained=args.pretrained
-    )
-    if spec.starts_pretrained:
-        common = replace(common, **PRETRAINED)
-    if args.precision != "fp32":
-        common = replace(common, precision=args.precision, old_precision=args.precision)
-    common = apply_changes(common, args.set)
-    methods = parse_methods(args.methods, common)
-    if not spec.starts_pretrained:
-        methods = [method for method in methods if method.preset not in NEEDS_WEIGHTS]
-    if not methods:
-        raise ValueError(
-            f"{' and '.join(NEEDS_WEIGHTS)} need pretrained weights: name them with --weights or --pretrained"
-        )
-    work = args.work or args.out / ".quality"
-    weights = hashlib.sha256(Path(args.weights).read_bytes()).hexdigest()[:16] if args.weights else None
-    study = Study(
-        load_images(args.data, args.image_size, work), args.protocol, args.select, spec, common, work,
-        RowFile(work / "rows.jsonl"), args.commit or learning_commit(), args.quick, _device(args.device),
-        args.oracle, weights, args.lift,
-    )  # fmt: skip
-    return study, methods, args.seeds
-
-
-def _seeds(text: str) -> list[int]:
-    seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
-    if min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of 0 or more between commas")
-    return seeds
-
-
-def _device(name: str) -> str:
-    """As it was given, if torch can use it here."""
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return name
-
-
-def _count(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
-    return int(text)
 
 
 def run_all(study: Study, todo: list[tuple[int, Method]], name: str) -> None:

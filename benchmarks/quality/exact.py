@@ -73,11 +73,7 @@ class ExactRun(Run):
         if self.method.preset == "exact_pretrained":
             trunk = build_embedder(self._spec, self.seed).eval()
             return trunk, ClassBank.empty(trunk.out_dim)
-        plain = self._base_stage(
-            f"base-{self.study.key(None, self.seed)}",
-            replace(self.study.common, whitening=0.0),
-            build_embedder(self.study.spec, self.seed),
-        )
+        plain = self.plain_base()
         if self._sees_all:
             return plain.student, plain.bank
         trunk = trunk_of(plain.student, self._spec).eval()

@@ -142,15 +142,21 @@ class Run:
 
     def _base(self) -> tuple[Embedder, ClassBank]:
         """Learnt once for all methods, and whitened for those that ask for it."""
-        key, common = self.study.key(None, self.seed), replace(self.study.common, whitening=0.0)
-        student = build_embedder(self.study.spec, self.seed)
-        plain = self._base_stage(f"base-{key}", common, student)
+        key, plain = self.study.key(None, self.seed), self.plain_base()
         share = self.method.settings.whitening
         if not share:
             return plain.student, plain.bank
-        whitened = replace(common, whitening=share, base_steps=0)
+        whitened = replace(self.study.common, whitening=share, base_steps=0)
         state = self._base_stage(f"base-{key}-whitened-{share}", whitened, plain.student)
         return state.student, state.bank
+
+    def plain_base(self) -> RunState:
+        """Return the base stage before any whitening, learnt where it is not there yet."""
+        return self._base_stage(
+            f"base-{self.study.key(None, self.seed)}",
+            replace(self.study.common, whitening=0.0),
+            build_embedder(self.study.spec, self.seed),
+        )
 
     def _base_stage(self, name: str, settings: StageSettings, start: Embedder) -> RunState:
         state = load_state(self.study.work / name)

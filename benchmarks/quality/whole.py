@@ -6,19 +6,19 @@ python -m benchmarks.quality study --data FOLDER --weights FILE [--dry-run] [--o
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.quality.arguments import parser, plan
+from benchmarks.quality.jobs import jobs_of, run_jobs
+from benchmarks.quality.left import left_of, step_seconds
 from benchmarks.quality.map_rivals import MAPS
-from benchmarks.quality.methods import ALWAYS, EXACT, FROZEN, MOVING, Method
-from benchmarks.quality.rows import Row, RowFile
-from benchmarks.quality.study import MAPPING, Study
+from benchmarks.quality.rows import RowFile
 
 _PHOTOGRAPHS = (
     "--backbone", "mobilenetv2", "--image-size", "96", "--set", "augment_flip=true", "--set",
@@ -32,6 +32,20 @@ _TRAINED = (
 )
 _MAPS = f"l2,sdc_l2,{','.join(MAPS)}"
 _ALL = f"ours,{_HEADS},{_TRUNKS},{_TRAINED},{_MAPS}"
+_SMALL = (
+    f"{_ALL},ours_backfill,exact_always,no_peer,no_virtual,ours_200=ours:stage_steps=200,"
+    "backfill_200=ours_backfill:stage_steps=200,always_200=exact_always:stage_steps=200,"
+    "backfill_no_peer=ours_backfill:weight_peer=0,backfill_no_virtual=ours_backfill:weight_virtual=0,"
+    "always_no_peer=exact_always:weight_peer=0,always_no_virtual=exact_always:weight_virtual=0,"
+    "always_no_relation=exact_always:weight_old=0,always_no_hold=exact_always:weight_hold=0,"
+    "always_no_composites=exact_always:weight_composites=0:map_composites=0,"
+    "always_no_average=exact_always:old_share=0"
+)
+"""What is taken away, one at a time, where a trunk moves: on the fewest base classes, where it may matter."""
+_LONG = (
+    "faithful_long=faithful:learning_rate=1e-5:stage_steps=1000,"
+    "backfill_long=ours_backfill:stage_steps=1000,always_long=exact_always:stage_steps=1000"
+)
 _DRAWINGS = "ours,exact_frozen,ranpac,ranpac_logits,fecam,stored_head,distilled,finetune,frozen_f0,joint"
 
 
@@ -66,8 +80,9 @@ class Part:
 PARTS = (
     Part("quality-flowers102", "flowers102", "62+4*10", f"{_ALL},no_peer,no_virtual,{_JOINT}", _PHOTOGRAPHS),
     Part("quality-grocery81", "grocery81", "41+4*10", f"{_ALL},no_peer,no_virtual,{_JOINT}", _PHOTOGRAPHS),
-    Part("quality-flowers102-small", "flowers102", "12+9*10", f"{_ALL},ours_backfill,exact_always", _PHOTOGRAPHS),
-    Part("quality-grocery81-small", "grocery81", "11+7*10", f"{_ALL},ours_backfill,exact_always", _PHOTOGRAPHS),
+    Part("quality-flowers102-small", "flowers102", "12+9*10", _SMALL, _PHOTOGRAPHS),
+    Part("quality-grocery81-small", "grocery81", "11+7*10", _SMALL, _PHOTOGRAPHS),
+    Part("quality-flowers102-long", "flowers102", "12+9*10", _LONG, _PHOTOGRAPHS, "0"),
     Part("quality-flowers102-blurry", "flowers102", "blurry:62+4*10", f"ours,{_HEADS},distilled", _PHOTOGRAPHS),
     Part("quality-flowers102-repeat", "flowers102", "repeat:62+4*10", f"ours,{_HEADS},distilled", _PHOTOGRAPHS),
     Part("quality-omniglot", "omniglot", "400+6*100", _DRAWINGS, ("--base-steps", "1500", "--steps", "100")),
@@ -99,7 +114,11 @@ def study_parser() -> argparse.ArgumentParser:
     p.add_argument("--select", choices=("validation", "test"), default="test")
     p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
-    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--threads", type=int, default=1, help="of each process")
+    p.add_argument("--jobs", type=int, default=1, help="processes side by side; of one core each")
+    p.add_argument(
+        "--minutes", type=float, default=0.0, help="stop after so many, and write no report; default: none"
+    )
     p.add_argument("--device", default="cpu")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     p.add_argument(
@@ -127,93 +146,26 @@ def chosen_parts(args: argparse.Namespace) -> list[Part]:
     return chosen
 
 
-@dataclass(frozen=True)
-class Left:
-    """What is to be done of a method in a part, and about how many seconds of CPU it takes."""
-
-    method: str
-    seeds: tuple[int, ...]
-    done: int
-    seconds: float
-
-
-def left_of(
-    study: Study, methods: Sequence[Method], seeds: Sequence[int], rows: Sequence[Row]
-) -> Iterator[Left]:
-    """Yield for each method which seeds are not measured; their time is that of finished runs, or else a guess. A model
-    that several methods learn alike is counted with the first."""
-    finished = study.rows.finished()
-    per_run: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in rows:
-        if row["metric"] == "train_s":
-            per_run[row["protocol"], row["method"]].append(row["value"])
-    learnt: set[str] = set()
-    for method in methods:
-        student = shared_student(method)
-        is_there = student in learnt
-        learnt |= {student} - {""}
-        todo = tuple(seed for seed in seeds if study.key(method, seed) not in finished)
-        known = per_run.get((study.protocol, method.name))
-        stages = len(study.stream(seeds[0]).tasks) - 1
-        if known and not is_there:
-            one = float(np.median(known)) + _measuring(study, stages)
-        else:
-            one = guess(study, method, stages, is_there)
-        yield Left(method.name, todo, len(seeds) - len(todo), one * len(todo))
-
-
-def shared_student(method: Method) -> str:
-    """Return what names the models that a method trains, where another may learn the same (`Run._twin`); else ""."""
-    s, sees_all = method.settings, EXACT.get(method.preset, method.preset) == "joint"
-    moves = method.preset in EXACT and not sees_all
-    if moves or method.preset in FROZEN or s.weight_repel or s.weight_virtual or s.error_whitening:
-        return ""
-    return repr((sees_all, {name: value for name, value in asdict(s).items() if name not in MAPPING}))
-
-
-def guess(study: Study, method: Method, stages: int, is_there: bool = False) -> float:
-    """Return seconds of one core for a run without its base stage, from the steps that it takes; none where its models
-    are there."""
-    step = _STEP_S["photographs" if study.spec.starts_pretrained else "drawings"]
-    if (
-        is_there
-        or method.preset in FROZEN
-        or method.rival is not None
-        or method.preset in ("exact_frozen", "exact_pretrained")
-    ):
-        steps = 0.0
-    elif method.preset in MOVING:
-        steps = method.settings.stage_steps * stages * 0.3  # it seldom moves its trunk
-    else:
-        steps = float(method.settings.stage_steps * stages)
-    costly = 1.5 if method.settings.weight_peer or method.preset in ALWAYS else 1.0
-    return steps * step * costly + _measuring(study, stages) + (20.0 if method.preset in EXACT else 0.0)
-
-
-_STEP_S: Mapping[str, float] = {"photographs": 0.75, "drawings": 0.08}
-"""Seconds of a fine-tune's step on one core of the machine that the results name."""
-_EMBED_S: Mapping[str, float] = {"photographs": 0.006, "drawings": 0.0004}
-
-
-def _measuring(study: Study, stages: int) -> float:
-    """Return seconds to embed what measures after each stage: half of it in the mean."""
-    images = len(study.stream(0).measured)
-    return _EMBED_S["photographs" if study.spec.starts_pretrained else "drawings"] * images * (stages + 1) / 2
-
-
-def run_study(
-    args: argparse.Namespace,
-    planned: Callable[[list[str]], tuple[Study, list[Method], list[int]]],
-    run: Callable[[list[str]], None],
-) -> None:
-    """Run what is left of each part and write its report, or with --dry-run list it. `planned`: what the words of a
-    part ask for; `run`: do it."""
+def run_study(args: argparse.Namespace, run: Callable[[list[str]], None]) -> None:
+    """Run what is left of each part and write its report, or with --dry-run list it. `run`: do what the words of a part
+    ask for."""
     chosen = chosen_parts(args)
     console = Console(stderr=not args.dry_run)
+    _list_what_is_left(chosen, args, console)
+    if args.dry_run:
+        return
+    if args.jobs > 1 or args.minutes:
+        _run_side_by_side(chosen, args, console)
+    for at, part in enumerate(chosen, 1):
+        console.print(f"part {at} of {len(chosen)}: {part.name}")
+        run(part.argv(args))
+
+
+def _list_what_is_left(chosen: list[Part], args: argparse.Namespace, console: Console) -> None:
     table = Table("part", "method", "seeds left", "measured", "minutes of one core")
     total = 0.0
     for part in chosen:
-        study, methods, seeds = planned(part.argv(args))
+        study, methods, seeds = plan(parser().parse_args(part.argv(args)))
         rows = RowFile(study.rows.path).read()
         base_seeds: set[int] = set()
         for left in left_of(study, methods, seeds, rows):
@@ -224,15 +176,28 @@ def run_study(
             total += left.seconds
         bases = [seed for seed in base_seeds if not (study.work / f"base-{study.key(None, seed)}").exists()]
         if bases:
-            step = _STEP_S["photographs" if study.spec.starts_pretrained else "drawings"]
-            seconds = len(bases) * study.common.base_steps * step
+            seconds = len(bases) * study.common.base_steps * step_seconds(study)
             table.add_row(
                 part.name, "(base stage)", ",".join(map(str, sorted(bases))), "", f"{seconds / 60:.1f}"
             )
             total += seconds
     console.print(table if table.row_count else "Everything is measured.")
     console.print(f"In all about {total / 3600:.1f} hours of one core.")
-    if not args.dry_run:
-        for at, part in enumerate(chosen, 1):
-            console.print(f"part {at} of {len(chosen)}: {part.name}")
-            run(part.argv(args))
+
+
+def _run_side_by_side(chosen: list[Part], args: argparse.Namespace, console: Console) -> None:
+    """Run the jobs of all parts, first seeds first, so that a limit of time leaves whole seeds. SystemExit where it
+    left some, with the rows of the others on disk."""
+    until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    most = max(len((args.seeds or part.seeds).split(",")) for part in chosen)
+    jobs = [
+        job
+        for number in range(most)
+        for part in chosen
+        for job in jobs_of(part.name, part.argv(args), number)
+    ]
+    problems = run_jobs(jobs, args.jobs, until, args.threads, console)
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(jobs)} jobs are not done ({problems[0]}); start again to go on"
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.quality.__main__ import parser, plan
+from benchmarks.quality.arguments import parser, plan
 from benchmarks.quality.data import load_images
 from benchmarks.quality.exact import ExactRun, stored
 from benchmarks.quality.measure import Measured, measure_unseen

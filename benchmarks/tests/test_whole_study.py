@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common import read_rows
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import whole
+from benchmarks.quality.arguments import parser, plan
+from benchmarks.quality.left import shared_student
 from benchmarks.quality.methods import parse_methods
 from benchmarks.quality.study import Run
 from benchmarks.quality.whole import Part
@@ -111,14 +114,16 @@ def test_the_sealed_stream_comes_last() -> None:
 @pytest.mark.parametrize("part", REAL, ids=lambda part: part.name)
 def test_every_part_of_the_study_asks_for_what_there_is(part: Part) -> None:
     args = whole.study_parser().parse_args(["--data", ".", "--weights", "w"])
-    words = command.parser().parse_args(part.argv(args))
-    assert len(parse_methods(words.methods, StageSettings())) == len(re.split(r",(?=\w)", words.methods))
+    words = parser().parse_args(part.argv(args))
+    assert len(parse_methods(words.methods, StageSettings(stage_steps=words.steps))) == len(
+        re.split(r",(?=\w)", words.methods)
+    )
     assert part.sealed == (part.data == "caltech101")
 
 
 def test_models_that_several_methods_learn_alike_are_counted_once() -> None:
     names = "l2,sdc_l2,ldc_l2,l2_exact,distilled,joint,joint_exact,finetune,frozen_f0,fecam"
-    students = [whole.shared_student(method) for method in parse_methods(names, StageSettings())]
+    students = [shared_student(method) for method in parse_methods(names, StageSettings())]
     l2, sdc, ldc, l2_exact, distilled, joint, joint_exact, finetune, frozen, fecam = students
     assert l2 == sdc == ldc != finetune
     assert joint == joint_exact != finetune
@@ -142,7 +147,35 @@ def test_bf16_is_the_precision_of_all_networks(tmp_path: Path) -> None:
         *WORDS,
     ]
     for precision in ("fp32", "bf16"):
-        _, methods, _ = command.plan(
-            command.parser().parse_args([*words, "--methods", "distilled", "--precision", precision])
+        _, methods, _ = plan(
+            parser().parse_args([*words, "--methods", "distilled", "--precision", precision])
         )
         assert (methods[0].settings.precision, methods[0].settings.old_precision) == (precision, precision)
+
+
+def test_processes_side_by_side_measure_what_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each model is learnt once, after its base stage; what one job cannot do costs no other; time that is up leaves
+    what is measured, and the same words go on from there."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    squares(folder)
+    study(monkeypatch, folder)
+    squares(tmp_path)
+    with pytest.raises(SystemExit, match=r"jobs are not done \(first base 0: not done\)"):
+        study(monkeypatch, tmp_path, "--jobs", "2", "--minutes", "1e-6")
+    assert not (tmp_path / "out/first.md").exists()
+    study(monkeypatch, tmp_path, "--jobs", "2", "--minutes", "10")
+    for part in ("first", "second"):
+        side_by_side, alone = (measured(at / "out" / f"{part}.json") for at in (tmp_path, folder))
+        assert side_by_side == alone
+        assert side_by_side
+    capsys.readouterr()
+    study(monkeypatch, tmp_path, "--dry-run")
+    assert "Everything is measured." in capsys.readouterr().out
+
+
+def measured(result: Path) -> list[str]:
+    rows = [row for row in read_rows(result) if row["metric"] != "train_s"]
+    return sorted(str(sorted((name, value) for name, value in row.items() if name != "run")) for row in rows)

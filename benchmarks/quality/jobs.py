@@ -1,0 +1,130 @@
+"""Runs of the study in several processes, most wanted first, until all are done or the time is up.
+
+A job is the base stage of a seed, or after it the methods that learn the same models: the first learns them, the others
+find them. Rows are on disk after every stage, so that what a limit of time cuts off is at most a stage of each process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.quality.arguments import parser, plan
+from benchmarks.quality.left import guess, shared_student
+from benchmarks.quality.methods import Method
+from benchmarks.quality.moving import run_of
+from benchmarks.quality.state import load_state
+from benchmarks.quality.study import Run, Study
+from stream_odml.learn.memory import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does in one go: methods of one part and seed, one after the other; none is the base stage."""
+
+    name: str
+    words: tuple[str, ...]
+    seed: int
+    methods: tuple[str, ...]
+    seconds: float
+    """A guess of what it takes: of jobs that are wanted alike, long ones begin first."""
+
+
+def jobs_of(part: str, words: Sequence[str], number: int) -> Iterator[Job]:
+    """Yield what is left of a part for one of its seeds: the base stage first, where it is not there yet. `words`: its
+    command line; `number`: which of its seeds."""
+    study, methods, seeds = plan(parser().parse_args(list(words)))
+    if number >= len(seeds):
+        return
+    seed, finished = seeds[number], study.rows.finished()
+    groups: dict[str, list[Method]] = {}
+    for method in methods:
+        if study.key(method, seed) not in finished:
+            groups.setdefault(shared_student(method) or _own(method), []).append(method)
+    if not groups:
+        return
+    stages, rest = len(study.stream(seed).tasks) - 1, []
+    for group in groups.values():
+        seconds = sum(guess(study, method, stages, bool(at)) for at, method in enumerate(group))
+        names = tuple(method.name for method in group)
+        rest.append(Job(f"{part} {names[0]} {seed}", tuple(words), seed, names, seconds))
+    if load_state(study.work / f"base-{study.key(None, seed)}") is None:
+        yield Job(f"{part} base {seed}", tuple(words), seed, (), 0.0)
+    yield from sorted(rest, key=lambda job: -job.seconds)
+
+
+def _own(method: Method) -> str:
+    """Name the group of a method that shares no model: the three forms of RanPAC share their fits."""
+    return "ranpac" if method.preset.startswith("ranpac") else f"alone {method.name}"
+
+
+def run_jobs(jobs: Sequence[Job], processes: int, until: float, threads: int, console: Console) -> list[str]:
+    """Run the jobs in that order, none before the base stage of its part and seed is there. Return what went wrong, one
+    line for each job that failed or that the time (`until`, of time.monotonic) left undone."""
+    waiting, left = list(jobs), []
+    bases = {(job.words, job.seed) for job in jobs if not job.methods}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
+    )
+    running: dict[Future[float], Job] = {}
+    with Progress(*columns, console=console) as bar:
+        shown = bar.add_task("", total=len(jobs))
+        while (waiting or running) and time.monotonic() < until:
+            ready = [job for job in waiting if not job.methods or (job.words, job.seed) not in bases]
+            for job in ready[: processes - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(_do, job)] = job
+            done, _ = wait(running, timeout=max(until - time.monotonic(), 0), return_when=FIRST_COMPLETED)
+            for future in done:
+                job = running.pop(future)
+                problem = future.exception()
+                if problem is not None:
+                    left.append(f"{job.name}: {type(problem).__name__}: {str(problem).splitlines()[0]}")
+                elif not job.methods:
+                    bases.discard((job.words, job.seed))
+                console.print(f"{job.name}: {'failed' if problem else f'{future.result():.1f} s'}")
+                bar.update(shown, advance=1, description=job.name)
+            lost = [job for job in waiting if (job.words, job.seed) in bases and job.methods]
+            if not running and not ready and lost:
+                break
+    left += [f"{job.name}: not done" for job in (*running.values(), *waiting)]
+    for process in list(pool._processes.values()) if running else []:
+        process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+    return left
+
+
+def _begin(threads: int) -> None:
+    keep_freed_memory()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=4)
+def _planned(words: tuple[str, ...]) -> tuple[Study, dict[str, Method]]:
+    study, methods, _ = plan(parser().parse_args(list(words)))
+    return study, {method.name: method for method in methods}
+
+
+def _do(job: Job) -> float:
+    """Do it, and return the seconds that it took."""
+    began = time.perf_counter()
+    study, methods = _planned(job.words)
+    if not job.methods:
+        Run(study, next(iter(methods.values())), job.seed, _no_tick).plain_base()
+    for name in job.methods:
+        run_of(study, methods[name], job.seed, _no_tick).go()
+    return time.perf_counter() - began
+
+
+def _no_tick(what: str, done: int, total: int) -> None:
+    del what, done, total
