@@ -91,7 +91,7 @@ PARTS = (
          ("--base-steps", "600", "--steps", "40"), "0,1,2"),
     Part("quality-omniglot-thousand", "omniglot", "400+10*100", "ours,exact_frozen,distilled",
          ("--base-steps", "1500", "--steps", "40"), "0,1,2"),
-    Part("quality-caltech101", "caltech101", "51+5*10", f"{_ALL},{_JOINT}", _PHOTOGRAPHS, sealed=True),
+    Part("quality-caltech101", "caltech101", "50+5*10", f"{_ALL},{_JOINT}", _PHOTOGRAPHS, sealed=True),
 )  # fmt: skip
 """In the order in which they run. The sealed stream is the last: no choice may rest on it."""
 

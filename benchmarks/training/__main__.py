@@ -16,13 +16,14 @@ from pathlib import Path
 from benchmarks.common import Report, common_arguments
 from benchmarks.ingest.speed import measure_cache
 from benchmarks.training.boundary import measure_boundary
+from benchmarks.training.device_steps import measure_device_steps
 from benchmarks.training.parts import measure_parts
 from benchmarks.training.ranks import measure_ranks
 from benchmarks.training.recalls import measure_recalls
 from benchmarks.training.steps import measure_steps
 from stream_odml.learn.memory import keep_freed_memory
 
-PARTS = ("steps", "parts", "ranks", "cache", "boundary", "recall")
+PARTS = ("steps", "parts", "ranks", "cache", "boundary", "recall", "device")
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
     common_arguments(parser)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--data", type=Path, help="Parquet of real images for the recalls; without it, none")
+    parser.add_argument("--device", default="cpu", help="accelerator of the part `device`, such as cuda")
     arguments = parser.parse_args()
     report = Report.begin("training", arguments)
     seed = arguments.seeds[0]
@@ -44,6 +46,7 @@ def main() -> None:
         "cache": lambda: measure_cache(report, seed),
         "boundary": lambda: measure_boundary(report, seed),
         "recall": lambda: measure_recalls(report, arguments.data, arguments.seeds),
+        "device": lambda: measure_device_steps(report, arguments.device, seed),
     }
     for name in PARTS:
         if name in arguments.only:
