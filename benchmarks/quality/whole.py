@@ -25,7 +25,11 @@ _PHOTOGRAPHS = (
     "classes_per_batch=10", "--set", "images_per_class=4", "--base-steps", "150", "--steps", "40",
 )  # fmt: skip
 _JOINT = "joint=joint:stage_steps=120,joint_exact=joint_exact:stage_steps=120"
-_HEADS = "exact_frozen,exact_pretrained,ranpac,ranpac_logits,ranpac_features,fecam,stored_head"
+_HEADS = (
+    "exact_frozen,exact_pretrained,ranpac=ranpac:width=2000:ridge=1e5,ranpac_logits=ranpac_logits:width=2000:ridge=1e5,"
+    "ranpac_features=ranpac_features:width=2000:ridge=1e6,fecam,stored_head"
+)
+"""As validation chose them (STUDY.md)."""
 _TRUNKS = "l2_exact,relation_exact,finetune_exact"
 _TRAINED = (
     "distilled,l2_tuned=l2:weight_distill=20,relation_tuned=relation:weight_old=1000,finetune,frozen_f0"
@@ -47,6 +51,7 @@ _LONG = (
     "backfill_long=ours_backfill:stage_steps=1000,always_long=exact_always:stage_steps=1000"
 )
 _DRAWINGS = "ours,exact_frozen,ranpac,ranpac_logits,fecam,stored_head,distilled,finetune,frozen_f0,joint"
+"""RanPAC with its defaults: nothing was tuned on drawings."""
 
 
 @dataclass(frozen=True)
