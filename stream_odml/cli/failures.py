@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stream_odml.observe.logs import TextFormatter
+
+if TYPE_CHECKING:
+    from stream_odml.client import ServiceError
 
 _TRACE = "Traceback (most recent call last)"
 _ASK = "run `stream-odml --debug ...` to see the trace"
@@ -19,12 +22,21 @@ def message_of(error: BaseException) -> str:
     )  # Ray's own errors hold a whole trace as text, and what it is about here
     if isinstance(cause, BaseException) and cause is not error:
         return message_of(cause)
+    if isinstance(error, _refusal()):
+        # Status and code are for programs; whoever typed a command wants to know what to do.
+        return f"{error.detail}; {error.remedy}" if error.remedy else error.detail or str(error)
     text = str(error).strip()
     if _TRACE in text:
         text = text.splitlines()[-1].strip()
     if text and isinstance(error, _explained()):
         return text
     return f"{type(error).__name__}{f': {text}' if text else ''}; {_ASK}"
+
+
+def _refusal() -> type[ServiceError]:
+    from stream_odml.client import ServiceError
+
+    return ServiceError
 
 
 def _explained() -> tuple[type[Exception], ...]:

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from stream_odml.cli.failures import ShortFormatter, message_of, tell_of_threads
+from stream_odml.client import ServiceError
 from stream_odml.cluster import ray_start
 from stream_odml.cluster.ray_start import ATTEMPTS, RayNotStarted, start_ray
 
@@ -94,6 +95,11 @@ class RemoteError(Exception):
         (KeyError("x"), "KeyError: 'x'; run"),
         (Panic("index out of bounds"), "Panic: index out of bounds; run"),
         (RemoteError(ValueError("the cause")), "the cause"),
+        (
+            ServiceError(404, "unknown_subject", "no class owll", "nearest: owl"),
+            "no class owll; nearest: owl",
+        ),
+        (ServiceError(401, "unauthorized", "no token was sent", ""), "no token was sent"),
         (
             RuntimeError("Traceback (most recent call last):\n  File y\nOSError: disk full"),
             "OSError: disk full",
