@@ -17,8 +17,8 @@ from torch import nn
 
 from benchmarks.quality.state import Floats
 from stream_odml.learn.drift import AffineMap, DriftMap
-from stream_odml.learn.geometry import unit
 from stream_odml.learn.ranges import Count, Positive, Range, check_fields
+from stream_odml.zero import unit_rows
 
 Kind = Literal["mean", "ldc", "orthogonal", "low_rank", "residual"]
 
@@ -109,12 +109,6 @@ class NetMap:
     def to_bytes(self) -> bytes:
         """Raise TypeError: it only carries a measured gallery, and no version keeps it."""
         raise TypeError("a network between two models is kept by no version")
-
-
-def unit_rows(g_nd: Floats) -> Floats:
-    """Return rows of length 1."""
-    units: Floats = unit(torch.from_numpy(np.ascontiguousarray(g_nd, np.float32))).numpy()
-    return units
 
 
 MAPS: Mapping[str, MapRival] = MappingProxyType(

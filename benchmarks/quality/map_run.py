@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.quality.data import Ints
-from benchmarks.quality.map_rivals import unit_rows
 from benchmarks.quality.measure import Measured
 from benchmarks.quality.methods import Method
 from benchmarks.quality.state import Floats, RunState
 from benchmarks.quality.study import Run, Study, Tick
 from stream_odml.learn.drift import DriftMap, IdentityMap
+from stream_odml.zero import unit_rows
 
 
 class MapRun(Run):

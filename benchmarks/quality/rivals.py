@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -26,6 +26,7 @@ from stream_odml.learn.geometry import unit
 from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.learn.metric_losses import SupervisedContrastiveLoss
 from stream_odml.learn.ranges import Count, NonNegative, Positive, Range, Share, check_fields
+from stream_odml.zero import unit_rows
 
 _STAGES_AT_HAND = 6
 """Fits that the three forms of RanPAC share: of the stages of one stream."""
@@ -192,7 +193,7 @@ class Fecam:
         metrics = [_ClassMetric(x_ND[label_N == label], self.shrink) for label in classes]
 
         def scores(h_nD: Floats) -> Floats:
-            z_nD = _units(self._powered(h_nD))
+            z_nD = unit_rows(self._powered(h_nD))
             return -np.stack([metric.distance(z_nD) for metric in metrics], axis=1).astype(np.float32)
 
         return ByClass(scores, classes)
@@ -208,7 +209,7 @@ class _ClassMetric:
     def __init__(self, x_nD: Float64s, shrink: float) -> None:
         n, D = x_nD.shape
         mean_D = x_nD.mean(axis=0)
-        self._mean_D = _units(mean_D[None])[0]
+        self._mean_D = unit_rows(mean_D[None])[0]
         centred_nD = (x_nD - mean_D) / max(n - 1, 1) ** 0.5
         variance_D = np.square(centred_nD).sum(axis=0)
         v = float(variance_D.mean())
@@ -250,7 +251,7 @@ class StoredHead:
 
     def fit(self, h_ND: Floats, label_N: Ints, seed: int) -> Fitted:
         _, label_N = np.unique(label_N, return_inverse=True)
-        u_ND = torch.from_numpy(_units(h_ND))
+        u_ND = torch.from_numpy(unit_rows(h_ND))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = torch.nn.Linear(h_ND.shape[1], self.dim)
@@ -267,7 +268,7 @@ class StoredHead:
 
         def embed(h_nD: Floats) -> Floats:
             with torch.inference_mode():
-                z_nd: Floats = head(torch.from_numpy(_units(h_nD))).numpy()
+                z_nd: Floats = head(torch.from_numpy(unit_rows(h_nD))).numpy()
             return z_nd
 
         return ByVector(embed)
@@ -309,18 +310,13 @@ class SolvedPart:
         if self.part != "classes":
             return ByVector(embed)
         classes, z_Nd = np.unique(label_N), embed(h_ND)
-        means_Cd: Floats = _units(np.stack([z_Nd[label_N == label].mean(axis=0) for label in classes]))
+        means_Cd: Floats = unit_rows(np.stack([z_Nd[label_N == label].mean(axis=0) for label in classes]))
 
         def scores(h_nD: Floats) -> Floats:
             cosines_nC: Floats = embed(h_nD) @ means_Cd.T
             return cosines_nC
 
         return ByClass(scores, classes)
-
-
-def _units(x_nD: Any) -> Any:
-    length_n1 = np.linalg.norm(x_nD, axis=1, keepdims=True)
-    return x_nD / np.where(length_n1 > 0, length_n1, 1)
 
 
 RIVALS: Mapping[str, Rival] = MappingProxyType(
