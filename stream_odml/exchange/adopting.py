@@ -180,6 +180,8 @@ def _take(
                     IngestBatch([shard_id], checked.rows, checked.quarantine, {shard_id: counts}),
                 )
                 cursor, number, pauses = block.cursor, number + 1, list(PAUSES_S)
+                # Dropped before the next block is read: two of them, with what was made of each, are what memory holds.
+                del block, checked
                 progress(read, source.count)
             return
         except SourceLost as error:
