@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line
-from stream_odml.exchange.source import ID, VECTOR, Block, Names, choose, length_of, rows_at_once
+from stream_odml.exchange.source import ID, VECTOR, Block, Chosen, Names, choose, length_of, rows_at_once
 from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column
 
 TABLES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
@@ -34,6 +34,23 @@ def identity_of(files: Sequence[Path], *more: object) -> str:
     return hashlib.sha256(json.dumps([looks, [str(one) for one in more]]).encode()).hexdigest()[:16]
 
 
+def _check_alike(files: Sequence[Path], chosen: Chosen) -> None:
+    """Raise ExchangeError unless all files have the chosen columns, in one type each."""
+    first = _schema(files[0])
+    for file in files[1:]:
+        schema = _schema(file)
+        for name in chosen.columns:
+            expected, found = (
+                first.field(name).type,
+                schema.field(name).type if name in schema.names else None,
+            )
+            if found != expected:
+                raise ExchangeError(
+                    f"column {name!r} of {file} is {'not there' if found is None else found}, "
+                    f"of {files[0]} {expected}; write all files alike, or adopt them one by one"
+                )
+
+
 class TableSource:
     """Parquet or Arrow files, one after the other."""
 
@@ -43,8 +60,7 @@ class TableSource:
         if not self._files:
             raise ExchangeError(f"{path} holds no {', '.join(TABLES)}; name a table or a folder of tables")
         self._chosen = choose(_schema(self._files[0]), names, self.name)
-        for file in self._files[1:]:
-            choose(_schema(file), names, str(file))
+        _check_alike(self._files, self._chosen)
         self.count: int | None = sum(_count(file) for file in self._files)
         first = next(self._batches(self._files[0], 0, _LOOKED_AT), None)
         if first is None:
@@ -149,6 +165,11 @@ class NpzSource:
         fields = [pa.field(name, _arrow_type(array)) for name, array in arrays.items()]
         self._chosen = choose(pa.schema(fields), names, self.name)
         vectors = arrays[self._chosen.vector]
+        if len(vectors.shape) != 2:
+            raise ExchangeError(
+                f"array {self._chosen.vector!r} of {path} has shape {list(vectors.shape)}; "
+                "save it as [n, d], one row a vector"
+            )
         self.count: int | None = len(vectors)
         self.dim = int(vectors.shape[1])
         for name in self._chosen.columns:

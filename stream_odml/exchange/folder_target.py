@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError
-from stream_odml.exchange.target import Digests, Mark, summed
+from stream_odml.exchange.target import Digests, Mark, is_space, summed
 from stream_odml.storage.atomic import write_whole
 
 CURRENT = "current.json"
@@ -27,11 +27,7 @@ class FolderTarget:
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = str(folder), folder
         strangers = [] if not folder.is_dir() else [path.name for path in folder.iterdir()]
-        if (
-            strangers
-            and CURRENT not in strangers
-            and not any(name.startswith("space-") for name in strangers)
-        ):
+        if strangers and CURRENT not in strangers and not any(_is_of_a_space(name) for name in strangers):
             raise ExchangeError(
                 f"{folder} holds {strangers[0]!r}, which sync did not write; name an empty folder"
             )
@@ -75,7 +71,7 @@ class FolderTarget:
     def drop_others(self, space: str) -> None:
         """See `SyncTarget`."""
         for path in self._folder.glob("space-*"):
-            if path != self._of(space):
+            if _is_of_a_space(path.name) and path != self._of(space):
                 shutil.rmtree(path, ignore_errors=True)
 
     def read(self, space: str) -> Iterator[pa.Table]:
@@ -91,3 +87,8 @@ class FolderTarget:
 
     def _files(self, space: str) -> list[Path]:
         return sorted(self._of(space).glob("bucket-*.parquet"))
+
+
+def _is_of_a_space(name: str) -> bool:
+    """Return whether this is the name of a folder that sync made."""
+    return name.startswith("space-") and is_space(name.removeprefix("space-"))

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line, library
 from stream_odml.exchange.source import VECTOR, Block, Names, choose, length_of, rows_at_once
-from stream_odml.exchange.target import ROWS, Digests, Mark, summed, table_name
+from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
 
 EXAMPLE = "lancedb:///FOLDER/TABLE"
@@ -29,6 +29,11 @@ def connect(url: str) -> tuple[Any, Place]:
     """Return a connection and what a URL names. Raises ExchangeError."""
     lancedb = library("lancedb", EXTRA)
     place = place_of(url, EXAMPLE)
+    if place.host:
+        raise ExchangeError(
+            f"{place.shown}: LanceDB is a folder, and {place.host!r} stands where a server would; "
+            f"expected {EXAMPLE}, with three slashes"
+        )
     try:
         return lancedb.connect(place.folder), place
     except Exception as error:
@@ -151,7 +156,7 @@ class LanceTarget:
     def drop_others(self, space: str) -> None:
         """See `SyncTarget`. The table of this space was filled aside; readers have its rows now."""
         for name in _tables(self._connection):
-            if name.startswith(table_name(self._place.name, "")) and name != self._marks:
+            if is_table_of(self._place.name, name):
                 with contextlib.suppress(Exception):  # gone meanwhile
                     self._connection.drop_table(name)
 

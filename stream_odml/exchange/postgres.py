@@ -15,8 +15,8 @@ import pyarrow as pa
 from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line, library
 from stream_odml.exchange.files_source import as_lists
 from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once
-from stream_odml.exchange.target import ROWS, Digests, Mark, table_name
-from stream_odml.exchange.urls import Place, connection_of, place_of
+from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, table_name
+from stream_odml.exchange.urls import PASSWORD_REMEDY, Place, connection_of, place_of
 
 EXAMPLE = "postgresql://USER:PASSWORD@HOST/DATABASE?table=NAME"
 EXTRA = "postgres"
@@ -31,6 +31,10 @@ def connect(url: str) -> tuple[Any, Place]:
     place = place_of(url, EXAMPLE)
     if "table" not in place.options:
         raise ExchangeError(f"{place.shown} names no table; expected {EXAMPLE}")
+    try:
+        psycopg.conninfo.conninfo_to_dict(connection_of(url))
+    except psycopg.Error:  # whose words quote what cannot be read: the password
+        raise ExchangeError(f"{place.shown} cannot be read; {PASSWORD_REMEDY}") from None
     try:
         connection = psycopg.connect(connection_of(url), autocommit=True, connect_timeout=10)
     except psycopg.Error as error:
@@ -264,7 +268,7 @@ class PostgresTarget:
             "AND pg_table_is_visible(oid)", [table_name(self._place.name, "")]
         ).fetchall()  # fmt: skip
         for (name,) in rows:
-            if name != keep:
+            if is_table_of(self._place.name, name) and name != keep:
                 self._connection.execute(self._sql.SQL("DROP TABLE {}").format(self._sql.Identifier(name)))
 
     def read(self, space: str) -> Iterator[pa.Table]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line, library
 from stream_odml.exchange.files_source import as_lists
 from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once
-from stream_odml.exchange.target import ROWS, Digests, Mark, summed, table_name
+from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
 
 EXAMPLE = "qdrant://HOST:6333/COLLECTION, or qdrant:///FOLDER/COLLECTION for a local one"
@@ -244,8 +244,7 @@ class QdrantTarget:
     def drop_others(self, space: str) -> None:
         """See `SyncTarget`."""
         for one in self._client.get_collections().collections:
-            mine = one.name.startswith(table_name(self._alias, "")) and one.name != self._marks
-            if mine and one.name != self._table(space):
+            if is_table_of(self._alias, one.name) and one.name != self._table(space):
                 self._client.delete_collection(one.name)
 
     def read(self, space: str) -> Iterator[pa.Table]:

@@ -119,6 +119,7 @@ def sync(
     mark = Mark(gallery.space, gallery.version, gallery.snapshot.sequence, gallery.dim)
     live = target.mark()
     if live == mark and not verify:
+        target.drop_others(mark.space)  # which a run that was killed after its switch has left
         return _report(target, gallery, mark, 0, False, True, began)
     source = _Source.of(gallery)
     mine = summed(source.buckets, source.digests)

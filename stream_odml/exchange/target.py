@@ -6,6 +6,7 @@ Protects: a table holds vectors of one space only; what readers ask changes from
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -100,9 +101,22 @@ def summed(buckets: NDArray[np.int64], digests: NDArray[np.int64]) -> dict[int, 
     return found
 
 
+_SPACE = re.compile(r"(?:whole|known)[0-9a-f]{11,12}|full[0-9a-f]{12}")
+
+
+def is_space(text: str) -> bool:
+    """Return whether this names a space, whole or cut as in a table's name: what sync may delete is called so."""
+    return _SPACE.fullmatch(text) is not None
+
+
 def table_name(name: str, space: str) -> str:
     """Return the name of a space's table."""
     return f"{name}__{space[:16]}"
+
+
+def is_table_of(name: str, table: str) -> bool:
+    """Return whether this is a table that sync made for a space under `name`, and nobody's own beside it."""
+    return table.startswith(table_name(name, "")) and is_space(table.removeprefix(table_name(name, "")))
 
 
 def read_digests(rows: pa.Table) -> pa.Array:

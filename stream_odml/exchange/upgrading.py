@@ -105,7 +105,7 @@ def prepare(root: str, config: StreamConfig, images: Path | None = None) -> Upgr
             f"{root} stores embeddings, not the features in front of them, which another model's head cannot be solved "
             "of; index its images into a new root"
         )
-    if config.root.rstrip("/") == root.rstrip("/"):
+    if _is_same(config.root, root):
         raise ConfigError(
             f"root: {config.root} is the root that is upgraded; name a new one, so that you can go back"
         )
@@ -135,6 +135,13 @@ def planned(stored: StoredItems, pairs: Pairs, config: StreamConfig, seconds_an_
         seconds_to_reembed=seconds_an_image * (source.count - source.exact),
     )
     return Upgrade(source, expected, config, recalls.within)
+
+
+def _is_same(new: str, old: str) -> bool:
+    """Return whether two roots are one, whichever way local folders are spelt."""
+    if "://" in new or "://" in old:
+        return new.rstrip("/") == old.rstrip("/")
+    return Path(new).resolve() == Path(old).resolve()
 
 
 def _kept_map(config: StreamConfig) -> CrossMap | None:

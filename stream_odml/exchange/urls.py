@@ -32,16 +32,23 @@ class Place:
         return "table" in self.options
 
 
+PASSWORD_REMEDY = "write / ? # % @ of a password as %2F %3F %23 %25 %40, or leave it out and set PGPASSWORD"
+
+
 def place_of(url: str, example: str) -> Place:
     """Take a URL apart whose last part is the name. Raises ExchangeError."""
     parts = urlsplit(url)
     folder, _, name = unquote(parts.path).rstrip("/").rpartition("/")
     options = dict(parse_qsl(parts.query))
     name = options.get("table", name)
+    try:
+        port = parts.port
+    except ValueError:
+        raise ExchangeError(f"{parts.scheme}://… has no valid port; {PASSWORD_REMEDY}") from None
     # A server may also be named by a socket, in the options.
     if not name or not (parts.hostname or folder or "host" in options):
         raise ExchangeError(f"{parts.scheme}://… names no table or collection; expected {example}")
-    return Place(url, parts.hostname or "", parts.port, folder, name, options)
+    return Place(url, parts.hostname or "", port, folder, name, options)
 
 
 def check_folder(place: Place) -> None:

@@ -334,7 +334,7 @@ def _svd(a_nX: Float64s) -> tuple[Float64s, Float64s, Float64s]:
     n, X = a_nX.shape
     squares_k, V = np.linalg.eigh(a_nX @ a_nX.T if n <= X else a_nX.T @ a_nX)
     squares_k, V = squares_k[::-1], V[:, ::-1]
-    some = squares_k > 1e-12 * max(float(squares_k[0]), 1e-300)
+    some = squares_k > 1e-12 * max(float(squares_k.max(initial=0.0)), 1e-300)
     s_k, V = np.sqrt(squares_k[some]), V[:, some]
     if n <= X:
         return V, s_k, (V.T @ a_nX) / s_k[:, None]

@@ -1,7 +1,9 @@
 """The choice of a head's settings by classes and items left out of its solution, on stored features alone.
 
-All of it is a function of the set of stored items: the sample is drawn by hashes of names, so the order in which items
-came, and items that have been erased since, leave no trace in the choice.
+A choice is a function of the set of items stored when it is made: the sample is drawn by hashes of names, so the order
+in which they came leaves no trace in it. A head keeps its choice until classes or items have changed by
+`choice_growth`: until then its settings, a handful of numbers and no feature, may be those that items chose which have
+been erased since.
 """
 
 # n rows of the sample   q queries   E = D + M entries of φ

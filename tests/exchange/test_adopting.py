@@ -19,7 +19,7 @@ from stream_odml.config.stream import ConfigError
 from stream_odml.exchange import source as blocks
 from stream_odml.exchange.adopting import Report, adopt
 from stream_odml.exchange.errors import ExchangeError, SourceLost
-from stream_odml.exchange.files_source import TableSource
+from stream_odml.exchange.files_source import TableSource, as_lists
 from stream_odml.exchange.places import open_source
 from stream_odml.exchange.source import Names
 from stream_odml.learn.class_sums import ClassSums
@@ -302,3 +302,17 @@ def test_killed_anywhere_it_goes_on_and_takes_nothing_twice(tmp_path: Path, poin
 def test_blocks_bound_their_bytes() -> None:
     assert blocks.rows_at_once(512) == 32_768
     assert blocks.rows_at_once(65_536) == 256
+
+
+def test_vectors_with_one_dimension_too_many_are_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "odd.npz", vector=VECTORS[:, None])
+    with pytest.raises(ExchangeError, match=r"has shape \[\d+, 1, \d+\]; save it as \[n, d\]"):
+        open_source(str(tmp_path / "odd.npz"), Names())
+
+
+def test_files_of_one_folder_that_differ_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    for name, ids in (("a", pa.int32()), ("b", pa.int64())):
+        table = pa.table({"id": pa.array([1, 2], ids), "vector": as_lists(VECTORS[:2])})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(ExchangeError, match=r"column 'id' of .*b.parquet is int64, of .*a.parquet int32"):
+        open_source(str(tmp_path), Names())

@@ -141,6 +141,7 @@ def test_killed_anywhere_the_next_run_is_equal_and_readers_see_one_space(
     seen = {row["version"] for row in target.read()}
     after = {Gallery.load(stream.config.root).version}
     assert seen == (after if point in ("sync.after_switch", "sync.before_drop") else before)
+    run(stream, target.place)
     assert run(stream, target.place, verify=True).equal
     check_equal(stream, target.read())
 
@@ -183,3 +184,16 @@ def test_a_folder_whose_mark_was_damaged_is_one_line_that_says_what_to_do(tmp_pa
     (tmp_path / "current.json").write_text('{"space": ')
     with pytest.raises(ExchangeError, match=r"current.json is none that sync wrote .*; remove the folder"):
         open_target(str(tmp_path)).mark()
+
+
+def test_a_run_that_finds_nothing_to_do_clears_what_a_killed_one_left(
+    stream: VectorStream, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "target")
+    run(stream, place)
+    stream.land("birds", BIRDS)
+    stream.learn()
+    assert is_killed(_sync, stream.config.root, place, point="sync.before_drop")
+    assert len(list((tmp_path / "target").glob("space-*"))) == 2
+    run(stream, place)
+    assert len(list((tmp_path / "target").glob("space-*"))) == 1

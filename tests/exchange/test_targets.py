@@ -10,9 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.files_source import as_lists
 from stream_odml.exchange.syncing import open_target, read_back
-from stream_odml.exchange.target import ROWS, Mark, SyncTarget, bucket_of, read_digests, summed
+from stream_odml.exchange.target import (
+    ROWS,
+    Mark,
+    SyncTarget,
+    bucket_of,
+    is_table_of,
+    read_digests,
+    summed,
+    table_name,
+)
 from tests.exchange import targets
 
 
@@ -63,21 +73,24 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
             )
 
 
+ONE, TWO = "whole0123456789ab", "known0123456789ab"
+
+
 def test_a_target_holds_what_it_was_given_and_shows_one_space(place: tuple[str, targets.Reader]) -> None:
     url, read = place
     target = open_target(url)
     assert target.mark() is None
     ids = [f"item/{at}" for at in range(5)]
     first = rows_of(ids, "v1", 4)
-    target.prepare("one", 4)
-    target.prepare("one", 4)
-    assert dict(target.digests("one")) == {}
+    target.prepare(ONE, 4)
+    target.prepare(ONE, 4)
+    assert dict(target.digests(ONE)) == {}
     buckets = {bucket_of(one) for one in ids}
-    fill(target, "one", first, buckets)
-    check(target, "one", first)
-    mark = Mark("one", "v1", 7, 4)
+    fill(target, ONE, first, buckets)
+    check(target, ONE, first)
+    mark = Mark(ONE, "v1", 7, 4)
     target.switch(mark)
-    target.drop_others("one")
+    target.drop_others(ONE)
     assert target.mark() == mark
     target.close()
     seen = {row["id"]: row for row in read()}
@@ -86,22 +99,63 @@ def test_a_target_holds_what_it_was_given_and_shows_one_space(place: tuple[str, 
 
     target = open_target(url)
     changed = pa.concat_tables([first.slice(1), rows_of(["new"], "v1", 4)])
-    fill(target, "one", changed, {bucket_of("item/0"), bucket_of("new")})
-    check(target, "one", changed)
-    target.switch(Mark("one", "v1", 9, 4))
-    assert target.mark() == Mark("one", "v1", 9, 4)
+    fill(target, ONE, changed, {bucket_of("item/0"), bucket_of("new")})
+    check(target, ONE, changed)
+    target.switch(Mark(ONE, "v1", 9, 4))
+    assert target.mark() == Mark(ONE, "v1", 9, 4)
 
     second = rows_of([*ids[1:], "new"], "v2", 6)
-    target.prepare("two", 6)
-    fill(target, "two", second, {bucket_of(one) for one in [*ids, "new"]})
-    check(target, "two", second)
+    target.prepare(TWO, 6)
+    fill(target, TWO, second, {bucket_of(one) for one in [*ids, "new"]})
+    check(target, TWO, second)
     target.close()
     assert {row["version"] for row in read()} == {"v1"}
     target = open_target(url)
-    target.switch(Mark("two", "v2", 12, 6))
-    target.drop_others("two")
-    check(target, "two", second)
-    assert target.mark() == Mark("two", "v2", 12, 6)
+    target.switch(Mark(TWO, "v2", 12, 6))
+    target.drop_others(TWO)
+    check(target, TWO, second)
+    assert target.mark() == Mark(TWO, "v2", 12, 6)
     target.close()
     assert {row["version"] for row in read()} == {"v2"}
     assert sorted(row["id"] for row in read()) == sorted(second["id"].to_pylist())
+
+
+def test_only_what_sync_made_for_this_name_is_its_own() -> None:
+    assert is_table_of("items", table_name("items", ONE))
+    assert is_table_of("items", table_name("items", "full0123456789ab"))
+    for other in (
+        "items",
+        "items__archive",
+        "items__marks",
+        "items__eu__whole0123456789a",
+        "item__whole0123456789a",
+    ):
+        assert not is_table_of("items", other)
+
+
+def test_a_folder_keeps_what_sync_did_not_make(tmp_path: Path) -> None:
+    theirs = tmp_path / "space-photos"
+    theirs.mkdir()
+    with pytest.raises(ExchangeError, match="which sync did not write"):
+        open_target(str(tmp_path))
+    theirs.rename(tmp_path.with_name("aside"))
+    target = open_target(str(tmp_path))
+    for space in (ONE, TWO):
+        target.prepare(space, 4)
+    tmp_path.with_name("aside").rename(theirs)
+    target.drop_others(TWO)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"space-{TWO}", "space-photos"]
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:S3cret/xyz@h/db?table=t", "postgresql://u:50%S3cret@127.0.0.1/db?table=t"]
+)
+def test_a_password_that_cannot_be_read_is_not_shown(url: str) -> None:
+    with pytest.raises(ExchangeError, match="PGPASSWORD") as caught:
+        open_target(url)
+    assert "S3cret" not in str(caught.value)
+
+
+def test_a_server_in_the_place_of_a_folder_is_told() -> None:
+    with pytest.raises(ExchangeError, match="three slashes"):
+        open_target("lancedb://data/lance/products")
