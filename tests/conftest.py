@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 # Before anything imports Ray: else any of its calls outside a session starts one, on every interface and for good.
@@ -125,6 +126,19 @@ def bucket(s3_port: int) -> str:
     name = f"test-{uuid.uuid4().hex}"
     make_bucket(s3_port, name)
     return f"s3://{name}"
+
+
+_STATES: dict[int, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request: pytest.FixtureRequest) -> None:
+    """A generator that a module's tests share starts anew for each: no test meets numbers that depend on which tests
+    its process ran before."""
+    generator = getattr(request.module, "RNG", None)
+    if isinstance(generator, np.random.Generator):
+        bits = generator.bit_generator
+        bits.state = _STATES.setdefault(id(generator), bits.state)
 
 
 @pytest.fixture(scope="session")

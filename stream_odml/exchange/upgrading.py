@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.exchange.adopting import Report, adopt
+from stream_odml.exchange.adopting import fitted as fitted_config
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.expectation import MAX_ITEMS, OldItems, class_means, expected_recalls
 from stream_odml.exchange.pairs import Pairs, embed_pairs
@@ -44,6 +45,8 @@ from stream_odml.store.trunks import in_one_trunk
 
 Floats = NDArray[np.float32]
 MAP = "upgrade/map.safetensors"
+MODEL = "upgrade/model.sha256"
+"""Digest of the weights that the map leads to: under others of the same length its items would be in a wrong space."""
 """In the new root: the map by which its items were taken over."""
 SAMPLED_AT_ONCE = 8192
 SHARD_BYTES = 512 << 20
@@ -84,19 +87,23 @@ class Upgrade:
     config: StreamConfig
     within: float
     """Share of a mapped item's deviation from the mean of its class that is left."""
+    model: str = ""
+    """Digest of the new model."""
 
     def adopt(self, progress: Callable[[int, int | None], None] = lambda done, total: None) -> Report:
         """Take the items over. After whatever ended it, the next one goes on, by the map that this one has kept."""
-        kept = _kept_map(self.config)
+        kept = _kept_map(self.config, self.model)
         source = self.source.drawn(self.within) if kept is None else self.source.by(kept)
-        open_files(self.config.root, self.config.storage_options).write(MAP, source.map_bytes)
+        files = open_files(self.config.root, self.config.storage_options)
+        files.write(MODEL, self.model.encode())
+        files.write(MAP, source.map_bytes)
         return adopt(source, self.config, progress=progress)
 
 
 def prepare(root: str, config: StreamConfig, images: Path | None = None) -> Upgrade:
     """Read pairs, fit the map and measure what to expect; makes nothing. `config`: of the new stream, with a root of
     its own. Raises ConfigError, ExchangeError, ValueError."""
-    from stream_odml.learn.embedder import build_embedder
+    from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
     from stream_odml.models.loading import load_model
 
     old = Store.open(root, config.storage_options)
@@ -115,14 +122,17 @@ def prepare(root: str, config: StreamConfig, images: Path | None = None) -> Upgr
     stored = StoredItems(old)
     after = build_embedder(config.model, config.seed).eval()
     pairs, seconds = embed_pairs(old, stored.ids, images, before, after, config.ingest.max_pixels)
-    return planned(stored, pairs, config, seconds)
+    return planned(stored, pairs, config, seconds, hashlib.sha256(embedder_to_bytes(after)).hexdigest())
 
 
-def planned(stored: StoredItems, pairs: Pairs, config: StreamConfig, seconds_an_image: float) -> Upgrade:
-    """Fit the map to pairs and measure what to expect."""
+def planned(
+    stored: StoredItems, pairs: Pairs, config: StreamConfig, seconds_an_image: float, model: str = ""
+) -> Upgrade:
+    """Fit the map to pairs and measure what to expect. Raises ConfigError where the new stream could not take it."""
     choice = choose_cross_map(pairs.old_nD, pairs.new_nF, pairs.classes, config.seed)
     fitted = fit_cross_map(pairs.old_nD, pairs.new_nF, pairs.classes, config.seed, choice)
     source = MappedRoot(stored, fitted, pairs)
+    fitted_config(config, source)
     recalls = expected_recalls(pairs, stored.sample(MAX_ITEMS, config.seed), config, choice, fitted)
     expected = Expected(
         recalls.staying,
@@ -134,7 +144,7 @@ def planned(stored: StoredItems, pairs: Pairs, config: StreamConfig, seconds_an_
         exact=source.exact,
         seconds_to_reembed=seconds_an_image * (source.count - source.exact),
     )
-    return Upgrade(source, expected, config, recalls.within)
+    return Upgrade(source, expected, config, recalls.within, model)
 
 
 def _is_same(new: str, old: str) -> bool:
@@ -144,10 +154,17 @@ def _is_same(new: str, old: str) -> bool:
     return Path(new).resolve() == Path(old).resolve()
 
 
-def _kept_map(config: StreamConfig) -> CrossMap | None:
-    """The map of an upgrade that began: fitted again on another machine it might differ by rounding."""
+def _kept_map(config: StreamConfig, model: str) -> CrossMap | None:
+    """The map of an upgrade that began: fitted again on another machine it might differ by rounding. Raises
+    ExchangeError where it leads to another model."""
     files = open_files(config.root, config.storage_options)
-    return CrossMap.from_bytes(files.read(MAP)) if files.exists(MAP) else None
+    if not files.exists(MAP):
+        return None
+    if files.exists(MODEL) and files.read(MODEL).decode() != model:
+        raise ExchangeError(
+            f"{config.root} holds an upgrade to another model that did not end; name a new root, or remove that one"
+        )
+    return CrossMap.from_bytes(files.read(MAP))
 
 
 class _Picked(NamedTuple):

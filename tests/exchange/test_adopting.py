@@ -304,13 +304,13 @@ def test_blocks_bound_their_bytes() -> None:
     assert blocks.rows_at_once(65_536) == 256
 
 
-def test_vectors_with_one_dimension_too_many_are_told(tmp_path: Path) -> None:
+def test_vectors_with_one_dimension_too_many_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "odd.npz", vector=VECTORS[:, None])
     with pytest.raises(ExchangeError, match=r"has shape \[\d+, 1, \d+\]; save it as \[n, d\]"):
         open_source(str(tmp_path / "odd.npz"), Names())
 
 
-def test_files_of_one_folder_that_differ_are_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_files_of_one_folder_that_differ_are_refused_before_anything_is_made(tmp_path: Path) -> None:
     for name, ids in (("a", pa.int32()), ("b", pa.int64())):
         table = pa.table({"id": pa.array([1, 2], ids), "vector": as_lists(VECTORS[:2])})
         pq.write_table(table, tmp_path / f"{name}.parquet")

@@ -156,6 +156,6 @@ def test_a_password_that_cannot_be_read_is_not_shown(url: str) -> None:
     assert "S3cret" not in str(caught.value)
 
 
-def test_a_server_in_the_place_of_a_folder_is_told() -> None:
+def test_a_server_in_the_place_of_a_folder_is_refused() -> None:
     with pytest.raises(ExchangeError, match="three slashes"):
         open_target("lancedb://data/lance/products")

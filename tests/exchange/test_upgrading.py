@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.upgrading import prepare
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.cross_map import CrossMap
-from stream_odml.learn.embedder import build_embedder, embed
+from stream_odml.learn.embedder import build_embedder, embed, embedder_to_bytes
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
@@ -141,3 +144,37 @@ def test_an_item_is_a_pair_once_and_an_erased_one_never(stream: ExactStream) -> 
     found = [item for _, _, item in pairs._at_hand(old, living, None)]
     assert len(found) == len(living)
     assert set(found) == living
+
+
+def test_an_upgrade_that_began_with_another_model_is_not_gone_on_with(
+    stream: ExactStream, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its map leads into a space of the same length, in which no item of the new model would be found."""
+    config = config_of(new)
+    with monkeypatch.context() as patched:
+        patched.setattr(upgrading, "adopt", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(stream.root, config).adopt()
+    first = embedder_to_bytes(build_embedder(config.model, config.seed).eval())
+    assert (Path(config.root) / upgrading.MODEL).read_text() == hashlib.sha256(first).hexdigest()
+    (Path(config.root) / upgrading.MODEL).write_text("of other weights")
+    with pytest.raises(ExchangeError, match="another model"):
+        prepare(stream.root, config).adopt()
+
+
+def test_a_configuration_that_cannot_run_is_refused_before_any_forecast(
+    stream: ExactStream, new: Path
+) -> None:
+    config = config_of(new)
+    learning = replace(config.learning, trunk="distilled")
+    with pytest.raises(ConfigError, match="trunk: frozen"):
+        prepare(stream.root, config.model_copy(update={"learning": learning}))
+    assert not Path(config.root).exists()
+
+
+def test_the_old_root_spelt_otherwise_is_still_the_old_root(
+    stream: ExactStream, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(stream.root).parent)
+    with pytest.raises(ConfigError, match="go back"):
+        prepare(stream.root, config_of(new).model_copy(update={"root": f"./{Path(stream.root).name}/."}))

@@ -54,8 +54,9 @@ def test_without_ridge_the_fit_is_least_squares(backward: bool) -> None:
     fitted = moments_of(x, y).fit(0.0, backward=backward)
     source, target = (y, x) if backward else (x, y)
     solution = np.linalg.lstsq(np.c_[source, np.ones(len(x))], target, rcond=None)[0]
-    assert pytest.approx(solution[:-1].T, rel=1e-5, abs=1e-6) == fitted.A
-    assert fitted.b == pytest.approx(solution[-1], rel=1e-5, abs=1e-5)
+    # Sums of products square the condition of the rows, which these numbers do not bound.
+    assert pytest.approx(solution[:-1].T, rel=1e-3, abs=1e-4) == fitted.A
+    assert fitted.b == pytest.approx(solution[-1], rel=1e-3, abs=1e-3)
 
 
 def test_the_ridge_pulls_towards_the_identity() -> None:
@@ -97,7 +98,7 @@ def test_a_kernel_map_is_semantic_drift_compensation_on_each_vector() -> None:
         z, anchors = row / np.linalg.norm(row), drift.centres_md.astype(np.float64)
         weights = [np.exp(-(np.linalg.norm(z - a / np.linalg.norm(a)) ** 2) / (2 * 0.49)) for a in anchors]
         moved = sum(w * r for w, r in zip(weights, drift.residuals_md, strict=True)) / sum(weights)
-        assert result == pytest.approx(row + moved, rel=1e-5)
+        assert result == pytest.approx(row + moved, rel=1e-5, abs=1e-6)  # float32 sums of numbers near 1
 
 
 def test_composition_applies_first_to_last_and_fuses_affine_runs() -> None:
