@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.message_range import Message, Range
+from stream_odml.ingest.message_values import decoder_of
 from stream_odml.ingest.partition import Closed, Partition
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
@@ -65,12 +66,16 @@ class _SaidOnce(logging.Filter):
 class KafkaSource:
     """All partitions of `topics`. Its position is the ledger's; what it holds in memory can be lost at any time.
 
-    Raises ValueError for options that the client does not know.
+    Raises ValueError for options that the client does not know, and for a decoder or schemas that cannot be used.
     """
 
     def __init__(
         self, topics: Sequence[str], options: KafkaOptions, spool: Spool, max_new: int = MAX_NEW
     ) -> None:
+        try:
+            decoder_of(options.format)
+        except Exception as error:  # else it is frozen into every range that is copied
+            raise ValueError(f"kafka: value or schemas cannot be used: {error}") from error
         self.topics, self.options, self.max_new = tuple(topics), options, max_new
         self._spool = spool
         client_log.filters[:] = [_SaidOnce()]
@@ -237,7 +242,7 @@ class KafkaSource:
             self._spool_due = min(self._spool_due, now + RETRY_S)
             self._trouble = (
                 f"{self._spool.place} holds kafka.max_spool_bytes ({self.options.max_spool_bytes}); nothing is read "
-                "until tasks are learnt, or raise it"
+                "until copies are learnt and store.keep_pushed_h has passed since; lower that, or raise this"
             )
         return is_full
 

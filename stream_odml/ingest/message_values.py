@@ -10,7 +10,7 @@ import binascii
 import importlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ def decoder_of(format: MessageFormat) -> Decode:
 def _guarded(decode: Decode) -> Decode:
     def decoded(value: bytes, headers: Headers) -> Fields:
         try:
-            return decode(value, headers)
+            return _checked(decode(value, headers))
         except RowError:
             raise
         except Exception as error:
@@ -68,6 +68,20 @@ def _guarded(decode: Decode) -> Decode:
             raise RowError(Reason.BAD_MESSAGE, detail) from error
 
     return decoded
+
+
+def _checked(found: object) -> Fields:
+    """Return what a decoder gave. Raises RowError for an id that is none, TypeError for what is no Fields: such a
+    message costs its own row, not the range that it lies in."""
+    if not isinstance(found, Fields) or not isinstance(found.attributes, Mapping):
+        raise TypeError(
+            f"the decoder gave a {type(found).__name__}; expected Fields with a mapping of attributes"
+        )
+    if not isinstance(found.item_id, Hashable):
+        raise RowError(
+            Reason.BAD_ID, f"an id of type {type(found.item_id).__name__}; expected text or a number"
+        )
+    return found
 
 
 def _from_json(value: bytes, headers: Headers) -> Fields:

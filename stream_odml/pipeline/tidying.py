@@ -32,6 +32,8 @@ ERASE_AFTER_S = 5.0
 ERASE_AGAIN_S = 3600.0
 """A driver that starts so soon after a request deletes once more: its predecessor may have died on the way."""
 ORPHAN_AGE = timedelta(hours=1)
+PRUNE_EVERY_S = 600.0
+"""Copies grow old while nothing is written, and a full spool lets nothing be written: they are pruned by the clock."""
 
 
 class Tidying:
@@ -52,6 +54,7 @@ class Tidying:
         tombstones = writer.ledger.tombstones
         fresh = bool(tombstones) and time.time() - tombstones[-1].time.timestamp() < ERASE_AGAIN_S
         self._erase_due: float | None = 0.0 if fresh else None
+        self._prune_due = time.monotonic() + PRUNE_EVERY_S
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
@@ -77,11 +80,15 @@ class Tidying:
     def _run(self) -> None:
         while not self._stop.wait(LOOK_S):
             erase = self._erase_due is not None and time.monotonic() >= self._erase_due
-            if not erase and not self._has_grown():
+            prune = time.monotonic() >= self._prune_due
+            if not erase and not self._has_grown() and not prune:
                 continue
             due, self._erase_due = self._erase_due, None if erase else self._erase_due
             try:
-                self.tidy(erase)
+                if erase or self._has_grown():
+                    self.tidy(erase)
+                else:
+                    self._prune()
                 self.problem = ""
             except WriterFenced as error:
                 self._fenced(error)
@@ -92,6 +99,13 @@ class Tidying:
                 self.problem = f"maintenance: {type(error).__name__}: {error}"
                 log.exception("maintenance failed: %s", self.problem)
                 self._stop.wait(RETRY_S)
+
+    def _prune(self) -> int:
+        """Delete pushed and copied files that are old enough; return how many."""
+        self._prune_due = time.monotonic() + PRUNE_EVERY_S
+        keep_s = self._config.store.keep_pushed_h * 3600
+        store = self._writer.store
+        return prune_pushed(store, self.pushed, keep_s) + prune_copied(store, keep_s)
 
     def _has_grown(self) -> bool:
         store, writer = self._config.store, self._writer
@@ -117,9 +131,6 @@ class Tidying:
             ),
             covered,
         )
-        keep_s = store.keep_pushed_h * 3600
-        pruned = prune_pushed(self._writer.store, self.pushed, keep_s) + prune_copied(
-            self._writer.store, keep_s
-        )
+        pruned = self._prune()
         self._rows, self._commits = self._writer.ledger.seq, self._writer.store.commits
         log.info("maintenance: %s, %d pushed or copied files pruned", report, pruned)

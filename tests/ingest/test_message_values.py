@@ -10,7 +10,7 @@ import fastavro
 import pytest
 
 from stream_odml.ingest.kafka_options import KafkaOptions, MessageFormat
-from stream_odml.ingest.message_values import decoder_of
+from stream_odml.ingest.message_values import Fields, decoder_of
 from stream_odml.ingest.reasons import Reason, RowError, TransientReadError
 
 SCHEMA = {
@@ -77,3 +77,21 @@ def test_schemas_belong_to_avro() -> None:
 def test_a_decoder_that_is_not_here_is_waited_for() -> None:
     with pytest.raises(TransientReadError, match="no_such_module:decode"):
         decoder_of(MessageFormat(value="no_such_module:decode"))
+
+
+@pytest.mark.parametrize("number", [[1], {"a": 1}])
+def test_an_id_that_is_none_costs_its_own_message(number: Any) -> None:
+    value = json.dumps({"image": "AAAA", "label": "cat", "id": number}).encode()
+    with pytest.raises(RowError) as caught:
+        decoder_of(MessageFormat(value="json"))(value, {})
+    assert caught.value.reason == Reason.BAD_ID
+
+
+@pytest.mark.parametrize("given", [None, (b"image", "cat"), Fields(b"image", attributes=None)])  # type: ignore[arg-type]
+def test_a_decoder_that_gives_something_else_costs_its_own_message(
+    given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json, "own_decoder", lambda value, headers: given, raising=False)
+    with pytest.raises(RowError, match="expected Fields") as caught:
+        decoder_of(MessageFormat(value="json:own_decoder"))(b"", {})
+    assert caught.value.reason == Reason.BAD_MESSAGE

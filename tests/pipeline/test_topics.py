@@ -204,3 +204,12 @@ def test_options_that_the_client_does_not_know_are_named() -> None:
         open_sources(config)
     with pytest.raises(ConfigError, match=r"source\.path"):
         open_sources(parse_config({"source": {"kind": "kafka", "path": " , "}}))
+
+
+@pytest.mark.parametrize(
+    "kafka", [{"value": "no_such_module:decode"}, {"value": "avro", "schemas": {"": "no JSON"}}]
+)
+def test_a_decoder_that_cannot_be_used_is_refused_before_a_range_is_copied(kafka: dict[str, Any]) -> None:
+    config = parse_config({"source": {"kind": "kafka", "path": TOPIC, "kafka": kafka}})
+    with pytest.raises(ConfigError, match="cannot be used"):
+        open_sources(config)

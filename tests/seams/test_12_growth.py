@@ -201,3 +201,27 @@ def test_many_commits_of_few_rows_are_tidied_too(tmp_path: Path) -> None:
     assert not tidying._has_grown()
     assert len(DeltaTable(str(tmp_path / "ledger")).file_uris()) <= 5
     writer.release()
+
+
+def test_copies_that_have_grown_old_are_pruned_while_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full spool lets nothing be written, and is emptied by pruning alone."""
+    monkeypatch.setattr("stream_odml.pipeline.tidying.PRUNE_EVERY_S", 0.0)
+    monkeypatch.setattr("stream_odml.pipeline.tidying.LOOK_S", 0.05)
+    looked = threading.Event()
+
+    def prune(store: object, keep_s: float) -> int:
+        looked.set()
+        return 0
+
+    monkeypatch.setattr("stream_odml.pipeline.tidying.prune_copied", prune)
+    writer = new_root(str(tmp_path))
+    config = StreamConfig.model_validate({"root": str(tmp_path)})
+    tidying = Tidying(writer, config, threading.RLock(), lambda error: pytest.fail(str(error)))
+    assert not tidying._has_grown()
+    tidying.start()
+    assert looked.wait(60)
+    tidying.stop()
+    assert not tidying.problem
+    writer.release()
