@@ -143,13 +143,17 @@ class ClassSums:
         return ClassSums(self.lift, kept, counts_C[filled], sums_CE[filled], products_EE)
 
     def equals(self, other: ClassSums) -> bool:
-        """Return whether these are the sums of the same items, to what rounding leaves of a grid step an item."""
+        """Return whether these are the sums of the same items, to what rounding leaves of a grid step an item: of a
+        class by its own items, else one image of it would not be seen among very many others."""
         if self.lift != other.lift or self.names != other.names:
             return False
-        step = 1e-6 * GRID * max(1, self.n_items)
+        step, step_C1 = (
+            1e-6 * GRID * max(1, self.n_items),
+            1e-6 * GRID * np.maximum(1, self.counts_C)[:, None],
+        )
         return (
             np.array_equal(self.counts_C, other.counts_C)
-            and bool((np.abs(self.sums_CE - other.sums_CE) <= step).all())
+            and bool((np.abs(self.sums_CE - other.sums_CE) <= step_C1).all())
             and bool((np.abs(self.products_EE - other.products_EE) <= step * GRID).all())
         )
 

@@ -3,6 +3,8 @@ bit."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -179,3 +181,12 @@ def test_sums_that_do_not_fit_are_refused() -> None:
         ClassSums(Lift(2), ("b", "a"), np.ones(2, np.int64), np.zeros((2, 2)), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="0 items"):
         ClassSums(Lift(2), ("a",), np.zeros(1, np.int64), np.zeros((1, 2)), np.zeros((2, 2)))
+
+
+def test_another_image_is_seen_among_very_many_of_other_classes() -> None:
+    """The proof of an erasure compares sums: its tolerance must not grow with the items of other classes."""
+    features, _ = stored(4, 5, 6)
+    few, other = sums_of(features[0:6], ["a"] * 6), sums_of(features[1:7], ["a"] * 6)
+    many = replace(few, names=("b",), counts_C=np.array([10_000_000]))
+    assert few.plus(many).equals(few.plus(many))
+    assert not few.plus(many).equals(other.plus(many))
