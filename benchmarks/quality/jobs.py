@@ -10,6 +10,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -68,7 +69,8 @@ def _own(method: Method) -> str:
 
 def run_jobs(jobs: Sequence[Job], processes: int, until: float, threads: int, console: Console) -> list[str]:
     """Run the jobs in that order, none before the base stage of its part and seed is there. Return what went wrong, one
-    line for each job that failed or that the time (`until`, of time.monotonic) left undone."""
+    line for each job that failed or that the time (`until`, of time.monotonic) left undone. Raises ValueError where a
+    process was ended from outside."""
     waiting, left = list(jobs), []
     bases = {(job.words, job.seed) for job in jobs if not job.methods}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -80,22 +82,26 @@ def run_jobs(jobs: Sequence[Job], processes: int, until: float, threads: int, co
         shown = bar.add_task("", total=len(jobs))
         while (waiting or running) and time.monotonic() < until:
             ready = [job for job in waiting if not job.methods or (job.words, job.seed) not in bases]
+            if not running and not ready:
+                break  # what waits would begin on a base stage that failed
             for job in ready[: processes - len(running)]:
                 waiting.remove(job)
                 running[pool.submit(_do, job)] = job
-            done, _ = wait(running, timeout=max(until - time.monotonic(), 0), return_when=FIRST_COMPLETED)
+            seconds = None if until == float("inf") else max(until - time.monotonic(), 0)
+            done, _ = wait(running, timeout=seconds, return_when=FIRST_COMPLETED)
             for future in done:
                 job = running.pop(future)
                 problem = future.exception()
+                if isinstance(problem, BrokenProcessPool):
+                    raise ValueError(
+                        f"{job.name}: its process was ended, for want of memory perhaps; start again with fewer --jobs"
+                    ) from problem
                 if problem is not None:
-                    left.append(f"{job.name}: {type(problem).__name__}: {str(problem).splitlines()[0]}")
+                    left.append(f"{job.name}: {type(problem).__name__}: {str(problem).partition(chr(10))[0]}")
                 elif not job.methods:
                     bases.discard((job.words, job.seed))
                 console.print(f"{job.name}: {'failed' if problem else f'{future.result():.1f} s'}")
                 bar.update(shown, advance=1, description=job.name)
-            lost = [job for job in waiting if (job.words, job.seed) in bases and job.methods]
-            if not running and not ready and lost:
-                break
     left += [f"{job.name}: not done" for job in (*running.values(), *waiting)]
     for process in list(pool._processes.values()) if running else []:
         process.kill()

@@ -180,7 +180,7 @@ def test_processes_side_by_side_measure_what_one_does(
     with pytest.raises(SystemExit, match=r"jobs are not done \(first base 0: not done\)"):
         study(monkeypatch, tmp_path, "--jobs", "2", "--minutes", "1e-6")
     assert not (tmp_path / "out/first.md").exists()
-    study(monkeypatch, tmp_path, "--jobs", "2", "--minutes", "10")
+    study(monkeypatch, tmp_path, "--jobs", "2")
     for part in ("first", "second"):
         side_by_side, alone = (measured(at / "out" / f"{part}.json") for at in (tmp_path, folder))
         assert side_by_side == alone
@@ -188,6 +188,19 @@ def test_processes_side_by_side_measure_what_one_does(
     capsys.readouterr()
     study(monkeypatch, tmp_path, "--dry-run")
     assert "Everything is measured." in capsys.readouterr().out
+
+
+def test_a_base_stage_that_fails_costs_what_rests_on_it_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squares(tmp_path)
+    words = (*WORDS, "--set", "miner=TripletMarginMiner", "--set", "metric_loss=pml:NoSuchLoss")
+    monkeypatch.setattr(whole, "PARTS", (Part("broken", "squares", "6+2*3", "frozen_f0", words, "0"), *PARTS))
+    with pytest.raises(SystemExit, match=r"2 of 10 jobs are not done \(broken base 0"):
+        study(monkeypatch, tmp_path, "--jobs", "2")
+    monkeypatch.setattr(whole, "PARTS", PARTS)
+    study(monkeypatch, tmp_path, "--jobs", "2")
+    assert (tmp_path / "out/second.md").exists()
 
 
 def measured(result: Path) -> list[str]:
