@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,9 @@ from stream_odml.store.select import encode as encode_names
 from stream_odml.store.select import select_rows
 from stream_odml.store.store import Store
 from stream_odml.store.trunks import in_one_trunk
+
+if TYPE_CHECKING:
+    from stream_odml.learn.embedder import Embedder
 
 Floats = NDArray[np.float32]
 MAP = "upgrade/map.safetensors"
@@ -103,7 +106,7 @@ class Upgrade:
 def prepare(root: str, config: StreamConfig, images: Path | None = None) -> Upgrade:
     """Read pairs, fit the map and measure what to expect; makes nothing. `config`: of the new stream, with a root of
     its own. Raises ConfigError, ExchangeError, ValueError."""
-    from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
+    from stream_odml.learn.embedder import build_embedder
     from stream_odml.models.loading import load_model
 
     old = Store.open(root, config.storage_options)
@@ -122,7 +125,7 @@ def prepare(root: str, config: StreamConfig, images: Path | None = None) -> Upgr
     stored = StoredItems(old)
     after = build_embedder(config.model, config.seed).eval()
     pairs, seconds = embed_pairs(old, stored.ids, images, before, after, config.ingest.max_pixels)
-    return planned(stored, pairs, config, seconds, hashlib.sha256(embedder_to_bytes(after)).hexdigest())
+    return planned(stored, pairs, config, seconds, _weights_of(after))
 
 
 def planned(
@@ -147,6 +150,14 @@ def planned(
     return Upgrade(source, expected, config, recalls.within, model)
 
 
+def _weights_of(model: Embedder) -> str:
+    """Return a digest of a model's weights, wherever their file lies."""
+    digest = hashlib.sha256()
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(name.encode() + np.ascontiguousarray(weights.cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
 def _is_same(new: str, old: str) -> bool:
     """Return whether two roots are one, whichever way local folders are spelt."""
     if "://" in new or "://" in old:
@@ -162,7 +173,7 @@ def _kept_map(config: StreamConfig, model: str) -> CrossMap | None:
         return None
     if files.exists(MODEL) and files.read(MODEL).decode() != model:
         raise ExchangeError(
-            f"{config.root} holds an upgrade to another model that did not end; name a new root, or remove that one"
+            f"{config.root} was begun by an upgrade to another model; name a new root, or remove that one"
         )
     return CrossMap.from_bytes(files.read(MAP))
 

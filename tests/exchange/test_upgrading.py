@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.upgrading import prepare
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.cross_map import CrossMap
-from stream_odml.learn.embedder import build_embedder, embed, embedder_to_bytes
+from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
@@ -155,11 +154,17 @@ def test_an_upgrade_that_began_with_another_model_is_not_gone_on_with(
         patched.setattr(upgrading, "adopt", mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare(stream.root, config).adopt()
-    first = embedder_to_bytes(build_embedder(config.model, config.seed).eval())
-    assert (Path(config.root) / upgrading.MODEL).read_text() == hashlib.sha256(first).hexdigest()
-    (Path(config.root) / upgrading.MODEL).write_text("of other weights")
+    same, others = (new.with_name(f"{name}.safetensors") for name in ("same", "others"))
+    same.write_bytes(Path(str(config.model.weights)).read_bytes())
+    tensors = build_embedder(SPEC, 6).backbone.state_dict()
+    save_file({k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}, others)
+    by = {
+        file: config.model_copy(update={"model": replace(config.model, weights=str(file))})
+        for file in (same, others)
+    }
     with pytest.raises(ExchangeError, match="another model"):
-        prepare(stream.root, config).adopt()
+        prepare(stream.root, by[others]).adopt()
+    assert prepare(stream.root, by[same]).adopt().items == 32
 
 
 def test_a_configuration_that_cannot_run_is_refused_before_any_forecast(
