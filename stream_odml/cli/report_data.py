@@ -124,17 +124,22 @@ def _examples(
 
 
 def _held_out(store: Store, snapshot: GallerySnapshot, seed: int) -> list[tuple[str, str, bytes]]:
-    """Return (item, class, image) of living held-out items, of at most SHARDS_READ shards."""
-    shards = [s.shard_id for s in store.ledger.shards.values() if s.held_out]
-    order = np.random.default_rng(seed).permutation(len(shards))[:SHARDS_READ]
+    """Return (item, class, image) of living held-out items, of at most SHARDS_READ shards that have any."""
+    columns, rows = snapshot.columns, snapshot.rows()
+    rows = rows[columns.array("held_out")[rows]]
+    shards_n = columns.array("shard_id")[rows]
+    shards = np.unique(shards_n)
+    drawn = np.sort(np.random.default_rng(seed).permutation(shards)[:SHARDS_READ])
     found = []
-    for shard in (shards[i] for i in sorted(order)):
-        path = f"holdout/{shard}.parquet"
+    for shard in drawn:
+        path = f"holdout/{columns.names['shard_id'].names[shard]}.parquet"
         if not store.files.exists(path):
             continue
+        living = frozenset(columns.item_ids.take(rows[shards_n == shard]))
         table = pq.read_table(io.BytesIO(store.files.read(path))).to_pylist()
-        alive = [row for row in table if snapshot.find(row["item_id"]) is not None]
-        found += [(row["item_id"], row["class_name"], row["image"]) for row in alive]
+        found += [
+            (row["item_id"], row["class_name"], row["image"]) for row in table if row["item_id"] in living
+        ]
     return found
 
 

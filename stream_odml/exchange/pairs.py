@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 MAX_PAIRS = 4096
 PER_SHARD = 256
-"""Images read of one landed shard."""
+"""Images of living items that are taken of one landed shard."""
 EMBEDDED = 64
 """Images embedded at once."""
 
@@ -63,26 +63,20 @@ def embed_pairs(
 ) -> tuple[Pairs, float]:
     """Embed images at hand by both models; also return the seconds that the new one takes for one image. `living`: ids
     of the items that count. Raises ExchangeError where there is no image."""
-    from stream_odml.ingest.decode import decode_image
     from stream_odml.learn.embedder import embed
 
     parts: list[tuple[Floats, Floats]] = []
     known: list[tuple[str, str]] = []
-    seconds, found = 0.0, islice(_at_hand(old, living, images), MAX_PAIRS)
+    seconds, found = (
+        0.0,
+        islice(_decoded(_at_hand(old, living, images), before, after, max_pixels), MAX_PAIRS),
+    )
     while some := list(islice(found, EMBEDDED)):
-        pixels: list[tuple[Any, Any]] = []
-        for image, class_name, item_id in some:
-            try:
-                sizes = (before.spec.image_size, after.spec.image_size)
-                pixels.append(tuple(decode_image(image, s, max_pixels) for s in sizes))  # type: ignore[arg-type]
-            except BadImage:
-                continue
-            known.append((class_name, item_id))
-        if pixels:
-            h_old = embed(before, np.stack([pair[0] for pair in pixels]))
-            began = time.perf_counter()
-            parts.append((h_old, embed(after, np.stack([pair[1] for pair in pixels]))))
-            seconds += time.perf_counter() - began
+        known += [name for name, _, _ in some]
+        h_old = embed(before, np.stack([pixels for _, pixels, _ in some]))
+        began = time.perf_counter()
+        parts.append((h_old, embed(after, np.stack([pixels for _, _, pixels in some]))))
+        seconds += time.perf_counter() - began
     if not parts:
         raise ExchangeError(
             f"no image is at hand for {old.uri}: none is held out, and no landed shard can be read; give a folder of "
@@ -93,6 +87,21 @@ def embed_pairs(
     return Pairs(old_nD, new_nF, classes, ids), seconds / len(known)
 
 
+def _decoded(
+    at_hand: Iterator[tuple[bytes, str, str]], before: Embedder, after: Embedder, max_pixels: int
+) -> Iterator[tuple[tuple[str, str], Any, Any]]:
+    """(class, id) and the pixels for either model, of images that can be decoded."""
+    from stream_odml.ingest.decode import decode_image
+
+    sizes = before.spec.image_size, after.spec.image_size
+    for image, class_name, item_id in at_hand:
+        try:
+            of_old, of_new = (decode_image(image, size, max_pixels) for size in sizes)
+        except BadImage:
+            continue
+        yield (class_name, item_id), of_old, of_new
+
+
 def _at_hand(old: Store, living: Set[str], images: Path | None) -> Iterator[tuple[bytes, str, str]]:
     """Images, classes and ids: of the folder that was named, held-out ones of the root, then some of every landed
     shard that is kept."""
@@ -100,22 +109,23 @@ def _at_hand(old: Store, living: Set[str], images: Path | None) -> Iterator[tupl
         rows = read_folder(images, scan_folder(images).files)
         yield from ((row.image, row.class_name, "") for row in rows if isinstance(row, RawItem) and row.image)
     given: set[str] = set()
-    for image, class_name, item_id in _of_items(old):
+    for image, class_name, item_id in _of_items(old, living):
         if item_id in living and item_id not in given:
             given.add(item_id)
             yield image, class_name, item_id
 
 
-def _of_items(old: Store) -> Iterator[tuple[bytes, str, str]]:
+def _of_items(old: Store, living: Set[str]) -> Iterator[tuple[bytes, str, str]]:
     for info in list(old.files.list("holdout")):
         columns = ["image", "class_name", "item_id"]
         table = pq.read_table(io.BytesIO(old.files.read(info.path)), columns=columns)
         yield from zip(*(table[name].to_pylist() for name in columns), strict=True)
     for shard in old.ledger.shards.values():
         try:
-            some = list(islice(read_shard(shard_ref(shard)), PER_SHARD))
+            rows = (row for row in read_shard(shard_ref(shard)) if isinstance(row, RawItem))
+            some = list(islice((row for row in rows if row.item_id in living), PER_SHARD))
         except (BadShard, TransientReadError, KeyError, ValueError, OSError):
             continue  # it is not kept, or was no file: its items are mapped all the same
         for row in some:
-            if isinstance(row, RawItem) and row.image:
+            if row.image:
                 yield row.image, row.class_name, row.item_id

@@ -42,10 +42,19 @@ def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
     """Vectors of learnt items in the parent's space and their labels, from shards drawn by `seed`."""
     random = np.random.default_rng(seed)
     learnt = store.tree.learnt(parent)
-    shards = sorted(s.shard_id for s in store.ledger.shards.values() if s.task in learnt)
-    drawn = [shards[i] for i in random.permutation(len(shards))[:SHARDS]]
-    where = pc.field("shard_id").isin(drawn)
-    rows = rows_of_classes(store, parent, drawn, where, PER_CLASS, seed)
+    ledger = store.ledger
+    shards = sorted(
+        s for s, state in ledger.shards.items() if state.task in learnt and ledger.living_classes(s)
+    )
+    shards = [shards[i] for i in random.permutation(len(shards))]
+    looked = SHARDS
+    while True:
+        drawn = shards[:looked]
+        rows = rows_of_classes(store, parent, drawn, pc.field("shard_id").isin(drawn), PER_CLASS, seed)
+        # Of items that were replaced or erased one by one nothing is left in their shard.
+        if len(rows) or looked >= len(shards):
+            break
+        looked *= 2
     rows = rows.take(np.sort(random.permutation(len(rows))[:MAX_VECTORS]))
     _, labels = np.unique(np.array(rows["class_name"].to_pylist(), np.str_), return_inverse=True)
     vectors = decoded(rows, store.dim)

@@ -72,13 +72,15 @@ def choose(
 def _drawn_classes(
     store: Store, tasks: Collection[str], own: Collection[str], evaluation: EvaluationConfig, seed: int
 ) -> set[str] | None:
-    """The classes to measure, or None for all: half of the images for the stage's own, the rest for older ones."""
+    """The classes to measure, or None for all: half of the images for the stage's own, the rest for older ones. A class
+    that was forgotten takes up none of them."""
     counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for name in tasks:
         for shard_id in store.ledger.tasks[name].shard_ids:
             shard = store.ledger.shards[shard_id]
             trainable = shard.counts.get("trainable", {})
-            counts[name in own].update({c: n - trainable.get(c, 0) for c, n in shard.classes.items()})
+            living = store.ledger.living_classes(shard_id)
+            counts[name in own].update({c: n - trainable.get(c, 0) for c, n in living.items()})
     expected = {new: _expected(counts[new], evaluation.max_per_class) for new in counts}
     if sum(sum(part.values()) for part in expected.values()) <= evaluation.max_images:
         return None

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stream_odml.store.select import encode, select_rows
+from stream_odml.store.select import encode, forgotten_rows, select_rows
 from stream_odml.store.store import META, Store, compact
 
 Mask = NDArray[np.bool_]
 AT_ONCE = 65_536
 """Rows that wait to be drawn from together."""
+WIDER = 4
+"""How many times as many items of a class are drawn where too few of those before live."""
 
 
 def draw(names: Iterable[str], seed: int) -> NDArray[np.uint32]:
@@ -42,27 +44,41 @@ def rows_of_classes(
     classes: Collection[str] | None = None,
 ) -> pa.Table:
     """Return gallery rows that pass `where`, as a reader of version `parent` sees them: of these shards (and
-    `classes`), so many a class, drawn by `seed`."""
-    items = _candidates(store, shards, where, per_class, seed, classes) if shards else []
-    if not items:
-        return store.gallery_schema.empty_table()
-    # All that an item's row competes with: it may have come again in another shard, under another class.
-    named = pc.field("item_id").isin(pa.array(items, pa.string()))
-    blocks = {path: compact(part) for path, part in store.scan(META, named)}
-    if not blocks:
-        return store.gallery_schema.empty_table()
-    meta = pa.concat_tables(list(blocks.values())).unify_dictionaries()
-    keep = np.zeros(len(meta), bool)
-    keep[select_rows(meta, store.ledger, store.tree, parent).picked] = True
-    keep &= _of(meta, shards, classes)
-    keep[np.flatnonzero(keep)] = _least(meta.filter(pa.array(keep)), per_class, seed)
+    `classes`), so many a class, drawn by `seed` from those that live.
+
+    What a later shard has replaced shows only among all rows of an item: a class that this leaves short is drawn from
+    more widely, and it alone.
+    """
+    items: set[str] = set()
+    blocks: dict[str, pa.Table] = {}
+    keep, wide, looked = np.zeros(0, bool), per_class, classes
+    while shards:
+        drawn = _candidates(store, shards, where, wide, seed, looked)
+        items |= set(drawn["item_id"].to_pylist())
+        # All that an item's row competes with: it may have come again in another shard, under another class.
+        blocks = {path: compact(part) for path, part in store.scan(META, _named(items))} if items else {}
+        if not blocks:
+            break
+        meta = pa.concat_tables(list(blocks.values())).unify_dictionaries()
+        keep = np.zeros(len(meta), bool)
+        keep[select_rows(meta, store.ledger, store.tree, parent).picked] = True
+        keep &= _of(meta, shards, classes)
+        looked = _short(drawn, meta.filter(pa.array(keep)), wide, per_class, seed)
+        if not looked:
+            keep[np.flatnonzero(keep)] = _ranks(meta.filter(pa.array(keep)), seed) < per_class
+            break
+        wide *= WIDER
     parts, start = [], 0
     for path, block in blocks.items():
         mine = keep[start : start + len(block)]
         start += len(block)
         if mine.any():
-            parts.append(store.tables["gallery"].read(path, None, named).filter(pa.array(mine)))
+            parts.append(store.tables["gallery"].read(path, None, _named(items)).filter(pa.array(mine)))
     return pa.concat_tables(parts) if parts else store.gallery_schema.empty_table()
+
+
+def _named(items: Collection[str]) -> pc.Expression:
+    return pc.field("item_id").isin(pa.array(sorted(items), pa.string()))
 
 
 def _candidates(
@@ -72,21 +88,42 @@ def _candidates(
     per_class: int,
     seed: int,
     classes: Collection[str] | None,
-) -> list[str]:
-    """Items that may be in the sample, file by file, so that AT_ONCE rows and a file's are in memory beside them."""
+) -> pa.Table:
+    """Rows that may be in the sample, file by file, so that AT_ONCE rows and a file's are in memory beside them."""
     kept = compact(store.gallery_schema.empty_table().select(META))
     waiting: list[pa.Table] = []
     for _, part in store.scan(META, where):
-        block = compact(part)
+        block = _without_dead(store, compact(part))
         waiting.append(block.filter(pa.array(_of(block, shards, classes))))
         if sum(map(len, waiting)) > max(AT_ONCE, len(kept)):  # seldom, where there are many small files
             kept, waiting = _reduced([kept, *waiting], per_class, seed), []
-    return sorted(set(_reduced([kept, *waiting], per_class, seed)["item_id"].to_pylist()))
+    return _reduced([kept, *waiting], per_class, seed)
+
+
+def _without_dead(store: Store, rows: pa.Table) -> pa.Table:
+    """Drop what is not committed or is under a tombstone, as far as it can be seen of a row alone: drawn first, it
+    would leave nothing of a class of which only a part is erased."""
+    rows = rows.filter(pa.array(_is_in(rows["txn"], store.visible_txns())))
+    dead = forgotten_rows(rows, store.ledger)
+    return rows.filter(pa.array(~np.isin(np.arange(len(rows)), dead))) if len(dead) else rows
 
 
 def _reduced(blocks: list[pa.Table], per_class: int, seed: int) -> pa.Table:
     rows = pa.concat_tables(blocks).unify_dictionaries()
-    return rows.filter(pa.array(_least(rows, per_class, seed)))
+    return rows.filter(pa.array(_ranks(rows, seed) < per_class))
+
+
+def _short(drawn: pa.Table, living: pa.Table, wide: int, per_class: int, seed: int) -> set[str]:
+    """Classes of which `wide` items were drawn, perhaps not all, and fewer than `per_class` of them live."""
+    cut, enough = (
+        {
+            name
+            for name, rank in zip(rows["class_name"].to_pylist(), _ranks(rows, seed).tolist(), strict=True)
+            if rank == last - 1
+        }
+        for rows, last in ((drawn, wide), (living, per_class))
+    )
+    return cut - enough
 
 
 def _of(meta: pa.Table, shards: Sequence[str], classes: Collection[str] | None) -> Mask:
@@ -100,17 +137,16 @@ def _is_in(column: pa.ChunkedArray, names: Collection[str]) -> Mask:
     return wanted[codes] if len(codes) else np.zeros(0, bool)
 
 
-def _least(meta: pa.Table, per_class: int, seed: int) -> Mask:
-    """The rows of the `per_class` items of each class whose draw is least; an item's rows stay together."""
+def _ranks(meta: pa.Table, seed: int) -> NDArray[np.int64]:
+    """The place of each row's item among those of its class, by its draw; an item's rows stay together."""
     if not len(meta):
-        return np.zeros(0, bool)
+        return np.zeros(0, np.int64)
     classes, _ = encode(meta["class_name"])
     numbers = draw(meta["item_id"].to_pylist(), seed)
     order = np.lexsort((numbers, classes))
     first_of_class = np.diff(classes[order], prepend=-1) != 0
     new_item = first_of_class | (np.diff(numbers[order].astype(np.int64), prepend=-1) != 0)
     items = np.cumsum(new_item)
-    before = np.maximum.accumulate(np.where(first_of_class, items, 0))
-    chosen = np.zeros(len(meta), bool)
-    chosen[order] = items - before < per_class
-    return chosen
+    ranks = np.empty(len(meta), np.int64)
+    ranks[order] = items - np.maximum.accumulate(np.where(first_of_class, items, 0))
+    return ranks

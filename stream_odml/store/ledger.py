@@ -141,6 +141,18 @@ class LedgerState:
         names = (("class", class_name), ("item", item_id), ("shard", shard_id))
         return max(tombstones.get(name, -1) for name in names) > self.shards[shard_id].landed_seq
 
+    def living_classes(self, shard_id: str) -> dict[str, int]:
+        """Return the good rows of each class of a shard, without classes that were forgotten since; none of a shard
+        that was. Items forgotten one by one, or replaced, still count."""
+        shard, tombstones = self.shards[shard_id], self.latest_tombstones
+        if tombstones.get(("shard", shard_id), -1) > shard.landed_seq:
+            return {}
+        return {
+            name: count
+            for name, count in shard.classes.items()
+            if count and tombstones.get(("class", name), -1) < shard.landed_seq
+        }
+
     @cached_property
     def latest_tombstones(self) -> Mapping[tuple[str, str], int]:
         """(class, item or shard, name) -> the ``seq`` of its latest tombstone."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_odml.cli import report_data
 from stream_odml.cli.report import write_report
 from stream_odml.cli.report_data import service_latency
 from stream_odml.cli.report_plots import Line, bars, line_plot
@@ -55,6 +56,22 @@ def test_examples_are_held_out_images_that_never_find_themselves(
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
     assert len(pictures) == 7 * len(data.examples)
     assert all(base64.b64decode(picture).startswith(b"\xff\xd8") for picture in pictures)
+
+
+def test_examples_are_drawn_from_what_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One shard is looked at; whichever would be drawn from both, the other one is erased."""
+    options = IndexOptions(max_pixels=1 << 20, thumbnails=True, held_out=0.5)
+    monkeypatch.setattr("tests.service.tiny_stream.OPTIONS", options)
+    monkeypatch.setattr(report_data, "SHARDS_READ", 1)
+    for gone in (0, 1):
+        stream = TinyStream(tmp_path / str(gone))
+        for name in ("a", "b"):
+            stream.land(name, ["cat", "dog"], per_class=4)
+        shards = list(stream.writer.ledger.shards)
+        stream.writer.forget("shard", shards[gone])
+        data = write_report(stream.root, str(tmp_path / "report.html"), queries=6)
+        stream.close()
+        assert data.examples
 
 
 def test_no_stream_is_an_error_not_an_empty_page(tmp_path: Path) -> None:

@@ -145,6 +145,20 @@ def test_an_item_is_a_pair_once_and_an_erased_one_never(stream: ExactStream) -> 
     assert set(found) == living
 
 
+def test_pairs_are_taken_of_what_lives_and_can_be_decoded(
+    stream: ExactStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of each shard: the first rows of either are erased, and leave their places to those behind them."""
+    monkeypatch.setattr(pairs, "PER_SHARD", 4)
+    old = Store.open(stream.root)
+    living = frozenset(i for i in stream.images if int(i.split("/")[1]) >= 6)
+    found = [item for _, _, item in pairs._at_hand(old, living, None)]
+    assert sorted(found) == ["a/6", "a/7", "a/8", "a/9", "b/6", "b/7"]
+    model = build_embedder(SPEC, 0)
+    broken = [(b"no image", "cat", "x"), (stream.images[found[0]], "dog", "y")]
+    assert [name for name, *_ in pairs._decoded(iter(broken), model, model, 1 << 20)] == [("dog", "y")]
+
+
 def test_an_upgrade_that_began_with_another_model_is_not_gone_on_with(
     stream: ExactStream, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
