@@ -38,10 +38,31 @@ class Part:
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None) -> tuple[FloatArray, Indices]:
         """Return scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
         numbers = self.numbers()
-        own = np.ascontiguousarray(queries[:, self.first : self.first + self.segment.dim])
-        scores, rows = self.segment.nearest(own, k, None if mask is None else mask[numbers])
+        scores, rows = self.segment.nearest(self.own(queries), k, None if mask is None else mask[numbers])
         found = np.where(rows < 0, -1, numbers[np.maximum(rows, 0)]) if len(numbers) else rows
-        return scores * np.float32(self.scale) + np.float32(self.bonus), found
+        return self.scored(scores), found
+
+    def own(self, queries: FloatArray) -> FloatArray:
+        """Return what of embeddings [nq, dim] its items are compared with."""
+        return np.ascontiguousarray(queries[:, self.first : self.first + self.segment.dim])
+
+    def scored(self, cosines: FloatArray) -> FloatArray:
+        """Return scores that are comparable with those of other parts."""
+        scores: FloatArray = cosines * np.float32(self.scale) + np.float32(self.bonus)
+        return scores
+
+    def places(self, rows: Indices) -> tuple[Indices, Indices]:
+        """Return which of ``rows`` (numbers among all) are its items, and where they lie in its segment."""
+        if self.rows is None:
+            return np.arange(len(rows)), rows
+        numbers = self.numbers()
+        place = np.searchsorted(numbers, rows)
+        mine = (
+            np.flatnonzero(numbers[np.minimum(place, len(numbers) - 1)] == rows)
+            if len(numbers)
+            else place[:0]
+        )
+        return mine, place[mine]
 
     def grown(self, vectors: FloatArray, numbers: Indices) -> Part:
         """Return a part with items behind the others."""

@@ -14,8 +14,9 @@ from stream_odml.search.columns import Columns, Growable
 from stream_odml.search.exact import Indices, Mask, merge_top
 from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.filters import Filters
+from stream_odml.search.grouping import grouped
 from stream_odml.search.halves import Halves
-from stream_odml.search.hits import Hit, grouped, hits_of
+from stream_odml.search.hits import Hit, hits_of
 from stream_odml.search.parts import Part
 from stream_odml.search.search import IndexSearcher, SearchSettings
 from stream_odml.search.segment import Segment
@@ -163,6 +164,14 @@ class GallerySnapshot:
             )
         return scores, rows
 
+    def scores(self, queries: FloatArray, rows: Indices) -> FloatArray:
+        """Return what :meth:`nearest` would say of these rows, each of which counts: [nq, len(rows)]."""
+        out = np.empty((len(queries), len(rows)), np.float32)
+        for part in self.parts:
+            mine, place = part.places(rows)
+            out[:, mine] = part.scored(part.own(queries) @ part.segment.vectors(place).T)
+        return out
+
     def vectors(self, rows: Indices) -> FloatArray:
         """Return normalised vectors float32 [len(rows), dim] in this version's space. Of an item that is
         compared by a part of an embedding the rest is zero."""
@@ -170,10 +179,8 @@ class GallerySnapshot:
         for part in self.parts:
             if part.rows is None:
                 return part.segment.vectors(rows)
-            numbers = part.numbers()
-            place = np.searchsorted(numbers, rows)
-            mine = np.flatnonzero(np.isin(rows, numbers))
-            out[mine, part.first : part.first + part.segment.dim] = part.segment.vectors(place[mine])
+            mine, place = part.places(rows)
+            out[mine, part.first : part.first + part.segment.dim] = part.segment.vectors(place)
         return out
 
     def rows(self, filters: Filters | None = None) -> Indices:
