@@ -26,6 +26,8 @@ _SEARCHES = ("/v1/search", "/v1/search/batch", "/v1/embed")
 _EVERY_ADDRESS = ("0.0.0.0", "::", "")
 _IN_BRACKETS = re.compile(r"\[([0-9a-f:.]+)\](?::[0-9]*)?")
 """An IPv6 address as a URL has it. No name stands in brackets."""
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_PORT = re.compile(r"[0-9]*")
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -37,6 +39,7 @@ class Access:
         self._token, self._read_token = options.tokens()
         self._bound = options.host
         self._hosts = _named_hosts(options)
+        self._suffixes = (".localhost", *(name[1:] for name in self._hosts if name.startswith("*.")))
 
     def check(self, scope: Scope) -> None:
         """Raise ApiError 421 for a host that is not served, 403 for a foreign page, 401 or 403 for a token."""
@@ -59,14 +62,15 @@ class Access:
             )
 
     def _is_served(self, host: str) -> bool:
-        if host in self._hosts or any(
-            host.endswith(pattern[1:]) for pattern in self._hosts if pattern.startswith("*.")
-        ):
+        if host in self._hosts:
+            return True
+        is_name = _NAME.fullmatch(host) is not None
+        if is_name and any(host.endswith(suffix) for suffix in self._suffixes):
             return True
         try:
             address = ipaddress.ip_address(host)
         except ValueError:
-            return host.endswith(".localhost") and not host.startswith(".")
+            return False
         # No site can make an address point elsewhere, so all of ours are good where we listen on all.
         mapped = getattr(address, "ipv4_mapped", None) or address
         return mapped.is_loopback or self._bound in _EVERY_ADDRESS
@@ -103,7 +107,9 @@ def _check_origin(headers: Headers) -> None:
     sites, origins = _values(headers, b"sec-fetch-site"), _values(headers, b"origin")
     hosts = [_without_default_port(host) for host in _values(headers, b"host")]
     if all(site in ("same-origin", "none") for site in sites) and all(
-        _without_default_port(origin.partition("://")[2]) in hosts for origin in origins
+        origin.startswith(("http://", "https://"))
+        and _without_default_port(origin.partition("://")[2]) in hosts
+        for origin in origins
     ):
         return
     raise ApiError(
@@ -133,7 +139,7 @@ def _without_port(host: str) -> str:
     if host.startswith("["):
         return match[1] if (match := _IN_BRACKETS.fullmatch(host)) else host
     name, _, port = host.rpartition(":")
-    return (name if name and port.isdigit() else host).removesuffix(".")
+    return (name if name and _PORT.fullmatch(port) else host).removesuffix(".")
 
 
 def _without_default_port(host: str) -> str:

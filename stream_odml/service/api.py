@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from stream_odml import __version__
 from stream_odml.config.service import ServiceOptions
@@ -13,6 +13,7 @@ from stream_odml.service.backend import Backend
 from stream_odml.service.errors import install_handlers
 from stream_odml.service.guard import Guard
 from stream_odml.service.metrics import ServiceMetrics
+from stream_odml.service.parameters import check_parameters
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.service.routes import catalogue, embedding, health, items, pages, search, tasks, versions
 from stream_odml.service.views import Views
@@ -37,8 +38,10 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     app.state.options = options
     app.state.parsing = ShortestFirst(1, "parse")
     app.state.views = Views()
-    for module in (search, embedding, items, catalogue, versions, tasks, health, pages):
+    for module in (search, health, pages):
         app.include_router(module.router)
+    for module in (embedding, items, catalogue, versions, tasks):
+        app.include_router(module.router, dependencies=[Depends(check_parameters)])
     install_handlers(app)
     app.add_middleware(
         Guard,

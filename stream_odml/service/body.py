@@ -124,7 +124,7 @@ def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
     if unknown:
         raise unprocessable(
             "unknown_field",
-            f"unknown field {_clip(unknown[0])}",
+            f"unknown field {clipped(unknown[0])}",
             f"known fields: {', '.join(sorted(allowed))}",
         )
 
@@ -136,7 +136,7 @@ def media_type(request: Request) -> str:
 
 def unsupported(seen: str, wanted: str) -> ApiError:
     """Return error 415: the media type is not supported here."""
-    return ApiError(415, "unsupported_media_type", f"cannot read {_clip(seen)}", f"send {wanted}")
+    return ApiError(415, "unsupported_media_type", f"cannot read {clipped(seen)}", f"send {wanted}")
 
 
 # --- vectors ---------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
     known_keys(chosen, _FILTER_KEYS)
     group_by = body.get("group_by")
     if group_by not in (None, "class"):
-        raise unprocessable("bad_group_by", f"cannot group by {_clip(group_by)}", "use group_by=class")
+        raise unprocessable("bad_group_by", f"cannot group by {clipped(group_by)}", "use group_by=class")
     return Query(
         k=integer(body.get("k", 10), "k", 1, max_k),
         classes=_classes(chosen.get("class")),
@@ -234,32 +234,6 @@ def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
         min_version=optional(name_from, body.get("min_version"), "min_version"),
         min_seq=None if body.get("min_seq") is None else integer(body["min_seq"], "min_seq", 0, 2**62),
     )
-
-
-_URL_KEYS = frozenset(
-    {"k", "class", "attribute", "from", "to", "group_by", "group_size", "min_version", "min_seq"}
-)
-
-
-def query_from_url(request: Request, max_k: int) -> Query:
-    """Parse the same from a query string: ?k=5&class=a&class=b&attribute=colour:red&from=2026-01-01T00:00:00Z."""
-    given = request.query_params
-    known_keys(given, _URL_KEYS)
-    pairs = [pair.partition(":") for pair in given.getlist("attribute")]
-    named = [key for key, _ in given.multi_items() if key not in ("class", "attribute")]
-    named += [f"attribute {key}" for key, _, _ in pairs]
-    if twice := next((name for name in named if named.count(name) > 1), None):
-        raise unprocessable("twice", f"{_clip(twice)} comes twice in the address", "send it once")
-    body: dict[str, Any] = {key: given[key] for key in ("group_by", "min_version") if key in given}
-    for key in ("k", "group_size", "min_seq"):
-        if key in given:
-            body[key] = int(given[key]) if given[key].isdecimal() and len(given[key]) < 20 else given[key]
-    chosen: dict[str, Any] = {key: given[key] for key in ("from", "to") if key in given}
-    if "class" in given:
-        chosen["class"] = given.getlist("class")
-    if pairs:
-        chosen["attributes"] = {key: value for key, _, value in pairs}
-    return query_from_json({**body, "filter": chosen}, max_k)
 
 
 def _classes(value: object) -> tuple[str, ...] | None:
@@ -286,8 +260,8 @@ def _wanted_attributes(value: object) -> dict[str, str]:
 
 def _wanted_value(key: object, text: object) -> str:
     if not isinstance(text, str):
-        raise unprocessable("bad_attributes", f"attribute {_clip(key)} is {_clip(text)}", "send a string")
-    return _checked(fields.attribute_value, text, f"attribute {_clip(key)}", "bad_attributes")
+        raise unprocessable("bad_attributes", f"attribute {clipped(key)} is {clipped(text)}", "send a string")
+    return _checked(fields.attribute_value, text, f"attribute {clipped(key)}", "bad_attributes")
 
 
 # --- the fields of an item ---------------------------------------------------------------------------------
@@ -307,7 +281,7 @@ def attributes_from(value: object) -> dict[str, str]:
     """Return the attributes of a new item, as they will be stored. ApiError 422."""
     if not isinstance(value, dict | None):
         raise unprocessable(
-            "bad_attributes", f"attributes is {_clip(value)}", "send an object of names and values"
+            "bad_attributes", f"attributes is {clipped(value)}", "send an object of names and values"
         )
     return _checked(fields.attributes, value, "attributes", "bad_attributes")
 
@@ -336,7 +310,7 @@ def integer(value: object, field: str, low: int, high: int) -> int:
     """Return a whole number within low..high, else ApiError 422."""
     if type(value) is not int or not low <= value <= high:
         raise unprocessable(
-            f"bad_{field}", f"{field} is {_clip(value)}", f"send a whole number, {low} to {high}"
+            f"bad_{field}", f"{field} is {clipped(value)}", f"send a whole number, {low} to {high}"
         )
     return value
 
@@ -348,7 +322,7 @@ def name_from(value: object, field: str) -> str:
         if name:
             return name
     raise unprocessable(
-        "bad_name", f"{field} is {_clip(value)}", f"send printable text of 1 to {MAX_NAME} characters"
+        "bad_name", f"{field} is {clipped(value)}", f"send printable text of 1 to {MAX_NAME} characters"
     )
 
 
@@ -377,6 +351,7 @@ def _list(value: object, field: str) -> Sequence[Any]:
     return value
 
 
-def _clip(value: object) -> str:
+def clipped(value: object) -> str:
+    """Return a value of a request as an error shows it: in ASCII, and not all of what is long."""
     text = ascii(value)
     return text if len(text) <= 80 else text[:77] + "..."

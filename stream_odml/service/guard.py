@@ -23,6 +23,7 @@ from stream_odml.service.admission import Arrivals, Places, overloaded
 from stream_odml.service.errors import ApiError, internal_error, too_large
 from stream_odml.service.identity import check_stream, naming
 from stream_odml.service.metrics import ServiceMetrics
+from stream_odml.service.wellformed import check_request
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
@@ -106,6 +107,7 @@ class Guard:
         """Check the request, read its body and hold places for it; give what the app is to receive it from."""
         check_stream(scope["headers"], sender.stream_id)
         self._access.check(scope)
+        check_request(scope)
         with contextlib.ExitStack() as held:
             body = b"" if get_route_path(scope) in _ALWAYS else await self._taken(scope, receive, held)
             held.enter_context(_Watch(receive, sender))

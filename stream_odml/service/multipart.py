@@ -32,7 +32,7 @@ class Part:
         try:
             return self.content.decode("utf-8")
         except UnicodeDecodeError:
-            raise bad_request(f"the form field {self.name!r} is not UTF-8 text") from None
+            raise bad_request(f"the form field {self.name[:80]!a} is not UTF-8 text") from None
 
 
 def parse_multipart(content_type: str, body: bytes) -> list[Part]:

@@ -45,7 +45,8 @@ def asked(
     scope = {
         "type": kind, "method": method, "path": root + path, "raw_path": (root + path).encode(), "root_path": root,
         "query_string": b"", "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 9), "app": None,
-        "server": ("127.0.0.1", 8000), "headers": [(k.encode(), v.encode()) for k, v in given.items() if v != "-"],
+        "server": ("127.0.0.1", 8000),
+        "headers": [(k.encode(), v.encode("latin-1")) for k, v in given.items() if v != "-"],
     }  # fmt: skip
     seen: list[Any] = []
     messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
@@ -184,6 +185,9 @@ FOREIGN: list[dict[str, Any]] = [
     {"sec_fetch_site": "same-site"},
     {"sec_fetch_site": "something-new"},
     {"origin": ""},
+    {"origin": "ftp://localhost:8000"},
+    {"origin": "chrome-extension://localhost:8000"},
+    {"origin": "//localhost:8000"},
 ]
 KINDS = [
     "",
@@ -233,6 +237,13 @@ def test_the_own_page_and_clients_without_a_browser_may(backend: FakeBackend) ->
         ".localhost",
         "[::1",
         "[]",
+        "a..localhost",
+        "evil.example#.localhost",
+        "evil.example/.localhost",
+        "evil.example:80.localhost",
+        "user@localhost",
+        "localhost:\xb2",
+        "localhost:80:80",
     ],
 )
 def test_a_name_that_is_not_ours_reads_nothing(backend: FakeBackend, host: str) -> None:
@@ -250,6 +261,7 @@ def test_the_names_of_the_service() -> None:
     app = create_app(FakeBackend(), ServiceOptions(host="10.1.2.3"))
     names = [
         "LOCALHOST:1",
+        "localhost:",
         "localhost.",
         "a.localhost",
         "[::ffff:127.0.0.1]:8000",
@@ -267,7 +279,12 @@ def test_the_names_of_the_service() -> None:
     named = create_app(FakeBackend(), ServiceOptions(allowed_hosts=("search.example", "*.svc.cluster.local")))
     for name in ("search.example:443", "SEARCH.example", "a.b.svc.cluster.local", "127.0.0.1"):
         assert asked(named, "GET", "/v1/status", host=name) == 200
-    for name in ("svc.cluster.local.evil", "a.search.example", "xsvc.cluster.local"):
+    for name in (
+        "svc.cluster.local.evil",
+        "a.search.example",
+        "xsvc.cluster.local",
+        "evil/.svc.cluster.local",
+    ):
         assert asked(named, "GET", "/v1/status", host=name) == 421
     assert (
         asked(create_app(FakeBackend(), ServiceOptions(allowed_hosts=("*",))), "GET", "/", host="x.y") == 200

@@ -194,6 +194,8 @@ async def label(item_id: str, request: Request) -> Response:
     """
     item_id = normalised(item_id)
     backend = backend_of(request, "label")
+    if media_type(request) != "application/json":
+        raise unsupported(media_type(request) or "a body without Content-Type", "application/json")
     name = await read_json(request, _class_from_body)
     if await backend.item(item_id) is None:
         raise not_found(

@@ -20,7 +20,6 @@ from stream_odml.service.body import (
     name_from,
     optional,
     query_from_json,
-    query_from_url,
     read_json,
     read_on_thread,
     unsupported,
@@ -30,6 +29,7 @@ from stream_odml.service.body import (
 from stream_odml.service.errors import bad_request, unprocessable
 from stream_odml.service.multipart import Part, parse_multipart
 from stream_odml.service.openapi import BATCH_BODY, SEARCH_BODY
+from stream_odml.service.parameters import query_from_url, refuse_parameters
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.service.replies import answer_json, backend_of, hits_json, options_of, reply
 
@@ -60,6 +60,7 @@ async def search(request: Request) -> Response:
 async def _one_question(request: Request) -> Question:
     kind, max_k = media_type(request), options_of(request).max_k
     if kind == "application/json":
+        refuse_parameters(request)
         return await read_json(request, lambda body: _one(body, max_k), MAX_VECTOR_VALUES)
     if kind == "multipart/form-data":
         form, body = request.headers["content-type"], await request.body()
@@ -121,6 +122,7 @@ async def search_batch(request: Request) -> Response:
     by one snapshot."""
     if media_type(request) != "application/json":
         raise unsupported(media_type(request) or "a body without Content-Type", "application/json")
+    refuse_parameters(request)
     options = options_of(request)
     question = await read_json(request, lambda body: _many(body, options))
     backend, query = backend_of(request, "batch"), question.query
