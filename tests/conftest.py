@@ -29,6 +29,7 @@ SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3"}
 """Words of a test file, and the group that it belongs to; xdist's own marker does nothing under pytest 9.2."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 RAY_TIMEOUT_S = 900
+PATIENCE_S = 300.0
 RAY_CPUS = 3
 _shared_ray = contextlib.ExitStack()
 
@@ -139,6 +140,22 @@ def same_numbers(request: pytest.FixtureRequest) -> None:
     if isinstance(generator, np.random.Generator):
         bits = generator.bit_generator
         bits.state = _STATES.setdefault(id(generator), bits.state)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patient_service() -> Iterator[None]:
+    """Give requests to a service within a test's process the time that a busy machine takes, where a test sets none."""
+    from stream_odml.service.guard import Guard
+
+    begin = Guard.__init__
+
+    def patient(self: Guard, app: Any, *, options: Any, **others: Any) -> None:
+        unset = {"timeout_s", "body_timeout_s"} - options.model_fields_set
+        begin(self, app, options=options.model_copy(update=dict.fromkeys(unset, PATIENCE_S)), **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Guard, "__init__", patient)
+        yield
 
 
 @pytest.fixture(scope="session")

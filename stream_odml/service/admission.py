@@ -143,5 +143,7 @@ class Arrivals:
 
     def _let_go(self, arrival: _Arrival) -> None:
         self._remove(arrival)
+        self._bytes -= arrival.seen  # not when its task runs again: another one would be refused for them
+        arrival.seen = 0
         if arrival.timeout is not None and arrival.timeout.when() is not None:
             arrival.timeout.reschedule(0.0)
