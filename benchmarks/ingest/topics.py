@@ -70,7 +70,7 @@ def _speed(report: Report, seed: int, servers: str) -> None:
         topic, directory = [], []
         for repeat in range(repeats):  # in turn, so that a busy moment of the machine meets both
             directory.append(_indexed(DirectorySource(f"{folder}/inbox"), count, folder, seed))
-            spool = Spool(f"{folder}/spool-{repeat}", None, 0)
+            spool = Spool(f"{folder}/spool-{repeat}", None)
             source = KafkaSource([TOPIC], KafkaOptions(servers=servers, range_messages=ROWS), spool)
             topic.append(_indexed(source, count, folder, seed))
             source.close()

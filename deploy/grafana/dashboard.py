@@ -132,6 +132,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
             about="Deleted by retention before they were read; and runs of offsets without a message.",
         ),
+        _p(
+            "Not read",
+            ("{{topic}}/{{partition}}", "stream_odml_topic_trouble"),
+            about="1 where messages of a partition do not come while those of others may; -1 is a whole topic.",
+        ),
     ),
     "Learning": (
         _p(

@@ -20,7 +20,7 @@ from stream_odml.cluster.demands import check_batch, joins_cluster, needs
 from stream_odml.cluster.runtime import Need, check_port, check_resources
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import StreamConfig
-from stream_odml.ingest.sources import LogSource
+from stream_odml.ingest.sources import Inspectable, LogSource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.pipeline.first_version import as_made, check_model
@@ -123,6 +123,8 @@ def _source(config: StreamConfig) -> str:
         service = config.service.model_copy(update={"push_dir": aside})
         source = open_sources(config.model_copy(update={"service": service}))[0]
     try:
+        if isinstance(source, Inspectable):
+            return f"{config.source.kind} answers: {_answered(source.inspect)}"
         found = _answered(lambda: source.poll(()))
     finally:
         if isinstance(source, LogSource):

@@ -33,6 +33,7 @@ from stream_odml.store.writer import IngestBatch, Writer
 
 log = logging.getLogger(__name__)
 RETRY_S = 2.0
+TROUBLES_NAMED = 5
 IN_FLIGHT = 2
 """Batches an indexer has at once: one to work on, one waiting, so that it never idles between two."""
 
@@ -42,6 +43,9 @@ class Discovery:
 
     def __init__(self, sources: Iterable[Source], store: Store, poll_s: float) -> None:
         self._errors: dict[int, str] = {}
+        self._troubles: dict[str, str] = {}
+        """Of partitions of logs, beside others that are read."""
+        self._settle_due: dict[int, float] = {}
         self.failures = 0
         """Polls that failed."""
         self._sources = list(sources)
@@ -55,8 +59,8 @@ class Discovery:
 
     @property
     def error(self) -> str | None:
-        """Why a source cannot be listed now, or None."""
-        return "; ".join(list(self._errors.values())) or None
+        """Why a source, or a part of one, cannot be read now, or None."""
+        return "; ".join([*self._errors.values(), *_first(self._troubles)]) or None
 
     @property
     def notes(self) -> list[str]:
@@ -99,17 +103,20 @@ class Discovery:
             self.failures += 1
             self._errors[number] = f"{type(error).__name__}: {error}"
             log.warning("a source cannot be listed, asking again: %s", self._errors[number])
+            self._settle(number)  # what waits in a log grows, whether it is read or not
             return 0
-        self._settle(self._sources[number])
+        self._settle(number)
         self._stamps.update(ref.stamp for ref in refs)
         while refs and not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._found.put(refs, timeout=0.5)
                 break
+            self._settle(number)
         return len(refs)
 
-    def _settle(self, source: Source) -> None:
-        if not isinstance(source, LogSource):
+    def _settle(self, number: int) -> None:
+        source = self._sources[number]
+        if not isinstance(source, LogSource) or time.monotonic() < self._settle_due.get(number, 0.0):
             return
         ledger = self._store.ledger
         waiting = [str(shard.detail.get("stamp", "")) for shard in ledger.landed.values()]
@@ -117,6 +124,22 @@ class Discovery:
             source.settle(waiting, ledger.shards.__contains__)
         except Exception as error:  # figures and lag tools only: what was found is landed all the same
             log.warning("how far a log is read is not known now: %s", error)
+            self._settle_due[number] = time.monotonic() + RETRY_S
+        self._note_troubles()
+
+    def _note_troubles(self) -> None:
+        """Log what begins and what is over."""
+        before = self._troubles
+        self._troubles = {one.place: one.trouble for one in self.figures() if one.trouble}
+        for place in self._troubles.keys() - before.keys():
+            log.warning("%s is not read: %s", place, self._troubles[place])
+        for place in before.keys() - self._troubles.keys():
+            log.warning("%s is read again", place)
+
+
+def _first(troubles: Mapping[str, str]) -> list[str]:
+    said = [f"{place}: {trouble}" for place, trouble in sorted(troubles.items())[:TROUBLES_NAMED]]
+    return [*said, f"{len(troubles) - TROUBLES_NAMED} more"] if len(troubles) > TROUBLES_NAMED else said
 
 
 def _not_read(passed_over: Mapping[str, str]) -> str:

@@ -22,6 +22,8 @@ OURS = frozenset(
 )
 """Options of the client that reading each message once depends on: nobody else sets them."""
 
+Generation = Annotated[int, Field(ge=0, le=9999)]
+
 
 @dataclass(frozen=True)
 class MessageFormat:
@@ -36,7 +38,7 @@ class MessageFormat:
     class_header: str = "class"
     """Header that names the class, where the value does not."""
     id_header: str = "id"
-    """Header that names the item; without one it is `topic/partition/offset`."""
+    """Header that names the item; without one it is `topic/partition/offset` (`topic@generation/...`)."""
     key_is_id: bool = False
     """Take the message's key as the item's id: a later message of the key then replaces the item."""
     tombstones: Literal["refuse", "erase"] = "refuse"
@@ -56,8 +58,9 @@ class KafkaOptions(MessageFormat):
     """More options of librdkafka by its names: security.protocol, sasl.mechanism, sasl.username, ssl.ca.location ..."""
     start: Literal["earliest", "latest"] = "earliest"
     """Where a topic is begun that this stream has not read yet."""
-    generation: Annotated[int, Field(ge=0, le=9999)] = 0
-    """Raise it by one after a topic was deleted and made anew: it is then read from its start."""
+    generation: Generation | Mapping[str, Generation] = 0
+    """`{topic: 1}` after that topic was deleted and made anew, `{topic: 2}` after the next time: it is then read from
+    its start, and the others go on. A number is for all topics, those of a stream that has just one."""
     task_header: str = "task-complete"
     """Header of a control message: its value names the task that it closes over all that was sent before it."""
     group: str = ""
@@ -84,6 +87,10 @@ class KafkaOptions(MessageFormat):
             raise ValueError(
                 f"options.{taken[0]} is not yours to set: that every message is read once depends on it"
             )
+
+    def generation_of(self, topic: str) -> int:
+        """Return the generation that is asked for of a topic."""
+        return self.generation if isinstance(self.generation, int) else self.generation.get(topic, 0)
 
     @property
     def format(self) -> MessageFormat:

@@ -22,8 +22,9 @@ from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import LogFigures
-from stream_odml.ingest.spool import Spool, TopicReplaced, stamps_of
+from stream_odml.ingest.spool import Spool
 from stream_odml.ingest.table_reader import take_pipe
+from stream_odml.ingest.topic_position import TopicReplaced, stamps_of
 from stream_odml.ingest.wire import END, READ, BadMessage, Pipe
 from stream_odml.storage.reading import StorageOptions
 
@@ -80,6 +81,10 @@ class KafkaProcess:
         """See `LogSource`."""
         return self._figures
 
+    def inspect(self) -> str:
+        """See `Inspectable`."""
+        return str(self._ask({"call": "inspect"})["text"])
+
     def close(self) -> None:
         """End the process."""
         child, self._child = self._child, None
@@ -100,7 +105,7 @@ class KafkaProcess:
             raise
 
     def _stamps(self, texts: Collection[str]) -> Iterator[object]:
-        return stamps_of(texts, self._topics, self._options.generation)
+        return stamps_of(texts, self._topics)
 
     def _ask(self, question: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
         """Return the answer to a question; raises the error that it is."""
@@ -198,12 +203,14 @@ def _made(job: Mapping[str, Any]) -> Any:
     from stream_odml.ingest.kafka_source import KafkaSource
 
     options = KafkaOptions(**job["options"])
-    return KafkaSource(job["topics"], options, Spool(job["place"], job["storage"], options.generation))
+    return KafkaSource(job["topics"], options, Spool(job["place"], job["storage"]))
 
 
 def _answer(source: Any, question: Mapping[str, Any], pipe: Pipe) -> dict[str, Any]:
     if question["call"] == "poll":
         return {"refs": [ref.to_dict() for ref in source.poll(_Known(pipe))]}
+    if question["call"] == "inspect":
+        return {"text": source.inspect()}
     missing = frozenset(question["missing"])
     source.settle(question["waiting"], lambda shard_id: shard_id not in missing)
     return {"figures": [asdict(figures) for figures in source.figures()]}

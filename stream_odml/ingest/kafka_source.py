@@ -8,59 +8,39 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from stream_odml.ingest.kafka_brokers import ASK_S, Brokers, Key
+from stream_odml.ingest.kafka_group import PublishedOffsets
 from stream_odml.ingest.kafka_options import KafkaOptions
-from stream_odml.ingest.message_range import Message, Range
+from stream_odml.ingest.message_range import Message
 from stream_odml.ingest.message_values import decoder_of
 from stream_odml.ingest.partition import Closed, Partition
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
-from stream_odml.ingest.sources import MAX_NEW, LogFigures
-from stream_odml.ingest.spool import Spool, Stamp, TopicReplaced, stamps_of
+from stream_odml.ingest.sources import MAX_NEW, WHOLE_TOPIC, LogFigures
+from stream_odml.ingest.spool import Spool
+from stream_odml.ingest.task_closings import TaskClosings
+from stream_odml.ingest.topic_position import Stamp, TopicPosition, TopicReplaced, stamps_of
 
 log = logging.getLogger(__name__)
-client_log = logging.getLogger(f"{__name__}.client")
 FETCH = 2000
 FETCH_S = 0.05
 POLL_S = 0.5
 """Longest that one poll reads."""
-ASK_S = 5.0
-ID_S = 5.0
-"""Longest that a broker has to tell a topic's id; some never answer that."""
 REFRESH_S, RETRY_S = 10.0, 2.0
 """Between two looks for new partitions, and while the brokers are away."""
+STALL_S = 30.0
+"""Seconds of reading without one of the messages that a partition has, after which that is trouble."""
 SPOOL_S = 30.0
 OPEN_BYTES = 64 << 20
 """Bytes of all open ranges, above which the largest is closed."""
-PUBLISH_S = 1.0
-REPEAT_S, MAX_SAID = 60.0, 100
-_REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED)
-Key = tuple[str, int]
-
-
-class _SaidOnce(logging.Filter):
-    """Lets a line of the client pass once a minute: it says the same at each try, many times a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        line, now = re.sub(r"\d+", "", record.getMessage()), time.monotonic()
-        if now - self._said.get(line, -math.inf) < REPEAT_S:
-            return False
-        if len(self._said) > MAX_SAID:
-            self._said.clear()
-        self._said[line] = now
-        return True
 
 
 class KafkaSource:
@@ -78,16 +58,21 @@ class KafkaSource:
             raise ValueError(f"kafka: value or schemas cannot be used: {error}") from error
         self.topics, self.options, self.max_new = tuple(topics), options, max_new
         self._spool = spool
-        client_log.filters[:] = [_SaidOnce()]
-        try:
-            self._consumer = Consumer({**options.client, "error_cb": self._on_error}, logger=client_log)
-        except KafkaException as error:
-            raise ValueError(f"kafka: {error.args[0].str()}") from error
+        self._brokers = Brokers(options, self._on_error)
+        self._consumer = self._brokers.consumer
         self._parts: dict[Key, Partition] = {}
-        self._ids: dict[str, str] = {}
+        self._positions: dict[str, TopicPosition] = {}
+        """Of the topics that are read."""
         self._trouble = ""
-        self._refused = ""
-        """Why the brokers do not let us in: what else fails then follows from it."""
+        """Of the brokers, or of the spool: nothing is read."""
+        self._halted: dict[str, str] = {}
+        """Topics of which some partitions are not read, and why: the others go on."""
+        self._replaced: dict[str, TopicReplaced] = {}
+        self._failing: dict[Key, str] = {}
+        """What the client last said of a partition, until it gives more of it."""
+        self._reading_s = 0.0
+        self._moved: dict[Key, float] = {}
+        """For each partition, `_reading_s` when it last had a message, or none was left."""
         self._closed: deque[Closed] = deque()
         """Ranges that are complete and not in the spool yet."""
         self._ready: list[ShardRef] = []
@@ -95,31 +80,26 @@ class KafkaSource:
         """Shards that were returned, by id, with the offset at which each begins, until the ledger has them."""
         self._ends: dict[Key, int] = {}
         self._lost: dict[Key, int] = {}
-        self._targets: dict[Key, dict[Key, int]] = {}
-        """For each control message that waits, how far the other partitions are to be read before it counts."""
-        self._published: dict[Key, int] = {}
+        self._closings = TaskClosings(self._brokers)
+        self._group = PublishedOffsets(self._consumer, options.group)
         self._figures: tuple[LogFigures, ...] = ()
-        self._refresh_due = self._spool_due = self._publish_due = 0.0
+        self._refresh_due = self._spool_due = 0.0
         self._spool_bytes = 0
         self._is_stale = True
         """Whether the consumer has to be assigned where to read."""
-        self._replaced: TopicReplaced | None = None
-        self._admin: AdminClient | None = None
 
     # -- the contract of a source ---------------------------------------------------------------------------------
 
     def poll(self, known: Collection[str]) -> list[ShardRef]:
         """See `Source`. Order: that of offsets in a partition. Raises TransientReadError, TopicReplaced."""
-        trouble: Exception | None = self._replaced
+        trouble: Exception | None = None
         try:
-            if self._replaced is None:
-                self._read(known)
+            self._read(known)
         except KafkaException as error:
             self._note(error.args[0].str())
-        except TopicReplaced as error:
-            trouble = self._replaced = error
         except OSError as error:  # the spool's disk or store: what is complete is kept, and written next time
             trouble = TransientReadError(f"{self._spool.place} cannot be written now: {error}")
+        trouble = trouble or next(iter(self._replaced.values()), None)
         ready, self._ready = self._ready[: self.max_new], self._ready[self.max_new :]
         if not ready and (trouble is not None or self._trouble):
             raise trouble or TransientReadError(f"kafka {self.options.servers}: {self._trouble}")
@@ -130,30 +110,43 @@ class KafkaSource:
         return ready
 
     def settle(self, waiting: Collection[str], is_ledgered: Callable[[str], bool]) -> None:
-        """See `LogSource`. Publishes what is searchable under the consumer group, for people's tools only."""
+        """See `LogSource`. Publishes what is searchable under the consumer group."""
         behind: dict[Key, int] = {}
-        for stamp in stamps_of(waiting, self.topics, self.options.generation):
-            key = stamp.topic, stamp.partition
-            behind[key] = min(stamp.start, behind.get(key, stamp.start))
-        figures = []
+        for stamp in stamps_of(waiting, self._positions):
+            if stamp.generation == self._positions[stamp.topic].generation:
+                key = stamp.topic, stamp.partition
+                behind[key] = min(stamp.start, behind.get(key, stamp.start))
+        self._brokers.look(self._parts)
+        figures = [LogFigures(topic, WHOLE_TOPIC, 0, 0, 0, why) for topic, why in self._halted.items()]
         for key, part in self._parts.items():
             sent = self._sent.get(key, deque())
             while sent and is_ledgered(sent[0][0]):
                 sent.popleft()
             done = min(part.start, behind.get(key, part.start), sent[0][1] if sent else part.start)
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), cached=True)
-            self._ends[key] = max(self._ends.get(key, 0), high, part.next)
-            figures.append(LogFigures(*key, done, self._ends[key] - done, self._lost.get(key, 0)))
+            known = self._brokers.cached_end(key), self._brokers.ends.get(key, 0)
+            self._ends[key] = max(self._ends.get(key, 0), part.next, *known)
+            lag, lost = self._ends[key] - done, self._lost.get(key, 0)
+            figures.append(LogFigures(*key, done, lag, lost, self._trouble_of(key, part)))
         self._figures = tuple(figures)
-        self._publish()
+        self._group.publish(figures)
 
     def figures(self) -> Sequence[LogFigures]:
         """See `LogSource`."""
         return self._figures
 
+    def inspect(self) -> str:
+        """See `Inspectable`."""
+        try:
+            return "; ".join(self._brokers.described(topic) for topic in self.topics)
+        except KafkaException as error:
+            self._note(error.args[0].str())
+            raise TransientReadError(f"kafka {self.options.servers}: {self._trouble}") from error
+        except LookupError as error:
+            raise TransientReadError(str(error)) from error
+
     def close(self) -> None:
         """Leave the brokers."""
-        self._consumer.close()
+        self._brokers.close()
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -167,8 +160,10 @@ class KafkaSource:
                 self._assign()
             # Until each message is taken: whatever goes wrong, it is read again from where its partition is.
             self._is_stale = True
+            began = time.monotonic()
             found = self._consumer.consume(FETCH, timeout=FETCH_S)
             now, is_moved = time.monotonic(), False
+            self._reading_s += now - began
             for one in found:
                 is_moved |= self._take(one, now)
             self._close_due(now)
@@ -187,27 +182,37 @@ class KafkaSource:
             self._trouble = error.str() if error is not None else self._trouble
         elif error is None:
             self._trouble = ""
+            self._moved[key] = self._reading_s
+            self._failing.pop(key, None)
             self._closed.extend(part.take(_message(found), now))
             return part.closes is not None
         elif error.code() == KafkaError._PARTITION_EOF:
+            self._moved[key] = self._reading_s
+            self._failing.pop(key, None)
             part.reached(found.offset())
             self._ends[key] = found.offset()
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             self._out_of_range(key, part)
             return True
         else:
-            self._trouble = error.str()
+            self._failing[key] = error.str()
         return False
 
     def _out_of_range(self, key: Key, part: Partition) -> None:
         """The broker has not what is wanted: it was deleted by now, or was never there."""
-        low, high = self._consumer.get_watermark_offsets(TopicPartition(*key), timeout=ASK_S)
-        if part.next > high:
-            raise TopicReplaced(
-                f"{key[0]}/{key[1]} ends at offset {high}, but was read up to {part.next}: the topic lost messages or "
-                f"was made anew; set source.kafka.generation: {self.options.generation + 1} to read it from its start"
+        mark = self._brokers.marks([key])[key]
+        if isinstance(mark, str):
+            self._failing[key] = mark
+        elif part.next > mark[1]:
+            self._replace(
+                key[0],
+                TopicReplaced(
+                    f"{key[0]}/{key[1]} ends at offset {mark[1]}, but was read up to {part.next}: the topic lost "
+                    f"messages or was made anew; {self._positions[key[0]].remedy(key[0])}"
+                ),
             )
-        self._behind(key, part, low)
+        else:
+            self._behind(key, part, mark[0])
 
     def _behind(self, key: Key, part: Partition, low: int) -> None:
         """Take note that a partition begins at `low` now. A fetch from below it fails, so no gap that is found between
@@ -227,7 +232,7 @@ class KafkaSource:
     def _write(self) -> None:
         while self._closed:
             closed = self._closed[0]
-            ref = self._spool.put(closed, self.options.format, self._ids[closed.about.topic])
+            ref = self._spool.put(closed, self.options.format, self._positions[closed.about.topic].topic_id)
             self._spool_bytes += ref.size_bytes
             self._ready.append(ref)
             self._closed.popleft()
@@ -246,31 +251,15 @@ class KafkaSource:
             )
         return is_full
 
-    # -- control messages -----------------------------------------------------------------------------------------
-
     def _release(self) -> bool:
-        """Let control messages close their tasks, in the order in which they were sent, each once all that was sent
-        before it is read: every other partition is at its end of then, or waits at a control message of its own."""
-        waits = {key: part for key, part in self._parts.items() if part.closes is not None}
-        for key in waits:
-            if key not in self._targets:
-                self._targets[key] = {other: self._end_of(other) for other in self._parts if other != key}
-        if not waits:
+        """Let the next control message close its task, if all that was sent before it is read."""
+        key = None if self._halted else self._closings.ready(self._parts, self._ends)
+        if key is None:
             return False
-        key, part = min(waits.items(), key=lambda one: (one[1].control_ms, one[0]))
-        targets = self._targets[key]
-        if any(self._parts[other].next < end for other, end in targets.items() if other not in waits):
-            return False
-        for other in self._parts.values():
-            self._closed.extend(other.close())
-        self._closed.append(part.release())
-        del self._targets[key]
+        for part in self._parts.values():
+            self._closed.extend(part.close())
+        self._closed.append(self._parts[key].release())
         return True
-
-    def _end_of(self, key: Key) -> int:
-        """The end of a partition as the broker says now."""
-        _, high = self._consumer.get_watermark_offsets(TopicPartition(*key), timeout=ASK_S)
-        return int(max(high, self._ends.get(key, 0)))
 
     # -- topics and partitions ------------------------------------------------------------------------------------
 
@@ -279,113 +268,114 @@ class KafkaSource:
         now = time.monotonic()
         if now < self._refresh_due:
             return
-        away = bool(self._trouble)
+        timeout_s = 1.0 if self._trouble else ASK_S
         self._refresh_due = now + RETRY_S
-        listed = [key for topic in self.topics for key in self._listed(topic, 1.0 if away else ASK_S)]
-        for topic in [topic for topic, topic_id in self._ids.items() if topic_id]:
-            self._check_id(topic, self._ids[topic])
-        new = [key for key in listed if key not in self._parts]
-        if new:
-            self._begin(new, list(stamps_of(known, self.topics, self.options.generation)))
-            self._is_stale = True
-        self._trouble = self._refused = ""
-        self._refresh_due = now + REFRESH_S
+        halted, new = {topic: str(error) for topic, error in self._replaced.items()}, dict[str, list[Key]]()
+        for topic in self.topics:
+            if topic not in halted:
+                try:
+                    listed = self._brokers.partitions(topic, timeout_s)
+                    new[topic] = [key for key in listed if key not in self._parts]
+                except LookupError as error:
+                    halted[topic] = str(error)
+        self._halted = halted
+        ids = self._brokers.topic_ids(topic for topic, keys in new.items() if keys or self._id_of(topic))
+        stamps = list(stamps_of(known, self.topics)) if any(new.values()) else []
+        for topic, keys in new.items():
+            try:
+                if keys:
+                    self._begin(topic, keys, TopicPosition.of(topic, stamps, self.options, self.topics), ids)
+                else:
+                    self._positions[topic].check_id(topic, ids.get(topic, ""))
+            except TopicReplaced as error:
+                self._replace(topic, error)
+        self._trouble = self._brokers.refused = ""
+        is_whole = self._halted.keys() <= self._replaced.keys()
+        self._refresh_due = now + (REFRESH_S if is_whole else RETRY_S)
 
-    def _listed(self, topic: str, timeout_s: float) -> list[Key]:
-        about = self._consumer.list_topics(topic, timeout=timeout_s).topics[topic]
-        if about.error is not None:
-            raise KafkaException(about.error)
-        return [(topic, number) for number in sorted(about.partitions)]
+    def _id_of(self, topic: str) -> str:
+        return self._positions[topic].topic_id if topic in self._positions else ""
 
-    def _begin(self, new: Sequence[Key], stamps: Sequence[Stamp]) -> None:
+    def _replace(self, topic: str, error: TopicReplaced) -> None:
+        """Read no more of a topic that is another one now; the others go on."""
+        self._replaced[topic], self._halted[topic], self._is_stale = error, str(error), True
+
+    def _begin(self, topic: str, new: Sequence[Key], position: TopicPosition, ids: Mapping[str, str]) -> None:
         """Go on where the ledger says, with what lies in the spool, or begin."""
-        positions: dict[Key, int] = {}
-        for stamp in stamps:
-            key = stamp.topic, stamp.partition
-            positions[key] = max(stamp.end, positions.get(key, 0))
-        begun = {topic for topic, _ in (*positions, *self._parts)}
-        for topic in {topic for topic, _ in new}:
-            was = next((s.topic_id for s in reversed(stamps) if s.topic == topic and s.topic_id), "")
-            self._check_id(topic, self._ids.get(topic) or was)
-        marks = {
-            key: self._consumer.get_watermark_offsets(TopicPartition(*key), timeout=ASK_S) for key in new
-        }
+        before = self._id_of(topic) or position.topic_id
+        position = replace(position, topic_id=before)
+        if before and topic not in ids:
+            self._halted[topic] = (
+                f"topic {topic}: its brokers do not say whether it is still the one that was read"
+            )
+            return
+        position.check_id(topic, ids.get(topic, ""))
+        marks = self._brokers.marks(new)
+        away = [f"{topic}/{number}: {mark}" for (_, number), mark in marks.items() if isinstance(mark, str)]
+        is_begun = position.is_begun or topic in self._positions
+        if away:
+            self._halted[topic] = "; ".join(away)
+            if not is_begun:  # else a partition that is begun later would be taken for one that is new
+                return
+        self._positions[topic] = replace(position, topic_id=ids.get(topic) or before)
         names = self._spool.names()
-        for key, (low, high) in marks.items():
-            # All of a partition that comes later is wanted: it was not there when reading began.
-            first = 0 if key[0] in begun else low if self.options.start == "earliest" else high
-            part = Partition(*key, positions.get(key, first), self.options, low=low)
-            while (left := self._spool.left(names, *key, self._ids[key[0]], part.start)) is not None:
-                self._ready.append(left[0])
-                part.start = part.next = left[1]
-            if key not in positions and part.start == first:
-                # An empty range, so that the ledger says where reading began.
-                self._closed.append(Closed(Range(*key, first, first)))
-            self._parts[key] = part
-            self._behind(key, part, low)
+        for key, mark in marks.items():
+            if not isinstance(mark, str):
+                # All of a partition that comes later is wanted: it was not there when reading began.
+                first = 0 if is_begun else mark[self.options.start == "latest"]
+                self._begin_partition(key, mark[0], first, names)
+        self._is_stale = True
 
-    def _check_id(self, topic: str, before: str) -> None:
-        now = self._topic_id(topic)
-        if before and now and before != now:
-            raise TopicReplaced(
-                f"topic {topic} was deleted and made anew: its id is {now}, {before} was read; set "
-                f"source.kafka.generation: {self.options.generation + 1} to read the new one from its start"
-            )
-        self._ids[topic] = now or before
-
-    def _topic_id(self, topic: str) -> str:
-        """The broker's id of a topic; empty where it has none, as brokers before Kafka 3.1."""
-        try:
-            # Kept: a client that ends while it waits for an answer takes this process with it.
-            self._admin = self._admin or AdminClient(
-                {
-                    **self.options.options,
-                    "bootstrap.servers": self.options.servers,
-                    "client.id": "stream-odml",
-                },
-                logger=client_log,
-            )
-            asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ID_S)[topic]
-            return str(asked.result(ID_S).topic_id or "")
-        except (KafkaException, TimeoutError):
-            return ""
+    def _begin_partition(self, key: Key, low: int, first: int, names: Sequence[str]) -> None:
+        position = self._positions[key[0]]
+        start = position.offsets.get(key[1], first)
+        part = Partition(*key, start, self.options, generation=position.generation, low=low)
+        while (
+            left := self._spool.left(names, part.range(part.start, part.start), position.topic_id)
+        ) is not None:
+            self._ready.append(left[0])
+            part.start = part.next = left[1]
+        if key[1] not in position.offsets and part.start == first:
+            # An empty range, so that the ledger says where reading began.
+            self._closed.append(Closed(part.range(first, first)))
+        self._parts[key], self._moved[key] = part, self._reading_s
+        self._behind(key, part, low)
 
     def _assign(self) -> None:
         """Let the consumer read all partitions from where each is; not those that wait at a control message."""
         self._consumer.assign(
-            [TopicPartition(*key, part.next) for key, part in self._parts.items() if part.closes is None]
+            [
+                TopicPartition(*key, part.next)
+                for key, part in self._parts.items()
+                if part.closes is None and key[0] not in self._replaced
+            ]
         )
 
     # -- people ---------------------------------------------------------------------------------------------------
 
-    def _on_error(self, error: KafkaError) -> None:
-        """Note what the client cannot mend; a connection that breaks is made again without us."""
-        if error.code() in _REFUSALS:
-            self._refused = f"{error.str()}; check source.kafka.options (sasl.*, ssl.*)"
-        if error.fatal() or error.code() not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
-            self._trouble = error.str()
-            self._refresh_due = min(self._refresh_due, time.monotonic() + RETRY_S)
+    def _on_error(self, text: str) -> None:
+        """Note what the client cannot mend."""
+        self._trouble = text
+        self._refresh_due = min(self._refresh_due, time.monotonic() + RETRY_S)
 
     def _note(self, failure: str) -> None:
         """Keep why brokers cannot be asked: that they refuse us, if they said so since they were asked."""
         if not self._parts:
             self._consumer.poll(0)  # calls `_on_error`; nothing is assigned, so no message is lost by it
-        self._trouble = self._refused or failure
+        self._trouble = self._brokers.refused or failure
 
-    def _publish(self) -> None:
-        now = time.monotonic()
-        if not self.options.group or now < self._publish_due:
-            return
-        self._publish_due = now + PUBLISH_S
-        done = {(one.topic, one.partition): one.searchable for one in self._figures}
-        changed = {key: offset for key, offset in done.items() if self._published.get(key) != offset}
-        if changed:
-            offsets = [TopicPartition(*key, offset) for key, offset in changed.items()]
-            try:
-                self._consumer.commit(offsets=offsets, asynchronous=True)
-                self._published |= changed
-            except KafkaException as error:
-                log.warning("offsets cannot be published now: %s", error)
+    def _trouble_of(self, key: Key, part: Partition) -> str:
+        """Why messages of a partition do not come, where the broker has some; empty where all is well."""
+        if part.closes is not None:
+            waits = ", ".join(sorted(self._halted))
+            return f"task {part.closes} is closed once {waits} can be read" if waits else ""
+        if part.next >= self._ends[key] and key not in self._brokers.silent:
+            self._moved[key] = self._reading_s
+        for said in (self._failing, self._brokers.silent, self._closings.failing):
+            if key in said:
+                return said[key]
+        is_stalled = self._reading_s - self._moved[key] > STALL_S
+        return f"its broker sends none of {self._ends[key] - part.next} messages" if is_stalled else ""
 
 
 def _message(found: Any) -> Message:

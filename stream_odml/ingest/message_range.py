@@ -60,11 +60,26 @@ class Range:
     start: int
     end: int
     low: int = 0
+    generation: int = 0
+    """Of the topic: one that was made anew has the same offsets for other messages."""
+
+    @property
+    def place(self) -> str:
+        """Return the name of the partition, `topic/partition`; of a later generation, `topic@generation/partition`,
+        which no topic's name holds."""
+        return (
+            f"{self.topic}@{self.generation}/{self.partition}"
+            if self.generation
+            else f"{self.topic}/{self.partition}"
+        )
 
 
 def write_range(file: IO[bytes], about: Range, messages: Sequence[Message], format: MessageFormat) -> None:
     """Write a range; equal ranges give equal bytes."""
-    text = json.dumps({"range": asdict(about), "format": asdict(format)}, sort_keys=True)
+    place = asdict(about)
+    if not about.generation:
+        del place["generation"]  # as files were written before there was one
+    text = json.dumps({"range": place, "format": asdict(format)}, sort_keys=True)
     columns: list[Any] = [*zip(*messages, strict=True)] if messages else [()] * len(_SCHEMA)
     columns[-1] = [[{"name": name, "value": value} for name, value in pairs] for pairs in columns[-1]]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
@@ -104,7 +119,7 @@ def message_rows(file: ShardFile) -> Iterator[RawRow]:
 
 def _row(number: int, about: Range, message: Message, format: MessageFormat, decode: Decode) -> RawRow | None:
     """What a message says; None for a tombstone that was obeyed."""
-    place = f"{about.topic}/{about.partition}/{message.offset}"
+    place = f"{about.place}/{message.offset}"
     if message.value is None and format.tombstones == "erase" and erased_id(message, format) is not None:
         return None
     row = RawRow(number, path=place, item_id=place)
@@ -170,7 +185,7 @@ def _text(item_id: Any) -> Any:
 
 
 def _gaps(about: Range, messages: Sequence[Message], format: MessageFormat) -> Iterator[RawRow]:
-    number, place = len(messages), f"{about.topic}/{about.partition}"
+    number, place = len(messages), about.place
     for first, end in _absent(about, [message.offset for message in messages]):
         lost = min(end, max(first, about.low))
         for start, stop, reason, why in (

@@ -41,6 +41,8 @@ class Partition:
     start: int
     options: KafkaOptions
     next: int = -1
+    generation: int = 0
+    """Of the topic."""
     low: int = 0
     """The lowest offset that the broker has, as far as it was asked."""
     bytes: int = 0
@@ -118,7 +120,7 @@ class Partition:
     def close(self) -> Iterator[Closed]:
         """Complete the open range, if there is anything in it."""
         if self.next > self.start:
-            about = Range(self.topic, self.number, self.start, self.next, self.low)
+            about = self.range(self.start, self.next)
             erases = erased_by(self._messages, self.options) if self._erasing else ()
             yield Closed(about, tuple(self._messages), erases)
         self.start, self.bytes, self._messages = self.next, 0, []
@@ -126,11 +128,15 @@ class Partition:
 
     def release(self) -> Closed:
         """Let the control message close its task, and go on behind it."""
-        about = Range(self.topic, self.number, self.next, self.next + 1, self.low)
+        about = self.range(self.next, self.next + 1)
         closed = Closed(about, task=self.closes)
         self.closes = None
         self.start = self.next = about.end
         return closed
+
+    def range(self, start: int, end: int) -> Range:
+        """Return a range of this partition."""
+        return Range(self.topic, self.number, start, end, self.low, self.generation)
 
     def _task(self, message: Message) -> str | None:
         """The task that a control message closes; a name that no task can have leaves it a message like others."""

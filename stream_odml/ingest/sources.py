@@ -32,6 +32,10 @@ MAX_NEW = 512
 """Shards that one poll returns at most, so that a backlog neither fills memory nor holds up the driver."""
 
 
+WHOLE_TOPIC = -1
+"""Stands for a partition where a topic as a whole is meant."""
+
+
 @dataclass(frozen=True)
 class LogFigures:
     """How far one partition of a log is read. `lag`: its messages that are not searchable yet."""
@@ -43,6 +47,18 @@ class LogFigures:
     lag: int
     lost: int = 0
     """Offsets that the topic had deleted before they were read, since this process began."""
+    trouble: str = ""
+    """Why its messages do not come, while those of others may; empty where all is well."""
+
+    @property
+    def place(self) -> str:
+        """Return its name for people."""
+        return f"{self.topic}/{self.partition}" if self.is_partition else self.topic
+
+    @property
+    def is_partition(self) -> bool:
+        """Return whether it is of one partition, and not of a topic as a whole."""
+        return self.partition != WHOLE_TOPIC
 
 
 class Source(Protocol):
@@ -67,6 +83,15 @@ class LogSource(Source, Protocol):
 
     def close(self) -> None:
         """End all that it started."""
+        ...
+
+
+@runtime_checkable
+class Inspectable(Source, Protocol):
+    """A source that can be looked at where polling it would leave something behind."""
+
+    def inspect(self) -> str:
+        """Return what is there in one line; nothing is read from it for good, or written. Raises TransientReadError."""
         ...
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from stream_odml.ingest.kafka_options import MessageFormat
 from stream_odml.ingest.landing import complete_task
@@ -20,6 +19,7 @@ from stream_odml.ingest.partition import Closed
 from stream_odml.ingest.reasons import BadShard
 from stream_odml.ingest.shard import ShardManifest, ShardRef, make_shard_id, shard_name
 from stream_odml.ingest.shard_file import ShardFile, hash_of_etag
+from stream_odml.ingest.topic_position import Stamp
 from stream_odml.storage.files import open_files
 from stream_odml.storage.publish import ShardExists, file_sha256, publish
 from stream_odml.storage.reading import StorageOptions, is_remote, local_path
@@ -28,51 +28,14 @@ MAX_TOPIC_CHARS = 80
 """Of a topic in the name of a file; a longer one ends in a hash."""
 WRITES = 9
 """Names tried for one range: it has other bytes a second time only where its topic changed in between."""
-_STAMP = re.compile(r"kafka:([^:]*):(\d+):([^:]*):(\d+):(\d+)-(\d+)")
-
-
-class TopicReplaced(ValueError):
-    """The topic is not the one that was read: its offsets name other messages now."""
-
-
-class Stamp(NamedTuple):
-    """What the ledger keeps of a range. `topic_id` is the broker's for this topic, empty where it has none."""
-
-    topic: str
-    generation: int
-    topic_id: str
-    partition: int
-    start: int
-    end: int
-
-    def __str__(self) -> str:
-        return "kafka:{}:{}:{}:{}:{}-{}".format(*self)
-
-    @staticmethod
-    def of(text: str) -> Stamp | None:
-        """Return the stamp that this text is; None for a shard from elsewhere."""
-        found = _STAMP.fullmatch(text)
-        if found is None:
-            return None
-        topic, generation, topic_id, partition, start, end = found.groups()
-        return Stamp(topic, int(generation), topic_id, int(partition), int(start), int(end))
-
-
-def stamps_of(texts: Iterable[str], topics: Iterable[str], generation: int) -> Iterator[Stamp]:
-    """Yield the stamps of these topics among all that the ledger knows."""
-    wanted = frozenset(topics)
-    for text in texts:
-        stamp = Stamp.of(text)
-        if stamp is not None and stamp.topic in wanted and stamp.generation == generation:
-            yield stamp
 
 
 class Spool:
     """The folder or prefix `place`. Errors: OSError."""
 
-    def __init__(self, place: str, options: StorageOptions | None, generation: int) -> None:
+    def __init__(self, place: str, options: StorageOptions | None) -> None:
         self.place = place
-        self._options, self._generation = options, generation
+        self._options = options
         self._files = open_files(place, dict(options) if options else None)
 
     def size_bytes(self) -> int:
@@ -82,7 +45,7 @@ class Spool:
     def put(self, closed: Closed, format: MessageFormat, topic_id: str) -> ShardRef:
         """Write a range and return its shard."""
         about = closed.about
-        stamp = Stamp(about.topic, self._generation, topic_id, about.partition, about.start, about.end)
+        stamp = _stamp(about, topic_id)
         if closed.task is not None:
             uri = complete_task(self.place, closed.task, None, self._options)
             note = ShardManifest(closed.task, True, None)
@@ -110,14 +73,12 @@ class Spool:
         """Return names of the ranges that lie there."""
         return [info.path for info in self._files.list("") if info.path.endswith(SUFFIX)]
 
-    def left(
-        self, names: Sequence[str], topic: str, partition: int, topic_id: str, position: int
-    ) -> tuple[ShardRef, int] | None:
-        """Return a range from `position` on that was copied and not ledgered, the longest of several,
+    def left(self, names: Sequence[str], at: Range, topic_id: str) -> tuple[ShardRef, int] | None:
+        """Return a range from the start of `at` on that was copied and not ledgered, the longest of several,
         and its end."""
-        start = self._name(Range(topic, partition, position, 0)).rpartition("-")[0]
+        start = self._name(at).rpartition("-")[0]
         ends = {name: _end(name) for name in names if name.startswith(f"{start}-")}
-        longer = [name for name, end in ends.items() if end is not None and end > position]
+        longer = [name for name, end in ends.items() if end is not None and end > at.start]
         if not longer:
             return None
         name = max(longer, key=lambda name: (ends[name], name))
@@ -125,14 +86,14 @@ class Spool:
         try:
             with ShardFile(uri, self._options) as file:
                 about, format, messages = read_range(file)
-            stamp = Stamp(topic, self._generation, topic_id, partition, about.start, about.end)
+            stamp = _stamp(replace(about, generation=at.generation), topic_id)
             erases = erased_by(messages, format)
             return replace(self._ref(uri, str(stamp)), erases=erases), about.end
         except BadShard:
             return None  # none of ours, or deleted since it was listed: its messages are copied again
 
     def _name(self, about: Range) -> str:
-        generation = f"g{self._generation:04d}-" if self._generation else ""
+        generation = f"g{about.generation:04d}-" if about.generation else ""
         topic = shard_name(about.topic)
         if len(topic) > MAX_TOPIC_CHARS:
             topic = f"{topic[: MAX_TOPIC_CHARS - 9]}-{hashlib.sha256(about.topic.encode()).hexdigest()[:8]}"
@@ -146,6 +107,10 @@ class Spool:
             sha256 = hash_of_etag(file.looks) if is_remote(uri) else file_sha256(local_path(uri))
         place = uri if is_remote(uri) else str(local_path(uri).absolute())
         return ShardRef(make_shard_id(name, sha256), name, place, FORMAT, size, time.time_ns(), stamp)
+
+
+def _stamp(about: Range, topic_id: str) -> Stamp:
+    return Stamp(about.topic, about.generation, topic_id, about.partition, about.start, about.end)
 
 
 def _end(name: str) -> int | None:

@@ -207,12 +207,19 @@ def _logs(partitions: Sequence[LogFigures]) -> Iterable[Metric]:
     lost = CounterMetricFamily(
         f"{PREFIX}_topic_lost_messages", "Messages deleted from a topic before they were read.", labels=labels
     )
+    trouble = GaugeMetricFamily(
+        f"{PREFIX}_topic_trouble",
+        "1 where messages of a partition do not come; partition -1: of a whole topic.",
+        labels=labels,
+    )
     for one in partitions:
         names = [one.topic, str(one.partition)]
-        lag.add_metric(names, one.lag)
-        offset.add_metric(names, one.searchable)
-        lost.add_metric(names, one.lost)
-    yield from (lag, offset, lost)
+        trouble.add_metric(names, bool(one.trouble))
+        if one.is_partition:
+            lag.add_metric(names, one.lag)
+            offset.add_metric(names, one.searchable)
+            lost.add_metric(names, one.lost)
+    yield from (lag, offset, lost, trouble)
 
 
 def _zeros(names: Iterable[str]) -> dict[str, int]:

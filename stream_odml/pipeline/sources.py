@@ -105,6 +105,11 @@ def _kafka(config: StreamConfig) -> Source:
     topics = [topic for topic in (name.strip() for name in config.source.path.split(",")) if topic]
     if not topics:
         raise ConfigError(f"source.path {config.source.path!r}: expected topics, separated by commas")
+    generation = config.source.kafka.generation
+    if not isinstance(generation, int) and (others := sorted(generation.keys() - set(topics))):
+        raise ConfigError(
+            f"source.kafka.generation: {others[0]} is no topic of source.path {config.source.path!r}"
+        )
     try:
         return KafkaProcess(topics, config.source.kafka, spool_path(config), config.storage_options)
     except ImportError as error:

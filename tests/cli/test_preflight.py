@@ -18,6 +18,9 @@ from stream_odml.cli.main import app
 from stream_odml.cli.preflight import examine
 from stream_odml.config.stream import parse_config
 from stream_odml.pipeline.later_stages import LaterRules
+from stream_odml.store.store import Store
+from tests.ingest.followed import send
+from tests.ingest.kafka_broker import mock_broker
 
 Usage = namedtuple("Usage", "total used free")
 PORTS = {"service": {"port": 0}, "metrics": {"port": 0}}
@@ -77,6 +80,26 @@ def test_it_says_whether_the_trunk_will_ever_move(learning: str, held_out: float
     config = {"learning": {"trunk": learning}, "evaluation": {"held_out": held_out}}
     assert words in levels(**config)[1]
     assert LaterRules.of(parse_config(config)).may_move == ("moved by" in words or "moved once" in words)
+
+
+def test_a_topic_is_looked_at_and_nothing_of_it_is_copied(tmp_path: Path) -> None:
+    with mock_broker() as broker:
+        broker[1].list_topics("photos", timeout=10)  # makes it
+        send(broker, "photos", range(40))
+        Store.create(str(tmp_path / "root"), 8, None)
+        before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        source = {"kind": "kafka", "path": "photos", "kafka": {"servers": broker[0]}}
+        lacks, said = levels(root=str(tmp_path / "root"), source=source)
+    assert lacks == {}
+    assert "kafka answers: topic photos has 4 partitions with 40 messages" in said
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert not (tmp_path / "root" / "spool").exists()
+
+
+def test_a_broker_that_is_away_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "ANSWER_S", 1.0)
+    lacks, _ = levels(source={"kind": "kafka", "path": "photos", "kafka": {"servers": "127.0.0.1:9"}})
+    assert lacks == {"source": "problem"}
 
 
 def test_a_port_in_use_is_a_problem_and_not_taken() -> None:

@@ -19,6 +19,7 @@ from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.sources import LogFigures
 from stream_odml.store.tables import GALLERY, QUARANTINE
 from stream_odml.store.writer import Writer
 from tests.cluster.small_root import claim, shard
@@ -205,6 +206,78 @@ def test_one_source_s_trouble_stops_no_other_and_is_reported(writer: Writer) -> 
         time.sleep(0.01)
     assert discovery.error is None
     discovery.stop()
+
+
+class _Log(_Source):
+    """A log whose lag grows by one each time that it is asked how far it is."""
+
+    def __init__(self, *answers: list[ShardRef] | Exception) -> None:
+        super().__init__(*answers)
+        self.trouble, self.asked_times = "", 0
+
+    def settle(self, waiting: object, is_ledgered: object) -> None:
+        self.asked_times += 1
+
+    def figures(self) -> list[LogFigures]:
+        return [
+            LogFigures("photos", 0, 7, 0),
+            LogFigures("photos", 1, 7, self.asked_times, trouble=self.trouble),
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+def grows(discovery: Discovery) -> bool:
+    before = discovery.figures()[1].lag
+    deadline = time.monotonic() + 60
+    while discovery.figures()[1].lag < before + 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return discovery.figures()[1].lag >= before + 3
+
+
+def test_lag_is_counted_while_a_log_cannot_be_read(writer: Writer) -> None:
+    discovery = Discovery([_Log(*[TransientReadError("no broker")] * 100_000)], writer.store, 0.01)
+    discovery.start()
+    assert grows(discovery)
+    discovery.stop()
+
+
+def test_lag_is_counted_while_the_driver_takes_nothing(writer: Writer) -> None:
+    """Its disk is full, say: what was found waits, and the log is asked for no more."""
+    log = _Log(*[[shard(f"s{n}")] for n in range(100)])
+    discovery = Discovery([log], writer.store, 0.01)
+    discovery.start()
+    while len(log.answers) > 91:  # eight lie in the queue, one waits for room
+        time.sleep(0.01)
+    assert grows(discovery)
+    assert len(log.answers) == 91
+    discovery.stop()
+
+
+def test_trouble_of_one_partition_is_reported_while_others_are_read(
+    writer: Writer, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = _Log(*[[shard(f"s{n}")] for n in range(1000)])
+    discovery = Discovery([log], writer.store, 0.01)
+    discovery.start()
+    deadline = time.monotonic() + 60
+    for trouble, said in (
+        ("it has no leader", "photos/1: it has no leader"),
+        ("it is slow", "photos/1: it is slow"),
+    ):
+        log.trouble = trouble
+        while discovery.error != said and time.monotonic() < deadline:
+            discovery.take()
+    log.trouble = ""
+    while discovery.error is not None and time.monotonic() < deadline:
+        discovery.take()
+    assert discovery.error is None
+    discovery.stop()
+    assert [line for line in caplog.messages if "photos" in line] == [
+        "photos/1 is not read: it has no leader",
+        "photos/1 is read again",
+    ]
 
 
 class Killer:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stream_odml.cluster.runtime import free_port
-from stream_odml.ingest.spool import Stamp
+from stream_odml.ingest.topic_position import Stamp
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
 from tests.faults.feeder import picture

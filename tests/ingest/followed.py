@@ -29,8 +29,8 @@ class Followed:
         self.source = self.begin()
 
     def begin(self) -> Any:
-        spool = Spool(str(self.folder / "spool"), None, self.options.generation)
-        return KafkaSource([self.topic], self.options, spool)
+        spool = Spool(str(self.folder / "spool"), None)
+        return KafkaSource(self.topic.split(","), self.options, spool)
 
     def die(self, forget: int = 0) -> None:
         """End the source; the last refs never reached the ledger."""

@@ -8,6 +8,7 @@ SIGKILL and starts it again over the same messages.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import confluent_kafka
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
@@ -94,12 +97,33 @@ def memory_broker() -> Iterator[Broker]:
 
 
 @contextlib.contextmanager
-def mock_broker() -> Iterator[tuple[str, Producer]]:
-    """librdkafka's mock cluster: its address and a producer. It makes topics of four partitions when they are named,
+def mock_broker(brokers: int = 1) -> Iterator[tuple[str, Producer]]:
+    """librdkafka's mock cluster: its addresses and a producer. It makes topics of four partitions when they are named,
     and keeps about 5 MiB of a partition."""
-    producer = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "mock", "log_level": 0})
-    (about,) = producer.list_topics(timeout=10).brokers.values()
-    yield f"{about.host}:{about.port}", producer
+    producer = Producer({"test.mock.num.brokers": brokers, "bootstrap.servers": "mock", "log_level": 0})
+    found = producer.list_topics(timeout=10).brokers.values()
+    yield ",".join(f"{about.host}:{about.port}" for about in found), producer
+
+
+def set_leader(producer: Producer, topic: str, partition: int, leader: int) -> None:
+    """Let another broker of a mock cluster lead a partition, or with -1 none; none only while nobody fetches it, else
+    the mock ends its process."""
+    _tell_mock(producer, "partition_set_leader", topic.encode(), partition, leader)
+
+
+def set_broker(producer: Producer, broker: int, is_up: bool) -> None:
+    """Take a broker of a mock cluster down, or let it come up again: it stays the leader of its partitions."""
+    _tell_mock(producer, f"broker_set_{'up' if is_up else 'down'}", broker)
+
+
+def _tell_mock(producer: Producer, function: str, *arguments: object) -> None:
+    """Call a function of the library that it has for C alone."""
+    package = Path(confluent_kafka.__file__).parent
+    library = ctypes.CDLL(str(next(package.with_name("confluent_kafka.libs").glob("librdkafka*"))))
+    library.rd_kafka_handle_mock_cluster.restype = ctypes.c_void_p
+    handle = ctypes.cast(id(producer) + object.__basicsize__, ctypes.POINTER(ctypes.c_void_p))[0]
+    cluster = library.rd_kafka_handle_mock_cluster(ctypes.c_void_p(handle))
+    assert getattr(library, f"rd_kafka_mock_{function}")(ctypes.c_void_p(cluster), *arguments) == 0
 
 
 def make_topic(servers: str, topic: str, partitions: int, again: bool = True) -> None:

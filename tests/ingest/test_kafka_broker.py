@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from stream_odml.ingest import kafka_source
 from stream_odml.ingest.kafka_process import KafkaProcess
 from stream_odml.ingest.reasons import TransientReadError
-from stream_odml.ingest.spool import TopicReplaced
+from stream_odml.ingest.topic_position import TopicReplaced
 from tests.ingest.followed import Followed, send
 from tests.ingest.kafka_broker import (
     BROKER,
@@ -86,7 +86,7 @@ def test_a_topic_that_is_made_anew_while_it_is_followed_is_reported_and_read_as_
     followed.until(8)
     make_anew(broker)
     send((broker.servers, producer_of(broker)), TOPIC, range(100))  # it has as many messages again, and more
-    with pytest.raises(TopicReplaced, match=r"source\.kafka\.generation: 1"):
+    with pytest.raises(TopicReplaced, match=r"source\.kafka\.generation: {photos: 1}"):
         followed.patiently(lambda: False)
     assert len(followed.items()) == 8
     followed.source.close()

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from stream_odml.cluster import ingestion
 from stream_odml.config.stream import ConfigError, parse_config
-from stream_odml.ingest import kafka_source
+from stream_odml.ingest import kafka_brokers
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.kafka_source import KafkaSource
 from stream_odml.ingest.message_range import SUFFIX
@@ -39,7 +39,7 @@ TOPIC = "photos"
 @pytest.fixture
 def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Producer]]:
     monkeypatch.setattr(ingestion, "ray", _Here())
-    monkeypatch.setattr(kafka_source, "ID_S", 0.05)
+    monkeypatch.setattr(kafka_brokers, "ID_S", 0.05)
     monkeypatch.setattr(sources, "KafkaProcess", _read_here)
     with mock_broker() as made:
         made[1].list_topics(TOPIC, timeout=10)  # makes it
@@ -49,7 +49,7 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Producer]]:
 def _read_here(
     topics: Sequence[str], options: KafkaOptions, place: str, storage: StorageOptions | None
 ) -> KafkaSource:
-    return KafkaSource(topics, options, Spool(place, storage, options.generation))
+    return KafkaSource(topics, options, Spool(place, storage))
 
 
 def start(root: Path, servers: str, **kafka: Any) -> Stream:
@@ -102,6 +102,7 @@ def test_messages_become_items_a_task_and_an_erasure(producer: tuple[str, Produc
     exported = DriverMetrics()
     exported.figures = StreamFigures(logs=list(figures.values()))
     labels = {"topic": TOPIC, "partition": "2"}
+    assert exported.registry.get_sample_value("stream_odml_topic_trouble", labels) == 0
     assert exported.registry.get_sample_value("stream_odml_topic_offset_total", labels) == 6
     assert exported.registry.get_sample_value("stream_odml_topic_lag_messages", labels) == 0
     uri = next(s.uri for s in stream.writer.ledger.shards.values() if s.format == "messages")
@@ -204,6 +205,9 @@ def test_options_that_the_client_does_not_know_are_named() -> None:
         open_sources(config)
     with pytest.raises(ConfigError, match=r"source\.path"):
         open_sources(parse_config({"source": {"kind": "kafka", "path": " , "}}))
+    other = {"kind": "kafka", "path": TOPIC, "kafka": {"generation": {"photo": 1}}}
+    with pytest.raises(ConfigError, match=r"photo is no topic of source\.path 'photos'"):
+        open_sources(parse_config({"source": other}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""The brokers of a Kafka cluster: the client that reads, and what brokers say of topics and partitions when asked.
+
+Protects: a partition whose broker does not answer costs its own answer, never that of another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from stream_odml.ingest.kafka_options import KafkaOptions
+from stream_odml.ingest.topic_position import NO_ID
+
+client_log = logging.getLogger(f"{__name__}.client")
+ASK_S = 5.0
+ID_S = 5.0
+"""Longest that a broker has to tell a topic's id; some never answer that."""
+LOOK_S = 5.0
+"""Between two looks at where partitions end."""
+ASKED_AT_ONCE = 32
+"""Partitions that are asked about at the same time."""
+REPEAT_S, MAX_SAID = 60.0, 100
+_REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED)
+Key = tuple[str, int]
+
+
+class _SaidOnce(logging.Filter):
+    """Lets a line of the client pass once a minute: it says the same at each try, many times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line, now = re.sub(r"\d+", "", record.getMessage()), time.monotonic()
+        if now - self._said.get(line, -math.inf) < REPEAT_S:
+            return False
+        if len(self._said) > MAX_SAID:
+            self._said.clear()
+        self._said[line] = now
+        return True
+
+
+class Brokers:
+    """The clients of one cluster. Raises ValueError for options that the client does not know."""
+
+    def __init__(self, options: KafkaOptions, on_error: Callable[[str], None]) -> None:
+        self._options, self._tell = options, on_error
+        self.refused = ""
+        """Why the brokers do not let us in: what else fails then follows from it."""
+        self.ends: dict[Key, int] = {}
+        """Where partitions end, as the last look found."""
+        self.silent: dict[Key, str] = {}
+        """Partitions whose broker did not say so, and why."""
+        self._looks: dict[Key, Future[Any]] = {}
+        self._look_due = 0.0
+        client_log.filters[:] = [_SaidOnce()]
+        try:
+            self.consumer = Consumer({**options.client, "error_cb": self._on_error}, logger=client_log)
+        except KafkaException as error:
+            raise ValueError(f"kafka: {error.args[0].str()}") from error
+        self._kept: AdminClient | None = None
+
+    def close(self) -> None:
+        """Leave the brokers."""
+        for look in self._looks.values():  # a client that ends while it waits takes this process with it
+            look.exception(2 * ASK_S)
+        self.consumer.close()
+
+    def partitions(self, topic: str, timeout_s: float = ASK_S) -> list[Key]:
+        """Return the partitions of a topic. Raises KafkaException, LookupError for a topic that cannot be read."""
+        about = self.consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+        if about.error is not None:
+            raise LookupError(f"topic {topic}: {about.error.str()}")
+        return [(topic, number) for number in sorted(about.partitions)]
+
+    def marks(self, keys: Collection[Key]) -> dict[Key, tuple[int, int] | str]:
+        """Return the lowest offset and the end of each partition, asked now, or why its broker does not say."""
+        with ThreadPoolExecutor(min(ASKED_AT_ONCE, max(1, len(keys)))) as pool:
+            return dict(zip(keys, pool.map(self._mark, keys), strict=True))
+
+    def _mark(self, key: Key) -> tuple[int, int] | str:
+        try:
+            low, high = self.consumer.get_watermark_offsets(TopicPartition(*key), timeout=ASK_S)
+        except KafkaException as error:
+            return str(error.args[0].str())
+        return int(low), int(high)
+
+    def described(self, topic: str) -> str:
+        """Return how much a topic holds. Raises KafkaException, LookupError where a part of it cannot be read."""
+        marks, count = self.marks(self.partitions(topic)), 0
+        for (_, number), mark in marks.items():
+            if isinstance(mark, str):
+                raise LookupError(f"{topic}/{number}: {mark}")
+            count += mark[1] - mark[0]
+        return f"topic {topic} has {len(marks)} partitions with {count} messages"
+
+    def cached_end(self, key: Key) -> int:
+        """Return where a partition ends as the last answer to a reader said; below 0 before one came."""
+        return int(self.consumer.get_watermark_offsets(TopicPartition(*key), cached=True)[1])
+
+    def look(self, keys: Iterable[Key]) -> None:
+        """Keep `ends` and `silent` of these partitions up to date: asks in the background, and never waits."""
+        for key in [key for key, look in self._looks.items() if look.done()]:
+            look = self._looks.pop(key)
+            if (error := look.exception()) is None:
+                self.silent.pop(key, None)
+                self.ends[key] = int(look.result().offset)
+            else:
+                self.silent[key] = _text(error)
+        now = time.monotonic()
+        if self._looks or now < self._look_due:
+            return
+        self._look_due = now + LOOK_S
+        end = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        asked = {TopicPartition(*key): end for key in keys}
+        if asked:
+            looks = self._admin().list_offsets(
+                asked, request_timeout=ASK_S, isolation_level=IsolationLevel.READ_COMMITTED
+            )
+            self._looks = {(place.topic, place.partition): look for place, look in looks.items()}
+
+    def topic_ids(self, topics: Iterable[str]) -> Mapping[str, str]:
+        """Return the broker's ids of topics; empty where it has none. Those that it does not tell now are left out."""
+        asked = list(topics)
+        if not asked:
+            return {}
+        answers = self._admin().describe_topics(TopicCollection(asked), request_timeout=ID_S)
+        found, deadline = {}, time.monotonic() + ID_S
+        for topic, answer in answers.items():
+            try:
+                topic_id = str(answer.result(max(0.0, deadline - time.monotonic())).topic_id or NO_ID)
+                found[topic] = "" if topic_id == NO_ID else topic_id
+            except (KafkaException, TimeoutError):
+                continue
+        return found
+
+    def _admin(self) -> AdminClient:
+        # Kept: a client that ends while it waits for an answer takes this process with it.
+        if self._kept is None:
+            options = {**self._options.options, "bootstrap.servers": self._options.servers}
+            self._kept = AdminClient({**options, "client.id": "stream-odml"}, logger=client_log)
+        return self._kept
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Note what the client cannot mend; a connection that breaks is made again without us."""
+        if error.code() in _REFUSALS:
+            self.refused = f"{error.str()}; check source.kafka.options (sasl.*, ssl.*)"
+        if error.fatal() or error.code() not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
+            self._tell(error.str())
+
+
+def _text(error: BaseException) -> str:
+    first = error.args[0] if error.args else error
+    return str(first.str()) if isinstance(first, KafkaError) else str(first)
