@@ -15,8 +15,6 @@ from stream_odml.search.vectors import normalise_rows
 from stream_odml.store.tables import FloatArray
 
 faiss: Any = typed_faiss  # its stubs know no keyword arguments
-LIST_BITS = 32
-"""FAISS's direct map holds list << 32 | place in the list."""
 PER_LIST = 64
 """Vectors of a cluster, about, that its new centre is the mean of; as many as k-means itself looks at."""
 
@@ -29,12 +27,6 @@ class Clusters:
     lists: NDArray[np.int64]
     count: int
     width: int
-
-
-def lists_of(index: Any) -> NDArray[np.int64]:
-    """Return the cluster of each row [n] of an inverted file with a direct map."""
-    numbers: NDArray[np.int64] = faiss.vector_to_array(index.direct_map.array) >> LIST_BITS
-    return numbers
 
 
 def index_of(vectors: FloatArray, clusters: Clusters) -> Any:

@@ -12,10 +12,10 @@ import faiss as typed_faiss
 import numpy as np
 
 from stream_odml.search.calibration import matrix_path_from, use_best_path
-from stream_odml.search.clusters import Clusters, index_of, lists_of
-from stream_odml.search.exact import Indices, Mask, inner_product, selector_of
+from stream_odml.search.clusters import Clusters, index_of
+from stream_odml.search.exact import Indices, Mask, inner_product
 from stream_odml.search.halves import WIDEST, Halves, worth_from
-from stream_odml.search.index_kinds import IVF, KINDS, lists_for, with_direct_map
+from stream_odml.search.index_kinds import IVF, KINDS, list_numbers, lists_for, with_direct_map
 from stream_odml.search.vectors import normalise_rows
 from stream_odml.store.tables import FloatArray
 
@@ -125,10 +125,15 @@ class IndexSearcher:
         return self.n * KINDS[self.kind].bytes_per_row(self._index)
 
     def search(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        selector = None if mask is None else selector_of(mask[: self.n])
-        parameters = KINDS[self.kind].parameters(self.width, selector)
-        scores, rows = self._index.search(queries, k, params=parameters)
-        return scores, rows
+        kind, width = KINDS[self.kind], self.width
+        mask = None if mask is None else mask[: self.n]
+        there = min(k, self.n if mask is None else int(np.count_nonzero(mask)))
+        while True:
+            scores, rows = kind.search(self._index, queries, k, width, mask)
+            # What was visited may hold fewer rows than are asked for.
+            if width >= kind.max_width(self._index) or (rows[:, :there] >= 0).all():
+                return scores, rows
+            width *= 2
 
     def grown(self, fresh: FloatArray) -> "IndexSearcher":
         """Return a searcher with `fresh` [m, d] appended; this one does not change."""
@@ -144,7 +149,7 @@ class IndexSearcher:
         """Return the clusters of vectors whose row i is row `rows[i]` here (-1: new); None if not ivf."""
         if self.kind != IVF:
             return None
-        lists = lists_of(self._index)
+        lists = list_numbers(self._index)
         kept = np.where(rows >= 0, lists[np.maximum(rows, 0)], -1)
         return Clusters(kept, int(self._index.nlist), self.fresh_width)
 
@@ -190,7 +195,7 @@ def _tuned(
     _, exact = inner_product(sample, vectors, k)
     width, recall = min(8, max_width), 0.0
     while True:
-        _, found = index.search(sample, k, params=of_kind.parameters(width, None))
+        _, found = of_kind.search(index, sample, k, width, None)
         recall = float(
             np.mean([len(set(a) & set(b)) / k for a, b in zip(exact.tolist(), found.tolist(), strict=True)])
         )

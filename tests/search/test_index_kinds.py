@@ -54,6 +54,31 @@ def test_a_mask_leaves_rows_out(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["near", "far", "anywhere"])
+@pytest.mark.parametrize("passing", [0, 1, 20, 200, 2000])
+def test_what_passes_a_mask_is_found_however_little_and_wherever_it_lies(
+    kind: str, place: str, passing: int
+) -> None:
+    """Rows that pass are the nearest to the queries, as a class is, those that are farthest from them, or any."""
+    vectors = unit_rows(4000)
+    far = np.argsort(vectors @ unit_rows(50, seed=1).mean(axis=0))
+    ranked = {"far": far, "near": far[::-1], "anywhere": np.random.default_rng(2).permutation(4000)}[place]
+    mask = np.zeros(4000, bool)
+    mask[ranked[:passing]] = True
+    searcher, queries = built(kind, vectors), unit_rows(50, seed=1)
+    _, found = searcher.search(queries, K, mask)
+    assert ((found >= 0).sum(axis=1) == min(K, passing)).all()
+    assert mask[found[found >= 0]].all()
+    assert not passing or share_found(searcher, vectors, mask) >= 0.95 * min(K, passing) / K
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_are_found_as_are_asked_for(kind: str) -> None:
+    vectors = unit_rows(3000)
+    assert (built(kind, vectors).search(unit_rows(5, seed=1), 2500)[1] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_grows_and_leaves_the_one_before_as_it_was(kind: str) -> None:
     vectors = unit_rows(3000)
     small = built(kind, vectors[:2000])
