@@ -18,7 +18,7 @@ from stream_odml.ingest.foreign import is_foreign, is_foreign_folder
 from stream_odml.ingest.passed_over import describe_passed_over, is_landable
 from stream_odml.ingest.reading import check_rows
 from stream_odml.ingest.shard import FILE_FORMATS, MANIFEST_NAME, ManifestFile, format_of
-from stream_odml.storage.regular import hash_regular
+from stream_odml.storage.regular import hash_regular, is_safe_path
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
 """Folders that split a data set: `train/cats` and `test/cats` are one class, `cats`."""
@@ -46,6 +46,7 @@ class _Found:
     foreign: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
+    unsafe: list[str] = field(default_factory=list)
 
 
 def scan_folder(folder: Path, besides: Path | None = None) -> FolderScan:
@@ -103,6 +104,8 @@ def _sort(path: str, found: _Found) -> None:
     name = PurePosixPath(path).name
     if is_foreign(path):
         found.foreign.append(path)
+    elif is_landable(name) and not is_safe_path(path):
+        found.unsafe.append(path)
     elif name.lower() in METADATA_NAMES:
         found.metadata.append(path)
     elif is_landable(name):
@@ -217,6 +220,9 @@ def _notes(found: _Found) -> Iterator[str]:
         yield f"{_some(found.foreign, 'hidden or system file')} passed over"
     if found.links:
         yield f"{_some(found.links, 'link')} not followed: copy what they lead to (`cp -rL`) to land it"
+    if found.unsafe:
+        why = "a backslash, or a first folder such as `A:`, which other systems take for a place outside: rename it"
+        yield f"{_some(found.unsafe, 'file')} passed over, as the path has {why}"
     if found.special:
         yield f"{_some(found.special, 'pipe, socket or device', 'pipes, sockets or devices')} passed over"
 

@@ -37,6 +37,11 @@ def is_foreign_folder(name: str) -> bool:
     return name != ".." and (name.startswith(".") or name.lower() in _NAMES)
 
 
+def is_foreign_shard(name: str, is_folder: bool) -> bool:
+    """Return whether a name in an inbox is none of a shard. A folder with a manifest may be called `authors`."""
+    return is_foreign_folder(name) if is_folder else is_foreign(name)
+
+
 def _is_left_behind(name: str) -> bool:
     return name.startswith("~$") or name.lower().endswith(_ENDINGS)
 

@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 
 from stream_odml.ingest.folder_scan import FolderScan, class_of, scan_folder
 from stream_odml.ingest.folders import read_manifest
+from stream_odml.ingest.foreign import is_foreign_folder
 from stream_odml.ingest.reasons import BadShard
 from stream_odml.ingest.shard import (
     FILE_FORMATS,
@@ -158,6 +159,8 @@ def _named(folder: str | os.PathLike[str]) -> Path:
 def _check_folder_name(name: str) -> str:
     if name.endswith(TASK_SUFFIX):
         raise ValueError(f"shard name {name!r} is that of a task's manifest; choose another name")
+    if is_foreign_folder(name):
+        raise ValueError(f"shard name {name!r} is one that systems use, so it is never read; choose another name")
     return check_name(name)
 
 

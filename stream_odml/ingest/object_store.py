@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from stream_odml.ingest.folders import read_manifest
-from stream_odml.ingest.foreign import is_foreign
+from stream_odml.ingest.foreign import is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import (
     MANIFEST_NAME,
@@ -56,7 +56,7 @@ class S3Source:
             )
         except OSError as error:
             raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
-        new = [info for info in listed if stamp_of(info) not in known and _is_shard(info.base_name)]
+        new = [info for info in listed if stamp_of(info) not in known and _is_shard(info)]
         del listed
         new.sort(key=lambda info: (info.mtime_ns or 0, info.base_name))
         found: list[ShardRef] = []
@@ -98,8 +98,9 @@ class S3Source:
         ]
 
 
-def _is_shard(name: str) -> bool:
-    return not is_hidden(name) and not is_foreign(name)
+def _is_shard(info: Any) -> bool:
+    name, is_folder = info.base_name, info.type == pafs.FileType.Directory
+    return not is_hidden(name) and not is_foreign_shard(name, is_folder)
 
 
 def _note(manifest: ShardManifest) -> ShardManifest:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from stream_odml.ingest.foreign import is_foreign
+from stream_odml.ingest.foreign import is_foreign_folder, is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import (
     MANIFEST_NAME,
@@ -135,7 +135,7 @@ class DirectorySource:
             for entry in os.scandir(self.path)
             if entry.is_dir()
             and not is_hidden(entry.name)
-            and not is_foreign(entry.name)
+            and not is_foreign_folder(entry.name)
             and not os.path.exists(f"{entry.path}/{MANIFEST_NAME}")
         )
 
@@ -164,7 +164,7 @@ class DirectorySource:
                     continue
                 if _stamp(entry.name, status.st_size, status.st_mtime_ns) in known:
                     continue
-                if not is_foreign(entry.name):  # asked of few, after what most are
+                if not is_foreign_shard(entry.name, is_folder):  # asked of few, after what most are
                     yield status.st_mtime_ns, entry.name, status.st_size, is_folder
 
     def _describe(self, mtime_ns: int, name: str, size: int, is_folder: bool) -> ShardRef | None:

@@ -167,3 +167,25 @@ def test_a_table_that_moved_is_the_same_and_an_image_behind_one_is_reported(tmp_
     shutil.move(folder / "t/cats", folder / "t/dogs")
     assert any("forget those items" in line for line in ingest(folder, inbox))
     assert sorted(classes(inbox)) == ["oak", "t/cats", "t/dogs"]
+
+
+@pytest.mark.parametrize("name", ["authors", "README", "notice.txt", "photos.part", "citation"])
+def test_a_folder_whose_name_is_that_of_a_document_is_read(tmp_path: Path, name: str) -> None:
+    ingest(write(tmp_path / name, "cats/a.png", "dogs/b.png"), tmp_path / "inbox")
+    assert classes(tmp_path / "inbox") == ["cats", "dogs"]
+
+
+@pytest.mark.parametrize("name", ["recycler", "Thumbs.db"])
+def test_a_name_that_no_source_reads_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"shard name '{name}' is one that systems use.*choose another name"):
+        ingest(write(tmp_path / name, "cats/a.png"), tmp_path / "inbox")
+    assert not (tmp_path / "inbox").exists()
+    ingest(tmp_path / name, tmp_path / "inbox", name="spring")
+    assert classes(tmp_path / "inbox") == ["cats"]
+
+
+@pytest.mark.parametrize("bad", ["cats/a\\b.png", "cats\\x/b.png", "A: apples/b.png", "C:b.png"])
+def test_a_path_that_no_manifest_may_name_costs_its_file_alone(tmp_path: Path, bad: str) -> None:
+    lines = ingest(write(tmp_path / "zoo", "dogs/a.png", bad), tmp_path / "inbox")
+    assert classes(tmp_path / "inbox") == ["dogs"]
+    assert any(line.startswith("1 file (") and line.endswith("rename it") for line in lines), lines
