@@ -113,8 +113,12 @@ def _is_pair(kind: Any) -> bool:
 
 
 def label_value(scalar: Any) -> Any:
-    """Return a class name or number."""
-    return _plain(_Reading(Reason.BAD_LABEL).value(scalar), scalar, Reason.BAD_LABEL)
+    """Return a class name or number; bytes as the text that they are."""
+    value = _Reading(Reason.BAD_LABEL, raw_bytes=True).value(scalar)
+    if not isinstance(value, bytes):
+        return _plain(value, scalar, Reason.BAD_LABEL)
+    is_padded = pa.types.is_fixed_size_binary(unwrapped(scalar.type))
+    return _decoded(value.rstrip(b"\0") if is_padded else value, Reason.BAD_LABEL)
 
 
 def _plain(value: Any, scalar: Any, reason: Reason) -> Any:
@@ -132,7 +136,7 @@ def id_value(scalar: Any) -> Any:
         return _plain(value, scalar, Reason.BAD_ID)
     kind = unwrapped(scalar.type)
     if not pa.types.is_fixed_size_binary(kind):
-        return _decoded(value)
+        return _decoded(value, Reason.BAD_ID)
     try:
         text = value.rstrip(b"\0").decode()  # text that is padded to its width
     except UnicodeDecodeError:
@@ -142,11 +146,11 @@ def id_value(scalar: Any) -> Any:
     return str(UUID(bytes=value)) if len(value) == 16 else value.hex()
 
 
-def _decoded(value: bytes) -> str:
+def _decoded(value: bytes, reason: Reason) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise RowError(Reason.BAD_ID, f"not UTF-8: {value[:32]!r}") from error
+        raise RowError(reason, f"not UTF-8: {value[:32]!r}") from error
 
 
 def time_value(scalar: Any) -> Any:

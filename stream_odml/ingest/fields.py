@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from stream_odml.ingest.plain import as_text, json_once
+from stream_odml.ingest.plain import as_text, json_once, shown, unboxed
 from stream_odml.ingest.reasons import Reason, RowError
 
 MAX_NAME_CHARS = 256
@@ -84,6 +84,10 @@ def _refuse_invisible(text: str, reason: Reason, allowed: str, categories: Set[s
         )
 
 
+def _is_empty(value: object) -> bool:
+    return isinstance(value, str | bytes) and not value
+
+
 def _is_nan(value: object) -> bool:
     """Whether it is the number by which pandas and NumPy say that a value is missing."""
     return isinstance(value, float) and math.isnan(value)
@@ -91,6 +95,7 @@ def _is_nan(value: object) -> bool:
 
 def _text(value: object, reason: Reason) -> str:
     """A string, bytes in UTF-8 or a whole number, as clean text."""
+    value = unboxed(value)
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -105,7 +110,7 @@ def _text(value: object, reason: Reason) -> str:
             )
         value = str(value)
     if not isinstance(value, str):
-        raise RowError(reason, f"{value!r:.80} ({type(value).__name__}); expected a name or a whole number")
+        raise RowError(reason, f"{shown(value)} ({type(value).__name__}); expected a name or a whole number")
     return _name(value, reason)
 
 
@@ -114,13 +119,14 @@ def class_name(value: object, names: Sequence[str] | None = None) -> str:
 
     Raises RowError(missing_label | bad_label).
     """
+    value = unboxed(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if names is not None and isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < len(names):
             raise RowError(Reason.BAD_LABEL, f"label {value}, but the file names {len(names)} classes")
         value = names[value]
-    if value is None or value in ("", b"") or _is_nan(value):
+    if value is None or _is_empty(value) or _is_nan(value):
         raise RowError(Reason.MISSING_LABEL, "no class name or label")
     text = _text(value, Reason.BAD_LABEL)
     if not text:
@@ -130,6 +136,7 @@ def class_name(value: object, names: Sequence[str] | None = None) -> str:
 
 def item_id(value: object) -> str | None:
     """Return the id that a producer gave, or None. Raises RowError(bad_id)."""
+    value = unboxed(value)
     if value is None or _is_nan(value):
         return None
     text = _text(value, Reason.BAD_ID)
@@ -145,7 +152,7 @@ def attributes(value: object) -> dict[str, str]:
     A list counts as a map where each entry is a name and a value: a list of two, or an object of `key` and `value`.
     Raises RowError(bad_attributes): not an object, too long, control characters, a name that is blank or comes twice.
     """
-    if value is None or value in ("", b""):
+    if value is None or _is_empty(value):
         return {}
     if isinstance(value, (str, bytes)):
         try:
@@ -162,9 +169,9 @@ def attributes(value: object) -> dict[str, str]:
     for key, item in value.items():
         if (text := _attribute_text(item)) is None:
             continue
-        name = _name(str(key), Reason.BAD_ATTRIBUTES)
+        name = _name(_attribute_text(key) or "", Reason.BAD_ATTRIBUTES)
         if not name or name in flat:
-            what = f"the name {name!r} comes twice" if name else f"the name {str(key)[:80]!r} is blank"
+            what = f"the name {name!r} comes twice" if name else f"the name {shown(key)} is blank"
             raise RowError(
                 Reason.BAD_ATTRIBUTES, f"{what}; expected names that differ as NFC without spaces around"
             )
@@ -208,7 +215,7 @@ def _pairs(value: list[Any]) -> dict[str, Any]:
         if isinstance(entry, Mapping) and entry.keys() == {"key", "value"}:
             entry = [entry["key"], entry["value"]]
         if not isinstance(entry, list | tuple) or len(entry) != 2 or not isinstance(entry[0], str):
-            detail = f"a list with {entry!r:.80}; expected an object of names and values"
+            detail = f"a list with {shown(entry)}; expected an object of names and values"
             raise RowError(Reason.BAD_ATTRIBUTES, detail)
         if entry[0] in found:
             raise RowError(Reason.BAD_ATTRIBUTES, f"the name {entry[0][:80]!r} comes twice")
@@ -220,8 +227,8 @@ def _attribute_text(value: Any) -> str | None:
     try:
         text = as_text(value)
         (text or "").encode()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RowError(Reason.BAD_ATTRIBUTES, f"{value!r:.80}: {error}") from error
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        raise RowError(Reason.BAD_ATTRIBUTES, f"{shown(value)}: {error}") from error
     return text
 
 
@@ -231,7 +238,8 @@ def when(value: object) -> datetime | None:
     A number is in seconds below 10^11 (the year 5138), in milliseconds below 10^14, in microseconds below 10^17, else
     in nanoseconds; text of ten or more digits is such a number. Raises RowError(bad_time).
     """
-    if value is None or value == "" or _is_nan(value):
+    value = unboxed(value)
+    if value is None or _is_empty(value) or _is_nan(value):
         return None
     try:
         if isinstance(value, datetime):
@@ -245,9 +253,9 @@ def when(value: object) -> datetime | None:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
             return _since_epoch(value)
     except (ValueError, OverflowError) as error:
-        raise RowError(Reason.BAD_TIME, f"{value!r:.80}: {error}") from error
+        raise RowError(Reason.BAD_TIME, f"{shown(value)}: {error}") from error
     raise RowError(
-        Reason.BAD_TIME, f"{value!r:.80}; expected ISO 8601 or seconds since 1970, before year 10000"
+        Reason.BAD_TIME, f"{shown(value)}; expected ISO 8601 or seconds since 1970, before year 10000"
     )
 
 

@@ -26,6 +26,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+
 
 class NameTwice(ValueError):
     """An object of JSON has one name twice."""
@@ -45,6 +47,28 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def shown(value: object) -> str:
+    """Return the start of a value as Python writes it, for a message; its type alone where it cannot be written
+    (nested too deeply, a number of too many digits)."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def unboxed(value: Any) -> Any:
+    """Return a scalar of NumPy as the Python value that it holds, any other value as it is; NaT as None."""
+    if isinstance(value, np.floating):
+        return float(str(value))  # 0.1, not 0.10000000149011612
+    if isinstance(value, np.datetime64):
+        return value.astype("datetime64[us]").item()
+    if isinstance(value, np.timedelta64):
+        return value.astype("timedelta64[us]").item()
+    if isinstance(value, np.generic) and not isinstance(value, str | bytes):
+        return value.item()
+    return None if isinstance(value, datetime) and value != value else value  # NaT of pandas is a datetime
+
+
 def as_text(value: Any) -> str | None:
     """Return the text of a value by the table above, None for what is missing.
 
@@ -58,6 +82,7 @@ def as_text(value: Any) -> str | None:
 
 def _part(value: Any) -> Any:
     """The value as JSON has it."""
+    value = unboxed(value)
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

@@ -1,8 +1,8 @@
 """Samples of a WebDataset tar: members that share a key (the path up to the first dot of the file name)
 are one row.
 
-`key.jpg` (or another suffix of an image) is the image; the class comes from `key.json` (class_name, cls or
-label), `key.cls` or `key.txt`. What stands after the first dot is one extension: `22.05.png` is the member
+`key.jpg` (or another suffix of an image) is the one image; the class comes from `key.json` (class_name, cls or
+label), `key.cls` or `key.txt`, unless that is the caption which `key.json` repeats. What stands after the first dot is one extension: `22.05.png` is the member
 `05.png` of the sample `22`, which is no image by that name. Nothing is ever extracted to disk, other members
 are not read, and a member whose name leads out of the tar is refused.
 """
@@ -10,7 +10,7 @@ are not read, and a member whose name leads out of the tar is refused.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,12 @@ _MAX_TEXT_BYTES = 1 << 20
 _SIDE = ("json", "cls", "txt")
 _NAMED = 12
 """Members of a sample that a refusal names, at most."""
-_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_PACKED = {
+    **{b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"},
+    **{b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4", b"\x1f\x9d": "compress"},
+}
+_ARCHIVES = {b"PK\3\4": "a zip", b"PK\5\6": "a zip", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a rar archive"}
+_CHUNK = 1 << 20
 
 
 def tar_rows(file: ShardFile) -> Iterator[RawRow]:
@@ -42,6 +47,7 @@ def _rows(file: ShardFile) -> Iterator[RawRow]:
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
             yield from _samples(tar)
+            _check_rest(file, tar.offset)
     except (tarfile.TarError, EOFError, ValueError, UnicodeError, OverflowError) as error:
         if isinstance(error, BadShard):
             raise
@@ -64,6 +70,9 @@ def _check_ends(file: ShardFile) -> None:
     packed = next((name for start, name in _PACKED.items() if head.startswith(start)), None)
     if packed is not None:
         raise BadShard(Reason.CORRUPT_FILE, f"the tar is compressed with {packed}; land it uncompressed")
+    other = next((name for start, name in _ARCHIVES.items() if head.startswith(start)), None)
+    if other is not None:
+        raise BadShard(Reason.CORRUPT_FILE, f"this is {other}, no tar; unpack it, and land the folder")
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -73,6 +82,24 @@ def _check_ends(file: ShardFile) -> None:
     if size % _BLOCK or any(tail):
         raise BadShard(Reason.TRUNCATED_FILE, "no end-of-archive block")
     file.seek(0)
+
+
+def _check_rest(file: ShardFile, end: int) -> None:
+    """Refuse what stands behind the end: a damaged header ends a tar for its reader, as does the first of two."""
+    at = end
+    while True:
+        file.seek(at)  # some readers of a tar leave the file elsewhere
+        chunk = file.read(_CHUNK) or b""
+        if not chunk:
+            return
+        if any(chunk):
+            place = at + len(chunk) - len(chunk.lstrip(b"\0"))
+            raise BadShard(
+                Reason.CORRUPT_FILE,
+                f"members end at byte {end} of {file.size_bytes}, and data follow at {place}: a damaged header, or "
+                "two tars in one file; pack its files again, or land the tars apart",
+            )
+        at += len(chunk)
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[RawRow]:
@@ -170,13 +197,29 @@ class _Sample:
         except (ValueError, RecursionError) as error:
             detail = f"{self.key[:200]}.json: {error}"
             return RawRow(row, images[0], problem=(Reason.BAD_ATTRIBUTES, detail), key=self.key)
+        if len(images) > 1:
+            names = ", ".join(f".{name}" for name in self._parts if f".{name}" in IMAGE_SUFFIXES)
+            detail = f"sample {self.key[:200]!r} has {len(images)} images ({names}); keep one of each key"
+            return RawRow(row, images[0], problem=(Reason.DUPLICATE_ID, detail), key=self.key)
         labels = (note.get(name) for name in ("class_name", "cls", "label"))
         label = next((label for label in labels if label is not None), None)
         if label is None:
             label = _decoded(self._parts.get("cls", self._parts.get("txt")))
+            if "cls" not in self._parts and _is_caption(label, note):
+                label = None
+        if label is None:
+            problem = (Reason.MISSING_LABEL, self._no_label(note))
+            return RawRow(row, images[0], problem=problem, key=self.key)
         identity = note.get("item_id", note.get("id"))
         time = note.get("time", note.get("timestamp"))
         return RawRow(row, images[0], label, None, identity, note.get("attributes"), time, key=self.key)
+
+    def _no_label(self, note: Mapping[str, Any]) -> str:
+        found = f"; found {', '.join(self._names[:_NAMED])}"[:200]
+        found += f" with {sorted(note)[:20]}"[:200] if note else ""
+        if "/" in self.key and len(self._names) == 1:
+            return f"no class name or label{found}: of a tar of class folders, unpack it and land the folder"
+        return f"no class name or label{found}: expected key.cls or key.txt, or `class_name`, `cls` or `label` in key.json"
 
     def _no_image(self) -> str:
         names = ", ".join(self._names[:_NAMED]) + (", …" if len(self._names) > _NAMED else "")
@@ -191,6 +234,12 @@ def _note(data: bytes | None) -> dict[str, Any]:
     if not isinstance(note, dict):
         raise ValueError(f"{type(note).__name__}, expected an object")
     return note
+
+
+def _is_caption(text: str | bytes | None, note: Mapping[str, Any]) -> bool:
+    """Return whether a text is one that the JSON beside it calls a caption, as tools that download images write."""
+    captions = [note.get(name) for name in ("caption", "prompt")]
+    return isinstance(text, str) and text.strip() in [one.strip() for one in captions if isinstance(one, str)]
 
 
 def _decoded(data: bytes | None) -> str | bytes | None:

@@ -4,7 +4,7 @@ refused by its type and never turned into something else."""
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -224,3 +224,87 @@ def test_python_values_follow_the_same_table() -> None:
 def test_text_that_names_an_attribute_twice_costs_its_row(tmp_path: Path) -> None:
     texts = ['{"a": 1, "a": 2}', '{"b": {"x": 1, "x": 1}}', '{"c": 3}']
     assert landed(tmp_path, pa.array(texts)) == [Reason.BAD_ATTRIBUTES, Reason.BAD_ATTRIBUTES, {"c": "3"}]
+
+
+class NotADate(datetime):
+    """As NaT of pandas: a datetime that equals nothing."""
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return True
+
+    __hash__ = datetime.__hash__
+
+
+class NoText:
+    """Something that Python cannot write out."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float32(0.1), "0.1"),
+        (np.float16(0.1), "0.1"),
+        (np.float64(0.1), "0.1"),
+        (np.float32("nan"), None),
+        (np.int64(3), "3"),
+        (np.uint64(2**64 - 1), "18446744073709551615"),
+        (np.bool_(True), "true"),
+        (np.str_("x"), "x"),
+        (np.bytes_(b"x"), "x"),
+        (np.datetime64("2024-01-01T00:00:00.5", "ns"), "2024-01-01T00:00:00.500000"),
+        (np.datetime64("NaT"), None),
+        (np.timedelta64(90, "s"), "90"),
+        ({"a": [np.float32(0.1), np.datetime64("NaT")]}, '{"a": [0.1, null]}'),
+        (NotADate.now(), None),
+    ],
+)
+def test_values_of_numpy_and_pandas_are_what_they_hold(value: Any, expected: str | None) -> None:
+    assert fields.attributes({"a": value}).get("a") == expected
+
+
+UNSHOWN = {
+    "nested": nested(100_000),
+    "digits": 10**5000,
+    "text": NoText(),
+    "calendar": datetime.max.replace(tzinfo=timezone(timedelta(hours=-5))),
+}
+
+
+@pytest.mark.parametrize("value", UNSHOWN.values(), ids=UNSHOWN)
+def test_a_value_that_cannot_even_be_shown_is_refused_like_any_other(value: Any) -> None:
+    for check, argument in (
+        (fields.attributes, {"a": value}),
+        (fields.attributes, [value]),
+        (fields.when, value),
+        (fields.class_name, value),
+        (fields.item_id, value),
+    ):
+        with pytest.raises(RowError) as refusal:
+            check(argument)
+        assert len(refusal.value.detail) < 300
+
+
+@pytest.mark.parametrize("key", [None, float("nan"), "", " ", frozenset("a"), 10**5000], ids=range(6))
+def test_a_name_that_is_none_is_refused(key: Any) -> None:
+    with pytest.raises(RowError):
+        fields.attributes({key: 1})
+
+
+def test_a_time_that_is_none_is_a_missing_one() -> None:
+    assert fields.when(NotADate.now()) is None
+    assert fields.when(np.datetime64("NaT")) is None
+    assert fields.when(np.int64(1_714_566_600)) == datetime(2024, 5, 1, 12, 30, tzinfo=UTC)
+    assert fields.when(np.datetime64("2024-05-01T12:30:00", "ns")) == datetime(2024, 5, 1, 12, 30, tzinfo=UTC)

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from stream_odml.config.service import DEFAULT_MAX_PIXELS as LIMIT
 from stream_odml.ingest import fields
 from stream_odml.ingest.decode import decode_image
-from stream_odml.ingest.reading import RawItem
+from stream_odml.ingest.reading import RawItem, check_rows
 from stream_odml.ingest.reasons import BadImage, BadShard, Reason, RowError, RowProblem
 from stream_odml.ingest.shard import ShardRef
 from tests.ingest.helpers import only, read
@@ -254,3 +254,88 @@ def test_a_number_that_is_none_is_a_missing_value(tmp_path: Path) -> None:
 def test_an_id_of_several_parts_is_no_id(tmp_path: Path, column: Any) -> None:
     items, problems = table(tmp_path, item_id=column)
     assert ([problem.reason for problem in problems], items) == ([Reason.BAD_ID] * 2, [])
+
+
+def packed(*members: tuple[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as made:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            made.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+FIRST = (("a.png", picture(1)), ("a.cls", b"x"))
+SECOND = (("b.png", picture(2)), ("b.cls", b"y"))
+
+
+def with_damage(data: bytes) -> bytes:
+    at = data.index(b"b.png")
+    return data[:at] + b"?" + data[at + 1 :]
+
+
+def with_a_hole(data: bytes) -> bytes:
+    at = data.index(b"b.png")
+    return data[:at] + bytes(512) + data[at:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        packed(*FIRST) + packed(*SECOND),
+        with_damage(packed(*FIRST, *SECOND)),
+        with_a_hole(packed(*FIRST, *SECOND)),
+    ],
+    ids=["two tars", "a damaged header", "a block of zeros"],
+)
+def test_a_tar_that_ends_before_its_file_is_refused_not_read_in_part(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "s.tar").write_bytes(data)
+    with pytest.raises(BadShard, match="members end at byte .* and data follow at .*land the tars apart") as refusal:
+        read(only(tmp_path))
+    assert refusal.value.reason is Reason.CORRUPT_FILE
+    (tmp_path / "s.tar").write_bytes(packed(*FIRST) + bytes(3 << 20))
+    assert len(read(only(tmp_path))[0]) == 1
+
+
+def test_a_caption_is_no_class(tmp_path: Path) -> None:
+    """As tools write that download images: the text, and the same in JSON."""
+    ref = tar(
+        tmp_path,
+        ("1.png", picture(1)), ("1.json", b'{"caption": "a cat", "url": "u"}'), ("1.txt", b"a cat\n"),
+        ("2.png", picture(2)), ("2.json", b'{"caption": "a cat", "label": 3}'), ("2.txt", b"a cat"),
+        ("3.png", picture(3)), ("3.json", b'{"caption": "a cat on a mat"}'), ("3.txt", b"cat"),
+    )  # fmt: skip
+    items, (problem,) = read(ref)
+    assert [item.class_name for item in items] == ["3", "cat"]
+    assert problem.reason is Reason.MISSING_LABEL
+    assert "found .png, .json, .txt with ['caption', 'url']: expected key.cls" in problem.detail
+
+
+def test_a_sample_of_two_images_is_refused_rather_than_chosen_from(tmp_path: Path) -> None:
+    ref = tar(tmp_path, ("a.jpg", picture(1)), ("a.png", picture(2)), ("a.cls", b"x"), *SECOND)
+    items, (problem,) = read(ref)
+    assert [item.class_name for item in items] == ["y"]
+    assert problem.detail.endswith("sample 'a' has 2 images (.jpg, .png); keep one of each key")
+
+
+def test_a_tar_of_class_folders_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(packed(("zoo/cats/a.png", picture())))
+    with pytest.raises(ValueError, match=r"no class name or label; found \.png: .*unpack it and land the folder"):
+        check_rows(tmp_path / "s.tar", "tar")
+
+
+@pytest.mark.parametrize(("start", "what"), [(b"PK\3\4", "a zip"), (b"Rar!\x1a", "a rar"), (b"7z\xbc\xaf", "a 7z")])
+def test_another_archive_says_what_it_is(tmp_path: Path, start: bytes, what: str) -> None:
+    (tmp_path / "s.tar").write_bytes(start + bytes(1020))
+    with pytest.raises(ValueError, match=f"this is {what}.*, no tar; unpack it, and land the folder"):
+        check_rows(tmp_path / "s.tar", "tar")
+
+
+def test_labels_of_bytes_are_text_or_refused(tmp_path: Path) -> None:
+    """Never digits in place of a name: `caf\xe9` in Latin-1 would be the class 636166e9."""
+    items, problems = table(tmp_path / "a", label=pa.array([b"caf\xe9", "café".encode()]))
+    assert [item.class_name for item in items] == ["café"]
+    assert [(problem.row, problem.reason) for problem in problems] == [(0, Reason.BAD_LABEL)]
+    items, problems = table(tmp_path / "b", label=pa.array([b"cat\0\0", b"horse"], pa.binary(5)))
+    assert ([item.class_name for item in items], problems) == (["cat", "horse"], [])
