@@ -160,7 +160,9 @@ def _check_folder_name(name: str) -> str:
     if name.endswith(TASK_SUFFIX):
         raise ValueError(f"shard name {name!r} is that of a task's manifest; choose another name")
     if is_foreign_folder(name):
-        raise ValueError(f"shard name {name!r} is one that systems use, so it is never read; choose another name")
+        raise ValueError(
+            f"shard name {name!r} is one that systems use, so it is never read; choose another name"
+        )
     return check_name(name)
 
 

@@ -291,7 +291,9 @@ def with_a_hole(data: bytes) -> bytes:
 )
 def test_a_tar_that_ends_before_its_file_is_refused_not_read_in_part(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "s.tar").write_bytes(data)
-    with pytest.raises(BadShard, match="members end at byte .* and data follow at .*land the tars apart") as refusal:
+    with pytest.raises(
+        BadShard, match="members end at byte .* and data follow at .*land the tars apart"
+    ) as refusal:
         read(only(tmp_path))
     assert refusal.value.reason is Reason.CORRUPT_FILE
     (tmp_path / "s.tar").write_bytes(packed(*FIRST) + bytes(3 << 20))
@@ -321,11 +323,15 @@ def test_a_sample_of_two_images_is_refused_rather_than_chosen_from(tmp_path: Pat
 
 def test_a_tar_of_class_folders_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(packed(("zoo/cats/a.png", picture())))
-    with pytest.raises(ValueError, match=r"no class name or label; found \.png: .*unpack it and land the folder"):
+    with pytest.raises(
+        ValueError, match=r"no class name or label; found \.png: .*unpack it and land the folder"
+    ):
         check_rows(tmp_path / "s.tar", "tar")
 
 
-@pytest.mark.parametrize(("start", "what"), [(b"PK\3\4", "a zip"), (b"Rar!\x1a", "a rar"), (b"7z\xbc\xaf", "a 7z")])
+@pytest.mark.parametrize(
+    ("start", "what"), [(b"PK\3\4", "a zip"), (b"Rar!\x1a", "a rar"), (b"7z\xbc\xaf", "a 7z")]
+)
 def test_another_archive_says_what_it_is(tmp_path: Path, start: bytes, what: str) -> None:
     (tmp_path / "s.tar").write_bytes(start + bytes(1020))
     with pytest.raises(ValueError, match=f"this is {what}.*, no tar; unpack it, and land the folder"):
