@@ -2,9 +2,9 @@
 are one row.
 
 `key.jpg` (or another suffix of an image) is the one image; the class comes from `key.json` (class_name, cls or
-label), `key.cls` or `key.txt`, unless that is the caption which `key.json` repeats. What stands after the first dot is one extension: `22.05.png` is the member
-`05.png` of the sample `22`, which is no image by that name. Nothing is ever extracted to disk, other members
-are not read, and a member whose name leads out of the tar is refused.
+label), `key.cls` or `key.txt`, unless that is the caption which `key.json` repeats. What stands after the first dot
+is one extension: `22.05.png` is the member `05.png` of the sample `22`, which is no image by that name. Nothing is
+ever extracted to disk, other members are not read, and a member whose name leads out of the tar is refused.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ _SIDE = ("json", "cls", "txt")
 _NAMED = 12
 """Members of a sample that a refusal names, at most."""
 _PACKED = {
-    **{b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"},
-    **{b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4", b"\x1f\x9d": "compress"},
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x5d\0\0": "lzma",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x1f\x9d": "compress",
 }
 _ARCHIVES = {b"PK\3\4": "a zip", b"PK\5\6": "a zip", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a rar archive"}
 _CHUNK = 1 << 20
@@ -219,7 +224,7 @@ class _Sample:
         found += f" with {sorted(note)[:20]}"[:200] if note else ""
         if "/" in self.key and len(self._names) == 1:
             return f"no class name or label{found}: of a tar of class folders, unpack it and land the folder"
-        return f"no class name or label{found}: expected key.cls or key.txt, or `class_name`, `cls` or `label` in key.json"
+        return f"no class name or label{found}: expected key.cls, key.txt, or key.json with `class_name` or `label`"
 
     def _no_image(self) -> str:
         names = ", ".join(self._names[:_NAMED]) + (", …" if len(self._names) > _NAMED else "")

@@ -292,7 +292,7 @@ def with_a_hole(data: bytes) -> bytes:
 def test_a_tar_that_ends_before_its_file_is_refused_not_read_in_part(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "s.tar").write_bytes(data)
     with pytest.raises(
-        BadShard, match="members end at byte .* and data follow at .*land the tars apart"
+        BadShard, match=r"members end at byte .* and data follow at .*land the tars apart"
     ) as refusal:
         read(only(tmp_path))
     assert refusal.value.reason is Reason.CORRUPT_FILE
