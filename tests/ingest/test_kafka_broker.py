@@ -135,7 +135,7 @@ def test_a_reader_that_is_killed_as_it_starts_comes_again_with_the_first_poll(
 
 
 def test_transactions_are_read_once_they_are_committed(broker: Broker, tmp_path: Path) -> None:
-    """Tansu leaves the offsets of markers out, as Kafka does; it does not tell which transactions were aborted."""
+    """Tansu leaves the offsets of markers out, as Kafka does; aborted ones: test_transactions.py."""
     followed = Followed(broker.servers, tmp_path, TOPIC, gaps="expect")
     sender = Producer({"bootstrap.servers": broker.servers, "log_level": 0, "transactional.id": "one"})
     sender.init_transactions(10)
