@@ -32,7 +32,7 @@ def ingest(
     ] = None,
 ) -> None:
     """Land images as shards. Repeating the command lands nothing twice; of a folder that has grown it lands
-    what is new. The class of an image is its folder, without a leading `train`, `test` or the like.
+    what is new. The class of an image is its folder, without those such as `train` and `images`.
 
     Examples:  stream-odml ingest photos/ stream-root/inbox  ·  stream-odml ingest new.parquet stream-root/inbox
     --task spring

@@ -13,15 +13,14 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 from urllib.parse import unquote
 
+from stream_odml.ingest.folder_classes import classes_of, split_classes
 from stream_odml.ingest.folder_metadata import METADATA_NAMES, Described, read_metadata
 from stream_odml.ingest.foreign import is_foreign, is_foreign_folder
 from stream_odml.ingest.passed_over import describe_passed_over, is_landable
 from stream_odml.ingest.reading import check_rows
 from stream_odml.ingest.shard import FILE_FORMATS, MANIFEST_NAME, ManifestFile, format_of
+from stream_odml.ingest.table_folders import in_words, refuse_table_folder, table_kind
 from stream_odml.storage.regular import hash_regular, is_safe_path
-
-SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
-"""Folders that split a data set: `train/cats` and `test/cats` are one class, `cats`."""
 
 _HIVE_LABELS = ("class_name", "class", "label", "labels")
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -38,7 +37,7 @@ class FolderScan:
 
 @dataclass
 class _Found:
-    """Relative paths by what they are."""
+    """Relative paths by what they are; of tables that are folders a line each."""
 
     files: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
@@ -47,27 +46,27 @@ class _Found:
     links: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
     unsafe: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
 
 
 def scan_folder(folder: Path, besides: Path | None = None) -> FolderScan:
     """Find what can land of `folder`, but for the folder `besides` in it (the inbox itself).
 
-    The class of an image is the path of its folder, without a leading folder that only splits the data set
-    (`train`, `test` ...), or the value of `class=...` in it, or what a `metadata` file beside it says.
+    The class of an image is the path of its folder, without folders that name no class (`folder_classes.py`), or
+    the value of `class=...` in it, or what a `metadata` file beside it says.
     Raises ValueError where nothing can land, OSError for what cannot be read.
     """
+    refuse_table_folder(folder)
     found = _Found()
     _walk(folder, "", _identity(besides) if besides is not None else None, found)
     described, notes = _describe(folder, found)
     tables, bad = _tables(folder, [path for path in found.files if _is_table(path)])
     images = [path for path in found.files if not _is_table(path)]
-    depth = _split_depth(images)
-    files = [_image(folder, path, depth, described.get(normalize("NFC", path))) for path in images]
-    unlabelled = [file.path for file in files if not has_class(file)]
-    unlabelled_note = [f"{_some(unlabelled, 'image')} in no class folder, so without a class: quarantined"]
+    classes = classes_of(images)
+    files = [_image(folder, path, classes[path], described.get(normalize("NFC", path))) for path in images]
     scan = FolderScan(
         tuple(sorted([*tables, *files], key=lambda file: file.path)),
-        (*notes, *bad, *unlabelled_note * bool(unlabelled), *_notes(found)),
+        (*notes, *bad, *_class_notes(files), *_notes(found)),
     )
     _check(folder, scan, has_table=bool(tables))
     return scan
@@ -92,6 +91,8 @@ def _walk(folder: Path, below: str, besides: tuple[int, int] | None, found: _Fou
             status = entry.stat(follow_symlinks=False)
             if is_foreign_folder(entry.name):
                 found.foreign.append(path)
+            elif (kind := table_kind(folder / path)) is not None:
+                found.tables.append(f"{path} passed over: it is {in_words(kind)}")
             elif (status.st_dev, status.st_ino) != besides:
                 _walk(folder, f"{path}/", besides, found)
         elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
@@ -159,28 +160,18 @@ def _file(folder: Path, path: str) -> ManifestFile:
     return ManifestFile(path, size, sha256)
 
 
-def _split_depth(images: Iterable[str]) -> int | None:
-    """Return how many folders lead to those that split the data set, None where none do: `train/cats` has 0,
-    `zoo/train/cats` 1. All images in folders lie in splits, and some of them in a class there."""
-    folders = [parts for path in images if (parts := PurePosixPath(path).parts[:-1])]
-    for depth in range(min(map(len, folders), default=0)):
-        names = {parts[depth].lower() for parts in folders}
-        if names <= SPLITS and any(len(parts) > depth + 1 for parts in folders):
-            return depth
-        if len(names) > 1:
-            break
-    return None
-
-
-def _image(folder: Path, path: str, split_depth: int | None, described: Described | None) -> ManifestFile:
+def _image(folder: Path, path: str, by_folder: str, described: Described | None) -> ManifestFile:
     values = dict(described or {})
-    parts = PurePosixPath(path).parts
     if "class_name" not in values:
         label = _hive_label(path)
-        if label is None and split_depth is not None and len(parts) > 1:
-            label = "/".join(parts[split_depth + 1 : -1])  # none of an image that lies in the split itself
+        if label is None and by_folder != _folder_of(path):
+            label = by_folder  # empty where the folders name no class
         values |= {} if label is None else {"class_name": label}
     return replace(_file(folder, path), values=tuple(sorted(values.items())))
+
+
+def _folder_of(path: str) -> str:
+    return "/".join(PurePosixPath(path).parts[:-1])
 
 
 def _hive_label(path: str) -> str | None:
@@ -208,11 +199,21 @@ def _check(folder: Path, scan: FolderScan, has_table: bool) -> None:
     if not has_table and not any(map(has_class, scan.files)):
         raise ValueError(
             f"{folder}: none of its {len(scan.files)} images lies in a class folder, so none has a class; "
-            f"expected a folder of images for each class{why}"
+            f"expected a folder of images for each class, or `metadata.csv` with `file_name` and `label`{why}"
         )
 
 
+def _class_notes(files: Iterable[ManifestFile]) -> Iterator[str]:
+    unlabelled = [file.path for file in files if not has_class(file)]
+    if unlabelled:
+        folders = "; `train`, `images` and the like name none" * any("/" in path for path in unlabelled)
+        yield f"{_some(unlabelled, 'image')} in no class folder, so without a class: quarantined{folders}"
+    if (split := split_classes({class_of(file) for file in files})) is not None:
+        yield split
+
+
 def _notes(found: _Found) -> Iterator[str]:
+    yield from found.tables
     passed_over = describe_passed_over(found.unused)
     if passed_over is not None:
         yield passed_over

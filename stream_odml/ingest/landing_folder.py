@@ -145,10 +145,6 @@ def _named(folder: str | os.PathLike[str]) -> Path:
     source = Path(os.path.abspath(folder))
     if not source.is_dir():
         raise ValueError(f"{folder} is no folder; name a folder of class folders")
-    if (source / "_delta_log").is_dir():
-        raise ValueError(
-            f"{folder} is a Delta table, whose files hold deleted rows too: follow it with `source.kind: delta`"
-        )
     if not source.name:
         raise ValueError(
             f"{folder} is the root of the file system; name the folder of class folders below it"

@@ -263,3 +263,77 @@ def test_a_split_anywhere_leads_to_one_class(tmp_path: Path, above: str) -> None
     lines = ingest(write(tmp_path / "f", *names, *loose), tmp_path / "in")
     assert any(line.startswith("2 images") and "without a class" in line for line in lines), lines
     assert sorted(classes(tmp_path / "in")) == ["cats", "cats", "dogs", "missing_label", "missing_label"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train/n01/images/n01_0.jpg", "train/n02/images/n02_0.jpg", "val/images/val_0.jpg"], ["n01", "n02", ""]),
+        (["images/001.Black/a.jpg", "images/002.Laysan/b.jpg"], ["001.Black", "002.Laysan"]),
+        (["seg_pred/x/1.jpg", "seg_test/seg_test/sea/1.jpg", "seg_train/seg_train/ice/1.jpg"], ["", "sea", "ice"]),
+        (["test_set/test_set/cats/1.jpg", "training_set/training_set/cats/2.jpg"], ["cats", "cats"]),
+        (["Test/Apple/1.jpg", "Training/Apple/2.jpg", "test-multiple_fruits/x.jpg"], ["Apple", "Apple", ""]),
+        (["data/train2017/cats/1.jpg", "data/val2017/dogs/2.jpg"], ["cats", "dogs"]),
+        (["x/train/images/cats/1.jpg", "x/val/images/dogs/2.jpg"], ["cats", "dogs"]),
+        (["bullet_train/1.jpg", "steam train/2.jpg"], ["bullet_train", "steam train"]),
+        (["test strip/1.jpg", "test tube/2.jpg"], ["test strip", "test tube"]),
+        (["test 1/1.jpg", "test 2/2.jpg"], ["test 1", "test 2"]),
+        (["charts/1.jpg", "images/2.jpg"], ["charts", "images"]),
+        (["cats/a.jpg", "cats/images/b.jpg"], ["cats", "cats/images"]),
+    ],
+)  # fmt: skip
+def test_folders_that_name_no_class(tmp_path: Path, names: list[str], expected: list[str]) -> None:
+    ingest(write(tmp_path / "set", *names), tmp_path / "inbox")
+    assert [one.replace("missing_label", "") for one in classes(tmp_path / "inbox")] == expected
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/1.jpg", "test/2.jpg"],
+        ["train/cat.0.jpg"],
+        ["train_images/1.jpg", "test_images/2.jpg"],
+        ["images/1.jpg"],
+        ["jpg/image_00001.jpg"],
+        ["JPEGImages/1.jpg"],
+        ["images/train/1.jpg", "images/val/2.jpg"],
+        ["train/images/1.jpg", "valid/images/2.jpg"],
+        ["train2017/1.jpg", "val2017/2.jpg"],
+    ],
+)
+def test_images_that_only_lie_in_splits_have_no_class(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(
+        ValueError, match=r"none of its . images.*or `metadata\.csv`.*`train`, `images` and the like"
+    ):
+        ingest(write(tmp_path / "set", *names), tmp_path / "inbox")
+    assert not (tmp_path / "inbox").exists()
+
+
+def test_classes_that_a_split_divides_are_pointed_out(tmp_path: Path) -> None:
+    lines = ingest(write(tmp_path / "f", "train/a/1.png", "x/train/a/2.png", "test/a/3.png"), tmp_path / "in")
+    assert any(line.startswith("test/a, train/a are different classes") for line in lines), lines
+    assert not any(
+        "different" in line for line in ingest(write(tmp_path / "g", "a/1.png", "b/1.png"), tmp_path / "in")
+    )
+
+
+TABLES = {
+    "_delta_log/0.json": "a Delta table.*source.kind: delta",
+    ".hoodie/hoodie.properties": "a Hudi table.*Parquet",
+    "metadata/v1.metadata.json": "an Iceberg table.*source.kind: iceberg",
+    "_versions/1.manifest": "a Lance table.*source.kind: lance",
+}
+
+
+@pytest.mark.parametrize("log", TABLES)
+def test_a_table_of_several_files_does_not_land_as_a_folder(tmp_path: Path, log: str) -> None:
+    """Its deleted rows would come back."""
+    table(tmp_path / "set/products/data/0.parquet", image=[picture()], label=["deleted"])
+    (tmp_path / "set/products" / log).parent.mkdir()
+    (tmp_path / "set/products" / log).write_text("{}")
+    with pytest.raises(ValueError, match=f"products is {TABLES[log]}"):
+        ingest(tmp_path / "set/products", tmp_path / "inbox")
+    write(tmp_path / "set", "cats/a.png")
+    lines = ingest(tmp_path / "set", tmp_path / "inbox")
+    assert any(line.startswith("products passed over: it is a") for line in lines), lines
+    assert classes(tmp_path / "inbox") == ["cats"]

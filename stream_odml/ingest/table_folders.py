@@ -1,0 +1,40 @@
+"""Folders that are one table: their files hold deleted rows and earlier versions too, which only the table's log tells.
+
+Protects: a row that somebody deleted does not come back because its file is landed as it lies.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_LOGS = {
+    "_delta_log": ("a Delta table", "follow it with `source.kind: delta`"),
+    ".hoodie": ("a Hudi table", "write its rows to a Parquet file, and land that"),
+    "_versions": ("a Lance table", "follow it with `source.kind: lance`"),
+}
+_ICEBERG = ("an Iceberg table", "follow it with `source.kind: iceberg`, or write its rows to a Parquet file")
+
+
+def refuse_table_folder(folder: Path) -> None:
+    """Raise ValueError for a folder that is a table of its own."""
+    if (what := table_kind(folder)) is not None:
+        raise ValueError(f"{folder} is {in_words(what)}")
+
+
+def table_kind(folder: Path) -> tuple[str, str] | None:
+    """Return what kind of table a folder is, and what to do with it; None for any other folder."""
+    names = set(os.listdir(folder))
+    for log, what in _LOGS.items():
+        if log in names and (folder / log).is_dir() and (log != "_versions" or "data" in names):
+            return what
+    return _ICEBERG if "metadata" in names and _is_iceberg(folder / "metadata") else None
+
+
+def _is_iceberg(metadata: Path) -> bool:
+    return metadata.is_dir() and any(name.endswith(".metadata.json") for name in os.listdir(metadata))
+
+
+def in_words(what: tuple[str, str]) -> str:
+    """Return both parts of what `table_kind` found as a sentence's end."""
+    return f"{what[0]}, whose files hold deleted rows too: {what[1]}"
