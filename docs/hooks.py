@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -237,20 +237,70 @@ def messages(room: str) -> tuple[tuple[str, str], ...]:
 
 def _messages(room: str) -> Iterator[tuple[str, str]]:
     """Yield name and text of each error that a package raises with words of its own."""
+    for name, text, _ in raised(room):
+        if text:
+            yield name, text
+
+
+SILENT = ("AssertionError", "NotImplementedError", "ClientDisconnect", "Exit", "KeyboardInterrupt")
+"""What is raised and says nothing to a person."""
+
+
+def raised(room: str) -> Iterator[tuple[str, str, str]]:
+    """Yield name, text and place of what a package raises by a call; no text where the words are another's."""
     for path in sorted((PACKAGE / room).rglob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        nodes = list(ast.walk(ast.parse(source))) if "raise " in source else []
-        texts = _named_texts(nodes)
+        nodes = _nodes(path)
+        texts = {**_returned_texts(), **_named_texts(nodes)}
         for node in nodes:
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-                name = ast.unparse(node.exc.func).rpartition(".")[2]
-                found = (_template(one) or texts.get(_name(one), "") for one in node.exc.args)
-                text = max(found, key=len, default="")
-                if " " in text.replace("…", "").strip() and name not in (
-                    "AssertionError",
-                    "NotImplementedError",
-                ):
-                    yield name, text
+                name = ast.unparse(node.exc.func).rpartition(".")[2] or ast.unparse(node.exc.func)
+                made, said = _returned_texts().get(name, ""), _said(node.exc, texts)
+                text = _longest((made, said))
+                if name not in SILENT:
+                    yield name, text if _has_words(text) else "", f"{path.relative_to(PACKAGE)}:{node.lineno}"
+
+
+def _has_words(text: str) -> bool:
+    return " " in text.replace("…", "").strip(" :;()")
+
+
+def _longest(texts: Iterable[str]) -> str:
+    return max(texts, key=lambda text: (_has_words(text), len(text)), default="")
+
+
+@cache
+def _nodes(path: Path) -> list[ast.AST]:
+    source = path.read_text(encoding="utf-8")
+    return list(ast.walk(ast.parse(source)))
+
+
+@cache
+def _returned_texts() -> Mapping[str, str]:
+    """Return what functions of the package return as a text, or as an error with a text, by their names."""
+    found: dict[str, str] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in _nodes(path):
+            if isinstance(node, ast.FunctionDef):
+                text = _returned(node)
+                found[node.name] = _longest((found.get(node.name, ""), text))
+    return found
+
+
+def _returned(function: ast.FunctionDef) -> str:
+    values = [one.value for one in ast.walk(function) if isinstance(one, ast.Return) and one.value]
+    errors = [one for one in values if isinstance(one, ast.Call)]
+    texts = {
+        one.targets[0].id: _template(one.value)
+        for one in ast.walk(function)
+        if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)
+    }
+    return _longest([*map(_template, values), *(_said(one, texts) for one in errors)])
+
+
+def _said(call: ast.Call, texts: Mapping[str, str]) -> str:
+    """Return the longest text among what an error is made of."""
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return _longest(_template(one) or texts.get(_name(one), "") for one in given)
 
 
 def _named_texts(nodes: list[ast.AST]) -> dict[str, str]:
@@ -260,13 +310,15 @@ def _named_texts(nodes: list[ast.AST]) -> dict[str, str]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             found[node.targets[0].id] = _template(node.value)
         elif isinstance(node, ast.FunctionDef):
-            returned = (one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value)
-            found[node.name] = max(map(_template, returned), key=len, default="")
+            found[node.name] = _returned(node)
     return found
 
 
 def _name(node: ast.expr) -> str:
     called = node.func if isinstance(node, ast.Call) else node
+    if isinstance(called, ast.Attribute) and called.attr == "join" and isinstance(node, ast.Call):
+        called = node.args[0]  # "; ".join(parts), or of those of them that are there
+        called = called.generators[0].iter if isinstance(called, ast.GeneratorExp) else called
     return called.id if isinstance(called, ast.Name) else ""
 
 
@@ -277,6 +329,12 @@ def _template(node: ast.expr) -> str:
         return "".join(_template(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _template(node.left) + _template(node.right)
+    if isinstance(node, ast.IfExp):
+        return _longest((_template(node.body), _template(node.orelse)))
+    if isinstance(node, ast.List):
+        return "; ".join(filter(None, map(_template, node.elts)))
+    if isinstance(node, ast.BoolOp):
+        return _longest(map(_template, node.values))
     return ""
 
 

@@ -155,6 +155,8 @@ class Projection:
     """Values of the attribute that was asked for, and which one each item has; -1 for none."""
     differs: Sequence[bool] | None = None
     """Whether the most similar other one of these items is of another class, where that was asked for."""
+    neighbours: Sequence[Sequence[int]] | None = None
+    """Numbers of the most similar other ones of these items, nearest first, where that was asked for; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,9 @@ class Backend(Protocol):
     async def versions(self) -> VersionHistory:
         """Return the tree of versions as the served snapshot knows it."""
 
-    def projection(self, points: int, attribute: str | None = None, errors: bool = False) -> Projection:
+    def projection(
+        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+    ) -> Projection:
         """Return at most ``points`` items of the served gallery in the plane. May take a while: for a thread."""
 
     async def status(self) -> Mapping[str, Any]:

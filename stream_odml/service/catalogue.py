@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.backend import ClassRow, Item, Projection, VersionHistory, VersionRow
-from stream_odml.service.map_colours import attribute_names, neighbour_differs, values_of
+from stream_odml.service.map_colours import attribute_names, nearest, neighbour_differs, values_of
 from stream_odml.service.projection import project, sample_rows
 from stream_odml.store.unlearnt import unlearnt_tasks
 
@@ -78,10 +78,12 @@ def plane(
     oldest: Sequence[str],
     attribute: str | None = None,
     errors: bool = False,
+    neighbours: int = 0,
 ) -> Projection:
     """Return at most ``points`` live items in the plane; ``oldest`` classes first orient it.
 
-    With the values of an ``attribute``, and with what a search gets wrong, where that is asked for.
+    With the values of an ``attribute``, with what a search gets wrong, and with as many ``neighbours`` of each item,
+    where that is asked for.
     """
     rows = snapshot.rows()
     ids = snapshot.columns.item_ids.column.to_pylist()
@@ -89,6 +91,7 @@ def plane(
     names = [snapshot.columns.name("class_name", int(row)) for row in kept]
     vectors = snapshot.vectors(kept)
     texts = snapshot.columns.attributes.take(kept)
+    near = nearest(vectors, max(neighbours, 1)) if errors or neighbours else None
     return Projection(
         snapshot.version,
         snapshot.sequence,
@@ -97,7 +100,8 @@ def plane(
         project(vectors, names, oldest),
         attribute_names(texts),
         None if attribute is None else values_of(texts, attribute),
-        neighbour_differs(vectors, names).tolist() if errors else None,
+        neighbour_differs(near[:, 0], names).tolist() if errors and near is not None else None,
+        near.tolist() if neighbours and near is not None else None,
     )
 
 

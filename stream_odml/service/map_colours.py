@@ -1,4 +1,5 @@
-"""By what points of a map can be coloured: values of an attribute, and whether an item's neighbour is of its class."""
+"""What a map shows of its points beside their place: values of an attribute, neighbours, and whether the nearest one is
+of another class."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_odml.search.exact import inner_product
+
 MAX_VALUES = 200
 """An attribute of more values is a name of its own for each item, and no colour."""
 MAX_NAMES = 50
-_BLOCK = 1024
+Ints = NDArray[np.int64]
 
 
 def attribute_names(texts: Sequence[str]) -> list[str]:
@@ -35,16 +38,22 @@ def values_of(texts: Sequence[str], name: str) -> tuple[list[str], list[int]]:
     return names, [-1 if value is None else code[str(value)] for value in found]
 
 
-def neighbour_differs(vectors_Nd: NDArray[np.float32], class_names: Sequence[str]) -> NDArray[np.bool_]:
+def nearest(vectors_Nd: NDArray[np.float32], k: int) -> Ints:
+    """Return the numbers [N, k] of the most similar other ones of these items, the nearest first; -1 where there is
+    none with a score above 0, as among items that are compared by different parts of a head. Vectors have length 1."""
+    n = len(vectors_Nd)
+    scores, found = inner_product(vectors_Nd, vectors_Nd, k + 1)
+    # An item comes among its own neighbours, but not first where others are its equals.
+    at = np.where(found == np.arange(n)[:, None], np.inf, np.arange(k + 1)[None])
+    kept = np.sort(np.argsort(at, axis=1, kind="stable")[:, :k], axis=1)
+    scores, found = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(found, kept, axis=1)
+    return np.where(scores > 0, found, -1)
+
+
+def neighbour_differs(nearest_N: Ints, class_names: Sequence[str]) -> NDArray[np.bool_]:
     """Return for each of these items whether the most similar other one of them is of another class: where a search
-    errs. Vectors have length 1; an item alone in its class always differs."""
+    errs. An item without a neighbour differs where there are others."""
     _, labels = np.unique(np.asarray(class_names), return_inverse=True)
-    differs = np.zeros(len(labels), dtype=bool)
     if len(labels) < 2:
-        return differs
-    for start in range(0, len(labels), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(labels)))
-        scores = vectors_Nd[rows] @ vectors_Nd.T
-        scores[np.arange(len(rows)), rows] = -np.inf
-        differs[rows] = labels[scores.argmax(axis=1)] != labels[rows]
-    return differs
+        return np.zeros(len(labels), dtype=bool)
+    return np.asarray((nearest_N < 0) | (labels[nearest_N] != labels))

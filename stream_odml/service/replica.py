@@ -183,10 +183,12 @@ class Replica:
     async def versions(self) -> VersionHistory:
         return self.puller.serving().history
 
-    def projection(self, points: int, attribute: str | None = None, errors: bool = False) -> Projection:
+    def projection(
+        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+    ) -> Projection:
         bundle = self.puller.serving()
         oldest = [row.name for row in reversed(bundle.classes)]
-        return plane(bundle.snapshot, points, oldest, attribute, errors)
+        return plane(bundle.snapshot, points, oldest, attribute, errors, neighbours)
 
     async def status(self) -> Mapping[str, Any]:
         bundle = self.puller.serving()

@@ -22,7 +22,9 @@ class SlowBackend(FakeBackend):
         self.made, self.most, self._now = 0, 0, 0
         self.threads: set[str] = set()
 
-    def projection(self, points: int, attribute: str | None = None, errors: bool = False) -> Projection:
+    def projection(
+        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+    ) -> Projection:
         self._now += 1
         self.most = max(self.most, self._now)
         self.threads.add(threading.current_thread().name)

@@ -30,6 +30,7 @@ from stream_odml.service.backend import (
     VersionRow,
 )
 from stream_odml.service.errors import unavailable, unprocessable
+from stream_odml.service.map_colours import nearest
 from stream_odml.service.metrics import ServiceMetrics
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -180,7 +181,9 @@ class FakeBackend:
     async def versions(self) -> VersionHistory:
         return VersionHistory(self.head, self.sequence, self.versions_list)
 
-    def projection(self, points: int, attribute: str | None = None, errors: bool = False) -> Projection:
+    def projection(
+        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+    ) -> Projection:
         some = slice(points)
         n = len(self.ids[some])
         sides = (["left", "right"], [i % 2 for i in range(n)])
@@ -193,6 +196,7 @@ class FakeBackend:
             ["side"],
             sides if attribute == "side" else None,
             [i % 7 == 0 for i in range(n)] if errors else None,
+            nearest(self.vectors[some], neighbours).tolist() if neighbours else None,
         )
 
     async def status(self) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""By what points of the map can be coloured, against loops that anyone can check by eye."""
+"""What the map shows of its points, against loops that anyone can check by eye."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from stream_odml.service import map_colours
-from stream_odml.service.map_colours import MAX_VALUES, attribute_names, neighbour_differs, values_of
+from stream_odml.service.map_colours import (
+    MAX_VALUES,
+    attribute_names,
+    nearest,
+    neighbour_differs,
+    values_of,
+)
 from tests.service.fake_backend import unit
 
 
@@ -25,16 +30,26 @@ def test_values_come_by_how_many_items_have_them() -> None:
     assert values_of(texts, "other") == ([], [-1] * 4)
 
 
-def test_a_neighbour_of_another_class_is_reported_as_a_loop_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(map_colours, "_BLOCK", 16)
+def test_neighbours_are_those_that_a_loop_finds() -> None:
     random = np.random.default_rng(0)
     vectors = unit(random.normal(size=(60, 6)).astype(np.float32))
+    vectors[7] = vectors[3]  # its equal may come before an item itself
     names = [f"c{n}" for n in random.integers(0, 3, len(vectors))]
     scores = vectors @ vectors.T
-    expected = []
+    near = nearest(vectors, 4)
     for i in range(len(vectors)):
-        others = [j for j in range(len(vectors)) if j != i]
-        expected.append(names[max(others, key=lambda j: scores[i, j])] != names[i])
-    assert neighbour_differs(vectors, names).tolist() == expected
-    assert neighbour_differs(vectors[:1], names[:1]).tolist() == [False]
-    assert neighbour_differs(vectors[:0], []).tolist() == []
+        others = sorted((j for j in range(len(vectors)) if j != i), key=lambda j: -scores[i, j])[:4]
+        assert scores[i, near[i]].tolist() == pytest.approx(scores[i, others].tolist(), abs=1e-6)
+        assert i not in near[i]
+    expected = [names[near[i][0]] != names[i] for i in range(len(vectors))]
+    assert neighbour_differs(near[:, 0], names).tolist() == expected
+
+
+def test_an_item_that_is_like_no_other_has_no_neighbour() -> None:
+    vectors = np.eye(3, dtype=np.float32)[[0, 0, 1]]
+    assert nearest(vectors, 2).tolist() == [[1, -1], [0, -1], [-1, -1]]
+    assert neighbour_differs(nearest(vectors, 2)[:, 0], ["a", "a", "a"]).tolist() == [False, False, True]
+    assert nearest(vectors[:1], 2).tolist() == [[-1, -1]]
+    assert neighbour_differs(np.array([-1]), ["a"]).tolist() == [False]
+    assert nearest(vectors[:0], 2).shape == (0, 2)
+    assert neighbour_differs(np.zeros(0, np.int64), []).tolist() == []

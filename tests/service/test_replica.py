@@ -158,6 +158,12 @@ def test_items_classes_thumbnails_versions_and_the_map(stream: TinyStream, api: 
     expected = ["left" if int(item.split("/")[1]) % 2 else "right" for item in coloured["ids"]]
     assert sides == expected
     assert len(coloured["differs"]) == 7
+    laid_out = api.get("/v1/projection?neighbours=2").json()
+    classes_of = [laid_out["classes"][code] for code in laid_out["class"]]
+    nearest_of = [classes_of[near[0]] for near in laid_out["neighbours"]]
+    alike = [a == b for a, b in zip(classes_of, nearest_of, strict=True)]
+    assert {len(near) for near in laid_out["neighbours"]} == {2}
+    assert [not one for one in alike] == coloured["differs"]
     status = api.get("/v1/status").json()
     assert (status["items"], status["classes"], status["lag"]["waiting_images"]) == (7, 3, 3)
     assert status["quarantined"] == {}

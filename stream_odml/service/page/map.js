@@ -5,9 +5,14 @@ import { colouring } from "./colours.js";
 import { $, count, h, plural } from "./dom.js";
 import { Dots } from "./dots.js";
 import { about } from "./item.js";
+import { begin } from "./layout.js";
 import { tile } from "./tiles.js";
 
 const GLIDE_MS = 700;
+const NEIGHBOURS = 10;
+const FIRST = { epochs: 100, strength: 1 };
+const AGAIN = { epochs: 30, strength: 0.3 };
+const REST = 5; // times as long as laying out took, until it is done again
 const PICKED = 60;
 const canvas = $("map");
 const dots = new Dots(canvas);
@@ -19,6 +24,12 @@ let ringed = new Set();
 let chosen = -1;
 let held = null; // the pointer that is down: {x, y, moved} pans, {line} draws around
 let asked = 0;
+let placed = new Map(); // where each item was laid out last
+let laid = ""; // what was served then
+let worker = null;
+let restUntil = 0;
+let glides = 0;
+let waits = 0; // the timer of a refresh that is put off
 let pending = false;
 
 export function start() {
@@ -42,34 +53,73 @@ export function start() {
     event.currentTarget.setAttribute("aria-pressed", !lassoing());
     touch();
   });
-  $("map-colour").addEventListener("change", () => refresh().catch(() => paint()));
+  for (const one of ["map-colour", "map-layout"]) $(one).addEventListener("change", () => load().catch(() => paint()));
   $("picked-close").addEventListener("click", () => { $("picked").hidden = true; canvas.focus(); });
   canvas.addEventListener("keydown", key);
   canvas.addEventListener("blur", () => choose(-1));
 }
 
+/** Ask for the items anew; soon, where laying them out has just taken long, unless someone has asked for it. */
 export async function refresh() {
-  const by = $("map-colour").value;
-  const mine = ++asked;
-  const query = by === "error" ? "?errors=true" : by.startsWith("=") ? `?attribute=${encodeURIComponent(by.slice(1))}` : "";
-  const seen = await call(`/v1/projection${query}`);
+  clearTimeout(waits);
+  const rest = worker ? GLIDE_MS : restUntil - performance.now();
+  if (rest > 0) waits = setTimeout(() => refresh().catch(() => {}), rest);
+  else await load();
+}
+
+async function load() {
+  const by = $("map-colour").value, near = $("map-layout").value === "near", mine = ++asked;
+  const query = new URLSearchParams({ ...(by === "error" && { errors: true }), ...(by.startsWith("=") && { attribute: by.slice(1) }),
+    ...(near && { neighbours: NEIGHBOURS }) });
+  const began = performance.now();
+  const seen = await call(`/v1/projection?${query}`);
   if (mine !== asked) return; // another colour has been asked for
-  const before = dots.places();
+  if (!near) placed = new Map();
+  const start = near ? begin({ ...seen, near: seen.neighbours.flat() }, placed) : seen;
   choose(-1);
   plane = seen;
-  dots.set(plane.ids, plane.x, plane.y, before);
   choices();
   $("map-empty").hidden = plane.ids.length > 0;
   canvas.setAttribute("aria-label", `Map of ${count(plane.ids.length)} items of ${plural(plane.classes.length, "class")}; arrow keys go through the classes, Enter opens an item, space shows a class, plus and minus zoom`);
+  glide(start);
+  const state = `${seen.version} ${seen.sequence}`;
+  if (near && placed.size && state === laid) return; // another colour of the same items
+  layOut(near ? { ...start, near: Int32Array.from(seen.neighbours.flat()), ...(placed.size ? AGAIN : FIRST) } : null, state, began);
+}
+
+/** Have a worker bring similar items together, and glide there; nothing to lay out ends one that is at work. */
+function layOut(task, state, began) {
+  worker?.terminate();
+  worker = null;
+  canvas.dataset.layout = "plane";
+  if (!task?.near.length) return;
+  const { ids } = plane, mine = new Worker("/page/placing.js", { type: "module" });
+  worker = mine;
+  mine.onmessage = ({ data: { x, y } }) => {
+    mine.terminate();
+    worker = null;
+    restUntil = performance.now() + REST * (performance.now() - began);
+    placed = new Map(ids.map((id, i) => [id, [x[i], y[i]]]));
+    laid = state;
+    canvas.dataset.layout = "near";
+    glide({ x, y });
+  };
+  mine.onerror = () => { worker = null; }; // principal components stay
+  mine.postMessage(task);
+}
+
+function glide({ x, y }) {
+  dots.set(plane.ids, x, y, dots.places());
   paint();
-  const began = performance.now();
-  const glide = () => {
+  const began = performance.now(), mine = ++glides;
+  const step = () => {
+    if (mine !== glides) return;
     const t = still.matches ? 1 : Math.min(1, (performance.now() - began) / GLIDE_MS);
     dots.part = 1 - (1 - t) ** 3;
     now();
-    if (t < 1 && mine === asked) requestAnimationFrame(glide);
+    if (t < 1) requestAnimationFrame(step);
   };
-  glide();
+  step();
 }
 
 /** Offer what the items can be coloured by. */

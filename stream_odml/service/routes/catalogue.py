@@ -67,18 +67,24 @@ async def projection(
     errors: Annotated[
         bool, UrlQuery(description="tell items whose most similar other one here is of another class")
     ] = False,
+    neighbours: Annotated[
+        int,
+        UrlQuery(
+            ge=0, le=20, description="how many of the most similar other ones here to name for each item"
+        ),
+    ] = 0,
 ) -> Response:
     """Return 2-D principal components of a fixed sample, oriented alike in every version, so that a map moves smoothly,
-    and by what its items can be coloured."""
+    by what its items can be coloured, and the neighbours of each, by which the page lays them out."""
     backend, count = backend_of(request, "projection"), points or options_of(request).map_points
     # Comparing every item with every other one costs far more than placing them.
-    cost = count * count if errors else count
+    cost = count * count if errors or neighbours else count
     return await view(
         request,
         backend,
-        ("projection", count, attribute, errors),
+        ("projection", count, attribute, errors, neighbours),
         cost,
-        lambda: _plane(backend.projection(count, attribute, errors)),
+        lambda: _plane(backend.projection(count, attribute, errors, neighbours)),
     )
 
 
@@ -111,4 +117,6 @@ def _plane(seen: Projection) -> dict[str, Any]:
         plane["values"], plane["value"] = map(list, seen.values)
     if seen.differs is not None:
         plane["differs"] = list(seen.differs)
+    if seen.neighbours is not None:
+        plane["neighbours"] = [list(row) for row in seen.neighbours]
     return plane
