@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -17,6 +17,8 @@ from stream_odml.cli.versions_table import stage_rows
 from stream_odml.config.masking import masked_text
 from stream_odml.config.service import LARGEST_MAX_PIXELS
 from stream_odml.ingest.decode import decode_image
+from stream_odml.ingest.kept_images import read_images
+from stream_odml.ingest.reasons import BadImage
 from stream_odml.learn.embedder import embed, embedder_from_bytes
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
@@ -102,14 +104,19 @@ def _examples(
     """Search the served gallery for held-out images, embedded by the served model, without themselves."""
     held = _held_out(store, snapshot, seed)
     rng = np.random.default_rng(seed)
-    chosen = [held[i] for i in rng.permutation(len(held))[:queries]]
-    if not chosen:
+    drawn = [held[i] for i in rng.permutation(len(held))[:queries]]
+    if not drawn:
         return []
     model = embedder_from_bytes(store.artifact(snapshot.version, STUDENT))
-    # The report knows no configuration: what is held out was admitted under the limit of its own stream.
-    size = model.spec.image_size
-    pixels = np.stack([decode_image(image, size, LARGEST_MAX_PIXELS) for _, _, image in chosen])
-    vectors = snapshot.space.embeddings(embed(model, pixels))
+    chosen, pixels = [], []
+    for example in drawn:
+        # The report knows no configuration: what is held out was admitted under the limit of its own stream.
+        with contextlib.suppress(BadImage):
+            pixels.append(decode_image(example[2], model.spec.image_size, LARGEST_MAX_PIXELS))
+            chosen.append(example)
+    if not chosen:
+        return []
+    vectors = snapshot.space.embeddings(embed(model, np.stack(pixels)))
     found = snapshot.search(vectors, snapshot.version, neighbours + 1)
     pictures = _Pictures(store.files)
     examples = []
@@ -133,13 +140,13 @@ def _held_out(store: Store, snapshot: GallerySnapshot, seed: int) -> list[tuple[
     found = []
     for shard in drawn:
         path = f"holdout/{columns.names['shard_id'].names[shard]}.parquet"
-        if not store.files.exists(path):
-            continue
-        living = frozenset(columns.item_ids.take(rows[shards_n == shard]))
-        table = pq.read_table(io.BytesIO(store.files.read(path))).to_pylist()
-        found += [
-            (row["item_id"], row["class_name"], row["image"]) for row in table if row["item_id"] in living
-        ]
+        living = rows[shards_n == shard]
+        classes = {
+            item: columns.name("class_name", int(row))
+            for item, row in zip(columns.item_ids.take(living), living, strict=True)
+        }
+        images = read_images(store.files, path)
+        found += [(item, classes[item], image) for item, image in images.items() if item in classes]
     return found
 
 
@@ -172,20 +179,20 @@ class _Pictures:
         if shard_id not in self._shards:
             self._shards[shard_id] = self._read(shard_id)
         image = self._shards[shard_id].get(item_id)
-        return None if image is None else small_picture(image)
+        with contextlib.suppress(BadImage):
+            return None if image is None else small_picture(image)
+        return None
 
     def _read(self, shard_id: str) -> dict[str, bytes]:
         images: dict[str, bytes] = {}
         for folder in ("holdout", "thumbnails"):
-            path = f"{folder}/{shard_id}.parquet"
-            if self._files.exists(path):
-                for row in pq.read_table(io.BytesIO(self._files.read(path))).to_pylist():
-                    images[row["item_id"]] = row["image"]
+            images |= read_images(self._files, f"{folder}/{shard_id}.parquet")
         return images
 
 
 def small_picture(image: bytes) -> bytes:
-    """Return a JPEG of at most SIDE pixels a side."""
+    """Return a JPEG of at most SIDE pixels a side. Raises BadImage for what cannot be decoded."""
+    decode_image(image, SIDE, LARGEST_MAX_PIXELS)
     with Image.open(io.BytesIO(image)) as opened:
         small = opened.convert("RGB")
     small.thumbnail((SIDE, SIDE))

@@ -207,10 +207,12 @@ def left_behind(root: str, version_id: str, relearn: bool) -> list[str]:
     named = store.tree.named(version_id)
     fate = "learnt again" if relearn else "skipped, until `stream-odml relearn` names it"
     lines = []
-    for task_id in sorted(store.tree.learnt() - store.tree.learnt(named)):
-        task = store.ledger.tasks[task_id]
+    lost = store.tree.learnt() - store.tree.learnt(named)
+    for task in sorted(
+        (t for t in store.ledger.tasks.values() if t.task_id in lost), key=lambda t: t.task_id
+    ):
         classes = {name for shard in task.shard_ids for name in store.ledger.shards[shard].classes}
-        lines.append(f"{task_id} ({len(classes)} classes, {task.images} images) would be {fate}")
+        lines.append(f"{task.task_id} ({len(classes)} classes, {task.images} images) would be {fate}")
     return [f"head {store.tree.head} would become {named}", *lines]
 
 

@@ -71,7 +71,7 @@ def _shards(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, int]:
         "landed": len(ledger.shards),
         "indexed": ledger.tally.indexed,
         "assigned": ledger.tally.assigned,
-        "learnt": sum(len(ledger.tasks[task].shard_ids) for task in learnt),
+        "learnt": sum(len(ledger.tasks[task].shard_ids) for task in learnt if task in ledger.tasks),
         "set_aside": ledger.tally.set_aside,
     }
 
@@ -81,7 +81,7 @@ def _images(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, int]:
         "ingested": ledger.tally.rows,
         "quarantined": ledger.tally.quarantined,
         "held_out": ledger.tally.held_out,
-        "learnt": sum(ledger.tasks[task].images for task in learnt),
+        "learnt": sum(ledger.tasks[task].images for task in learnt if task in ledger.tasks),
     }
 
 

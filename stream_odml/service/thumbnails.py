@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 
-import pyarrow.parquet as pq
-
+from stream_odml.ingest.kept_images import has_images, read_images
 from stream_odml.storage.files import Files
 
 KEPT_BYTES = 64 << 20
@@ -24,7 +22,7 @@ class Thumbnails:
 
     def has(self, shard_id: str) -> bool:
         """Return whether thumbnails of this shard are stored."""
-        return shard_id in self._shards or self._files.exists(_path(shard_id))
+        return shard_id in self._shards or has_images(self._files, _path(shard_id))
 
     def get(self, shard_id: str, item_id: str) -> bytes | None:
         """Return the encoded thumbnail, or None."""
@@ -38,11 +36,7 @@ class Thumbnails:
         return known.get(item_id)
 
     def _read(self, shard_id: str) -> Mapping[str, bytes]:
-        try:
-            table = pq.read_table(io.BytesIO(self._files.read(_path(shard_id))))
-        except OSError:
-            return {}
-        return dict(zip(table["item_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+        return read_images(self._files, _path(shard_id))
 
     def _keep(self, shard_id: str, pictures: Mapping[str, bytes]) -> None:
         if not pictures:  # perhaps not written yet

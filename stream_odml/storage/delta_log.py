@@ -47,15 +47,18 @@ def parse_commit(data: bytes) -> Commit:
             time_ms=max((int(a.get("commitInfo", {}).get("timestamp", 0)) for a in actions), default=0),
             changes_table=any("protocol" in action or "metaData" in action for action in actions),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"no whole commit of a Delta table: {type(error).__name__}: {error}") from error
 
 
 def _added(add: dict[str, Any]) -> AddedFile:
+    partition = add.get("partitionValues") or {}
+    if not isinstance(partition, dict):
+        raise TypeError(f"partitionValues is {partition!r:.80}")
     return AddedFile(
         unquote(add["path"]),
         int(add["size"]),
         int(add.get("modificationTime") or 0),
-        add.get("partitionValues") or {},
+        partition,
         bool(add.get("dataChange")),
     )

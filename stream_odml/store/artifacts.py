@@ -7,10 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.storage.files import Files
 from stream_odml.store.errors import ArtifactCorrupt
+from stream_odml.store.row_values import mapping, parsed, text, whole
 
 STUDENT = "student.safetensors"
 BANK = "bank.safetensors"
@@ -68,6 +70,11 @@ def refs_to_json(refs: Mapping[str, ArtifactRef]) -> str:
     return json.dumps({name: asdict(ref) for name, ref in sorted(refs.items())})
 
 
-def refs_from_json(text: str | None) -> dict[str, ArtifactRef]:
-    """Return the inverse of :func:`refs_to_json`."""
-    return {name: ArtifactRef(**ref) for name, ref in json.loads(text or "{}").items()}
+def refs_from_json(column: str | None) -> dict[str, ArtifactRef]:
+    """Return the inverse of :func:`refs_to_json`. Raises ValueError, KeyError for what it did not write."""
+    return {name: _ref(mapping(ref, name)) for name, ref in parsed(column).items()}
+
+
+def _ref(stated: Mapping[str, Any]) -> ArtifactRef:
+    path, sha256 = text(stated["path"], "path"), text(stated["sha256"], "sha256")
+    return ArtifactRef(path, sha256, whole(stated["bytes"], "bytes"))

@@ -1,5 +1,7 @@
 """What can go wrong with a stream root, as small named errors that say what was seen and how to mend it."""
 
+from deltalake.exceptions import DeltaError
+
 
 class SchemaTooNew(ValueError):
     """A table was written by a newer release: reading it could misread it."""
@@ -7,6 +9,14 @@ class SchemaTooNew(ValueError):
 
 class NotAStreamRoot(ValueError):
     """The folder or prefix holds no stream root (or only half of one)."""
+
+
+class TableCorrupt(ValueError):
+    """A table's log, data file or row is not as a stream writes it."""
+
+
+class LogCorrupt(TableCorrupt, DeltaError):
+    """The Delta library cannot read a table's log."""
 
 
 class DataFileMissing(FileNotFoundError):

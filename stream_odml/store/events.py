@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from stream_odml.store.ledger_states import Attempt, AttemptKind, ShardState, TaskState, Tombstone
+from stream_odml.store.row_values import counts, mapping, optional_text, parsed, reading, text, texts, whole
 
 if TYPE_CHECKING:
     from stream_odml.store.ledger import LedgerState
@@ -69,11 +70,11 @@ class Replay:
     def apply(self, row: Row) -> None:
         """Take in one row of the ledger."""
         self.seq = int(row["seq"])
-        detail = json.loads(row["detail"] or "{}")
         # A kind that this release does not know is passed over: the schema version guards what must not be.
         read = _READERS.get(row["kind"])
         if read is not None:
-            read(self, row, detail)
+            with reading("ledger", row):
+                read(self, row, parsed(row["detail"]))
 
 
 def _copied(known: Mapping[str, T]) -> dict[str, T]:
@@ -101,11 +102,11 @@ def _read_landed(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
         return
     state.put(
         ShardState(
-            shard_id=row["subject"],
-            name=detail["name"],
-            uri=detail["uri"],
-            format=detail["format"],
-            size_bytes=int(detail["size_bytes"]),
+            shard_id=text(row["subject"], "the shard"),
+            name=text(detail["name"], "name"),
+            uri=text(detail["uri"], "uri"),
+            format=text(detail["format"], "format"),
+            size_bytes=whole(detail["size_bytes"], "size_bytes"),
             state="landed",
             landed_seq=row["seq"],
             landed_at=row["time"],
@@ -121,6 +122,8 @@ def indexed(shard_id: str, txn: str, counts: Mapping[str, Any]) -> Entry:
 @_reads("indexed")
 def _read_indexed(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     shard = state.shards[row["subject"]]
+    detail |= {name: counts(detail.get(name, {}), name) for name in ("classes", "reasons", "trainable")}
+    detail |= {name: whole(detail.get(name, 0), name) for name in ("rows", "held_out", "quarantined")}
     state.txns.add(row["txn"])
     state.tally.count_indexed(detail)
     state.put(
@@ -130,10 +133,10 @@ def _read_indexed(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
             indexed_seq=row["seq"],
             indexed_at=row["time"],
             txn=row["txn"],
-            rows=int(detail.get("rows", 0)),
-            held_out=int(detail.get("held_out", 0)),
-            quarantined=int(detail.get("quarantined", 0)),
-            classes=detail.get("classes", {}),
+            rows=detail["rows"],
+            held_out=detail["held_out"],
+            quarantined=detail["quarantined"],
+            classes=detail["classes"],
             counts=detail,
         )
     )
@@ -154,7 +157,7 @@ def _read_set_aside(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
             shard,
             state="set_aside" if final else shard.state,
             attempts=shard.attempts + 1,
-            problem=detail.get("reason", ""),
+            problem=optional_text(detail.get("reason", ""), "reason"),
         )
     )
 
@@ -166,12 +169,13 @@ def assigned(shard_id: str, task: str, reason: str, detail: Mapping[str, Any]) -
 
 @_reads("assigned")
 def _read_assigned(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
-    shard, task_id = state.shards[row["subject"]], row["task"]
+    shard, task_id = state.shards[row["subject"]], text(row["task"], "task")
     state.put(replace(shard, state="assigned", task=task_id))
     state.tally.count_assigned(shard.classes)
     task = state.tasks.get(task_id)
     if task is None:
-        reason, more = detail.get("reason", ""), detail.get("detail", {})
+        reason = optional_text(detail.get("reason"), "reason") or ""
+        more = mapping(detail.get("detail", {}), "detail")
         task = TaskState(task_id, (), reason, row["seq"], row["time"], more, queued_seq=row["seq"])
     state.tasks[task_id] = replace(task, images=task.images + shard.rows - shard.held_out)
     state.members.setdefault(task_id, list(task.shard_ids)).append(shard.shard_id)
@@ -194,14 +198,14 @@ def attempt(
 @_reads("attempt")
 def _read_attempt(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     attempt = Attempt(
-        row["subject"],
-        detail["parent"],
+        text(row["subject"], "the version"),
+        text(detail["parent"], "parent"),
         row["seq"],
         row["time"],
-        kind=detail.get("kind", "task"),
+        kind=cast(AttemptKind, text(detail.get("kind", "task"), "kind")),
         task=row["task"],
-        tasks=tuple(detail.get("tasks", ())),
-        shards=tuple(detail.get("shards", ())),
+        tasks=texts(detail.get("tasks", []), "tasks"),
+        shards=texts(detail.get("shards", []), "shards"),
     )
     task = state.tasks[row["task"]]
     state.tasks[task.task_id] = replace(task, attempts=(*task.attempts, attempt))
@@ -214,7 +218,7 @@ def refused(version_id: str, task: str, reason: str) -> Entry:
 @_reads("refused")
 def _read_refused(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     task = state.tasks[row["task"]]
-    reason, at = detail.get("reason", ""), row["time"]
+    reason, at = optional_text(detail.get("reason"), "reason") or "", row["time"]
     attempts = tuple(
         replace(a, refused=reason, refused_at=at) if a.version_id == row["subject"] else a
         for a in task.attempts
@@ -229,7 +233,8 @@ def skipped(task: str, reason: str) -> Entry:
 @_reads("skipped")
 def _read_skipped(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     task = state.tasks[row["task"]]
-    state.tasks[task.task_id] = replace(task, skipped=detail.get("reason", ""), skipped_at=row["time"])
+    reason = optional_text(detail.get("reason"), "reason") or ""
+    state.tasks[task.task_id] = replace(task, skipped=reason, skipped_at=row["time"])
 
 
 def relearn(task: str, anyway: bool) -> Entry:
@@ -263,9 +268,11 @@ def forget(kind: str, name: str, items: int | None) -> Entry:
 
 @_reads("forget")
 def _read_forget(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
-    state.tombstones.append(
-        Tombstone(detail["of"], row["subject"], row["seq"], row["time"], detail.get("items"))
-    )
+    kind, items = detail["of"], detail.get("items")
+    if kind not in ("class", "item", "shard"):
+        raise ValueError(f"of is {kind!r:.80}, expected class, item or shard")
+    name, covered = text(row["subject"], "the name"), None if items is None else whole(items, "items")
+    state.tombstones.append(Tombstone(kind, name, row["seq"], row["time"], covered))
 
 
 @_reads("epoch")

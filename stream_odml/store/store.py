@@ -18,7 +18,7 @@ from stream_odml.learn.lift import Lift
 from stream_odml.storage.files import open_files
 from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
 from stream_odml.store.blocks import Blocks
-from stream_odml.store.errors import ArtifactCorrupt, UnknownVersion
+from stream_odml.store.errors import ArtifactCorrupt, TableCorrupt, UnknownVersion
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import Attempt, TaskState
 from stream_odml.store.local_cache import LocalCache
@@ -376,4 +376,9 @@ def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:
     """Rows behind ``seq`` of the files that came; a merged file repeats the others, which were replayed before."""
     came, _ = table.refresh()
     behind = pc.field("seq") > seq
-    return [row for path in came for row in table.read(path, where=behind).to_pylist()]
+    try:
+        return [row for path in came for row in table.read(path, where=behind).to_pylist()]
+    except OverflowError as error:
+        raise TableCorrupt(
+            f"the table {table.name!r} has a time outside the calendar ({error}); restore the root from a backup"
+        ) from error

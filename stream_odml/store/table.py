@@ -5,7 +5,8 @@ Protects the fence: an append from a handle that has not seen the latest commit 
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,14 +15,14 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from stream_odml.learn.feature_codes import FORMATS, FeatureFormat
 from stream_odml.storage.delta_log import parse_commit
 from stream_odml.storage.files import Files
 from stream_odml.storage.regular import UnsafePath, is_safe_path, open_regular
 from stream_odml.store.data_file import Partition, read_data_file
-from stream_odml.store.errors import DataFileMissing, NotAStreamRoot, SchemaTooNew
+from stream_odml.store.errors import DataFileMissing, LogCorrupt, NotAStreamRoot, SchemaTooNew, TableCorrupt
 from stream_odml.store.tables import FORMS, SCHEMA_VERSION, SCHEMAS, SINCE, Form, gallery_schema
 
 _REPEATED = ("class_name", "shard_id", "attributes", "version", "txn", "kind", "reason", "task", "subject")
@@ -110,7 +111,8 @@ class Table:
         self._options = storage_options
         files.only_regular(f"{name}/_delta_log")  # the Delta library would wait for ever on a FIFO
         try:
-            self._handle = DeltaTable(uri, storage_options=storage_options)
+            with _reading_log(uri):
+                self._handle = DeltaTable(uri, storage_options=storage_options)
         except TableNotFoundError:
             raise NotAStreamRoot(
                 f"no stream has run on {files.uri}: it has no table {name!r}; correct the path, or start a stream "
@@ -164,7 +166,8 @@ class Table:
             self._read_table()
         if self._maybe_behind() and not self._read_log():
             self.files.only_regular(f"{self.name}/_delta_log")
-            self._handle.update_incremental()
+            with _reading_log(self._uri):
+                self._handle.update_incremental()
             self._read_table()
         if self._version == self._seen:
             return [], []
@@ -187,7 +190,8 @@ class Table:
 
     def _read_table(self) -> None:
         _check_features(self._handle, self._uri)
-        actions = pa.table(self._handle.get_add_actions(flatten=True))
+        with _reading_log(self._uri):
+            actions = pa.table(self._handle.get_add_actions(flatten=True))
         times = actions["modification_time"].cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()
         columns = {name: f"partition.{name}" for name in self._handle.metadata().partition_columns}
         values = {name: actions[column].cast(pa.string()).to_pylist() for name, column in columns.items()}
@@ -254,7 +258,8 @@ class Table:
     ) -> pa.Table:
         """Return one data file, or those of its rows that pass, in the types of this table's schema.
 
-        Raises DataFileMissing when it was vacuumed in the meantime (refresh and read again), or removed.
+        Raises DataFileMissing when it was vacuumed in the meantime (refresh and read again), or removed;
+        TableCorrupt when it is no such file.
         """
         added = self._files.get(path)
         partition = added.partition if added else {}
@@ -266,6 +271,14 @@ class Table:
             raise DataFileMissing(
                 f"table {self.name!r} of {self.files.uri} names the data file {path}, which is not there; if no "
                 "maintenance has just replaced it, put the file back or restore the root from a backup"
+            ) from error
+        except (
+            pa.ArrowException,
+            KeyError,
+        ) as error:  # KeyError: partitioned by a column that is none of ours
+            raise TableCorrupt(
+                f"the data file {path} of table {self.name!r} of {self.files.uri} cannot be read ({str(error)[:300]}); "
+                "restore the root from a backup"
             ) from error
 
     def append(self, rows: pa.Table | pa.RecordBatchReader, epoch: int, mark: str = "") -> None:
@@ -303,6 +316,20 @@ def commit_properties(epoch: int, mark: str = "", retries: int = 0) -> CommitPro
     """Return properties by which a commit names its writer's epoch, and is made once or not at all unless
     ``retries`` lets Delta rebase it."""
     return CommitProperties(max_commit_retries=retries, custom_metadata={"epoch": str(epoch), "mark": mark})
+
+
+@contextmanager
+def _reading_log(uri: str) -> Iterator[None]:
+    """Raise LogCorrupt, in one line, for what the Delta library says of a log, which it ends with a trace of Rust."""
+    try:
+        yield
+    except TableNotFoundError:
+        raise
+    except DeltaError as error:
+        why = next(iter(str(error).splitlines()), "")[:300]
+        raise LogCorrupt(
+            f"the log of the table {uri} cannot be read ({why}); restore the root from a backup"
+        ) from error
 
 
 def _check_features(handle: DeltaTable, uri: str) -> None:

@@ -74,16 +74,17 @@ class VersionMetrics:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> VersionMetrics:
-        """Read the metrics of a version as stored; names of no field are left out."""
+        """Read the metrics of a version as stored; names of no field, and what is no figure, are left out."""
         found: dict[str, Any] = {}
         for spec in fields(cls):
             if spec.metadata.get("by_part"):
                 prefix = f"{spec.name}/"
-                found[spec.name] = {
-                    k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)
-                }
-            elif stored.get(spec.name) is not None:
-                found[spec.name] = stored[spec.name]
+                parts = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+                found[spec.name] = _figures(parts)
+            elif isinstance(value := stored.get(spec.name), Mapping) and spec.name == "recall_by_class":
+                found[spec.name] = _figures(value)
+            elif isinstance(value, str) if spec.name == "kind" else _is_figure(value):
+                found[spec.name] = value
         return cls(**found)
 
     def scalars(self) -> dict[str, float]:
@@ -102,6 +103,14 @@ class VersionMetrics:
     def recall(self, split: str, form: str) -> float | None:
         """Return Recall@1 of a split in a form."""
         return self.recall_at_1.get(f"{split}/{form}")
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if _is_figure(value)}
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 _NAMES = frozenset(spec.name for spec in fields(VersionMetrics))

@@ -4,7 +4,6 @@ Protects: an id is in the tree if and only if its one row was committed; rolling
 and removes nothing.
 """
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,6 +12,7 @@ from typing import Any
 
 from stream_odml.store.artifacts import BACKWARD, FORWARD, HEAD, STUDENT, ArtifactRef, refs_from_json
 from stream_odml.store.errors import AmbiguousVersion, NoVersionYet, UnknownVersion
+from stream_odml.store.row_values import identifier, parsed, reading, whole
 
 Row = Mapping[str, Any]
 MAX_CANDIDATES = 8
@@ -106,16 +106,17 @@ class VersionTree:
         )
         for row in new:
             kind, version_id = row["kind"], row["version_id"]
-            if kind == "version":
-                versions.setdefault(version_id, _version(row, versions))
-            elif kind == "head":
-                moves.append(HeadMove(version_id, row["reason"] or "", row["seq"], row["time"]))
-            elif kind == "refusal":
-                refusals.append(_refusal(row))
-            elif kind == "epoch":
-                epoch = max(epoch, int(row["epoch"]))
-            elif version_id in versions:
-                versions[version_id] = _amended(versions[version_id], row)
+            with reading("versions", row):
+                if kind == "version":
+                    versions.setdefault(version_id, _version(row, versions))
+                elif kind == "head":
+                    moves.append(HeadMove(version_id, row["reason"] or "", row["seq"], row["time"]))
+                elif kind == "refusal":
+                    refusals.append(_refusal(row))
+                elif kind == "epoch":
+                    epoch = max(epoch, int(row["epoch"]))
+                elif version_id in versions:
+                    versions[version_id] = _amended(versions[version_id], row)
         return VersionTree(
             int(new[-1]["seq"]), epoch, MappingProxyType(versions), tuple(moves), tuple(refusals)
         )
@@ -243,17 +244,24 @@ def stage_txn(version_id: str, epoch: int) -> str:
 
 def _version(row: Row, versions: Mapping[str, Version]) -> Version:
     parent = row["parent"] or None
+    if parent is None and versions and row["version_id"] not in versions:
+        raise ValueError("it has no parent, which only the first version has")
     return Version(
-        version_id=row["version_id"],
+        version_id=identifier(row["version_id"], "the version"),
         parent=parent,
         task=row["task"] or None,
         artifacts=MappingProxyType(refs_from_json(row["artifacts"])),
-        metrics=MappingProxyType(json.loads(row["metrics"] or "{}")),
+        metrics=MappingProxyType(_metrics(row)),
         seq=row["seq"],
         time=row["time"],
         epoch=row["epoch"],
         depth=0 if parent is None else versions[parent].depth + 1,
     )
+
+
+def _metrics(row: Row) -> dict[str, Any]:
+    metrics = parsed(row["metrics"])
+    return metrics | ({SUMS_SEQ: whole(metrics[SUMS_SEQ], SUMS_SEQ, -1)} if SUMS_SEQ in metrics else {})
 
 
 def _refusal(row: Row) -> Refusal:
@@ -262,7 +270,7 @@ def _refusal(row: Row) -> Refusal:
         row["parent"] or None,
         row["task"] or None,
         row["reason"] or "",
-        json.loads(row["metrics"] or "{}"),
+        _metrics(row),
         row["seq"],
         row["time"],
     )
@@ -270,9 +278,7 @@ def _refusal(row: Row) -> Refusal:
 
 def _amended(version: Version, row: Row) -> Version:
     if row["kind"] == "evaluation":
-        return replace(
-            version, metrics=MappingProxyType({**version.metrics, **json.loads(row["metrics"] or "{}")})
-        )
+        return replace(version, metrics=MappingProxyType({**version.metrics, **_metrics(row)}))
     if row["kind"] == "artifact":
         artifacts = MappingProxyType({**version.artifacts, **refs_from_json(row["artifacts"])})
         kind, _, seq = (row["reason"] or "").partition(":")
