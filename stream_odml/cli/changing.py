@@ -145,7 +145,8 @@ def backup(
 ) -> None:
     """Copy a stream root as it is at one instant, while its stream runs. To restore, copy the copy back.
 
-    The inbox is no part of it: keep landed shards until they are learnt.
+    What was pushed, or copied from a topic, is in it. The inbox is no part of it: keep landed shards until they are
+    learnt.
 
     Examples:  stream-odml backup stream-root backups/monday  ·  stream-odml backup backups/monday stream-root-2
     """
@@ -153,6 +154,8 @@ def backup(
 
     done = back_up(root, target)
     say(out, f"{done.files} files, {done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s; head {done.head}")
+    if done.left_out:
+        say(out, f"not copied, as they are no part of a stream: {', '.join(done.left_out)}")
 
 
 def register(app: typer.Typer) -> None:

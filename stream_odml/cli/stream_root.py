@@ -25,6 +25,7 @@ from stream_odml.pipeline.stages import relearn
 from stream_odml.storage.files import SMALL_FILE, open_files
 from stream_odml.storage.reading import is_remote, local_path, s3_filesystem, s3_path
 from stream_odml.store.erasure import forget_in_banks
+from stream_odml.store.layout import PUSH
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.sums import forget_in_sums
@@ -191,7 +192,7 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
     again = sorted(store.tree.learnt() - store.tree.learnt(version_id)) if relearn else []
     if address is None:
         with _writer(root) as writer:
-            move_back(writer, open_files(f"{root.rstrip('/')}/push"), version_id, relearn)
+            move_back(writer, open_files(f"{root.rstrip('/')}/{PUSH}"), version_id, relearn)
     if not again:
         return f"head is {version_id}"
     when = "now" if address is not None else "when the stream runs again"
@@ -312,7 +313,7 @@ def verify_forgotten(
 def _inboxes(root: str, named: str | None) -> list[str]:
     """Return the folders whose shards may be deleted: a ledger is data, and could name any file of this machine."""
     place = root.rstrip("/") if is_remote(root) else os.path.realpath(local_path(root))
-    known = [f"{place}/push", f"{place}/inbox", f"{place.rpartition('/')[0]}/inbox"]
+    known = [f"{place}/{PUSH}", f"{place}/inbox", f"{place.rpartition('/')[0]}/inbox"]
     if named is None:
         return known
     return [*known, named.rstrip("/") if is_remote(named) else os.path.realpath(local_path(named))]

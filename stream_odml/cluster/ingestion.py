@@ -53,6 +53,9 @@ class Discovery:
         self._store = store
         self._found: queue.Queue[list[ShardRef]] = queue.Queue(maxsize=8)
         self._stamps = {str(shard.detail.get("stamp", "")) for shard in store.ledger.shards.values()}
+        moved = (shard for shard in store.ledger.shards.values() if shard.detail.get("moved"))
+        self._moved = {shard.uri: shard.size_bytes for shard in moved}
+        """Files of a restored root: their time of change is another one, and so may be their content hash."""
         self._poll_s = poll_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
@@ -107,6 +110,7 @@ class Discovery:
             return 0
         self._settle(number)
         self._stamps.update(ref.stamp for ref in refs)
+        refs = [ref for ref in refs if self._moved.get(ref.uri) != ref.size_bytes]
         while refs and not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._found.put(refs, timeout=0.5)

@@ -143,13 +143,17 @@ def _single_file(
                 )
             yield from _rows_of(file, ref.format, contents)
         except BadShard as error:
-            if file.has_changed(ref.content_hash):
+            if _has_changed(file, ref):
                 error = BadShard(Reason.CHANGED_WHILE_READ, f"while it was read; it then failed with {error}")
             raise BadShard(error.reason, error.detail, file.head(FIRST_BYTES)) from error
-        if file.has_changed(ref.content_hash):
+        if _has_changed(file, ref):
             raise BadShard(
                 Reason.CHANGED_WHILE_READ, "its content is not the one that was seen", file.head(FIRST_BYTES)
             )
+
+
+def _has_changed(file: ShardFile, ref: ShardRef) -> bool:
+    return not ref.moved and file.has_changed(ref.content_hash)
 
 
 def _rows_of(file: ShardFile, format: str, contents: Sequence[Content]) -> Iterator[RawRow]:

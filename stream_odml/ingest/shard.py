@@ -134,6 +134,9 @@ class ShardRef:
     manifest: ShardManifest | None = field(default=None)
     erases: tuple[str, ...] = ()
     """Ids of items that are erased before the shard lands: of a log's messages without a value."""
+    moved: bool = False
+    """Whether its file was copied to where it lies, with the stream root that it belongs to: another store gives equal
+    bytes another content hash."""
 
     @property
     def content_hash(self) -> str:
@@ -146,6 +149,8 @@ class ShardRef:
         body["manifest"] = None if self.manifest is None else json.loads(self.manifest.to_bytes())
         if not self.erases:
             del body["erases"]  # most have none, and the ledger keeps a row for each shard
+        if not self.moved:
+            del body["moved"]
         return body
 
     @staticmethod

@@ -26,6 +26,7 @@ from stream_odml.search.hits import Hit
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.thumbnails import Thumbnails
 from stream_odml.store.artifacts import STUDENT
+from stream_odml.store.layout import PUSH
 from stream_odml.store.store import Store
 
 
@@ -73,7 +74,7 @@ class RootPlace:
         )
 
     def add(self, path: Path, name: str | None) -> list[str]:
-        inbox = f"{self._store.uri.rstrip('/')}/push"  # which a stream watches whatever its source is
+        inbox = f"{self._store.uri.rstrip('/')}/{PUSH}"  # which a stream watches whatever its source is
         if not path.is_dir():
             return [land_file(inbox, path, name, self._options)]
         landed = land_plan(inbox, plan_folder(inbox, path, name, self._options), self._options)

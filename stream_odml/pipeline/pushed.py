@@ -10,9 +10,9 @@ import time
 from pathlib import PurePosixPath
 
 from stream_odml.ingest.message_range import SUFFIX
-from stream_odml.pipeline.sources import SPOOL
 from stream_odml.storage.claims import CLAIMS
 from stream_odml.storage.files import Files
+from stream_odml.store.layout import SPOOL
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer

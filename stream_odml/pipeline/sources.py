@@ -10,6 +10,7 @@ from stream_odml.ingest.kafka_process import KafkaProcess
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.sources import DirectorySource, LogSource, Source
 from stream_odml.storage.reading import local_path
+from stream_odml.store.layout import PUSH, SPOOL
 
 TABLES = {
     "delta": "stream_odml.ingest.delta_source:DeltaTableSource",
@@ -17,8 +18,6 @@ TABLES = {
     "lance": "stream_odml.ingest.lance_source:LanceTableSource",
 }
 """Kinds of tables that are followed by version."""
-SPOOL = "spool"
-"""Folder of the stream root for copies of messages."""
 
 
 def inbox_path(config: StreamConfig) -> str:
@@ -33,7 +32,7 @@ def inbox_path(config: StreamConfig) -> str:
 
 def push_path(config: StreamConfig) -> str:
     """Return where the service lands pushed images."""
-    return config.service.push_dir or f"{config.root.rstrip('/')}/push"
+    return config.service.push_dir or f"{config.root.rstrip('/')}/{PUSH}"
 
 
 def spool_path(config: StreamConfig) -> str:

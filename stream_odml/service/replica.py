@@ -32,6 +32,7 @@ from stream_odml.service.refused_rows import RefusedRows
 from stream_odml.service.thumbnails import Thumbnails
 from stream_odml.storage.files import open_files
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
+from stream_odml.store.layout import PUSH
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.sequence import has_reached
 from stream_odml.store.store import Store
@@ -75,7 +76,7 @@ class Replica:
         )
         self._answering = Answering(options, self.puller.serving)
         self._inbox = PushInbox(
-            options.push_dir or f"{root.rstrip('/')}/push",
+            options.push_dir or f"{root.rstrip('/')}/{PUSH}",
             self._answering.decoding,
             storage_options,
             self._takes,

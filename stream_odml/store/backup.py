@@ -1,7 +1,9 @@
 """A consistent copy of a stream root, taken while its stream runs; the same copy in the other direction restores it.
 
 Protects: the copy is the root as it stood at one instant. Its tables are pinned at versions that were all current at
-the same time, and what the pinned tables name is in the copy, or the copy is not made.
+the same time, and what the pinned tables name is in the copy, or the copy is not made. What was pushed, or copied from
+a topic, before the copy began is in it, whether or not the ledger knows it yet: such files are copied before the tables
+are pinned, and again afterwards. One that is deleted in between was learnt by then, and the pinned ledger says so.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from urllib.parse import unquote
 
@@ -21,12 +23,12 @@ from stream_odml.storage.atomic import ASIDE
 from stream_odml.storage.files import Files, open_files
 from stream_odml.store.artifacts import read_artifact
 from stream_odml.store.errors import ArtifactCorrupt
+from stream_odml.store.layout import ARTIFACTS, LANDED, MARK, REWRITTEN, UPGRADE, strangers
+from stream_odml.store.ledger_states import ShardState
+from stream_odml.store.origins import ORIGINS, below, origins_of
 from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMAS
 
-MARK = "backup.json"
-REWRITTEN = ("thumbnails", "holdout")
-"""Folders of files that forgetting rewrites or removes."""
 COPY_ATTEMPTS = 5
 PIN_S = 60.0
 _LOGGED = re.compile(r"/_delta_log/(\d{20})\.")
@@ -46,6 +48,8 @@ class Backup:
     files: int
     bytes: int
     seconds: float
+    left_out: Sequence[str] = ()
+    """Names in the root that are none of a stream's."""
 
 
 def back_up(
@@ -68,24 +72,32 @@ def back_up(
         )
     if os.path.realpath(to.uri).startswith(os.path.realpath(store.uri) + "/"):
         raise BackupFailed(f"{target} lies in the stream root itself; name a folder or prefix outside of it")
-    for folder in (*SCHEMAS, "artifacts", *REWRITTEN):
+    for folder in (*SCHEMAS, ARTIFACTS, *REWRITTEN):
         store.files.only_regular(folder)
-    for _ in range(COPY_ATTEMPTS):
-        pins = _pinned(store)
+    copy = _Copy(store.files, to)
+    for attempt in range(1, COPY_ATTEMPTS + 1):
         try:
-            copy = _Copy(store.files, to)
+            copy.landed()
+            pins = _pinned(store)
             for name, version in pins.items():
                 copy.table(name, version, source_options)
-            for folder in ("artifacts", *REWRITTEN):
+            for folder in (ARTIFACTS, *REWRITTEN, UPGRADE):
                 copy.folder(folder)
-            head = _checked(target, target_options)
+            copy.landed()
+            copied = _checked(target, target_options)
+            origins = _origins(store, copied)
+            if attempt < COPY_ATTEMPTS and (gone := _pruned(store, copied, origins)):
+                raise FileNotFoundError(gone)
         except (FileNotFoundError, ArtifactCorrupt):
-            # Vacuumed, forgotten or retired while it was copied. Tables and artifacts need not come again.
+            # Vacuumed, forgotten, pruned or retired while it was copied. Tables and artifacts need not come again.
             for path in [info.path for folder in REWRITTEN for info in to.list(folder)]:
                 to.delete(path)
             continue
-        done = Backup(store.uri, head, pins, copy.files, copy.bytes, time.monotonic() - began)
-        to.write(MARK, json.dumps({**asdict(done), "time": time.time()}, indent=1).encode())
+        head = copied.tree.head if copied.tree.moves else None
+        left_out = tuple(strangers(store.files))
+        done = Backup(store.uri, head, pins, copy.files, copy.bytes, time.monotonic() - began, left_out)
+        mark = {**asdict(done), ORIGINS: origins, "time": time.time()}
+        to.write(MARK, json.dumps(mark, indent=1).encode())
         return done
     raise BackupFailed(
         f"{source} was compacted {COPY_ATTEMPTS} times during the copy; raise store.retention_h above its time"
@@ -134,6 +146,17 @@ class _Copy:
             if ASIDE not in info.path:
                 self._file(info.path)
 
+    def landed(self) -> None:
+        """Copy what landed below the root, oldest first: a restored stream lands in the order of time of change."""
+        found = [info for folder in LANDED for info in self._source.list(folder)]
+        for info in sorted(found, key=lambda info: (info.mtime, info.path)):
+            if ASIDE in info.path or self._target.exists(info.path):
+                continue
+            with self._source.local(info.path) as file:
+                self._target.upload(info.path, file)
+            self.files += 1
+            self.bytes += info.size
+
     def _file(self, path: str) -> None:
         if self._target.exists(path):
             return
@@ -143,11 +166,42 @@ class _Copy:
         self.bytes += len(content)
 
 
-def _checked(target: str, options: dict[str, str] | None) -> str | None:
-    """Open the copy as a reader would, and read every model that can be rolled back to; returns the head."""
+def _checked(target: str, options: dict[str, str] | None) -> Store:
+    """Open the copy as a reader would, and read every model that can be rolled back to."""
     store = Store.open(target, options)
     for version in store.tree.versions.values():
         for ref in version.artifacts.values():
             if not version.retired:
                 read_artifact(store.files, ref)
-    return store.tree.head if store.tree.moves else None
+    return store
+
+
+def _origins(source: Store, copied: Store) -> list[str]:
+    sizes = {info.path: info.size for folder in LANDED for info in copied.files.list(folder)}
+    return origins_of(source.uri, source.origins.places, copied.ledger.shards.values(), sizes)
+
+
+def _pruned(source: Store, copied: Store, origins: Sequence[str]) -> str:
+    """A file that the copied ledger has still to learn from, that the copy lacks, and that the source needs no more:
+    it was learnt and deleted since the tables were pinned. Empty where there is none."""
+    missing = {
+        shard.shard_id: path
+        for shard in _needed(copied)
+        if (path := below(shard.uri, origins)) is not None and not _is_there(copied.files, path, shard)
+    }
+    if not missing:
+        return ""
+    source.refresh()
+    needed = {shard.shard_id for shard in _needed(source)}
+    return next((path for name, path in missing.items() if name not in needed), "")
+
+
+def _needed(store: Store) -> Iterator[ShardState]:
+    """Shards whose files have still to be read."""
+    learnt = store.tree.learnt()
+    shards = store.ledger.shards.values()
+    return (s for s in shards if s.format != "task" and (s.task is None or s.task not in learnt))
+
+
+def _is_there(files: Files, path: str, shard: ShardState) -> bool:
+    return files.exists(f"{path}/_manifest.json" if shard.format == "folder" else path)

@@ -23,6 +23,7 @@ from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import Attempt, TaskState
 from stream_odml.store.local_cache import LocalCache
 from stream_odml.store.mapping import Mapper
+from stream_odml.store.origins import Origins
 from stream_odml.store.recent import Recent
 from stream_odml.store.table import RootForm, Table
 from stream_odml.store.tables import (
@@ -59,6 +60,7 @@ class Store:
         self.storage_options = storage_options
         self.tables = {name: Table(self.files, name, storage_options) for name in SCHEMAS}
         self._form = self.tables["gallery"].form
+        self.origins = Origins(self.files)
         self.ledger = LedgerState()
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
@@ -174,7 +176,8 @@ class Store:
 
     def _refresh_ledger(self) -> bool:
         before = self.ledger
-        self.ledger = LedgerState.replay(_new_rows(self.tables["ledger"], before.seq), before)
+        rows = map(self.origins.relocated, _new_rows(self.tables["ledger"], before.seq))
+        self.ledger = LedgerState.replay(rows, before)
         return before.seq != self.ledger.seq
 
     def _refresh_tree(self) -> bool:

@@ -13,7 +13,8 @@ import pytest
 
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store import backup as module
-from stream_odml.store.backup import MARK, Backup, BackupFailed, back_up
+from stream_odml.store.backup import Backup, BackupFailed, back_up
+from stream_odml.store.layout import MARK
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.select import select_rows
 from stream_odml.store.store import Store

@@ -1,0 +1,73 @@
+"""Where the landed files of a copied root lie: the ledger names the places where they landed, below the root of then.
+
+Protects: a restored stream reads what was pushed or copied from a topic below its own root, wherever that is now, and
+takes none of it for new.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stream_odml.storage.files import SMALL_FILE, Files
+from stream_odml.store.layout import LANDED, MARK
+from stream_odml.store.ledger_states import ShardState
+
+ORIGINS = "origins"
+
+
+class Origins:
+    """Places of roots that this one is a copy of."""
+
+    def __init__(self, files: Files) -> None:
+        self._root = files.uri.rstrip("/")
+        self.places = _noted(files)
+
+    def relocated(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row of the ledger: of a shard that landed below a root of before, with its place in this one."""
+        if not self.places or row["kind"] != "landed":
+            return row
+        detail = json.loads(row["detail"])
+        path = below(detail["uri"], self.places)
+        if path is None:
+            return row
+        return {**row, "detail": json.dumps({**detail, "uri": f"{self._root}/{path}", "moved": True})}
+
+
+def below(uri: str, places: Iterable[str]) -> str | None:
+    """Return the path of a landed file below whichever of these roots it lies in, or None."""
+    split = split_landed(uri)
+    return None if split is None or split[0] not in places else split[1]
+
+
+def split_landed(uri: str) -> tuple[str, str] | None:
+    """Return the root and the path below it, of a place that may be a file of `LANDED`."""
+    folder, _, name = uri.rpartition("/")
+    root, _, kind = folder.rpartition("/")
+    return (root, f"{kind}/{name}") if kind in LANDED and name else None
+
+
+def origins_of(
+    root: str, before: Iterable[str], shards: Iterable[ShardState], sizes: Mapping[str, int]
+) -> list[str]:
+    """Return the places under which the ledger names what lies below `root`: its own, those of before, and how else it
+    was called when files landed that are there still (another mount, a link). `sizes`: bytes by path below the root."""
+    found = {root.rstrip("/"): None, **dict.fromkeys(before)}
+    for shard in shards:
+        split = split_landed(shard.uri)
+        if split is not None and sizes.get(split[1]) == shard.size_bytes:
+            found[split[0]] = None
+    return list(found)
+
+
+def _noted(files: Files) -> frozenset[str]:
+    try:
+        noted = json.loads(files.read(MARK, SMALL_FILE))[ORIGINS]
+    except (FileNotFoundError, IsADirectoryError, KeyError, ValueError, TypeError, RecursionError):
+        return frozenset()  # no copy, or one that an earlier release made, without such files
+    return (
+        frozenset(place for place in noted if isinstance(place, str))
+        if isinstance(noted, list)
+        else frozenset()
+    )
