@@ -160,6 +160,11 @@ def _take(
             for block in source.blocks(cursor):
                 own = f"{ADOPTED}-{source.identity}-{number:06d}"
                 shard_id = own if block.shard is None else block.shard.shard_id
+                if block.shard is not None and shard_id in store.ledger.shards:
+                    read += len(
+                        block.table
+                    )  # the stream found it itself meanwhile, or has it from another source
+                    continue
                 checked = check(block.table, shard_id, target, found)
                 read += len(block.table)
                 about = {

@@ -42,7 +42,8 @@ class Findings:
     norms: list[Floats] = field(default_factory=list)
     hashes: list[NDArray[np.uint64]] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
-    """Of all rows so far: one that comes again is quarantined."""
+    """Of all rows so far: one that comes again is quarantined. Not of rows of another root, which has each once, and
+    where one that comes later took the place of an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def check(table: pa.Table, shard_id: str, target: Target, found: Findings) -> Ch
     }
     for row, why in problems_of(vectors):
         problems.setdefault(row, (Reason.BAD_VECTOR, why))
-    ids = _ids(table, shard_id, problems, found.ids)
+    ids = _ids(table, shard_id, problems, set() if ROW in table.column_names else found.ids)
     classes = _classes(table, problems)
     attributes = _attributes(table, problems)
     keep = np.ones(len(table), bool)

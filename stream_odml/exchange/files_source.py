@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line
 from stream_odml.exchange.source import ID, VECTOR, Block, Chosen, Names, choose, length_of, rows_at_once
 from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column
+from stream_odml.storage.regular import UnsafePath, hash_regular
 
 TABLES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
 INDEXES = (".faiss", ".index", ".ivf")
@@ -29,9 +30,13 @@ _LOOKED_AT = 1024
 
 
 def identity_of(files: Sequence[Path], *more: object) -> str:
-    """Return a name for what files hold, by their names, sizes and times of change."""
-    looks = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([looks, [str(one) for one in more]]).encode()).hexdigest()[:16]
+    """Return a name for what files hold, by their content in their order, wherever they lie: a copy is no other
+    source. Reads them whole, a gigabyte a second or so."""
+    try:
+        digests = [hash_regular(file.resolve())[1] for file in files]
+    except (OSError, UnsafePath) as error:
+        raise ExchangeError(f"{files[0]} cannot be read: {first_line(error)}") from None
+    return hashlib.sha256(json.dumps([digests, [str(one) for one in more]]).encode()).hexdigest()[:16]
 
 
 def _check_alike(files: Sequence[Path], chosen: Chosen) -> None:

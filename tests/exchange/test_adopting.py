@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -119,6 +121,18 @@ def test_files_are_taken_over_learnt_and_never_twice(tmp_path: Path, write: Call
     again = take(place, root)
     assert (again.items, again.before, again.version) == (0, 700, "")
     check_all_there(root)
+    for file in [place, *place.rglob("*")] if place.is_dir() else [place]:
+        os.utime(file, (1, 1))
+    copied = tmp_path / "copied" / place.name
+    (shutil.copytree if place.is_dir() else shutil.copy)(place, _made(copied.parent) / place.name)
+    for same in (place, copied):
+        again = take(same, root)
+        assert (again.items, again.before) == (0, 700), "it is what it holds, not where or since when"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 @pytest.mark.parametrize("kind", ["Flat", "IVF4,Flat", "IDMap,Flat"])

@@ -15,16 +15,18 @@ from typer.testing import CliRunner
 
 from stream_odml.cli.main import app
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
-from stream_odml.exchange import pairs, upgrading
+from stream_odml.exchange import begun, pairs, upgrading
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.upgrading import prepare
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.cross_map import CrossMap
 from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.pipeline.messages import shard_ref
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
 from stream_odml.store.tables import decoded
+from stream_odml.store.writer import Writer
 from tests.service.test_exact_form import ExactStream
 from tests.service.tiny_stream import TinyStream
 
@@ -92,7 +94,7 @@ def test_items_whose_images_are_not_read_are_taken_over_mapped(
     rows, old = (Store.open(root).gallery_rows() for root in (config.root, stream.root))
     h_old = dict(zip(old["item_id"].to_pylist(), decoded(old, 16), strict=True))
     ids, classes = (rows[name].to_pylist() for name in ("item_id", "class_name"))
-    cross = CrossMap.from_bytes((Path(config.root) / upgrading.MAP).read_bytes())
+    cross = CrossMap.from_bytes((Path(config.root) / begun.MAP).read_bytes())
     predicted = cross.apply(np.stack([h_old[item] for item in ids]), classes)
     off = np.abs(decoded(rows, 256) - predicted).max(axis=1)
     half_a_step = float(np.abs(predicted).max()) / 254
@@ -179,6 +181,92 @@ def test_an_upgrade_that_began_with_another_model_is_not_gone_on_with(
     with pytest.raises(ExchangeError, match="another model"):
         prepare(stream.root, by[others]).adopt()
     assert prepare(stream.root, by[same]).adopt().items == 32
+
+
+def ids_of(root: str) -> list[str]:
+    """Of the items that are served, each as often as it is."""
+    snapshot = GallerySnapshot.load(Store.open(root))
+    return sorted(snapshot.columns.item_ids.take(snapshot.rows()))
+
+
+def test_a_repeated_upgrade_goes_on_however_the_old_root_did(
+    stream: ExactStream, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill after the first shard; then the old root erases, adds and replaces. Each item is taken over once, what is
+    erased is gone, and the classes of the first attempt are learnt too."""
+    config = config_of(new)
+
+    def killed(done: int, total: int | None) -> None:
+        if done == 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(stream.root, config).adopt(killed)
+    first = sorted(stream.images)[:24]
+    assert ids_of(config.root) == [item for item in first if item.startswith("a/")]
+    stream.writer.forget("class", "owl")
+    stream.writer.forget("item", "a/0")
+    stream.land("c", ["hen"], per_class=4)
+    living = ids_of(stream.root)
+    assert len(living) == 32 - 8 - 1 + 4
+
+    report = prepare(stream.root, config).adopt()
+    assert (report.items, report.before) == (12, 24)
+    assert ids_of(config.root) == living
+    (task,) = Store.open(config.root).ledger.tasks.values()
+    assert len(task.shard_ids) == 3
+    again = prepare(stream.root, config).adopt()
+    assert (again.items, again.before, again.version) == (0, 36, "")
+    assert ids_of(config.root) == living
+
+
+def test_a_large_shard_goes_on_behind_the_last_part_though_rows_before_it_were_erased(
+    stream: ExactStream, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrading, "SHARD_BYTES", 0)
+    monkeypatch.setattr(upgrading, "rows_at_once", lambda dim: 5)
+    config = config_of(new)
+
+    def killed(done: int, total: int | None) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(stream.root, config).adopt(killed)
+    for number in (0, 3, 7):
+        stream.writer.forget("item", f"a/{number}")
+    prepare(stream.root, config).adopt()
+    store = Store.open(config.root)
+    assert ids_of(config.root) == ids_of(stream.root)
+    assert len(store.gallery_rows()) == 32, "each once"
+
+
+def test_an_upgrade_of_another_stream_is_not_gone_on_with(
+    stream: ExactStream, new: Path, tmp_path: Path
+) -> None:
+    config = config_of(new)
+    prepare(stream.root, config).adopt()
+    other = ExactStream(tmp_path / "other")
+    other.land("a", ["cat", "dog", "owl"], per_class=8)
+    with pytest.raises(ExchangeError, match="another stream"):
+        prepare(other.root, config)
+    other.close()
+
+
+def test_what_the_new_stream_found_itself_is_not_taken_over_again(stream: ExactStream, new: Path) -> None:
+    """Both watch one inbox: a shard that landed since may be in the new root already, as its model embeds it."""
+    config = config_of(new)
+    prepare(stream.root, config).adopt()
+    stream.land("c", ["hen"], per_class=4)
+    shard = next(s for s in Store.open(stream.root).ledger.shards.values() if s.name.startswith("c"))
+    writer = Writer.claim(config.root, "the new stream")
+    writer.record_landed([shard_ref(shard)])
+    writer.release()
+    report = prepare(stream.root, config).adopt()
+    assert (report.items, report.before) == (0, 32)
+    assert not any(item.startswith("c/") for item in ids_of(config.root)), (
+        "it indexes that shard when it runs"
+    )
 
 
 def test_a_configuration_that_cannot_run_is_refused_before_any_forecast(
