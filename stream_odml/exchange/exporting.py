@@ -1,13 +1,15 @@
 """The gallery and its model, taken out as files that need nothing of ours: tables, an index, a model with its card.
 
-Protects: every file appears whole; the vectors of all files are of one snapshot, and so is the model.
+Protects: every file appears whole; the vectors of all files are of one snapshot, and so is the model. `export.json`
+names what belongs to it, and no file of an earlier export lies beside that; a file that no export wrote stays as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,8 +48,15 @@ class ExportReport:
 
 
 MARK = "export.json"
-"""Says of a folder that its files are an export's, which the next one may replace."""
-_WRITTEN = ("items.parquet", "items.faiss", "items.ids.parquet", "items.npz", "model")
+"""Names the files of an export, of what they are, and (`ours`) what an unfinished one may have left."""
+_CARD = "model/README.md"
+_FILES = {
+    "parquet": ("items.parquet",),
+    "faiss": ("items.faiss", "items.ids.parquet"),
+    "npz": ("items.npz",),
+    "model": ("model/trunk.safetensors", "model/head.safetensors", _CARD),
+    "onnx": ("model/model.onnx",),
+}
 
 
 def export(
@@ -89,23 +98,50 @@ def export(
     folder = Path(to)
     if folder.exists() and not folder.is_dir():
         raise ExchangeError(f"{folder} is a file; name a folder")
-    theirs = [name for name in _WRITTEN if (folder / name).exists()]
-    if theirs and not (folder / MARK).exists():
+    ours = _written(folder)
+    known = [name for names in _FILES.values() for name in names]
+    theirs = [name for name in known if name not in ours and (folder / name).exists()]
+    if theirs:
         raise ExchangeError(f"{folder} holds {theirs[0]}, which no export wrote; name an empty folder")
     gallery = Gallery.load(root, storage_options)
+    files: list[str] = []
     try:
-        _write(folder, MARK, lambda file: file.write(json.dumps(about(gallery)).encode()))
+        # While files of two exports lie there, it names none of them.
+        _mark(folder, about(gallery), [], known)
+        for number, one in enumerate(wanted):
+            progress(number, len(wanted))
+            files += _WRITERS[one](gallery, folder)
+        for name in sorted(ours.difference(files)):
+            (folder / name).unlink(missing_ok=True)
+        _mark(folder, about(gallery), files, files)
     except OSError as error:
         raise ExchangeError(f"{folder} cannot be written: {error.strerror}; name another folder") from None
-    files = [MARK]
-    for number, name in enumerate(wanted):
-        progress(number, len(wanted))
-        files += _WRITERS[name](gallery, folder)
+    with contextlib.suppress(OSError):
+        (folder / "model").rmdir()  # of an earlier export, and empty now
+    files = [MARK, *files]
     progress(len(wanted), len(wanted))
     seconds = time.perf_counter() - began
     return ExportReport(
         to, gallery.version, len(gallery), gallery.dim, tuple(files), round(seconds, 3), left_out
     )
+
+
+def _written(folder: Path) -> set[str]:
+    """Files that earlier exports wrote to a folder. Raises ExchangeError where that cannot be known."""
+    known = {name for names in _FILES.values() for name in names}
+    try:
+        said = json.loads((folder / MARK).read_bytes())
+        # An earlier release named none: all that it may have written was its own.
+        return known & set(map(str, said.get("ours", known)))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise ExchangeError(f"{folder / MARK} is none that export wrote; name an empty folder") from None
+
+
+def _mark(folder: Path, of: dict[str, Any], files: Iterable[str], ours: Iterable[str]) -> None:
+    said = {**of, "files": list(files), "ours": sorted(ours)}
+    _write(folder, MARK, lambda file: file.write(json.dumps(said).encode()))
 
 
 def onnx_is_there() -> bool:
@@ -171,7 +207,7 @@ def _model(gallery: Gallery, folder: Path) -> list[str]:
             data = store.artifact(version, name)
             written.append(_write(folder, f"model/{file}", lambda out, data=data: out.write(data)))  # type: ignore[misc]
     card = card_of(gallery).encode()
-    return [*written, _write(folder, "model/README.md", lambda out: out.write(card))]
+    return [*written, _write(folder, _CARD, lambda out: out.write(card))]
 
 
 def _onnx(gallery: Gallery, folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import faiss
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from stream_odml.exchange import exporting
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.exporting import export
 from stream_odml.exchange.rows import Gallery
@@ -126,3 +128,51 @@ def test_files_of_another_tool_are_not_overwritten_and_an_export_is_by_the_next_
     for _ in range(2):
         export(str(gallery.store.uri), str(tmp_path / "out"), formats=["parquet"])
     assert len(pq.read_table(tmp_path / "out" / "items.parquet")) == len(gallery)
+
+
+def test_a_folder_holds_what_its_export_says_and_what_is_not_ours(tmp_path: Path) -> None:
+    stream = VectorStream(tmp_path / "root")
+    stream.land("trees", NAMES)
+    stream.learn()
+    stream.close()
+    out = tmp_path / "out"
+
+    def ours() -> set[str]:
+        return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - kept
+
+    kept: set[str] = set()
+    export(stream.config.root, str(out), formats=["parquet", "faiss", "npz", "model"])
+    for name in ("model/notes.txt", "items.csv"):
+        (out / name).write_text("mine")
+    kept = {"model/notes.txt", "items.csv"}
+    report = export(stream.config.root, str(out), formats=["parquet"])
+    assert ours() == set(report.files) == {"export.json", "items.parquet"}
+    assert json.loads((out / "export.json").read_text())["files"] == ["items.parquet"]
+    assert all((out / name).read_text() == "mine" for name in kept)
+    (out / "items.npz").write_text("mine")
+    with pytest.raises(ExchangeError, match=r"items\.npz, which no export wrote"):
+        export(stream.config.root, str(out), formats=["npz"])
+    assert (out / "items.npz").read_text() == "mine"
+
+
+def test_an_export_that_is_ended_names_no_file_and_the_next_one_clears_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = VectorStream(tmp_path / "root")
+    stream.land("trees", NAMES)
+    stream.learn()
+    stream.close()
+    out = tmp_path / "out"
+    export(stream.config.root, str(out), formats=["npz"])
+
+    def ended(gallery: Gallery, folder: Path) -> list[str]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(exporting._WRITERS, "faiss", ended)
+        with pytest.raises(KeyboardInterrupt):
+            export(stream.config.root, str(out), formats=["parquet", "faiss"])
+    assert json.loads((out / "export.json").read_text())["files"] == []
+    assert (out / "items.parquet").exists()
+    export(stream.config.root, str(out), formats=["faiss"])
+    assert {path.name for path in out.iterdir()} == {"export.json", "items.faiss", "items.ids.parquet"}
