@@ -86,7 +86,7 @@ class Begun:
 
 
 def erase_since(seq: int, old: Store, config: StreamConfig) -> None:
-    """Erase in the new root what the old one erased after row `seq` of its ledger."""
+    """Forget in the new root what the old one forgot after row `seq` of its ledger."""
     later = [tombstone for tombstone in old.ledger.tombstones if tombstone.seq > seq]
     if not later:
         return
