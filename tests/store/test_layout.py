@@ -85,7 +85,7 @@ def test_a_new_name_is_seen(line: str) -> None:
     assert list(named_in(line)) == ["more"]
 
 
-def test_what_is_no_part_of_a_stream_is_told(tmp_path: Path) -> None:
+def test_what_is_no_part_of_a_stream_is_named(tmp_path: Path) -> None:
     for name in ("ledger/x", "push/x", "notes.txt", "old/x", ".aside-12"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
