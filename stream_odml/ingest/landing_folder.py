@@ -122,18 +122,6 @@ def land_plan(
     return _land(os.fspath(inbox), plan.source, plan.name, plan.manifest, options)
 
 
-def seal_folder(folder: str | os.PathLike[str], task: str | None = None, task_complete: bool = False) -> Path:
-    """Make a folder that already lies in the inbox a shard, by writing its manifest. Returns the manifest's path."""
-    root = Path(folder)
-    return _write_manifest(root, describe_folder(root, task, task_complete))
-
-
-def describe_folder(folder: Path, task: str | None = None, task_complete: bool = False) -> ShardManifest:
-    """Return the manifest of a folder: images, tables and tars below it, sorted by path, each with
-    size and hash."""
-    return ShardManifest(task, task_complete, files=_with_warnings(folder, scan_folder(folder)).files)
-
-
 def _with_warnings(folder: Path, scan: FolderScan) -> FolderScan:
     for note in scan.notes:
         log.warning("%s: %s", folder, note)

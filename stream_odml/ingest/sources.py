@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from stream_odml.ingest.foreign import is_foreign_folder, is_foreign_shard
+from stream_odml.ingest.foreign import is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import (
     MANIFEST_NAME,
@@ -127,17 +127,6 @@ class DirectorySource:
         self.passed_over = passed_over
         found = (self._describe(mtime_ns, name, size, is_folder) for mtime_ns, name, size, is_folder in new)
         return sorted((ref for ref in found if ref is not None), key=landing_order)
-
-    def incomplete(self) -> list[str]:
-        """Return folders that wait for their manifest."""
-        return sorted(
-            entry.name
-            for entry in os.scandir(self.path)
-            if entry.is_dir()
-            and not is_hidden(entry.name)
-            and not is_foreign_folder(entry.name)
-            and not os.path.exists(f"{entry.path}/{MANIFEST_NAME}")
-        )
 
     def _unknown(
         self, known: Container[str], passed_over: dict[str, str]

@@ -149,17 +149,6 @@ class ClassBank:
         directions[rows_r] = _unit(means[rows_r])
         return replace(self, counts=counts, origin_means=origin_means, means=means, directions=directions)
 
-    def merge(self) -> tuple[list[str], NDArray[np.int64], Float32s]:
-        """Return (class names, counts, means [classes, d]): one moving mean per class, its entries merged by count."""
-        names = list(dict.fromkeys(self.names))
-        index = {name: i for i, name in enumerate(names)}
-        counts = np.zeros(len(names), np.int64)
-        sums = np.zeros((len(names), self.dim), np.float64)
-        for name, n, mean in zip(self.names, self.counts, self.means, strict=True):
-            counts[index[name]] += n
-            sums[index[name]] += n * mean.astype(np.float64)
-        return names, counts, (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-
     def to_bytes(self) -> bytes:
         """Return safetensors bytes for `from_bytes`."""
         arrays: dict[str, Array] = {"counts": self.counts, **self._vectors()}

@@ -21,6 +21,8 @@ from stream_odml.learn.lift import GRID, Float64s, Lift
 from stream_odml.learn.packing import Array, pack, unpack
 
 _BLOCK = 2048
+_ROUNDED = 64
+"""Roundings in a row that `equals` looks past: whole numbers below 2^53 / 64 are compared to the last bit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +133,8 @@ class ClassSums:
                 f"{-counts_C[few]} more items of class {names[few]!r} taken out than are in the sums; "
                 "recompute the sums from the stored features"
             )
-        # Whole numbers leave nothing; sums moved between trunks leave what rounding does.
         left_C = np.abs(sums_CE[~filled]).max(axis=1, initial=0.0)
-        if left_C.max(initial=0.0) > 1e-6 * GRID:
+        if left_C.any():  # whole numbers leave nothing
             name = names[int(np.flatnonzero(~filled)[left_C.argmax()])]
             raise ValueError(
                 f"class {name!r} is empty, but its sum is not zero: the items taken out are not those that were "
@@ -143,18 +144,15 @@ class ClassSums:
         return ClassSums(self.lift, kept, counts_C[filled], sums_CE[filled], products_EE)
 
     def equals(self, other: ClassSums) -> bool:
-        """Return whether these are the sums of the same items, to what rounding leaves of a grid step an item: of a
-        class by its own items, else one image of it would not be seen among very many others."""
+        """Return whether these are the sums of the same items: to the last bit, but for what float64 rounds off
+        products of more than 8 million items. One image among very many others is seen."""
         if self.lift != other.lift or self.names != other.names:
             return False
-        step, step_C1 = (
-            1e-6 * GRID * max(1, self.n_items),
-            1e-6 * GRID * np.maximum(1, self.counts_C)[:, None],
-        )
+        rounded = _ROUNDED * 2.0**-53 * GRID**2 * self.n_items
         return (
             np.array_equal(self.counts_C, other.counts_C)
-            and bool((np.abs(self.sums_CE - other.sums_CE) <= step_C1).all())
-            and bool((np.abs(self.products_EE - other.products_EE) <= step * GRID).all())
+            and np.array_equal(self.sums_CE, other.sums_CE)
+            and bool((np.abs(self.products_EE - other.products_EE) <= rounded).all())
         )
 
     def narrowed(self, width: int) -> ClassSums:
@@ -176,22 +174,6 @@ class ClassSums:
         left = tuple(name for name in self.names if name not in dropped)
         products_EE = self.products_EE - scaled_cE.T @ scaled_cE
         return ClassSums(self.lift, left, self.counts_C[~out_C], self.sums_CE[~out_C], products_EE)
-
-    def moved(self, A_EE: Float64s, b_E: Float64s) -> ClassSums:
-        """Return the sums as they are once every φ has become A φ + b, as a map between trunks has it: counts stay,
-        the scatter S becomes A S Aᵀ. Exact to rounding, no longer to the bit. ValueError for lifted sums: random
-        features of a moved φ are no linear function of those before it."""
-        if self.lift.width:
-            raise ValueError(
-                "lifted sums cannot be moved; narrow them to 0, or sum the mapped features again"
-            )
-        b_E = GRID * np.asarray(b_E, np.float64)
-        n_C1 = self.counts_C[:, None].astype(np.float64)
-        moved_CE = self.sums_CE @ A_EE.T
-        total_E = moved_CE.sum(axis=0)
-        products_EE = A_EE @ self.products_EE @ A_EE.T + np.outer(total_E, b_E) + np.outer(b_E, total_E)
-        products_EE += self.n_items * np.outer(b_E, b_E)
-        return ClassSums(self.lift, self.names, self.counts_C, moved_CE + n_C1 * b_E, products_EE)
 
     def mean(self) -> Float64s:
         """Return m, the mean of φ over all items, [E]; zeros of no item."""

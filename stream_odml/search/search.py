@@ -6,7 +6,7 @@ searched beside it, exactly, until a larger searcher is built aside from a clone
 
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import faiss as typed_faiss
 import numpy as np
@@ -54,25 +54,6 @@ class SearchSettings:
         if self.kind != "auto":
             return self.kind
         return IVF if n > self.approximate_above else "exact"
-
-
-class Searcher(Protocol):
-    """Immutable; safe for many threads."""
-
-    kind: str
-    n: int
-    recall: float
-    """Of the exact 10 nearest, measured when it was built; 1.0 for exact ones."""
-    build_s: float
-
-    @property
-    def nbytes(self) -> int:
-        """Return the memory held besides the vectors that it was built from."""
-        ...
-
-    def search(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        """Return scores [nq, k], descending, and row numbers [nq, k]; -1 where there are fewer than k rows."""
-        ...
 
 
 class ExactSearcher:

@@ -48,10 +48,6 @@ def refusal(version_id: str, parent: str, task: str, reason: str, metrics: Mappi
     }
 
 
-def evaluation(version_id: str, metrics: Mapping[str, Any]) -> Entry:
-    return {"kind": "evaluation", "version_id": version_id, "metrics": as_json(metrics)}
-
-
 def artifact(version_id: str, refs: Mapping[str, ArtifactRef], reason: str) -> Entry:
     return {"kind": "artifact", "version_id": version_id, "artifacts": refs_to_json(refs), "reason": reason}
 

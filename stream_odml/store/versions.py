@@ -188,10 +188,6 @@ class VersionTree:
         """Return whether two versions embed by one student: what one made is in the other's space as it is."""
         return a == b or self.get(a).artifacts.get(STUDENT, a) == self.get(b).artifacts.get(STUDENT, b)
 
-    def children(self, version_id: str) -> list[str]:
-        """Return ids of the versions learnt from ``version_id``, in commit order."""
-        return [v.version_id for v in self.versions.values() if v.parent == version_id]
-
     def lineage(self, version_id: str) -> list[str]:
         """Return ids from the root to ``version_id``, both included."""
         line: list[str] = []

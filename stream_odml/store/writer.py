@@ -285,12 +285,6 @@ class Writer:
             self._append_versions([{"kind": "head", "version_id": version_id, "reason": reason}])
             crash_point("head.after_versions")
 
-    def record_evaluation(self, version_id: str, metrics: Mapping[str, Any]) -> None:
-        """Add metrics to a committed version."""
-        with self._fence.exclusive() as store:
-            store.tree.get(version_id)
-            self._append_versions([entries.evaluation(version_id, metrics)])
-
     def replace_artifact(self, version_id: str, name: str, data: bytes, reason: str) -> ArtifactRef:
         """Let a committed version name another file, as erasure needs for banks; maintenance deletes the old."""
         with self._fence.exclusive() as store:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stream_odml.ingest.folder_scan import scan_folder
 from stream_odml.ingest.landing import NewItem
 from stream_odml.ingest.reading import RawItem, read_shard
 from stream_odml.ingest.reasons import RowProblem
-from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.shard import MANIFEST_NAME, ShardManifest, ShardRef
 from stream_odml.ingest.sources import DirectorySource
 from tests.ingest.pictures import picture
 
@@ -16,6 +17,12 @@ def only(inbox: Path) -> ShardRef:
     """The one shard of an inbox."""
     (ref,) = DirectorySource(inbox).poll(set())
     return ref
+
+
+def seal(folder: Path, task: str | None = None) -> None:
+    """Make a folder that lies in the inbox a shard, as a producer of its own does: by its manifest."""
+    manifest = ShardManifest(task, files=scan_folder(folder).files)
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
 
 
 def read(ref: ShardRef) -> tuple[list[RawItem], list[RowProblem]]:

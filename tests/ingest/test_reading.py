@@ -19,12 +19,12 @@ import pytest
 
 from stream_odml.ingest import tables
 from stream_odml.ingest.landing import NewItem, land_items, land_tar
-from stream_odml.ingest.landing_folder import land_folder, seal_folder
+from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.reading import read_shard
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.shard_file import ShardFile
-from tests.ingest.helpers import only, read, some_items
+from tests.ingest.helpers import only, read, seal, some_items
 from tests.ingest.pictures import picture
 
 WHEN = datetime(2024, 5, 1, 12, 30, 0, 250_000, tzinfo=UTC)
@@ -102,7 +102,7 @@ def test_a_folder_s_missing_and_foreign_files_spoil_only_their_rows(tmp_path: Pa
     for name in "abcd":
         (tmp_path / "zoo" / "cats").mkdir(parents=True, exist_ok=True)
         (tmp_path / "zoo" / "cats" / f"{name}.png").write_bytes(picture(ord(name)))
-    seal_folder(tmp_path / "zoo")
+    seal(tmp_path / "zoo")
     ref = only(tmp_path)
     (tmp_path / "zoo/cats/b.png").write_bytes(picture(99))
     (tmp_path / "zoo/cats/c.png").unlink()
@@ -116,7 +116,7 @@ def test_a_folder_s_missing_and_foreign_files_spoil_only_their_rows(tmp_path: Pa
         (2, Reason.MISSING_FILE),
         (3, Reason.UNSAFE_PATH),
     ]
-    seal_folder(tmp_path / "zoo", task="late")
+    seal(tmp_path / "zoo", task="late")
     with pytest.raises(BadShard) as refusal:
         read(ref)
     assert refusal.value.reason is Reason.CHANGED_WHILE_READ
@@ -127,7 +127,7 @@ def test_a_folder_of_tables_is_one_shard_numbered_on(tmp_path: Path) -> None:
         table = pa.table({"image": [picture(n) for n in range(5)], "class_name": [f"p{part}"] * 5})
         (tmp_path / "many").mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / "many" / f"{part}.parquet")
-    seal_folder(tmp_path / "many")
+    seal(tmp_path / "many")
     found, _ = read(only(tmp_path))
     assert [(row.row, row.class_name) for row in found] == [(n, f"p{n // 5}") for n in range(15)]
 
@@ -327,7 +327,7 @@ def test_a_failing_disk_or_network_is_never_the_data_s_fault(
     if kind == "folder":
         (tmp_path / "zoo" / "cats").mkdir(parents=True)
         (tmp_path / "zoo" / "cats" / "a.png").write_bytes(picture())
-        seal_folder(tmp_path / "zoo")
+        seal(tmp_path / "zoo")
     elif kind == "arrow":
         table = pa.table({"image": [picture()] * 50, "label": [0] * 50})
         with pa.ipc.new_file(tmp_path / "s.arrow", table.schema) as out:

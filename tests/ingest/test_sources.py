@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from stream_odml.ingest.landing import land_items
-from stream_odml.ingest.landing_folder import seal_folder
 from stream_odml.ingest.sources import DirectorySource
-from tests.ingest.helpers import some_items
+from tests.ingest.helpers import seal, some_items
 from tests.ingest.pictures import picture
 
 
@@ -53,12 +52,10 @@ def test_hidden_names_and_unfinished_folders_wait(tmp_path: Path) -> None:
     (tmp_path / "zoo" / "cats" / "a.png").write_bytes(picture())
     source = DirectorySource(tmp_path)
     assert source.poll(set()) == []
-    assert source.incomplete() == ["zoo"]
-    seal_folder(tmp_path / "zoo")
+    seal(tmp_path / "zoo")
     (ref,) = source.poll(set())
     assert (ref.format, ref.size_bytes) == ("folder", len(picture()))
     assert source.poll({ref.stamp}) == []
-    assert source.incomplete() == []
 
 
 def test_a_fixed_file_is_a_new_shard_and_a_touched_one_is_not(tmp_path: Path) -> None:

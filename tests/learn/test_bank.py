@@ -26,11 +26,8 @@ def test_a_bank_holds_nothing_that_is_not_finite() -> None:
         ClassBank.empty(2).with_classes(["a"], "v1", np.array([3]), good * np.nan, good)
 
 
-def test_a_class_that_comes_again_gets_a_second_entry_and_one_merged_mean() -> None:
+def test_a_class_that_comes_again_gets_a_second_entry() -> None:
     assert bank().keys == [("a", "v1"), ("b", "v1"), ("a", "v2")]
-    names, counts, means = bank().merge()
-    assert (names, counts.tolist()) == (["a", "b"], [8, 3])
-    assert means.tolist() == [[(2 * 2 + 6 * 5) / 8, (2 * 1 + 6 * 1) / 8], [0.0, 4.0]]
     with pytest.raises(ValueError, match="different keys"):
         bank().with_classes(["a"], "v2", np.array([1]), np.ones((1, 2)), np.ones((1, 2)))
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from stream_odml.cli.main import app
 from stream_odml.cli.stream_root import root_status
 from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.errors import DataFileMissing
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
@@ -46,8 +47,7 @@ def test_who_follows_has_it_when_it_is_back(table: str, keeps: bool, writer: Wri
     follower = Store.open(str(tmp_path), keep_gallery=keeps)
     before = items(follower)
     ingest(writer, "b", [Item("z", "dog")], seed=1)
-    writer.move_head(writer.tree.head, "again")
-    writer.record_evaluation(writer.tree.head, {"seen": 1})
+    ref = writer.replace_artifact(writer.tree.head, STUDENT, b"another", "a test")
     lost = newest(tmp_path, table)
     away = tmp_path / "away"
     lost.rename(away)
@@ -65,7 +65,7 @@ def test_who_follows_has_it_when_it_is_back(table: str, keeps: bool, writer: Wri
     assert items(follower) == ["x", "y", "z"]
     assert len(GallerySnapshot.load(follower)) == 3
     assert sorted(follower.gallery_rows()["item_id"].to_pylist()) == ["x", "y", "z"]
-    assert follower.tree.get(follower.tree.head).metrics["seen"] == 1
+    assert follower.tree.get(follower.tree.head).artifacts[STUDENT] == ref
     assert follower.ledger.shards["b"].state == "indexed"
     ingest(writer, "c", [Item("w", "dog")], seed=2)
     follower.refresh()

@@ -17,12 +17,12 @@ from stream_odml.cli.producer import categories_of
 from stream_odml.cluster.ingestion import Discovery
 from stream_odml.ingest import sources
 from stream_odml.ingest.landing import land_items
-from stream_odml.ingest.landing_folder import seal_folder
+from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.reading import read_shard
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest
 from stream_odml.ingest.sources import DirectorySource
-from tests.ingest.helpers import only, some_items
+from tests.ingest.helpers import only, seal, some_items
 from tests.seams.folders import classes, ingest, write
 
 pytestmark = pytest.mark.timeout(60)  # a pipe that is opened waits for ever
@@ -43,7 +43,7 @@ def test_links_and_pipes_in_the_inbox_are_never_opened_and_reported_once(
     inbox = tmp_path / "inbox"
     land_items(inbox, "a", some_items(2))
     write(tmp_path / "home/zoo", "cats/a.png")
-    seal_folder(tmp_path / "home/zoo")
+    seal(tmp_path / "home/zoo")
     (inbox / "link.parquet").symlink_to(secret)
     (inbox / "gone.parquet").symlink_to(tmp_path / "nowhere")
     (inbox / "zoo").symlink_to(tmp_path / "home/zoo")
@@ -115,14 +115,14 @@ def test_a_folder_lands_without_its_links_and_says_which(
         listener.bind("socket.png")
         lines = ingest(folder, tmp_path / "inbox")
         assert {one.name: len(one.images) for one in categories_of(folder)} == {"cats": 2, "dogs": 2}
-        seal_folder(folder)
+        landed = Path(land_folder(tmp_path / "again", folder))
     assert "4 links (" in caplog.text
     assert classes(tmp_path / "inbox") == ["cats", "cats", "dogs", "dogs"]
     assert any(
         line.startswith("4 links (") and "linked-class" in line and "not followed" in line for line in lines
     )
     assert any(line.startswith("2 pipes, sockets or devices (") for line in lines), lines
-    sealed = ShardManifest.from_bytes((folder / MANIFEST_NAME).read_bytes())
+    sealed = ShardManifest.from_bytes((landed / MANIFEST_NAME).read_bytes())
     assert [file.path for file in sealed.files] == ["cats/a.png", "cats/b.png", "dogs/a.png", "dogs/b.png"]
 
 

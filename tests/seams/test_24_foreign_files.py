@@ -67,7 +67,6 @@ def test_the_inbox_itself_may_hold_litter(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "inbox/dogs")
     source = DirectorySource(tmp_path / "inbox")
     assert source.poll(set()) == []
-    assert source.incomplete() == []
 
 
 def test_a_folder_with_litter_lands_its_images_and_says_what_it_left(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_odml.ingest.landing import land_file
-from stream_odml.ingest.landing_folder import seal_folder
 from stream_odml.ingest.reading import RawItem
 from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest
+from tests.ingest.helpers import seal
 from tests.ingest.pictures import picture
 from tests.seams.folders import classes, ingest, rows, write
 
@@ -135,7 +135,7 @@ def test_a_foreign_table_says_what_it_has(tmp_path: Path) -> None:
 
 def test_a_manifest_that_names_a_foreign_table_loses_one_row_not_the_shard(tmp_path: Path) -> None:
     folder = write(tmp_path / "inbox/set", "cats/a.png", "dogs/b.png")
-    seal_folder(folder)
+    seal(folder)
     files = ShardManifest.from_bytes((folder / MANIFEST_NAME).read_bytes()).files
     foreign = table(folder / "cats/x.parquet", width=[1])
     files = (files[0], ManifestFile("cats/x.parquet", foreign.stat().st_size), files[1])

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from stream_odml.storage.files import LocalFiles
+from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.errors import RootBusy, WriterFenced
 from stream_odml.store.lease import LEASE, Lease, LeaseRecord, read_lease
 from stream_odml.store.maintenance import MaintenancePolicy
@@ -44,7 +45,7 @@ def test_a_second_writer_stops_with_a_message_while_the_first_lives(tmp_path: Pa
         lambda w, rows: w.move_head(w.tree.head, "x"),
         lambda w, rows: w.forget("class", "c"),
         lambda w, rows: w.maintain(MaintenancePolicy(compact_files=2)),
-        lambda w, rows: w.record_evaluation(w.tree.head, {"x": 1}),
+        lambda w, rows: w.replace_artifact(w.tree.head, STUDENT, b"x", "a test"),
     ],
 )
 def test_a_zombie_cannot_commit(

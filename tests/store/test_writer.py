@@ -118,7 +118,7 @@ def test_a_stage_whose_parent_is_no_longer_served_is_refused(tmp_path: Path) -> 
     with pytest.raises(StaleParent, match="the head is v0001"):
         writer.commit_stage(version, root, "task-0002", refs, none)
     writer.commit_stage(version, root, "task-0002", refs, none, publish=False)  # a branch, not served
-    assert writer.tree.children(root)[-1] == version
+    assert writer.tree.get(version).parent == root
     assert writer.tree.head != version
     writer.release()
 
