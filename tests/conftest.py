@@ -25,7 +25,7 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 WORKERS = 3
 """Processes of a whole run: two cores' worth, and one that mostly waits for what Ray starts."""
-SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3"}
+SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3", "tests.sources import": "sources"}
 """Words of a test file, and the group that it belongs to; xdist's own marker does nothing under pytest 9.2."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 RAY_TIMEOUT_S = 900
@@ -92,7 +92,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @functools.cache
 def _group_of(path: str) -> str | None:
-    """Return what the tests of a file share: Ray or an S3 server with other files, fixtures of the module, nothing."""
+    """Return what the tests of a file share: Ray, an S3 server or parsed sources with other files, fixtures of the
+    module, nothing."""
     text = (REPOSITORY / path).read_text(encoding="utf-8")
     alone = path if 'scope="module"' in text else None
     return next((group for mark, group in SHARED.items() if mark in text), alone)

@@ -6,12 +6,11 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGE = REPOSITORY / "stream_odml"
+from tests.sources import PACKAGE, REPOSITORY, modules, paths
+
 MAX_LINES = 400
 
 STORE = {"storage", "learn"}
@@ -34,11 +33,6 @@ MAY_IMPORT = {
     "notebook": {"client", "exchange", "service", *WORK},
 }
 """What each package may import of the others."""
-
-
-def modules(folder: Path) -> Iterator[tuple[Path, ast.Module]]:
-    for path in sorted(folder.rglob("*.py")):
-        yield path, ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -70,7 +64,7 @@ def test_arrows_point_one_way(room: str) -> None:
 def test_only_cluster_imports_ray() -> None:
     wrong = [
         f"{path.relative_to(REPOSITORY)} imports {name}"
-        for path, tree in modules(PACKAGE)
+        for path, tree in modules(PACKAGE, "ray")
         for name in imported(tree)
         if name.split(".")[0] == "ray" and "cluster" not in path.relative_to(PACKAGE).parts
     ]
@@ -90,7 +84,7 @@ def test_packages_load_no_library_of_another(rooms: tuple[str, ...]) -> None:
     names = [
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
         for room in rooms
-        for path, _ in modules(PACKAGE / room)
+        for path in paths(PACKAGE / room)
     ]
     code = (
         f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
@@ -121,7 +115,7 @@ def test_tests_and_benchmarks_never_import_each_other() -> None:
     wrong = [
         f"{path.relative_to(REPOSITORY)} imports {name}"
         for mine, other in pairs
-        for path, tree in modules(REPOSITORY / mine)
+        for path, tree in modules(REPOSITORY / mine, other)
         for name in imported(tree)
         if name.split(".")[0] == other
     ]
@@ -132,7 +126,7 @@ def test_no_file_is_long() -> None:
     long = {
         str(path.relative_to(REPOSITORY)): lines
         for folder in ("stream_odml", "tests", "benchmarks")
-        for path in (REPOSITORY / folder).rglob("*.py")
+        for path in paths(REPOSITORY / folder)
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
     }
     assert long == {}

@@ -7,8 +7,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGE = REPOSITORY / "stream_odml"
+from tests.sources import PACKAGE, REPOSITORY, modules, paths
+
 INSTEAD = {
     "told": "reported",
     "stones": "tombstones",
@@ -51,8 +51,8 @@ def test_public_docstrings_begin_with_a_verb() -> None:
     verbs = set(VERBS.split())
     wrong = [
         f"{path.relative_to(PACKAGE)}:{function.lineno} {function.name}: {text.splitlines()[0]}"
-        for path in sorted(PACKAGE.rglob("*.py"))
-        for function in public_functions(ast.parse(path.read_text(encoding="utf-8")).body)
+        for path, tree in modules(PACKAGE)
+        for function in public_functions(tree.body)
         if (text := ast.get_docstring(function)) and text.split()[0].strip(".,:;") not in verbs
     ]
     assert wrong == [], 'begin with a verb ("Return ...", "Raise ..."):\n' + "\n".join(wrong)
@@ -62,7 +62,7 @@ def test_names_are_plain_english() -> None:
     wrong = [
         f"{path.relative_to(REPOSITORY)}:{token.start[0]} {token.string}: say {INSTEAD[part]}"
         for folder in ("stream_odml", "tests", "benchmarks")
-        for path in sorted((REPOSITORY / folder).rglob("*.py"))
+        for path in paths(REPOSITORY / folder, *INSTEAD)
         for token in _names(path)
         for part in INSTEAD.keys() & token.string.lower().split("_")
     ]

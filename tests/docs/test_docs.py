@@ -36,6 +36,7 @@ from stream_odml.service.replica import Replica
 from tests.docs.pages import PAGES, REPOSITORY, blocks, commands, hooks
 from tests.seams.in_process import in_process
 from tests.service.tiny_stream import TinyStream, picture
+from tests.sources import PACKAGE, modules
 
 HOOKS = hooks()
 EVERY = sorted({(page, line) for page in PAGES for line in commands(page)})
@@ -202,8 +203,8 @@ NEVER_PRINTED = {
 def error_names() -> set[str]:
     """Every class of an error in the package, by the classes that it extends."""
     bases: dict[str, set[str]] = {}
-    for path in (REPOSITORY / "stream_odml").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for _, tree in modules(PACKAGE, "class "):
+        for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 bases[node.name] = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
     known = {

@@ -20,7 +20,6 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-import stream_odml
 from stream_odml.cli import asking
 from stream_odml.cli import errors as words
 from stream_odml.cli import main as cli
@@ -32,6 +31,7 @@ from stream_odml.ingest.landing import NewItem, land_items
 from stream_odml.observe.logs import TextFormatter, set_up_logs
 from stream_odml.store.writer import IngestBatch
 from tests.service.tiny_stream import TinyStream, picture
+from tests.sources import PACKAGE, modules
 
 MARKUP = [
     "Rock [/metal]",
@@ -194,11 +194,14 @@ def test_say_does_not_wrap_colour_or_link() -> None:
     assert text.getvalue() == "http://127.0.0.1:8000/ 12 'x' " * 3 + "\n"
 
 
+PRINTS = ("print", "log", "rule", "add_row", "from_markup", "echo")
+
+
 def test_nothing_is_printed_past_these_functions() -> None:
     """Every `print` of a console gets a renderable, never a string, which rich would read as markup."""
     found = []
-    for path in Path(stream_odml.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, tree in modules(PACKAGE, *(f".{name}(" for name in PRINTS)):
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             owner = ast.unparse(node.func.value).lower()
