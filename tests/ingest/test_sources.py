@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from stream_odml.ingest.landing import land_items
 from stream_odml.ingest.sources import DirectorySource
 from tests.ingest.helpers import seal, some_items
 from tests.ingest.pictures import picture
+from tests.memory import forget_peak, peak_mib
 
 
 def test_each_shard_is_found_once_in_the_order_of_landing(tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_a_poll_over_many_known_shards_is_one_listing(tmp_path: Path, count: int
     source, known = DirectorySource(tmp_path, max_new=count), set[str]()
     known |= {ref.stamp for ref in source.poll(known)}
     assert len(known) == count
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     start = time.process_time()
     for _ in range(3):
         assert source.poll(known) == []
     assert (time.process_time() - start) / 3 < 2.0 * count / 100_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096  # KiB
+    assert peak_mib() - before < 4

@@ -6,17 +6,12 @@ import subprocess
 import sys
 
 SCRIPT = """
-from pathlib import Path
 import numpy as np
 from stream_odml.learn.evaluation import Retrieval, recall_at_k
-
-def peak_kib():
-    # Of this program alone: what getrusage tells begins with the peak of the process that started it.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+from tests.memory import peak_mib
 
 N, Q = 1 << 17, 1 << 10  # all by all: 512 MiB
-before = peak_kib()
+before = peak_mib()
 random = np.random.default_rng(0)
 vectors = random.standard_normal((N, 64), dtype=np.float32)
 labels = np.arange(N) // 2
@@ -24,7 +19,7 @@ vectors[1::2] = vectors[::2] + 0.1  # each has one image of its class, and it is
 some = random.choice(N, Q, replace=False)
 retrieval = Retrieval(vectors[some], labels[some], vectors, labels, some)
 assert recall_at_k(retrieval)[1] == 1.0
-print((peak_kib() - before) / 1024)
+print(peak_mib() - before)
 """
 
 

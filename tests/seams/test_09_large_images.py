@@ -22,6 +22,8 @@ from stream_odml.ingest.sources import DirectorySource
 from tests.ingest.pictures import picture
 
 MIB = 1 << 20
+GROUP = MIB // 8
+"""What 64 megabytes are to a stream, in the tests that land a file in many ways."""
 
 
 def large_table(path: Path, sizes: list[int], row_group_size: int = 1 << 20) -> list[bytes]:
@@ -52,26 +54,31 @@ def group_bytes(inbox: Path) -> list[int]:
 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a megabyte were what 64 are."""
+    """As if an eighth of a megabyte were what 64 are."""
     for module in (landing, new_items):
-        monkeypatch.setattr(module, "GROUP_BYTES", MIB)
-    monkeypatch.setattr(landing, "SHARD_BYTES", 8 * MIB)
+        monkeypatch.setattr(module, "GROUP_BYTES", GROUP)
+    monkeypatch.setattr(landing, "SHARD_BYTES", 8 * GROUP)
     monkeypatch.setattr(tables, "memory_allowed", lambda size: 256 * MIB)
 
 
+SIZES = {
+    "middling": [GROUP * 3 // 10] * 60,
+    "each above a group": [3 * GROUP] * 10,
+    "tiny": [10] * 600,
+    "mixed": [10, 2 * GROUP, 10, 10] * 10,
+    "large at the end": [0] * 300 + [5 * GROUP] * 3,
+}
+
+
 @pytest.mark.usefixtures("small_limits")
-@pytest.mark.parametrize(
-    "sizes",
-    [[300_000] * 60, [3 * MIB] * 10, [10] * 2000, [10, 2 * MIB, 10, 10] * 10, [0] * 300 + [5 * MIB] * 3],
-    ids=["middling", "each above a group", "tiny", "mixed", "large at the end"],
-)
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("source_groups", [7, 1 << 20])
 def test_ingest_cuts_by_bytes_and_loses_nothing(tmp_path: Path, sizes: list[int], source_groups: int) -> None:
     images = large_table(tmp_path / "big.parquet", sizes, source_groups)
     list(land_path(tmp_path / "big.parquet", str(tmp_path / "inbox"), 1000, "task-a"))
     assert read_back(tmp_path / "inbox") == images
-    assert max(group_bytes(tmp_path / "inbox")) <= max(2 * MIB, max(sizes) + MIB)
-    assert all(path.stat().st_size < 24 * MIB for path in (tmp_path / "inbox").glob("*.parquet"))
+    assert max(group_bytes(tmp_path / "inbox")) <= max(2 * GROUP, max(sizes) + GROUP)
+    assert all(path.stat().st_size < 24 * GROUP for path in (tmp_path / "inbox").glob("*.parquet"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "inbox").glob("*.parquet")}
     list(land_parquet(tmp_path / "inbox", tmp_path / "big.parquet"))  # again: nothing changes
     assert {path.name: path.read_bytes() for path in (tmp_path / "inbox").glob("*.parquet")} == before
@@ -80,9 +87,9 @@ def test_ingest_cuts_by_bytes_and_loses_nothing(tmp_path: Path, sizes: list[int]
 @pytest.mark.usefixtures("small_limits")
 def test_items_are_cut_by_bytes_too(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    images = [picture(n) + random.bytes(400_000) for n in range(30)]
+    images = [picture(n) + random.bytes(GROUP * 4 // 10) for n in range(30)]
     land_items(tmp_path, "s", (NewItem(image, "a") for image in images))
-    assert max(group_bytes(tmp_path)) <= 2 * MIB
+    assert max(group_bytes(tmp_path)) <= 2 * GROUP
     assert read_back(tmp_path) == images
 
 
@@ -104,29 +111,35 @@ def test_an_image_that_no_reader_takes_is_not_landed(tmp_path: Path) -> None:
 
 
 PEAK = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from stream_odml.cli.ingest import land_path
-lines = list(land_path(Path(sys.argv[1]), sys.argv[2], 1000, None))
-peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-print(json.dumps({"lines": len(lines), "mib": peak / 1024}))
+from stream_odml.ingest import landing, new_items
+from tests.memory import peak_mib
+if unit := int(sys.argv[1]):
+    landing.GROUP_BYTES = new_items.GROUP_BYTES = unit
+    landing.SHARD_BYTES = 16 * unit
+for number, source in enumerate(sys.argv[3:]):
+    shards = len(list(land_path(Path(source), f"{sys.argv[2]}{number}", 1000, None)))
+    print(json.dumps({"shards": shards, "mib": peak_mib()}))
 """
 
 
-def peak_of_ingest(source: Path, inbox: Path) -> tuple[int, float]:
-    """Shards, and megabytes at the peak of a process that lands a file."""
-    arguments = [sys.executable, "-c", PEAK, str(source), str(inbox)]
+def peaks_of_ingest(inbox: Path, *sources: Path, group_bytes: int = 0) -> list[tuple[int, float]]:
+    """Shards of each file, and megabytes at the peak so far of the process that lands one after the other."""
+    arguments = [sys.executable, "-c", PEAK, str(group_bytes), str(inbox), *map(str, sources)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    seen = json.loads(done.stdout)
-    return int(seen["lines"]), float(seen["mib"])
+    return [(int(seen["shards"]), float(seen["mib"])) for seen in map(json.loads, done.stdout.splitlines())]
 
 
 def test_landing_streams(tmp_path: Path) -> None:
-    """Its memory does not grow with the file."""
-    for count in (8, 48):
-        large_table(tmp_path / f"{count}.parquet", [4 * MIB] * count)
-    peaks = [peak_of_ingest(tmp_path / f"{n}.parquet", tmp_path / f"inbox{n}")[1] for n in (8, 48)]
-    assert peaks[1] < peaks[0] + 250, peaks
+    """Its memory does not grow with the file: of 128 MB it holds a few groups of one."""
+    files = [tmp_path / f"{count}.parquet" for count in (48, 512)]
+    for file in files:
+        large_table(file, [MIB // 4] * int(file.stem), row_group_size=8)
+    (_, few), (shards, many) = peaks_of_ingest(tmp_path / "inbox", *files, group_bytes=MIB)
+    assert shards > 4
+    assert many < few + 40, (few, many)
 
 
 @pytest.mark.slow
@@ -139,11 +152,11 @@ def test_256_images_of_8_7_megabytes(tmp_path: Path) -> None:
         for start in range(0, images, 32):
             rows = [picture(n) + random.bytes(8_700_000) for n in range(start, start + 32)]
             out.write_table(pa.table({"image": rows, "label": [0] * 32}, schema=schema))
-    shards, mib = peak_of_ingest(tmp_path / "big.parquet", tmp_path / "inbox")
+    ((shards, mib),) = peaks_of_ingest(tmp_path / "inbox", tmp_path / "big.parquet")
     (tmp_path / "big.parquet").unlink()
     print(f"{shards} shards, {mib:.0f} MiB at the peak")
     assert shards > 1
     assert mib < 3000
-    assert max(group_bytes(tmp_path / "inbox")) < 128 * MIB
-    refs = DirectorySource(tmp_path / "inbox").poll(set())
+    assert max(group_bytes(tmp_path / "inbox0")) < 128 * MIB
+    refs = DirectorySource(tmp_path / "inbox0").poll(set())
     assert sum(isinstance(row, RawItem) for ref in refs for row in read_shard(ref)) == images

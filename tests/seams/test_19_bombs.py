@@ -25,23 +25,25 @@ from stream_odml.ingest.reading import read_shard
 from stream_odml.ingest.reasons import BadShard, Reason, RowProblem, TransientReadError
 from tests.ingest.helpers import only, read, some_items
 from tests.ingest.pictures import picture
+from tests.memory import forget_peak, peak_mib
 
 MIB = 1 << 20
 PROBE = """
 import json, resource, sys
 from tests.ingest.helpers import only
+from tests.memory import peak_mib
 from stream_odml.ingest.reading import read_shard
 from stream_odml.ingest.reasons import BadShard, RowProblem
 from stream_odml.ingest import bounds, tables
 from pathlib import Path
 
-def peak(who):
-    return resource.getrusage(who).ru_maxrss / 1024
+def peak_of_decoders():
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 list(read_shard(only(Path(sys.argv[1]))))  # an honest shard: everything is loaded
 decoder = tables._decoders.take()
 decoder.end()
-before = peak(resource.RUSAGE_SELF), peak(resource.RUSAGE_CHILDREN)
+before = peak_mib(), peak_of_decoders()
 refused, rows = "", 0
 try:
     for row in read_shard(only(Path(sys.argv[2]))):
@@ -50,7 +52,7 @@ except BadShard as error:
     refused = str(error.reason) + ": " + error.detail
 while tables._decoders._idle:
     tables._decoders.take().end()
-after = peak(resource.RUSAGE_SELF), peak(resource.RUSAGE_CHILDREN)
+after = peak_mib(), peak_of_decoders()
 print(json.dumps({"refused": refused, "rows": rows, "mib": sum(b - a for a, b in zip(before, after))}))
 """
 
@@ -256,10 +258,10 @@ def test_members_that_are_not_used_are_not_read(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     items, _ = read(only(tmp_path))
     assert [item.class_name for item in items] == ["cat"]
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 60
+    assert peak_mib() - before < 60
 
 
 def _decoder_pid() -> int:
