@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +21,11 @@ from stream_odml.pipeline.relabelling import stored_rows
 from stream_odml.pipeline.sources import open_sources
 from stream_odml.pipeline.stage_run import Place, StageRun
 from stream_odml.pipeline.stages import Stages
-from stream_odml.storage.crashpoints import ENVIRONMENT
 from stream_odml.store.store import Store
 from stream_odml.store.tables import decoded
 from stream_odml.store.writer import Writer
 from tests.exchange.test_upgrading import new, stream  # noqa: F401  (fixtures)
+from tests.killed import is_killed
 from tests.service.test_exact_form import ExactStream
 
 PAIRS_OF_A_SHARD = 9
@@ -100,29 +97,13 @@ def test_mapped_items_become_exact_worst_first_and_what_was_erased_stays_so(
     assert off(upgraded, stream.images).max() < 0.02
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from stream_odml.config.stream import load_config
-from stream_odml.storage.crashpoints import ENVIRONMENT
-from tests.exchange.test_embedding_again import embed_again
-os.environ[ENVIRONMENT] = sys.argv[2]
-embed_again(load_config(Path(sys.argv[1])))
-"""
-
-
 @pytest.mark.parametrize("point", ["attempt.after", "stage.after_gallery"])
 def test_killed_in_between_they_are_embedded_again_once(
     upgraded: StreamConfig,
     stream: ExactStream,  # noqa: F811
-    new: Path,  # noqa: F811
     point: str,
 ) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(new), point], capture_output=True, env={**os.environ}
-    )
-    assert run.returncode == -9, run.stderr.decode()
-    assert ENVIRONMENT not in os.environ
+    assert is_killed(embed_again, upgraded, point=point)
     assert embed_again(upgraded) is not None
     assert embed_again(upgraded) is None
     assert len(Store.open(upgraded.root).ledger.later_attempts) == 1
