@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -113,12 +114,18 @@ def apply_changes(settings: Settings, changes: list[str]) -> Settings:
             raise ValueError(f"unknown setting {field!r}; expected one of {', '.join(sorted(known))}")
         changed[field] = _value(text)
     try:
-        adapter: TypeAdapter[Settings] = TypeAdapter(type(settings))
-        return adapter.validate_python(changed)
+        changed_settings: Settings = _adapter(type(settings)).validate_python(changed)
+        return changed_settings
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where}: {first['msg']}" if where else str(first["msg"])) from None
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """What checks settings of a kind: to make it takes longer than to use it."""
+    return TypeAdapter(kind)
 
 
 def pooled_spec(spec: EmbedderSpec) -> EmbedderSpec:
