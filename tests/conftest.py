@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import uuid
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
+import typer.testing
 
 # Before anything imports Ray: else any of its calls outside a session starts one, on every interface and for good.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
@@ -28,6 +31,8 @@ WORKERS = 3
 SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3", "tests.sources import": "sources"}
 """Words of a test file, and the group that it belongs to; xdist's own marker does nothing under pytest 9.2."""
 REPOSITORY = Path(__file__).resolve().parents[1]
+# The tree of commands is made of signatures and their annotations, some hundred times as long as a command is parsed.
+typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
 RAY_TIMEOUT_S = 900
 PATIENCE_S = 300.0
 RAY_CPUS = 3
@@ -90,11 +95,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_S))
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later look for garbage: it stays."""
+    gc.collect()
+    gc.freeze()
+
+
 @functools.cache
 def _group_of(path: str) -> str | None:
     """Return what the tests of a file share: Ray, an S3 server or parsed sources with other files, fixtures of the
     module, nothing."""
-    text = (REPOSITORY / path).read_text(encoding="utf-8")
+    whole = (REPOSITORY / path).read_text(encoding="utf-8")
+    # What only `-m slow` runs does not count: that runs in one process.
+    text = "\n\n".join(part for part in whole.split("\n\n") if "@pytest.mark.slow" not in part)
     alone = path if 'scope="module"' in text else None
     return next((group for mark, group in SHARED.items() if mark in text), alone)
 
