@@ -32,7 +32,8 @@ SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3", "test
 """Words of a test file, and the group that it belongs to; xdist's own marker does nothing under pytest 9.2."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The tree of commands is made of signatures and their annotations, some hundred times as long as a command is parsed.
-typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)
+typer.main.get_command = functools.cache(typer.main.get_command)
+typer.testing._get_command = typer.main.get_command  # type: ignore[attr-defined]
 RAY_TIMEOUT_S = 900
 PATIENCE_S = 300.0
 RAY_CPUS = 3

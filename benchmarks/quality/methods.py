@@ -113,9 +113,10 @@ def apply_changes(settings: Settings, changes: list[str]) -> Settings:
         if field not in known:
             raise ValueError(f"unknown setting {field!r}; expected one of {', '.join(sorted(known))}")
         changed[field] = _value(text)
+    kind: Any = type(settings)
     try:
-        changed_settings: Settings = _adapter(type(settings)).validate_python(changed)
-        return changed_settings
+        checked: Settings = _adapter(kind).validate_python(changed)
+        return checked
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
