@@ -122,7 +122,7 @@ def _columns(schema: Any, constants: Mapping[str, str], contents: Sequence[Conte
             f"column {label} is {str(schema.field(label).type)[:200]}; expected text or a number",
         )
     convert = {part: _converter(part, name, schema) for part, name in names.items() if name not in constants}
-    class_names = None if label is None else _class_names(schema, label)
+    class_names = None if label is None else class_names_of(schema, label)
     return _Columns(names, class_names, constants, convert, content)
 
 
@@ -176,8 +176,8 @@ def _holds_label(kind: Any) -> bool:
     return any(bool(test(bare)) for test in tests)
 
 
-def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
-    """Names that the Hugging Face writer keeps in the schema for a numbered label."""
+def class_names_of(schema: Any, label: str) -> tuple[str, ...] | None:
+    """Return the names that the Hugging Face writer keeps in the schema for a numbered label; None for no names."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])

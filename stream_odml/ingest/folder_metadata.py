@@ -7,10 +7,12 @@ attribute can be (a whole document, a control character) is left out: it must no
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
@@ -19,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.ingest import fields
-from stream_odml.ingest.plain import json_once
+from stream_odml.ingest.arrow_rows import class_names_of
+from stream_odml.ingest.plain import json_once, shown
 from stream_odml.ingest.reasons import RowError
 from stream_odml.storage.regular import is_safe_path, read_regular
 
@@ -29,27 +32,65 @@ MAX_METADATA_BYTES = 256 << 20
 Described = Mapping[str, str]
 """Columns of one image, as `ManifestFile.values` keeps them: `attributes` is JSON."""
 
+
+@dataclass
+class Metadata:
+    """What a file says: of each image by its path below the scanned folder in NFC, and what of it is not used."""
+
+    images: dict[str, Described] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    repeated: list[str] = field(default_factory=list)
+    """Images that a later row describes differently."""
+    unusable: list[str] = field(default_factory=list)
+    """What stands where a class is expected and is none."""
+
+    def in_words(self, path: str, there: Set[str]) -> str:
+        """Return one line: how many images the file at `path` describes of those that are there."""
+        missing = len(self.images.keys() - there)
+        count = len(self.images) - missing
+        parts = [f"{path} describes {count} image{'s' * (count != 1)}"]
+        if missing:
+            parts.append(f"and {missing} that are not there")
+        if self.repeated:
+            many = len(self.repeated)
+            parts.append(
+                f"{many} of them by several rows, of which the first counts ({shown(self.repeated[0])})"
+            )
+        if self.unusable:
+            parts.append(
+                f"{len(self.unusable)} that are no class kept as attributes (such as {self.unusable[0]})"
+            )
+        elif self.images and not any("class_name" in values for values in self.images.values()):
+            parts.append(
+                f"no class, as none of its columns is `class_name` or `label`: {', '.join(self.columns)[:200]}"
+            )
+        return ", ".join(parts)
+
+
 _LABELS = ("class_name", "label", "labels")
 _TIMES = ("time", "timestamp")
 
 
-def read_metadata(path: Path, folder: PurePosixPath) -> dict[str, Described]:
-    """Return what is said of each image, by its path below the scanned folder in NFC; `folder` is the
-    file's own there.
+def read_metadata(path: Path, folder: PurePosixPath) -> Metadata:
+    """Return what is said of each image; `folder` is the file's own below the scanned one.
 
     Raises ValueError for a file of another layout.
     """
     data = read_regular(path, MAX_METADATA_BYTES)
-    described: dict[str, Described] = {}
+    found = Metadata()
     for row in _rows(data, path.suffix.lower()):
+        found.columns = found.columns or tuple(map(str, row))
         name = row.pop("file_name", None)
         if not isinstance(name, str) or not name:
             raise ValueError(f"a row without `file_name`; found {sorted(map(str, row))[:20]}")
         name = name.replace("\\", "/")  # as Windows writes it
         if not is_safe_path(name):
             raise ValueError(f"file_name {name[:200]!r} leads out of its folder")
-        described.setdefault(normalize("NFC", (folder / name).as_posix()), _columns(row))
-    return described
+        image = normalize("NFC", (folder / name).as_posix())
+        columns = _columns(row, found)
+        if found.images.setdefault(image, columns) != columns:
+            found.repeated.append(image)
+    return found
 
 
 def _rows(data: bytes, suffix: str) -> Iterator[dict[str, Any]]:
@@ -81,18 +122,32 @@ def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
     names = [name.strip() for name in next(lines, [])]
     if len(set(names)) < len(names):
         raise ValueError(f"two columns of one name; found {names[:20]}")
-    yield from (dict(zip(names, line, strict=False)) for line in lines if line)
+    for line in filter(None, lines):
+        if any(map(str.strip, line[len(names) :])):
+            raise ValueError(
+                f"line {lines.line_num} has {len(line)} values for {len(names)} columns, so one would be taken for "
+                "another: put values with a comma in double quotes"
+            )
+        yield dict(zip(names, line, strict=False))
 
 
 def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(pa.BufferReader(data)) as table:
         if "file_name" not in table.schema_arrow.names:
             raise ValueError(f"no column file_name; found {table.schema_arrow.names[:20]}")
+        named = {name: names for name in _LABELS if (names := class_names_of(table.schema_arrow, name))}
         for batch in table.iter_batches(1024, use_threads=False):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                yield row | {name: _named(row[name], names) for name, names in named.items() if name in row}
 
 
-def _columns(row: dict[str, Any]) -> Described:
+def _named(label: object, names: Sequence[str]) -> object:
+    """The class of a number, as the writer of a table names it; a number that has no name stays one."""
+    is_number = isinstance(label, int | float) and not isinstance(label, bool)
+    return names[int(label)] if is_number and label in range(len(names)) else label
+
+
+def _columns(row: dict[str, Any], found: Metadata) -> Described:
     """A column that is not what its name says becomes an attribute."""
     known: dict[str, str] = {}
     for target, names, check in (
@@ -104,6 +159,8 @@ def _columns(row: dict[str, Any]) -> Described:
         try:
             checked = check(row[name]) if name is not None else None
         except RowError:
+            if name is not None and target == "class_name":
+                found.unusable.append(shown(row[name]))
             continue
         if checked is not None and name is not None:
             known[target] = str(checked)
@@ -115,8 +172,10 @@ def _columns(row: dict[str, Any]) -> Described:
 def _attributes(row: dict[str, Any]) -> dict[str, str]:
     """As many columns as make attributes."""
     nested = row.pop("attributes", None)
-    columns = {"attributes": nested} if isinstance(nested, str) else {}
-    columns |= nested if isinstance(nested, dict) else {}
+    if isinstance(nested, list):  # a map, as Arrow gives one
+        with contextlib.suppress(RowError):
+            nested = fields.attributes(nested)
+    columns = nested if isinstance(nested, dict) else {"attributes": nested}
     fitting: dict[str, str] = {}
     for name, value in (columns | row).items():
         if value in (None, "") or not name:

@@ -126,17 +126,21 @@ def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[s
     there = {normalize("NFC", path) for path in found.files}
     for path in found.metadata:
         try:
-            rows = read_metadata(folder / path, PurePosixPath(path).parent)
+            said = read_metadata(folder / path, PurePosixPath(path).parent)
         except ValueError as error:
             if _is_table(path):
                 found.files.append(path)
             else:
                 notes.append(f"{path} passed over: {error}")
             continue
-        described |= rows
-        missing = len(rows.keys() - there)
-        lost = f", and {missing} that are not there" if missing else ""
-        notes.append(f"{path} describes {len(rows) - missing} images{lost}")
+        notes.append(said.in_words(path, there))
+        if again := sorted(
+            path for path in said.images.keys() & described.keys() if said.images[path] != described[path]
+        ):
+            notes.append(
+                f"{_some(again, 'image')} of {path} another metadata file describes differently: {path} counts"
+            )
+        described |= said.images
     return described, notes
 
 

@@ -270,7 +270,7 @@ def test_a_split_anywhere_leads_to_one_class(tmp_path: Path, above: str) -> None
     [
         (["train/n01/images/n01_0.jpg", "train/n02/images/n02_0.jpg", "val/images/val_0.jpg"], ["n01", "n02", ""]),
         (["images/001.Black/a.jpg", "images/002.Laysan/b.jpg"], ["001.Black", "002.Laysan"]),
-        (["seg_pred/x/1.jpg", "seg_test/seg_test/sea/1.jpg", "seg_train/seg_train/ice/1.jpg"], ["", "sea", "ice"]),
+        (["seg_pred/1.jpg", "seg_test/seg_test/sea/1.jpg", "seg_train/seg_train/ice/1.jpg"], ["", "sea", "ice"]),
         (["test_set/test_set/cats/1.jpg", "training_set/training_set/cats/2.jpg"], ["cats", "cats"]),
         (["Test/Apple/1.jpg", "Training/Apple/2.jpg", "test-multiple_fruits/x.jpg"], ["Apple", "Apple", ""]),
         (["data/train2017/cats/1.jpg", "data/val2017/dogs/2.jpg"], ["cats", "dogs"]),
@@ -337,3 +337,66 @@ def test_a_table_of_several_files_does_not_land_as_a_folder(tmp_path: Path, log:
     lines = ingest(tmp_path / "set", tmp_path / "inbox")
     assert any(line.startswith("products passed over: it is a") for line in lines), lines
     assert classes(tmp_path / "inbox") == ["cats"]
+
+
+def test_metadata_of_numbered_labels_has_their_names(tmp_path: Path) -> None:
+    folder = write(tmp_path / "zoo", "a.png", "b.png", "c.png")
+    note = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    made = pa.table({"file_name": ["a.png", "b.png", "c.png"], "label": [1, 0, 7]})
+    pq.write_table(
+        made.replace_schema_metadata({"huggingface": json.dumps(note)}), folder / "metadata.parquet"
+    )
+    ingest(folder, tmp_path / "in")
+    assert classes(tmp_path / "in") == ["dog", "cat", "7"]
+
+
+def test_a_comma_in_a_caption_makes_no_other_class(tmp_path: Path) -> None:
+    folder = write(tmp_path / "zoo", "x/a.png")
+    (folder / "metadata.csv").write_text("file_name,caption,label\nx/a.png,a cat, sitting,cat\n")
+    lines = ingest(folder, tmp_path / "in")
+    assert any("line 2 has 4 values for 3 columns" in line and "double quotes" in line for line in lines), (
+        lines
+    )
+    (folder / "metadata.csv").write_text('file_name,caption,label\nx/a.png,"a cat, sitting",cat,,\n')
+    ingest(folder, tmp_path / "out")
+    assert (classes(tmp_path / "in"), classes(tmp_path / "out")) == (["x"], ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "seen"),
+    [
+        ([{"label": "cat"}, {"label": "dog"}], "1 of them by several rows, of which the first counts ('x/a.png')"),
+        ([{"label": True}], "1 that are no class kept as attributes (such as True)"),
+        ([{"label": -1}], "(such as -1)"),
+        ([{"label": ["a", "b"]}], "(such as ['a', 'b'])"),
+        ([{"category": "cat"}], "no class, as none of its columns is `class_name` or `label`: file_name, category"),
+        ([{"label": "cat"}, {"label": "cat"}], "metadata.jsonl describes 1 image"),
+    ],
+)  # fmt: skip
+def test_what_metadata_says_in_vain_is_told(tmp_path: Path, rows: list[dict[str, Any]], seen: str) -> None:
+    folder = write(tmp_path / "zoo", "x/a.png")
+    metadata(folder / "metadata.jsonl", [{"file_name": "x/a.png"} | row for row in rows])
+    lines = ingest(folder, tmp_path / "in")
+    assert any(line.endswith(seen) for line in lines), lines
+
+
+def test_metadata_files_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+    folder = write(tmp_path / "zoo", "x/a.png", "x/b.png")
+    metadata(folder / "metadata.csv", [{"file_name": "x/a.png", "label": "cat"}])
+    metadata(folder / "metadata.jsonl", [{"file_name": "x/a.png", "label": "dog"}])
+    lines = ingest(folder, tmp_path / "in")
+    told = "1 image (x/a.png) of metadata.jsonl another metadata file describes differently: metadata.jsonl counts"
+    assert told in lines
+    assert classes(tmp_path / "in") == ["dog", "x"]
+
+
+def test_attributes_of_metadata_that_are_a_map(tmp_path: Path) -> None:
+    folder = write(tmp_path / "zoo", "x/a.png")
+    columns = {
+        "file_name": ["x/a.png"],
+        "attributes": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+    }
+    table(folder / "metadata.parquet", **columns)
+    ingest(folder, tmp_path / "in")
+    (row,) = (row for row in rows(tmp_path / "in") if isinstance(row, RawItem))
+    assert row.attributes == {"a": "1", "path": "x/a.png"}
