@@ -28,6 +28,16 @@ BATCH_BYTES = 32 << 20
 _READ_AHEAD = 1 << 20
 _DICTIONARIES = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
 
+_OTHER_KINDS = (
+    (b"PAR1", "parquet", "a Parquet file: give it a name that ends in .parquet"),
+    (b"ARROW1", "arrow", "an Arrow file: give it a name that ends in .arrow"),
+    (b"FEA1", None, "a Feather file of version 1: write it again with `pyarrow.feather.write_feather`"),
+    (b"PARE", None, "an encrypted Parquet file: write it without encryption"),
+    (b"\x1f\x8b", None, "compressed with gzip: decompress it"),
+    (b"PK\3\4", None, "a zip: unpack it, or give an archive of arrays a name that ends in .npz"),
+    (b"SQLite", None, "an SQLite database: write its rows to a Parquet file"),
+)
+"""How files of other kinds begin, the format that they are, and what to say."""
 _CHOICES = {
     "image": ("image", "img", "bytes"),
     "vector": ("vector", "embedding"),
@@ -69,6 +79,7 @@ def rows_of(
 
     Raises BadShard (truncated, corrupt, wrong schema, oversized), MemoryError, and what `file` raises.
     """
+    _check_kind(file, format)
     reader = _parquet_batches if format == "parquet" else _arrow_batches
     row = 0
     try:
@@ -82,6 +93,13 @@ def rows_of(
         if isinstance(error, MemoryError) or file.is_out_of_reach:
             raise
         raise BadShard(_blame(file, format), f"{type(error).__name__}: {str(error)[:300]}") from error
+
+
+def _check_kind(file: Bytes, format: str) -> None:
+    """Refuse by name what Arrow would call broken: other formats, and older or encrypted ones."""
+    for start, kind, remedy in _OTHER_KINDS:
+        if kind != format and _at(file, 0, len(start)) == start:
+            raise BadShard(Reason.CORRUPT_FILE, f"this is {remedy}")
 
 
 def _blame(file: Bytes, format: str) -> Reason:

@@ -33,7 +33,14 @@ from stream_odml.ingest.new_items import (
     table_of,
 )
 from stream_odml.ingest.reading import check_rows
-from stream_odml.ingest.shard import FILE_FORMATS, TASK_SUFFIX, ShardManifest, format_of, shard_name
+from stream_odml.ingest.shard import (
+    FILE_FORMATS,
+    IMAGE_SUFFIXES,
+    TASK_SUFFIX,
+    ShardManifest,
+    format_of,
+    shard_name,
+)
 from stream_odml.storage.publish import MAX_NAME_CHARS, ShardExists, check_name, publish
 from stream_odml.storage.reading import StorageOptions
 
@@ -50,6 +57,21 @@ __all__ = [
 
 Inbox = str | os.PathLike[str]
 SHARD_BYTES = 1 << 30
+_OTHER_FILES = {
+    IMAGE_SUFFIXES: "is an image: put it into a folder of its class, and name the folder above that",
+    frozenset({".zip", ".7z", ".rar"}): "is an archive: unpack it, and name the folder",
+    frozenset({".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".lz4"}): (
+        "is compressed: decompress it, and name what comes of it"
+    ),
+    frozenset({".csv", ".tsv", ".jsonl", ".json", ".txt", ".xlsx"}): (
+        "holds no images: put it beside them as `metadata.csv` or `metadata.jsonl` with `file_name` and `label`, and "
+        "name their folder"
+    ),
+    frozenset({".npy", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".tfrecord"}): (
+        "is not read: write images or vectors to a Parquet file, or vectors to an .npz with an array `vector`"
+    ),
+}
+"""What to do with a file of another kind, by its suffix."""
 _READ_AHEAD = 1 << 20
 
 
@@ -123,8 +145,12 @@ def land_file(
 
 def check_file_name(name: str) -> str:
     """Return the name of a shard that is one file. Raises ValueError for a suffix that no reader has."""
+    suffix = Path(name).suffix.lower()
+    remedy = next((what for suffixes, what in _OTHER_FILES.items() if suffix in suffixes), None)
+    if remedy is not None:
+        raise ValueError(f"{name!r:.160} {remedy}")
     if format_of(check_name(name)) not in FILE_FORMATS.values():
-        raise ValueError(f"{name!r}: expected a name ending in {', '.join(FILE_FORMATS)}")
+        raise ValueError(f"{name!r}: expected a folder, or a name ending in {', '.join(FILE_FORMATS)}")
     return name
 
 

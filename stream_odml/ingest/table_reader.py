@@ -6,6 +6,7 @@ its time, opens no file (it asks its parent for bytes), and may end at any momen
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import resource
@@ -42,7 +43,7 @@ class AskedFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size_bytes}[whence]
         if base + offset < 0:
-            raise ValueError(f"offset {base + offset} is before the start of the file")
+            raise OSError(errno.EINVAL, f"offset {base + offset} is before the start of the file")
         self._at = base + offset
         return self._at
 

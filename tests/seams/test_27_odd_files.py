@@ -4,6 +4,7 @@ what cannot be read says what was there."""
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tarfile
 import zlib
@@ -26,6 +27,7 @@ from stream_odml.ingest.reasons import BadImage, BadShard, Reason, RowError, Row
 from stream_odml.ingest.shard import ShardRef
 from tests.ingest.helpers import only, read
 from tests.ingest.pictures import encoded, picture, png_bomb
+from tests.seams.folders import ingest
 
 MIB = 1 << 20
 WHEN = datetime(2024, 5, 1, 12, 30, 0, 250_000, tzinfo=UTC)
@@ -345,3 +347,29 @@ def test_labels_of_bytes_are_text_or_refused(tmp_path: Path) -> None:
     assert [(problem.row, problem.reason) for problem in problems] == [(0, Reason.BAD_LABEL)]
     items, problems = table(tmp_path / "b", label=pa.array([b"cat\0\0", b"horse"], pa.binary(5)))
     assert ([item.class_name for item in items], problems) == (["cat", "horse"], [])
+
+
+OTHERS = {
+    "a.parquet": (b"ARROW1\0\0", "an Arrow file: give it a name that ends in .arrow"),
+    "b.arrow": (b"PAR1", "a Parquet file: give it a name that ends in .parquet"),
+    "c.feather": (b"FEA1" + bytes(99), "a Feather file of version 1: write it again"),
+    "d.parquet": (b"PARE" + bytes(99), "an encrypted Parquet file"),
+    "e.parquet": (b"\x1f\x8b" + bytes(99), "compressed with gzip: decompress it"),
+    "f.arrow": (b"PK\3\4" + bytes(99), "a zip: unpack it"),
+    "g.npz": (b"hello", "File is not a zip file"),
+    "h.jpg": (b"", "is an image: put it into a folder of its class"),
+    "i.zip": (b"", "is an archive: unpack it"),
+    "j.tar.gz": (b"", "is compressed: decompress it"),
+    "k.csv": (b"", "as `metadata.csv` or `metadata.jsonl` with `file_name` and `label`"),
+    "l.npy": (b"", "an .npz with an array `vector`"),
+    "m.doc": (b"", "expected a folder, or a name ending in .parquet"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_of_another_kind_says_what_to_do(tmp_path: Path, name: str) -> None:
+    data, seen = OTHERS[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(seen)):
+        ingest(tmp_path / name, tmp_path / "inbox")
+    assert not (tmp_path / "inbox").exists()
