@@ -141,7 +141,7 @@ def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:
                 yield row | {name: _named(row[name], names) for name, names in named.items() if name in row}
 
 
-def _named(label: object, names: Sequence[str]) -> object:
+def _named(label: Any, names: Sequence[str]) -> Any:
     """The class of a number, as the writer of a table names it; a number that has no name stays one."""
     is_number = isinstance(label, int | float) and not isinstance(label, bool)
     return names[int(label)] if is_number and label in range(len(names)) else label
