@@ -49,20 +49,20 @@ def test_a_comma_in_a_caption_makes_no_other_class(tmp_path: Path) -> None:
         ([{"label": "cat"}, {"label": "cat"}], "metadata.jsonl describes 1 image"),
     ],
 )  # fmt: skip
-def test_what_metadata_says_in_vain_is_told(tmp_path: Path, rows: list[dict[str, Any]], seen: str) -> None:
+def test_what_metadata_says_in_vain_is_reported(tmp_path: Path, rows: list[dict[str, Any]], seen: str) -> None:
     folder = write(tmp_path / "zoo", "x/a.png")
     metadata(folder / "metadata.jsonl", [{"file_name": "x/a.png"} | row for row in rows])
     lines = ingest(folder, tmp_path / "in")
     assert any(line.endswith(seen) for line in lines), lines
 
 
-def test_metadata_files_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+def test_metadata_files_that_contradict_each_other_are_reported(tmp_path: Path) -> None:
     folder = write(tmp_path / "zoo", "x/a.png", "x/b.png")
     metadata(folder / "metadata.csv", [{"file_name": "x/a.png", "label": "cat"}])
     metadata(folder / "metadata.jsonl", [{"file_name": "x/a.png", "label": "dog"}])
     lines = ingest(folder, tmp_path / "in")
-    told = "1 image (x/a.png) of metadata.jsonl another metadata file describes differently: metadata.jsonl counts"
-    assert told in lines
+    reported = "1 image (x/a.png) of metadata.jsonl another metadata file describes differently: metadata.jsonl counts"
+    assert reported in lines
     assert classes(tmp_path / "in") == ["dog", "x"]
 
 
