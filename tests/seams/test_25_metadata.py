@@ -49,7 +49,9 @@ def test_a_comma_in_a_caption_makes_no_other_class(tmp_path: Path) -> None:
         ([{"label": "cat"}, {"label": "cat"}], "metadata.jsonl describes 1 image"),
     ],
 )  # fmt: skip
-def test_what_metadata_says_in_vain_is_reported(tmp_path: Path, rows: list[dict[str, Any]], seen: str) -> None:
+def test_what_metadata_says_in_vain_is_reported(
+    tmp_path: Path, rows: list[dict[str, Any]], seen: str
+) -> None:
     folder = write(tmp_path / "zoo", "x/a.png")
     metadata(folder / "metadata.jsonl", [{"file_name": "x/a.png"} | row for row in rows])
     lines = ingest(folder, tmp_path / "in")
