@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from stream_odml.config.service import ServiceOptions
+from stream_odml.service.backend import Projection
+from stream_odml.service.errors import unavailable
 from tests.service.browser import Browser
 from tests.service.fake_backend import FakeBackend
 from tests.service.test_page import CHROMIUM, serving
@@ -62,3 +64,33 @@ def test_similar_items_lie_together_where_a_plane_shows_two_directions_of_many(t
     assert np.corrcoef(np.ravel(said["laid"]), np.ravel(said["again"]))[0, 1] > 0.98
     assert alike(said["again"], said["classes"]) > 0.95
     assert [problem for problem in problems if "thumbnail" not in problem] == []
+
+
+class Overloaded(FakeBackend):
+    """Finds no neighbours in time."""
+
+    def projection(
+        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+    ) -> Projection:
+        if neighbours:
+            raise unavailable("overloaded", "too much to do", 5)
+        return super().projection(points, attribute, errors)
+
+
+PLANE = """(async () => {
+  for (let i = 0; i < 1600; i++) {
+    const map = document.getElementById("map");
+    if (map?.dataset.layout && map.getAttribute("aria-label").startsWith("Map of 20 items")) return map.dataset.layout;
+    await new Promise((go) => setTimeout(go, 25));
+  }
+})()"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NOT CHECKED: no Chromium on this machine")
+def test_the_plane_is_shown_where_neighbours_are_not_found_in_time(tmp_path: Path) -> None:
+    async def seen(address: str) -> Any:
+        async with Browser(CHROMIUM or "", tmp_path / "profile", f"{address}/") as browser:
+            return await browser.run(PLANE)
+
+    with serving(ServiceOptions(), Overloaded()) as address:
+        assert asyncio.run(seen(address)) == "plane"

@@ -52,16 +52,14 @@ export function begin({ ids, x, y, near }, placed) {
   return { x: found[0], y: found[1] };
 }
 
+/** Fill the frame, each axis by itself. */
 function within(x, y) {
-  const n = x.length;
-  const mean = (of) => of.reduce((sum, value) => sum + value, 0) / n;
-  const [mx, my] = [mean(x), mean(y)];
-  let reach = 1e-9;
-  for (let i = 0; i < n; i += 1) {
-    x[i] -= mx; y[i] -= my;
-    reach = Math.max(reach, Math.abs(x[i]), Math.abs(y[i]));
+  for (const axis of [x, y]) {
+    let [low, high] = [Infinity, -Infinity];
+    for (const value of axis) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    const [middle, reach] = [(low + high) / 2, Math.max((high - low) / 2, 1e-9)];
+    for (let i = 0; i < axis.length; i += 1) axis[i] = (axis[i] - middle) / reach;
   }
-  for (let i = 0; i < n; i += 1) { x[i] /= reach; y[i] /= reach; }
   return { x, y };
 }
 

@@ -12,6 +12,7 @@ const GLIDE_MS = 700;
 const NEIGHBOURS = 10;
 const FIRST = { epochs: 100, strength: 1 };
 const AGAIN = { epochs: 30, strength: 0.3 };
+const RETRY_MS = 15_000;
 const REST = 5; // times as long as laying out took, until it is done again
 const PICKED = 60;
 const canvas = $("map");
@@ -69,22 +70,35 @@ export async function refresh() {
 
 async function load() {
   const by = $("map-colour").value, near = $("map-layout").value === "near", mine = ++asked;
-  const query = new URLSearchParams({ ...(by === "error" && { errors: true }), ...(by.startsWith("=") && { attribute: by.slice(1) }),
-    ...(near && { neighbours: NEIGHBOURS }) });
-  const began = performance.now();
-  const seen = await call(`/v1/projection?${query}`);
-  if (mine !== asked) return; // another colour has been asked for
+  const colour = { ...(by === "error" && { errors: true }), ...(by.startsWith("=") && { attribute: by.slice(1) }) };
   if (!near) placed = new Map();
-  const start = near ? begin({ ...seen, near: seen.neighbours.flat() }, placed) : seen;
+  // Neighbours are found among all pairs of items: until then, and where that takes too long, the plane is shown.
+  if (!placed.size && await see(colour, mine)) layOut(null);
+  if (!near || mine !== asked) return;
+  const began = performance.now();
+  try {
+    if (!await see({ ...colour, neighbours: NEIGHBOURS }, mine)) return;
+  } catch (error) {
+    if (placed.size) throw error;
+    waits = setTimeout(() => refresh().catch(() => {}), RETRY_MS);
+    return;
+  }
+  const state = `${plane.version} ${plane.sequence}`;
+  if (placed.size && state === laid) return; // another colour of the same items
+  layOut({ x: dots.toX.slice(), y: dots.toY.slice(), near: Int32Array.from(plane.neighbours.flat()), ...(placed.size ? AGAIN : FIRST) }, state, began);
+}
+
+/** Ask for the items and glide to them; false where another colour or layout has been asked for meanwhile. */
+async function see(query, mine) {
+  const seen = await call(`/v1/projection?${new URLSearchParams(query)}`);
+  if (mine !== asked) return false;
   choose(-1);
   plane = seen;
   choices();
   $("map-empty").hidden = plane.ids.length > 0;
   canvas.setAttribute("aria-label", `Map of ${count(plane.ids.length)} items of ${plural(plane.classes.length, "class")}; arrow keys go through the classes, Enter opens an item, space shows a class, plus and minus zoom`);
-  glide(start);
-  const state = `${seen.version} ${seen.sequence}`;
-  if (near && placed.size && state === laid) return; // another colour of the same items
-  layOut(near ? { ...start, near: Int32Array.from(seen.neighbours.flat()), ...(placed.size ? AGAIN : FIRST) } : null, state, began);
+  glide(seen.neighbours ? begin({ ...seen, near: seen.neighbours.flat() }, placed) : seen);
+  return true;
 }
 
 /** Have a worker bring similar items together, and glide there; nothing to lay out ends one that is at work. */
