@@ -16,6 +16,8 @@ from typing import Any, Literal
 from pyarrow.fs import FileType
 
 from stream_odml.client import Client, ServiceError
+from stream_odml.client.exchange import address as checked_address
+from stream_odml.client.exchange import headers as token_header
 from stream_odml.client.pin import STREAM_HEADER
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
@@ -124,10 +126,9 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     if address is None:
         return {}
     token = token if url is not None or _is_loopback(address) else None
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    headers[STREAM_HEADER] = Store.id_of(root)
+    headers = {**token_header(token), STREAM_HEADER: Store.id_of(root)}
     try:
-        answer = httpx.get(f"{address}/metrics", headers=headers, timeout=5)
+        answer = httpx.get(f"{checked_address(address)}/metrics", headers=headers, timeout=5)
         if answer.status_code in (401, 403):
             detail = (
                 f"{address}/metrics is not open to this token"

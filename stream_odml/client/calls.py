@@ -243,7 +243,12 @@ def _base64(image: Image) -> str:
 
 def _quoted(name: str) -> str:
     # "." and ".." would be taken for folders of the address, unless they are quoted themselves.
-    return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")
+    try:
+        return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{name[:80]!a} holds a lone surrogate, which is no text; correct the name"
+        ) from None
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -22,6 +22,7 @@ from stream_odml.client.exchange import (
     ClientError,
     ServiceError,
     ServiceUnreachable,
+    address,
     headers,
     request,
     result,
@@ -47,7 +48,7 @@ class Client:
 
     `stream` is the id of the stream to talk to; by default the one that answers first. `timeout` in seconds for
     each attempt; `retries` attempts after the first. Every method raises ServiceError (WrongStream when another
-    stream answers) or ServiceUnreachable.
+    stream answers, `unexpected_answer` when none does) or ServiceUnreachable, and ValueError for what cannot be sent.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Client:
     ) -> None:
         self._retries = retries
         self._pin = StreamPin(stream)
-        self._http = httpx.Client(base_url=url, headers=headers(token), timeout=timeout, transport=transport)
+        self._http = httpx.Client(
+            base_url=address(url), headers=headers(token), timeout=timeout, transport=transport
+        )
 
     def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
         """Return neighbours of an image: encoded bytes, or the path of a file."""
@@ -159,10 +162,10 @@ class Client:
 
     def _send(self, call: Call[T]) -> T:
         for attempt in range(self._retries + 1):
-            outcome: httpx.Response | httpx.TransportError
+            outcome: httpx.Response | httpx.RequestError
             try:
                 outcome = self._http.send(request(self._http, call, self._pin.headers()))
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 outcome = error
             self._pin.check(outcome)
             pause_s = wait_s(call, outcome, attempt, self._retries)
@@ -200,7 +203,7 @@ class AsyncClient:
         self._retries = retries
         self._pin = StreamPin(stream)
         self._http = httpx.AsyncClient(
-            base_url=url, headers=headers(token), timeout=timeout, transport=transport
+            base_url=address(url), headers=headers(token), timeout=timeout, transport=transport
         )
 
     async def search_image(self, image: Image, **options: Unpack[Options]) -> answers.SearchResult:
@@ -298,10 +301,10 @@ class AsyncClient:
 
     async def _send(self, call: Call[T]) -> T:
         for attempt in range(self._retries + 1):
-            outcome: httpx.Response | httpx.TransportError
+            outcome: httpx.Response | httpx.RequestError
             try:
                 outcome = await self._http.send(request(self._http, call, self._pin.headers()))
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 outcome = error
             self._pin.check(outcome)
             pause_s = wait_s(call, outcome, attempt, self._retries)

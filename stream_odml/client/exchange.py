@@ -11,6 +11,8 @@ import httpx
 from stream_odml.client.calls import Call
 
 T = TypeVar("T")
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading an answer raises that is of another service, or of none."""
 _AGAIN = frozenset({429, 502, 503, 504})
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 10.0
@@ -32,29 +34,55 @@ class ServiceUnreachable(ClientError):
     """No answer came: nothing listens there, the connection broke, or it took too long."""
 
 
+def address(url: str) -> str:
+    """Return the address of a service. Raises ValueError for what is none."""
+    try:
+        seen = httpx.URL(url)
+        if seen.scheme in ("http", "https") and seen.host and not seen.query:
+            return url
+    except httpx.InvalidURL:
+        pass
+    raise ValueError(f"{url.rpartition('@')[2]!r} is no address of a service; write http://HOST:PORT")
+
+
 def headers(token: str | None) -> dict[str, str]:
-    """Return the headers of every request."""
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    """Return the headers of every request. Raises ValueError for a token that no header can carry."""
+    token = (token or "").strip()
+    return {"Authorization": f"Bearer {in_header(token, 'the token')}"} if token else {}
+
+
+def in_header(value: str, name: str) -> str:
+    """Return a value as a header can carry it: printable ASCII. The error does not repeat it: it may be a secret."""
+    if value.isascii() and value.isprintable():
+        return value
+    raise ValueError(
+        f"{name} holds line breaks or characters outside ASCII; send printable ASCII on one line"
+    )
 
 
 def request(
     client: httpx.Client | httpx.AsyncClient, call: Call[T], more_headers: Mapping[str, str]
 ) -> httpx.Request:
     """Return the request that makes `call`."""
-    sent = {**call.headers, **more_headers}
-    return client.build_request(
-        call.method, call.path, json=call.json, params=dict(call.params) or None, headers=sent
-    )
+    sent = {name: in_header(value, name) for name, value in {**call.headers, **more_headers}.items()}
+    try:
+        return client.build_request(
+            call.method, call.path, json=call.json, params=dict(call.params) or None, headers=sent
+        )
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{error.object[:80]!a} holds a lone surrogate, which is no text; correct it"
+        ) from None
 
 
 def wait_s(
-    call: Call[T], outcome: httpx.Response | httpx.TransportError, attempt: int, retries: int
+    call: Call[T], outcome: httpx.Response | httpx.RequestError, attempt: int, retries: int
 ) -> float | None:
     """Return seconds until the next attempt, or None for none. Jittered, so that clients do not retry all at once."""
     if attempt >= retries or not call.repeatable:
         return None
     backoff = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT_S, _FIRST_WAIT_S * float(2**attempt))
-    if isinstance(outcome, httpx.TransportError):
+    if isinstance(outcome, httpx.RequestError):
         return backoff
     if outcome.status_code not in _AGAIN:
         return None
@@ -62,18 +90,27 @@ def wait_s(
     return max(backoff, min(_LONGEST_WAIT_S, float(after))) if after.isdecimal() else backoff
 
 
-def result(call: Call[T], outcome: httpx.Response | httpx.TransportError) -> T:
+def result(call: Call[T], outcome: httpx.Response | httpx.RequestError) -> T:
     """Return the parsed answer of `call`. Raises ServiceError or ServiceUnreachable."""
-    if isinstance(outcome, httpx.TransportError):
+    if isinstance(outcome, httpx.RequestError):
         reason = str(outcome) or type(outcome).__name__
         raise ServiceUnreachable(
             f"no answer to {call.method} {call.path} ({reason}); is the service up?"
         ) from outcome
     if outcome.is_success:
-        return call.read(outcome.json() if call.is_json else outcome.content)
+        try:
+            return call.read(outcome.json() if call.is_json else outcome.content)
+        except _UNREADABLE as error:
+            detail = f"the answer to {call.method} {call.path} is none that this client knows"
+            remedy = "check the address, and that service and client are of one release"
+            raise ServiceError(outcome.status_code, "unexpected_answer", detail, remedy) from error
     try:
         body = outcome.json()
-        raise ServiceError(outcome.status_code, body["error"], body["detail"], body["remedy"])
-    except (ValueError, KeyError, TypeError):  # a proxy in between answered in its own words
-        detail = outcome.text[:200] or outcome.reason_phrase
-        raise ServiceError(outcome.status_code, "unexpected_answer", detail, "check the address") from None
+        said = [body[name] for name in ("error", "detail", "remedy")]
+        if all(isinstance(text, str) for text in said):
+            raise ServiceError(outcome.status_code, *said)
+    except _UNREADABLE:
+        pass
+    # A proxy in between answered in its own words.
+    detail = outcome.text[:200] or outcome.reason_phrase
+    raise ServiceError(outcome.status_code, "unexpected_answer", detail, "check the address")

@@ -27,12 +27,12 @@ class StreamPin:
         """Return the header by which a service refuses requests that are meant for another stream."""
         return {STREAM_HEADER: self._expected} if self._expected else {}
 
-    def check(self, outcome: httpx.Response | httpx.TransportError) -> None:
+    def check(self, outcome: httpx.Response | httpx.RequestError) -> None:
         """Raise WrongStream unless the answer comes from the expected stream; the first answer decides which it is.
 
         A failure without a name may come from a proxy in between, and is raised as what it is.
         """
-        if isinstance(outcome, httpx.TransportError):
+        if isinstance(outcome, httpx.RequestError):
             return
         named = outcome.headers.get(STREAM_HEADER)
         with self._lock:
@@ -44,10 +44,15 @@ class StreamPin:
         raise WrongStream(
             outcome.status_code,
             "wrong_stream",
-            f"{_other(named)} answers at {outcome.url.copy_with(path='/', query=None)}, expected {self._expected}",
+            f"{_other(named)} answers at {_place(outcome.url)}, expected {self._expected}",
             "correct the address of the service; a new client talks to whichever stream it finds",
         )
 
 
 def _other(named: str | None) -> str:
     return "a service that names no stream" if named is None else f"stream {named}"
+
+
+def _place(url: httpx.URL) -> str:
+    """Scheme, host and port: a password is no part of an error."""
+    return f"{url.scheme}://{url.netloc.decode()}"

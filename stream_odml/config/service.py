@@ -167,9 +167,9 @@ class ServiceOptions(BaseModel):
 
 def _token(option: str, file: Path | None, variable: str) -> str | None:
     if file is None:
-        return os.environ.get(variable, "").strip() or None
+        return _sendable(os.environ.get(variable, "").strip(), f"the variable {variable}") or None
     try:
-        token = file.read_text(encoding="utf-8").strip()
+        token = file.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError as error:
         raise ValueError(
             f"service.{option} {str(file)!r} cannot be read ({error.strerror}); "
@@ -177,4 +177,13 @@ def _token(option: str, file: Path | None, variable: str) -> str | None:
         ) from error
     if not token:
         raise ValueError(f"service.{option} {str(file)!r} is empty; write the token into it")
-    return token
+    return _sendable(token, f"service.{option} {str(file)!r}")
+
+
+def _sendable(token: str, place: str) -> str:
+    if token.isascii() and token.isprintable():
+        return token
+    raise ValueError(
+        f"{place} holds several lines or characters outside ASCII, which no client can send as a token; "
+        "write one line of printable ASCII"
+    )

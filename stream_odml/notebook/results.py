@@ -9,8 +9,10 @@ import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
+from html import escape as escape_markup
 from typing import overload
+
+from stream_odml.ingest.fields import written_out
 
 SHOWN = 24
 """Items shown of many."""
@@ -61,10 +63,10 @@ class Items(Sequence[Item]):
         return len(self.items)
 
     def __repr__(self) -> str:
-        lines = [self._title()]
+        lines = [written_out(self._title())]
         for item in self.items[:SHOWN]:
             score = "" if item.score is None else f"{item.score:6.3f}  "
-            lines.append(f"  {score}{item.class_name}  {item.item_id}")
+            lines.append(written_out(f"  {score}{item.class_name}  {item.item_id}"))
         return "\n".join([*lines, *(["  ..."] if len(self) > SHOWN else [])])
 
     def _repr_html_(self) -> str:
@@ -112,6 +114,11 @@ class Versions(tuple[Version, ...]):
             f"{version.time:%Y-%m-%d %H:%M}" if version.time else "",
             *(f"{value:.3f}" if isinstance(value, float) else "" for value in figures),
         )
+
+
+def escape(text: str) -> str:
+    """Return text for HTML, with characters that reorder or hide text written out."""
+    return escape_markup(written_out(text))
 
 
 def table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

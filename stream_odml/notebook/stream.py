@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from stream_odml.ingest.fields import written_out
 from stream_odml.notebook.queries import Subject, subject_of
 from stream_odml.notebook.results import Items, Versions, table
 
@@ -81,7 +82,7 @@ class Stream:
         return self._place.export(str(to), formats)
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name:9} {value}" for name, value in self._place.facts().items())
+        return "\n".join(written_out(f"{name:9} {value}") for name, value in self._place.facts().items())
 
     def _repr_html_(self) -> str:
         return table(("stream", ""), self._place.facts().items())
