@@ -130,7 +130,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 "holes: {{reason}}",
                 'increase(stream_odml_quarantined_rows_total{reason=~"lost_messages|absent_messages"}[1h])',
             ),
-            about="Deleted by retention before they were read; and runs of offsets without a message.",
+            ("soon: {{topic}}/{{partition}}", "stream_odml_topic_at_risk_messages"),
+            about="Deleted by retention before they were read, or soon; and runs of offsets without a message.",
         ),
         _p(
             "Not read",

@@ -134,11 +134,12 @@ class Discovery:
     def _note_troubles(self) -> None:
         """Log what begins and what is over."""
         before = self._troubles
-        self._troubles = {one.place: one.trouble for one in self.figures() if one.trouble}
+        said = {one.place: "; ".join(filter(None, (one.trouble, one.warning))) for one in self.figures()}
+        self._troubles = {place: text for place, text in said.items() if text}
         for place in self._troubles.keys() - before.keys():
-            log.warning("%s is not read: %s", place, self._troubles[place])
+            log.warning("%s is in trouble: %s", place, self._troubles[place])
         for place in before.keys() - self._troubles.keys():
-            log.warning("%s is read again", place)
+            log.warning("%s is well again", place)
 
 
 def _first(troubles: Mapping[str, str]) -> list[str]:

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from confluent_kafka import (
@@ -24,10 +24,13 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from stream_odml.ingest.kafka_options import KafkaOptions
-from stream_odml.ingest.topic_position import NO_ID
+from stream_odml.ingest.kafka_retention import Retention
+from stream_odml.ingest.topic_position import NO_ID, Key
 
 client_log = logging.getLogger(f"{__name__}.client")
 ASK_S = 5.0
+END_S = 8.0
+"""Longest that answers are waited for at the end; each was asked with a limit below this."""
 ID_S = 5.0
 """Longest that a broker has to tell a topic's id; some never answer that."""
 LOOK_S = 5.0
@@ -36,7 +39,6 @@ ASKED_AT_ONCE = 32
 """Partitions that are asked about at the same time."""
 REPEAT_S, MAX_SAID = 60.0, 100
 _REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED)
-Key = tuple[str, int]
 
 
 class _SaidOnce(logging.Filter):
@@ -67,6 +69,7 @@ class Brokers:
         """Where partitions end, as the last look found."""
         self.silent: dict[Key, str] = {}
         """Partitions whose broker did not say so, and why."""
+        self.retention = Retention()
         self._looks: dict[Key, Future[Any]] = {}
         self._look_due = 0.0
         client_log.filters[:] = [_SaidOnce()]
@@ -78,8 +81,8 @@ class Brokers:
 
     def close(self) -> None:
         """Leave the brokers."""
-        for look in self._looks.values():  # a client that ends while it waits takes this process with it
-            look.exception(2 * ASK_S)
+        # A client that ends while it waits takes this process with it.
+        wait((*self._looks.values(), *self.retention.pending), END_S)
         self.consumer.close()
 
     def partitions(self, topic: str, timeout_s: float = ASK_S) -> list[Key]:
@@ -114,8 +117,10 @@ class Brokers:
         """Return where a partition ends as the last answer to a reader said; below 0 before one came."""
         return int(self.consumer.get_watermark_offsets(TopicPartition(*key), cached=True)[1])
 
-    def look(self, keys: Iterable[Key]) -> None:
-        """Keep `ends` and `silent` of these partitions up to date: asks in the background, and never waits."""
+    def look(self, keys: Collection[Key]) -> None:
+        """Keep `ends`, `silent` and `retention` of these partitions up to date: asks in the background, and never
+        waits."""
+        self.retention.look(self._admin(), keys)
         for key in [key for key, look in self._looks.items() if look.done()]:
             look = self._looks.pop(key)
             if (error := look.exception()) is None:

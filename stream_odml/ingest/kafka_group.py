@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from stream_odml.ingest.kafka_brokers import Key
 from stream_odml.ingest.sources import LogFigures
+from stream_odml.ingest.topic_position import Key
 
 log = logging.getLogger(__name__)
 PUBLISH_S = 1.0

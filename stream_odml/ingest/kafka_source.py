@@ -16,7 +16,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from stream_odml.ingest.kafka_brokers import ASK_S, Brokers, Key
+from stream_odml.ingest.kafka_brokers import ASK_S, Brokers
 from stream_odml.ingest.kafka_group import PublishedOffsets
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.message_range import Message
@@ -27,7 +27,7 @@ from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import MAX_NEW, WHOLE_TOPIC, LogFigures
 from stream_odml.ingest.spool import Spool
 from stream_odml.ingest.task_closings import TaskClosings
-from stream_odml.ingest.topic_position import Stamp, TopicPosition, TopicReplaced, stamps_of
+from stream_odml.ingest.topic_position import Key, Stamp, TopicPosition, TopicReplaced, stamps_of
 
 log = logging.getLogger(__name__)
 FETCH = 2000
@@ -126,7 +126,9 @@ class KafkaSource:
             known = self._brokers.cached_end(key), self._brokers.ends.get(key, 0)
             self._ends[key] = max(self._ends.get(key, 0), part.next, *known)
             lag, lost = self._ends[key] - done, self._lost.get(key, 0)
-            figures.append(LogFigures(*key, done, lag, lost, self._trouble_of(key, part)))
+            risk = self._brokers.retention.at_risk(key, part.next, self._ends[key])
+            warning = self._warning(key[0], risk) if risk else ""
+            figures.append(LogFigures(*key, done, lag, lost, self._trouble_of(key, part), risk, warning))
         self._figures = tuple(figures)
         self._group.publish(figures)
 
@@ -376,6 +378,10 @@ class KafkaSource:
                 return said[key]
         is_stalled = self._reading_s - self._moved[key] > STALL_S
         return f"its broker sends none of {self._ends[key] - part.next} messages" if is_stalled else ""
+
+    def _warning(self, topic: str, risk: int) -> str:
+        keeps = self._brokers.retention.keeps(topic)
+        return f"{risk} messages are not read and are deleted soon: let its topic keep them longer ({keeps})"
 
 
 def _message(found: Any) -> Message:

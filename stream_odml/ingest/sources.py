@@ -49,6 +49,10 @@ class LogFigures:
     """Offsets that the topic had deleted before they were read, since this process began."""
     trouble: str = ""
     """Why its messages do not come, while those of others may; empty where all is well."""
+    at_risk: int = 0
+    """Messages that are not read and that the topic deletes soon."""
+    warning: str = ""
+    """What is to be done about those."""
 
     @property
     def place(self) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from stream_odml.ingest.kafka_brokers import Brokers, Key
+from stream_odml.ingest.kafka_brokers import Brokers
 from stream_odml.ingest.partition import Partition
+from stream_odml.ingest.topic_position import Key
 
 RETRY_S = 2.0
 

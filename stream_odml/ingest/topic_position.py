@@ -16,6 +16,8 @@ from stream_odml.ingest.kafka_options import KafkaOptions
 _STAMP = re.compile(r"kafka:([^:]*):(\d+):([^:]*):(\d+):(\d+)-(\d+)")
 
 
+Key = tuple[str, int]
+"""A topic, and one of its partitions."""
 NO_ID = "A" * 22
 """What a broker without ids of topics, before Kafka 3.1, is shown to tell: 16 bytes of zero, in base64."""
 

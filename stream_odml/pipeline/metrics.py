@@ -212,6 +212,11 @@ def _logs(partitions: Sequence[LogFigures]) -> Iterable[Metric]:
         "1 where messages of a partition do not come; partition -1: of a whole topic.",
         labels=labels,
     )
+    risk = GaugeMetricFamily(
+        f"{PREFIX}_topic_at_risk_messages",
+        "Messages of a partition that are not read and that the topic deletes soon.",
+        labels=labels,
+    )
     for one in partitions:
         names = [one.topic, str(one.partition)]
         trouble.add_metric(names, bool(one.trouble))
@@ -219,7 +224,8 @@ def _logs(partitions: Sequence[LogFigures]) -> Iterable[Metric]:
             lag.add_metric(names, one.lag)
             offset.add_metric(names, one.searchable)
             lost.add_metric(names, one.lost)
-    yield from (lag, offset, lost, trouble)
+            risk.add_metric(names, one.at_risk)
+    yield from (lag, offset, lost, trouble, risk)
 
 
 def _zeros(names: Iterable[str]) -> dict[str, int]:

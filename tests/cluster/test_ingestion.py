@@ -275,8 +275,8 @@ def test_trouble_of_one_partition_is_reported_while_others_are_read(
     assert discovery.error is None
     discovery.stop()
     assert [line for line in caplog.messages if "photos" in line] == [
-        "photos/1 is not read: it has no leader",
-        "photos/1 is read again",
+        "photos/1 is in trouble: it has no leader",
+        "photos/1 is well again",
     ]
 
 

@@ -15,7 +15,8 @@ from deltalake.exceptions import DeltaError
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
 from tests.faults.topic_holes import run_holes
-from tests.faults.topics import PARTITIONS, ROLES, TOPIC, Plan, Topic, judge, run, searchable, sent_messages
+from tests.faults.topic_oracle import PARTITIONS, TOPIC, judge, searchable, sent_messages
+from tests.faults.topics import ROLES, Plan, Topic, run
 from tests.ingest.kafka_broker import BROKER, NOT_CHECKED, durable_broker, make_topic
 from tests.ingest.s3_server import SERVER
 from tests.measured import Measured

@@ -19,7 +19,7 @@ from stream_odml.ingest.reasons import Reason
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
 from tests.faults.feeder import picture
-from tests.faults.topics import CLASSES, PARTITIONS, TOPIC, searchable
+from tests.faults.topic_oracle import CLASSES, PARTITIONS, TOPIC, searchable
 from tests.ingest.kafka_broker import mock_broker
 from tests.measured import Measured, measure_each_seed
 

@@ -11,45 +11,45 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
+import math
 import random
-import re
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Producer
 from deltalake.exceptions import DeltaError
-from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from stream_odml.cluster.runtime import free_port
-from stream_odml.ingest.reasons import Reason
-from stream_odml.ingest.topic_position import Stamp
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
 from tests.faults.feeder import picture
 from tests.faults.live import stream_yaml
 from tests.faults.process import StreamProcess, send
 from tests.faults.roles import cast_of
+from tests.faults.topic_oracle import ABSENT, CLASSES, PARTITIONS, TOPIC, judge, searchable, sent_messages
 from tests.ingest.kafka_broker import BROKER, NOT_CHECKED, Broker, durable_broker, make_topic
 from tests.ingest.s3_server import SERVER
 from tests.measured import Measured, measuring_arguments
 
-TOPIC, PARTITIONS, CLASSES, PICTURES = "photos", 4, 20, 64
+PICTURES = 64
 READER = "reader_of_topics"
 ROLES = ("driver", "indexer", "broker", READER)
-ABSENT = -2
-MAX_AHEAD = 50_000
-"""Messages that the producer is ahead of the gallery at most: the topic lies in the memory of a server beside it."""
+MAX_AHEAD, BURST = 50_000, 8_000
+"""Messages that the producer is ahead of the gallery at most, as the topic lies in the memory of a server beside it,
+and how many it then sends at once: each batch is an object of that server, which lists all of them at every read."""
+FLUSH_S = 60.0
+"""Longest that the producer has for what it took, once it is to stop."""
 VICTIM_S = 60.0
 LOOK_S = 0.5
+SIGNALS_S = 5.0
+"""In which several signals are one: a terminal and a parent may both send theirs."""
 STALL_S = 600.0
 """Longest without a message that becomes searchable."""
 
@@ -84,13 +84,19 @@ class Topic:
         """Send no more."""
         self._stop.set()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped."""
+        return self._stop.is_set()
+
     def _run(self) -> None:
         pictures = [picture(f"c{n % CLASSES}", n) for n in range(PICTURES * CLASSES)]
         client = {"bootstrap.servers": self.broker.servers, "linger.ms": 20, "message.timeout.ms": 0}
         producer = Producer({**client, "log_level": 0, "enable.idempotence": False})
         for n in range(self.messages):
-            while self.sent - self.seen > MAX_AHEAD and not self._stop.is_set():
-                producer.poll(0.1)
+            if self.sent - self.seen > MAX_AHEAD:
+                while self.sent - self.seen > MAX_AHEAD - BURST and not self._stop.is_set():
+                    producer.poll(0.1)
             headers: dict[str, str | bytes | None] = {"class": f"c{n % CLASSES}", "n": str(n)}
             while not self._stop.is_set():
                 with contextlib.suppress(BufferError):
@@ -102,13 +108,17 @@ class Topic:
             producer.poll(0)
             self.sent = n + 1
             if self._stop.is_set():
-                return
-        while producer.flush(1.0) and not self._stop.is_set():
-            continue
+                break
+        deadline = math.inf
+        while producer.flush(1.0) and time.monotonic() < deadline:
+            deadline = min(deadline, time.monotonic() + FLUSH_S) if self._stop.is_set() else deadline
 
 
 def run(report: Measured, seed: int, plan: Plan) -> list[str]:
-    """One campaign; figures and rows of `report`; returns what was broken, in words."""
+    """One campaign; figures and rows of `report`; returns what was broken, in words.
+
+    A SIGTERM or SIGINT stops it early: what was sent until then is waited for and judged, and reported as that much.
+    """
     with durable_broker() as broker, tempfile.TemporaryDirectory(prefix="faults-topics-") as folder:
         make_topic(broker.servers, TOPIC, PARTITIONS)
         root = Path(folder) / "root"
@@ -125,15 +135,20 @@ def run(report: Measured, seed: int, plan: Plan) -> list[str]:
         )
         topic = Topic(broker, plan.messages)
         began = time.monotonic()
-        with StreamProcess(config) as process:
+        with _stopping(topic), StreamProcess(config) as process:
             sender = topic.start()
             try:
                 _campaign(report, seed, plan, root, topic, process)
             finally:
+                if topic.is_stopped:
+                    report.say(
+                        f"stopped early, at {topic.sent} of {plan.messages} messages: these are judged"
+                    )
                 topic.stop()
-                sender.join(timeout=30)
+                sender.join(timeout=FLUSH_S + 30)
             # More than were sent: of one that a broker took before it was killed the producer knew nothing.
             sent = list(sent_messages(broker))
+            report.say(f"{sum(map(len, sent))} messages in the topic, {topic.seen} searchable")
             _wait_for(sum(map(len, sent)), root, process)
             seconds = time.monotonic() - began
         found, offsets = judge(root, sent), sum(map(len, sent))
@@ -148,42 +163,98 @@ def run(report: Measured, seed: int, plan: Plan) -> list[str]:
         return found
 
 
+@contextlib.contextmanager
+def _stopping(topic: Topic) -> Iterator[None]:
+    """Let SIGTERM and SIGINT stop the producer, and end this process when they come again later."""
+    first = math.inf
+
+    def stop(*_: object) -> None:
+        nonlocal first
+        if time.monotonic() > first + SIGNALS_S:
+            sys.exit(143)
+        first = min(first, time.monotonic())
+        topic.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _campaign(
     report: Measured, seed: int, plan: Plan, root: Path, topic: Topic, process: StreamProcess
 ) -> None:
-    chosen, kills, store = random.Random(seed), 0, None
-    due, moved, memory = time.monotonic() + 20.0, time.monotonic(), dict[str, list[float]]()
+    memory = dict[str, list[float]]()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=report.console) as progress:
-        bar = progress.add_task("searchable", total=plan.messages)
-        while topic.seen < plan.messages or kills < plan.kills:
-            time.sleep(LOOK_S)
-            assert not process.has_ended, process.tail()
-            with contextlib.suppress(OSError, NotAStreamRoot, DeltaError):
-                store = store or Store.open(str(root), keep_gallery=False)
-                store.refresh()
-                seen = searchable(store)
-                moved, topic.seen = (time.monotonic() if seen > topic.seen else moved), seen
-            progress.update(bar, completed=topic.seen, description=f"searchable, {kills} kills")
-            _sample(memory, process)
-            assert time.monotonic() - moved < STALL_S, f"{topic.seen} of {plan.messages}:\n{process.tail()}"
-            # Over the whole of the topic, not all while the first messages come.
-            is_far_enough = topic.seen > plan.messages * kills // max(1, plan.kills)
-            if kills < plan.kills and is_far_enough and time.monotonic() >= due:
-                role = ROLES[kills % len(ROLES)] if kills < len(ROLES) else chosen.choice(ROLES)
-                victim = _kill(role, topic, process)
-                report.row(
-                    part="kafka", seed=seed, kill=kills, role=role, victim=victim, searchable=topic.seen
-                )
-                kills += 1
-                report.say(f"kill {kills}: {role}, {topic.seen} searchable")
-                due = time.monotonic() + chosen.uniform(*plan.pause_s)
-    report.figure("kafka_kills", kills)
-    for role, seen_mib in memory.items():
-        half = len(seen_mib) // 2
-        if half:
-            report.figure(f"kafka_{role}_peak_mib", max(seen_mib))
-            report.figure(f"kafka_{role}_growth_mib", max(seen_mib[half:]) - max(seen_mib[:half]))
+    try:
+        with Progress(*columns, console=report.console) as progress:
+            _hurt(report, seed, plan, _Watch(root, topic, process, memory, progress))
+    finally:  # also of a campaign that broke
+        report.figure(
+            "kafka_kills", sum(row.get("part") == "kafka" and row["seed"] == seed for row in report.rows)
+        )
+        for role, seen_mib in memory.items():
+            half = len(seen_mib) // 2
+            if half:
+                report.figure(f"kafka_{role}_peak_mib", max(seen_mib))
+                report.figure(f"kafka_{role}_growth_mib", max(seen_mib[half:]) - max(seen_mib[:half]))
+
+
+@dataclass
+class _Watch:
+    """Looks at the root while the campaign runs."""
+
+    root: Path
+    topic: Topic
+    process: StreamProcess
+    memory: dict[str, list[float]]
+    progress: Progress
+    _store: Store | None = None
+    _moved: float = field(default_factory=time.monotonic)
+
+    def look(self, bar: TaskID, kills: int) -> None:
+        """Note how much is searchable and what processes take. Raises AssertionError once nothing moves any more."""
+        assert not self.process.has_ended, self.process.tail()
+        with contextlib.suppress(OSError, NotAStreamRoot, DeltaError):
+            self._store = self._store or Store.open(str(self.root), keep_gallery=False)
+            self._store.refresh()
+            seen = searchable(self._store)
+            self._moved = time.monotonic() if seen > self.topic.seen else self._moved
+            self.topic.seen = seen
+        self.progress.update(bar, completed=self.topic.seen, description=f"searchable, {kills} kills")
+        _sample(self.memory, self.process)
+        stalled = time.monotonic() - self._moved
+        assert stalled < STALL_S, f"{self.topic.seen} of {self.topic.messages}:\n{self.process.tail()}"
+
+
+def _hurt(report: Measured, seed: int, plan: Plan, watch: _Watch) -> None:
+    """Kill, until all is searchable and all kills are done, or it is stopped."""
+    chosen, kills, topic = random.Random(seed), 0, watch.topic
+    began, due = time.monotonic(), time.monotonic() + 20.0
+    bar = watch.progress.add_task("searchable", total=plan.messages)
+    while (topic.seen < plan.messages or kills < plan.kills) and not topic.is_stopped:
+        time.sleep(LOOK_S)
+        watch.look(bar, kills)
+        # Over the whole of the topic, not all while the first messages come.
+        is_far_enough = topic.seen > plan.messages * kills // max(1, plan.kills)
+        if kills < plan.kills and is_far_enough and time.monotonic() >= due:
+            role = ROLES[kills % len(ROLES)] if kills < len(ROLES) else chosen.choice(ROLES)
+            victim = _kill(role, topic, watch.process)
+            kills += 1
+            seconds = time.monotonic() - began
+            report.row(
+                part="kafka",
+                seed=seed,
+                kill=kills,
+                role=role,
+                victim=victim,
+                searchable=topic.seen,
+                seconds=seconds,
+            )
+            report.say(f"kill {kills}: {role}, {topic.seen} searchable")
+            due = time.monotonic() + chosen.uniform(*plan.pause_s)
 
 
 def _kill(role: str, topic: Topic, process: StreamProcess) -> int:
@@ -215,19 +286,6 @@ def _sample(memory: dict[str, list[float]], process: StreamProcess) -> None:
             memory.setdefault(role, []).append(max(sizes))
 
 
-def stamps(store: Store) -> Iterator[tuple[Stamp, int, bool]]:
-    """The ranges of the ledger in the order in which they landed, with that place, and whether each is searchable."""
-    for shard in store.ledger.shards.values():
-        stamp = Stamp.of(str(shard.detail.get("stamp", "")))
-        if stamp is not None:
-            yield stamp, shard.landed_seq, shard.indexed_seq is not None
-
-
-def searchable(store: Store) -> int:
-    """Offsets that are searchable or quarantined."""
-    return sum(stamp.end - stamp.start for stamp, _, done in stamps(store) if done)
-
-
 def _wait_for(messages: int, root: Path, process: StreamProcess) -> None:
     store, deadline = Store.open(str(root), keep_gallery=False), time.monotonic() + STALL_S
     while searchable(store) < messages:
@@ -236,108 +294,10 @@ def _wait_for(messages: int, root: Path, process: StreamProcess) -> None:
         store.refresh()
 
 
-def judge(root: Path, sent: Sequence[NDArray[np.int64]]) -> list[str]:
-    """Everything that was broken."""
-    store = Store.open(str(root))
-    found = [text for number in range(PARTITIONS) for text in _ranges(store, number, len(sent[number]))]
-    counts = [np.zeros(len(numbers), np.int64) for numbers in sent]
-    rows = store.gallery_rows(vectors=False)
-    for item, name in zip(rows["item_id"].to_pylist(), rows["class_name"].to_pylist(), strict=True):
-        topic, partition, offset = item.split("/")
-        if topic != TOPIC or int(offset) >= len(counts[int(partition)]):
-            found.append(f"phantom: {item}")
-            continue
-        if sent[int(partition)][int(offset)] == ABSENT:
-            found.append(f"phantom: {item}")
-            continue
-        counts[int(partition)][int(offset)] += 1
-        if name != f"c{sent[int(partition)][int(offset)] % CLASSES}":
-            found.append(f"{item} is of {name}, and was sent as {sent[int(partition)][int(offset)]}")
-    for partition, seen in enumerate(counts):
-        found += [
-            f"lost: {TOPIC}/{partition}/{offset}"
-            for offset in np.flatnonzero((seen == 0) & (sent[partition] != ABSENT))
-        ]
-        found += [f"twice: {TOPIC}/{partition}/{offset}" for offset in np.flatnonzero(seen > 1)]
-    return found + _unreported(store, sent)
-
-
-def _unreported(store: Store, sent: Sequence[NDArray[np.int64]]) -> list[str]:
-    """Gaps of the topic that no row of the quarantine names, and rows of it that name anything else."""
-    gaps = {
-        (partition, at) for partition, numbers in enumerate(sent) for at in np.flatnonzero(numbers == ABSENT)
-    }
-    found, named = [], set[tuple[int, int]]()
-    for row in store.quarantine_rows().to_pylist():
-        said = re.match(rf"{TOPIC}/(\d+): \d+ offsets, (\d+) to (\d+), not in the topic", row["detail"])
-        if row["reason"] != Reason.ABSENT_MESSAGES or said is None:
-            found.append(f"quarantined: {row['detail']}")
-            continue
-        partition, first, last = map(int, said.groups())
-        named |= {(partition, at) for at in range(first, last + 1)}
-    found += [f"no gap, and named as one: {place}" for place in sorted(named - gaps)]
-    return found + [f"unreported gap: {place}" for place in sorted(gaps - named)]
-
-
-def _ranges(store: Store, partition: int, end: int) -> Iterator[str]:
-    """In the order of landing each range begins where the one before it ended."""
-    at = 0
-    for stamp, _, _ in stamps(store):
-        if stamp.partition == partition:
-            if stamp.start != at:
-                yield f"{TOPIC}/{partition}: the range {stamp.start}-{stamp.end} landed after one that ends at {at}"
-            at = stamp.end
-    if at != end:
-        yield f"{TOPIC}/{partition}: read up to {at} of {end}"
-
-
-def sent_messages(broker: Broker) -> Iterator[NDArray[np.int64]]:
-    """What the topic holds, by partition: the number of the message at each offset, ABSENT where it holds none."""
-    client = {"bootstrap.servers": broker.servers, "group.id": "oracle", "enable.partition.eof": True}
-    for partition in range(PARTITIONS):
-        consumer = Consumer({**client, "enable.auto.commit": False, "log_level": 0})
-        consumer.assign([TopicPartition(TOPIC, partition, 0)])
-        numbers: list[int] = []
-        for _ in itertools.count():
-            messages = consumer.consume(5000, timeout=1.0)
-            errors = [error.code() for one in messages if (error := one.error()) is not None]
-            for one in messages:
-                if one.error() is None:
-                    offset = one.offset() or 0
-                    if offset != len(numbers):  # asked for by itself: a reader that leaps is no gap
-                        assert _first_from(broker, partition, len(numbers)) == offset
-                        numbers += [ABSENT] * (offset - len(numbers))
-                    numbers.append(int(dict(one.headers() or [])["n"] or b"-1"))
-            if KafkaError._PARTITION_EOF in errors:
-                break
-        consumer.close()
-        yield np.array(numbers, np.int64)
-
-
-def _first_from(broker: Broker, partition: int, offset: int) -> int:
-    """The first offset that the topic holds from `offset` on, as a reader of its own finds it."""
-    client = {
-        "bootstrap.servers": broker.servers,
-        "group.id": "second",
-        "enable.auto.commit": False,
-        "log_level": 0,
-    }
-    consumer = Consumer({**client, "auto.offset.reset": "error"})
-    consumer.assign([TopicPartition(TOPIC, partition, offset)])
-    try:
-        while True:
-            message = consumer.poll(1.0)
-            if message is not None and message.error() is None:
-                return message.offset() or 0
-    finally:
-        consumer.close()
-
-
 def main() -> None:
     """Run it with each seed; the exit code is 1 when a promise was broken."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that the stream's processes and the broker end with us
+    # So that the stream's processes and the broker end with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -353,9 +313,11 @@ def main() -> None:
     if arguments.quick:
         arguments.messages, arguments.kills = min(arguments.messages, 20_000), min(arguments.kills, 6)
     report, broken = Measured("topics", arguments.seeds, arguments.quick), 0
-    for seed in report.seeds:
-        broken += len(run(report, seed, Plan(arguments.messages, arguments.kills)))
-    report.write(arguments.measured)
+    try:
+        for seed in report.seeds:
+            broken += len(run(report, seed, Plan(arguments.messages, arguments.kills)))
+    finally:
+        report.write(arguments.measured)
     sys.exit(1 if broken else 0)
 
 

@@ -57,6 +57,7 @@ class Broker:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=self._environment,
+            start_new_session=True,  # a signal to all of a terminal is for who started it to answer
         )
         for _ in range(500):
             with socket.socket() as probe:

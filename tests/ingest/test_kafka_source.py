@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from stream_odml.ingest import kafka_brokers, kafka_source
+from stream_odml.ingest import kafka_brokers, kafka_retention, kafka_source
 from stream_odml.ingest.kafka_brokers import Brokers
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.kafka_source import KafkaSource
@@ -31,8 +31,9 @@ TOPIC = "photos"
 
 
 @pytest.fixture(autouse=True)
-def _the_mock_knows_no_topic_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+def _the_mock_tells_neither_ids_nor_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_brokers, "ID_S", 0.05)
+    monkeypatch.setattr(kafka_retention, "ASK_S", 0.1)
 
 
 @pytest.fixture(scope="module")

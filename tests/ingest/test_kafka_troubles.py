@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from stream_odml.ingest import kafka_brokers, kafka_source, task_closings
+from stream_odml.ingest import kafka_brokers, kafka_retention, kafka_source, task_closings
 from stream_odml.ingest.kafka_brokers import Brokers
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.sources import WHOLE_TOPIC, LogFigures
@@ -26,6 +28,7 @@ PLAIN = {"class": "c"}
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_brokers, "ID_S", 0.05)  # the mock knows no ids of topics
+    monkeypatch.setattr(kafka_retention, "ASK_S", 0.1)
     monkeypatch.setattr(kafka_brokers, "LOOK_S", 0.1)
     monkeypatch.setattr(kafka_source, "RETRY_S", 0.1)
     monkeypatch.setattr(task_closings, "RETRY_S", 0.1)
@@ -245,3 +248,30 @@ def test_lag_grows_while_a_full_spool_stops_reading(broker: Any, follow: Any) ->
             break
     assert lag(followed, 0) == before + 1000
     assert sum(ref.size_bytes > 0 for ref in followed.refs) == read
+
+
+def test_messages_that_are_deleted_soon_are_a_warning_before_they_are_a_hole(
+    broker: Any, follow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mock keeps some 5 MiB of a partition; it does not tell that it does."""
+    monkeypatch.setattr(kafka_retention, "LOOK_S", 0.05)
+    followed = follow("a", range_messages=400, max_spool_bytes=1 << 20)
+
+    def at_risk() -> tuple[int, str, int]:
+        for _ in range(10):
+            with contextlib.suppress(TransientReadError):
+                followed.poll()
+            followed.source.settle([], lambda _: True)
+            time.sleep(0.05)
+        (found,) = [one for one in followed.source.figures() if one.partition == 0]
+        return found.at_risk, found.warning, found.lost
+
+    send(broker, followed.topic, range(3000), partition=0, value=b"x" * 1000)
+    with pytest.raises(TransientReadError, match="max_spool_bytes"):  # the driver is behind
+        followed.polls(100)
+    assert at_risk() == (0, "", 0)
+    send(broker, followed.topic, range(3000, 6000), partition=0, value=b"x" * 1000)
+    risk, warning, lost = at_risk()
+    assert 0 < risk < 3000
+    assert "not read and are deleted soon: let its topic keep them longer" in warning
+    assert lost == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_odml.ingest import kafka_brokers
+from stream_odml.ingest import kafka_brokers, kafka_retention
 from tests.ingest.followed import Followed
 from tests.ingest.record_batches import ABORT, COMMIT, TOPIC, Batch, broker_of
 
@@ -28,6 +28,7 @@ def test_an_aborted_transaction_is_neither_read_nor_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gaps: str
 ) -> None:
     monkeypatch.setattr(kafka_brokers, "ID_S", 0.05)
+    monkeypatch.setattr(kafka_retention, "ASK_S", 0.1)
     with broker_of(LOG, ABORTED) as servers:
         followed = Followed(servers, tmp_path, TOPIC, gaps=gaps)
         while not followed.refs or not followed.refs[-1].stamp.endswith("-11"):

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from stream_odml.cluster import ingestion
 from stream_odml.config.stream import ConfigError, parse_config
-from stream_odml.ingest import kafka_brokers
+from stream_odml.ingest import kafka_brokers, kafka_retention
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.kafka_source import KafkaSource
 from stream_odml.ingest.message_range import SUFFIX
@@ -40,6 +40,7 @@ TOPIC = "photos"
 def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Producer]]:
     monkeypatch.setattr(ingestion, "ray", _Here())
     monkeypatch.setattr(kafka_brokers, "ID_S", 0.05)
+    monkeypatch.setattr(kafka_retention, "ASK_S", 0.1)
     monkeypatch.setattr(sources, "KafkaProcess", _read_here)
     with mock_broker() as made:
         made[1].list_topics(TOPIC, timeout=10)  # makes it
@@ -102,7 +103,8 @@ def test_messages_become_items_a_task_and_an_erasure(producer: tuple[str, Produc
     exported = DriverMetrics()
     exported.figures = StreamFigures(logs=list(figures.values()))
     labels = {"topic": TOPIC, "partition": "2"}
-    assert exported.registry.get_sample_value("stream_odml_topic_trouble", labels) == 0
+    for well in ("trouble", "at_risk_messages"):
+        assert exported.registry.get_sample_value(f"stream_odml_topic_{well}", labels) == 0
     assert exported.registry.get_sample_value("stream_odml_topic_offset_total", labels) == 6
     assert exported.registry.get_sample_value("stream_odml_topic_lag_messages", labels) == 0
     uri = next(s.uri for s in stream.writer.ledger.shards.values() if s.format == "messages")
