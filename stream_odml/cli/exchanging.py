@@ -50,8 +50,10 @@ def adopt(
 ) -> None:
     """Take over a gallery of another store: its vectors are searchable at once, and what has a class is learnt.
 
-    Without --model the stream takes vectors only. The same command goes on where it was ended. Rows that cannot be
-    used are quarantined with their reason. Needs a root on which no stream runs.
+    Without --model the stream takes vectors only. With it, that the vectors are of this model is not checked beyond
+    their length, as no image of them is at hand: search for an image whose item you know before you rely on it. The
+    same command goes on where it was ended. Rows that cannot be used are quarantined with their reason. Needs a root on
+    which no stream runs.
 
     Examples:  stream-odml adopt vectors.parquet --root shop --class sku  ·  stream-odml adopt
     qdrant://localhost:6333/products --root shop --class category --attributes brand,price
@@ -67,7 +69,7 @@ def adopt(
     gallery = open_source(source, Names(vector, id_column, class_column, named), ids)
     with progress_bar("adopted", gallery.count) as progress:
         report = take_over(gallery, config, learn=learn, progress=progress)
-    _tell(report, as_json, adopted_lines(report))
+    _tell(report, as_json, [*adopted_lines(report), *([] if model is None else [UNCHECKED])])
 
 
 @contextlib.contextmanager
@@ -89,6 +91,12 @@ def _tell(report: _Report, as_json: bool, lines: Iterable[str]) -> None:
         return
     for line in lines:
         say(out, line)
+
+
+UNCHECKED = (
+    "not checked: whether this model made the vectors; only their length was compared. Search for an image whose item "
+    "you know: it has to be the first hit"
+)
 
 
 def adopted_lines(report: Any) -> list[str]:
