@@ -2,17 +2,21 @@
 
     python -m benchmarks.doors                       # all parts, full size
     python -m benchmarks.doors --parts adopt --quick
+    python -m benchmarks.doors --parts upgrade --seeds 0 1 2 3 4 --resume   # goes on where it was ended
 
+`upgrade` and `sync` are all parts that begin so. The result file is written after each part and seed.
 Every part works in a folder of its own, on vectors that it makes up, but for `upgrade`, which needs real images.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import Report, common_arguments
 from benchmarks.doors.adopting import measure_adopt, measure_recall
@@ -29,22 +33,40 @@ PARTS: dict[str, Callable[[Report, Path, int], None]] = {
     "onnx": measure_onnx,
     "canaries": measure_canaries,
 }
+GROUPS = {group: [part for part in PARTS if part.startswith(f"{group}-")] for group in ("upgrade", "sync")}
 
 
 def main() -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.doors", description=__doc__)
     common_arguments(parser)
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=[*GROUPS, *PARTS], default=list(PARTS))
+    parser.add_argument("--resume", action="store_true", help="leave out the seeds that the result file has")
     arguments = parser.parse_args()
     report = Report.begin("doors", arguments)
-    for part in arguments.parts:
+    parts = [name for given in arguments.parts for name in GROUPS.get(given, [given])]
+    if arguments.resume:
+        report.rows += rows_before(report, parts)
+    done = {(row["part"], row["seed"]) for row in report.rows}
+    for part in parts:
         for seed in arguments.seeds:
+            if (part, seed) in done:
+                report.say(f"part {part}, seed {seed}: measured before")
+                continue
             with tempfile.TemporaryDirectory(prefix="stream-odml-doors-") as folder:
                 report.say(f"part {part}, seed {seed}")
                 PARTS[part](report, Path(folder), seed)
-    sum_up(report)
-    report.write(keep=True)
+            sum_up(report)
+            report.write(keep=True)
+
+
+def rows_before(report: Report, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return rows of these parts and of this run's seeds that the result file has from a run of the same size."""
+    file = report.out / f"{report.name}.json"
+    before = json.loads(file.read_text()) if file.exists() else {"quick": None, "rows": []}
+    if before["quick"] != report.quick:
+        return []
+    return [row for row in before["rows"] if row.get("part") in parts and row.get("seed") in report.seeds]
 
 
 if __name__ == "__main__":
