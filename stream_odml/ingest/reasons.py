@@ -94,14 +94,28 @@ REMEDIES: Mapping[Reason, str] = {
 """What each refusal means and what to do about it, for people."""
 
 
+MAX_DETAIL_CHARS = 2000
+"""Of a detail about as much is kept."""
+
+
 @dataclass(frozen=True)
 class RowProblem:
-    """One row that cannot be used. `row` counts from 0 within the shard; `first_bytes` are of its image."""
+    """One row that cannot be used. `row` counts from 0 within the shard; `first_bytes` are of its image.
+
+    Its detail is text that can be stored and shown: a name in it may have had megabytes, or bytes that are no text.
+    """
 
     row: int
     reason: Reason
     detail: str
     first_bytes: bytes = b""
+
+    def __post_init__(self) -> None:
+        detail = self.detail
+        if len(detail) > MAX_DETAIL_CHARS:  # what is wrong stands at its end, after the name of the file
+            half = MAX_DETAIL_CHARS // 2
+            detail = f"{detail[:half]} … {detail[-half:]}"
+        object.__setattr__(self, "detail", detail.encode(errors="backslashreplace").decode())
 
 
 class RowError(ValueError):

@@ -104,7 +104,7 @@ def _read_landed(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
         ShardState(
             shard_id=text(row["subject"], "the shard"),
             name=text(detail["name"], "name"),
-            uri=text(detail["uri"], "uri"),
+            uri=optional_text(detail["uri"], "uri") or "",
             format=text(detail["format"], "format"),
             size_bytes=whole(detail["size_bytes"], "size_bytes"),
             state="landed",

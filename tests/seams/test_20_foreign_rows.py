@@ -62,7 +62,7 @@ BAD: list[tuple[str, Any]] = [
     *(("landed", bad) for bad in NO_OBJECT),
     ("landed", {}),
     *(("landed", {**LANDED, "size_bytes": bad}) for bad in ("x", 1e300, float("inf"), -1, True, [1])),
-    *(("landed", {**LANDED, name: bad}) for name in ("name", "uri", "format") for bad in NO_TEXT),
+    *(("landed", {**LANDED, name: bad}) for name in ("name", "format") for bad in NO_TEXT),
     *(("indexed", {"rows": bad}) for bad in ("x", [1], -5, 10**30, float("nan"))),
     *(("indexed", {name: bad}) for name in ("classes", "reasons", "trainable")
       for bad in NO_NUMBERS),

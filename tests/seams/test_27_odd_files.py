@@ -373,3 +373,19 @@ def test_a_file_of_another_kind_says_what_to_do(tmp_path: Path, name: str) -> No
     with pytest.raises(ValueError, match=re.escape(seen)):
         ingest(tmp_path / name, tmp_path / "inbox")
     assert not (tmp_path / "inbox").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 1_000_000, "b/" * 400_000 + "x", "a\udcff" * 1000], ids=["long", "deep", "bytes"]
+)
+def test_a_name_of_a_member_makes_no_row_of_the_quarantine_large(tmp_path: Path, name: str) -> None:
+    """It is stored, listed and sent with every look at the quarantine."""
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        member = tarfile.TarInfo(f"{name}.png")
+        member.size = len(picture())
+        tar.addfile(member, io.BytesIO(picture()))
+    (problem,) = read(only(tmp_path))[1]
+    assert problem.reason == Reason.MISSING_LABEL
+    assert len(problem.detail.encode()) < 4000
+    assert problem.detail.startswith(name[0])
+    assert "label" in problem.detail or "class" in problem.detail
