@@ -1,8 +1,9 @@
 """One run of `ours`: the head is solved within seconds of every task, and the trunk moves where that serves more.
 
-Whether it is tried is decided by the product's rule (`learn/trunk_gap.py`), on all tasks that no stage of the trunk has
-taken up yet; whether it is published, by its floor: Recall@1, as served, of images that neither the stage nor the two
-heads that are compared have seen. The head that is published is then solved with all.
+Whether it is tried is decided by the product's rule (`learn/trunk_gap.py`), or, with `trunk=distilled`, it is with
+every task: on all that no stage of the trunk has taken up yet. Whether it is published, by its floor: Recall@1, as
+served, of images that neither the stage nor the two heads that are compared have seen. The head that is published is
+then solved with all.
 """
 
 # M measured images   N learnt images   D trunk feature
@@ -73,7 +74,8 @@ class MovingRun(ExactRun):
         assert state.solved is not None
         held, need = self._held_out(state.solved.images_N), self._need(state, solved)
         self._noted = {f"trunk_{name}": value for name, value in need.items()}
-        move = self._move(state, held) if len(held) and is_worth_moving(need) else None
+        tries = self.method.settings.trunk == "distilled" or is_worth_moving(need)
+        move = self._move(state, held) if len(held) and tries else None
         if move is not None:
             state.student = move.outcome.student
             forward, backward = move.outcome.forward, move.outcome.backward

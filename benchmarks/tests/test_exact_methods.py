@@ -127,7 +127,14 @@ def test_the_trunk_of_ours_moves_by_the_tasks_that_wait_where_it_serves_more(
         keep(self, state, rows)
 
     monkeypatch.setattr(Run, "_keep", seen)
-    words = ("--commit", "c0ffee", "--lift", "0", "--methods", "ours,ours_backfill,exact_frozen")
+    words = (
+        "--commit",
+        "c0ffee",
+        "--lift",
+        "0",
+        "--methods",
+        "ours,ours_backfill,exact_frozen,each=ours:trunk=distilled",
+    )
     run(monkeypatch, arguments(parquet, tmp_path, *words))
     figures = json.loads((tmp_path / "quality-squares.json").read_text())["figures"]
     images = load_images(parquet, 16, tmp_path / ".quality")
@@ -144,6 +151,9 @@ def test_the_trunk_of_ours_moves_by_the_tasks_that_wait_where_it_serves_more(
         learnt_now = np.isin(state.solved.images_N, np.concatenate([task.images for task in tasks[1:]]))
         assert same[learnt_now].all(), "items whose images the stage read are embedded anew"
         assert same[~learnt_now].all() == (name == "ours_backfill" or not serves_more)
+    assert [states["each", stage].taken for stage in range(3)] == (
+        [[1], [1, 1], [1, 1, 1]] if serves_more else [[1], [1, 2], [1, 2, 2]]
+    ), "tried with every task"
     noted = {
         (row["stage"], row["metric"]): row["value"]
         for row in without_seconds(tmp_path)

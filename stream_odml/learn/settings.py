@@ -146,9 +146,10 @@ class StageSettings:
     change; 0 for none."""
     composite_every: Annotated[int, Range(at_least=1)] = 2
     """A composite is made of every n-th image of the batch."""
-    weight_hold: NonNegative = 50.0
+    weight_hold: NonNegative = 10.0
     """Weight of feature distillation under a `discriminant` head, in place of the two before: of pooled features, on
-    the batch and on its composites alike. High, as every stored feature has to follow the trunk by a map."""
+    the batch and on its composites alike. As every stored feature has to follow the trunk by a map, 0 loses the
+    gallery; at 50 a trunk hardly learns (`benchmarks/STUDY.md`)."""
     weight_repel: NonNegative = 0.0
     """Weight of the bank's class directions as negatives of the new images; 0.3 may help a task of many new classes,
     and costs a task of few (`benchmarks/EARLIER.md`)."""
