@@ -55,6 +55,10 @@ CHOICES = (
         {"0.5": "new.shrinkage0.5", "0.8": "new"}, _UNSEEN, _HEADS,
     ),
     Choice(
+        "weight_hold", StageSettings().weight_hold, {"50.0": "hold50", "10.0": "hold10"}, _SERVED,
+        ("validation-flowers102-hold",),
+    ),
+    Choice(
         "learning.trunk", StageSettings().trunk, {"auto": "ours", "frozen": "exact_frozen"}, _SERVED,
         ("validation-flowers102-small",),
     ),
@@ -68,7 +72,6 @@ UNCHOSEN: Mapping[str, tuple[Any, str]] = {
         HeadSettings().new_bonus,
         "each stream chooses its own; this one stands where nothing can be left out",
     ),
-    "weight_hold": (StageSettings().weight_hold, "trials of nine stages, whose rows were not kept"),
     "choice_growth": (StageSettings().choice_growth, "a matter of time, not of recall"),
 }
 """Defaults that no rows have chosen: the value, and what it rests on."""
