@@ -113,7 +113,7 @@ def address() -> Iterator[str]:
     ("path", "expected"),
     [
         ("/", ["5 classes", "v0001-bb", "4 new of 5 classes", ">Serve<", "20 items", "re-extracted|served"]),
-        ("/docs", ["/v1/versions/{a}/diff/{b}", "Nearest items", "curl"]),
+        ("/docs", ["/v1/versions/{a}/diff/{b}", "Nearest items", "Say the class of an item", "curl"]),
     ],
 )
 def test_a_real_browser_draws_it(address: str, tmp_path: Path, path: str, expected: list[str]) -> None:

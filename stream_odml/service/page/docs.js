@@ -3,7 +3,7 @@
 import { $, h } from "./dom.js";
 import { tryIt } from "./try.js";
 
-const METHODS = ["get", "post", "put", "delete"];
+const METHODS = ["get", "post", "put", "patch", "delete"];
 
 function operation(path, method, spec) {
   const parts = [h("p", {}, spec.description ?? "")];
