@@ -77,12 +77,15 @@ def choose_head(
     `sums`: of all learnt items, with the widest lift that may be used. `sample`: rows of `sample_rows`, every
     one of which is in the sums. Lift and shrinkage by recall of items left out, among known classes;
     `new_shrinkage` by recall of classes left out, among all; `new_scale` and `new_bonus` by both in one gallery, as
-    large a share as can be of what one part for all would reach, for the kind that is worse off. Where too few
-    classes or items can be left out, the settings stay.
+    large a share as can be of what one part for all would reach, for the kind that is worse off.
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
     they differ then tell new items from known ones no more. Not where there is a lift, which whitening does without.
+
+    Where too few classes or items can be left out, the settings stay, and up to MAX_WHITENED items are left to
+    whitening, with a lift too: two parts would be compared by a bonus that nothing has measured, which loses one of
+    the kinds.
     """
     s = settings or HeadSettings()
     folds = list(_folds(sums, sample, classes))
@@ -94,9 +97,9 @@ def choose_head(
         s = best_of([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_hits)
     s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_hits)
     s = best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_hits)
-    galleries = [both for fold in folds for both in fold.both(s)]
-    scale, bonus, share = _best_scores(galleries)
-    if few and not sums.lift.width and not _pays(galleries, share):
+    both = [fold.both(s) for fold in folds]
+    scale, bonus, share = _best_scores(_telling(both))
+    if few and not sums.lift.width and not _pays(both, scale, bonus, share):
         s = replace(s, discriminant=False)
     return replace(s, new_scale=scale, new_bonus=bonus)
 
@@ -118,9 +121,9 @@ class _Fold:
         those that the head was solved with, and of one without them, which tells better what a lift is worth."""
         scores = self._scores(self._project(discriminant(self.sums, s), s.width))
         known_q = self.known_n[self.query_n]
-        galleries = (self.known_n, self.known_n & self.query_n)
-        with_all, among_out = (scores.nearest(gallery_n)[1][known_q] for gallery_n in galleries)
-        return 0.5 * (with_all.astype(np.float64) + among_out)
+        among_all, among_out = self.known_n, self.known_n & self.query_n
+        hit_q, other_q = (scores.nearest(gallery_n)[1] for gallery_n in (among_all, among_out))
+        return _mean_of_both(hit_q, other_q, scores.mates(among_out))[known_q]
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
@@ -137,10 +140,12 @@ class _Fold:
     def _scores(self, z_nd: NDArray[np.float32]) -> _Scores:
         queries = np.flatnonzero(self.query_n)
         similar_qn = z_nd[queries] @ z_nd.T
-        similar_qn[np.arange(len(queries)), queries] = -np.inf
-        return _Scores(similar_qn, self.label_n[queries][:, None] == self.label_n[None])
+        same_qn = self.label_n[queries][:, None] == self.label_n[None]
+        own = np.arange(len(queries)), queries
+        similar_qn[own], same_qn[own] = -np.inf, False
+        return _Scores(similar_qn, same_qn)
 
-    def both(self, s: HeadSettings) -> list[_Both]:
+    def both(self, s: HeadSettings) -> tuple[_Both, _Both]:
         """Return what each query finds by either part, in a gallery of items that the head was solved with, as most of
         a gallery's are, and in one without them.
 
@@ -150,8 +155,9 @@ class _Fold:
         """
         head, out_n = solve_head(self.sums, s), self.query_n
         known, new = self._scores(head.known_part(self.sample)), self._scores(head.new_part(self.sample))
-        is_known_q, found = self.known_n[out_n], []
-        for gallery_n in (np.ones(len(out_n), bool), out_n):
+        is_known_q = self.known_n[out_n]
+
+        def within(gallery_n: Bools) -> _Both:
             by_new_q = new.nearest(gallery_n)[1]
             rival_q = np.where(
                 is_known_q, new.largest(gallery_n, same=False), new.largest(gallery_n, same=True)
@@ -159,15 +165,15 @@ class _Fold:
             of_new = rival_q, np.where(is_known_q, np.float32(0), by_new_q)
             of_known = known.nearest(gallery_n & self.known_n)
             whitened_q = new.nearest(gallery_n & self.known_n)[1]
-            found.append(
-                _Both(is_known_q, of_known, of_new, whitened_q, known.nearest(gallery_n)[1], by_new_q)
-            )
-        return found
+            mate_q, by_known_q = known.mates(gallery_n), known.nearest(gallery_n)[1]
+            return _Both(is_known_q, mate_q, of_known, of_new, whitened_q, by_known_q, by_new_q)
+
+        return within(np.ones(len(out_n), bool)), within(out_n)
 
 
 @dataclass(frozen=True, eq=False)
 class _Scores:
-    """Cosines of queries with all items, of none with itself, and which items are of the query's class."""
+    """Cosines of queries with all items, of none with itself, and which other items are of the query's class."""
 
     similar_qn: NDArray[np.float32]
     same_qn: Bools
@@ -179,6 +185,11 @@ class _Scores:
             return np.full(len(row_q), -np.inf, np.float32), np.zeros(len(row_q), np.float32)
         best_q = gallery[self.similar_qn[:, gallery].argmax(axis=1)]
         return self.similar_qn[row_q, best_q], self.same_qn[row_q, best_q].astype(np.float32)
+
+    def mates(self, gallery_n: Bools) -> Bools:
+        """Return which queries have an item of their class in a gallery: the others find nothing by any head."""
+        mate_q: Bools = self.same_qn[:, gallery_n].any(axis=1)
+        return mate_q
 
     def largest(self, gallery_n: Bools, *, same: bool) -> NDArray[np.float32]:
         """Return the score of the nearest item of a gallery that is of the query's class, or is not."""
@@ -192,6 +203,8 @@ class _Both:
     """Of each query: its kind, (score, hit) of the nearest known and the nearest new item, and hits of either part."""
 
     is_known_q: Bools
+    mate_q: Bools
+    """Queries that have something to find; the others say nothing of a gallery."""
     known: tuple[NDArray[np.float32], NDArray[np.float32]]
     new: tuple[NDArray[np.float32], NDArray[np.float32]]
     whitened_q: NDArray[np.float32]
@@ -205,23 +218,34 @@ class _Both:
         ahead_bq = scale * self.new[0] + BONUSES[:, None] > self.known[0]
         return self._worse(np.where(ahead_bq, self.new[1], self.known[1]))
 
-    def gain(self) -> float:
-        """Return what the known part adds to Recall@1 of known classes among themselves."""
-        return _mean(self.known[1][self.is_known_q]) - _mean(self.whitened_q[self.is_known_q])
+    @property
+    def has_both_kinds(self) -> bool:
+        """Whether queries of known and of new classes have something to find."""
+        return bool((self.mate_q & self.is_known_q).any() and (self.mate_q & ~self.is_known_q).any())
+
+    def gain_q(self) -> NDArray[np.float32]:
+        """Return what the known part adds to hits of each query among known classes."""
+        return self.known[1] - self.whitened_q
+
+    def served_gain_q(self, scale: float, bonus: float) -> NDArray[np.float32]:
+        """Return what both parts in one gallery add to hits of each query by the new part."""
+        return (
+            np.where(scale * self.new[0] + bonus > self.known[0], self.new[1], self.known[1]) - self.by_new_q
+        )
 
     def by_new(self) -> float:
         """Return the share of the kind that is worse off where all are compared by the new part."""
         return float(self._worse(self.by_new_q[None])[0])
 
     def _worse(self, found_bq: NDArray[np.float32]) -> NDArray[np.float64]:
-        known_q = self.is_known_q
+        known_q, new_q = self.mate_q & self.is_known_q, self.mate_q & ~self.is_known_q
         alone = (
             max(_mean(self.by_known_q[known_q]), _mean(self.by_new_q[known_q])),
-            _mean(self.by_new_q[~known_q]),
+            _mean(self.by_new_q[new_q]),
         )
         if min(alone) <= 0:
             return np.zeros(len(found_bq))
-        kinds = (found_bq[:, known_q], found_bq[:, ~known_q])
+        kinds = (found_bq[:, known_q], found_bq[:, new_q])
         found = [kind.mean(axis=1, dtype=np.float64) / a for kind, a in zip(kinds, alone, strict=True)]
         worse_b: NDArray[np.float64] = np.minimum(*found)
         return worse_b
@@ -273,12 +297,37 @@ def _best_bonus(galleries: list[_Both], scale: float) -> tuple[float, float]:
     return round(float(BONUSES[first : last + 1].mean()), 3), float(worse_b.max())
 
 
-def _pays(galleries: list[_Both], share: float) -> bool:
-    """Return whether the known part finds more than the new part would: of known classes among themselves, or, with
-    the scale and bonus that give `share`, in one gallery with new ones."""
-    if np.mean([both.gain() for both in galleries]) > MARGIN:
+def _pays(both: list[tuple[_Both, _Both]], scale: float, bonus: float, share: float) -> bool:
+    """Return whether the known part finds more than the new part would, by MARGIN and by more than chance: of known
+    classes among themselves, or, with the scale and bonus that give `share`, in one gallery with new ones."""
+
+    def of_known(gain: Callable[[_Both], NDArray[np.float32]]) -> NDArray[np.float64]:
+        pairs = [(a.is_known_q, _mean_of_both(gain(a), gain(b), b.mate_q)) for a, b in both]
+        return np.concatenate([gain_q[known_q] for known_q, gain_q in pairs])
+
+    if _is_more(of_known(_Both.gain_q)):
         return True
-    return share > MARGIN + float(np.mean([both.by_new() for both in galleries]))
+    if share <= MARGIN + float(np.mean([gallery.by_new() for gallery in _telling(both)])):
+        return False
+    return _is_more(of_known(lambda gallery: gallery.served_gain_q(scale, bonus)))
+
+
+def _telling(both: list[tuple[_Both, _Both]]) -> list[_Both]:
+    """Galleries that tell something of either kind; all that a few items of each class leave out may be single."""
+    return [gallery for pair in both for gallery in pair if gallery.has_both_kinds]
+
+
+def _mean_of_both(
+    first_q: NDArray[np.float32], second_q: NDArray[np.float32], mate_q: Bools
+) -> NDArray[np.float64]:
+    """The mean of what two galleries say of each query; of one that has nothing to find in the second, the first."""
+    mean_q: NDArray[np.float64] = np.where(mate_q, (first_q + second_q) / 2, first_q).astype(np.float64)
+    return mean_q
+
+
+def _is_more(gain_q: NDArray[np.float64], least: float = MARGIN) -> bool:
+    """Return whether a mean gain of queries is above `least` and above what chance gives."""
+    return _mean(gain_q) > max(least, ERRORS * float(gain_q.std()) / max(len(gain_q), 1) ** 0.5)
 
 
 def best_of(tried: list[HeadSettings], hits: Callable[[HeadSettings], NDArray[np.float64]]) -> HeadSettings:
@@ -290,10 +339,8 @@ def best_of(tried: list[HeadSettings], hits: Callable[[HeadSettings], NDArray[np
     best, most = tried[0], 0.0
     for settings, found_q in zip(tried[1:], others, strict=True):
         gain_q = found_q - first
-        gain = _mean(gain_q)
-        chance = ERRORS * float(gain_q.std()) / max(len(gain_q), 1) ** 0.5
-        if gain > max(most, MARGIN, chance):
-            best, most = settings, gain
+        if _is_more(gain_q, max(most, MARGIN)):
+            best, most = settings, _mean(gain_q)
     return best
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -67,7 +68,8 @@ def union_recall(
     """Recall@1 of items of known classes that the head has not seen, and of new ones, in one gallery."""
     codes, label = encode(h), np.array([int(name[-6:]) for name in names])
     learnt = np.flatnonzero((label < known) & (np.arange(len(label)) % 2 == 0))
-    head = solve_head(sums_of(codes[learnt], [names[row] for row in learnt.tolist()]), settings)
+    of = [names[row] for row in learnt.tolist()]
+    head = solve_head(sums_of(codes[learnt], of, settings.width), settings)
     rest = np.setdiff1d(np.arange(len(label)), learnt)
     known_q, own = label[rest] < known, np.arange(len(rest))
     a, b = head.known_part(codes[rest]), head.new_part(codes[rest])
@@ -167,6 +169,51 @@ def test_too_few_classes_or_items_leave_all_to_whitening(classes: int, each: int
     settings = HeadSettings(new_bonus=0.3)
     found = chosen(features[:n], names[:n], np.arange(n), settings)
     assert found == replace(settings, discriminant=False) or classes > 4
+    assert np.isfinite(found.new_bonus)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_too_few_classes_under_a_lift_are_left_to_whitening_too(classes: int) -> None:
+    """No bonus can be measured, and by the default one of the two kinds is lost."""
+    h, names = after_its_trunk_learnt(classes, 10)
+    label = np.array([int(name[-6:]) for name in names])
+    learnt = np.flatnonzero((label < classes) & (np.arange(len(label)) % 2 == 0))
+    codes, of = encode(h[learnt]), [names[row] for row in learnt.tolist()]
+    picked = choose_head(sums_of(codes, of, width=24), codes, of, HeadSettings(width=24))
+    assert picked == HeadSettings(width=24, discriminant=False)
+    two_parts, whitened = (
+        union_recall(h, names, classes, settings) for settings in (HeadSettings(width=24), picked)
+    )
+    assert min(two_parts) < 0.75 * min(whitened)
+
+
+def test_a_discriminant_that_finds_as_much_as_whitening_is_not_kept_by_chance() -> None:
+    """Round classes in many dimensions: what it finds more or less of a few queries is luck."""
+    kept = 0
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        label = np.repeat(np.arange(12), 6)
+        h = 2 + random.normal(size=(12, 64))[label] + 0.9 * random.normal(size=(len(label), 64))
+        names = [f"{c:04d}" for c in label]
+        kept += chosen(encode(h.astype(np.float32)), names, np.arange(len(label))).discriminant
+    assert kept <= 1
+
+
+@pytest.mark.parametrize("each", [2, 3, 4])
+def test_what_has_nothing_to_find_is_no_miss(each: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of classes of so few images one is left out, alone of its class among those left out."""
+    seen: list[float] = []
+
+    def watched(
+        tried: list[HeadSettings], hits: Callable[[HeadSettings], NDArray[np.float64]]
+    ) -> HeadSettings:
+        seen.append(float(hits(tried[0]).mean()))
+        return best_of(tried, hits)
+
+    monkeypatch.setattr(head_choice, "best_of", watched)
+    features, names = stored(40, each, 48, noise=0.05)
+    found = chosen(features, names, np.arange(len(names)))
+    assert seen == [1.0, 1.0], "every query finds its class, by either part"
     assert np.isfinite(found.new_bonus)
 
 
