@@ -105,6 +105,15 @@ class ClassRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassTable:
+    """Every class of one snapshot, newest first: ``version`` and ``sequence`` name it."""
+
+    version: str
+    sequence: int
+    rows: Sequence[ClassRow]
+
+
+@dataclass(frozen=True, slots=True)
 class VersionRow:
     """One committed version in the tree. ``metrics`` as the trainer wrote them."""
 
@@ -215,8 +224,8 @@ class Backend(Protocol):
     async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
         """Ask the driver to learn a refused or skipped task after all; ApiError 503 while it is away."""
 
-    def classes(self) -> Sequence[ClassRow]:
-        """Return every class of the served gallery, newest first. May take a while: for a thread."""
+    def classes(self) -> ClassTable:
+        """Return every class of the served gallery. May take a while: for a thread."""
 
     def refused_rows(self, limit: int) -> Sequence[RefusedRow]:
         """Return the newest rows that could not be used. May take a while: for a thread."""

@@ -14,7 +14,7 @@ from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.answering import Answering
 from stream_odml.service.backend import (
-    ClassRow,
+    ClassTable,
     Item,
     Projection,
     Query,
@@ -174,8 +174,9 @@ class Replica:
         found = item_of(self.puller.serving().snapshot, item_id)  # a forgotten item has no picture any more
         return None if found is None else self._thumbnails.get(found.shard_id, item_id)
 
-    def classes(self) -> Sequence[ClassRow]:
-        return self.puller.serving().classes
+    def classes(self) -> ClassTable:
+        bundle = self.puller.serving()
+        return ClassTable(bundle.version, bundle.sequence, bundle.classes)
 
     def refused_rows(self, limit: int) -> Sequence[RefusedRow]:
         snapshot = self.puller.serving().snapshot

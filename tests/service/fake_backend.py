@@ -17,6 +17,7 @@ from stream_odml.search.portable import PortableMap
 from stream_odml.service.backend import (
     Answer,
     ClassRow,
+    ClassTable,
     Embedded,
     Floats,
     Item,
@@ -170,10 +171,10 @@ class FakeBackend:
         self.asked.append(what)
         return {"accepted": True}
 
-    def classes(self) -> Sequence[ClassRow]:
+    def classes(self) -> ClassTable:
         first = range(0, len(self.ids), self.per_class)
         rows = [ClassRow(self.names[i], self.per_class, self.times[i], self.ids[i], i == 0) for i in first]
-        return rows[::-1]
+        return ClassTable(self.head, self.sequence, rows[::-1])
 
     def refused_rows(self, limit: int) -> Sequence[RefusedRow]:
         return []

@@ -38,7 +38,8 @@ async def classes(
     part = normalised(named or "").casefold()
 
     def make() -> dict[str, Any]:
-        served, rows = backend.served(), backend.classes()
+        table = backend.classes()
+        rows = table.rows
         if after is not None:
             rows = [row for row in rows if row.first_seen is not None and row.first_seen > after]
         if learnt is not None:
@@ -46,7 +47,7 @@ async def classes(
         if part:
             rows = [row for row in rows if part in row.name.casefold()]
         page = [class_json(row) for row in rows[offset : offset + limit]]
-        return {"version": served.version, "sequence": served.sequence, "total": len(rows), "classes": page}
+        return {"version": table.version, "sequence": table.sequence, "total": len(rows), "classes": page}
 
     return await view(request, backend, ("classes", after, learnt, part, limit, offset), limit, make)
 
