@@ -188,7 +188,7 @@ class _Scores:
 
     def mates(self, gallery_n: Bools) -> Bools:
         """Return which queries have an item of their class in a gallery: the others find nothing by any head."""
-        mate_q: Bools = self.same_qn[:, gallery_n].any(axis=1)
+        mate_q: Bools = np.any(self.same_qn[:, gallery_n], axis=1)
         return mate_q
 
     def largest(self, gallery_n: Bools, *, same: bool) -> NDArray[np.float32]:
@@ -327,7 +327,8 @@ def _mean_of_both(
 
 def _is_more(gain_q: NDArray[np.float64], least: float = MARGIN) -> bool:
     """Return whether a mean gain of queries is above `least` and above what chance gives."""
-    return _mean(gain_q) > max(least, ERRORS * float(gain_q.std()) / max(len(gain_q), 1) ** 0.5)
+    chance = ERRORS * float(gain_q.std()) / float(max(len(gain_q), 1)) ** 0.5
+    return _mean(gain_q) > max(least, chance)
 
 
 def best_of(tried: list[HeadSettings], hits: Callable[[HeadSettings], NDArray[np.float64]]) -> HeadSettings:

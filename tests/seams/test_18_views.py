@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
 
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.api import create_app
-from stream_odml.service.backend import ClassRow, Projection
+from stream_odml.service.backend import ClassTable, Projection
 from tests.service.fake_backend import FakeBackend
 from tests.service.local import LocalApi
 
@@ -33,7 +32,7 @@ class SlowBackend(FakeBackend):
         self.made += 1
         return super().projection(points)
 
-    def classes(self) -> Sequence[ClassRow]:
+    def classes(self) -> ClassTable:
         self.threads.add(threading.current_thread().name)
         return super().classes()
 

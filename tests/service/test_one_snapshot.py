@@ -45,7 +45,7 @@ def test_a_query_that_fails_takes_no_other_with_it(grouped: bool) -> None:
     bundle = cast(Any, SimpleNamespace(snapshot=Snapshot()))
     query = Query(group_by_class=grouped)
     asks = [_Ask(bundle, np.ones((1, 4), np.float32), name, query) for name in ("a", "lost", "b", "lost")]
-    a, lost, b, again = _answer_together(asks)
+    a, lost, b, again = cast(list[Any], _answer_together(asks))
     assert (a, b) == ([["a 1"]], [["b 1"]])
     assert isinstance(lost, FileNotFoundError)
     assert isinstance(again, FileNotFoundError)
