@@ -327,7 +327,7 @@ def _mean_of_both(
 
 def _is_more(gain_q: NDArray[np.float64], least: float = MARGIN) -> bool:
     """Return whether a mean gain of queries is above `least` and above what chance gives."""
-    chance = ERRORS * float(gain_q.std()) / float(max(len(gain_q), 1)) ** 0.5
+    chance: float = ERRORS * float(gain_q.std()) / max(len(gain_q), 1) ** 0.5
     return _mean(gain_q) > max(least, chance)
 
 
