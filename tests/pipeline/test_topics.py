@@ -182,15 +182,16 @@ def test_copies_stay_until_they_are_learnt_and_strays_go(
     spool.mkdir()
     for name in ("learnt", "waits"):
         ingest(writer, name, [Item(f"{name}/0", name)])
-    for name in ("learnt", "waits", "stray", "fresh"):
+    ingest(writer, "empty", [])  # as where a partition begins
+    for name in ("learnt", "waits", "stray", "fresh", "empty"):
         (spool / f"{name}{SUFFIX}").write_bytes(b"rows")
     long_ago = time.time() - 2 * STRAY_S
-    for name in ("waits", "stray"):
+    for name in ("waits", "stray", "empty"):
         os.utime(spool / f"{name}{SUFFIX}", (long_ago, long_ago))
-    writer.close_task("task-0001", ["learnt"], "test")
+    writer.close_task("task-0001", ["learnt", "empty"], "test")
     commit_stage(writer, "task-0001", None, seed=1)
     pushed = open_files(str(tmp_path / "push"))
-    assert prune_copied(writer.store, keep_s=3600) == 1
+    assert prune_copied(writer.store, keep_s=3600) == 2
     assert sorted(p.name for p in spool.iterdir()) == [f"{n}{SUFFIX}" for n in ("fresh", "learnt", "waits")]
     assert without_images(writer.store, pushed, ["task-0001"]) == []
     assert prune_copied(writer.store, keep_s=0) == 1
