@@ -5,8 +5,9 @@ Protects: what leaves this file is what a reader of a shard would have taken: th
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, ROW, VECTOR, vectors_of
+from stream_odml.exchange.source import ATTRIBUTES, CLASS, CLASS_NAMES, ID, ROW, VECTOR, vectors_of
 from stream_odml.ingest import fields
-from stream_odml.ingest.arrow_values import id_value, label_value
+from stream_odml.ingest.arrow_values import attribute_converter, id_value, label_value
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.ingest.reasons import Reason, RowError
 from stream_odml.ingest.vectors import problems_of
@@ -149,10 +150,12 @@ def _classes(table: pa.Table, problems: dict[int, tuple[Reason, str]]) -> list[s
         return [UNLABELLED] * len(table)
     column = table[CLASS].combine_chunks()
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    names: list[str | RowError] = [_class(scalar) for scalar in encoded.dictionary]
+    values, codes = _encoded(column)
+    noted = (table.schema.field(CLASS).metadata or {}).get(CLASS_NAMES)
+    known = None if noted is None else json.loads(noted)
+    names: list[str | RowError] = [_class(scalar, known) for scalar in values]
     found = []
-    for row, code in enumerate(encoded.indices.to_pylist()):
+    for row, code in enumerate(codes):
         name = UNLABELLED if code is None else names[code]
         if isinstance(name, RowError):
             problems.setdefault(row, (name.reason, name.detail))
@@ -161,9 +164,18 @@ def _classes(table: pa.Table, problems: dict[int, tuple[Reason, str]]) -> list[s
     return found
 
 
-def _class(scalar: Any) -> str | RowError:
+def _encoded(column: pa.Array) -> tuple[Iterable[Any], Sequence[int | None]]:
+    """Return different values of a column, and for each row which of them it has."""
     try:
-        return fields.class_name(label_value(scalar))
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    except pa.ArrowNotImplementedError:  # of types that Arrow does not compare: in runs, say
+        return column, range(len(column))
+    return encoded.dictionary, encoded.indices.to_pylist()
+
+
+def _class(scalar: Any, known: Sequence[str] | None) -> str | RowError:
+    try:
+        return fields.class_name(label_value(scalar), known)
     except RowError as error:
         return UNLABELLED if error.reason is Reason.MISSING_LABEL else error
 
@@ -171,14 +183,35 @@ def _class(scalar: Any) -> str | RowError:
 def _attributes(table: pa.Table, problems: dict[int, tuple[Reason, str]]) -> list[dict[str, str]] | None:
     if ATTRIBUTES not in table.column_names:
         return None
+    column = table[ATTRIBUTES]
+    convert = attribute_converter(ATTRIBUTES, column.type)
+    values: Iterable[Any] = column
+    if _is_plain(column.type):  # several times as fast
+        values, convert = column.to_pylist(), lambda value: value
     found = []
-    for row, value in enumerate(table[ATTRIBUTES].to_pylist()):
+    for row, value in enumerate(values):
         try:
-            found.append(fields.attributes(value))
+            found.append(fields.attributes(convert(value)))
         except RowError as error:
             problems.setdefault(row, (error.reason, error.detail))
             found.append({})
     return found
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Return whether Arrow's own Python values are as `plain.py` writes them: of text, numbers and nothing else."""
+    if pa.types.is_struct(kind):
+        return all(map(_is_plain, (kind.field(at).type for at in range(kind.num_fields))))
+    if pa.types.is_map(kind):
+        return _is_plain(kind.key_type) and _is_plain(kind.item_type)
+    tests = (
+        pa.types.is_string,
+        pa.types.is_integer,
+        pa.types.is_boolean,
+        pa.types.is_float64,
+        pa.types.is_null,
+    )
+    return any(test(kind) for test in tests)
 
 
 def _take_in(found: Findings, vectors: Floats, classes: Sequence[str]) -> None:

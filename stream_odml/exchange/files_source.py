@@ -20,7 +20,10 @@ import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line
 from stream_odml.exchange.source import ID, VECTOR, Block, Chosen, Names, choose, length_of, rows_at_once
+from stream_odml.ingest.arrow_rows import class_names_of
+from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column
+from stream_odml.ingest.table_folders import in_words, table_kind
 from stream_odml.storage.regular import UnsafePath, hash_regular
 
 TABLES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
@@ -42,6 +45,7 @@ def identity_of(files: Sequence[Path], *more: object) -> str:
 def _check_alike(files: Sequence[Path], chosen: Chosen) -> None:
     """Raise ExchangeError unless all files have the chosen columns, in one type each."""
     first = _schema(files[0])
+    label = chosen.class_name
     for file in files[1:]:
         schema = _schema(file)
         for name in chosen.columns:
@@ -54,6 +58,20 @@ def _check_alike(files: Sequence[Path], chosen: Chosen) -> None:
                     f"column {name!r} of {file} is {'not there' if found is None else found}, "
                     f"of {files[0]} {expected}; write all files alike, or adopt them one by one"
                 )
+        if label is not None and class_names_of(schema, label) != chosen.class_names:
+            raise ExchangeError(
+                f"{file} names the classes of {label!r} otherwise than {files[0]}; adopt them one by one"
+            )
+
+
+def _tables_below(folder: Path) -> list[Path]:
+    """Return the tables of a folder and of those below it. Raises ExchangeError where one is a table of its own, which
+    holds deleted rows too."""
+    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        if (kind := table_kind(inner)) is not None:
+            raise ExchangeError(f"{inner} is {in_words(kind)}")
+    tables = (path for path in folder.rglob("*") if path.suffix.lower() in TABLES and path.is_file())
+    return sorted(path for path in tables if not is_foreign(path.relative_to(folder).as_posix()))
 
 
 class TableSource:
@@ -61,7 +79,7 @@ class TableSource:
 
     def __init__(self, path: Path, names: Names) -> None:
         self.name = str(path)
-        self._files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in TABLES)
+        self._files = [path] if path.is_file() else _tables_below(path)
         if not self._files:
             raise ExchangeError(f"{path} holds no {', '.join(TABLES)}; name a table or a folder of tables")
         self._chosen = choose(_schema(self._files[0]), names, self.name)
@@ -105,11 +123,15 @@ class TableSource:
 
 def _schema(file: Path) -> pa.Schema:
     try:
-        if file.suffix == ".parquet":
+        if _is_parquet(file):
             return pq.read_schema(file)
         return _ipc(file).schema
     except (pa.ArrowException, OSError) as error:
         raise ExchangeError(f"{file} is no {file.suffix} table: {first_line(error)}") from None
+
+
+def _is_parquet(file: Path) -> bool:
+    return file.suffix.lower() == ".parquet"
 
 
 def _ipc(file: Path) -> Any:
@@ -120,7 +142,7 @@ def _ipc(file: Path) -> Any:
 
 
 def _count(file: Path) -> int:
-    if file.suffix == ".parquet":
+    if _is_parquet(file):
         return int(pq.read_metadata(file).num_rows)
     table = _ipc(file)
     if isinstance(table, pa.Table):
@@ -129,7 +151,7 @@ def _count(file: Path) -> int:
 
 
 def _read(file: Path, columns: list[str], skip: int, size: int) -> Iterator[pa.RecordBatch]:
-    if file.suffix != ".parquet":
+    if not _is_parquet(file):
         table = _ipc(file)
         if isinstance(table, pa.Table):
             batches: Iterator[pa.RecordBatch] = iter(table.select(columns).to_batches(size))
@@ -165,7 +187,7 @@ class NpzSource:
         try:
             with zipfile.ZipFile(path) as archive:
                 arrays = {name: NpyRows(archive, name) for name in arrays_of(archive)}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise ExchangeError(f"{path} is no npz of plain arrays: {first_line(error)}") from None
         fields = [pa.field(name, _arrow_type(array)) for name, array in arrays.items()]
         self._chosen = choose(pa.schema(fields), names, self.name)
@@ -177,6 +199,8 @@ class NpzSource:
             )
         self.count: int | None = len(vectors)
         self.dim = int(vectors.shape[1])
+        if not len(vectors):
+            raise ExchangeError(f"{path} has no rows; there is nothing to adopt")
         for name in self._chosen.columns:
             if len(arrays[name]) != len(vectors):
                 raise ExchangeError(
@@ -198,7 +222,7 @@ class NpzSource:
                     count = min(size, total - at)
                     parts = {name: _as_column(array, count) for name, array in arrays.items()}
                     yield Block(self._chosen.block(pa.table(parts)), at + count)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise SourceLost(f"{self.name} cannot be read: {first_line(error)}") from error
 
 

@@ -34,12 +34,13 @@ def open_source(place: str, names: Names, ids: Path | None = None) -> GallerySou
     path = Path(place)
     if not path.exists():
         raise ExchangeError(f"{path} does not exist; name {SOURCES}")
-    if path.suffix in INDEXES:
+    suffix = path.suffix.lower()
+    if suffix in INDEXES:
         return FaissSource(path, names, ids)
     if ids is not None:
         raise ExchangeError(f"--ids goes with a FAISS index; {path} has a column of ids: --id COL")
-    if path.suffix == ".npz":
+    if suffix == ".npz":
         return NpzSource(path, names)
-    if path.is_dir() or path.suffix in TABLES:
+    if path.is_dir() or suffix in TABLES:
         return TableSource(path, names)
     raise ExchangeError(f"{path} is of no kind that is known; name {SOURCES}")

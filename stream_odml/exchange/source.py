@@ -6,6 +6,7 @@ where the last block that it committed ended.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stream_odml.exchange.errors import ExchangeError
+from stream_odml.ingest.arrow_rows import class_names_of
 from stream_odml.ingest.arrow_values import holds_vectors, unwrapped
 from stream_odml.ingest.shard import ShardRef
 
@@ -24,6 +26,8 @@ BLOCK_ROWS = 32_768
 BLOCK_BYTES = 64 << 20
 VECTOR, ID, CLASS, ATTRIBUTES, ROW = "vector", "id", "class", "attributes", "row"
 """Columns of a block's table. `attributes`: a struct, or a map."""
+CLASS_NAMES = b"class_names"
+"""Of the column `class`, where its numbers have names: their list, as JSON, in the field's metadata."""
 _VECTOR_NAMES = ("vector", "embedding", "embeddings", "vec")
 _ID_NAMES = ("id", "item_id", "key", "uuid")
 _CLASS_NAMES = ("class", "class_name", "label", "category")
@@ -88,6 +92,9 @@ class Chosen:
     id: str | None
     class_name: str | None
     attributes: tuple[str, ...]
+    class_names: tuple[str, ...] | None = field(default=None, repr=False)
+    """Names of numbered classes, which some writers keep in a table's schema. Not shown: what is adopted already is
+    known by what this class shows."""
 
     @property
     def columns(self) -> list[str]:
@@ -106,7 +113,12 @@ class Chosen:
             parts = [table[name].combine_chunks() for name in self.attributes]
             flat = [part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts]
             columns[ATTRIBUTES] = pa.StructArray.from_arrays(flat, names=list(self.attributes))
-        return pa.table(columns)
+        made = pa.table(columns)
+        if self.class_names is None:
+            return made
+        at = made.schema.get_field_index(CLASS)
+        noted = made.schema.field(at).with_metadata({CLASS_NAMES: json.dumps(self.class_names)})
+        return made.set_column(at, noted, made.column(at))
 
 
 def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
@@ -115,18 +127,26 @@ def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
         _check_there(schema, name, option, where)
     for name in names.attributes:
         _check_there(schema, name, "--attributes", where)
+    class_name = names.class_name or next((name for name in _CLASS_NAMES if name in schema.names), None)
+    item_id = names.id or next((name for name in _ID_NAMES if name in schema.names), None)
     vector = names.vector or _vector_column(schema, where)
+    for name in (vector, item_id, class_name, *names.attributes):
+        if name is not None and schema.names.count(name) > 1:
+            raise ExchangeError(
+                f"{where} has {schema.names.count(name)} columns {name!r}; give all but one another name"
+            )
     if not holds_vectors(schema.field(vector).type):
         raise ExchangeError(
             f"column {vector!r} of {where} is {str(schema.field(vector).type)[:80]}; "
             "name a list of numbers with --vector"
         )
-    return Chosen(
-        vector,
-        names.id or next((name for name in _ID_NAMES if name in schema.names), None),
-        names.class_name or next((name for name in _CLASS_NAMES if name in schema.names), None),
-        tuple(names.attributes),
-    )
+    if class_name is not None and pa.types.is_nested(unwrapped(schema.field(class_name).type)):
+        raise ExchangeError(
+            f"column {class_name!r} of {where} is {str(schema.field(class_name).type)[:80]}, which names no class; "
+            "name one of text or numbers with --class, or give this one another name"
+        )
+    class_names = None if class_name is None else class_names_of(schema, class_name)
+    return Chosen(vector, item_id, class_name, tuple(names.attributes), class_names)
 
 
 def _check_there(schema: pa.Schema, name: str | None, option: str, where: str) -> None:

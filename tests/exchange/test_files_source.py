@@ -1,0 +1,129 @@
+"""Files that are adopted have the classes and attributes that a landing of them would have; others are refused before
+anything is made."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stream_odml.exchange.checking import Findings, Target, check
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.places import open_source
+from stream_odml.exchange.source import Names
+
+VECTORS = [[1.0, 2.0], [3.0, 4.0]]
+CLASSES = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})}
+
+
+def written(path: Path, note: dict[str, str] | None = None, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"vector": VECTORS, **columns}).replace_schema_metadata(note), path)
+    return path
+
+
+def adopted(path: Path, *attributes: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows as they are stored, and why the others are not."""
+    source = open_source(str(path), Names(attributes=attributes), None)
+    target = Target(dim=source.dim, version="v", codes=None, held_out=0.0)
+    parts = [check(block.table, "s", target, Findings()) for block in source.blocks(None)]
+    rows = [row for part in parts for row in part.rows.to_pylist()]
+    return rows, [row["detail"] for part in parts for row in part.quarantine.to_pylist()]
+
+
+def test_numbered_classes_have_their_names(tmp_path: Path) -> None:
+    rows, problems = adopted(written(tmp_path / "a.parquet", CLASSES, label=[1, 0]))
+    assert ([row["class_name"] for row in rows], problems) == (["dog", "cat"], [])
+    rows, problems = adopted(written(tmp_path / "b.parquet", CLASSES, label=[1, 7]))
+    assert ([row["class_name"] for row in rows], problems) == (
+        ["dog"],
+        ["label 7, but the file names 2 classes"],
+    )
+    for name, note in (("x", CLASSES), ("y", {"huggingface": CLASSES["huggingface"].replace("cat", "cow")})):
+        written(tmp_path / f"set/{name}.parquet", note, label=[1, 0])
+    with pytest.raises(ExchangeError, match="names the classes of 'label' otherwise than"):
+        adopted(tmp_path / "set")
+
+
+def test_attributes_are_those_of_a_landing_and_one_that_cannot_be_costs_its_row(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {
+        "price": pa.array([0.1, 0.2], pa.float32()),
+        "day": pa.array([date(2024, 5, 1), None]).cast(pa.date32()),
+        "at": pa.array([1, 2**40 + 1], pa.timestamp("ns")),
+        "tags": [["a"], None],
+    }
+    columns["far"] = pa.array([0, 2**31 - 1], pa.int32()).cast(pa.date32())
+    rows, (problem,) = adopted(written(tmp_path / "a.parquet", **columns), *columns)
+    assert [json.loads(row["attributes"]) for row in rows] == [
+        {
+            "price": "0.1",
+            "day": "2024-05-01",
+            "at": "1970-01-01T00:00:00.000000001",
+            "tags": '["a"]',
+            "far": "1970-01-01",
+        }
+    ]
+    assert "days=2147483647" in problem
+
+
+@pytest.mark.parametrize(
+    "label", [[["a"], ["b"]], [{"a": 1}] * 2, pa.array([[("a", 1)]] * 2, pa.map_(pa.string(), pa.int64()))]
+)
+def test_a_column_that_names_no_class_is_refused(tmp_path: Path, label: Any) -> None:
+    with pytest.raises(ExchangeError, match=r"column 'label' of .* names no class; name one .*--class"):
+        adopted(written(tmp_path / "a.parquet", label=label))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    made = pa.Table.from_arrays([pa.array(VECTORS), pa.array("ab"), pa.array("cd")], ["vector", "id", "id"])
+    pq.write_table(made, tmp_path / "a.parquet")
+    with pytest.raises(ExchangeError, match="has 2 columns 'id'; give all but one another name"):
+        adopted(tmp_path / "a.parquet")
+
+
+def test_tables_of_a_folder_are_found_and_what_systems_leave_is_not(tmp_path: Path) -> None:
+    written(tmp_path / "set/A.PARQUET", label=["a", "b"])
+    written(tmp_path / "set/sub/c.parquet", label=["c", "d"])
+    (tmp_path / "set/._c.parquet").write_bytes(b"Mac OS X")
+    assert [row["class_name"] for row in adopted(tmp_path / "set")[0]] == ["a", "b", "c", "d"]
+    assert len(adopted(tmp_path / "set/A.PARQUET")[0]) == 2
+    (tmp_path / "set/sub/_delta_log").mkdir()
+    with pytest.raises(ExchangeError, match="sub is a Delta table, whose files hold deleted rows too"):
+        adopted(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "seen"),
+    [
+        ({"vector": np.zeros((0, 3))}, "has no rows; there is nothing to adopt"),
+        ({"vector": np.ones((2, 3)), "label": np.ones((2, 1), int)}, "names no class"),
+    ],
+)
+def test_archives_that_cannot_be_adopted(tmp_path: Path, arrays: dict[str, Any], seen: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ExchangeError, match=seen):
+        adopted(tmp_path / "a.npz")
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", vector=np.ones((2, 3)))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[data.index(b"PK\3\4") + 6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(ExchangeError, match="is encrypted"):
+        adopted(tmp_path / "a.npz")
+
+
+def test_classes_in_runs(tmp_path: Path) -> None:
+    label = pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array(["a"]))
+    made = pa.table({"vector": VECTORS, "label": label})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, made.schema) as out:
+        out.write_table(made)
+    assert [row["class_name"] for row in adopted(tmp_path / "a.arrow")[0]] == ["a", "a"]
