@@ -12,9 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from stream_odml.ingest import fields
 from stream_odml.ingest.folder_scan import class_of, has_class, scan_folder
 from stream_odml.ingest.reading import RawItem, read_folder, read_shard
-from stream_odml.ingest.shard import FILE_FORMATS, ShardRef, format_of, make_shard_id
+from stream_odml.ingest.reasons import RowError
+from stream_odml.ingest.shard import FILE_FORMATS, ManifestFile, ShardRef, format_of, make_shard_id
 
 SAMPLE = 200
 """Maximum images whose size is read."""
@@ -68,7 +70,18 @@ def look_at(path: Path) -> OwnImages:
     files = [file for file in scan.files if has_class(file)]
     sample = [path / file.path for file in files[:: max(1, len(files) // SAMPLE)]][:SAMPLE]
     sides = tuple(side for one in sample if (side := _shorter_side(one)))
-    return OwnImages(Counter(class_of(file) for file in files), sides, scan.notes)
+    names = [name for file in files if (name := _class_name(file))]
+    if not names:
+        raise ValueError(f"none of the class folders of {path} has a name that can be a class: rename them")
+    return OwnImages(Counter(names), sides, scan.notes)
+
+
+def _class_name(file: ManifestFile) -> str | None:
+    """The class as it will be stored; None for one that is quarantined."""
+    try:
+        return fields.class_name(class_of(file))
+    except RowError:
+        return None
 
 
 def raw_items(path: Path) -> Iterator[RawItem]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_odml.cli.own_images import look_at
 from stream_odml.cli.producer import Category, Producer, categories_of
 from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.landing import land_file
@@ -117,6 +118,12 @@ def test_the_demo_and_the_inbox_see_the_same_classes(
     land_folder(tmp_path / "inbox", folder)
     found = classes(tmp_path / "inbox")
     assert {name: found.count(name) for name in found} == expected
+
+
+def test_init_counts_classes_as_they_are_stored(tmp_path: Path) -> None:
+    """Accents that are composed differently make one class; a name that no class can have makes none."""
+    folder = write(tmp_path / "zoo", "caf\u00e9/a.png", "cafe\u0301/b.png", "a\nb/c.png", "dogs /d.png")
+    assert look_at(folder).by_class == {"caf\u00e9": 2, "dogs": 1}
 
 
 def test_the_image_that_the_demo_asks_for_is_one(tmp_path: Path) -> None:
