@@ -127,7 +127,7 @@ def prepare(root: str, config: StreamConfig, images: Path | None = None) -> Upgr
     model = _weights_of(after)
     if begun is not None:
         begun.check(old, model, config.root)
-    pairs, seconds = embed_pairs(old, stored.ids, images, before, after, config.ingest.max_pixels)
+    pairs, seconds = embed_pairs(stored, images, before, after, config.ingest.max_pixels, config.seed)
     return planned(stored, pairs, config, seconds, model)
 
 

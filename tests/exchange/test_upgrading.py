@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,19 @@ from stream_odml.cli.main import app
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
 from stream_odml.exchange import begun, pairs, upgrading
 from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.stored_items import StoredItems
 from stream_odml.exchange.upgrading import prepare
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.cross_map import CrossMap
 from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.models.loading import load_model
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
 from stream_odml.store.tables import decoded
 from stream_odml.store.writer import Writer
+from tests.ingest.pictures import picture
 from tests.service.test_exact_form import ExactStream
 from tests.service.tiny_stream import TinyStream
 
@@ -142,7 +146,7 @@ def test_what_cannot_be_upgraded_is_refused_with_a_remedy(
 def test_an_item_is_a_pair_once_and_an_erased_one_never(stream: ExactStream) -> None:
     living = frozenset(list(stream.images)[1:])
     old = Store.open(stream.root)
-    found = [item for _, _, item in pairs._at_hand(old, living, None)]
+    found = [item for _, _, item in pairs._of_items(old, living)]
     assert len(found) == len(living)
     assert set(found) == living
 
@@ -154,11 +158,65 @@ def test_pairs_are_taken_of_what_lives_and_can_be_decoded(
     monkeypatch.setattr(pairs, "PER_SHARD", 4)
     old = Store.open(stream.root)
     living = frozenset(i for i in stream.images if int(i.split("/")[1]) >= 6)
-    found = [item for _, _, item in pairs._at_hand(old, living, None)]
+    found = [item for _, _, item in pairs._of_items(old, living)]
     assert sorted(found) == ["a/6", "a/7", "a/8", "a/9", "b/6", "b/7"]
     model = build_embedder(SPEC, 0)
     broken = [(b"no image", "cat", "x"), (stream.images[found[0]], "dog", "y")]
-    assert [name for name, *_ in pairs._decoded(iter(broken), model, model, 1 << 20)] == [("dog", "y")]
+    assert [name for name, *_ in pairs._Both(model, model, 1 << 20).decoded(iter(broken))] == [("dog", "y")]
+
+
+def photos(folder: Path, images: dict[str, bytes]) -> Path:
+    for number, (item, image) in enumerate(images.items()):
+        (folder / f"class {number % 3}").mkdir(parents=True, exist_ok=True)
+        (folder / f"class {number % 3}" / f"{item.replace('/', '-')}.png").write_bytes(image)
+    return folder
+
+
+def test_a_folder_of_the_streams_own_photos_is_known_to_be_that(
+    stream: ExactStream, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each would find itself: what is expected would be what a gallery of the queries gives. Shards are gone; one
+    photo lies there twice, and some are none of the stream's."""
+    shutil.rmtree(stream.inbox)
+    others = {f"other-{n}": picture(90 + n, "PNG") for n in range(20)}
+    own = dict(list(stream.images.items())[:20])
+    folder = photos(tmp_path / "photos", {**own, "again": own["a/3"], **others})
+    old = Store.open(stream.root)
+    after = build_embedder(SPEC, 5).eval()
+    monkeypatch.setattr(pairs, "EMBEDDED", 7)
+    before = load_model(old, old.tree.head)
+    found, _ = pairs.embed_pairs(StoredItems(old), folder, before, after, 1 << 20)
+    assert sorted(filter(None, found.ids)) == sorted(own)
+    assert len(found) == 40
+    by_id = dict(zip(found.ids, found.old_nD, strict=True))
+    pixels = np.stack([decode_image(image, before.spec.image_size, 1 << 20) for image in own.values()])
+    assert np.allclose(np.stack([by_id[item] for item in own]), embed(before, pixels), atol=1e-5)
+    prepared = prepare(stream.root, config_of(new), folder)
+    assert (prepared.expected.pairs, prepared.expected.exact) == (40, 20)
+    assert prepared.expected.mapped < 0.9, "pictures of noise: none but itself is like another"
+
+
+def test_however_large_a_folder_half_of_the_pairs_are_items(
+    stream: ExactStream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos(tmp_path / "photos", {f"other-{n}": picture(90 + n, "PNG") for n in range(30)})
+    old = Store.open(stream.root)
+    model = load_model(old, old.tree.head)
+    for most, items in ((16, 8), (58, 28), (100, 32)):
+        monkeypatch.setattr(pairs, "MAX_PAIRS", most)
+        found, _ = pairs.embed_pairs(StoredItems(old), folder, model, model, 1 << 20)
+        assert (len(found), sum(map(bool, found.ids))) == (min(most, 62), items)
+
+
+def test_each_of_many_shards_has_a_part_in_the_pairs(
+    stream: ExactStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "LEAST_PER_SHARD", 2)
+    found = [
+        item
+        for _, _, item in pairs._of_items(Store.open(stream.root), frozenset(stream.images), frozenset(), 6)
+    ]
+    assert [item[0] for item in found] == ["a"] * 3 + ["b"] * 3
 
 
 def test_an_upgrade_that_began_with_another_model_is_not_gone_on_with(
