@@ -1,7 +1,8 @@
 """What recall an upgrade will serve, measured before it is made.
 
-Pairs that the map of a fold has not seen ask, in the gallery as it would be: all items by that map, the other pairs
-exact, and the head solved with them. What is expected is so of the real density of items, not of that of the pairs.
+Pairs that the map of a fold has not seen ask, in the gallery as it would be: all items but the one of who asks, pairs
+exact and others by that map, and the head solved with those that do not ask. What is expected is so of the real density
+of items, not of that of the pairs, nor of a gallery without a fold of them.
 """
 
 # n items or pairs   D old feature   F new feature
@@ -23,6 +24,7 @@ from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.head_solving import Items, solve
+from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.zero import unit_rows
 
 FOLDS = 6
@@ -31,6 +33,8 @@ WITHIN = (1.0, 0.3)
 MAX_ITEMS = 20_000
 """Items of the gallery that is asked; of a larger root, at random: recall is then a little underestimated."""
 CLASS_FOLDS = 4
+BLIND_PARTS = 3
+"""In which pairs of a fold of classes ask: the head knows such a class by all other items of it."""
 MAX_BLIND = 0.02
 """Share of items of classes without a pair that is passed over."""
 Floats = NDArray[np.float32]
@@ -55,6 +59,10 @@ class OldItems:
     h_nD: Floats
     classes: Strings
     ids: Strings
+
+    def learnt(self, held_out: float) -> NDArray[np.bool_]:
+        """Return which of them the new root will learn from: a share is held out there, by their ids."""
+        return np.array([not (item and is_held_out(item, held_out)) for item in self.ids.tolist()], bool)
 
     def mapped(self, cross: CrossMap, exact: Pairs) -> Floats:
         """Return new features: predicted, and of items that are pairs the true ones."""
@@ -101,24 +109,37 @@ def expected_recalls(
     whole_nF = items.mapped(cross, pairs)
     before, after = (_settings(h, items, config) for h in (items.h_nD, whole_nF))
 
-    def asking(folds_n: NDArray[np.int64]) -> Floats64:
-        """Recall of staying, and of mapped items with each of `WITHIN`."""
-        found: list[list[float]] = []
+    def asking(folds_n: NDArray[np.int64], blind: bool) -> Floats64:
+        """Recall of staying, and of mapped items with each of `WITHIN`. `blind`: a fold is of whole classes."""
+        found, weights, parts_n = (
+            list[list[float]](),
+            list[int](),
+            random.permutation(len(pairs)) % BLIND_PARTS,
+        )
         for fold in range(folds_n.max() + 1):
-            seen, asked = pairs.at(folds_n != fold), pairs.at(folds_n == fold)
+            seen, asked_n = pairs.at(folds_n != fold), folds_n == fold
             one = fit_cross_map(seen.old_nD, seen.new_nF, seen.classes, config.seed, choice)
-            staying = _recall(items.h_nD, items, asked.old_nD, asked, before, config.seed)
-            drawn = (items.mapped(each, seen) for each in _drawn(one, items, seen))
-            mapped = [_recall(h, items, asked.new_nF, asked, after, config.seed) for h in drawn]
-            found.append([staying, *mapped])
-        return np.asarray(np.nanmean(found, axis=0), np.float64)
+            # Served, every pair is exact; of a class without one, none is.
+            exact = seen if blind else pairs
+            drawn = [items.mapped(each, exact) for each in _drawn(one, items, seen)]
+            for part_n in (
+                [asked_n & (parts_n == part) for part in range(BLIND_PARTS)] if blind else [asked_n]
+            ):
+                asked = pairs.at(part_n)
+                staying = _recall(items.h_nD, items, asked.old_nD, asked, before, config)
+                mapped = [_recall(h, items, asked.new_nF, asked, after, config) for h in drawn]
+                found.append([staying, *mapped])
+                weights.append(len(asked))
+        of_nK, weights_n = np.array(found), np.array(weights, np.float64)
+        counts_n = np.isfinite(of_nK).all(axis=1) & (weights_n > 0)
+        return np.asarray(np.average(of_nK[counts_n], axis=0, weights=weights_n[counts_n]), np.float64)
 
     random = np.random.default_rng(config.seed)
-    recalls = asking(random.permutation(len(pairs)) % FOLDS)
+    recalls = asking(random.permutation(len(pairs)) % FOLDS, blind=False)
     blind = float((~np.isin(items.classes, np.unique(pairs.classes))).mean())
     if blind > MAX_BLIND and len(set(pairs.classes)) > CLASS_FOLDS:
         codes_n = np.unique(pairs.classes, return_inverse=True)[1]
-        blindly = asking((random.permutation(codes_n.max() + 1) % CLASS_FOLDS)[codes_n])
+        blindly = asking((random.permutation(codes_n.max() + 1) % CLASS_FOLDS)[codes_n], blind=True)
         recalls[1:] = (1 - blind) * recalls[1:] + blind * blindly[1:]
     staying = float(recalls[0])
     mapped, within = _best(recalls[1:].tolist())
@@ -140,28 +161,43 @@ def _best(recalls: Sequence[float]) -> tuple[float, float]:
 def _settings(h_nF: Floats, items: OldItems, config: StreamConfig) -> HeadSettings:
     """Those that the first stage will choose."""
     lift = Lift(h_nF.shape[1], config.model.lift_of(h_nF.shape[1]), config.seed)
-    training = Items(items.ids.tolist(), items.classes.tolist(), encode(h_nF))
+    learnt_n = items.learnt(config.evaluation.held_out)
+    names, classes = items.ids[learnt_n].tolist(), items.classes[learnt_n].tolist()
+    training = Items(names, classes, encode(h_nF[learnt_n]))
     return solve(ClassSums.empty(lift), training, None, config.model.dim).head.settings
 
 
 def _recall(
-    h_nF: Floats, items: OldItems, queries: Floats, asked: Pairs, settings: HeadSettings, seed: int
+    h_nF: Floats, items: OldItems, queries: Floats, asked: Pairs, settings: HeadSettings, config: StreamConfig
 ) -> float:
-    """Of queries whose class has another item, the share whose nearest item is of it; the query's own item is gone."""
-    own = set(asked.ids)
-    there = np.array([item not in own for item in items.ids.tolist()])
-    codes, classes = encode(h_nF[there]), items.classes[there]
-    head = solve_head(
-        ClassSums.of(Lift(h_nF.shape[1], settings.width, seed), codes, classes.tolist()), settings
+    """Of queries whose class has another item, the share whose nearest item is of it.
+
+    The gallery is whole, as it will be served, but that no query finds its own item; and the head is solved without the
+    items of all that ask, as it will not have learnt from what asks.
+    """
+    place = {item: row for row, item in enumerate(items.ids.tolist())}
+    own_n = np.array([place.get(item, -1) for item in asked.ids], np.int64)
+    learnt_n = items.learnt(config.evaluation.held_out)
+    learnt_n[own_n[own_n >= 0]] = False
+    codes = encode(h_nF)
+    sums = ClassSums.of(
+        Lift(h_nF.shape[1], settings.width, config.seed), codes[learnt_n], items.classes[learnt_n].tolist()
     )
+    head = solve_head(sums, settings)
     known = head.known_dim > 0
     gallery = head.known_part(codes) if known else head.new_part(codes)
     z = head.split(head.embed(queries))[0 if known else 1]
     names = np.array(asked.classes, np.str_)
-    counts = np.isin(names, np.unique(classes))
-    if not counts.any():
+    sizes = Counter(items.classes.tolist())
+    others_n = np.array([sizes[name] for name in names.tolist()], np.int64)
+    others_n -= (own_n >= 0) & (items.classes[own_n] == names)
+    counts_n = others_n > 0
+    if not counts_n.any():
         return float("nan")
-    hits = classes[(z[counts] @ gallery.T).argmax(axis=1)] == names[counts]
+    scores = z @ gallery.T
+    rows = np.flatnonzero(own_n >= 0)
+    scores[rows, own_n[rows]] = -np.inf
+    hits = items.classes[scores[counts_n].argmax(axis=1)] == names[counts_n]
     return float(hits.mean())
 
 
@@ -181,9 +217,7 @@ def _of_pairs(pairs: Pairs, half: NDArray[np.bool_], config: StreamConfig) -> tu
         some, asked = pairs.at(half), pairs.at(~half)
         items = OldItems(h[half], np.array(some.classes, np.str_), np.array([""] * len(some), np.str_))
         nameless = Pairs(asked.old_nD, asked.new_nF, asked.classes, ("-",) * len(asked))
-        found.append(
-            _recall(h[half], items, h[~half], nameless, HeadSettings(dim=config.model.dim), config.seed)
-        )
+        found.append(_recall(h[half], items, h[~half], nameless, HeadSettings(dim=config.model.dim), config))
     return found[0], found[1]
 
 
@@ -197,6 +231,6 @@ def _mapped_of_pairs(pairs: Pairs, config: StreamConfig, choice: Choice) -> list
     settings = HeadSettings(dim=config.model.dim)
     none = asked.at(np.zeros(len(asked), bool))
     return [
-        _recall(items.mapped(each, none), items, asked.new_nF, nameless, settings, config.seed)
+        _recall(items.mapped(each, none), items, asked.new_nF, nameless, settings, config)
         for each in _drawn(replace(cross, names=(), offsets_CF=cross.offsets_CF[:0]), items, none)
     ]
