@@ -134,7 +134,7 @@ def test_what_cannot_be_upgraded_is_refused_with_a_remedy(
     config = config_of(new)
     with pytest.raises(ConfigError, match="name a new one"):
         prepare(stream.root, config.model_copy(update={"root": stream.root}))
-    monkeypatch.setattr(pairs, "_at_hand", lambda old, living, images: iter(()))
+    monkeypatch.setattr(pairs, "_of_items", lambda *given: iter(()))
     with pytest.raises(ExchangeError, match="--images"):
         prepare(stream.root, config)
     plain = TinyStream(tmp_path / "plain")
@@ -202,7 +202,7 @@ def test_however_large_a_folder_half_of_the_pairs_are_items(
     folder = photos(tmp_path / "photos", {f"other-{n}": picture(90 + n, "PNG") for n in range(30)})
     old = Store.open(stream.root)
     model = load_model(old, old.tree.head)
-    for most, items in ((16, 8), (58, 28), (100, 32)):
+    for most, items in ((16, 8), (40, 20), (100, 32)):
         monkeypatch.setattr(pairs, "MAX_PAIRS", most)
         found, _ = pairs.embed_pairs(StoredItems(old), folder, model, model, 1 << 20)
         assert (len(found), sum(map(bool, found.ids))) == (min(most, 62), items)
