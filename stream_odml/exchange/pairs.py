@@ -123,7 +123,7 @@ class _Both:
         """What the new model took, and for how many images."""
 
     def decoded(self, at_hand: Iterator[Named]) -> Iterator[Decoded]:
-        """(class, id) and the pixels for either model, of images that can be decoded."""
+        """Yield (class, id) and the pixels for either model, of images that can be decoded."""
         from stream_odml.ingest.decode import decode_image
 
         sizes = self._before.spec.image_size, self._after.spec.image_size
