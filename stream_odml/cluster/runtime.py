@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -260,6 +261,8 @@ def _local_environment(folder: Path, ports: PortBlock) -> dict[str, str]:
     chosen = {
         **patience(),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Ranks on one machine talk over the loopback, whatever address the machine's name has.
+        **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
         # Nobody takes this machine away with a warning, and the process that would listen for one is started anew
         # with every worker group, just when the workers need the cores to come back.

@@ -24,6 +24,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from stream_odml.cluster.driver_calls import DriverGone, call_driver, driver_handle
+from stream_odml.cluster.local_ranks import LocalRanks
 from stream_odml.cluster.ray_compat import is_lost_peer
 from stream_odml.cluster.reading import RayReaders
 from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
@@ -59,6 +60,7 @@ def build_trainer(config: StreamConfig) -> TorchTrainer:
     return TorchTrainer(
         train_stages,
         train_loop_config={"config": config.model_dump_json()},
+        torch_config=LocalRanks(),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=bool(cluster.gpus_per_worker),

@@ -45,6 +45,8 @@ NAMES = (
     "ray.exceptions.ActorUnavailableError",
     "ray.util.placement_group.placement_group_table",
     "ray.train.v2._internal.exceptions.CheckpointManagerInitializationError",
+    "ray.train.torch.config._TorchBackend.on_start",
+    "ray.train.torch.config._set_torch_distributed_env_vars",
     "ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator.ResourceRequestPriority.HIGH",
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator",
 )
@@ -59,6 +61,10 @@ ARGUMENTS = (
         },
     ),
     ("ray._private.node.Node.kill_all_processes", {"check_alive"}),
+    (
+        "ray.train.torch.config._setup_torch_process_group",
+        {"backend", "world_rank", "world_size", "init_method", "timeout_s"},
+    ),
     (
         "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator._AutoscalingCoordinatorActor."
         "request_resources",
