@@ -28,6 +28,7 @@ from stream_odml.pipeline.sources import inbox_path
 from stream_odml.store.artifacts import CANARIES, FORWARD, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows
+from tests.seams.sessions import this_session
 
 pytestmark = pytest.mark.ray
 WAIT_S = 500
@@ -130,6 +131,14 @@ def test_a_base_then_two_tasks_are_learnt_once_each_with_the_solver_killed_betwe
         )
         hits = client.search_image(query.images[0], k=3).hits
         assert hits[0].class_name == query.class_name
+
+
+def test_driver_trainer_and_replica_listen_on_the_loopback_alone(running: Running) -> None:
+    listeners = this_session(running.session.endpoints.service).listeners()
+    programs = " ".join(name for _, _, name in listeners)
+    for program in ("raylet", "haproxy", "ray::ServeReplica", "ray::StreamDriver"):
+        assert program in programs, f"{program} was not seen"
+    assert not [(at, port, name[:60]) for at, port, name in listeners if not at.startswith("127.")]
 
 
 def test_a_learnt_class_goes_for_good(running: Running) -> None:

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+
+from stream_odml.cluster import haproxy_walls
+
 START_S = 240
 
 
@@ -29,7 +33,7 @@ class Served:
 
         A process that gives itself a title may overwrite its variables.
         """
-        mark = f"STREAM_ODML_SESSION={self.folder}".encode()
+        mark = f"{haproxy_walls.SESSION_VARIABLE}={self.folder}".encode()
         found, parents, names = {self.pid}, {}, {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -76,6 +80,13 @@ def _readable(address: str) -> str:
     if len(packed) == 4 or packed.startswith(bytes(10) + b"\xff\xff"):
         return ".".join(map(str, packed[-4:]))
     return packed.hex()
+
+
+def this_session(url: str) -> Served:
+    """Return the session that this process has started, which serves at `url`."""
+    folder = Path(os.environ[haproxy_walls.SESSION_VARIABLE])
+    gcs = ray.get_runtime_context().gcs_address
+    return Served(url, os.getpid(), "", folder, gcs)
 
 
 @contextlib.contextmanager
