@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 
-from stream_odml.cluster import local_ranks
 from stream_odml.cluster.haproxy_walls import SESSION_VARIABLE
 from stream_odml.cluster.local_ranks import LocalRanks
 from tests.killed import SERVER
@@ -37,9 +37,9 @@ class OneWorker:
 def _meet(folder: str, found: Any) -> None:
     os.environ[SESSION_VARIABLE] = folder
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    local_ranks.ray.get = lambda calls: calls
+    ray.get = lambda calls: calls
     config = LocalRanks()
-    config.backend_cls().on_start(OneWorker(), config)  # type: ignore[arg-type]
+    config.backend_cls().on_start(OneWorker(), config)
     total = torch.ones(2)
     dist.all_reduce(total)
     session = Served("", os.getpid(), "", Path(folder), "")
