@@ -69,7 +69,7 @@ def _tables_below(folder: Path) -> list[Path]:
     holds deleted rows too."""
     for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         if (kind := table_kind(inner)) is not None:
-            raise ExchangeError(f"{inner} is {in_words(kind)}")
+            raise ExchangeError(f"{inner} cannot be adopted as plain files: it is {in_words(kind)}")
     tables = (path for path in folder.rglob("*") if path.suffix.lower() in TABLES and path.is_file())
     return sorted(path for path in tables if not is_foreign(path.relative_to(folder).as_posix()))
 

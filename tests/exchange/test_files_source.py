@@ -94,7 +94,9 @@ def test_tables_of_a_folder_are_found_and_what_systems_leave_is_not(tmp_path: Pa
     assert [row["class_name"] for row in adopted(tmp_path / "set")[0]] == ["a", "b", "c", "d"]
     assert len(adopted(tmp_path / "set/A.PARQUET")[0]) == 2
     (tmp_path / "set/sub/_delta_log").mkdir()
-    with pytest.raises(ExchangeError, match="sub is a Delta table, whose files hold deleted rows too"):
+    with pytest.raises(
+        ExchangeError, match=r"sub cannot be adopted.*a Delta table, whose files hold deleted rows too"
+    ):
         adopted(tmp_path / "set")
 
 
