@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -78,16 +78,31 @@ def export(
             raise ExchangeError(
                 f"formats are of a folder, not of {to.partition('://')[0]}://; leave --format out"
             )
-        target = open_target(to)
-        try:
-            done = sync(root, target, storage_options=storage_options, progress=progress)
-            mark = target.mark()
-        finally:
-            target.close()
-        seconds = time.perf_counter() - began
-        return ExportReport(
-            target.name, done.version, done.items, mark.dim if mark else 0, (), round(seconds, 3)
-        )
+        done = _to_store(root, to, storage_options, progress)
+    else:
+        done = replace(_to_folder(root, Path(to), formats, storage_options, progress), to=to)
+    return replace(done, seconds=round(time.perf_counter() - began, 3))
+
+
+def _to_store(
+    root: str, to: str, storage_options: dict[str, str] | None, progress: Callable[[int, int], None]
+) -> ExportReport:
+    target = open_target(to)
+    try:
+        done = sync(root, target, storage_options=storage_options, progress=progress)
+        mark = target.mark()
+    finally:
+        target.close()
+    return ExportReport(target.name, done.version, done.items, mark.dim if mark else 0, (), 0.0)
+
+
+def _to_folder(
+    root: str,
+    folder: Path,
+    formats: Sequence[str] | None,
+    storage_options: dict[str, str] | None,
+    progress: Callable[[int, int], None],
+) -> ExportReport:
     left_out: tuple[str, ...] = ()
     if formats is None and not onnx_is_there():
         left_out = ("onnx",)
@@ -95,7 +110,6 @@ def export(
     unknown = [name for name in wanted if name not in FORMATS]
     if unknown:
         raise ExchangeError(f"there is no format {unknown[0]!r}; name some of {', '.join(FORMATS)}")
-    folder = Path(to)
     if folder.exists() and not folder.is_dir():
         raise ExchangeError(f"{folder} is a file; name a folder")
     ours = _written(folder)
@@ -120,10 +134,7 @@ def export(
         (folder / "model").rmdir()  # of an earlier export, and empty now
     files = [MARK, *files]
     progress(len(wanted), len(wanted))
-    seconds = time.perf_counter() - began
-    return ExportReport(
-        to, gallery.version, len(gallery), gallery.dim, tuple(files), round(seconds, 3), left_out
-    )
+    return ExportReport(str(folder), gallery.version, len(gallery), gallery.dim, tuple(files), 0.0, left_out)
 
 
 def _written(folder: Path) -> set[str]:
