@@ -120,7 +120,8 @@ class ServiceOptions(BaseModel):
     features_dir: Path | None = Field(
         None,
         description="Folder, on each node, where replicas keep the trunk features of the gallery, shared by those of "
-        "the node and found again by one that starts again. By default a temporary one for each replica.",
+        "the node and found again by one that starts again. By default in files without a name, which end with the "
+        "replica.",
     )
     metrics_host: str = Field(
         "127.0.0.1", description="Address the metrics exporter of each replica listens on."

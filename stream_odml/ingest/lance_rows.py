@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
@@ -20,6 +19,7 @@ from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.tables import ENDED_FROM_OUTSIDE, how_it_ended, table_rows
 from stream_odml.storage.reading import StorageOptions, is_remote
+from stream_odml.storage.unnamed import unnamed_file
 
 DATA, SUFFIX = "data", ".lance"
 """Folder of a dataset's data files, and how their names end."""
@@ -39,9 +39,9 @@ def lance_rows(
     contents: Sequence[Content] = ANY_CONTENT,
 ) -> Iterator[RawRow]:
     """Yield rows in file order. Raises BadShard (corrupt, oversized, wrong schema) and TransientReadError."""
-    with tempfile.NamedTemporaryFile(suffix=".arrow") as aside:
-        _copy(uri, size_bytes, options, aside.file)
-        with ShardFile(aside.name) as file:
+    with unnamed_file() as (aside, path):
+        _copy(uri, size_bytes, options, aside)
+        with ShardFile(str(path), follow=True) as file:
             yield from table_rows(file, "arrow", constants, contents)
 
 

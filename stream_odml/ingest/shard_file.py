@@ -25,7 +25,8 @@ class ShardFile(io.RawIOBase):
     `failure` keeps the medium's error, because some parsers replace the exception by one of their own.
     """
 
-    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
+    def __init__(self, uri: str, options: StorageOptions | None = None, *, follow: bool = False) -> None:
+        """`follow` a link only where the path is the caller's own."""
         self.uri = uri
         self._options = options
         self.failure: OSError | None = None
@@ -34,7 +35,7 @@ class ShardFile(io.RawIOBase):
             if is_remote(uri):
                 self._inner = s3_filesystem(options).open_input_file(s3_path(uri))
             else:
-                self._inner = open_regular(local_path(uri), follow=False)
+                self._inner = open_regular(local_path(uri), follow=follow)
             self.looks = self._look()
         except UnsafePath as error:
             raise BadShard(Reason.UNSAFE_PATH, str(error)) from error

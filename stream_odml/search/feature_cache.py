@@ -1,7 +1,7 @@
 """Trunk features of the gallery's data files on this node's disk, memory-mapped: a new head reads them, not Parquet.
 
-Protects: a copy is written aside and renamed, so that it is whole or not there, and goes as soon as the table does not
-name its data file any more: what is erased stays in no copy.
+Protects: a copy is whole or not there, and goes as soon as the table does not name its data file any more, or, in no
+folder, as the process ends, killed or not: what is erased stays in no copy.
 """
 
 from __future__ import annotations
@@ -21,28 +21,34 @@ from stream_odml.store.store import Store
 
 log = logging.getLogger(__name__)
 
+MOST_UNNAMED = 256
+"""Copies without a name, each of which keeps a file open: a gallery has a few dozen data files, and more only where
+its maintenance is behind."""
+
 
 class FeatureCache:
-    """One immutable file a data file, under ``folder``; several processes may share it. Belongs to one thread."""
+    """One immutable copy of each data file. Belongs to one thread."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Without a folder: a temporary one, which goes with this object."""
-        self._own = None if folder else tempfile.TemporaryDirectory(prefix="stream-odml-features-")
-        self._folder = Path(self._own.name if self._own else folder or "")
+        """With a folder copies are files in it, which several processes may share and which outlive them. Without,
+        they have no name and end with this object."""
+        self._folder = None if folder is None else Path(folder)
+        self._unnamed: dict[str, IO[bytes]] = {}
         self._seen: frozenset[str] | None = None
 
     def features(self, store: Store, path: str) -> FeatureCodes:
         """Return features of a data file, as stored: from the copy, made if there is none. Where nothing can
         be written they are in memory. FileNotFoundError for a data file that was vacuumed."""
-        file = self._file(store, path)
-        with contextlib.suppress(OSError, ValueError):
-            return _mapped(file, store)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return self._copy(store, path)
         features = store.features(path)
         try:
-            _write(file, features)
-            return _mapped(file, store)
+            self._keep(store, path, features)
+            return self._copy(store, path)
+        except KeyError:  # one more than there may be
+            return features
         except (OSError, ValueError) as error:
-            log.warning("features of %s are not cached in %s: %s", path, self._folder, error)
+            log.warning("features of %s are not cached in %s: %s", path, self._folder or "a file", error)
             return features
 
     def follow(self, store: Store) -> None:
@@ -50,23 +56,54 @@ class FeatureCache:
         present = store.tables["gallery"].present
         if present is self._seen:
             return
+        for path in [path for path in self._unnamed if path not in present]:
+            self._unnamed.pop(path).close()
+        if self._folder is not None:
+            self._remove_files(self._folder / store.stream_id, store, present)
+        self._seen = present
+
+    def _copy(self, store: Store, path: str) -> FeatureCodes:
+        """Raises KeyError, OSError without a copy, ValueError for one of another length."""
+        return _mapped(
+            self._unnamed[path] if self._folder is None else self._file(self._folder, store, path), store
+        )
+
+    def _keep(self, store: Store, path: str, features: FeatureCodes) -> None:
+        def fill(out: IO[bytes]) -> None:
+            features.scale_n.tofile(out)
+            features.codes_nD.tofile(out)
+
+        if self._folder is not None:
+            file = self._file(self._folder, store, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, fill, durable=False)  # what a crash of the machine takes is made again
+        elif len(self._unnamed) < MOST_UNNAMED:
+            out = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as it is kept)
+            try:
+                fill(out)
+                out.flush()
+            except BaseException:
+                out.close()
+                raise
+            self._unnamed[path] = out
+
+    def _remove_files(self, folder: Path, store: Store, present: frozenset[str]) -> None:
         if self._seen is None:
-            kept = {self._file(store, path).name for path in present}
-            folder = self._folder / store.stream_id
+            kept = {self._file(folder.parent, store, path).name for path in present}
             gone = [file for file in folder.glob("*") if file.name not in kept] if folder.is_dir() else []
         else:
-            gone = [self._file(store, path) for path in self._seen - present]
-        self._seen = present
+            gone = [self._file(folder.parent, store, path) for path in self._seen - present]
         for file in gone:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
 
-    def _file(self, store: Store, path: str) -> Path:
+    @staticmethod
+    def _file(folder: Path, store: Store, path: str) -> Path:
         name = hashlib.sha256(path.encode()).hexdigest()[:32]
-        return self._folder / store.stream_id / f"{name}.{store.row_codes}"
+        return folder / store.stream_id / f"{name}.{store.row_codes}"
 
 
-def _mapped(file: Path, store: Store) -> FeatureCodes:
+def _mapped(file: Path | IO[bytes], store: Store) -> FeatureCodes:
     """First all scales, then all codes."""
     data = np.memmap(file, np.uint8, "r")
     kind = np.dtype(store.row_codes)
@@ -77,12 +114,3 @@ def _mapped(file: Path, store: Store) -> FeatureCodes:
     return FeatureCodes(
         data[4 * rows :].view(kind).reshape(rows, store.dim), np.array(data[: 4 * rows]).view(np.float32)
     )
-
-
-def _write(file: Path, features: FeatureCodes) -> None:
-    def fill(out: IO[bytes]) -> None:
-        features.scale_n.tofile(out)
-        features.codes_nD.tofile(out)
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, fill, durable=False)  # what a crash of the machine takes is made again

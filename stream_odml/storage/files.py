@@ -8,7 +8,6 @@ import io
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from stream_odml.storage.regular import (
     place_below,
     refuse_links,
 )
+from stream_odml.storage.unnamed import unnamed_file
 
 COPY_BYTES = 8 << 20
 
@@ -190,10 +190,10 @@ class ObjectFiles:
     @contextmanager
     def local(self, path: str) -> Iterator[Path]:
         """Yield a copy on this machine's disk for as long as the block lasts."""
-        with tempfile.TemporaryDirectory(prefix="stream-odml-") as folder:
-            copy = Path(folder) / Path(path).name
-            with self._filesystem.open_input_stream(path) as source, copy.open("wb") as target:
+        with unnamed_file() as (target, copy):
+            with self._filesystem.open_input_stream(path) as source:
                 shutil.copyfileobj(source, target, COPY_BYTES)
+            target.flush()
             yield copy
 
     def exists(self, path: str) -> bool:
