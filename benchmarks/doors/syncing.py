@@ -1,5 +1,5 @@
-"""Synchronisation under kills: the syncing process is killed at random moments while the gallery changes, a reader
-polls, and digests made of what the target gives back must be equal after each next run."""
+"""Synchronisation under kills: the syncing process and the one that changes the gallery are killed at random moments
+beside each other, a reader polls, and digests made of what the target gives back must be equal after each next run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.common import Report
-from benchmarks.doors.made import land_and_learn, means, vector_stream, vectors
+from benchmarks.doors.changing import first
 from stream_odml.exchange.syncing import open_target, sync
-from stream_odml.pipeline.first_version import open_root
-from stream_odml.store.sums import forget_in_sums
-from stream_odml.store.writer import Writer
 
-DIM, ROWS, CLASSES = 128, 100_000, 200
+ROWS = 100_000
 KILLS = {"folder": 30, "lancedb": 14, "qdrant": 6}
 """Of each kind of target, unless `LIMIT_S` is over before."""
 LIMIT_S = 1500.0
@@ -35,51 +31,54 @@ main()
 
 
 def measure_sync(kind: str, report: Report, folder: Path, seed: int) -> None:
-    """Sync to a target that needs no server until the process was killed so many times; a folder is read by a poller
-    meanwhile."""
+    """Sync to a target that needs no server until the process was killed so many times, and the one that changes the
+    gallery meanwhile as often as it falls; a folder is read by a poller."""
     rows, kills = (2_000, 3) if report.quick else (ROWS, KILLS[kind])
-    config, mean = vector_stream(folder / "root", DIM), means(CLASSES * (2 * kills + 2), DIM, seed)
-    open_root(config)
-    labels = np.arange(rows) % CLASSES
-    land_and_learn(config, "first", [f"class {c}" for c in labels], vectors(mean, labels, seed))
-    target = folder / "target"
+    root, target = str(folder / "root"), folder / "target"
+    first(root, rows, seed)
     place = str(target) if kind == "folder" else f"{kind}://{target}/items"
+
+    def commands(number: int) -> dict[str, list[str]]:
+        change = ["-m", "benchmarks.doors.changing", root, str(number), str(seed)]
+        return {"sync": [sys.executable, "-c", _SYNC, root, place], "stream": [sys.executable, *change]}
+
     began = time.monotonic()
-    _run(config.root, place)
-    whole_s = time.monotonic() - began
+    first_s = _whole(commands(0)["sync"])
+    took = {name: _whole(commands(0)[name]) for name in ("stream", "sync")}
     reader = _Poller(target) if kind == "folder" else None
-    chance, unequal, killed, number = random.Random(seed), 0, 0, 0
-    while killed < kills and time.monotonic() < began + LIMIT_S:
-        _change(report, config.root, config, mean, number)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _SYNC, config.root, place], stdout=subprocess.DEVNULL
-        )
-        try:
-            process.wait(chance.uniform(0.1, 1.2) * whole_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
+    chance, killed, unequal, runs, number = random.Random(seed), dict.fromkeys(took, 0), 0, 0, 1
+    while killed["sync"] < kills and time.monotonic() < began + LIMIT_S:
+        processes = {
+            name: subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            for name, command in commands(number).items()
+        }
+        ends = {name: chance.uniform(0.1, 1.2) * seconds for name, seconds in took.items()}
+        for name in sorted(ends, key=ends.__getitem__):
+            killed[name] += _is_killed(processes[name], time.monotonic() + ends[name])
         opened = open_target(place)
-        unequal += not sync(config.root, opened, verify=True).equal
+        unequal += not sync(root, opened, verify=True).equal
         opened.close()
-        number += 1
-        report.say(f"{kind}: {killed} kills in {number} runs, {unequal} unequal")
+        runs += 1
+        number += processes["stream"].returncode == 0  # one that was killed goes on, the next time
+        report.say(f"{kind}: killed {killed} in {runs} runs, {unequal} unequal")
     mixed = reader.end() if reader else 0
     report.row(
         part=f"sync-{kind}",
         seed=seed,
         rows=rows,
-        runs=number,
-        kills=killed,
+        runs=runs,
+        kills=killed["sync"],
+        stream_kills=killed["stream"],
+        changes=number,
         unequal=unequal,
         mixed=mixed,
-        whole_s=whole_s,
+        whole_s=first_s,
     )
     report.figure(f"sync_{kind}_rows", rows)
-    report.figure(f"sync_{kind}_kills", killed)
+    report.figure(f"sync_{kind}_kills", killed["sync"])
+    report.figure(f"sync_{kind}_stream_kills", killed["stream"])
     report.figure(f"sync_{kind}_unequal", unequal)
-    report.figure(f"sync_{kind}_first_s", whole_s)
+    report.figure(f"sync_{kind}_first_s", first_s)
     if reader:
         report.figure("sync_answers", reader.answers)
         report.figure("sync_mixed_answers", mixed)
@@ -89,30 +88,29 @@ def sum_up(report: Report) -> None:
     """Note kills and unequal digests over all kinds of targets that a result file has, or this run measured."""
     file = report.out / f"{report.name}.json"
     figures = {**(json.loads(file.read_text())["figures"] if file.exists() else {}), **report.figures}
-    for name in ("kills", "unequal"):
+    for name in ("kills", "stream_kills", "unequal"):
         found = [figures[f"sync_{kind}_{name}"] for kind in KILLS if f"sync_{kind}_{name}" in figures]
         if found:
             report.figure(f"sync_{name}", sum(found))
 
 
-def _run(root: str, place: str) -> None:
-    subprocess.run([sys.executable, "-c", _SYNC, root, place], check=True, stdout=subprocess.DEVNULL)
+def _whole(command: list[str]) -> float:
+    began = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - began
 
 
-def _change(report: Report, root: str, config: object, mean: np.ndarray, number: int) -> None:
-    """Learn a new task (another space), or erase an item (other rows), in turn."""
-    from stream_odml.config.stream import StreamConfig
-
-    assert isinstance(config, StreamConfig)
-    if number % 2 == 0:
-        labels = np.repeat(np.arange(CLASSES + 5 * number, CLASSES + 5 * number + 5), 8)
-        names = [f"class {label}" for label in labels]
-        land_and_learn(config, f"task-{number}", names, vectors(mean, labels, number))
-        return
-    writer = Writer.claim(root, "benchmark", takeover=True)
-    writer.forget("item", f"first/{number}", 1)
-    forget_in_sums(writer)
-    writer.release()
+def _is_killed(process: subprocess.Popen[bytes], at: float) -> bool:
+    """Kill a process unless it ends before; whether it was killed. Raises RuntimeError where it failed."""
+    try:
+        process.wait(max(at - time.monotonic(), 0.0))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+    if process.returncode:
+        raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+    return False
 
 
 class _Poller:
