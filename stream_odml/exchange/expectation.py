@@ -27,7 +27,8 @@ from stream_odml.pipeline.head_solving import Items, solve
 from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.zero import unit_rows
 
-FOLDS = 6
+FOLDS = 10
+"""As few pairs as can be are kept from the map that is tried: fewer made it look worse than the one that is served."""
 WITHIN = (1.0, 0.3)
 """Candidates: share of a mapped item's deviation from the mean of its class that is left."""
 MAX_ITEMS = 20_000
@@ -102,12 +103,12 @@ def expected_recalls(
     Of the last only the pairs are known: theirs, in a gallery of pairs, is taken to the density of the root by the
     share of errors that the old model loses on that way.
     """
-    old_few, new_few = _of_pairs(pairs, _half(pairs.classes, config.seed), config)
     if not set(pairs.classes) & set(items.classes.tolist()):
+        old_few, new_few = _of_pairs(pairs, _half(pairs.classes, config.seed), config)
         mapped, within = _best(_mapped_of_pairs(pairs, config, choice))
         return Recalls(old_few, mapped, new_few, within)
-    whole_nF = items.mapped(cross, pairs)
-    before, after = (_settings(h, items, config) for h in (items.h_nD, whole_nF))
+    before = _settings(items.h_nD, items, config)
+    after = [_settings(items.mapped(each, pairs), items, config) for each in _drawn(cross, items, pairs)]
 
     def asking(folds_n: NDArray[np.int64], blind: bool) -> Floats64:
         """Recall of staying, and of mapped items with each of `WITHIN`. `blind`: a fold is of whole classes."""
@@ -127,7 +128,10 @@ def expected_recalls(
             ):
                 asked = pairs.at(part_n)
                 staying = _recall(items.h_nD, items, asked.old_nD, asked, before, config)
-                mapped = [_recall(h, items, asked.new_nF, asked, after, config) for h in drawn]
+                mapped = [
+                    _recall(h, items, asked.new_nF, asked, settings, config)
+                    for h, settings in zip(drawn, after, strict=True)
+                ]
                 found.append([staying, *mapped])
                 weights.append(len(asked))
         of_nK, weights_n = np.array(found), np.array(weights, np.float64)
@@ -143,6 +147,7 @@ def expected_recalls(
         recalls[1:] = (1 - blind) * recalls[1:] + blind * blindly[1:]
     staying = float(recalls[0])
     mapped, within = _best(recalls[1:].tolist())
+    old_few, new_few = (_among_pairs(h, pairs, config) for h in (pairs.old_nD, pairs.new_nF))
     denser = min(1.0, (1 - staying) / max(1 - old_few, 1e-3))
     return Recalls(staying, mapped, max(mapped, 1 - (1 - new_few) * denser), within)
 
@@ -208,6 +213,19 @@ def _half(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
     for name in np.unique(names):
         half[rng.permutation(np.flatnonzero(names == name))[::2]] = True
     return half
+
+
+def _among_pairs(h_nF: Floats, pairs: Pairs, config: StreamConfig) -> float:
+    """Recall of pairs by some features of theirs in the gallery of all others."""
+    named = replace(pairs, ids=tuple(map(str, range(len(pairs)))))
+    items = OldItems(h_nF, np.array(pairs.classes, np.str_), np.array(named.ids, np.str_))
+    settings = _settings(h_nF, items, config)
+    folds_n = np.random.default_rng(config.seed).permutation(len(pairs)) % FOLDS
+    parts = [folds_n == fold for fold in range(FOLDS)]
+    found = [
+        _recall(h_nF, items, h_nF[part], named.at(part), settings, config) for part in parts if part.any()
+    ]
+    return float(np.nanmean(found))
 
 
 def _of_pairs(pairs: Pairs, half: NDArray[np.bool_], config: StreamConfig) -> tuple[float, float]:
