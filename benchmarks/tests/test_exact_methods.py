@@ -116,6 +116,7 @@ def test_the_trunk_of_ours_moves_by_the_tasks_that_wait_where_it_serves_more(
     monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
     monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
     monkeypatch.setattr("stream_odml.learn.trunk_gap.MIN_GAP", -1.0)
+    monkeypatch.setattr("stream_odml.learn.trunk_gap.MAX_TRAINED", 0.5)
     monkeypatch.setattr("benchmarks.quality.moving.FEW_IMAGES", 4)
     served = itertools.cycle([0.5, 0.6 if serves_more else 0.5])
     monkeypatch.setattr(MovingRun, "_served", lambda *_: next(served))

@@ -159,7 +159,7 @@ def _trunk(config: StreamConfig) -> str | None:
             "serves more, and none are held out. `evaluation.held_out: 0.05` holds out one in twenty"
         )
     return {
-        "auto": f"{start}; moved once half of the known classes are new to it, where held-out images show a gain",
+        "auto": f"{start}; moved once a tenth of the known classes are new to it, where held-out images show a gain",
         "distilled": f"{start}; moved by every task, where that serves more",
         "frozen": f"{start} and is never moved",
     }[config.learning.trunk]

@@ -17,10 +17,10 @@ from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.learn.settings import StageSettings
 
-MAX_TRAINED = 0.5
-"""Share of the known classes that the trunk was trained on, above which it stays: so it moves each time that their
-number has doubled, and the number of its moves, each of which every stored feature has to follow, grows like its
-logarithm."""
+MAX_TRAINED = 0.9
+"""Share of the known classes that the trunk was trained on, above which it stays: so it moves each time that a tenth of
+them are new to it, and the number of its moves, each of which every stored feature has to follow, grows like the
+logarithm of theirs."""
 MIN_GAP = 0.08
 """Least gap that is worth a stage. Seen before anything was trained, by the luck of a dozen classes: up to 0.07; where
 there was nothing to win (1,000 characters, 400 of them trained on): 0.03; after a base stage on photographs: 0.12 and

@@ -110,6 +110,7 @@ def test_auto_moves_a_trunk_that_knows_few_classes_where_images_are_held_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stream_odml.learn.trunk_gap.MIN_GAP", -1.0)
+    monkeypatch.setattr("stream_odml.learn.trunk_gap.MAX_TRAINED", 0.5)
     for held_out in (0.0, 0.3):
         stream = Trunk(tmp_path / str(held_out), {"trunk": "auto"}, evaluation={"held_out": held_out})
         stream.land("one", CATEGORIES[:3])
