@@ -6,12 +6,14 @@ here, and a process that was killed half-way writes that stage again.
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 VERSION_TAG, OUTCOME_TAG = "stream_odml.version", "stream_odml.outcome"
 PUBLISHED, REFUSED = "published", "refused"
@@ -19,6 +21,9 @@ MAX_METRICS = 1000
 """Metrics that MLflow takes at once."""
 MAX_TAG = 5000
 """Characters that MLflow takes in a tag."""
+MLFLOW_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+BESIDE_DATABASES = ("sqlalchemy", "alembic")
+"""What MLflow's small package leaves out, and needs where runs are kept in a database and not by a server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +134,14 @@ class MlflowWriter:
     """A run for each stage in the experiment named like the stream; a refused stage is a failed run."""
 
     def __init__(self, tracking_uri: str, experiment: str) -> None:
-        """Raise ImportError where neither `mlflow` nor `mlflow-skinny` is installed. Asks the server of nothing yet."""
+        """Raise ImportError where neither `mlflow` nor `mlflow-skinny` is installed, or, for a database in place of a
+        server, not all of `mlflow`. Asks the server of nothing yet."""
         from mlflow import entities
         from mlflow.tracking import MlflowClient
+
+        if urlsplit(tracking_uri).scheme.partition("+")[0] in MLFLOW_DATABASES:
+            for name in BESIDE_DATABASES:
+                importlib.import_module(name)
 
         self._uri, self._experiment, self._entities = tracking_uri, experiment, entities
         self._make, self._client = MlflowClient, None

@@ -17,6 +17,7 @@ from pathlib import Path
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.observe.stage_writers import (
+    BESIDE_DATABASES,
     LossPoint,
     MlflowWriter,
     StageEnd,
@@ -47,8 +48,9 @@ def open_writers(config: StreamConfig) -> list[StageWriter]:
         if metrics.mlflow is not None:
             writers.append(MlflowWriter(metrics.mlflow, config.name))
     except ImportError as error:
+        package = "mlflow" if error.name in BESIDE_DATABASES else f"'stream-odml[{asked}]'"
         raise ConfigError(
-            f"metrics.{asked} needs a library that is not here ({error}): pip install 'stream-odml[{asked}]', "
+            f"metrics.{asked} needs a library that is not here ({error}): pip install {package}, "
             f"or leave metrics.{asked} out"
         ) from error
     return writers

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,6 +136,27 @@ def test_a_missing_package_is_one_line(kind: str, tmp_path: Path, monkeypatch: p
     journal = stage_journal.open_journal(config)  # of a driver that was restarted elsewhere
     journal.report(StageProgress(losses={"metric": 1.0}, version="v"))
     journal.close()
+
+
+def test_runs_in_a_database_need_the_whole_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its small package would fail at the first stage, in a log alone."""
+    for name in ("mlflow", "mlflow.tracking"):
+        module = ModuleType(name)
+        module.__dict__.update(entities=None, MlflowClient=None)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "sqlalchemy", ModuleType("sqlalchemy"))
+    monkeypatch.setitem(sys.modules, "alembic", None)
+    for uri, is_refused in [
+        ("sqlite:///runs.db", True),
+        ("mysql+pymysql://host/runs", True),
+        ("http://host", False),
+    ]:
+        config = parse_config({"root": str(tmp_path / "root"), "metrics": {"mlflow": uri}})
+        if not is_refused:
+            assert len(open_writers(config)) == 1
+            continue
+        with pytest.raises(ConfigError, match=r"alembic.*: pip install mlflow, or leave metrics\.mlflow out"):
+            open_writers(config)
 
 
 def test_nothing_is_written_by_default(tmp_path: Path) -> None:
