@@ -117,10 +117,10 @@ def _learning(wishes: Wishes) -> list[str]:
     lines = ["learning:"]
     if wishes.weights is not None or ":" in backbone:
         lines.append(
-            "  trunk: frozen  # seconds a task; `auto` trains it on the first task: better, minutes to hours"
+            "  trunk: frozen  # seconds a task; `auto` trains it at first and may again: better, minutes to hours"
         )
     else:
-        lines.append("  base_steps: 300  # of the first task, minutes on a CPU; later tasks take seconds")
+        lines.append("  base_steps: 300  # of the first task, minutes on a CPU; a later head takes seconds")
     if wishes.gpus > 1:
         lines.append(
             f"  classes_per_batch: {-(-16 // wishes.gpus) * wishes.gpus}  # a multiple of the workers"

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stream_odml.client import Client
 from stream_odml.config.service import ServiceOptions
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve_head
@@ -137,11 +136,14 @@ def test_a_vector_that_a_client_kept_finds_its_item_two_versions_later(
             answer = api.request(request.method, path, content=request.content, headers=request.headers)
             return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
-        client = Client("http://localhost", transport=httpx.MockTransport(send))
+        real = httpx.Client
+        monkeypatch.setattr(
+            httpx, "Client", lambda **more: real(**{**more, "transport": httpx.MockTransport(send)})
+        )
         monkeypatch.chdir(tmp_path)
         Path("leaf.jpg").write_bytes(stream.images[ids[5]])
         begun, rest = CLIENT.split("file = ", 1)
-        exec(begun, scope := {**names, "client": client})
+        exec(begun, scope := {**names})
         plain = api.post(
             "/v1/embed", content=stream.images[ids[5]], headers={"Content-Type": "image/png"}
         ).json()
