@@ -1,6 +1,7 @@
 """LanceDB: galleries out of its tables, and ours in them.
 
-Protects: what readers ask is one table, which is overwritten by one commit of Lance when the space changes.
+Protects: what readers ask is one table, which is overwritten by one commit of Lance when the space changes; a sync
+leaves neither old versions of it nor deleted rows in its files, for both hold what was erased.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,7 @@ class LanceTarget:
     def __init__(self, url: str) -> None:
         self._connection, self._place = connect(url)
         self.name = self._place.shown
+        library("lance", EXTRA)  # before a row is written: `drop_others` needs it
         if self._place.name in _tables(self._connection) and self.mark() is None:
             raise ExchangeError(
                 f"{self.name}: {self._place.name!r} is a table that sync did not make; name another"
@@ -159,6 +162,27 @@ class LanceTarget:
             if is_table_of(self._place.name, name):
                 with contextlib.suppress(Exception):  # gone meanwhile
                     self._connection.drop_table(name)
+        for name in (self._place.name, self._marks):
+            self._drop_replaced(name)
+
+    def _drop_replaced(self, name: str) -> None:
+        """Delete every version of a table but the last, and rows that only a list of deletions hides in its files.
+
+        A reader that holds an older version gets an error, and opens the table again; one with a tag stays.
+        """
+        table = self._open(name)
+        if table is None or len(table.list_versions()) < 2:
+            return
+        try:
+            dataset = table.to_lance()
+            # LanceDB's own `optimize` leaves deleted rows where they are few.
+            dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
+            dataset.cleanup_old_versions(timedelta(0), error_if_tagged_old_versions=False)
+        except Exception as error:
+            raise ExchangeError(
+                f"{self.name} is in step, but rows that it replaced could not be deleted: {first_line(error)}; "
+                "is another sync writing there? Run it again"
+            ) from None
 
     def read(self, space: str) -> Iterator[pa.Table]:
         """See `SyncTarget`."""

@@ -67,7 +67,7 @@ class SyncTarget(Protocol):
         """Let readers see the table of a space from now on, in one step; or note how far the one they see is."""
 
     def drop_others(self, space: str) -> None:
-        """Delete the tables of other spaces."""
+        """Delete the tables of other spaces, and what the rows of this one replaced, for good."""
 
     def read(self, space: str) -> Iterator[pa.Table]:
         """Return all rows of a space's table, as a reader gets them."""

@@ -120,6 +120,43 @@ def test_a_target_holds_what_it_was_given_and_shows_one_space(place: tuple[str, 
     assert sorted(row["id"] for row in read()) == sorted(second["id"].to_pylist())
 
 
+def test_no_file_of_a_lance_table_holds_a_row_that_was_replaced(tmp_path: Path) -> None:
+    """Neither in an old version nor, one of many, hidden by a list of deletions in the file of its neighbours."""
+    pytest.importorskip("lancedb")
+    ids = [f"item/{at}" for at in range(300)]
+    erased = "to be erased"
+    rows = rows_of([*(one for one in ids if bucket_of(one) != bucket_of(erased)), erased], "v1", 4)
+    vector = np.array(rows["vector"][-1].as_py(), "<f4").tobytes()
+    held = [erased.encode(), vector]
+
+    def holders() -> list[str]:
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        return [path.name for path in files if any(one in path.read_bytes() for one in held)]
+
+    target = open_target(f"lancedb://{tmp_path}/items")
+    target.prepare(ONE, 4)
+    fill(target, ONE, rows, set(rows["bucket"].to_pylist()))
+    target.switch(Mark(ONE, "v1", 1, 4))
+    target.drop_others(ONE)
+    assert holders()
+    target.replace(ONE, bucket_of(erased), rows.slice(0, 0))
+    target.switch(Mark(ONE, "v1", 2, 4))
+    target.drop_others(ONE)
+    assert holders() == []
+    check(target, ONE, rows.slice(0, len(rows) - 1))
+    assert target.mark() == Mark(ONE, "v1", 2, 4)
+
+    held = [b"item/7", np.array(rows["vector"][7].as_py(), "<f4").tobytes()]
+    second = rows_of(["other"], "v2", 6)
+    target.prepare(TWO, 6)
+    fill(target, TWO, second, {bucket_of("other")})
+    target.switch(Mark(TWO, "v2", 3, 6))
+    assert holders()
+    target.drop_others(TWO)
+    assert holders() == []
+    check(target, TWO, second)
+
+
 def test_only_what_sync_made_for_this_name_is_its_own() -> None:
     assert is_table_of("items", table_name("items", ONE))
     assert is_table_of("items", table_name("items", "full0123456789ab"))
