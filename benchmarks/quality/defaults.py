@@ -60,7 +60,7 @@ CHOICES = (
     ),
     Choice(
         "learning.trunk", StageSettings().trunk, {"auto": "ours", "frozen": "exact_frozen"}, _SERVED,
-        ("validation-flowers102-small",),
+        ("validation-flowers102-tenth", "validation-grocery81-tenth"),
     ),
 )  # fmt: skip
 UNCHOSEN: Mapping[str, tuple[Any, str]] = {
