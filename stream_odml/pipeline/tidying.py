@@ -7,6 +7,7 @@ the driver's lock.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -31,7 +32,10 @@ ERASE_AFTER_S = 5.0
 """From a request to erase to the deletion of what it names: several requests are served by one."""
 ERASE_AGAIN_S = 3600.0
 """A driver that starts so soon after a request deletes once more: its predecessor may have died on the way."""
-ORPHAN_AGE = timedelta(hours=1)
+HOUR = timedelta(hours=1)
+ORPHAN_AGE = HOUR
+SWEEP_LATE_S = 60.0
+"""By how much a round that deletes what came to be old meanwhile begins later than all of it is."""
 PRUNE_EVERY_S = 600.0
 """Copies grow old while nothing is written, and a full spool lets nothing be written: they are pruned by the clock."""
 
@@ -54,6 +58,8 @@ class Tidying:
         tombstones = writer.ledger.tombstones
         fresh = bool(tombstones) and time.time() - tombstones[-1].time.timestamp() < ERASE_AGAIN_S
         self._erase_due: float | None = 0.0 if fresh else None
+        self._swept = (-1, -1)
+        self._sweep_due: float | None = 0.0 if tombstones else None
         self._prune_due = time.monotonic() + PRUNE_EVERY_S
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
@@ -81,11 +87,12 @@ class Tidying:
         while not self._stop.wait(LOOK_S):
             erase = self._erase_due is not None and time.monotonic() >= self._erase_due
             prune = time.monotonic() >= self._prune_due
-            if not erase and not self._has_grown() and not prune:
+            round_due = erase or self._has_grown() or self._may_sweep()
+            if not round_due and not prune:
                 continue
             due, self._erase_due = self._erase_due, None if erase else self._erase_due
             try:
-                if erase or self._has_grown():
+                if round_due:
                     self.tidy(erase)
                 else:
                     self._prune()
@@ -112,6 +119,24 @@ class Tidying:
         rows, commits = writer.ledger.seq - self._rows, writer.store.commits - self._commits
         return rows >= store.maintain_every_rows or commits >= store.maintain_every_commits
 
+    def _may_sweep(self) -> bool:
+        """Whether files may have come to be old enough to be deleted, with something erased in them. Of uncommitted
+        files only age says that nobody is writing them, and on an idle stream nothing else begins a round."""
+        if not self._writer.ledger.tombstones:
+            return False
+        if self._sweep_due is None and self._state != self._swept:
+            self._sweep_due = self._sweep_time()
+        return self._sweep_due is not None and time.monotonic() >= self._sweep_due
+
+    @property
+    def _state(self) -> tuple[int, int]:
+        """What changes whenever files may have been left: the last rows of ledger and versions."""
+        return self._writer.ledger.seq, self._writer.tree.seq
+
+    def _sweep_time(self) -> float:
+        hours = math.ceil(max(timedelta(hours=self._config.store.retention_h), ORPHAN_AGE) / HOUR)
+        return time.monotonic() + hours * HOUR.total_seconds() + SWEEP_LATE_S
+
     def tidy(self, erase: bool) -> None:
         """Make one round; `erase`: without leaving replaced files for anybody who still reads them."""
         store = self._config.store
@@ -133,4 +158,6 @@ class Tidying:
         )
         pruned = self._prune()
         self._rows, self._commits = self._writer.ledger.seq, self._writer.store.commits
+        self._sweep_due = self._sweep_time() if erase or self._state != self._swept else None
+        self._swept = self._state
         log.info("maintenance: %s, %d pushed or copied files pruned", report, pruned)

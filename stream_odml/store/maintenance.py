@@ -181,18 +181,34 @@ def _named(house: Housekeeper) -> set[str]:
 
 
 def _delete_replaced(house: Housekeeper, policy: MaintenancePolicy) -> int:
-    """Delete the files that this writer's maintenance replaced `policy.retention` ago or earlier.
+    """Delete the files that were replaced `policy.retention` ago or earlier; return how many.
 
-    Delta's own vacuum finds them by what its log says since the last checkpoint, or by age, an hour at least: a stream
-    that commits often would keep an hour of every file that it ever merged. It still finds those of earlier writers.
+    Delta's own vacuum finds only those that are an hour old: a stream that commits often would keep an hour of every
+    file that it ever merged. Files that this writer replaced are known to the second; what an earlier one replaced and
+    did not live to delete is named by the tables' logs, which an erasure (no retention) asks.
     """
     replaced, now = house.fence.replaced, time.monotonic()
     due = [path for path, since in replaced.items() if now - since >= policy.retention.total_seconds()]
-    for path in set(due) - _named(house):
+    unnamed = set(due) | (_removed(house) if not policy.retention else set())
+    for path in unnamed - _named(house):
         house.store.files.delete(path)
     for path in due:
         del replaced[path]
-    return len(due)
+    return len(unnamed)
+
+
+def _removed(house: Housekeeper) -> set[str]:
+    """Return data files that are there and that a table's log says were removed; no other is old enough to be judged,
+    see `_vacuum`."""
+    found: set[str] = set()
+    for name, table in house.store.tables.items():
+        named = table.handle.vacuum(
+            retention_hours=0, dry_run=True, enforce_retention_duration=False, full=False
+        )
+        removed = {f"{name}/{path}" for path in named}
+        if removed:  # the log names them long after they are deleted, and may name what lies outside
+            found |= removed & {info.path for info in house.store.files.list(name)}
+    return found
 
 
 def _vacuum(house: Housekeeper, table: Table, policy: MaintenancePolicy) -> int:

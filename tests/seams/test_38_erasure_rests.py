@@ -1,0 +1,100 @@
+"""Seam 38: what is said to be deleted is deleted, whatever was killed or dropped on the way, and nothing that somebody
+still needs goes with it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stream_odml.config.stream import StreamConfig
+from stream_odml.pipeline.tidying import Tidying
+from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.writer import Writer
+from tests.store.world import Item, ingest, new_root
+
+ERASE = MaintenancePolicy(retention=timedelta(0))
+
+
+class Killed(BaseException):
+    """Ends maintenance where a SIGKILL would."""
+
+
+def killed_in_maintenance(monkeypatch: pytest.MonkeyPatch, writer: Writer, at: str) -> Writer:
+    """Return the successor of a writer that erases and dies at a crash point."""
+
+    def die(point: str) -> None:
+        if point == at:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stream_odml.store.maintenance.crash_point", die)
+        with pytest.raises(Killed):
+            writer.maintain(ERASE)
+    return Writer.claim(writer.store.uri, "successor", takeover=True)
+
+
+def stored_items(root: Path) -> set[str]:
+    """Every item that any file of the gallery's folder has a row of."""
+    files = (root / "gallery").glob("*.parquet")
+    return {item for path in files for item in pq.read_table(path)["item_id"].to_pylist()}
+
+
+def test_an_erasure_that_is_killed_is_ended_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = new_root(str(tmp_path))
+    ingest(writer, "a", [Item("x", "cat"), Item("y", "dog")])
+    writer.forget("class", "cat")
+    successor = killed_in_maintenance(monkeypatch, writer, "maintain.after_purge")
+    assert stored_items(tmp_path) == {"x", "y"}  # the rows are in no version of the table, but on the disk
+    kept = MaintenancePolicy(retention=timedelta(hours=1))
+    assert successor.maintain(kept).files_vacuumed == 0  # whoever reads the older version still can
+    assert stored_items(tmp_path) == {"x", "y"}
+    assert successor.maintain(ERASE).files_vacuumed == 1
+    assert stored_items(tmp_path) == {"y"}
+    assert successor.maintain(ERASE).files_vacuumed == 0
+    successor.release()
+
+
+def test_an_idle_stream_deletes_what_came_to_be_old_after_its_erasure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that was never committed is too young for the erasing round, and nothing else happens afterwards."""
+    monkeypatch.setattr("stream_odml.pipeline.tidying.LOOK_S", 0.01)
+    monkeypatch.setattr("stream_odml.pipeline.tidying.ERASE_AFTER_S", 0.0)
+    writer = new_root(str(tmp_path))
+    ingest(writer, "a", [Item("x", "cat"), Item("y", "dog")])
+    config = StreamConfig.model_validate({"root": str(tmp_path)})
+    tidying = Tidying(writer, config, threading.RLock(), lambda error: pytest.fail(str(error)))
+    part = tmp_path / "gallery" / "part-00000-never-committed.snappy.parquet"
+    pq.write_table(writer.store.gallery_rows(), part)
+    writer.forget("class", "cat")
+    tidying.erase_soon()
+    tidying.start()
+    wait_for(lambda: stored_items(tmp_path) == {"x", "y"} and tidying._sweep_due is not None)
+    assert part.exists()
+    an_hour_later = time.monotonic() + 3600 + 61
+    assert tidying._sweep_due is not None
+    assert tidying._sweep_due <= an_hour_later
+    long_ago = time.time() - 2 * 3600
+    os.utime(part, (long_ago, long_ago))
+    tidying._sweep_due = time.monotonic()
+    wait_for(lambda: not part.exists())
+    wait_for(lambda: tidying._sweep_due is None)  # nothing happened since: no round is due any more
+    tidying.stop()
+    assert (tidying.problem, stored_items(tmp_path)) == ("", {"y"})
+    writer.release()
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
