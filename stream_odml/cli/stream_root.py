@@ -27,7 +27,7 @@ from stream_odml.pipeline.stages import relearn
 from stream_odml.storage.files import SMALL_FILE, open_files
 from stream_odml.storage.reading import is_remote, local_path, s3_filesystem, s3_path
 from stream_odml.store.erasure import forget_in_banks
-from stream_odml.store.layout import PUSH
+from stream_odml.store.layout import LANDED, PUSH
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.sums import forget_in_sums
@@ -38,6 +38,7 @@ MISSING = (
     "put these files back under the root, or restore it from a backup; a running stream goes on by itself within "
     "seconds. Until then their rows are not found, and tasks that need them wait"
 )
+RELEARN_WITHOUT = " (its task was skipped: `relearn` would do without what is in it)"
 TOKEN_REMEDY = "give the service's token with --token, or in the environment as STREAM_ODML_TOKEN"
 
 
@@ -275,7 +276,8 @@ def verify_forgotten(
     """Return lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete
     landed copies too.
 
-    A landed shard that a task has still to learn from is kept, and named. ``dry_run``: none is deleted.
+    A landed shard that a task has still to learn from is kept, and named; one of a skipped task is not needed.
+    ``dry_run``: none is deleted.
     """
     from stream_odml.pipeline import erasure_proof as forget_proof
 
@@ -299,7 +301,7 @@ def verify_forgotten(
             lines.append(f"removed {uri}")
         elif inbox and not kept:
             left += 1
-            lines.append(f"would remove {uri}")
+            lines.append(f"would remove {uri}{RELEARN_WITHOUT if uri in proof.skipped else ''}")
         else:
             left += 1
             lines.append(f"landed copy {uri}{kept}")
@@ -314,7 +316,11 @@ def verify_forgotten(
 def _inboxes(root: str, named: str | None) -> list[str]:
     """Return the folders whose shards may be deleted: a ledger is data, and could name any file of this machine."""
     place = root.rstrip("/") if is_remote(root) else os.path.realpath(local_path(root))
-    known = [f"{place}/{PUSH}", f"{place}/inbox", f"{place.rpartition('/')[0]}/inbox"]
+    known = [
+        *(f"{place}/{folder}" for folder in LANDED),
+        f"{place}/inbox",
+        f"{place.rpartition('/')[0]}/inbox",
+    ]
     if named is None:
         return known
     return [*known, named.rstrip("/") if is_remote(named) else os.path.realpath(local_path(named))]

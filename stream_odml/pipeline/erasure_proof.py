@@ -51,6 +51,8 @@ class Proof:
     """Places of shards as the producer landed them that still hold the images."""
     needed: list[str] = field(default_factory=list)
     """Those of them that a task has still to learn from."""
+    skipped: list[str] = field(default_factory=list)
+    """Those of tasks that are not tried any more: `relearn` would do without what is deleted."""
     elsewhere: list[str] = field(default_factory=list)
     """Other stores that items were adopted from, which are not ours to search."""
     foreign: list[str] = field(default_factory=list)
@@ -98,7 +100,9 @@ def verify_forgotten(
             proof.inbox.append(shard.uri)
             if shard.format in ("delta", "files"):
                 proof.foreign.append(shard.uri)
-            elif shard.state == "landed" or (shard.task or "") not in store.tree.learnt():
+            elif _is_skipped(store, shard):
+                proof.skipped.append(shard.uri)
+            elif (shard.task or "") not in store.tree.learnt():
                 proof.needed.append(shard.uri)
     return proof
 
@@ -194,6 +198,13 @@ def _in_caches(store: Store, tombstone: Tombstone, covered: dict[str, ShardState
 
 def _touches(shard: ShardState, tombstone: Tombstone) -> bool:
     return tombstone.kind != "class" or tombstone.name in shard.classes
+
+
+def _is_skipped(store: Store, shard: ShardState) -> bool:
+    """Return whether nothing waits for the images of a shard that was not learnt."""
+    if shard.task is None:
+        return shard.state == "set_aside"
+    return shard.task not in store.tree.learnt() and store.ledger.tasks[shard.task].skipped is not None
 
 
 def _in_inbox(shard: ShardState, tombstone: Tombstone, options: StorageOptions | None) -> bool:

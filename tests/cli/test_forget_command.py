@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from stream_odml.cli.main import app
 from stream_odml.ingest.landing import NewItem, land_items
 from stream_odml.ingest.object_store import S3Source
+from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
-from stream_odml.store.writer import IngestBatch
+from stream_odml.store.layout import SPOOL
+from stream_odml.store.writer import IngestBatch, Writer
 from tests.cluster.small_root import DIM, claim
 from tests.ingest.pictures import picture
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
@@ -37,6 +39,23 @@ NEEDS_S3 = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
 OPTIONS = [("class", 4), ("item", 5), ("shard", 3)]
 
 
+def land_and_index(writer: Writer, inbox: str, source: S3Source | DirectorySource) -> list[ShardRef]:
+    """Two shards: a of classes a0 and a1, and b of b0 and b1."""
+    for name in ("a", "b"):
+        land_items(
+            inbox, name, [NewItem(picture(i, "PNG"), f"{name}{i % 2}", f"{name}/{i}") for i in range(3)]
+        )
+    model = build_embedder(EmbedderSpec("conv4", dim=DIM, image_size=16), 0)
+    refs = source.poll(set())
+    writer.record_landed(refs)
+    for ref in refs:
+        found = index_shard(
+            ref, model, writer.tree.head, writer.store.files, IndexOptions(1 << 20, True, 0.5)
+        )
+        writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine))
+    return refs
+
+
 @pytest.mark.parametrize(
     ("place", "option", "left"),
     [
@@ -49,19 +68,8 @@ OPTIONS = [("class", 4), ("item", 5), ("shard", 3)]
 def test_forget_then_verify_then_clear_the_inbox(place: str, option: str, left: int) -> None:
     root, inbox = f"{place}/root", f"{place}/inbox"
     source = S3Source(inbox) if place.startswith("s3://") else DirectorySource(inbox)
-    for name in ("a", "b"):
-        land_items(
-            inbox, name, [NewItem(picture(i, "PNG"), f"{name}{i % 2}", f"{name}/{i}") for i in range(3)]
-        )
     writer = claim(root)
-    model = build_embedder(EmbedderSpec("conv4", dim=DIM, image_size=16), 0)
-    refs = source.poll(set())
-    writer.record_landed(refs)
-    for ref in refs:
-        found = index_shard(
-            ref, model, writer.tree.head, writer.store.files, IndexOptions(1 << 20, True, 0.5)
-        )
-        writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine))
+    refs = land_and_index(writer, inbox, source)
     first = next(ref for ref in refs if ref.name == "a.parquet")
     name = {"class": "a0", "item": "a/0", "shard": first.shard_id}[option]
     writer.release()
@@ -86,6 +94,27 @@ def test_forget_then_verify_then_clear_the_inbox(place: str, option: str, left: 
     writer = claim(root)
     assert len(writer.store.gallery_rows()) == left
     writer.release()
+
+
+def test_copies_of_a_skipped_task_can_be_deleted_and_those_of_one_that_waits_not(tmp_path: Path) -> None:
+    root, inbox = str(tmp_path / "root"), tmp_path / "root" / SPOOL
+    writer = claim(root)
+    for number, ref in enumerate(land_and_index(writer, str(inbox), DirectorySource(str(inbox))), 1):
+        writer.close_task(f"task-000{number}", [ref.shard_id], "test")
+    writer.skip_task("task-0001", "test")
+    writer.release()
+    shell = CliRunner()
+    for name in ("a0", "b0"):
+        assert shell.invoke(app, ["forget", root, "--class", name]).exit_code == 0
+    erase = ["forget", root, "--verify", "--inbox", "--class"]
+    shown = shell.invoke(app, [*erase, "a0", "--dry-run"], env={"COLUMNS": "400"})
+    assert "would remove" in shown.output
+    assert "`relearn` would do without" in shown.output
+    assert len(list(inbox.iterdir())) == 2
+    assert shell.invoke(app, [*erase, "a0", "--yes"]).exit_code == 0
+    waits = shell.invoke(app, [*erase, "b0", "--yes"])
+    assert (waits.exit_code, "still to be learnt" in waits.output) == (1, True)
+    assert [path.name for path in inbox.iterdir()] == ["b.parquet"]
 
 
 def test_under_a_solved_head_nothing_is_left_in_files_or_sums(tmp_path: Path) -> None:
