@@ -7,7 +7,7 @@ view of its own and takes the fence's lock only to add a row (see `housekeeping.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from stream_odml.storage.atomic import ASIDE
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.storage.files import FileInfo
 from stream_odml.store import entries
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.purge import SHARD_FILES, drop_orphans, forget_in_files, orphaned_txns, purge
+from stream_odml.store.store import Store
 from stream_odml.store.table import Table, writer_properties
 
 LEAST_LOG = timedelta(minutes=1)
@@ -127,21 +127,48 @@ def _drop_files(house: Housekeeper, policy: MaintenancePolicy) -> int:
     before = time.time() - policy.orphan_age.total_seconds()
     listed = [info for folder in ("artifacts", *SHARD_FILES) for info in store.files.list(folder)]
     house.check()  # after the listing: an attempt that began since then has no file in it
-    named = store.tree.files
-    tries = (a for task in store.ledger.tasks.values() for a in task.attempts)
-    under_way = {
-        a.version_id for a in tries if a.refused is None and not store.tree.is_committed(a.version_id)
-    }
-
-    def is_loose(info: FileInfo) -> bool:
-        folder, _, rest = info.path.partition("/")
-        loose = folder == "artifacts" and info.path not in named and rest.partition("/")[0] not in under_way
-        return (ASIDE in info.path or loose) and info.mtime <= before
-
-    loose = [info.path for info in listed if is_loose(info)]
-    for path in loose:
+    named, under_way, unfinished = store.tree.files, _under_way(store), _unfinished(store)
+    old = [info.path for info in listed if info.mtime <= before]
+    gone = [path for path in old if ASIDE in path]
+    dropped: dict[str, list[str]] = {}
+    for path in old:
+        folder, _, rest = path.partition("/")
+        version_id = rest.partition("/")[0]
+        if folder != "artifacts" or ASIDE in path or path in named or version_id in under_way:
+            continue
+        if version_id in unfinished:
+            dropped.setdefault(version_id, []).append(path)
+        else:
+            gone.append(path)
+    for path in gone:
         store.files.delete(path)
-    return len(loose)
+    return len(gone) + sum(_drop_attempt(house, *attempt) for attempt in dropped.items())
+
+
+def _drop_attempt(house: Housekeeper, version_id: str, paths: Sequence[str]) -> int:
+    """Delete what an attempt left that is not to be gone on with. It is taken up again when the head comes back to its
+    parent, or its task is asked for again; then it writes its files again, but a commit must not find half of them."""
+    with house.fence.exclusive() as store:
+        if version_id not in _unfinished(store) or version_id in _under_way(store):
+            return 0
+        for path in paths:
+            store.files.delete(path)
+    return len(paths)
+
+
+def _unfinished(store: Store) -> set[str]:
+    """Attempts that were neither refused nor committed."""
+    tries = (a for task in store.ledger.tasks.values() for a in task.attempts)
+    return {a.version_id for a in tries if a.refused is None and not store.tree.is_committed(a.version_id)}
+
+
+def _under_way(store: Store) -> set[str]:
+    """Attempts that can be published under the head of now."""
+    waiting = [task.task_id for task in store.ledger.tasks.values() if task.attempts and task.skipped is None]
+    attempts = [store.current_attempt(task_id, store.tree.head) for task_id in waiting]
+    later = {a.version_id for a in store.ledger.later_attempts} & _unfinished(store)
+    attempts += [store.open_attempt(version_id) for version_id in later]
+    return {attempt.version_id for attempt in attempts if attempt is not None}
 
 
 def _set_retention(house: Housekeeper, table: Table, policy: MaintenancePolicy) -> None:

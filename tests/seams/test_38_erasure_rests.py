@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from stream_odml.config.stream import StreamConfig
 from stream_odml.pipeline.tidying import Tidying
+from stream_odml.store import maintenance
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.writer import Writer
-from tests.store.world import Item, ingest, new_root
+from tests.store.world import Item, commit_stage, ingest, new_root
 
 ERASE = MaintenancePolicy(retention=timedelta(0))
 
@@ -98,3 +100,64 @@ def wait_for(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+NOW = MaintenancePolicy(retention=timedelta(0), orphan_age=timedelta(0))
+
+
+def begun(writer: Writer, task: str) -> tuple[str, Path]:
+    """Begin to learn a task, up to the rows that are to be committed; (version id, their file)."""
+    version_id = writer.begin_attempt(task)
+    path = f"artifacts/{version_id}/rows-0.parquet"
+    writer.store.files.write(path, b"rows with ids, classes and vectors")
+    return version_id, Path(writer.store.uri) / path
+
+
+def test_an_attempt_that_was_dropped_leaves_nothing_and_may_come_back(tmp_path: Path) -> None:
+    writer = new_root(str(tmp_path))
+    root = writer.tree.head
+    for number, name in enumerate("abc", 1):
+        ingest(writer, name, [Item(name, "cat")], seed=number)
+        writer.close_task(f"task-000{number}", [name], "test")
+    learnt = commit_stage(writer, "task-0001", None, seed=1)
+    version_id, rows = begun(writer, "task-0002")
+    writer.maintain(NOW)
+    assert rows.exists()  # under way
+    writer.move_head(root, "rollback")
+    writer.maintain(MaintenancePolicy(retention=timedelta(0)))
+    assert rows.exists()  # its trainer may not have heard of it yet
+    assert writer.maintain(NOW).files_deleted == 1
+    assert not rows.parent.exists()
+    writer.move_head(learnt, "forward")
+    assert commit_stage(writer, "task-0002", None, seed=2) == version_id  # taken up again, written again
+    _, rows = begun(writer, "task-0003")
+    writer.skip_task("task-0003", "test")
+    writer.maintain(NOW)
+    assert not rows.exists()
+    assert writer.tree.head == version_id
+    assert all((tmp_path / path).exists() for path in writer.tree.files)
+    writer.release()
+
+
+def test_an_attempt_that_comes_back_while_files_are_deleted_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maintenance judges an attempt twice: at first without the lock, and under it when its files go."""
+    writer = new_root(str(tmp_path))
+    root = writer.tree.head
+    for number, name in enumerate("ab", 1):
+        ingest(writer, name, [Item(name, "cat")], seed=number)
+        writer.close_task(f"task-000{number}", [name], "test")
+    learnt = commit_stage(writer, "task-0001", None, seed=1)
+    _, rows = begun(writer, "task-0002")
+    writer.move_head(root, "rollback")
+    drop = maintenance._drop_attempt
+
+    def drop_late(*args: Any) -> int:
+        writer.move_head(learnt, "forward")
+        return drop(*args)
+
+    monkeypatch.setattr(maintenance, "_drop_attempt", drop_late)
+    assert writer.maintain(NOW).files_deleted == 0
+    assert rows.exists()
+    writer.release()
