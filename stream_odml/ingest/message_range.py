@@ -175,9 +175,9 @@ def _superseded(rows: Iterator[RawRow]) -> Iterator[RawRow]:
         if newer is row or row.problem is not None:
             yield row
         else:
-            yield replace(
-                row, problem=(Reason.DUPLICATE_ID, f"{row.path}: {newer.path} has its id and came later")
-            )
+            # Whoever erases the item finds by its id what was refused of it.
+            detail = f"{row.path}: {newer.path} has its id, {_text(row.item_id)}, and came later"
+            yield replace(row, problem=(Reason.DUPLICATE_ID, detail))
 
 
 def _text(item_id: Any) -> Any:

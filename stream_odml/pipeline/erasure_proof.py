@@ -26,6 +26,8 @@ from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_na
 from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
 from stream_odml.store.artifacts import BANK, HEAD, SUMS
+from stream_odml.store.erased_refusals import COLUMNS as REFUSAL
+from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.ledger_states import ShardState, Tombstone
 from stream_odml.store.store import Store
@@ -128,6 +130,11 @@ def _in_file(files: Files, path: str, tombstone: Tombstone, covered: dict[str, S
         return  # vacuumed since it was listed
     except pa.ArrowException:
         yield f"{path}: cannot be read"
+        return
+    if tombstone.kind != "shard" and set(REFUSAL) <= set(parquet.schema_arrow.names):
+        asked: dict[tuple[str, str], int] = {(tombstone.kind, tombstone.name): tombstone.seq}
+        if count := int(erased_refusals(parquet.read(columns=list(REFUSAL)), covered, asked).sum()):
+            yield f"{path}: {count} refused rows that name it"
         return
     wanted = COLUMN[tombstone.kind]
     own = Path(path).stem if path.startswith(("thumbnails/", "holdout/")) else None

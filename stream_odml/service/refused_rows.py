@@ -1,6 +1,6 @@
 """The newest rows of the quarantine, for people: read when they are asked for, newest file first, and no more of them.
 
-Protects: what is not committed, or is of an erased shard, is not shown.
+Protects: what is not committed, or names what was erased, is not shown.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from stream_odml.ingest.reasons import REMEDIES
 from stream_odml.service.backend import RefusedRow
+from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.table import Table
 from stream_odml.store.versions import VersionTree
@@ -48,16 +49,12 @@ class RefusedRows:
         for path in reversed(self._files):
             if len(found) >= limit:
                 break
-            rows = self._table.read(path, COLUMNS).to_pylist()
-            found += [
-                row for row in rows if row["txn"] in visible and not _is_erased(ledger, row["shard_id"])
-            ]
+            rows = self._table.read(path, COLUMNS)
+            erased = erased_refusals(rows, ledger.shards, ledger.latest_tombstones)
+            both = zip(rows.to_pylist(), erased, strict=True)
+            found += [row for row, is_erased in both if row["txn"] in visible and not is_erased]
         found.sort(key=lambda row: (-row["time"].timestamp(), row["shard_id"], row["row"]))
         return [_refused(row) for row in found[:limit]]
-
-
-def _is_erased(ledger: LedgerState, shard_id: str) -> bool:
-    return any(tomb.kind == "shard" and tomb.name == shard_id for tomb in ledger.tombstones)
 
 
 def _refused(row: dict[str, Any]) -> RefusedRow:

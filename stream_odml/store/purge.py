@@ -7,16 +7,22 @@ carries the epoch that made it).
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.exceptions import CommitFailedError
 
 from stream_odml.store.artifacts import SUMS
+from stream_odml.store.erased_refusals import COLUMNS as REFUSAL
+from stream_odml.store.erased_refusals import LEFT_OUT, erased_refusals
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
-from stream_odml.store.select import Ints, death_seqs, select_rows
+from stream_odml.store.ledger import LedgerState
+from stream_odml.store.select import Ints, Selection, death_seqs, forgotten_rows, select_rows
 from stream_odml.store.store import Store
 from stream_odml.store.table import commit_properties, writer_properties
+from stream_odml.store.tables import QUARANTINE
 
 SHARD_FILES = ("thumbnails", "holdout")
 """Folders of ``<shard_id>.parquet`` files that erasure reaches."""
@@ -52,15 +58,21 @@ def drop_orphans(fence: Fence, candidates: Mapping[str, Set[str]] | None = None)
 
 def purge(house: Housekeeper) -> int:
     """Delete rows that were replaced, or that a tombstone covers."""
-    store, ledger = house.store, house.ledger
+    store = house.store
     if not store.tree.moves:
         return 0
+    refusals = QUARANTINE.empty_table()
+    if house.ledger.tombstones:
+        refusals = store.again(lambda: _refusals(store))
+        house.check()  # no refusal is judged by what was stored before it
+    ledger = house.ledger
     meta = store.again(store.metadata)
     selection = select_rows(meta, ledger, store.tree, store.tree.head)
     # The replaced rows go first: were the row that replaced them gone before them, they would come back.
     dead = [_not_summed(store, meta, part) for part in (selection.replaced, selection.forgotten)]
-    purged = sum(_purge_rows(house, meta, part) for part in dead)
-    return purged + _purge_quarantine(house)
+    # Before the rows that tell which items an erased class had.
+    purged = _purge_quarantine(house, refusals, meta, selection)
+    return purged + sum(_purge_rows(house, meta, part) for part in dead)
 
 
 def forget_in_files(house: Housekeeper) -> int:
@@ -121,25 +133,60 @@ def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:
 def _purge_rows(house: Housekeeper, meta: pa.Table, rows: Ints) -> int:
     if len(rows) == 0:
         return 0
-    dead = meta.take(pa.array(rows))
+    return _delete_places(house, "gallery", _places(meta.take(pa.array(rows))))
+
+
+def _delete_places(house: Housekeeper, name: str, rows: Iterable[tuple[str, int]]) -> int:
     by_shard: dict[str, dict[int, None]] = {}
-    for shard_id, row in zip(dead["shard_id"].to_pylist(), dead["row"].to_pylist(), strict=True):
+    for shard_id, row in rows:
         by_shard.setdefault(shard_id, {})[row] = None
     purged = 0
     for shard_id, places in by_shard.items():
         for some in _batches(list(places)):
             where = f"shard_id = {_quoted([shard_id])} AND row IN ({', '.join(map(str, some))})"
-            purged += house.delete(house.store.tables["gallery"], where)
+            purged += house.delete(house.store.tables[name], where)
     return purged
 
 
-def _purge_quarantine(house: Housekeeper) -> int:
-    """First bytes of a forgotten shard's bad rows. (Of a forgotten class or item there are none: a bad
-    row has neither.)"""
-    there = _values(house.store, "quarantine", "shard_id")
-    gone = sorted(s.name for s in house.ledger.tombstones if s.kind == "shard" and s.name in there)
-    table = house.store.tables["quarantine"]
-    return house.delete(table, f"shard_id IN ({_quoted(gone)})") if gone else 0
+def _purge_quarantine(house: Housekeeper, rows: pa.Table, meta: pa.Table, selection: Selection) -> int:
+    """What the quarantine says of erased items, classes and shards, first bytes included."""
+    ledger = house.ledger
+    if not (ledger.tombstones and len(rows)):
+        return 0
+    dead = meta.take(pa.array(np.concatenate([selection.replaced, selection.forgotten])))
+    gone = _gone(ledger, dead.take(pa.array(forgotten_rows(dead, ledger))))
+    erased = erased_refusals(rows, ledger.shards, ledger.latest_tombstones, gone)
+    # A text that does not name its item would stay when the item's row has gone: it goes with it, or after it.
+    left_out = np.array([detail.startswith(LEFT_OUT) for detail in rows["detail"].to_pylist()], bool)
+    if left_out.any():
+        living = set(_places(meta.take(pa.array(selection.picked)), rows["shard_id"].unique()))
+        erased |= left_out & np.array([place not in living for place in _places(rows)], bool)
+    return _delete_places(house, "quarantine", _places(rows.filter(pa.array(erased))))
+
+
+def _refusals(store: Store) -> pa.Table:
+    """All rows of the quarantine: what no commit names goes as well."""
+    table = store.tables["quarantine"]
+    table.refresh()
+    parts = [table.read(path, REFUSAL) for path in sorted(table.present)]
+    return pa.concat_tables([QUARANTINE.empty_table().select(REFUSAL), *parts])
+
+
+def _gone(ledger: LedgerState, rows: pa.Table) -> dict[str, int]:
+    """The items of these erased rows, each with the `seq` of the tombstone that took it."""
+    tombstones = ledger.latest_tombstones
+    found: dict[str, int] = {}
+    columns = [rows[name].to_pylist() for name in ("shard_id", "class_name", "item_id")]
+    for shard_id, class_name, item_id in zip(*columns, strict=True):
+        names = (("class", class_name), ("item", item_id), ("shard", shard_id))
+        found[item_id] = max(found.get(item_id, -1), *(tombstones.get(name, -1) for name in names))
+    return found
+
+
+def _places(rows: pa.Table, shard_ids: pa.Array | None = None) -> list[tuple[str, int]]:
+    if shard_ids is not None:
+        rows = rows.filter(pc.is_in(rows["shard_id"].cast(pa.string()), value_set=shard_ids))
+    return list(zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
 
 def _rewrite(house: Housekeeper, path: str, shard_id: str) -> bool:

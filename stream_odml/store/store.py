@@ -18,6 +18,7 @@ from stream_odml.learn.lift import Lift
 from stream_odml.storage.files import open_files
 from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
 from stream_odml.store.blocks import Blocks
+from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.errors import ArtifactCorrupt, TableCorrupt, UnknownVersion
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import Attempt, TaskState
@@ -282,10 +283,13 @@ class Store:
         return self._visible(parts, pa.schema([schema.field(c) for c in columns]))
 
     def quarantine_rows(self) -> pa.Table:
-        """Return all visible quarantine rows."""
+        """Return all visible quarantine rows, without those that name what was erased."""
         table = self.tables["quarantine"]
         table.refresh()
-        return self._visible([table.read(path) for path in sorted(table.present)], QUARANTINE)
+        rows = self._visible([table.read(path) for path in sorted(table.present)], QUARANTINE)
+        return rows.filter(
+            pa.array(~erased_refusals(rows, self.ledger.shards, self.ledger.latest_tombstones))
+        )
 
     def _visible(self, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
         table = pa.concat_tables(parts) if parts else schema.empty_table()
