@@ -19,7 +19,7 @@ from stream_odml.store.erased_refusals import LEFT_OUT, erased_refusals
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.ledger import LedgerState
-from stream_odml.store.select import Ints, Selection, death_seqs, forgotten_rows, select_rows
+from stream_odml.store.select import Ints, Selection, death_seqs, erased_items, forgotten_rows, select_rows
 from stream_odml.store.store import Store
 from stream_odml.store.table import commit_properties, writer_properties
 from stream_odml.store.tables import QUARANTINE
@@ -76,17 +76,20 @@ def purge(house: Housekeeper) -> int:
 
 
 def forget_in_files(house: Housekeeper) -> int:
-    """Rewrite thumbnails and held-out images without erased rows; how many files."""
-    store, ledger, rewritten = house.store, house.ledger, 0
+    """Rewrite thumbnails and held-out images without erased items; how many files. Call it before :func:`purge`: a
+    label leaves the picture where it landed, under its earlier class, and only the rows tell that it is the item's."""
+    files, ledger = house.store.files, house.ledger
     if not ledger.tombstones:
         return 0
     last = ledger.tombstones[-1].seq
-    for folder in SHARD_FILES:
-        for shard_id in sorted(s.shard_id for s in ledger.shards.values() if s.landed_seq < last):
-            path = f"{folder}/{shard_id}.parquet"
-            if store.files.exists(path):
-                rewritten += _rewrite(house, path, shard_id)
-    return rewritten
+    landed = sorted(s.shard_id for s in ledger.shards.values() if s.landed_seq < last)
+    found = [(f"{folder}/{shard_id}.parquet", shard_id) for folder in SHARD_FILES for shard_id in landed]
+    found = [(path, shard_id) for path, shard_id in found if files.exists(path)]
+    if not found:
+        return 0
+    meta = house.store.again(house.store.metadata)
+    erased = erased_items(meta, house.ledger, house.store.tree)
+    return sum(_rewrite(house, path, shard_id, erased) for path, shard_id in found)
 
 
 def _values(store: Store, name: str, column: str) -> set[str]:
@@ -189,14 +192,17 @@ def _places(rows: pa.Table, shard_ids: pa.Array | None = None) -> list[tuple[str
     return list(zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
 
-def _rewrite(house: Housekeeper, path: str, shard_id: str) -> bool:
+def _rewrite(house: Housekeeper, path: str, shard_id: str, erased: Mapping[str, int]) -> bool:
     files, ledger = house.store.files, house.ledger
     table = pq.read_table(pa.BufferReader(files.read(path)))
     names = set(table.schema.names)
     blank: list[Any] = [""] * len(table)
     classes = table["class_name"].to_pylist() if "class_name" in names else blank
     items = table["item_id"].to_pylist() if "item_id" in names else blank
-    keep = [not ledger.forgotten(shard_id, c, i) for c, i in zip(classes, items, strict=True)]
+    indexed = ledger.shards[shard_id].indexed_seq
+    gone = {item for item, seq in erased.items() if indexed is not None and indexed <= seq}
+    pairs = zip(classes, items, strict=True)
+    keep = [i not in gone and not ledger.forgotten(shard_id, c, i) for c, i in pairs]
     if all(keep):
         return False
     sink = pa.BufferOutputStream()

@@ -112,6 +112,24 @@ def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Int
     return np.array(deaths, np.int64)
 
 
+def erased_items(meta: pa.Table, ledger: LedgerState, tree: VersionTree) -> dict[str, int]:
+    """Return items that a tombstone erased, with the ``seq`` of the ledger at which the row that it covered was
+    indexed: what landings up to there had of the item is erased too, whatever class they gave it.
+
+    An item that had been given another class before the tombstone of its earlier one lives, and is none of them.
+    """
+    rows = forgotten_rows(meta, ledger)
+    by_tombstone = {tombstone.seq for tombstone in ledger.tombstones}
+    erased: dict[str, int] = {}
+    for seq, row in zip(
+        death_seqs(meta, ledger, tree, rows), meta.take(pa.array(rows)).to_pylist(), strict=True
+    ):
+        if seq in by_tombstone:  # or a later row had replaced it
+            indexed = ledger.shards[row["shard_id"]].indexed_seq or 0
+            erased[row["item_id"]] = max(indexed, erased.get(row["item_id"], -1))
+    return erased
+
+
 def _values(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     return zip(*(rows[name].to_pylist() for name in names), strict=True)
 
