@@ -23,6 +23,7 @@ from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
 from stream_odml.pipeline.figures import stream_figures
 from stream_odml.pipeline.pushed import move_back
+from stream_odml.pipeline.stage_folders import default_cache_root, keep_only
 from stream_odml.pipeline.stages import relearn
 from stream_odml.storage.files import SMALL_FILE, open_files
 from stream_odml.storage.reading import is_remote, local_path, s3_filesystem, s3_path
@@ -258,10 +259,8 @@ def forget_name(
         forget_in_banks(writer)  # before their vectors are deleted, and so are the sums
         forget_in_sums(writer)
         writer.maintain(MaintenancePolicy(retention=timedelta(0), orphan_age=timedelta(0)))
-    if "://" not in root:
-        shutil.rmtree(
-            Path(root) / "cache", ignore_errors=True
-        )  # made again from the shards when it is needed
+        # Made again from the shards when they are needed.
+        keep_only(default_cache_root(root, writer.store.stream_id), None)
     what = f"{kind} {subject.name}, {_items(subject.items)}"
     return f"forgot {what}: rows, statistics and pixels are deleted"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from stream_odml.observe.observing import observe
 from stream_odml.observe.profiling import StepProfile
 from stream_odml.observe.tracing import span
 from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress, StageResult
+from stream_odml.pipeline.stage_folders import cache_root, emptied, keep_only
 from stream_odml.pipeline.stage_run import Place, StageDeferred, StageFailed, StageRun
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote, s3_filesystem, s3_path
@@ -120,6 +120,9 @@ class _Worker:
         while True:
             asked = call_driver("next_instruction") if self.world.rank == 0 else None
             instruction: Instruction = self._from_rank_zero(asked)
+            # All ranks are here, so none is at another stage.
+            if self.place.leads:
+                keep_only(cache_root(self.config, self.store.stream_id), instruction.order)
             if instruction.stop:
                 return None
             if instruction.order is not None:
@@ -219,13 +222,13 @@ class _Worker:
         return StepProfile(steps, files.write, run.order.version_id) if steps else None
 
     def _record(self, run: StageRun) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if self.world.rank == 0:
-                save_file(run.learner.state_dict(), Path(folder) / "progress.safetensors")
-                (Path(folder) / "version_id").write_text(run.order.version_id)
-                checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report({"step": run.next_step}, checkpoint=checkpoint)
+        if self.world.rank:
+            ray.train.report({"step": run.next_step}, checkpoint=None)
+            return
+        with emptied(run.rank_folder) as folder:
+            save_file(run.learner.state_dict(), folder / "progress.safetensors")
+            (folder / "version_id").write_text(run.order.version_id)
+            ray.train.report({"step": run.next_step}, checkpoint=Checkpoint.from_directory(folder))
 
     def _resume(self, run: StageRun, order: StageOrder) -> None:
         # Rank 0's for all: the others may know of an older one only.

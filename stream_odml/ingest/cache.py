@@ -23,7 +23,8 @@ from stream_odml.ingest.decode import Pixels
 from stream_odml.ingest.reasons import Reason, RowProblem
 from stream_odml.storage.atomic import write_whole
 
-_PLAN, _COMPLETE, _PIXELS, _DONE = "plan.json", "complete.json", "pixels.u8", "done.u1"
+PLAN = "plan.json"
+_COMPLETE, _PIXELS, _DONE = "complete.json", "pixels.u8", "done.u1"
 _LOST = "lost.jsonl"
 _IS_WRITTEN, _IS_LOST = 1, 2
 
@@ -189,7 +190,7 @@ class PixelCache:
         return places
 
     def _prepare(self) -> None:
-        plan = self.folder / _PLAN
+        plan = self.folder / PLAN
         if plan.exists() and json.loads(plan.read_text())["fingerprint"] == self.fingerprint:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -198,7 +199,7 @@ class PixelCache:
             with open(self.folder / name, "wb") as file:
                 file.truncate(length)
         _write_json(
-            self.folder / _PLAN, {"fingerprint": self.fingerprint, "size": self.size, "rows": len(self)}
+            self.folder / PLAN, {"fingerprint": self.fingerprint, "size": self.size, "rows": len(self)}
         )
 
 

@@ -5,9 +5,11 @@ Read-only. It does not ask the tables what they show but their folders what lies
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown
+from stream_odml.pipeline.stage_folders import default_cache_root, stage_folders, stage_name_of
 from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
 from stream_odml.store.artifacts import BANK, HEAD, SUMS
@@ -191,16 +194,35 @@ def _stored_sums(store: Store, version_id: str, lift: Lift) -> ClassSums:
 
 
 def _in_caches(store: Store, tombstone: Tombstone, covered: dict[str, ShardState]) -> list[str]:
-    """Pixel caches made before the request, of tasks with its shards."""
-    found: dict[str, None] = {}
-    for info in store.files.list("cache"):
-        task = store.ledger.tasks.get(info.path.split("/")[1])
-        mine = [
-            s for s in (task.shard_ids if task else ()) if s in covered and _touches(covered[s], tombstone)
-        ]
-        if mine and info.mtime < tombstone.time.timestamp():
-            found[f"cache/{info.path.split('/')[1]}: decoded pixels"] = None
-    return list(found)
+    """Pixel caches made before the request, of tasks with its shards, and of stages that the ledger does not know."""
+    caches = default_cache_root(store.uri, store.stream_id)
+    found = []
+    for folder in stage_folders(caches):
+        shards = _shards_of_stage(store, stage_name_of(folder.name), covered)
+        mine = any(shard in covered and _touches(covered[shard], tombstone) for shard in shards)
+        if mine and _oldest_file(folder) < tombstone.time.timestamp():
+            found.append(f"{'cache' if caches.name == 'cache' else caches}/{folder.name}: decoded pixels")
+    return found
+
+
+def _shards_of_stage(store: Store, name: str, unknown: Iterable[str]) -> Iterable[str]:
+    """Shards of a task, or of an attempt to improve what is learnt, by its name."""
+    tasks = store.ledger.tasks
+    if name in tasks:
+        return tasks[name].shard_ids
+    for attempt in store.ledger.later_attempts:
+        if attempt.version_id == name:
+            return attempt.shards or [shard for task in attempt.tasks for shard in tasks[task].shard_ids]
+    return unknown
+
+
+def _oldest_file(folder: Path) -> float:
+    """When the first of its files was last written; infinity where there is none."""
+    times = [math.inf]
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # its stage ended meanwhile
+            times.append(file.lstat().st_mtime)
+    return min(times)
 
 
 def _touches(shard: ShardState, tombstone: Tombstone) -> bool:

@@ -6,7 +6,6 @@ Protects: of a task of any size only a few thousand rows are in memory at once, 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from stream_odml.learn.feature_codes import FeatureFormat
 from stream_odml.learn.row_buffer import Float32s, NewBuffer
+from stream_odml.pipeline.stage_folders import emptied
 from stream_odml.store.store import REPEATED
 from stream_odml.store.tables import gallery_schema, restamped
 
@@ -50,12 +50,8 @@ class OnDisk:
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[NewBuffer]:
     """Yield a folder for embeddings, emptied of what a killed attempt left there, and removed at the end."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
+    with emptied(folder):
         yield partial(OnDisk, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_parts(indices: NDArray[np.int64], vectors: Float32s) -> Iterator[Part]:

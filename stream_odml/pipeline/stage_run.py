@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from stream_odml.learn.world import World
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.settling import Settling
 from stream_odml.pipeline.sources import read_options
+from stream_odml.pipeline.stage_folders import cache_root, pixels_folder, rank_folder
 from stream_odml.pipeline.stage_learner import build_learner, retried
 from stream_odml.pipeline.stage_rows import Part, in_parts, scratch, write_rows
 from stream_odml.pipeline.task_cache import (
@@ -89,10 +88,10 @@ class StageRun:
             self._settings = replace(self._settings, base_steps=0, stage_steps=0)
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
-        # Nodes may share a disk, and each writes a cache of its own.
-        name = order.version_id if order.improves else order.task
-        self._cache_folder = cache_root(config) / f"{name}.node-{place.node}"
-        self._scratch = cache_root(config) / f"{name}.rank-{world.rank}"
+        caches = cache_root(config, store.stream_id)
+        self._cache_folder = pixels_folder(caches, order, place.node)
+        self.rank_folder = rank_folder(caches, order, world.rank)
+        """What this rank writes aside; emptied by whoever begins to use it."""
 
     # -- before -------------------------------------------------------------------------------------------------
 
@@ -229,7 +228,7 @@ class StageRun:
         self._say("evaluating")
         names = [self._cache.class_names[c] for c in self._classes]
         try:
-            with scratch(self._scratch) as new_buffer:
+            with scratch(self.rank_folder) as new_buffer:
                 outcome = self.learner.finish(self._share(), names, len(self._rows), new_buffer)
                 parts = self._all_ranks(self._write_rows(outcome))
         except StageDiverged as error:
@@ -259,8 +258,8 @@ class StageRun:
         held = held[self.world.rank :: self.world.size]
         parts = chain(in_parts(outcome.indices, outcome.embeddings), self._embedded(held, outcome.student))
         codes = self._store.row_codes
-        write_rows(self._scratch / "rows.parquet", self._rows, parts, self.order.version_id, codes)
-        self._store.files.upload(path, self._scratch / "rows.parquet")
+        write_rows(self.rank_folder / "rows.parquet", self._rows, parts, self.order.version_id, codes)
+        self._store.files.upload(path, self.rank_folder / "rows.parquet")
         return path
 
     def _embedded(self, chosen: NDArray[np.int64], student: Embedder) -> Iterator[Part]:
@@ -308,15 +307,6 @@ class StageRun:
             values = [None] * self.world.size
             dist.all_gather_object(values, value)
         return values
-
-
-def cache_root(config: StreamConfig) -> Path:
-    """Return folder of this stream's pixel caches on this node."""
-    if config.cluster.cache_dir is not None:
-        return Path(config.cluster.cache_dir) / config.name
-    if "://" not in config.root:
-        return Path(config.root).absolute() / "cache"
-    return Path(tempfile.gettempdir()) / f"stream-odml-cache-{config.name}"
 
 
 def _root_cause(error: BaseException) -> BaseException:
