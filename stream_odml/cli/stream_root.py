@@ -22,7 +22,7 @@ from stream_odml.client.pin import STREAM_HEADER
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
 from stream_odml.pipeline.figures import stream_figures
-from stream_odml.pipeline.pushed import move_back
+from stream_odml.pipeline.pushed import drop_half_written, move_back
 from stream_odml.pipeline.stage_folders import default_cache_root, keep_only
 from stream_odml.pipeline.stages import relearn
 from stream_odml.storage.files import SMALL_FILE, open_files
@@ -261,6 +261,8 @@ def forget_name(
         writer.maintain(MaintenancePolicy(retention=timedelta(0), orphan_age=timedelta(0)))
         # Made again from the shards when they are needed.
         keep_only(default_cache_root(root, writer.store.stream_id), None)
+    for folder in LANDED:
+        drop_half_written(f"{root.rstrip('/')}/{folder}")
     what = f"{kind} {subject.name}, {_items(subject.items)}"
     return f"forgot {what}: rows, statistics and pixels are deleted"
 

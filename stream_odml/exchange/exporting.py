@@ -23,7 +23,7 @@ from stream_odml.exchange.card import card_of
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.rows import Gallery
 from stream_odml.exchange.syncing import open_target, sync
-from stream_odml.storage.atomic import write_whole
+from stream_odml.storage.atomic import drop_strays, write_whole
 from stream_odml.store.artifacts import HEAD, STUDENT
 
 FORMATS = ("parquet", "faiss", "npz", "model", "onnx")
@@ -120,6 +120,8 @@ def _to_folder(
     gallery = Gallery.load(root, storage_options)
     files: list[str] = []
     try:
+        for place in (folder, (folder / _CARD).parent):
+            drop_strays(place)
         # While files of two exports lie there, it names none of them.
         _mark(folder, about(gallery), [], known)
         for number, one in enumerate(wanted):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.target import Digests, Mark, is_space, summed
-from stream_odml.storage.atomic import write_whole
+from stream_odml.storage.atomic import drop_strays, write_whole
 
 CURRENT = "current.json"
 
@@ -70,6 +70,8 @@ class FolderTarget:
 
     def drop_others(self, space: str) -> None:
         """See `SyncTarget`."""
+        drop_strays(self._folder)
+        drop_strays(self._of(space))
         for path in self._folder.glob("space-*"):
             if _is_of_a_space(path.name) and path != self._of(space):
                 shutil.rmtree(path, ignore_errors=True)

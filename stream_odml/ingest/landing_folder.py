@@ -32,7 +32,7 @@ from stream_odml.ingest.shard import (
     make_shard_id,
     shard_name,
 )
-from stream_odml.storage.atomic import sync_folder, write_whole
+from stream_odml.storage.atomic import ASIDE, sync_folder, write_whole
 from stream_odml.storage.publish import ShardExists, check_name, claim_name
 from stream_odml.storage.reading import (
     StorageOptions,
@@ -245,7 +245,7 @@ def _write_manifest(root: Path, manifest: ShardManifest) -> Path:
 
 
 def _copy(source: Path, inbox: Path, name: str, manifest: ShardManifest) -> None:
-    final, aside = inbox / name, inbox / f".{name}.{secrets.token_hex(4)}"
+    final, aside = inbox / name, inbox / f"{ASIDE}{secrets.token_hex(16)}"
     if _is_landed(final, manifest):
         return
     try:

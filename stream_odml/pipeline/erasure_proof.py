@@ -26,6 +26,7 @@ from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown
 from stream_odml.pipeline.stage_folders import default_cache_root, stage_folders, stage_name_of
+from stream_odml.storage.atomic import ASIDE
 from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
 from stream_odml.store.artifacts import BANK, HEAD, SUMS
@@ -37,6 +38,9 @@ from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows, sums_now, versions_with_sums
 
 OWN_FOLDERS = ("gallery/", "quarantine/", "artifacts/", "thumbnails/", "holdout/", "cache/")
+HALF_WRITTEN = (
+    "half-written, and may hold it; a running stream, or another `forget`, deletes it an hour after"
+)
 STAYS = (
     "What stays: the name in the ledger (the request itself, and counts by class), ids in the statistics of Delta's "
     "log until it is cleaned, and what the weights and drift maps learnt from the images."
@@ -93,6 +97,8 @@ def verify_forgotten(
         proof.files += 1
         if info.path.startswith(OWN_FOLDERS):
             proof.findings += _in_file(store.files, info.path, tombstone, covered)
+        if ASIDE in info.path and info.mtime < tombstone.time.timestamp():
+            proof.findings.append(f"{info.path}: {HALF_WRITTEN}")
     proof.findings += (
         _in_banks(store, tombstone) + _in_sums(store, tombstone) + _in_caches(store, tombstone, covered)
     )

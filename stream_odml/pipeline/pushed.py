@@ -10,8 +10,10 @@ import time
 from pathlib import PurePosixPath
 
 from stream_odml.ingest.message_range import SUFFIX
+from stream_odml.storage.atomic import STRAY_S, drop_strays
 from stream_odml.storage.claims import CLAIMS
 from stream_odml.storage.files import Files
+from stream_odml.storage.reading import is_remote, local_path
 from stream_odml.store.layout import SPOOL
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
@@ -21,14 +23,13 @@ PUSHED = "push-"
 """How names of pushed shards begin (`landing.push_name`): other files of the folder are not ours to delete."""
 
 PRUNED = "its images were deleted after they were learnt (store.keep_pushed_h); push or send them again to learn them"
-STRAY_S = 3600.0
-"""Age at which a file of the spool that no shard of the ledger names is deleted: a driver that died had begun it."""
 
 
 def prune_pushed(store: Store, files: Files, keep_s: float) -> int:
-    """Delete the files below `files` of pushed shards whose task the head's path learnt `keep_s` ago; how many."""
+    """Delete the files below `files` of pushed shards whose task the head's path learnt `keep_s` ago, and what killed
+    processes left half-written. Return how many."""
     listed = {info.path for info in files.list("")}
-    pruned = 0
+    pruned = drop_half_written(files.uri)
     for name in _consumed(store, set(filter(_is_pushed, listed)), keep_s):
         files.delete(name)
         if f"{CLAIMS}/{name}" in listed:  # after its shard: a claim without one is a producer at work
@@ -38,8 +39,8 @@ def prune_pushed(store: Store, files: Files, keep_s: float) -> int:
 
 
 def prune_copied(store: Store, keep_s: float) -> int:
-    """Delete copies of messages that are learnt, as `prune_pushed`, and strays: copies that no shard is made of, and
-    shards without a row. Return how many."""
+    """Delete copies of messages that are learnt, as `prune_pushed`, and strays: copies that no shard is made of, as a
+    driver that died had begun them, and shards without a row. Return how many."""
     ages = {
         PurePosixPath(info.path).name: info.mtime for info in store.files.list(SPOOL) if _is_copied(info.path)
     }
@@ -53,7 +54,12 @@ def prune_copied(store: Store, keep_s: float) -> int:
     names = {*_consumed(store, set(ages), keep_s), *strays}
     for name in names:
         store.files.delete(f"{SPOOL}/{name}")
-    return len(names)
+    return len(names) + drop_half_written(f"{store.files.uri.rstrip('/')}/{SPOOL}")
+
+
+def drop_half_written(place: str) -> int:
+    """Delete what killed processes left half-written in a folder; an object store shows nothing before it is whole."""
+    return 0 if is_remote(place) else drop_strays(local_path(place))
 
 
 def _consumed(store: Store, there: set[str], keep_s: float) -> list[str]:

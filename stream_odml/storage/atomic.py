@@ -6,15 +6,20 @@ durable: written aside in the same folder, synced, shown under its name, the fol
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 ASIDE = ".aside-"
-"""How names of files begin that are being written. Readers and sources skip them."""
+"""How names of files and folders begin that are being written. Readers and sources skip them."""
+STRAY_S = 3600.0
+"""Age at which what is still being written is taken for what a killed process left."""
 _NO_WAY = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM})
 Fill = Callable[[IO[bytes]], object]
 
@@ -38,6 +43,30 @@ def write_whole(
         aside.unlink(missing_ok=True)
     if durable:
         sync_folder(target.parent)
+
+
+def drop_strays(folder: Path) -> int:
+    """Delete what processes that were killed left half-written in a folder, and return how many files or folders."""
+    before, dropped = time.time() - STRAY_S, 0
+    for path in folder.glob(f"{ASIDE}*"):
+        if max(_changes(path), default=before) >= before:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        dropped += 1
+    return dropped
+
+
+def _changes(path: Path) -> Iterator[float]:
+    """When a file, or a folder and all that is in it, was changed last; nothing of what is gone meanwhile."""
+    for folder, _, names in os.walk(path):
+        for one in (folder, *(os.path.join(folder, name) for name in names)):
+            with contextlib.suppress(FileNotFoundError):
+                yield os.lstat(one).st_mtime
+    with contextlib.suppress(FileNotFoundError):  # a file, which `walk` passes over
+        yield path.lstat().st_mtime
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import faiss
@@ -16,6 +17,7 @@ from stream_odml.exchange.exporting import export
 from stream_odml.exchange.rows import Gallery
 from stream_odml.learn import head_choice
 from stream_odml.learn.discriminant import DiscriminantHead
+from stream_odml.storage.atomic import ASIDE
 from tests.service.tiny_stream import TinyStream
 from tests.service.vector_stream import VectorStream, vectors_of
 
@@ -127,6 +129,11 @@ def test_files_of_another_tool_are_not_overwritten_and_an_export_is_by_the_next_
     assert (tmp_path / "items.npz").read_text() == "mine"
     for _ in range(2):
         export(str(gallery.store.uri), str(tmp_path / "out"), formats=["parquet"])
+        half_written = tmp_path / "out" / f"{ASIDE}0"  # by an export that was killed
+        half_written.touch()
+        os.utime(half_written, (0, 0))
+    export(str(gallery.store.uri), str(tmp_path / "out"), formats=["parquet"])
+    assert not half_written.exists()
     assert len(pq.read_table(tmp_path / "out" / "items.parquet")) == len(gallery)
 
 

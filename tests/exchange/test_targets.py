@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from stream_odml.exchange.target import (
     summed,
     table_name,
 )
+from stream_odml.storage.atomic import ASIDE, STRAY_S
 from tests.exchange import targets
 
 
@@ -182,6 +185,19 @@ def test_a_folder_keeps_what_sync_did_not_make(tmp_path: Path) -> None:
     tmp_path.with_name("aside").rename(theirs)
     target.drop_others(TWO)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"space-{TWO}", "space-photos"]
+
+
+def test_a_folder_keeps_no_file_that_a_killed_sync_left_half_written(tmp_path: Path) -> None:
+    target = open_target(str(tmp_path))
+    target.prepare(ONE, 4)
+    left = [
+        folder / f"{ASIDE}{age}" for folder in (tmp_path, tmp_path / f"space-{ONE}") for age in ("old", "new")
+    ]
+    for path in left:
+        path.write_bytes(b"rows")
+        os.utime(path, (time.time() - 2 * STRAY_S,) * 2 if path.name.endswith("old") else None)
+    target.drop_others(ONE)
+    assert [path for path in left if path.exists()] == left[1::2]
 
 
 @pytest.mark.parametrize(

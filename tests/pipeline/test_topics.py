@@ -22,9 +22,10 @@ from stream_odml.ingest.spool import Spool
 from stream_odml.learn.world import World
 from stream_odml.pipeline import sources
 from stream_odml.pipeline.metrics import DriverMetrics, StreamFigures
-from stream_odml.pipeline.pushed import STRAY_S, move_back, prune_copied, without_images
+from stream_odml.pipeline.pushed import move_back, prune_copied, without_images
 from stream_odml.pipeline.sources import open_sources, read_options
 from stream_odml.pipeline.stage_run import Place, StageRun
+from stream_odml.storage.atomic import STRAY_S
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import StorageOptions
 from stream_odml.store.store import Store
