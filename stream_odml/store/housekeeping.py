@@ -31,8 +31,11 @@ class Housekeeper:
     def __init__(self, fence: Fence, covered: int | None = None) -> None:
         self.fence = fence
         self.store = Store.open(fence.store.uri, fence.store.storage_options, keep_gallery=False)
-        self._covered = covered
         self.check()
+        if covered is None:
+            covered = max((tombstone.seq for tombstone in self.store.ledger.tombstones), default=-1)
+        # What is requested meanwhile is for the next round: its rows must not go before its pictures.
+        self._covered = covered
 
     def check(self) -> None:
         """Take in what was committed; WriterFenced when that shows a newer writer."""
@@ -48,8 +51,6 @@ class Housekeeper:
     def ledger(self) -> LedgerState:
         """The ledger without the tombstones whose vectors somebody needs still."""
         whole = self.store.ledger
-        if self._covered is None:
-            return whole
         tombstones = tuple(tombstone for tombstone in whole.tombstones if tombstone.seq <= self._covered)
         return whole if len(tombstones) == len(whole.tombstones) else replace(whole, tombstones=tombstones)
 

@@ -194,3 +194,27 @@ def test_a_relabelled_item_is_erased_with_the_picture_of_its_earlier_class(
         assert left == {"s1": ["b", "c"], "s4": ["d"]}
     assert sorted(successor.store.gallery_rows()["item_id"].to_pylist()) == ["b", "c", "d"]
     successor.release()
+
+
+def test_what_is_requested_while_pictures_are_rewritten_waits_for_the_next_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were its rows gone before its pictures, nothing would tell whose these are."""
+    writer = new_root(str(tmp_path))
+    ingest(writer, "s1", [Item("a", "old"), Item("b", "old")])
+    ingest(writer, "s2", [Item("a", "new")], seed=1)
+    writer.forget("class", "another")
+    picture = tmp_path / "thumbnails" / "s1.parquet"
+    picture.parent.mkdir()
+    pq.write_table(pa.table({"item_id": ["a", "b"], "class_name": ["old", "old"]}), picture)
+
+    def request(point: str) -> None:
+        if point == "maintain.after_files":
+            writer.forget("class", "new")
+
+    monkeypatch.setattr(maintenance, "crash_point", request)
+    writer.maintain(ERASE)
+    writer.maintain(ERASE)
+    assert pq.read_table(picture)["item_id"].to_pylist() == ["b"]
+    assert writer.store.gallery_rows()["item_id"].to_pylist() == ["b"]
+    writer.release()
