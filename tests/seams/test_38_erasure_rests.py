@@ -107,6 +107,16 @@ def wait_for(done: Callable[[], bool]) -> None:
 NOW = MaintenancePolicy(retention=timedelta(0), orphan_age=timedelta(0))
 
 
+def first_of_three_learnt(root: Path) -> tuple[Writer, str, str]:
+    """A root of three closed tasks; its writer, the version before any was learnt, and that of the first."""
+    writer = new_root(str(root))
+    before = writer.tree.head
+    for number, name in enumerate("abc", 1):
+        ingest(writer, name, [Item(name, "cat")], seed=number)
+        writer.close_task(f"task-000{number}", [name], "test")
+    return writer, before, commit_stage(writer, "task-0001", None, seed=1)
+
+
 def begun(writer: Writer, task: str) -> tuple[str, Path]:
     """Begin to learn a task, up to the rows that are to be committed; (version id, their file)."""
     version_id = writer.begin_attempt(task)
@@ -116,12 +126,7 @@ def begun(writer: Writer, task: str) -> tuple[str, Path]:
 
 
 def test_an_attempt_that_was_dropped_leaves_nothing_and_may_come_back(tmp_path: Path) -> None:
-    writer = new_root(str(tmp_path))
-    root = writer.tree.head
-    for number, name in enumerate("abc", 1):
-        ingest(writer, name, [Item(name, "cat")], seed=number)
-        writer.close_task(f"task-000{number}", [name], "test")
-    learnt = commit_stage(writer, "task-0001", None, seed=1)
+    writer, root, learnt = first_of_three_learnt(tmp_path)
     version_id, rows = begun(writer, "task-0002")
     writer.maintain(NOW)
     assert rows.exists()  # under way
@@ -145,12 +150,7 @@ def test_an_attempt_that_comes_back_while_files_are_deleted_keeps_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Maintenance judges an attempt twice: at first without the lock, and under it when its files go."""
-    writer = new_root(str(tmp_path))
-    root = writer.tree.head
-    for number, name in enumerate("ab", 1):
-        ingest(writer, name, [Item(name, "cat")], seed=number)
-        writer.close_task(f"task-000{number}", [name], "test")
-    learnt = commit_stage(writer, "task-0001", None, seed=1)
+    writer, root, learnt = first_of_three_learnt(tmp_path)
     _, rows = begun(writer, "task-0002")
     writer.move_head(root, "rollback")
     drop = maintenance._drop_attempt
