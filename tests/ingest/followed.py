@@ -23,7 +23,8 @@ class Followed:
     """A source over one spool, and all that came out of it; it can die and come again."""
 
     def __init__(self, servers: str, folder: Path, topic: str, **options: Any) -> None:
-        self.options = KafkaOptions(servers=servers, range_s=0.05, options={"log_level": "0"}, **options)
+        given: dict[str, Any] = {"range_s": 0.05, "options": {"log_level": "0"}} | options
+        self.options = KafkaOptions(servers=servers, **given)
         self.folder, self.topic = folder, topic
         self.refs: list[ShardRef] = []
         self.source = self.begin()

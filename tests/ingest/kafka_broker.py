@@ -59,12 +59,12 @@ class Broker:
             env=self._environment,
             start_new_session=True,  # a signal to all of a terminal is for who started it to answer
         )
-        for _ in range(500):
+        for _ in range(3000):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.02)
-        raise TimeoutError(f"{BROKER} did not answer within 10 s")
+        raise TimeoutError(f"{BROKER} did not answer within a minute")
 
     def kill(self) -> None:
         """End it by SIGKILL."""
