@@ -203,7 +203,8 @@ class ExactRun(Run):
         if find is not None:
             yield from measure_unseen(known, coming, find, "mapped")
         plain = self._sums.narrowed(0)
-        map_DD, mean_D = whitening(plain, WHITENING).T.astype(np.float32), plain.mean().astype(np.float32)
+        map_DD: Floats = whitening(plain, WHITENING).T.astype(np.float32)
+        mean_D: Floats = plain.mean().astype(np.float32)
         queries, gallery = ((plain.lift.apply(h_MD) - mean_D) @ map_DD for h_MD in (fresh_MD, gallery_MD))
         find_whitened = nearest_by_cosine(queries, gallery, self.labels_M)
         yield from measure_unseen(known, coming, find_whitened, "whitened")

@@ -11,7 +11,7 @@ kind: the discriminant, for items of known classes, and whitening within classes
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import ParamSpec, TypeVar
 
@@ -225,41 +225,105 @@ def _on_one_thread(solve: Callable[P, T]) -> Callable[P, T]:
     return alone
 
 
-@_on_one_thread
 def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> DiscriminantHead:
     """Solve a head from sums. Every set of items has one, the empty set too:
 
     No class: φ itself, compared by cosine. One class: whitening alone. One image a class, or classes of identical
     images: nothing is known of what should not count, and directions between classes are taken as they are.
     """
-    s = settings or HeadSettings()
-    sums = sums.narrowed(s.width)
-    D = sums.lift.dim
-    mean_E = sums.mean() if len(sums) else np.zeros(sums.lift.out_dim)
-    if not len(sums):
-        nothing = np.zeros((0, sums.lift.out_dim))
-        return DiscriminantHead(s, sums.lift, (), mean_E, nothing, np.eye(D))
-    within_EE, between_EE = sums.scatter()
-    new_DD = _inverse(_shrunk_root(within_EE[:D, :D], s.new_shrinkage, _floor(sums)))
-    nothing = np.zeros((0, sums.lift.out_dim))
-    known_dE = _known_map(sums, within_EE, between_EE, s) if s.discriminant else nothing
-    return DiscriminantHead(s, sums.lift, sums.names, mean_E, known_dE, new_DD)
+    return Solver(sums).head(settings or HeadSettings())
 
 
-@_on_one_thread
-def discriminant(sums: ClassSums, settings: HeadSettings) -> Float64s:
-    """Return the discriminant directions alone, [k, E]: the known part without what fills it up to `dim`."""
-    sums = sums.narrowed(settings.width)
-    within_EE, between_EE = sums.scatter()
-    few = replace(settings, dim=max(1, min(settings.dim, len(sums) - 1)))
-    return _known_map(sums, within_EE, between_EE, few)
-
-
-@_on_one_thread
 def whitening(sums: ClassSums, shrinkage: float) -> Float64s:
     """Return the map of the new part alone, [D, D]: W with Wᵀ W the inverse of the shrunk scatter within classes."""
-    plain = sums.narrowed(0)
-    return _inverse(_shrunk_root(plain.scatter()[0], shrinkage, _floor(sums)))
+    return Solver(sums.narrowed(0)).whitening(shrinkage)
+
+
+class Solver:
+    """Solves heads of the same sums with one settings after another; scatters and roots that they share once."""
+
+    def __init__(self, sums: ClassSums) -> None:
+        self.sums = sums
+        self._scatters: dict[int, tuple[Float64s, Float64s]] = {}
+        self._roots: dict[tuple[int, float], Float64s] = {}
+        self._whitenings: dict[float, Float64s] = {}
+        self._directions: dict[tuple[int, float, int], Float64s] = {}
+
+    @_on_one_thread
+    def head(self, s: HeadSettings) -> DiscriminantHead:
+        """Return the head of these settings."""
+        sums = self.sums.narrowed(s.width)
+        nothing = np.zeros((0, sums.lift.out_dim))
+        if not len(sums):
+            return DiscriminantHead(
+                s, sums.lift, (), np.zeros(sums.lift.out_dim), nothing, np.eye(sums.lift.dim)
+            )
+        known_dE = self._known_map(s, s.dim) if s.discriminant else nothing
+        new_DD = self._whitening(s.new_shrinkage)
+        return DiscriminantHead(s, sums.lift, sums.names, sums.mean(), known_dE, new_DD)
+
+    @_on_one_thread
+    def discriminant(self, s: HeadSettings) -> Float64s:
+        """Return the discriminant directions alone, [k, E]: the known part without what fills it up to `dim`."""
+        return self._known_map(s, max(1, min(s.dim, len(self.sums) - 1)))
+
+    @_on_one_thread
+    def whitening(self, shrinkage: float) -> Float64s:
+        """Return the map of the new part alone, [D, D]."""
+        return self._whitening(shrinkage)
+
+    def _whitening(self, shrinkage: float) -> Float64s:
+        if shrinkage not in self._whitenings:
+            self._whitenings[shrinkage] = _inverse(self._root(0, shrinkage))
+        return self._whitenings[shrinkage]
+
+    def _known_map(self, s: HeadSettings, dim: int) -> Float64s:
+        """Return the known part [d, E]: `weight` times the directions in which class means differ most once
+        whitened, and up to `dim` the directions in which whitened images differ most beside them. No row where no
+        two classes differ."""
+        sums = self.sums.narrowed(s.width)
+        E, floor = sums.lift.out_dim, _floor(sums)
+        within_EE, between_EE = self._scatter(s.width)
+        if len(sums) < 2 or float(between_EE.trace()) <= floor:
+            return np.zeros((0, E))
+        L_EE = self._root(s.width, s.shrinkage)
+        dim = min(dim, E)
+        V_Ek = self._of_means(s.width, s.shrinkage, min(len(sums) - 1, dim))
+        directions_dE: Float64s = s.weight * V_Ek.T
+        rest = dim - len(directions_dE)
+        if rest and float(within_EE.trace()) > floor:
+            beside_EE = _whitened(within_EE + between_EE, L_EE)
+            beside_EE -= V_Ek @ (V_Ek.T @ beside_EE)
+            beside_EE -= (beside_EE @ V_Ek) @ V_Ek.T
+            variance_r, Q_Er = _leading(beside_EE, rest)
+            directions_dE = np.concatenate([directions_dE, Q_Er[:, variance_r > _NOTHING * variance_r[0]].T])
+        # directions @ L⁻¹, by one solve with the transposed root.
+        return np.ascontiguousarray(_solved(L_EE, directions_dE.T, transposed=True).T)
+
+    def _of_means(self, width: int, shrinkage: float, k: int) -> Float64s:
+        """Return the k directions [E, k] in which whitened class means differ most, or fewer."""
+        if (width, shrinkage, k) not in self._directions:
+            sums, L_EE = self.sums.narrowed(width), self._root(width, shrinkage)
+            few = 2 * len(sums) < sums.lift.out_dim
+            between_EE = self._scatter(width)[1]
+            variance_k, V_Ek = (
+                _leading_of_means(sums, L_EE, k) if few else _leading(_whitened(between_EE, L_EE), k)
+            )
+            self._directions[width, shrinkage, k] = V_Ek[:, variance_k > _NOTHING * variance_k[0]]
+        return self._directions[width, shrinkage, k]
+
+    def _root(self, width: int, shrinkage: float) -> Float64s:
+        if (width, shrinkage) not in self._roots:
+            within_EE = self._scatter(width)[0]
+            self._roots[width, shrinkage] = _shrunk_root(
+                within_EE, shrinkage, _floor(self.sums.narrowed(width))
+            )
+        return self._roots[width, shrinkage]
+
+    def _scatter(self, width: int) -> tuple[Float64s, Float64s]:
+        if width not in self._scatters:
+            self._scatters[width] = self.sums.narrowed(width).scatter()
+        return self._scatters[width]
 
 
 def unit_rows(z_nd: Float32s) -> Float32s:
@@ -273,31 +337,6 @@ def unit_rows(z_nd: Float32s) -> Float32s:
 def _floor(sums: ClassSums) -> float:
     """Return the trace of a scatter below which it is rounding error."""
     return _NOTHING * float(np.trace(sums.products_EE)) / GRID**2
-
-
-def _known_map(sums: ClassSums, within_EE: Float64s, between_EE: Float64s, s: HeadSettings) -> Float64s:
-    """Return the known part [d, E]: `weight` times the directions in which class means differ most once
-    whitened, and up to `dim` the directions in which whitened images differ most beside them. No row where no
-    two classes differ."""
-    E, floor = sums.lift.out_dim, _floor(sums)
-    if len(sums) < 2 or float(between_EE.trace()) <= floor:
-        return np.zeros((0, E))
-    L_EE = _shrunk_root(within_EE, s.shrinkage, floor)
-    dim = min(s.dim, E)
-    k = min(len(sums) - 1, dim)
-    few = 2 * len(sums) < E
-    variance_k, V_Ek = _leading_of_means(sums, L_EE, k) if few else _leading(_whitened(between_EE, L_EE), k)
-    V_Ek = V_Ek[:, variance_k > _NOTHING * variance_k[0]]
-    directions_dE: Float64s = s.weight * V_Ek.T
-    rest = dim - len(directions_dE)
-    if rest and float(within_EE.trace()) > floor:
-        beside_EE = _whitened(within_EE + between_EE, L_EE)
-        beside_EE -= V_Ek @ (V_Ek.T @ beside_EE)
-        beside_EE -= (beside_EE @ V_Ek) @ V_Ek.T
-        variance_r, Q_Er = _leading(beside_EE, rest)
-        directions_dE = np.concatenate([directions_dE, Q_Er[:, variance_r > _NOTHING * variance_r[0]].T])
-    # directions @ L⁻¹, by one solve with the transposed root.
-    return np.ascontiguousarray(_solved(L_EE, directions_dE.T, transposed=True).T)
 
 
 def _shrunk_root(scatter_EE: Float64s, share: float, floor: float) -> Float64s:

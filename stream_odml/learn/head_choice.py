@@ -14,13 +14,14 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import HeadSettings, discriminant, solve_head, unit_rows, whitening
+from stream_odml.learn.discriminant import HeadSettings, Solver, unit_rows
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import Float64s
 
@@ -116,10 +117,14 @@ class _Fold:
     query_n: Bools
     """Items that are left out."""
 
+    @cached_property
+    def _solver(self) -> Solver:
+        return Solver(self.sums)
+
     def known_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items left out find their class among items of known classes, [q]: the mean of a gallery with
         those that the head was solved with, and of one without them, which tells better what a lift is worth."""
-        scores = self._scores(self._project(discriminant(self.sums, s), s.width))
+        scores = self._scores(self._project(self._solver.discriminant(s), s.width))
         known_q = self.known_n[self.query_n]
         among_all, among_out = self.known_n, self.known_n & self.query_n
         hit_q, other_q = (scores.nearest(gallery_n)[1] for gallery_n in (among_all, among_out))
@@ -127,7 +132,7 @@ class _Fold:
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
-        scores = self._scores(self._project(whitening(self.sums, s.new_shrinkage), 0))
+        scores = self._scores(self._project(self._solver.whitening(s.new_shrinkage), 0))
         hit_q = scores.nearest(np.ones(len(self.label_n), bool))[1]
         return hit_q[~self.known_n[self.query_n]].astype(np.float64)
 
@@ -153,7 +158,7 @@ class _Fold:
         new, as whitening treats all alike. A query of a known class competes with the new items of all others, and one
         of a new class is found if whitening finds it among all.
         """
-        head, out_n = solve_head(self.sums, s), self.query_n
+        head, out_n = self._solver.head(s), self.query_n
         known, new = self._scores(head.known_part(self.sample)), self._scores(head.new_part(self.sample))
         is_known_q = self.known_n[out_n]
 
