@@ -205,7 +205,12 @@ class ExactRun(Run):
         plain = self._sums.narrowed(0)
         map_DD: Floats = whitening(plain, WHITENING).T.astype(np.float32)
         mean_D: Floats = plain.mean().astype(np.float32)
-        queries, gallery = ((plain.lift.apply(h_MD) - mean_D) @ map_DD for h_MD in (fresh_MD, gallery_MD))
+
+        def whitened(h_MD: Floats) -> Floats:
+            z_MD: Floats = (plain.lift.apply(h_MD) - mean_D) @ map_DD
+            return z_MD
+
+        queries, gallery = whitened(fresh_MD), whitened(gallery_MD)
         find_whitened = nearest_by_cosine(queries, gallery, self.labels_M)
         yield from measure_unseen(known, coming, find_whitened, "whitened")
 
