@@ -207,7 +207,7 @@ class ExactRun(Run):
         mean_D: Floats = plain.mean().astype(np.float32)
 
         def whitened(h_MD: Floats) -> Floats:
-            z_MD: Floats = (plain.lift.apply(h_MD) - mean_D) @ map_DD
+            z_MD: Floats = np.matmul(plain.lift.apply(h_MD) - mean_D, map_DD, dtype=np.float32)
             return z_MD
 
         queries, gallery = whitened(fresh_MD), whitened(gallery_MD)
