@@ -253,11 +253,10 @@ class Solver:
     def head(self, s: HeadSettings) -> DiscriminantHead:
         """Return the head of these settings."""
         sums = self.sums.narrowed(s.width)
-        nothing = np.zeros((0, sums.lift.out_dim))
+        D, E = sums.lift.dim, sums.lift.out_dim
+        nothing = np.zeros((0, E))
         if not len(sums):
-            return DiscriminantHead(
-                s, sums.lift, (), np.zeros(sums.lift.out_dim), nothing, np.eye(sums.lift.dim)
-            )
+            return DiscriminantHead(s, sums.lift, (), np.zeros(E), nothing, np.eye(D))
         known_dE = self._known_map(s, s.dim) if s.discriminant else nothing
         new_DD = self._whitening(s.new_shrinkage)
         return DiscriminantHead(s, sums.lift, sums.names, sums.mean(), known_dE, new_DD)
@@ -304,20 +303,17 @@ class Solver:
         """Return the k directions [E, k] in which whitened class means differ most, or fewer."""
         if (width, shrinkage, k) not in self._directions:
             sums, L_EE = self.sums.narrowed(width), self._root(width, shrinkage)
-            few = 2 * len(sums) < sums.lift.out_dim
-            between_EE = self._scatter(width)[1]
-            variance_k, V_Ek = (
-                _leading_of_means(sums, L_EE, k) if few else _leading(_whitened(between_EE, L_EE), k)
-            )
+            if 2 * len(sums) < sums.lift.out_dim:
+                variance_k, V_Ek = _leading_of_means(sums, L_EE, k)
+            else:
+                variance_k, V_Ek = _leading(_whitened(self._scatter(width)[1], L_EE), k)
             self._directions[width, shrinkage, k] = V_Ek[:, variance_k > _NOTHING * variance_k[0]]
         return self._directions[width, shrinkage, k]
 
     def _root(self, width: int, shrinkage: float) -> Float64s:
         if (width, shrinkage) not in self._roots:
-            within_EE = self._scatter(width)[0]
-            self._roots[width, shrinkage] = _shrunk_root(
-                within_EE, shrinkage, _floor(self.sums.narrowed(width))
-            )
+            floor = _floor(self.sums.narrowed(width))
+            self._roots[width, shrinkage] = _shrunk_root(self._scatter(width)[0], shrinkage, floor)
         return self._roots[width, shrinkage]
 
     def _scatter(self, width: int) -> tuple[Float64s, Float64s]:
