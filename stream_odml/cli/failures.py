@@ -17,9 +17,8 @@ _ASK = "run `stream-odml --debug ...` to see the trace"
 
 def message_of(error: BaseException) -> str:
     """Return what went wrong: the error's own words, and its kind where it is none that we raise with a remedy."""
-    cause = getattr(
-        error, "cause", None
-    )  # Ray's own errors hold a whole trace as text, and what it is about here
+    # Ray's own errors hold a whole trace as text, and what it is about here.
+    cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException) and cause is not error:
         return message_of(cause)
     if isinstance(error, _refusal()):

@@ -41,10 +41,8 @@ def _disks(root: str) -> Iterator[Finding]:
         if "://" in place or not os.path.exists(place):
             continue
         usage = shutil.disk_usage(place)
-        full, free = (
-            1 - usage.free / usage.total,
-            f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.0f}",
-        )
+        full = 1 - usage.free / usage.total
+        free = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.0f}"
         remedy = f"free space on the disk of {place}"
         if usage.free < LEAST_FREE_BYTES:
             yield Finding(check, "failure", free, remedy)

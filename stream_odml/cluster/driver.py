@@ -104,9 +104,8 @@ class StreamDriver:
                 self._problem = ""
             except WriterFenced as error:
                 self._fenced(error)
-            except (
-                Exception
-            ) as error:  # a full or unreachable disk, say: nothing is lost, so tell and go on trying
+            except Exception as error:
+                # A full or unreachable disk, say: nothing is lost, so tell and go on trying.
                 self._commit_failures += 1
                 self._problem = f"{type(error).__name__}: {error}"
                 log.exception("cannot commit: %s", self._problem)

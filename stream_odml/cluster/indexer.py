@@ -41,9 +41,8 @@ class Indexer:
         torch.set_num_threads(_threads())
         start_decoder()
         self._config = config
-        self._store: Store | None = (
-            None  # opened with the first shard: a root that is away must not end the actor
-        )
+        # Opened with the first shard: a root that is away must not end the actor.
+        self._store: Store | None = None
         self._options = IndexOptions(
             config.ingest.max_pixels,
             config.ingest.thumbnails,
@@ -72,10 +71,8 @@ class Indexer:
                 break
             try:
                 options = replace(as_stored, source_options=read_options(self._config, ref.uri))
-                watched, traced = (
-                    HangGuard(self._config.ingest.hang_s),
-                    span("shard.index", ref.shard_id, stage=version),
-                )
+                watched = HangGuard(self._config.ingest.hang_s)
+                traced = span("shard.index", ref.shard_id, stage=version)
                 with about(shard=ref.shard_id), traced, watched as guard:
                     done.append(index_shard(ref, embedder, version, self._store.files, options, guard.beat))
             except TransientReadError as error:

@@ -245,9 +245,8 @@ class WallClock:
                 f"the wall clock was set back by {before - self._ahead:.0f} s, and Ray stands still for as long; "
                 "the same command goes on from here"
             )
-            log.error(
-                message
-            )  # at once: Ray may end this process while it is shut down, before its last words
+            # At once: Ray may end this process while it is shut down, before its last words.
+            log.error(message)
             raise ClockWentBack(message)
 
 

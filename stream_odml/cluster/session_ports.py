@@ -34,9 +34,8 @@ class PortBlock:
 
     def __init__(self) -> None:
         starts = list(range(FIRST_PORT, END_PORT - BLOCK_PORTS + 1, BLOCK_PORTS))
-        turn = os.getpid() % len(
-            starts
-        )  # else the block of a session that ends is taken by the next that starts
+        # Else the block of a session that ends is taken by the next that starts.
+        turn = os.getpid() % len(starts)
         for start in starts[turn:] + starts[:turn]:
             holder = _claim(start)
             if holder is not None:

@@ -178,9 +178,8 @@ class _Worker:
         that does not help."""
         log.exception("stage %s failed", order.version_id)
         why = f"{type(error).__name__}: {error}"
-        if isinstance(
-            error, OSError | DeltaError
-        ):  # an unreachable store: waited for, and no fault of the stage
+        # An unreachable store: waited for, and no fault of the stage.
+        if isinstance(error, OSError | DeltaError):
             call_driver("stage_deferred", order, why)
         elif not is_loss_of_a_process(error):
             call_driver("stage_failed", order, why, self.world.rank)

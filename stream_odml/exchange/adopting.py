@@ -161,9 +161,8 @@ def _take(
                 own = f"{ADOPTED}-{source.identity}-{number:06d}"
                 shard_id = own if block.shard is None else block.shard.shard_id
                 if block.shard is not None and shard_id in store.ledger.shards:
-                    read += len(
-                        block.table
-                    )  # the stream found it itself meanwhile, or has it from another source
+                    # The stream found it itself meanwhile, or has it from another source.
+                    read += len(block.table)
                     continue
                 checked = check(block.table, shard_id, target, found)
                 read += len(block.table)

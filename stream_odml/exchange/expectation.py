@@ -112,11 +112,8 @@ def expected_recalls(
 
     def asking(folds_n: NDArray[np.int64], blind: bool) -> Floats64:
         """Recall of staying, and of mapped items with each of `WITHIN`. `blind`: a fold is of whole classes."""
-        found, weights, parts_n = (
-            list[list[float]](),
-            list[int](),
-            random.permutation(len(pairs)) % BLIND_PARTS,
-        )
+        found, weights = list[list[float]](), list[int]()
+        parts_n = random.permutation(len(pairs)) % BLIND_PARTS
         for fold in range(folds_n.max() + 1):
             seen, asked_n = pairs.at(folds_n != fold), folds_n == fold
             one = fit_cross_map(seen.old_nD, seen.new_nF, seen.classes, config.seed, choice)

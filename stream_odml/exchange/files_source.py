@@ -49,10 +49,8 @@ def _check_alike(files: Sequence[Path], chosen: Chosen) -> None:
     for file in files[1:]:
         schema = _schema(file)
         for name in chosen.columns:
-            expected, found = (
-                first.field(name).type,
-                schema.field(name).type if name in schema.names else None,
-            )
+            expected = first.field(name).type
+            found = schema.field(name).type if name in schema.names else None
             if found != expected:
                 raise ExchangeError(
                     f"column {name!r} of {file} is {'not there' if found is None else found}, "

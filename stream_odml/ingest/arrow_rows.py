@@ -183,9 +183,8 @@ def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_bytes(kind.field(index).type)
-    return is_bytes(bare) or bool(
-        pa.types.is_null(bare)
-    )  # where it is null, each row says what it has instead
+    # Where it is null, each row says what it has instead.
+    return is_bytes(bare) or bool(pa.types.is_null(bare))
 
 
 def _holds_label(kind: Any) -> bool:

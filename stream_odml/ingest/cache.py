@@ -64,12 +64,8 @@ class PixelCache:
             raise ValueError(
                 f"{self.folder}: the plan has no rows; a task needs at least one trainable image"
             )
-        self.shard_ids, self.class_names, self.fingerprint = (
-            plan.shard_ids,
-            plan.class_names,
-            plan.fingerprint,
-        )
-        self.labels, self.row = plan.labels, plan.row
+        self.shard_ids, self.class_names = plan.shard_ids, plan.class_names
+        self.fingerprint, self.labels, self.row = plan.fingerprint, plan.labels, plan.row
         self.member_index = np.repeat(np.arange(len(plan.counts), dtype=np.int32), plan.counts)
         self._starts = np.concatenate(([0], np.cumsum(plan.counts)))
         self._row_bytes = size * size * 3
@@ -149,9 +145,8 @@ class PixelCache:
             lines = (self.folder / _LOST).read_text(encoding="utf-8").splitlines(keepends=True)
         except FileNotFoundError:
             return []
-        noted = [
-            json.loads(line) for line in lines if line.endswith("\n")
-        ]  # a killed process may leave half a line
+        # A killed process may leave half a line.
+        noted = [json.loads(line) for line in lines if line.endswith("\n")]
         found = {(m, row): RowProblem(row, Reason(reason), detail) for m, row, reason, detail in noted}
         return [(self.shard_ids[member], problem) for (member, _), problem in sorted(found.items())]
 

@@ -156,9 +156,8 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
 
 def _square(image: Image.Image, size: int) -> Pixels:
     if image.format in ("JPEG", "MPO"):
-        image.draft(
-            None, (size, size)
-        )  # the codec halves the image while decoding, as long as it stays larger
+        # The codec halves the image while decoding, as long as it stays larger.
+        image.draft(None, (size, size))
     image.load()
     turn = _TURNS.get(_orientation(image))
     small = _scaled(_plain(image), size)

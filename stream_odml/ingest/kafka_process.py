@@ -53,9 +53,8 @@ class KafkaProcess:
         """Ids of shards that the ledger may not have yet."""
         self._figures: tuple[LogFigures, ...] = ()
         self._child: subprocess.Popen[bytes] | None = None
-        with contextlib.suppress(
-            TransientReadError
-        ):  # one that is killed so early comes again with the first poll
+        # One that is killed so early comes again with the first poll.
+        with contextlib.suppress(TransientReadError):
             self._start()
 
     @property

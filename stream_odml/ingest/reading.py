@@ -109,9 +109,8 @@ def _rows(
         yield from (replace(raw, path=None) for raw in parts)
     elif ref.format == "delta":
         parts = parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options, contents)
-        yield from (
-            replace(raw, path=None) for raw in parts
-        )  # names of a table's files say nothing to people
+        # Names of a table's files say nothing to people.
+        yield from (replace(raw, path=None) for raw in parts)
     else:
         yield from _single_file(ref, options, contents)
 
@@ -185,10 +184,8 @@ def _check(raw: RawRow, shard_id: str, seen: set[str]) -> RawItem | RowProblem:
         given = fields.item_id(raw.item_id)
         if given is None and raw.is_label:
             raise RowError(Reason.BAD_ID, "a label without an id says the class of no item")
-        attributes, time = (
-            fields.with_path(fields.attributes(raw.attributes), raw.path),
-            fields.when(raw.time),
-        )
+        attributes = fields.with_path(fields.attributes(raw.attributes), raw.path)
+        time = fields.when(raw.time)
         for identity in (f"id {given}" if given is not None else None, f"key {raw.key}" if raw.key else None):
             if identity in seen:
                 raise RowError(Reason.DUPLICATE_ID, f"{identity} came before in this shard")

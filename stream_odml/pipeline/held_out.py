@@ -94,9 +94,8 @@ def _pixels(
             if image is not None:
                 try:
                     yield i, decode_image(image, size, max_pixels)
-                except (
-                    BadImage
-                ):  # it was read when it was indexed; what counts is that nothing else is lost with it
+                except BadImage:
+                    # It was read when it was indexed; what counts is that nothing else is lost with it.
                     continue
         start = end
 

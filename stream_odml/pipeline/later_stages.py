@@ -172,9 +172,8 @@ def mapped_shards(store: Store) -> list[str]:
     that the maps on the way from that trunk are known to make on classes that they were not fitted to, with that of
     the map by which they were taken over from another model, then in landing order."""
     seq, found = _MAPPED.get(store, (-2, []))
-    if (
-        seq != store.tree.seq
-    ):  # what a version learnt or embedded never changes, and this is asked every second
+    # What a version learnt or embedded never changes, and this is asked every second.
+    if seq != store.tree.seq:
         found = _mapped_shards(store)
         _MAPPED[store] = store.tree.seq, found
     return found

@@ -305,9 +305,8 @@ class Stages:
         log.warning("stage %s of %s is refused: %s", result.version_id, result.task, reason)
         self._writer.refuse(result.version_id, result.task, reason, result.metrics)
         for file in list(store.files.list(f"artifacts/{result.version_id}")):
-            store.files.delete(
-                file.path
-            )  # its rows hold vectors, which must not outlive a request to forget them
+            # Its rows hold vectors, which must not outlive a request to forget them.
+            store.files.delete(file.path)
         if not store.ledger.is_later(result.version_id):
             self._gives_up(store.ledger.tasks[result.task])
         return store.tree.head

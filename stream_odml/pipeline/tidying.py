@@ -99,9 +99,8 @@ class Tidying:
                 self.problem = ""
             except WriterFenced as error:
                 self._fenced(error)
-            except (
-                Exception
-            ) as error:  # a full or unreachable disk, a file that is gone: reported, and tried again
+            except Exception as error:
+                # A full or unreachable disk, a file that is gone: reported, and tried again.
                 self._erase_due = due if erase else self._erase_due
                 self.problem = f"maintenance: {type(error).__name__}: {error}"
                 log.exception("maintenance failed: %s", self.problem)

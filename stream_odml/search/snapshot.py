@@ -69,9 +69,8 @@ class GallerySnapshot:
         for last in range(READ_ATTEMPTS):
             try:
                 return _load(store, settings, before, cache)
-            except (
-                FileNotFoundError
-            ):  # merged and vacuumed since the store looked: it will see the new files now
+            except FileNotFoundError:
+                # Merged and vacuumed since the store looked: it will see the new files now.
                 if last == READ_ATTEMPTS - 1:
                     raise
                 store.forget_seen()
@@ -158,10 +157,8 @@ class GallerySnapshot:
         if mask is None and len(self.dead):
             order = np.argsort(np.isin(rows, self.dead), axis=1, kind="stable")[:, :k]
             alive = np.take_along_axis(rows, order, axis=1)
-            scores, rows = (
-                np.take_along_axis(scores, order, axis=1),
-                np.where(np.isin(alive, self.dead), -1, alive),
-            )
+            scores = np.take_along_axis(scores, order, axis=1)
+            rows = np.where(np.isin(alive, self.dead), -1, alive)
         return scores, rows
 
     def scores(self, queries: FloatArray, rows: Indices) -> FloatArray:

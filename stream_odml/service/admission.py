@@ -68,12 +68,8 @@ class Arrivals:
     """
 
     def __init__(self, count: int, total_bytes: int, body_bytes: int, timeout_s: float) -> None:
-        self._count, self._total_bytes, self._body_bytes, self._timeout_s = (
-            count,
-            total_bytes,
-            body_bytes,
-            timeout_s,
-        )
+        self._count, self._total_bytes = count, total_bytes
+        self._body_bytes, self._timeout_s = body_bytes, timeout_s
         self._bytes = 0
         self._arriving: dict[str, dict[_Arrival, None]] = {}  # by peer, each from its oldest on
         self._number = 0

@@ -221,9 +221,8 @@ def _answer_together(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] |
                 "class" if query.group_by_class else None,
                 query.group_size,
             )
-        except (
-            Exception
-        ) as error:  # a file of a version that cannot be read, say, and others ask for other versions
+        except Exception as error:
+            # A file of a version that cannot be read, say, and others ask for other versions.
             for place in places:
                 replies[place] = error
             continue

@@ -120,9 +120,8 @@ class Puller:
         metrics.search_recall.set(bundle.snapshot.recall)
         metrics.sequence.set(bundle.sequence)
         metrics.observe_served(bundle.version, bundle.committed_at)
-        _ = (
-            bundle.class_count
-        )  # here, for what tells it runs on the event loop; the list itself waits to be asked for
+        # Here, for what tells it runs on the event loop; the list itself waits to be asked for.
+        _ = bundle.class_count
         if before is None:
             return
         if before.version != bundle.version:

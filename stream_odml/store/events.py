@@ -46,16 +46,9 @@ class Replay:
     def __init__(self, start: "LedgerState") -> None:
         self.seq, self.epoch, self.set_aside_count = start.seq, start.epoch, start.set_aside_count
         self.shards, self.tasks = _copied(start.shards), _copied(start.tasks)
-        self.tombstones, self.txns, self.learnt = (
-            list(start.tombstones),
-            set(start.txns),
-            set(start.learnt_rows),
-        )
-        self.tally, self.landed, self.indexed = (
-            start.tally.copy(),
-            _copied(start.landed),
-            _copied(start.indexed),
-        )
+        self.tombstones, self.txns = list(start.tombstones), set(start.txns)
+        self.learnt, self.tally = set(start.learnt_rows), start.tally.copy()
+        self.landed, self.indexed = _copied(start.landed), _copied(start.indexed)
         self.members: dict[str, list[str]] = {}
 
     def put(self, shard: ShardState) -> None:

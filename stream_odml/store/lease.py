@@ -143,10 +143,8 @@ def _is_sound(record: LeaseRecord) -> bool:
 def host_identity() -> str:
     """Return a name of the place where a process id means something: host, boot, process namespace."""
     try:
-        boot, namespace = (
-            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            os.readlink("/proc/self/ns/pid"),
-        )
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         boot, namespace = "", ""
     return f"{platform.node()}/{boot}/{namespace}"

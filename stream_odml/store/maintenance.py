@@ -240,9 +240,8 @@ def _removed(house: Housekeeper) -> set[str]:
 
 def _vacuum(house: Housekeeper, table: Table, policy: MaintenancePolicy) -> int:
     house.check()
-    house.store.files.only_regular(
-        table.name
-    )  # the Delta library deletes through links, outside the root too
+    # The Delta library deletes through links, outside the root too.
+    house.store.files.only_regular(table.name)
     # What is in no commit may be of one under way: only age tells it from what a crash left.
     hours = max(policy.retention, policy.orphan_age).total_seconds() / 3600
     return len(

@@ -272,10 +272,8 @@ class Table:
                 f"table {self.name!r} of {self.files.uri} names the data file {path}, which is not there; if no "
                 "maintenance has just replaced it, put the file back or restore the root from a backup"
             ) from error
-        except (
-            pa.ArrowException,
-            KeyError,
-        ) as error:  # KeyError: partitioned by a column that is none of ours
+        except (pa.ArrowException, KeyError) as error:
+            # KeyError: partitioned by a column that is none of ours.
             raise TableCorrupt(
                 f"the data file {path} of table {self.name!r} of {self.files.uri} cannot be read ({str(error)[:300]}); "
                 "restore the root from a backup"

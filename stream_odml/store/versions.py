@@ -98,12 +98,8 @@ class VersionTree:
         new = sorted((row for row in rows if row["seq"] > start.seq), key=lambda row: int(row["seq"]))
         if not new:
             return start
-        versions, moves, refusals, epoch = (
-            dict(start.versions),
-            list(start.moves),
-            list(start.refusals),
-            start.epoch,
-        )
+        versions, epoch = dict(start.versions), start.epoch
+        moves, refusals = list(start.moves), list(start.refusals)
         for row in new:
             kind, version_id = row["kind"], row["version_id"]
             with reading("versions", row):
