@@ -16,6 +16,7 @@ from deltalake.exceptions import DeltaError
 
 from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
 from stream_odml.config.stream import StreamConfig
+from stream_odml.error_text import last_line
 from stream_odml.learn.lift import Lift
 from stream_odml.observe.logs import about
 from stream_odml.observe.observing import observe
@@ -144,7 +145,7 @@ class FastStages:
 
     def _failed(self, order: StageOrder, error: Exception) -> None:
         cause = getattr(error, "cause", None) or error
-        self.problem = f"{order.task}: {type(cause).__name__}: {str(cause).splitlines()[-1:]}"
+        self.problem = f"{order.task}: {type(cause).__name__}: {last_line(str(cause))}"
         log.error("fast stage of %s failed: %s", order.task, error)
         self._not_before = time.monotonic() + RETRY_S
         if not isinstance(cause, OSError | DeltaError):  # an unreachable store is no fault of the task

@@ -22,6 +22,7 @@ import ray
 from stream_odml.cluster.indexer_calls import IndexedBatch
 from stream_odml.cluster.ray_compat import was_restarting
 from stream_odml.config.stream import IngestConfig
+from stream_odml.error_text import last_line
 from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import LogFigures, LogSource, Source
@@ -288,7 +289,7 @@ class Ingestion:
 
     def _classify(self, work: _Work, error: Exception) -> None:
         """An indexer ended, or its code failed. Who was with it is suspected, and tried alone; then it counts."""
-        log.warning("indexing of %d shard(s) failed: %s", len(work.shards), str(error).splitlines()[-1:])
+        log.warning("indexing of %d shard(s) failed: %s", len(work.shards), last_line(str(error)))
         self._busy.difference_update(ref.shard_id for ref in work.shards)
         if self._is_external_failure(error):
             for ref in work.shards:

@@ -14,6 +14,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from stream_odml.cluster.ray_compat import has_no_job_agent
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
+from stream_odml.error_text import first_line
 
 CONFIG_NAME = "stream.yaml"
 SETTLE_S = 60.0
@@ -35,7 +36,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, RayError) as error:
         raise JobUnreachable(
-            f"no job server answers at {address or 'the default address'} ({_first_line(error)}); start the cluster "
+            f"no job server answers at {address or 'the default address'} ({first_line(error)}); start the cluster "
             "with its dashboard, and set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN if it asks for a token"
         ) from error
 
@@ -110,7 +111,3 @@ def settled(client: JobSubmissionClient, job_id: str, within_s: float = SETTLE_S
         if status.is_terminal() or time.monotonic() > deadline:
             return status
         time.sleep(0.2)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -14,6 +14,7 @@ import ray
 
 from stream_odml.cluster.ray_compat import only_loopback
 from stream_odml.cluster.session_folder import kill_processes
+from stream_odml.error_text import first_line
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -80,7 +81,7 @@ def start_ray(
             raise  # what was asked cannot be: no later attempt could do it
         except Exception as error:  # Ray raises bare ones where a process of its own was too slow
             failure = error
-            log.warning("Ray did not start (%s); attempt %d of %d", _first_line(error), attempt + 1, ATTEMPTS)
+            log.warning("Ray did not start (%s); attempt %d of %d", first_line(error), attempt + 1, ATTEMPTS)
         ray.shutdown()
         kill_processes(folder)
     raise RayNotStarted(_remedy(failure, time.monotonic() - began)) from failure
@@ -89,14 +90,10 @@ def start_ray(
 def _remedy(failure: Exception, seconds: float) -> str:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     return (
-        f"Ray did not start in {ATTEMPTS} attempts and {seconds:.0f} s: {_first_line(failure)}\n"
+        f"Ray did not start in {ATTEMPTS} attempts and {seconds:.0f} s: {first_line(failure)}\n"
         f"the load of this machine is {load:.0f} on {cores} core(s); memory, disk and /dev/shm may be full as well\n"
         "end other work and run the same command again, or join a running cluster: --address HOST:PORT"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

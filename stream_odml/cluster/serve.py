@@ -23,6 +23,7 @@ from stream_odml.cluster.haproxy_walls import LOOPBACK, SESSION_VARIABLE, front_
 from stream_odml.cluster.ray_compat import keep_replica_on_loopback
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import load_config
+from stream_odml.error_text import last_line
 from stream_odml.observe.logs import join_serve_log
 from stream_odml.observe.targets import targets_folder
 from stream_odml.service.api import create_app
@@ -175,12 +176,8 @@ def _deploy(app: Any, name: str) -> None:
     except RuntimeError as error:
         reason = str(error)
         with contextlib.suppress(Exception):  # whatever is raised by asking a controller that may be down
-            reason = _last_line(serve.status().applications[name].deployments[DEPLOYMENT].message) or reason
+            reason = last_line(serve.status().applications[name].deployments[DEPLOYMENT].message, reason)
         raise ServiceDown(f"the search service did not start: {reason}; see {SERVE_LOGS}") from error
-
-
-def _last_line(trace: str) -> str:
-    return next((line.strip() for line in reversed(trace.splitlines()) if line.strip()), "")
 
 
 def _check_not_taken(url: str, stream_id: str) -> None:

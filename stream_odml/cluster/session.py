@@ -45,6 +45,7 @@ from stream_odml.cluster.runtime import (
 from stream_odml.cluster.session_folder import remove_abandoned
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
+from stream_odml.error_text import first_line
 from stream_odml.observe.observing import TERMINAL, observe
 from stream_odml.pipeline.first_version import open_root
 from stream_odml.pipeline.sources import check_sources, push_path
@@ -247,13 +248,13 @@ def _make_root(config: StreamConfig, takeover: bool) -> StreamConfig:
         except (OSError, DeltaError) as error:
             if not pauses:
                 raise ConfigError(
-                    f"the stream root {config.root} cannot be used ({_first_line(error)}); "
+                    f"the stream root {config.root} cannot be used ({first_line(error)}); "
                     "make it readable and writable, or change `root`"
                 ) from error
             log.warning(
                 "the stream root %s cannot be opened yet: %s",
                 masked_text(config.root),
-                masked_text(_first_line(error)),
+                masked_text(first_line(error)),
             )
             time.sleep(pauses.pop(0))
 
@@ -312,7 +313,3 @@ def _gpus(config: StreamConfig) -> float | None:
 
 def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -22,8 +22,3 @@ def library(module: str, extra: str) -> Any:
         raise ExchangeError(
             f"{module.partition('.')[0]} is not installed ({error}); pip install 'stream-odml[{extra}]'"
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from stream_odml.exchange.errors import ExchangeError, SourceLost, first_line
+from stream_odml.error_text import first_line
+from stream_odml.exchange.errors import ExchangeError, SourceLost
 from stream_odml.exchange.source import ID, VECTOR, Block, Chosen, Names, choose, length_of, rows_at_once
 from stream_odml.ingest.arrow_rows import class_names_of
 from stream_odml.ingest.foreign import is_foreign

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stream_odml.exchange.errors import ExchangeError, first_line, library
+from stream_odml.error_text import first_line
+from stream_odml.exchange.errors import ExchangeError, library
 from stream_odml.exchange.rows import Gallery
 from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.learn.embedder import Embedder, embedder_from_bytes

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from stream_odml.error_text import first_line
 from stream_odml.learn.given_vectors import spec_of
 from stream_odml.learn.packing import BadArtifact
 from stream_odml.models.loading import load_model
@@ -68,7 +69,7 @@ def _data_files(store: Store) -> Iterator[Finding]:
         try:
             vectors = store.vectors(path)
         except (OSError, ValueError) as error:
-            bad.append(f"{path} ({_line(error)})")
+            bad.append(f"{path} ({first_line(error)})")
             continue
         rows += len(vectors)
         if not np.isfinite(vectors).all():
@@ -90,7 +91,7 @@ def _artifacts(store: Store) -> Iterator[Finding]:
         try:
             size += len(read_artifact(store.files, ref))
         except (ArtifactCorrupt, OSError) as error:
-            bad.append(f"of version {version_id}: {_line(error)} [{path}]")
+            bad.append(f"of version {version_id}: {first_line(error)} [{path}]")
     if bad:
         yield Finding(
             "artifacts", "failure", _some(bad), f"{RESTORE}, or roll back to a version that is whole"
@@ -122,7 +123,7 @@ def _canaries(store: Store) -> Iterator[Finding]:
                 "run the stream where its vectors were made, or install the versions of that machine",
             )  # fmt: skip
         except (BadArtifact, ArtifactCorrupt) as error:
-            yield Finding("canaries", "failure", f"version {version_id}: {_line(error)}", RESTORE)
+            yield Finding("canaries", "failure", f"version {version_id}: {first_line(error)}", RESTORE)
     if without:
         said = f"{len(without)} of {len(images)} models have none, as an earlier release committed them"
         yield Finding("canaries", "warning", said, "start the stream once: the served version gets them")
@@ -165,7 +166,3 @@ def _clock(store: Store) -> Iterator[Finding]:
 def _some(found: list[str]) -> str:
     more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
     return "; ".join(found[:MAX_NAMED]) + more
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

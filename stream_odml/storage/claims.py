@@ -18,6 +18,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
+from stream_odml.error_text import first_line
 from stream_odml.storage.reading import RETRY_ATTEMPTS, StorageOptions, s3_path, s3_settings
 
 CLAIMS = ".claims"
@@ -39,8 +40,7 @@ def claim(inbox: str, name: str, sha256: str, options: StorageOptions | None) ->
             if bytes(obstore.get(store, key).bytes()) != sha256.encode():
                 raise NameClaimed(f"{name} in {inbox} is claimed for other content") from None
     except (BaseError, OSError) as error:
-        first = str(error).partition("\n")[0]
-        raise OSError(f"{inbox} cannot be written now: {first[:300]}") from error
+        raise OSError(f"{inbox} cannot be written now: {first_line(error)[:300]}") from error
 
 
 def _store(bucket: str, options: StorageOptions | None) -> S3Store:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from stream_odml.error_text import first_line
 from stream_odml.learn.feature_codes import FORMATS, FeatureFormat
 from stream_odml.storage.delta_log import parse_commit
 from stream_odml.storage.files import Files
@@ -324,7 +325,7 @@ def _reading_log(uri: str) -> Iterator[None]:
     except TableNotFoundError:
         raise
     except DeltaError as error:
-        why = next(iter(str(error).splitlines()), "")[:300]
+        why = first_line(error)[:300]
         raise LogCorrupt(
             f"the log of the table {uri} cannot be read ({why}); restore the root from a backup"
         ) from error
