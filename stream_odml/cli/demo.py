@@ -254,7 +254,7 @@ class _Demo:
     def _is_over(self) -> bool:
         """Return whether the source has no more categories, and all landed ones are learnt or skipped."""
         ledger, tree = self._store.ledger, self._store.tree
-        waits = ledger.in_state("landed") or ledger.waiting or ledger.due_tasks(tree.learnt())
+        waits = ledger.landed or ledger.indexed or ledger.due_tasks(tree.learnt())
         return self._producer.exhausted and not waits
 
     def _learnt(self) -> int:

@@ -164,7 +164,7 @@ def root_status(root: str) -> dict[str, Any]:
         "images": dict(figures.images),
         "classes": figures.classes,
         "quarantined": dict(figures.quarantined),
-        "waits_to_be_indexed": [shard.name for shard in store.ledger.in_state("landed")][:20],
+        "waits_to_be_indexed": [shard.name for shard in store.ledger.landed.values()][:20],
         "open_task": {
             "task": open_task.task_id,
             "shards": len(open_task.shards),

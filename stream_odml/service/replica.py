@@ -225,11 +225,10 @@ def _is_known(tree: VersionTree, name: str) -> bool:
 
 def _lag(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, float]:
     """Return the lag of the served version behind what has landed, ages in seconds."""
-    landed = ledger.in_state("landed")
-    oldest = min((shard.landed_at.timestamp() for shard in landed), default=time.time())
+    oldest = min((shard.landed_at.timestamp() for shard in ledger.landed.values()), default=time.time())
     return {
-        "unindexed_shards": len(landed),
+        "unindexed_shards": len(ledger.landed),
         "unindexed_age_s": round(max(0.0, time.time() - oldest), 3),
-        "waiting_images": sum(shard.rows for shard in ledger.waiting),
+        "waiting_images": sum(shard.rows for shard in ledger.indexed.values()),
         "due_tasks": len(ledger.due_tasks(learnt)),
     }

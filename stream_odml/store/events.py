@@ -44,7 +44,7 @@ class Replay:
     """Mutable copies of a state of the ledger while rows are applied."""
 
     def __init__(self, start: "LedgerState") -> None:
-        self.seq, self.epoch, self.set_aside_count = start.seq, start.epoch, start.set_aside_count
+        self.seq, self.epoch = start.seq, start.epoch
         self.shards, self.tasks = _copied(start.shards), _copied(start.tasks)
         self.tombstones, self.txns = list(start.tombstones), set(start.txns)
         self.learnt, self.tally = set(start.learnt_rows), start.tally.copy()
@@ -143,7 +143,6 @@ def set_aside(shard_id: str, reason: str, final: bool) -> Entry:
 def _read_set_aside(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     shard = state.shards[row["subject"]]
     final = bool(detail.get("final", True))
-    state.set_aside_count += final
     state.tally.set_aside += final
     state.put(
         replace(
@@ -169,7 +168,7 @@ def _read_assigned(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     if task is None:
         reason = optional_text(detail.get("reason"), "reason") or ""
         more = mapping(detail.get("detail", {}), "detail")
-        task = TaskState(task_id, (), reason, row["seq"], row["time"], more, queued_seq=row["seq"])
+        task = TaskState(task_id, (), reason, row["time"], more, queued_seq=row["seq"])
     state.tasks[task_id] = replace(task, images=task.images + shard.rows - shard.held_out)
     state.members.setdefault(task_id, list(task.shard_ids)).append(shard.shard_id)
 
@@ -194,7 +193,6 @@ def _read_attempt(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
         text(row["subject"], "the version"),
         text(detail["parent"], "parent"),
         row["seq"],
-        row["time"],
         kind=cast(AttemptKind, text(detail.get("kind", "task"), "kind")),
         task=row["task"],
         tasks=texts(detail.get("tasks", []), "tasks"),

@@ -31,7 +31,6 @@ class LedgerState:
     learnt_rows: Set[str] = frozenset()
     """Version ids that a derived ``learnt`` row names (for other readers of the table; nothing here depends
     on it)."""
-    set_aside_count: int = 0
     tally: Tally = field(default_factory=Tally)
     """Sums over all shards."""
     landed: Mapping[str, ShardState] = field(default_factory=lambda: MappingProxyType({}))
@@ -59,7 +58,6 @@ class LedgerState:
             tombstones=tuple(replay.tombstones),
             txns=frozenset(replay.txns),
             learnt_rows=frozenset(replay.learnt),
-            set_aside_count=replay.set_aside_count,
             tally=replay.tally,
             landed=MappingProxyType(replay.landed),
             indexed=MappingProxyType(replay.indexed),
@@ -67,8 +65,6 @@ class LedgerState:
 
     def in_state(self, state: ShardStage) -> list[ShardState]:
         """Return shards of one state in landing order."""
-        if state == "landed":
-            return list(self.landed.values())
         return [shard for shard in self.shards.values() if shard.state == state]
 
     @property
@@ -84,10 +80,8 @@ class LedgerState:
         for shard in waiting:
             for name, count in shard.classes.items():
                 classes[name] = classes.get(name, 0) + count
-        since = min((shard.indexed_at for shard in waiting if shard.indexed_at), default=None)
-        return OpenTask(
-            self.next_task_id, tuple(waiting), since, classes, sum(shard.rows for shard in waiting)
-        )
+        rows = sum(shard.rows for shard in waiting)
+        return OpenTask(self.next_task_id, tuple(waiting), classes, rows)
 
     @property
     def next_task_id(self) -> str:
@@ -111,10 +105,6 @@ class LedgerState:
                 if count:
                     tally[name] = tally.get(name, 0) + count
         return tally
-
-    def next_task(self, learnt: Set[str]) -> TaskState | None:
-        """Return the first of :meth:`due_tasks`."""
-        return next(iter(self.due_tasks(learnt)), None)
 
     def current_attempt(self, task_id: str, parent: str, committed: Set[str]) -> Attempt | None:
         """Return the attempt at ``task_id`` from ``parent`` to go on with: the last one, unless

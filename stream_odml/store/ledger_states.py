@@ -59,7 +59,6 @@ class Attempt:
     version_id: str
     parent: str
     seq: int
-    started_at: datetime
     refused: str | None = None
     refused_at: datetime | None = None
     kind: AttemptKind = "task"
@@ -75,7 +74,6 @@ class TaskState:
     task_id: str
     shard_ids: tuple[str, ...]
     reason: str
-    closed_seq: int
     closed_at: datetime
     detail: Mapping[str, Any]
     attempts: tuple[Attempt, ...] = ()
@@ -107,11 +105,10 @@ class TaskState:
 
 @dataclass(frozen=True)
 class OpenTask:
-    """The shards that wait for a boundary, in indexing order; ``since`` is when the first of them was indexed."""
+    """The shards that wait for a boundary, in indexing order."""
 
     task_id: str
     shards: tuple[ShardState, ...]
-    since: datetime | None
     classes: Mapping[str, int]
     rows: int
 

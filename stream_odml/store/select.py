@@ -35,8 +35,6 @@ class Selection:
     forgotten: Ints
     """Rows under a tombstone, the replaced ones left out. Purge ``replaced`` first, or an old row comes
     back."""
-    invisible: Ints
-    """Rows of transactions that neither the ledger nor the tree names."""
 
 
 def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: str) -> Selection:
@@ -66,7 +64,6 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
         seen[picked[~forgotten[picked]]],
         seen[np.flatnonzero(replaced)],
         seen[np.flatnonzero(forgotten)],
-        np.flatnonzero(~visible),
     )
 
 

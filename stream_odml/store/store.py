@@ -347,7 +347,7 @@ class Store:
 
     def next_task(self) -> TaskState | None:
         """Return the closed task to learn now: the first that the head's path has not learnt and nobody skipped."""
-        return self.ledger.next_task(self.tree.learnt())
+        return next(iter(self.ledger.due_tasks(self.tree.learnt())), None)
 
     def current_attempt(self, task_id: str, parent: str) -> Attempt | None:
         """Return the attempt to go on with after a restart, if one is under way."""

@@ -130,13 +130,16 @@ class TrainingRows:
 def task_rows(store: Store, version_id: str, shard_ids: Collection[str]) -> TrainingRows:
     """Return living training rows of shards (a task's), as ``version_id`` has them: what a fast stage from it
     adds to sums."""
-    return _living(store, version_id, shard_ids)
+    meta, files = _metadata(store)
+    picked = select_rows(meta, store.ledger, store.tree, version_id).picked
+    rows = picked[_is_training(meta, picked, shard_ids)]
+    return TrainingRows(store, version_id, rows, meta.take(pa.array(rows)), files)
 
 
 def learnt_rows(store: Store, version_id: str) -> TrainingRows:
     """Return living training rows of all tasks that a version has learnt: what its sums are of, but for
     what died since."""
-    return _living(store, version_id, _shards_learnt(store, version_id))
+    return task_rows(store, version_id, _shards_learnt(store, version_id))
 
 
 def sums_now(store: Store, version_id: str) -> ClassSums:
@@ -234,13 +237,6 @@ class _Dead:
             rows = np.sort(rows[order[first]])
             some = self.meta.take(pa.array(rows))
         return TrainingRows(self.store, version.version_id, rows, some, self.files)
-
-
-def _living(store: Store, version_id: str, shard_ids: Collection[str]) -> TrainingRows:
-    meta, files = _metadata(store)
-    picked = select_rows(meta, store.ledger, store.tree, version_id).picked
-    rows = picked[_is_training(meta, picked, shard_ids)]
-    return TrainingRows(store, version_id, rows, meta.take(pa.array(rows)), files)
 
 
 def _metadata(store: Store) -> tuple[pa.Table, list[tuple[str, int]]]:
