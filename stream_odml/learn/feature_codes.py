@@ -8,6 +8,7 @@ can be summed again from the store and subtracted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +51,12 @@ class FeatureCodes:
     def __getitem__(self, rows: slice | NDArray[Any]) -> FeatureCodes:
         """Return some rows; a slice of a memory map stays one."""
         return FeatureCodes(self.codes_nD[rows], self.scale_n[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[FeatureCodes]) -> FeatureCodes:
+        """Return the features of all parts, of which there is one at least."""
+        codes_nD = np.concatenate([part.codes_nD for part in parts])
+        return FeatureCodes(codes_nD, np.concatenate([part.scale_n for part in parts]))
 
     @property
     def dim(self) -> int:

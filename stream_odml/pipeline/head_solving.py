@@ -159,7 +159,9 @@ def _sampled(parts: Sequence[Training]) -> Items:
         first, last = np.searchsorted(ordered, (start, start + len(part)))
         found.append(part.features(ordered[first:last] - start))
         start += len(part)
-    drawn = Items([keys[row] for row in ordered], [classes[row] for row in ordered], _joined(found))
+    drawn = Items(
+        [keys[row] for row in ordered], [classes[row] for row in ordered], FeatureCodes.joined(found)
+    )
     return drawn.at(np.searchsorted(ordered, rows))
 
 
@@ -183,11 +185,5 @@ def rows_as_items(store: Store, parts: Sequence[str], left: TrainingRows, forwar
     return Items(
         [*anew.keys, *(left.keys[row] for row in stayed)],
         [*anew.classes, *(left.classes[row] for row in stayed)],
-        _joined([anew.codes, moved]),
-    )
-
-
-def _joined(parts: Sequence[FeatureCodes]) -> FeatureCodes:
-    return FeatureCodes(
-        np.concatenate([part.codes_nD for part in parts]), np.concatenate([part.scale_n for part in parts])
+        FeatureCodes.joined([anew.codes, moved]),
     )

@@ -88,12 +88,7 @@ class TrainingRows:
         were merged and vacuumed since: `Store.again`."""
         chosen = np.arange(len(self.rows)) if some is None else np.asarray(some, np.int64)
         parts = [part for _, part in self._parts(chosen)]
-        if not parts:
-            return encode(np.empty((0, self.store.dim), np.float32), self._format)
-        return FeatureCodes(
-            np.concatenate([part.codes_nD for part in parts]),
-            np.concatenate([part.scale_n for part in parts]),
-        )
+        return FeatureCodes.joined(parts or [encode(np.empty((0, self.store.dim), np.float32), self._format)])
 
     def sums(self, lift: Lift) -> ClassSums:
         """Return class sums of all of them, file by file. Errors as above."""
