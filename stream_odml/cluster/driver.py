@@ -148,7 +148,7 @@ class StreamDriver:
     def _retries(self) -> dict[str, int]:
         return {
             "list": self._discovery.failures,
-            "read": self._ingestion.out_of_reach,
+            "read": self._ingestion.unreachable,
             "commit": self._commit_failures,
             "stage": self._stages_deferred,
         }

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from deltalake.exceptions import DeltaError
 
-from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
+from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, lower_priority
 from stream_odml.config.stream import StreamConfig
 from stream_odml.error_text import last_line
 from stream_odml.learn.lift import Lift
@@ -43,7 +43,7 @@ class HeadSolver:
         from stream_odml.pipeline.sums_ahead import SumsAhead
 
         self._config = StreamConfig.model_validate_json(config_json)
-        step_back(INDEXING_NICENESS)
+        lower_priority(INDEXING_NICENESS)
         observe(self._config, "solver")
         self._stage, self._ahead = fast_stage, SumsAhead()
         self._store: Store | None = None
@@ -76,17 +76,13 @@ class FastStages:
         self._config, self._stages = config, stages
         self._actor: Any = None
         self._call: Any = None
-        self._order: StageOrder | None = None
+        self.order: StageOrder | None = None
+        """The fast stage that is being solved."""
         self._not_before = self._held_until = 0.0
         self._ahead: Any = None
         self._ahead_of = 0
         self._look_ahead_at = 0.0
         self.problem = ""
-
-    @property
-    def order(self) -> StageOrder | None:
-        """The fast stage that is being solved."""
-        return self._order
 
     def start(self) -> None:
         """Have a warm process ready. No CPU is reserved for it: it works for seconds, and a task of a stream whose
@@ -102,11 +98,11 @@ class FastStages:
     def dispatch(self) -> None:
         """Hand the next task to the solver, if it is free and the task needs no trainer."""
         waits = max(self._not_before, self._held_until)
-        if self._order is not None or self._actor is None or time.monotonic() < waits:
+        if self.order is not None or self._actor is None or time.monotonic() < waits:
             return
         order = self._stages.solve_next()
         if order is not None:
-            self._order, self._call = order, self._actor.solve.remote(order)
+            self.order, self._call = order, self._actor.solve.remote(order)
         else:
             self._sum_ahead()
 
@@ -132,9 +128,9 @@ class FastStages:
 
     def gather(self) -> StageResult | None:
         """Return what the solver has finished since, or None. Count a failure, and dispatch the attempt again."""
-        if self._order is None or not ray.wait([self._call], timeout=0)[0]:
+        if self.order is None or not ray.wait([self._call], timeout=0)[0]:
             return None
-        order, call, self._order, self._call = self._order, self._call, None, None
+        order, call, self.order, self._call = self.order, self._call, None, None
         try:
             result: StageResult = ray.get(call)
         except ray.exceptions.RayError as error:

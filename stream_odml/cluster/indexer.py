@@ -13,7 +13,7 @@ import ray
 import torch
 
 from stream_odml.cluster.indexer_calls import IndexedBatch, indexer_name
-from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, step_back
+from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, lower_priority
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
@@ -36,7 +36,7 @@ class Indexer:
 
     def __init__(self, config_json: str, number: int = 0) -> None:
         config = StreamConfig.model_validate_json(config_json)
-        step_back(INDEXING_NICENESS)
+        lower_priority(INDEXING_NICENESS)
         observe(config, f"indexer-{number}")
         torch.set_num_threads(_threads())
         start_decoder()

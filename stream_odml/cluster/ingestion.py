@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -158,21 +158,8 @@ def _not_read(passed_over: Mapping[str, str]) -> str:
 class _Work:
     shards: list[ShardRef]
     indexer: int
-    trial: bool
-    """One suspect alone with its indexer: if that process ends, it is this shard that ended it."""
-
-
-@dataclass
-class _Deferred:
-    """Shards whose bytes were unreachable, with the time at which to ask again."""
-
-    until: dict[str, float] = field(default_factory=dict)
-
-    def put(self, shard_id: str) -> None:
-        self.until[shard_id] = time.monotonic() + RETRY_S
-
-    def blocks(self, shard_id: str) -> bool:
-        return self.until.get(shard_id, 0.0) > time.monotonic()
+    alone: bool
+    """One shard alone with its indexer: if that process ends, it is this shard that ended it."""
 
 
 class Ingestion:
@@ -192,9 +179,11 @@ class Ingestion:
         self._config = config
         self._work: dict[Any, _Work] = {}
         self._busy: set[str] = set()
-        self._suspects: set[str] = set()
-        self._deferred = _Deferred()
-        self.out_of_reach = 0
+        self._isolated: set[str] = set()
+        """Shards that are read alone, as the process of the batch that they were in ended."""
+        self._retry_at: dict[str, float] = {}
+        """Shards whose bytes were unreachable, with the time at which to ask again."""
+        self.unreachable = 0
         """Times that a shard could not be read and was put off."""
         self._uncommitted: list[IndexedBatch] = []
         self._failed: list[tuple[_Work, Exception]] = []
@@ -231,25 +220,27 @@ class Ingestion:
         waiting = self._waiting()
         shard = next(waiting, None)
         while shard is not None:
-            suspect = self._needs_isolation(shard)
-            target = self._free_indexer(alone=suspect)
+            alone = self._needs_isolation(shard)
+            target = self._free_indexer(alone)
             if target is None:
                 return
-            batch, shard = ([shard], next(waiting, None)) if suspect else self._batch(shard, waiting)
+            batch, shard = ([shard], next(waiting, None)) if alone else self._batch(shard, waiting)
             refs = [shard_ref(state) for state in batch]
             call = self._indexers[target].index.remote(refs, version)
-            self._work[call] = _Work(refs, target, suspect)
+            self._work[call] = _Work(refs, target, alone)
             self._busy.update(ref.shard_id for ref in refs)
 
     def _waiting(self) -> Iterator[ShardState]:
-        landed = self._writer.store.ledger.landed.values()
-        return (s for s in landed if s.shard_id not in self._busy and not self._deferred.blocks(s.shard_id))
+        landed, retry_at = self._writer.store.ledger.landed.items(), self._retry_at
+        now = time.monotonic()
+        return (s for name, s in landed if name not in self._busy and retry_at.get(name, 0.0) <= now)
 
     def _free_indexer(self, alone: bool) -> int | None:
-        """The indexer with the least to do, or None. Nothing shares one with a suspect, whose end it would share."""
+        """The indexer with the least to do, or None. Nothing shares one with an isolated shard, whose end it would
+        share."""
         load = [0.0] * len(self._indexers)
         for work in self._work.values():
-            load[work.indexer] += math.inf if work.trial else 1
+            load[work.indexer] += math.inf if work.alone else 1
         least = min(load)
         return load.index(least) if least < (1 if alone else IN_FLIGHT) else None
 
@@ -267,7 +258,7 @@ class Ingestion:
         return batch, None
 
     def _needs_isolation(self, shard: ShardState) -> bool:
-        return shard.attempts > 0 or shard.shard_id in self._suspects
+        return shard.attempts > 0 or shard.shard_id in self._isolated
 
     def gather(self, timeout_s: float) -> None:
         """Wait up to ``timeout_s`` for indexers and keep what they finished for `commit` (no lock is needed)."""
@@ -288,15 +279,15 @@ class Ingestion:
         return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError | CanaryMismatch)
 
     def _classify(self, work: _Work, error: Exception) -> None:
-        """An indexer ended, or its code failed. Who was with it is suspected, and tried alone; then it counts."""
+        """An indexer ended, or its code failed: each of its shards is read alone, and failing alone counts."""
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), last_line(str(error)))
         self._busy.difference_update(ref.shard_id for ref in work.shards)
         if self._is_external_failure(error):
             for ref in work.shards:
                 self._put_off(ref.shard_id)
             return
-        self._suspects.update(ref.shard_id for ref in work.shards)
-        if work.trial:
+        self._isolated.update(ref.shard_id for ref in work.shards)
+        if work.alone:
             shard_id = work.shards[0].shard_id
             tries = self._writer.store.ledger.shards[shard_id].attempts + 1
             how = f"{type(error).__name__}: it ended its process, or hung it for {self._config.hang_s:g} s"
@@ -304,8 +295,8 @@ class Ingestion:
             self._writer.set_aside(shard_id, reason, final=tries >= self._config.tries)
 
     def _put_off(self, shard_id: str) -> None:
-        self.out_of_reach += 1
-        self._deferred.put(shard_id)
+        self.unreachable += 1
+        self._retry_at[shard_id] = time.monotonic() + RETRY_S
 
     def commit(self) -> list[ShardState]:
         """Commit what indexers finished in one transaction and return the shards as ledgered.
@@ -327,7 +318,7 @@ class Ingestion:
         self._uncommitted = []
         ids = [shard_id for batch in ready for shard_id in batch.counts]
         self._busy.difference_update(ids)
-        self._suspects.difference_update(ids)
+        self._isolated.difference_update(ids)
         return [self._writer.store.ledger.shards[shard_id] for shard_id in ids]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray.data
 
 from stream_odml.cluster.ray_compat import task_attempt
-from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
+from stream_odml.cluster.runtime import LEARNING_NICENESS, lower_priority
 from stream_odml.ingest.reasons import Reason, RowProblem
 from stream_odml.ingest.tables import start_decoder
 from stream_odml.pipeline.task_cache import BLOCK_ROWS, Batch, Wanted, decode, lost_batch
@@ -62,7 +62,7 @@ class RayReaders:
 
     def apart(self, wanted: Wanted, size: int) -> Iterator[Batch]:
         """Decode rows one by one, each told as soon as it is decoded, so that the first that is missing when a reader
-        ends is suspected. A suspect is read alone."""
+        ends is read alone."""
         read = ray.remote(num_cpus=self.cpus, max_retries=0)(_decode)
         member, spec, rows = wanted["member"], wanted["spec"], wanted["rows"]
         ends: Counter[int] = Counter()
@@ -100,5 +100,5 @@ def _decode_shard(wanted: dict[str, Any], size: int) -> Iterator[Batch]:
 
 
 def _decode(member: int, spec: str, rows: list[int], size: int, block_rows: int) -> Iterator[Batch]:
-    step_back(LEARNING_NICENESS)
+    lower_priority(LEARNING_NICENESS)
     yield from decode(member, spec, rows, size, block_rows)

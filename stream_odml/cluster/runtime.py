@@ -62,7 +62,7 @@ _ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stream_odml.service.ingress:middlewares",
     # Else a Python process reads a log line of HAProxy's for every request; the replicas count their own.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    # Ray puts every worker at 15, replicas and proxy too. Here only what can wait steps back (see `step_back`).
+    # Ray puts every worker at 15, replicas and proxy too. Here only what can wait steps back (see `lower_priority`).
     "RAY_worker_niceness": "0",
     **LEAN_MEMORY,
     # Three looks that fail, and the proxy is started anew: at Ray's default of ten seconds, half a minute without one.
@@ -119,7 +119,7 @@ def check_resources(needs: list[Need], available: float, unit: str = "CPU") -> N
     )
 
 
-def step_back(niceness: int) -> None:
+def lower_priority(niceness: int) -> None:
     """Let processes that answer people go before this thread and those it starts, if this is a Ray worker."""
     if not in_worker():
         return

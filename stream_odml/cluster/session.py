@@ -173,13 +173,16 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     observe(config, TERMINAL)
     if opened := open_doors(config, is_local=not joins_cluster(config)):
         openness_log.warning(opened)
+    gpus = None if cluster.gpus_per_worker or cluster.gpus_per_indexer else 0
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
-    with ray_session(cluster.address, cpus=cluster.cpus, gpus=_gpus(config), log_dir=log_dir):
+    with ray_session(cluster.address, cpus=cluster.cpus, gpus=gpus, log_dir=log_dir):
         check_resources(needs(config), ray.cluster_resources().get("CPU", 0.0))
         workers = 0 if config.model.takes_vectors else cluster.workers
-        gpus = [Need("training", workers, cluster.gpus_per_worker)]
-        gpus.append(Need("indexers", cluster.indexers, cluster.gpus_per_indexer))
-        check_resources(gpus, ray.cluster_resources().get("GPU", 0.0), "GPU")
+        on_gpus = [
+            Need("training", workers, cluster.gpus_per_worker),
+            Need("indexers", cluster.indexers, cluster.gpus_per_indexer),
+        ]
+        check_resources(on_gpus, ray.cluster_resources().get("GPU", 0.0), "GPU")
         check_placement(roles(config), cluster_nodes())
         _check_alone()
         indexers = start_indexers(config)
@@ -191,7 +194,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
                 from stream_odml.cluster.serve import start_service
 
                 # A filter: Serve sets the level of its logger anew when it starts.
-                logging.getLogger("ray.serve").addFilter(_is_warning)
+                logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
                 start_service(config.root, config.service, config.storage_options)
                 tighten_session()
             _write_endpoints(config, session.endpoints)
@@ -304,12 +307,3 @@ def _write_endpoints(config: StreamConfig, endpoints: Endpoints) -> None:
 def _remove_endpoints(config: StreamConfig) -> None:
     with contextlib.suppress(OSError):
         open_files(config.root, config.storage_options).delete("endpoints.json")
-
-
-def _gpus(config: StreamConfig) -> float | None:
-    wants = config.cluster.gpus_per_worker or config.cluster.gpus_per_indexer
-    return None if wants else 0
-
-
-def _is_warning(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-from types import TracebackType
 from typing import Self
 
 FIRST_PORT, END_PORT = 20_000, 32_768
@@ -74,9 +73,7 @@ class PortBlock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -26,7 +26,7 @@ from stream_odml.cluster.driver_calls import DriverGone, call_driver, driver_han
 from stream_odml.cluster.local_ranks import LocalRanks
 from stream_odml.cluster.ray_compat import is_lost_peer
 from stream_odml.cluster.reading import RayReaders
-from stream_odml.cluster.runtime import LEARNING_NICENESS, step_back
+from stream_odml.cluster.runtime import LEARNING_NICENESS, lower_priority
 from stream_odml.config.stream import StreamConfig
 from stream_odml.learn.memory import give_back_memory, keep_freed_memory
 from stream_odml.learn.world import World
@@ -96,7 +96,7 @@ def train_stages(settings: dict[str, Any]) -> None:
 
 class _Worker:
     def __init__(self, config: StreamConfig) -> None:
-        step_back(LEARNING_NICENESS)
+        lower_priority(LEARNING_NICENESS)
         keep_freed_memory()
         context = ray.train.get_context()
         device = ray.train.torch.get_device()

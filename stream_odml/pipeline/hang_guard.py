@@ -11,7 +11,6 @@ import faulthandler
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -31,9 +30,7 @@ class HangGuard:
         self._arm()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:

@@ -120,7 +120,7 @@ def _full_disk(batch: object) -> str:
     raise OSError(28, "No space left on device")
 
 
-def test_bytes_out_of_reach_are_asked_for_again(
+def test_unreachable_bytes_are_asked_for_again(
     writer: Writer, fake: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingestion, "RETRY_S", 60.0)
@@ -132,7 +132,7 @@ def test_bytes_out_of_reach_are_asked_for_again(
     assert [s.name for s in tier.commit()] == ["near"]
     tier.dispatch("v")
     assert len(fake.calls) == 1  # not at once
-    tier._deferred.until.clear()  # as if its time had come
+    tier._retry_at.clear()  # as if its time had come
     tier.dispatch("v")
     assert names(fake, 1) == [["far"]]
     assert writer.ledger.shards[fake.calls[1][1][0].shard_id].attempts == 0  # it is no fault of the shard

@@ -157,7 +157,7 @@ def test_a_store_that_throttles_loses_and_doubles_nothing(
         assert len(stream.writer.store.quarantine_rows()) == 0
         assert not stream.writer.ledger.in_state("set_aside")
         assert set(throttle.refused) == set(KINDS)
-        assert stream.discovery.failures + stream.tier.out_of_reach > 0, throttle.refused
+        assert stream.discovery.failures + stream.tier.unreachable > 0, throttle.refused
         stream.close()
 
 

@@ -56,7 +56,7 @@ def config_of(stream: TinyStream, **cluster: float) -> StreamConfig:
 def test_an_indexer_embeds_on_what_was_reserved_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: list[str], gpus: float, expected: str
 ) -> None:
-    monkeypatch.setattr("stream_odml.cluster.indexer.step_back", lambda niceness: None)
+    monkeypatch.setattr("stream_odml.cluster.indexer.lower_priority", lambda niceness: None)
     monkeypatch.setattr("stream_odml.cluster.indexer.observe", lambda config, role: None)
     monkeypatch.setattr("stream_odml.cluster.indexer.found_accelerator", lambda: META)
     stream = TinyStream(tmp_path)
