@@ -17,7 +17,6 @@ import faiss
 import numpy as np
 
 from stream_odml.config.service import ServiceOptions
-from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
 from stream_odml.search.portable import PortableMap, portable_map
 from stream_odml.service.backend import Answer, Embedded, Floats, Query, Question
@@ -199,7 +198,7 @@ def _is_plain(ask: _Ask) -> bool:
 
 
 def _is_unfiltered(query: Query) -> bool:
-    return not (query.group_by_class or _filters(query))
+    return not (query.group_by_class or query.filters)
 
 
 def _answer_together(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
@@ -217,7 +216,7 @@ def _answer_together(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] |
                 np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts), np.float32),
                 first.version,
                 query.k,
-                _filters(query),
+                query.filters,
                 "class" if query.group_by_class else None,
                 query.group_size,
             )
@@ -231,9 +230,3 @@ def _answer_together(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] |
             replies[place] = hits[end : end + len(part)]
             end += len(part)
     return replies
-
-
-def _filters(query: Query) -> Filters | None:
-    classes = None if query.classes is None else frozenset(query.classes)
-    filters = Filters(classes, query.attributes, query.after, query.before)
-    return filters if filters else None

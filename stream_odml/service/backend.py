@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stream_odml.ingest.landing import NewItem
+from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
 from stream_odml.search.portable import PortableMap
 
@@ -22,10 +23,7 @@ class Query:
     """What to look for beside the vector: k, filters, and how new the answer must at least be."""
 
     k: int = 10
-    classes: tuple[str, ...] | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    after: datetime | None = None
-    before: datetime | None = None
+    filters: Filters = field(default_factory=Filters)
     group_by_class: bool = False
     group_size: int = 1
     min_version: str | None = None
@@ -80,17 +78,10 @@ class PushReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item as the gallery holds it."""
+    """One item as the gallery holds it, and whether a thumbnail is kept."""
 
-    item_id: str
-    class_name: str
-    shard_id: str
-    version: str
-    time: datetime | None
-    attributes: Mapping[str, str]
+    stored: Hit
     has_thumbnail: bool
-    row: int = -1
-    """In its shard."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,10 @@ from stream_odml.ingest import fields
 from stream_odml.ingest.plain import NameTwice, json_once
 from stream_odml.ingest.reasons import RowError
 from stream_odml.ingest.vectors import MAX_VALUE
+from stream_odml.search.filters import Filters
 from stream_odml.service.backend import Floats, Query
 from stream_odml.service.errors import ApiError, bad_request, unprocessable
+from stream_odml.service.multipart import Part, parse_multipart
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.zero import is_zero
 
@@ -34,6 +36,7 @@ MAX_VALUES = 1 << 20
 """Values of one JSON body, such as 256 vectors of 4,096 numbers."""
 MAX_VECTOR_VALUES = 1 << 17
 """The same for one vector, which may have 65,536 numbers, and its filter."""
+IMAGE_TYPES = "application/json, multipart/form-data, or the bytes of an image as image/*"
 _NAME_ENDS = re.compile(rb'"\s*:')
 
 
@@ -129,13 +132,26 @@ def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
         )
 
 
+async def read_form(request: Request, reader: Callable[[list[Part]], T]) -> T:
+    """Read the body, multipart/form-data, as `read_json` does."""
+    form, body = request.headers["content-type"], await request.body()
+    return await read_on_thread(request, body, lambda: reader(parse_multipart(form, body)))
+
+
 def media_type(request: Request) -> str:
     """Return the request's media type, lower case, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def unsupported(seen: str, wanted: str) -> ApiError:
+def only_json(request: Request) -> None:
+    """Raise ApiError 415 unless the body is JSON."""
+    if media_type(request) != "application/json":
+        raise unsupported(request, "application/json")
+
+
+def unsupported(request: Request, wanted: str) -> ApiError:
     """Return error 415: the media type is not supported here."""
+    seen = media_type(request) or "a body without Content-Type"
     return ApiError(415, "unsupported_media_type", f"cannot read {clipped(seen)}", f"send {wanted}")
 
 
@@ -225,10 +241,12 @@ def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
         raise unprocessable("bad_group_by", f"cannot group by {clipped(group_by)}", "use group_by=class")
     return Query(
         k=integer(body.get("k", 10), "k", 1, max_k),
-        classes=_classes(chosen.get("class")),
-        attributes=_wanted_attributes(chosen.get("attributes")),
-        after=moment(chosen.get("from"), "from"),
-        before=moment(chosen.get("to"), "to"),
+        filters=Filters(
+            classes=_classes(chosen.get("class")),
+            attributes=_wanted_attributes(chosen.get("attributes")),
+            since=moment(chosen.get("from"), "from"),
+            until=moment(chosen.get("to"), "to"),
+        ),
         group_by_class=group_by == "class",
         group_size=integer(body.get("group_size", 1), "group_size", 1, 100),
         min_version=optional(name_from, body.get("min_version"), "min_version"),
@@ -236,7 +254,7 @@ def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
     )
 
 
-def _classes(value: object) -> tuple[str, ...] | None:
+def _classes(value: object) -> frozenset[str] | None:
     if value is None:
         return None
     names = [value] if isinstance(value, str) else _list(value, "filter.class")
@@ -244,7 +262,7 @@ def _classes(value: object) -> tuple[str, ...] | None:
         raise unprocessable(
             "bad_filter", f"{len(names)} classes in the filter", f"at most {MAX_FILTER_VALUES}"
         )
-    return tuple(name_from(name, "class") for name in names)
+    return frozenset(name_from(name, "class") for name in names)
 
 
 def _wanted_attributes(value: object) -> dict[str, str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.search.snapshot import GallerySnapshot
-from stream_odml.service.backend import ClassRow, Item, Projection, VersionHistory, VersionRow
+from stream_odml.service.backend import ClassRow, Projection, VersionHistory, VersionRow
 from stream_odml.service.map_colours import attribute_names, nearest, neighbour_differs, values_of
 from stream_odml.service.projection import project, sample_rows
 from stream_odml.store.unlearnt import unlearnt_tasks
@@ -102,22 +102,4 @@ def plane(
         None if attribute is None else values_of(texts, attribute),
         neighbour_differs(near[:, 0], names).tolist() if errors and near is not None else None,
         near.tolist() if neighbours and near is not None else None,
-    )
-
-
-def item_of(snapshot: GallerySnapshot, item_id: str) -> Item | None:
-    """Return one live item, or None. The caller knows whether it has a thumbnail."""
-    row = snapshot.find(item_id)
-    if row is None:
-        return None
-    hit = snapshot.item(row)
-    return Item(
-        hit.item_id,
-        hit.class_name,
-        hit.shard_id,
-        hit.version,
-        hit.time,
-        hit.attributes,
-        False,
-        hit.shard_row,
     )

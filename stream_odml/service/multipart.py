@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
@@ -33,6 +34,11 @@ class Part:
             return self.content.decode("utf-8")
         except UnicodeDecodeError:
             raise bad_request(f"the form field {self.name[:80]!a} is not UTF-8 text") from None
+
+
+def images_of(parts: Sequence[Part]) -> list[bytes]:
+    """Return the content of the parts named `image`."""
+    return [part.content for part in parts if part.name == "image"]
 
 
 def parse_multipart(content_type: str, body: bytes) -> list[Part]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from stream_odml.config.service import ServiceOptions
 from stream_odml.search.feature_cache import FeatureCache
+from stream_odml.search.hits import Hit
 from stream_odml.search.search import SearchSettings
 from stream_odml.service.answering import Answering
 from stream_odml.service.backend import (
@@ -22,7 +22,7 @@ from stream_odml.service.backend import (
     Served,
     VersionHistory,
 )
-from stream_odml.service.catalogue import item_of, plane
+from stream_odml.service.catalogue import plane
 from stream_odml.service.driver import Driver, NoDriver
 from stream_odml.service.errors import ApiError, unavailable, unprocessable
 from stream_odml.service.metrics import ServiceMetrics
@@ -162,16 +162,19 @@ class Replica:
         return await asyncio.to_thread(self._item, item_id)
 
     def _item(self, item_id: str) -> Item | None:
-        found = item_of(self.puller.serving().snapshot, item_id)
-        if found is None:
-            return None
-        return replace(found, has_thumbnail=self._thumbnails.has(found.shard_id))
+        found = self._find(item_id)
+        return None if found is None else Item(found, self._thumbnails.has(found.shard_id))
+
+    def _find(self, item_id: str) -> Hit | None:
+        snapshot = self.puller.serving().snapshot
+        row = snapshot.find(item_id)
+        return None if row is None else snapshot.item(row)
 
     async def thumbnail(self, item_id: str) -> bytes | None:
         return await asyncio.to_thread(self._thumbnail, item_id)
 
     def _thumbnail(self, item_id: str) -> bytes | None:
-        found = item_of(self.puller.serving().snapshot, item_id)  # a forgotten item has no picture any more
+        found = self._find(item_id)  # a forgotten item has no picture any more
         return None if found is None else self._thumbnails.get(found.shard_id, item_id)
 
     def classes(self) -> ClassTable:

@@ -101,17 +101,10 @@ def class_json(row: ClassRow) -> dict[str, Any]:
 
 
 def item_json(item: Item) -> dict[str, Any]:
-    """Return one item."""
-    return {
-        "id": item.item_id,
-        "class": item.class_name,
-        "shard": item.shard_id,
-        "row": item.row,
-        "version": item.version,
-        "time": instant(item.time),
-        "attributes": dict(item.attributes),
-        "thumbnail": item.has_thumbnail,
-    }
+    """Return one item, which has no score."""
+    fields = hit_json(item.stored)
+    del fields["score"]
+    return {**fields, "thumbnail": item.has_thumbnail}
 
 
 def refused_json(row: RefusedRow) -> dict[str, Any]:

@@ -116,11 +116,12 @@ class FakeBackend:
         return Hit(self.ids[i], self.names[i], score, self.head, {}, self.times[i], "shard-1", False, i)
 
     def _passes(self, i: int, query: Query) -> bool:
+        wanted = query.filters
         return (
-            (query.classes is None or self.names[i] in query.classes)
-            and not query.attributes
-            and (query.after is None or self.times[i] >= query.after)
-            and (query.before is None or self.times[i] < query.before)
+            (wanted.classes is None or self.names[i] in wanted.classes)
+            and not wanted.attributes
+            and (wanted.since is None or self.times[i] >= wanted.since)
+            and (wanted.until is None or self.times[i] < wanted.until)
         )
 
     def _vectors_of(self, subject: Floats | Sequence[bytes]) -> Floats:
@@ -151,7 +152,7 @@ class FakeBackend:
         if item_id not in self.ids:
             return None
         i = self.ids.index(item_id)
-        return Item(item_id, self.names[i], "shard-1", self.head, self.times[i], {}, True)
+        return Item(self._hit(i, 1.0), True)
 
     async def thumbnail(self, item_id: str) -> bytes | None:
         return b"\x89PNG-picture" if item_id in self.ids else None

@@ -11,21 +11,21 @@ from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
 from stream_odml.service.body import (
+    IMAGE_TYPES,
     from_base64,
     known_keys,
     media_type,
+    read_form,
     read_json,
-    read_on_thread,
     unsupported,
 )
 from stream_odml.service.errors import unprocessable
-from stream_odml.service.multipart import parse_multipart
+from stream_odml.service.multipart import images_of
 from stream_odml.service.openapi import EMBED_BODY, MAP_ANSWER
 from stream_odml.service.replies import backend_of, options_of, reply
 
 router = APIRouter(prefix="/v1", tags=["vectors"])
 _KEYS = frozenset({"image", "images", "packed"})
-_WANTED = "application/json, multipart/form-data, or the bytes of an image as image/*"
 
 
 @router.post("/embed", openapi_extra=EMBED_BODY, response_class=Response, summary="Vectors of images")
@@ -54,12 +54,10 @@ async def _images(request: Request) -> tuple[list[bytes], bool]:
     if kind == "application/json":
         return await read_json(request, _from_json)
     if kind == "multipart/form-data":
-        form, body = request.headers["content-type"], await request.body()
-        parts = await read_on_thread(request, body, lambda: parse_multipart(form, body))
-        return [part.content for part in parts if part.name == "image"], False
+        return await read_form(request, images_of), False
     if kind.startswith("image/") or kind == "application/octet-stream":
         return [await request.body()], False
-    raise unsupported(kind or "a body without Content-Type", _WANTED)
+    raise unsupported(request, IMAGE_TYPES)
 
 
 def _from_json(body: dict[str, Any]) -> tuple[list[bytes], bool]:

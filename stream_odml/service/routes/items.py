@@ -10,6 +10,7 @@ from starlette.responses import Response
 from stream_odml.ingest.fields import normalised
 from stream_odml.ingest.landing import NewItem
 from stream_odml.ingest.plain import NameTwice, json_once
+from stream_odml.service.backend import Backend, Item
 from stream_odml.service.body import (
     attributes_from,
     class_from,
@@ -20,13 +21,14 @@ from stream_odml.service.body import (
     media_type,
     moment,
     name_from,
+    only_json,
     optional,
+    read_form,
     read_json,
-    read_on_thread,
     unsupported,
 )
 from stream_odml.service.errors import bad_request, not_found, unprocessable
-from stream_odml.service.multipart import Part, parse_multipart
+from stream_odml.service.multipart import Part, images_of
 from stream_odml.service.openapi import LABEL_BODY, PUSH_BODY
 from stream_odml.service.replies import backend_of, item_json, options_of, reply
 
@@ -67,7 +69,11 @@ async def push(request: Request) -> Response:
         raise unprocessable(
             "duplicate_id", f"two images of the push have the id {twice!a}", "give each its own id"
         )
-    receipt = await backend.push(images, key)
+    return await _landed(backend, images, key)
+
+
+async def _landed(backend: Backend, items: list[NewItem], key: str | None) -> Response:
+    receipt = await backend.push(items, key)
     answer = {"stream": backend.stream_id(), "shard": receipt.shard, "ids": list(receipt.item_ids)}
     return reply(answer, 202)
 
@@ -75,10 +81,9 @@ async def push(request: Request) -> Response:
 async def _pushed(request: Request) -> list[NewItem]:
     kind = media_type(request)
     if kind == "multipart/form-data":
-        form, body = request.headers["content-type"], await request.body()
-        return await read_on_thread(request, body, lambda: _from_form(parse_multipart(form, body)))
+        return await read_form(request, _from_form)
     if kind != "application/json":
-        raise unsupported(kind or "a body without Content-Type", "application/json or multipart/form-data")
+        raise unsupported(request, "application/json or multipart/form-data")
     return await read_json(request, _from_body)
 
 
@@ -115,7 +120,7 @@ def _from_form(parts: list[Part]) -> list[NewItem]:
     if len(fields) < len(named):
         twice = next(name for name in named if named.count(name) > 1)
         raise bad_request(f"the form has the field {twice} more than once", "send each field once")
-    images = [part.content for part in parts if part.name == "image"]
+    images = images_of(parts)
     if "id" in fields and len(images) != 1:
         raise unprocessable(
             "bad_items", "one id cannot name several images", "push them one by one, or as JSON"
@@ -173,12 +178,15 @@ def _is_quoted(request: Request) -> bool:
 async def item(item_id: str, request: Request) -> Response:
     """Return what the gallery holds of one item."""
     item_id = normalised(item_id)
-    found = await backend_of(request, "item").item(item_id)
-    if found is None:
-        raise not_found(
-            "unknown_item", f"item {item_id[:80]!a} is not in the gallery", "it may not be indexed yet"
-        )
-    return reply(item_json(found))
+    return reply(item_json(await _known(backend_of(request, "item"), item_id)))
+
+
+async def _known(backend: Backend, item_id: str) -> Item:
+    if (found := await backend.item(item_id)) is not None:
+        return found
+    raise not_found(
+        "unknown_item", f"item {item_id[:80]!a} is not in the gallery", "it may not be indexed yet"
+    )
 
 
 @router.patch(
@@ -194,15 +202,10 @@ async def label(item_id: str, request: Request) -> Response:
     """
     item_id = normalised(item_id)
     backend = backend_of(request, "label")
-    if media_type(request) != "application/json":
-        raise unsupported(media_type(request) or "a body without Content-Type", "application/json")
+    only_json(request)
     name = await read_json(request, _class_from_body)
-    if await backend.item(item_id) is None:
-        raise not_found(
-            "unknown_item", f"item {item_id[:80]!a} is not in the gallery", "it may not be indexed yet"
-        )
-    receipt = await backend.push([NewItem(class_name=name, item_id=item_id, is_label=True)], None)
-    return reply({"stream": backend.stream_id(), "shard": receipt.shard, "ids": list(receipt.item_ids)}, 202)
+    await _known(backend, item_id)
+    return await _landed(backend, [NewItem(class_name=name, item_id=item_id, is_label=True)], None)
 
 
 def _class_from_body(body: dict[str, Any]) -> str:

@@ -12,22 +12,24 @@ from starlette.responses import Response
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.backend import Answer, Query, Question
 from stream_odml.service.body import (
+    IMAGE_TYPES,
     MAX_VECTOR_VALUES,
     QUERY_KEYS,
     from_base64,
     known_keys,
     media_type,
     name_from,
+    only_json,
     optional,
     query_from_json,
+    read_form,
     read_json,
-    read_on_thread,
     unsupported,
     vector_from,
     vectors_from,
 )
 from stream_odml.service.errors import bad_request, unprocessable
-from stream_odml.service.multipart import Part, parse_multipart
+from stream_odml.service.multipart import Part, images_of
 from stream_odml.service.openapi import BATCH_BODY, SEARCH_BODY
 from stream_odml.service.parameters import query_from_url, refuse_parameters
 from stream_odml.service.pool import ShortestFirst
@@ -42,7 +44,6 @@ MAX_HITS = 100_000
 FEW_HITS = 500
 """Hits whose JSON is written in less time than a thread takes to be handed them."""
 BYTES_PER_HIT = 200
-_WANTED = "application/json, multipart/form-data, or the bytes of an image as image/*"
 
 
 @router.post("/search", openapi_extra=SEARCH_BODY, response_class=Response, summary="Nearest items")
@@ -63,17 +64,16 @@ async def _one_question(request: Request) -> Question:
         refuse_parameters(request)
         return await read_json(request, lambda body: _one(body, max_k), MAX_VECTOR_VALUES)
     if kind == "multipart/form-data":
-        form, body = request.headers["content-type"], await request.body()
-        image = await read_on_thread(request, body, lambda: _image_of(parse_multipart(form, body)))
+        image = await read_form(request, _image_of)
     elif kind.startswith("image/") or kind == "application/octet-stream":
         image = await request.body()
     else:
-        raise unsupported(kind or "a body without Content-Type", _WANTED)
+        raise unsupported(request, IMAGE_TYPES)
     return Question([image], query_from_url(request, max_k))
 
 
 def _image_of(parts: list[Part]) -> bytes:
-    images = [part.content for part in parts if part.name == "image"]
+    images = images_of(parts)
     if len(images) != 1:
         raise bad_request(
             f"the form has {len(images)} parts named 'image'", "send one; /v1/search/batch takes more"
@@ -120,8 +120,7 @@ async def _written(request: Request, answer: Answer, build: Callable[[], dict[st
 async def search_batch(request: Request) -> Response:
     """Search by many vectors (lists, or packed as base64) or many base64 images; all are answered
     by one snapshot."""
-    if media_type(request) != "application/json":
-        raise unsupported(media_type(request) or "a body without Content-Type", "application/json")
+    only_json(request)
     refuse_parameters(request)
     options = options_of(request)
     question = await read_json(request, lambda body: _many(body, options))

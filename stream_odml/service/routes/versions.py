@@ -40,7 +40,7 @@ async def rollback(
     """Ask the driver to move the head, back or forward. No item is lost: vectors are mapped along the tree."""
     backend = backend_of(request, "rollback")
     if media_type(request) not in ("", "application/json"):
-        raise unsupported(media_type(request), "no body")
+        raise unsupported(request, "no body")
     found = _find(await backend.versions(), version)
     if found.retired:
         raise ApiError(
