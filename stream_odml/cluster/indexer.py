@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -81,7 +80,7 @@ class Indexer:
             version,
             _concat([shard.rows for shard in done]),
             _concat([shard.quarantine for shard in done]),
-            {shard.ref.shard_id: _counts(shard) for shard in done},
+            {shard.ref.shard_id: shard.counts for shard in done},
             retry,
             rest,
         )
@@ -92,11 +91,6 @@ class Indexer:
             self._embedder = load_model(store, version, self._options.device)
             self._version = version
         return self._embedder
-
-
-def _counts(shard: IndexedShard) -> dict[str, dict[str, int]]:
-    reasons = Counter(shard.quarantine["reason"].to_pylist())
-    return {"trainable": dict(shard.trainable), "reasons": dict(reasons)}
 
 
 def _concat(tables: list[pa.Table]) -> pa.Table | None:

@@ -18,7 +18,7 @@ class IndexedBatch:
     version: str
     rows: pa.Table
     quarantine: pa.Table
-    counts: dict[str, dict[str, dict[str, int]]]
+    counts: dict[str, dict[str, Any]]
     """For each shard what the ledger keeps beside what the writer counts: good images of each class that are not held
     out (`trainable`), and `reasons` of those in quarantine."""
     retry: dict[str, str]

@@ -6,8 +6,6 @@ Read-only. It does not ask the tables what they show but their folders what lies
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,22 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stream_odml.ingest.reading import RawItem, read_shard
-from stream_odml.ingest.reasons import BadShard
-from stream_odml.ingest.shard import ShardRef
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.lift import Lift
+from stream_odml.pipeline.erased_copies import is_needed, is_skipped, landed_copies, touches
 from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown
 from stream_odml.pipeline.stage_folders import default_cache_root, stage_folders, stage_name_of
 from stream_odml.storage.atomic import ASIDE
-from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
 from stream_odml.store.artifacts import BANK, HEAD, SUMS
 from stream_odml.store.erased_refusals import COLUMNS as REFUSAL
 from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.ledger_states import ShardState, Tombstone
+from stream_odml.store.pictures import erased_pictures
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows, sums_now, versions_with_sums
 
@@ -96,24 +92,25 @@ def verify_forgotten(
     for info in store.files.list(""):
         proof.files += 1
         if info.path.startswith(OWN_FOLDERS):
-            proof.findings += _in_file(store.files, info.path, tombstone, covered)
+            proof.findings += _in_file(store, info.path, tombstone, covered)
         if ASIDE in info.path and info.mtime < tombstone.time.timestamp():
             proof.findings.append(f"{info.path}: {HALF_WRITTEN}")
     proof.findings += (
         _in_banks(store, tombstone) + _in_sums(store, tombstone) + _in_caches(store, tombstone, covered)
     )
+    copies = landed_copies(store, tombstone, covered, source)
     for shard in covered.values():
         adopted = shard.counts.get("adopted")
         place = (adopted or {}).get("place", shard.uri.partition("#")[0])
-        if adopted is not None and _touches(shard, tombstone) and place not in proof.elsewhere:
+        if adopted is not None and touches(shard, tombstone) and place not in proof.elsewhere:
             proof.elsewhere.append(place)
-        if _in_inbox(shard, tombstone, source):
+        if shard.shard_id in copies:
             proof.inbox.append(shard.uri)
             if shard.format in ("delta", "files"):
                 proof.foreign.append(shard.uri)
-            elif _is_skipped(store, shard):
+            elif is_skipped(store, shard):
                 proof.skipped.append(shard.uri)
-            elif (shard.task or "") not in store.tree.learnt():
+            elif any(is_needed(store, covered[of]) for of in copies[shard.shard_id]):
                 proof.needed.append(shard.uri)
     return proof
 
@@ -130,7 +127,8 @@ def _known(store: Store, tombstones: Sequence[Tombstone]) -> int | None:
     return sum(s.rows for s in shards if s.shard_id == tombstone.name) if tombstone.kind == "shard" else None
 
 
-def _in_file(files: Files, path: str, tombstone: Tombstone, covered: dict[str, ShardState]) -> Iterator[str]:
+def _in_file(store: Store, path: str, tombstone: Tombstone, covered: dict[str, ShardState]) -> Iterator[str]:
+    files = store.files
     if not path.endswith(".parquet"):
         return
     try:
@@ -153,8 +151,13 @@ def _in_file(files: Files, path: str, tombstone: Tombstone, covered: dict[str, S
         yield f"{path}: pixels of {images} items"
     if wanted not in names or (own is not None and own not in covered):
         return
-    table = parquet.read(columns=names)
+    also = {"item_id", "class_name"} & set(parquet.schema_arrow.names) if own is not None else set()
+    table = parquet.read(columns=sorted({*names, *also}))
     mask = pc.equal(table[wanted].cast(pa.string()), tombstone.name)
+    if own is not None and pc.any(mask).as_py():
+        meta = store.again(store.metadata)
+        erased = erased_pictures(files, path, own, table, meta, store.ledger, store.tree)
+        mask = pc.and_(mask, pa.array(erased))
     if own is None:
         known = pa.array(sorted(covered), pa.string())
         mask = pc.and_(mask, pc.is_in(table["shard_id"].cast(pa.string()), value_set=known))
@@ -205,7 +208,7 @@ def _in_caches(store: Store, tombstone: Tombstone, covered: dict[str, ShardState
     found = []
     for folder in stage_folders(caches):
         shards = _shards_of_stage(store, stage_name_of(folder.name), covered)
-        mine = any(shard in covered and _touches(covered[shard], tombstone) for shard in shards)
+        mine = any(shard in covered and touches(covered[shard], tombstone) for shard in shards)
         if mine and _oldest_file(folder) < tombstone.time.timestamp():
             found.append(f"{'cache' if caches.name == 'cache' else caches}/{folder.name}: decoded pixels")
     return found
@@ -229,36 +232,3 @@ def _oldest_file(folder: Path) -> float:
         with contextlib.suppress(FileNotFoundError):  # its stage ended meanwhile
             times.append(file.lstat().st_mtime)
     return min(times)
-
-
-def _touches(shard: ShardState, tombstone: Tombstone) -> bool:
-    return tombstone.kind != "class" or tombstone.name in shard.classes
-
-
-def _is_skipped(store: Store, shard: ShardState) -> bool:
-    """Return whether nothing waits for the images of a shard that was not learnt."""
-    if shard.task is None:
-        return shard.state == "set_aside"
-    return shard.task not in store.tree.learnt() and store.ledger.tasks[shard.task].skipped is not None
-
-
-def _in_inbox(shard: ShardState, tombstone: Tombstone, options: StorageOptions | None) -> bool:
-    if not _touches(shard, tombstone) or shard.format == "task":
-        return False
-    ref = ShardRef.from_dict(json.loads(json.dumps(dict(shard.detail))))
-    found = False
-    try:
-        # To its end, where its hash is compared: what is found here may be deleted.
-        for row in read_shard(ref, options):
-            found = (
-                found
-                or tombstone.kind == "shard"
-                or (isinstance(row, RawItem) and tombstone.name == _name(row, tombstone))
-            )
-    except (BadShard, io.UnsupportedOperation):
-        return False  # gone, or not the bytes that landed: nothing here that could be named
-    return found
-
-
-def _name(item: RawItem, tombstone: Tombstone) -> str:
-    return item.class_name if tombstone.kind == "class" else item.item_id

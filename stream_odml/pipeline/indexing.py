@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +30,10 @@ from stream_odml.ingest.vectors import Vector
 from stream_odml.learn.embedder import Embedder, embed
 from stream_odml.learn.feature_codes import FeatureFormat
 from stream_odml.pipeline.holdout import is_held_out
-from stream_odml.pipeline.relabelling import relabelled
+from stream_odml.pipeline.relabelling import carried_pictures, relabelled
 from stream_odml.storage.files import Files
 from stream_odml.storage.reading import StorageOptions
+from stream_odml.store.labels import LABELS
 from stream_odml.store.store import Store
 from stream_odml.store.tables import gallery_rows, gallery_schema, quarantine_rows
 
@@ -65,6 +67,16 @@ class IndexedShard:
     rows: pa.Table
     quarantine: pa.Table
     trainable: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, Any] | None = None
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What the ledger is to remember of the shard, beside what the writer counts in the rows."""
+        counts = {
+            "trainable": dict(self.trainable),
+            "reasons": dict(Counter(self.quarantine["reason"].to_pylist())),
+        }
+        return counts if self.labels is None else {**counts, LABELS: self.labels}
 
 
 @dataclass
@@ -78,6 +90,7 @@ class _Findings:
     thumbnails: list[pa.Table] = field(default_factory=list)
     problems: list[RowProblem] = field(default_factory=list)
     trainable: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, Any] | None = None
 
 
 def index_shard(
@@ -103,6 +116,7 @@ def index_shard(
         pa.concat_tables([gallery_schema(options.codes).empty_table(), *found.rows]),
         _quarantine(ref, found.problems),
         found.trainable,
+        found.labels,
     )
 
 
@@ -126,9 +140,7 @@ def _read(
         if vectors := [item for item in others if item.vector is not None]:
             _add_vectors(found, ref, vectors, embedder.out_dim, version, options)
         if (labels := [item for item in others if item.vector is None]) and options.store is not None:
-            rows, unknown = relabelled(options.store, ref, labels, options.held_out)
-            _add(found, rows)
-            found.problems += unknown
+            _add_labels(found, ref, labels, options.store, options.held_out)
         beat()
     return found
 
@@ -170,6 +182,18 @@ def _add_vectors(
         _add(found, _rows(ref, fitting, held, np.stack(vectors), version, options.codes))
 
 
+def _add_labels(
+    found: _Findings, ref: ShardRef, labels: list[RawItem], store: Store, held_out: float
+) -> None:
+    done = relabelled(store, ref, labels, held_out)
+    _add(found, done.rows)
+    found.problems += done.problems
+    found.thumbnails.append(carried_pictures(store.files, "thumbnails", done))
+    found.images.append(carried_pictures(store.files, "holdout", done))
+    before = found.labels or done.noted
+    found.labels = {"at": before["at"], "of": sorted({*before["of"], *done.noted["of"]})}
+
+
 def _add(found: _Findings, rows: pa.Table) -> None:
     found.rows.append(rows)
     for name, held_out in zip(rows["class_name"].to_pylist(), rows["held_out"].to_pylist(), strict=True):
@@ -200,8 +224,13 @@ def _usable(
 
 def _keep_files(ref: ShardRef, found: _Findings, files: Files) -> None:
     for folder, parts in (("thumbnails", found.thumbnails), ("holdout", found.images)):
-        if parts:
-            files.write(f"{folder}/{ref.shard_id}.parquet", _parquet(pa.concat_tables(parts)))
+        path = f"{folder}/{ref.shard_id}.parquet"
+        if any(map(len, parts)):
+            files.write(path, _parquet(pa.concat_tables(parts)))
+        elif parts and files.exists(
+            path
+        ):  # of labels that were read before, when their items were not erased yet
+            files.delete(path)
 
 
 def _parquet(table: pa.Table) -> bytes:

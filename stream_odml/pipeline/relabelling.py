@@ -6,20 +6,35 @@ of the old row is taken out of them, and the new one is learnt with the task tha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stream_odml.ingest.kept_images import read_images
 from stream_odml.ingest.reading import RawItem
 from stream_odml.ingest.reasons import Reason, RowProblem, TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.pipeline.holdout import is_held_out
+from stream_odml.storage.files import Files
+from stream_odml.store.labels import noted
 from stream_odml.store.select import COLUMNS, select_rows
 from stream_odml.store.store import Store
 
 
-def relabelled(
-    store: Store, ref: ShardRef, labels: list[RawItem], held_out: float
-) -> tuple[pa.Table, list[RowProblem]]:
+@dataclass(frozen=True)
+class Relabelled:
+    """What a part of a table of labels gives: gallery rows, and for each the shard that had the item before."""
+
+    rows: pa.Table
+    shards: list[str]
+    problems: list[RowProblem]
+    noted: dict[str, Any]
+    """For the ledger, see `store.labels`."""
+
+
+def relabelled(store: Store, ref: ShardRef, labels: list[RawItem], held_out: float) -> Relabelled:
     """Return gallery rows of the items that `labels` name, as they are stored but for class, shard and row; and a
     problem for each that is not stored.
 
@@ -34,7 +49,7 @@ def relabelled(
             f"item {unknown[0].item_id!r} is not stored yet, and shards that landed before its label wait"
         )
     known = [label for label in labels if label.item_id in place]
-    rows = stored.take(pa.array([place[label.item_id] for label in known], pa.int64()))
+    stored = rows = stored.take(pa.array([place[label.item_id] for label in known], pa.int64()))
     columns = {
         "class_name": pa.array([label.class_name for label in known], pa.string()),
         "shard_id": pa.array([ref.shard_id] * len(known), pa.string()),
@@ -44,7 +59,30 @@ def relabelled(
     }
     for name, column in columns.items():
         rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), column)
-    return rows, [_problem(label) for label in unknown]
+    problems = [_problem(label) for label in unknown]
+    return Relabelled(
+        rows, stored["shard_id"].to_pylist(), problems, noted(store, set(stored["shard_id"].to_pylist()))
+    )
+
+
+def carried_pictures(files: Files, folder: str, found: Relabelled) -> pa.Table:
+    """Return the pictures that a folder has of the items, under their new class: they go and stay with the label."""
+    names = found.rows["item_id"].to_pylist(), found.rows["class_name"].to_pylist()
+    by_shard: dict[str, dict[str, str]] = {}
+    for item, class_name, shard_id in zip(*names, found.shards, strict=True):
+        by_shard.setdefault(shard_id, {})[item] = class_name
+    pictures: list[tuple[str, str, bytes]] = []
+    for shard_id, items in by_shard.items():
+        images = read_images(files, f"{folder}/{shard_id}.parquet")
+        pictures += [(item, name, images[item]) for item, name in items.items() if item in images]
+    columns = list(zip(*pictures, strict=True)) or [(), (), ()]
+    return pa.table(
+        {
+            "item_id": pa.array(columns[0], pa.string()),
+            "class_name": pa.array(columns[1], pa.string()),
+            "image": pa.array(columns[2], pa.binary()),
+        }
+    )
 
 
 def stored_rows(store: Store, item_ids: list[str]) -> pa.Table:

@@ -18,7 +18,9 @@ from stream_odml.storage.crashpoints import crash_point
 from stream_odml.store import entries
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
-from stream_odml.store.purge import SHARD_FILES, drop_orphans, forget_in_files, orphaned_txns, purge
+from stream_odml.store.layout import REWRITTEN
+from stream_odml.store.pictures import forget_in_files
+from stream_odml.store.purge import drop_orphans, orphaned_txns, purge
 from stream_odml.store.store import Store
 from stream_odml.store.table import Table, writer_properties
 
@@ -125,7 +127,7 @@ def _drop_files(house: Housekeeper, policy: MaintenancePolicy) -> int:
     """Artifacts that no version names (any more) and no attempt under way can name; half-written files."""
     store = house.store
     before = time.time() - policy.orphan_age.total_seconds()
-    listed = [info for folder in ("artifacts", *SHARD_FILES) for info in store.files.list(folder)]
+    listed = [info for folder in ("artifacts", *REWRITTEN) for info in store.files.list(folder)]
     house.check()  # after the listing: an attempt that began since then has no file in it
     named, under_way, unfinished = store.tree.files, _under_way(store), _unfinished(store)
     old = [info.path for info in listed if info.mtime <= before]

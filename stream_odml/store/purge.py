@@ -5,12 +5,10 @@ carries the epoch that made it).
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from deltalake.exceptions import CommitFailedError
 
 from stream_odml.store.artifacts import SUMS
@@ -19,13 +17,11 @@ from stream_odml.store.erased_refusals import LEFT_OUT, erased_refusals
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.ledger import LedgerState
-from stream_odml.store.select import Ints, Selection, death_seqs, erased_items, forgotten_rows, select_rows
+from stream_odml.store.select import Ints, Selection, death_seqs, forgotten_rows, select_rows
 from stream_odml.store.store import Store
 from stream_odml.store.table import commit_properties, writer_properties
 from stream_odml.store.tables import QUARANTINE
 
-SHARD_FILES = ("thumbnails", "holdout")
-"""Folders of ``<shard_id>.parquet`` files that erasure reaches."""
 NAMES_AT_ONCE = 2000
 
 
@@ -73,23 +69,6 @@ def purge(house: Housekeeper) -> int:
     # Before the rows that tell which items an erased class had.
     purged = _purge_quarantine(house, refusals, meta, selection)
     return purged + sum(_purge_rows(house, meta, part) for part in dead)
-
-
-def forget_in_files(house: Housekeeper) -> int:
-    """Rewrite thumbnails and held-out images without erased items; how many files. Call it before :func:`purge`: a
-    label leaves the picture where it landed, under its earlier class, and only the rows tell that it is the item's."""
-    files, ledger = house.store.files, house.ledger
-    if not ledger.tombstones:
-        return 0
-    last = ledger.tombstones[-1].seq
-    landed = sorted(s.shard_id for s in ledger.shards.values() if s.landed_seq < last)
-    found = [(f"{folder}/{shard_id}.parquet", shard_id) for folder in SHARD_FILES for shard_id in landed]
-    found = [(path, shard_id) for path, shard_id in found if files.exists(path)]
-    if not found:
-        return 0
-    meta = house.store.again(house.store.metadata)
-    erased = erased_items(meta, house.ledger, house.store.tree)
-    return sum(_rewrite(house, path, shard_id, erased) for path, shard_id in found)
 
 
 def _values(store: Store, name: str, column: str) -> set[str]:
@@ -190,25 +169,6 @@ def _places(rows: pa.Table, shard_ids: pa.Array | None = None) -> list[tuple[str
     if shard_ids is not None:
         rows = rows.filter(pc.is_in(rows["shard_id"].cast(pa.string()), value_set=shard_ids))
     return list(zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
-
-
-def _rewrite(house: Housekeeper, path: str, shard_id: str, erased: Mapping[str, int]) -> bool:
-    files, ledger = house.store.files, house.ledger
-    table = pq.read_table(pa.BufferReader(files.read(path)))
-    names = set(table.schema.names)
-    blank: list[Any] = [""] * len(table)
-    classes = table["class_name"].to_pylist() if "class_name" in names else blank
-    items = table["item_id"].to_pylist() if "item_id" in names else blank
-    indexed = ledger.shards[shard_id].indexed_seq
-    gone = {item for item, seq in erased.items() if indexed is not None and indexed <= seq}
-    pairs = zip(classes, items, strict=True)
-    keep = [i not in gone and not ledger.forgotten(shard_id, c, i) for c, i in pairs]
-    if all(keep):
-        return False
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.filter(pa.array(keep, pa.bool_())), sink)
-    files.write(path, sink.getvalue().to_pybytes())
-    return True
 
 
 def _epoch_of(txn: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.store import entries, events
+from stream_odml.store import entries, events, labels
 from stream_odml.store.adoption import adopt
 from stream_odml.store.artifacts import ArtifactRef, refs_to_json, write_artifact
 from stream_odml.store.checks import (
@@ -32,6 +32,7 @@ from stream_odml.store.lease import Lease
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import AttemptKind
 from stream_odml.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
+from stream_odml.store.pictures import drop_pictures
 from stream_odml.store.purge import drop_orphans
 from stream_odml.store.store import Store
 from stream_odml.store.tables import QUARANTINE, with_column
@@ -115,6 +116,10 @@ class Writer:
             if not pending:
                 return shards[0].txn or ""
             rows = accepted(store, batch.rows, pending)
+            if erased := labels.erased_since(store, rows, pending, batch.counts):
+                rows = labels.without(rows, erased)
+                for shard_id, items in erased.items():
+                    drop_pictures(store.files, shard_id, items)
             quarantine = batch.quarantine if batch.quarantine is not None else QUARANTINE.empty_table()
             quarantine = quarantine.filter(
                 pa.array([s in pending for s in quarantine["shard_id"].to_pylist()], pa.bool_())
