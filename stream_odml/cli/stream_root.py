@@ -161,9 +161,9 @@ def root_status(root: str) -> dict[str, Any]:
         "service": _noted_url(root),
         "shards": dict(figures.shards),
         "manifests": sum(shard.format == "task" for shard in store.ledger.shards.values()),
-        "images": dict(figures.images),
+        "images": figures.as_status()["images"],
         "classes": figures.classes,
-        "quarantined": dict(figures.quarantined),
+        "quarantined": dict(figures.in_quarantine),
         "waits_to_be_indexed": [shard.name for shard in store.ledger.landed.values()][:20],
         "open_task": {
             "task": open_task.task_id,

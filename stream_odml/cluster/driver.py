@@ -281,7 +281,7 @@ class StreamDriver:
             "open_task": waits,
             "stage": progress,
         }
-        return {**plain(status), **plain(figures)}
+        return {**plain(status), **plain(figures.as_status())}
 
     def pid(self) -> int:
         """Return the process id, for status and fault tests."""

@@ -28,6 +28,7 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
         shards=_shards(ledger, ever_learnt),
         images=_images(ledger, ever_learnt),
         quarantined=dict(ledger.tally.reasons),
+        in_quarantine=store.refused(),
         classes=len(ledger.tally.classes),
         stages_committed=sum(version.parent is not None for version in tree.versions.values()),
         # That a slow stage serves no more is no fault of the stream: the fast version serves.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
@@ -41,6 +41,8 @@ class StreamFigures:
     shards: Mapping[str, int] = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)
     quarantined: Mapping[str, int] = field(default_factory=dict)
+    in_quarantine: Mapping[str, int] = field(default_factory=dict)
+    """Rows by reason that are there still: ``quarantined`` is a counter, which an erasure does not lower."""
     queue_shards: Mapping[str, int] = field(default_factory=dict)
     queue_age_s: Mapping[str, float] = field(default_factory=dict)
     classes: int = 0
@@ -64,6 +66,14 @@ class StreamFigures:
     retries: Mapping[str, int] = field(default_factory=dict)
     """What was unreachable and is asked for again, since this driver began: ``list``, ``read``, ``commit``,
     ``stage``."""
+
+    def as_status(self) -> dict[str, Any]:
+        """Return the figures by name, with what is in quarantine now in place of the counter."""
+        images = {**self.images, "quarantined": sum(self.in_quarantine.values())}
+        figures = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "in_quarantine"
+        }
+        return {**figures, "images": images, "quarantined": dict(self.in_quarantine)}
 
 
 class DriverMetrics(Collector):
@@ -130,6 +140,8 @@ class DriverMetrics(Collector):
         yield _counter("images", "Images by what became of them.", "outcome", images)
         reasons = dict.fromkeys(map(str, Reason), 0) | dict(now.quarantined)
         yield _counter("quarantined_rows", "Quarantined rows, by reason.", "reason", reasons)
+        there = dict.fromkeys(reasons, 0) | dict(now.in_quarantine)
+        yield _gauge("quarantine_rows", "Rows in quarantine now, without what was erased.", "reason", there)
         yield _counter("retries", "Retries of what was unreachable, by operation.", "of", now.retries)
         yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
         yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)

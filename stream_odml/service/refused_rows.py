@@ -13,6 +13,7 @@ from stream_odml.ingest.reasons import REMEDIES
 from stream_odml.service.backend import RefusedRow
 from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.ledger import LedgerState
+from stream_odml.store.refusal_counts import RefusalCounts
 from stream_odml.store.table import Table
 from stream_odml.store.versions import VersionTree
 
@@ -26,6 +27,8 @@ class RefusedRows:
     def __init__(self, open_table: Callable[[], Table]) -> None:
         self._open = open_table
         self._table: Table | None = None
+        self._counted: Table | None = None
+        self._counts = RefusalCounts()
         self._files: dict[str, None] = {}
         self._lock = threading.Lock()
 
@@ -38,6 +41,18 @@ class RefusedRows:
                 except FileNotFoundError:  # maintenance merged it in the meantime
                     continue
             return self._newest(ledger, tree, limit)
+
+    def counts(self, ledger: LedgerState) -> dict[str, int]:
+        """Return how many rows are there, by reason."""
+        if not ledger.tombstones:
+            return dict(ledger.tally.reasons)
+        with self._lock:
+            return self._counts.count(self._opened(), ledger)
+
+    def _opened(self) -> Table:
+        if self._counted is None:
+            self._counted = self._open()
+        return self._counted
 
     def _newest(self, ledger: LedgerState, tree: VersionTree, limit: int) -> Sequence[RefusedRow]:
         if self._table is None:

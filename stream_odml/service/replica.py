@@ -198,7 +198,7 @@ class Replica:
     async def status(self) -> Mapping[str, Any]:
         bundle = self.puller.serving()
         ledger, learnt = bundle.snapshot.ledger, bundle.snapshot.tree.learnt(bundle.version)
-        quarantined = dict(ledger.tally.reasons)
+        quarantined = await asyncio.to_thread(self._refused.counts, ledger)
         return {
             "lag": _lag(ledger, learnt),
             "quarantined": quarantined,

@@ -26,6 +26,7 @@ from stream_odml.store.local_cache import LocalCache
 from stream_odml.store.mapping import Mapper
 from stream_odml.store.origins import Origins
 from stream_odml.store.recent import Recent
+from stream_odml.store.refusal_counts import RefusalCounts
 from stream_odml.store.table import RootForm, Table
 from stream_odml.store.tables import (
     GALLERY,
@@ -70,6 +71,7 @@ class Store:
         self._keep = keep_gallery
         self._paths: list[str] = []
         self._blocks = Blocks()
+        self._refusals = RefusalCounts()
         self._txns: dict[str, frozenset[str]] = {}
         self.refresh()
 
@@ -290,6 +292,10 @@ class Store:
         return rows.filter(
             pa.array(~erased_refusals(rows, self.ledger.shards, self.ledger.latest_tombstones))
         )
+
+    def refused(self) -> dict[str, int]:
+        """Return how many rows that indexing refused are in the quarantine, by reason."""
+        return self._refusals.count(self.tables["quarantine"], self.ledger)
 
     def _visible(self, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
         table = pa.concat_tables(parts) if parts else schema.empty_table()

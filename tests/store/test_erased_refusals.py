@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client import generate_latest
 
+from stream_odml.cli.stream_root import root_status
 from stream_odml.exchange.checking import Findings, Target, check
 from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.message_range import _superseded
@@ -21,10 +24,14 @@ from stream_odml.ingest.reading import RawItem, read_shard
 from stream_odml.ingest.reasons import RowProblem
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.pipeline.erasure_proof import verify_forgotten
+from stream_odml.pipeline.figures import stream_figures
+from stream_odml.pipeline.metrics import DriverMetrics
 from stream_odml.pipeline.relabelling import _problem
+from stream_odml.service.refused_rows import RefusedRows
 from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.table import Table
 from stream_odml.store.tables import quarantine_rows
 from stream_odml.store.writer import IngestBatch, Writer
 from tests.service.tiny_stream import TinyStream, picture
@@ -93,7 +100,7 @@ def _refuse(writer: Writer, shard_id: str, items: list[Item], problems: dict[int
         shard_ids=[shard_id] * n, rows=list(problems), reasons=["empty_image"] * n, details=list(problems.values()),
         first_bytes=[b""] * n,
     )  # fmt: skip
-    writer.commit_ingest(IngestBatch([shard_id], good, bad))
+    writer.commit_ingest(IngestBatch([shard_id], good, bad, {shard_id: {"reasons": {"empty_image": n}}}))
 
 
 def _left(writer: Writer) -> list[tuple[str, int]]:
@@ -124,6 +131,34 @@ def test_what_names_an_item_of_an_erased_class_goes_too(tmp_path: Path) -> None:
     writer.maintain(NOW)
     assert _left(writer) == [("a", 1), ("a", 3), ("b", 1)]
     assert writer.maintain(NOW).rows_purged == 0
+    writer.release()
+
+
+def test_what_is_erased_is_counted_no_more(tmp_path: Path) -> None:
+    """By `status`, the driver, its metrics and a replica; what a Prometheus counter has counted stays counted."""
+    writer = new_root(str(tmp_path))
+    problems = {1: "id x came before in this shard", 2: "id y came before in this shard"}
+    replica = RefusedRows(lambda: Table(writer.store.files, "quarantine"))
+
+    def counted() -> list[Any]:
+        metrics = DriverMetrics()
+        metrics.figures = figures = stream_figures(writer.store, 1)
+        shown, text = figures.as_status(), generate_latest(metrics.registry).decode()
+        assert 'stream_odml_quarantined_rows_total{reason="empty_image"} 2.0' in text
+        (there,) = re.findall(r'stream_odml_quarantine_rows{reason="empty_image"} ([0-9.]+)', text)
+        by_command = root_status(str(tmp_path))
+        ways = [shown, by_command, {"images": shown["images"], "quarantined": replica.counts(writer.ledger)}]
+        assert all(way["images"]["quarantined"] == float(there) for way in ways)
+        return [sum(way["quarantined"].values()) for way in ways]
+
+    _refuse(writer, "a", [Item("x", "oak"), Item("y", "elm")], problems)
+    assert counted() == [2, 2, 2]
+    writer.forget("item", "x", 1)
+    assert counted() == [1, 1, 1]  # hidden
+    writer.maintain(NOW)
+    assert counted() == [1, 1, 1]  # deleted
+    writer.forget("shard", "a", 1)
+    assert counted() == [0, 0, 0]
     writer.release()
 
 
