@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from stream_odml.ingest import arrow_values
 from stream_odml.ingest.arrow_values import is_bytes, is_text, unwrapped
 from stream_odml.ingest.bounds import decoded_allowed
-from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
+from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, NAMES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
 
 BATCH_ROWS = 128
@@ -38,14 +38,6 @@ _OTHER_KINDS = (
     (b"SQLite", None, "an SQLite database: write its rows to a Parquet file"),
 )
 """How files of other kinds begin, the format that they are, and what to say."""
-_CHOICES = {
-    "image": ("image", "img", "bytes"),
-    "vector": ("vector", "embedding"),
-    "label": ("class_name", "label", "labels"),
-    "item_id": ("item_id", "id"),
-    "attributes": ("attributes",),
-    "time": ("time", "timestamp"),
-}
 
 
 class Bytes(Protocol):
@@ -120,11 +112,11 @@ def _columns(schema: Any, constants: Mapping[str, str], contents: Sequence[Conte
     """Which column plays which part. Raises BadShard(wrong_schema)."""
     found = {
         part: next((name for name in choices if name in schema.names or name in constants), "")
-        for part, choices in _CHOICES.items()
+        for part, choices in NAMES.items()
     }
     content = _content(found, contents, schema)
     if not found["label"] and content != "vector":
-        expected = " or ".join(_CHOICES["label"])
+        expected = " or ".join(NAMES["label"])
         raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
     others = {"image", "vector"} - {content}
     names = {part: name for part, name in found.items() if name and part not in others}
@@ -151,7 +143,7 @@ def _content(found: Mapping[str, str], contents: Sequence[Content], schema: Any)
                 return content
         elif found[content]:
             return content
-    expected = " or ".join(_CHOICES[next(iter(contents))])
+    expected = " or ".join(NAMES[next(iter(contents))])
     raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
 
 

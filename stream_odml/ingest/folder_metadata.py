@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from stream_odml.ingest import fields
 from stream_odml.ingest.arrow_rows import class_names_of
 from stream_odml.ingest.plain import json_once, shown
+from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.reasons import RowError
 from stream_odml.storage.regular import is_safe_path, read_regular
 
@@ -65,10 +66,6 @@ class Metadata:
                 f"no class, as none of its columns is `class_name` or `label`: {', '.join(self.columns)[:200]}"
             )
         return ", ".join(parts)
-
-
-_LABELS = ("class_name", "label", "labels")
-_TIMES = ("time", "timestamp")
 
 
 def read_metadata(path: Path, folder: PurePosixPath) -> Metadata:
@@ -135,7 +132,9 @@ def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(pa.BufferReader(data)) as table:
         if "file_name" not in table.schema_arrow.names:
             raise ValueError(f"no column file_name; found {table.schema_arrow.names[:20]}")
-        named = {name: names for name in _LABELS if (names := class_names_of(table.schema_arrow, name))}
+        named = {
+            name: names for name in NAMES["label"] if (names := class_names_of(table.schema_arrow, name))
+        }
         for batch in table.iter_batches(1024, use_threads=False):
             for row in batch.to_pylist():
                 yield row | {name: _named(row[name], names) for name, names in named.items() if name in row}
@@ -151,9 +150,9 @@ def _columns(row: dict[str, Any], found: Metadata) -> Described:
     """A column that is not what its name says becomes an attribute."""
     known: dict[str, str] = {}
     for target, names, check in (
-        ("class_name", _LABELS, fields.class_name),
+        ("class_name", NAMES["label"], fields.class_name),
         ("item_id", ("item_id",), fields.item_id),
-        ("time", _TIMES, fields.when),
+        ("time", NAMES["time"], fields.when),
     ):
         name = next((name for name in names if row.get(name) not in (None, "")), None)
         try:

@@ -11,13 +11,12 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from stream_odml.ingest.child import Child, how_it_ended
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
@@ -52,7 +51,7 @@ class KafkaProcess:
         self._returned: set[str] = set()
         """Ids of shards that the ledger may not have yet."""
         self._figures: tuple[LogFigures, ...] = ()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         # One that is killed so early comes again with the first poll.
         with contextlib.suppress(TransientReadError):
             self._start()
@@ -88,15 +87,10 @@ class KafkaProcess:
         """End the process."""
         child, self._child = self._child, None
         if child is not None:
-            _end(child)
+            child.end(END_S)
 
     def _start(self) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "stream_odml.ingest.kafka_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        )
+        self._child = Child("kafka_process", os.environ)
         try:
             self._ask(self._job)
         except BaseException:
@@ -112,44 +106,25 @@ class KafkaProcess:
             self._start()
         child = self._child
         assert child is not None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        pipe, guard = Pipe(child.stdout, child.stdin), threading.Timer(HANG_S, child.kill)
+        guard = threading.Timer(HANG_S, child.kill)
         guard.daemon = True
         guard.start()
         try:
-            pipe.send_json(question)
-            while (message := pipe.receive(MAX_ANSWER_BYTES)).kind == READ:
-                pipe.send_json({"known": [str(stamp) for stamp in self._stamps(known)]})
+            child.pipe.send_json(question)
+            while (message := child.pipe.receive(MAX_ANSWER_BYTES)).kind == READ:
+                child.pipe.send_json({"known": [str(stamp) for stamp in self._stamps(known)]})
         except (BadMessage, BrokenPipeError, ValueError) as error:  # the last of a pipe that was closed
             self.close()
-            raise TransientReadError(_how(child.returncode, self._options.servers)) from error
+            raise TransientReadError(
+                f"kafka {self._options.servers}: the process that reads ended with {how_it_ended(child.end(END_S))} "
+                "and is started again; nothing is lost. Its client does so where a topic is deleted and made anew"
+            ) from error
         finally:
             guard.cancel()
         answer: dict[str, Any] = json.loads(message.data or b"{}")
         if "error" in answer:
             raise _ERRORS[answer["error"]](answer["text"])
         return answer
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    for stream in (child.stdin, child.stdout):
-        with contextlib.suppress(OSError):
-            if stream is not None:
-                stream.close()
-    try:
-        child.wait(END_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-
-
-def _how(code: int | None, servers: str) -> str:
-    ended = f"signal {-code} ({signal.strsignal(-code)})" if code is not None and code < 0 else f"code {code}"
-    return (
-        f"kafka {servers}: the process that reads ended with {ended} and is started again; nothing is lost. "
-        "Its client does so where a topic is deleted and made anew"
-    )
 
 
 # -- the process --------------------------------------------------------------------------------------------------

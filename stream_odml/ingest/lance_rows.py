@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from stream_odml.ingest.bounds import decoded_allowed, memory_allowed
+from stream_odml.ingest.child import ENDED_FROM_OUTSIDE, command, how_it_ended, import_path
 from stream_odml.ingest.rawrow import ANY_CONTENT, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard_file import ShardFile
-from stream_odml.ingest.tables import ENDED_FROM_OUTSIDE, how_it_ended, table_rows
+from stream_odml.ingest.tables import table_rows
 from stream_odml.storage.reading import StorageOptions, is_remote
 from stream_odml.storage.unnamed import unnamed_file
 
@@ -50,11 +50,11 @@ def _copy(uri: str, size_bytes: int, options: StorageOptions | None, sink: IO[by
     job = {"uri": uri, "options": dict(options or {}), "limit": decoded_allowed(size_bytes)}
     job["memory"] = memory_allowed(size_bytes)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "stream_odml.ingest.lance_copy"],
+        command("lance_copy"),
         input=json.dumps(job).encode(),
         stdout=sink,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        env={**os.environ, **import_path()},
         check=False,
     )
     if done.returncode in ENDED_FROM_OUTSIDE:

@@ -16,6 +16,7 @@ from typing import Any
 
 from stream_odml.ingest.kafka_options import MessageFormat
 from stream_odml.ingest.plain import json_once
+from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.reasons import Reason, RowError, TransientReadError
 
 Headers = Mapping[str, bytes | None]
@@ -34,8 +35,6 @@ class Fields:
 
 Decode = Callable[[bytes, Headers], Fields]
 """A decoder of values. Raises RowError, or any other error for a value that is not what it should be."""
-_IMAGE, _LABEL = ("image", "img", "bytes"), ("class_name", "label", "labels")
-_ID, _TIME = ("item_id", "id"), ("time", "timestamp")
 _SCHEMA_ID_BYTES = 5
 
 
@@ -92,7 +91,7 @@ def _from_json(value: bytes, headers: Headers) -> Fields:
 
 
 def _from_record(record: Mapping[str, Any]) -> Fields:
-    image = _first(record, _IMAGE)
+    image = _first(record, "image")
     if isinstance(image, str):
         try:
             image = base64.b64decode(image, validate=True)
@@ -103,11 +102,12 @@ def _from_record(record: Mapping[str, Any]) -> Fields:
     attributes = record.get("attributes") or {}
     if not isinstance(attributes, Mapping):
         raise RowError(Reason.BAD_ATTRIBUTES, "attributes: expected an object of names and values")
-    return Fields(image, _first(record, _LABEL), _first(record, _ID), attributes, _first(record, _TIME))
+    label, item_id, time = (_first(record, part) for part in ("label", "item_id", "time"))
+    return Fields(image, label, item_id, attributes, time)
 
 
-def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next((record[name] for name in names if record.get(name) is not None), None)
+def _first(record: Mapping[str, Any], part: str) -> Any:
+    return next((record[name] for name in NAMES[part] if record.get(name) is not None), None)
 
 
 class _Avro:

@@ -15,16 +15,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from stream_odml.ingest.arrow_rows import Bytes
-from stream_odml.ingest.rawrow import Content, RawRow
+from stream_odml.ingest.rawrow import NAMES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
 
 ROWS = 4096
-VECTOR_NAMES, LABEL_NAMES, ID_NAMES = (
-    ("vector", "embedding"),
-    ("class_name", "label", "labels"),
-    ("item_id", "id"),
-)
-TIME_NAMES = ("time", "timestamp")
+PARTS = ("vector", "label", "item_id", "time")
 KINDS = "biufUS"
 """Of dtypes that are read: numbers and text. Objects would have to be unpickled."""
 
@@ -78,20 +73,11 @@ def npz_rows(
 def _rows(file: Bytes) -> Iterator[RawRow]:
     with zipfile.ZipFile(file) as archive:
         names = arrays_of(archive)
-        found = {
-            part: next((name for name in choices if name in names), None)
-            for part, choices in (
-                ("vector", VECTOR_NAMES),
-                ("label", LABEL_NAMES),
-                ("id", ID_NAMES),
-                ("time", TIME_NAMES),
-            )
-        }
-        if found["vector"] is None:
-            detail = f"no array {' or '.join(VECTOR_NAMES)}; found {names[:20]}"
-            raise BadShard(Reason.WRONG_SCHEMA, detail)
+        found = {part: next((n for n in NAMES[part] if n in names), None) for part in PARTS}
         parts = {part: NpyRows(archive, name) for part, name in found.items() if name is not None}
-        vectors = parts.pop("vector")
+        if (vectors := parts.pop("vector", None)) is None:
+            detail = f"no array {' or '.join(NAMES['vector'])}; found {names[:20]}"
+            raise BadShard(Reason.WRONG_SCHEMA, detail)
         if len(vectors.shape) != 2 or vectors.dtype.kind not in "iuf":
             detail = f"array {vectors.name} is {vectors.dtype} {list(vectors.shape)}; expected numbers [n, d]"
             raise BadShard(Reason.WRONG_SCHEMA, detail)
@@ -105,14 +91,8 @@ def _rows(file: Bytes) -> Iterator[RawRow]:
                 block = vectors.take(count).astype("<f4")
             values = {part: column(array.take(count)) for part, array in parts.items()}
             for at in range(count):
-                row = {part: found_values[at] for part, found_values in values.items()}
-                yield RawRow(
-                    start + at,
-                    label=row.get("label"),
-                    item_id=row.get("id"),
-                    time=row.get("time"),
-                    vector=block[at].tobytes(),
-                )
+                row: dict[str, Any] = {part: found_values[at] for part, found_values in values.items()}
+                yield RawRow(start + at, vector=block[at].tobytes(), **row)
 
 
 def column(values: NDArray[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -18,7 +19,6 @@ from stream_odml.ingest.foreign import is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import (
     MANIFEST_NAME,
-    ShardManifest,
     ShardRef,
     format_of,
     is_hidden,
@@ -89,7 +89,7 @@ class S3Source:
             return []
         try:
             manifest, sha256 = read_manifest(uri, self.options)
-            size, note = sum(file.size_bytes for file in manifest.files), _note(manifest)
+            size, note = sum(file.size_bytes for file in manifest.files), replace(manifest, files=())
         except BadShard:
             with ShardFile(join(uri, MANIFEST_NAME), self.options) as file:
                 sha256, size, note = hash_of_etag(file.looks), file.size_bytes, None
@@ -101,10 +101,6 @@ class S3Source:
 def _is_shard(info: Any) -> bool:
     name, is_folder = info.base_name, info.type == pafs.FileType.Directory
     return not is_hidden(name) and not is_foreign_shard(name, is_folder)
-
-
-def _note(manifest: ShardManifest) -> ShardManifest:
-    return ShardManifest(manifest.task, manifest.task_complete, manifest.shards)
 
 
 def stamp_of(info: Any) -> str:

@@ -5,6 +5,7 @@ Invariant: format readers only unpack; `reading.py` alone decides what is usable
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,17 @@ ANY_CONTENT: tuple[Content, ...] = ("image", "vector", "label")
 """What rows may hold; of several that a table has, the first that is asked for counts."""
 MAX_IMAGE_BYTES = 64 << 20
 """A row whose image file is larger is refused unread (oversized)."""
+
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "img", "bytes"),
+    "vector": ("vector", "embedding"),
+    "label": ("class_name", "label", "labels"),
+    "item_id": ("item_id", "id"),
+    "attributes": ("attributes",),
+    "time": ("time", "timestamp"),
+}
+"""Columns, arrays or fields of a record that hold each part of a row; the first that is there counts."""
 
 
 @dataclass(frozen=True)

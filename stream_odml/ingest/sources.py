@@ -5,13 +5,14 @@ The contract of a source, and how to write another one: deploy/sources.md.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import logging
 import os
 import stat
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -25,7 +26,7 @@ from stream_odml.ingest.shard import (
     is_hidden,
     make_shard_id,
 )
-from stream_odml.storage.regular import UnsafePath, kind_of, open_regular, sha256_of
+from stream_odml.storage.regular import UnsafePath, kind_of, open_regular
 
 log = logging.getLogger(__name__)
 MAX_NEW = 512
@@ -166,7 +167,7 @@ class DirectorySource:
         stamp, total, manifest = _stamp(name, size, mtime_ns), size, None
         try:
             with open_regular(path / MANIFEST_NAME if is_folder else path, follow=False) as file:
-                sha256 = sha256_of(file)
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 if format in ("folder", "task"):
                     file.seek(0)
                     manifest, total = read_note(file.read(), size)
@@ -202,5 +203,4 @@ def read_note(data: bytes, size: int) -> tuple[ShardManifest | None, int]:
         full = ShardManifest.from_bytes(data)
     except BadShard:
         return None, size
-    note = ShardManifest(full.task, full.task_complete, full.shards)
-    return note, sum(file.size_bytes for file in full.files) or size
+    return replace(full, files=()), sum(file.size_bytes for file in full.files) or size

@@ -8,25 +8,21 @@ are read here and handed to it, so that what cannot be read now is kept apart fr
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stream_odml.ingest import fields
 from stream_odml.ingest.bounds import bounded, memory_allowed
+from stream_odml.ingest.child import ENDED_FROM_OUTSIDE, Child, how_it_ended
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError, TransientReadError
 from stream_odml.ingest.shard_file import ShardFile
-from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Message, Pipe
+from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Message
 
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
 """Environment variables that a decoder gets: none of them is secret."""
-ENDED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
 
 
 def table_rows(
@@ -119,7 +115,7 @@ def _row(message: Message) -> RawRow:
     )
 
 
-def _ended(decoder: _Decoder, memory: int) -> Exception:
+def _ended(decoder: Child, memory: int) -> Exception:
     """Why a decoder broke off: the file ended it, or somebody else did."""
     code = decoder.end()
     if code in ENDED_FROM_OUTSIDE:
@@ -132,59 +128,22 @@ def _ended(decoder: _Decoder, memory: int) -> Exception:
     )
 
 
-def how_it_ended(code: int) -> str:
-    """Return in words what the exit code of a process says, negative for a signal."""
-    return f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-
-
-class _Decoder:
-    """One decoding process and the pipe to it."""
-
-    def __init__(self) -> None:
-        env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        env |= {
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve more than they use
-            "MALLOC_ARENA_MAX": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "stream_odml.ingest.table_reader"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=env,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self.pipe = Pipe(self._process.stdout, self._process.stdin)
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def end(self) -> int:
-        """End it, unless it has ended; its exit code, negative for a signal."""
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                if stream is not None:
-                    stream.close()
-        try:
-            return self._process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+def _new_decoder() -> Child:
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    # Other allocators reserve more than they use.
+    environment |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    return Child("table_reader", environment, is_silent=True)
 
 
 class _Decoders:
     """Decoders that wait for the next file. Safe with threads; not shared with a forked process."""
 
     def __init__(self) -> None:
-        self._idle: list[_Decoder] = []
+        self._idle: list[Child] = []
         self._owner = os.getpid()
         self._lock = threading.Lock()
 
-    def take(self) -> _Decoder:
+    def take(self) -> Child:
         """Return one that waits, or a new one."""
         with self._lock:
             if self._owner != os.getpid():
@@ -194,9 +153,9 @@ class _Decoders:
                 if decoder.is_alive:
                     return decoder
                 decoder.end()
-        return _Decoder()
+        return _new_decoder()
 
-    def give(self, decoder: _Decoder) -> None:
+    def give(self, decoder: Child) -> None:
         """Keep one for the next file."""
         with self._lock:
             self._idle.append(decoder)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import stat
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 NOT_IN_A_ROOT = "[]|^%\\"
 """Characters that the Delta library cannot take in a local path: it ends in a Rust panic, or writes elsewhere."""
-
-_CHUNK_BYTES = 1 << 20
 
 
 class UnsafePath(ValueError):
@@ -53,7 +51,7 @@ def place_below(root: str | os.PathLike[str], path: str) -> Path:
     return inside(root, folder or ".") / name
 
 
-def open_regular(path: str | os.PathLike[str], follow: bool = True) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str], follow: bool = True) -> io.FileIO:
     """Open a regular file to read, unbuffered, without ever blocking. Raises UnsafePath for a FIFO, socket or device,
     and without `follow` for a link.
 
@@ -78,16 +76,8 @@ def open_regular(path: str | os.PathLike[str], follow: bool = True) -> IO[bytes]
 def hash_regular(path: Path) -> tuple[int, str]:
     """Return the size in bytes and the sha256 of a regular file that is no link. Errors as `open_regular`."""
     with open_regular(path, follow=False) as file:
-        digest = sha256_of(file)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
-
-
-def sha256_of(file: IO[bytes]) -> str:
-    """Return the sha256, in hex, of what is left of a file."""
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def read_regular(path: Path, limit: int) -> bytes:
