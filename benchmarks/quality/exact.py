@@ -118,9 +118,11 @@ class ExactRun(Run):
                 old = before.features_ND if isinstance(forward, IdentityMap) else moved(before, forward)
                 images = np.concatenate([before.images_N, images])
                 features = np.concatenate([old, features])
-        self._solve_with(state, images, features, earlier)
+        self._solve_with(state, images, features, earlier, self.method.settings.choice_growth)
 
-    def _solve_with(self, state: RunState, images: Ints, features: Floats, earlier: Choice | None) -> None:
+    def _solve_with(
+        self, state: RunState, images: Ints, features: Floats, earlier: Choice | None, growth: float | None
+    ) -> None:
         """Solve the head of all images learnt so far, from their features as stored."""
         items = Items([str(i) for i in images.tolist()], self._names(images), encode(features))
         dim = features.shape[1]
@@ -130,7 +132,7 @@ class ExactRun(Run):
             None,
             self.study.spec.dim,
             earlier=earlier,
-            growth=self.method.settings.choice_growth,
+            growth=growth,
         )
         self._sums = solved.sums
         chosen = solved.figures[CHOSEN_CLASSES], solved.figures[CHOSEN_ITEMS]

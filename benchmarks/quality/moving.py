@@ -30,7 +30,7 @@ from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.outcome import StageOutcome
 from stream_odml.learn.trunk_gap import is_worth_moving, of_tasks, trunk_need
 from stream_odml.pipeline.head_finder import by_head
-from stream_odml.pipeline.head_solving import Solved
+from stream_odml.pipeline.head_solving import Choice, Solved
 from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.stage_learner import MAX_OLDER
 
@@ -79,7 +79,8 @@ class MovingRun(ExactRun):
         if move is not None:
             state.student = move.outcome.student
             forward, backward = move.outcome.forward, move.outcome.backward
-            self._solve_with(state, move.images_N, move.features_ND, None)
+            earlier = Choice(state.solved.head.settings, *state.solved.chosen)
+            self._solve_with(state, move.images_N, move.features_ND, earlier, None)
             anew = list(range(stage + 1)) if self._embeds_anew else list(move.tasks)
         state.forward.append(forward)
         state.backward.append(backward)

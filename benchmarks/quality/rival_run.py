@@ -47,7 +47,9 @@ class RivalRun(ExactRun):
     def _embed(self, model: Embedder, images: Ints) -> Floats:
         return np.array(self._features[images])
 
-    def _solve_with(self, state: RunState, images: Ints, features: Floats, earlier: Choice | None) -> None:
+    def _solve_with(
+        self, state: RunState, images: Ints, features: Floats, earlier: Choice | None, growth: float | None
+    ) -> None:
         """Fit the rival; the sums are for the whitening that unseen classes are measured beside."""
         del earlier
         assert self.method.rival is not None

@@ -79,7 +79,8 @@ def solve_stage(
         # Summed again, as mapped and coded: S <- A S Aᵀ is this but for what the codes round and unit lengths change,
         # and only what is stored can be subtracted to the last bit.
         learnt = learnt_rows(store, parent).without(shards).under(forward)
-        solved = solve(learnt.sums(lift), task, learnt, config.model.dim)
+        earlier = earlier_choice(store, parent)
+        solved = solve(learnt.sums(lift), task, learnt, config.model.dim, earlier=earlier)
         return _noted(store, order, config, task, solved)
     before = sums_now(store, parent)
     if order.kind == "renew":

@@ -117,13 +117,14 @@ def solve(
     dim: int,
     *,
     earlier: Choice | None = None,
-    growth: float = 0.0,
+    growth: float | None = None,
     of_task: ClassSums | None = None,
 ) -> Solved:
     """Return the head of what `before` sums and of the task's items.
 
-    `learnt`: what is stored of the items in `before`. The settings are those of `earlier` while it holds (`growth`);
-    else they are chosen by a bounded sample of `learnt` and of the task; the features of no others are read.
+    `learnt`: what is stored of the items in `before`. The settings are those of `earlier` while it holds (`growth`;
+    under another trunk, None, it does not); else they are chosen by a bounded sample of `learnt` and of the task; the
+    features of no others are read.
     `dim`: the greatest length of the known part. `of_task`: the task's sums, where they are known.
     """
     sums = before.plus(task.sums(before.lift) if of_task is None else of_task)
@@ -132,9 +133,11 @@ def solve(
     def sample() -> Items:
         return _sampled([task] if learnt is None else [learnt, task])
 
-    if earlier is None or not earlier.holds(sums, growth):
-        drawn = sample()
-        settings = choose_head(sums, drawn.codes, list(drawn.classes), HeadSettings(dim=dim))
+    if earlier is None or growth is None or not earlier.holds(sums, growth):
+        drawn, keeps = sample(), earlier is not None and earlier.settings.discriminant
+        settings = choose_head(
+            sums, drawn.codes, list(drawn.classes), HeadSettings(dim=dim), keeps_discriminant=keeps
+        )
         earlier = Choice(settings, float(len(sums)), float(sums.n_items))
     head = solve_head(sums, earlier.settings)
     figures = {

@@ -21,14 +21,22 @@ Ints = NDArray[np.int64]
 
 
 def chosen(
-    features: FeatureCodes, names: list[str], order: Ints, settings: HeadSettings | None = None
+    features: FeatureCodes,
+    names: list[str],
+    order: Ints,
+    settings: HeadSettings | None = None,
+    keeps_discriminant: bool = False,
 ) -> HeadSettings:
     """The choice of all items, in an order."""
     features, names = features[order], [names[row] for row in order.tolist()]
     keys = [f"item {row}" for row in order.tolist()]
     rows = sample_rows(keys, names)
     return choose_head(
-        sums_of(features, names), features[rows], [names[row] for row in rows.tolist()], settings
+        sums_of(features, names),
+        features[rows],
+        [names[row] for row in rows.tolist()],
+        settings,
+        keeps_discriminant=keeps_discriminant,
     )
 
 
@@ -187,16 +195,30 @@ def test_too_few_classes_under_a_lift_are_left_to_whitening_too(classes: int) ->
     assert min(two_parts) < 0.75 * min(whitened)
 
 
-def test_a_discriminant_that_finds_as_much_as_whitening_is_not_kept_by_chance() -> None:
-    """Round classes in many dimensions: what it finds more or less of a few queries is luck."""
-    kept = 0
+def round_classes(seed: int) -> tuple[FeatureCodes, list[str]]:
+    """Few round classes in many dimensions: what a discriminant finds more or less of a few queries is luck."""
+    random = np.random.default_rng(seed)
+    label = np.repeat(np.arange(12), 6)
+    h = 2 + random.normal(size=(12, 64))[label] + 0.9 * random.normal(size=(len(label), 64))
+    return encode(h.astype(np.float32)), [f"{c:04d}" for c in label]
+
+
+def test_a_discriminant_that_finds_as_much_as_whitening_is_neither_taken_nor_left_by_chance() -> None:
+    taken, left = 0, 0
     for seed in range(12):
-        random = np.random.default_rng(seed)
-        label = np.repeat(np.arange(12), 6)
-        h = 2 + random.normal(size=(12, 64))[label] + 0.9 * random.normal(size=(len(label), 64))
-        names = [f"{c:04d}" for c in label]
-        kept += chosen(encode(h.astype(np.float32)), names, np.arange(len(label))).discriminant
-    assert kept <= 1
+        features, names = round_classes(seed)
+        order = np.arange(len(names))
+        taken += chosen(features, names, order).discriminant
+        left += not chosen(features, names, order, keeps_discriminant=True).discriminant
+    assert taken <= 1
+    assert left <= 1
+
+
+def test_a_discriminant_is_left_where_whitening_is_seen_to_find_more() -> None:
+    features, names = stored(24, 16, 48, noise=1.0)
+    one = HeadSettings(dim=1)  # 24 classes along one direction
+    picked = chosen(features, names, np.arange(len(names)), one, keeps_discriminant=True)
+    assert not picked.discriminant
 
 
 @pytest.mark.parametrize("each", [2, 3, 4])

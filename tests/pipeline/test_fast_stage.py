@@ -19,11 +19,13 @@ from stream_odml.learn.head_choice import choose_head
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline import head_solving
 from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.head_solving import Choice, Items, solve
 from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.late_erasure import StaleSums
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from tests.killed import die_at, is_killed
+from tests.learn.streams import stored
 from tests.pipeline.exact_stream import D, ExactStream, features
 
 FIRST = {f"tree {i}": 12 for i in range(6)}
@@ -220,9 +222,11 @@ def test_settings_are_chosen_again_once_classes_or_items_have_grown_by_a_share(
 ) -> None:
     chosen: list[int] = []
 
-    def counted(sums: ClassSums, *rest: Any) -> HeadSettings:
+    def counted(sums: ClassSums, *rest: Any, **more: Any) -> HeadSettings:
         chosen.append(len(sums))
-        return replace(choose_head(sums, *rest), new_bonus=float(len(sums)))  # so that each choice is another
+        return replace(
+            choose_head(sums, *rest, **more), new_bonus=float(len(sums))
+        )  # so that each choice is another
 
     monkeypatch.setattr(head_solving, "choose_head", counted)
     sizes = {"a": 10, "b": 2, "c": 1, "d": 1, "e": 1}
@@ -248,9 +252,9 @@ def test_settings_are_chosen_again_once_classes_or_items_have_grown_by_a_share(
 def test_with_growth_0_every_head_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
 
-    def counted(sums: ClassSums, *rest: Any) -> HeadSettings:
+    def counted(sums: ClassSums, *rest: Any, **more: Any) -> HeadSettings:
         chosen.append(len(sums))
-        return choose_head(sums, *rest)
+        return choose_head(sums, *rest, **more)
 
     monkeypatch.setattr(head_solving, "choose_head", counted)
     stream = ExactStream(tmp_path / "root", learning={"choice_growth": 0})
@@ -259,3 +263,22 @@ def test_with_growth_0_every_head_is_chosen(tmp_path: Path, monkeypatch: pytest.
         stream.learn()
     stream.writer.release()
     assert chosen == [6, 11]
+
+
+@pytest.mark.parametrize("discriminant", [False, True])
+def test_under_another_trunk_settings_are_chosen_again_and_a_discriminant_is_kept(
+    discriminant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+
+    def counted(sums: ClassSums, *rest: Any, keeps_discriminant: bool) -> HeadSettings:
+        kept.append(keeps_discriminant)
+        return choose_head(sums, *rest, keeps_discriminant=keeps_discriminant)
+
+    monkeypatch.setattr(head_solving, "choose_head", counted)
+    codes, names = stored(8, 6, 12)
+    items = Items([f"{row}" for row in range(len(names))], names, codes)
+    earlier = Choice(HeadSettings(discriminant=discriminant), 8.0, 48.0)
+    for growth in (0.25, None):
+        solve(ClassSums.empty(Lift(12)), items, None, 4, earlier=earlier, growth=growth)
+    assert kept == [discriminant], "as many classes and items leave the settings, another trunk does not"

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import HeadSettings, solve_head
+from stream_odml.learn.head_choice import choose_head
+from stream_odml.pipeline import head_solving
 from stream_odml.pipeline.late_erasure import StaleSums
 from stream_odml.pipeline.later_stages import LaterStages, mapped_shards
 from stream_odml.search.snapshot import GallerySnapshot
@@ -59,6 +63,25 @@ def test_a_trunk_moves_and_what_is_stored_follows(tmp_path: Path) -> None:
     # A client's vector of the version before goes on by the map.
     vector = np.random.default_rng(0).random((1, store.head_of(fast).dim), np.float32)
     assert len(snapshot.search(vector, fast, k=5)[0]) == 5
+
+
+@pytest.mark.parametrize("discriminant", [False, True])
+def test_a_moved_trunk_keeps_the_discriminant_that_was_chosen_on_the_one_before(
+    discriminant: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own images tell nothing of it any more."""
+    kept: list[bool] = []
+
+    def known(sums: ClassSums, *rest: Any, keeps_discriminant: bool) -> HeadSettings:
+        kept.append(keeps_discriminant)
+        chosen = choose_head(sums, *rest, keeps_discriminant=keeps_discriminant)
+        return replace(chosen, discriminant=discriminant)
+
+    monkeypatch.setattr(head_solving, "choose_head", known)
+    stream = distilled(tmp_path)
+    kept.clear()
+    assert stream.improve() is not None
+    assert kept == [discriminant]
 
 
 def test_what_is_learnt_meanwhile_is_in_the_result(tmp_path: Path) -> None:
