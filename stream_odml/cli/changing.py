@@ -101,7 +101,9 @@ def forget(
     ] = False,
     inbox_at: Annotated[
         str | None,
-        typer.Option(help="With --inbox: the inbox, where it is not the folder inbox in or beside the root."),
+        typer.Option(
+            help="The folder of landed shards, where it is not the folder inbox in or beside the root, nor push in it."
+        ),
     ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -127,7 +129,7 @@ def forget(
     if not verify:
         asks = dry_run or (is_terminal() and not yes)
         if not asks or may_go_on([covered_by(root, kind, name)], yes, dry_run, scripts_say_yes=False):
-            say(out, forget_name(root, kind, name, url, token))
+            say(out, forget_name(root, kind, name, url, token, inbox_at))
         return
     if inbox and not yes:
         lines, gone = verify_forgotten(root, kind, name, inbox, inbox_at, dry_run=True)

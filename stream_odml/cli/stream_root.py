@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -22,7 +23,7 @@ from stream_odml.client.pin import STREAM_HEADER
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
 from stream_odml.pipeline.figures import stream_figures
-from stream_odml.pipeline.pushed import drop_half_written, move_back
+from stream_odml.pipeline.pushed import drop_half_written, move_back, pushed_elsewhere
 from stream_odml.pipeline.stage_folders import default_cache_root, keep_only
 from stream_odml.pipeline.stages import relearn
 from stream_odml.storage.files import SMALL_FILE, open_files
@@ -240,11 +241,18 @@ def covered_by(root: str, kind: str, name: str) -> str:
 
 
 def forget_name(
-    root: str, kind: Literal["class", "item", "shard"], name: str, url: str | None, token: str | None
+    root: str,
+    kind: Literal["class", "item", "shard"],
+    name: str,
+    url: str | None,
+    token: str | None,
+    inbox_at: str | None = None,
 ) -> str:
-    """Forget through the running service, or by this process when no stream runs on the root.
+    """Forget through the running service, or by this process when no stream runs on the root. Then ``inbox_at`` names
+    the folder of pushed images, where that lies elsewhere.
 
-    Raises UnknownSubject, or ServiceError with status 404, for a name that covers nothing.
+    Raises ValueError for such a folder that is not named; UnknownSubject, or ServiceError with status 404, for a name
+    that covers nothing.
     """
     address = url or noted_url(root, token)
     if address is not None:
@@ -254,6 +262,7 @@ def forget_name(
         what = f"{kind} {answer['forgotten']}, {_items(answer['items'])}"
         return f"forgot {what}: hidden now, deleted within a minute; --verify shows what is left"
     with _writer(root) as writer:
+        pushed = _pushed_elsewhere(writer.store, root, inbox_at)
         subject = find_subject(writer.store, kind, name)
         writer.forget(subject.kind, subject.name, subject.items)
         forget_in_banks(writer)  # before their vectors are deleted, and so are the sums
@@ -261,10 +270,27 @@ def forget_name(
         writer.maintain(MaintenancePolicy(retention=timedelta(0), orphan_age=timedelta(0)))
         # Made again from the shards when they are needed.
         keep_only(default_cache_root(root, writer.store.stream_id), None)
-    for folder in LANDED:
-        drop_half_written(f"{root.rstrip('/')}/{folder}")
+    for place in (*(f"{root.rstrip('/')}/{folder}" for folder in LANDED), *pushed):
+        drop_half_written(place)
     what = f"{kind} {subject.name}, {_items(subject.items)}"
     return f"forgot {what}: rows, statistics and pixels are deleted"
+
+
+def _pushed_elsewhere(store: Store, root: str, named: str | None) -> list[str]:
+    """Return folders outside the root that hold pushed images. Raises ValueError for one that the user has not named:
+    a ledger is data, and could name any folder."""
+    known, places = _inboxes(root, named), pushed_elsewhere(store)
+    missing = [place for place in places if _real(place) not in known]
+    if missing:
+        raise ValueError(
+            f"images were pushed to {', '.join(missing)} (service.push_dir), outside the stream root: nothing is "
+            f"forgotten yet. Name that folder with --inbox-at {shlex.quote(missing[0])}, or start the stream and ask it"
+        )
+    return places
+
+
+def _real(place: str) -> str:
+    return place.rstrip("/") if is_remote(place) else os.path.realpath(local_path(place))
 
 
 def _items(count: int) -> str:
@@ -316,7 +342,7 @@ def verify_forgotten(
 
 def _inboxes(root: str, named: str | None) -> list[str]:
     """Return the folders whose shards may be deleted: a ledger is data, and could name any file of this machine."""
-    place = root.rstrip("/") if is_remote(root) else os.path.realpath(local_path(root))
+    place = _real(root)
     known = [
         *(f"{place}/{folder}" for folder in LANDED),
         f"{place}/inbox",
@@ -324,7 +350,7 @@ def _inboxes(root: str, named: str | None) -> list[str]:
     ]
     if named is None:
         return known
-    return [*known, named.rstrip("/") if is_remote(named) else os.path.realpath(local_path(named))]
+    return [*known, _real(named)]
 
 
 def _lies_in(uri: str, inboxes: Sequence[str]) -> bool:

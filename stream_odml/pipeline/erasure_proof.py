@@ -21,6 +21,7 @@ from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.erased_copies import is_needed, is_skipped, landed_copies, touches
 from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown
+from stream_odml.pipeline.pushed import half_written, pushed_elsewhere
 from stream_odml.pipeline.stage_folders import default_cache_root, stage_folders, stage_name_of
 from stream_odml.storage.atomic import ASIDE
 from stream_odml.storage.reading import StorageOptions
@@ -95,6 +96,10 @@ def verify_forgotten(
             proof.findings += _in_file(store, info.path, tombstone, covered)
         if ASIDE in info.path and info.mtime < tombstone.time.timestamp():
             proof.findings.append(f"{info.path}: {HALF_WRITTEN}")
+    for place in pushed_elsewhere(store):
+        proof.findings += [
+            f"{path}: {HALF_WRITTEN}" for path in half_written(place, tombstone.time.timestamp())
+        ]
     proof.findings += (
         _in_banks(store, tombstone) + _in_sums(store, tombstone) + _in_caches(store, tombstone, covered)
     )

@@ -6,21 +6,24 @@ Protects: a file that a task has still to learn from stays, and so do those of t
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import PurePosixPath
 
 from stream_odml.ingest.message_range import SUFFIX
-from stream_odml.storage.atomic import STRAY_S, drop_strays
+from stream_odml.storage.atomic import ASIDE, STRAY_S, drop_strays
 from stream_odml.storage.claims import CLAIMS
-from stream_odml.storage.files import Files
+from stream_odml.storage.files import Files, open_files
 from stream_odml.storage.reading import is_remote, local_path
-from stream_odml.store.layout import SPOOL
+from stream_odml.store.layout import PUSH, SPOOL
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer
 
 PUSHED = "push-"
 """How names of pushed shards begin (`landing.push_name`): other files of the folder are not ours to delete."""
+
+_PUSHED_NAME = re.compile(r"push-[0-9a-f]{8,}\.parquet")
 
 PRUNED = "its images were deleted after they were learnt (store.keep_pushed_h); push or send them again to learn them"
 
@@ -55,6 +58,27 @@ def prune_copied(store: Store, keep_s: float) -> int:
     for name in names:
         store.files.delete(f"{SPOOL}/{name}")
     return len(names) + drop_half_written(f"{store.files.uri.rstrip('/')}/{SPOOL}")
+
+
+def pushed_elsewhere(store: Store) -> list[str]:
+    """Return folders outside the root, and still there, that pushed shards of this stream landed in
+    (`service.push_dir`). They are what the ledger says: whoever deletes in one must have been told its name."""
+    uris = (shard.uri.rpartition("/") for shard in store.ledger.shards.values())
+    folders = dict.fromkeys(folder for folder, _, name in uris if _PUSHED_NAME.fullmatch(name))
+    own = _real(f"{store.uri.rstrip('/')}/{PUSH}")
+    there = (folder for folder in folders if is_remote(folder) or local_path(folder).is_dir())
+    return [folder for folder in there if _real(folder) != own]
+
+
+def _real(place: str) -> str:
+    return place if is_remote(place) else str(local_path(place).resolve())
+
+
+def half_written(place: str, before: float) -> list[str]:
+    """Return what was left half-written in a folder of this machine before then (seconds since the epoch)."""
+    if is_remote(place):
+        return []
+    return sorted(str(path) for path in local_path(place).glob(f"{ASIDE}*") if path.lstat().st_mtime < before)
 
 
 def drop_half_written(place: str) -> int:
@@ -95,16 +119,19 @@ def without_images(store: Store, files: Files, tasks: list[str]) -> list[str]:
     for task in tasks:
         shards = (store.ledger.shards[shard_id] for shard_id in store.ledger.tasks[task].shard_ids)
         # A range without a good row (where a partition begins, say) holds no image that could be missed.
-        names = (PurePosixPath(shard.uri).name for shard in shards if shard.rows)
-        if any(_is_gone(store, files, name) for name in names):
+        if any(_is_gone(store, files, shard.uri) for shard in shards if shard.rows):
             gone.append(task)
     return gone
 
 
-def _is_gone(store: Store, pushed: Files, name: str) -> bool:
+def _is_gone(store: Store, pushed: Files, uri: str) -> bool:
+    folder, _, name = uri.rpartition("/")
     if _is_copied(name):
         return not store.files.exists(f"{SPOOL}/{name}")
-    return _is_pushed(name) and not pushed.exists(name)
+    if not _is_pushed(name) or pushed.exists(name):
+        return False
+    # Whoever asks may not know of a `service.push_dir`: the ledger has the place where it landed.
+    return not open_files(folder, store.storage_options).exists(name)
 
 
 def _is_pushed(path: str) -> bool:

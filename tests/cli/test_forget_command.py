@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,19 @@ import pytest
 from typer.testing import CliRunner
 
 from stream_odml.cli.main import app
-from stream_odml.ingest.landing import NewItem, land_items
+from stream_odml.ingest.landing import NewItem, land_items, push_name
 from stream_odml.ingest.object_store import S3Source
+from stream_odml.ingest.reading import RawItem, read_shard
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
+from stream_odml.storage.atomic import ASIDE, STRAY_S
 from stream_odml.store.layout import SPOOL
+from stream_odml.store.store import Store
 from stream_odml.store.writer import IngestBatch, Writer
-from tests.cluster.small_root import DIM, claim
+from tests.cluster.small_root import DIM, artifacts, claim, index
 from tests.ingest.pictures import picture
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 
@@ -131,3 +136,59 @@ def test_under_a_solved_head_nothing_is_left_in_files_or_sums(tmp_path: Path) ->
     assert shell.invoke(app, ["forget", root, "--class", "elm"]).exit_code == 0
     said = shell.invoke(app, ["forget", root, "--class", "elm", "--verify"])
     assert (said.exit_code, "found in" in said.output) == (0, False), said.output
+
+
+def pushed_elsewhere(tmp_path: Path) -> Path:
+    """A root whose two pushed shards lie in a folder of their own, the first of them learnt; that folder."""
+    writer, folder = claim(tmp_path / "root"), tmp_path / "elsewhere"
+    source = DirectorySource(folder)
+    for name in ("oak", "elm"):
+        land_items(folder, push_name(name), [NewItem(picture(1, "PNG"), name, name)])
+    for ref in sorted(source.poll(set()), key=lambda ref: ref.name):
+        writer.record_landed([ref])
+        (row,) = (row for row in read_shard(ref) if isinstance(row, RawItem))
+        index(writer, ref, {row.class_name: 1})
+        if row.class_name == "oak":
+            writer.close_task("task-0001", [ref.shard_id], "test")
+            version, rows = writer.begin_attempt("task-0001"), writer.store.gallery_rows().slice(0, 0)
+            head = writer.tree.head
+            writer.commit_stage(version, head, "task-0001", artifacts(writer, version), rows)
+    writer.release()
+    return folder
+
+
+def test_forget_asks_for_a_push_folder_outside_the_root(tmp_path: Path) -> None:
+    folder, root = pushed_elsewhere(tmp_path), str(tmp_path / "root")
+    left = folder / f"{ASIDE}of-a-killed-process"
+    left.write_bytes(picture(1, "PNG"))
+    long_ago = time.time() - 2 * STRAY_S
+    os.utime(left, (long_ago, long_ago))
+    shell, command = CliRunner(), ["forget", root, "--class", "oak"]
+    said = shell.invoke(app, command)
+    assert said.exit_code == 1
+    assert f"--inbox-at {folder}" in str(said.exception)
+    assert len(Store.open(root).gallery_rows()) == 2  # nothing is done by halves
+    writer = Writer.claim(root, "stream")
+    writer.forget("class", "oak", 1)  # as its service does
+    writer.release()
+    said = shell.invoke(app, [*command, "--verify"])
+    assert f"{left.name}: half-written" in said.output.replace("\n", "")
+    assert shell.invoke(app, [*command, "--inbox-at", str(folder)]).exit_code == 0
+    assert not left.exists()
+    assert len(Store.open(root).gallery_rows()) == 1
+    said = shell.invoke(app, [*command, "--verify", "--inbox", "--inbox-at", str(folder), "--yes"])
+    assert said.exit_code == 0, said.output
+    assert [file.name for file in folder.glob("*.parquet")] == [f"{push_name('elm')}.parquet"]
+
+
+def test_a_rollback_finds_a_push_folder_outside_the_root(tmp_path: Path) -> None:
+    folder, root = pushed_elsewhere(tmp_path), str(tmp_path / "root")
+    first = Store.open(root).tree.root
+    assert first is not None
+    assert CliRunner().invoke(app, ["rollback", root, first]).exit_code == 0
+    assert Store.open(root).ledger.tasks["task-0001"].skipped is None
+    (folder / f"{push_name('oak')}.parquet").unlink()
+    learnt = next(v for v in Store.open(root).tree.versions if v != first)
+    for version in (learnt, first):
+        assert CliRunner().invoke(app, ["rollback", root, version]).exit_code == 0
+    assert "keep_pushed_h" in str(Store.open(root).ledger.tasks["task-0001"].skipped)
