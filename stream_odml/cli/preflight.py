@@ -16,8 +16,9 @@ from typing import Literal, TypeVar
 
 from stream_odml.cli.failures import message_of
 from stream_odml.cli.stream_root import noted_url
-from stream_odml.cluster.demands import check_batch, joins_cluster, needs
-from stream_odml.cluster.runtime import Need, check_port, check_resources
+from stream_odml.cluster.demands import check_batch, joins_cluster, roles
+from stream_odml.cluster.placement import check_resources, total
+from stream_odml.cluster.runtime import check_port
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.sources import Inspectable, LogSource
@@ -189,37 +190,31 @@ def _tokens(config: StreamConfig) -> str | None:
 
 
 def _cpus(config: StreamConfig) -> str:
-    wanted = sum(need.total for need in needs(config))
+    wanted = total(roles(config))
     if joins_cluster(config):
         return f"{wanted:g} wanted of the cluster, which is asked at the start"
     there = config.cluster.cpus or float(os.cpu_count() or 1)
-    check_resources(needs(config), there)
+    check_resources(roles(config), there)
     return f"{wanted:g} wanted, {there:g} there"
 
 
 def _gpus(config: StreamConfig) -> str | None:
-    cluster = config.cluster
-    wanted = [
-        Need("training", cluster.workers, cluster.gpus_per_worker),
-        Need("indexers", cluster.indexers, cluster.gpus_per_indexer),
-    ]
-    total = sum(need.total for need in wanted)
-    if not total:
+    wanted = total(roles(config), "GPU")
+    if not wanted:
         return None
     if joins_cluster(config):
-        return f"{total:g} wanted of the cluster, which is asked at the start"
+        return f"{wanted:g} wanted of the cluster, which is asked at the start"
     import torch
 
     there = torch.cuda.device_count()
-    check_resources(wanted, float(there), "GPU")
-    return f"{total:g} wanted, {there} there"
+    check_resources(roles(config), float(there), "GPU")
+    return f"{wanted:g} wanted, {there} there"
 
 
 def _memory(config: StreamConfig) -> str | None:
     if joins_cluster(config):
         return None
-    cluster = config.cluster
-    count = 2 + cluster.workers + cluster.indexers + (config.service.replicas if cluster.serve else 0)
+    count = 2 + sum(role.count for role in roles(config) if role.name != "reading")
     wanted, there = count * PROCESS_BYTES, _available_bytes()
     if there is None:
         return None

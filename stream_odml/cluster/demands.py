@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from stream_odml.cluster.placement import Role
-from stream_odml.cluster.runtime import Need
 from stream_odml.config.stream import ConfigError, StreamConfig
 
 
@@ -27,22 +26,12 @@ def joins_cluster(config: StreamConfig) -> bool:
     return config.cluster.address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
 
-def needs(config: StreamConfig) -> list[Need]:
-    """Return logical CPUs of everything that runs at the same time; one read task at least must fit beside it."""
-    cluster, trains = config.cluster, not config.model.takes_vectors
-    return [
-        Need("training", cluster.workers if trains else 0, cluster.cpus_per_worker),
-        Need("indexers", cluster.indexers, cluster.cpus_per_indexer),
-        Need("serving", config.service.replicas if cluster.serve else 0, config.service.num_cpus),
-        Need("reading", int(trains), cluster.cpus_per_read),
-    ]
-
-
-def roles(config: StreamConfig) -> list[Role]:
-    """Return what each process asks of the one node that it runs on."""
+def roles(config: StreamConfig, workers: int | None = None) -> list[Role]:
+    """Return what runs at the same time, with ``workers`` of training, by default all: one read task at least must fit
+    beside the rest."""
     c, s, trains = config.cluster, config.service, not config.model.takes_vectors
     return [
-        Role("training", "cluster.worker_labels", (c.min_workers or c.workers) if trains else 0, c.cpus_per_worker,
+        Role("training", "cluster.worker_labels", (workers or c.workers) if trains else 0, c.cpus_per_worker,
              c.gpus_per_worker, c.worker_labels),
         Role("indexers", "cluster.indexer_labels", c.indexers, c.cpus_per_indexer, c.gpus_per_indexer,
              c.indexer_labels),

@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stream_odml.cluster.runtime import ClusterTooSmall
-
 _AMONG = re.compile(r"(!?)in\((.*)\)")
+
+
+class ClusterTooSmall(ValueError):
+    """The cluster cannot hold every process of the stream at once; waiting would never end."""
 
 
 @dataclass
@@ -35,6 +37,32 @@ class Role:
     cpus: float
     gpus: float = 0.0
     selector: Mapping[str, str] = field(default_factory=dict)
+
+    def each(self, unit: str) -> float:
+        """Return the CPUs or GPUs of one process."""
+        return self.gpus if unit == "GPU" else self.cpus
+
+
+def total(roles: Sequence[Role], unit: str = "CPU") -> float:
+    """Return the CPUs or GPUs of all processes together."""
+    return sum(role.count * role.each(unit) for role in roles)
+
+
+def check_resources(roles: Sequence[Role], available: float, unit: str = "CPU") -> None:
+    """Raise ClusterTooSmall if all ``roles`` together exceed ``available`` logical units.
+
+    Ray itself would wait without a word: a Train worker group that holds every CPU leaves none for the
+    read tasks that it waits for (ray-project/ray#44687).
+    """
+    wanted = total(roles, unit)
+    if wanted <= available + 1e-6:
+        return
+    asked = [role for role in roles if role.count * role.each(unit)]
+    rows = "\n".join(f"  {role.name:<18} {role.count} x {role.each(unit):g} {unit}" for role in asked)
+    raise ClusterTooSmall(
+        f"the stream needs {wanted:g} {unit} at the same time, but the cluster has {available:g}:\n{rows}\n"
+        "Lower `cluster.workers` or the fractions under `cluster`, or start Ray with more."
+    )
 
 
 def check_placement(roles: Sequence[Role], nodes: Sequence[Node]) -> None:

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -73,10 +72,6 @@ _ENVIRONMENT = {
 }
 
 
-class ClusterTooSmall(ValueError):
-    """The cluster cannot hold every process of the stream at once; waiting would never end."""
-
-
 class HeadDied(RuntimeError):
     """A process of Ray's own ended, and with it the session that this process had started."""
 
@@ -87,36 +82,6 @@ class ClockWentBack(HeadDied):
 
 class PortTaken(ValueError):
     """Another process listens on a port that the stream is configured to use."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """CPUs or GPUs that one role asks for: ``count`` processes of ``each`` logical units."""
-
-    role: str
-    count: int
-    each: float
-
-    @property
-    def total(self) -> float:
-        """Units in all."""
-        return self.count * self.each
-
-
-def check_resources(needs: list[Need], available: float, unit: str = "CPU") -> None:
-    """Raise ClusterTooSmall if ``needs`` exceed ``available`` logical units.
-
-    Ray itself would wait without a word: a Train worker group that holds every CPU leaves none for the
-    read tasks that it waits for (ray-project/ray#44687).
-    """
-    wanted = sum(need.total for need in needs)
-    if wanted <= available + 1e-6:
-        return
-    rows = "\n".join(f"  {n.role:<18} {n.count} x {n.each:g} {unit}" for n in needs if n.total)
-    raise ClusterTooSmall(
-        f"the stream needs {wanted:g} {unit} at the same time, but the cluster has {available:g}:\n{rows}\n"
-        "Lower `cluster.workers` or the fractions under `cluster`, or start Ray with more."
-    )
 
 
 def lower_priority(niceness: int) -> None:

@@ -21,23 +21,21 @@ import ray
 from deltalake.exceptions import DeltaError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stream_odml.cluster.demands import check_batch, joins_cluster, needs, roles
+from stream_odml.cluster.demands import check_batch, joins_cluster, roles
 from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
 from stream_odml.cluster.openness import log as openness_log
 from stream_odml.cluster.openness import open_doors
-from stream_odml.cluster.placement import check_placement, cluster_nodes
+from stream_odml.cluster.placement import check_placement, check_resources, cluster_nodes
 from stream_odml.cluster.ray_compat import dead_head, free_orphaned_placement_groups, is_torn_progress
 from stream_odml.cluster.reserved_resources import ReservedResources
 from stream_odml.cluster.runtime import (
     NAMESPACE,
     ClockWentBack,
     HeadDied,
-    Need,
     check_port,
-    check_resources,
     free_port,
     ray_session,
     tighten_session,
@@ -176,14 +174,9 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     gpus = None if cluster.gpus_per_worker or cluster.gpus_per_indexer else 0
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=gpus, log_dir=log_dir):
-        check_resources(needs(config), ray.cluster_resources().get("CPU", 0.0))
-        workers = 0 if config.model.takes_vectors else cluster.workers
-        on_gpus = [
-            Need("training", workers, cluster.gpus_per_worker),
-            Need("indexers", cluster.indexers, cluster.gpus_per_indexer),
-        ]
-        check_resources(on_gpus, ray.cluster_resources().get("GPU", 0.0), "GPU")
-        check_placement(roles(config), cluster_nodes())
+        for unit in ("CPU", "GPU"):
+            check_resources(roles(config), ray.cluster_resources().get(unit, 0.0), unit)
+        check_placement(roles(config, cluster.min_workers), cluster_nodes())
         _check_alone()
         indexers = start_indexers(config)
         driver = _start_driver(config, takeover)
@@ -223,7 +216,7 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     check_batch(config)
     open_writers(config)
     if not joins_cluster(config):
-        check_resources(needs(config), config.cluster.cpus or float(os.cpu_count() or 1))
+        check_resources(roles(config), config.cluster.cpus or float(os.cpu_count() or 1))
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job's working directory ends with the job
         check_paths(config)
     if "://" not in config.root:

@@ -10,27 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from stream_odml.cluster.placement import ClusterTooSmall, Role, check_resources
 from stream_odml.cluster.runtime import (
     ClockWentBack,
-    ClusterTooSmall,
-    Need,
     PortTaken,
     WallClock,
     check_port,
-    check_resources,
     free_port,
 )
 from stream_odml.cluster.session_folder import remove_abandoned
 
 
 def test_a_cluster_that_would_deadlock_is_refused() -> None:
-    needs = [Need("training", 2, 1.0), Need("reading", 1, 0.2)]
+    asked = [Role("training", "", 2, cpus=1.0), Role("reading", "", 1, cpus=0.2)]
     with pytest.raises(ClusterTooSmall, match=r"needs 2\.2 CPU .* has 2:\n  training +2 x 1 CPU"):
-        check_resources(needs, available=2)
+        check_resources(asked, available=2)
 
 
 def test_a_budget_that_fits_exactly_is_accepted() -> None:
-    check_resources([Need("training", 2, 0.4), Need("indexers", 1, 0.2)], available=1.0)
+    check_resources([Role("training", "", 2, cpus=0.4), Role("indexers", "", 1, cpus=0.2)], available=1.0)
 
 
 def test_a_taken_port_is_named_with_its_setting() -> None:
