@@ -69,7 +69,7 @@ def _options(
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter() if debug else ShortFormatter())
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, handlers=[handler])
-    logging.getLogger("stream_odml.cluster.openness").setLevel(logging.WARNING)
+    logging.getLogger("stream_odml.cluster.exposure").setLevel(logging.WARNING)
     if not debug:
         # Else each retry without a network is told, twice over; what it comes to is in the error.
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ from stream_odml.client import Client, ServiceError
 from stream_odml.client.exchange import address as checked_address
 from stream_odml.client.exchange import headers as token_header
 from stream_odml.client.pin import STREAM_HEADER
+from stream_odml.cluster.exposure import is_loopback
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
 from stream_odml.pipeline.figures import stream_figures
@@ -61,7 +61,7 @@ def noted_url(root: str, token: str | None) -> str | None:
     Raises ValueError where ``token`` would go to another machine: whoever can write to the root could name any.
     """
     url = _noted_url(root)
-    if url is None or token is None or _is_loopback(url):
+    if url is None or token is None or _is_this_machine(url):
         return url
     raise ValueError(
         f"{root} says that its service is at {url!r}, which is not this machine; the token is not sent to an address "
@@ -90,15 +90,10 @@ def _is_web_address(url: str) -> bool:
     return seen.scheme in ("http", "https") and bool(seen.host) and plain and not seen.userinfo
 
 
-def _is_loopback(url: str) -> bool:
+def _is_this_machine(url: str) -> bool:
     import httpx
 
-    host = httpx.URL(url).host  # as the client itself reads it
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
+    return is_loopback(httpx.URL(url).host)  # as the client itself reads it
 
 
 @contextlib.contextmanager
@@ -128,7 +123,7 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     address = url or _noted_url(root)
     if address is None:
         return {}
-    token = token if url is not None or _is_loopback(address) else None
+    token = token if url is not None or _is_this_machine(address) else None
     headers = {**token_header(token), STREAM_HEADER: Store.id_of(root)}
     try:
         answer = httpx.get(f"{checked_address(address)}/metrics", headers=headers, timeout=5)

@@ -16,7 +16,7 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 
-from stream_odml.cluster.haproxy_walls import SESSION_VARIABLE
+from stream_odml.cluster.haproxy_config import SESSION_VARIABLE
 
 
 @dataclass

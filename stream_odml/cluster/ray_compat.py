@@ -1,7 +1,7 @@
 """All that leans on Ray's insides, or on the words of its errors: what moves with a release of Ray is in this file.
 
 `tests/cluster/test_ray_compat.py` names what a release has moved. Four things lean on it from elsewhere, and are
-tested there too: `haproxy_walls.py` (Serve's template for HAProxy; a script that may import nothing), the names of
+tested there too: `haproxy_config.py` (Serve's template for HAProxy; a script that may import nothing), the names of
 Ray's settings in `runtime.py` and `ray_start.py`, `local_ranks.py` (how Ray Train begins a process group; it loads
 torch), and `service/ingress.py` (a header of Serve's).
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ray
 
-from stream_odml.cluster import haproxy_walls
+from stream_odml.cluster import haproxy_config
 from stream_odml.cluster.ray_compat import dead_head, in_worker, kill_session, reread_environment
 from stream_odml.cluster.ray_start import own_token, patience, start_ray
 from stream_odml.cluster.session_folder import (
@@ -178,7 +178,7 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
 
 def tighten_session() -> None:
     """Tighten what Serve has made since the start; nothing on a cluster that is not ours."""
-    if folder := os.environ.get(haproxy_walls.SESSION_VARIABLE):
+    if folder := os.environ.get(haproxy_config.SESSION_VARIABLE):
         tighten(Path(folder))
 
 
@@ -219,7 +219,7 @@ def _local_environment(folder: Path, ports: PortBlock) -> dict[str, str]:
     """Sessions on one machine share neither ports nor files nor a token; what a person has set otherwise stays."""
     fixed = {
         **ports.environment(),
-        **haproxy_walls.environment(folder),
+        **haproxy_config.environment(folder),
         **own_token(folder),
     }
     chosen = {

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.gateway import RayDriver
-from stream_odml.cluster.haproxy_walls import LOOPBACK, SESSION_VARIABLE, front_bounds, serve_host
+from stream_odml.cluster.haproxy_config import LOOPBACK, SESSION_VARIABLE, front_bounds, serve_host
 from stream_odml.cluster.ray_compat import keep_replica_on_loopback
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import load_config

@@ -24,10 +24,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from stream_odml.cluster.demands import check_batch, joins_cluster, roles
 from stream_odml.cluster.driver import StreamDriver
 from stream_odml.cluster.driver_calls import DRIVER_NAME
+from stream_odml.cluster.exposure import exposed_listeners
+from stream_odml.cluster.exposure import log as exposure_log
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
-from stream_odml.cluster.openness import log as openness_log
-from stream_odml.cluster.openness import open_doors
 from stream_odml.cluster.placement import check_placement, check_resources, cluster_nodes
 from stream_odml.cluster.ray_compat import dead_head, free_orphaned_placement_groups, is_torn_progress
 from stream_odml.cluster.reserved_resources import ReservedResources
@@ -169,8 +169,8 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     config = prepare(config, takeover)
     cluster = config.cluster
     observe(config, TERMINAL)
-    if opened := open_doors(config, is_local=not joins_cluster(config)):
-        openness_log.warning(opened)
+    if opened := exposed_listeners(config, is_local=not joins_cluster(config)):
+        exposure_log.warning(opened)
     gpus = None if cluster.gpus_per_worker or cluster.gpus_per_indexer else 0
     log_dir = Path(config.root) / "logs" if "://" not in config.root else None
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=gpus, log_dir=log_dir):

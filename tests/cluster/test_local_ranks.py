@@ -12,7 +12,7 @@ import ray
 import torch
 import torch.distributed as dist
 
-from stream_odml.cluster.haproxy_walls import SESSION_VARIABLE
+from stream_odml.cluster.haproxy_config import SESSION_VARIABLE
 from stream_odml.cluster.local_ranks import LocalRanks
 from tests.killed import SERVER
 from tests.seams.sessions import Served

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from stream_odml.cluster import haproxy_walls, ray_compat, ray_start, runtime
+from stream_odml.cluster import haproxy_config, ray_compat, ray_start, runtime
 from stream_odml.service import ingress
 
 RAY = Path(ray.__file__).parent
@@ -170,7 +170,7 @@ def test_every_setting_of_a_session_is_one_that_ray_knows(
 ) -> None:
     """A setting that Ray renamed is obeyed by nobody, without a word."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    settings = {*SESSION, *haproxy_walls.environment(tmp_path)} - {haproxy_walls.SESSION_VARIABLE}
+    settings = {*SESSION, *haproxy_config.environment(tmp_path)} - {haproxy_config.SESSION_VARIABLE}
     sources = "".join(_sources())
     unknown = {name for name in settings if not re.search(rf"\b{name}\b", sources)}
     # The settings of Ray's core are named in its binaries, without the prefix.
@@ -180,9 +180,9 @@ def test_every_setting_of_a_session_is_one_that_ray_knows(
 
 def test_serve_writes_the_sections_of_haproxy_that_are_narrowed() -> None:
     template = (RAY / "serve/_private/haproxy_templates.py").read_text()
-    for section in (haproxy_walls._FRONT, haproxy_walls._DROPPED, haproxy_walls._STATS):
+    for section in (haproxy_config._FRONT, haproxy_config._DROPPED, haproxy_config._STATS):
         assert re.search(rf"^{section}$", template, re.M), (
-            f"Serve {ray.__version__} writes no section {section!r}; see haproxy_walls.py"
+            f"Serve {ray.__version__} writes no section {section!r}; see haproxy_config.py"
         )
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from stream_odml.cluster import haproxy_walls
+from stream_odml.cluster import haproxy_config
 from stream_odml.cluster.runtime import ray_session, tighten_session
 from stream_odml.cluster.serve import start_service
 from stream_odml.config.service import ServiceOptions
@@ -25,7 +25,7 @@ def main(root: str, port: str) -> None:
             "url": url,
             "pid": os.getpid(),
             "stream": Store.id_of(root),
-            "folder": os.environ[haproxy_walls.SESSION_VARIABLE],
+            "folder": os.environ[haproxy_config.SESSION_VARIABLE],
             "gcs": __import__("ray").get_runtime_context().gcs_address,
         }
         print(json.dumps(reported), flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from stream_odml.cluster import haproxy_walls
+from stream_odml.cluster import haproxy_config
 
 START_S = 240
 
@@ -33,7 +33,7 @@ class Served:
 
         A process that gives itself a title may overwrite its variables.
         """
-        mark = f"{haproxy_walls.SESSION_VARIABLE}={self.folder}".encode()
+        mark = f"{haproxy_config.SESSION_VARIABLE}={self.folder}".encode()
         found, parents, names = {self.pid}, {}, {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -84,7 +84,7 @@ def _readable(address: str) -> str:
 
 def this_session(url: str) -> Served:
     """Return the session that this process has started, which serves at `url`."""
-    folder = Path(os.environ[haproxy_walls.SESSION_VARIABLE])
+    folder = Path(os.environ[haproxy_config.SESSION_VARIABLE])
     gcs = ray.get_runtime_context().gcs_address
     return Served(url, os.getpid(), "", folder, gcs)
 

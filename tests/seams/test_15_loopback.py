@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from stream_odml.cluster.haproxy_walls import narrowed
-from stream_odml.cluster.openness import open_doors
+from stream_odml.cluster.exposure import exposed_listeners
+from stream_odml.cluster.haproxy_config import restricted
 from stream_odml.cluster.ray_start import own_token
 from stream_odml.cluster.runtime import free_port
 from stream_odml.config.stream import parse_config
@@ -49,7 +49,7 @@ print("answered")
     ("host", "front"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("::", "[::]")]
 )
 def test_only_the_front_listens_on_the_configured_host(host: str, front: str) -> None:
-    lines = [line.strip() for line in narrowed(OPEN, host).splitlines()]
+    lines = [line.strip() for line in restricted(OPEN, host).splitlines()]
     assert [line for line in lines if line.startswith("bind")] == [
         f"bind {front}:8000",
         "bind 127.0.0.1:8404",
@@ -58,7 +58,7 @@ def test_only_the_front_listens_on_the_configured_host(host: str, front: str) ->
         line for line in lines if "prometheus" in line or line in ("stats enable", "stats uri /stats")
     ]
     assert "stats socket /s/a level admin expose-fd listeners mode 600" in lines
-    assert narrowed(narrowed(OPEN, host), host) == narrowed(OPEN, host)
+    assert restricted(restricted(OPEN, host), host) == restricted(OPEN, host)
 
 
 def test_the_token_is_new_for_each_session_and_its_owner_s_alone(
@@ -81,15 +81,15 @@ def test_the_token_is_new_for_each_session_and_its_owner_s_alone(
 
 def test_what_is_opened_by_name_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    assert open_doors(parse_config({}), is_local=True) is None
+    assert exposed_listeners(parse_config({}), is_local=True) is None
     config = parse_config({"service": {"host": "0.0.0.0"}, "metrics": {"host": "192.0.2.7"}})
-    reported = open_doors(config, is_local=True)
+    reported = exposed_listeners(config, is_local=True)
     assert reported is not None
     assert "0.0.0.0:8000, without a token" in reported
     assert "192.0.2.7" in reported
     assert "\n" not in reported
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert "RAY_AUTH_MODE=disabled" in (open_doors(parse_config({}), is_local=True) or "")
+    assert "RAY_AUTH_MODE=disabled" in (exposed_listeners(parse_config({}), is_local=True) or "")
 
 
 @pytest.mark.ray

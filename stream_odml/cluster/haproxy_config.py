@@ -101,7 +101,7 @@ def serve_host(host: str, bounds: Sequence[str] = ()) -> str:
     return LOOPBACK
 
 
-def narrowed(config: str, front_host: str, bounds: Sequence[str] = ()) -> str:
+def restricted(config: str, front_host: str, bounds: Sequence[str] = ()) -> str:
     """Return ``config`` with the front within ``bounds``, the admin socket for its owner alone, no metrics or
     statistics, and only the front listening on anything but the loopback. The empty statistics section stays:
     its port tells that this HAProxy runs."""
@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> None:
     except FileNotFoundError:
         front, bounds = LOOPBACK, []
     path = Path(rest[rest.index("-f") + 1])
-    path.write_text(narrowed(path.read_text(), front, bounds))
+    path.write_text(restricted(path.read_text(), front, bounds))
     os.execv(binary, [binary, *rest])
 
 

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 """Shown at a person's terminal, where other warnings are not."""
 
 
-def open_doors(config: StreamConfig, is_local: bool) -> str | None:
+def exposed_listeners(config: StreamConfig, is_local: bool) -> str | None:
     """Return the one warning about listeners that others can reach, or None when everything listens
     on the loopback.
 
@@ -20,16 +20,16 @@ def open_doors(config: StreamConfig, is_local: bool) -> str | None:
     """
     service, metrics = config.service, config.metrics
     guarded = "with a token" if service.token() else "without a token"
-    doors = []
+    exposed = []
     if config.cluster.serve and not is_loopback(service.host):
-        doors.append(f"the search service ({service.host}:{service.port}, {guarded})")
+        exposed.append(f"the search service ({service.host}:{service.port}, {guarded})")
     if config.cluster.serve and not is_loopback(service.metrics_host):
-        doors.append(f"the replicas' metrics ({service.metrics_host})")
+        exposed.append(f"the replicas' metrics ({service.metrics_host})")
     if not is_loopback(metrics.host):
-        doors.append(f"the driver's metrics ({metrics.host}:{metrics.port})")
+        exposed.append(f"the driver's metrics ({metrics.host}:{metrics.port})")
     if is_local and os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        doors.append("Ray itself, to every user of this machine (RAY_AUTH_MODE=disabled)")
-    return f"open beyond this process, as asked: {'; '.join(doors)}" if doors else None
+        exposed.append("Ray itself, to every user of this machine (RAY_AUTH_MODE=disabled)")
+    return f"open beyond this process, as asked: {'; '.join(exposed)}" if exposed else None
 
 
 def is_loopback(host: str) -> bool:
