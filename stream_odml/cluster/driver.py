@@ -283,10 +283,6 @@ class StreamDriver:
         }
         return {**plain(status), **plain(figures.as_status())}
 
-    def pid(self) -> int:
-        """Return the process id, for status and fault tests."""
-        return os.getpid()
-
     def drain(self) -> None:
         """Tell the trainer to record its progress and end, and stop tier 1."""
         self._stop.set()

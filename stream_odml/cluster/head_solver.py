@@ -7,7 +7,6 @@ of a slow stage is. Whatever ends at whatever moment, the attempt in the ledger 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from typing import Any
 
@@ -47,10 +46,6 @@ class HeadSolver:
         observe(self._config, "solver")
         self._stage, self._ahead = fast_stage, SumsAhead()
         self._store: Store | None = None
-
-    def pid(self) -> int:
-        """Return the process id, for fault tests."""
-        return os.getpid()
 
     def solve(self, order: StageOrder) -> StageResult:
         """Learn the task of `order`, from the store as it is now."""

@@ -51,10 +51,6 @@ class Indexer:
         self._version = ""
         self._embedder: Embedder | None = None
 
-    def pid(self) -> int:
-        """Return the process id, for status and fault tests."""
-        return os.getpid()
-
     def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
         """Index ``refs`` with the model ``version``; every shard is in ``counts``, in ``retry`` or in ``rest``."""
         if self._store is None:

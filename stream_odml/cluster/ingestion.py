@@ -273,16 +273,11 @@ class Ingestion:
             except ray.exceptions.RayError as error:
                 self._failed.append((work, error))
 
-    def _is_external_failure(self, error: Exception) -> bool:
-        """Whether the shards had no part in it: the indexer was away already, the stream root was unreachable, or the
-        model failed its canaries there."""
-        return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError | CanaryMismatch)
-
     def _classify(self, work: _Work, error: Exception) -> None:
         """An indexer ended, or its code failed: each of its shards is read alone, and failing alone counts."""
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), last_line(str(error)))
         self._busy.difference_update(ref.shard_id for ref in work.shards)
-        if self._is_external_failure(error):
+        if is_external_failure(error):
             for ref in work.shards:
                 self._put_off(ref.shard_id)
             return
@@ -320,6 +315,12 @@ class Ingestion:
         self._busy.difference_update(ids)
         self._isolated.difference_update(ids)
         return [self._writer.store.ledger.shards[shard_id] for shard_id in ids]
+
+
+def is_external_failure(error: Exception) -> bool:
+    """Return whether the shards had no part in it: the indexer was away already, the stream root was unreachable,
+    or the model failed its canaries there."""
+    return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError | CanaryMismatch)
 
 
 def _transaction(batches: list[IndexedBatch]) -> IngestBatch:

@@ -80,7 +80,7 @@ class Session:
         self._stopping = threading.Event()
         self.is_abandoned = False
         self._trainer = threading.Thread(target=self._train, name="trainer", daemon=True)
-        self._holding: ReservedResources | None = None
+        self._reserved: ReservedResources | None = None
 
     def status(self, timeout_s: float = 5.0) -> dict[str, Any]:
         """Return what the driver says; raises ray's GetTimeoutError or RayActorError while it is away."""
@@ -111,9 +111,8 @@ class Session:
         if cluster.min_workers is not None and cluster.min_workers < cluster.workers:
             # Just after the loss of a node Ray still counts it, and waits this long for what is not there.
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-            self._holding = ReservedResources(
-                self.config.name, [r for r in roles(self.config) if r.name != "training"]
-            )
+            others = [role for role in roles(self.config) if role.name != "training"]
+            self._reserved = ReservedResources(self.config.name, others)
         self._trainer.start()
 
     def _train(self) -> None:
@@ -153,8 +152,8 @@ class Session:
             pass
         if self._trainer.is_alive():
             self._trainer.join(timeout=timeout_s)
-        if self._holding is not None:
-            self._holding.release()
+        if self._reserved is not None:
+            self._reserved.release()
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.driver.close.remote(), timeout=timeout_s)
 
@@ -277,9 +276,7 @@ def _start_driver(config: StreamConfig, takeover: bool) -> Any:
     # another node does not touch it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = actor.options(name=DRIVER_NAME, namespace=NAMESPACE, scheduling_strategy=here)
-    driver = options.remote(config.model_dump_json(), takeover)
-    ray.get(driver.pid.remote())
-    return driver
+    return options.remote(config.model_dump_json(), takeover)
 
 
 def _endpoints(config: StreamConfig, driver: Any) -> Endpoints:

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,14 @@ class _Worker:
         except StageFailed as failure:
             result = StageResult(order.version_id, order.parent, order.task, refusal=str(failure))
         except Exception as error:
-            self._tell(order, error)
+            self._report_error(order, error)
             raise
         while self._hand_over(order, result):
             try:
                 with span("stage.settle", order.version_id):
                     result = run.settle()
             except Exception as error:
-                self._tell(order, error)
+                self._report_error(order, error)
                 raise
         if self.world.rank == 0:
             self.reporter.report(StageProgress())
@@ -173,7 +174,7 @@ class _Worker:
         run.close()
         give_back_memory()
 
-    def _tell(self, order: StageOrder, error: Exception) -> None:
+    def _report_error(self, order: StageOrder, error: Exception) -> None:
         """Report an error that nobody foresaw. Ray Train starts the workers again; the driver gives the attempt up when
         that does not help."""
         log.exception("stage %s failed", order.version_id)
@@ -287,14 +288,12 @@ class _Reporter:
         if not urgent and time.monotonic() - self._sent < REPORT_S:
             return
         self._collect()
-        full = StageProgress(
-            **{
-                **progress.__dict__,
-                "step_s": tuple(self._steps),
-                "data_wait_s": tuple(self._waits),
-                "workers": self._world.size,
-                "leader": f"{platform.node()}:{os.getpid()}",
-            }
+        full = replace(
+            progress,
+            step_s=tuple(self._steps),
+            data_wait_s=tuple(self._waits),
+            workers=self._world.size,
+            leader=f"{platform.node()}:{os.getpid()}",
         )
         self._steps, self._waits, self._sent = [], [], time.monotonic()
         self._answer = driver_handle().report.remote(full)

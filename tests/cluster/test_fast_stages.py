@@ -98,7 +98,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_a_base_then_two_tasks_are_learnt_once_each_with_the_solver_killed_between(running: Running) -> None:
     store = running.store
     solver = ray.get_actor(SOLVER_NAME, namespace=NAMESPACE)
-    os.kill(ray.get(solver.pid.remote()), signal.SIGKILL)
+    os.kill(ray.get(solver.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
     running.learn("three", 6, 4)
     base, second, third = list(store.tree.versions.values())[1:]
     tree = store.tree

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from stream_odml.cluster.ingestion import Ingestion
+from stream_odml.cluster.ingestion import is_external_failure
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import StreamConfig, parse_config
 from stream_odml.ingest.decode import Pixels, decode_image
@@ -156,7 +156,7 @@ def test_an_indexer_that_fails_a_canary_costs_no_shard() -> None:
     class Failed(Exception):
         cause = CanaryMismatch("the model of version v0001 ...")
 
-    assert Ingestion._is_external_failure(None, Failed())  # type: ignore[arg-type]
+    assert is_external_failure(Failed())
 
 
 def configured(root: Path, **model: object) -> StreamConfig:
