@@ -159,7 +159,8 @@ def _read(file: Path, columns: list[str], skip: int, size: int) -> Iterator[pa.R
             batches = (table.get_batch(number).select(columns) for number in range(count))
         yield from _without(batches, skip)
         return
-    with pq.ParquetFile(file, buffer_size=_READ_AHEAD) as parquet:
+    # Buffered beforehand, the columns of all row groups would be kept until the last row of the last is read.
+    with pq.ParquetFile(file, buffer_size=_READ_AHEAD, pre_buffer=False) as parquet:
         groups: list[int] = []
         for number in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(number).num_rows

@@ -198,7 +198,7 @@ def _parquet_batches(
     file: Bytes, constants: Mapping[str, str], contents: Sequence[Content]
 ) -> Iterator[tuple[_Columns, Any]]:
     # With a buffer, pages are read as they are needed; without one a column's part of a row group is read at once.
-    table = pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=_READ_AHEAD)
+    table = pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=_READ_AHEAD, pre_buffer=False)
     columns = _columns(table.schema_arrow, constants, contents)
     for group in range(table.num_row_groups):
         about = table.metadata.row_group(group)

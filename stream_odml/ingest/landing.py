@@ -170,7 +170,8 @@ def land_parquet(
     file's own; `only` leaves out shards of other names. Raises ValueError, ShardExists, OSError.
     """
     names = parquet_names(path, rows_per_shard, name)
-    with pq.ParquetFile(Path(path), buffer_size=_READ_AHEAD) as table:
+    # Buffered beforehand, a row group would be held whole, whatever its size.
+    with pq.ParquetFile(Path(path), buffer_size=_READ_AHEAD, pre_buffer=False) as table:
         count, source = _shard_rows(table.metadata, rows_per_shard), _Rows(table)
         for final in names:
             rows = source.take(count)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stream_odml.exchange import files_source
 from stream_odml.exchange.checking import Findings, Target, check
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.places import open_source
@@ -49,6 +50,21 @@ def test_numbered_classes_have_their_names(tmp_path: Path) -> None:
         written(tmp_path / f"set/{name}.parquet", note, label=[1, 0])
     with pytest.raises(ExchangeError, match="names the classes of 'label' otherwise than"):
         adopted(tmp_path / "set")
+
+
+def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MiB in 32 row groups, and in one: Arrow holds a few blocks of a MiB, and what is read ahead for them."""
+    monkeypatch.setattr(files_source, "rows_at_once", lambda dim: 1024)
+    vectors = files_source.as_lists(np.random.default_rng(0).random((65_536, 256), np.float32))
+    for groups in (32, 1):
+        file = tmp_path / f"{groups}.parquet"
+        pq.write_table(pa.table({"vector": vectors}), file, 65_536 // groups, use_dictionary=False)
+        source = open_source(str(file), Names(), None)
+        before, most = pa.total_allocated_bytes(), 0
+        for block in source.blocks(None):
+            del block
+            most = max(most, pa.total_allocated_bytes() - before)
+        assert most < 32 << 20
 
 
 def test_attributes_are_those_of_a_landing_and_one_that_cannot_be_costs_its_row(tmp_path: Path) -> None:

@@ -391,3 +391,13 @@ def test_memory_is_bounded_by_a_batch(tmp_path: Path) -> None:
     for _ in read_shard(ref):
         most = max(most, pa.total_allocated_bytes() - before)
     assert most < 16 << 20
+
+
+def test_pages_of_a_large_row_group_are_read_as_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, it would take more memory than what reads it may have."""
+    monkeypatch.setattr(tables, "memory_allowed", lambda size: 48 << 20)
+    table = pa.table({"image": [random.randbytes(1 << 15) for _ in range(2400)], "label": [0] * 2400})
+    pq.write_table(table, tmp_path / "s.parquet", use_dictionary=False, write_batch_size=32)
+    assert sum(1 for _ in read_shard(only(tmp_path))) == 2400
