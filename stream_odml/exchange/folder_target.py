@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError
@@ -55,13 +57,15 @@ class FolderTarget:
             found |= summed(rows["bucket"].to_numpy().astype(np.int64), rows["digest"].to_numpy())
         return found
 
-    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
         """See `SyncTarget`."""
-        path = self._of(space) / f"bucket-{bucket:03d}.parquet"
-        if len(rows):
-            write_whole(path, lambda file: pq.write_table(rows, file), durable=False)
-        else:
-            path.unlink(missing_ok=True)
+        for bucket in buckets:
+            path = self._of(space) / f"bucket-{bucket:03d}.parquet"
+            mine = rows.filter(pc.equal(rows["bucket"], bucket))
+            if len(mine):
+                write_whole(path, partial(pq.write_table, mine), durable=False)
+            else:
+                path.unlink(missing_ok=True)
 
     def switch(self, mark: Mark) -> None:
         """See `SyncTarget`."""

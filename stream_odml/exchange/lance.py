@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 from stream_odml.error_text import first_line
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
 from stream_odml.exchange.source import VECTOR, Block, Names, choose, length_of, rows_at_once
-from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, summed, table_name
+from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
 
 EXAMPLE = "lancedb:///FOLDER/TABLE"
@@ -136,15 +136,32 @@ class LanceTarget:
         rows = table.search().select(["bucket", "digest"]).limit(table.count_rows()).to_arrow()
         return summed(rows["bucket"].to_numpy().astype(np.int64), rows["digest"].to_numpy())
 
-    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
-        """See `SyncTarget`."""
-        table = self._of(space)
-        if len(rows):
-            merge = table.merge_insert("id").when_matched_update_all()
-            merge = merge.when_not_matched_insert_all()
-            merge.when_not_matched_by_source_delete(f"bucket = {bucket}").execute(rows)
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
+        """See `SyncTarget`. A merge goes through the whole table: what can be appended is."""
+        table, mine = self._of(space), f"bucket IN ({', '.join(map(str, buckets))})"
+        if not len(rows):
+            table.delete(mine)
+            return
+        if fresh:
+            table.add(rows)
+            return
+        held = (
+            table.search().where(mine).select(["id", "digest"]).limit(max(1, table.count_rows())).to_arrow()
+        )
+        there = dict(zip(held["id"].to_pylist(), held["digest"].to_pylist(), strict=True))
+        if len(there) < len(held):  # an id is there twice: two syncs wrote at once
+            table.delete(mine)
+            table.add(rows)
+            return
+        new, gone = difference(rows, there)
+        if not gone and there.keys().isdisjoint(new["id"].to_pylist()):
+            table.add(new)
+            return
+        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        if gone:
+            merge.when_not_matched_by_source_delete(mine).execute(rows)
         else:
-            table.delete(f"bucket = {bucket}")
+            merge.execute(new)
 
     def switch(self, mark: Mark) -> None:
         """See `SyncTarget`."""

@@ -6,7 +6,7 @@ Protects: each bucket is one transaction; the view that readers ask is replaced 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,16 @@ import pyarrow as pa
 from stream_odml.error_text import first_line
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
 from stream_odml.exchange.files_source import as_lists
-from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once
-from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, table_name
+from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once, vectors_of
+from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, table_name
 from stream_odml.exchange.urls import PASSWORD_REMEDY, Place, connection_of, place_of
 
 EXAMPLE = "postgresql://USER:PASSWORD@HOST/DATABASE?table=NAME"
 EXTRA = "postgres"
 MARKS = "stream_odml_sync"
 _VECTOR_TYPES = ("vector", "halfvec")
+_TYPES = ("text", "text", "text", "text", "int4", "int8", "vector")
+"""Of the columns of a space's table."""
 _BATCH = 1000
 
 
@@ -222,26 +224,25 @@ class PostgresTarget:
         rows = self._connection.execute(query.format(self._table(space))).fetchall()
         return {int(bucket): (int(count), int(total) % 2**64) for bucket, count, total in rows}
 
-    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
         """See `SyncTarget`."""
         table = self._table(space)
-        held = self._sql.SQL("SELECT id, digest FROM {} WHERE bucket = %s").format(table)
+        held = self._sql.SQL("SELECT id, digest FROM {} WHERE bucket = ANY(%s)").format(table)
         delete = self._sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table)
         copy = self._sql.SQL(
-            "COPY {} (id, class_name, attributes, version, bucket, digest, vector) FROM STDIN"
+            "COPY {} (id, class_name, attributes, version, bucket, digest, vector) FROM STDIN (FORMAT BINARY)"
         ).format(table)
         with self._connection.transaction(), self._connection.cursor() as cursor:
-            there = dict(cursor.execute(held, [bucket]).fetchall())
-            wanted = dict(zip(rows["id"].to_pylist(), rows["digest"].to_pylist(), strict=True))
-            gone = [one for one, digest in there.items() if wanted.get(one) != digest]
-            if gone:
-                cursor.execute(delete, [gone])
-            new = [at for at, (one, digest) in enumerate(wanted.items()) if there.get(one) != digest]
-            some = rows.take(pa.array(new, pa.int64()))
+            there = dict(cursor.execute(held, [list(buckets)]).fetchall())
+            new, gone = difference(rows, there)
+            if replaced := [*gone, *(one for one in new["id"].to_pylist() if one in there)]:
+                cursor.execute(delete, [replaced])
             with cursor.copy(copy) as sink:
-                columns = [some[name].to_pylist() for name in ROWS.names]
-                for *row, vector in zip(*columns, some["vector"].to_pylist(), strict=True):
-                    sink.write_row([*row, "[" + ",".join(repr(value) for value in vector) + "]"])
+                sink.set_types(_TYPES)
+                columns = [new[name].to_pylist() for name in ROWS.names]
+                vectors, _ = vectors_of(new["vector"], new.schema.field("vector").type.list_size)
+                for row in zip(*columns, vectors, strict=True):
+                    sink.write_row(row)
 
     def switch(self, mark: Mark) -> None:
         """See `SyncTarget`."""
@@ -275,7 +276,7 @@ class PostgresTarget:
     def read(self, space: str) -> Iterator[pa.Table]:
         """See `SyncTarget`."""
         query = self._sql.SQL("SELECT id, class_name, attributes, version, bucket, digest, vector FROM {}")
-        with self._connection.transaction(), self._connection.cursor("read") as cursor:
+        with self._connection.transaction(), self._connection.cursor("read", binary=True) as cursor:
             cursor.execute(query.format(self._table(space)))
             while rows := cursor.fetchmany(_BATCH):
                 *columns, vectors = zip(*rows, strict=True)

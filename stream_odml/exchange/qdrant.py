@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -193,6 +193,8 @@ class QdrantTarget:
             self._client.create_collection(
                 self._table(space), vectors_config=m.VectorParams(size=dim, distance=m.Distance.DOT)
             )
+        if self._place.host:  # a local folder has no index of payloads; a server may refuse to filter without
+            self._client.create_payload_index(self._table(space), "bucket", m.PayloadSchemaType.INTEGER)
         if not self._client.collection_exists(self._marks):
             self._client.create_collection(
                 self._marks, vectors_config=m.VectorParams(size=1, distance=m.Distance.DOT)
@@ -204,10 +206,11 @@ class QdrantTarget:
         buckets = np.array([point.payload["bucket"] for point in points], np.int64)
         return summed(buckets, np.array([point.payload["digest"] for point in points], np.int64))
 
-    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
         """See `SyncTarget`."""
         m = self._models
-        there = {point.id: point.payload["digest"] for point in self._points(space, bucket, ["digest"])}
+        held = () if fresh else self._points(space, buckets, ["digest"])
+        there = {point.id: point.payload["digest"] for point in held}
         wanted = {self._point(row): at for at, row in enumerate(rows["id"].to_pylist())}
         digests = rows["digest"].to_pylist()
         new = [(point, at) for point, at in wanted.items() if there.get(point) != digests[at]]
@@ -264,12 +267,12 @@ class QdrantTarget:
         self._client.close()
 
     def _points(
-        self, space: str, bucket: int | None, payload: Any, with_vectors: bool = False
+        self, space: str, buckets: Sequence[int] | None, payload: Any, with_vectors: bool = False
     ) -> Iterator[Any]:
         m, offset = self._models, None
         only = None
-        if bucket is not None:
-            only = m.Filter(must=[m.FieldCondition(key="bucket", match=m.MatchValue(value=bucket))])
+        if buckets is not None:
+            only = m.Filter(must=[m.FieldCondition(key="bucket", match=m.MatchAny(any=list(buckets)))])
         while True:
             points, offset = self._client.scroll(
                 self._table(space),

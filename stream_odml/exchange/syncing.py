@@ -8,7 +8,7 @@ differs, so that the same command after any end leaves the target equal; and rea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from stream_odml.exchange.target import (
 )
 from stream_odml.storage.crashpoints import crash_point
 
+ROWS_AT_ONCE = BLOCK
+"""Rows of buckets that are written together, by one commit at most targets: each takes longer than the one before."""
 TARGETS = "a folder, qdrant://HOST/NAME, qdrant:///FOLDER/NAME, lancedb:///FOLDER/NAME or postgresql://HOST/DATABASE?table=NAME"
 
 
@@ -94,10 +96,10 @@ class _Source:
             digests[start : start + len(rows)] = read_digests(rows).to_numpy()
         return _Source(gallery, np.array([bucket_of(one) for one in gallery.ids], np.int64), digests)
 
-    def rows(self, bucket: int) -> pa.Table:
-        at = np.flatnonzero(self.buckets == bucket)
+    def rows(self, buckets: Sequence[int]) -> pa.Table:
+        at = np.flatnonzero(np.isin(self.buckets, buckets))
         rows = self.gallery.table(at)
-        rows = rows.append_column("bucket", pa.array([bucket] * len(at), pa.int32()))
+        rows = rows.append_column("bucket", pa.array(self.buckets[at], pa.int32()))
         rows = rows.append_column("digest", pa.array(self.digests[at], pa.int64()))
         return rows.select([*ROWS.names, "vector"])
 
@@ -124,16 +126,18 @@ def sync(
     source = _Source.of(gallery)
     mine = summed(source.buckets, source.digests)
     target.prepare(mark.space, mark.dim)
-    differ = _differing(mine, target.digests(mark.space))
-    written = 0
-    for number, bucket in enumerate(differ):
-        progress(number, len(differ))
+    theirs = target.digests(mark.space)
+    differ = _differing(mine, theirs)
+    written = done = 0
+    for buckets in _together(differ, mine):
+        progress(done, len(differ))
         crash_point("sync.before_rows")
-        rows = source.rows(bucket)
-        target.replace(mark.space, bucket, rows)
+        rows = source.rows(buckets)
+        target.replace(mark.space, buckets, rows, fresh=theirs.keys().isdisjoint(buckets))
         crash_point("sync.after_rows")
         written += len(rows)
-    progress(len(differ), len(differ))
+        done += len(buckets)
+    progress(done, len(differ))
     equal = not _differing(mine, target.digests(mark.space))
     if not equal:
         raise ExchangeError(
@@ -161,6 +165,18 @@ def read_back(target: SyncTarget, space: str) -> Digests:
 
 def _differing(mine: Digests, theirs: Digests) -> list[int]:
     return [bucket for bucket in range(BUCKETS) if mine.get(bucket, (0, 0)) != theirs.get(bucket, (0, 0))]
+
+
+def _together(buckets: Sequence[int], mine: Digests) -> Iterator[list[int]]:
+    """Yield buckets in groups of about `ROWS_AT_ONCE` rows."""
+    group: list[int] = []
+    for bucket in buckets:
+        group.append(bucket)
+        if sum(mine.get(one, (0, 0))[0] for one in group) >= ROWS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _report(

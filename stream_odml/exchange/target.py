@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,8 +60,9 @@ class SyncTarget(Protocol):
     def digests(self, space: str) -> Digests:
         """Return the digests of the rows in a space's table, as they were written."""
 
-    def replace(self, space: str, bucket: int, rows: pa.Table) -> None:
-        """Make a bucket hold these rows and no others; may be ended anywhere, and is then repeated."""
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
+        """Make buckets hold these rows and no others; may be ended anywhere, and is then repeated. `fresh`: the table
+        held no row of them when it was looked at."""
 
     def switch(self, mark: Mark) -> None:
         """Let readers see the table of a space from now on, in one step; or note how far the one they see is."""
@@ -117,6 +118,14 @@ def table_name(name: str, space: str) -> str:
 def is_table_of(name: str, table: str) -> bool:
     """Return whether this is a table that sync made for a space under `name`, and nobody's own beside it."""
     return table.startswith(table_name(name, "")) and is_space(table.removeprefix(table_name(name, "")))
+
+
+def difference(rows: pa.Table, there: Mapping[str, int]) -> tuple[pa.Table, list[str]]:
+    """Return those of the rows that a table, with these digests by id, lacks or has otherwise; and the ids that it has
+    and that are in none of the rows."""
+    ids, digests = rows["id"].to_pylist(), rows["digest"].to_pylist()
+    new = [at for at, (one, digest) in enumerate(zip(ids, digests, strict=True)) if there.get(one) != digest]
+    return rows.take(pa.array(new, pa.int64())), list(there.keys() - set(ids))
 
 
 def read_digests(rows: pa.Table) -> pa.Array:

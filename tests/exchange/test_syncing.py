@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stream_odml.exchange import syncing
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.rows import Gallery
 from stream_odml.exchange.syncing import SyncReport, open_target, sync
@@ -119,6 +120,7 @@ def test_a_target_follows_arrivals_spaces_labels_and_erasures(stream: VectorStre
 
 
 def _sync(root: str, place: str) -> None:
+    syncing.ROWS_AT_ONCE = 1  # so that it may be killed between one bucket and the next
     sync(root, open_target(place))
 
 
