@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+from stream_odml.ingest.invisible import first_invisible, shows_at
 from stream_odml.ingest.plain import as_text, json_once, shown, unboxed
 from stream_odml.ingest.reasons import Reason, RowError
 
@@ -28,10 +29,6 @@ _UNIT_ENDS = 10**11
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Categories of characters that nobody sees or types: controls, direction marks, zero widths, line separators."""
-_JOINERS = "\u200c\u200d"
-"""Format characters that Persian, Indic scripts and emoji need inside words."""
-_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
-"""Letters and symbols that are drawn as nothing."""
 _NFC_SHRINKS = 4
 """Code points, at most, that normalisation makes one of: longer text cannot become short enough."""
 
@@ -49,12 +46,11 @@ def written_out(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    harmless = _JOINERS + keep
     return "".join(
         char.encode("unicode_escape").decode()
-        if unicodedata.category(char) in _INVISIBLE and char not in harmless
+        if unicodedata.category(char) in _INVISIBLE and char not in keep and not shows_at(text, at)
         else char
-        for char in text
+        for at, char in enumerate(text)
     )
 
 
@@ -66,21 +62,18 @@ def _name(text: str, reason: Reason) -> str:
         text = normalised(text)
     if len(text) > MAX_NAME_CHARS:
         raise RowError(reason, f"{len(text)} characters, at most {MAX_NAME_CHARS}: {text[:40]!r}…")
-    _refuse_invisible(text, reason, _JOINERS, _INVISIBLE)
-    if not any(unicodedata.category(char)[0] in "LNPS" and char not in _FILLERS for char in text):
+    _refuse(first_invisible(text), text, reason)
+    if not any(unicodedata.category(char)[0] in "LNPS" for char in text):
         return ""
     if text in (".", ".."):
         raise RowError(reason, f"{text!r} cannot stand in the path of an address; choose another name")
     return text
 
 
-def _refuse_invisible(text: str, reason: Reason, allowed: str, categories: Set[str]) -> None:
-    if text.isprintable():
-        return
-    bad = next((c for c in text if unicodedata.category(c) in categories and c not in allowed), None)
-    if bad is not None:
+def _refuse(invisible: str | None, text: str, reason: Reason) -> None:
+    if invisible is not None:
         raise RowError(
-            reason, f"invisible or control character U+{ord(bad):04X} in {text[:80]!r}; leave it out"
+            reason, f"invisible or control character U+{ord(invisible):04X} in {text[:80]!r}; leave it out"
         )
 
 
@@ -205,7 +198,9 @@ def attribute_value(text: str) -> str:
     """
     if len(text) > MAX_ATTRIBUTES_CHARS * _NFC_SHRINKS:
         raise RowError(Reason.BAD_ATTRIBUTES, f"{len(text)} characters, at most {MAX_ATTRIBUTES_CHARS}")
-    _refuse_invisible(text, Reason.BAD_ATTRIBUTES, "\t\n\r", {"Cc", "Cs"})
+    if not text.isprintable():  # running text may hold what a name may not
+        controls = (c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r")
+        _refuse(next(controls, None), text, Reason.BAD_ATTRIBUTES)
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from stream_odml.ingest.invisible import first_invisible
 from stream_odml.ingest.plain import json_once
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.storage.regular import is_safe_path
@@ -83,6 +84,10 @@ class ShardManifest:
             task = body.get("task")
             if task is not None and not isinstance(task, str):
                 raise ValueError(f"task {task!r} is not a string")
+            if task is not None and (hidden := first_invisible(task)) is not None:
+                raise ValueError(
+                    f"task {task!r:.80} has the invisible character U+{ord(hidden):04X}; leave it out"
+                )
             files = tuple(_file_from_json(item) for item in body.get("files", ()))
             complete = body.get("task_complete", False)
             if not isinstance(complete, bool):
