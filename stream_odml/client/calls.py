@@ -174,9 +174,10 @@ def classes(since: datetime | None, limit: int, offset: int) -> Call[list[answer
     return Call("GET", "/v1/classes", answers.classes, params=params)
 
 
-def sample(limit: int) -> Call[answers.Sample]:
+def sample(limit: int, class_name: str | None) -> Call[answers.Sample]:
     """Return ids and classes of items."""
-    return Call("GET", "/v1/projection", answers.sample, params={"points": limit})
+    params: dict[str, str | int] = {"points": limit, **_given(**{"class": class_name})}
+    return Call("GET", "/v1/projection", answers.sample, params=params)
 
 
 def thumbnail(item_id: str) -> Call[bytes]:

@@ -131,9 +131,10 @@ class Client:
         """Return classes, newest first; only those first seen after `since`."""
         return self._send(calls.classes(since, limit, offset))
 
-    def sample(self, limit: int = 1000) -> answers.Sample:
-        """Return ids and classes of the gallery's items, a fixed sample of them where there are more than `limit`."""
-        return self._send(calls.sample(limit))
+    def sample(self, limit: int = 1000, class_name: str | None = None) -> answers.Sample:
+        """Return ids and classes of the gallery's items (of one class), a fixed sample of them where there are more
+        than `limit`: from 3 to 20,000."""
+        return self._send(calls.sample(limit, class_name))
 
     def thumbnail(self, item_id: str) -> bytes:
         """Return a small encoded image of an item; ServiceError with status 404 where none is kept."""
@@ -268,9 +269,9 @@ class AsyncClient:
         """Return classes, newest first."""
         return await self._send(calls.classes(since, limit, offset))
 
-    async def sample(self, limit: int = 1000) -> answers.Sample:
+    async def sample(self, limit: int = 1000, class_name: str | None = None) -> answers.Sample:
         """Return ids and classes of the gallery's items."""
-        return await self._send(calls.sample(limit))
+        return await self._send(calls.sample(limit, class_name))
 
     async def thumbnail(self, item_id: str) -> bytes:
         """Return a small encoded image of an item."""

@@ -12,6 +12,7 @@ from stream_odml.config.masking import masked_text
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.exchange.exporting import export
 from stream_odml.ingest.decode import decode_image
+from stream_odml.ingest.fields import normalised
 from stream_odml.ingest.landing import land_file
 from stream_odml.ingest.landing_folder import land_plan, plan_folder
 from stream_odml.learn.embedder import Embedder, embed
@@ -62,7 +63,7 @@ class RootPlace:
 
     def items(self, class_name: str | None, limit: int) -> Items:
         snapshot = self._now()
-        filters = None if class_name is None else Filters(frozenset({class_name}))
+        filters = None if class_name is None else Filters(frozenset({normalised(class_name)}))
         rows = islice(snapshot.rows(filters).tolist(), limit)
         return Items(tuple(_item(snapshot.item(row), None) for row in rows), snapshot.version, self._picture)
 

@@ -18,6 +18,8 @@ from stream_odml.notebook.stream import Asked
 
 BATCH = 64
 """Images of a push."""
+MAX_ITEMS = 20_000
+"""Items that a service names at once."""
 
 
 class ServicePlace:
@@ -41,9 +43,12 @@ class ServicePlace:
         return Items(items, found.version, self._picture, subject if isinstance(subject, bytes) else None)
 
     def items(self, class_name: str | None, limit: int) -> Items:
-        sample = self._client.sample(max(3, min(limit if class_name is None else 20_000, 20_000)))
-        chosen = [(i, name) for i, name in sample.items if class_name in (None, name)][:limit]
-        items = tuple(Item(item_id, name, "", "") for item_id, name in chosen)
+        if limit > MAX_ITEMS:
+            raise ValueError(
+                f"a service names at most {MAX_ITEMS:,} items, not {limit:,}; open the stream root"
+            )
+        sample = self._client.sample(max(3, limit), class_name)
+        items = tuple(Item(item_id, name, "", "") for item_id, name in sample.items[:limit])
         return Items(items, sample.version, self._picture)
 
     def versions(self) -> Versions:

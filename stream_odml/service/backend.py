@@ -225,9 +225,15 @@ class Backend(Protocol):
         """Return the tree of versions as the served snapshot knows it."""
 
     def projection(
-        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+        self,
+        points: int,
+        attribute: str | None = None,
+        errors: bool = False,
+        neighbours: int = 0,
+        class_name: str | None = None,
     ) -> Projection:
-        """Return at most ``points`` items of the served gallery in the plane. May take a while: for a thread."""
+        """Return at most ``points`` items of the served gallery (of one class) in the plane. May take a while: for a
+        thread."""
 
     async def status(self) -> Mapping[str, Any]:
         """Return lag, queues, driver: whatever says how the stream is doing. Never raises for a dead driver."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.ingest.reading import UNLABELLED
+from stream_odml.search.filters import Filters
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.backend import ClassRow, Projection, VersionHistory, VersionRow
 from stream_odml.service.map_colours import attribute_names, nearest, neighbour_differs, values_of
@@ -79,13 +80,14 @@ def plane(
     attribute: str | None = None,
     errors: bool = False,
     neighbours: int = 0,
+    class_name: str | None = None,
 ) -> Projection:
-    """Return at most ``points`` live items in the plane; ``oldest`` classes first orient it.
+    """Return at most ``points`` live items (of one class) in the plane; ``oldest`` classes first orient it.
 
     With the values of an ``attribute``, with what a search gets wrong, and with as many ``neighbours`` of each item,
     where that is asked for.
     """
-    rows = snapshot.rows()
+    rows = snapshot.rows(None if class_name is None else Filters(frozenset({class_name})))
     ids = snapshot.columns.item_ids.column.to_pylist()
     kept = rows[sample_rows(snapshot.columns.array("class_name")[rows], [ids[row] for row in rows], points)]
     names = [snapshot.columns.name("class_name", int(row)) for row in kept]

@@ -189,11 +189,16 @@ class Replica:
         return self.puller.serving().history
 
     def projection(
-        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+        self,
+        points: int,
+        attribute: str | None = None,
+        errors: bool = False,
+        neighbours: int = 0,
+        class_name: str | None = None,
     ) -> Projection:
         bundle = self.puller.serving()
         oldest = [row.name for row in reversed(bundle.classes)]
-        return plane(bundle.snapshot, points, oldest, attribute, errors, neighbours)
+        return plane(bundle.snapshot, points, oldest, attribute, errors, neighbours, class_name)
 
     async def status(self) -> Mapping[str, Any]:
         bundle = self.puller.serving()

@@ -101,6 +101,33 @@ def test_a_root_and_its_service_say_the_same(
         root.search("nothing.png")
 
 
+def test_a_rare_class_is_found_among_more_items_than_are_sampled(
+    tiny: TinyStream, served: tuple[Stream, Replica]
+) -> None:
+    tiny.land("b", [f"class {number}" for number in range(9)], per_class=1)
+    rare = set(tiny.land("c", ["cafe\u0301"], per_class=5))
+    over, replica = served
+    replica.puller.poll()
+    sample = Client.sample
+    sizes: list[int] = []
+
+    def counted(client: Client, limit: int, class_name: str | None) -> Any:
+        sizes.append(limit)
+        return sample(client, limit, class_name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "sample", counted)
+        for stream in (so.open(tiny.root), over):
+            assert {item.item_id for item in stream.items("cafe\u0301")} == rare
+            found = stream.items("caf\xe9", limit=4)
+            assert {item.item_id for item in found} < rare
+            assert len(found) == 4
+            assert len(stream.items("nobody")) == 0
+    assert sizes == [1000, 4, 1000]  # no more than it was asked for is sent
+    with pytest.raises(ValueError, match="open the stream root"):
+        over.items(limit=20_001)
+
+
 def test_what_a_notebook_shows_has_pictures_and_no_markup_of_the_data(
     tiny: TinyStream, served: tuple[Stream, Replica]
 ) -> None:

@@ -22,7 +22,12 @@ class SlowBackend(FakeBackend):
         self.threads: set[str] = set()
 
     def projection(
-        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+        self,
+        points: int,
+        attribute: str | None = None,
+        errors: bool = False,
+        neighbours: int = 0,
+        class_name: str | None = None,
     ) -> Projection:
         self._now += 1
         self.most = max(self.most, self._now)

@@ -184,7 +184,12 @@ class FakeBackend:
         return VersionHistory(self.head, self.sequence, self.versions_list)
 
     def projection(
-        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+        self,
+        points: int,
+        attribute: str | None = None,
+        errors: bool = False,
+        neighbours: int = 0,
+        class_name: str | None = None,
     ) -> Projection:
         some = slice(points)
         n = len(self.ids[some])

@@ -70,7 +70,12 @@ class Overloaded(FakeBackend):
     """Finds no neighbours in time."""
 
     def projection(
-        self, points: int, attribute: str | None = None, errors: bool = False, neighbours: int = 0
+        self,
+        points: int,
+        attribute: str | None = None,
+        errors: bool = False,
+        neighbours: int = 0,
+        class_name: str | None = None,
     ) -> Projection:
         if neighbours:
             raise unavailable("overloaded", "too much to do", 5)

@@ -74,18 +74,22 @@ async def projection(
             ge=0, le=20, description="how many of the most similar other ones here to name for each item"
         ),
     ] = 0,
+    class_name: Annotated[
+        str | None, UrlQuery(alias="class", max_length=256, description="items of this class alone")
+    ] = None,
 ) -> Response:
     """Return 2-D principal components of a fixed sample, oriented alike in every version, so that a map moves smoothly,
     by what its items can be coloured, and the neighbours of each, by which the page lays them out."""
     backend, count = backend_of(request, "projection"), points or options_of(request).map_points
+    only = {} if class_name is None else {"class_name": normalised(class_name)}
     # Comparing every item with every other one costs far more than placing them.
     cost = count * count if errors or neighbours else count
     return await view(
         request,
         backend,
-        ("projection", count, attribute, errors, neighbours),
+        ("projection", count, attribute, errors, neighbours, *only.values()),
         cost,
-        lambda: _plane(backend.projection(count, attribute, errors, neighbours)),
+        lambda: _plane(backend.projection(count, attribute, errors, neighbours, **only)),
     )
 
 
