@@ -25,6 +25,7 @@ from stream_odml.ingest.shard import format_of, shard_name
 from stream_odml.storage.publish import exists
 from stream_odml.storage.reading import is_remote, local_path
 from stream_odml.store.store import Store
+from stream_odml.wording import some
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _taken(inbox: str, task: str, names: tuple[str, ...]) -> Iterator[str]:
     shards = Store.open(str(root), keep_gallery=False).ledger.shards.values()
     taken = {shard.name: shard.task for shard in shards if shard.task is not None and shard.name in names}
     if taken:
-        shown = ", ".join(f"{name} is in {of}" for name, of in list(taken.items())[:3])
+        shown = some([f"{name} is in {of}" for name, of in taken.items()])
         rest = (
             f"it gets the other {len(names) - len(taken)}" if len(taken) < len(names) else "it closes nothing"
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from stream_odml.cli.console import figure, shown
+from stream_odml.wording import some
 
 SHOWN = 5
 """Names that a line lists; the rest are counted."""
@@ -32,7 +33,7 @@ def status_text(report: Mapping[str, Any], root: str) -> Group:
 def attention(report: Mapping[str, Any], root: str) -> Iterator[str]:
     """Yield what a person should do something about, each line with its remedy."""
     if missing := report.get("missing_files"):
-        yield f"{len(missing)} files of the root are missing: {_some(missing)}; {report['remedy']}"
+        yield f"{len(missing)} files of the root are missing: {some(missing, SHOWN)}; {report['remedy']}"
     for task in report["not_learnt"]:
         yield task["in_words"]
     for name, problem in list(report["set_aside"].items())[:SHOWN]:
@@ -58,7 +59,7 @@ def facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{images['ingested']} of {report['classes']} classes, {images['learnt']} learnt{held_out}",
     )
     if waiting := report["waits_to_be_indexed"]:
-        yield "to be indexed", _some(waiting)
+        yield "to be indexed", some(waiting, SHOWN)
     task = report["open_task"]
     if task["shards"]:
         yield (
@@ -67,7 +68,7 @@ def facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "or for `stream-odml ingest ... --task NAME`",
         )
     if due := report["waits_to_be_learnt"]:
-        yield "to be learnt", _some([_closed(one) for one in due])
+        yield "to be learnt", some([_closed(one) for one in due], SHOWN)
     if not (waiting or task["shards"] or due):
         yield "waiting", "nothing"
     recall = report["recall_at_1"]
@@ -86,8 +87,3 @@ def _closed(task: Mapping[str, Any]) -> str:
     name = f" ({task['name']})" if task["name"] else ""
     refused = f", refused {task['refused']} times" if task["refused"] else ""
     return f"{task['task']}{name}: {task['closed']}{refused}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

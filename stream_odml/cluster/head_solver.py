@@ -15,7 +15,6 @@ from deltalake.exceptions import DeltaError
 
 from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, lower_priority
 from stream_odml.config.stream import StreamConfig
-from stream_odml.error_text import last_line
 from stream_odml.learn.lift import Lift
 from stream_odml.observe.logs import about
 from stream_odml.observe.observing import observe
@@ -23,6 +22,7 @@ from stream_odml.observe.tracing import span
 from stream_odml.pipeline.messages import StageOrder, StageResult
 from stream_odml.pipeline.stages import Stages
 from stream_odml.store.store import Store
+from stream_odml.wording import last_line
 
 log = logging.getLogger(__name__)
 SOLVER_NAME = "HeadSolver"

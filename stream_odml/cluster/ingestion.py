@@ -22,7 +22,6 @@ import ray
 from stream_odml.cluster.indexer_calls import IndexedBatch
 from stream_odml.cluster.ray_compat import was_restarting
 from stream_odml.config.stream import IngestConfig
-from stream_odml.error_text import last_line
 from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import LogFigures, LogSource, Source
@@ -31,6 +30,7 @@ from stream_odml.pipeline.messages import shard_ref
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.wording import last_line, some
 
 log = logging.getLogger(__name__)
 RETRY_S = 2.0
@@ -64,7 +64,8 @@ class Discovery:
     @property
     def error(self) -> str | None:
         """Why a source, or a part of one, cannot be read now, or None."""
-        return "; ".join([*self._errors.values(), *_first(self._troubles)]) or None
+        named = [f"{place}: {trouble}" for place, trouble in sorted(self._troubles.items())]
+        return "; ".join(filter(None, [*self._errors.values(), some(named, TROUBLES_NAMED, "; ")])) or None
 
     @property
     def notes(self) -> list[str]:
@@ -143,15 +144,9 @@ class Discovery:
             log.warning("%s is well again", place)
 
 
-def _first(troubles: Mapping[str, str]) -> list[str]:
-    said = [f"{place}: {trouble}" for place, trouble in sorted(troubles.items())[:TROUBLES_NAMED]]
-    return [*said, f"{len(troubles) - TROUBLES_NAMED} more"] if len(troubles) > TROUBLES_NAMED else said
-
-
 def _not_read(passed_over: Mapping[str, str]) -> str:
     names = [f"{name} is {kind}" for name, kind in sorted(passed_over.items())]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} not read in the inbox: {', '.join(names[:3])}{more}; put the files themselves there"
+    return f"{len(names)} not read in the inbox: {some(names)}; put the files themselves there"
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from stream_odml.cluster.ray_compat import has_no_job_agent
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
-from stream_odml.error_text import first_line
+from stream_odml.wording import first_line
 
 CONFIG_NAME = "stream.yaml"
 SETTLE_S = 60.0

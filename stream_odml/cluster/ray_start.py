@@ -14,7 +14,7 @@ import ray
 
 from stream_odml.cluster.ray_compat import only_loopback
 from stream_odml.cluster.session_folder import kill_processes
-from stream_odml.error_text import first_line
+from stream_odml.wording import first_line
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3

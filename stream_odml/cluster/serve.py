@@ -23,7 +23,6 @@ from stream_odml.cluster.haproxy_config import LOOPBACK, SESSION_VARIABLE, front
 from stream_odml.cluster.ray_compat import keep_replica_on_loopback
 from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import load_config
-from stream_odml.error_text import last_line
 from stream_odml.observe.logs import join_serve_log
 from stream_odml.observe.targets import targets_folder
 from stream_odml.service.api import create_app
@@ -31,6 +30,7 @@ from stream_odml.service.identity import STREAM_HEADER
 from stream_odml.service.metrics import Exporter
 from stream_odml.service.replica import Replica
 from stream_odml.store.store import Store
+from stream_odml.wording import last_line
 
 log = logging.getLogger(__name__)
 

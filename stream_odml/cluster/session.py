@@ -43,7 +43,6 @@ from stream_odml.cluster.runtime import (
 from stream_odml.cluster.session_folder import remove_abandoned
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
-from stream_odml.error_text import first_line
 from stream_odml.observe.observing import TERMINAL, observe
 from stream_odml.pipeline.first_version import open_root
 from stream_odml.pipeline.sources import check_sources, push_path
@@ -51,6 +50,7 @@ from stream_odml.pipeline.stage_journal import open_writers
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote
 from stream_odml.store.store import Store
+from stream_odml.wording import first_line
 
 log = logging.getLogger(__name__)
 ENDING_S = 20.0

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from stream_odml.error_text import first_line
 from stream_odml.exchange.errors import ExchangeError, SourceLost
 from stream_odml.exchange.source import ID, VECTOR, Block, Chosen, Names, choose, length_of, rows_at_once
 from stream_odml.ingest.arrow_rows import class_names_of
@@ -26,6 +25,7 @@ from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column
 from stream_odml.ingest.table_folders import in_words, table_kind
 from stream_odml.storage.regular import UnsafePath, hash_regular
+from stream_odml.wording import first_line
 
 TABLES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
 INDEXES = (".faiss", ".index", ".ivf")

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stream_odml.error_text import first_line
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
 from stream_odml.exchange.source import VECTOR, Block, Names, choose, length_of, rows_at_once
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
+from stream_odml.wording import first_line
 
 EXAMPLE = "lancedb:///FOLDER/TABLE"
 EXTRA = "lancedb"

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stream_odml.error_text import first_line
 from stream_odml.exchange.errors import ExchangeError, library
 from stream_odml.exchange.rows import Gallery
 from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.learn.embedder import Embedder, embedder_from_bytes
 from stream_odml.store.artifacts import STUDENT
+from stream_odml.wording import first_line
 
 TOLERANCE = 1e-4
 """Largest difference of an entry of a vector of length 1 between ONNX and the model."""

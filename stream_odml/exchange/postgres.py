@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stream_odml.error_text import first_line
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
 from stream_odml.exchange.files_source import as_lists
 from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once, vectors_of
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, table_name
 from stream_odml.exchange.urls import PASSWORD_REMEDY, Place, connection_of, place_of
+from stream_odml.wording import first_line
 
 EXAMPLE = "postgresql://USER:PASSWORD@HOST/DATABASE?table=NAME"
 EXTRA = "postgres"

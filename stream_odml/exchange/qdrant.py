@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stream_odml.error_text import first_line
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
 from stream_odml.exchange.files_source import as_lists
 from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once
 from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
+from stream_odml.wording import first_line
 
 EXAMPLE = "qdrant://HOST:6333/COLLECTION, or qdrant:///FOLDER/COLLECTION for a local one"
 EXTRA = "qdrant"

@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from stream_odml.ingest.shard import TASK_SUFFIX
+from stream_odml.wording import some
 
 Settled = Mapping[str, str]
 """Names of shards that will not wait again, and where they are: the id of their task, or `failed`."""
@@ -265,7 +266,7 @@ def _where(marker: WaitingShard, settled: Settled) -> str:
     gone = [f"{name} ({settled[name]})" for name in marker.task_shards if name in settled]
     if not gone:
         return "no image of it waits"
-    return ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+    return some(gone)
 
 
 def _announced(waiting: Sequence[WaitingShard], owned: Collection[str]) -> list[str]:
@@ -285,9 +286,7 @@ def _missing(waiting: Sequence[WaitingShard], at: int, settled: Settled) -> str 
     absent = sorted({*marker.task_shards} - here) if marker.task_complete else []
     if not absent:
         return None
-    return (
-        f"task {marker.task} is complete but waits for {len(absent)} of its shards: {', '.join(absent[:3])}"
-    )
+    return f"task {marker.task} is complete but waits for {len(absent)} of its shards: {some(absent)}"
 
 
 def _closure(

@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from stream_odml.wording import quoted
+
 SPLITS = frozenset(
     {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "pred", "holdout"}
 )
@@ -36,7 +38,6 @@ CONTAINERS = frozenset(
 """Names of folders that say that images are in them, and not of what."""
 _NO_MEANING = CONTAINERS | {"set", "split", "data", "dataset"}
 _YEAR = re.compile(r"(19|20)\d\d")
-_SHOWN = 3
 
 _Parts = tuple[str, ...]
 
@@ -61,9 +62,8 @@ def split_classes(classes: Collection[str]) -> str | None:
     found = next((names for same, names in alike.items() if same and len(names) > 1), None)
     if found is None:
         return None
-    shown = ", ".join(repr(name)[1:-1] for name in found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
     return (
-        f"{shown} are different classes, as not all images lie in folders such as train and test: if they "
+        f"{quoted(found)} are different classes, as not all images lie in folders such as train and test: if they "
         "are one, land the folder that holds those alone"
     )
 

@@ -21,10 +21,10 @@ from stream_odml.ingest.reading import check_rows
 from stream_odml.ingest.shard import FILE_FORMATS, MANIFEST_NAME, ManifestFile, format_of
 from stream_odml.ingest.table_folders import in_words, refuse_table_folder, table_kind
 from stream_odml.storage.regular import hash_regular, is_safe_path
+from stream_odml.wording import quoted
 
 _HIVE_LABELS = ("class_name", "class", "label", "labels")
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[s
             path for path in said.images.keys() & described.keys() if said.images[path] != described[path]
         ):
             notes.append(
-                f"{_some(again, 'image')} of {path} another metadata file describes differently: {path} counts"
+                f"{_count(again, 'image')} of {path} another metadata file describes differently: {path} counts"
             )
         described |= said.images
     return described, notes
@@ -211,7 +211,7 @@ def _class_notes(files: Iterable[ManifestFile]) -> Iterator[str]:
     unlabelled = [file.path for file in files if not has_class(file)]
     if unlabelled:
         folders = "; `train`, `images` and the like name none" * any("/" in path for path in unlabelled)
-        yield f"{_some(unlabelled, 'image')} in no class folder, so without a class: quarantined{folders}"
+        yield f"{_count(unlabelled, 'image')} in no class folder, so without a class: quarantined{folders}"
     if (split := split_classes({class_of(file) for file in files})) is not None:
         yield split
 
@@ -222,16 +222,15 @@ def _notes(found: _Found) -> Iterator[str]:
     if passed_over is not None:
         yield passed_over
     if found.foreign:
-        yield f"{_some(found.foreign, 'hidden or system file')} passed over"
+        yield f"{_count(found.foreign, 'hidden or system file')} passed over"
     if found.links:
-        yield f"{_some(found.links, 'link')} not followed: copy what they lead to (`cp -rL`) to land it"
+        yield f"{_count(found.links, 'link')} not followed: copy what they lead to (`cp -rL`) to land it"
     if found.unsafe:
         why = "a backslash, or a first folder such as `A:`, which other systems take for a place outside: rename it"
-        yield f"{_some(found.unsafe, 'file')} passed over, as the path has {why}"
+        yield f"{_count(found.unsafe, 'file')} passed over, as the path has {why}"
     if found.special:
-        yield f"{_some(found.special, 'pipe, socket or device', 'pipes, sockets or devices')} passed over"
+        yield f"{_count(found.special, 'pipe, socket or device', 'pipes, sockets or devices')} passed over"
 
 
-def _some(paths: list[str], one: str, many: str | None = None) -> str:
-    names = ", ".join(repr(path)[1:-1] for path in paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
-    return f"{len(paths)} {one if len(paths) == 1 else many or one + 's'} ({names})"
+def _count(paths: list[str], one: str, many: str | None = None) -> str:
+    return f"{len(paths)} {one if len(paths) == 1 else many or one + 's'} ({quoted(paths)})"

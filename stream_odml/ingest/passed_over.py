@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import PurePosixPath
 
 from stream_odml.ingest.shard import FILE_FORMATS, IMAGE_SUFFIXES
+from stream_odml.wording import quoted
 
 HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIC_REMEDY = (
     "HEIC images are read once `pip install 'stream-odml[heic]'` was run wherever images are decoded"
 )
-_NAMES_PER_SUFFIX = 3
 _SUFFIXES = 8
 
 
@@ -50,6 +50,4 @@ def describe_passed_over(names: Iterable[str]) -> str | None:
 
 
 def _count(suffix: str, names: list[str]) -> str:
-    shown = ", ".join(repr(name)[1:-1] for name in names[:_NAMES_PER_SUFFIX])
-    more = ", …" if len(names) > _NAMES_PER_SUFFIX else ""
-    return f"{len(names)} {suffix or 'without suffix'} ({shown}{more})"
+    return f"{len(names)} {suffix or 'without suffix'} ({quoted(names)})"

@@ -20,6 +20,7 @@ from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.select import forgotten_rows
 from stream_odml.store.store import Store
+from stream_odml.wording import some
 
 Kind = Literal["class", "item", "shard"]
 COLUMN = {"class": "class_name", "item": "item_id", "shard": "shard_id"}
@@ -64,9 +65,7 @@ def stored_name(ledger: LedgerState, kind: str, name: str) -> str:
         return wanted
     ids = [shard.shard_id for shard in ledger.shards.values() if shard.name == wanted]
     if len(ids) > 1:
-        raise UnknownSubject(
-            f"{len(ids)} shards are called {wanted!r}; name one by its id: {', '.join(ids[:5])}"
-        )
+        raise UnknownSubject(f"{len(ids)} shards are called {wanted!r}; name one by its id: {some(ids, 5)}")
     return ids[0] if ids else wanted
 
 

@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 
-from stream_odml.error_text import first_line
 from stream_odml.learn.given_vectors import spec_of
 from stream_odml.learn.packing import BadArtifact
 from stream_odml.models.loading import load_model
@@ -20,12 +19,12 @@ from stream_odml.store.errors import ArtifactCorrupt, NoVersionYet
 from stream_odml.store.lease import read_lease
 from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMA_VERSION
+from stream_odml.wording import first_line, some
 
 State = Literal["ok", "warning", "failure"]
 RESTORE = "restore the file, or the root, from a backup (`stream-odml backup`)"
 CLOCK_BEHIND_S = 60.0
 """Seconds that the newest commit may lie in the future: clocks of hosts differ by less."""
-MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def examine_root(root: str, storage_options: dict[str, str] | None = None) -> It
 def _data_files(store: Store) -> Iterator[Finding]:
     missing = store.missing_files()
     if missing:
-        yield Finding("data files", "failure", f"missing: {_some(missing)}", RESTORE)
+        yield Finding("data files", "failure", f"missing: {some(missing, between='; ')}", RESTORE)
     bad, rows = [], 0
     gone = {name.removeprefix("gallery/") for name in missing}
     for path in sorted(store.tables["gallery"].present - gone):
@@ -75,7 +74,7 @@ def _data_files(store: Store) -> Iterator[Finding]:
         if not np.isfinite(vectors).all():
             bad.append(f"{path} (vectors that are not finite)")
     if bad:
-        yield Finding("data files", "failure", f"cannot be used: {_some(bad)}", RESTORE)
+        yield Finding("data files", "failure", f"cannot be used: {some(bad, between='; ')}", RESTORE)
     if not bad and not missing:
         refused = len(store.quarantine_rows())
         yield Finding("data files", "ok", f"{rows} gallery rows read, all finite; {refused} quarantined rows")
@@ -94,7 +93,10 @@ def _artifacts(store: Store) -> Iterator[Finding]:
             bad.append(f"of version {version_id}: {first_line(error)} [{path}]")
     if bad:
         yield Finding(
-            "artifacts", "failure", _some(bad), f"{RESTORE}, or roll back to a version that is whole"
+            "artifacts",
+            "failure",
+            some(bad, between="; "),
+            f"{RESTORE}, or roll back to a version that is whole",
         )
     else:
         yield Finding("artifacts", "ok", f"{len(kept)} files, {size / 1e6:.1f} MB, as they were committed")
@@ -161,8 +163,3 @@ def _clock(store: Store) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("clock", "ok", f"the newest commit is {max(0.0, -ahead):.0f} s old")
-
-
-def _some(found: list[str]) -> str:
-    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-    return "; ".join(found[:MAX_NAMED]) + more

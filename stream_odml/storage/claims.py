@@ -18,8 +18,8 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
-from stream_odml.error_text import first_line
 from stream_odml.storage.reading import RETRY_ATTEMPTS, StorageOptions, s3_path, s3_settings
+from stream_odml.wording import first_line
 
 CLAIMS = ".claims"
 

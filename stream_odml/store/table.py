@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from stream_odml.error_text import first_line
 from stream_odml.learn.feature_codes import FORMATS, FeatureFormat
 from stream_odml.storage.delta_log import parse_commit
 from stream_odml.storage.files import Files
@@ -25,6 +24,7 @@ from stream_odml.storage.regular import UnsafePath, is_safe_path, open_regular
 from stream_odml.store.data_file import Partition, read_data_file
 from stream_odml.store.errors import DataFileMissing, LogCorrupt, NotAStreamRoot, SchemaTooNew, TableCorrupt
 from stream_odml.store.tables import FORMS, SCHEMA_VERSION, SCHEMAS, SINCE, Form, gallery_schema
+from stream_odml.wording import first_line
 
 _REPEATED = ("class_name", "shard_id", "attributes", "version", "txn", "kind", "reason", "task", "subject")
 

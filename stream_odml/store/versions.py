@@ -13,6 +13,7 @@ from typing import Any
 from stream_odml.store.artifacts import BACKWARD, FORWARD, HEAD, STUDENT, ArtifactRef, refs_from_json
 from stream_odml.store.errors import AmbiguousVersion, NoVersionYet, UnknownVersion
 from stream_odml.store.row_values import identifier, parsed, reading, whole
+from stream_odml.wording import some
 
 Row = Mapping[str, Any]
 MAX_CANDIDATES = 8
@@ -220,9 +221,8 @@ def version_named(name: str, ids: Collection[str], head: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        more = "" if len(found) <= MAX_CANDIDATES else f" and {len(found) - MAX_CANDIDATES} more"
         raise AmbiguousVersion(
-            f"{len(found)} versions begin with {name!r}: {', '.join(found[:MAX_CANDIDATES])}{more}; write more of it"
+            f"{len(found)} versions begin with {name!r}: {some(found, MAX_CANDIDATES)}; write more of it"
         )
     raise UnknownVersion(
         f"no version is {name[:80]!r} or begins with it; the latest are {', '.join(list(ids)[-3:])}"

@@ -106,7 +106,9 @@ def test_what_is_passed_over_is_counted_and_named(monkeypatch: pytest.MonkeyPatc
     assert not any(is_landable(name) for name in names)
     line = describe_passed_over(names)
     assert line is not None
-    assert line.startswith("8 files passed over: 4 .mp4 (m.mp4, n.mp4, o.mp4, …), 2 .heic (a.HEIC, b.heic), ")
+    assert line.startswith(
+        "8 files passed over: 4 .mp4 (m.mp4, n.mp4, o.mp4 and 1 more), 2 .heic (a.HEIC, b.heic), "
+    )
     assert "1 without suffix (README)" in line
     assert line.endswith("wherever images are decoded")
     assert describe_passed_over([]) is None
