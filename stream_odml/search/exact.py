@@ -57,6 +57,11 @@ def merge_top(parts: list[tuple[FloatArray, Indices]], k: int) -> tuple[FloatArr
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
+def renumbered(found: Indices, numbers: Indices) -> Indices:
+    """Return the ``numbers`` of rows ``found``, of any shape; -1 where nothing was found."""
+    return np.where(found < 0, -1, numbers[np.maximum(found, 0)]) if len(numbers) else found
+
+
 def selector_of(mask: Mask) -> Any:
     """Return FAISS's form of ``mask``."""
     bits = np.packbits(mask, bitorder="little")

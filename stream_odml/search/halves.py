@@ -12,15 +12,13 @@ FAISS's scan of half-precision codes with refinement is quicker for up to eight 
 long for 32 and 64 of them (10^6 x 128, two cores, side by side).
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from stream_odml.search.calibration import REPEATS
+from stream_odml.search.calibration import best_seconds
 from stream_odml.search.columns import Growable
 from stream_odml.search.exact import Indices, inner_product, merge_top
 from stream_odml.search.vectors import normalise_rows
@@ -172,15 +170,8 @@ def worth_from(dim: int) -> int:
         ):
             return NEVER
         ours, others = (
-            min(_seconds(partial(way, queries, rows, 10)) for _ in range(REPEATS))
-            for way in (halves.nearest, inner_product)
+            best_seconds(partial(way, queries, rows, 10)) for way in (halves.nearest, inner_product)
         )
         if ours < others:
             return batch
     return NEVER
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from stream_odml.search.clusters import Clusters
 from stream_odml.search.columns import Columns, Growable
-from stream_odml.search.exact import Indices, Mask
+from stream_odml.search.exact import Indices, Mask, renumbered
+from stream_odml.search.index_kinds import IVF
 from stream_odml.search.segment import Segment
 from stream_odml.store.tables import FloatArray
 
@@ -39,8 +40,7 @@ class Part:
         """Return scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
         numbers = self.numbers()
         scores, rows = self.segment.nearest(self.own(queries), k, None if mask is None else mask[numbers])
-        found = np.where(rows < 0, -1, numbers[np.maximum(rows, 0)]) if len(numbers) else rows
-        return self.scored(scores), found
+        return self.scored(scores), renumbered(rows, numbers)
 
     def own(self, queries: FloatArray) -> FloatArray:
         """Return what of embeddings [nq, dim] its items are compared with."""
@@ -81,7 +81,7 @@ class Part:
     def clusters(self, before: Columns, now: Columns, numbers: Indices | None) -> Clusters | None:
         """Return what its index says of items ``numbers`` (all) of ``now``, where it was that of ``before``."""
         main = self.segment.main
-        if main is None or main.kind != "ivf":
+        if main is None or main.kind != IVF:
             return None
         held = before.item_ids.column
         held = held.slice(0, main.n) if self.rows is None else held.take(pa.array(self.numbers()[: main.n]))

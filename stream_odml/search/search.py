@@ -13,7 +13,7 @@ import numpy as np
 
 from stream_odml.search.calibration import matrix_path_from, use_best_path
 from stream_odml.search.clusters import Clusters, index_of
-from stream_odml.search.exact import Indices, Mask, inner_product
+from stream_odml.search.exact import Indices, Mask, inner_product, renumbered
 from stream_odml.search.halves import WIDEST, Halves, worth_from
 from stream_odml.search.index_kinds import IVF, KINDS, list_numbers, lists_for, with_direct_map
 from stream_odml.search.vectors import normalise_rows
@@ -81,7 +81,8 @@ class ExactSearcher:
         kept = int(mask[: self.n].sum())
         if kept < GATHER_BELOW * self.n or len(queries) >= matrix_path_from(self._dim):
             rows = np.flatnonzero(mask[: self.n])
-            return _named(inner_product(queries, self._vectors[rows], k), rows)
+            scores, found = inner_product(queries, self._vectors[rows], k)
+            return scores, renumbered(found, rows)
         return inner_product(queries, self._vectors, k, mask)
 
 
@@ -126,13 +127,9 @@ class IndexSearcher:
         grown.fresh_width = self.fresh_width
         return grown
 
-    def clusters(self, rows: Indices) -> Clusters | None:
-        """Return the clusters of vectors whose row i is row `rows[i]` here (-1: new); None if not ivf."""
-        if self.kind != IVF:
-            return None
-        lists = list_numbers(self._index)
-        kept = np.where(rows >= 0, lists[np.maximum(rows, 0)], -1)
-        return Clusters(kept, int(self._index.nlist), self.fresh_width)
+    def clusters(self, rows: Indices) -> Clusters:
+        """Return the clusters of vectors whose row i is row `rows[i]` here (-1: new), of a searcher of kind ivf."""
+        return Clusters(renumbered(rows, list_numbers(self._index)), int(self._index.nlist), self.fresh_width)
 
     def vectors(self, rows: Indices) -> FloatArray:
         """Return float32 vectors [len(rows), d] as the index holds them."""
@@ -171,7 +168,7 @@ def _tuned(
     max_width = of_kind.max_width(index)
     if not max_width:
         return IndexSearcher(kind, index, width=0, recall=1.0, build_s=time.perf_counter() - start)
-    sample = _between(vectors)
+    sample = _sample_queries(vectors)
     k = min(10, len(vectors))
     _, exact = inner_product(sample, vectors, k)
     width, recall = min(8, max_width), 0.0
@@ -188,14 +185,9 @@ def _tuned(
         width = min(2 * width, max_width)
 
 
-def _between(vectors: FloatArray) -> FloatArray:
+def _sample_queries(vectors: FloatArray) -> FloatArray:
     """Draw queries like new images: near items, but no items, as an item itself is found more easily."""
     near, off = np.random.default_rng(0).integers(len(vectors), size=(2, SAMPLE))
     sample: FloatArray = vectors[near] + np.float32(0.25) * vectors[off]
     normalise_rows(sample)
     return sample
-
-
-def _named(result: tuple[FloatArray, Indices], rows: Indices) -> tuple[FloatArray, Indices]:
-    scores, found = result
-    return scores, np.where(found < 0, -1, rows[np.maximum(found, 0)]) if len(rows) else found
