@@ -150,11 +150,11 @@ def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], see
     then a hidden layer, are tried and taken where they pay. Raises ValueError for fewer than `LEAST_PAIRS` pairs."""
     n = len(classes)
     _check_pairs(old_nD, new_nF, n)
-    judge = _Judge(new_nF, classes)
+    criterion = _Criterion(new_nF, classes)
     folds_n = np.random.default_rng(seed).permutation(n) % FOLDS
 
     def best_of(like: Choice, candidates: Sequence[tuple[float, float]]) -> Choice:
-        return _best(like, old_nD, classes, folds_n, judge, seed, candidates)
+        return _best(like, old_nD, classes, folds_n, criterion, seed, candidates)
 
     all_kept = [(ridge, 1.0) for ridge in RIDGES]
     best = best_of(Choice(0, False, 0.0, 0.0, 1.0, np.inf), all_kept)
@@ -227,7 +227,7 @@ def _check_pairs(old_nD: Floats, new_nF: Floats, n: int) -> None:
         )
 
 
-class _Judge:
+class _Criterion:
     """Compares predictions as the new model's head does: their directions, whitened within classes."""
 
     def __init__(self, new_nF: Floats, classes: Sequence[str]) -> None:
@@ -247,7 +247,7 @@ def _best(
     old_nD: Floats,
     classes: Sequence[str],
     folds_n: NDArray[np.intp],
-    judge: _Judge,
+    criterion: _Criterion,
     seed: int,
     candidates: Sequence[tuple[float, float]],
 ) -> Choice:
@@ -262,7 +262,7 @@ def _best(
         names, x_nX = _with_classes(phi_nE[inside_n], names_n[inside_n].tolist(), like.class_weight)
         scale = _class_scale(phi_nE[inside_n], like.class_weight)
         hot_nC = scale * (names_n[outside_n, None] == np.array(names, np.str_))
-        target_nF, kept_nF = judge.target_nF[inside_n], np.zeros(1)
+        target_nF, kept_nF = criterion.target_nF[inside_n], np.zeros(1)
         if like.keeps_entries:
             gain_F = _gain(old_unit_nD[inside_n], target_nF)
             target_nF, kept_nF = target_nF - gain_F * old_unit_nD[inside_n], gain_F * old_unit_nD[outside_n]
@@ -270,7 +270,7 @@ def _best(
         asked_nk = (np.concatenate([phi_nE[outside_n], hot_nC], axis=1) - solved.mean_X) @ solved.Vt_kX.T
         for candidate in candidates:
             found_nF = asked_nk @ solved.weights(*candidate) + solved.mean_F + kept_nF
-            errors[candidate] += judge.missed(found_nF, outside_n) / n
+            errors[candidate] += criterion.missed(found_nF, outside_n) / n
     ridge, kept = min(candidates, key=errors.__getitem__)
     return replace(like, ridge=ridge, kept=kept, error=errors[ridge, kept])
 

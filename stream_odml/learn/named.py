@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from stream_odml.learn.backbone import IMAGENET, Backbone
+from stream_odml.wording import first_line
 
 _UNUSED = {"convnext": ("layernorm",), "convnextv2": ("layernorm",), "siglip_vision_model": ("head",)}
 """Beside `pooler`, what does not go into the last hidden state."""
@@ -26,12 +27,9 @@ class TransformersBackbone(Backbone):
             config = self._config(transformers, name, architecture)
             model = self._model(transformers, name, config, pretrained)
         except (OSError, KeyError, ValueError) as error:
-            reason = next(
-                (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-            )
             raise ValueError(
-                f"backbone 'transformers:{name}' cannot be built ({reason}); expected the name of a vision model, "
-                "which is loaded over the network once, or a local folder made by save_pretrained"
+                f"backbone 'transformers:{name}' cannot be built ({first_line(error)}); expected the name of a vision "
+                "model, which is loaded over the network once, or a local folder made by save_pretrained"
             ) from error
         for unused in ("pooler", *_UNUSED.get(config.model_type, ())):
             # Features are pooled here: what only pools learns nothing.
