@@ -19,8 +19,10 @@ import typer.testing
 
 # Before anything imports Ray: else any of its calls outside a session starts one, on every interface and for good.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; libraries read it when they are loaded
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: a library's threads that wait for each other spin, and take ten times what is computed.
+    # Whatever the user's shell says; libraries read it when they are loaded.
+    os.environ["OMP_NUM_THREADS"] = "1"
 MEMORY = Path("/dev/shm")
 FREE_MEMORY = 4 << 30
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > FREE_MEMORY:
