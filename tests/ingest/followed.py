@@ -18,6 +18,8 @@ from stream_odml.ingest.spool import Spool
 from tests.ingest.helpers import read
 from tests.ingest.pictures import picture
 
+WAIT_S = 240
+
 
 class Followed:
     """A source over one spool, and all that came out of it; it can die and come again."""
@@ -44,6 +46,12 @@ class Followed:
         self.refs += new
         return new
 
+    def until_it_fails(self) -> None:
+        """Poll, with a look at the spool each time, until that raises; return after minutes in which it has not."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            self.polls(1)
+
     def polls(self, count: int) -> None:
         """Poll so often, with a look at the spool each time."""
         for _ in range(count):
@@ -52,7 +60,7 @@ class Followed:
 
     def until(self, count: int) -> list[RawItem]:
         """Poll until so many items came."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + WAIT_S
         while len(found := self.items()) < count:
             assert time.monotonic() < deadline, f"{len(found)} of {count} items"
             self.poll()
@@ -60,7 +68,7 @@ class Followed:
 
     def patiently(self, is_done: Callable[[], bool]) -> None:
         """Poll as the driver does: what is unreachable now is asked for again."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + WAIT_S
         while not is_done():
             assert time.monotonic() < deadline
             try:

@@ -7,7 +7,6 @@ markers. The format: https://kafka.apache.org/protocol, and the record batch of 
 from __future__ import annotations
 
 import contextlib
-import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,10 @@ from dataclasses import dataclass
 
 from confluent_kafka import KafkaError
 
+from tests.ingest.wire_broker import API_VERSIONS, answering, versions
+
 TOPIC = "photos"
-FETCH, LIST_OFFSETS, METADATA, API_VERSIONS = 1, 2, 3, 18
+FETCH, LIST_OFFSETS, METADATA = 1, 2, 3
 KEYS = ((0, 3), (FETCH, 4), (LIST_OFFSETS, 2), (METADATA, 1), (API_VERSIONS, 3))
 """The newest version of each request that is answered; it takes a producer (0) for a broker that knows batches."""
 TRANSACTIONAL, CONTROL = 0x10, 0x20
@@ -77,32 +78,12 @@ def _varint(number: int) -> bytes:
 def broker_of(log: Sequence[Batch], aborted: Sequence[tuple[int, int]]) -> Iterator[str]:
     """Yield the address of a broker of one topic with one partition. `aborted`: a producer, and where its transaction
     began."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_serve, args=(server, log, aborted), daemon=True).start()
-        yield f"127.0.0.1:{server.getsockname()[1]}"
 
+    def answer(key: int, body: bytes, port: int) -> bytes:
+        return versions(KEYS) if key == API_VERSIONS else _BODIES[key](body, port, log, aborted)
 
-def _serve(server: socket.socket, log: Sequence[Batch], aborted: Sequence[tuple[int, int]]) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            client, _ = server.accept()
-            threading.Thread(target=_answer, args=(client, log, aborted), daemon=True).start()
-
-
-def _answer(client: socket.socket, log: Sequence[Batch], aborted: Sequence[tuple[int, int]]) -> None:
-    with client, contextlib.suppress(OSError, struct.error), client.makefile("rb") as source:
-        while True:
-            (size,) = struct.unpack(">i", source.read(4))
-            request = source.read(size)
-            key, _, number, length = struct.unpack(">hhih", request[:10])
-            body = request[10 + max(0, length) :]
-            answer = struct.pack(">i", number) + _BODIES[key](body, client.getsockname()[1], log, aborted)
-            client.sendall(struct.pack(">i", len(answer)) + answer)
-
-
-def _versions(*_: object) -> bytes:
-    rows = b"".join(struct.pack(">hhhB", name, 0, newest, 0) for name, newest in KEYS)
-    return struct.pack(">hB", 0, len(KEYS) + 1) + rows + struct.pack(">iB", 0, 0)
+    with answering(answer) as address:
+        yield address
 
 
 def _metadata(_: bytes, port: int, *__: object) -> bytes:
@@ -139,7 +120,6 @@ def _text(text: str) -> bytes:
 
 
 _BODIES: dict[int, Callable[..., bytes]] = {
-    API_VERSIONS: _versions,
     METADATA: _metadata,
     LIST_OFFSETS: _offsets,
     FETCH: _fetched,

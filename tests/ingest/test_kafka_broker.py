@@ -58,7 +58,7 @@ def test_a_broker_that_is_killed_delays_and_loses_nothing(
         followed.until(100)
         broker.kill()
         with pytest.raises(TransientReadError, match=broker.servers):
-            followed.polls(200)
+            followed.until_it_fails()
         broker.start()
         send((broker.servers, sender), TOPIC, range(400, 500))
         followed.patiently(lambda: len(followed.items()) >= 500)
@@ -107,7 +107,7 @@ def test_a_reader_that_is_killed_goes_on_where_the_ledger_says(broker: Broker, t
     pid = followed.source.pid
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(TransientReadError, match="signal 9"):
-        followed.polls(200)
+        followed.until_it_fails()
     followed.patiently(lambda: len(followed.items()) >= 400)
     places = [item.attributes["path"] for item in followed.items()]
     assert len(places) == len(set(places)) == 400
@@ -170,5 +170,5 @@ def test_a_topic_that_was_deleted_and_made_anew_is_known_by_its_id(broker: Broke
     send((broker.servers, producer_of(broker)), TOPIC, range(100))  # it has as many messages again, and more
     followed.source = followed.begin()
     with pytest.raises(TopicReplaced, match="made anew"):
-        followed.polls(3)
+        followed.until_it_fails()
     followed.source.close()

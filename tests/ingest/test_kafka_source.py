@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from stream_odml.ingest import kafka_brokers, kafka_retention, kafka_source
 from stream_odml.ingest.kafka_brokers import Brokers
@@ -23,7 +22,6 @@ from stream_odml.ingest.spool import Spool
 from stream_odml.ingest.topic_position import Stamp, TopicReplaced
 from tests.ingest.followed import Followed, send
 from tests.ingest.helpers import read
-from tests.ingest.kafka_broker import mock_broker
 from tests.ingest.pictures import picture
 from tests.ingest.sasl_broker import refusing_broker
 
@@ -34,26 +32,6 @@ TOPIC = "photos"
 def _the_mock_tells_neither_ids_nor_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_brokers, "ID_S", 0.05)
     monkeypatch.setattr(kafka_retention, "ASK_S", 0.1)
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[tuple[str, Producer]]:
-    with mock_broker() as made:
-        yield made
-
-
-@pytest.fixture
-def follow(broker: tuple[str, Producer], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    made: list[Followed] = []
-
-    def start(**options: Any) -> Followed:
-        followed = Followed(broker[0], tmp_path, request.node.name.replace("test_", "")[:80], **options)
-        made.append(followed)
-        return followed
-
-    yield start
-    for followed in made:
-        followed.source.close()
 
 
 def test_each_message_is_one_item_in_the_order_of_its_partition(broker: Any, follow: Any) -> None:
@@ -266,7 +244,7 @@ def test_a_topic_that_was_made_anew_is_reported_and_read_as_another(broker: Any,
     followed.refs = [replace(ref, stamp=str(s)) for ref, s in zip(followed.refs, moved, strict=True)]
     followed.die()
     with pytest.raises(TopicReplaced, match=r"source\.kafka\.generation: {\S+: 1}"):
-        followed.polls(100)
+        followed.until_it_fails()
     with pytest.raises(TopicReplaced):
         followed.poll()
     followed.options = replace(followed.options, generation=1)
@@ -283,7 +261,7 @@ def test_a_full_spool_stops_reading_and_says_so(broker: Any, follow: Any) -> Non
     followed = follow(range_messages=400, max_spool_bytes=1 << 20)
     send(broker, followed.topic, range(5000), partition=0, value=b"x" * 700)
     with pytest.raises(TransientReadError, match="max_spool_bytes"):
-        followed.polls(100)
+        followed.until_it_fails()
     known = len(followed.items())
     assert 0 < known < 5000
     for path in (followed.folder / "spool").iterdir():
@@ -315,7 +293,7 @@ def test_a_disk_that_fails_delays_and_loses_nothing(
 
     monkeypatch.setattr(Spool, "put", full)
     with pytest.raises(TransientReadError, match="No space left"):
-        followed.polls(20)
+        followed.until_it_fails()
     followed.patiently(lambda: len(followed.items()) >= 40)
     assert sorted(item.item_id for item in followed.items()) == sorted(f"i{n}" for n in range(40))
     assert not followed.problems()

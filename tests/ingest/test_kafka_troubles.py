@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
 
 from stream_odml.ingest import kafka_brokers, kafka_retention, kafka_source, task_closings
 from stream_odml.ingest.kafka_brokers import Brokers
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.sources import WHOLE_TOPIC, LogFigures
 from stream_odml.ingest.topic_position import TopicReplaced
-from tests.ingest.followed import Followed, send
+from tests.ingest.followed import WAIT_S, Followed, send
 from tests.ingest.kafka_broker import mock_broker, set_broker, set_leader
 
 PLAIN = {"class": "c"}
@@ -32,29 +31,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_brokers, "LOOK_S", 0.1)
     monkeypatch.setattr(kafka_source, "RETRY_S", 0.1)
     monkeypatch.setattr(task_closings, "RETRY_S", 0.1)
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[tuple[str, Producer]]:
-    with mock_broker() as made:
-        yield made
-
-
-@pytest.fixture
-def follow(broker: tuple[str, Producer], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    made: list[Followed] = []
-
-    def start(*names: str, **options: Any) -> Followed:
-        stem = request.node.name.replace("test_", "")[:60]
-        topics = [f"{stem}-{name}" for name in names]
-        for topic in topics:
-            broker[1].list_topics(topic, timeout=10)  # makes it
-        made.append(Followed(broker[0], tmp_path, ",".join(topics), **options))
-        return made[-1]
-
-    yield start
-    for followed in made:
-        followed.source.close()
 
 
 def troubles(followed: Followed) -> dict[str, str]:
@@ -103,7 +79,7 @@ def test_one_number_for_several_topics_reads_none_of_them_again(broker: Any, fol
     followed.options = replace(followed.options, generation=1)
     followed.die()
     with pytest.raises(TopicReplaced, match=r"generation: {\S+-a: 1}: the others go on"):
-        followed.polls(5)
+        followed.until_it_fails()
     assert len(followed.items()) == 4
     assert set(troubles(followed)) == {a, b}
 
@@ -224,10 +200,11 @@ def test_a_partition_of_which_nothing_comes_is_named(
 
     followed.source._consumer, followed.source._is_stale = Deaf(), True
     place = f"{followed.topic}/3"
-    for n in range(4, 4000, 4):
+    deadline = time.monotonic() + WAIT_S
+    for n in itertools.count(4, 4):
         send(broker, followed.topic, range(n, n + 4))
         followed.poll()
-        if troubles(followed):
+        if troubles(followed) or time.monotonic() > deadline:
             break
     assert list(troubles(followed)) == [place]
     assert "sends none of" in troubles(followed)[place]
@@ -238,11 +215,11 @@ def test_lag_grows_while_a_full_spool_stops_reading(broker: Any, follow: Any) ->
     followed = follow("a", range_messages=400, range_s=3600, max_spool_bytes=1 << 20)
     send(broker, followed.topic, range(3000), partition=0, value=b"x" * 700)
     with pytest.raises(TransientReadError, match="max_spool_bytes"):
-        followed.polls(100)
+        followed.until_it_fails()
     before = lag(followed, 0)
     send(broker, followed.topic, range(3000, 4000), partition=0, value=b"x")
     read = sum(ref.size_bytes > 0 for ref in followed.refs)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT_S
     while lag(followed, 0) != before + 1000:
         assert time.monotonic() < deadline
         with pytest.raises(TransientReadError):
@@ -258,21 +235,24 @@ def test_messages_that_are_deleted_soon_are_a_warning_before_they_are_a_hole(
     monkeypatch.setattr(kafka_retention, "LOOK_S", 0.05)
     followed = follow("a", range_messages=400, max_spool_bytes=1 << 20)
 
-    def at_risk() -> tuple[int, str, int]:
-        for _ in range(10):
+    def at_risk(once: Callable[[LogFigures], bool]) -> tuple[int, str, int]:
+        deadline = time.monotonic() + WAIT_S
+        while True:
             with contextlib.suppress(TransientReadError):
                 followed.poll()
             followed.source.settle([], lambda _: True)
+            (found,) = [one for one in followed.source.figures() if one.partition == 0]
+            if once(found) or time.monotonic() > deadline:
+                return found.at_risk, found.warning, found.lost
             time.sleep(0.05)
-        (found,) = [one for one in followed.source.figures() if one.partition == 0]
-        return found.at_risk, found.warning, found.lost
 
     send(broker, followed.topic, range(3000), partition=0, value=b"x" * 1000)
     with pytest.raises(TransientReadError, match="max_spool_bytes"):  # the driver is behind
-        followed.polls(100)
-    assert at_risk() == (0, "", 0)
+        followed.until_it_fails()
+    looks = itertools.count(1)
+    assert at_risk(lambda _: next(looks) == 10) == (0, "", 0)
     send(broker, followed.topic, range(3000, 6000), partition=0, value=b"x" * 1000)
-    risk, warning, lost = at_risk()
+    risk, warning, lost = at_risk(lambda found: bool(found.warning))
     assert 0 < risk < 3000
     assert "not read and are deleted soon: let its topic keep them longer" in warning
     assert lost == 0

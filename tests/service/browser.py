@@ -22,7 +22,7 @@ class Browser:
     """One page, opened at `address`; `run` evaluates JavaScript in it and waits for promises."""
 
     def __init__(self, chromium: str, folder: Path, address: str) -> None:
-        self._folder, self._numbers = folder, iter(range(1, 1000))
+        self._folder, self._numbers = folder, iter(range(1, 1_000_000))
         self.problems: list[str] = []
         """What the page told of errors by then."""
         command = [chromium, *FLAGS.split(), f"--user-data-dir={folder}", address]
@@ -49,10 +49,11 @@ class Browser:
         self._process.terminate()
         self._process.wait(20)
 
-    async def run(self, script: str, attempts: int = 50) -> Any:
+    async def run(self, script: str, wait_s: float = 120) -> Any:
         """Return the value of an expression, awaited. AssertionError where it throws."""
         answer: Any = None
-        for _ in range(attempts):  # until the page is there: what runs in the one before it is lost
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:  # until the page is there: what runs in the one before it is lost
             answer = await self.send(
                 "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer
 from tests.store.world import Item, commit_stage, ingest, make_rows, new_root
 
+WAIT_S = 240
 COPIES = 6
 ITEMS = 3
 HARSH = MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0), keep_versions=2)
@@ -149,11 +151,10 @@ def test_a_file_that_vanishes_midway_is_no_end(tmp_path: Path, monkeypatch: pyte
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    for _ in range(2400):
-        if condition():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("the stream never came so far")
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the stream never came so far"
+        time.sleep(0.05)
 
 
 def _versions(root: str) -> int:
