@@ -1,32 +1,158 @@
-"""A running stream of vectors: no trainer starts, vectors land over HTTP and by shard, and each task is solved."""
+"""A running stream of vectors, served by two replicas: no trainer starts, vectors land over HTTP and by shard, and each
+task is solved while clients ask. What the session opens is on the loopback, and its files are its own.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
-from stream_odml.client import Client
-from stream_odml.cluster.session import run_stream
+from stream_odml.client import Client, ServiceError
+from stream_odml.cluster.serve import stop_service
+from stream_odml.cluster.session import Session, run_stream
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.pipeline.sources import inbox_path
 from stream_odml.store.store import Store
+from tests.seams.sessions import this_session
 from tests.service.vector_stream import Floats, vector_config, vectors_of
 
 pytestmark = pytest.mark.ray
 WAIT_S = 500
 TREES = [f"tree {i}" for i in range(4) for _ in range(10)]
 BIRDS = [f"bird {i}" for i in range(3) for _ in range(10)]
+CALLER = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, 60)
+print("answered")
+"""
 
 
-def _wait(done: Callable[[], bool], what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not done():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
+@dataclass
+class Running:
+    """A stream of vectors and what a test has seen of it."""
+
+    session: Session
+    store: Store
+    problems: list[object] = field(default_factory=list)
+    """Answers to queries that were not the item that was asked for."""
+
+    @property
+    def url(self) -> str:
+        return self.session.endpoints.service
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not done():
+            assert time.monotonic() < deadline, f"{what}: {self.session.look()}"
+            time.sleep(0.1)
+
+    def learnt(self, count: int, what: str) -> str:
+        """Wait for so many versions; the newest."""
+
+        def are_there() -> bool:
+            self.store.refresh()
+            return len(self.store.tree.versions) == count
+
+        self.wait(are_there, what)
+        return self.store.tree.head
+
+    @contextmanager
+    def asking(self, ids: list[str], vectors: Floats) -> Iterator[None]:
+        """Ask for one item after the other meanwhile; each must be found as itself, and no query may fail."""
+        done = threading.Event()
+        random = np.random.default_rng(0)
+
+        def ask() -> None:
+            with Client(self.url, retries=0) as client:
+                while not done.is_set():
+                    at = int(random.integers(len(ids)))
+                    try:
+                        hit = client.search_vector(vectors[at], k=1).hits[0]
+                    except Exception as error:
+                        self.problems.append(error)
+                        return
+                    if hit.item_id != ids[at] or abs(hit.score - 1) > 1e-3:
+                        self.problems.append((ids[at], hit))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    service = {"port": 0, "replicas": 2, "num_cpus": 0.1, "poll_s": 0.05, "wait_s": 60}
+    root = tmp_path_factory.mktemp("vectors") / "root"
+    before = os.umask(0)  # of a user who asks for nothing
+    try:
+        with run_stream(vector_config(root, service=service, metrics={"port": 0})) as session:
+            os.umask(before)
+            folder = this_session(session.endpoints.service).folder
+            yield Running(session, Store.open(session.config.root))
+    finally:
+        os.umask(before)
+    assert not folder.exists()
+
+
+def test_every_socket_of_a_session_is_on_the_loopback_and_its_files_are_its_own(running: Running) -> None:
+    session = this_session(running.url)
+    listeners = session.listeners()
+    programs = " ".join(name for _, _, name in listeners)
+    for program in (
+        "gcs_server", "raylet", "haproxy", "ray::ServeReplica", "ray::StreamDriver", "DashboardAgent"
+    ):  # fmt: skip
+        assert program in programs, f"{program} was not seen"
+    assert not [(at, port, name[:60]) for at, port, name in listeners if not at.startswith("127.")]
+    _assert_private(session.folder)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(session.folder / "token")}
+    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    with ThreadPoolExecutor() as pool:
+        reported = pool.map(partial(_call, session.gcs), (token, {"RAY_AUTH_MODE": "disabled"}, wrong))
+        assert ["answered" in said for said in reported] == [True, False, False]
+
+
+def _call(gcs: str, variables: dict[str, str]) -> str:
+    """What a process prints that calls the head with these variables of Ray's and no others."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", CALLER, gcs]
+    done = subprocess.run(command, env=own | variables, capture_output=True, text=True, timeout=WAIT_S)
+    return done.stdout
+
+
+def _assert_private(session: Path) -> None:
+    assert stat.S_IMODE(session.lstat().st_mode) == 0o700
+    sockets = 0
+    for folder, names, files in os.walk(session):
+        for name in [*names, *files]:
+            path = Path(folder) / name
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                continue
+            sockets += stat.S_ISSOCK(mode)
+            forbidden = 0o077 if stat.S_ISDIR(mode) or stat.S_ISSOCK(mode) else 0o002
+            assert not mode & forbidden, f"{path} has mode {stat.S_IMODE(mode):o}"
+    assert sockets >= 2
 
 
 def _class_of(client: Client, item_id: str, vector: Floats) -> str | None:
@@ -35,45 +161,61 @@ def _class_of(client: Client, item_id: str, vector: Floats) -> str | None:
     return next((hit.class_name for hit in hits if hit.item_id == item_id), None)
 
 
-def test_vectors_are_learnt_and_found_without_a_trainer(tmp_path: Path) -> None:
-    config = vector_config(tmp_path / "root", service={"port": 0}, metrics={"port": 0})
-    with run_stream(config) as session:
-        store = Store.open(session.config.root)
-
-        def versions() -> int:
-            store.refresh()
-            return len(store.tree.versions)
-
-        inbox = str(inbox_path(session.config))
-        complete_task(inbox, "trees", ["trees.parquet"])
-        trees = vectors_of(TREES)
-        land_items(
-            inbox, "trees", [NewItem(class_name=n, vector=v) for n, v in zip(TREES, trees, strict=True)]
-        )
-        _wait(lambda: versions() == 2, lambda: f"the first task: {session.look()}")
-        with Client(session.endpoints.service) as client:
-            birds = vectors_of(BIRDS, 2)
+def test_vectors_are_learnt_and_found_without_a_trainer_and_no_query_fails(running: Running) -> None:
+    store, trees, birds = running.store, vectors_of(TREES), vectors_of(BIRDS, 2)
+    inbox = str(inbox_path(running.session.config))
+    ids = [f"t{i}" for i in range(40)]
+    complete_task(inbox, "trees", ["trees.parquet"])
+    items = [NewItem(class_name=n, vector=v, item_id=i) for n, v, i in zip(TREES, trees, ids, strict=True)]
+    land_items(inbox, "trees", items)
+    version = running.learnt(2, "the first task")
+    with Client(running.url) as client:
+        # Read your own writes, whichever replica answers.
+        _each_replica_finds(client, ids[3], trees[3], version)
+        with running.asking(ids, trees):
             client.push_vectors(birds, [*BIRDS[:-1], None], ids=[f"b{i}" for i in range(30)])
-            _wait(
-                lambda: _class_of(client, "b28", birds[28]) == "bird 2",
-                lambda: f"the birds: {session.look()}",
-            )
+            running.wait(lambda: _class_of(client, "b28", birds[28]) == "bird 2", "the birds")
             complete_task(inbox, "birds", None)
-            _wait(lambda: versions() == 3, lambda: f"the second task: {session.look()}")
+            version = running.learnt(3, "the second task")
+            _each_replica_finds(client, "b3", birds[3], version)
             client.label("b29", "bird 2")
-            _wait(
-                lambda: _class_of(client, "b29", birds[29]) == "bird 2",
-                lambda: f"the label: {session.look()}",
-            )
+            running.wait(lambda: _class_of(client, "b29", birds[29]) == "bird 2", "the label")
             complete_task(inbox, "late", None)
-            _wait(lambda: versions() == 4, lambda: f"the label: {session.look()}")
-            sums = store.sums_of(store.tree.head)
-            assert sums is not None
-            counts = dict(zip(sums.names, sums.counts_C.tolist(), strict=True))
-            assert counts == dict.fromkeys([*TREES, *BIRDS], 10)
-            _wait(
-                lambda: client.search_vector(birds[3]).version == store.tree.head,
-                lambda: "the last version serves",
-            )
-            assert client.search_vector(birds[29], k=1).hits[0].item_id == "b29"
-            assert client.search_vector(np.asarray(birds[29]), k=1).hits[0].class_name == "bird 2"
+            version = running.learnt(4, "the label")
+            _each_replica_finds(client, "b29", birds[29], version)
+        assert not running.problems, running.problems[:3]
+        sums = store.sums_of(store.tree.head)
+        assert sums is not None
+        counts = dict(zip(sums.names, sums.counts_C.tolist(), strict=True))
+        assert counts == dict.fromkeys([*TREES, *BIRDS], 10)
+        found = client.search_vector(np.asarray(birds[29]), k=1, min_version=version).hits[0]
+        assert found.class_name == "bird 2"
+
+
+def _each_replica_finds(client: Client, item_id: str, vector: Floats, version: str) -> None:
+    for _ in range(6):
+        answer = client.search_vector(vector, k=1, min_version=version)
+        assert (answer.version, answer.hits[0].item_id) == (version, item_id)
+
+
+def _shows(target: str, version: str) -> bool:
+    with urllib.request.urlopen(f"http://{target}/metrics") as answer:
+        return f'version="{version}"' in answer.read().decode()
+
+
+def test_both_replicas_are_announced_and_show_the_version_until_the_service_is_stopped(
+    running: Running,
+) -> None:
+    folder, head = Path(running.session.config.root) / "metrics", running.store.tree.head
+    found = sorted(folder.glob("replica-*.json"))
+    assert len(found) == 2
+    for path in found:
+        target = json.loads(path.read_text())[0]["targets"][0]
+        running.wait(partial(_shows, target, head), f"{target} shows the version")
+    ray.kill(running.session.driver)
+    with Client(running.url) as client:
+        with pytest.raises(ServiceError, match="driver_away"):
+            client.rollback(head)
+        assert client.search_vector(vectors_of(TREES)[0], k=1).hits[0].item_id == "t0"
+    stop_service()
+    assert not list(folder.glob("replica-*.json"))

@@ -1,16 +1,13 @@
 """Seam 15: a stream's own Ray, its proxy and its metrics listen on the loopback only, and Ray asks for a token.
 
-What listens anywhere else was asked for by name, and is told in one warning.
+What listens anywhere else was asked for by name, and is told in one warning. `test_vector_stream.py` in
+`tests/cluster` looks at the sockets and files of a whole session.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,10 +15,7 @@ import pytest
 from stream_odml.cluster.exposure import exposed_listeners
 from stream_odml.cluster.haproxy_config import restricted
 from stream_odml.cluster.ray_start import own_token
-from stream_odml.cluster.runtime import free_port
 from stream_odml.config.stream import parse_config
-from tests.seams.sessions import served
-from tests.service.tiny_stream import TinyStream
 
 OPEN = """global
     stats socket /s/a mode 666 level admin expose-fd listeners
@@ -36,12 +30,6 @@ listen stats
   bind *:8404
   stats enable
   stats uri /stats
-"""
-CALLER = """
-import sys
-from ray._raylet import GcsClient
-GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, 10)
-print("answered")
 """
 
 
@@ -90,48 +78,3 @@ def test_what_is_opened_by_name_is_reported_in_one_line(monkeypatch: pytest.Monk
     assert "\n" not in reported
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert "RAY_AUTH_MODE=disabled" in (exposed_listeners(parse_config({}), is_local=True) or "")
-
-
-@pytest.mark.ray
-def test_every_socket_of_a_session_is_on_the_loopback_and_its_files_are_its_own(tmp_path: Path) -> None:
-    stream = TinyStream(tmp_path)
-    stream.land("a", ["cat"])
-    with served(stream.root, free_port(), umask=0) as session:
-        listeners = session.listeners()
-        programs = " ".join(name for _, _, name in listeners)
-        for program in ("gcs_server", "raylet", "haproxy", "ray::ServeReplica", "DashboardAgent"):
-            assert program in programs, f"{program} was not seen"
-        assert not [(at, port, name[:60]) for at, port, name in listeners if not at.startswith("127.")]
-        _assert_private(session.folder)
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(session.folder / "token")}
-        wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-        with ThreadPoolExecutor() as pool:  # who is refused asks on until its time is up
-            reported = pool.map(partial(_call, session.gcs), (token, {"RAY_AUTH_MODE": "disabled"}, wrong))
-            assert ["answered" in said for said in reported] == [True, False, False]
-    assert not session.folder.exists()
-    stream.close()
-
-
-def _call(gcs: str, variables: dict[str, str]) -> str:
-    """What a process prints that calls the head with these variables of Ray's and no others."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-c", CALLER, gcs]
-    try:
-        return subprocess.run(command, env=own | variables, capture_output=True, text=True, timeout=60).stdout
-    except subprocess.TimeoutExpired:
-        return ""
-
-
-def _assert_private(session: Path) -> None:
-    assert stat.S_IMODE(session.lstat().st_mode) == 0o700
-    sockets = 0
-    for folder, names, files in os.walk(session):
-        for name in [*names, *files]:
-            path = Path(folder) / name
-            mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode):
-                continue
-            sockets += stat.S_ISSOCK(mode)
-            forbidden = 0o077 if stat.S_ISDIR(mode) or stat.S_ISSOCK(mode) else 0o002
-            assert not mode & forbidden, f"{path} has mode {stat.S_IMODE(mode):o}"
-    assert sockets >= 2
