@@ -170,8 +170,8 @@ def test_bf16_is_the_precision_of_all_networks(tmp_path: Path) -> None:
 def test_processes_side_by_side_measure_what_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each model is learnt once, after its base stage; what one job cannot do costs no other; time that is up leaves
-    what is measured, and the same words go on from there."""
+    """Each model is learnt once, after its base stage; what one job cannot do costs what rests on it and nothing else;
+    time that is up leaves what is measured, and the same words go on from there."""
     folder = tmp_path / "one"
     folder.mkdir()
     squares(folder)
@@ -180,26 +180,19 @@ def test_processes_side_by_side_measure_what_one_does(
     with pytest.raises(SystemExit, match=r"jobs are not done \(first base 0: not done\)"):
         study(monkeypatch, tmp_path, "--jobs", "2", "--minutes", "1e-6")
     assert not (tmp_path / "out/first.md").exists()
-    study(monkeypatch, tmp_path, "--jobs", "2")
-    for part in ("first", "second"):
-        side_by_side, alone = (measured(at / "out" / f"{part}.json") for at in (tmp_path, folder))
-        assert side_by_side == alone
-        assert side_by_side
-    capsys.readouterr()
-    study(monkeypatch, tmp_path, "--dry-run")
-    assert "Everything is measured." in capsys.readouterr().out
-
-
-def test_a_base_stage_that_fails_costs_what_rests_on_it_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    squares(tmp_path)
     words = (*WORDS, "--set", "miner=TripletMarginMiner", "--set", "metric_loss=pml:NoSuchLoss")
     monkeypatch.setattr(whole, "PARTS", (Part("broken", "squares", "6+2*3", "frozen_f0", words, "0"), *PARTS))
     with pytest.raises(SystemExit, match=r"2 of 10 jobs are not done \(broken base 0"):
         study(monkeypatch, tmp_path, "--jobs", "2")
     monkeypatch.setattr(whole, "PARTS", PARTS)
+    capsys.readouterr()
+    study(monkeypatch, tmp_path, "--dry-run")
+    assert "Everything is measured." in capsys.readouterr().out
     study(monkeypatch, tmp_path, "--jobs", "2")
+    for part in ("first", "second"):
+        side_by_side, alone = (measured(at / "out" / f"{part}.json") for at in (tmp_path, folder))
+        assert side_by_side == alone
+        assert side_by_side
     assert (tmp_path / "out/second.md").exists()
 
 

@@ -22,13 +22,20 @@ from stream_odml.store.backup import back_up
 from stream_odml.store.errors import WriterFenced
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
-from stream_odml.store.table import CHECKPOINT_EVERY, Table
+from stream_odml.store.table import Table
 from stream_odml.store.tables import SCHEMAS
 from stream_odml.store.writer import Writer
 from tests.store.world import Item, Shard, commit_stage, ingest, new_root
 
 MINUTE = timedelta(minutes=1)
+CHECKPOINT_EVERY = 10
+"""Commits from one checkpoint to the next, here: with them everything happens five times as early."""
 POLICY = MaintenancePolicy(compact_files=8, retention=timedelta(0), log_retention=MINUTE)
+
+
+@pytest.fixture(autouse=True)
+def _early_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_odml.store.table.CHECKPOINT_EVERY", CHECKPOINT_EVERY)
 
 
 def files_of(root: Path) -> int:
@@ -52,20 +59,20 @@ def test_files_stay_few_and_sleepers_miss_nothing(tmp_path: Path) -> None:
     sleeper, follower = Store.open(str(tmp_path)), Store.open(str(tmp_path))
     counts = []
     for number in range(6):
-        commit_many(writer, 60 * number, 60)
+        commit_many(writer, 12 * number, 12)
         follower.refresh()
         writer.maintain(POLICY)
         let_pass(tmp_path)
         counts.append(files_of(tmp_path))
-    assert max(counts[1:]) <= counts[0] + 10  # of 360 commits, not the sixtieth of one table is left
-    assert not (tmp_path / "ledger" / "_delta_log" / f"{100:020d}.json").exists()
+    assert max(counts[1:]) <= counts[0] + 10  # of 72 commits, each of which is two files
+    assert not (tmp_path / "ledger" / "_delta_log" / f"{20:020d}.json").exists()
     for reader in (sleeper, follower, Store.open(str(tmp_path))):
         reader.refresh()
-        assert list(reader.ledger.shards) == [f"shard-{number}" for number in range(360)]
-    commit_many(writer, 360, 1)
+        assert list(reader.ledger.shards) == [f"shard-{number}" for number in range(72)]
+    commit_many(writer, 72, 1)
     for reader in (sleeper, follower):
         assert reader.refresh()
-        assert "shard-360" in reader.ledger.shards
+        assert "shard-72" in reader.ledger.shards
     copy = back_up(str(tmp_path), str(tmp_path.parent / "copy"))
     assert len(Store.open(copy.source).ledger.shards) == len(
         Store.open(str(tmp_path.parent / "copy")).ledger.shards
@@ -119,7 +126,7 @@ def test_a_writer_that_slept_past_the_clean_up_commits_nothing(tmp_path: Path) -
     rows = zombie._fence.ledger_rows([{"kind": "landed", "subject": "ghost"}])
     successor = Writer.claim(str(tmp_path), "successor", takeover=True)
     for number in range(3):
-        commit_many(successor, 60 * number, 60)
+        commit_many(successor, 12 * number, 12)
         successor.maintain(POLICY)
         let_pass(tmp_path)
     log = tmp_path / "ledger" / "_delta_log"
