@@ -278,8 +278,8 @@ def _pushed_elsewhere(store: Store, root: str, named: str | None) -> list[str]:
     missing = [place for place in places if _real(place) not in known]
     if missing:
         raise ValueError(
-            f"images were pushed to {', '.join(missing)} (service.push_dir), outside the stream root: nothing is "
-            f"forgotten yet. Name that folder with --inbox-at {shlex.quote(missing[0])}, or start the stream and ask it"
+            f"images were pushed to {', '.join(missing)} (service.push_dir), outside the stream root, so nothing is "
+            f"forgotten yet; name that folder with --inbox-at {shlex.quote(missing[0])}, or start the stream and ask it"
         )
     return places
 

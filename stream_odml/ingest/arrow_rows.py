@@ -221,7 +221,8 @@ def rows_at_once(group: Any, column: str | None = None) -> int:
     for at in range(group.num_columns):
         about = group.column(at)
         if column is None or about.path_in_schema.split(".")[0] == column:
-            size = int(about.total_uncompressed_size)
+            # The first is what the file says of itself; that many bytes of the second are really there.
+            size = max(int(about.total_uncompressed_size), int(about.total_compressed_size))
             repeats = bool(_DICTIONARIES.intersection(about.encodings)) and size < BATCH_BYTES
             row = max(row, size if repeats else size // max(1, int(group.num_rows)))
     return max(8, min(BATCH_ROWS, BATCH_BYTES // max(1, row)))

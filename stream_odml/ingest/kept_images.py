@@ -6,17 +6,17 @@ has no images, and whoever asked goes on without.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from stream_odml.ingest.bounds import memory_allowed
+from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
+from stream_odml.ingest.tables import table_rows
 from stream_odml.storage.files import Files
 
 log = logging.getLogger(__name__)
-_COLUMNS = ["item_id", "image"]
+_ROW_BYTES = 64
 
 
 def has_images(files: Files, path: str) -> bool:
@@ -37,36 +37,30 @@ def read_images(files: Files, path: str) -> dict[str, bytes]:
         log.warning("%s is not read: %s", path, error)
         return {}
     try:
-        return dict(_rows(data))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        return dict(_images(_HeldFile(data, path)))
+    except (BadShard, TransientReadError) as error:
         log.warning("%s is no file of images: %s", path, error)
         return {}
 
 
-def _rows(data: bytes) -> Iterator[tuple[str, bytes]]:
-    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=_COLUMNS)
-    _check_size(file.metadata, memory_allowed(len(data)))
-    # As dictionaries: a value that many rows repeat is held once, as it is in the file.
-    table = file.read(columns=_COLUMNS, use_threads=False)
-    if table.column_names != _COLUMNS:
-        raise ValueError(f"it has the columns {', '.join(table.column_names) or 'none'} of {_COLUMNS}")
-    items, images = (_values(table.column(name)) for name in _COLUMNS)
-    for item, image in zip(items, images, strict=True):
-        if isinstance(item, str) and isinstance(image, bytes):
-            yield item, image
+class _HeldFile(io.BytesIO):
+    """The bytes of a file that are in memory."""
+
+    failure: OSError | None = None
+
+    def __init__(self, data: bytes, uri: str) -> None:
+        super().__init__(data)
+        self.size_bytes, self.uri = len(data), uri
 
 
-def _check_size(metadata: pq.FileMetaData, limit: int) -> None:
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    size = sum(group.total_byte_size for group in groups) + 64 * metadata.num_rows
-    if size > limit:
-        raise ValueError(f"it decodes to {size} bytes, at most {limit} are read")
-
-
-def _values(column: pa.ChunkedArray) -> Iterator[object]:
-    for chunk in column.chunks:
-        if not pa.types.is_dictionary(chunk.type):
-            yield from chunk.to_pylist()
-            continue
-        values = chunk.dictionary.to_pylist()
-        yield from (None if at is None else values[at] for at in chunk.indices.to_pylist())
+def _images(file: _HeldFile) -> Iterator[tuple[str, bytes]]:
+    """Yield items and images as the decoder of shards finds them, which has a limit on its memory: what a file says of
+    its own size is believed nowhere. An image that many rows repeat is held once."""
+    limit, held = memory_allowed(file.size_bytes), 0
+    images: dict[bytes, bytes] = {}
+    for row in table_rows(file, "parquet", {"label": "any"}, ("image",)):
+        if row.problem is None and row.image and isinstance(row.item_id, str):
+            held += _ROW_BYTES + (0 if row.image in images else len(row.image))
+            if held > limit:
+                raise BadShard(Reason.OVERSIZED, f"it decodes to more than {limit} bytes")
+            yield row.item_id, images.setdefault(row.image, row.image)

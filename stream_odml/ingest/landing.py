@@ -195,8 +195,14 @@ def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> 
 def _shard_rows(metadata: Any, rows_per_shard: int) -> int:
     """Rows of a shard: as asked, or as many as make about `SHARD_BYTES` where images are largest."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
+    largest = max((_size_of(group) // max(1, group.num_rows) for group in groups), default=1)
     return max(1, min(rows_per_shard, SHARD_BYTES // max(1, largest)))
+
+
+def _size_of(group: Any) -> int:
+    """Bytes of a row group: what the file says, but no fewer than lie there compressed."""
+    there = sum(int(group.column(at).total_compressed_size) for at in range(group.num_columns))
+    return max(int(group.total_byte_size), there)
 
 
 class _Rows:

@@ -11,22 +11,35 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from stream_odml.ingest import fields
 from stream_odml.ingest.bounds import bounded, memory_allowed
 from stream_odml.ingest.child import ENDED_FROM_OUTSIDE, Child, how_it_ended
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError, TransientReadError
-from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Message
 
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
 """Environment variables that a decoder gets: none of them is secret."""
 
 
+class TableFile(Protocol):
+    """The bytes of a table. `failure`: what its medium raised, which a parser may have taken for bad data."""
+
+    uri: str
+    failure: OSError | None
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+    def read(self, size: int = -1, /) -> bytes | None: ...
+
+
 def table_rows(
-    file: ShardFile,
+    file: TableFile,
     format: str,
     constants: Mapping[str, str] | None = None,
     contents: Sequence[Content] = ANY_CONTENT,
@@ -47,7 +60,7 @@ def start_decoder() -> None:
 
 
 def _rows(
-    file: ShardFile, format: str, constants: Mapping[str, str], contents: Sequence[Content]
+    file: TableFile, format: str, constants: Mapping[str, str], contents: Sequence[Content]
 ) -> Iterator[RawRow]:
     decoder = _decoders.take()
     memory = memory_allowed(file.size_bytes)
@@ -77,7 +90,7 @@ def _rows(
         raise BadShard(Reason(message.fields["reason"]), str(message.fields["detail"]))
 
 
-def _read(file: ShardFile, wanted: Mapping[str, Any]) -> bytes | None:
+def _read(file: TableFile, wanted: Mapping[str, Any]) -> bytes | None:
     """Bytes of the file; None where its medium fails, which the file then remembers."""
     left = min(int(wanted["count"]), READ_BYTES)
     parts = []

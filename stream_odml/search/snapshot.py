@@ -133,6 +133,8 @@ class GallerySnapshot:
         """
         if k < 1 or group_size < 1:
             raise ValueError(f"k is {k} and group_size {group_size}; both must be at least 1")
+        if group_by is None and group_size != 1:
+            raise ValueError(f'group_size {group_size} without group_by groups nothing; add group_by="class"')
         queries = self.queries(Vectors(vectors, version))
         mask = filters.mask(self.columns) if filters else None
         if group_by is not None:

@@ -239,6 +239,10 @@ def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
     group_by = body.get("group_by")
     if group_by not in (None, "class"):
         raise unprocessable("bad_group_by", f"cannot group by {clipped(group_by)}", "use group_by=class")
+    if group_by is None and body.get("group_size") is not None:
+        raise unprocessable(
+            "bad_group_size", "group_size without group_by groups nothing", "add group_by=class"
+        )
     return Query(
         k=integer(body.get("k", 10), "k", 1, max_k),
         filters=Filters(

@@ -28,7 +28,13 @@ _QUERY: Schema = {
     "k": {"type": "integer", "minimum": 1, "default": 10},
     "filter": _FILTER,
     "group_by": {"type": "string", "enum": ["class"]},
-    "group_size": {"type": "integer", "minimum": 1, "maximum": 100, "default": 1},
+    "group_size": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 100,
+        "default": 1,
+        "description": "hits of each group; with group_by only",
+    },
     "min_version": {"type": "string", "description": "wait until this version's commit is visible"},
     "min_seq": {
         "type": "integer",

@@ -87,15 +87,20 @@ def parquet_of_compressed_zeros(path: Path) -> None:
 def parquet_that_lies_about_its_sizes(path: Path) -> None:
     """Its footer declares a row group of a few bytes."""
     parquet_of_compressed_zeros(path)
-    metadata = pq.read_metadata(path / "bomb.parquet")
+    lie_about_sizes(path / "bomb.parquet", column=0)
+
+
+def lie_about_sizes(path: Path, column: int) -> None:
+    """Declare a row group of a few bytes in the footer of a file, and as few for one column."""
+    metadata = pq.read_metadata(path)
     true = metadata.row_group(0).total_byte_size
-    data = (path / "bomb.parquet").read_bytes()
+    data = path.read_bytes()
     at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    lies = data[at:].replace(_zigzag(true), _zigzag(1 << 28, len(_zigzag(true))))
-    column = metadata.row_group(0).column(0).total_uncompressed_size
-    lies = lies.replace(_zigzag(column), _zigzag(1000, len(_zigzag(column))))
-    (path / "bomb.parquet").write_bytes(data[:at] + lies)
-    assert pq.read_metadata(path / "bomb.parquet").row_group(0).total_byte_size <= 1 << 28
+    lies = data[at:].replace(_zigzag(true), _zigzag(1 << 20, len(_zigzag(true))))
+    size = metadata.row_group(0).column(column).total_uncompressed_size
+    lies = lies.replace(_zigzag(size), _zigzag(1000, len(_zigzag(size))))
+    path.write_bytes(data[:at] + lies)
+    assert pq.read_metadata(path).row_group(0).total_byte_size <= 1 << 28
 
 
 def _zigzag(value: int, width: int = 0) -> bytes:

@@ -32,6 +32,8 @@ from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMAS
 from stream_odml.store.version_metrics import VersionMetrics
 from stream_odml.store.versions import VersionTree
+from tests.memory import forget_peak, peak_mib
+from tests.seams.test_19_bombs import lie_about_sizes
 from tests.service.local import LocalApi
 from tests.service.tiny_stream import TinyStream, picture
 
@@ -281,6 +283,19 @@ def test_an_image_that_many_rows_repeat_is_held_once(tmp_path: Path) -> None:
     images = read_images(LocalFiles(str(tmp_path)), "x.parquet")
     assert (len(images), len({id(image) for image in images.values()})) == (500, 1)
     assert images["7"] == bytes(1 << 16)
+
+
+def test_what_a_file_says_of_its_size_is_not_believed(tmp_path: Path) -> None:
+    """256 MiB and more in one page, of which the footer knows nothing."""
+    small = pa.table({"item_id": ["a/0"] * 12, "image": [bytes(40 << 20)] * 12})
+    pq.write_table(
+        small, tmp_path / "bomb.parquet", compression="zstd", use_dictionary=False, write_batch_size=1
+    )
+    lie_about_sizes(tmp_path / "bomb.parquet", column=1)
+    forget_peak()
+    before = peak_mib()
+    assert read_images(LocalFiles(str(tmp_path)), "bomb.parquet") == {}
+    assert peak_mib() - before < 300
 
 
 def test_images_are_read_as_they_were_kept(tmp_path: Path) -> None:

@@ -90,6 +90,18 @@ def test_filters_by_class_and_time(api: LocalApi, backend: FakeBackend) -> None:
     assert {hit["id"] for hit in hits["hits"]} == {"shard-1/10", "shard-1/11"}
 
 
+def test_a_group_size_without_groups_is_refused(api: LocalApi, backend: FakeBackend) -> None:
+    """It would change nothing, and whoever sends it believes that it does."""
+    vector = backend.vectors[0].tolist()
+    for answer in (
+        api.post("/v1/search", json={"vector": vector, "group_size": 2}),
+        api.post("/v1/search/batch", json={"vectors": [vector], "group_size": 2}),
+        api.post("/v1/search?group_size=2", content=b"png", headers={"content-type": "image/png"}),
+    ):
+        assert (answer.status_code, answer.json()["error"]) == (422, "bad_group_size")
+        assert "group_by=class" in answer.text
+
+
 def test_grouping_gives_each_class_once_best_first(api: LocalApi, backend: FakeBackend) -> None:
     groups = search(api, vector=backend.vectors[0].tolist(), k=3, group_by="class", group_size=2)["groups"]
     assert len(groups) == 3
