@@ -235,11 +235,6 @@ def row_hashes(vectors_nd: Floats) -> NDArray[np.uint64]:
 
 
 def _quarantine(shard_id: str, problems: dict[int, tuple[Reason, str]]) -> pa.Table:
-    rows = sorted(problems)
     return quarantine_rows(
-        shard_ids=[shard_id] * len(rows),
-        rows=rows,
-        reasons=[str(problems[row][0]) for row in rows],
-        details=[problems[row][1] for row in rows],
-        first_bytes=[b""] * len(rows),
+        (shard_id, row, str(reason), detail, b"") for row, (reason, detail) in sorted(problems.items())
     )

@@ -263,9 +263,5 @@ def _rows(
 
 def _quarantine(ref: ShardRef, problems: list[RowProblem]) -> pa.Table:
     return quarantine_rows(
-        shard_ids=[ref.shard_id] * len(problems),
-        rows=[problem.row for problem in problems],
-        reasons=[str(problem.reason) for problem in problems],
-        details=[problem.detail for problem in problems],
-        first_bytes=[problem.first_bytes for problem in problems],
+        (ref.shard_id, one.row, str(one.reason), one.detail, one.first_bytes) for one in problems
     )

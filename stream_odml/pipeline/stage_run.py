@@ -171,12 +171,10 @@ class StageRun:
         self._lost = np.logical_or.reduce(self._all_ranks(self._cache.lost()))
         by_rank = self._all_ranks(self._cache.lost_rows() if self._leads_node else [])
         problems = {(shard, one.row): one for rows in by_rank for shard, one in rows}
+        why = f"left out of {self.order.task}"
         self._lost_rows = quarantine_rows(
-            shard_ids=[shard for shard, _ in problems],
-            rows=[row for _, row in problems],
-            reasons=[str(one.reason) for one in problems.values()],
-            details=[f"left out of {self.order.task}: {one.detail}" for one in problems.values()],
-            first_bytes=[one.first_bytes for one in problems.values()],
+            (shard, row, str(one.reason), f"{why}: {one.detail}", one.first_bytes)
+            for (shard, row), one in problems.items()
         )
         if problems:
             first = next(iter(problems.values()))

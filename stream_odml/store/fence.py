@@ -102,17 +102,15 @@ class Fence:
     def _append(self, table: str, rows: Callable[[], pa.Table | pa.RecordBatchReader]) -> None:
         mark = uuid.uuid4().hex
         for attempt in range(APPEND_ATTEMPTS):
-            if table == "quarantine":
-                # The store reads it only when it is asked for, and maintenance commits to it beside this writer.
-                self.store.tables[table].refresh()
+            into = self.store.table(table)
             try:
-                self.store.tables[table].append(rows(), self.epoch, mark)
+                into.append(rows(), self.epoch, mark)
                 return
             except CommitFailedError:
                 self.store.refresh()
                 self.check()
                 # An object store may have made the commit and lost its answer on the way.
-                if self.store.tables[table].has(mark):
+                if into.has(mark):
                     return
                 if attempt == APPEND_ATTEMPTS - 1:
                     raise

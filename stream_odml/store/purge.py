@@ -73,11 +73,9 @@ def purge(house: Housekeeper) -> int:
 
 def _values(store: Store, name: str, column: str) -> set[str]:
     """Distinct values of a text column of a table."""
-    table = store.tables[name]
 
     def read() -> set[str]:
-        if name == "quarantine":  # the store reads it when it is asked for
-            table.refresh()
+        table = store.table(name)
         parts = [table.read(path, [column])[column].unique() for path in sorted(table.present)]
         return {value for part in parts for value in part.to_pylist()}
 
@@ -86,10 +84,9 @@ def _values(store: Store, name: str, column: str) -> set[str]:
 
 def _delete_alone(fence: Fence, name: str, where: str) -> int:
     """Delete rows while nothing else commits."""
-    table = fence.store.tables[name]
     for last in (False, True):
         fence.store.refresh()
-        table.refresh() if name == "quarantine" else None
+        table = fence.store.table(name)
         fence.check()
         try:
             gone = table.handle.delete(
@@ -148,8 +145,7 @@ def _purge_quarantine(house: Housekeeper, rows: pa.Table, meta: pa.Table, select
 
 def _refusals(store: Store) -> pa.Table:
     """All rows of the quarantine: what no commit names goes as well."""
-    table = store.tables["quarantine"]
-    table.refresh()
+    table = store.table("quarantine")
     parts = [table.read(path, REFUSAL) for path in sorted(table.present)]
     return pa.concat_tables([QUARANTINE.empty_table().select(REFUSAL), *parts])
 

@@ -117,12 +117,8 @@ class Store:
 
     def refresh(self) -> bool:
         """Take in what was committed since; True when something was. Some 60 µs when there is nothing."""
-        before = (
-            [(table, table.seen) for table in self.tables.values()],
-            self._paths,
-            self._blocks,
-            self._txns,
-        )
+        marks = [(table, table.seen) for table in self.tables.values()]
+        held = self._paths, self._blocks, self._txns
         try:
             for _ in range(READ_ATTEMPTS):
                 try:
@@ -133,18 +129,24 @@ class Store:
             return self._refresh()
         except Exception:
             # Out of reach, or gone for good: what was named but not read is named again, and what is held stays held.
-            marks, self._paths, self._blocks, self._txns = before
+            self._paths, self._blocks, self._txns = held
             for table, seen in marks:
                 table.seen = seen
             raise
+
+    def table(self, name: str) -> Table:
+        """Return a table as it was read last; the quarantine, which :meth:`refresh` passes over, as it is now."""
+        found = self.tables[name]
+        if name == "quarantine":
+            found.refresh()
+        return found
 
     def missing_files(self) -> list[str]:
         """Return data files that a table's log names and that are not there, as ``table/file``: one listing
         for each table."""
         missing = []
-        for name, table in self.tables.items():
-            if name == "quarantine":
-                table.refresh()
+        for name in self.tables:
+            table = self.table(name)
             there = {info.path for info in self.files.list(name)} if table.present else set()
             missing += [path for path in sorted(f"{name}/{p}" for p in table.present) if path not in there]
         return missing
@@ -286,8 +288,7 @@ class Store:
 
     def quarantine_rows(self) -> pa.Table:
         """Return all visible quarantine rows, without those that name what was erased."""
-        table = self.tables["quarantine"]
-        table.refresh()
+        table = self.table("quarantine")
         rows = self._visible([table.read(path) for path in sorted(table.present)], QUARANTINE)
         return rows.filter(
             pa.array(~erased_refusals(rows, self.ledger.shards, self.ledger.latest_tombstones))

@@ -8,7 +8,7 @@ or of another dimension.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -194,26 +194,13 @@ def _check_finite(vectors: FloatArray) -> None:
         )
 
 
-def quarantine_rows(
-    *,
-    shard_ids: Sequence[str],
-    rows: Sequence[int],
-    reasons: Sequence[str],
-    details: Sequence[str],
-    first_bytes: Sequence[bytes],
-) -> pa.Table:
-    """Return quarantine rows: why each row of a shard cannot be used; the writer fills in ``time`` and ``txn``."""
-    n = len(shard_ids)
-    columns = {
-        "shard_id": pa.array(shard_ids, pa.string()),
-        "row": pa.array(rows, pa.int32()),
-        "reason": pa.array(reasons, pa.string()),
-        "detail": pa.array(details, pa.string()),
-        "first_bytes": pa.array(first_bytes, pa.binary()),
-        "time": pa.array([None] * n, TIME),
-        "txn": pa.array([""] * n, pa.string()),
-    }
-    return pa.table(columns, schema=QUARANTINE)
+def quarantine_rows(rows: Iterable[tuple[str, int, str, str, bytes]]) -> pa.Table:
+    """Return quarantine rows of (shard, row there, reason, detail, first bytes): why each of them cannot be used. The
+    writer fills in ``time`` and ``txn``."""
+    names = QUARANTINE.names[:5]
+    return pa.Table.from_pylist(
+        [{**dict(zip(names, row, strict=True)), "txn": ""} for row in rows], schema=QUARANTINE
+    )
 
 
 def vector_column(vectors: FloatArray) -> pa.Array:

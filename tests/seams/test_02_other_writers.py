@@ -155,9 +155,7 @@ def seeded(root: Path, form: Form = "embedding") -> Writer:
     """A root with everything in it: two versions, waiting shards, quarantined rows, a tombstone, held-out items."""
     writer = new_root(str(root), form=form)
     ingest(writer, "s1", ITEMS, held_out=[True, False, False])
-    bad = quarantine_rows(
-        shard_ids=["s2"], rows=[7], reasons=["bad_image"], details=["x"], first_bytes=[b"\xff"]
-    )
+    bad = quarantine_rows([("s2", 7, "bad_image", "x", b"\xff")])
     writer.record_landed([Shard("s2")])
     items, codes = [Item("d", "tree"), Item("c", "tree")], writer.store.row_codes
     rows = make_rows("s2", items, np.eye(2, DIM) + 1, writer.tree.head, codes=codes)

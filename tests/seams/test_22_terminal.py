@@ -117,9 +117,7 @@ def _root(folder: Path, name: str) -> str:
     stream.writer.record_landed([ref])
     from stream_odml.store.tables import GALLERY, quarantine_rows
 
-    refused = quarantine_rows(
-        shard_ids=[ref.shard_id], rows=[0], reasons=["bad_label"], details=[name], first_bytes=[b""]
-    )
+    refused = quarantine_rows([(ref.shard_id, 0, "bad_label", name, b"")])
     stream.writer.commit_ingest(IngestBatch([ref.shard_id], GALLERY.empty_table(), refused))
     stream.close()
     return stream.root

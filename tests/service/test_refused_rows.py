@@ -21,11 +21,7 @@ def refuse(writer: Writer, shard_id: str, *rows: int) -> None:
     """Land a shard of one good row and these bad ones."""
     writer.record_landed([Shard(shard_id)])
     good = make_rows(shard_id, [Item(shard_id, "cat")], np.ones((1, writer.store.dim)), writer.tree.head)
-    n = len(rows)
-    bad = quarantine_rows(
-        shard_ids=[shard_id] * n, rows=rows, reasons=["empty_image"] * n, details=["a.jpg: no bytes"] * n,
-        first_bytes=[b""] * n,
-    )  # fmt: skip
+    bad = quarantine_rows((shard_id, row, "empty_image", "a.jpg: no bytes", b"") for row in rows)
     writer.commit_ingest(IngestBatch([shard_id], good, bad))
 
 

@@ -57,9 +57,7 @@ def index(writer: Writer, shards: list[str]) -> None:
     version = writer.tree.head
     codes = writer.store.row_codes
     rows = [make_rows(s, ITEMS[s], raw(s, version), version, codes=codes) for s in shards]
-    bad = quarantine_rows(
-        shard_ids=shards[:1], rows=[9], reasons=["truncated"], details=[""], first_bytes=[b"\xff"]
-    )
+    bad = quarantine_rows([(shards[0], 9, "truncated", "", b"\xff")])
 
     writer.commit_ingest(IngestBatch(shards, pa.concat_tables(rows), bad))
 

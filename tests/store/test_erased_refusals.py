@@ -96,10 +96,7 @@ def _refuse(writer: Writer, shard_id: str, items: list[Item], problems: dict[int
     writer.record_landed([Shard(shard_id)])
     good = make_rows(shard_id, items, np.ones((len(items), writer.store.dim)), writer.tree.head)
     n = len(problems)
-    bad = quarantine_rows(
-        shard_ids=[shard_id] * n, rows=list(problems), reasons=["empty_image"] * n, details=list(problems.values()),
-        first_bytes=[b""] * n,
-    )  # fmt: skip
+    bad = quarantine_rows((shard_id, row, "empty_image", detail, b"") for row, detail in problems.items())
     writer.commit_ingest(IngestBatch([shard_id], good, bad, {shard_id: {"reasons": {"empty_image": n}}}))
 
 

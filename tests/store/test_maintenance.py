@@ -136,9 +136,7 @@ def test_a_row_that_is_refused_after_maintenance_commits_at_once(tmp_path: Path)
     for shard_id in ("before", "after"):
         writer.record_landed([Shard(shard_id)])
         rows = make_rows(shard_id, [Item(shard_id, "cat")], np.ones((1, writer.store.dim)), writer.tree.head)
-        bad = quarantine_rows(
-            shard_ids=[shard_id], rows=[1], reasons=["empty_image"], details=[""], first_bytes=[b""]
-        )
+        bad = quarantine_rows([(shard_id, 1, "empty_image", "", b"")])
         writer.commit_ingest(IngestBatch([shard_id], rows, bad))
         writer.maintain(MaintenancePolicy(log_retention=timedelta(hours=1)))  # commits to the quarantine, too
     assert sorted(Store.open(str(tmp_path)).quarantine_rows()["shard_id"].to_pylist()) == ["after", "before"]

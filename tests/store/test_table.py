@@ -57,9 +57,7 @@ def test_a_handle_opened_anew_after_a_checkpoint_does_not_see_more(
     monkeypatch.setattr("stream_odml.store.table.CHECKPOINT_EVERY", 3)
     new_root(str(tmp_path)).release()
     mine, other = (Table(open_files(str(tmp_path)), "quarantine") for _ in range(2))
-    bad = quarantine_rows(
-        shard_ids=["s"], rows=[0], reasons=["not_an_image"], details=["?"], first_bytes=[b""]
-    )
+    bad = quarantine_rows([("s", 0, "not_an_image", "?", b"")])
     rows = stamped(bad, "t.1")
     handles = list[DeltaTable]()
     for _ in range(8):
