@@ -24,13 +24,15 @@ DIM, ITEMS, CLASSES = 512, 1_000_000, 2_000
 NOISE = 1.8
 """At which recall is far from both of its ends."""
 _COMMAND = """
-import pathlib, sys
+import pathlib, sys, time
 from stream_odml.cli.main import main
 sys.argv = ["stream-odml", "adopt", sys.argv[1], "--root", sys.argv[2], "--json"]
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
+# All its threads: what the command takes where nobody else uses the cores is half of it or more, on two.
+print(time.process_time())
 # Of this program alone: what getrusage tells begins with the peak of the process that started it.
 print(next(line.split()[1] for line in pathlib.Path("/proc/self/status").open() if line.startswith("VmHWM")))
 """
@@ -49,14 +51,16 @@ def measure_adopt(report: Report, folder: Path, seed: int) -> None:
         check=True,
     )
     seconds = time.monotonic() - began
-    *_, found, peak_kib = run.stdout.strip().splitlines()
+    *_, found, cpu_s, peak_kib = run.stdout.strip().splitlines()
     said = json.loads(found)
     assert said["items"] == items, said
     assert said["version"], said
-    report.row(part="adopt", seed=seed, items=items, seconds=seconds, gib=int(peak_kib) * 1024 / GIB)
+    gib = int(peak_kib) * 1024 / GIB
+    report.row(part="adopt", seed=seed, items=items, seconds=seconds, cpu_s=float(cpu_s), gib=gib)
     report.figure("adopt_items", items)
     report.figure("adopt_s" if report.quick else "adopt_1m_512_s", seconds)
-    report.figure("adopt_peak_gib", int(peak_kib) * 1024 / GIB)
+    report.figure("adopt_cpu_s", float(cpu_s))
+    report.figure("adopt_peak_gib", gib)
 
 
 def measure_recall(report: Report, folder: Path, seed: int) -> None:
