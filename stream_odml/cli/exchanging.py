@@ -118,6 +118,8 @@ def adopted_lines(report: Any) -> list[str]:
             f"lengths {norms['min']:.3g} to {norms['max']:.3g}, median {norms['median']:.3g}; "
             f"{norms['unit_share']:.0%} are of length 1"
         )
+    if report.note:
+        lines.append(report.note)
     if report.duplicate_vectors:
         lines.append(f"{report.duplicate_vectors} vectors are copies of another one")
     lines += [f"{count} quarantined: {reason}" for reason, count in sorted(report.quarantined.items())]

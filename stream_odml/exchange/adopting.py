@@ -54,6 +54,8 @@ class Report:
     version: str = ""
     """That has learnt them; empty where nothing was to be learnt."""
     seconds: float = 0.0
+    note: str = ""
+    """Of the source, on its vectors."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -243,4 +245,5 @@ def _report(
         norms=summary,
         version=version,
         seconds=round(seconds, 3),
+        note=source.note,
     )

@@ -1,4 +1,4 @@
-"""Galleries in files: Parquet and Arrow tables, npz archives, FAISS indexes with a file of ids.
+"""Galleries in files: Parquet and Arrow tables, npz archives.
 
 Protects: no file is read as a whole; a cursor is the number of rows before it.
 """
@@ -9,17 +9,17 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost
-from stream_odml.exchange.source import ID, VECTOR, Block, Chosen, Names, choose, length_of, rows_at_once
+from stream_odml.exchange.source import VECTOR, Block, Chosen, Names, choose, length_of, rows_at_once
 from stream_odml.ingest.arrow_rows import class_names_of
 from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column
@@ -28,9 +28,9 @@ from stream_odml.storage.regular import UnsafePath, hash_regular
 from stream_odml.wording import first_line
 
 TABLES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
-INDEXES = (".faiss", ".index", ".ivf")
 _READ_AHEAD = 8 << 20
 _LOOKED_AT = 1024
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 def identity_of(files: Sequence[Path], *more: object) -> str:
@@ -43,13 +43,21 @@ def identity_of(files: Sequence[Path], *more: object) -> str:
     return hashlib.sha256(json.dumps([digests, [str(one) for one in more]]).encode()).hexdigest()[:16]
 
 
-def _check_alike(files: Sequence[Path], chosen: Chosen) -> None:
-    """Raise ExchangeError unless all files have the chosen columns, in one type each."""
+def _constants_of(file: Path, folder: Path) -> dict[str, str | None]:
+    """Return what folders such as `class=cats` say of a file of theirs, as Spark, DuckDB and Arrow write them."""
+    pairs = [part.partition("=") for part in file.relative_to(folder).parts[:-1]]
+    return {
+        unquote(name): None if value == _NO_VALUE else unquote(value) for name, sign, value in pairs if sign
+    }
+
+
+def _check_alike(files: Sequence[Path], chosen: Chosen, added: Sequence[str]) -> None:
+    """Raise ExchangeError unless all files have the chosen columns, but for those added, in one type each."""
     first = _schema(files[0])
-    label = chosen.class_name
+    label = None if chosen.class_name in added else chosen.class_name
     for file in files[1:]:
         schema = _schema(file)
-        for name in chosen.columns:
+        for name in (one for one in chosen.columns if one not in added):
             expected = first.field(name).type
             found = schema.field(name).type if name in schema.names else None
             if found != expected:
@@ -76,19 +84,31 @@ def _tables_below(folder: Path) -> list[Path]:
 class TableSource:
     """Parquet or Arrow files, one after the other."""
 
+    note = ""
+
     def __init__(self, path: Path, names: Names) -> None:
         self.name = str(path)
         self._files = [path] if path.is_file() else _tables_below(path)
         if not self._files:
             raise ExchangeError(f"{path} holds no {', '.join(TABLES)}; name a table or a folder of tables")
-        self._chosen = choose(_schema(self._files[0]), names, self.name)
-        _check_alike(self._files, self._chosen)
+        schema = _schema(self._files[0])
+        self._constants = {} if path.is_file() else {file: _constants_of(file, path) for file in self._files}
+        everywhere = set.intersection(*map(set, self._constants.values())) if self._constants else set()
+        added = sorted(everywhere.difference(schema.names))
+        for name in added:
+            schema = schema.append(pa.field(name, pa.string()))
+        self._chosen = choose(schema, names, self.name)
+        self._added = [name for name in self._chosen.columns if name in added]
+        _check_alike(self._files, self._chosen, self._added)
         self.count: int | None = sum(_count(file) for file in self._files)
-        first = next(self._batches(self._files[0], 0, _LOOKED_AT), None)
+        first = next(
+            (rows for file in self._files for rows in self._batches(file, 0, _LOOKED_AT) if len(rows)), None
+        )
         if first is None:
             raise ExchangeError(f"{path} has no rows; there is nothing to adopt")
         self.dim = length_of(pa.table({VECTOR: first[self._chosen.vector]})[VECTOR], self.name)
-        self.identity = identity_of(self._files, self._chosen)
+        said = [[self._constants[file][name] for name in self._added] for file in self._files if self._added]
+        self.identity = identity_of(self._files, self._chosen, *said)
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
         """See `GallerySource`."""
@@ -115,7 +135,13 @@ class TableSource:
     def _batches(self, file: Path, skip: int, size: int) -> Iterator[pa.RecordBatch]:
         """Batches of a file without its first rows."""
         try:
-            yield from _read(file, self._chosen.columns, skip, size)
+            for rows in _read(
+                file, [name for name in self._chosen.columns if name not in self._added], skip, size
+            ):
+                for name in self._added:
+                    value = pa.scalar(self._constants[file][name], pa.string())
+                    rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+                yield rows
         except (pa.ArrowException, OSError) as error:
             raise SourceLost(f"{file} cannot be read: {first_line(error)}") from error
 
@@ -182,6 +208,8 @@ def _without(batches: Iterator[pa.RecordBatch], skip: int) -> Iterator[pa.Record
 class NpzSource:
     """Arrays of one length in an npz file."""
 
+    note = ""
+
     def __init__(self, path: Path, names: Names) -> None:
         self.name, self._path = str(path), path
         try:
@@ -242,75 +270,3 @@ def as_lists(vectors_nd: Any) -> pa.Array:
     """Return float32 [n, d] as a column of vectors."""
     flat = pa.array(np.ascontiguousarray(vectors_nd, np.float32).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, vectors_nd.shape[1])
-
-
-class FaissSource:
-    """A FAISS index, whose vectors are reconstructed, and a file that says whose they are."""
-
-    def __init__(self, path: Path, names: Names, ids: Path | None) -> None:
-        import faiss
-
-        self.name, self._path = str(path), path
-        try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        except RuntimeError as error:
-            raise ExchangeError(f"{path} is no FAISS index: {first_line(error)}") from None
-        self._numbers, self._owner = None, index  # an index inside another one goes with it
-        if isinstance(index, faiss.IndexIDMap):
-            self._numbers = faiss.vector_to_array(index.id_map)
-            index = faiss.downcast_index(index.index)
-        if isinstance(index, faiss.IndexIVF):
-            index.make_direct_map()
-        self._index = index
-        self.dim, self.count = int(index.d), int(index.ntotal)
-        self._table = None if ids is None else _ids_table(ids, self.count)
-        if self._table is None:
-            self._chosen = None
-        else:
-            with_vector = self._table.append_column(VECTOR, pa.nulls(self.count, pa.list_(pa.float32())))
-            named = Names(VECTOR, names.id, names.class_name, names.attributes)
-            self._chosen = choose(with_vector.schema, named, str(ids))
-        self.identity = identity_of([path, *([ids] if ids else [])], names)
-
-    def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`."""
-        size = rows_at_once(self.dim)
-        for at in range(int(cursor or 0), self.count, size):
-            count = min(size, self.count - at)
-            try:
-                vectors = as_lists(self._index.reconstruct_n(at, count))
-            except RuntimeError as error:
-                raise SourceLost(
-                    f"{self.name} does not give its vectors back: {first_line(error)}; export them with their ids"
-                ) from error
-            if self._chosen is None or self._table is None:
-                numbers = (
-                    np.arange(at, at + count) if self._numbers is None else self._numbers[at : at + count]
-                )
-                table = pa.table({VECTOR: vectors, ID: pa.array(numbers)})
-            else:
-                table = self._chosen.block(self._table.slice(at, count).append_column(VECTOR, vectors))
-            yield Block(table, at + count)
-
-
-def _ids_table(path: Path, count: int) -> pa.Table:
-    """Return what a file says of vectors, in their order: a table, or a list of ids."""
-    readers: dict[str, Callable[[], Any]] = {
-        ".parquet": lambda: pq.read_table(path),
-        ".csv": lambda: pyarrow.csv.read_csv(path),
-        ".npy": lambda: np.load(path, allow_pickle=False).tolist(),
-        ".json": lambda: json.loads(path.read_text(encoding="utf-8")),
-        ".txt": lambda: path.read_text(encoding="utf-8").splitlines(),
-    }
-    if path.suffix not in readers:
-        raise ExchangeError(f"{path}: expected a file of ids that ends in {', '.join(readers)}")
-    try:
-        found = readers[path.suffix]()
-        table: pa.Table = found if isinstance(found, pa.Table) else pa.table({ID: found})
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        raise ExchangeError(f"{path} cannot be read as ids: {first_line(error)}") from None
-    if len(table) != count:
-        raise ExchangeError(
-            f"{path} names {len(table)} ids for {count} vectors; give one for each, in their order"
-        )
-    return table

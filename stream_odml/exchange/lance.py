@@ -59,6 +59,8 @@ def _tables(connection: Any) -> list[str]:
 class LanceSource:
     """Rows of a table as it is when it is opened."""
 
+    note = ""
+
     def __init__(self, url: str, names: Names) -> None:
         check_folder(place_of(url, EXAMPLE))
         connection, place = connect(url)

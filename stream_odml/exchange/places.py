@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stream_odml.exchange.errors import ExchangeError
-from stream_odml.exchange.files_source import INDEXES, TABLES, FaissSource, NpzSource, TableSource
+from stream_odml.exchange.faiss_source import INDEXES, FaissSource
+from stream_odml.exchange.files_source import TABLES, NpzSource, TableSource
 from stream_odml.exchange.source import GallerySource, Names
 
 SOURCES = (

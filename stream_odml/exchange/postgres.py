@@ -14,7 +14,17 @@ import pyarrow as pa
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
 from stream_odml.exchange.files_source import as_lists
-from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once, vectors_of
+from stream_odml.exchange.source import (
+    ATTRIBUTES,
+    CLASS,
+    ID,
+    VECTOR,
+    Block,
+    Names,
+    rows_at_once,
+    text_of,
+    vectors_of,
+)
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, table_name
 from stream_odml.exchange.urls import PASSWORD_REMEDY, Place, connection_of, place_of
 from stream_odml.wording import first_line
@@ -23,6 +33,9 @@ EXAMPLE = "postgresql://USER:PASSWORD@HOST/DATABASE?table=NAME"
 EXTRA = "postgres"
 MARKS = "stream_odml_sync"
 _VECTOR_TYPES = ("vector", "halfvec")
+_LISTS = ("sparsevec", "_float4", "_float8")
+"""Types that are vectors where somebody says so; of an array PostgreSQL puts `_` before the name."""
+_NO_IDS = ("bytea", "bool", "json", "jsonb", "xml", *_VECTOR_TYPES, *_LISTS)
 _TYPES = ("text", "text", "text", "text", "int4", "int8", "vector")
 """Of the columns of a space's table."""
 _BATCH = 1000
@@ -62,16 +75,19 @@ def _with_vectors(connection: Any, place: Place) -> None:
 class PostgresSource:
     """Rows of a table in the order of its ids."""
 
+    note = ""
+
     def __init__(self, url: str, names: Names) -> None:
         self._connection, self._place = connect(url)
         _with_vectors(self._connection, self._place)
         self.name = self._place.shown
         sql = library("psycopg.sql", EXTRA)
         self._columns = self._look()
-        self._vector = self._named(names.vector, "--vector") or self._first(_VECTOR_TYPES, "--vector")
+        self._vector = self._named(names.vector, "--vector") or self._only()
         self._id = self._named(names.id, "--id") or self._primary()
         self._class = self._named(names.class_name, "--class")
         self._attributes = [str(self._named(name, "--attributes")) for name in names.attributes]
+        self._check_types()
         self._table = sql.Identifier(*self._place.name.split("."))
         wanted = [self._id, self._vector, *([self._class] if self._class else []), *self._attributes]
         self._select = sql.SQL("SELECT {} FROM {}").format(
@@ -79,15 +95,18 @@ class PostgresSource:
         )
         self._order = sql.SQL(" ORDER BY {} LIMIT %s").format(sql.Identifier(self._id))
         self._after = sql.SQL(" WHERE {} > %s").format(sql.Identifier(self._id))
-        count, first = self._one(
-            sql.SQL(
-                "SELECT count(*), (array_agg({v}))[1] FROM (SELECT {v} FROM {t} WHERE {v} IS NOT NULL LIMIT 1) x"
-            ).format(v=sql.Identifier(self._vector), t=self._table)
-        )
-        if not count:
+        query = sql.SQL("SELECT {v} FROM {t} WHERE {v} IS NOT NULL LIMIT 1")
+        first = self._one(query.format(v=sql.Identifier(self._vector), t=self._table))
+        if first is None:
             raise ExchangeError(f"{self.name} has no row with a vector; there is nothing to adopt")
-        self.dim = len(_values(first))
-        self.count: int | None = int(self._one(sql.SQL("SELECT count(*) FROM {}").format(self._table))[0])
+        self.dim = len(_values(first[0]))
+        query = sql.SQL("SELECT count(*), count(*) - count({}) FROM {}")
+        count, nameless = self._one(query.format(sql.Identifier(self._id), self._table))
+        if nameless:
+            raise ExchangeError(
+                f"{self.name} has {nameless} rows without {self._id!r}; name a column with unique ids with --id"
+            )
+        self.count: int | None = int(count)
         said = repr((self._place.host, self._place.port, self._place.folder, self.name, wanted))
         self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
 
@@ -127,7 +146,10 @@ class PostgresSource:
         if self._attributes:
             first = 3 if self._class else 2
             columns[ATTRIBUTES] = [
-                {name: _plain(value) for name, value in zip(self._attributes, row[first:], strict=True)}
+                {
+                    name: self._said(name, value)
+                    for name, value in zip(self._attributes, row[first:], strict=True)
+                }
                 for row in rows
             ]
         return pa.table(columns)
@@ -136,7 +158,7 @@ class PostgresSource:
         rows = self._connection.execute(
             "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
             "WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-            [self._place.name],
+            [_quoted(self._place.name)],
         ).fetchall()
         if not rows:
             raise ExchangeError(f"{self.name}: there is no table {self._place.name!r}; name one with ?table=")
@@ -149,13 +171,32 @@ class PostgresSource:
             )
         return name
 
-    def _first(self, types: tuple[str, ...], option: str) -> str:
-        found = [name for name, kind in self._columns.items() if kind in types]
+    def _only(self) -> str:
+        """Return the one column of vectors."""
+        found = [name for name, kind in self._columns.items() if kind in _VECTOR_TYPES]
         if len(found) != 1:
             raise ExchangeError(
-                f"{self.name} has {len(found)} columns of type vector; name one with {option}"
+                f"{self.name} has {len(found)} columns of type vector, of {', '.join(self._columns)}; "
+                "name one of them, of sparse vectors or of numbers (real[]) with --vector"
             )
         return found[0]
+
+    def _check_types(self) -> None:
+        """Raise ExchangeError where columns that were named cannot be what they were named as."""
+        kind = self._columns[self._vector]
+        if kind not in (*_VECTOR_TYPES, *_LISTS):
+            raise ExchangeError(
+                f"column {self._vector!r} of {self.name} is {kind.replace('_', 'an array of ')}; "
+                "name one of type vector, halfvec, sparsevec or real[] with --vector"
+            )
+        kind = self._columns[self._id]
+        if kind in _NO_IDS:
+            raise ExchangeError(
+                f"column {self._id!r} of {self.name} is {kind}; name one of text, numbers or UUIDs with --id"
+            )
+
+    def _said(self, name: str, value: Any) -> Any:
+        return text_of(value) if self._columns[name] in ("json", "jsonb") else _plain(value)
 
     def _primary(self) -> str:
         for name in ("id", "item_id"):
@@ -173,7 +214,12 @@ def _values(vector: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, int | float | str | bool) else str(value)
+    return value if isinstance(value, int | float | str | bool) else text_of(value)
+
+
+def _quoted(name: str) -> str:
+    """A name, with its schema before a dot, as SQL has it: letters as they are, large and small."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
 
 
 class PostgresTarget:
@@ -192,7 +238,8 @@ class PostgresTarget:
             ) from None
         _with_vectors(self._connection, self._place)
         kind = self._connection.execute(
-            "SELECT relkind::text FROM pg_class WHERE oid = to_regclass(%s)", [self._quoted(self._place.name)]
+            "SELECT relkind::text FROM pg_class WHERE oid = to_regclass(%s)",
+            ['"' + self._place.name.replace('"', '""') + '"'],
         ).fetchone()
         if kind and kind[0] != "v":
             raise ExchangeError(
@@ -290,7 +337,3 @@ class PostgresTarget:
 
     def _table(self, space: str) -> Any:
         return self._sql.Identifier(table_name(self._place.name, space))
-
-    @staticmethod
-    def _quoted(name: str) -> str:
-        return '"' + name.replace('"', '""') + '"'

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
 from stream_odml.exchange.files_source import as_lists
-from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once
+from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once, text_of
 from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
 from stream_odml.wording import first_line
@@ -58,6 +58,8 @@ def connect(url: str) -> tuple[Any, Place]:
 class QdrantSource:
     """Points of a collection in the order of their ids."""
 
+    note = ""
+
     def __init__(self, url: str, names: Names) -> None:
         self._url = url
         check_folder(place_of(url, EXAMPLE))
@@ -79,21 +81,19 @@ class QdrantSource:
         params = self._client.get_collection(collection).config.params.vectors
         self._vector: str | None = None
         if isinstance(params, dict):
-            wanted = (
-                names.vector
-                if names.vector is not None
-                else next(iter(params), None)
-                if len(params) == 1
-                else None
+            self._vector = self._named(params, names.vector)
+            params = params[self._vector]
+        elif names.vector is not None:
+            raise ExchangeError(f"{self.name} has one vector a point, without a name; leave --vector out")
+        if params.multivector_config is not None:
+            raise ExchangeError(
+                f"{self.name} has several vectors a point, an item has one; "
+                "write one of them, or their mean, to a named vector and name that with --vector"
             )
-            if wanted not in params:
-                raise ExchangeError(
-                    f"{self.name} has vectors {', '.join(params)}; name the one to adopt with --vector"
-                )
-            self._vector = wanted
-            params = params[wanted]
         self.dim = int(params.size)
         self.count: int | None = int(self._client.count(collection).count)
+        if not self.count:
+            raise ExchangeError(f"{self.name} has no points; there is nothing to adopt")
         first = self._client.scroll(collection, limit=100, with_payload=True)[0]
         fields = {key for point in first for key in (point.payload or {})}
         for option, name in (
@@ -106,6 +106,17 @@ class QdrantSource:
                 )
         said = repr((self._place.host, self._place.port, self._place.folder, collection, names))
         self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def _named(self, vectors: dict[str, Any], wanted: str | None) -> str:
+        """Return the name of the vectors to adopt. Raises ExchangeError where it is not said, or there is none."""
+        if not vectors:
+            raise ExchangeError(f"{self.name} has sparse vectors alone; name a collection with dense ones")
+        name = next(iter(vectors)) if wanted is None and len(vectors) == 1 else wanted
+        if name is None or name not in vectors:
+            raise ExchangeError(
+                f"{self.name} has vectors {', '.join(vectors)}; name the one to adopt with --vector"
+            )
+        return name
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
         """See `GallerySource`. The cursor is the id of the last point, which a scroll begins with."""
@@ -134,7 +145,7 @@ class QdrantSource:
         payloads = [point.payload or {} for point in points]
         vectors = [self._of(point) for point in points]
         ids = [
-            str(point.id) if names.id is None else _text(payload.get(names.id))
+            str(point.id) if names.id is None else text_of(payload.get(names.id))
             for point, payload in zip(points, payloads, strict=True)
         ]
         fits = all(vector is not None and len(vector) == self.dim for vector in vectors)
@@ -146,20 +157,16 @@ class QdrantSource:
         }
         if names.class_name:
             columns[CLASS] = pa.array(
-                [_text(payload.get(names.class_name)) for payload in payloads], pa.string()
+                [text_of(payload.get(names.class_name)) for payload in payloads], pa.string()
             )
         if names.attributes:
             columns[ATTRIBUTES] = [
-                {name: _text(payload.get(name)) for name in names.attributes} for payload in payloads
+                {name: text_of(payload.get(name)) for name in names.attributes} for payload in payloads
             ]
         return pa.table(columns)
 
     def _of(self, point: Any) -> Any:
         return point.vector if self._vector is None else (point.vector or {}).get(self._vector)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
 
 
 class QdrantTarget:

@@ -75,6 +75,10 @@ class GallerySource(Protocol):
     def count(self) -> int | None:
         """Rows in all, where that is known."""
 
+    @property
+    def note(self) -> str:
+        """What people should know of its vectors; empty for those that are whole."""
+
     def blocks(self, cursor: Any) -> Iterator[Block]:
         """Return rows from a cursor on, from their start for None. Raises SourceLost."""
 
@@ -135,7 +139,8 @@ def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
             raise ExchangeError(
                 f"{where} has {schema.names.count(name)} columns {name!r}; give all but one another name"
             )
-    if not holds_vectors(schema.field(vector).type):
+    kind = schema.field(vector).type
+    if not holds_vectors(kind) or pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         raise ExchangeError(
             f"column {vector!r} of {where} is {str(schema.field(vector).type)[:80]}; "
             "name a list of numbers with --vector"
@@ -145,8 +150,13 @@ def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
             f"column {class_name!r} of {where} is {str(schema.field(class_name).type)[:80]}, which names no class; "
             "name one of text or numbers with --class, or give this one another name"
         )
+    if item_id is not None and pa.types.is_nested(unwrapped(schema.field(item_id).type)):
+        raise ExchangeError(
+            f"column {item_id!r} of {where} is {str(schema.field(item_id).type)[:80]}, which is no id; "
+            "name one of text, numbers or UUIDs with --id, or give this one another name"
+        )
     class_names = None if class_name is None else class_names_of(schema, class_name)
-    return Chosen(vector, item_id, class_name, tuple(names.attributes), class_names)
+    return Chosen(vector, item_id, class_name, tuple(dict.fromkeys(names.attributes)), class_names)
 
 
 def _check_there(schema: pa.Schema, name: str | None, option: str, where: str) -> None:
@@ -161,6 +171,11 @@ def _vector_column(schema: pa.Schema, where: str) -> str:
     named = [name for name in _VECTOR_NAMES if name in lists]
     if named or len(lists) == 1:
         return named[0] if named else lists[0]
+    if not lists:
+        raise ExchangeError(
+            f"{where} has no column of vectors, of {', '.join(schema.names[:20]) or 'no columns at all'}; "
+            "write one that is a list of numbers in each row"
+        )
     raise ExchangeError(
         f"{where} has {len(lists)} columns that may be vectors, of {', '.join(schema.names[:20])}; "
         "name the one with vectors: --vector COL"
@@ -171,12 +186,20 @@ def length_of(column: pa.ChunkedArray, where: str) -> int:
     """Return the length of most vectors of a column. Raises ExchangeError where there is none."""
     kind = unwrapped(column.type)
     if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size)
-    lengths = pc.list_value_length(column).drop_null()
-    if not len(lengths):
+        length = int(kind.list_size)
+    else:
+        found, counts = np.unique(pc.list_value_length(column).drop_null().to_numpy(), return_counts=True)
+        length = int(found[counts.argmax()]) if len(found) else 0
+    if not length:
         raise ExchangeError(f"{where} has no vector in its first rows; name another column with --vector")
-    found, counts = np.unique(lengths.to_numpy(), return_counts=True)
-    return int(found[counts.argmax()])
+    return length
+
+
+def text_of(value: Any) -> str | None:
+    """Return what a store says of an item as text: lists and objects as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list | dict) else str(value)
 
 
 def vectors_of(column: pa.ChunkedArray, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -172,6 +172,8 @@ class MappedRoot:
     """The items of a root by features of another model, predicted or, of those that are pairs, its own: a
     `GallerySource`."""
 
+    note = ""
+
     def __init__(self, stored: StoredItems, cross: CrossMap, pairs: Pairs) -> None:
         self._stored, self._cross, self._pairs = stored, cross, pairs
         store = self.store = stored.store

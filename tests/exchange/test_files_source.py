@@ -139,6 +139,58 @@ def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
         adopted(tmp_path / "a.npz")
 
 
+def test_folders_that_name_a_value_are_a_column_of_it(tmp_path: Path) -> None:
+    for folder in ("class=sea%20lion/day=1", "class=__HIVE_DEFAULT_PARTITION__/day=2"):
+        written(tmp_path / "set" / folder / "0.parquet", id=[f"{folder[6]}{at}" for at in range(2)])
+    rows, problems = adopted(tmp_path / "set", "day")
+    said = [(row["item_id"], row["class_name"], json.loads(row["attributes"])["day"]) for row in rows]
+    assert said == [("_0", "", "2"), ("_1", "", "2"), ("s0", "sea lion", "1"), ("s1", "sea lion", "1")]
+    assert problems == []
+    before = open_source(str(tmp_path / "set"), Names(), None).identity
+    (tmp_path / "set/class=sea%20lion").rename(tmp_path / "set/class=seal")
+    assert open_source(str(tmp_path / "set"), Names(), None).identity != before, "of another class"
+
+
+def test_the_first_file_of_a_folder_may_be_empty(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"vector": VECTORS}).slice(0, 0), _made(tmp_path / "set") / "0.parquet")
+    written(tmp_path / "set/1.parquet")
+    assert len(adopted(tmp_path / "set")[0]) == 2
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"vector": pa.array([[], []], pa.list_(pa.float32()))}, "has no vector in its first rows"),
+        ({"vector": pa.array([[], []], pa.list_(pa.float32(), 0))}, "has no vector in its first rows"),
+        (
+            {"vector": [[[1.0]], [[2.0]]]},
+            "no column of vectors, of vector; write one that is a list of numbers",
+        ),
+        (
+            {"vector": pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(VECTORS))},
+            "column 'vector' of .* is dictionary.*; name a list of numbers",
+        ),
+        ({"vector": VECTORS, "id": [["a"], ["b"]]}, "column 'id' of .* is no id; name one of .* with --id"),
+    ],
+)
+def test_columns_of_types_that_cannot_be_adopted(tmp_path: Path, columns: dict[str, Any], says: str) -> None:
+    table = pa.table(columns)
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    with pytest.raises(ExchangeError, match=says):
+        adopted(tmp_path / "a.arrow")
+
+
+def test_an_attribute_that_is_named_twice_is_one(tmp_path: Path) -> None:
+    rows, _ = adopted(written(tmp_path / "a.parquet", price=["1", "2"]), "price", "price")
+    assert [json.loads(row["attributes"]) for row in rows] == [{"price": "1"}, {"price": "2"}]
+
+
 def test_classes_in_runs(tmp_path: Path) -> None:
     label = pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array(["a"]))
     made = pa.table({"vector": VECTORS, "label": label})

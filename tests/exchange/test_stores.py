@@ -143,6 +143,73 @@ def test_what_is_not_there_is_named(
     assert "\n" not in str(error.value)
 
 
+def test_points_that_have_no_vector_or_several_are_refused(tmp_path: Path) -> None:
+    qdrant = pytest.importorskip("qdrant_client")
+    m, client = qdrant.models, qdrant.QdrantClient(path=str(tmp_path))
+    dense = m.VectorParams(size=2, distance=m.Distance.DOT)
+    several = m.VectorParams(
+        size=2, distance=m.Distance.DOT, multivector_config=m.MultiVectorConfig(comparator="max_sim")
+    )
+    sparse = {"words": m.SparseVectorParams()}
+    client.create_collection("empty", dense)
+    client.create_collection("several", several)
+    client.create_collection("sparse", {}, sparse_vectors_config=sparse)
+    client.create_collection("one", dense)
+    client.upsert("one", [m.PointStruct(id=1, vector=[1.0, 2.0], payload={"new": True, "tags": ["a", "ä"]})])
+    client.close()
+    for name, names, says in (
+        ("empty", Names(), "has no points; there is nothing to adopt"),
+        ("several", Names(), "has several vectors a point, an item has one"),
+        ("sparse", Names(), "has sparse vectors alone"),
+        ("one", Names(vector="vec"), "has one vector a point, without a name; leave --vector out"),
+    ):
+        with pytest.raises(ExchangeError, match=says):
+            open_source(f"qdrant://{tmp_path}/{name}", names)
+    source = open_source(f"qdrant://{tmp_path}/one", Names(attributes=("new", "tags")))
+    (block,) = source.blocks(None)
+    _close(source)
+    assert block.table["attributes"].to_pylist() == [{"new": "true", "tags": '["a", "ä"]'}]
+
+
+TABLES = {
+    "bits": "(id int PRIMARY KEY, v bit(3))",
+    "keys": "(id bytea PRIMARY KEY, v vector(3))",
+    "nameless": "(id text, v vector(3))",
+    "numbers": "(id int PRIMARY KEY, v real[], said jsonb)",
+    '"Large Letters"': "(id uuid PRIMARY KEY, v halfvec(3), said jsonb)",
+    "sparse": "(id bigint PRIMARY KEY, v sparsevec(3), said jsonb)",
+}
+ROWS = {
+    "nameless": "(NULL, '[1,2,3]')",
+    "numbers": "(1, '{1,2,3}', '{\"a\": 1}')",
+    '"Large Letters"': "('6f0e5d4e-93a6-4f1b-9a3a-5b2f1f7f5c11', '[1,2,3]', '[1]')",
+    "sparse": "(1, '{1:1,2:2,3:3}/3', '\"said\"')",
+}
+
+
+def test_types_of_postgresql(postgres: str) -> None:
+    import psycopg
+
+    base = postgres.removesuffix("table=items")
+    with psycopg.connect(base, autocommit=True) as connection:
+        for table, columns in TABLES.items():
+            connection.execute(f"CREATE TABLE {table} {columns}")
+        for table, row in ROWS.items():
+            connection.execute(f"INSERT INTO {table} VALUES {row}")
+    for table, says in (
+        ("bits", "column 'v' of .* is bit; name one of type vector, halfvec, sparsevec or real"),
+        ("keys", "column 'id' of .* is bytea; name one of text, numbers or UUIDs with --id"),
+        ("nameless", "has 1 rows without 'id'; name a column with unique ids with --id"),
+    ):
+        with pytest.raises(ExchangeError, match=says):
+            open_source(f"{base}table={table}", Names(vector="v"))
+    for table, said in (("numbers", '{"a": 1}'), ("Large%20Letters", "[1]"), ("sparse", "said")):
+        source = open_source(f"{base}table={table}", Names(vector="v", attributes=("said",)))
+        (block,) = source.blocks(None)
+        assert block.table["vector"].to_pylist() == [[1.0, 2.0, 3.0]]
+        assert block.table["attributes"].to_pylist() == [{"said": said}]
+
+
 def test_vectors_are_those_of_the_store(lance: str) -> None:
     source = open_source(lance, NAMES)
     found = np.concatenate([np.stack(block.table["vector"].to_pylist()) for block in source.blocks(30)])
