@@ -10,7 +10,6 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 from pyarrow.fs import FileType
@@ -27,6 +26,7 @@ from stream_odml.pipeline.pushed import drop_half_written, move_back, pushed_els
 from stream_odml.pipeline.stage_folders import default_cache_root, keep_only
 from stream_odml.pipeline.stages import relearn
 from stream_odml.storage.files import SMALL_FILE, open_files
+from stream_odml.storage.process import is_alive
 from stream_odml.storage.reading import is_remote, local_path, s3_filesystem, s3_path
 from stream_odml.store.erasure import forget_in_banks
 from stream_odml.store.layout import LANDED, PUSH
@@ -73,7 +73,7 @@ def _noted_url(root: str) -> str | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         noted = json.loads(open_files(root).read(ENDPOINTS, SMALL_FILE))
         # A killed run could not withdraw it: believe it of this machine only while its process lives.
-        gone = noted["host"] == platform.node() and not Path(f"/proc/{int(noted['pid'])}").exists()
+        gone = noted["host"] == platform.node() and not is_alive(int(noted["pid"]))
         return None if gone or not _is_web_address(noted["service"]) else noted["service"]
     return None
 

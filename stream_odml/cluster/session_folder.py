@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from stream_odml.storage.process import is_alive
+
 PREFIX = "odml-"
 SOCKET_PATH_BYTES = 107
 _LONGEST_BELOW = len("/odml-4194304-12345678/h//a.4194304.tmp") + 56
@@ -59,7 +61,7 @@ def remove_abandoned() -> None:
     for base in {Path(tempfile.gettempdir()), *_FALLBACKS}:
         for folder in base.glob(f"{PREFIX}*-*"):
             owner = folder.name.removeprefix(PREFIX).split("-", 1)[0]
-            if owner.isdigit() and not Path(f"/proc/{owner}").exists() and _is_abandoned(folder):
+            if owner.isdigit() and not is_alive(int(owner)) and _is_abandoned(folder):
                 end_proxies(folder)
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
+
+from stream_odml.config.section import Section
 
 DEFAULT_MAX_PIXELS = 64_000_000
 """The default of `ingest.max_pixels`, the one limit of a stream; it is handed to everything that decodes."""
@@ -15,10 +17,8 @@ LARGEST_MAX_PIXELS = 178_000_000
 """What `ingest.max_pixels` may be at most."""
 
 
-class ServiceOptions(BaseModel):
+class ServiceOptions(Section):
     """Limits and sizes of the search service; every default suits one small machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = Field(
         "127.0.0.1", description="Address the HTTP proxy listens on; 0.0.0.0 for every interface."

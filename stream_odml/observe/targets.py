@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stream_odml.storage.atomic import write_whole
+from stream_odml.storage.process import is_alive
 
 ANYWHERE = ("0.0.0.0", "::", "")
 
@@ -55,15 +56,5 @@ def _withdraw_dead(folder: Path) -> None:
     for path in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, LookupError):
             labels = json.loads(path.read_text(encoding="utf-8"))[0]["labels"]
-            if labels["__meta_host"] == socket.gethostname() and not _alive(int(labels["__meta_pid"])):
+            if labels["__meta_host"] == socket.gethostname() and not is_alive(int(labels["__meta_pid"])):
                 path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stream_odml.storage.files import SMALL_FILE, Files
+from stream_odml.storage.process import is_alive
 from stream_odml.store.errors import RootBusy
 
 LEASE = "lease.json"
@@ -155,19 +156,9 @@ def _pid_start(pid: int) -> str:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return "" if Path("/proc/self/stat").exists() else _signalled(pid)
+        return "" if Path("/proc/self/stat").exists() or not is_alive(pid) else "alive"
     fields = stat.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else fields[19]
-
-
-def _signalled(pid: int) -> str:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "alive"
 
 
 def _boot_clock() -> float:
