@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stream_odml.cli.console import say
-from stream_odml.cli.errors import Root, out
+from stream_odml.cli.errors import AsJson, Root, out
 from stream_odml.cli.help import add_commands
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
 def adopt(
@@ -81,13 +80,9 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Callable[[int,
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-class _Report(Protocol):
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-def _tell(report: _Report, as_json: bool, lines: Iterable[str]) -> None:
+def _tell(report: Any, as_json: bool, lines: Iterable[str]) -> None:
     if as_json:
-        print(json.dumps(report.to_dict()), flush=True)
+        print(json.dumps(asdict(report)), flush=True)
         return
     for line in lines:
         say(out, line)

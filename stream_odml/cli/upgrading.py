@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +64,7 @@ def upgrade(
         with progress_bar("mapped", prepared.source.count) as progress:
             report = prepared.adopt(progress)
     if as_json:
-        say_json({"expected": expected.to_dict(), "adopted": None if report is None else report.to_dict()})
+        say_json({"expected": asdict(expected), "adopted": None if report is None else asdict(report)})
         return
     if report is None:
         say(out, "nothing was made (--dry-run)")

@@ -57,10 +57,6 @@ class Report:
     note: str = ""
     """Of the source, on its vectors."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return asdict(self)
-
 
 def adopt(
     source: GallerySource,

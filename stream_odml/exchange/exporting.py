@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -41,10 +41,6 @@ class ExportReport:
     seconds: float = 0.0
     left_out: Sequence[str] = ()
     """Formats that nobody named, and whose libraries are not installed."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return asdict(self)
 
 
 MARK = "export.json"

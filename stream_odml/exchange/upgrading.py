@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +66,6 @@ class Expected:
     """Of them, that are pairs: they are taken over as the new model embedded them."""
     seconds_to_reembed: float
     """Of one process like this one, for all that are mapped."""
-
-    def to_dict(self) -> dict[str, float]:
-        """Return plain JSON types."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
