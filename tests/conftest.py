@@ -66,6 +66,16 @@ def _shares_ray(item: pytest.Item | None) -> bool:
     return "ray_cpus" in getattr(item, "fixturenames", ())
 
 
+def _turn(item: pytest.Item) -> tuple[bool, ...]:
+    is_ray = item.get_closest_marker("ray") is not None
+    return (
+        not is_ray,
+        not _shares_ray(item),
+        not _shares_s3(item),
+        not item.nodeid.startswith("benchmarks/"),
+    )
+
+
 def _shares_s3(item: pytest.Item) -> bool:
     return _group_of(item.nodeid.partition("::")[0]) == "s3"
 
@@ -88,11 +98,9 @@ def pytest_sessionfinish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what starts Ray first, what shares a Ray in turn, each with time for a start on a busy machine.
 
-    Then what shares the S3 server: a group that begins late would be waited for.
+    Then what shares the S3 server and what is long: a group or a test that begins late would be waited for.
     """
-    items.sort(
-        key=lambda item: (item.get_closest_marker("ray") is None, not _shares_ray(item), not _shares_s3(item))
-    )
+    items.sort(key=_turn)
     for item in items:
         if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_S))

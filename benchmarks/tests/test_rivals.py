@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
 
 from benchmarks.quality.methods import parse_method
 from benchmarks.quality.rivals import Fecam, Ranpac, StoredHead
@@ -27,6 +26,8 @@ def lifted(width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("width", [10, 60])
 def test_ranpac_scores_classes_by_ridge_regression_on_random_features(width: int) -> None:
+    from sklearn.linear_model import Ridge  # seconds, of one process of a run
+
     F, f = lifted(width, 2)
     onehot = (LABELS[:, None] == np.array([4, 7, 9])).astype(float)
     expected = Ridge(alpha=3.0, fit_intercept=False).fit(F, onehot).predict(f)

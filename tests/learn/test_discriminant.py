@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from stream_odml.learn import discriminant
 from stream_odml.learn.class_sums import ClassSums, merge
@@ -17,6 +19,11 @@ from stream_odml.learn.packing import BadArtifact
 from tests.learn.streams import made, stored, sums_of
 
 Float64s = NDArray[np.float64]
+
+
+def discriminant_analysis() -> Any:
+    """scikit-learn takes seconds to load: one process of a run does."""
+    return importlib.import_module("sklearn.discriminant_analysis")
 
 
 def phi_of(sums: ClassSums, features: FeatureCodes) -> Float64s:
@@ -39,7 +46,11 @@ def test_it_ranks_as_linear_discriminant_analysis_of_scikit_learn(
     features, names = stored(classes, each, 12)
     sums = sums_of(features, names)
     phi, C = phi_of(sums, features), classes
-    oracle = LinearDiscriminantAnalysis(solver="eigen", shrinkage=1e-9, store_covariance=True).fit(phi, names)
+    oracle = (
+        discriminant_analysis()
+        .LinearDiscriminantAnalysis(solver="eigen", shrinkage=1e-9, store_covariance=True)
+        .fit(phi, names)
+    )
     head = solve_head(sums, HeadSettings(dim=C - 1, shrinkage=1 - 1e-9, weight=1.0))
     theirs = oracle.transform(phi)[:, : C - 1]
     theirs = theirs - theirs.mean(0)
@@ -55,8 +66,10 @@ def test_shrinkage_is_that_of_scikit_learn(s: float, width: int) -> None:
     features, names = stored(6, 7, 15)
     sums = sums_of(features, names, width)
     phi, E = phi_of(sums, features), 15 + width
-    oracle = LinearDiscriminantAnalysis(solver="eigen", shrinkage=1 - s, store_covariance=True).fit(
-        phi, names
+    oracle = (
+        discriminant_analysis()
+        .LinearDiscriminantAnalysis(solver="eigen", shrinkage=1 - s, store_covariance=True)
+        .fit(phi, names)
     )
     head = solve_head(sums, HeadSettings(dim=5, width=width, shrinkage=s, new_shrinkage=s, weight=1.0))
     # Both parts are roots of the inverse covariance: one everywhere, one where class means differ.

@@ -159,7 +159,10 @@ def agree(snapshot: GallerySnapshot, player: ExactPlayer, step: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("seed", "cached"), [(0, "a folder"), (1, ""), (2, "no name"), (3, "a folder")])
+@pytest.mark.parametrize(
+    ("seed", "cached"),
+    [(0, "a folder"), (1, ""), (2, "no name"), pytest.param(3, "a folder", marks=pytest.mark.slow)],
+)
 def test_every_reader_sees_what_naive_loops_see(tmp_path: Path, seed: int, cached: str) -> None:
     player = ExactPlayer(str(tmp_path / "root"), seed)
     store = Store.open(str(tmp_path / "root"))
