@@ -24,7 +24,7 @@ from stream_odml.ingest.reasons import FIRST_BYTES, BadShard, Reason, RowError, 
 from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.tables import table_rows
-from stream_odml.ingest.tars import tar_rows
+from stream_odml.ingest.tars import check_members, tar_rows
 from stream_odml.ingest.vectors import Vector, checked_vector
 from stream_odml.storage.reading import StorageOptions
 
@@ -77,7 +77,8 @@ def raw_rows(ref: ShardRef, storage_options: StorageOptions | None = None) -> It
 
 
 def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = None) -> None:
-    """Read the start of a table or tar. Raises ValueError, in words, where no row of it could become an item."""
+    """Read the start of a table, or a tar and its headers to the end. Raises ValueError, in words, where no row of it
+    could become an item, or a damaged tar would be refused."""
     first: RowProblem | None = None
     with ShardFile(str(path)) as file:
         try:
@@ -85,6 +86,8 @@ def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = No
             for raw in islice(rows, CHECKED_ROWS):
                 found = _check(raw, path.name, set())
                 if isinstance(found, RawItem):
+                    if format == "tar":
+                        check_members(file)
                     return
                 first = first or found
         except BadShard as error:

@@ -9,6 +9,7 @@ ever extracted to disk, other members are not read, and a member whose name lead
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -47,12 +48,31 @@ def tar_rows(file: ShardFile) -> Iterator[RawRow]:
     return bounded(_rows(file), file.size_bytes)
 
 
+def check_members(file: ShardFile) -> None:
+    """Go through all headers of a tar to its end, and over what is between them. Raises as `tar_rows`: a tar that is
+    damaged anywhere is refused whole, so whoever lands it is told at once."""
+    with _opened(file) as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]
+            if member.offset_data + member.size > file.size_bytes:
+                raise BadShard(
+                    Reason.TRUNCATED_FILE, f"member {member.name[:200]!r} goes beyond the end of the file"
+                )
+        _check_rest(file, tar.offset)
+
+
 def _rows(file: ShardFile) -> Iterator[RawRow]:
+    with _opened(file) as tar:
+        yield from _samples(tar)
+        _check_rest(file, tar.offset)
+
+
+@contextlib.contextmanager
+def _opened(file: ShardFile) -> Iterator[tarfile.TarFile]:
     _check_ends(file)
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
-            yield from _samples(tar)
-            _check_rest(file, tar.offset)
+            yield tar
     except (tarfile.TarError, EOFError, ValueError, UnicodeError, OverflowError) as error:
         if isinstance(error, BadShard):
             raise

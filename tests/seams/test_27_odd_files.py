@@ -22,6 +22,7 @@ from PIL import Image, PngImagePlugin
 from stream_odml.config.service import DEFAULT_MAX_PIXELS as LIMIT
 from stream_odml.ingest import fields
 from stream_odml.ingest.decode import decode_image
+from stream_odml.ingest.landing import land_file
 from stream_odml.ingest.reading import RawItem, check_rows
 from stream_odml.ingest.reasons import BadImage, BadShard, Reason, RowError, RowProblem
 from stream_odml.ingest.shard import ShardRef
@@ -298,6 +299,9 @@ def test_a_tar_that_ends_before_its_file_is_refused_not_read_in_part(tmp_path: P
     ) as refusal:
         read(only(tmp_path))
     assert refusal.value.reason is Reason.CORRUPT_FILE
+    with pytest.raises(ValueError, match=r"s\.tar cannot be read: .*members end at byte"):
+        land_file(tmp_path / "inbox", tmp_path / "s.tar")  # what is refused later is not said to have landed
+    assert not (tmp_path / "inbox").exists()
     (tmp_path / "s.tar").write_bytes(packed(*FIRST) + bytes(3 << 20))
     assert len(read(only(tmp_path))[0]) == 1
 
