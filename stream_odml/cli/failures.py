@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from stream_odml.ingest.reasons import BadShard, RowError
 from stream_odml.observe.logs import TextFormatter
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, _refusal()):
         # Status and code are for programs; whoever typed a command wants to know what to do.
         return f"{error.detail}; {error.remedy}" if error.remedy else error.detail or str(error)
-    text = str(error).strip()
+    # The reason is for counting and for programs, as a status is.
+    text = (error.detail if isinstance(error, BadShard | RowError) else str(error)).strip()
     if _TRACE in text:
         text = text.splitlines()[-1].strip()
     if text and isinstance(error, _explained()):

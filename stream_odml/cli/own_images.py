@@ -15,7 +15,7 @@ from PIL import Image
 from stream_odml.ingest import fields
 from stream_odml.ingest.folder_scan import class_of, has_class, scan_folder
 from stream_odml.ingest.reading import RawItem, read_folder, read_shard
-from stream_odml.ingest.reasons import RowError
+from stream_odml.ingest.reasons import BadShard, RowError
 from stream_odml.ingest.shard import FILE_FORMATS, ManifestFile, ShardRef, format_of, make_shard_id
 
 SAMPLE = 200
@@ -88,7 +88,10 @@ def raw_items(path: Path) -> Iterator[RawItem]:
     """Yield every usable row of a folder, Parquet or Arrow file, or tar, its image still encoded."""
     _check_there(path)
     found = read_folder(path, scan_folder(path).files) if path.is_dir() else read_shard(_reference(path))
-    yield from (item for item in found if isinstance(item, RawItem))
+    try:
+        yield from (item for item in found if isinstance(item, RawItem))
+    except BadShard as error:
+        raise ValueError(f"{path} cannot be read: {error.detail}") from error
 
 
 def first_image(path: Path) -> Path | None:
@@ -102,6 +105,10 @@ def first_image(path: Path) -> Path | None:
 def _check_there(path: Path) -> None:
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a Parquet file, a tar, or a folder of class folders")
+    if not path.is_dir() and format_of(path.name) not in FILE_FORMATS.values():
+        raise ValueError(
+            f"{path} is no folder; name a folder of class folders, or a file that ends in {', '.join(FILE_FORMATS)}"
+        )
 
 
 def _counted(items: Iterator[RawItem], notes: tuple[str, ...]) -> OwnImages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from stream_odml.cli.failures import message_of
 from stream_odml.cli.main import app
 from stream_odml.cli.own_images import look_at
 from stream_odml.config.stream import load_config
+from stream_odml.ingest.reasons import BadImage, BadShard, Reason, RowError
 
 MAX_LINES = 24
 
@@ -133,3 +136,35 @@ def test_what_cannot_be_says_why_and_writes_nothing(monkeypatch: pytest.MonkeyPa
     Path("stream.yaml").write_text("mine")
     assert "--force" in str(invoke(app, ["init", photos.name]).exception)
     assert Path("stream.yaml").read_text() == "mine"
+
+
+CODE = re.compile(rf"({'|'.join(Reason)}):")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["init"], "a file"),
+        (["init"], "a.tar"),
+        (["init"], "a.parquet"),
+        (["demo", "--source"], "a file"),
+        (["demo", "--source"], "a.tar"),
+        (["ingest"], "a.tar"),
+        (["ingest"], "a file"),
+    ],
+)
+def test_an_error_for_people_names_the_file_and_has_no_code(
+    tmp_path: Path, command: list[str], name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"PAR1 and nothing else" * 100)
+    inbox = [str(tmp_path / "inbox")] if command == ["ingest"] else []
+    ended = CliRunner().invoke(app, [*command, str(tmp_path / name), *inbox])
+    assert isinstance(ended.exception, ValueError)
+    message = message_of(ended.exception)
+    assert name in message
+    assert not CODE.search(message), message
+
+
+@pytest.mark.parametrize("kind", [BadShard, RowError, BadImage])
+def test_the_reason_of_a_refusal_is_for_programs(kind: type[BadShard] | type[RowError]) -> None:
+    assert message_of(kind(Reason.OVERSIZED, "too large; send less")) == "too large; send less"
