@@ -91,7 +91,7 @@ def raw_items(path: Path) -> Iterator[RawItem]:
     try:
         yield from (item for item in found if isinstance(item, RawItem))
     except BadShard as error:
-        raise ValueError(f"{path} cannot be read: {error.detail}") from error
+        raise ValueError(f"{path} cannot be read; none of it can be used: {error.detail}") from error
 
 
 def first_image(path: Path) -> Path | None:

@@ -49,7 +49,7 @@ def tar_rows(file: ShardFile) -> Iterator[RawRow]:
 
 
 def check_members(file: ShardFile) -> None:
-    """Go through all headers of a tar to its end, and over what is between them. Raises as `tar_rows`: a tar that is
+    """Check all headers of a tar to its end, and over what is between them. Raises as `tar_rows`: a tar that is
     damaged anywhere is refused whole, so whoever lands it is told at once."""
     with _opened(file) as tar:
         while (member := tar.next()) is not None:

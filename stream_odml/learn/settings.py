@@ -51,7 +51,8 @@ class EmbedderSpec:
     themselves."""
     lift: Count | None = None
     """Random features beside the pooled ones, for a `discriminant` head: it takes them where images left out of its
-    solution are found better by them. null: 2048 beside fewer than 512 pooled features (`conv4`), else none."""
+    solution are found better by them. null: 2048 beside fewer than 512 pooled features (`conv4`), else none. Of a root
+    that exists it cannot change."""
     normalisation: Literal["auto", "imagenet", "symmetric", "none"] = "auto"
     """Of the pixels: ImageNet's mean and deviation, to -1..1, or left at 0..1; `auto`: what the
     backbone wants."""

@@ -1,4 +1,4 @@
-"""Recall of a stage on held-out images before it is published: as served, as re-extracted, and unmapped.
+"""Recall of a stage on held-out images before it is published: as served, as re-extracted, and without drift maps.
 
 Protects: nothing here changes the model. The gallery is the union of the held-out images that were drawn; a query is
 one of them, and never finds itself.

@@ -71,7 +71,7 @@ def solve_stage(
     shards, parent = _shards(order), order.parent
     left = task_rows(store, parent, shards)
     task = rows_as_items(store, parts, left, forward)
-    lift = Lift(store.dim, config.model.lift_of(store.dim), config.seed)
+    lift = _lift_of(store, parent, config)
     if order.kind == "trunk":
         # Of what weights from nothing embedded nothing can be summed under this trunk.
         return _noted(store, order, config, task, solve(ClassSums.empty(lift), task, None, config.model.dim))
@@ -86,6 +86,12 @@ def solve_stage(
     if order.kind == "renew":
         before = before.minus(left.sums(before.lift))
     return _beside_learnt(store, order, config, task, before)
+
+
+def _lift_of(store: Store, parent: str, config: StreamConfig) -> Lift:
+    """The root's own: sums of other random features are sums of another head's input."""
+    sums = store.sums_of(parent)
+    return Lift(store.dim, config.model.lift_of(store.dim), config.seed) if sums is None else sums.lift
 
 
 def _beside_learnt(

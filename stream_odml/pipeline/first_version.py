@@ -137,9 +137,13 @@ def check_model(config: StreamConfig, store: Store) -> None:
     names = ["backbone", "image_size", "pooling", "head", "normalisation"]
     if config.model.takes_vectors and made.takes_vectors:
         names = ["input_dim"] if config.model.input_dim else []
-    differ = [n for n in names if getattr(made, n) != getattr(config.model, n)]
+    was = {n: getattr(made, n) for n in names}
+    sums = store.sums_of(store.tree.head)
+    if sums is not None and config.model.lift is not None:  # without one the root goes on with its own
+        was["lift"] = sums.lift.width
+    differ = [n for n in was if was[n] != getattr(config.model, n)]
     if differ:
-        says = ", ".join(f"{n} {getattr(made, n)!r} (asked for {getattr(config.model, n)!r})" for n in differ)
+        says = ", ".join(f"{n} {was[n]!r} (asked for {getattr(config.model, n)!r})" for n in differ)
         raise ConfigError(
             f"the stream root {config.root} was made with {says}; set `model` back, "
             "or start a second stream with a new root on the same inbox"

@@ -150,7 +150,6 @@ CODE = re.compile(rf"({'|'.join(Reason)}):")
         (["demo", "--source"], "a file"),
         (["demo", "--source"], "a.tar"),
         (["ingest"], "a.tar"),
-        (["ingest"], "a file"),
     ],
 )
 def test_an_error_for_people_names_the_file_and_has_no_code(

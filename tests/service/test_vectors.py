@@ -14,17 +14,21 @@ import pytest
 
 from stream_odml.client import Client
 from stream_odml.config.service import ServiceOptions
+from stream_odml.config.stream import ConfigError
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.feature_codes import encode
+from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.erasure_proof import verify_forgotten
+from stream_odml.pipeline.fast_stage import _lift_of
+from stream_odml.pipeline.first_version import open_root
 from stream_odml.service.api import create_app
 from stream_odml.service.replica import Replica
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.sums import forget_in_sums
 from tests.service.local import LocalApi
-from tests.service.vector_stream import D, VectorStream, vectors_of
+from tests.service.vector_stream import D, VectorStream, vector_config, vectors_of
 
 TREES = [f"tree {i}" for i in range(5) for _ in range(12)]
 BIRDS = [f"bird {i}" for i in range(4) for _ in range(12)]
@@ -226,3 +230,18 @@ def test_refusals_say_what_to_send(stream: VectorStream, api: LocalApi) -> None:
         assert says in answer.text
     assert api.request("PATCH", "/v1/items/none", json={"class": "a"}).status_code == 404
     assert Client.push_vectors.__doc__
+
+
+def test_random_features_are_those_that_the_root_was_made_with(tmp_path: Path) -> None:
+    """Stored sums are sums of them: another number would hold for some stages and not for others."""
+    stream = VectorStream(tmp_path)
+    stream.close()
+    model = {"backbone": "none", "head": "discriminant", "dim": 12}
+    for lift in (0, 32):
+        with pytest.raises(ConfigError, match=rf"lift 16 \(asked for {lift}\); set `model` back"):
+            open_root(vector_config(tmp_path, model={**model, "lift": lift}))
+    for given in ({"lift": 16}, {}):
+        open_root(vector_config(tmp_path, model={**model, **given}))
+    changed = vector_config(tmp_path, model=model, seed=7)
+    store = Store.open(str(tmp_path))
+    assert _lift_of(store, store.tree.head, changed) == Lift(D, 16, stream.config.seed)
