@@ -84,7 +84,7 @@ def _recall(data: ReportData) -> str:
     )
     columns = [
         ("version", "version"), ("classes", "classes"), ("new_served", "new"), ("old_served", "old"),
-        ("union_served", "all"), ("union_reextracted", "all, re-extracted"), ("union_stale", "all, stale (no drift map)"),
+        ("union_served", "all"), ("union_reextracted", "all, re-extracted"), ("union_stale", "all, without maps"),
         ("forgetting", "forgetting"),
     ]  # fmt: skip
     rows = [[_cell(row[key]) for key, _ in columns] for row in data.versions]
@@ -116,7 +116,7 @@ def _gap(data: ReportData) -> str:
         data,
         ("union_served", "served (mapped)"),
         ("union_reextracted", "re-extracted"),
-        ("union_stale", "stale (no drift map)"),
+        ("union_stale", "without maps"),
     )
     note = (
         "<p>What mapping the stored vectors costs against embedding every image anew, and what it saves.</p>"
