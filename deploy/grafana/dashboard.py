@@ -104,7 +104,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Quarantined rows",
             ("{{reason}}", "sum by (reason) (increase(stream_odml_quarantined_rows_total[1h]))"),
             ("share of arrivals", "stream_odml:quarantine:ratio_rate15m"),
-            about="Rows quarantined in the last hour, by reason.",
+            ("there now", "sum(stream_odml_quarantine_rows)"),
+            about="Rows quarantined in the last hour, by reason, and all that are in quarantine now.",
         ),
         _p(
             "Out of reach",
