@@ -173,6 +173,12 @@ def sync(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every row back and compare; exit code 1 where one differs.")
     ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Replace the gallery of another stream, as after `upgrade` to a new root."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Keep another store in step with the gallery: what differs is written, by id, with the version that made it.
@@ -192,7 +198,7 @@ def sync(
     try:
         while True:
             with progress_bar("written") as progress:
-                report = keep(root, target, verify=verify, progress=progress)
+                report = keep(root, target, verify=verify, take_over=take_over, progress=progress)
             equal = report.equal
             if as_json or report.written or report.switched or every is None:
                 shown = "; readers see it from now on" if report.switched else ""

@@ -121,7 +121,8 @@ class LanceTarget:
         if noted is not None:
             for row in noted.search().to_list():
                 if row["space"] == mark.space:
-                    return Mark(mark.space, row["version"], int(row["sequence"]), mark.dim)
+                    stream = row.get("stream", mark.stream)
+                    return Mark(mark.space, row["version"], int(row["sequence"]), mark.dim, stream)
         return mark
 
     def prepare(self, space: str, dim: int) -> None:
@@ -173,7 +174,13 @@ class LanceTarget:
             data = staged.search().limit(max(1, staged.count_rows())).to_arrow()
             data = data.replace_schema_metadata({_MARK: json.dumps(mark.to_dict()).encode()})
             self._connection.create_table(self._place.name, data=data, mode="overwrite")
-        note = pa.table({"space": [mark.space], "version": [mark.version], "sequence": [mark.sequence]})
+        noted = {
+            "space": mark.space,
+            "version": mark.version,
+            "sequence": mark.sequence,
+            "stream": mark.stream,
+        }
+        note = pa.Table.from_pylist([noted])
         self._connection.create_table(self._marks, data=note, mode="overwrite")
 
     def drop_others(self, space: str) -> None:

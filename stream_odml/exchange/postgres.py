@@ -249,11 +249,14 @@ class PostgresTarget:
             f"CREATE TABLE IF NOT EXISTS {MARKS} "
             "(name text PRIMARY KEY, space text, version text, sequence bigint, dim int)"
         )
+        self._connection.execute(
+            f"ALTER TABLE {MARKS} ADD COLUMN IF NOT EXISTS stream text NOT NULL DEFAULT ''"
+        )
 
     def mark(self) -> Mark | None:
         """See `SyncTarget`."""
         row = self._connection.execute(
-            f"SELECT space, version, sequence, dim FROM {MARKS} WHERE name = %s", [self._place.name]
+            f"SELECT space, version, sequence, dim, stream FROM {MARKS} WHERE name = %s", [self._place.name]
         ).fetchone()
         return None if row is None else Mark(*row)
 
@@ -304,9 +307,10 @@ class PostgresTarget:
                     ).format(view, self._table(mark.space))
                 )
             self._connection.execute(
-                f"INSERT INTO {MARKS} VALUES (%s, %s, %s, %s, %s) ON CONFLICT (name) DO UPDATE SET space = "
-                "EXCLUDED.space, version = EXCLUDED.version, sequence = EXCLUDED.sequence, dim = EXCLUDED.dim",
-                [self._place.name, mark.space, mark.version, mark.sequence, mark.dim],
+                f"INSERT INTO {MARKS} (name, space, version, sequence, dim, stream) VALUES (%s, %s, %s, %s, %s, %s) "
+                "ON CONFLICT (name) DO UPDATE SET space = EXCLUDED.space, version = EXCLUDED.version, "
+                "sequence = EXCLUDED.sequence, dim = EXCLUDED.dim, stream = EXCLUDED.stream",
+                [self._place.name, mark.space, mark.version, mark.sequence, mark.dim, mark.stream],
             )
 
     def drop_others(self, space: str) -> None:

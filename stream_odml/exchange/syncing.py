@@ -104,17 +104,25 @@ def sync(
     target: SyncTarget,
     *,
     verify: bool = False,
+    take_over: bool = False,
     storage_options: dict[str, str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SyncReport:
     """Bring a target up to what the root holds now.
 
-    `verify`: read every row back and compare digests made of what was read. `progress`: buckets done and in all.
+    `verify`: read every row back and compare digests made of what was read. `take_over`: though another stream's
+    gallery is there. `progress`: buckets done and in all. Raises ExchangeError.
     """
     began = time.perf_counter()
     gallery = Gallery.load(root, storage_options)
-    mark = Mark(gallery.space, gallery.version, gallery.snapshot.sequence, gallery.dim)
+    stream = gallery.store.stream_id
+    mark = Mark(gallery.space, gallery.version, gallery.snapshot.sequence, gallery.dim, stream)
     live = target.mark()
+    if live is not None and live.stream not in ("", stream) and not take_over:
+        raise ExchangeError(
+            f"{target.name} holds the gallery of another stream; name another place, "
+            "or put this one in its place with `stream-odml sync --take-over`"
+        )
     if live == mark and not verify:
         target.drop_others(mark.space)  # which a run that was killed after its switch has left
         return _report(target, gallery, mark, 0, False, True, began)

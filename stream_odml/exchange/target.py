@@ -39,6 +39,8 @@ class Mark:
     version: str
     sequence: int
     dim: int
+    stream: str = ""
+    """Id of the stream; empty where an earlier release wrote it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

@@ -182,6 +182,22 @@ def test_what_sync_did_not_make_is_not_overwritten(stream: VectorStream, tmp_pat
         open_target(str(tmp_path / "photos"))
 
 
+def test_the_gallery_of_another_stream_is_replaced_only_where_that_is_said(
+    stream: VectorStream, tmp_path: Path
+) -> None:
+    place, other = str(tmp_path / "target"), VectorStream(tmp_path / "other")
+    run(stream, place)
+    other.land("birds", BIRDS)
+    other.learn()
+    with pytest.raises(ExchangeError, match=r"target holds the gallery of another stream; .* --take-over"):
+        run(other, place)
+    check_equal(stream, targets.folder_reader(tmp_path / "target"))
+    assert run(other, place, take_over=True).switched
+    check_equal(other, targets.folder_reader(tmp_path / "target"))
+    assert run(other, place).equal
+    other.close()
+
+
 def test_a_folder_whose_mark_was_damaged_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "current.json").write_text('{"space": ')
     with pytest.raises(ExchangeError, match=r"current.json is none that sync wrote .*; remove the folder"):

@@ -105,8 +105,8 @@ def test_a_target_holds_what_it_was_given_and_shows_one_space(place: tuple[str, 
     changed = pa.concat_tables([first.slice(1), rows_of(["new"], "v1", 4)])
     fill(target, ONE, changed, {bucket_of("item/0"), bucket_of("new")})
     check(target, ONE, changed)
-    target.switch(Mark(ONE, "v1", 9, 4))
-    assert target.mark() == Mark(ONE, "v1", 9, 4)
+    target.switch(Mark(ONE, "v1", 9, 4, "stream"))
+    assert target.mark() == Mark(ONE, "v1", 9, 4, "stream")
 
     second = rows_of([*ids[1:], "new"], "v2", 6)
     target.prepare(TWO, 6)
