@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ def message_of(error: BaseException) -> str:
     text = (error.detail if isinstance(error, BadShard | RowError) else str(error)).strip()
     if _TRACE in text:
         text = text.splitlines()[-1].strip()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}; free some, and run the same command again"
     if text and isinstance(error, _explained()):
         return text
     return f"{type(error).__name__}{f': {text}' if text else ''}; {_ASK}"
