@@ -44,7 +44,7 @@ class Bytes(Protocol):
     """A file: seekable, of known size."""
 
     size_bytes: int
-    is_out_of_reach: bool
+    is_unreachable: bool
     """Whether a read failed for no fault of the file."""
 
     def seek(self, offset: int, whence: int = 0) -> int: ...
@@ -82,7 +82,7 @@ def rows_of(
     except BadShard:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        if isinstance(error, MemoryError) or file.is_out_of_reach:
+        if isinstance(error, MemoryError) or file.is_unreachable:
             raise
         raise BadShard(_blame(file, format), f"{type(error).__name__}: {str(error)[:300]}") from error
 

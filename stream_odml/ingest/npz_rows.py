@@ -65,7 +65,7 @@ def npz_rows(
     except BadShard:
         raise
     except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
-        if file.is_out_of_reach:
+        if file.is_unreachable:
             raise
         raise BadShard(Reason.CORRUPT_FILE, f"{type(error).__name__}: {str(error)[:300]}") from error
 

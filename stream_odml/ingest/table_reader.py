@@ -32,7 +32,7 @@ class AskedFile(io.RawIOBase):
 
     def __init__(self, pipe: Pipe, size_bytes: int) -> None:
         self._pipe, self.size_bytes, self._at = pipe, size_bytes, 0
-        self.is_out_of_reach = False
+        self.is_unreachable = False
 
     def readable(self) -> bool:
         return True
@@ -57,7 +57,7 @@ class AskedFile(io.RawIOBase):
         self._pipe.send(READ, {"offset": self._at, "count": count})
         data = self._pipe.receive_bytes()
         if data is None:
-            self.is_out_of_reach = True
+            self.is_unreachable = True
             raise OSError("the parent cannot read the file now")
         buffer[: len(data)] = data
         self._at += len(data)
@@ -100,7 +100,7 @@ def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
         detail = f"reading it takes more than {job['memory']} bytes of memory for {job['size']} bytes of file"
         return {"reason": str(Reason.OVERSIZED), "detail": detail}
     except Exception as error:
-        if file.is_out_of_reach:
+        if file.is_unreachable:
             return {}  # the parent knows
         return {"reason": str(Reason.CORRUPT_FILE), "detail": f"{type(error).__name__}: {str(error)[:300]}"}
     return {}

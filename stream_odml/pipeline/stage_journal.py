@@ -78,17 +78,17 @@ class StageJournal:
     def __init__(self, writers: Sequence[StageWriter]) -> None:
         self._tree: VersionTree | None = None
         self._stop = threading.Event()
-        self._desks = [_Desk(writer) for writer in writers]
+        self._pending = [_PendingWrites(writer) for writer in writers]
         self._thread = threading.Thread(target=self._run, name="stage journal", daemon=True)
-        if self._desks:
+        if self._pending:
             self._thread.start()
 
     def report(self, progress: StageProgress) -> None:
         """Note the loss of the stage in progress."""
         losses = {part: value for part, value in progress.losses.items() if math.isfinite(value)}
         if losses and progress.version:
-            for desk in self._desks:
-                desk.points.append(LossPoint(progress.version, progress.step, time.time(), losses))
+            for pending in self._pending:
+                pending.points.append(LossPoint(progress.version, progress.step, time.time(), losses))
 
     def follow(self, tree: VersionTree) -> None:
         """Let all stages that ended by now be written."""
@@ -97,19 +97,19 @@ class StageJournal:
     def close(self) -> None:
         """Write what is left, unless that takes long."""
         self._stop.set()
-        if self._desks:
+        if self._pending:
             self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         while True:
             is_last = self._stop.wait(LOOK_S)
-            for desk in self._desks:
-                desk.catch_up(self._tree, is_last)
+            for pending in self._pending:
+                pending.catch_up(self._tree, is_last)
             if is_last:
                 return
 
 
-class _Desk:
+class _PendingWrites:
     """One writer, and what it still has to write."""
 
     def __init__(self, writer: StageWriter) -> None:

@@ -33,7 +33,7 @@ Batch = dict[str, NDArray[Any]]
 BLOCK_ROWS = 256
 HERE_S = 1.0
 READING_HERE = "reading-here"
-_OUT_OF_REACH = "out_of_reach"
+_UNREACHABLE = "unreachable"
 _META = pa.schema([GALLERY.field(name) for name in META])
 
 
@@ -194,7 +194,7 @@ def _keep_batch(cache: PixelCache, decoded: Batch) -> None:
             for row, text in zip(decoded["row"][own & ~good], problems[own & ~good], strict=True)
         ]
         for _, (reason, detail) in lost:
-            if reason == _OUT_OF_REACH:
+            if reason == _UNREACHABLE:
                 raise TransientReadError(detail)
         cache.lose(int(member), [RowProblem(int(row), Reason(why), detail) for row, (why, detail) in lost])
 
@@ -254,7 +254,7 @@ def decode(member: int, spec: str, rows: list[int], size: int, block_rows: int) 
             yield {"member": members, "row": part.rows, "pixels": part.pixels, "problem": problems}
     except TransientReadError as error:
         # Yielded, not raised: Ray Data retries and logs what is raised by itself.
-        yield _batch(member, rows[:1], [(_OUT_OF_REACH, str(error))], size)
+        yield _batch(member, rows[:1], [(_UNREACHABLE, str(error))], size)
 
 
 def _parts(
