@@ -16,6 +16,9 @@ from stream_odml.ingest.shard import HASH_CHARS
 from stream_odml.storage.reading import StorageOptions, is_remote, local_path, s3_filesystem, s3_path
 from stream_odml.storage.regular import UnsafePath, open_regular
 
+FETCHED_WHOLE = 8 << 20
+"""Bytes up to which a file of an object store is fetched by one request, not by one for each part that is read."""
+
 
 class ShardFile(io.RawIOBase):
     """One open file, seekable, that remembers how it looked when it was opened.
@@ -31,6 +34,8 @@ class ShardFile(io.RawIOBase):
         self._options = options
         self.failure: OSError | None = None
         self._inner: Any = None
+        self._is_apart = is_remote(uri)
+        """Whether what is read has to be asked for."""
         try:
             if is_remote(uri):
                 self._inner = s3_filesystem(options).open_input_file(s3_path(uri))
@@ -63,10 +68,20 @@ class ShardFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
+            if self._is_apart and self.size_bytes <= FETCHED_WHOLE:
+                self._fetch()
             return int(self._inner.readinto(buffer))
         except OSError as error:
             self.failure = error
             raise TransientReadError(f"{self.uri} cannot be read now: {error}") from error
+
+    def _fetch(self) -> None:
+        place = self._inner.tell()
+        self._inner.seek(0)
+        whole = io.BytesIO(self._inner.read(self.size_bytes))
+        whole.seek(place)
+        self._inner.close()
+        self._inner, self._is_apart = whole, False
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         # Not guarded: seeking to an absurd place is the fault of the data that named it, not of the disk.

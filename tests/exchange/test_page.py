@@ -42,7 +42,10 @@ def test_the_commands_and_snippets_of_the_page_run(
     }  # fmt: skip
     assert len(list(Path("copy").glob("space-*"))) == 1
 
-    stream = VectorStream(tmp_path / "shop")
+    stream = VectorStream(
+        tmp_path / "shop",
+        model={"backbone": "none", "input_dim": D, "head": "discriminant", "dim": 12},
+    )
     options = ServiceOptions(poll_s=0.02)
     replica = Replica(stream.config.root, options)
     replica.start()
