@@ -135,13 +135,23 @@ class MlflowWriter:
 
     def __init__(self, tracking_uri: str, experiment: str) -> None:
         """Raise ImportError where neither `mlflow` nor `mlflow-skinny` is installed, or, for a database in place of a
-        server, not all of `mlflow`. Asks the server of nothing yet."""
+        server, not all of `mlflow`; ValueError for a folder that MLflow does not take. Asks a server of nothing yet."""
         from mlflow import entities
         from mlflow.tracking import MlflowClient
 
-        if urlsplit(tracking_uri).scheme.partition("+")[0] in MLFLOW_DATABASES:
+        kind = urlsplit(tracking_uri).scheme.partition("+")[0]
+        if kind in MLFLOW_DATABASES:
             for name in BESIDE_DATABASES:
                 importlib.import_module(name)
+        if kind in ("", "file"):
+            try:
+                MlflowClient(tracking_uri)
+            except Exception as error:  # an exception of MLflow's own, which has no name in every release
+                raise ValueError(
+                    f"MLflow does not keep runs in the folder {tracking_uri!r} "
+                    f"({str(error).partition('. ')[0]}): name a server or a database (sqlite:///mlflow.db), "
+                    "or set MLFLOW_ALLOW_FILE_STORE=true for the driver"
+                ) from error
 
         self._uri, self._experiment, self._entities = tracking_uri, experiment, entities
         self._make, self._client = MlflowClient, None

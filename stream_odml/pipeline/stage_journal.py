@@ -38,7 +38,8 @@ CLOSE_S = 5.0
 
 
 def open_writers(config: StreamConfig) -> list[StageWriter]:
-    """Return the writers that a configuration asks for. Raises ConfigError where the package of one is missing."""
+    """Return the writers that a configuration asks for. Raises ConfigError where the package of one is missing or
+    refuses the place."""
     metrics, writers = config.metrics, list[StageWriter]()
     try:
         asked = "tensorboard"
@@ -53,6 +54,8 @@ def open_writers(config: StreamConfig) -> list[StageWriter]:
             f"metrics.{asked} needs a library that is not here ({error}): pip install {package}, "
             f"or leave metrics.{asked} out"
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"metrics.{asked}: {error}") from error
     return writers
 
 

@@ -159,6 +159,27 @@ def test_runs_in_a_database_need_the_whole_of_mlflow(tmp_path: Path, monkeypatch
             open_writers(config)
 
 
+def test_a_folder_that_mlflow_refuses_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fail at every stage, in a log alone."""
+
+    def client(uri: str) -> None:
+        raise RuntimeError("The filesystem backend is in maintenance mode. Please migrate")
+
+    for name in ("mlflow", "mlflow.tracking"):
+        module = ModuleType(name)
+        module.__dict__.update(entities=None, MlflowClient=client)
+        monkeypatch.setitem(sys.modules, name, module)
+    for uri, is_refused in [("file:/tmp/runs", True), ("runs", True), ("http://host", False)]:
+        config = parse_config({"root": str(tmp_path / "root"), "metrics": {"mlflow": uri}})
+        if not is_refused:
+            assert len(open_writers(config)) == 1
+            continue
+        with pytest.raises(ConfigError, match=r"maintenance mode\).*MLFLOW_ALLOW_FILE_STORE=true"):
+            open_writers(config)
+
+
 def test_nothing_is_written_by_default(tmp_path: Path) -> None:
     assert open_writers(parse_config({"root": str(tmp_path / "root")})) == []
 
