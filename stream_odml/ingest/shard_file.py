@@ -76,10 +76,8 @@ class ShardFile(io.RawIOBase):
             raise TransientReadError(f"{self.uri} cannot be read now: {error}") from error
 
     def _fetch(self) -> None:
-        place = self._inner.tell()
-        self._inner.seek(0)
-        whole = io.BytesIO(self._inner.read(self.size_bytes))
-        whole.seek(place)
+        whole = io.BytesIO(self._inner.read_at(self.size_bytes, 0))  # if it fails, the place stays
+        whole.seek(self._inner.tell())
         self._inner.close()
         self._inner, self._is_apart = whole, False
 

@@ -141,6 +141,27 @@ class RefusedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class MapRequest:
+    """What of the gallery to place in the plane, and what to say of each item."""
+
+    points: int
+    """Items at most."""
+    attribute: str | None = None
+    """One whose values to give."""
+    errors: bool = False
+    """Whether to tell items whose most similar other one is of another class."""
+    neighbours: int = 0
+    """How many of the most similar other ones to name for each."""
+    class_name: str | None = None
+    """Items of this class alone."""
+
+    @property
+    def cost(self) -> int:
+        """Return how much there is to do, in items: comparing each with every other costs far more than placing it."""
+        return self.points * self.points if self.errors or self.neighbours else self.points
+
+
+@dataclass(frozen=True, slots=True)
 class Projection:
     """A sample of the gallery in the plane, x and y within -1..1, oriented alike in every version."""
 
@@ -224,16 +245,8 @@ class Backend(Protocol):
     async def versions(self) -> VersionHistory:
         """Return the tree of versions as the served snapshot knows it."""
 
-    def projection(
-        self,
-        points: int,
-        attribute: str | None = None,
-        errors: bool = False,
-        neighbours: int = 0,
-        class_name: str | None = None,
-    ) -> Projection:
-        """Return at most ``points`` items of the served gallery (of one class) in the plane. May take a while: for a
-        thread."""
+    def projection(self, asked: MapRequest) -> Projection:
+        """Return items of the served gallery in the plane. May take a while: for a thread."""
 
     async def status(self) -> Mapping[str, Any]:
         """Return lag, queues, driver: whatever says how the stream is doing. Never raises for a dead driver."""

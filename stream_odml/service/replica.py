@@ -16,6 +16,7 @@ from stream_odml.service.answering import Answering
 from stream_odml.service.backend import (
     ClassTable,
     Item,
+    MapRequest,
     Projection,
     Query,
     RefusedRow,
@@ -188,17 +189,18 @@ class Replica:
     async def versions(self) -> VersionHistory:
         return self.puller.serving().history
 
-    def projection(
-        self,
-        points: int,
-        attribute: str | None = None,
-        errors: bool = False,
-        neighbours: int = 0,
-        class_name: str | None = None,
-    ) -> Projection:
+    def projection(self, asked: MapRequest) -> Projection:
         bundle = self.puller.serving()
         oldest = [row.name for row in reversed(bundle.classes)]
-        return plane(bundle.snapshot, points, oldest, attribute, errors, neighbours, class_name)
+        return plane(
+            bundle.snapshot,
+            asked.points,
+            oldest,
+            asked.attribute,
+            asked.errors,
+            asked.neighbours,
+            asked.class_name,
+        )
 
     async def status(self) -> Mapping[str, Any]:
         bundle = self.puller.serving()

@@ -8,7 +8,7 @@ import time
 
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.api import create_app
-from stream_odml.service.backend import ClassTable, Projection
+from stream_odml.service.backend import ClassTable, MapRequest, Projection
 from tests.service.fake_backend import FakeBackend
 from tests.service.local import LocalApi
 
@@ -21,21 +21,14 @@ class SlowBackend(FakeBackend):
         self.made, self.most, self._now = 0, 0, 0
         self.threads: set[str] = set()
 
-    def projection(
-        self,
-        points: int,
-        attribute: str | None = None,
-        errors: bool = False,
-        neighbours: int = 0,
-        class_name: str | None = None,
-    ) -> Projection:
+    def projection(self, asked: MapRequest) -> Projection:
         self._now += 1
         self.most = max(self.most, self._now)
         self.threads.add(threading.current_thread().name)
         time.sleep(0.1)
         self._now -= 1
         self.made += 1
-        return super().projection(points)
+        return super().projection(asked)
 
     def classes(self) -> ClassTable:
         self.threads.add(threading.current_thread().name)

@@ -21,6 +21,7 @@ from stream_odml.service.backend import (
     Embedded,
     Floats,
     Item,
+    MapRequest,
     Projection,
     PushReceipt,
     Query,
@@ -183,15 +184,8 @@ class FakeBackend:
     async def versions(self) -> VersionHistory:
         return VersionHistory(self.head, self.sequence, self.versions_list)
 
-    def projection(
-        self,
-        points: int,
-        attribute: str | None = None,
-        errors: bool = False,
-        neighbours: int = 0,
-        class_name: str | None = None,
-    ) -> Projection:
-        some = slice(points)
+    def projection(self, asked: MapRequest) -> Projection:
+        some = slice(asked.points)
         n = len(self.ids[some])
         sides = (["left", "right"], [i % 2 for i in range(n)])
         return Projection(
@@ -201,9 +195,9 @@ class FakeBackend:
             self.names[some],
             self.vectors[some, :2],
             ["side"],
-            sides if attribute == "side" else None,
-            [i % 7 == 0 for i in range(n)] if errors else None,
-            nearest(self.vectors[some], neighbours).tolist() if neighbours else None,
+            sides if asked.attribute == "side" else None,
+            [i % 7 == 0 for i in range(n)] if asked.errors else None,
+            nearest(self.vectors[some], asked.neighbours).tolist() if asked.neighbours else None,
         )
 
     async def status(self) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stream_odml.config.service import ServiceOptions
-from stream_odml.service.backend import Projection
+from stream_odml.service.backend import MapRequest, Projection
 from stream_odml.service.errors import unavailable
 from tests.service.browser import Browser
 from tests.service.fake_backend import FakeBackend
@@ -69,17 +69,10 @@ def test_similar_items_lie_together_where_a_plane_shows_two_directions_of_many(t
 class Overloaded(FakeBackend):
     """Finds no neighbours in time."""
 
-    def projection(
-        self,
-        points: int,
-        attribute: str | None = None,
-        errors: bool = False,
-        neighbours: int = 0,
-        class_name: str | None = None,
-    ) -> Projection:
-        if neighbours:
+    def projection(self, asked: MapRequest) -> Projection:
+        if asked.neighbours:
             raise unavailable("overloaded", "too much to do", 5)
-        return super().projection(points, attribute, errors)
+        return super().projection(asked)
 
 
 PLANE = """(async () => {

@@ -9,7 +9,7 @@ from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
 from stream_odml.ingest.fields import normalised
-from stream_odml.service.backend import Projection
+from stream_odml.service.backend import MapRequest, Projection
 from stream_odml.service.body import moment
 from stream_odml.service.replies import backend_of, class_json, options_of, refused_json, reply
 from stream_odml.service.views import view
@@ -81,15 +81,10 @@ async def projection(
     """Return 2-D principal components of a fixed sample, oriented alike in every version, so that a map moves smoothly,
     by what its items can be coloured, and the neighbours of each, by which the page lays them out."""
     backend, count = backend_of(request, "projection"), points or options_of(request).map_points
-    only = {} if class_name is None else {"class_name": normalised(class_name)}
-    # Comparing every item with every other one costs far more than placing them.
-    cost = count * count if errors or neighbours else count
+    only = None if class_name is None else normalised(class_name)
+    asked = MapRequest(count, attribute, errors, neighbours, only)
     return await view(
-        request,
-        backend,
-        ("projection", count, attribute, errors, neighbours, *only.values()),
-        cost,
-        lambda: _plane(backend.projection(count, attribute, errors, neighbours, **only)),
+        request, backend, ("projection", asked), asked.cost, lambda: _plane(backend.projection(asked))
     )
 
 
