@@ -84,7 +84,7 @@ def test_it_says_whether_the_trunk_will_ever_move(learning: str, held_out: float
 
 def test_a_topic_is_looked_at_and_nothing_of_it_is_copied(tmp_path: Path) -> None:
     with mock_broker() as broker:
-        broker[1].list_topics("photos", timeout=10)  # makes it
+        broker[1].list_topics("photos", timeout=60)  # makes it
         send(broker, "photos", range(40))
         Store.create(str(tmp_path / "root"), 8, None)
         before = sorted(path for path in tmp_path.rglob("*") if path.is_file())

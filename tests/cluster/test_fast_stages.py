@@ -39,7 +39,7 @@ def _config(root: Path) -> dict[str, object]:
         "root": str(root),
         "method": "ours",
         "model": {"backbone": "conv4", "dim": 16, "image_size": 16, "lift": 0},
-        "learning": {"base_steps": 6, "classes_per_batch": 2, "images_per_class": 2},
+        "learning": {"base_steps": 6, "classes_per_batch": 2, "images_per_class": 2, "trunk": "frozen"},
         "boundary": {"new_classes": None, "images": None, "age_s": None},
         "ingest": {"thumbnails": True},
         "evaluation": {"held_out": 0.25},

@@ -155,7 +155,7 @@ def test_a_wrong_token_is_named(cluster: TwoNodes, config: Path) -> None:
     environment = dict(cluster.environment) | {"RAY_AUTH_TOKEN": "0" * 64}
     done = subprocess.run(
         [*STREAM_ODML, "submit", str(config), "--address", cluster.jobs_url],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "RAY_AUTH_TOKEN" in done.stderr

@@ -83,12 +83,12 @@ def test_training_and_search_on_hosts_of_their_own(tmp_path: Path) -> None:
             (tmp_path / "other.yaml").write_text(yaml.safe_dump(elsewhere))
             refused = subprocess.run(
                 [*STREAM_ODML, "submit", str(tmp_path / "other.yaml"), "--address", cluster.jobs_url],
-                env=dict(cluster.environment), capture_output=True, text=True, timeout=120, check=False,
+                env=dict(cluster.environment), capture_output=True, text=True, timeout=600, check=False,
             )  # fmt: skip
             assert refused.returncode == 1
             assert "ray start --labels role=nowhere" in refused.stdout
 
             stop = [*STREAM_ODML, "stop", "hosts", "--address", cluster.jobs_url]
-            subprocess.run(stop, env=dict(cluster.environment), check=True, timeout=180)
+            subprocess.run(stop, env=dict(cluster.environment), check=True, timeout=600)
             assert follower.wait(240) == 0
     assert broken_promises(open_store(root), landed, learnt_shards=3) == []

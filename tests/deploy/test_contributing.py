@@ -25,7 +25,7 @@ def test_a_worked_change_applies_as_written(title: str, diff: str, tmp_path: Pat
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     command = ["git", "apply", "--verbose", "-"]
-    done = subprocess.run(command, input=diff, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, input=diff, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     for name in files:
         changed = (tmp_path / name).read_text("utf-8")

@@ -43,7 +43,7 @@ def test_variant_equals_what_kubectl_makes(name: str) -> None:
         ["kubectl", "kustomize", str(KUBERNETES / name)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     assert _by_name(kustomize.build(KUBERNETES / name)) == _by_name(list(yaml.safe_load_all(done.stdout)))

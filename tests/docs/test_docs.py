@@ -300,7 +300,7 @@ def test_the_site_builds_without_a_warning_and_no_link_leads_nowhere(tmp_path: P
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "reference" / "errors.html").stat().st_size > 10_000

@@ -28,7 +28,7 @@ def follow(broker: tuple[str, Producer], tmp_path: Path, request: pytest.Fixture
     def start(*names: str, **options: Any) -> Followed:
         topics = [f"{stem}-{name}" for name in names]
         for topic in topics:
-            broker[1].list_topics(topic, timeout=10)  # makes it
+            broker[1].list_topics(topic, timeout=60)  # makes it
         made.append(Followed(broker[0], tmp_path, ",".join(topics) or stem, **options))
         return made[-1]
 

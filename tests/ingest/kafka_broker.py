@@ -102,7 +102,7 @@ def mock_broker(brokers: int = 1) -> Iterator[tuple[str, Producer]]:
     """librdkafka's mock cluster: its addresses and a producer. It makes topics of four partitions when they are named,
     and keeps about 5 MiB of a partition."""
     producer = Producer({"test.mock.num.brokers": brokers, "bootstrap.servers": "mock", "log_level": 0})
-    found = producer.list_topics(timeout=10).brokers.values()
+    found = producer.list_topics(timeout=60).brokers.values()
     yield ",".join(f"{about.host}:{about.port}" for about in found), producer
 
 

@@ -42,7 +42,7 @@ def s3_server() -> Iterator[int]:
 
 def make_bucket(port: int, name: str) -> None:
     """Make an empty bucket."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("PUT", f"/{name}")
     answer = connection.getresponse()
     if answer.status != 200:

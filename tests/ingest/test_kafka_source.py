@@ -109,7 +109,7 @@ def test_what_retention_deleted_is_named(broker: Any, follow: Any) -> None:
 
 def _ends(servers: str, topic: str) -> tuple[int, int]:
     consumer = Consumer({"bootstrap.servers": servers, "group.id": "look", "log_level": 0})
-    found = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=10)
+    found = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=60)
     consumer.close()
     return int(found[0]), int(found[1])
 
@@ -220,7 +220,7 @@ def test_partitions_that_come_while_it_reads_are_read_from_their_start(
     listed = Brokers.partitions
     monkeypatch.setattr(Brokers, "partitions", lambda *asked: listed(*asked)[:2])
     followed = follow(start="latest")
-    broker[1].list_topics(followed.topic, timeout=10)  # makes it
+    broker[1].list_topics(followed.topic, timeout=60)  # makes it
     while not followed.refs:
         followed.poll()
     for partition in range(4):
@@ -308,7 +308,7 @@ def test_published_offsets_follow_what_is_searchable(broker: Any, follow: Any) -
     followed.source.settle(waiting, lambda _: True)
     reader = Consumer({"bootstrap.servers": broker[0], "group.id": "lag", "log_level": 0})
     deadline = time.monotonic() + 90
-    while (seen := reader.committed([TopicPartition(followed.topic, 0)], timeout=10)[0].offset) != 10:
+    while (seen := reader.committed([TopicPartition(followed.topic, 0)], timeout=60)[0].offset) != 10:
         assert time.monotonic() < deadline, seen
         time.sleep(0.05)
     reader.close()

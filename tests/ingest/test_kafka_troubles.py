@@ -113,7 +113,7 @@ def test_a_partition_whose_broker_is_away_is_named_while_others_are_read(
     monkeypatch.setattr(kafka_brokers, "ASK_S", 0.5)
     with mock_broker(brokers=2) as broker:
         topic = "photos"
-        broker[1].list_topics(topic, timeout=10)  # makes it
+        broker[1].list_topics(topic, timeout=60)  # makes it
         for partition in range(4):
             set_leader(broker[1], topic, partition, 2 if partition == 1 else 1)
         followed = Followed(broker[0], tmp_path, topic)

@@ -49,7 +49,7 @@ def test_half_written_files_and_folders_are_named_by_verify_and_deleted_in_time(
     ref = shard("first")
     writer.record_landed([ref])
     index(writer, ref, {"elm": 1, "oak": 1})
-    subprocess.run([sys.executable, "-c", KILLED, root, images], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", KILLED, root, images], check=True, timeout=600)
     left = [path for folder in ("push", "spool") for path in (root / folder).rglob("*") if path.is_file()]
     assert len(left) == 3
     assert DirectorySource(root / "push").poll(set()) == []

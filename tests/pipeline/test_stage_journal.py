@@ -213,7 +213,7 @@ def test_mlflow_has_a_run_for_each_stage(tree: VersionTree, tmp_path: Path) -> N
     path = os.pathsep.join((os.environ["STREAM_ODML_MLFLOW"], str(REPOSITORY)))
     environment = os.environ | {"PYTHONPATH": path, "MLFLOW_ALLOW_FILE_STORE": "true"}
     command = [sys.executable, "-c", MLFLOW, (tmp_path / "runs").as_uri(), json.dumps(stages)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     runs = {
         name: SimpleNamespace(status=s, metrics=m, tags=t, loss=c)

@@ -44,7 +44,7 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Producer]]:
     monkeypatch.setattr(kafka_retention, "ASK_S", 0.1)
     monkeypatch.setattr(sources, "KafkaProcess", _read_here)
     with mock_broker() as made:
-        made[1].list_topics(TOPIC, timeout=10)  # makes it
+        made[1].list_topics(TOPIC, timeout=60)  # makes it
         yield made
 
 
@@ -145,7 +145,7 @@ def test_a_task_is_learnt_after_its_topic_has_deleted_it(
     assert sender.flush(60) == 0
     reader = Consumer({"bootstrap.servers": servers, "group.id": "look", "log_level": 0})
     for partition in range(4):
-        assert reader.get_watermark_offsets(TopicPartition(TOPIC, partition), timeout=10)[0] > 12
+        assert reader.get_watermark_offsets(TopicPartition(TOPIC, partition), timeout=60)[0] > 12
     reader.close()
 
     learning = replace(stream.config.learning, base_steps=3, classes_per_batch=2, images_per_class=3)

@@ -61,7 +61,7 @@ def beside(work: Any) -> Iterator[threading.Thread]:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     yield thread
-    thread.join(timeout=60)
+    thread.join(timeout=600)
     assert not thread.is_alive()
 
 

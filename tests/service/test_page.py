@@ -99,7 +99,7 @@ def serving(options: ServiceOptions, backend: FakeBackend | None = None) -> Iter
         time.sleep(0.02)
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
-    thread.join(timeout=10)
+    thread.join(timeout=600)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_real_browser_draws_it(address: str, tmp_path: Path, path: str, expect
     )
     flags += " --disable-component-update --disable-sync --virtual-time-budget=4000 --dump-dom"
     command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path}", f"{address}{path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     for pattern in expected:
         assert re.search(pattern if "|" in pattern else re.escape(pattern), done.stdout), pattern
 
