@@ -93,7 +93,13 @@ class MovingRun(ExactRun):
     def _need(self, state: RunState, solved: Solved) -> dict[str, float]:
         trained = [t for t, taken in enumerate(state.taken) if taken == TRAINED]
         names = set(self._names(self._images_of(trained)))
-        return trunk_need(solved.sums.names, names, lambda: (solved.sample().codes, solved.sample().classes))
+        pretrained = self.study.spec.starts_pretrained
+        return trunk_need(
+            solved.sums.names,
+            names,
+            lambda: (solved.sample().codes, solved.sample().classes),
+            pretrained=pretrained,
+        )
 
     def _move(self, state: RunState, held: Ints) -> _Move | None:
         """Train the trunk on the tasks that wait; None where it serves no more than the one before."""

@@ -124,7 +124,12 @@ def _noted(store: Store, order: StageOrder, config: StreamConfig, task: Training
     known = solved.sums.names
     asks = config.learning.trunk == "auto"
     need = (
-        trunk_need(known, classes, lambda: (solved.sample().codes, solved.sample().classes))
+        trunk_need(
+            known,
+            classes,
+            lambda: (solved.sample().codes, solved.sample().classes),
+            pretrained=config.model.starts_pretrained or config.model.takes_vectors,
+        )
         if asks
         else {"trained": trained_share(known, classes)}
     )

@@ -68,7 +68,8 @@ class VersionMetrics:
     the sums for which these settings were chosen."""
     trunk: Scores = field(default_factory=dict, metadata=_BY_PART)
     """Whether a discriminant head's trunk is worth moving, see `trunk_gap`: `trained`, the share of the known classes
-    that it was trained on; `gap`, by how much less the others differ, where that was asked."""
+    that it was trained on; `from_nothing`, 1 where it began with no pretrained weights; `gap`, by how much less the
+    others differ, where that was asked."""
     workers: float | None = None
     """Training workers at the end of the stage."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stream_odml.learn.feature_codes import encode
-from stream_odml.learn.trunk_gap import between_share, is_worth_moving, trained_share, trunk_gap
+from stream_odml.learn.trunk_gap import between_share, is_worth_moving, trained_share, trunk_gap, trunk_need
 
 
 def clustered(classes: int, each: int, apart: float, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -69,3 +69,14 @@ def test_where_nothing_can_be_compared_nothing_is_moved() -> None:
     assert trunk_gap(encode(x[:0]), [], set()) is None
     assert trained_share((), ()) == 1
     assert not is_worth_moving({"trained": 0.1})
+
+
+@pytest.mark.parametrize(("new", "worth"), [(2, True), (1, False)], ids=["a tenth", "less than a tenth"])
+def test_a_trunk_that_began_with_nothing_is_not_asked_what_it_lacks(new: int, worth: bool) -> None:
+    x, mine = clustered(18, 2, 1.0, 0)
+    y, others = clustered(new, 2, 9.0, 1)
+    names, features = [*mine, *others], encode(np.concatenate([x, y]))
+    known = set(names)
+    need = trunk_need(known, set(mine), lambda: (features, names), pretrained=False)
+    assert is_worth_moving(need) == worth
+    assert not is_worth_moving(trunk_need(known, set(mine), lambda: (features, names), pretrained=True))

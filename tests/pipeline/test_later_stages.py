@@ -4,18 +4,21 @@ moved, worst first, once, as fast as they may be."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.embedder import embed, embedder_from_bytes
+from stream_odml.learn.trunk_gap import trunk_need
 from stream_odml.pipeline import later_stages
 from stream_odml.pipeline.later_stages import mapped_shards, renewal
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from stream_odml.store.tables import decoded
+from stream_odml.store.version_metrics import VersionMetrics
 from tests.killed import die_at, is_killed
 from tests.pipeline.trunk_stream import CATEGORIES, Trunk
 
@@ -125,16 +128,21 @@ def test_auto_moves_a_trunk_that_knows_few_classes_where_images_are_held_out(
         assert order is None or order.own == ("task-0002", "task-0003")
 
 
-def test_auto_spends_nothing_where_the_gap_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_auto_spends_nothing_where_the_gap_of_pretrained_weights_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretrained: bool
+) -> None:
     monkeypatch.setattr("stream_odml.learn.trunk_gap.MIN_GAP", 2.0)
+    asked: Any = lambda *args, **_: trunk_need(*args, pretrained=pretrained)  # noqa: E731
+    monkeypatch.setattr("stream_odml.pipeline.fast_stage.trunk_need", asked)
     stream = Trunk(tmp_path, {"trunk": "auto"})
     for name, some in (("one", CATEGORIES[:3]), ("two", CATEGORIES[3:9])):
         stream.land(name, some)
         stream.learn()
-    metrics = stream.writer.tree.get(stream.writer.tree.head).metrics
-    assert metrics["trunk/trained"] == pytest.approx(1 / 3)
-    assert "trunk/gap" in metrics
-    assert stream.later() is None
+    need = VersionMetrics.read(stream.writer.tree.get(stream.writer.tree.head).metrics).trunk
+    assert need["trained"] == pytest.approx(1 / 3)
+    assert set(need) == {"trained", "gap" if pretrained else "from_nothing"}
+    assert (stream.later() is None) == pretrained
 
 
 def _improve(folder: Path, point: str) -> None:
