@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from benchmarks.quality.methods import ALWAYS, EXACT, FROZEN, MOVING, Method
+from benchmarks.quality.pseudo_replay import PseudoReplay
 from benchmarks.quality.rows import Row
 from benchmarks.quality.study import MAPPING, Study
 
@@ -72,8 +73,13 @@ def guess(study: Study, method: Method, stages: int, is_there: bool = False) -> 
         steps = method.settings.stage_steps * stages * 0.3  # it seldom moves its trunk
     else:
         steps = float(method.settings.stage_steps * stages)
+    pseudo = 0.0
+    if isinstance(method.map_rival, PseudoReplay):
+        pseudo = _pushing(study, method.map_rival)
     costly = 1.5 if method.settings.weight_peer or method.preset in ALWAYS else 1.0
-    return steps * step * costly + _measuring(study, stages) + (20.0 if method.preset in EXACT else 0.0)
+    return (
+        steps * step * costly + pseudo + _measuring(study, stages) + (20.0 if method.preset in EXACT else 0.0)
+    )
 
 
 _STEP_S: Mapping[str, float] = {"photographs": 0.75, "drawings": 0.08}
@@ -86,7 +92,22 @@ def step_seconds(study: Study) -> float:
     return _STEP_S["photographs" if study.spec.starts_pretrained else "drawings"]
 
 
+def _pushing(study: Study, rival: PseudoReplay) -> float:
+    """Return seconds to push images of each task towards each class before it: a push is three times an embedding, and
+    what is pushed is embedded twice."""
+    tasks = study.stream(0).tasks
+    known = np.cumsum([len(task.arriving) for task in tasks[:-1]])
+    pushed = sum(
+        int(c) * min(rival.samples, len(task.images)) for c, task in zip(known, tasks[1:], strict=True)
+    )
+    return pushed * (3 * rival.pushes + 2) * _embedding(study)
+
+
+def _embedding(study: Study) -> float:
+    return _EMBED_S["photographs" if study.spec.starts_pretrained else "drawings"]
+
+
 def _measuring(study: Study, stages: int) -> float:
     """Return seconds to embed what measures after each stage: half of it in the mean."""
     images = len(study.stream(0).measured)
-    return _EMBED_S["photographs" if study.spec.starts_pretrained else "drawings"] * images * (stages + 1) / 2
+    return _embedding(study) * images * (stages + 1) / 2

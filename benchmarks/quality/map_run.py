@@ -9,11 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.quality.data import Ints
+from benchmarks.quality.map_rivals import MapRival
 from benchmarks.quality.measure import Measured
 from benchmarks.quality.methods import Method
+from benchmarks.quality.pseudo_replay import ClassMaps, PseudoReplay
 from benchmarks.quality.state import Floats, RunState
 from benchmarks.quality.study import Run, Study, Tick
 from stream_odml.learn.drift import DriftMap, IdentityMap
+from stream_odml.learn.embedder import Embedder
 from stream_odml.zero import unit_rows
 
 
@@ -25,15 +28,25 @@ class MapRun(Run):
         super().__init__(study, method, seed, tick)
         self._back: list[DriftMap] = []
         """From each version to the one before it, where queries are mapped."""
+        self._means: dict[int, Floats] = {}
+        """Of each class learnt so far, raw, in the space of the newest model, where pseudo-replay needs them."""
 
     def _learn(self, state: RunState, stage: int) -> None:
         rival, parent, images = self.method.map_rival, state.student, self._seen(stage)
         assert rival is not None
         state.stage = stage
+        if isinstance(rival, PseudoReplay):
+            self._add_means(parent, stage - 1)
         outcome, seconds, steps = self._stage(self.method.settings, parent, state.bank, stage, {})
         state.student, state.bank = outcome.student, outcome.bank
         state.train_s += seconds
         state.steps += steps
+        if isinstance(rival, PseudoReplay):
+            models, pixels = (parent, outcome.student), self.study.images.pixels[images]
+            maps = rival.fit(models, pixels, self._means, self.study.device, self.seed)
+            self._means = {label: maps[label].apply(mean[None])[0] for label, mean in self._means.items()}
+            self._measure(state, ClassMaps(maps, self.labels_M[self.stream.arrival < stage]))
+            return
         before, now = self._embed(parent, images), self._embed(outcome.student, images)
         if rival.side == "query":
             self._back.append(rival.fit(now, before, self.seed))
@@ -41,11 +54,17 @@ class MapRun(Run):
         else:
             self._measure(state, rival.fit(before, now, self.seed))
 
+    def _add_means(self, model: Embedder, stage: int) -> None:
+        """Add the class means of a task as the model that has learnt it embeds them."""
+        images = self._seen(stage)
+        g_nd, labels = self._embed(model, images), self.study.images.labels[images]
+        self._means = {int(c): g_nd[labels == c].mean(axis=0) for c in np.unique(labels)} | self._means
+
     def _compared(self, state: RunState, queries_Md: Floats, gallery_Md: Floats) -> tuple[Floats, Floats]:
         """Compare an item with the query as the model of the item would have embedded it: each version has d entries
         of its own, all of a query and of an item those of its version."""
         rival, last = self.method.map_rival, state.stage
-        if rival is None or rival.side == "gallery":
+        if not isinstance(rival, MapRival) or rival.side == "gallery":
             return queries_Md, gallery_Md
         views = [queries_Md]
         for back in reversed(self._back):

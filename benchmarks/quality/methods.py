@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.quality.map_rivals import MAPS, MapRival
+from benchmarks.quality.pseudo_replay import PSEUDO, PseudoReplay
 from benchmarks.quality.rivals import RIVALS, Rival
 from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, method_settings
 
@@ -44,6 +45,8 @@ _TRUNK: Mapping[str, Mapping[str, Any]] = {
     "finetune_exact": {"map_composites": 6},
 }
 """Features are held in place of embeddings, and all have the map of `exact_always`: training is compared."""
+MAP_RIVALS: Mapping[str, MapRival | PseudoReplay] = {**MAPS, **PSEUDO}
+"""On the models of `l2`, with a map of their own."""
 NEEDS_WEIGHTS = ("frozen_pretrained", "exact_pretrained")
 _NAME = r"[\w.+-]+"
 Settings = TypeVar("Settings")
@@ -58,8 +61,8 @@ class Method:
     settings: StageSettings
     rival: Rival | None = None
     """Its options, of one of RIVALS."""
-    map_rival: MapRival | None = None
-    """The same of one of MAPS."""
+    map_rival: MapRival | PseudoReplay | None = None
+    """The same of one of MAP_RIVALS."""
 
 
 def parse_methods(text: str, common: StageSettings) -> list[Method]:
@@ -92,10 +95,9 @@ def parse_method(text: str, common: StageSettings) -> Method:
             raise ValueError(
                 f"{change!r} is of the stage that all methods start from; use --set or --base-steps"
             )
-    if preset in MAPS:
-        return Method(
-            name, preset, method_settings("l2", common), map_rival=apply_changes(MAPS[preset], changes)
-        )
+    if preset in MAP_RIVALS:
+        rival = apply_changes(MAP_RIVALS[preset], changes)
+        return Method(name, preset, method_settings("l2", common), map_rival=rival)
     settings = method_settings(EXACT.get(preset, preset), common)
     if preset in RIVALS:
         return Method(name, preset, settings, apply_changes(RIVALS[preset], changes))
@@ -139,7 +141,7 @@ def pooled_spec(spec: EmbedderSpec) -> EmbedderSpec:
 
 def all_names() -> list[str]:
     """Every preset, in the order of the table."""
-    return [*METHODS, *(name for name in EXACT if name not in METHODS), *MAPS]
+    return [*METHODS, *(name for name in EXACT if name not in METHODS), *MAP_RIVALS]
 
 
 def _value(text: str) -> Any:

@@ -30,7 +30,7 @@ _WATCHED = (
                 "oracle",
                 "protocols",
             ),
-            *("rival_run", "rivals", "study"),
+            *("pseudo_replay", "rival_run", "rivals", "study"),
         )
     ),
 )

@@ -16,7 +16,7 @@ from benchmarks.common import read_rows
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import whole
 from benchmarks.quality.arguments import parser, plan
-from benchmarks.quality.left import shared_student
+from benchmarks.quality.left import guess, shared_student
 from benchmarks.quality.methods import parse_methods
 from benchmarks.quality.protocols import build_stream
 from benchmarks.quality.study import Run
@@ -142,6 +142,15 @@ def test_models_that_several_methods_learn_alike_are_counted_once() -> None:
     assert l2 == sdc == ldc != finetune
     assert joint == joint_exact != finetune
     assert {l2_exact, distilled, frozen, fecam} == {""}
+
+
+def test_what_pseudo_replay_pushes_is_in_the_guess(tmp_path: Path) -> None:
+    words = ["--data", str(squares(tmp_path)), "--protocol", "6+2*3", "--work", str(tmp_path), *WORDS]
+    words += ["--methods", "mean_l2,apr_l2=apr_l2:samples=4", "--select", "test"]
+    study, (mean, apr), _ = plan(parser().parse_args(words))
+    pushed = 4 * 6 + 4 * 9  # towards six old classes, then nine
+    more = guess(study, apr, 2, is_there=True) - guess(study, mean, 2, is_there=True)
+    assert more == pytest.approx(pushed * 0.0004 * (3 * 3 + 2))
 
 
 def test_the_study_runs_where_there_is_no_ray() -> None:
