@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.data import Ints
-from benchmarks.quality.measure import Measured, measure_stage, measure_unseen, nearest_by_cosine
+from benchmarks.quality.measure import (
+    Measured,
+    measure_stage,
+    measure_unseen,
+    measure_versions,
+    nearest_by_cosine,
+)
 from benchmarks.quality.methods import ALWAYS
 from benchmarks.quality.state import TRAINED, Floats, RunState, SolvedState
 from benchmarks.quality.study import Run
@@ -48,8 +54,21 @@ class ExactRun(Run):
         return replace(self.study.spec, head="discriminant", lift=self.study.lift)
 
     def _compatibility(self, state: RunState) -> Iterator[Measured]:
-        """Nothing: heads of one trunk are read exactly, by whoever has both."""
+        """Nothing more: it is measured stage by stage, as the head of each stage is at hand."""
         return iter(())
+
+    def _versions(self, state: RunState, fresh_MD: Floats, forward: DriftMap) -> Iterator[Measured]:
+        """What every version so far has stored of the base classes, followed since as a gallery is; none where all is
+        embedded anew."""
+        if self._sees_all or len(state.base_views) < state.stage:  # or begun by an earlier release
+            return
+        assert state.solved is not None
+        base, head = np.flatnonzero(self.stream.arrival == 0), state.solved.head
+        if not isinstance(forward, IdentityMap):
+            state.base_views = [stored(forward.apply(view)) for view in state.base_views]
+        state.base_views.append(stored(fresh_MD[base]))
+        galleries = [_view(head, view) for view in state.base_views]
+        yield from measure_versions(self.labels_M[base], _view(head, fresh_MD[base]), galleries)
 
     def _bytes(self, state: RunState) -> dict[str, float]:
         """Items are codes of 8 bits with a scale, classes their sums; a version is a head, and a trunk of its own."""
@@ -108,7 +127,7 @@ class ExactRun(Run):
 
     def _solve(self, state: RunState, forward: DriftMap) -> None:
         """Add the task's features to those that are stored, moved as a gallery's are, and solve the head of all."""
-        trunk, before = self._trunk(state.student), state.solved
+        began, trunk, before = self._clock(), self._trunk(state.student), state.solved
         images = self._seen(state.stage)
         features = stored(self._embed(trunk, images))
         earlier = None
@@ -119,6 +138,7 @@ class ExactRun(Run):
                 images = np.concatenate([before.images_N, images])
                 features = np.concatenate([old, features])
         self._solve_with(state, images, features, earlier, self.method.settings.choice_growth)
+        self._pass_s += self._clock() - began
 
     def _solve_with(
         self, state: RunState, images: Ints, features: Floats, earlier: Choice | None, growth: float | None
@@ -164,6 +184,7 @@ class ExactRun(Run):
         galleries = {"reextracted": fresh, "mapped": state.mapped_Md, "stale": state.stale_Md}
         queries, views = self._views(state, galleries)
         rows = list(measure_stage(stage, self.labels_M, self.stream.arrival, queries, views))
+        rows += self._versions(state, fresh, forward)
         coming = self._embedded_coming(trunk, fresh, stage)
         rows += self._unseen(state, known | arrives, coming, fresh, state.mapped_Md)
         rows += [

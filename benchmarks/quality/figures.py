@@ -24,6 +24,8 @@ COLUMNS: Mapping[str, str] = {
     "last_r1_mapped": "last, mapped",
     "last_r1_oracle": "last, oracle map",
     "last_r1_stale": "last, stale",
+    "last_base_r1_mapped": "base classes, mapped",
+    "last_later_r1_mapped": "later ones, mapped",
     "last_r10_mapped": "last R@10, mapped",
     "last_map_at_r_mapped": "last mAP@R, mapped",
     "unseen_r1_mapped": "unseen",
@@ -31,15 +33,17 @@ COLUMNS: Mapping[str, str] = {
     "unseen_alone_r1_mapped": "unseen alone",
     "base_forgetting": "forgetting, base",
     "backward_transfer_mapped": "backward transfer, mapped",
+    "forward_transfer_mapped": "forward transfer",
     "compatibility_ac_mapped": "AC",
     "compatibility_bc_mapped": "BC",
     "compatibility_fc_mapped": "FC",
     "train_s": "seconds",
+    "pass_s": "of last passes and heads",
     "item_bytes": "bytes an item",
     "class_bytes": "a class",
     "version_bytes": "a version",
 }
-WHOLE = ("train_s", "item_bytes", "class_bytes", "version_bytes")
+WHOLE = ("train_s", "pass_s", "item_bytes", "class_bytes", "version_bytes")
 """Columns of whole numbers: what a method costs."""
 RESAMPLES = 10_000
 
@@ -58,8 +62,13 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
     seconds = _last(table.get((method, "all", "none", "train_s"), {}))
     steps = _last(table.get((method, "all", "none", "steps"), {}))
     result: dict[str, dict[int, float]] = {"train_s": seconds, "steps": steps}
-    for name in WHOLE[1:]:
+    for name in WHOLE[2:]:
         result[name] = _last(table.get((method, "all", "none", name), {}))
+    passes = table.get((method, "all", "none", "pass_s"), {})
+    # Those of the first task, which all methods share, are not in the seconds either.
+    result["pass_s"] = {
+        s: sum(v for t, v in by_stage.items() if t) for s, by_stage in passes.items() if s in seconds
+    }
     for form in ("reextracted", "mapped", "oracle", "stale"):
         union = {
             s: v for s, v in table.get((method, "union", form, "recall_at_1"), {}).items() if s in seconds
@@ -90,11 +99,30 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
             if recall_TT is not None:
                 result.setdefault(f"forgetting_{form}", {})[seed] = forgetting(recall_TT)
                 result.setdefault(f"backward_transfer_{form}", {})[seed] = backward_transfer(recall_TT)
+                result.setdefault(f"last_base_r1_{form}", {})[seed] = float(recall_TT[-1, 0])
+                if len(recall_TT) > 1:
+                    result.setdefault(f"last_later_r1_{form}", {})[seed] = float(recall_TT[-1, 1:].mean())
+    for seed in seconds:
+        if (transfer := _forward_transfer(table, method, seed)) is not None:
+            result.setdefault("forward_transfer_mapped", {})[seed] = transfer
     for form in ("mapped", "stale"):
         for seed in seconds:
             for name, value in _compatibility(table, method, form, seed).items():
                 result.setdefault(f"compatibility_{name}_{form}", {})[seed] = value
     return {name: values for name, values in result.items() if values}
+
+
+def _forward_transfer(table: Curves, method: str, seed: int) -> float | None:
+    """Return the mean over tasks to come, after the first of them, of the recall among their classes before they are
+    learnt, minus that of the model that stopped after the first task, which has the same kind of head. So Lopez-Paz and
+    Ranzato (NeurIPS 2017) have it, but that theirs has learnt nothing at all."""
+    is_solved = (method, "unseen_alone", "whitened", "recall_at_1") in table
+    own, stopped = (
+        table.get((name, "unseen_alone", "mapped", "recall_at_1"), {}).get(seed, {})
+        for name in (method, "exact_frozen" if is_solved else "frozen_f0")
+    )
+    stages = [t for t in own if t > 0 and t in stopped]
+    return float(np.mean([own[t] - stopped[t] for t in stages])) if stages else None
 
 
 def _compatibility(table: Curves, method: str, form: str, seed: int) -> dict[str, float]:

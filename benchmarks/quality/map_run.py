@@ -77,7 +77,7 @@ class MapRun(Run):
         return queries, items.reshape(len(gallery_Md), blocks * d)
 
     def _keep(self, state: RunState, rows: list[Measured]) -> None:
-        self.study.rows.append(self._labelled(rows, state.stage))
+        self._append(state, rows)
 
     def _compatibility(self, state: RunState) -> Iterator[Measured]:
         return iter(())

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,20 +88,32 @@ def nearest_by_cosine(queries_Md: Floats, gallery_Md: Floats, labels_M: Ints) ->
 def measure_compatibility(labels: Ints, views: list[Floats], forward: list[DriftMap]) -> Iterator[Measured]:
     """Recall@1 of the base classes, queries by version t against a gallery by version k, mapped and not. There are
     as many pairs as versions squared: some images query, all are the gallery."""
-    rows = np.unique(np.linspace(0, len(labels) - 1, MAX_QUERIES).astype(np.int64))
+    rows = _some_queries(labels)
     versions = range(len(views))
     queries = {str(t): views[t] for t in versions}
     pairs = [(k, t) for t in versions for k in range(t + 1)]
     stale = {(str(k), str(t)): views[k] for k, t in pairs}
     mapped = {(str(k), str(t)): compose(forward[k:t]).apply(views[k]) for k, t in pairs}
     for form, galleries in (("mapped", mapped), ("stale", stale)):
-        for (k, t), value in compatibility_matrix(queries, galleries, labels, rows).items():
-            yield {
-                "split": f"compatibility {k} {t}",
-                "gallery": form,
-                "metric": "recall_at_1",
-                "value": value,
-            }
+        yield from _cells(compatibility_matrix(queries, galleries, labels, rows), form)
+
+
+def measure_versions(labels: Ints, queries_nd: Floats, galleries: list[Floats]) -> Iterator[Measured]:
+    """The last column of that matrix, mapped: queries of the newest version against what each version so far has
+    stored, as it is compared now."""
+    t = str(len(galleries) - 1)
+    stored = {(str(k), t): gallery for k, gallery in enumerate(galleries)}
+    yield from _cells(compatibility_matrix({t: queries_nd}, stored, labels, _some_queries(labels)), "mapped")
+
+
+def _some_queries(labels: Ints) -> Ints:
+    some: Ints = np.unique(np.linspace(0, len(labels) - 1, MAX_QUERIES).astype(np.int64))
+    return some
+
+
+def _cells(matrix: Mapping[tuple[str, str], float], form: str) -> Iterator[Measured]:
+    for (k, t), value in matrix.items():
+        yield {"split": f"compatibility {k} {t}", "gallery": form, "metric": "recall_at_1", "value": value}
 
 
 def _scores(queries: Floats, gallery: Floats, labels: Ints) -> QueryScores:

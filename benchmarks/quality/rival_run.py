@@ -5,18 +5,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
 
 from benchmarks.quality.data import Ints
 from benchmarks.quality.exact import ExactRun
-from benchmarks.quality.measure import nearest_by_cosine
+from benchmarks.quality.measure import Measured, nearest_by_cosine
 from benchmarks.quality.rivals import Fitted
 from benchmarks.quality.state import Floats, RunState, SolvedState
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
@@ -57,6 +58,10 @@ class RivalRun(ExactRun):
         self._sums = ClassSums.of(lift, encode(features), self._names(images))
         self._fitted = self.method.rival.fit(features, self.study.images.labels[images], self.seed)
         state.solved = SolvedState(images, features, solve_head(ClassSums.empty(lift)), (0.0, 0.0))
+
+    def _versions(self, state: RunState, fresh_MD: Floats, forward: DriftMap) -> Iterator[Measured]:
+        """Nothing: it has a fit, and no head of a version."""
+        return iter(())
 
     def _bytes(self, state: RunState) -> dict[str, float]:
         return {"item_bytes": float(state.mapped_Md.shape[1] + 4)}

@@ -39,7 +39,8 @@ class SolvedState:
 @dataclass
 class RunState:
     """After stage `stage`. `mapped` and `stale` hold what has arrived: embedded then, and since only mapped, or
-    left alone; `base_views` the base classes' measured images as each version embeds them."""
+    left alone; `base_views` the base classes' measured images as each version embeds them, under a solved head followed
+    by maps since, as `mapped` is."""
 
     stage: int
     student: Embedder

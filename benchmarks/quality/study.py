@@ -98,6 +98,8 @@ class Run:
         self.key = study.key(method, seed)
         self.folder = study.work / f"run-{self.key}"
         self.labels_M = study.images.labels[self.stream.measured]
+        self._pass_s = 0.0
+        """Seconds after the last step of this stage: its last pass, or the features and the head."""
 
     def go(self) -> None:
         """Runs what is left; each stage's rows are on disk before its state is."""
@@ -236,8 +238,13 @@ class Run:
         return vectors_nd
 
     def _keep(self, state: RunState, rows: list[Measured]) -> None:
-        self.study.rows.append(self._labelled(rows, state.stage))
+        self._append(state, rows)
         save_state(self.folder, state)
+
+    def _append(self, state: RunState, rows: list[Measured]) -> None:
+        cost = {"split": "all", "gallery": "none", "metric": "pass_s", "value": self._pass_s}
+        self.study.rows.append(self._labelled([*rows, cost], state.stage))
+        self._pass_s = 0.0
 
     def _labelled(self, rows: list[Measured], stage: int) -> Iterator[Row]:
         study = self.study
@@ -259,7 +266,7 @@ class Run:
     ) -> tuple[StageOutcome, float, int]:
         """(outcome, seconds of the steps and of the last pass, steps). On a CPU its own seconds, which neighbours
         on the machine and a pause leave alone. `images`: what it learns, where that is not its task."""
-        clock = time.process_time if self.study.device == "cpu" else time.perf_counter
+        clock = self._clock
         images = self._seen(stage) if images is None else images
         classes, labels = np.unique(self.study.images.labels[images], return_inverse=True)
         names = [self.study.images.class_names[int(c)] for c in classes]
@@ -279,9 +286,14 @@ class Run:
                 self.tick(f"{self.method.name} seed {self.seed} stage {stage}", step + 1, total)
             if twin:
                 save_student(twin, learner.networks.student, clock() - started)
-        batches = self._batches(images, labels.astype(np.int64))
+        batches, learnt = self._batches(images, labels.astype(np.int64)), clock()
         outcome = learner.finish(batches, names, len(images))
+        self._pass_s += clock() - learnt
         return outcome, clock() - started + (spent or 0.0), total
+
+    @property
+    def _clock(self) -> Callable[[], float]:
+        return time.process_time if self.study.device == "cpu" else time.perf_counter
 
     def _twin(self, settings: StageSettings, stage: int) -> Path | None:
         """Where this stage's student waits for a method that learns the same and only maps the gallery otherwise,

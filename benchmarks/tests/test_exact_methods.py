@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.common import read_rows
 from benchmarks.quality.arguments import parser, plan
 from benchmarks.quality.data import load_images
 from benchmarks.quality.exact import ExactRun, stored
 from benchmarks.quality.measure import Measured, measure_unseen
 from benchmarks.quality.moving import MovingRun
 from benchmarks.quality.protocols import build_stream
+from benchmarks.quality.rows import Row
 from benchmarks.quality.state import RunState, SolvedState
 from benchmarks.quality.study import Run
 from benchmarks.tests.squares import arguments, run, squares, without_seconds
@@ -62,6 +64,14 @@ def test_methods_whose_head_is_solved_resume_and_are_measured_by_it(
         )
     assert {"exact_frozen/unseen_r1_mapped", "exact_frozen/unseen_alone_r1_whitened"} <= figures.keys()
 
+    check_versions(without_seconds(whole))
+    seconds = {
+        (row["method"], row["stage"])
+        for row in read_rows(whole / "quality-squares.json")
+        if row["metric"] == "pass_s"
+    }
+    assert seconds == {(name, stage) for name in EXACT.split(",") for stage in range(3)}
+
     images = load_images(parquet, 16, whole / ".quality")
     tasks = build_stream("6+2*3", images.labels, images.class_names, 0, "test").tasks
     learnt = np.concatenate([task.images for task in tasks])
@@ -92,6 +102,25 @@ def test_methods_whose_head_is_solved_resume_and_are_measured_by_it(
             run(kill, arguments(parquet, killed, *words))
     run(monkeypatch, arguments(parquet, killed, *words))
     assert without_seconds(killed) == without_seconds(whole)
+
+
+def check_versions(rows: list[Row]) -> None:
+    """What the first version stored of base classes is what a gallery serves of them; under one trunk all versions have
+    stored the same."""
+    found = {
+        (row["method"], row["gallery"], row["stage"], row["split"]): row["value"]
+        for row in rows
+        if row["metric"] == "recall_at_1"
+    }
+    for name in ("ours", "exact_frozen", "exact_always"):
+        for t in range(3):
+            first = found[name, "mapped", t, f"compatibility 0 {t}"]
+            assert first == pytest.approx(found[name, "mapped", t, "base_alone"])
+            for k in range(t + 1):
+                stored_by = found[name, "mapped", t, f"compatibility {k} {t}"]
+                assert stored_by == first or name == "exact_always"
+        assert (name, "mapped", 1, "compatibility 2 1") not in found
+    assert not [key for key in found if key[0] == "joint_exact" and key[3].startswith("compatibility")]
 
 
 def test_classes_to_come_are_measured_in_the_gallery_of_all_and_among_themselves() -> None:

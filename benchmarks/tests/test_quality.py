@@ -202,11 +202,48 @@ def test_figures_are_means_over_seeds_and_what_is_not_measured_is_absent() -> No
     figures = flat_figures([*rows, *more], ["ours"])
     assert figures["ours/backward_transfer_reextracted"] == pytest.approx((-0.1 + 0.05) / 2)
     assert figures["ours/forgetting_reextracted"] == pytest.approx((0.15 - 0.05) / 2)
+    assert figures["ours/last_base_r1_reextracted"] == 0.8
+    assert figures["ours/last_later_r1_reextracted"] == pytest.approx((0.75 + 0.6) / 2)
     assert "ours/last_r1_mapped" not in figures
     assert not [name for name in figures if name.startswith("l2/")]
     assert "| ours | 2 | 0.7500 ± 0.0707 | 0.6500 ± 0.0707 |" in markdown_table(rows, ["ours", "l2"])
     paired = paired_table([*rows, *rows_of("fecd", 1, [0.9, 0.5, 0.5])], ["ours", "fecd"], "ours")
     assert "| fecd | +0.0667 | +0.1000 | – |" in paired
+
+
+def test_forward_transfer_is_against_the_model_of_the_first_task_under_the_same_kind_of_head() -> None:
+    def coming(method: str, seed: int, values: list[float], form: str = "mapped") -> list[Row]:
+        shared = {"run": f"{method}{seed}", "method": method, "seed": seed, "metric": "recall_at_1"}
+        rows: list[Row] = [
+            {**shared, "split": "unseen_alone", "gallery": form, "stage": t, "value": value}
+            for t, value in enumerate(values)
+        ]
+        return [*rows, *rows_of(method, seed, [0.9, 0.9, 0.9])]
+
+    trained = [
+        *coming("l2", 0, [0.1, 0.5, 0.7]),
+        *coming("frozen_f0", 0, [0.9, 0.4, 0.4]),
+        *coming("l2", 1, [0.1, 0.9, 0.9]),
+    ]
+    solved = [
+        row
+        for name, values in (("ours", [0.2, 0.6, 0.9]), ("exact_frozen", [0.2, 0.6, 0.7]))
+        for form in ("mapped", "whitened")
+        for row in coming(name, 0, values, form)
+    ]
+    figures = flat_figures([*trained, *solved], ["l2", "frozen_f0", "ours"])
+    assert figures["l2/forward_transfer_mapped"] == pytest.approx((0.1 + 0.3) / 2), (
+        "of the seed that both have"
+    )
+    assert figures["frozen_f0/forward_transfer_mapped"] == 0
+    assert figures["ours/forward_transfer_mapped"] == pytest.approx((0 + 0.2) / 2)
+    assert "l2/forward_transfer_mapped" not in flat_figures(coming("l2", 0, [0.1, 0.5]), ["l2"])
+
+
+def test_seconds_after_the_last_step_are_summed_over_the_later_tasks() -> None:
+    shared = {"run": "a", "method": "l2", "seed": 0, "split": "all", "gallery": "none", "metric": "pass_s"}
+    passes = [{**shared, "stage": t, "value": value} for t, value in enumerate([9.0, 2.0, 3.0])]
+    assert flat_figures([*rows_of("l2", 0, [0.9, 0.9, 0.9]), *passes], ["l2"])["l2/pass_s"] == 5.0
 
 
 def test_a_seed_that_is_under_way_changes_no_plot() -> None:
