@@ -15,7 +15,7 @@ SERVER = multiprocessing.get_context(START)
 SERVER.set_forkserver_preload(
     ["tests.store.crash_scenario", "tests.pipeline.trunk_stream", "stream_odml.exchange.syncing"]
 )
-LIMIT_S = 120
+LIMIT_S = 600
 
 
 def die_at(point: str) -> None:

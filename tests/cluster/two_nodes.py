@@ -27,7 +27,7 @@ from typing import IO
 from tests.faults.process import descendants
 
 RAY = str(Path(sys.executable).with_name("ray"))
-START_S = 90.0
+START_S = 300.0
 
 
 @dataclass(frozen=True)

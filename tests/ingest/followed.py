@@ -18,7 +18,7 @@ from stream_odml.ingest.spool import Spool
 from tests.ingest.helpers import read
 from tests.ingest.pictures import picture
 
-WAIT_S = 240
+WAIT_S = 600
 
 
 class Followed:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 
 SERVER = os.environ.get("STREAM_ODML_MOTO_SERVER") or shutil.which("moto_server")
-START_S = 120.0
+START_S = 600.0
 NOT_CHECKED = "NOT CHECKED: no S3 server; tests/s3-server.txt says how to get one"
 
 

@@ -15,7 +15,7 @@ import ray
 
 from stream_odml.cluster import haproxy_config
 
-START_S = 240
+START_S = 600
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from tests.seams.test_07_status import driver_over
 from tests.service.tiny_stream import TinyStream
 from tests.store.world import Item, commit_stage, ingest, new_root
 
-WAIT_S = 240.0
+WAIT_S = 600.0
 ALWAYS = MaintenancePolicy(compact_files=2, retention=timedelta(0))
 
 

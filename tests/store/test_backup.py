@@ -22,7 +22,7 @@ from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer
 from tests.store.world import Item, commit_stage, ingest, make_rows, new_root
 
-WAIT_S = 240
+WAIT_S = 600
 COPIES = 6
 ITEMS = 3
 HARSH = MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0), keep_versions=2)
