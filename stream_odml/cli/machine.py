@@ -17,6 +17,7 @@ from stream_odml.cli.stream_root import noted_url
 from stream_odml.cluster.runtime import PortTaken, check_port
 from stream_odml.config.stream import StreamConfig
 from stream_odml.pipeline.examining import Finding, examine_root
+from stream_odml.storage.reading import scheme_of
 
 LEAST_FREE_BYTES = 1 << 30
 RAY_STOPS_AT = 0.95
@@ -38,7 +39,7 @@ def examine(root: str, config: StreamConfig | None) -> Iterator[Finding]:
 def _disks(root: str) -> Iterator[Finding]:
     places = {"disk of the root": root, "disk of Ray": tempfile.gettempdir()}
     for check, place in places.items():
-        if "://" in place or not os.path.exists(place):
+        if scheme_of(place) or not os.path.exists(place):
             continue
         usage = shutil.disk_usage(place)
         full = 1 - usage.free / usage.total

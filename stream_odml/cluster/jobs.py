@@ -14,6 +14,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from stream_odml.cluster.ray_compat import has_no_job_agent
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
+from stream_odml.storage.reading import scheme_of
 from stream_odml.wording import first_line
 
 CONFIG_NAME = "stream.yaml"
@@ -55,7 +56,7 @@ def submit(
 
 def check_paths(config: StreamConfig) -> None:
     """Raise ConfigError for a root that would lie in the job's own working directory, which ends with the job."""
-    if "://" not in config.root and not Path(config.root).is_absolute():
+    if not scheme_of(config.root) and not Path(config.root).is_absolute():
         raise ConfigError(
             f"root {config.root!r} is relative: a job would keep it in a temporary folder of one node; "
             "give an absolute path on storage that every node sees, or an object-store prefix"

@@ -48,7 +48,7 @@ from stream_odml.pipeline.first_version import open_root
 from stream_odml.pipeline.sources import check_sources, push_path
 from stream_odml.pipeline.stage_journal import open_writers
 from stream_odml.storage.files import open_files
-from stream_odml.storage.reading import is_remote
+from stream_odml.storage.reading import is_remote, scheme_of
 from stream_odml.store.store import Store
 from stream_odml.wording import first_line
 
@@ -171,7 +171,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
     if opened := exposed_listeners(config, is_local=not joins_cluster(config)):
         exposure_log.warning(opened)
     gpus = None if cluster.gpus_per_worker or cluster.gpus_per_indexer else 0
-    log_dir = Path(config.root) / "logs" if "://" not in config.root else None
+    log_dir = None if scheme_of(config.root) else Path(config.root) / "logs"
     with ray_session(cluster.address, cpus=cluster.cpus, gpus=gpus, log_dir=log_dir):
         for unit in ("CPU", "GPU"):
             check_resources(roles(config), ray.cluster_resources().get(unit, 0.0), unit)
@@ -218,7 +218,7 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
         check_resources(roles(config), config.cluster.cpus or float(os.cpu_count() or 1))
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job's working directory ends with the job
         check_paths(config)
-    if "://" not in config.root:
+    if not scheme_of(config.root):
         config = config.model_copy(update={"root": str(Path(config.root).absolute())})
     port = config.service.port or free_port(config.service.host)
     service = config.service.model_copy(

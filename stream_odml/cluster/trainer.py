@@ -39,7 +39,7 @@ from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress
 from stream_odml.pipeline.stage_folders import cache_root, emptied, keep_only
 from stream_odml.pipeline.stage_run import Place, StageDeferred, StageFailed, StageRun
 from stream_odml.storage.files import open_files
-from stream_odml.storage.reading import is_remote, s3_filesystem, s3_path
+from stream_odml.storage.reading import is_remote, s3_filesystem, s3_path, scheme_of
 from stream_odml.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def build_trainer(config: StreamConfig) -> TorchTrainer:
 def progress_path(config: StreamConfig) -> str:
     """Return where mid-stage progress is kept: beside the tables, so that every node that sees them sees it."""
     root = config.root.rstrip("/")
-    return f"{root}/progress" if "://" in root else str(Path(root).absolute() / "progress")
+    return f"{root}/progress" if scheme_of(root) else str(Path(root).absolute() / "progress")
 
 
 def train_stages(settings: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from stream_odml.config.service import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, S
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.learn.settings import METHODS, PRETRAINED, SOLVING_METHODS, EmbedderSpec, StageSettings
+from stream_odml.storage.reading import scheme_of
 from stream_odml.storage.regular import check_root
 
 
@@ -199,7 +200,7 @@ class StreamConfig(Section):
     @field_validator("root")
     @classmethod
     def _root_can_hold_tables(cls, root: str) -> str:
-        if "://" not in root:
+        if not scheme_of(root):
             check_root(root)
         return root
 

@@ -24,6 +24,7 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.rows import Gallery
 from stream_odml.exchange.syncing import open_target, sync
 from stream_odml.storage.atomic import drop_strays, write_whole
+from stream_odml.storage.reading import scheme_of
 from stream_odml.store.artifacts import HEAD, STUDENT
 
 FORMATS = ("parquet", "faiss", "npz", "model", "onnx")
@@ -69,11 +70,9 @@ def export(
     installed. Raises ExchangeError.
     """
     began = time.perf_counter()
-    if "://" in to:
+    if scheme := scheme_of(to):
         if formats is not None:
-            raise ExchangeError(
-                f"formats are of a folder, not of {to.partition('://')[0]}://; leave --format out"
-            )
+            raise ExchangeError(f"formats are of a folder, not of {scheme}://; leave --format out")
         done = _to_store(root, to, storage_options, progress)
     else:
         done = replace(_to_folder(root, Path(to), formats, storage_options, progress), to=to)

@@ -8,6 +8,7 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.faiss_source import INDEXES, FaissSource
 from stream_odml.exchange.files_source import TABLES, NpzSource, TableSource
 from stream_odml.exchange.source import GallerySource, Names
+from stream_odml.storage.reading import scheme_of
 
 SOURCES = (
     "a Parquet or Arrow file or a folder of them, an .npz, a .faiss index, qdrant://HOST/COLLECTION, "
@@ -17,7 +18,7 @@ SOURCES = (
 
 def open_source(place: str, names: Names, ids: Path | None = None) -> GallerySource:
     """Return the gallery at a place. Raises ExchangeError for one that cannot be read as it is named."""
-    scheme = place.partition("://")[0] if "://" in place else ""
+    scheme = scheme_of(place)
     if scheme.startswith("qdrant"):
         from stream_odml.exchange.qdrant import QdrantSource
 

@@ -29,6 +29,7 @@ from stream_odml.exchange.target import (
     summed,
 )
 from stream_odml.storage.crashpoints import crash_point
+from stream_odml.storage.reading import scheme_of
 
 ROWS_AT_ONCE = BLOCK
 """Rows of buckets that are written together, by one commit at most targets: each takes longer than the one before."""
@@ -55,7 +56,7 @@ class SyncReport:
 
 def open_target(place: str) -> SyncTarget:
     """Return the target at a place. Raises ExchangeError for one that cannot be used as it is named."""
-    scheme = place.partition("://")[0] if "://" in place else ""
+    scheme = scheme_of(place)
     if scheme.startswith("qdrant"):
         from stream_odml.exchange.qdrant import QdrantTarget
 

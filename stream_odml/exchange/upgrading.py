@@ -37,6 +37,7 @@ from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.learn.cross_map import CrossMap, choose_cross_map, fit_cross_map
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.storage.files import open_files
+from stream_odml.storage.reading import scheme_of
 from stream_odml.store.store import Store
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _weights_of(model: Embedder) -> str:
 
 def _is_same(new: str, old: str) -> bool:
     """Return whether two roots are one, whichever way local folders are spelt."""
-    if "://" in new or "://" in old:
+    if scheme_of(new) or scheme_of(old):
         return new.rstrip("/") == old.rstrip("/")
     return Path(new).resolve() == Path(old).resolve()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from stream_odml.storage.atomic import write_whole
 from stream_odml.storage.process import is_alive
+from stream_odml.storage.reading import scheme_of
 
 ANYWHERE = ("0.0.0.0", "::", "")
 
@@ -22,7 +23,7 @@ def targets_folder(root: str, chosen: Path | None) -> Path | None:
     """Return ``chosen``, or metrics/ under a root that is a folder; None for an object store."""
     if chosen is not None:
         return chosen
-    return None if "://" in root else Path(root) / "metrics"
+    return None if scheme_of(root) else Path(root) / "metrics"
 
 
 def reachable(host: str, node_address: str) -> str:

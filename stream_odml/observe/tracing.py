@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from stream_odml.storage.reading import scheme_of
+
 Exporter = Literal["off", "console", "file", "otlp"]
 _tracer: Any = None
 
@@ -55,7 +57,7 @@ def trace_id(of: str) -> int:
 
 def traces_folder(root: str) -> Path:
     """Return traces/ under a root that is a folder, else in this node's temporary folder."""
-    return Path(tempfile.gettempdir()) / "stream-odml-traces" if "://" in root else Path(root) / "traces"
+    return Path(tempfile.gettempdir()) / "stream-odml-traces" if scheme_of(root) else Path(root) / "traces"
 
 
 def _trace_of(of: str) -> Any:

@@ -9,7 +9,7 @@ from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.ingest.kafka_process import KafkaProcess
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.sources import DirectorySource, LogSource, Source
-from stream_odml.storage.reading import local_path
+from stream_odml.storage.reading import local_path, scheme_of
 from stream_odml.store.layout import PUSH, SPOOL
 
 TABLES = {
@@ -23,7 +23,7 @@ TABLES = {
 def inbox_path(config: StreamConfig) -> str:
     """Return the source's place: a relative folder lies under the stream root."""
     path = config.source.path
-    if config.source.kind == "s3" and "://" not in path:
+    if config.source.kind == "s3" and not scheme_of(path):
         return f"s3://{path}"
     if config.source.kind == "directory" and not Path(path).is_absolute():
         return str(Path(config.root) / path)
@@ -56,7 +56,7 @@ def _lies_in(uri: str, folder: str) -> bool:
 
 
 def _whole(place: str) -> str:
-    return place if "://" in place.removeprefix("file://") else str(local_path(place).absolute())
+    return place if scheme_of(place.removeprefix("file://")) else str(local_path(place).absolute())
 
 
 def open_sources(config: StreamConfig) -> list[Source]:
@@ -74,7 +74,7 @@ def open_sources(config: StreamConfig) -> list[Source]:
     elif config.source.kind != "none":
         sources.append(_made_by(config.source.kind, config.source.path, options or {}))
     push = push_path(config)
-    sources.append(S3Source(push, config.storage_options) if "://" in push else _directory(push))
+    sources.append(S3Source(push, config.storage_options) if scheme_of(push) else _directory(push))
     return sources
 
 

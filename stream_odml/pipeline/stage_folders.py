@@ -17,6 +17,7 @@ from pathlib import Path
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.cache import PLAN
 from stream_odml.pipeline.messages import StageOrder
+from stream_odml.storage.reading import scheme_of
 
 log = logging.getLogger(__name__)
 _SUFFIX = re.compile(r"\.(node|rank)-\d+$")
@@ -31,7 +32,7 @@ def cache_root(config: StreamConfig, stream_id: str) -> Path:
 
 def default_cache_root(root: str, stream_id: str) -> Path:
     """Return the same where the configuration names no `cluster.cache_dir`."""
-    if "://" not in root:
+    if not scheme_of(root):
         return Path(root).absolute() / "cache"
     return Path(tempfile.gettempdir()) / f"stream-odml-cache-{stream_id}"
 

@@ -25,6 +25,7 @@ from stream_odml.observe.stage_writers import (
     TensorBoardWriter,
 )
 from stream_odml.pipeline.messages import StageProgress
+from stream_odml.storage.reading import scheme_of
 from stream_odml.store.version_metrics import VersionMetrics
 from stream_odml.store.versions import VersionTree
 
@@ -61,7 +62,7 @@ def open_writers(config: StreamConfig) -> list[StageWriter]:
 
 def _folder(root: str, chosen: Path) -> Path:
     """A relative folder lies under a root that is a folder, as every other path of a stream does."""
-    return chosen.absolute() if "://" in root else Path(root).absolute() / chosen
+    return chosen.absolute() if scheme_of(root) else Path(root).absolute() / chosen
 
 
 def open_journal(config: StreamConfig) -> StageJournal:

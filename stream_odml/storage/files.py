@@ -21,6 +21,7 @@ from deltalake.fs import DeltaStorageHandler
 from stream_odml.storage.atomic import write_whole
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.storage.delta_compat import open_output
+from stream_odml.storage.reading import scheme_of
 from stream_odml.storage.regular import (
     UnsafePath,
     check_root,
@@ -79,7 +80,7 @@ def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files
 
     Raises ValueError for a local path that cannot hold Delta tables.
     """
-    if "://" in uri:
+    if scheme_of(uri):
         return ObjectFiles(uri.rstrip("/"), storage_options)
     return LocalFiles(check_root(uri))
 

@@ -18,15 +18,21 @@ AWS_ENDPOINT_URL.
 RETRY_ATTEMPTS = 6
 
 
+def scheme_of(place: str) -> str:
+    """Return what a place says before `://`; nothing for a local path."""
+    scheme, found, _ = place.partition("://")
+    return scheme if found else ""
+
+
 def is_remote(uri: str) -> bool:
     """Return whether the place is an object store."""
-    return uri.startswith("s3://")
+    return scheme_of(uri) == "s3"
 
 
 def local_path(uri: str | os.PathLike[str]) -> Path:
     """Return the path of a local place. Raises ValueError for a scheme that is not known."""
     text = os.fspath(uri).removeprefix("file://")
-    if "://" in text:
+    if scheme_of(text):
         raise ValueError(f"no storage for {text!r}: expected a local path, file:// or s3://")
     return Path(text)
 

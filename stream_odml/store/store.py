@@ -16,6 +16,7 @@ from stream_odml.learn.drift import DriftMap, drift_map_from_bytes
 from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat
 from stream_odml.learn.lift import Lift
 from stream_odml.storage.files import open_files
+from stream_odml.storage.reading import scheme_of
 from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
 from stream_odml.store.blocks import Blocks
 from stream_odml.store.erased_refusals import erased_refusals
@@ -66,7 +67,7 @@ class Store:
         self.ledger = LedgerState()
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
-        self._local_cache = LocalCache() if "://" in self.uri else None
+        self._local_cache = LocalCache() if scheme_of(self.uri) else None
         self._heads: Recent[DiscriminantHead] = Recent(HEADS_KEPT)
         self._keep = keep_gallery
         self._paths: list[str] = []

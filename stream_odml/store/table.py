@@ -20,6 +20,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from stream_odml.learn.feature_codes import FORMATS, FeatureFormat
 from stream_odml.storage.delta_log import parse_commit
 from stream_odml.storage.files import Files
+from stream_odml.storage.reading import scheme_of
 from stream_odml.storage.regular import UnsafePath, is_safe_path, open_regular
 from stream_odml.store.data_file import Partition, read_data_file
 from stream_odml.store.errors import DataFileMissing, LogCorrupt, NotAStreamRoot, SchemaTooNew, TableCorrupt
@@ -126,7 +127,7 @@ class Table:
         self.id = _checked_id(self._handle, uri)
         """What Delta named the table when it was made; it never changes."""
         self.present: frozenset[str] = frozenset()
-        self._log = None if "://" in uri else Path(uri) / "_delta_log"
+        self._log = None if scheme_of(uri) else Path(uri) / "_delta_log"
         self._files: dict[str, _Added] = {}
         self._version = self._seen = -1
 
