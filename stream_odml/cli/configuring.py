@@ -150,19 +150,19 @@ def _check(path: Path, as_json: bool) -> int:
 
     stream = load_config(path)
     found = []
-    styles = {"ok": "green", "warning": "yellow", "problem": "red"}
+    styles = {"ok": "green", "warning": "yellow", "failure": "red"}
     with out.status("looking; a model that is loaded by its name may take a minute"):
         for finding in examine(stream):
             found.append(finding)
             if not as_json:
-                mark = shown(f"{finding.level:8}", styles[finding.level])
-                out.print(mark, shown(f"{finding.what:12}"), shown(finding.detail, keep="\n"), soft_wrap=True)
+                mark = shown(f"{finding.state:8}", styles[finding.state])
+                out.print(mark, shown(f"{finding.check:12}"), shown(finding.detail, keep="\n"), soft_wrap=True)
     if as_json:
         say_json(plain(found), indent=2)
-    problems = [finding.what for finding in found if finding.level == "problem"]
-    if problems and not as_json:
-        say(out, f"{path} cannot be run here yet: {', '.join(problems)}", "red")
-    return 1 if problems else 0
+    failures = [finding.check for finding in found if finding.state == "failure"]
+    if failures and not as_json:
+        say(out, f"{path} cannot be run here yet: {', '.join(failures)}", "red")
+    return 1 if failures else 0
 
 
 def register(app: typer.Typer) -> None:

@@ -10,9 +10,8 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from stream_odml.cli.failures import message_of
 from stream_odml.cli.stream_root import noted_url
@@ -24,6 +23,7 @@ from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.sources import Inspectable, LogSource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.metric_losses import build_metric_loss
+from stream_odml.pipeline.examining import Finding
 from stream_odml.pipeline.first_version import as_made, check_model
 from stream_odml.pipeline.later_stages import LaterRules
 from stream_odml.pipeline.sources import inbox_path, open_sources
@@ -38,16 +38,6 @@ MIN_FREE_BYTES = 1 << 30
 PROCESS_BYTES = 700 << 20
 """What a process of a stream takes with a small model: `benchmarks/results/ingest.json` has at most 742 MiB."""
 T = TypeVar("T")
-Level = Literal["ok", "warning", "problem"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one look found: `problem` keeps the stream from running, `warning` may."""
-
-    what: str
-    level: Level
-    detail: str
 
 
 class Doubt(Exception):
@@ -55,7 +45,8 @@ class Doubt(Exception):
 
 
 def examine(config: StreamConfig) -> Iterator[Finding]:
-    """Look at everything that can be looked at without Ray; a finding for each thing, as it is found."""
+    """Look at everything that can be looked at without Ray; a finding for each thing, as it is found. A `failure` keeps
+    the stream from running, a `warning` may."""
     looks: list[tuple[str, Callable[[StreamConfig], str | None]]] = [
         ("stream root", _root),
         ("source", _source),
@@ -76,7 +67,7 @@ def examine(config: StreamConfig) -> Iterator[Finding]:
         except Doubt as doubt:
             yield Finding(what, "warning", masked_text(str(doubt)))
         except Exception as error:  # whatever a library raises is what the stream would meet
-            yield Finding(what, "problem", masked_text(message_of(error)))
+            yield Finding(what, "failure", masked_text(message_of(error)))
         else:
             if detail is not None:
                 yield Finding(what, "ok", masked_text(detail))

@@ -20,7 +20,7 @@ from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.trunk_gap import trained_share, trunk_need
 from stream_odml.pipeline import evaluating
-from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, floor, verdict
+from stream_odml.pipeline.gate import FEW_QUERIES, decided
 from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.head_solving import Items, Solved, Training, earlier_choice, rows_as_items, solve
 from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose
@@ -52,7 +52,8 @@ def fast_stage(
         return StageResult(order.version_id, order.parent, order.task, refusal=NO_ITEMS)
     figures = {**solved.figures, **_measured(store, order, config, solved), "steps": 0.0, key("kind"): "head"}
     figures["seconds"] = time.perf_counter() - began
-    return finished(store, order, config, solved, figures, trunk_files(store, order.parent))
+    artifacts = {**trunk_files(store, order.parent), **head_files(store, order.version_id, solved)}
+    return decided(config.gate, order, figures, artifacts)
 
 
 def _solved(store: Store, order: StageOrder, config: StreamConfig, ahead: SumsAhead) -> Solved | None:
@@ -152,32 +153,10 @@ def trunk_files(store: Store, version: str) -> dict[str, ArtifactRef]:
     return {name: refs[name] for name in (STUDENT, CANARIES) if name in refs}
 
 
-def finished(
-    store: Store,
-    order: StageOrder,
-    config: StreamConfig,
-    solved: Solved,
-    figures: dict[str, Any],
-    artifacts: dict[str, ArtifactRef],
-    rows: Sequence[str] = (),
-) -> StageResult:
-    """Return what the driver commits: sums and head written beside `artifacts`, or the refusal of the gate."""
-    refusal = floor(config.gate, figures) if order.improves else verdict(config.gate, figures)
-    if refusal is not None and order.anyway:
-        figures, refusal = {**figures, OVERRULED: refusal}, None
+def head_files(store: Store, version_id: str, solved: Solved) -> dict[str, ArtifactRef]:
+    """Write sums and head of a version, and return them."""
     contents = {SUMS: solved.sums.to_bytes(), HEAD: solved.head.to_bytes()}
-    written = {
-        name: write_artifact(store.files, order.version_id, name, data) for name, data in contents.items()
-    }
-    return StageResult(
-        order.version_id,
-        order.parent,
-        order.task,
-        {**artifacts, **written},
-        tuple(rows),
-        figures,
-        refusal,
-    )
+    return {name: write_artifact(store.files, version_id, name, data) for name, data in contents.items()}
 
 
 def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Solved) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stream_odml.config.stream import GateConfig
+from stream_odml.pipeline.messages import StageOrder, StageResult
+from stream_odml.store.artifacts import ArtifactRef
 from stream_odml.store.version_metrics import VersionMetrics
 
 MIN_SPREAD = 1e-4
@@ -15,6 +17,27 @@ OVERRULED = "gate_overruled"
 """Metric of a version that was published though the gate spoke against it: what it said."""
 FEW_QUERIES = 30
 """Held-out images of old classes under which the estimate from stored vectors is looked at as well."""
+
+
+def decided(
+    gate: GateConfig,
+    order: StageOrder,
+    figures: Mapping[str, Any],
+    artifacts: dict[str, ArtifactRef],
+    rows: Sequence[str] = (),
+) -> StageResult:
+    """Return what the driver commits of a finished stage: its files and figures, and the refusal where there is one."""
+    refusal = floor(gate, figures) if order.improves else verdict(gate, figures)
+    overruled = {OVERRULED: refusal} if refusal is not None and order.anyway else {}
+    return StageResult(
+        order.version_id,
+        order.parent,
+        order.task,
+        artifacts,
+        tuple(rows),
+        {**figures, **overruled},
+        None if overruled else refusal,
+    )
 
 
 def verdict(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:

@@ -19,8 +19,8 @@ from stream_odml.models.canaries import canaries_of
 from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.estimating import estimate_old
 from stream_odml.pipeline.evaluating import Finder, by_cosine
-from stream_odml.pipeline.fast_stage import MAX_IMAGES, estimate_both, finished, solve_stage, trunk_files
-from stream_odml.pipeline.gate import FEW_QUERIES, OVERRULED, verdict
+from stream_odml.pipeline.fast_stage import MAX_IMAGES, estimate_both, head_files, solve_stage, trunk_files
+from stream_odml.pipeline.gate import FEW_QUERIES, decided
 from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.held_out import shared_held_out
 from stream_odml.pipeline.held_out_rows import HeldOut
@@ -61,13 +61,7 @@ class Settling:
         if self.config.solves_head:
             return self._solved(order, held, counts)
         figures = {**self._measured(order, held), **counts()}
-        refusal = verdict(self.config.gate, figures)
-        if refusal is not None and order.anyway:
-            figures[OVERRULED], refusal = refusal, None
-        artifacts = self._artifacts(order)
-        return StageResult(
-            order.version_id, order.parent, order.task, artifacts, self.parts, figures, refusal
-        )
+        return decided(self.config.gate, order, figures, self._artifacts(order), self.parts)
 
     def _under_head(self) -> StageOrder:
         """The order, from the head of the moment where the stage improves what is learnt: rank 0's choice for all."""
@@ -109,7 +103,8 @@ class Settling:
         figures |= {**counts(), **solved.figures}
         keeps_trunk = order.kind in ("embed", "renew")
         artifacts = trunk_files(store, order.parent) if keeps_trunk else self._artifacts(order)
-        return finished(store, order, self.config, solved, figures, artifacts, self.parts)
+        artifacts |= head_files(store, order.version_id, solved)
+        return decided(self.config.gate, order, figures, artifacts, self.parts)
 
     def _artifacts(self, order: StageOrder) -> dict[str, ArtifactRef]:
         student = embedder_to_bytes(self.outcome.student)

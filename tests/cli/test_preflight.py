@@ -35,7 +35,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def levels(**sections: Any) -> tuple[dict[str, str], str]:
     found = list(examine(parse_config({**PORTS, **sections})))
-    return {one.what: one.level for one in found if one.level != "ok"}, "\n".join(one.detail for one in found)
+    return {one.check: one.state for one in found if one.state != "ok"}, "\n".join(one.detail for one in found)
 
 
 def test_where_all_is_well_nothing_is_made(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_where_all_is_well_nothing_is_made(tmp_path: Path) -> None:
 def test_every_lack_is_named_with_its_remedy(sections: dict[str, Any], what: str, words: str) -> None:
     Path("file").write_text("")
     lacks, said = levels(**sections)
-    assert lacks.get(what) == "problem"
+    assert lacks.get(what) == "failure"
     assert words in said
 
 
@@ -99,7 +99,7 @@ def test_a_topic_is_looked_at_and_nothing_of_it_is_copied(tmp_path: Path) -> Non
 def test_a_broker_that_is_away_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "ANSWER_S", 1.0)
     lacks, _ = levels(source={"kind": "kafka", "path": "photos", "kafka": {"servers": "127.0.0.1:9"}})
-    assert lacks == {"source": "problem"}
+    assert lacks == {"source": "failure"}
 
 
 def test_a_port_in_use_is_a_problem_and_not_taken() -> None:
@@ -108,7 +108,7 @@ def test_a_port_in_use_is_a_problem_and_not_taken() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         lacks, said = levels(metrics={"port": port})
-        assert lacks == {"ports": "problem"}
+        assert lacks == {"ports": "failure"}
         assert "`metrics.port` to another port" in said
     assert levels(metrics={"port": port})[0] == {}
 
@@ -117,7 +117,7 @@ def test_little_memory_is_a_doubt_and_no_disk_a_problem(monkeypatch: pytest.Monk
     monkeypatch.setattr(preflight, "_available_bytes", lambda: 1 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, 1 << 20))
     lacks, said = levels()
-    assert lacks == {"memory": "warning", "disk": "problem"}
+    assert lacks == {"memory": "warning", "disk": "failure"}
     assert "lower cluster.workers" in said
 
 
@@ -125,7 +125,7 @@ def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(preflight, "ANSWER_S", 0.1)
     monkeypatch.setattr("stream_odml.store.store.Store.open", lambda *a, **k: time.sleep(5))
     lacks, said = levels(root="s3://bucket/root")
-    assert lacks["stream root"] == "problem"
+    assert lacks["stream root"] == "failure"
     assert "check address, credentials and network" in said
 
 
@@ -136,4 +136,4 @@ def test_the_command_ends_with_1_where_something_is_missing() -> None:
     good, bad = (invoke(app, ["config", "--check", name]) for name in ("good.yaml", "bad.yaml"))
     assert (good.exit_code, bad.exit_code) == (0, 1)
     assert "cannot be run here yet: model" in bad.output
-    assert '"problem"' in invoke(app, ["config", "--check", "bad.yaml", "--json"]).output
+    assert '"failure"' in invoke(app, ["config", "--check", "bad.yaml", "--json"]).output

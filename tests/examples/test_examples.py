@@ -73,22 +73,22 @@ def test_it_is_0_where_there_is_nothing_to_compare(labels: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "args", "level"),
+    ("loss", "args", "state"),
     [
         ("own_loss:LiftedLoss", {"margin": 0.5}, "ok"),
-        ("own_loss:LiftedLoss", {"mragin": 0.5}, "problem"),
-        ("own_loss:Missing", {}, "problem"),
-        ("own_loss:main", {}, "problem"),
-        ("lifted", {}, "problem"),
+        ("own_loss:LiftedLoss", {"mragin": 0.5}, "failure"),
+        ("own_loss:Missing", {}, "failure"),
+        ("own_loss:main", {}, "failure"),
+        ("lifted", {}, "failure"),
     ],
 )
 def test_a_configuration_with_such_a_loss_is_checked_before_a_start(
-    tmp_path: Path, loss: str, args: dict[str, float], level: str
+    tmp_path: Path, loss: str, args: dict[str, float], state: str
 ) -> None:
     learning = {"metric_loss": loss, "metric_loss_args": args}
     config = parse_config({"root": str(tmp_path / "root"), "learning": learning})
-    (found,) = [one for one in examine(config) if one.what == "training"]
-    assert found.level == level, found.detail
+    (found,) = [one for one in examine(config) if one.check == "training"]
+    assert found.state == state, found.detail
 
 
 def test_a_source_of_ones_own_finds_whole_folders_once(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_missing_package_is_one_line(kind: str, tmp_path: Path, monkeypatch: p
         open_writers(config)
     assert f"pip install 'stream-odml[{kind}]'" in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert {one.level for one in examine(config) if one.what == "stage writers"} == {"problem"}
+    assert {one.state for one in examine(config) if one.check == "stage writers"} == {"failure"}
     journal = stage_journal.open_journal(config)  # of a driver that was restarted elsewhere
     journal.report(StageProgress(losses={"metric": 1.0}, version="v"))
     journal.close()
