@@ -156,7 +156,7 @@ def _check(path: Path, as_json: bool) -> int:
             found.append(finding)
             if not as_json:
                 mark = shown(f"{finding.state:8}", styles[finding.state])
-                out.print(mark, shown(f"{finding.check:12}"), shown(finding.detail, keep="\n"), soft_wrap=True)
+                out.print(mark, shown(f"{finding.check:12} {finding.detail}", keep="\n"), soft_wrap=True)
     if as_json:
         say_json(plain(found), indent=2)
     failures = [finding.check for finding in found if finding.state == "failure"]

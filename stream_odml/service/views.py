@@ -6,7 +6,6 @@ than one thread from those who search.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from starlette.responses import Response
 from stream_odml.service.backend import Backend
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.service.replies import encoded, json_response
+from stream_odml.store.recent import Recent
 
 KEPT = 16
 """Answers that are kept, of at most some two megabytes each."""
@@ -28,19 +28,13 @@ class Views:
 
     def __init__(self) -> None:
         self._thread = ShortestFirst(1, "views")
-        self._kept: OrderedDict[Key, bytes] = OrderedDict()
+        self._kept: Recent[Key, bytes] = Recent(KEPT)
 
     async def get(self, key: Key, cost: float, make: Callable[[], Mapping[str, Any]]) -> bytes:
         """Return `make()` as JSON, made on the thread unless it is kept; of those waiting the least `cost` is next."""
-        body = self._kept.get(key)
-        return await self._thread.run(cost, self._made, key, make) if body is None else body
-
-    def _made(self, key: Key, make: Callable[[], Mapping[str, Any]]) -> bytes:
-        body = self._kept.get(key)  # another asker's turn may have come first
-        if body is None:
-            body = self._kept[key] = encoded(make())
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+        body = self._kept.find(key)
+        if body is None:  # on the thread it is looked for again: another asker's turn may have come first
+            body = await self._thread.run(cost, self._kept.get, key, lambda: encoded(make()))
         return body
 
 

@@ -5,13 +5,14 @@ float64), and a stored vector is rounded once; and whatever the number of versio
 """
 
 import threading
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.store.artifacts import BACKWARD, FORWARD
+from stream_odml.store.recent import Recent
 from stream_odml.store.versions import VersionTree
 
 HEADS_KEPT = 2
@@ -27,16 +28,10 @@ class _Held:
     """Maps into one head."""
 
     milestones: dict[str, DriftMap]
-    asked: OrderedDict[str, DriftMap] = field(default_factory=OrderedDict)
+    asked: Recent[str, DriftMap] = field(default_factory=lambda: Recent(ASKED_KEPT))
 
     def find(self, version: str) -> DriftMap | None:
-        return self.asked.get(version) or self.milestones.get(version)
-
-    def ask(self, version: str, drift: DriftMap) -> None:
-        self.asked[version] = drift
-        self.asked.move_to_end(version)
-        while len(self.asked) > ASKED_KEPT:
-            self.asked.popitem(last=False)
+        return self.asked.find(version) or self.milestones.get(version)
 
 
 class Mapper:
@@ -45,7 +40,7 @@ class Mapper:
     def __init__(self, load: Callable[[str, str], DriftMap]) -> None:
         """``load(version_id, FORWARD or BACKWARD)`` gives the stored drift map of a version."""
         self._load = load
-        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._held: Recent[str, _Held] = Recent(HEADS_KEPT)
         self._lock = threading.Lock()
 
     def get(self, tree: VersionTree, start: str, end: str) -> DriftMap:
@@ -55,20 +50,18 @@ class Mapper:
         """
         path = tree.path(start, end)
         with self._lock:
-            held = self._held.get(end) or self._hold(end, _Held({end: IdentityMap()}))
+            held = self._held.get(end, lambda: _Held({end: IdentityMap()}))
             steps, at = [], start
             for onward in path[1:]:
                 if held.find(at) is not None:
                     break
                 steps.append(self._step(tree, at, onward))
                 at = onward
-            found = compose([*steps, held.find(at) or IdentityMap()])
-            held.ask(start, found)
-            return found
+            return held.asked.keep(start, compose([*steps, held.find(at) or IdentityMap()]))
 
     def at_hand(self, start: str, end: str) -> bool:
         """Return whether :meth:`get` would read nothing."""
-        held = self._held.get(end)
+        held = self._held.find(end)
         return held is not None and held.find(start) is not None
 
     def into(self, tree: VersionTree, starts: Iterable[str], end: str) -> Iterator[tuple[str, DriftMap]]:
@@ -79,7 +72,7 @@ class Mapper:
         """
         wanted = set(starts)
         with self._lock:
-            last = next(reversed(self._held.values()), None) if end not in self._held else None
+            last = None if end in self._held else self._held.find(next(iter(self._held), ""))
             asked = [name for name in last.asked if tree.is_committed(name)] if last else []
         beyond = _beyond(tree, end, wanted.union(asked))
         stride = 1 + sum(map(len, beyond.values())) // WAYPOINTS
@@ -87,14 +80,12 @@ class Mapper:
         walk = _spread(end, beyond, lambda at, far, drift: compose([self._step(tree, far, at), drift]))
         for place, (version, drift) in enumerate(walk):
             if version in asked:
-                held.ask(version, drift)
+                held.asked.keep(version, drift)
             elif place % stride == 0:
                 held.milestones[version] = drift
             if version in wanted:
                 yield version, drift
-        with self._lock:
-            if end not in self._held:
-                self._hold(end, held)
+        self._held.get(end, lambda: held)
 
     def out_of(self, tree: VersionTree, start: str, ends: Iterable[str]) -> dict[str, DriftMap]:
         """Return the maps from ``start`` into each of ``ends``. UnknownVersion as above."""
@@ -102,12 +93,6 @@ class Mapper:
         beyond = _beyond(tree, start, wanted)
         walk = _spread(start, beyond, lambda at, far, drift: compose([drift, self._step(tree, at, far)]))
         return {version: drift for version, drift in walk if version in wanted}
-
-    def _hold(self, end: str, held: _Held) -> _Held:
-        self._held[end] = held
-        while len(self._held) > HEADS_KEPT:
-            self._held.popitem(last=False)
-        return held
 
     def _step(self, tree: VersionTree, a: str, b: str) -> DriftMap:
         if tree.same_trunk(a, b):

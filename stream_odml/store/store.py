@@ -68,7 +68,7 @@ class Store:
         self.tree = VersionTree()
         self.mapper = Mapper(self._drift)
         self._local_cache = LocalCache() if scheme_of(self.uri) else None
-        self._heads: Recent[DiscriminantHead] = Recent(HEADS_KEPT)
+        self._heads: Recent[str, DiscriminantHead] = Recent(HEADS_KEPT)
         self._keep = keep_gallery
         self._paths: list[str] = []
         self._blocks = Blocks()

@@ -35,7 +35,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def levels(**sections: Any) -> tuple[dict[str, str], str]:
     found = list(examine(parse_config({**PORTS, **sections})))
-    return {one.check: one.state for one in found if one.state != "ok"}, "\n".join(one.detail for one in found)
+    return {one.check: one.state for one in found if one.state != "ok"}, "\n".join(
+        one.detail for one in found
+    )
 
 
 def test_where_all_is_well_nothing_is_made(tmp_path: Path) -> None:
