@@ -185,7 +185,7 @@ def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token:
     store = Store.open(root, keep_gallery=False)
     address = url or noted_url(root, token)
     if address is not None:
-        with asking(address, token, Store.id_of(root)) as client:
+        with asking(address, token, store.stream_id) as client:
             client.rollback(version_id, relearn=relearn)
     version_id = store.tree.named(version_id)
     again = sorted(store.tree.learnt() - store.tree.learnt(version_id)) if relearn else []

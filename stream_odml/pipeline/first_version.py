@@ -31,10 +31,13 @@ def open_root(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     """Make the stream root that a configuration describes, or check the one that is there. Raises ConfigError,
     ValueError, RootBusy. Safe to repeat. Return the configuration with the head that the root was made with."""
     options = config.storage_options
+    dim = None
     with contextlib.suppress(NotAStreamRoot):
-        config = as_made(config, Store.open(config.root, options, keep_gallery=False))
+        there = Store.open(config.root, options, keep_gallery=False)
+        config = as_made(config, there)
+        dim = there.dim if config.solves_head else config.model.dim
     form: Form = "exact" if config.solves_head else "embedding"
-    Store.create(config.root, stored_dim(config), options, form=form, codes=config.store.codes)
+    Store.create(config.root, dim or stored_dim(config), options, form=form, codes=config.store.codes)
     writer = Writer.claim(config.root, f"stream {config.name}", takeover, config.store.lease_s, options)
     try:
         if writer.store.tree.root is None:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stream_odml.store.blocks import compact
 from stream_odml.store.select import encode, forgotten_rows, select_rows
-from stream_odml.store.store import META, Store, compact
+from stream_odml.store.store import META, Store
 
 Mask = NDArray[np.bool_]
 AT_ONCE = 65_536

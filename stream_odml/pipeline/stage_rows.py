@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stream_odml.learn.feature_codes import FeatureFormat
 from stream_odml.learn.row_buffer import Float32s, NewBuffer
 from stream_odml.pipeline.stage_folders import emptied
-from stream_odml.store.store import REPEATED
+from stream_odml.store.blocks import REPEATED
 from stream_odml.store.tables import gallery_schema, restamped
 
 Part = tuple[NDArray[np.int64], Float32s]

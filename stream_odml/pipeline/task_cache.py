@@ -24,8 +24,9 @@ from stream_odml.ingest.reasons import BadShard, Reason, RowProblem, TransientRe
 from stream_odml.ingest.rows import Block, decode_rows
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.pipeline.hang_guard import guarded
+from stream_odml.store.blocks import compact
 from stream_odml.store.select import select_rows
-from stream_odml.store.store import META, Store, compact
+from stream_odml.store.store import META, Store
 from stream_odml.store.tables import GALLERY
 
 Batch = dict[str, NDArray[Any]]

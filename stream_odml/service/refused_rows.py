@@ -47,7 +47,7 @@ class RefusedRows:
         if not ledger.tombstones:
             return dict(ledger.tally.reasons)
         with self._lock:
-            return self._counts.count(self._opened(), ledger)
+            return self._counts.count(self._opened, ledger)
 
     def _opened(self) -> Table:
         if self._counted is None:

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 LARGE = 1 << 16
 """Rows from which a table is left as it is."""
+REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
+"""Columns of few distinct values, kept once each."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ class Blocks:
     def tables(self) -> list[pa.Table]:
         """Return all rows in the same order, in few tables."""
         return [pack.table for pack in self._packs]
+
+
+def compact(block: pa.Table) -> pa.Table:
+    """Return the rows with the columns of `REPEATED` as dictionaries."""
+    for name in REPEATED:
+        at = block.schema.get_field_index(name)
+        block = block.set_column(at, name, block[name].dictionary_encode())
+    return block
 
 
 def _joined(first: _Pack, second: _Pack) -> _Pack:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,10 +26,11 @@ class RefusalCounts:
         self._files: dict[str, Counter[str]] = {}
         self._erased_up_to = -1
 
-    def count(self, table: Table, ledger: LedgerState) -> dict[str, int]:
-        """Return the rows that indexing refused and erasure left, by reason."""
+    def count(self, opened: Callable[[], Table], ledger: LedgerState) -> dict[str, int]:
+        """Return the rows that indexing refused and erasure left, by reason. The table is opened if it must be read."""
         if not ledger.tombstones:
             return dict(ledger.tally.reasons)
+        table = opened()
         for attempt in range(READ_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):  # maintenance merged it in the meantime
                 return self._count(table, ledger, READ_ATTEMPTS - attempt)

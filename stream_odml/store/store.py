@@ -5,6 +5,7 @@ names their transaction.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from stream_odml.learn.lift import Lift
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import scheme_of
 from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
-from stream_odml.store.blocks import Blocks
+from stream_odml.store.blocks import Blocks, compact
 from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.errors import ArtifactCorrupt, TableCorrupt, UnknownVersion
 from stream_odml.store.ledger import LedgerState
@@ -43,8 +44,6 @@ from stream_odml.store.versions import VersionTree
 
 META = [name for name in GALLERY.names if name not in VECTOR_COLUMNS]
 """The gallery's columns that readers keep, in either form; vectors are read where they are needed."""
-REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
-"""Columns of few distinct values, kept once each."""
 READ_ATTEMPTS = 5
 HEADS_KEPT = 4
 """Discriminant heads, of some 30 MB each."""
@@ -61,8 +60,10 @@ class Store:
         self.files = open_files(uri, storage_options)
         self.uri = self.files.uri
         self.storage_options = storage_options
-        self.tables = {name: Table(self.files, name, storage_options) for name in SCHEMAS}
-        self._form = self.tables["gallery"].form
+        self._followed = {
+            name: Table(self.files, name, storage_options) for name in SCHEMAS if name != "quarantine"
+        }
+        self._form = self._followed["gallery"].form
         self.origins = Origins(self.files)
         self.ledger = LedgerState()
         self.tree = VersionTree()
@@ -116,9 +117,14 @@ class Store:
         """Return the `stream_id` of a root, read without the rest of it. Raises as `open` does."""
         return Table(open_files(uri, storage_options), "ledger", storage_options).id
 
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """All tables. The quarantine, which few readers ask for, is opened with the first look at this."""
+        return {**self._followed, "quarantine": Table(self.files, "quarantine", self.storage_options)}
+
     def refresh(self) -> bool:
         """Take in what was committed since; True when something was. Some 60 µs when there is nothing."""
-        marks = [(table, table.seen) for table in self.tables.values()]
+        marks = [(table, table.seen) for table in self._followed.values()]
         held = self._paths, self._blocks, self._txns
         try:
             for _ in range(READ_ATTEMPTS):
@@ -137,7 +143,7 @@ class Store:
 
     def table(self, name: str) -> Table:
         """Return a table as it was read last; the quarantine, which :meth:`refresh` passes over, as it is now."""
-        found = self.tables[name]
+        found = self._followed.get(name) or self.tables[name]
         if name == "quarantine":
             found.refresh()
         return found
@@ -154,14 +160,14 @@ class Store:
 
     def forget_seen(self) -> None:
         """Let the next :meth:`refresh` read every file again, because one of them went while it was read."""
-        for table in self.tables.values():
+        for table in self._followed.values():
             table.forget_seen()
         self._paths, self._blocks, self._txns = [], Blocks(), {}
 
     def _refresh(self) -> bool:
         new = self._refresh_ledger() | self._refresh_tree()
         while True:
-            came, went = self.tables["gallery"].refresh()
+            came, went = self._followed["gallery"].refresh()
             gone = set(went)
             if self._keep:
                 self._take_in(came, gone)
@@ -178,23 +184,23 @@ class Store:
         self._txns = {path: names for path, names in self._txns.items() if path not in gone} | txns
 
     def _block(self, path: str) -> pa.Table:
-        return compact(self.tables["gallery"].read(path, META))
+        return compact(self._followed["gallery"].read(path, META))
 
     def _refresh_ledger(self) -> bool:
         before = self.ledger
-        rows = map(self.origins.relocated, _new_rows(self.tables["ledger"], before.seq))
+        rows = map(self.origins.relocated, _new_rows(self._followed["ledger"], before.seq))
         self.ledger = LedgerState.replay(rows, before)
         return before.seq != self.ledger.seq
 
     def _refresh_tree(self) -> bool:
         before = self.tree
-        self.tree = VersionTree.replay(_new_rows(self.tables["versions"], before.seq), before)
+        self.tree = VersionTree.replay(_new_rows(self._followed["versions"], before.seq), before)
         return before.seq != self.tree.seq
 
     @property
     def stream_id(self) -> str:
         """The immutable id of the stream, made with its root."""
-        return self.tables["ledger"].id
+        return self._followed["ledger"].id
 
     @property
     def dim(self) -> int:
@@ -215,7 +221,7 @@ class Store:
     @property
     def gallery_schema(self) -> pa.Schema:
         """The gallery's columns, of this root's form."""
-        return self.tables["gallery"].schema
+        return self._followed["gallery"].schema
 
     @property
     def epoch(self) -> int:
@@ -231,7 +237,7 @@ class Store:
     def blocks(self) -> dict[str, pa.Table]:
         """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike.
 
-        The columns of :data:`REPEATED` are dictionaries.
+        The columns of :data:`~stream_odml.store.blocks.REPEATED` are dictionaries.
         """
         return self._blocks.files() if self._keep else {path: self._block(path) for path in self._paths}
 
@@ -259,7 +265,7 @@ class Store:
         merged and vacuumed meanwhile: use it under :meth:`again`.
         """
         for path in list(self._paths):
-            rows = self.tables["gallery"].read(path, columns, where)
+            rows = self._followed["gallery"].read(path, columns, where)
             if len(rows):
                 yield path, rows
 
@@ -284,7 +290,7 @@ class Store:
         """
         schema = self.gallery_schema
         columns = schema.names if vectors else META
-        parts = [self.tables["gallery"].read(path, columns) for path in self._paths]
+        parts = [self._followed["gallery"].read(path, columns) for path in self._paths]
         return self._visible(parts, pa.schema([schema.field(c) for c in columns]))
 
     def quarantine_rows(self) -> pa.Table:
@@ -297,7 +303,7 @@ class Store:
 
     def refused(self) -> dict[str, int]:
         """Return how many rows that indexing refused are in the quarantine, by reason."""
-        return self._refusals.count(self.tables["quarantine"], self.ledger)
+        return self._refusals.count(lambda: self.tables["quarantine"], self.ledger)
 
     def _visible(self, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
         table = pa.concat_tables(parts) if parts else schema.empty_table()
@@ -319,7 +325,7 @@ class Store:
 
     def _vector_columns(self, path: str) -> pa.Table:
         columns = [name for name in self.gallery_schema.names if name in VECTOR_COLUMNS]
-        return self.tables["gallery"].read(path, columns)
+        return self._followed["gallery"].read(path, columns)
 
     def artifact(self, version_id: str, name: str) -> bytes:
         """Return the bytes of a committed version's artifact. Raises UnknownVersion, ArtifactCorrupt."""
@@ -377,14 +383,6 @@ class Store:
             return drift_map_from_bytes(self.artifact(version_id, name))
         data = self._local_cache.get(f"{version_id}/{name}", lambda: self.artifact(version_id, name))
         return drift_map_from_bytes(data)
-
-
-def compact(block: pa.Table) -> pa.Table:
-    """Return the rows with the columns of `REPEATED` as dictionaries."""
-    for name in REPEATED:
-        at = block.schema.get_field_index(name)
-        block = block.set_column(at, name, block[name].dictionary_encode())
-    return block
 
 
 def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ class Writer:
         Raises RootBusy while another one lives (unless ``takeover``), NotAStreamRoot, SchemaTooNew.
         """
         store = Store.open(uri, storage_options, keep_gallery=False)
+        store.table("quarantine")  # a root of which it may not write a part is none of its own
         lease = Lease.acquire(store.files, holder, lease_s, takeover)
         try:
             store.refresh()

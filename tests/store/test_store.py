@@ -11,11 +11,14 @@ import pytest
 from deltalake import DeltaTable
 
 from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.storage.files import Files
 from stream_odml.store.blocks import Blocks
 from stream_odml.store.errors import NotAStreamRoot, NoVersionYet, SchemaTooNew
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
+from stream_odml.store.table import Table
 from stream_odml.store.tables import SCHEMAS, with_column
+from stream_odml.store.writer import Writer
 from tests.store.world import (
     DIM,
     Item,
@@ -155,8 +158,30 @@ def test_a_table_of_a_newer_release_is_not_guessed_at(tmp_path: Path, name: str)
     Store.create(str(tmp_path), DIM)
     table = DeltaTable(str(tmp_path / name))
     table.alter.set_table_description(json.dumps({"schema_version": 99, "dim": DIM}))
-    with pytest.raises(SchemaTooNew, match="schema version 99, this release reads up to 2; upgrade"):
-        Store.open(str(tmp_path))
+    too_new = pytest.raises(SchemaTooNew, match="schema version 99, this release reads up to 2; upgrade")
+    with too_new:
+        Store.open(str(tmp_path)).table(name)
+    with too_new:
+        Writer.claim(str(tmp_path), "test")
+
+
+def test_a_reader_opens_the_quarantine_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class Counted(Table):
+        def __init__(self, files: Files, name: str, storage_options: dict[str, str] | None = None) -> None:
+            opened.append(name)
+            super().__init__(files, name, storage_options)
+
+    new_root(str(tmp_path)).release()
+    monkeypatch.setattr("stream_odml.store.store.Table", Counted)
+    store = Store.open(str(tmp_path))
+    assert (store.refused(), store.refresh()) == ({}, False)
+    assert sorted(opened) == ["gallery", "ledger", "versions"]
+    assert len(store.quarantine_rows()) == 0
+    assert sorted(opened) == ["gallery", "ledger", "quarantine", "versions"]
 
 
 def test_what_is_no_stream_root_is_reported(tmp_path: Path) -> None:
