@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.rows import Row
-from stream_odml.learn.evaluation import average_incremental_recall, backward_transfer, forgetting
+from benchmarks.quality.scores import average_incremental_recall, backward_transfer, forgetting
 
 Floats = NDArray[np.float64]
 

@@ -11,15 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.data import Ints
+from benchmarks.quality.scores import QueryScores, compatibility_matrix, score_queries
 from benchmarks.quality.state import Floats
 from stream_odml.learn.drift import DriftMap, compose
-from stream_odml.learn.evaluation import (
-    QueryScores,
-    Retrieval,
-    compatibility_matrix,
-    nearest_is_relevant,
-    score_queries,
-)
+from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
 
 Measured = dict[str, Any]
 Bools = NDArray[np.bool_]
