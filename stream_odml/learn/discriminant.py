@@ -10,10 +10,10 @@ kind: the discriminant, for items of known classes, and whitening within classes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, wraps
-from typing import ParamSpec, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -26,8 +26,6 @@ from stream_odml.learn.lift import GRID, Float64s, Lift
 from stream_odml.learn.packing import Floats, pack, unpack
 
 Float32s = NDArray[np.float32]
-P = ParamSpec("P")
-T = TypeVar("T")
 _NOTHING = 1e-9
 """Share of φ's mean square under which a scatter is what rounding leaves."""
 _BLAS = ThreadpoolController()
@@ -213,16 +211,11 @@ class DiscriminantHead:
         return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"])
 
 
-def _on_one_thread(solve: Callable[P, T]) -> Callable[P, T]:
+def _one_thread() -> AbstractContextManager[Any]:
     """Limit BLAS to one thread: on cores shared with training and search, the threads of a decomposition wait for each
     other many times as long as one takes for all of it."""
-
-    @wraps(solve)
-    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _BLAS.limit(limits=1, user_api="blas"):
-            return solve(*args, **kwargs)
-
-    return alone
+    limit: AbstractContextManager[Any] = _BLAS.limit(limits=1, user_api="blas")
+    return limit
 
 
 def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> DiscriminantHead:
@@ -249,7 +242,6 @@ class Solver:
         self._whitenings: dict[float, Float64s] = {}
         self._directions: dict[tuple[int, float, int], Float64s] = {}
 
-    @_on_one_thread
     def head(self, s: HeadSettings) -> DiscriminantHead:
         """Return the head of these settings."""
         sums = self.sums.narrowed(s.width)
@@ -257,23 +249,25 @@ class Solver:
         nothing = np.zeros((0, E))
         if not len(sums):
             return DiscriminantHead(s, sums.lift, (), np.zeros(E), nothing, np.eye(D))
-        known_dE = self._known_map(s, s.dim) if s.discriminant else nothing
-        new_DD = self._whitening(s.new_shrinkage)
+        with _one_thread():
+            known_dE = self._known_map(s, s.dim) if s.discriminant else nothing
+            new_DD = self._whitening(s.new_shrinkage)
         return DiscriminantHead(s, sums.lift, sums.names, sums.mean(), known_dE, new_DD)
 
-    @_on_one_thread
     def discriminant(self, s: HeadSettings) -> Float64s:
         """Return the discriminant directions alone, [k, E]: the known part without what fills it up to `dim`."""
-        return self._known_map(s, max(1, min(s.dim, len(self.sums) - 1)))
+        with _one_thread():
+            return self._known_map(s, max(1, min(s.dim, len(self.sums) - 1)))
 
-    @_on_one_thread
     def whitening(self, shrinkage: float) -> Float64s:
         """Return the map of the new part alone, [D, D]."""
-        return self._whitening(shrinkage)
+        with _one_thread():
+            return self._whitening(shrinkage)
 
     def _whitening(self, shrinkage: float) -> Float64s:
         if shrinkage not in self._whitenings:
-            self._whitenings[shrinkage] = _inverse(self._root(0, shrinkage))
+            L_DD = self._root(0, shrinkage)
+            self._whitenings[shrinkage] = _solved(L_DD, np.eye(len(L_DD)))
         return self._whitenings[shrinkage]
 
     def _known_map(self, s: HeadSettings, dim: int) -> Float64s:
@@ -351,10 +345,6 @@ def _solved(L_EE: Float64s, right_Ek: Float64s, *, transposed: bool = False) -> 
         L_EE, right_Ek, trans=int(transposed), lower=True, check_finite=False
     )
     return solved_Ek
-
-
-def _inverse(L_EE: Float64s) -> Float64s:
-    return _solved(L_EE, np.eye(len(L_EE)))
 
 
 def _whitened(scatter_EE: Float64s, L_EE: Float64s) -> Float64s:

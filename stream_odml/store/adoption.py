@@ -32,7 +32,6 @@ def adopt(fence: Fence, shard: Landed, batch: IngestBatch) -> bool:
         fence.append("quarantine", entries.stamped(quarantine, txn))
         crash_point("adopt.after_quarantine")
         ledger = [events.landed(shard), events.indexed(shard.shard_id, txn, counts[shard.shard_id])]
-        fence.append("ledger", fence.ledger_rows(ledger))
+        fence.append_entries("ledger", ledger)
         crash_point("adopt.after_ledger")
-        store.refresh()
         return True

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
@@ -25,14 +25,18 @@ from stream_odml.store.tables import SCHEMAS
 APPEND_ATTEMPTS = 20
 """Maintenance beside it may commit to the same table again and again; a newer writer is found at the first look."""
 PAUSE_S, MAX_PAUSE_S = 0.01, 0.5
-LEDGER_DEFAULTS: Mapping[str, Any] = {"subject": "", "task": "", "txn": "", "detail": "{}"}
-VERSION_DEFAULTS: Mapping[str, Any] = {
-    "version_id": "",
-    "parent": "",
-    "task": "",
-    "artifacts": "{}",
-    "metrics": "{}",
-    "reason": "",
+Entries = Literal["ledger", "versions"]
+"""Tables that hold commit points."""
+DEFAULTS: Mapping[Entries, Mapping[str, Any]] = {
+    "ledger": {"subject": "", "task": "", "txn": "", "detail": "{}"},
+    "versions": {
+        "version_id": "",
+        "parent": "",
+        "task": "",
+        "artifacts": "{}",
+        "metrics": "{}",
+        "reason": "",
+    },
 }
 
 
@@ -51,13 +55,12 @@ class Fence:
         crash_point("claim.before")
         self._claim_ledger(holder)
         crash_point("claim.after_ledger")
-        self.append("versions", self.version_rows([{"kind": "epoch", "reason": holder}]))
+        self.append_entries("versions", [{"kind": "epoch", "reason": holder}])
         crash_point("claim.after_versions")
-        store.refresh()
         lease.write(self.epoch)
 
     def _claim_ledger(self, holder: str) -> None:
-        rows = self.ledger_rows([{"kind": "epoch", "subject": holder}])
+        rows = self.numbered("ledger", [{"kind": "epoch", "subject": holder}])
         try:
             self.store.tables["ledger"].append(rows, self.epoch)
         except CommitFailedError:
@@ -82,6 +85,11 @@ class Fence:
                 f"writer {self.epoch} of {self.store.uri} was replaced by writer {self.store.epoch}; "
                 "this process must end, its successor goes on from what is committed"
             )
+
+    def append_entries(self, table: Entries, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows of a table that holds commit points, and take in what is committed."""
+        self.append(table, self.numbered(table, rows))
+        self.store.refresh()
 
     def append(self, table: str, rows: pa.Table) -> None:
         """Make one commit to one table; tried again only when what came first was no newer writer's claim."""
@@ -116,25 +124,20 @@ class Fence:
                     raise
                 time.sleep(random.uniform(0, min(MAX_PAUSE_S, PAUSE_S * 2**attempt)))
 
-    def ledger_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """Return ledger rows with their sequence numbers, time and epoch."""
-        return self._rows("ledger", LEDGER_DEFAULTS, rows, self.store.ledger.seq)
-
-    def version_rows(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """Return the same for the ``versions`` table."""
-        return self._rows("versions", VERSION_DEFAULTS, rows, self.store.tree.seq)
-
-    def _rows(
-        self, table: str, defaults: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seq: int
-    ) -> pa.Table:
+    def numbered(self, table: Entries, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Return rows of a table that holds commit points with their sequence numbers, time and epoch."""
         common = {"time": datetime.now(UTC), "epoch": self.epoch}
-        numbered = [{**defaults, **row, **common, "seq": seq + 1 + i} for i, row in enumerate(rows)]
+        first = self._next_seq(table)
+        numbered = [{**DEFAULTS[table], **row, **common, "seq": first + i} for i, row in enumerate(rows)]
         return pa.Table.from_pylist(numbered, schema=SCHEMAS[table])
 
     def _renumbered(self, table: str, rows: pa.Table) -> pa.Table:
         if "seq" not in rows.schema.names:
             return rows
-        seq = self.store.ledger.seq if table == "ledger" else self.store.tree.seq
+        first = self._next_seq(table)
         return rows.set_column(
-            0, rows.schema.field("seq"), pa.array(range(seq + 1, seq + 1 + len(rows)), pa.int64())
+            0, rows.schema.field("seq"), pa.array(range(first, first + len(rows)), pa.int64())
         )
+
+    def _next_seq(self, table: str) -> int:
+        return 1 + (self.store.ledger.seq if table == "ledger" else self.store.tree.seq)

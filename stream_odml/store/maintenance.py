@@ -118,8 +118,7 @@ def _retire(fence: Fence, policy: MaintenancePolicy) -> int:
         kept = {*list(tree.versions)[-policy.keep_versions :], tree.head}
         old = [v for v in tree.versions.values() if v.version_id not in kept and not v.retired]
         rows = [entries.retired(v.version_id, "retention") for v in old]
-        fence.append("versions", fence.version_rows(rows))
-        store.refresh()
+        fence.append_entries("versions", rows)
         return len(old)
 
 

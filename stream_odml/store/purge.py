@@ -68,7 +68,7 @@ def purge(house: Housekeeper) -> int:
     dead = [_not_summed(store, meta, part) for part in (selection.replaced, selection.forgotten)]
     # Before the rows that tell which items an erased class had.
     purged = _purge_quarantine(house, refusals, meta, selection)
-    return purged + sum(_purge_rows(house, meta, part) for part in dead)
+    return purged + sum(_delete_places(house, "gallery", _places(meta.take(pa.array(rows)))) for rows in dead)
 
 
 def _values(store: Store, name: str, column: str) -> set[str]:
@@ -107,12 +107,6 @@ def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:
     if not kept or not len(rows):
         return rows
     return rows[death_seqs(meta, store.ledger, store.tree, rows) <= min(kept)]
-
-
-def _purge_rows(house: Housekeeper, meta: pa.Table, rows: Ints) -> int:
-    if len(rows) == 0:
-        return 0
-    return _delete_places(house, "gallery", _places(meta.take(pa.array(rows))))
 
 
 def _delete_places(house: Housekeeper, name: str, rows: Iterable[tuple[str, int]]) -> int:

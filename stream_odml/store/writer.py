@@ -132,7 +132,9 @@ class Writer:
             crash_point("ingest.after_gallery")
             self._fence.append("quarantine", entries.stamped(quarantine, txn))
             crash_point("ingest.after_quarantine")
-            self._append_ledger([events.indexed(shard_id, txn, counts[shard_id]) for shard_id in pending])
+            self._fence.append_entries(
+                "ledger", [events.indexed(shard_id, txn, counts[shard_id]) for shard_id in pending]
+            )
             crash_point("ingest.after_ledger")
             return txn
 
@@ -235,7 +237,7 @@ class Writer:
                 self._publish(version_id, parent, task, artifacts, metrics or {}, publish)
                 crash_point("stage.after_versions")
             if version_id not in store.ledger.learnt_rows:
-                self._append_ledger([events.learnt(version_id, task)])
+                self._fence.append_entries("ledger", [events.learnt(version_id, task)])
             crash_point("stage.after_ledger")
 
     def refuse(
@@ -253,7 +255,7 @@ class Writer:
                 )
             crash_point("refuse.before")
             if tries[version_id].refused is None:
-                self._append_ledger([events.refused(version_id, task, reason)])
+                self._fence.append_entries("ledger", [events.refused(version_id, task, reason)])
             crash_point("refuse.after_ledger")
             self._record_refusal(version_id, task, tries[version_id].parent, reason, metrics or {})
             crash_point("refuse.after_versions")
@@ -286,9 +288,11 @@ class Writer:
             if store.tree.head == version_id:
                 return
             left = store.tree.learnt() - store.tree.learnt(version_id) if skip_abandoned else frozenset()
-            self._append_ledger([events.skipped(task, reason) for task in sorted(left)])
+            self._fence.append_entries("ledger", [events.skipped(task, reason) for task in sorted(left)])
             crash_point("head.after_skipped")
-            self._append_versions([{"kind": "head", "version_id": version_id, "reason": reason}])
+            self._fence.append_entries(
+                "versions", [{"kind": "head", "version_id": version_id, "reason": reason}]
+            )
             crash_point("head.after_versions")
 
     def replace_artifact(self, version_id: str, name: str, data: bytes, reason: str) -> ArtifactRef:
@@ -297,7 +301,7 @@ class Writer:
             version = store.tree.get(version_id)
             ref = self.put_artifact(version_id, name, data)
             if version.artifacts.get(name) != ref:
-                self._append_versions([entries.artifact(version_id, {name: ref}, reason)])
+                self._fence.append_entries("versions", [entries.artifact(version_id, {name: ref}, reason)])
             return ref
 
     def replace_forgotten(self, data: Mapping[str, Mapping[str, bytes | ArtifactRef]], seq: int) -> None:
@@ -318,8 +322,8 @@ class Writer:
                 for v, names in data.items()
             }
             crash_point("replace.before_versions")
-            self._append_versions(
-                [entries.artifact(v, named, f"{FORGOT}:{seq}") for v, named in refs.items()]
+            self._fence.append_entries(
+                "versions", [entries.artifact(v, named, f"{FORGOT}:{seq}") for v, named in refs.items()]
             )
             crash_point("replace.after_versions")
             # One file may be named by several versions: one that only another one gave up stays.
@@ -358,7 +362,7 @@ class Writer:
             crash_point("claim.after_orphans")
             versions = store.tree.versions.values()
             missing = [v for v in versions if v.task and v.version_id not in store.ledger.learnt_rows]
-            self._append_ledger([events.learnt(v.version_id, v.task or "") for v in missing])
+            self._fence.append_entries("ledger", [events.learnt(v.version_id, v.task or "") for v in missing])
             for task in store.ledger.tasks.values():
                 for a in task.attempts:
                     if a.refused is not None:
@@ -368,7 +372,9 @@ class Writer:
         self, version_id: str, task: str, parent: str, reason: str, metrics: Mapping[str, Any]
     ) -> None:
         if all(refusal.version_id != version_id for refusal in self.tree.refusals):
-            self._append_versions([entries.refusal(version_id, parent, task, reason, metrics)])
+            self._fence.append_entries(
+                "versions", [entries.refusal(version_id, parent, task, reason, metrics)]
+            )
 
     def _publish(
         self,
@@ -384,17 +390,9 @@ class Writer:
         ]
         if publish:
             rows.append({"kind": "head", "version_id": version_id, "reason": "publish"})
-        self._append_versions(rows)
+        self._fence.append_entries("versions", rows)
 
     def _ledger(self, point: str, rows: Sequence[Mapping[str, Any]]) -> None:
         crash_point(f"{point}.before")
-        self._append_ledger(rows)
+        self._fence.append_entries("ledger", rows)
         crash_point(f"{point}.after")
-
-    def _append_ledger(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._fence.append("ledger", self._fence.ledger_rows(rows))
-        self.store.refresh()
-
-    def _append_versions(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._fence.append("versions", self._fence.version_rows(rows))
-        self.store.refresh()

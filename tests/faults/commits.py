@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from stream_odml.store.fence import LEDGER_DEFAULTS
+from stream_odml.store.fence import DEFAULTS
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.tables import LEDGER
@@ -63,7 +63,13 @@ def run(report: Measured, commits: int) -> int:
 def _forge(root: Path, done: int, writer: Writer) -> None:
     """Commits of one row each, of a kind that the ledger passes over."""
     table, version = root / "ledger", DeltaTable(str(root / "ledger")).version()
-    row = {**LEDGER_DEFAULTS, "seq": writer.ledger.seq, "kind": "note", "time": None, "epoch": writer.epoch}
+    row = {
+        **DEFAULTS["ledger"],
+        "seq": writer.ledger.seq,
+        "kind": "note",
+        "time": None,
+        "epoch": writer.epoch,
+    }
     first = table / f"part-{done:06d}.parquet"
     pq.write_table(pa.Table.from_pylist([row], schema=LEDGER), first)
     size, now = first.stat().st_size, int(time.time() * 1000)

@@ -123,7 +123,7 @@ def test_a_writer_that_slept_past_the_clean_up_commits_nothing(tmp_path: Path) -
     stale = Table(open_files(str(tmp_path)), "ledger")
     stale.refresh()
     _ = stale.handle
-    rows = zombie._fence.ledger_rows([{"kind": "landed", "subject": "ghost"}])
+    rows = zombie._fence.numbered("ledger", [{"kind": "landed", "subject": "ghost"}])
     successor = Writer.claim(str(tmp_path), "successor", takeover=True)
     for number in range(3):
         commit_many(successor, 12 * number, 12)
