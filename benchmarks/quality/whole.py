@@ -32,7 +32,7 @@ _HEADS = (
 """As validation chose them (STUDY.md)."""
 _TRUNKS = "l2_exact,relation_exact,finetune_exact"
 _TRAINED = (
-    "distilled,l2_tuned=l2:weight_distill=20,relation_tuned=relation:weight_old=1000,finetune,frozen_f0"
+    "distilled,l2_tuned=l2:weight_distill=20,relation_tuned=relation:weight_old=1000,fecd,finetune,frozen_f0"
 )
 _MAPS = f"l2,sdc_l2,{','.join(MAPS)},apr_l2=apr_l2:samples=30"
 """A tenth of a task's images: all of them, as APR takes, cost an hour of one core for each seed."""

@@ -86,9 +86,14 @@ def test_ties_count_against_the_query() -> None:
     assert recall_at_k(retrieval, (1, 32)) == {1: 0.0, 32: 0.0}
 
 
-@pytest.mark.parametrize("depth", [1, 2, 32, 60])
-def test_the_last_bit_of_a_similarity_is_seen_and_at_every_depth_alike(depth: int) -> None:
-    """Near-copies, whose similarities are equal or a last bit apart, against sorting them one by one."""
+@pytest.mark.parametrize("depth", [1, 2, 32, 60, 239])
+@pytest.mark.parametrize("block", [37, 8192])
+def test_the_last_bit_of_a_similarity_is_seen_and_at_every_depth_alike(
+    depth: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near-copies, whose similarities are equal or a last bit apart, against sorting them one by one; in one block and
+    merged from several."""
+    monkeypatch.setattr(evaluation, "_GALLERY", block)
     rng = np.random.default_rng(0)
     copies = (rng.normal(size=8) + 3e-8 * rng.normal(size=(240, 8))).astype(np.float32)
     labels = rng.integers(0, 12, 240)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import stream_odml.learn
+from stream_odml.learn.geometry import unit
+from stream_odml.learn.losses import feature_distillation
 from stream_odml.learn.settings import METHODS, method_settings
 
 PAGE = (Path(stream_odml.learn.__path__[0]) / "README.md").read_text(encoding="utf-8")
@@ -67,3 +71,22 @@ def test_the_table_says_what_is_set() -> None:
         0,
     )
     assert (faithful.whitening, faithful.error_whitening, faithful.gallery_map) == (0, 0, "affine")
+
+
+def test_what_distillation_is_compared_with_is_what_the_page_says() -> None:
+    fecd, relation, l2 = (method_settings(name) for name in ("fecd", "relation", "l2"))
+    assert fecd == replace(relation, metric_loss="hard_pairs")
+    assert (relation.weight_old, relation.metric_loss) == (10, "supcon")
+    assert l2 == replace(relation, weight_old=0.0, weight_distill=5.0)
+    for weight in ("virtual", "peer", "distill", "composites", "hold", "repel"):
+        assert getattr(relation, f"weight_{weight}") == 0, weight
+    for name in ("sdc_l2", "sdc_finetune"):
+        s = method_settings(name)
+        assert (s.gallery_map, s.kernel, s.kernel_width, s.map_composites) == ("kernel", "gaussian", 0.3, 0)
+
+
+def test_feature_distillation_at_20_is_elwf_on_unit_vectors_in_batches_of_40() -> None:
+    random = torch.Generator().manual_seed(0)
+    ours, old = (unit(torch.randn(40, 8, generator=random)) for _ in range(2))
+    elwf = 1 / 2 * sum((a - b).square().sum() for a, b in zip(ours, old, strict=True))
+    assert torch.isclose(20 * feature_distillation(ours, old), torch.as_tensor(elwf), rtol=1e-5)
