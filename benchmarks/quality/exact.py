@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.quality.data import Ints
@@ -23,6 +24,7 @@ from benchmarks.quality.measure import (
     nearest_by_cosine,
 )
 from benchmarks.quality.methods import ALWAYS
+from benchmarks.quality.pseudo_replay import PSEUDO
 from benchmarks.quality.state import TRAINED, Floats, RunState, SolvedState
 from benchmarks.quality.study import Run
 from stream_odml.learn.bank import ClassBank
@@ -32,11 +34,14 @@ from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.embedder import Embedder, build_embedder, embedder_to_bytes, trunk_of
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
+from stream_odml.learn.map_fit import MapFit
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.head_solving import CHOSEN_CLASSES, CHOSEN_ITEMS, Choice, Items, Solved, solve
 from stream_odml.pipeline.held_out_rows import HeldOut
 
+PUSHED = replace(PSEUDO["apr_l2"], samples=30)
+"""By which images of a task become pseudo-samples of each old class for the map of `apr_exact`."""
 WHITENING = 0.8
 """Share of the scatter in the whitening that unseen classes are measured beside."""
 
@@ -111,16 +116,31 @@ class ExactRun(Run):
                 self._backward(state),
                 moves_trunk=not self._sees_all,
             )
-            state.student = outcome.student
+            parent, state.student = state.student, outcome.student
             state.bank = outcome.bank if self._sees_all else state.bank
             state.train_s += seconds
             state.steps += steps
             if not self._sees_all:
                 forward, backward = outcome.forward, outcome.backward
+            if self.method.preset == "apr_exact":
+                forward = self._pseudo_map(state, parent)
         state.forward.append(forward)
         state.backward.append(backward)
         self._solve(state, forward)
         self._measure(state, forward)
+
+    def _pseudo_map(self, state: RunState, parent: Embedder) -> DriftMap:
+        """Fit the map to the task's images and to pseudo-samples of the classes before it."""
+        assert state.solved is not None
+        learnt, of_image = state.solved, self.study.images.labels
+        labels_N, images = of_image[learnt.images_N], self._seen(state.stage)
+        means = {int(c): learnt.features_ND[labels_N == c].mean(axis=0) for c in np.unique(labels_N)}
+        models, fit = (parent, state.student), MapFit(parent.out_dim)
+        x_nD, y_nD = (torch.from_numpy(self._embed(model, images)) for model in models)
+        fit.add(x_nD, y_nD, torch.from_numpy(of_image[images]))
+        for label, x, y in PUSHED.pairs(models, self.study.images.pixels[images], means, self.study.device):
+            fit.add(x, y, torch.full((len(x),), label), composites=True)
+        return fit.fitted(None).forward
 
     def _trunk(self, student: Embedder) -> Embedder:
         return trunk_of(copy.deepcopy(student), self._spec).eval() if self._sees_all else student

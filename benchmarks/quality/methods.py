@@ -24,6 +24,7 @@ EXACT: Mapping[str, str] = {
     "exact_frozen": "ours",
     "exact_pretrained": "ours",
     "exact_always": "ours",
+    "apr_exact": "ours",
     "l2_exact": "l2",
     "relation_exact": "relation",
     "finetune_exact": "finetune",
@@ -34,11 +35,12 @@ EXACT: Mapping[str, str] = {
 rule of `learning.trunk: auto` asks for it and the floor lets it (`moving.py`); `ours_backfill`: then every item is
 embedded anew, as where images are at hand; `exact_frozen`: on the trunk of the
 base stage; `exact_pretrained`: on the weights that it started from; `exact_always`: the trunk is learnt in every stage,
-and what is stored is mapped; `l2_exact`, `relation_exact`, `finetune_exact`: the same, but for what holds the trunk;
+and what is stored is mapped; `apr_exact`: by a map that is fitted to pseudo-samples of old classes, in the place of
+composites (`pseudo_replay.py`); `l2_exact`, `relation_exact`, `finetune_exact`: the same, but for what holds the trunk;
 `joint_exact`: on the trunk of `joint`, everything re-extracted; those of RIVALS have other heads on the trunk of the
 base stage."""
 MOVING = ("ours", "ours_backfill")
-ALWAYS = ("exact_always", "l2_exact", "relation_exact", "finetune_exact")
+ALWAYS = ("exact_always", "apr_exact", "l2_exact", "relation_exact", "finetune_exact")
 _TRUNK: Mapping[str, Mapping[str, Any]] = {
     "l2_exact": {"weight_hold": 5.0, "map_composites": 6},
     "relation_exact": {"map_composites": 6},

@@ -7,7 +7,7 @@ them for images of an old class; what both models make of these tells where the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -59,26 +59,32 @@ class PseudoReplay:
         device: str,
         seed: int,
     ) -> dict[int, AffineMap]:
-        """Fit the map of each old class from the old model to the new one. `pixels` [n, H, W, 3]: the task's images;
-        `means`: of each class, under the old model, raw."""
+        """Fit the map of each old class, from the `pairs` of its pseudo-samples."""
+        return {
+            label: self._map(x_nd, y_nd, torch.from_numpy(means[label]), seed)
+            for label, x_nd, y_nd in self.pairs(models, pixels, means, device)
+        }
+
+    def pairs(
+        self, models: tuple[Embedder, Embedder], pixels: Pixels, means: Mapping[int, Floats], device: str
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield each old class with what the old model and the new one make of its pseudo-samples. `pixels`
+        [n, H, W, 3]: the task's images; `means`: of each class, under the old model, raw."""
         old, new = (model.eval().to(device) for model in models)
-        images, labels = as_images(pixels, device), list(means)
-        means_Cd = torch.from_numpy(np.stack([means[label] for label in labels])).to(device)
+        images = as_images(pixels, device)
+        means_Cd = torch.from_numpy(np.stack(list(means.values()))).to(device)
         limits = float(images.min()), float(images.max())
         g_nd = _embedded(old, images)
-        maps = {}
-        for at, label in enumerate(labels):
+        for at, label in enumerate(means):
             nearest = torch.cdist(g_nd, means_Cd[at : at + 1])[:, 0].argsort(stable=True)[: self.samples]
             pushed = push(old, images[nearest], means_Cd[at], self.step, self.pushes, limits)
             x_nd = _embedded(old, pushed)
             taken = torch.cdist(x_nd, means_Cd).argmin(1) == at
             if not taken.any():  # as ADC does: the nearest images, as they are
                 pushed, x_nd, taken = images[nearest], g_nd[nearest], torch.ones_like(taken)
-            x, y = x_nd[taken].cpu(), _embedded(new, pushed[taken]).cpu()
-            maps[label] = self._map(x, y, means_Cd[at].cpu(), seed)
+            yield label, x_nd[taken].cpu(), _embedded(new, pushed[taken]).cpu()
         for model in models:
             model.cpu()
-        return maps
 
     def _map(self, x_nd: Tensor, y_nd: Tensor, mean_d: Tensor, seed: int) -> AffineMap:
         mean, shift = mean_d.double().numpy(), (y_nd - x_nd).double().mean(0).numpy()

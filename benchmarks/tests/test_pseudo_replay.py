@@ -12,11 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.quality.exact import ExactRun
 from benchmarks.quality.map_run import MapRun
 from benchmarks.quality.methods import parse_method
 from benchmarks.quality.pseudo_replay import PSEUDO, ClassMaps, PseudoReplay, push
+from benchmarks.quality.state import RunState
 from benchmarks.tests.squares import arguments, run, squares
 from stream_odml.learn.drift import AffineMap
+from stream_odml.learn.embedder import Embedder
+from stream_odml.learn.map_fit import RIDGES
 from stream_odml.learn.settings import StageSettings
 
 RANDOM = np.random.default_rng(7)
@@ -198,6 +202,56 @@ def test_class_means_are_of_learnt_images_and_follow_the_model(
     for c, mean in asked[1].items():
         expected = first[c] if c in first else made[0][c].apply(base[c][None])[0]
         assert np.allclose(mean, expected, atol=1e-4), c
+
+
+def test_a_solved_head_is_carried_by_a_map_fitted_to_images_and_pseudo_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
+    monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
+    used: list[list[tuple[int, torch.Tensor, torch.Tensor]]] = []
+    of_images: list[tuple[np.ndarray, np.ndarray]] = []
+    maps: list[AffineMap] = []
+    pairs, fit = PseudoReplay.pairs, ExactRun._pseudo_map
+
+    def watched(self: PseudoReplay, models: Any, pixels: Any, means: Any, device: str) -> Any:
+        used.append(
+            [(label, x.clone(), y.clone()) for label, x, y in pairs(self, models, pixels, means, device)]
+        )
+        yield from used[-1]
+
+    def fitted(self: ExactRun, state: RunState, parent: Embedder) -> Any:
+        task = self.stream.tasks[state.stage].images
+        of_images.append((self._embed(parent, task), self._embed(state.student, task)))
+        found = fit(self, state, parent)
+        assert isinstance(found, AffineMap)
+        maps.append(found)
+        return found
+
+    monkeypatch.setattr(PseudoReplay, "pairs", watched)
+    monkeypatch.setattr(ExactRun, "_pseudo_map", fitted)
+    words = ("--commit", "c0ffee", "--lift", "0", "--methods", "apr_exact,exact_always")
+    run(monkeypatch, arguments(squares(tmp_path), tmp_path, *words))
+    figures = json.loads((tmp_path / "quality-squares.json").read_text())["figures"]
+    assert figures["apr_exact/steps"] == figures["exact_always/steps"] == 4
+    assert [len(of_classes) for of_classes in used] == [6, 9]
+    for pseudo, (x, y), found in zip(used, of_images, maps, strict=True):
+        left = np.concatenate([x, *(part.numpy() for _, part, _ in pseudo)]).astype(np.float64)
+        right = np.concatenate([y, *(part.numpy() for _, _, part in pseudo)]).astype(np.float64)
+        assert len(left) > len(x)
+        expected = [ridge_map(left, right, ridge) for ridge in RIDGES]
+        assert any(
+            np.allclose(found.A, A, atol=1e-6) and np.allclose(found.b, b, atol=1e-6) for A, b in expected
+        )
+
+
+def ridge_map(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Argmin of the mean of |A x + b - y|² + r |A - I|², r = ridge · the mean variance of x."""
+    d = x.shape[1]
+    u, v = x - x.mean(axis=0), y - y.mean(axis=0)
+    r = ridge * u.var(axis=0).mean()
+    A = np.linalg.solve(u.T @ u / len(u) + r * np.eye(d), u.T @ v / len(u) + r * np.eye(d)).T
+    return A, y.mean(axis=0) - A @ x.mean(axis=0)
 
 
 def test_pseudo_replay_is_asked_for_by_name() -> None:
