@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def fast_stage(
     `ahead`: sums of its items that were made while they waited; the result is the same without.
     """
     began = time.perf_counter()
-    solved = store.again(lambda: _solved(store, order, config, ahead or SumsAhead()))
+    solved = store.again(partial(_solved, store, order, config, ahead or SumsAhead()))
     if solved is None:
         return StageResult(order.version_id, order.parent, order.task, refusal=NO_ITEMS)
     figures = {**solved.figures, **_measured(store, order, config, solved), "steps": 0.0, key("kind"): "head"}

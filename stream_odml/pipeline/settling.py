@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from stream_odml.config.stream import StreamConfig
@@ -94,7 +95,9 @@ class Settling:
     ) -> StageResult:
         """The same under a discriminant head, which is solved from the rows as they will be stored."""
         store = self.store
-        solved = store.again(lambda: solve_stage(store, order, self.config, self.outcome.forward, self.parts))
+        solved = store.again(
+            partial(solve_stage, store, order, self.config, self.outcome.forward, self.parts)
+        )
         old = store.head_of(order.parent)
         figures = self._measured(order, held, by_head(solved.head), by_head(old))
         few = figures.get("queries/union", 0.0) < FEW_QUERIES

@@ -87,14 +87,15 @@ class Fence:
             )
 
     def append_entries(self, table: Entries, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows of a table that holds commit points, and take in what is committed."""
-        self.append(table, self.numbered(table, rows))
+        """Append rows of a table that holds commit points, numbered at every attempt, and take in what is committed."""
+        if rows:
+            self._append(table, lambda: self.numbered(table, rows))
         self.store.refresh()
 
     def append(self, table: str, rows: pa.Table) -> None:
         """Make one commit to one table; tried again only when what came first was no newer writer's claim."""
         if len(rows):
-            self._append(table, lambda: self._renumbered(table, rows))
+            self._append(table, lambda: rows)
 
     def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]]) -> None:
         """Append rows that are too many for memory: one commit of all that ``parts()`` yields."""
@@ -127,17 +128,6 @@ class Fence:
     def numbered(self, table: Entries, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Return rows of a table that holds commit points with their sequence numbers, time and epoch."""
         common = {"time": datetime.now(UTC), "epoch": self.epoch}
-        first = self._next_seq(table)
-        numbered = [{**DEFAULTS[table], **row, **common, "seq": first + i} for i, row in enumerate(rows)]
+        seq = self.store.ledger.seq if table == "ledger" else self.store.tree.seq
+        numbered = [{**DEFAULTS[table], **row, **common, "seq": seq + 1 + i} for i, row in enumerate(rows)]
         return pa.Table.from_pylist(numbered, schema=SCHEMAS[table])
-
-    def _renumbered(self, table: str, rows: pa.Table) -> pa.Table:
-        if "seq" not in rows.schema.names:
-            return rows
-        first = self._next_seq(table)
-        return rows.set_column(
-            0, rows.schema.field("seq"), pa.array(range(first, first + len(rows)), pa.int64())
-        )
-
-    def _next_seq(self, table: str) -> int:
-        return 1 + (self.store.ledger.seq if table == "ledger" else self.store.tree.seq)

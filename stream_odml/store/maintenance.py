@@ -66,16 +66,11 @@ class MaintenanceReport:
 
 
 def maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None = None) -> MaintenanceReport:
-    """Do all maintenance, in an order that any crash may cut short. Call it without the fence's lock.
+    """Do all maintenance, in an order that any crash may cut short. Hold `fence.maintaining`, and not the fence's lock.
 
     ``covered``: the ``seq`` of the last tombstone whose rows may be deleted (banks need their vectors before);
     None for all.
     """
-    with fence.maintaining:
-        return _maintain(fence, policy, covered)
-
-
-def _maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None) -> MaintenanceReport:
     crash_point("maintain.before")
     house = Housekeeper(fence, covered)
     before = _named(house)

@@ -352,7 +352,8 @@ class Writer:
 
         Other operations need not wait for it. ``covered`` as for :func:`~stream_odml.store.maintenance.maintain`.
         """
-        report = maintain(self._fence, policy or MaintenancePolicy(), covered)
+        with self._fence.maintaining:
+            report = maintain(self._fence, policy or MaintenancePolicy(), covered)
         with self._fence.exclusive():  # this writer's own view is up to date after every operation
             return report
 

@@ -130,13 +130,13 @@ class Trunk:
         assert order is None or order.improves
         return order
 
-    def run(self, order: StageOrder) -> StageRun:
-        """A stage after its last step."""
+    def run(self, order: StageOrder, steps: int | None = None) -> StageRun:
+        """A stage after so many steps; by default after its last."""
         run = StageRun(
             self.config, order, Store.open(self.config.root), World(), Place(), lambda progress: None
         )
         run.open()
-        while run.next_step < run.total_steps:
+        while run.next_step < (run.total_steps if steps is None else steps):
             run.step()
         return run
 

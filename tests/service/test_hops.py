@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.api import create_app
 from stream_odml.service.replica import Replica
+from tests.hops import ours, stack
 from tests.seams.caller import JSON, Caller
 from tests.service.tiny_stream import TinyStream
 
@@ -28,7 +29,7 @@ def hops_to_faiss(app: ASGIApp, body: bytes, headers: dict[str, str]) -> list[st
     def watch(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and frame.f_code.co_name == "knn_inner_product":
             assert not found, "one query is one search"
-            found.extend(_ours(_suspended(request)) + _ours(_stack(frame)))
+            found.extend(ours(_suspended(request)) + ours(stack(frame)))
 
     with asyncio.Runner() as runner:
         request = runner.get_loop().create_task(Caller(app, "peer").ask("/v1/search", body, headers=headers))
@@ -47,23 +48,6 @@ def _suspended(task: asyncio.Task[int]) -> list[CodeType]:
         codes.append(code)
         waits = waits.cr_await
     return codes
-
-
-def _stack(frame: FrameType | None) -> list[CodeType]:
-    codes: list[CodeType] = []
-    while frame is not None:
-        codes.append(frame.f_code)
-        frame = frame.f_back
-    return codes[::-1]
-
-
-def _ours(codes: list[CodeType]) -> list[str]:
-    package = f"{Path(sys.modules['stream_odml'].__file__ or '').parent}/"
-    return [
-        f"{code.co_filename.removeprefix(package)}:{code.co_qualname}"
-        for code in codes
-        if code.co_filename.startswith(package)
-    ]
 
 
 @pytest.mark.parametrize("kind", ["vector", "image"])
