@@ -214,7 +214,10 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def diff_table(changes: Mapping[str, Any], limit: int = 20) -> Group:
+CLASSES_OF_DIFF = 20
+
+
+def diff_table(changes: Mapping[str, Any]) -> Group:
     """Return tables of a version diff: figures of both versions, then the classes that changed most."""
     figures = Table(
         "figure",
@@ -230,7 +233,7 @@ def diff_table(changes: Mapping[str, Any], limit: int = 20) -> Group:
         if name.startswith("recall_at_1/") or name == "forgetting":
             figures.add_row(shown(name), *(figure(row[key]) for key in ("from", "to", "delta")))
     changed = sorted([*changes["gained"], *changes["lost"]], key=lambda row: -abs(row["delta"]))
-    for row in changed[:limit]:
+    for row in changed[:CLASSES_OF_DIFF]:
         classes.add_row(shown(row["class"]), figure(row["from"]), figure(row["to"]), f"{row['delta']:+.3f}")
     said = Text(
         f"{len(changes['gained'])} classes gained recall, {len(changes['lost'])} lost, {changes['unchanged']} "

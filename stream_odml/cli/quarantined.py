@@ -13,7 +13,6 @@ from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.reading import raw_rows
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import ShardRef
-from stream_odml.storage.reading import StorageOptions
 from stream_odml.store.store import Store
 
 SCHEMA = pa.schema(
@@ -33,7 +32,7 @@ SCHEMA = pa.schema(
 """The columns of a shard, and five that say where a row came from and what is wrong (landing ignores them)."""
 
 
-def export_rows(store: Store, path: Path, options: StorageOptions | None = None) -> tuple[int, list[str]]:
+def export_rows(store: Store, path: Path) -> tuple[int, list[str]]:
     """Write every quarantined row to a Parquet file (for none, no file is made); return their number, and a line
     for each shard that cannot be read.
 
@@ -51,7 +50,7 @@ def export_rows(store: Store, path: Path, options: StorageOptions | None = None)
             continue
         ref = ShardRef.from_dict(dict(store.ledger.shards[shard_id].detail))
         try:
-            rows += [_row(raw, wanted[raw.row]) for raw in raw_rows(ref, options) if raw.row in wanted]
+            rows += [_row(raw, wanted[raw.row]) for raw in raw_rows(ref) if raw.row in wanted]
         except (BadShard, TransientReadError) as error:
             unread.append(f"{ref.uri}: {error}")
     if rows:

@@ -142,15 +142,10 @@ def build(args: dict[str, str]) -> Any:
     return build_app(config.root, config.service, config.storage_options)
 
 
-def start_service(
-    root: str,
-    options: ServiceOptions,
-    storage_options: dict[str, str] | None = None,
-    timeout_s: float = START_TIMEOUT_S,
-) -> str:
+def start_service(root: str, options: ServiceOptions, storage_options: dict[str, str] | None = None) -> str:
     """Run the service on the Ray session of this process and return its URL once its own replica answers queries.
 
-    Raises ServiceDown after ``timeout_s`` or when another stream answers there, ValueError for a token file that
+    Raises ServiceDown after `START_TIMEOUT_S` or when another stream answers there, ValueError for a token file that
     cannot be read.
     """
     from ray import serve
@@ -163,7 +158,7 @@ def start_service(
     bounds = front_bounds(options.header_timeout_s, options.max_connections_per_peer)
     serve.start(http_options=HTTPOptions(host=serve_host(options.host, bounds), port=options.port))
     _deploy(app, f"{APPLICATION}-{stream_id}")
-    _wait_until_ready(url, stream_id, timeout_s)
+    _wait_until_ready(url, stream_id, START_TIMEOUT_S)
     return url
 
 

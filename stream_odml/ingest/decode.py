@@ -112,12 +112,12 @@ def _without_notes(data: bytes) -> bytes | None:
     return b"".join(parts)
 
 
-def encode_image(pixels: Pixels, format: Literal["WEBP", "JPEG", "PNG"] = "WEBP", quality: int = 80) -> bytes:
+def encode_image(pixels: Pixels, format: Literal["WEBP", "JPEG", "PNG"] = "WEBP") -> bytes:
     """Return a small file of pixels [H, W, 3] uint8, for a thumbnail. ValueError for another shape or type."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"expected uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, format, quality=quality)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, format, quality=80)
     return out.getvalue()
 
 

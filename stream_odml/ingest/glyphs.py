@@ -68,12 +68,16 @@ def _texts(seed: int) -> Iterator[str]:
             yield pair
 
 
-def _distinct(characters: list[str], block: int = 64) -> Iterator[str]:
+_BLOCK = 64
+"""Characters that are compared with each other at once."""
+
+
+def _distinct(characters: list[str]) -> Iterator[str]:
     """Leave out what is blank or looks like one that came before (Latin A and Greek Alpha)."""
     kept_ND = np.empty((0, _LOOK * _LOOK), np.float32)
-    for start in range(0, len(characters), block):
+    for start in range(0, len(characters), _BLOCK):
         looks = [
-            (char, look) for char in characters[start : start + block] if (look := _look(char)) is not None
+            (char, look) for char in characters[start : start + _BLOCK] if (look := _look(char)) is not None
         ]
         if not looks:
             continue

@@ -159,7 +159,6 @@ def land_parquet(
     path: Inbox,
     rows_per_shard: int = 1000,
     label_names: Sequence[str] | None = None,
-    options: StorageOptions | None = None,
     name: str | None = None,
     only: Collection[str] | None = None,
 ) -> Iterator[str]:
@@ -176,7 +175,7 @@ def land_parquet(
         for final in names:
             rows = source.take(count)
             if only is None or final in only:
-                yield publish(inbox, final, _writer(rows, table.schema_arrow, label_names), options)
+                yield publish(inbox, final, _writer(rows, table.schema_arrow, label_names))
             for _ in rows:  # of a shard that is left out
                 pass
 
@@ -287,7 +286,7 @@ def complete_task(
         raise ValueError(f"task {task!r} names no shard: there is nothing to complete")
     manifest = ShardManifest(task=task, task_complete=True, shards=names)
     try:
-        return publish(inbox, final, lambda file: _write(file, manifest.to_bytes()), options)
+        return publish(inbox, final, lambda file: file.write(manifest.to_bytes()), options)
     except ShardExists as error:
         raise ShardExists(
             f"task {task!r} was completed before, with other shards; a task is completed once: choose another name"
@@ -303,10 +302,6 @@ def check_task(task: str) -> str:
         raise ValueError(
             f"task {task!r:.80}: expected 1-{room} letters, digits, '.', '_', '-', first a letter or digit"
         ) from None
-
-
-def _write(file: IO[bytes], data: bytes) -> None:
-    file.write(data)
 
 
 def push_name(idempotency_key: str) -> str:

@@ -59,7 +59,7 @@ def read_shard(
     be had now. Images are not decoded here: `decode_image` is where an image turns out to be bad.
     """
     seen: set[str] = set()
-    for raw in _rows(ref, storage_options, contents):
+    for raw in raw_rows(ref, storage_options, contents):
         yield _check(raw, ref.shard_id, seen)
 
 
@@ -68,12 +68,6 @@ def read_folder(path: Path, files: tuple[ManifestFile, ...]) -> Iterator[RawItem
     seen: set[str] = set()
     for raw in parts_rows(str(path.absolute()), files, None):
         yield _check(raw, path.name, seen)
-
-
-def raw_rows(ref: ShardRef, storage_options: StorageOptions | None = None) -> Iterator[RawRow]:
-    """Return all rows of a shard as they were written, unchecked: for people who mend what was refused.
-    Errors as above."""
-    return _rows(ref, storage_options)
 
 
 def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = None) -> None:
@@ -97,9 +91,10 @@ def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = No
     raise ValueError(f"{path}: no row at its start can be used, the first: {first.detail} ({first.reason})")
 
 
-def _rows(
-    ref: ShardRef, options: StorageOptions | None, contents: Sequence[Content] = ANY_CONTENT
+def raw_rows(
+    ref: ShardRef, options: StorageOptions | None = None, contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawRow]:
+    """Yield all rows of a shard as they were written, unchecked. Errors as `read_shard`."""
     if ref.format == "task":
         _check_task(ref, options)
         return

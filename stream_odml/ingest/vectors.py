@@ -21,13 +21,12 @@ NOT_FINITE = "a value is NaN, infinite or beyond 1e15: mend the model that made 
 NO_DIRECTION = "all values are 0, or next to it: it has no direction to compare; leave the row out"
 
 
-def checked_vector(values: NDArray[Any], dim: int | None = None) -> Vector:
-    """Return one vector as float32. Raises RowError: not finite, zero, or of another length than `dim`."""
+def checked_vector(values: NDArray[Any]) -> Vector:
+    """Return one vector as float32. Raises RowError: not finite, zero, or of no length that is taken."""
     with np.errstate(over="ignore"):
         vector: Vector = np.asarray(values, np.float32)
-    if vector.ndim != 1 or not 1 <= len(vector) <= MAX_DIM or (dim is not None and len(vector) != dim):
-        expected = f"1 to {MAX_DIM}" if dim is None else dim
-        raise RowError(Reason.WRONG_DIMENSION, f"{vector.size} values, expected {expected}")
+    if vector.ndim != 1 or not 1 <= len(vector) <= MAX_DIM:
+        raise RowError(Reason.WRONG_DIMENSION, f"{vector.size} values, expected 1 to {MAX_DIM}")
     largest = float(np.abs(vector).max())
     if not largest <= MAX_VALUE:  # false for NaN too
         raise RowError(Reason.BAD_VECTOR, NOT_FINITE)

@@ -27,13 +27,13 @@ class Conv4(Backbone):
 
     default_pooling = "flatten"
 
-    def __init__(self, channels: int = 64) -> None:
+    def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for c_in in (3, channels, channels, channels):
+        for c_in in (3, 64, 64, 64):
             layers += [
-                nn.Conv2d(c_in, channels, 3, padding=1, bias=False),
-                _GroupNorm(8, channels),
+                nn.Conv2d(c_in, 64, 3, padding=1, bias=False),
+                _GroupNorm(8, 64),
                 nn.MaxPool2d(2, ceil_mode=True),
                 nn.ReLU(inplace=True),
             ]

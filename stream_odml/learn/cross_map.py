@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,24 +159,12 @@ def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], see
 
     all_kept = [(ridge, 1.0) for ridge in RIDGES]
     best = best_of(Choice(0, False, 0.0, 0.0, 1.0, np.inf), all_kept)
-    same = (_keeping_entries,) if old_nD.shape[1] == new_nF.shape[1] else ()
-    for richer in (_with_offsets, *same, _with_hidden_layer):
-        tried = best_of(richer(best), all_kept)
+    same: list[dict[str, Any]] = [{"keeps_entries": True}] if old_nD.shape[1] == new_nF.shape[1] else []
+    for richer in ({"class_weight": CLASS_WEIGHT}, *same, {"width": HIDDEN}):
+        tried = best_of(replace(best, **richer), all_kept)
         best = tried if tried.error < _PAYS * best.error else best
     fewer = best_of(best, [(best.ridge, kept) for kept in KEPT])
     return fewer if fewer.error < _PAYS * best.error else best
-
-
-def _with_offsets(choice: Choice) -> Choice:
-    return replace(choice, class_weight=CLASS_WEIGHT)
-
-
-def _keeping_entries(choice: Choice) -> Choice:
-    return replace(choice, keeps_entries=True)
-
-
-def _with_hidden_layer(choice: Choice) -> Choice:
-    return replace(choice, width=HIDDEN)
 
 
 def fit_cross_map(

@@ -21,14 +21,14 @@ _FINEST = 0.6
 """Most waves of a stripe in one pixel of the model's input: some are finer than it can show."""
 
 
-def draw_pictures(image_size: int, count: int = PICTURES, seed: int = 0) -> list[bytes]:
-    """Return `count` encoded images, PNG and JPEG in turn, for a model whose input has this side."""
-    drawn = [_pixels(image_size, number, seed) for number in range(count)]
+def draw_pictures(image_size: int) -> list[bytes]:
+    """Return PICTURES encoded images, PNG and JPEG in turn, for a model whose input has this side."""
+    drawn = [_pixels(image_size, number) for number in range(PICTURES)]
     return [_encoded(pixels, "JPEG" if number % 2 else "PNG") for number, pixels in enumerate(drawn)]
 
 
-def _pixels(image_size: int, number: int, seed: int) -> NDArray[np.uint8]:
-    rng = np.random.default_rng([seed, number, 0xCA4A])
+def _pixels(image_size: int, number: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng([0, number, 0xCA4A])
     width, height = (max(12, round(side * image_size)) for side in _SHAPES[number % len(_SHAPES)])
     y, x = np.mgrid[:height, :width] / min(width, height) * image_size
     colours = np.full((height, width, 3), rng.uniform(60, 190, 3))

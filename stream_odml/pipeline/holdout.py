@@ -9,15 +9,9 @@ from __future__ import annotations
 import hashlib
 
 
-def is_held_out(item_id: str, fraction: float, seed: int = 0) -> bool:
+def is_held_out(item_id: str, fraction: float) -> bool:
     """Return whether the item belongs to the held-out `fraction` (0..1). Raises ValueError for another fraction."""
     if not 0.0 <= fraction <= 1.0:
         raise ValueError(f"held-out fraction {fraction}: expected 0..1")
-    digest = hashlib.blake2b(
-        item_id.encode("utf-8", "surrogatepass"), digest_size=8, salt=_salt(seed)
-    ).digest()
+    digest = hashlib.blake2b(item_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2.0**64
-
-
-def _salt(seed: int) -> bytes:
-    return (seed % 2**64).to_bytes(8, "big")

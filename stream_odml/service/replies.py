@@ -32,14 +32,14 @@ def options_of(request: Request) -> ServiceOptions:
     return cast(ServiceOptions, request.app.state.options)
 
 
-def reply(value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def reply(value: Mapping[str, Any], status: int = 200) -> Response:
     """Return the response whose body is `encoded(value)`."""
-    return json_response(encoded(value), status, headers)
+    return json_response(encoded(value), status)
 
 
-def json_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: bytes, status: int = 200) -> Response:
     """Return the response of a body that is JSON already."""
-    return Response(body, status, headers, media_type="application/json")
+    return Response(body, status, media_type="application/json")
 
 
 def encoded(value: Mapping[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ from stream_odml.storage.claims import NameClaimed, claim
 from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
 
 MAX_NAME_CHARS = 150
-Write = Callable[[IO[bytes]], None]
+Write = Callable[[IO[bytes]], object]
 
 
 class ShardExists(ValueError):
