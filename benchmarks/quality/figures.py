@@ -38,7 +38,7 @@ COLUMNS: Mapping[str, str] = {
     "compatibility_bc_mapped": "BC",
     "compatibility_fc_mapped": "FC",
     "train_s": "seconds",
-    "pass_s": "of last passes and heads",
+    "pass_s": "seconds, last passes and heads",
     "item_bytes": "bytes an item",
     "class_bytes": "a class",
     "version_bytes": "a version",

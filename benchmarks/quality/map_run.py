@@ -41,18 +41,24 @@ class MapRun(Run):
         state.student, state.bank = outcome.student, outcome.bank
         state.train_s += seconds
         state.steps += steps
+        began, forward = self._clock(), self._fitted(state, parent, images)
+        self._pass_s += self._clock() - began
+        self._measure(state, forward)
+
+    def _fitted(self, state: RunState, parent: Embedder, images: Ints) -> DriftMap:
+        """Fit the rival, and return what maps the gallery."""
+        rival, student = self.method.map_rival, state.student
         if isinstance(rival, PseudoReplay):
-            models, pixels = (parent, outcome.student), self.study.images.pixels[images]
+            models, pixels = (parent, student), self.study.images.pixels[images]
             maps = rival.fit(models, pixels, self._means, self.study.device, self.seed)
             self._means = {label: maps[label].apply(mean[None])[0] for label, mean in self._means.items()}
-            self._measure(state, ClassMaps(maps, self.labels_M[self.stream.arrival < stage]))
-            return
-        before, now = self._embed(parent, images), self._embed(outcome.student, images)
-        if rival.side == "query":
-            self._back.append(rival.fit(now, before, self.seed))
-            self._measure(state, IdentityMap())
-        else:
-            self._measure(state, rival.fit(before, now, self.seed))
+            return ClassMaps(maps, self.labels_M[self.stream.arrival < state.stage])
+        assert rival is not None
+        before, now = self._embed(parent, images), self._embed(student, images)
+        if rival.side == "gallery":
+            return rival.fit(before, now, self.seed)
+        self._back.append(rival.fit(now, before, self.seed))
+        return IdentityMap()
 
     def _add_means(self, model: Embedder, stage: int) -> None:
         """Add the class means of a task as the model that has learnt it embeds them."""

@@ -17,6 +17,7 @@ from benchmarks.quality.map_run import MapRun
 from benchmarks.quality.methods import parse_method
 from benchmarks.quality.pseudo_replay import PSEUDO, ClassMaps, PseudoReplay, push
 from benchmarks.quality.state import RunState
+from benchmarks.quality.study import Run
 from benchmarks.tests.squares import arguments, run, squares
 from stream_odml.learn.drift import AffineMap
 from stream_odml.learn.embedder import Embedder
@@ -175,7 +176,10 @@ def test_class_means_are_of_learnt_images_and_follow_the_model(
     learnt: list[dict[int, np.ndarray]] = []
     fit, add = PseudoReplay.fit, MapRun._add_means
 
+    now = [0.0]
+
     def watched(self: PseudoReplay, models: Any, pixels: Any, means: Any, device: str, seed: int) -> Any:
+        now[0] += 100
         asked.append(dict(means))
         made.append(fit(self, models, pixels, means, device, seed))
         return made[-1]
@@ -187,6 +191,7 @@ def test_class_means_are_of_learnt_images_and_follow_the_model(
         add(self, model, stage)
 
     monkeypatch.setattr(PseudoReplay, "fit", watched)
+    monkeypatch.setattr(Run, "_clock", property(lambda self: lambda: now[0]))
     monkeypatch.setattr(MapRun, "_add_means", added)
     names = "l2,apr_l2=apr_l2:samples=4,adc_l2"
     run(monkeypatch, arguments(squares(tmp_path), tmp_path, "--commit", "c0ffee", "--methods", names))
@@ -195,6 +200,7 @@ def test_class_means_are_of_learnt_images_and_follow_the_model(
         assert figures[f"{name}/last_r1_reextracted"] == figures["l2/last_r1_reextracted"], "one model"
         assert figures[f"{name}/last_r1_stale"] == figures["l2/last_r1_stale"]
         assert f"{name}/last_r1_mapped" in figures
+        assert figures[f"{name}/pass_s"] == 200, "to fit its maps is what it costs"
     base, first = learnt[0], learnt[1]
     assert [len(means) for means in asked[:2]] == [6, 9]
     for c, mean in asked[0].items():
