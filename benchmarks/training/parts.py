@@ -82,7 +82,7 @@ def _parts(shape: Shape, seed: int) -> dict[str, Callable[[], object]]:
 
 def _there_and_back(learner: StageLearner, images: Tensor) -> None:
     learner.networks.student(images).square().sum().backward()
-    learner._optimiser.zero_grad(set_to_none=False)
+    learner._optimiser.zero_grad()
 
 
 def _losses(learner: StageLearner, old_Bd: Tensor, labels: Tensor) -> None:

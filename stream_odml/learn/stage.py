@@ -23,7 +23,7 @@ from stream_odml.learn.finish import Batch, FinishPass, run_finish
 from stream_odml.learn.losses import OLD_MODEL_TERMS, stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.learn.networks import across_ranks, build_networks, contiguous, freeze
-from stream_odml.learn.optimiser import build_optimiser, load_optimiser_state, optimiser_state, set_rate
+from stream_odml.learn.optimiser import build_optimiser, set_rate
 from stream_odml.learn.outcome import StageDiverged, StageOutcome, StepReport
 from stream_odml.learn.row_buffer import InMemoryBuffer, NewBuffer
 from stream_odml.learn.settings import StageSettings
@@ -107,7 +107,7 @@ class StageLearner:
         compares = any(getattr(s, weight) for weight in OLD_MODEL_TERMS)
         self._needs_old = not self.is_base and (compares or has_virtual)
         self._parallel = across_ranks(self.networks, self.world)
-        self._optimiser = build_optimiser(self.networks, self._metric, s, self._rate)
+        self._optimiser = build_optimiser(self.networks, self._metric, s)
 
     def step(self, pixels_bHW3: Tensor, labels_b: Tensor) -> StepReport:
         """Take one optimiser step on this rank's slice of the global batch (uint8 pixels, int64 labels).
@@ -219,7 +219,7 @@ class StageLearner:
         return StepReport({"total": sum(values), **terms}, step)
 
     def _descend(self, loss: Tensor, step: int) -> None:
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.zero_grad()
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         set_rate(self._optimiser, self.settings, self._rate, step, self.total_steps)
@@ -229,7 +229,7 @@ class StageLearner:
         """Return progress within the stage: with the constructor's arguments, enough to continue to the same bits."""
         state = {f"networks.{k}": v for k, v in self.networks.state_dict().items()}
         state |= {f"metric.{k}": v for k, v in self._metric.state_dict().items()}
-        state |= {f"adam.{k}": v for k, v in optimiser_state(self._optimiser).items()}
+        state |= {f"adam.{k}": v for k, v in self._optimiser.state().items()}
         state["step"] = torch.tensor(self.next_step)
         return {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
 
@@ -243,9 +243,9 @@ class StageLearner:
                     parts[part][rest] = value
             self.networks.load_state_dict(parts["networks"])
             self._metric.load_state_dict(parts["metric"])
-            load_optimiser_state(self._optimiser, parts["adam"])
+            self._optimiser.load_state(parts["adam"])
             self.next_step = int(state["step"])
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (LookupError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"progress of another stage: {error}; start the task again from its parent"
             ) from error

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def test_learning_imports_no_runtime_and_no_optional_library() -> None:
+def test_learning_loads_no_runtime_no_optional_library_and_no_compiler() -> None:
     forbidden = (
         "ray",
         "pyarrow",
@@ -19,10 +19,12 @@ def test_learning_imports_no_runtime_and_no_optional_library() -> None:
     )
     code = (
         "import sys, stream_odml.learn.stage, stream_odml.learn.evaluation, stream_odml.learn.named\n"
-        f"print([name for name in {forbidden!r} if name in sys.modules])"
+        f"print([name for name in {forbidden!r} if name in sys.modules])\n"
+        "from tests.learn.tiny import after; after(2)\n"
+        "print('torch._dynamo' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert run.stdout.splitlines() == ["[]", "False"]
 
 
 def test_a_head_is_chosen_and_solved_without_torch() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stream_odml.learn.optimiser import schedule
+from stream_odml.learn.optimiser import Adam, ParameterGroup, schedule
 from stream_odml.learn.settings import StageSettings
 from tests.learn.tiny import SETTINGS, after, batch, learner
 
@@ -40,11 +40,11 @@ def test_a_factor_of_zero_holds_the_head_still() -> None:
 
 
 def test_decay_spares_norms_and_biases() -> None:
-    groups = learner(1, *after(1))._optimiser.param_groups
+    groups = learner(1, *after(1))._optimiser.groups
     for group in groups:
-        ranks = {p.ndim > 1 for p in group["params"]}
-        assert ranks == {group["weight_decay"] > 0}
-    assert sum(len(group["params"]) for group in groups) == 2 * (4 * 3 + 2)
+        ranks = {p.ndim > 1 for p in group.params}
+        assert ranks == {group.weight_decay > 0}
+    assert sum(len(group.params) for group in groups) == 2 * (4 * 3 + 2)
 
 
 def test_the_schedule_warms_up_and_falls_to_zero() -> None:
@@ -66,3 +66,24 @@ def test_the_peer_s_batches_are_its_only_steps() -> None:
     stage.step(*batch(1, 1))
     after_ = list(stage.networks.peer.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, after_, strict=True))
+
+
+def test_its_numbers_are_those_of_torch_and_so_is_what_it_goes_on_to_from_a_state() -> None:
+    ours, theirs = (torch.nn.Linear(3, 2), torch.nn.Linear(3, 2))
+    theirs.load_state_dict(ours.state_dict())
+    group = ParameterGroup([ours.weight, ours.bias], factor=1.0, weight_decay=0.1, rate=0.02)
+    adam = Adam([group])
+    oracle = torch.optim.Adam(theirs.parameters(), lr=0.02, weight_decay=0.1)
+    for step in range(4):
+        if step == 2:
+            kept = adam.state()
+            adam = Adam([group])
+            adam.load_state(kept)
+        for model, optimiser in ((ours, adam), (theirs, oracle)):
+            optimiser.zero_grad()  # type: ignore[attr-defined]
+            model(torch.full((1, 3), step + 1.0)).square().sum().backward()
+            if step == 1:
+                model.bias.grad = None
+            optimiser.step()  # type: ignore[attr-defined]
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
