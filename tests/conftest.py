@@ -36,6 +36,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # The tree of commands is made of signatures and their annotations, some hundred times as long as a command is parsed.
 typer.main.get_command = functools.cache(typer.main.get_command)
 typer.testing._get_command = typer.main.get_command  # type: ignore[attr-defined]
+# Until what is imported has been left out (`pytest_collection_finish`): each look at it finds nothing.
+gc.disable()
 RAY_TIMEOUT_S = 900
 PATIENCE_S = 300.0
 RAY_CPUS = 3
@@ -110,6 +112,7 @@ def pytest_collection_finish() -> None:
     """Leave what was imported out of every later look for garbage: it stays."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @functools.cache
