@@ -1,15 +1,25 @@
 """A running stream under a discriminant head: its trunk is learnt once, then every task in seconds without an image.
 
-A learnt class is forgotten in it by the commands a person would type: hidden, deleted, proven.
+Two replicas serve it, and no query fails meanwhile. What the session opens is on the loopback, and its folder is
+closed. A learnt class is forgotten in it by the commands a person would type: hidden, deleted, proven.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import stat
+import subprocess
+import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +27,10 @@ import ray
 from typer.testing import CliRunner
 
 from stream_odml.cli.main import app
-from stream_odml.client import Client
+from stream_odml.client import Client, ServiceError
 from stream_odml.cluster.head_solver import SOLVER_NAME
 from stream_odml.cluster.runtime import NAMESPACE
+from stream_odml.cluster.serve import stop_service
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.config.stream import parse_config
 from stream_odml.ingest.glyphs import GlyphCategory, glyph_categories
@@ -32,6 +43,12 @@ from tests.seams.sessions import this_session
 
 pytestmark = pytest.mark.ray
 WAIT_S = 500
+CALLER = """
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, 60)
+print("answered")
+"""
 
 
 def _config(root: Path) -> dict[str, object]:
@@ -45,7 +62,7 @@ def _config(root: Path) -> dict[str, object]:
         "evaluation": {"held_out": 0.25},
         "gate": {"enabled": False},  # six steps teach little; that is not the question here
         "cluster": {"workers": 1},
-        "service": {"port": 0},
+        "service": {"port": 0, "replicas": 2, "num_cpus": 0.1, "poll_s": 0.05, "wait_s": 60},
         "metrics": {"port": 0},
     }
 
@@ -73,6 +90,8 @@ class Running:
     store: Store
     inbox: str
     categories: list[GlyphCategory]
+    problems: list[object] = field(default_factory=list)
+    """Answers to queries that are none."""
 
     def versions(self) -> int:
         self.store.refresh()
@@ -83,23 +102,59 @@ class Running:
         _land(self.inbox, task, self.categories[first : first + 3])
         _wait(lambda: self.versions() == count, f"task {task}: {self.session.look()}")
 
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask for one image after the other meanwhile; no query may fail or find nothing."""
+        done = threading.Event()
+        images = [image for category in self.categories[:6] for image in category.images]
+
+        def ask() -> None:
+            with Client(self.session.endpoints.service, retries=0) as client:
+                at = 0
+                while not done.wait(0.05):
+                    try:
+                        hits = client.search_image(images[at % len(images)], k=3).hits
+                    except Exception as error:
+                        self.problems.append(error)
+                        return
+                    if len(hits) < 3:
+                        self.problems.append(hits)
+                    at += 1
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=WAIT_S)
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("fast") / "root"
     categories = [category for category, _ in zip(glyph_categories(0, images=12), range(9), strict=False)]
-    with run_stream(parse_config(_config(root))) as session:
-        stream = Running(session, Store.open(str(root)), str(inbox_path(session.config)), categories)
-        _land(stream.inbox, "one", categories[:3])
-        stream.learn("two", 3, 3)  # embedded by weights from nothing: anew, once there is a trunk
-        yield stream
+    before = os.umask(0)  # of a user who asks for nothing
+    try:
+        with run_stream(parse_config(_config(root))) as session:
+            os.umask(before)
+            folder = this_session(session.endpoints.service).folder
+            stream = Running(session, Store.open(str(root)), str(inbox_path(session.config)), categories)
+            _land(stream.inbox, "one", categories[:3])
+            stream.learn("two", 3, 3)  # embedded by weights from nothing: anew, once there is a trunk
+            yield stream
+    finally:
+        os.umask(before)
+    assert not folder.exists()
 
 
 def test_a_base_then_two_tasks_are_learnt_once_each_with_the_solver_killed_between(running: Running) -> None:
     store = running.store
     solver = ray.get_actor(SOLVER_NAME, namespace=NAMESPACE)
     os.kill(ray.get(solver.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
-    running.learn("three", 6, 4)
+    with running.asking():
+        running.learn("three", 6, 4)
+    assert not running.problems, running.problems[:3]
     base, second, third = list(store.tree.versions.values())[1:]
     tree = store.tree
     assert not tree.same_trunk(tree.root or "", base.version_id)
@@ -125,31 +180,55 @@ def test_a_base_then_two_tasks_are_learnt_once_each_with_the_solver_killed_betwe
     assert len(learnt) == len(set(learnt)) == 3
     with Client(running.session.endpoints.service) as client:
         query = running.categories[7]
-        _wait(
-            lambda: client.search_image(query.images[0]).version == third.version_id,
-            "the third version serves",
-        )
-        hits = client.search_image(query.images[0], k=3).hits
-        assert hits[0].class_name == query.class_name
+        for _ in range(6):  # whichever replica answers
+            found = client.search_image(query.images[0], k=3, min_version=third.version_id)
+            assert found.version == third.version_id
+            assert found.hits[0].class_name == query.class_name
 
 
-def test_driver_trainer_and_replica_listen_on_the_loopback_alone(running: Running) -> None:
-    listeners = this_session(running.session.endpoints.service).listeners()
+def test_every_socket_of_a_session_is_on_the_loopback_and_nobody_else_reaches_its_files(
+    running: Running,
+) -> None:
+    session = this_session(running.session.endpoints.service)
+    listeners = session.listeners()
     programs = " ".join(name for _, _, name in listeners)
-    for program in ("raylet", "haproxy", "ray::ServeReplica", "ray::StreamDriver"):
+    for program in (
+        "gcs_server", "raylet", "haproxy", "ray::ServeReplica", "ray::StreamDriver", "ray::RayTrainWorker",
+        "DashboardAgent",
+    ):  # fmt: skip
         assert program in programs, f"{program} was not seen"
     assert not [(at, port, name[:60]) for at, port, name in listeners if not at.startswith("127.")]
+    # Ray opens what lies in it to others with every worker that it starts, and nobody else gets that far.
+    assert stat.S_IMODE(session.folder.lstat().st_mode) == 0o700
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(session.folder / "token")}
+    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    with ThreadPoolExecutor() as pool:
+        reported = pool.map(partial(_call, session.gcs), (token, {"RAY_AUTH_MODE": "disabled"}, wrong))
+        assert ["answered" in said for said in reported] == [True, False, False]
+
+
+def _call(gcs: str, variables: dict[str, str]) -> str:
+    """What a process prints that calls the head with these variables of Ray's and no others."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", CALLER, gcs]
+    done = subprocess.run(command, env=own | variables, capture_output=True, text=True, timeout=WAIT_S)
+    return done.stdout
 
 
 def test_a_learnt_class_goes_for_good(running: Running) -> None:
     shell, root, inbox = CliRunner(), running.session.config.root, Path(running.inbox)
     name = running.categories[1].class_name
     with Client(running.session.endpoints.service) as client:
-        _wait(lambda: len(client.classes()) >= 6, "the classes of two tasks are served")
-        before = len(client.classes())
+        running.store.refresh()
+        before = len(set(running.store.gallery_rows(vectors=False)["class_name"].to_pylist()))
+
+        def serves(classes: int) -> bool:
+            return all(len(client.classes()) == classes for _ in range(6))
+
+        _wait(lambda: serves(before), "the classes of all tasks are served")
         said = shell.invoke(app, ["forget", root, "--class", name])
         assert said.exit_code == 0, said.output
-        _wait(lambda: len(client.classes()) == before - 1, "the class is hidden")
+        _wait(lambda: serves(before - 1), "the class is hidden")
     verify = ["forget", root, "--class", name, "--verify"]
 
     def is_gone() -> bool:
@@ -166,3 +245,27 @@ def test_a_learnt_class_goes_for_good(running: Running) -> None:
     assert "What stays" in said.output
     assert not (inbox / "one-1.parquet").exists()
     assert (inbox / "one-0.parquet").exists()
+
+
+def _shows(target: str, version: str) -> bool:
+    with urllib.request.urlopen(f"http://{target}/metrics") as answer:
+        return f'version="{version}"' in answer.read().decode()
+
+
+def test_both_replicas_are_announced_and_show_the_version_until_the_service_is_stopped(
+    running: Running,
+) -> None:
+    running.store.refresh()
+    folder, head = Path(running.session.config.root) / "metrics", running.store.tree.head
+    found = sorted(folder.glob("replica-*.json"))
+    assert len(found) == 2
+    for path in found:
+        target = json.loads(path.read_text())[0]["targets"][0]
+        _wait(partial(_shows, target, head), f"{target} shows the version")
+    ray.kill(running.session.driver)
+    with Client(running.session.endpoints.service) as client:
+        with pytest.raises(ServiceError, match="driver_away"):
+            client.rollback(head)
+        assert client.search_image(running.categories[0].images[0], k=1).hits
+    stop_service()
+    assert not list(folder.glob("replica-*.json"))

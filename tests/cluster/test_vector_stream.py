@@ -1,30 +1,22 @@
 """A running stream of vectors, served by two replicas: no trainer starts, vectors land over HTTP and by shard, and each
-task is solved while clients ask. What the session opens is on the loopback, and its files are its own.
+task is solved while clients ask. (`tests/service/test_vectors.py` does the same in one process.)
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
-from stream_odml.client import Client, ServiceError
-from stream_odml.cluster.serve import stop_service
+from stream_odml.client import Client
 from stream_odml.cluster.session import Session, run_stream
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.pipeline.sources import inbox_path
@@ -32,16 +24,10 @@ from stream_odml.store.store import Store
 from tests.seams.sessions import this_session
 from tests.service.vector_stream import Floats, vector_config, vectors_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 WAIT_S = 500
 TREES = [f"tree {i}" for i in range(4) for _ in range(10)]
 BIRDS = [f"bird {i}" for i in range(3) for _ in range(10)]
-CALLER = """
-import sys
-from ray._raylet import GcsClient
-GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None, 60)
-print("answered")
-"""
 
 
 @dataclass
@@ -108,36 +94,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     try:
         with run_stream(vector_config(root, service=service, metrics={"port": 0})) as session:
             os.umask(before)
-            folder = this_session(session.endpoints.service).folder
             yield Running(session, Store.open(session.config.root))
     finally:
         os.umask(before)
-    assert not folder.exists()
 
 
-def test_every_socket_of_a_session_is_on_the_loopback_and_its_files_are_its_own(running: Running) -> None:
-    session = this_session(running.url)
-    listeners = session.listeners()
-    programs = " ".join(name for _, _, name in listeners)
-    for program in (
-        "gcs_server", "raylet", "haproxy", "ray::ServeReplica", "ray::StreamDriver", "DashboardAgent"
-    ):  # fmt: skip
-        assert program in programs, f"{program} was not seen"
-    assert not [(at, port, name[:60]) for at, port, name in listeners if not at.startswith("127.")]
-    _assert_private(session.folder)
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(session.folder / "token")}
-    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    with ThreadPoolExecutor() as pool:
-        reported = pool.map(partial(_call, session.gcs), (token, {"RAY_AUTH_MODE": "disabled"}, wrong))
-        assert ["answered" in said for said in reported] == [True, False, False]
-
-
-def _call(gcs: str, variables: dict[str, str]) -> str:
-    """What a process prints that calls the head with these variables of Ray's and no others."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-c", CALLER, gcs]
-    done = subprocess.run(command, env=own | variables, capture_output=True, text=True, timeout=WAIT_S)
-    return done.stdout
+def test_after_its_start_every_file_of_a_session_is_its_own(running: Running) -> None:
+    _assert_private(this_session(running.url).folder)
 
 
 def _assert_private(session: Path) -> None:
@@ -196,26 +159,3 @@ def _each_replica_finds(client: Client, item_id: str, vector: Floats, version: s
     for _ in range(6):
         answer = client.search_vector(vector, k=1, min_version=version)
         assert (answer.version, answer.hits[0].item_id) == (version, item_id)
-
-
-def _shows(target: str, version: str) -> bool:
-    with urllib.request.urlopen(f"http://{target}/metrics") as answer:
-        return f'version="{version}"' in answer.read().decode()
-
-
-def test_both_replicas_are_announced_and_show_the_version_until_the_service_is_stopped(
-    running: Running,
-) -> None:
-    folder, head = Path(running.session.config.root) / "metrics", running.store.tree.head
-    found = sorted(folder.glob("replica-*.json"))
-    assert len(found) == 2
-    for path in found:
-        target = json.loads(path.read_text())[0]["targets"][0]
-        running.wait(partial(_shows, target, head), f"{target} shows the version")
-    ray.kill(running.session.driver)
-    with Client(running.url) as client:
-        with pytest.raises(ServiceError, match="driver_away"):
-            client.rollback(head)
-        assert client.search_vector(vectors_of(TREES)[0], k=1).hits[0].item_id == "t0"
-    stop_service()
-    assert not list(folder.glob("replica-*.json"))
