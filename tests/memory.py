@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def peak_mib() -> float:
+def peak_mib(process: int | str = "self") -> float:
     """Return the peak of resident memory in MiB, since the start of the program or `forget_peak`."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 

@@ -146,7 +146,7 @@ def test_a_name_that_covers_nothing_is_an_error_everywhere(stream: TinyStream, k
             assert said.exit_code == 1, (name, said.output)
             assert "What stays" not in said.output, name
             assert f"no {kind}" in str(said.exception), name
-        assert _tombstones(stream) == [], name
+    assert _tombstones(stream) == []
     writer = Writer.claim(stream.root, "test")
     replica = Replica(stream.root, ServiceOptions(), Here(writer))
     replica.start()
@@ -157,7 +157,7 @@ def test_a_name_that_covers_nothing_is_an_error_everywhere(stream: TinyStream, k
             with pytest.raises(ServiceError) as refused:
                 ask(name)
             assert refused.value.status == 404, name
-            assert _tombstones(stream) == [], name
+    assert _tombstones(stream) == []
     replica.close()
     writer.release()
 
