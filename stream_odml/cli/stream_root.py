@@ -40,6 +40,8 @@ MISSING = (
     "put these files back under the root, or restore it from a backup; a running stream goes on by itself within "
     "seconds. Until then their rows are not found, and tasks that need them wait"
 )
+YOUNG_S = 120.0
+"""Age of a request to erase up to which a running stream may not have come to delete everything yet."""
 RELEARN_WITHOUT = " (its task was skipped: `relearn` would do without what is in it)"
 TOKEN_REMEDY = "give the service's token with --token, or in the environment as STREAM_ODML_TOKEN"
 
@@ -310,6 +312,10 @@ def verify_forgotten(
     lines = [f"{proof.files} files searched under {root}; {covered}"]
     lines += [f"found in {line}" for line in proof.findings]
     left = len(proof.findings)
+    if left and proof.asked_s_ago < YOUNG_S:
+        lines.append(
+            f"asked {proof.asked_s_ago:.0f} s ago; a running stream deletes within a minute: verify again"
+        )
     if proof.covered is None:
         left += 1
         lines.append(f"an earlier release took the request and did not note whether any {kind} has this name")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +29,7 @@ from stream_odml.storage.reading import StorageOptions
 from stream_odml.store.artifacts import BANK, HEAD, SUMS
 from stream_odml.store.erased_refusals import COLUMNS as REFUSAL
 from stream_odml.store.erased_refusals import erased_refusals
-from stream_odml.store.errors import UnknownSubject
+from stream_odml.store.errors import ArtifactCorrupt, UnknownSubject
 from stream_odml.store.ledger_states import ShardState, Tombstone
 from stream_odml.store.pictures import erased_pictures
 from stream_odml.store.store import Store
@@ -38,6 +39,8 @@ OWN_FOLDERS = ("gallery/", "quarantine/", "artifacts/", "thumbnails/", "holdout/
 HALF_WRITTEN = (
     "half-written, and may hold it; a running stream, or another `forget`, deletes it an hour after"
 )
+SEARCHES = 5
+"""Times that it is looked again for what replaced a file while it was searched."""
 STAYS = (
     "What stays: the name in the ledger (the request itself, and counts by class), ids in the statistics of Delta's "
     "log until it is cleaned, and what the weights and drift maps learnt from the images."
@@ -50,6 +53,8 @@ class Proof:
 
     covered: int | None = None
     """Items that the requests covered; None where a release that did not count took them."""
+    asked_s_ago: float = math.inf
+    """Seconds since the last request."""
     files: int = 0
     findings: list[str] = field(default_factory=list)
     """Files of ours that still hold vectors, statistics or pixels, each with what it holds."""
@@ -77,6 +82,18 @@ def verify_forgotten(
     Raises UnknownSubject when it was never asked to be forgotten, and when that request covered nothing.
     """
     store = Store.open(root, dict(options) if options else None)
+    for attempt in range(SEARCHES):
+        try:
+            return _search(store, kind, name, source)
+        except ArtifactCorrupt:
+            # A running stream corrects sums and heads, and deletes the earlier ones at once.
+            if attempt == SEARCHES - 1:
+                raise
+            store.refresh()
+    raise AssertionError("unreachable")
+
+
+def _search(store: Store, kind: str, name: str, source: StorageOptions | None) -> Proof:
     name = stored_name(store.ledger, kind, name)
     tombstones = [s for s in store.ledger.tombstones if (s.kind, s.name) == (kind, name)]
     if not tombstones:
@@ -89,13 +106,8 @@ def verify_forgotten(
     covered = {s.shard_id: s for s in store.ledger.shards.values() if s.landed_seq < tombstone.seq}
     if kind == "shard":
         covered = {name: covered[name]} if name in covered else {}
-    proof = Proof(known)
-    for info in store.files.list(""):
-        proof.files += 1
-        if info.path.startswith(OWN_FOLDERS):
-            proof.findings += _in_file(store, info.path, tombstone, covered)
-        if ASIDE in info.path and info.mtime < tombstone.time.timestamp():
-            proof.findings.append(f"{info.path}: {HALF_WRITTEN}")
+    proof = Proof(known, asked_s_ago=time.time() - tombstone.time.timestamp())
+    _search_files(store, tombstone, covered, proof)
     for place in pushed_elsewhere(store):
         proof.findings += [
             f"{path}: {HALF_WRITTEN}" for path in half_written(place, tombstone.time.timestamp())
@@ -120,6 +132,28 @@ def verify_forgotten(
     return proof
 
 
+def _search_files(store: Store, tombstone: Tombstone, covered: dict[str, ShardState], proof: Proof) -> None:
+    searched: set[str] = set()
+    for _ in range(SEARCHES):
+        vanished = False
+        for info in store.files.list(""):
+            if info.path in searched:
+                continue
+            searched.add(info.path)
+            if ASIDE in info.path and info.mtime < tombstone.time.timestamp():
+                proof.findings.append(f"{info.path}: {HALF_WRITTEN}")
+            if info.path.startswith(OWN_FOLDERS):
+                try:
+                    proof.findings += _in_file(store, info.path, tombstone, covered)
+                except FileNotFoundError:
+                    vanished = True
+        proof.files = len(searched)
+        if not vanished:
+            return
+        # What it held may be in a file that was written since the listing.
+    proof.findings.append("files that were replaced while they were searched: verify again")
+
+
 def _known(store: Store, tombstones: Sequence[Tombstone]) -> int | None:
     """How many items requests for one name covered, where that can be known."""
     counts = [tombstone.items for tombstone in tombstones if tombstone.items is not None]
@@ -133,13 +167,12 @@ def _known(store: Store, tombstones: Sequence[Tombstone]) -> int | None:
 
 
 def _in_file(store: Store, path: str, tombstone: Tombstone, covered: dict[str, ShardState]) -> Iterator[str]:
+    """What one file holds. Raises FileNotFoundError where it was deleted since it was listed."""
     files = store.files
     if not path.endswith(".parquet"):
         return
     try:
         parquet = pq.ParquetFile(pa.BufferReader(files.read(path)))
-    except FileNotFoundError:
-        return  # vacuumed since it was listed
     except pa.ArrowException:
         yield f"{path}: cannot be read"
         return

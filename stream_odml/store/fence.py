@@ -4,12 +4,12 @@ Protects: a writer that slept while its successor claimed the root cannot commit
 append fails; or it has caught up, and then it has seen the newer epoch.
 """
 
+import contextlib
 import random
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from deltalake.exceptions import CommitFailedError
 
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.store.errors import RootBusy, WriterFenced
+from stream_odml.store.errors import RootBusy, TableCorrupt, WriterFenced
 from stream_odml.store.lease import Lease
 from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMAS
@@ -25,6 +25,8 @@ from stream_odml.store.tables import SCHEMAS
 APPEND_ATTEMPTS = 20
 """Maintenance beside it may commit to the same table again and again; a newer writer is found at the first look."""
 PAUSE_S, MAX_PAUSE_S = 0.01, 0.5
+CLOCKS_APART_S = 600.0
+"""How far the clock of a disk or an object store may differ from this machine's."""
 Entries = Literal["ledger", "versions"]
 """Tables that hold commit points."""
 DEFAULTS: Mapping[Entries, Mapping[str, Any]] = {
@@ -69,7 +71,7 @@ class Fence:
                 f"{self.store.uri} was claimed by another writer at this very moment; try again"
             ) from None
 
-    @contextmanager
+    @contextlib.contextmanager
     def exclusive(self) -> Iterator[Store]:
         """Yield the store brought up to date, for one operation at a time. Raises WriterFenced for a writer
         of the past."""
@@ -93,12 +95,12 @@ class Fence:
         self.store.refresh()
 
     def append(self, table: str, rows: pa.Table) -> None:
-        """Make one commit to one table; tried again only when what came first was no newer writer's claim."""
+        """Make one commit of a transaction's rows to one table; tried again only when what came first was no newer writer's claim."""
         if len(rows):
-            self._append(table, lambda: rows)
+            self._append(table, lambda: rows, rows["txn"][0].as_py())
 
-    def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]]) -> None:
-        """Append rows that are too many for memory: one commit of all that ``parts()`` yields."""
+    def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]], txn: str) -> None:
+        """Append rows of a transaction that are too many for memory: one commit of all that ``parts()`` yields."""
         schema = self.store.tables[table].schema
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -106,10 +108,10 @@ class Fence:
                 yield from part.to_batches()
 
         if any(len(part) for part in parts()):
-            self._append(table, lambda: pa.RecordBatchReader.from_batches(schema, batches()))
+            self._append(table, lambda: pa.RecordBatchReader.from_batches(schema, batches()), txn)
 
-    def _append(self, table: str, rows: Callable[[], pa.Table | pa.RecordBatchReader]) -> None:
-        mark = uuid.uuid4().hex
+    def _append(self, table: str, rows: Callable[[], pa.Table | pa.RecordBatchReader], txn: str = "") -> None:
+        mark, before = uuid.uuid4().hex, time.time() - CLOCKS_APART_S
         for attempt in range(APPEND_ATTEMPTS):
             into = self.store.table(table)
             try:
@@ -121,9 +123,23 @@ class Fence:
                 # An object store may have made the commit and lost its answer on the way.
                 if into.has(mark):
                     return
+                if txn:
+                    self._drop_uncommitted(table, txn, before)
                 if attempt == APPEND_ATTEMPTS - 1:
                     raise
                 time.sleep(random.uniform(0, min(MAX_PAUSE_S, PAUSE_S * 2**attempt)))
+
+    def _drop_uncommitted(self, table: str, txn: str, before: float) -> None:
+        """Delete what an append of this transaction left since ``before``. Only its age would tell others that nobody
+        is writing it, and what is erased meanwhile would outlive the request in it."""
+        into = self.store.table(table)
+        for info in self.store.files.list(table):
+            path = info.path.removeprefix(f"{table}/")
+            if info.mtime >= before and path.endswith(".parquet") and path not in into.present:
+                # What maintenance is writing or deleting may not be a whole file.
+                with contextlib.suppress(FileNotFoundError, TableCorrupt):
+                    if into.read(path, ["txn"])["txn"].unique().to_pylist() == [txn]:
+                        self.store.files.delete(info.path)
 
     def numbered(self, table: Entries, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Return rows of a table that holds commit points with their sequence numbers, time and epoch."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.store import entries, events, labels
+from stream_odml.store import entries, events
 from stream_odml.store.adoption import adopt
 from stream_odml.store.artifacts import ArtifactRef, refs_to_json, write_artifact
 from stream_odml.store.checks import (
@@ -25,6 +25,7 @@ from stream_odml.store.checks import (
     known_shards,
 )
 from stream_odml.store.entries import IngestBatch as IngestBatch
+from stream_odml.store.erased_meanwhile import indexed_without, refusals_without
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.events import Landed
 from stream_odml.store.fence import Fence
@@ -32,10 +33,9 @@ from stream_odml.store.lease import Lease
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import AttemptKind
 from stream_odml.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
-from stream_odml.store.pictures import drop_pictures
 from stream_odml.store.purge import drop_orphans
 from stream_odml.store.store import Store
-from stream_odml.store.tables import QUARANTINE, with_column
+from stream_odml.store.tables import with_column
 from stream_odml.store.versions import FORGOT, VersionTree, stage_txn
 
 LEASE_S = 30.0
@@ -116,15 +116,7 @@ class Writer:
             pending = [shard.shard_id for shard in shards if shard.txn is None]
             if not pending:
                 return shards[0].txn or ""
-            rows = accepted(store, batch.rows, pending)
-            if erased := labels.erased_since(store, rows, pending, batch.counts):
-                rows = labels.without(rows, erased)
-                for shard_id, items in erased.items():
-                    drop_pictures(store.files, shard_id, items)
-            quarantine = batch.quarantine if batch.quarantine is not None else QUARANTINE.empty_table()
-            quarantine = quarantine.filter(
-                pa.array([s in pending for s in quarantine["shard_id"].to_pylist()], pa.bool_())
-            )
+            rows, quarantine = indexed_without(store, batch, pending)
             txn = f"i{uuid.uuid4().hex[:16]}.{self.epoch}"
             counts = counted(pending, rows, quarantine, batch.counts)
             crash_point("ingest.before")
@@ -230,10 +222,12 @@ class Writer:
                 self._fence.append_parts(
                     "gallery",
                     lambda: (with_column(accepted(store, p, None, version_id), "txn", txn) for p in parts),
+                    txn,
                 )
                 crash_point("stage.after_gallery")
-                if quarantine is not None and len(quarantine):
-                    self._fence.append("quarantine", entries.stamped(quarantine, txn))
+                if quarantine is not None:
+                    lost = refusals_without(store, quarantine)
+                    self._fence.append("quarantine", entries.stamped(lost, txn))
                 self._publish(version_id, parent, task, artifacts, metrics or {}, publish)
                 crash_point("stage.after_versions")
             if version_id not in store.ledger.learnt_rows:

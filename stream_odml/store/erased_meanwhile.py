@@ -1,0 +1,72 @@
+"""What an indexer or a stage read before something was erased, and hands over for a commit afterwards.
+
+Protects: a round that has deleted what was erased has deleted it for good. No commit of work that was under way brings
+back a row of it, a picture, or what a refusal says of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stream_odml.store.checks import accepted
+from stream_odml.store.entries import IngestBatch
+from stream_odml.store.erased_refusals import LEFT_OUT, erased_refusals
+from stream_odml.store.labels import erased_since, without
+from stream_odml.store.pictures import drop_pictures
+from stream_odml.store.select import COLUMNS, select_rows
+from stream_odml.store.store import Store
+from stream_odml.store.tables import QUARANTINE
+
+
+def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> tuple[pa.Table, pa.Table]:
+    """Return rows and quarantine rows of the ``pending`` shards that are to be committed; delete the pictures that the
+    indexer left of others."""
+    rows = accepted(store, batch.rows, pending)
+    if erased := erased_since(store, rows, pending, batch.counts):
+        rows = without(rows, erased)
+    if store.ledger.tombstones:
+        for shard_id, items in _left_out(batch.rows, rows, pending):
+            drop_pictures(store.files, shard_id, items)
+    quarantine = batch.quarantine if batch.quarantine is not None else QUARANTINE.empty_table()
+    mine = pc.is_in(quarantine["shard_id"], value_set=pa.array(pending, pa.string()))
+    return rows, refusals_without(store, quarantine.filter(mine))
+
+
+def refusals_without(store: Store, quarantine: pa.Table) -> pa.Table:
+    """Return quarantine rows without those that name what was erased, or that a stage left out of rows which do not
+    live any more."""
+    ledger = store.ledger
+    if not (ledger.tombstones and len(quarantine)):
+        return quarantine
+    erased = erased_refusals(quarantine, ledger.shards, ledger.latest_tombstones)
+    details = quarantine["detail"].to_pylist()
+    if any(detail.startswith(LEFT_OUT) for detail in details):
+        living = store.again(lambda: _living_places(store, quarantine["shard_id"].unique()))
+        places = zip(quarantine["shard_id"].to_pylist(), quarantine["row"].to_pylist(), strict=True)
+        erased |= [d.startswith(LEFT_OUT) and p not in living for d, p in zip(details, places, strict=True)]
+    return quarantine.filter(pa.array(~erased))
+
+
+def _left_out(read: pa.Table, committed: pa.Table, pending: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """For each shard, its items that were read and are not to be committed."""
+    for shard_id in pending:
+        before, after = (
+            set(table.filter(pc.equal(table["shard_id"], shard_id))["item_id"].to_pylist())
+            for table in (read, committed)
+        )
+        if gone := sorted(before - after):
+            yield shard_id, gone
+
+
+def _living_places(store: Store, shard_ids: pa.Array) -> set[tuple[str, int]]:
+    of_shards = [rows for _, rows in store.scan(["item_id"], pc.field("shard_id").isin(shard_ids))]
+    if not of_shards:
+        return set()
+    # Of an item that came again in another shard, the row there is needed to know that this one was replaced.
+    items = pa.concat_tables(of_shards)["item_id"].unique()
+    meta = pa.concat_tables(rows for _, rows in store.scan(list(COLUMNS), pc.field("item_id").isin(items)))
+    picked = meta.take(pa.array(select_rows(meta, store.ledger, store.tree, store.tree.head).picked))
+    return set(zip(picked["shard_id"].to_pylist(), picked["row"].to_pylist(), strict=True))
