@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from stream_odml.ingest.bounds import memory_allowed
-from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
+from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.tables import table_rows
 from stream_odml.storage.files import Files
 
@@ -28,17 +28,23 @@ def has_images(files: Files, path: str) -> bool:
 
 
 def read_images(files: Files, path: str) -> dict[str, bytes]:
-    """Return the encoded image of each item in a file; nothing where it is not there, or is none."""
+    """Return the encoded image of each item in a file; nothing where there is none that can be read."""
     try:
-        data = files.read(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        return wanted_images(files, path)
+    except OSError as error:
         log.warning("%s is not read: %s", path, error)
         return {}
+
+
+def wanted_images(files: Files, path: str, items: Container[str] | None = None) -> dict[str, bytes]:
+    """Return the encoded images of these items, or of all; nothing where the file is not there, or is none. Raises
+    OSError where it cannot be read now."""
     try:
-        return dict(_images(_HeldFile(data, path)))
-    except (BadShard, TransientReadError) as error:
+        found = _images(_HeldFile(files.read(path), path))
+        return {item: image for item, image in found if items is None or item in items}
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:  # BadShard, or a link or a pipe in its place
         log.warning("%s is no file of images: %s", path, error)
         return {}
 

@@ -6,19 +6,16 @@ stream: pixels a batch at a time, vectors of the sample.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.decode import decode_image
+from stream_odml.ingest.kept_images import wanted_images
 from stream_odml.ingest.reasons import BadImage
 from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes
 from stream_odml.learn.world import World
@@ -88,7 +85,7 @@ def _pixels(
     while start < len(keys):
         shard = keys[start][0]
         end = next((i for i in range(start, len(keys)) if keys[i][0] != shard), len(keys))
-        images = _images(store, shard, [item for _, item in keys[start:end]])
+        images = wanted_images(store.files, f"holdout/{shard}.parquet", {item for _, item in keys[start:end]})
         for i in range(start, end):
             image = images.get(keys[i][1])
             if image is not None:
@@ -98,15 +95,6 @@ def _pixels(
                     # It was read when it was indexed; what counts is that nothing else is lost with it.
                     continue
         start = end
-
-
-def _images(store: Store, shard: str, items: Sequence[str]) -> dict[str, bytes]:
-    path = f"holdout/{shard}.parquet"
-    if not store.files.exists(path):
-        return {}
-    table = pq.read_table(io.BytesIO(store.files.read(path)), columns=["item_id", "image"])
-    table = table.filter(pc.is_in(table["item_id"].cast(pa.string()), value_set=pa.array(items, pa.string())))
-    return dict(zip(table["item_id"].to_pylist(), table["image"].to_pylist(), strict=True))
 
 
 def _batches(

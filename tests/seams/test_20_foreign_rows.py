@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from stream_odml.cli.report_data import report_data
 from stream_odml.config.service import ServiceOptions
 from stream_odml.ingest.kept_images import has_images, read_images
 from stream_odml.pipeline.examining import examine_root
+from stream_odml.pipeline.held_out import embed_images
 from stream_odml.service.api import create_app
 from stream_odml.service.replica import Replica
 from stream_odml.storage.files import LocalFiles
@@ -275,6 +277,35 @@ def test_a_file_of_images_that_is_none_has_none(
         assert api.get("/v1/items/a%2F0/thumbnail").status_code == 404
     replica.close()
     page(report_data(str(root), 4, 2, 0), {})
+
+
+@pytest.mark.parametrize("plant", FILES)
+def test_held_out_images_that_are_none_are_measured_on_none(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    (tmp_path / "holdout").mkdir()
+    path = tmp_path / "holdout" / "s.parquet"
+    pq.write_table(pa.table({"item_id": ["a/0", "b"], "image": [picture(1), picture(2)]}), path)
+    store: Any = SimpleNamespace(files=LocalFiles(str(tmp_path)))
+    keys = [("s", "b"), ("s", "a/0"), ("s", "c")]
+    there, _ = embed_images(store, keys, (), 8, 1 << 20, "cpu")
+    assert there.tolist() == [True, True, False]
+    plant(path)
+    forget_peak()
+    before = peak_mib()
+    there, _ = embed_images(store, keys, (), 8, 1 << 20, "cpu")
+    assert (there.any(), peak_mib() - before < 300) == (False, True)
+
+
+def test_held_out_images_that_cannot_be_read_now_are_asked_for_again() -> None:
+    """Were they left out, a stage would be judged by fewer."""
+
+    def read(path: str) -> bytes:
+        raise OSError("the store is unreachable")
+
+    store: Any = SimpleNamespace(files=SimpleNamespace(read=read))
+    with pytest.raises(OSError, match="unreachable"):
+        embed_images(store, [("s", "b")], (), 8, 1 << 20, "cpu")
 
 
 def test_an_image_that_many_rows_repeat_is_held_once(tmp_path: Path) -> None:
