@@ -89,7 +89,7 @@ def _land(path: Path, inbox: str, rows_per_shard: int, plan: _Plan, only: Collec
         stem = plan.names[0].rpartition("-")[0]
         uris = land_parquet(inbox, path, rows_per_shard, name=stem, only=only) if only else ()
     elif only:
-        uris = (land_file(inbox, path, plan.names[0]),)
+        uris = (land_file(inbox, path, plan.names[0], checked=True),)
     yield from (f"landed {uri}" for uri in uris if uri is not None)
 
 

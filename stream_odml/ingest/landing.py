@@ -125,16 +125,22 @@ def _extension(image: bytes) -> str:
 
 
 def land_file(
-    inbox: Inbox, path: Inbox, name: str | None = None, options: StorageOptions | None = None
+    inbox: Inbox,
+    path: Inbox,
+    name: str | None = None,
+    options: StorageOptions | None = None,
+    *,
+    checked: bool = False,
 ) -> str:
     """Land a Parquet, Arrow or tar file as it is. `name` ends in its suffix; by default it is made from
-    the file's own.
+    the file's own. `checked`: `check_rows` has been through it.
 
-    Raises ValueError for another suffix, and for a file none of whose first rows can be used.
+    Raises ValueError for another suffix, for a file none of whose first rows can be used, and for a damaged one.
     """
     source = Path(path)
     final = check_file_name(name or shard_name(source.stem) + source.suffix.lower())
-    check_rows(source.resolve(), format_of(final))  # whoever names a link here may follow it
+    if not checked:
+        check_rows(source.resolve(), format_of(final))  # whoever names a link here may follow it
 
     def write(file: IO[bytes]) -> None:
         with open(source, "rb") as data:

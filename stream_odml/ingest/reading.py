@@ -6,6 +6,7 @@ Memory is bounded by one record batch (tables: one row group) or one image.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -71,8 +72,8 @@ def read_folder(path: Path, files: tuple[ManifestFile, ...]) -> Iterator[RawItem
 
 
 def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = None) -> None:
-    """Read the start of a table, or a tar and its headers to the end. Raises ValueError, in words, where no row of it
-    could become an item, or a damaged tar would be refused."""
+    """Read a table, or the start of a tar and its headers, to the end. Raises ValueError, in words, where no row at its
+    start could become an item, or a reader would refuse the file as damaged further on."""
     first: RowProblem | None = None
     with ShardFile(str(path)) as file:
         try:
@@ -82,6 +83,8 @@ def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = No
                 if isinstance(found, RawItem):
                     if format == "tar":
                         check_members(file)
+                    else:
+                        deque(rows, maxlen=0)
                     return
                 first = first or found
         except BadShard as error:

@@ -81,8 +81,10 @@ REMEDIES: Mapping[Reason, str] = {
     Reason.UNKNOWN_FORMAT: "the file is no Parquet, Arrow, tar or folder with a manifest: land it with `ingest`",
     Reason.EMPTY_FILE: "the file has no rows: there is nothing to land",
     Reason.WRONG_SCHEMA: "the table lacks the columns `image` and `class_name` (or `label`): rename its columns",
-    Reason.TRUNCATED_FILE: "the file ends early: land it again under another name",
-    Reason.CORRUPT_FILE: "the file cannot be read: write it again, and land it under another name",
+    Reason.TRUNCATED_FILE: "the file ends early: land it again with `ingest`, which reads it through first, under "
+    "another name",
+    Reason.CORRUPT_FILE: "the file cannot be read: write it again, and land it with `ingest`, which reads it through "
+    "first, under another name",
     Reason.BAD_MANIFEST: "the manifest is none: land the folder with `ingest`, which writes it",
     Reason.CHANGED_WHILE_READ: "the file was changed after it had landed: a shard is immutable, land another one",
     Reason.KILLED_READER: "reading it ended its process several times: look at the file, and land what is good of it",
@@ -137,10 +139,12 @@ class BadImage(RowError):
 class BadShard(ValueError):
     """The whole file is refused: none of its rows may be used, also not those read before the error.
 
-    The fixed file lands as a new shard, because its content hash differs. `first_bytes` are of the file.
+    The fixed file lands as a new shard, because its content hash differs. `first_bytes` are of the file. The detail is
+    one line, however many a library's error has.
     """
 
     def __init__(self, reason: Reason, detail: str, first_bytes: bytes = b"") -> None:
+        detail = " ".join(line.strip() for line in detail.splitlines())
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

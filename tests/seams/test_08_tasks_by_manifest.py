@@ -17,7 +17,7 @@ import pytest
 from stream_odml.cli.ingest import land_path
 from stream_odml.cluster import ingestion
 from stream_odml.ingest.boundary import BoundaryPolicy
-from stream_odml.ingest.landing import ShardExists, complete_task, land_items
+from stream_odml.ingest.landing import ShardExists, complete_task, land_file, land_items
 from tests.ingest.pictures import picture
 from tests.pipeline.test_sources import Stream, _Here, some
 
@@ -195,3 +195,45 @@ def test_every_argument_is_checked_before_the_first_byte(tmp_path: Path, name: s
         with pytest.raises(ValueError, match="shard name"):
             list(land_path(path, str(inbox), 8, "base", name))
     assert not inbox.exists()
+
+
+def damaged(folder: Path, suffix: str) -> Path:
+    """A file of 3,000 images, one of whose last bytes of data are overwritten."""
+    names = [f"class {i % 2}" for i in range(3000)]
+    rows = pa.table({"image": [picture(i) for i in range(50)] * 60, "class_name": names})
+    path = folder / f"big{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(rows, path, row_group_size=500, compression="zstd", use_dictionary=False)
+        group = pq.ParquetFile(path).metadata.row_group(5).column(0)
+        at, count = group.data_page_offset, 200
+    else:
+        with pa.ipc.new_file(path, rows.schema) as out:
+            for batch in rows.to_batches(500):
+                out.write(batch)
+        at = path.read_bytes().rindex(b"\xff\xff\xff\xff", 0, -8000)
+        count = 64
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xfe" * count)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("task", ["spring", None])
+def test_a_file_that_is_damaged_far_behind_its_start_lands_nothing(
+    tmp_path: Path, suffix: str, task: str | None
+) -> None:
+    """The task would wait for ever for shards that no repetition of the command lands."""
+    path, inbox = damaged(tmp_path, suffix), tmp_path / "inbox"
+    with pytest.raises(ValueError, match=rf"big{suffix} cannot be read: .*corrupt_file"):
+        list(land_path(path, str(inbox), 100, task))
+    assert not inbox.exists()
+    with pytest.raises(ValueError, match="cannot be read"):
+        land_file(inbox, path)
+    folder = tmp_path / "zoo"
+    (folder / "cats").mkdir(parents=True)
+    (folder / "cats/a.png").write_bytes(picture())
+    path.rename(folder / path.name)
+    said = list(land_path(folder, str(inbox), 100, task))
+    assert any("passed over: " in line and "cannot be read" in line for line in said)
+    assert {one.name for one in inbox.iterdir()} == {"zoo"} | ({"spring.task.json"} if task else set())
