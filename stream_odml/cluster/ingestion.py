@@ -24,7 +24,7 @@ from stream_odml.cluster.ray_compat import was_restarting
 from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.shard import ShardRef
-from stream_odml.ingest.sources import LogFigures, LogSource, Source
+from stream_odml.ingest.sources import NOT_READ, LogFigures, LogSource, Source
 from stream_odml.models.mismatch import CanaryMismatch
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.store.ledger_states import ShardState
@@ -146,7 +146,7 @@ class Discovery:
 
 def _not_read(passed_over: Mapping[str, str]) -> str:
     names = [f"{name} is {kind}" for name, kind in sorted(passed_over.items())]
-    return f"{len(names)} not read in the inbox: {some(names)}; put the files themselves there"
+    return f"{len(names)} not read in the inbox: {some(names)}; {NOT_READ}"
 
 
 @dataclass

@@ -5,6 +5,7 @@ The contract of a source, and how to write another one: deploy/sources.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import logging
@@ -100,6 +101,11 @@ class Inspectable(Source, Protocol):
         ...
 
 
+NOT_READ = "put files themselves there, and land folders with `stream-odml ingest`"
+MANIFEST_COMES_S = 60.0
+"""Seconds that a producer may take between files of a folder, and for its manifest after them."""
+
+
 class DirectorySource:
     """A local folder: each file in it is a shard, and each folder in it that has a `_manifest.json`.
 
@@ -128,7 +134,7 @@ class DirectorySource:
         except OSError as error:
             raise TransientReadError(f"{self.path} cannot be listed now: {error}") from error
         for name, kind in passed_over.items() - self.passed_over.items():
-            log.warning("%s in the inbox is %s and is not read: put the file itself there", name, kind)
+            log.warning("%s in the inbox is %s and is not read: %s", name, kind, NOT_READ)
         self.passed_over = passed_over
         found = (self._describe(mtime_ns, name, size, is_folder) for mtime_ns, name, size, is_folder in new)
         return sorted((ref for ref in found if ref is not None), key=landing_order)
@@ -149,7 +155,10 @@ class DirectorySource:
                         else entry.stat(follow_symlinks=False)
                     )
                 except (FileNotFoundError, NotADirectoryError):
-                    continue  # gone since it was listed, or a folder without its manifest
+                    # Gone since it was listed, or a folder without its manifest, which may come as the last file.
+                    if is_hand_made(entry):
+                        passed_over[entry.name] = f"a folder without {MANIFEST_NAME}"
+                    continue
                 if not stat.S_ISREG(status.st_mode):
                     name = f"{entry.name}/{MANIFEST_NAME}" if is_folder else entry.name
                     passed_over[name] = kind_of(status.st_mode)
@@ -182,6 +191,16 @@ class DirectorySource:
         return ShardRef(
             make_shard_id(name, sha256), name, str(path.absolute()), format, total, mtime_ns, stamp, manifest
         )
+
+
+def is_hand_made(folder: os.DirEntry[str]) -> bool:
+    """Return whether a folder without a manifest has lain there too long for one that is just being written."""
+    if is_foreign_shard(folder.name, True):
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        status = folder.stat(follow_symlinks=False)
+        return stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > MANIFEST_COMES_S
+    return False
 
 
 def landing_order(ref: ShardRef) -> tuple[int, int, str]:

@@ -67,6 +67,25 @@ def test_links_and_pipes_in_the_inbox_are_never_opened_and_reported_once(
     assert line.startswith("6 not read in the inbox: gone.parquet is a link")
 
 
+def test_a_folder_that_somebody_copied_into_the_inbox_is_reported(tmp_path: Path) -> None:
+    """Nothing of it ever lands, as it has no manifest; one that is just being written is given time."""
+    inbox = tmp_path / "inbox"
+    for name in ("photos", "new", ".aside", "@eaDir"):
+        write(inbox / name, "cats/a.png")
+        if name != "new":
+            os.utime(inbox / name, (1e9, 1e9))
+    source = DirectorySource(inbox)
+    assert source.poll(set()) == []
+    assert source.passed_over == {"photos": f"a folder without {MANIFEST_NAME}"}
+    discovery = Discovery.__new__(Discovery)
+    discovery._sources = [source]
+    (line,) = discovery.notes
+    assert line.endswith("land folders with `stream-odml ingest`")
+    seal(inbox / "photos")
+    assert [ref.name for ref in source.poll(set())] == ["photos"]
+    assert source.passed_over == {}
+
+
 def test_a_link_in_place_of_a_file_that_was_seen_shows_none_of_its_bytes(
     tmp_path: Path, secret: Path
 ) -> None:
