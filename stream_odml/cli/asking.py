@@ -93,7 +93,7 @@ def versions(
     Example:  stream-odml versions stream-root --diff v0001-3fa9 head
     """
     from stream_odml.cli.console import diff_table, stage_table
-    from stream_odml.cli.versions_table import diff_of, stage_rows, unlearnt_lines
+    from stream_odml.cli.versions_table import diff_of, held_out_lines, stage_rows, unlearnt_lines
     from stream_odml.observe.plain import plain
     from stream_odml.store.store import Store
 
@@ -110,7 +110,7 @@ def versions(
         say_json(plain(rows), indent=2)
     else:
         out.print(stage_table(rows))
-        for line in unlearnt_lines(store):
+        for line in (*held_out_lines(store), *unlearnt_lines(store)):
             say(out, line, "yellow")
 
 

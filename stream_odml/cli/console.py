@@ -239,6 +239,10 @@ def diff_table(changes: Mapping[str, Any]) -> Group:
         f"{len(changes['gained'])} classes gained recall, {len(changes['lost'])} lost, {changes['unchanged']} "
         f"kept theirs; {len(changes['new_classes'])} are new, {len(changes['gone_classes'])} are gone."
     )
+    of = changes["held_out_set"]
+    if None not in of.values() and of["from"] != of["to"]:
+        sets = f"{of['from']} and {of['to']}"
+        said.append(shown(f" Measured on two held-out sets, {sets}: the figures do not compare."))
     return Group(figures, *([classes] if changed else []), said)
 
 

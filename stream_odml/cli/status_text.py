@@ -78,7 +78,10 @@ def facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             for split in ("union", "old", "new")
             if recall.get(f"{split}/served") is not None
         ]
-        yield "Recall@1", f"{', '.join(parts)} (as served, on held-out images)"
+        of = f", set {report['held_out_set']}" if report["held_out_set"] else ""
+        yield "Recall@1", f"{', '.join(parts)} (as served, on held-out images{of})"
+    for line in report["held_out_changed"]:
+        yield "before", line
     if report["forgetting"] is not None:
         yield "forgetting", figure(report["forgetting"])
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pyarrow.fs import FileType
 
+from stream_odml.cli.versions_table import held_out_lines
 from stream_odml.client import Client, ServiceError
 from stream_odml.client.exchange import address as checked_address
 from stream_odml.client.exchange import headers as token_header
@@ -177,6 +178,8 @@ def root_status(root: str) -> dict[str, Any]:
         "set_aside": {
             s.name: s.problem and masked_text(s.problem) for s in store.ledger.in_state("set_aside")
         },
+        "held_out_set": figures.held_out_set,
+        "held_out_changed": held_out_lines(store)[-1:],
         "recall_at_1": {"/".join(key): value for key, value in figures.recall_at_1.items()},
         "forgetting": figures.forgetting,
     }

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from stream_odml.cli.console import StreamView, say, stage_table, waiting
-from stream_odml.cli.versions_table import stage_rows, unlearnt_lines
+from stream_odml.cli.versions_table import held_out_lines, stage_rows, unlearnt_lines
 from stream_odml.cluster.ray_compat import dead_head
 from stream_odml.cluster.runtime import HeadDied, WallClock
 from stream_odml.cluster.session import Session, run_stream
@@ -38,7 +38,7 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
                 f"no image has landed in {inbox_path(session.config)}; land some with `stream-odml ingest FOLDER INBOX`"
             )
         console.print(stage_table(stage_rows(store)))
-        for line in unlearnt_lines(store):
+        for line in (*held_out_lines(store), *unlearnt_lines(store)):
             say(console, line, "yellow")
 
 

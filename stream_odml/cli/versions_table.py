@@ -38,6 +38,7 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             "stage": metrics.kind,
             # Of a slow stage the parent is the fast version, the floor that it had to pass.
             "union_parent": metrics.parent_recall_at_1.get("union"),
+            "held_out_set": metrics.held_out_set,
             "committed_at": version.time.isoformat(),
             "classes": classes,
         }
@@ -60,6 +61,20 @@ def unlearnt_lines(store: Store) -> list[str]:
     if not store.tree.moves:
         return []
     return [task.in_words() for task in unlearnt_tasks(store.ledger, store.tree, root=masked_text(store.uri))]
+
+
+def held_out_lines(store: Store) -> list[str]:
+    """Return a line per version of the head's lineage that was measured on another held-out set than the one before."""
+    lines, before, last = [], None, ""
+    for version_id in store.tree.lineage(store.tree.head) if store.tree.moves else ():
+        found = VersionMetrics.read(store.tree.get(version_id).metrics).held_out_set
+        if found is not None and before is not None and found != before:
+            lines.append(
+                f"{version_id} was measured on the held-out set {found}, versions up to {last} on {before}: "
+                "their figures do not compare"
+            )
+        before, last = (before, last) if found is None else (found, version_id)
+    return lines
 
 
 def diff_of(store: Store, a: str, b: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -268,6 +269,14 @@ class StreamConfig(Section):
     def solves_head(self) -> bool:
         """Whether the head is solved from sums, and the gallery stores the features of its trunk."""
         return self.model.head == "discriminant"
+
+    @property
+    def held_out_set(self) -> str:
+        """The share of images that is held out, and a digest of all that decides which of them are measured: figures
+        of two sets are of different images."""
+        rule = [*self.evaluation.model_dump().values(), self.seed]
+        digest = hashlib.sha256(json.dumps(rule).encode()).hexdigest()
+        return f"{self.evaluation.held_out:g}-{digest[:8]}"
 
     @property
     def learns_trunk(self) -> bool:

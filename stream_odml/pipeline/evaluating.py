@@ -103,10 +103,18 @@ def change_error(change_n: Floats, labels_n: NDArray[np.int64]) -> float | None:
     return float(np.sqrt(n_classes / (n_classes - 1) * np.square(sums).sum()) / len(change_n))
 
 
-def forgetting(store: Store, parent: str, figures: Mapping[str, Any]) -> float | None:
-    """Return the mean over earlier tasks of the best Recall@1 so far minus the one now; None before
-    the second task."""
+def beside_earlier(
+    store: Store, parent: str, figures: Mapping[str, Any], held_out_set: str
+) -> dict[str, Any]:
+    """Return figures over time: the held-out set of these, and what they lost against earlier ones of that set."""
+    lost = _forgetting(store, parent, figures, held_out_set)
+    return {key("held_out_set"): held_out_set} | ({} if lost is None else {key("forgetting"): lost})
+
+
+def _forgetting(store: Store, parent: str, figures: Mapping[str, Any], held_out_set: str) -> float | None:
+    """The mean over earlier tasks of the best Recall@1 so far minus the one now; None before the second task."""
     lineage = [VersionMetrics.read(store.tree.get(version).metrics) for version in store.tree.lineage(parent)]
+    lineage = [of for of in lineage if of.held_out_set in (held_out_set, None)]  # earlier releases noted none
     losses = []
     for task, now in VersionMetrics.read(figures).recall_at_1_of_task.items():
         earlier = (of.recall_at_1_of_task.get(task) for of in lineage)

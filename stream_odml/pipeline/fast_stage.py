@@ -172,8 +172,7 @@ def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Sol
     if held is not None:
         old, new = (by_head(head) for head in heads)
         figures = evaluating.evaluate_stage(held, IdentityMap(), order.task, new, old)
-        lost = evaluating.forgetting(store, order.parent, figures)
-        figures |= {} if lost is None else {"forgetting": lost}
+        figures |= evaluating.beside_earlier(store, order.parent, figures, config.held_out_set)
     if figures.get("queries/old", 0.0) < FEW_QUERIES:
         figures |= _estimated(*heads, solved.sample())
     return figures

@@ -48,6 +48,7 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
             (s, f): value for s in SPLITS for f in FORMS if (value := metrics.recall(s, f)) is not None
         }
         figures.forgetting = metrics.forgetting
+        figures.held_out_set = metrics.held_out_set
         figures.drift = dict(metrics.drift)
         figures.slow_stage = _slow_stage(tree)
         figures.renewal = renewal(store)

@@ -21,6 +21,7 @@ from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
 from stream_odml.store.tables import Form
+from stream_odml.store.version_metrics import VersionMetrics
 from stream_odml.store.versions import SUMS_SEQ
 from stream_odml.store.writer import Writer
 
@@ -45,6 +46,7 @@ def open_root(config: StreamConfig, takeover: bool = False) -> StreamConfig:
         else:
             check_model(config, writer.store)
             _check_canaries(config, writer)
+            _check_held_out(config, writer.store)
     finally:
         writer.release()
     return config
@@ -132,6 +134,19 @@ def _check_canaries(config: StreamConfig, writer: Writer) -> None:
     from stream_odml.models.loading import check_at_start
 
     check_at_start(writer, config.model, config.seed)
+
+
+def _check_held_out(config: StreamConfig, store: Store) -> None:
+    """Say where figures will be of other images than those of the version that serves."""
+    metrics = VersionMetrics.read(store.tree.get(store.tree.head).metrics)
+    if metrics.held_out_set not in (None, config.held_out_set):
+        log.warning(
+            "version %s was measured on the held-out set %s, and the next will be on %s, as `evaluation` or `seed` is "
+            "another: figures of before and after do not compare, and what is stored stays held out, or not, as it was",
+            store.tree.head,
+            metrics.held_out_set,
+            config.held_out_set,
+        )
 
 
 def check_model(config: StreamConfig, store: Store) -> None:

@@ -53,6 +53,8 @@ class StreamFigures:
     head_committed_at: float = 0.0
     recall_at_1: Mapping[tuple[str, str], float] = field(default_factory=dict)
     forgetting: float | None = None
+    held_out_set: str | None = None
+    """Which held-out images recall and forgetting are of."""
     drift: Mapping[str, float] = field(default_factory=dict)
     slow_stage: Mapping[str, float] = field(default_factory=dict)
     """Of the last slow stage that was published: Recall@1 over all classes that it serves (``slow``), and of the

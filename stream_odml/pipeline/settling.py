@@ -134,8 +134,7 @@ class Settling:
         figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in drift.items()}
         if held is not None:
             figures |= evaluating.evaluate_stage(held, self.outcome.forward, order.own, after, before)
-            lost = evaluating.forgetting(self.store, order.parent, figures)
-            figures |= {} if lost is None else {"forgetting": lost}
+            figures |= evaluating.beside_earlier(self.store, order.parent, figures, self.config.held_out_set)
         if figures.get("queries/old", 0.0) < FEW_QUERIES and not self.config.solves_head:
             figures |= estimate_old(self.store, order.parent, self.outcome, self.config.seed)
         return figures

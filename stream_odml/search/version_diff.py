@@ -8,6 +8,7 @@ from typing import Any
 
 from stream_odml.store.version_metrics import key
 
+HELD_OUT_SET = key("held_out_set")
 CLASS_RECALL = key("recall_by_class")
 """Key of a version's metrics: Recall@1 of each class, {class: 0..1}."""
 
@@ -32,6 +33,7 @@ def diff_versions(
     return {
         "from": a,
         "to": b,
+        "held_out_set": {"from": metrics_a.get(HELD_OUT_SET), "to": metrics_b.get(HELD_OUT_SET)},
         "metrics": _metrics(metrics_a, metrics_b),
         "gained": [row for row in changed if row["delta"] > 0],
         "lost": [row for row in changed if row["delta"] < 0],

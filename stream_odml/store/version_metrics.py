@@ -18,6 +18,7 @@ FORMS = ("served", "reextracted", "stale")
 Scores = Mapping[str, float]
 
 
+_TEXTS = ("kind", "held_out_set")
 _BY_PART = {"by_part": True}
 """Marks a field whose values are stored one by one, under `name/part`."""
 
@@ -42,8 +43,10 @@ class VersionMetrics:
     """Recall@1, re-extracted, by task."""
     recall_by_class: Scores = field(default_factory=dict)
     """Recall@1, as served, by class; one JSON object, as class names may hold a slash."""
+    held_out_set: str | None = None
+    """Which held-out images the figures are of, see `StreamConfig.held_out_set`: those of two sets do not compare."""
     forgetting: float | None = None
-    """Mean over earlier tasks of the best Recall@1 so far minus the one now."""
+    """Mean over earlier tasks of the best Recall@1 so far, on the same held-out set, minus the one now."""
     drift: Scores = field(default_factory=dict, metadata=_BY_PART)
     """Sizes of the embedding's drift, see `StageOutcome.drift`."""
     task_spread: float | None = None
@@ -84,7 +87,7 @@ class VersionMetrics:
                 found[spec.name] = _figures(parts)
             elif isinstance(value := stored.get(spec.name), Mapping) and spec.name == "recall_by_class":
                 found[spec.name] = _figures(value)
-            elif isinstance(value, str) if spec.name == "kind" else _is_figure(value):
+            elif isinstance(value, str) if spec.name in _TEXTS else _is_figure(value):
                 found[spec.name] = value
         return cls(**found)
 

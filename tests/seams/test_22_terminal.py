@@ -91,8 +91,9 @@ def test_tables_and_the_live_view_show_names_as_they_are(name: str) -> None:
     text = io.StringIO()
     console = Console(file=text, width=2000, force_terminal=True, color_system=None)
     change = {"class": name, "from": 0.5, "to": 0.7, "delta": 0.2}
-    changes = {"from": name, "to": name, "metrics": {}, "gained": [change], "lost": [], "unchanged": 0,
-               "new_classes": [], "gone_classes": []}  # fmt: skip
+    sets = {"from": f"0.1-{name}", "to": f"0.2-{name}"}
+    changes = {"from": name, "to": name, "held_out_set": sets, "metrics": {}, "gained": [change], "lost": [],
+               "unchanged": 0, "new_classes": [], "gone_classes": []}  # fmt: skip
     console.print(diff_table(changes))
     console.print(stage_table([{"version": name, "classes": 1}]))
     status: dict[str, Any] = {

@@ -21,7 +21,9 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from stream_odml.cli.main import app
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.config.stream import EvaluationConfig, parse_config
 from stream_odml.ingest.decode import decode_image
@@ -29,6 +31,7 @@ from stream_odml.learn.embedder import Embedder, build_embedder, embed
 from stream_odml.learn.world import World
 from stream_odml.pipeline import held_out, sampling
 from stream_odml.pipeline.evaluating import change_error
+from stream_odml.pipeline.first_version import _check_held_out
 from stream_odml.pipeline.held_out import BATCH, embed_images, shared_held_out
 from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose, keys_of, share
 from stream_odml.pipeline.indexing import IndexOptions, _parquet
@@ -37,8 +40,10 @@ from stream_odml.pipeline.sampling import rows_of_classes
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
 from stream_odml.store.tables import gallery_rows
+from stream_odml.store.version_metrics import VersionMetrics
 from stream_odml.store.writer import IngestBatch, Writer
 from tests.cluster.small_root import DIM, artifacts, claim, index, shard
+from tests.pipeline.exact_stream import ExactStream
 from tests.service.tiny_stream import SPEC, TinyStream, picture
 
 BOUND = EvaluationConfig(held_out=0.5, max_per_class=4, max_images=100)
@@ -284,3 +289,43 @@ class Meeting:
         values = list(self._values)
         self._barrier.wait()
         return values
+
+
+def test_another_share_held_out_is_told_and_its_figures_stand_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the same tasks under one trunk: the third version is measured on other images than those before it."""
+    stream = ExactStream(tmp_path)
+    names = [f"class {i}" for i in range(18)]
+    for number in range(3):
+        classes = dict.fromkeys(names[6 * number : 6 * number + 6], 12)
+        stream.land(f"shard-{number}", classes, held_out=4)
+        stream.learn()
+    tree = stream.writer.store.tree
+    same = [VersionMetrics.read(tree.get(name).metrics) for name in tree.lineage(tree.head)[1:]]
+    assert len({one.held_out_set for one in same}) == 1
+    assert same[-1].forgetting is not None
+    shell, root = CliRunner(), str(tmp_path)
+    for command in ("status", "versions"):
+        assert "do not compare" not in shell.invoke(app, [command, root]).output
+    last = tree.head
+    config = stream.config = stream.config.model_copy(
+        update={"evaluation": EvaluationConfig(held_out=0.5, max_per_class=3)}
+    )
+    with caplog.at_level("WARNING"):
+        _check_held_out(config, stream.writer.store)
+    assert f"{config.held_out_set}, as `evaluation` or `seed` is another" in caplog.text
+    stream.land("shard-3", dict.fromkeys(["class a", "class b"], 12), held_out=6)
+    version = stream.learn()
+    other = VersionMetrics.read(version.metrics)
+    assert (other.held_out_set, other.forgetting) == (config.held_out_set, None)
+    assert other.held_out_set is not None
+    assert other.held_out_set.startswith("0.5-")
+    assert other.parent_recall_at_1["old"] <= 1.0  # the gate compares both versions on the new one's images
+    for asked in (["status", root], ["versions", root], ["versions", root, "--diff", last, "head"]):
+        said = " ".join(shell.invoke(app, asked).output.split())
+        assert "do not compare" in said, asked
+        assert str(same[0].held_out_set) in said
+        assert other.held_out_set in said
+    stream.land("shard-4", {"class c": 12}, held_out=6)
+    assert VersionMetrics.read(stream.learn().metrics).forgetting is not None
