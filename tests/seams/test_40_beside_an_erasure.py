@@ -25,7 +25,7 @@ from stream_odml.store import maintenance
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
 from stream_odml.store.entries import IngestBatch
 from stream_odml.store.layout import REWRITTEN
-from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.maintenance import MaintenancePolicy, MaintenanceReport
 from stream_odml.store.store import Store
 from stream_odml.store.sums import forget_in_sums, learnt_rows
 from stream_odml.store.table import Table
@@ -171,7 +171,8 @@ def test_an_append_that_another_commit_overtook_leaves_no_file(
     """Maintenance commits beside it; the rows are written again, and an erasure would not find those of before."""
     writer = new_root(str(tmp_path))
     commit = under_way(writer)
-    append, overtaken = Table.append, []
+    append = Table.append
+    overtaken: list[str] = []
 
     def overtake(self: Table, *args: Any) -> None:
         if self.name == table and len(overtaken) < 2:
@@ -233,7 +234,8 @@ def test_a_file_that_is_replaced_while_it_is_searched_hides_nothing(
         ingest(writer, shard, [Item(f"{shard}0", "cat"), Item(f"{shard}1", "dog")])
     writer.forget("class", "cat", 3)
     covered = writer.ledger.tombstones[-1].seq - 1
-    in_file, merged = erasure_proof._in_file, []
+    in_file = erasure_proof._in_file
+    merged: list[MaintenanceReport] = []
 
     def merge(store: Store, path: str, *args: Any) -> Any:
         if path.startswith("gallery/") and not merged:
