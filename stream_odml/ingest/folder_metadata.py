@@ -11,20 +11,19 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from stream_odml.ingest import fields
-from stream_odml.ingest.arrow_rows import class_names_of
-from stream_odml.ingest.plain import json_once, shown
+from stream_odml.ingest.kept_images import HeldFile
+from stream_odml.ingest.metadata_rows import METADATA
+from stream_odml.ingest.plain import NameTwice, decoded, json_once, shown
 from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.reasons import RowError
+from stream_odml.ingest.tables import table_rows
 from stream_odml.storage.regular import is_safe_path, read_regular
 
 METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
@@ -71,7 +70,7 @@ class Metadata:
 def read_metadata(path: Path, folder: PurePosixPath) -> Metadata:
     """Return what is said of each image; `folder` is the file's own below the scanned one.
 
-    Raises ValueError for a file of another layout.
+    Raises ValueError for a file of another layout, BadShard (which is one) for a table that is none or a bomb.
     """
     data = read_regular(path, MAX_METADATA_BYTES)
     found = Metadata()
@@ -93,28 +92,42 @@ def read_metadata(path: Path, folder: PurePosixPath) -> Metadata:
 def _rows(data: bytes, suffix: str) -> Iterator[dict[str, Any]]:
     try:
         if suffix == ".parquet":
-            yield from _parquet_rows(data)
+            file = HeldFile(data, "metadata.parquet")
+            yield from (dict(row.attributes) for row in table_rows(file, METADATA) if row.attributes)
         elif suffix == ".csv":
-            yield from _csv_rows(data.decode("utf-8-sig"))
+            yield from _csv_rows(decoded(data))
         else:
-            for line in filter(str.strip, data.decode("utf-8-sig").split("\n")):
-                row = json_once(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"a line holds {type(row).__name__}, expected an object")
-                yield row
+            for number, line in enumerate(decoded(data).split("\n"), 1):
+                if line.strip():
+                    yield _json_row(number, line)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"byte {data[error.start]:#04x} at {error.start} is not UTF-8: save the file as UTF-8 (in a spreadsheet: "
             "`CSV UTF-8`), or convert it, `iconv -f LATIN1 -t UTF-8`"
         ) from error
-    except (pa.ArrowException, csv.Error, RecursionError) as error:
+    except csv.Error as error:
         raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _json_row(number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json_once(line)
+    except NameTwice as error:
+        raise ValueError(f"line {number}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} is no JSON, or has a number or a nesting beyond all use") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} holds {type(row).__name__}, expected an object")
+    return row
 
 
 def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
     """Rows by the names of their columns; with semicolons or tabs where there is no comma in the header."""
     header = text.partition("\n")[0]
     delimiter = next((one for one in ",;\t" if one in header), ",")
+    csv.field_size_limit(
+        MAX_METADATA_BYTES
+    )  # a caption may be a document: it is no attribute, and costs no image
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     names = [name.strip() for name in next(lines, [])]
     if len(set(names)) < len(names):
@@ -126,24 +139,6 @@ def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
                 "another: put values with a comma in double quotes"
             )
         yield dict(zip(names, line, strict=False))
-
-
-def _parquet_rows(data: bytes) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(pa.BufferReader(data)) as table:
-        if "file_name" not in table.schema_arrow.names:
-            raise ValueError(f"no column file_name; found {table.schema_arrow.names[:20]}")
-        named = {
-            name: names for name in NAMES["label"] if (names := class_names_of(table.schema_arrow, name))
-        }
-        for batch in table.iter_batches(1024, use_threads=False):
-            for row in batch.to_pylist():
-                yield row | {name: _named(row[name], names) for name, names in named.items() if name in row}
-
-
-def _named(label: Any, names: Sequence[str]) -> Any:
-    """The class of a number, as the writer of a table names it; a number that has no name stays one."""
-    is_number = isinstance(label, int | float) and not isinstance(label, bool)
-    return names[int(label)] if is_number and label in range(len(names)) else label
 
 
 def _columns(row: dict[str, Any], found: Metadata) -> Described:

@@ -18,6 +18,7 @@ from stream_odml.ingest.folder_metadata import METADATA_NAMES, Described, read_m
 from stream_odml.ingest.foreign import is_foreign, is_foreign_folder
 from stream_odml.ingest.passed_over import describe_passed_over, is_landable
 from stream_odml.ingest.reading import check_rows
+from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import FILE_FORMATS, MANIFEST_NAME, ManifestFile, format_of
 from stream_odml.ingest.table_folders import in_words, refuse_table_folder, table_kind
 from stream_odml.storage.regular import hash_regular, is_safe_path
@@ -128,7 +129,8 @@ def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[s
         try:
             said = read_metadata(folder / path, PurePosixPath(path).parent)
         except ValueError as error:
-            if _is_table(path):
+            is_none = isinstance(error, BadShard) and error.reason is not Reason.WRONG_SCHEMA
+            if _is_table(path) and not is_none:
                 found.files.append(path)
             else:
                 notes.append(f"{path} passed over: {error}")

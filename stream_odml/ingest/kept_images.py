@@ -40,7 +40,7 @@ def wanted_images(files: Files, path: str, items: Container[str] | None = None) 
     """Return the encoded images of these items, or of all; nothing where the file is not there, or is none. Raises
     OSError where it cannot be read now."""
     try:
-        found = _images(_HeldFile(files.read(path), path))
+        found = _images(HeldFile(files.read(path), path))
         return {item: image for item, image in found if items is None or item in items}
     except FileNotFoundError:
         return {}
@@ -49,7 +49,7 @@ def wanted_images(files: Files, path: str, items: Container[str] | None = None) 
         return {}
 
 
-class _HeldFile(io.BytesIO):
+class HeldFile(io.BytesIO):
     """The bytes of a file that are in memory."""
 
     failure: OSError | None = None
@@ -59,7 +59,7 @@ class _HeldFile(io.BytesIO):
         self.size_bytes, self.uri = len(data), uri
 
 
-def _images(file: _HeldFile) -> Iterator[tuple[str, bytes]]:
+def _images(file: HeldFile) -> Iterator[tuple[str, bytes]]:
     """Yield items and images as the decoder of shards finds them, which has a limit on its memory: what a file says of
     its own size is believed nowhere. An image that many rows repeat is held once."""
     limit, held = memory_allowed(file.size_bytes), 0

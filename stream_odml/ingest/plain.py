@@ -47,6 +47,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def decoded(data: bytes) -> str:
+    """Return text that is UTF-8, or UTF-16 with its mark, without the mark. Raises UnicodeDecodeError."""
+    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
 def shown(value: object) -> str:
     """Return the start of a value as Python writes it, for a message; its type alone where it cannot be written
     (nested too deeply, a number of too many digits)."""
@@ -74,23 +79,23 @@ def as_text(value: Any) -> str | None:
 
     Raises ValueError for what has no text (TypeError's kind too), RecursionError for what is nested too deeply.
     """
-    part = _part(value)
+    part = as_json(value)
     if part is None or isinstance(part, str):
         return part
     return json.dumps(part, allow_nan=False, ensure_ascii=False)
 
 
-def _part(value: Any) -> Any:
-    """The value as JSON has it."""
+def as_json(value: Any) -> Any:
+    """Return the value as JSON has it, by the same table, nested ones too. Raises as `as_text`."""
     value = unboxed(value)
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {_key(key): _part(item) for key, item in value.items()}
+        return {_key(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_part(item) for item in value]
+        return [as_json(item) for item in value]
     return _scalar(value)
 
 

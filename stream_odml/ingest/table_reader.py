@@ -12,12 +12,13 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from stream_odml.ingest.arrow_rows import rows_of
+from stream_odml.ingest.metadata_rows import METADATA, metadata_rows
 from stream_odml.ingest.npz_rows import npz_rows
 from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
@@ -25,6 +26,7 @@ from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, Pipe
 
 CPU_S = 600
 _BYTES_PER_CPU_S = 1 << 20
+_READERS: Mapping[str, Callable[..., Iterator[RawRow]]] = {"npz": npz_rows, METADATA: metadata_rows}
 
 
 class AskedFile(io.RawIOBase):
@@ -91,7 +93,7 @@ def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
     """Read one file; how it ended."""
     file = AskedFile(pipe, int(job["size"]))
     try:
-        reader = npz_rows if job["format"] == "npz" else rows_of
+        reader = _READERS.get(job["format"], rows_of)
         for row in reader(file, job["format"], job["constants"], job["contents"]):
             _send_row(pipe, row)
     except BadShard as error:

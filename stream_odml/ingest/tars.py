@@ -17,7 +17,7 @@ from typing import Any
 
 from stream_odml.ingest.bounds import bounded
 from stream_odml.ingest.foreign import is_foreign
-from stream_odml.ingest.plain import json_once
+from stream_odml.ingest.plain import decoded, json_once
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard import IMAGE_SUFFIXES
@@ -272,6 +272,6 @@ def _decoded(data: bytes | None) -> str | bytes | None:
     if data is None:
         return None
     try:
-        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        return decoded(data)
     except UnicodeDecodeError:
         return data

@@ -291,7 +291,7 @@ class Meeting:
         return values
 
 
-def test_another_share_held_out_is_told_and_its_figures_stand_apart(
+def test_another_share_held_out_is_reported_and_its_figures_stand_apart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of the same tasks under one trunk: the third version is measured on other images than those before it."""

@@ -68,12 +68,12 @@ def indexed(writer: Writer) -> Commit:
     root = Path(writer.store.uri)
     writer.record_landed([ShardRef("b", "b", "/inbox/b", "folder", 1, 0, "b")])
     rows = make_rows("b", ITEMS, np.ones((2, DIM)), writer.tree.head)
-    told = [
+    refused = [
         ("b", 2 + n, "corrupt_image", f"b/{of}/0.png: cannot be decoded", b"")
         for n, of in enumerate(("cat", "dog"))
     ]
     put_pictures(root, "b", ITEMS)
-    return lambda: writer.commit_ingest(IngestBatch(["b"], rows, quarantine_rows(told)))
+    return lambda: writer.commit_ingest(IngestBatch(["b"], rows, quarantine_rows(refused)))
 
 
 def learnt(writer: Writer) -> Commit:
@@ -91,13 +91,13 @@ def learnt(writer: Writer) -> Commit:
     }
     refs = {name: writer.put_artifact(version_id, name, part) for name, part in data.items()}
     rows = make_rows("b", items, np.ones((4, DIM)), version_id).slice(0, 2)
-    told = [
+    refused = [
         ("b", row, "corrupt_image", "left out of task-0001: cut short", b"cat"[: 3 * (row == 2)])
         for row in (2, 3)
     ]
     head = writer.tree.head
     return lambda: writer.commit_stage(
-        version_id, head, "task-0001", refs, rows, quarantine=quarantine_rows(told)
+        version_id, head, "task-0001", refs, rows, quarantine=quarantine_rows(refused)
     )
 
 
