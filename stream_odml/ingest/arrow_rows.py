@@ -181,7 +181,14 @@ def _holds_bytes(kind: Any) -> bool:
 
 def _holds_label(kind: Any) -> bool:
     bare = unwrapped(kind)
-    tests = (is_text, is_bytes, pa.types.is_null, pa.types.is_integer, pa.types.is_floating)
+    tests = (
+        is_text,
+        is_bytes,
+        pa.types.is_null,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_decimal,
+    )
     return any(bool(test(bare)) for test in tests)
 
 

@@ -114,11 +114,20 @@ def _is_pair(kind: Any) -> bool:
 
 def label_value(scalar: Any) -> Any:
     """Return a class name or number; bytes as the text that they are."""
-    value = _Reading(Reason.BAD_LABEL, raw_bytes=True).value(scalar)
+    value = _name(scalar, Reason.BAD_LABEL)
     if not isinstance(value, bytes):
         return _plain(value, scalar, Reason.BAD_LABEL)
     is_padded = pa.types.is_fixed_size_binary(unwrapped(scalar.type))
     return _decoded(value.rstrip(b"\0") if is_padded else value, Reason.BAD_LABEL)
+
+
+def _name(scalar: Any, reason: Reason) -> Any:
+    """A value that names something. Databases write whole numbers as decimals: they stay numbers, of whatever scale."""
+    bare = inner(scalar)
+    if bare is not None and pa.types.is_decimal(bare.type):
+        number: Decimal = bare.as_py()
+        return int(number) if number == number.to_integral_value() else f"{number:f}"
+    return _Reading(reason, raw_bytes=True).value(scalar)
 
 
 def _plain(value: Any, scalar: Any, reason: Reason) -> Any:
@@ -131,7 +140,7 @@ def _plain(value: Any, scalar: Any, reason: Reason) -> Any:
 def id_value(scalar: Any) -> Any:
     """Return an id as text or number: a UUID in its usual form, other fixed-size bytes as text
     or hexadecimal digits."""
-    value = _Reading(Reason.BAD_ID, raw_bytes=True).value(scalar)
+    value = _name(scalar, Reason.BAD_ID)
     if not isinstance(value, bytes):
         return _plain(value, scalar, Reason.BAD_ID)
     kind = unwrapped(scalar.type)

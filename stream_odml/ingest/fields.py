@@ -238,20 +238,26 @@ def when(value: object) -> datetime | None:
         return None
     try:
         if isinstance(value, datetime):
-            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+            return _in_utc(value)
         if isinstance(value, date):
             return datetime(value.year, value.month, value.day, tzinfo=UTC)
         if isinstance(value, str):
             if re.fullmatch(r"\d{10,19}(\.\d+)?", value.strip()):
                 return when(float(value) if "." in value else int(value))
-            return when(datetime.fromisoformat(value.strip()))
+            return _in_utc(datetime.fromisoformat(value.strip()))
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
             return _since_epoch(value)
-    except (ValueError, OverflowError) as error:
+    except OverflowError as error:
+        raise RowError(Reason.BAD_TIME, f"{shown(value)} is outside the calendar") from error
+    except ValueError as error:
         raise RowError(Reason.BAD_TIME, f"{shown(value)}: {error}") from error
     raise RowError(
         Reason.BAD_TIME, f"{shown(value)}; expected ISO 8601 or seconds since 1970, before year 10000"
     )
+
+
+def _in_utc(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def _since_epoch(value: float) -> datetime:

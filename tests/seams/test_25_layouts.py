@@ -9,6 +9,7 @@ import csv
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,23 @@ def test_float_labels_find_their_class_names(tmp_path: Path) -> None:
     pq.write_table(made.replace_schema_metadata({"huggingface": json.dumps(note)}), tmp_path / "s.parquet")
     ingest(tmp_path / "s.parquet", tmp_path / "inbox")
     assert classes(tmp_path / "inbox") == ["dog", "cat"]
+
+
+def test_whole_decimals_of_a_database_are_numbers(tmp_path: Path) -> None:
+    wide, scaled = pa.decimal128(38, 0), pa.decimal128(10, 2)
+    numbers = [Decimal(1), Decimal(0), None]
+    made = {
+        "image": [picture(n) for n in range(3)],
+        "id": pa.array([Decimal(7), Decimal("8.00"), Decimal("8.50")], scaled),
+    }
+    ingest(table(tmp_path / "s.parquet", **made, label=pa.array(numbers, wide)), tmp_path / "inbox")
+    found = [row for row in rows(tmp_path / "inbox") if isinstance(row, RawItem)]
+    assert [(row.item_id, row.class_name) for row in found] == [("7", "1"), ("8", "0")]
+    note = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    named = pa.table({**made, "label": pa.array(numbers, wide)})
+    pq.write_table(named.replace_schema_metadata({"huggingface": json.dumps(note)}), tmp_path / "n.parquet")
+    ingest(tmp_path / "n.parquet", tmp_path / "named")
+    assert classes(tmp_path / "named")[:2] == ["dog", "cat"]
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,8 @@ def test_units_of_numbers_are_found_by_their_size() -> None:
     for bad in (-1, float("inf"), True, 10**30, "noon", [1], "9" * 19 + "9"):
         with pytest.raises(RowError):
             fields.when(bad)
+    with pytest.raises(RowError, match=r"'0001-01-01T00:00:00\+14:00' is outside the calendar$"):
+        fields.when("0001-01-01T00:00:00+14:00")
 
 
 def tar(folder: Path, *members: tuple[str, bytes]) -> ShardRef:
