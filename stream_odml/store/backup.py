@@ -8,6 +8,7 @@ are pinned, and again afterwards. One that is deleted in between was learnt by t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.origins import ORIGINS, below, origins_of
 from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMAS
+from stream_odml.wording import some
 
 COPY_ATTEMPTS = 5
 PIN_S = 60.0
@@ -70,6 +72,8 @@ def back_up(
         raise BackupFailed(
             f"{target} holds a stream root or a backup already; name an empty folder or prefix"
         )
+    if left := [name for name in strangers(to) if name != "lost+found"]:
+        raise BackupFailed(f"{target} is not empty: {some(left)} are in it; name an empty folder or prefix")
     if os.path.realpath(to.uri).startswith(os.path.realpath(store.uri) + "/"):
         raise BackupFailed(f"{target} lies in the stream root itself; name a folder or prefix outside of it")
     for folder in (*SCHEMAS, ARTIFACTS, *REWRITTEN):
@@ -152,7 +156,7 @@ class _Copy:
         for info in sorted(found, key=lambda info: (info.mtime, info.path)):
             if ASIDE in info.path or self._target.exists(info.path):
                 continue
-            with self._source.local(info.path) as file:
+            with self._source.local(info.path) as file, self._writing():
                 self._target.upload(info.path, file)
             self.files += 1
             self.bytes += info.size
@@ -161,9 +165,20 @@ class _Copy:
         if self._target.exists(path):
             return
         content = self._source.read(path)
-        self._target.write(path, content)
+        with self._writing():
+            self._target.write(path, content)
         self.files += 1
         self.bytes += len(content)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Name the target where it fails: a file that the source lacks is asked for again, and has another error."""
+        try:
+            yield
+        except OSError as error:
+            raise BackupFailed(
+                f"{self._target.uri} cannot be written: {error}; name another folder"
+            ) from error
 
 
 def _checked(target: str, options: dict[str, str] | None) -> Store:

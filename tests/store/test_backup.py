@@ -130,6 +130,20 @@ def test_a_copy_never_goes_over_another(tmp_path: Path) -> None:
         back_up(str(tmp_path / "root"), str(tmp_path / "copy"))
 
 
+def test_a_copy_goes_into_an_empty_folder_that_can_be_written(tmp_path: Path) -> None:
+    root = str(tmp_path / "root")
+    new_root(root).release()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(b"x")
+    with pytest.raises(BackupFailed, match=r"photos is not empty: a\.png"):
+        back_up(root, str(tmp_path / "photos"))
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
+    (tmp_path / "disk/lost+found").mkdir(parents=True)  # as a new disk has it
+    assert back_up(root, str(tmp_path / "disk")).head
+    with pytest.raises(BackupFailed, match=r"/proc/nowhere cannot be written: .*name another folder"):
+        back_up(root, "/proc/nowhere")
+
+
 def test_a_file_that_vanishes_midway_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables are pinned, then everything that was pinned is compacted away: the copy begins anew."""
     writer = new_root(str(tmp_path / "root"))
