@@ -30,7 +30,8 @@ def query(
     from stream_odml.store.store import Store
 
     if not image.is_file():
-        raise ValueError(f"{image} is not there; name an image file")
+        seen = "is no file" if image.exists() else "is not there"
+        raise ValueError(f"{image} {seen}; name an image file")
     stream = None if root is None else Store.id_of(root)
     with asking(url or service_url(root, token), token, stream) as client:
         answer = client.search_image(image.read_bytes(), k=k)

@@ -21,6 +21,9 @@ from stream_odml.config.renamed import KEYS
 MIN_PREFIX = 3
 """Minimum letters of a wrong key that is suggested as the prefix of a known one."""
 
+MAX_DIGITS = 1000
+"""Of a whole number: Python itself reads 4,300."""
+
 Model = type[BaseModel]
 
 
@@ -29,8 +32,8 @@ def mistakes(model: Model, data: Mapping[str, Any]) -> list[str]:
     found: dict[str, None] = {}
     while True:
         try:
-            model.model_validate(data)
-            return list(found)
+            validated = model.model_validate(data).model_dump()
+            return [*found, *booleans_for_numbers(data, validated)]
         except ValidationError as error:
             items = error.errors()
         found.update(dict.fromkeys(masked_text(_explain(model, item)) for item in items))
@@ -70,7 +73,8 @@ def _without(data: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, An
 
 
 class OnceLoader(yaml.SafeLoader):
-    """Reads YAML as `safe_load` does, and refuses a repeated key, of which that would silently use the last."""
+    """Reads YAML as `safe_load` does, and refuses what that silently takes for something else: a repeated key, of which
+    the last would count, and numbers such as 0777 (octal) and 1:30 (base 60)."""
 
     # The type stubs name another type for `anchor` than PyYAML passes.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -87,6 +91,35 @@ class OnceLoader(yaml.SafeLoader):
         return node
 
 
+def _number(loader: OnceLoader, node: yaml.ScalarNode) -> int | float:
+    is_whole = node.tag == "tag:yaml.org,2002:int"
+    if ":" in node.value or (is_whole and re.fullmatch(r"[-+]?0[0-7_]+", node.value)):
+        problem = (
+            "a number in base 60, or one that begins with 0, which is octal; write it plainly, or in quotes"
+        )
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    if is_whole and len(node.value) > MAX_DIGITS:
+        problem = f"a number of {len(node.value)} digits; expected {MAX_DIGITS} at most"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return loader.construct_yaml_int(node) if is_whole else loader.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    OnceLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
+
+
+def booleans_for_numbers(data: Mapping[str, Any], validated: Mapping[str, Any], place: str = "") -> list[str]:
+    """Return a line for each `yes`, `on` or `true` that was taken for the number 1, and its like."""
+    found = []
+    for name, value in data.items():
+        taken = validated.get(name)
+        if isinstance(value, Mapping) and isinstance(taken, Mapping):
+            found += booleans_for_numbers(value, taken, f"{place}{name}.")
+        elif isinstance(value, bool) and isinstance(taken, int | float) and not isinstance(taken, bool):
+            found.append(f"{place}{name}: Input should be a number (got {value!r})")
+    return found
+
+
 def yaml_problem(error: Exception) -> str:
     """Return the problem and its place, without the line itself, which may hold a secret."""
     if isinstance(error, yaml.MarkedYAMLError):
@@ -95,6 +128,8 @@ def yaml_problem(error: Exception) -> str:
         return f"{place}{error.problem or error.context}"
     if isinstance(error, UnicodeDecodeError):
         return "it holds bytes that are not UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     return str(error).split("\n")[0]
 
 

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from stream_odml.config.section import Section
+from stream_odml.storage.regular import checked_path
 
 DEFAULT_MAX_PIXELS = 64_000_000
 """The default of `ingest.max_pixels`, the one limit of a stream; it is handed to everything that decodes."""
@@ -147,6 +148,11 @@ class ServiceOptions(Section):
     namespace: str = Field(
         "stream_odml", min_length=1, description="Ray namespace of the StreamDriver actor."
     )
+
+    @field_validator("push_dir")
+    @classmethod
+    def _folder_is_written_out(cls, push_dir: str | None) -> str | None:
+        return push_dir and checked_path("folder of pushed images", push_dir)
 
     def token(self) -> str | None:
         """Return the token that clients must send, or None. Raises ValueError where its file is unreadable or empty."""

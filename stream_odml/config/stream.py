@@ -21,7 +21,7 @@ from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.learn.settings import METHODS, PRETRAINED, SOLVING_METHODS, EmbedderSpec, StageSettings
 from stream_odml.storage.reading import scheme_of
-from stream_odml.storage.regular import check_root
+from stream_odml.storage.regular import check_root, checked_path
 
 
 class ConfigError(ValueError):
@@ -44,6 +44,12 @@ class SourceConfig(Section):
     storage_options: dict[str, str] = Field(default_factory=dict)
     """Options of an object store as the Delta library names them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID ..."""
     kafka: KafkaOptions = KafkaOptions()
+
+    @model_validator(mode="after")
+    def _folder_is_written_out(self) -> SourceConfig:
+        if self.kind == "directory":
+            checked_path("inbox", self.path)
+        return self
 
 
 class IngestConfig(Section):
@@ -297,7 +303,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Strea
         data = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; name an existing YAML file") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {yaml_problem(error)}") from None
     if data is None:
         data = {}

@@ -103,13 +103,20 @@ def refuse_links(folder: Path) -> None:
                 raise UnsafePath(f"{full} is {kind_of(mode)}, and no file of a stream root; remove it")
 
 
+def checked_path(what: str, path: str) -> str:
+    """Return a local path as it is. Raises ValueError for a home or a variable of a shell, which nobody expands."""
+    if path.startswith(("~", "$")) or "${" in path:
+        raise ValueError(
+            f"the {what} {path!r} has {path[0] if path[0] == '~' else '$'!r}, which only a shell expands; "
+            "write the path out"
+        )
+    return path
+
+
 def check_root(uri: str | os.PathLike[str]) -> str:
     """Return a local stream root's absolute path. Raises ValueError, in one line, for a path that cannot hold one."""
     text = os.fspath(uri).removeprefix("file://")
-    if text.startswith("~"):
-        raise ValueError(
-            f"the stream root {text!r} begins with '~', which only a shell expands; write the path out"
-        )
+    checked_path("stream root", text)
     path = str(Path(text).absolute())
     wrong = sorted({c for c in path if c in NOT_IN_A_ROOT or not c.isprintable()})
     if wrong:

@@ -104,6 +104,35 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "service: {port: 0777}",
+            "column 17: a number in base 60, or one that begins with 0, which is octal",
+        ),
+        ("service: {port: 80:00}", "write it plainly, or in quotes"),
+        ("source: {poll_s: 1:30.5}", "a number in base 60"),
+        ("seed: " + "9" * 5000, "a number of 5000 digits; expected 1000 at most"),
+        ("a: " + "[" * 5000 + "]" * 5000, "is not YAML: it is nested too deeply"),
+        (
+            "model: {dim: yes}\nsource: {poll_s: on}",
+            r"model.dim: Input should be a number \(got True\)\n  source.poll_s",
+        ),
+    ],
+)
+def test_what_yaml_takes_for_something_else_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("port", ["0", "8000", "0x1F90", "8_000", "'8000'", "+8000"])
+def test_numbers_as_people_write_them(tmp_path: Path, port: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"service: {{port: {port}}}\ngate: {{certainty: 1.5e+0}}\ncluster: {{}}")
+    assert load_config(tmp_path / "c.yaml").service.port in (0, 8000, 0x1F90)
+
+
 def test_an_absent_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name an existing YAML file"):
         load_config(tmp_path / "none.yaml")

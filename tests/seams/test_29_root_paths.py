@@ -79,14 +79,19 @@ def test_what_tables_cannot_take_is_one_line(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("root", ["~", "~/stream", "~user/stream"])
-def test_a_tilde_that_no_shell_expanded_is_one_line(
+@pytest.mark.parametrize(
+    "root", ["~", "~/stream", "~user/stream", "$HOME/stream", "${HOME}", "/data/${USER}/stream"]
+)
+def test_what_no_shell_expanded_is_one_line(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for use in (lambda: Store.create(root, 8), lambda: StreamConfig(root=root)):
         with pytest.raises(ValueError, match="write the path out"):
             use()
+    for data in ({"source": {"path": root}}, {"service": {"push_dir": root}}):
+        with pytest.raises(ValueError, match="which only a shell expands"):
+            StreamConfig.model_validate(data)
     assert list(tmp_path.iterdir()) == []
 
 
