@@ -95,7 +95,8 @@ class Fence:
         self.store.refresh()
 
     def append(self, table: str, rows: pa.Table) -> None:
-        """Make one commit of a transaction's rows to one table; tried again only when what came first was no newer writer's claim."""
+        """Make one commit of a transaction's rows to one table; tried again only when what came first was no newer
+        writer's claim."""
         if len(rows):
             self._append(table, lambda: rows, rows["txn"][0].as_py())
 
