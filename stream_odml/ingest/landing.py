@@ -2,18 +2,15 @@
 
 Invariant: a shard appears under its name whole and durable, or not at all. Landing the same bytes under
 the same name again does nothing, so a producer may simply repeat itself; other bytes under that name
-raise `ShardExists`. What `land_items` and `land_tar` land, a reader takes with the same fields: they go through
-the same checks here as there. `inbox` is a local folder or `s3://bucket/prefix`.
+raise `ShardExists`. What `land_items` lands, a reader takes with the same fields: they go through the same
+checks here as there. `inbox` is a local folder or `s3://bucket/prefix`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import shutil
-import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -51,7 +48,6 @@ __all__ = [
     "land_file",
     "land_items",
     "land_parquet",
-    "land_tar",
     "push_name",
 ]
 
@@ -96,32 +92,6 @@ def land_items(
                 writer.write_table(table_of(group, first, schema))
 
     return publish(inbox, check_name(f"{name}.parquet"), write, options)
-
-
-def land_tar(inbox: Inbox, name: str, items: Iterable[NewItem], options: StorageOptions | None = None) -> str:
-    """Land items as one WebDataset tar `<name>.tar` (`00000000.jpg` and `00000000.json`). Returns its URI."""
-
-    def write(file: IO[bytes]) -> None:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for row, item in enumerate(checked(items)):
-                note: dict[str, Any] = {"class_name": item.class_name, "attributes": dict(item.attributes)}
-                note |= {"item_id": item.item_id} if item.item_id is not None else {}
-                note |= {"time": item.time.isoformat()} if item.time is not None else {}
-                _add(tar, f"{row:08d}.{_extension(item.image)}", item.image)
-                _add(tar, f"{row:08d}.json", json.dumps(note, sort_keys=True).encode())
-
-    return publish(inbox, check_name(f"{name}.tar"), write, options)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
-def _extension(image: bytes) -> str:
-    starts = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
-    return starts.get(image[:4], "bmp" if image[:2] == b"BM" else "jpg")
 
 
 def land_file(

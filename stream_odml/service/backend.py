@@ -14,6 +14,7 @@ from stream_odml.ingest.landing import NewItem
 from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
 from stream_odml.search.portable import PortableMap
+from stream_odml.store.versions import Version
 
 Floats = npt.NDArray[np.float32]
 
@@ -105,24 +106,12 @@ class ClassTable:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionRow:
-    """One committed version in the tree. ``metrics`` as the trainer wrote them."""
-
-    version: str
-    parent: str | None
-    task: str | None
-    committed_at: datetime | None
-    metrics: Mapping[str, Any]
-    retired: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class VersionHistory:
     """The tree of versions in order of commit, and its head."""
 
     head: str
     sequence: int
-    versions: Sequence[VersionRow]
+    versions: Sequence[Version]
     not_learnt: Sequence[Mapping[str, Any]] = ()
     """Tasks that were refused or skipped, see :mod:`stream_odml.store.unlearnt`."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.search.filters import Filters
 from stream_odml.search.snapshot import GallerySnapshot
-from stream_odml.service.backend import ClassRow, Projection, VersionHistory, VersionRow
+from stream_odml.service.backend import ClassRow, Projection, VersionHistory
 from stream_odml.service.map_colours import attribute_names, nearest, neighbour_differs, values_of
 from stream_odml.service.projection import project, sample_rows
 from stream_odml.store.unlearnt import unlearnt_tasks
@@ -65,12 +65,9 @@ def _shard_facts(snapshot: GallerySnapshot) -> tuple[NDArray[np.float64], NDArra
 
 def version_history(snapshot: GallerySnapshot) -> VersionHistory:
     """Return the tree in order of commit, and the tasks that the served version has not learnt."""
-    rows = [
-        VersionRow(v.version_id, v.parent, v.task, v.time, dict(v.metrics), v.retired)
-        for v in snapshot.tree.versions.values()
-    ]
+    versions = list(snapshot.tree.versions.values())
     tasks = unlearnt_tasks(snapshot.ledger, snapshot.tree, snapshot.version)
-    return VersionHistory(snapshot.version, snapshot.sequence, rows, [task.as_json() for task in tasks])
+    return VersionHistory(snapshot.version, snapshot.sequence, versions, [task.as_json() for task in tasks])
 
 
 def plane(

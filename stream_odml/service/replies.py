@@ -15,8 +15,9 @@ from stream_odml.config.service import ServiceOptions
 from stream_odml.observe.plain import plain
 from stream_odml.search.hits import Hit
 from stream_odml.search.version_diff import CLASS_RECALL
-from stream_odml.service.backend import Answer, Backend, ClassRow, Item, Query, RefusedRow, VersionRow
+from stream_odml.service.backend import Answer, Backend, ClassRow, Item, Query, RefusedRow
 from stream_odml.service.guard import KIND
+from stream_odml.store.versions import Version
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -112,13 +113,13 @@ def refused_json(row: RefusedRow) -> dict[str, Any]:
     return {**asdict(row), "time": instant(row.time)}
 
 
-def version_json(row: VersionRow) -> dict[str, Any]:
+def version_json(row: Version) -> dict[str, Any]:
     """Return one version of the tree. What it holds of single classes is for the diff: too much for a list."""
     return {
-        "id": row.version,
+        "id": row.version_id,
         "parent": row.parent,
         "task": row.task,
-        "committed": instant(row.committed_at),
+        "committed": instant(row.time),
         "retired": row.retired,
         "metrics": {key: value for key, value in row.metrics.items() if key != CLASS_RECALL},
     }

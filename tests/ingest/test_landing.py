@@ -22,13 +22,13 @@ from stream_odml.ingest.landing import (
     land_file,
     land_items,
     land_parquet,
-    land_tar,
     push_name,
 )
 from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.sources import DirectorySource
 from tests.ingest.helpers import only, read, some_items
 from tests.ingest.pictures import picture
+from tests.ingest.webdataset import land_tar
 
 
 def test_repeating_is_harmless_and_other_bytes_are_refused(tmp_path: Path) -> None:

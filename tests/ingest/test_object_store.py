@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stream_odml.ingest.landing import ShardExists, complete_task, land_items, land_tar
+from stream_odml.ingest.landing import ShardExists, complete_task, land_items
 from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.reading import RawItem, read_shard
@@ -17,6 +17,7 @@ from tests.ingest.helpers import some_items
 from tests.ingest.pictures import picture
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 from tests.ingest.throttling import Throttle
+from tests.ingest.webdataset import land_tar
 
 pytestmark = pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
 

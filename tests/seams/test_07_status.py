@@ -9,7 +9,7 @@ import math
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -118,7 +118,7 @@ def test_versions_with_figures_that_are_not_finite_are_listed() -> None:
     backend = FakeBackend()
     odd = {"forgetting": math.nan, "drift/mean": np.float32(2.0)}
     row = backend.versions_list[1]
-    backend.versions_list[1] = type(row)(row.version, row.parent, row.task, row.committed_at, odd)
+    backend.versions_list[1] = replace(row, metrics=odd)
     with LocalApi(create_app(backend, ServiceOptions())) as api:
         listed = api.get("/v1/versions").json()["versions"][1]["metrics"]
     assert listed == {"forgetting": None, "drift/mean": 2.0}

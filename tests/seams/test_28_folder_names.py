@@ -43,8 +43,9 @@ def test_names_stay_apart() -> None:
 @pytest.mark.parametrize("name", ["my photos", "фото", "photos (1)", "%41", "[a]"])
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
 def test_things_of_any_name_land(tmp_path: Path, name: str, kind: str) -> None:
-    from stream_odml.ingest.landing import land_items, land_tar
+    from stream_odml.ingest.landing import land_items
     from tests.ingest.helpers import some_items
+    from tests.ingest.webdataset import land_tar
 
     path = write(tmp_path / name, "cats/a.png", "dogs/b.png")
     if kind != "folder":

@@ -22,14 +22,13 @@ from stream_odml.config.stream import ConfigError, load_config, parse_config
 from stream_odml.ingest.boundary import BoundaryPolicy, WaitingShard
 from stream_odml.pipeline.sources import read_options
 from stream_odml.service.api import create_app
-from stream_odml.service.backend import VersionRow
 from stream_odml.service.replica import Replica
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.store.store import Store
 from stream_odml.store.versions import version_named
 from tests.cluster.small_root import claim
 from tests.seams.in_process import in_process
-from tests.service.fake_backend import START, FakeBackend
+from tests.service.fake_backend import START, FakeBackend, version_row
 from tests.service.local import LocalApi
 from tests.service.tiny_stream import TinyStream
 
@@ -106,7 +105,7 @@ def test_searches_take_a_beginning_as_version_and_min_version(stream: TinyStream
 
 
 def test_the_routes_of_versions_take_a_beginning() -> None:
-    rows = [VersionRow(name, None, None, START, {}) for name in IDS]
+    rows = [version_row(name, None, None, START, {}) for name in IDS]
     backend = FakeBackend(versions_list=rows)
     with LocalApi(create_app(backend, ServiceOptions())) as api:
         assert api.post("/v1/versions/v0002/rollback").status_code == 202
@@ -192,6 +191,7 @@ def test_a_missing_token_is_asked_for_as_the_command_takes_it(
     monkeypatch.delenv("STREAM_ODML_TOKEN", raising=False)
     claim(tmp_path / "root").release()
     monkeypatch.setattr(Store, "id_of", lambda *_: FakeBackend().stream)
+    monkeypatch.setattr(Store, "stream_id", FakeBackend().stream)
     words = [word.format(image=tmp_path / "i.png", root=tmp_path / "root") for word in command]
     for given in ([], ["--token", "wrong"]):
         monkeypatch.setattr(sys, "argv", ["stream-odml", *words, *given])

@@ -29,11 +29,11 @@ from stream_odml.service.backend import (
     RefusedRow,
     Served,
     VersionHistory,
-    VersionRow,
 )
 from stream_odml.service.errors import unavailable, unprocessable
 from stream_odml.service.map_colours import nearest
 from stream_odml.service.metrics import ServiceMetrics
+from stream_odml.store.versions import Version
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -43,6 +43,13 @@ def unit(vectors: Floats) -> Floats:
     return np.asarray(vectors / lengths, dtype=np.float32)
 
 
+def version_row(
+    version_id: str, parent: str | None, task: str | None, time: datetime, metrics: dict[str, Any]
+) -> Version:
+    """A committed version, of which only what the service tells of it matters."""
+    return Version(version_id, parent, task, {}, metrics, seq=0, time=time, epoch=1, depth=0)
+
+
 @dataclass
 class FakeBackend:
     """Classes c0, c1, … at random directions of the sphere in ``dim`` dimensions, ``per_class`` items each."""
@@ -50,7 +57,7 @@ class FakeBackend:
     n_classes: int = 5
     per_class: int = 4
     dim: int = 8
-    versions_list: list[VersionRow] = field(default_factory=list)
+    versions_list: list[Version] = field(default_factory=list)
     driver_alive: bool = True
     loaded: bool = True
     delay_s: float = 0.0
@@ -71,8 +78,8 @@ class FakeBackend:
         self.times = [START + timedelta(hours=i) for i in range(len(self.vectors))]
         if not self.versions_list:
             self.versions_list = [
-                VersionRow("v0000-aa", None, None, START, {"recall_at_1/union/served": 0.5}),
-                VersionRow(
+                version_row("v0000-aa", None, None, START, {"recall_at_1/union/served": 0.5}),
+                version_row(
                     "v0001-bb",
                     "v0000-aa",
                     "task-0001",
@@ -80,7 +87,7 @@ class FakeBackend:
                     {"recall_at_1/union/served": 0.75, "recall_by_class": {"c0": 1.0}},
                 ),
             ]
-        self.head = self.versions_list[-1].version
+        self.head = self.versions_list[-1].version_id
 
     def served(self) -> Served:
         if not self.loaded:
@@ -101,7 +108,7 @@ class FakeBackend:
     async def search(self, question: Question) -> Answer:
         await asyncio.sleep(self.delay_s)
         vectors, version, query = self._vectors_of(question.subject), question.version, question.query
-        if version is not None and version not in {row.version for row in self.versions_list}:
+        if version is not None and version not in {row.version_id for row in self.versions_list}:
             raise unprocessable("unknown_version", f"no version {version!a}")
         if vectors.shape[1] != self.dim:
             raise unprocessable("bad_vector", f"the vector has {vectors.shape[1]} values, not {self.dim}")

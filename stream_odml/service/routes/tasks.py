@@ -35,7 +35,7 @@ async def relearn(
 
 def _learnt(history: VersionHistory) -> set[str]:
     """Return tasks from the root to the head."""
-    known = {row.version: row for row in history.versions}
+    known = {row.version_id: row for row in history.versions}
     tasks, at = set(), known.get(history.head)
     while at is not None:
         if at.task is not None:

@@ -9,13 +9,13 @@ from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
 from stream_odml.search.version_diff import diff_versions
-from stream_odml.service.backend import VersionHistory, VersionRow
+from stream_odml.service.backend import VersionHistory
 from stream_odml.service.body import media_type, unsupported
 from stream_odml.service.errors import ApiError, not_found, unprocessable
 from stream_odml.service.replies import backend_of, reply, version_json
 from stream_odml.service.views import view
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
-from stream_odml.store.versions import version_named
+from stream_odml.store.versions import Version, version_named
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"])
 
@@ -46,7 +46,7 @@ async def rollback(
         raise ApiError(
             409, "retired", "the model of this version was dropped by retention", "choose a later version"
         )
-    return reply(await backend.rollback(found.version, relearn), 202)
+    return reply(await backend.rollback(found.version_id, relearn), 202)
 
 
 @router.get("/{a}/diff/{b}", response_class=Response, summary="What changed between two versions")
@@ -54,7 +54,7 @@ async def diff(a: str, b: str, request: Request) -> Response:
     """Return figures of both versions side by side, and the classes whose recall went up or down from a to b."""
     history = await backend_of(request, "versions").versions()
     before, after = _find(history, a), _find(history, b)
-    return reply(diff_versions(before.version, before.metrics, after.version, after.metrics))
+    return reply(diff_versions(before.version_id, before.metrics, after.version_id, after.metrics))
 
 
 def _history_json(history: VersionHistory) -> dict[str, Any]:
@@ -66,10 +66,10 @@ def _history_json(history: VersionHistory) -> dict[str, Any]:
     }
 
 
-def _find(history: VersionHistory, name: str) -> VersionRow:
+def _find(history: VersionHistory, name: str) -> Version:
     """Return the version that ``name``, its beginning, or ``head`` stands for. ApiError 404, or 422 where
     several begin so."""
-    rows = {row.version: row for row in history.versions}
+    rows = {row.version_id: row for row in history.versions}
     try:
         return rows[version_named(name, rows, history.head)]
     except AmbiguousVersion as error:
