@@ -35,7 +35,7 @@ _TRAINED = (
     "distilled,l2_tuned=l2:weight_distill=20,relation_tuned=relation:weight_old=1000,fecd,finetune,frozen_f0"
 )
 _MAPS = f"l2,sdc_l2,{','.join(MAPS)},apr_l2=apr_l2:samples=30"
-"""A tenth of a task's images: all of them, as APR takes, cost an hour of one core for each seed."""
+"""A tenth of a task's images; all of them, as APR takes, cost ten times as much."""
 _ALL = f"ours,{_HEADS},{_TRUNKS},{_TRAINED},{_MAPS}"
 _SMALL = (
     f"{_ALL},ours_backfill,exact_always,no_peer,no_virtual,ours_200=ours:stage_steps=200,"

@@ -167,7 +167,7 @@ def test_what_pseudo_replay_pushes_is_in_the_guess(tmp_path: Path) -> None:
     study, (mean, apr), _ = plan(parser().parse_args(words))
     pushed = 4 * 6 + 4 * 9  # towards six old classes, then nine
     more = guess(study, apr, 2, is_there=True) - guess(study, mean, 2, is_there=True)
-    assert more == pytest.approx(pushed * 0.0004 * (3 * 3 + 2))
+    assert more == pytest.approx(pushed * 3 * 0.0004)
 
 
 def test_the_study_runs_where_there_is_no_ray() -> None:
