@@ -9,6 +9,7 @@ Invariant: no pixel is decoded before the declared size has been checked, and wh
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -30,6 +31,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"})
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+"""Of a JPEG: what follows 0xff and is neither a stuffed byte nor a restart between its data."""
+_SCAN, _END = 0xDA, 0xD9
+_WITHOUT_LENGTH = (0x01, 0xD8)
+_FRAMES_OF_ONE_SCAN = (0xC0, 0xC1, 0xC3)
+"""Not progressive: each scan holds its part of every pixel."""
+MAX_SCANS = 100
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,7 +56,25 @@ def decode_image(data: bytes, size: int, max_pixels: int) -> Pixels:
     An image that declares more than `max_pixels` pixels is refused undecoded. Raises BadImage (empty_image,
     not_an_image, image_bomb, truncated_image, corrupt_image, out_of_memory).
     """
+    _check_scans(data)
     return _read(data, lambda image: _square(image, size), max_pixels)
+
+
+def _check_scans(data: bytes) -> None:
+    """Raise BadImage for a progressive JPEG of more scans than any encoder writes: each goes over all pixels, and some
+    hundred bytes are enough for one."""
+    if not data.startswith(b"\xff\xd8"):
+        return
+    at, scans = 2, 0
+    while (found := _MARKER.search(data, at)) is not None:
+        kind, at = found[1][0], found.end()
+        if kind == _END or kind in _FRAMES_OF_ONE_SCAN:
+            return
+        scans += kind == _SCAN
+        if scans > MAX_SCANS:
+            raise BadImage(Reason.IMAGE_BOMB, f"a JPEG of more than {MAX_SCANS} scans")
+        if kind not in _WITHOUT_LENGTH:
+            at += int.from_bytes(data[at : at + 2], "big")
 
 
 def declared_pixels(data: bytes, max_pixels: int) -> int:

@@ -13,6 +13,7 @@ _LOGS = {
     ".hoodie": ("a Hudi table", "write its rows to a Parquet file, and land that"),
     "_versions": ("a Lance table", "follow it with `source.kind: lance`"),
 }
+_STREAM = ("a stream root", "copy it with `stream-odml backup`, or land the folder that its images came from")
 _ICEBERG = ("an Iceberg table", "follow it with `source.kind: iceberg`, or write its rows to a Parquet file")
 
 
@@ -28,6 +29,8 @@ def table_kind(folder: Path) -> tuple[str, str] | None:
     for log, what in _LOGS.items():
         if log in names and (folder / log).is_dir() and (log != "_versions" or "data" in names):
             return what
+    if {"ledger", "gallery", "versions"} <= names and (folder / "ledger" / "_delta_log").is_dir():
+        return _STREAM
     return _ICEBERG if "metadata" in names and _is_iceberg(folder / "metadata") else None
 
 

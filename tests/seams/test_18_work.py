@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from starlette.types import ASGIApp
 
 from stream_odml.config.service import DEFAULT_MAX_PIXELS, ServiceOptions
 from stream_odml.ingest.decode import declared_pixels, decode_image, encode_image
+from stream_odml.ingest.reasons import BadImage, Reason
 from stream_odml.service import answering, decoding
 from stream_odml.service.api import create_app
 from stream_odml.service.replica import Replica
@@ -45,6 +48,53 @@ def replica_of(stream: TinyStream, options: ServiceOptions) -> Replica:
 def flat(side: int) -> bytes:
     """A PNG of few bytes and many pixels."""
     return encode_image(np.zeros((side, side, 3), np.uint8), "PNG")
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(data) + 2).to_bytes(2, "big") + data
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG, grey, whose scans each say "nothing more" of all blocks in some sixty bytes."""
+    blocks, runs = (side // 8) ** 2, []
+    while blocks:
+        run = min(blocks, 32767)
+        bits = run.bit_length() - 1  # symbol: a run of 2^bits and as many bits more
+        runs.append(f"{bits:04b}" + f"{run - (1 << bits):b}".zfill(bits) * bool(bits))
+        blocks -= run
+    table = bytes([0, 0, 0, 15, *[0] * 12])  # fifteen codes of four bits
+    text = "".join(runs)
+    padded = text + "1" * (-len(text) % 8)
+    data = int(padded, 2).to_bytes(len(padded) // 8, "big").replace(b"\xff", b"\xff\0")
+    head = b"\xff\xd8" + segment(0xDB, bytes([0, *[1] * 64]))
+    head += segment(0xC2, bytes([8, *side.to_bytes(2, "big"), *side.to_bytes(2, "big"), 1, 1, 0x11, 0]))
+    head += segment(0xC4, bytes([0x10]) + table + bytes(n << 4 for n in range(15)))
+    return head + (segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + data) * scans + b"\xff\xd9"
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_no_work() -> None:
+    """Each scan goes over all pixels: a megabyte of them took half a minute, which nothing can cancel."""
+    start = time.process_time()
+    assert decode_image(many_scans(1024, 50), 16, 1 << 20).shape == (16, 16, 3)
+    bomb = many_scans(8000, 8_000)
+    assert len(bomb) < 1 << 20
+    with pytest.raises(BadImage, match="more than 100 scans") as refused:
+        decode_image(bomb, 16, DEFAULT_MAX_PIXELS)
+    assert refused.value.reason is Reason.IMAGE_BOMB
+    assert time.process_time() - start < 1.0
+
+
+def test_what_cameras_put_around_a_jpeg_is_no_scan() -> None:
+    """A preview in front, a film behind, each with bytes that look like scans; and stuffed bytes between."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", progressive=True, quality=95, exif=Image.Exif())
+    image = out.getvalue()
+    preview = segment(0xE2, b"\xff\xd8" + b"\xff\xda" * 5000)
+    film = b"\xff\xda" * 5000
+    plain = decode_image(image, 16, 1 << 20)
+    for made in (image[:2] + preview * 3 + image[2:] + film, image.replace(b"\xff\xda", b"\xff\xff\xff\xda")):
+        np.testing.assert_array_equal(decode_image(made, 16, 1 << 20), plain)
 
 
 def test_pixels_are_counted_over_the_whole_request_before_any_is_decoded(

@@ -23,6 +23,7 @@ from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest
 from tests.ingest.helpers import seal
 from tests.ingest.pictures import picture
 from tests.seams.folders import classes, ingest, rows, write
+from tests.store.world import new_root
 
 ROWS: list[dict[str, Any]] = [
     {"file_name": "a.png", "label": "cat", "shelf": "007", "price": "3"},
@@ -100,6 +101,14 @@ def test_a_delta_table_is_no_folder_of_tables(tmp_path: Path) -> None:
     table(tmp_path / "set/part-0.parquet", image=[picture()], label=[1])
     (tmp_path / "set/_delta_log").mkdir()
     with pytest.raises(ValueError, match=r"is a Delta table.*source.kind: delta"):
+        ingest(tmp_path / "set", tmp_path / "inbox")
+
+
+def test_a_stream_root_is_no_folder_of_tables(tmp_path: Path) -> None:
+    """Its thumbnails have images and classes, and would become items."""
+    new_root(str(tmp_path / "set")).release()
+    table(tmp_path / "set/thumbnails/a.parquet", image=[picture()], item_id=["a"], class_name=["cat"])
+    with pytest.raises(ValueError, match=r"is a stream root.*stream-odml backup"):
         ingest(tmp_path / "set", tmp_path / "inbox")
 
 
