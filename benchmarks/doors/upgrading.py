@@ -33,7 +33,6 @@ from stream_odml.learn.cross_map import CrossMap
 from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.first_version import open_root
-from stream_odml.pipeline.later_stages import mapped_shards
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
@@ -49,7 +48,7 @@ CHANGES = {
     "backbone": ("conv4-64", "mobilenetv2-96", 0.0),
 }
 """Old network, new one, share of the classes of which no image is at hand."""
-IN_GALLERY, AT_HAND, BACKFILLED = 0.6, 0.5, 0.2
+IN_GALLERY, AT_HAND = 0.6, 0.5
 TASKS, SHARDS = 10, 4
 PER_CLASS = 100
 
@@ -137,7 +136,9 @@ class Trial:
         for name, rows in more.items():
             other = vector_stream(self.folder / name, self.new.shape[1])
             exact = np.union1d(self.paired, rows)
-            adopt(MappedRoot(stored, cross, self._pairs(exact)), other)
+            # Those of a head stay while items are embedded in the background; all items of a new root choose them.
+            settings = None if name == "reembedded" else upgrade.settings
+            adopt(MappedRoot(stored, cross, self._pairs(exact)), other, settings=settings)
             found[name] = self._recall(other.root, self.new)
         return found
 
@@ -146,14 +147,13 @@ class Trial:
         return Pairs(self.old[rows], self.new[rows], tuple(self.classes[rows].tolist()), ids)
 
     def _backfilled(self, root: str) -> dict[str, Rows]:
-        """Items that are embedded again of a fifth of those that are mapped: shards in the order of the new root, and
-        items at random."""
-        mapped = np.setdiff1d(self.items, self.paired)
-        count, worst = round(BACKFILLED * len(mapped)), np.empty(0, np.int64)
-        for shard in mapped_shards(Store.open(root)):
-            rows = np.intersect1d(self.shards[int(shard.removeprefix("shard-"))], mapped)
-            worst = np.concatenate([worst, rows[: count - len(worst)]])
-        return {"backfilled_worst": worst, "backfilled_random": self.random.choice(mapped, count, False)}
+        """Items that are embedded again of a fifth of those that are mapped: those that the new root embeds before all
+        others, and as many at random."""
+        mapped, known = np.setdiff1d(self.items, self.paired), Store.open(root).ledger.shards
+        parts = [rows[known[f"shard-{n}"].worst_rows] for n, rows in enumerate(self.shards)]
+        worst = np.concatenate(parts)
+        at_random = self.random.choice(mapped, len(worst), False)
+        return {"backfilled_worst": worst, "backfilled_random": at_random}
 
     def _recall(self, root: str, features: Floats) -> float:
         snapshot = GallerySnapshot.load(Store.open(root), SearchSettings("exact"))

@@ -19,6 +19,7 @@ from stream_odml.exchange.checking import Findings, Target, check
 from stream_odml.exchange.errors import ExchangeError, SourceLost
 from stream_odml.exchange.source import GallerySource
 from stream_odml.ingest.shard import ShardRef
+from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.pipeline.fast_stage import fast_stage
 from stream_odml.pipeline.first_version import open_root, stored_dim
 from stream_odml.pipeline.stages import Stages
@@ -63,11 +64,13 @@ def adopt(
     config: StreamConfig,
     *,
     learn: bool = True,
+    settings: HeadSettings | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Report:
     """Take over all rows of a source that are not in the root yet, learn what has a class, and say what was found.
 
-    `progress` is called with rows done and rows in all. Raises ExchangeError, ConfigError and ValueError before
+    `settings`: of the head, where they are not to be chosen by the items that are taken over. `progress` is called with
+    rows done and rows in all. Raises ExchangeError, ConfigError and ValueError before
     anything is made, RootBusy while a stream runs on the root, SourceLost when the source breaks off for good.
     """
     began = time.perf_counter()
@@ -84,7 +87,7 @@ def adopt(
         rows_before = sum(shard.rows for shard in before)
         found.ids.update(_ids_of(writer.store, before))
         _take(writer, source, config, before, found, progress)
-        version = _learn(writer, config, source.identity) if learn else ""
+        version = _learn(writer, config, source.identity, settings) if learn else ""
     finally:
         writer.release()
     return _report(source, config, found, rows_before, version, time.perf_counter() - began)
@@ -170,6 +173,7 @@ def _take(
                     "next": block.cursor,
                     "read": read,
                     "error": block.error,
+                    "worst": block.worst,
                 }
                 counts = {
                     "trainable": checked.trainable,
@@ -199,7 +203,7 @@ def _ref(shard_id: str, source: GallerySource, size: int) -> ShardRef:
     return ShardRef(shard_id, shard_id, uri, ADOPTED, int(size), 0, shard_id)
 
 
-def _learn(writer: Writer, config: StreamConfig, identity: str) -> str:
+def _learn(writer: Writer, config: StreamConfig, identity: str, settings: HeadSettings | None) -> str:
     """Close a task over what was taken over and has a class, and learn all that is due; the version served then."""
     waiting = [shard for shard in _taken(writer.store, identity) if shard.state == "indexed"]
     if any(any(shard.counts.get("trainable", {}).values()) for shard in waiting):
@@ -208,7 +212,8 @@ def _learn(writer: Writer, config: StreamConfig, identity: str) -> str:
     stages = Stages(writer, config.boundary, config.gate.retries, config.learns_trunk)
     version = ""
     while (order := stages.solve_next()) is not None:
-        result = fast_stage(Store.open(config.root, config.storage_options), order, config)
+        store = Store.open(config.root, config.storage_options)
+        result = fast_stage(store, order, config, chosen=settings)
         head = stages.commit(result)
         version = head if result.refusal is None else version
     return version

@@ -22,6 +22,7 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.cross_map import Choice, CrossMap, fit_cross_map
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
+from stream_odml.learn.head_choice import MAX_WHITENED
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.head_solving import Items, solve
 from stream_odml.pipeline.holdout import is_held_out
@@ -31,6 +32,8 @@ FOLDS = 10
 """As few pairs as can be are kept from the map that is tried: fewer made it look worse than the one that is served."""
 WITHIN = (1.0, 0.3)
 """Candidates: share of a mapped item's deviation from the mean of its class that is left."""
+MIN_CHOOSING = 512
+"""Pairs by which the settings of a head are chosen, at least."""
 MAX_ITEMS = 20_000
 """Items of the gallery that is asked; of a larger root, at random: recall is then a little underestimated."""
 CLASS_FOLDS = 4
@@ -92,10 +95,30 @@ def unit(h_nF: Floats) -> Floats:
     return np.asarray(unit_rows(h_nF), np.float32)
 
 
+def settings_by_pairs(pairs: Pairs, config: StreamConfig, count: int) -> HeadSettings | None:
+    """Return settings for the head of a root of so many items, chosen by pairs alone, or None for too few of them.
+
+    Mapped items would choose wrongly: they lie so near their class that any head finds them. What they chose would stay
+    when all are embedded again, as their number does not change.
+    """
+    if len(pairs) < MIN_CHOOSING:
+        return None
+    names = [item or str(row) for row, item in enumerate(pairs.ids)]
+    items = OldItems(unit(pairs.new_nF), np.array(pairs.classes, np.str_), np.array(names, np.str_))
+    found = _settings(items.h_nD, items, config)
+    return found if count <= MAX_WHITENED else replace(found, discriminant=True)
+
+
 def expected_recalls(
-    pairs: Pairs, items: OldItems, config: StreamConfig, choice: Choice, cross: CrossMap
+    pairs: Pairs,
+    items: OldItems,
+    config: StreamConfig,
+    choice: Choice,
+    cross: CrossMap,
+    chosen: HeadSettings | None = None,
 ) -> Recalls:
-    """Return what is to be expected of staying, of mapped items and of embedded ones.
+    """Return what is to be expected of staying, of mapped items and of embedded ones. `chosen`: settings of the head
+    for mapped items, where the first stage will not choose them.
 
     Classes without a pair are mapped less well: their part of the items is expected to be found as pairs are whose
     whole class the map has not seen.
@@ -108,7 +131,9 @@ def expected_recalls(
         mapped, within = _best(_mapped_of_pairs(pairs, config, choice))
         return Recalls(old_few, mapped, new_few, within)
     before = _settings(items.h_nD, items, config)
-    after = [_settings(items.mapped(each, pairs), items, config) for each in _drawn(cross, items, pairs)]
+    after = [
+        chosen or _settings(items.mapped(each, pairs), items, config) for each in _drawn(cross, items, pairs)
+    ]
 
     def asking(folds_n: NDArray[np.int64], blind: bool) -> Floats64:
         """Recall of staying, and of mapped items with each of `WITHIN`. `blind`: a fold is of whole classes."""

@@ -44,6 +44,8 @@ class Block(NamedTuple):
     """Whose rows these are, where another root is taken over: their images can be read from it."""
     error: float = 0.0
     """How far its vectors are off, where they are predicted: what is worst is embedded again first."""
+    worst: str = ""
+    """Which of its rows are so, see `worst_first.Worst`."""
 
 
 @dataclass(frozen=True)

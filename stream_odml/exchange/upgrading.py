@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,13 +27,20 @@ from stream_odml.exchange.adopting import Report, adopt
 from stream_odml.exchange.adopting import fitted as fitted_config
 from stream_odml.exchange.begun import Begun, erase_since
 from stream_odml.exchange.errors import ExchangeError
-from stream_odml.exchange.expectation import MAX_ITEMS, OldItems, class_means, expected_recalls
+from stream_odml.exchange.expectation import (
+    MAX_ITEMS,
+    OldItems,
+    class_means,
+    expected_recalls,
+    settings_by_pairs,
+)
 from stream_odml.exchange.pairs import Pairs, embed_pairs
 from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, ROW, VECTOR, Block, rows_at_once
 from stream_odml.exchange.stored_items import StoredItems, indexed_at
-from stream_odml.exchange.worst_first import shard_errors
+from stream_odml.exchange.worst_first import Examiner, Worst, worst_of_shards
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.learn.cross_map import CrossMap, choose_cross_map, fit_cross_map
+from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import scheme_of
@@ -80,6 +86,8 @@ class Upgrade:
     """Share of a mapped item's deviation from the mean of its class that is left."""
     model: str = ""
     """Digest of the new model."""
+    settings: HeadSettings | None = None
+    """Of the head, where pairs have chosen them."""
 
     def adopt(self, progress: Callable[[int, int | None], None] = lambda done, total: None) -> Report:
         """Take the items over. After whatever ended it, the next one goes on, by the map that this one has kept."""
@@ -93,7 +101,7 @@ class Upgrade:
         Begun(store.stream_id, self.source.version, self.model, store.ledger.seq, source.map_bytes).write(
             files
         )
-        return adopt(source, self.config, progress=progress)
+        return adopt(source, self.config, settings=self.settings, progress=progress)
 
 
 def prepare(root: str, config: StreamConfig, images: Path | None = None) -> Upgrade:
@@ -136,7 +144,9 @@ def planned(
     fitted = fit_cross_map(pairs.old_nD, pairs.new_nF, pairs.classes, config.seed, choice)
     source = MappedRoot(stored, fitted, pairs)
     fitted_config(config, source)
-    recalls = expected_recalls(pairs, stored.sample(MAX_ITEMS, config.seed), config, choice, fitted)
+    settings = settings_by_pairs(pairs, config, source.count)
+    sample = stored.sample(MAX_ITEMS, config.seed)
+    recalls = expected_recalls(pairs, sample, config, choice, fitted, settings)
     expected = Expected(
         recalls.staying,
         recalls.mapped,
@@ -147,7 +157,7 @@ def planned(
         exact=source.exact,
         seconds_to_reembed=seconds_an_image * (source.count - source.exact),
     )
-    return Upgrade(source, expected, config, recalls.within, model)
+    return Upgrade(source, expected, config, recalls.within, model, settings)
 
 
 def _weights_of(model: Embedder) -> str:
@@ -199,8 +209,6 @@ class MappedRoot:
 
     def drawn(self, within: float) -> MappedRoot:
         """Return the items with `within` of their deviation from the mean of their class; exact ones stay."""
-        if within == 1:
-            return self
         size = rows_at_once(self.dim)
         ranges = ((at, min(at + size, self.count)) for at in range(0, self.count, size))
         parts = (self._mapped(start, end) for start, end in ranges)
@@ -211,7 +219,7 @@ class MappedRoot:
     def blocks(self, cursor: Any) -> Iterator[Block]:
         """See `GallerySource`; a cursor says when a shard was indexed, and a number of a row of it. A block is a shard,
         but for one of more rows than can be taken over at once."""
-        (indexed, row), errors = cursor or (-1, 0), self._errors
+        (indexed, row), worst = cursor or (-1, 0), self._worst
         most = max(rows_at_once(self.dim), SHARD_BYTES // (4 * self.dim))
         for shard, first, end in self._stored.shards:
             if indexed_at(shard) < indexed:
@@ -228,19 +236,22 @@ class MappedRoot:
                 after = (indexed_at(shard) + 1, 0)
                 if following < end:
                     after = indexed_at(shard), int(self._stored.numbers(following, following + 1)[0])
-                yield Block(table, list(after), ref, errors.get(shard.shard_id, 0.0))
+                yield Block(table, list(after), ref, *worst[shard.shard_id])
 
     @cached_property
-    def _errors(self) -> dict[str, float]:
-        exact = frozenset(item for item in self._pairs.ids if item)
-        mapped, rows = dict[str, Counter[str]](), dict[str, int]()
-        ids, classes = self._stored.names("item_id"), self._stored.names("class_name")
-        for shard, start, end in self._stored.shards:
-            mapped[shard.shard_id] = Counter(
-                classes[row] for row in range(start, end) if ids[row] not in exact
-            )
-            rows[shard.shard_id] = end - start
-        return shard_errors(mapped, rows, Counter(self._pairs.classes), self._cross.error)
+    def _worst(self) -> dict[str, Worst]:
+        exact, count, size = frozenset(self._pairs.ids) - {""}, self.count, rows_at_once(self.dim)
+        examine, rows_n = Examiner(self._cross, self._pairs), np.zeros(count, np.int64)
+        missed_n, rivalry_n = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        for at in range(0, count, size):
+            rows, h_nD = self._stored.rows(at, min(at + size, count))
+            names, ids = (rows[column].to_pylist() for column in ("class_name", "item_id"))
+            block = slice(at, at + size)
+            missed_n[block], rivalry_n[block] = examine(h_nD, names)
+            missed_n[block][[item in exact for item in ids]] = 0
+            rows_n[block] = rows["row"].to_numpy()
+        places = {shard.shard_id: (start, end) for shard, start, end in self._stored.shards}
+        return worst_of_shards(missed_n, rivalry_n, rows_n, places)
 
     def _mapped(self, start: int, end: int) -> tuple[OldItems, Floats]:
         rows, h_nD = self._stored.rows(start, end)

@@ -16,7 +16,7 @@ import numpy as np
 
 from stream_odml.config.stream import EvaluationConfig, StreamConfig
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import DiscriminantHead
+from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings
 from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.trunk_gap import trained_share, trunk_need
@@ -40,15 +40,19 @@ NO_ITEMS = "the task has no training items left: they were forgotten, replaced o
 
 
 def fast_stage(
-    store: Store, order: StageOrder, config: StreamConfig, ahead: SumsAhead | None = None
+    store: Store,
+    order: StageOrder,
+    config: StreamConfig,
+    ahead: SumsAhead | None = None,
+    chosen: HeadSettings | None = None,
 ) -> StageResult:
     """Learn `order.task` from its parent: write SUMS and HEAD of the new version, or say why it must not be published.
 
     The store is read as it was last refreshed. A task of one class, or of one image, is learnt like any other.
-    `ahead`: sums of its items that were made while they waited; the result is the same without.
+    `ahead`: sums of its items that were made while they waited; the result is the same without. `chosen`: see `solve`.
     """
     began = time.perf_counter()
-    solved = store.again(partial(_solved, store, order, config, ahead or SumsAhead()))
+    solved = store.again(partial(_solved, store, order, config, ahead or SumsAhead(), chosen))
     if solved is None:
         return StageResult(order.version_id, order.parent, order.task, refusal=NO_ITEMS)
     figures = {**solved.figures, **_measured(store, order, config, solved), "steps": 0.0, key("kind"): "head"}
@@ -57,12 +61,14 @@ def fast_stage(
     return decided(config.gate, order, figures, artifacts)
 
 
-def _solved(store: Store, order: StageOrder, config: StreamConfig, ahead: SumsAhead) -> Solved | None:
+def _solved(
+    store: Store, order: StageOrder, config: StreamConfig, ahead: SumsAhead, chosen: HeadSettings | None
+) -> Solved | None:
     task = task_rows(store, order.parent, _shards(order))
     if not len(task):
         return None
     before = sums_now(store, order.parent)
-    return _beside_learnt(store, order, config, task, before, ahead.of(task, before.lift))
+    return _beside_learnt(store, order, config, task, before, ahead.of(task, before.lift), chosen)
 
 
 def solve_stage(
@@ -103,6 +109,7 @@ def _beside_learnt(
     task: Training,
     before: ClassSums,
     of_task: ClassSums | None = None,
+    chosen: HeadSettings | None = None,
 ) -> Solved:
     """Solve a stage's items under its parent's trunk, with the settings of the parent's head where they still hold."""
     learnt = learnt_rows(store, order.parent)
@@ -114,6 +121,7 @@ def _beside_learnt(
         earlier=earlier_choice(store, order.parent),
         growth=config.learning.choice_growth,
         of_task=of_task,
+        chosen=chosen,
     )
     return _noted(store, order, config, task, solved)
 

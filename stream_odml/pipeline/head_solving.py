@@ -119,12 +119,13 @@ def solve(
     earlier: Choice | None = None,
     growth: float | None = None,
     of_task: ClassSums | None = None,
+    chosen: HeadSettings | None = None,
 ) -> Solved:
     """Return the head of what `before` sums and of the task's items.
 
     `learnt`: what is stored of the items in `before`. The settings are those of `earlier` while it holds (`growth`;
     under another trunk, None, it does not); else they are chosen by a bounded sample of `learnt` and of the task; the
-    features of no others are read.
+    features of no others are read. `chosen`: settings to take in place of those.
     `dim`: the greatest length of the known part. `of_task`: the task's sums, where they are known.
     """
     sums = before.plus(task.sums(before.lift) if of_task is None else of_task)
@@ -134,11 +135,12 @@ def solve(
         return _sampled([task] if learnt is None else [learnt, task])
 
     if earlier is None or growth is None or not earlier.holds(sums, growth):
-        drawn, keeps = sample(), earlier is not None and earlier.settings.discriminant
-        settings = choose_head(
-            sums, drawn.codes, list(drawn.classes), HeadSettings(dim=dim), keeps_discriminant=keeps
-        )
-        earlier = Choice(settings, float(len(sums)), float(sums.n_items))
+        if chosen is None:
+            drawn, keeps = sample(), earlier is not None and earlier.settings.discriminant
+            chosen = choose_head(
+                sums, drawn.codes, list(drawn.classes), HeadSettings(dim=dim), keeps_discriminant=keeps
+            )
+        earlier = Choice(chosen, float(len(sums)), float(sums.n_items))
     head = solve_head(sums, earlier.settings)
     figures = {
         **{key("head", name): float(asdict(head.settings)[name]) for name in CHOSEN},

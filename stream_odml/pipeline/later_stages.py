@@ -4,17 +4,21 @@ A fast stage has published every task within seconds. What comes later costs ima
 fast stages, and is published only if it serves more.
 
 Protects: what is due is a function of ledger and tree, so a driver that begins again goes on with the same attempt;
-each task moves a trunk, and each shard is embedded anew by it, at most once.
+each task moves a trunk, and each item is embedded anew by it, at most once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from time import monotonic as _now
 from time import time as _clock
 from weakref import WeakKeyDictionary
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.boundary import is_trainable
@@ -89,10 +93,12 @@ class LaterStages:
         found = (store.open_attempt(a.version_id) for a in store.ledger.later_attempts)
         return next((attempt for attempt in found if attempt is not None), None)
 
-    def _begin(self, kind: AttemptKind, tasks: Sequence[str], shards: Sequence[str] = ()) -> Attempt | None:
+    def _begin(
+        self, kind: AttemptKind, tasks: Sequence[str], shards: Sequence[str] = (), worst: bool = False
+    ) -> Attempt | None:
         if not tasks:
             return None
-        version_id = self._writer.begin_later_attempt(kind, tasks, shards)
+        version_id = self._writer.begin_later_attempt(kind, tasks, shards, worst)
         return self._writer.store.open_attempt(version_id)
 
     def _due_tasks(self) -> Sequence[str]:
@@ -111,23 +117,28 @@ class LaterStages:
         store, rate = self._writer.store, self._rules.renew_per_s
         if not rate or _now() < self._renew_not_before:
             return None
-        mapped = mapped_shards(store)
-        tried = _tried(store)
-        left = [shard for shard in mapped if shard not in tried]
-        if not left:
+        shards, mapped, tried = store.ledger.shards, mapped_shards(store), _tried(store)
+        begun, worst_done = _tried(store, worst=True), _worst_embedded(store)
+        worst_of = {shard: len(shards[shard].worst_rows) for shard in mapped}
+        # The worst items of all shards, then what is left of each: a shard is read twice, an image decoded once.
+        sizes = {shard: count for shard, count in worst_of.items() if count and shard not in begun}
+        worst = bool(sizes)
+        if not worst:
+            embedded = {shard: worst_of[shard] * (shard in worst_done) for shard in mapped}
+            sizes = {s: shards[s].rows - embedded[s] for s in mapped if s not in tried}
+        if not sizes:
             return None
-        sizes = store.ledger.shards
-        at_once = max(RENEWED_AT_ONCE, sum(sizes[shard].rows for shard in mapped) // RENEWALS)
+        at_once = max(RENEWED_AT_ONCE, sum(shards[shard].rows for shard in mapped) // RENEWALS)
         chosen: list[str] = []
         items = 0
-        for shard in left:
-            if chosen and items + sizes[shard].rows > at_once:
+        for shard, count in sizes.items():
+            if chosen and items + count > at_once:
                 break
             chosen.append(shard)
-            items += sizes[shard].rows
+            items += count
         self._renew_not_before = _now() + items / rate
         # Its version names a task that is learnt; of the shards any has one.
-        return self._begin("renew", [sizes[chosen[0]].task or ""], chosen)
+        return self._begin("renew", [shards[chosen[0]].task or ""], chosen, worst)
 
     def _order(self, attempt: Attempt) -> StageOrder:
         store = self._writer.store
@@ -142,6 +153,7 @@ class LaterStages:
             handed_at=self._handed_at.setdefault(attempt.version_id, _clock()),
             kind="slow" if attempt.kind == "slow" else "renew",
             tasks=attempt.tasks,
+            worst=attempt.worst,
         )
 
 
@@ -204,13 +216,29 @@ def renewal(store: Store) -> dict[str, int]:
     mapped = mapped_shards(store) if store.tree.moves and store.form == "exact" else []
     if not mapped and not any(a.kind == "renew" for a in store.ledger.later_attempts):
         return {}
-    shards, tried = store.ledger.shards, _tried(store)
+    shards, tried, worst_done = store.ledger.shards, _tried(store), _worst_embedded(store)
     found = {"mapped": 0, "gone": 0}
     for shard in mapped:
-        found["gone" if shard in tried else "mapped"] += shards[shard].rows
+        embedded = len(shards[shard].worst_rows) if shard in worst_done else 0
+        found["gone" if shard in tried else "mapped"] += shards[shard].rows - embedded
     learnt = store.tree.learnt()
     total = sum(shards[s].rows for task in learnt for s in store.ledger.tasks[task].shard_ids)
     return {**found, "exact": total - sum(found.values())}
+
+
+def rows_to_embed(store: Store, order: StageOrder, rows: pa.Table) -> pa.Table:
+    """Return those of the living rows of an order's shards that it is to embed: of one that embeds anew, the worst, or
+    those that no other has embedded as such."""
+    if order.kind != "renew":
+        return rows
+    keep_n, numbers_n = np.ones(len(rows), bool), rows["row"].to_numpy()
+    names, done = rows["shard_id"].cast(pa.string()), _worst_embedded(store)
+    for shard in (ref.shard_id for ref in order.shards):
+        if order.worst or shard in done:
+            own_n = pc.equal(names, shard).to_numpy()
+            is_worst_n = np.isin(numbers_n[own_n], store.ledger.shards[shard].worst_rows)
+            keep_n[own_n] = is_worst_n == order.worst
+    return rows.filter(pa.array(keep_n))
 
 
 def _errors(tree: VersionTree, lineage: Sequence[str]) -> dict[str, float]:
@@ -228,7 +256,7 @@ def _rows_of(ledger: LedgerState, tree: VersionTree, version_id: str) -> Iterabl
     version = tree.get(version_id)
     attempt = _later_attempt(ledger, version_id)
     if attempt is not None and attempt.shards:
-        return attempt.shards
+        return () if attempt.worst else attempt.shards
     moved = version.parent is not None and not tree.same_trunk(version.parent, version_id)
     if not moved and VersionMetrics.read(version.metrics).kind != "embed":
         return ()
@@ -246,13 +274,26 @@ def _later_attempt(ledger: LedgerState, version_id: str) -> Attempt | None:
     return next((a for a in ledger.later_attempts if a.version_id == version_id), None)
 
 
-def _tried(store: Store) -> set[str]:
-    """Shards that were embedded anew by the head's trunk, or could not be."""
-    tree = store.tree
+def _tried(store: Store, worst: bool = False) -> set[str]:
+    """Shards that were embedded anew by the head's trunk, or could not be; with `worst`, if only the worst items."""
     return {
         shard
-        for attempt in store.ledger.later_attempts
-        if attempt.kind == "renew" and tree.same_trunk(attempt.parent, tree.head)
+        for attempt in _renewals(store)
+        if worst or not attempt.worst
+        if attempt.refused is not None or attempt.version_id in store.tree.committed
         for shard in attempt.shards
-        if attempt.refused is not None or attempt.version_id in tree.committed
     }
+
+
+def _worst_embedded(store: Store) -> set[str]:
+    """Shards whose worst items the head's trunk has embedded."""
+    committed = store.tree.committed
+    return {s for a in _renewals(store) if a.worst and a.version_id in committed for s in a.shards}
+
+
+def _renewals(store: Store) -> Iterator[Attempt]:
+    """Attempts to embed anew by the head's trunk."""
+    tree = store.tree
+    for attempt in store.ledger.later_attempts:
+        if attempt.kind == "renew" and tree.same_trunk(attempt.parent, tree.head):
+            yield attempt

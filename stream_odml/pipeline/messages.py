@@ -38,6 +38,9 @@ class StageOrder:
     kind: StageKind = "trunk"
     tasks: tuple[str, ...] = ()
     """Of a ``slow`` stage; else ``task`` alone is learnt."""
+    worst: bool = False
+    """Of a ``renew`` stage, whether only the items that their map knows least are embedded; else all that no other has
+    embedded by this trunk."""
 
     @property
     def own(self) -> tuple[str, ...]:

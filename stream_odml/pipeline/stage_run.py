@@ -26,6 +26,7 @@ from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.embedder import Embedder, embed
 from stream_odml.learn.stage import StageDiverged, StageOutcome
 from stream_odml.learn.world import World
+from stream_odml.pipeline.later_stages import rows_to_embed
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.settling import Settling
 from stream_odml.pipeline.sources import read_options
@@ -138,6 +139,7 @@ class StageRun:
         """The task's living items as every rank sees them: one may read the store a commit earlier than another."""
         while True:
             rows = task_rows(self._store, self.order.shards, self.order.parent)
+            rows = rows_to_embed(self._store, self.order, rows)
             if len(set(self._all_ranks(rows_digest(rows, self.order.shards)))) == 1:
                 return rows
             time.sleep(0.2)

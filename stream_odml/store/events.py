@@ -180,10 +180,11 @@ def attempt(
     kind: AttemptKind = "task",
     tasks: Sequence[str] = (),
     shards: Sequence[str] = (),
+    worst: bool = False,
 ) -> Entry:
     detail: dict[str, Any] = {"parent": parent}
     if kind != "task":
-        detail |= {"kind": kind, "tasks": list(tasks), "shards": list(shards)}
+        detail |= {"kind": kind, "tasks": list(tasks), "shards": list(shards), "worst": worst}
     return {"kind": "attempt", "subject": version_id, "task": task, "detail": as_json(detail)}
 
 
@@ -197,6 +198,7 @@ def _read_attempt(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
         task=row["task"],
         tasks=texts(detail.get("tasks", []), "tasks"),
         shards=texts(detail.get("shards", []), "shards"),
+        worst=bool(detail.get("worst", False)),
     )
     task = state.tasks[row["task"]]
     state.tasks[task.task_id] = replace(task, attempts=(*task.attempts, attempt))

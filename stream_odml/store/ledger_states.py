@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 AttemptKind = Literal["task", "slow", "renew"]
 ShardStage = Literal["landed", "indexed", "assigned", "set_aside"]
 
@@ -46,13 +49,21 @@ class ShardState:
         exact."""
         return float(self.counts.get("adopted", {}).get("error", 0.0))
 
+    @property
+    def worst_rows(self) -> NDArray[np.int64]:
+        """Numbers, rising, of the rows that the map by which they were taken over knows least."""
+        # Kept as a bit for each row: a list of a fifth of them would be seven times as long.
+        bits = bytes.fromhex(self.counts.get("adopted", {}).get("worst", ""))
+        return np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8)))
+
 
 @dataclass(frozen=True)
 class Attempt:
     """One try at learning a task from one parent; its version id is unique to it.
 
     ``kind``: ``task`` learns a task that is due. What is learnt may be improved afterwards: ``slow`` moves the trunk on
-    the images of ``tasks``, ``renew`` embeds items of ``shards`` anew by a trunk that moved since. These two are
+    the images of ``tasks``, ``renew`` embeds items of ``shards`` anew by a trunk that moved since (``worst``: only
+    those that their map knows least). These two are
     committed under the head of the moment, if it descends from ``parent`` and has its trunk.
     """
 
@@ -65,6 +76,7 @@ class Attempt:
     task: str = ""
     tasks: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
+    worst: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from stream_odml.config.stream import StreamConfig, load_config
 from stream_odml.exchange import pairs
 from stream_odml.exchange.upgrading import prepare
-from stream_odml.exchange.worst_first import shard_errors
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.world import World
@@ -91,9 +92,21 @@ def test_mapped_items_become_exact_worst_first_and_what_was_erased_stays_so(
     ] == []
     assert mapped_shards(store) == [a], "of 23 items 14 are mapped; all 8 of the other shard are pairs"
     assert embed_again(upgraded) == [a]
+    store.refresh()
+    assert renewal(store) == {"mapped": 20, "exact": 11, "gone": 0}, (
+        "a fifth of the 14; pairs count with theirs"
+    )
+    head = pc.field("version") == store.tree.head
+    rows = pa.concat_tables([part for _, part in store.scan(["row", "version"], head)])
+    assert sorted(rows["row"].to_pylist()) == store.ledger.shards[a].worst_rows.tolist()
+    assert (off(upgraded, stream.images) > 0.05).sum() == 11
+    assert embed_again(upgraded) == [a]
     assert embed_again(upgraded) is None
     store.refresh()
     assert renewal(store) == {"mapped": 0, "exact": 31, "gone": 0}
+    rest = pc.field("version") == store.tree.head
+    left = sum(len(part) for _, part in store.scan(["row"], rest))
+    assert left == 23 - 3, "each once"
     assert off(upgraded, stream.images).max() < 0.02
 
 
@@ -105,12 +118,8 @@ def test_killed_in_between_they_are_embedded_again_once(
 ) -> None:
     assert is_killed(embed_again, upgraded, point=point)
     assert embed_again(upgraded) is not None
+    assert is_killed(embed_again, upgraded, point=point)
+    assert embed_again(upgraded) is not None
     assert embed_again(upgraded) is None
-    assert len(Store.open(upgraded.root).ledger.later_attempts) == 1
+    assert [attempt.worst for attempt in Store.open(upgraded.root).ledger.later_attempts] == [True, False]
     assert off(upgraded, stream.images).max() < 0.02
-
-
-def test_shards_of_classes_that_the_map_has_seen_least_come_first() -> None:
-    mapped = {"few": {"seen": 10}, "new": {"unseen": 10}, "again": {"unseen": 10}, "none": {}}
-    found = shard_errors(mapped, dict.fromkeys(mapped, 10), {"seen": 4}, 0.5)
-    assert found == {"new": 0.5, "few": 0.5 / 5, "again": 0.5 / 11, "none": 0.0}
