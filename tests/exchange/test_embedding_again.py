@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 import pytest
 
 from stream_odml.config.stream import StreamConfig, load_config
-from stream_odml.exchange import pairs
+from stream_odml.exchange import pairs, upgrading
 from stream_odml.exchange.upgrading import prepare
 from stream_odml.ingest.decode import decode_image
+from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.world import World
 from stream_odml.pipeline import later_stages
@@ -123,3 +124,22 @@ def test_killed_in_between_they_are_embedded_again_once(
     assert embed_again(upgraded) is None
     assert [attempt.worst for attempt in Store.open(upgraded.root).ledger.later_attempts] == [True, False]
     assert off(upgraded, stream.images).max() < 0.02
+
+
+def test_settings_that_pairs_chose_stay_when_items_are_embedded_again(
+    stream: ExactStream,  # noqa: F811
+    new: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No choice gives a shrinkage of 0.6: what items choose, embedded or not, would show."""
+    chosen = HeadSettings(dim=8, shrinkage=0.6)
+    monkeypatch.setattr(upgrading, "settings_by_pairs", lambda pairs, config, count: chosen)
+    monkeypatch.setattr(pairs, "PER_SHARD", PAIRS_OF_A_SHARD)
+    new.write_text(new.read_text() + "store: {renew_per_s: 100000}\nboundary: {images: null, age_s: null}\n")
+    config = load_config(new)
+    prepare(stream.root, config).adopt()
+    versions = [Store.open(config.root).tree.head]
+    while embed_again(config) is not None:
+        versions.append(Store.open(config.root).tree.head)
+    assert len(versions) == 3, "the worst, and the others"
+    assert {Store.open(config.root).head_of(version).settings for version in versions} == {chosen}
