@@ -71,21 +71,17 @@ def test_only_cluster_imports_ray() -> None:
     assert wrong == []
 
 
-LOADS_NONE_OF: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "learn": [(("learn",), ("ray", "pyarrow", "deltalake", "pydantic"))],
-    "others": [
-        (("store", "ingest"), ("ray", "faiss", "torch")),
-        (("models",), ("ray", "faiss")),
-        (("search", "pipeline", "exchange", "service", "notebook"), ("ray",)),
-    ],
-}
-"""What is loaded by some packages, then with them by further ones: one process each."""
+LOADS_NONE_OF: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+    (("store", "ingest"), ("ray", "faiss", "torch")),
+    (("models",), ("ray", "faiss")),
+    (("search", "pipeline", "exchange", "service", "notebook"), ("ray",)),
+]
+"""What is loaded by some packages, then with them by further ones; `tests/learn/test_imports.py` has `learn`."""
 
 
-@pytest.mark.parametrize("chain", LOADS_NONE_OF)
-def test_packages_load_no_library_of_another(chain: str) -> None:
+def test_packages_load_no_library_of_another() -> None:
     code = ["import importlib, sys"]
-    for rooms, forbidden in LOADS_NONE_OF[chain]:
+    for rooms, forbidden in LOADS_NONE_OF:
         names = [
             ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
             for room in rooms
@@ -95,7 +91,7 @@ def test_packages_load_no_library_of_another(chain: str) -> None:
         code.append(f"print({rooms!r}, [name for name in {forbidden!r} if name in sys.modules])")
     run = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == [f"{rooms!r} []" for rooms, _ in LOADS_NONE_OF[chain]]
+    assert run.stdout.splitlines() == [f"{rooms!r} []" for rooms, _ in LOADS_NONE_OF]
 
 
 OPENS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "mkdtemp", "memmap", "unlink"}

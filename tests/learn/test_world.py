@@ -23,7 +23,7 @@ from stream_odml.learn.world import World
 from tests.killed import START
 from tests.learn.tiny import SETTINGS, SPEC, after, batch, finish, learner
 
-STEPS = 20
+STEPS = 10
 # The views of the last pass pair the images of one rank: only the map depends on them, and on the world.
 _NO_VIEWS = replace(SETTINGS, stage_steps=STEPS, map_composites=0)
 CASES: dict[str, StageSettings] = {

@@ -212,6 +212,7 @@ def test_killed_anywhere_a_task_is_learnt_once(tmp_path: Path, point: str) -> No
 
 
 def test_a_fast_stage_loads_no_torch() -> None:
+    """A head is chosen and solved by numpy."""
     code = "import sys, stream_odml.pipeline.fast_stage; print({'torch', 'ray', 'faiss'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
