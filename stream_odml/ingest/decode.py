@@ -12,7 +12,7 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Literal, TypeVar
@@ -38,6 +38,12 @@ _WITHOUT_LENGTH = (0x01, 0xD8)
 _FRAMES_OF_ONE_SCAN = (0xC0, 0xC1, 0xC3)
 """Not progressive: each scan holds its part of every pixel."""
 MAX_SCANS = 100
+MAX_TIFF_VALUES = 1 << 17
+_BYTE_ORDERS: Mapping[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
+_TIFF_PARTS = (273, 279, 324, 325)
+"""Tags with a value for each strip or tile."""
+_TIFF_BYTES = (1, 2, 7)
+"""Types whose values Pillow leaves as they are."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,6 +93,7 @@ def _read(data: bytes, use: Callable[[Image.Image], T], max_pixels: int) -> T:
         raise BadImage(Reason.EMPTY_IMAGE, "no bytes")
     _hush_pillow()
     _check_webp(data, max_pixels)
+    _check_tiff(data)
     try:
         try:
             return _opened(data, use, max_pixels)
@@ -178,6 +185,25 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
         width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
     if width * height > max_pixels:
         raise _bomb(width, height, max_pixels)
+
+
+def _check_tiff(data: bytes) -> None:
+    """Raise BadImage for a TIFF whose directory lists more strips, tiles or other values than any image has parts:
+    Pillow makes objects of each while it opens the file, whatever its size in pixels."""
+    order = _BYTE_ORDERS.get(data[:2])
+    if order is None or not {42, 43} & set(data[2:4]):
+        return
+    for count_bytes, entry_bytes, width in ((2, 12, 4), (8, 20, 8)) if 43 in data[2:4] else ((2, 12, 4),):
+        at = int.from_bytes(data[width : 2 * width], order)
+        entries = int.from_bytes(data[at : at + count_bytes], order)
+        for place in range(at + count_bytes, at + count_bytes + entries * entry_bytes, entry_bytes):
+            part = data[place : place + entry_bytes]
+            tag, kind = (int.from_bytes(part[side : side + 2], order) for side in (0, 2))
+            count = int.from_bytes(part[4 : 4 + width], order)
+            if count > MAX_TIFF_VALUES and (tag in _TIFF_PARTS or kind not in _TIFF_BYTES):
+                raise BadImage(Reason.IMAGE_BOMB, f"a TIFF of {count} strips, tiles or values of one tag")
+            if not part:
+                break
 
 
 def _square(image: Image.Image, size: int) -> Pixels:
