@@ -191,7 +191,7 @@ class KafkaSource:
         elif error.code() == KafkaError._PARTITION_EOF:
             self._moved[key] = self._reading_s
             self._failing.pop(key, None)
-            part.reached(found.offset())
+            part.reached(found.offset(), now)
             self._ends[key] = found.offset()
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             self._out_of_range(key, part)

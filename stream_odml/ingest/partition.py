@@ -84,9 +84,12 @@ class Partition:
         if len(self._messages) >= self.options.range_messages or self.bytes >= self.options.range_bytes:
             yield from self.close()
 
-    def reached(self, offset: int) -> None:
-        """Note that the broker has nothing more below this offset: what lies between is a gap."""
+    def reached(self, offset: int, now: float) -> None:
+        """Note that the broker has nothing more below this offset: what lies between is a gap. One behind the last
+        message, as an aborted transaction leaves, is a range like others: else it would be waited for until the next."""
         if self.closes is None:
+            if offset > self.next and self._opened is None:
+                self._opened = now
             self.next = max(self.next, offset)
             self._is_at_end = True
 

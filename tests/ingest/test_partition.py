@@ -14,7 +14,7 @@ from stream_odml.ingest.partition import QUIET_S, Partition
 def take(partition: Partition, offset: int, now: float, at_end: bool = True) -> None:
     assert list(partition.take(Message(offset, 0, None, b"x", ()), now)) == []
     if at_end:
-        partition.reached(offset + 1)
+        partition.reached(offset + 1, now)
 
 
 def test_what_comes_after_a_pause_waits_for_no_more_than_quiet() -> None:
@@ -43,3 +43,17 @@ def test_a_backlog_waits_for_its_age() -> None:
     assert partition.waits_s(10.9) == math.inf
     assert not partition.due(10.9)
     assert partition.due(11.0)
+
+
+def test_a_gap_behind_the_last_message_is_closed_too() -> None:
+    """An aborted transaction at the end of a log, seen after all before it was closed, held the lag up for ever."""
+    partition = Partition("t", 0, 0, KafkaOptions(range_s=1.0))
+    take(partition, 0, 10.0)
+    assert partition.due(10.2)
+    assert [one.about.end for one in partition.close()] == [1]
+    assert not partition.due(20.0), "nothing is open"
+    partition.reached(4, 20.0)
+    assert partition.due(21.0)
+    assert [(one.about.start, one.about.end, one.messages) for one in partition.close()] == [(1, 4, ())]
+    partition.reached(4, 30.0)
+    assert not partition.due(40.0)
