@@ -17,7 +17,6 @@ from stream_odml.ingest.landing import land_items
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.pipeline import task_cache
 from stream_odml.pipeline.task_cache import Batch
-from tests.faults.process import descendants
 from tests.ingest.helpers import some_items
 from tests.pipeline.test_task_cache import cache_of, fill, twelve_shards
 
@@ -61,18 +60,32 @@ def test_a_reader_that_hangs_is_ended_and_the_shard_read_again(
     assert not cache.lost().any()
 
 
+def timed(folder: Path) -> Callable[..., Iterator[Batch]]:
+    """A reader that leaves a file of when it began and ended."""
+    read = reading._decode_shard
+
+    def time_it(wanted: dict[str, Any], size: int) -> Iterator[Batch]:
+        began = time.monotonic()
+        yield from read(wanted, size)
+        time.sleep(0.3)
+        (folder / f"{os.getpid()}-{began}").write_text(f"{began} {time.monotonic()}")
+
+    return time_it
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("only_others_read")
-def test_no_more_processes_read_than_there_are_cores(tmp_path: Path, ray_cpus: int) -> None:
+def test_no_more_processes_read_at_once_than_there_are_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cpus: int
+) -> None:
     """A start costs seconds of a core: ten at once keep an indexer from coming back for half a minute."""
     refs, cache = twelve_shards(tmp_path)
-    before = workers()
+    times = tmp_path / "times"
+    times.mkdir()
+    monkeypatch.setattr(reading, "_decode_shard", timed(times))
     fill(cache, refs, RayReaders(0.1))
     assert cache.is_complete
-    assert len(workers() - before) <= ray_cpus + 1
-
-
-def workers() -> set[int]:
-    """Processes of the session that idle or run a task."""
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())}
-    return {pid for pid, title in titles.items() if title.startswith((b"ray::IDLE", b"ray::MapBatches"))}
+    spans = [tuple(map(float, file.read_text().split())) for file in times.iterdir()]
+    at_once = [sum(began <= moment < ended for began, ended in spans) for moment, _ in spans]
+    assert len(spans) >= ray_cpus
+    assert max(at_once) <= ray_cpus
