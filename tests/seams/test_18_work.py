@@ -306,8 +306,14 @@ def test_slices_answer_as_the_whole_does(stream: TinyStream, monkeypatch: pytest
     with LocalApi(create_app(replica, options, replica.metrics)) as api:
         whole = api.post("/v1/search/batch", json={"vectors": rows, "k": 3}).json()
         monkeypatch.setattr(answering, "SLICE", 5 * (3 * answering.PER_HIT + SPEC.dim * 4))
-        assert api.post("/v1/search/batch", json={"vectors": rows, "k": 3}).json() == whole
+        sliced = api.post("/v1/search/batch", json={"vectors": rows, "k": 3}).json()
     replica.close()
+    # The last digit of a score may be another: a processor adds up few rows in another order than many.
+    scores = [
+        [hit.pop("score") for one in found["results"] for hit in one["hits"]] for found in (sliced, whole)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=5e-6)
+    assert sliced == whole
 
 
 def test_who_waits_for_a_version_leaves_places_to_others(stream: TinyStream) -> None:
