@@ -86,7 +86,7 @@ class Partition:
 
     def reached(self, offset: int, now: float) -> None:
         """Note that the broker has nothing more below this offset: what lies between is a gap. One behind the last
-        message, as an aborted transaction leaves, is a range like others: else it would be waited for until the next."""
+        message, as an aborted transaction leaves, is a range like others: else it waits for the next message."""
         if self.closes is None:
             if offset > self.next and self._opened is None:
                 self._opened = now
