@@ -122,9 +122,6 @@ def expected_recalls(
 
     Classes without a pair are mapped less well: their part of the items is expected to be found as pairs are whose
     whole class the map has not seen.
-
-    Of the last only the pairs are known: theirs, in a gallery of pairs, is taken to the density of the root by the
-    share of errors that the old model loses on that way.
     """
     if not set(pairs.classes) & set(items.classes.tolist()):
         old_few, new_few = _of_pairs(pairs, _half(pairs.classes, config.seed), config)
@@ -169,9 +166,15 @@ def expected_recalls(
         recalls[1:] = (1 - blind) * recalls[1:] + blind * blindly[1:]
     staying = float(recalls[0])
     mapped, within = _best(recalls[1:].tolist())
+    return Recalls(staying, mapped, max(mapped, _embedded_recall(pairs, config, staying)), within)
+
+
+def _embedded_recall(pairs: Pairs, config: StreamConfig, staying: float) -> float:
+    """Return recall once all is embedded again. Only that of pairs is known: in a gallery of pairs, it is taken to
+    the density of the root by the share of errors that the old model loses on that way."""
     old_few, new_few = (_among_pairs(h, pairs, config) for h in (pairs.old_nD, pairs.new_nF))
     denser = min(1.0, (1 - staying) / max(1 - old_few, 1e-3))
-    return Recalls(staying, mapped, max(mapped, 1 - (1 - new_few) * denser), within)
+    return 1 - (1 - new_few) * denser
 
 
 def _drawn(cross: CrossMap, items: OldItems, exact: Pairs) -> Iterator[CrossMap]:

@@ -6,13 +6,13 @@ closed. A learnt class is forgotten in it by the commands a person would type: h
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -39,6 +39,7 @@ from stream_odml.pipeline.sources import inbox_path
 from stream_odml.store.artifacts import CANARIES, FORWARD, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows
+from tests.cluster.meanwhile import meanwhile
 from tests.seams.sessions import this_session
 
 pytestmark = pytest.mark.ray
@@ -105,29 +106,14 @@ class Running:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Ask for one image after the other meanwhile; no query may fail or find nothing."""
-        done = threading.Event()
-        images = [image for category in self.categories[:6] for image in category.images]
+        images = itertools.cycle(image for category in self.categories[:6] for image in category.images)
 
-        def ask() -> None:
-            with Client(self.session.endpoints.service, retries=0) as client:
-                at = 0
-                while not done.wait(0.05):
-                    try:
-                        hits = client.search_image(images[at % len(images)], k=3).hits
-                    except Exception as error:
-                        self.problems.append(error)
-                        return
-                    if len(hits) < 3:
-                        self.problems.append(hits)
-                    at += 1
+        def ask() -> object | None:
+            hits = client.search_image(next(images), k=3).hits
+            return hits if len(hits) < 3 else None
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        try:
+        with Client(self.session.endpoints.service, retries=0) as client, meanwhile(ask, self.problems):
             yield
-        finally:
-            done.set()
-            thread.join(timeout=WAIT_S)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from stream_odml.cluster.session import Session, run_stream
 from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.pipeline.sources import inbox_path
 from stream_odml.store.store import Store
+from tests.cluster.meanwhile import meanwhile
 from tests.seams.sessions import this_session
 from tests.service.vector_stream import Floats, vector_config, vectors_of
 
@@ -62,28 +62,15 @@ class Running:
     @contextmanager
     def asking(self, ids: list[str], vectors: Floats) -> Iterator[None]:
         """Ask for one item after the other meanwhile; each must be found as itself, and no query may fail."""
-        done = threading.Event()
         random = np.random.default_rng(0)
 
-        def ask() -> None:
-            with Client(self.url, retries=0) as client:
-                while not done.is_set():
-                    at = int(random.integers(len(ids)))
-                    try:
-                        hit = client.search_vector(vectors[at], k=1).hits[0]
-                    except Exception as error:
-                        self.problems.append(error)
-                        return
-                    if hit.item_id != ids[at] or abs(hit.score - 1) > 1e-3:
-                        self.problems.append((ids[at], hit))
+        def ask() -> object | None:
+            at = int(random.integers(len(ids)))
+            hit = client.search_vector(vectors[at], k=1).hits[0]
+            return (ids[at], hit) if hit.item_id != ids[at] or abs(hit.score - 1) > 1e-3 else None
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        try:
+        with Client(self.url, retries=0) as client, meanwhile(ask, self.problems):
             yield
-        finally:
-            done.set()
-            thread.join(timeout=WAIT_S)
 
 
 @pytest.fixture(scope="module")
