@@ -16,7 +16,7 @@ from benchmarks.common import read_rows
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import whole
 from benchmarks.quality.arguments import parser, plan
-from benchmarks.quality.left import guess, shared_student
+from benchmarks.quality.left import guess, shared_student, speed_of
 from benchmarks.quality.methods import parse_methods
 from benchmarks.quality.protocols import build_stream
 from benchmarks.quality.study import Run
@@ -167,7 +167,7 @@ def test_what_pseudo_replay_pushes_is_in_the_guess(tmp_path: Path) -> None:
     study, (mean, apr), _ = plan(parser().parse_args(words))
     pushed = 4 * 6 + 4 * 9  # towards six old classes, then nine
     more = guess(study, apr, 2, is_there=True) - guess(study, mean, 2, is_there=True)
-    assert more == pytest.approx(pushed * 3 * 0.0004)
+    assert more == pytest.approx(pushed * 3 * 3 * speed_of(study).image_s)
 
 
 def test_the_study_runs_where_there_is_no_ray() -> None:
