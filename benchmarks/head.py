@@ -6,7 +6,8 @@
 Parts: `fast` (sums, choice and solution of 100k items), `stage` (a whole fast stage of as many), `reproject` (a
 million stored features in a process of its own), `exact` (orders, ranks, erasure), `stored` (8 bits, and vectors of
 older heads, on features of real data: of flowers102.parquet and MobileNetV2's weights in the folder that
-STREAM_ODML_DATA names; left out without them).
+STREAM_ODML_DATA names; left out without them), `running` (a stream that goes on learning heads while its trunk is
+trained).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.common import Report, common_arguments
 from benchmarks.made_root import BLOCK, SHARD, D, land, made_features, new_root, watched
 from benchmarks.quality.data import load_images
 from benchmarks.quality.protocols import build_stream
+from benchmarks.running import measure_running
 from stream_odml.config.stream import parse_config
 from stream_odml.learn.class_sums import ClassSums, merge
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve_head
@@ -252,6 +254,7 @@ PARTS = {
     "fast": measure_fast,
     "stage": measure_stage,
     "reproject": measure_reproject,
+    "running": measure_running,
 }
 
 
