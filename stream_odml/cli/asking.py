@@ -90,8 +90,7 @@ def versions(
 
     Below them: the tasks that were refused or skipped, why, and what to do.
 
-    Example:  stream-odml versions stream-root
-    Example:  stream-odml versions stream-root --diff v0001-3fa9 head
+    Examples:  stream-odml versions stream-root  ·  stream-odml versions stream-root --diff v0001-3fa9 head
     """
     from stream_odml.cli.console import diff_table, stage_table
     from stream_odml.cli.versions_table import diff_of, held_out_lines, stage_rows, unlearnt_lines

@@ -146,11 +146,7 @@ def recall_curve(recalls: Sequence[float], ascii_only: bool = False) -> str:
 
 
 def _panel(
-    title: str,
-    elapsed: float,
-    status: Mapping[str, Any],
-    asked: Mapping[str, Any] | None,
-    curve: str = "",
+    title: str, elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None, curve: str = ""
 ) -> RenderableType:
     stage, recall = status["stage"], status["recall_at_1"]
     grid = Table.grid(padding=(0, 2))

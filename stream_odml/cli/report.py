@@ -20,11 +20,7 @@ QUERIES, NEIGHBOURS = 24, 6
 
 
 def write_report(
-    root: str,
-    path: str,
-    queries: int = QUERIES,
-    seed: int = 0,
-    latency: Mapping[str, float] | None = None,
+    root: str, path: str, queries: int = QUERIES, seed: int = 0, latency: Mapping[str, float] | None = None
 ) -> ReportData:
     """Write the report of `root` to `path`; `latency` in ms by name, where it is known."""
     data = report_data(root, queries, NEIGHBOURS, seed)

@@ -33,8 +33,7 @@ def demo(
         typer.Option(help="With --source: pretrained weights of a MobileNetV2, a safetensors file."),
     ] = None,
     backbone: Annotated[
-        str | None,
-        typer.Option(help="With --source: a pretrained model of transformers, by name or folder."),
+        str | None, typer.Option(help="With --source: a pretrained model of transformers, by name or folder.")
     ] = None,
     image_size: Annotated[
         int | None,

@@ -17,9 +17,7 @@ SHOWN = 5
 
 def status_text(report: Mapping[str, Any], root: str) -> Group:
     """Return the report of `root_status` as a person reads it; `root` stands in the commands that are advised."""
-    parts: list[RenderableType] = [
-        shown(f"{report['root']}   head {report['head'] or 'none yet'}", "bold"),
-    ]
+    parts: list[RenderableType] = [shown(f"{report['root']}   head {report['head'] or 'none yet'}", "bold")]
     urgent = list(attention(report, root))
     parts += [shown(line, "yellow") for line in urgent] or [shown("nothing needs attention", "green")]
     grid = Table.grid(padding=(0, 2))

@@ -144,8 +144,7 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
 
 
 def root_status(root: str) -> dict[str, Any]:
-    """Return how the stream stands, from its tables: head, counts by state, queues, what each open
-    thing waits for.
+    """Return how the stream stands, from its tables: head, counts by state, queues, what each open thing waits for.
 
     The gallery's files are not read for it, so that it tells of one that is gone.
     """

@@ -29,8 +29,7 @@ def upgrade(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the backbone: take a root over into a new one, each item by a map from the old features to
-    the new ones.
+    """Replace the backbone: take a root over into a new one, each item by a map from the old features to the new ones.
 
     First says what recall is to be expected: mapped, beside staying and beside embedding every image again. The old
     root is only read, and may be served until the new one suits you; to go back, serve it again. The new stream goes on

@@ -215,10 +215,7 @@ def status() -> Call[dict[str, Any]]:
 
 
 def _options(options: Options) -> dict[str, Any]:
-    chosen = _given(
-        attributes=dict(options.get("attributes", {})) or None,
-        to=_iso(options.get("before")),
-    )
+    chosen = _given(attributes=dict(options.get("attributes", {})) or None, to=_iso(options.get("before")))
     if "classes" in options:
         chosen["class"] = list(options["classes"])
     if "after" in options:

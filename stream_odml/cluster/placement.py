@@ -81,8 +81,7 @@ def check_placement(roles: Sequence[Role], nodes: Sequence[Node]) -> None:
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Return whether a node's labels satisfy Ray's label selector: `v`, `!v`, `in(a,b)` or `!in(a,b)`
-    for each key."""
+    """Return whether a node's labels satisfy Ray's label selector: `v`, `!v`, `in(a,b)` or `!in(a,b)` for each key."""
     return all(_satisfies(labels.get(key), wanted) for key, wanted in selector.items())
 
 

@@ -217,11 +217,7 @@ class WallClock:
 
 def _local_environment(folder: Path, ports: PortBlock) -> dict[str, str]:
     """Sessions on one machine share neither ports nor files nor a token; what a person has set otherwise stays."""
-    fixed = {
-        **ports.environment(),
-        **haproxy_config.environment(folder),
-        **own_token(folder),
-    }
+    fixed = {**ports.environment(), **haproxy_config.environment(folder), **own_token(folder)}
     chosen = {
         **patience(),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",

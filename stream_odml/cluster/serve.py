@@ -130,8 +130,7 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
 
 
 def build(args: dict[str, str]) -> Any:
-    """Return the application for a Serve config file: ``args`` is ``{"config": path of the
-    stream's YAML file}``.
+    """Return the application for a Serve config file: ``args`` is ``{"config": path of the stream's YAML file}``.
 
     Host and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError
     for other arguments.

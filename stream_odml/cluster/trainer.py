@@ -116,8 +116,7 @@ class _Worker:
             self._warm_up()
 
     def next_order(self) -> StageOrder | None:
-        """Return the next stage, the same on every rank; None to end. Ranks meet here every few
-        seconds while idle."""
+        """Return the next stage, the same on every rank; None to end. Ranks meet here every few seconds while idle."""
         while True:
             asked = call_driver("next_instruction") if self.world.rank == 0 else None
             instruction: Instruction = self._from_rank_zero(asked)
@@ -252,8 +251,7 @@ class _Worker:
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:
-    """Return whether another process went (a peer, a reading task, a node): nothing that this
-    stage did wrong.
+    """Return whether another process went (a peer, a reading task, a node): nothing that this stage did wrong.
 
     A peer that failed by itself tells its own error.
     """

@@ -152,8 +152,7 @@ def embedder_from_bytes(data: bytes) -> Embedder:
 
 
 def as_images(pixels: NDArray[np.uint8] | Tensor, device: str | torch.device = "cpu") -> Tensor:
-    """Return uint8 pixels [B,H,W,3] -> float images [B,3,H,W] in 0..1, channels-last in memory (faster
-    on CPUs too)."""
+    """Return uint8 pixels [B,H,W,3] -> float images [B,3,H,W] in 0..1, channels-last in memory (faster on CPUs too)."""
     if isinstance(pixels, np.ndarray):
         pixels = torch.from_numpy(np.ascontiguousarray(pixels))
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:

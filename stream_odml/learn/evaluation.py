@@ -72,8 +72,7 @@ def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float
 
 
 def nearest_is_relevant(retrieval: Retrieval) -> NDArray[np.float32]:
-    """Return for each query [q] 1 if its nearest other is of its class, else 0; NaN where its class has
-    no other image.
+    """Return for each query [q] 1 if its nearest other is of its class, else 0; NaN where its class has no other image.
 
     Its mean over any set of queries, the NaN left out, is their `recall_at_k` with k = 1.
     """

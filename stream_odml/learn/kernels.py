@@ -35,8 +35,7 @@ def weights_of(cos_nC: Tensor, kernel: KernelName, width: float) -> Tensor:
 def weighted_mean(
     num_nd: Tensor, total_n: Tensor, absolute_n: Tensor, floor: float, fallback_d: Tensor
 ) -> Tensor:
-    """Return num / total row by row, [n, d]; rows with total < floor * sum|w|, or without any weight,
-    get the fallback.
+    """Return num / total row by row, [n, d]; rows with total < floor * sum|w|, or without any weight, get the fallback.
 
     Cosine weights can sum to about zero, where the quotient explodes: sum(w) / sum(|w|) measures that,
     whatever the scale of the kernel, and is 1 for the positive ones.

@@ -1,5 +1,4 @@
-"""What a head sees of a stored feature: its direction, and beside it, where a lift is asked for,
-fixed random features.
+"""What a head sees of a stored feature: its direction, and beside it, where a lift is asked for, fixed random features.
 
 φ(h) = [u, ReLU(u R)], u = h / |h| on a grid of integers. All of it is integer arithmetic that float64 and float32 carry
 without rounding, so φ of a stored feature is the same to the last bit on every machine and in every batch, and

@@ -39,9 +39,8 @@ class _SameConv2d(nn.Conv2d):
 
 
 def _normed(x: Tensor, conv: _SameConv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """Return `norm(conv(x))`. A norm whose statistics are frozen is folded into the weights, which are
-    small, instead of being a pass over the features forward and another one back: a training step takes a
-    quarter less time."""
+    """Return `norm(conv(x))`. A norm whose statistics are frozen is folded into the weights, which are small, instead
+    of being a pass over the features forward and another one back: a training step takes a quarter less time."""
     if norm.training:
         y: Tensor = norm(conv(x))
         return y

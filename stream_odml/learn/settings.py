@@ -54,8 +54,7 @@ class EmbedderSpec:
     solution are found better by them. null: 2048 beside fewer than 512 pooled features (`conv4`), else none. Of a root
     that exists it cannot change."""
     normalisation: Literal["auto", "imagenet", "symmetric", "none"] = "auto"
-    """Of the pixels: ImageNet's mean and deviation, to -1..1, or left at 0..1; `auto`: what the
-    backbone wants."""
+    """Of the pixels: ImageNet's mean and deviation, to -1..1, or left at 0..1; `auto`: what the backbone wants."""
     input_dim: Count = 0
     """With `backbone: none`: length of the vectors; 0: that of the stream root, if there is one."""
 

@@ -45,8 +45,7 @@ def trunk_gap(features: FeatureCodes, classes: Sequence[str], trained: Collectio
 
 def between_share(phi_nD: Float64s, labels_n: np.typing.NDArray[np.integer]) -> float | None:
     """Return the share of the variance that lies between classes, in 0..1 and without the part that classes of few
-    items owe to chance (one-way analysis of variance); None without two classes and an item more than classes.
-    """
+    items owe to chance (one-way analysis of variance); None without two classes and an item more than classes."""
     names, row_n, count_C = np.unique(labels_n, return_inverse=True, return_counts=True)
     n, C = len(phi_nD), len(names)
     if C < 2 or n <= C:

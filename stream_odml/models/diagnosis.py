@@ -20,13 +20,7 @@ from torch import nn
 from stream_odml.ingest.decode import Pixels
 from stream_odml.learn.backbone import IMAGENET, SYMMETRIC, frozen_norms
 from stream_odml.learn.embedder import Embedder, as_images
-from stream_odml.models.canaries import (
-    TOLERANCE,
-    Canaries,
-    Decode,
-    Floats,
-    as_the_stream_decodes,
-)
+from stream_odml.models.canaries import TOLERANCE, Canaries, Decode, Floats, as_the_stream_decodes
 
 LIMIT_S = 10.0
 """Seconds of processor time after which no further way is tried."""

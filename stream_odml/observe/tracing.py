@@ -74,11 +74,7 @@ def _trace_of(of: str) -> Any:
 
 
 def _processor(exporter: Exporter, role: str, folder: Path) -> Any:
-    from opentelemetry.sdk.trace.export import (
-        BatchSpanProcessor,
-        ConsoleSpanExporter,
-        SimpleSpanProcessor,
-    )
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 
     if exporter == "otlp":
         return BatchSpanProcessor(_otlp())

@@ -26,8 +26,7 @@ MAX_VECTORS = 4096
 def estimate_old(store: Store, parent: str, outcome: StageOutcome, seed: int) -> dict[str, float]:
     """Return `parent_recall_at_1/old/estimated`, `recall_at_1/old/estimated`, and `task_spread`: the variance
     of the task's images over that of stored vectors, without which the estimate says nothing. Empty where
-    nothing older was learnt.
-    """
+    nothing older was learnt."""
     vectors, labels = store.again(lambda: _stored(store, parent, seed))
     found = estimated_recall(vectors, labels, outcome.forward, outcome.drift["forward_error"], seed)
     if found is None:

@@ -37,8 +37,7 @@ def evaluate_stage(
     after: Finder = by_cosine,
     before: Finder = by_cosine,
 ) -> dict[str, Any]:
-    """Return Recall@1 of the new version and, as served, of the one that it would replace, on
-    the same images.
+    """Return Recall@1 of the new version and, as served, of the one that it would replace, on the same images.
 
     By split and gallery form, re-extracted of each task's classes, and served of each class. Beside each comparison:
     how many queries it rests on, and its standard error. `after` and `before`: how the new version and its parent

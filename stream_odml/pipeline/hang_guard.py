@@ -1,5 +1,4 @@
-"""Ends this process when it makes no progress for too long, so that what hangs a reader is dealt with as
-what kills it.
+"""Ends this process when it makes no progress for too long, so that what hangs a reader is dealt with as what kills it.
 
 Protects: work goes on whatever a decoder or a mount does. The alarm is a C thread of faulthandler, which needs no
 interpreter lock: code that hangs while it holds the lock is ended too, and its traceback is in the process's log.

@@ -1,5 +1,4 @@
-"""Which held-out images find their class under a discriminant head: both parts in one gallery, as
-search compares them.
+"""Which held-out images find their class under a discriminant head: both parts in one gallery, as search compares them.
 
 Protects: no torch is loaded, and beside the embeddings memory is bounded by a block of queries.
 """

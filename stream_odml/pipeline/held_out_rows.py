@@ -121,8 +121,7 @@ def assemble(
     by_parent: Floats | None = None,
     anew: Collection[str] | None = None,
 ) -> HeldOut | None:
-    """Return the rows whose image was read, with what the gallery holds of them; None if there are too
-    few to measure.
+    """Return the rows whose image was read, with what the gallery holds of them; None if there are too few to measure.
 
     ``anew``: shards whose rows the stage writes; by default those of its task(s) ``own``.
 

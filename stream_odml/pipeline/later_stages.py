@@ -210,9 +210,8 @@ def _mapped_shards(store: Store) -> list[str]:
 
 
 def renewal(store: Store) -> dict[str, int]:
-    """Return items of learnt shards by how they follow the head's trunk: ``exact``, ``mapped`` and to
-    be embedded anew, or ``gone``, as their images could not be read for it. Empty while no map moves
-    any of them."""
+    """Return items of learnt shards by how they follow the head's trunk: ``exact``, ``mapped`` and to be embedded anew,
+    or ``gone``, as their images could not be read for it. Empty while no map moves any of them."""
     mapped = mapped_shards(store) if store.tree.moves and store.form == "exact" else []
     if not mapped and not any(a.kind == "renew" for a in store.ledger.later_attempts):
         return {}

@@ -104,11 +104,7 @@ class DriverMetrics(Collector):
         )
 
     def _histogram(
-        self,
-        name: str,
-        text: str,
-        labels: tuple[str, ...] = (),
-        buckets: tuple[float, ...] = LATENCY_BUCKETS,
+        self, name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = LATENCY_BUCKETS
     ) -> Histogram:
         return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
 

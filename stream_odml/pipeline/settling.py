@@ -123,11 +123,7 @@ class Settling:
         return {name: write_artifact(files, order.version_id, name, data) for name, data in contents.items()}
 
     def _measured(
-        self,
-        order: StageOrder,
-        held: HeldOut | None,
-        after: Finder = by_cosine,
-        before: Finder = by_cosine,
+        self, order: StageOrder, held: HeldOut | None, after: Finder = by_cosine, before: Finder = by_cosine
     ) -> dict[str, Any]:
         """Figures of the new version: drift, and recall where images are held out."""
         drift = {} if order.kind == "renew" else self.outcome.drift

@@ -41,8 +41,7 @@ def spool_path(config: StreamConfig) -> str:
 
 
 def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
-    """Return storage options of a shard: those of the store for what was pushed or copied, else those
-    of the source."""
+    """Return storage options of a shard: those of the store for what was pushed or copied, else those of the source."""
     return (
         config.storage_options
         if any(_lies_in(uri, ours) for ours in (push_path(config), spool_path(config)))

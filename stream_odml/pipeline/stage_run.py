@@ -198,8 +198,7 @@ class StageRun:
         return self.learner.total_steps
 
     def step(self) -> None:
-        """Make one step on this rank's slice of the global batch. Raises StageFailed for a loss that
-        is not finite."""
+        """Make one step on this rank's slice of the global batch. Raises StageFailed for a loss that is not finite."""
         began = time.perf_counter()
         chosen = self._sampler.slice(self.next_step, self.world.rank)
         pixels = torch.from_numpy(self._cache.batch(self._train[chosen]))

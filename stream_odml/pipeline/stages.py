@@ -350,8 +350,7 @@ def _waits_for_trunk(store: Store) -> bool:
 
 
 def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
-    """Return indexed shards without a task in the order of landing, up to the first that is still
-    to be indexed.
+    """Return indexed shards without a task in the order of landing, up to the first that is still to be indexed.
 
     A task depends on the order of landing only: a shard that its indexer finished early waits for those before it.
     """

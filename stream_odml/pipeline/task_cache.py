@@ -70,8 +70,7 @@ class LocalReaders:
 
 
 def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
-    """Return gallery rows (without vectors) of the task's living items: one each, neither
-    replaced nor forgotten.
+    """Return gallery rows (without vectors) of the task's living items: one each, neither replaced nor forgotten.
 
     Ordered as their cache is: shards in landing order, rows ascending. Reads rows of these shards, and of later
     ones those that replace an item of these; its memory does not grow with the gallery.

@@ -30,8 +30,7 @@ class Clusters:
 
 
 def index_of(vectors: FloatArray, clusters: Clusters) -> Any:
-    """Return an inverted file over normalised ``vectors`` [n, d] whose centres are the means
-    of ``clusters`` here."""
+    """Return an inverted file over normalised ``vectors`` [n, d] whose centres are the means of ``clusters`` here."""
     dim = vectors.shape[1]
     use_best_path(dim)
     quantizer = faiss.IndexFlatIP(dim)

@@ -35,8 +35,7 @@ class Growable:
         return self._data[:n]
 
     def grown(self, n: int, values: NDArray[Any]) -> "Growable":
-        """Return ``values`` put behind the first ``n`` rows: in place when nobody did so before and
-        there is room."""
+        """Return ``values`` put behind the first ``n`` rows: in place when nobody did so before and there is room."""
         end = n + len(values)
         target = self
         if self._used != n or end > len(self._data):
@@ -146,8 +145,7 @@ class Columns:
         )
 
     def array(self, name: str) -> NDArray[Any]:
-        """Return the column ``name`` [n]: codes for class_name, shard_id, version; µs for time; row:
-        in its shard."""
+        """Return the column ``name`` [n]: codes for class_name, shard_id, version; µs for time; row: in its shard."""
         return self.arrays[name].view(self.n)
 
     def name(self, column: str, i: int) -> str:

@@ -126,11 +126,7 @@ class NeighbourGraph:
 
 
 IVF = "ivf"
-KINDS: dict[str, IndexKind] = {
-    "fp16": HalfPrecision(),
-    IVF: InvertedLists(),
-    "hnsw": NeighbourGraph(),
-}
+KINDS: dict[str, IndexKind] = {"fp16": HalfPrecision(), IVF: InvertedLists(), "hnsw": NeighbourGraph()}
 """By the names that `service.search` takes, beside `auto` and `exact`."""
 
 

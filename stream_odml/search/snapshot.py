@@ -60,8 +60,7 @@ class GallerySnapshot:
         before: "GallerySnapshot | None" = None,
         cache: FeatureCache | None = None,
     ) -> "GallerySnapshot":
-        """Return everything, from the store as it was last refreshed. Raises NoVersionYet before the
-        root is committed.
+        """Return everything, from the store as it was last refreshed. Raises NoVersionYet before the root is committed.
 
         The clusters of ``before`` are kept where they still serve, whatever space it was in.
         """

@@ -16,8 +16,7 @@ CLASS_RECALL = key("recall_by_class")
 def diff_versions(
     a: str, metrics_a: Mapping[str, Any], b: str, metrics_b: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the changes from version ``a`` to ``b`` out of their metrics; classes sorted by how
-    much they changed."""
+    """Return the changes from version ``a`` to ``b`` out of their metrics; classes sorted by how much they changed."""
     before, after = _recalls(metrics_a), _recalls(metrics_b)
     changed: list[dict[str, Any]] = [
         {

@@ -19,12 +19,7 @@ class ApiError(Exception):
     """A refusal with its HTTP status, a stable ``error`` code, what was seen, and what to do about it."""
 
     def __init__(
-        self,
-        status: int,
-        error: str,
-        detail: str,
-        remedy: str = "",
-        headers: Mapping[str, str] | None = None,
+        self, status: int, error: str, detail: str, remedy: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(detail)
         self.status, self.error, self.detail, self.remedy = status, error, detail, remedy

@@ -206,11 +206,7 @@ class Replica:
         bundle = self.puller.serving()
         ledger, learnt = bundle.snapshot.ledger, bundle.snapshot.tree.learnt(bundle.version)
         quarantined = await asyncio.to_thread(self._refused.counts, ledger)
-        return {
-            "lag": _lag(ledger, learnt),
-            "quarantined": quarantined,
-            "driver": await self._driver_news(),
-        }
+        return {"lag": _lag(ledger, learnt), "quarantined": quarantined, "driver": await self._driver_news()}
 
     async def _driver_news(self) -> Mapping[str, Any] | None:
         now = time.monotonic()

@@ -30,8 +30,7 @@ _KEYS = frozenset({"image", "images", "packed"})
 
 @router.post("/embed", openapi_extra=EMBED_BODY, response_class=Response, summary="Vectors of images")
 async def embed(request: Request) -> Response:
-    """Return vectors of images by the served model, raw, with its version: what a search by vector
-    takes later on.
+    """Return vectors of images by the served model, raw, with its version: what a search by vector takes later on.
 
     `packed` gives them as base64 of little-endian float32, row by row.
     """
@@ -83,8 +82,7 @@ async def maps(
         str, UrlQuery(alias="to", max_length=512, description="version in whose space they are wanted")
     ] = "head",
 ) -> Response:
-    """Return the way from one version's vectors into another's space as an npz file, to be applied
-    by numpy alone."""
+    """Return the way from one version's vectors into another's space as an npz file, to be applied by numpy alone."""
     found = await backend_of(request, "map").map_between(start, end)
     return Response(
         found.to_npz(),

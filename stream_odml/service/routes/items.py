@@ -198,8 +198,7 @@ async def _known(backend: Backend, item_id: str) -> Item:
 )
 async def label(item_id: str, request: Request) -> Response:
     """Land a label durably: the item, as it is stored, lands again under this class, and is learnt with the task that
-    its label becomes part of. For items that came without a class, and for those whose class was wrong.
-    """
+    its label becomes part of. For items that came without a class, and for those whose class was wrong."""
     item_id = normalised(item_id)
     backend = backend_of(request, "label")
     only_json(request)

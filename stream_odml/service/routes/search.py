@@ -118,8 +118,7 @@ async def _written(request: Request, answer: Answer, build: Callable[[], dict[st
     "/search/batch", openapi_extra=BATCH_BODY, response_class=Response, summary="Many queries at once"
 )
 async def search_batch(request: Request) -> Response:
-    """Search by many vectors (lists, or packed as base64) or many base64 images; all are answered
-    by one snapshot."""
+    """Search by many vectors (lists, or packed as base64) or many base64 images; all are answered by one snapshot."""
     only_json(request)
     refuse_parameters(request)
     options = options_of(request)
