@@ -159,11 +159,6 @@ def embedded(data: Json) -> Embedded:
     return Embedded(data["version"], data["sequence"], rows.reshape(-1, data["dim"]).copy())
 
 
-def plain_bytes(data: bytes) -> bytes:
-    """Return the reply as it came."""
-    return data
-
-
 def push_result(data: Json) -> PushResult:
     """Parse the receipt of a push."""
     return PushResult(data["shard"], tuple(data["ids"]), data.get("stream"))
@@ -212,8 +207,3 @@ def versions(data: Json) -> Versions:
         for row in data["versions"]
     )
     return Versions(data["head"], data["sequence"], rows)
-
-
-def plain(data: Json) -> dict[str, Any]:
-    """Return the reply as a plain dict."""
-    return dict(data)

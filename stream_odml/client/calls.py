@@ -1,4 +1,7 @@
-"""Every request a client can make, as a value: how it is sent, how its answer is read, whether it may be repeated."""
+"""Every request a client can make, as a value: how it is sent, how its answer is read, whether it may be repeated.
+
+`Client` and `AsyncClient` have a method for each function here, of the same name, arguments and description.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import numpy as np
@@ -61,45 +64,46 @@ class NewImage:
     time: datetime | None = None
 
 
-def search_image(image: Image, options: Options) -> Call[answers.SearchResult]:
+def search_image(image: Image, **options: Unpack[Options]) -> Call[answers.SearchResult]:
     """Return neighbours of an image: encoded bytes, or the path of a file."""
     body = {"image": _base64(image), **_options(options)}
     return Call("POST", "/v1/search", answers.search_result, body)
 
 
-def search_vector(vector: Vector, version: str | None, options: Options) -> Call[answers.SearchResult]:
-    """Return neighbours of a vector [d] made by `version` (default: the served one)."""
+def search_vector(
+    vector: Vector, version: str | None = None, **options: Unpack[Options]
+) -> Call[answers.SearchResult]:
+    """Return neighbours of a vector [d] made by `version`; an older one is mapped, an unknown one refused."""
     body = {"vector": np.asarray(vector, np.float32).tolist(), **_options(options), **_given(version=version)}
     return Call("POST", "/v1/search", answers.search_result, body)
 
 
 def search_batch(
-    vectors: npt.NDArray[Any], version: str | None, options: Options
+    vectors: npt.NDArray[Any], version: str | None = None, **options: Unpack[Options]
 ) -> Call[list[answers.SearchResult]]:
-    """Return neighbours of each row of `vectors` [n, d]. Raises ValueError for another shape."""
+    """Return neighbours of each row of `vectors` [n, d], all given by one version. ValueError for another shape."""
     rows = np.ascontiguousarray(vectors, dtype="<f4")
     if rows.ndim != 2:
         raise ValueError(
             f"vectors have shape {rows.shape}; expected [n, d]: use search_vector for one vector"
         )
-    packed = {"base64": base64.b64encode(rows.tobytes()).decode(), "dim": rows.shape[1]}
-    body = {"vectors": packed, **_options(options), **_given(version=version)}
+    body = {"vectors": _packed(rows, rows.shape[1]), **_options(options), **_given(version=version)}
     return Call("POST", "/v1/search/batch", answers.batch_result, body)
 
 
 def embed(images: Sequence[Image]) -> Call[answers.Embedded]:
-    """Return vectors of images, and the version that made them."""
+    """Return vectors of images, raw, and the version that made them: what `search_vector` takes later on."""
     body = {"images": [_base64(image) for image in images], "packed": True}
     return Call("POST", "/v1/embed", answers.embedded, body)
 
 
-def map_between(start: str, end: str) -> Call[bytes]:
-    """Return the map between two versions, as an npz file."""
-    return Call("GET", "/v1/maps", answers.plain_bytes, params={"from": start, "to": end}, is_json=False)
+def map_between(start: str, end: str = "head") -> Call[bytes]:
+    """Return the map from vectors of version `start` into the space of `end`, as the bytes of an npz file."""
+    return Call("GET", "/v1/maps", bytes, params={"from": start, "to": end}, is_json=False)
 
 
-def push(images: Sequence[NewImage], key: str | None) -> Call[answers.PushResult]:
-    """Land images; a fresh key makes even this safe to repeat."""
+def push(images: Sequence[NewImage], key: str | None = None) -> Call[answers.PushResult]:
+    """Land images; returns once they are durable. The same `key` lands them once."""
     items = [
         {
             "image": _base64(new.image),
@@ -109,18 +113,18 @@ def push(images: Sequence[NewImage], key: str | None) -> Call[answers.PushResult
         }
         for new in images
     ]
-    headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-    return Call("POST", "/v1/items", answers.push_result, {"items": items}, headers=headers)
+    return _landing(items, key)
 
 
 def push_vectors(
     vectors: npt.NDArray[Any],
     classes: Sequence[str | None],
-    ids: Sequence[str] | None,
-    attributes: Sequence[Mapping[str, str]] | None,
-    key: str | None,
+    ids: Sequence[str] | None = None,
+    attributes: Sequence[Mapping[str, str]] | None = None,
+    key: str | None = None,
 ) -> Call[answers.PushResult]:
-    """Land vectors [n, d]. Raises ValueError for another shape, or where there are not as many of the others."""
+    """Land vectors [n, d] of a stream of vectors; a class may be None until `label` says it. Raises ValueError for
+    another shape, or where there are not as many of the others."""
     rows = np.ascontiguousarray(vectors, dtype="<f4")
     others = [part for part in (classes, ids, attributes) if part is not None]
     if rows.ndim != 2 or any(len(part) != len(rows) for part in others):
@@ -130,7 +134,7 @@ def push_vectors(
         )
     items = [
         {
-            "vector": {"base64": base64.b64encode(row.tobytes()).decode(), "dim": len(row)},
+            "vector": _packed(row, len(row)),
             **_given(
                 **{"class": classes[at]},
                 id=None if ids is None else ids[at],
@@ -139,12 +143,16 @@ def push_vectors(
         }
         for at, row in enumerate(rows)
     ]
-    headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+    return _landing(items, key)
+
+
+def _landing(items: list[dict[str, Any]], key: str | None) -> Call[answers.PushResult]:
+    headers = {"Idempotency-Key": key or uuid.uuid4().hex}  # a fresh one makes even this safe to repeat
     return Call("POST", "/v1/items", answers.push_result, {"items": items}, headers=headers)
 
 
 def label(item_id: str, class_name: str) -> Call[answers.PushResult]:
-    """Say the class of an item; to say it twice does no harm."""
+    """Say the class of an item; it is learnt with the next task."""
     return Call("PATCH", f"/v1/items/{_quoted(item_id)}", answers.push_result, {"class": class_name})
 
 
@@ -154,35 +162,38 @@ def get(item_id: str) -> Call[answers.StoredItem]:
 
 
 def delete(item_id: str) -> Call[dict[str, Any]]:
-    """Forget an item."""
-    return Call("DELETE", f"/v1/items/{_quoted(item_id)}", answers.plain)
+    """Ask for an item to be forgotten."""
+    return Call("DELETE", f"/v1/items/{_quoted(item_id)}", dict)
 
 
 def delete_shard(shard_id: str) -> Call[dict[str, Any]]:
-    """Forget a whole shard."""
-    return Call("DELETE", f"/v1/shards/{_quoted(shard_id)}", answers.plain)
+    """Ask for all items of a shard to be forgotten."""
+    return Call("DELETE", f"/v1/shards/{_quoted(shard_id)}", dict)
 
 
 def delete_class(name: str) -> Call[dict[str, Any]]:
-    """Forget a class."""
-    return Call("DELETE", f"/v1/classes/{_quoted(name)}", answers.plain)
+    """Ask for a class to be forgotten."""
+    return Call("DELETE", f"/v1/classes/{_quoted(name)}", dict)
 
 
-def classes(since: datetime | None, limit: int, offset: int) -> Call[list[answers.ClassInfo]]:
-    """Return classes, newest first."""
+def classes(
+    since: datetime | None = None, limit: int = 1000, offset: int = 0
+) -> Call[list[answers.ClassInfo]]:
+    """Return classes, newest first; only those first seen after `since`."""
     params = {"limit": limit, "offset": offset, **_given(since=_iso(since))}
     return Call("GET", "/v1/classes", answers.classes, params=params)
 
 
-def sample(limit: int, class_name: str | None) -> Call[answers.Sample]:
-    """Return ids and classes of items."""
+def sample(limit: int = 1000, class_name: str | None = None) -> Call[answers.Sample]:
+    """Return ids and classes of the gallery's items (of one class), a fixed sample of them where there are more than
+    `limit`: from 3 to 20,000."""
     params: dict[str, str | int] = {"points": limit, **_given(**{"class": class_name})}
     return Call("GET", "/v1/projection", answers.sample, params=params)
 
 
 def thumbnail(item_id: str) -> Call[bytes]:
-    """Return a small encoded image of an item."""
-    return Call("GET", f"/v1/items/{_quoted(item_id)}/thumbnail", answers.plain_bytes, is_json=False)
+    """Return a small encoded image of an item; ServiceError with status 404 where none is kept."""
+    return Call("GET", f"/v1/items/{_quoted(item_id)}/thumbnail", bytes, is_json=False)
 
 
 def versions() -> Call[answers.Versions]:
@@ -191,27 +202,25 @@ def versions() -> Call[answers.Versions]:
 
 
 def diff(a: str, b: str) -> Call[dict[str, Any]]:
-    """Return what changed from `a` to `b`."""
-    return Call("GET", f"/v1/versions/{_quoted(a)}/diff/{_quoted(b)}", answers.plain)
+    """Return figures and classes that changed from version `a` to `b`."""
+    return Call("GET", f"/v1/versions/{_quoted(a)}/diff/{_quoted(b)}", dict)
 
 
-def rollback(version: str, relearn: bool) -> Call[dict[str, Any]]:
-    """Move the head. Not repeated: someone else may have moved it on in between."""
+def rollback(version: str, relearn: bool = True) -> Call[dict[str, Any]]:
+    """Ask for another version to be served. Not repeated: someone else may have moved the head on in between."""
     params = {"relearn": "true" if relearn else "false"}
-    return Call(
-        "POST", f"/v1/versions/{_quoted(version)}/rollback", answers.plain, params=params, repeatable=False
-    )
+    return Call("POST", f"/v1/versions/{_quoted(version)}/rollback", dict, params=params, repeatable=False)
 
 
-def relearn(task: str, anyway: bool) -> Call[dict[str, Any]]:
-    """Learn a refused or skipped task after all."""
+def relearn(task: str, anyway: bool = False) -> Call[dict[str, Any]]:
+    """Ask for a refused or skipped task to be learnt after all; `anyway`: published whatever the gate finds."""
     params = {"anyway": "true" if anyway else "false"}
-    return Call("POST", f"/v1/tasks/{_quoted(task)}/relearn", answers.plain, params=params)
+    return Call("POST", f"/v1/tasks/{_quoted(task)}/relearn", dict, params=params)
 
 
 def status() -> Call[dict[str, Any]]:
     """Return what is served, and how far behind the stream it is."""
-    return Call("GET", "/v1/status", answers.plain)
+    return Call("GET", "/v1/status", dict)
 
 
 def _options(options: Options) -> dict[str, Any]:
@@ -232,6 +241,10 @@ def _options(options: Options) -> dict[str, Any]:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _packed(rows: npt.NDArray[Any], dim: int) -> dict[str, Any]:
+    return {"base64": base64.b64encode(rows.tobytes()).decode(), "dim": dim}
 
 
 def _base64(image: Image) -> str:

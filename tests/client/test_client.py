@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,3 +177,9 @@ def test_a_batch_of_another_shape_is_refused_before_it_is_sent() -> None:
 def test_both_clients_have_the_same_methods() -> None:
     names = {name for name in dir(Client) if not name.startswith("_")} - {"close"}
     assert names == {name for name in dir(AsyncClient) if not name.startswith("_")} - {"aclose"}
+
+
+def test_a_method_tells_what_it_takes_and_gives() -> None:
+    for method in (Client.diff, AsyncClient.diff):
+        assert str(inspect.signature(method)) == "(self, a: 'str', b: 'str') -> 'dict[str, Any]'"
+        assert "changed from version `a` to `b`" in (inspect.getdoc(method) or "")
