@@ -21,133 +21,87 @@ LARGEST_MAX_PIXELS = 178_000_000
 class ServiceOptions(Section):
     """Limits and sizes of the search service; every default suits one small machine."""
 
-    host: str = Field(
-        "127.0.0.1", description="Address the HTTP proxy listens on; 0.0.0.0 for every interface."
-    )
-    port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 picks a free one.")
-    replicas: int = Field(1, ge=1, le=256, description="Serve replicas; two or more survive the loss of one.")
-    num_cpus: float = Field(0.2, ge=0, le=64, description="CPUs reserved per replica.")
-    labels: dict[str, str] = Field(
-        default_factory=dict,
-        description="Ray node labels that replicas must run on, to keep them apart from training.",
-    )
-    max_ongoing_requests: int = Field(
-        64,
-        ge=1,
-        le=10_000,
-        description="Maximum concurrent requests per replica; more are answered 503 with Retry-After.",
-    )
-    max_arriving: int = Field(
-        1024,
-        ge=1,
-        le=100_000,
-        description="Maximum requests per replica whose bodies still arrive; beyond it, the oldest of the client "
-        "with most is dropped.",
-    )
-    max_connections_per_peer: int = Field(
-        8192,
-        ge=1,
-        le=100_000,
-        description="Maximum connections per client address to the proxy of a local stream.",
-    )
-    header_timeout_s: int = Field(
-        5,
-        ge=1,
-        le=600,
-        description="Seconds a client has to send headers, and 16 KB of its body, to the proxy of a local stream.",
-    )
-    poll_s: float = Field(0.25, ge=0.02, le=60, description="Seconds between two polls of the store.")
-    timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds until a request is cancelled.")
-    body_timeout_s: float = Field(10.0, gt=0, le=600, description="Seconds a client has to send its body.")
-    wait_s: float = Field(
-        5.0,
-        ge=0,
-        le=60,
-        description="Maximum seconds to wait for the version that min_version or min_seq asks for.",
-    )
-    max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30, description="Maximum bytes per request body.")
+    host: str = "127.0.0.1"
+    """Address the HTTP proxy listens on; 0.0.0.0 for every interface."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port of the HTTP proxy; 0 picks a free one."""
+    replicas: int = Field(1, ge=1, le=256)
+    """Serve replicas; two or more survive the loss of one."""
+    num_cpus: float = Field(0.2, ge=0, le=64)
+    """CPUs reserved per replica."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that replicas must run on, to keep them apart from training."""
+    max_ongoing_requests: int = Field(64, ge=1, le=10_000)
+    """Maximum concurrent requests per replica; more are answered 503 with Retry-After."""
+    max_arriving: int = Field(1024, ge=1, le=100_000)
+    """Maximum requests per replica whose bodies still arrive; beyond it, the oldest of the client with most is
+    dropped."""
+    max_connections_per_peer: int = Field(8192, ge=1, le=100_000)
+    """Maximum connections per client address to the proxy of a local stream."""
+    header_timeout_s: int = Field(5, ge=1, le=600)
+    """Seconds a client has to send headers, and 16 KB of its body, to the proxy of a local stream."""
+    poll_s: float = Field(0.25, ge=0.02, le=60)
+    """Seconds between two polls of the store."""
+    timeout_s: float = Field(10.0, gt=0, le=600)
+    """Seconds until a request is cancelled."""
+    body_timeout_s: float = Field(10.0, gt=0, le=600)
+    """Seconds a client has to send its body."""
+    wait_s: float = Field(5.0, ge=0, le=60)
+    """Maximum seconds to wait for the version that min_version or min_seq asks for."""
+    max_body_bytes: int = Field(32 << 20, ge=1024, le=1 << 30)
+    """Maximum bytes per request body."""
     max_pixels: SkipJsonSchema[int] = Field(DEFAULT_MAX_PIXELS, ge=1024)
     """Largest width x height of an uploaded image: `ingest.max_pixels`, which a stream's configuration copies here."""
-    max_request_pixels: int = Field(
-        200_000_000,
-        ge=1024,
-        description="Maximum pixels, width x height by the headers, of all images of a request.",
-    )
-    max_held_bytes: int = Field(
-        256 << 20, ge=1024, description="Maximum bytes of all request bodies that a replica holds at once."
-    )
-    max_k: int = Field(200, ge=1, le=10_000, description="Maximum k (neighbours asked for) per query.")
-    max_batch: int = Field(
-        256, ge=1, le=65_536, description="Maximum queries per batch, and images per push."
-    )
-    image_threads: int = Field(1, ge=1, le=64, description="Threads that decode and embed image queries.")
-    search: Literal["auto", "exact", "fp16", "ivf", "hnsw"] = Field(
-        "auto", description="Index of the gallery; auto is exact, and ivf above approximate_above items."
-    )
-    approximate_above: int = Field(
-        300_000, ge=1, description="Items above which auto searches approximately."
-    )
-    recall_target: float = Field(
-        0.95,
-        gt=0,
-        le=1,
-        description="Minimum share of the exact 10 nearest that an approximate search finds.",
-    )
-    search_threads: int = Field(
-        1, ge=1, le=256, description="FAISS threads of a replica; more than one only on cores of its own."
-    )
-    token_file: Path | None = Field(
-        None, description="File with the bearer token that clients must send; no token if absent."
-    )
-    token_env: str = Field(
-        "STREAM_ODML_TOKEN",
-        description="Environment variable with the token, used where no token_file is named.",
-    )
-    read_token_file: Path | None = Field(
-        None, description="File with a second bearer token, which may search and read and change nothing."
-    )
-    read_token_env: str = Field(
-        "STREAM_ODML_READ_TOKEN",
-        description="Environment variable with the token for reading, used where no read_token_file is named.",
-    )
-    allowed_hosts: tuple[str, ...] | None = Field(
-        None,
-        description="Names of the service that clients may use, also as *.domain; `*` allows all. By default "
-        "loopback names, the bound address and the machine's own names.",
-    )
-    push_dir: str | None = Field(
-        None, description="Inbox folder for images pushed over HTTP; by default push/ under the stream root."
-    )
-    features_dir: Path | None = Field(
-        None,
-        description="Folder, on each node, where replicas keep the trunk features of the gallery, shared by those of "
-        "the node and found again by one that starts again. By default in files without a name, which end with the "
-        "replica.",
-    )
-    metrics_host: str = Field(
-        "127.0.0.1", description="Address the metrics exporter of each replica listens on."
-    )
-    metrics_ports: tuple[int, int] = Field(
-        (9410, 9473), description="First and last port tried for a replica's exporter; then any free one."
-    )
-    metrics_dir: Path | None = Field(
-        None,
-        description="Folder of Prometheus file_sd files, one a replica; by default metrics/ under the root.",
-    )
-    health_check_period_s: float = Field(2.0, gt=0, le=60, description="Seconds between two health checks.")
-    health_check_timeout_s: float = Field(
-        5.0, gt=0, le=60, description="Seconds before a health check fails."
-    )
-    stale_after_s: float = Field(
-        60.0,
-        gt=0,
-        le=86_400,
-        description="Seconds without a successful poll of the store before readiness fails.",
-    )
-    map_points: int = Field(1500, ge=10, le=20_000, description="Points of the embedding map on the page.")
-    namespace: str = Field(
-        "stream_odml", min_length=1, description="Ray namespace of the StreamDriver actor."
-    )
+    max_request_pixels: int = Field(200_000_000, ge=1024)
+    """Maximum pixels, width x height by the headers, of all images of a request."""
+    max_held_bytes: int = Field(256 << 20, ge=1024)
+    """Maximum bytes of all request bodies that a replica holds at once."""
+    max_k: int = Field(200, ge=1, le=10_000)
+    """Maximum k (neighbours asked for) per query."""
+    max_batch: int = Field(256, ge=1, le=65_536)
+    """Maximum queries per batch, and images per push."""
+    image_threads: int = Field(1, ge=1, le=64)
+    """Threads that decode and embed image queries."""
+    search: Literal["auto", "exact", "fp16", "ivf", "hnsw"] = "auto"
+    """Index of the gallery; auto is exact, and ivf above approximate_above items."""
+    approximate_above: int = Field(300_000, ge=1)
+    """Items above which auto searches approximately."""
+    recall_target: float = Field(0.95, gt=0, le=1)
+    """Minimum share of the exact 10 nearest that an approximate search finds."""
+    search_threads: int = Field(1, ge=1, le=256)
+    """FAISS threads of a replica; more than one only on cores of its own."""
+    token_file: Path | None = None
+    """File with the bearer token that clients must send; no token if absent."""
+    token_env: str = "STREAM_ODML_TOKEN"
+    """Environment variable with the token, used where no token_file is named."""
+    read_token_file: Path | None = None
+    """File with a second bearer token, which may search and read and change nothing."""
+    read_token_env: str = "STREAM_ODML_READ_TOKEN"
+    """Environment variable with the token for reading, used where no read_token_file is named."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Names of the service that clients may use, also as *.domain; `*` allows all. By default loopback names, the bound
+    address and the machine's own names."""
+    push_dir: str | None = None
+    """Inbox folder for images pushed over HTTP; by default push/ under the stream root."""
+    features_dir: Path | None = None
+    """Folder, on each node, where replicas keep the trunk features of the gallery, shared by those of the node and
+    found again by one that starts again. By default in files without a name, which end with the replica."""
+    metrics_host: str = "127.0.0.1"
+    """Address the metrics exporter of each replica listens on."""
+    metrics_ports: tuple[int, int] = (9410, 9473)
+    """First and last port tried for a replica's exporter; then any free one."""
+    metrics_dir: Path | None = None
+    """Folder of Prometheus file_sd files, one a replica; by default metrics/ under the root."""
+    health_check_period_s: float = Field(2.0, gt=0, le=60)
+    """Seconds between two health checks."""
+    health_check_timeout_s: float = Field(5.0, gt=0, le=60)
+    """Seconds before a health check fails."""
+    stale_after_s: float = Field(60.0, gt=0, le=86_400)
+    """Seconds without a successful poll of the store before readiness fails."""
+    map_points: int = Field(1500, ge=10, le=20_000)
+    """Points of the embedding map on the page."""
+    namespace: str = Field("stream_odml", min_length=1)
+    """Ray namespace of the StreamDriver actor."""
 
     @field_validator("push_dir")
     @classmethod
