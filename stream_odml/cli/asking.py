@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from stream_odml.cli.console import say, say_json, shown
-from stream_odml.cli.errors import AsJson, Root, Token, Url, out
-from stream_odml.cli.help import add_commands
+from stream_odml.cli.options import AsJson, Root, Token, Url, out
+
+if TYPE_CHECKING:
+    from stream_odml.pipeline.examining import Finding
+
+_MARKS = {"ok": ("ok", ""), "warning": ("warning", "yellow"), "failure": ("FAILURE", "red")}
+_HIT = ("item_id", "class_name", "score", "shard", "row", "attributes")
+"""What `query --json` tells of a hit."""
 
 
 def query(
@@ -36,29 +43,14 @@ def query(
     with asking(url or service_url(root, token), token, stream) as client:
         answer = client.search_image(image.read_bytes(), k=k)
     if as_json:
-        hits = [
-            {
-                "item_id": hit.item_id,
-                "class_name": hit.class_name,
-                "score": hit.score,
-                "shard": hit.shard,
-                "row": hit.row,
-                "attributes": dict(hit.attributes),
-            }
-            for hit in answer.hits
-        ]
+        hits = [{name: getattr(hit, name) for name in _HIT} for hit in answer.hits]
         say_json({"version": answer.version, "hits": hits})
         return
-    table = Table(
-        "score", "class", "item", "file", title=shown(f"version {answer.version}"), title_justify="left"
-    )
+    title = shown(f"version {answer.version}")
+    table = Table("score", "class", "item", "file", title=title, title_justify="left")
     for hit in answer.hits:
-        table.add_row(
-            f"{hit.score:.3f}",
-            shown(hit.class_name),
-            shown(hit.item_id),
-            shown(hit.attributes.get("path", "")),
-        )
+        said = (hit.class_name, hit.item_id, hit.attributes.get("path", ""))
+        table.add_row(f"{hit.score:.3f}", *map(shown, said))
     out.print(table)
 
 
@@ -178,6 +170,35 @@ def report(
     say(out, f"wrote {out_file}: {len(data.versions)} stages, {len(data.examples)} examples")
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    add_commands(app, "Look", query, status, versions, quarantine, report)
+def doctor(
+    root: Root,
+    config: Annotated[
+        Path | None, typer.Option(help="The stream's YAML file, for its ports and storage options.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Examine a stream root and this machine, changing nothing; exit code 1 if something keeps a stream from running.
+
+    Reads every file of the root: tables, gallery, artifacts by their hashes, and embeds the canaries of every kept
+    model again. Of the machine: disk, shared memory, ports, clock, installed versions.
+
+    Examples:  stream-odml doctor stream-root  ·  stream-odml doctor stream-root --config stream.yaml --json
+    """
+    from stream_odml.cli.machine import examine
+    from stream_odml.config.stream import load_config
+
+    settings = None if config is None else load_config(config)
+    findings: list[Finding] = []
+    for finding in examine(root, settings):
+        findings.append(finding)
+        mark, style = _MARKS[finding.state]
+        if not as_json:
+            say(out, f"{mark:7}  {finding.check:14} {finding.detail}", style)
+        if finding.remedy and not as_json:
+            say(out, f"{'':23} -> {finding.remedy}", style)
+    counts = Counter(finding.state for finding in findings)
+    if as_json:
+        say_json({"ok": not counts["failure"], "findings": [asdict(one) for one in findings]}, indent=2)
+    else:
+        say(out, f"{len(findings)} checks: {counts['failure']} failures, {counts['warning']} warnings")
+    raise typer.Exit(1 if counts["failure"] else 0)

@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from stream_odml.cli.confirming import DryRun, Yes, is_terminal, may_go_on
 from stream_odml.cli.console import say
-from stream_odml.cli.errors import Root, Token, Url, out
-from stream_odml.cli.help import add_commands
+from stream_odml.cli.options import DryRun, Root, Token, Url, Yes, is_terminal, may_go_on, out
 
 WOULD_REMOVE = "would remove "
 """How a line begins that names a landed copy which `forget --verify --inbox` deletes."""
@@ -158,8 +156,3 @@ def backup(
     say(out, f"{done.files} files, {done.bytes / 1e6:.1f} MB in {done.seconds:.1f} s; head {done.head}")
     if done.left_out:
         say(out, f"not copied, as they are no part of a stream: {', '.join(done.left_out)}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    add_commands(app, "Change", ingest, rollback, relearn, forget, backup)

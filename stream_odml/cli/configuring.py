@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream_odml.cli.console import say, say_json, shown
-from stream_odml.cli.errors import AsJson, out
-from stream_odml.cli.help import add_commands
+from stream_odml.cli.options import AsJson, out
 
 if TYPE_CHECKING:
     from stream_odml.cli.own_images import OwnImages
@@ -163,8 +162,3 @@ def _check(path: Path, as_json: bool) -> int:
     if failures and not as_json:
         say(out, f"{path} cannot be run here yet: {', '.join(failures)}", "red")
     return 1 if failures else 0
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    add_commands(app, "Begin", init, config)

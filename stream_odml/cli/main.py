@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import re
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from stream_odml import __version__
-from stream_odml.cli import asking, changing, configuring, doctor, exchanging, running, upgrading
+from stream_odml.cli import asking, changing, configuring, exchanging, running
 from stream_odml.cli.console import say, shown
-from stream_odml.cli.errors import out
 from stream_odml.cli.failures import ShortFormatter, message_of, tell_of_threads
-from stream_odml.cli.help import add_commands
+from stream_odml.cli.options import out
 from stream_odml.config.masking import masked_text
 from stream_odml.observe.logs import TextFormatter
 
@@ -80,9 +82,32 @@ def version() -> None:
     say(out, __version__)
 
 
-for group in (configuring, running, asking, doctor, changing, upgrading, exchanging):
-    group.register(app)
-add_commands(app, "Begin", version)
+def help_text(docstring: str) -> str:
+    """Return a docstring with each paragraph as one line. Examples, divided by a dot in the middle of the line, or each
+    after a word of its own, come one a line."""
+    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", docstring.strip()))
+    return "\n\n".join(_examples(part) if re.match(r"Examples?:\s", part) else part for part in paragraphs)
+
+
+def _examples(paragraph: str) -> str:
+    commands = re.split(r"\s+·\s+|\s*Examples?:\s+", paragraph)
+    # Not indented: typer takes the indentation away where no other paragraph stands before them.
+    return "\n".join(["Examples:", *(command.strip() for command in commands if command.strip())])
+
+
+_PANELS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
+    ("Begin", (configuring.init, configuring.config, version)),
+    ("Run", (running.demo, running.run, running.submit, running.stop)),
+    ("Look", (asking.query, asking.status, asking.versions, asking.quarantine, asking.report, asking.doctor)),
+    ("Change", (changing.ingest, changing.rollback, changing.relearn, changing.forget, changing.backup)),
+    ("Change", (exchanging.upgrade,)),
+    ("Exchange with other stores", (exchanging.adopt, exchanging.export, exchanging.sync)),
+)
+for _panel, _commands in _PANELS:
+    for _command in _commands:
+        _text = help_text(inspect.getdoc(_command) or "")
+        _short = re.split(r"(?<=\.)\s", _text, maxsplit=1)[0].strip()
+        app.command(help=_text, short_help=_short, rich_help_panel=_panel)(_command)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stream_odml.cli.console import say
-from stream_odml.cli.errors import ConfigFile, out
-from stream_odml.cli.help import add_commands
+from stream_odml.cli.options import ConfigFile, out
 from stream_odml.ingest.fields import written_out
 
 Address = Annotated[
@@ -146,8 +145,3 @@ def stop(
     from stream_odml.cluster import jobs
 
     say(out, f"{job_id} is {jobs.stop(jobs.connect(address), job_id).value.lower()}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    add_commands(app, "Run", demo, run, submit, stop)

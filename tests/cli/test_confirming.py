@@ -63,7 +63,7 @@ def test_a_script_says_yes_to_skip_tasks(root: str) -> None:
 @pytest.mark.parametrize(("answer", "left"), [("n\n", 6), ("y\n", 3)])
 def test_a_person_is_asked(root: str, answer: str, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream_odml.cli.changing.is_terminal", lambda: True)
-    monkeypatch.setattr("stream_odml.cli.confirming.is_terminal", lambda: True)
+    monkeypatch.setattr("stream_odml.cli.options.is_terminal", lambda: True)
     result = CliRunner().invoke(app, ["forget", root, "--class", "oak"], input=answer)
     assert "3 items would be hidden" in result.output
     assert state(root)[1] == left

@@ -11,8 +11,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from stream_odml.cli.help import help_text
-from stream_odml.cli.main import app
+from stream_odml.cli.main import app, help_text
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

@@ -21,8 +21,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stream_odml.cli import asking
-from stream_odml.cli import errors as words
 from stream_odml.cli import main as cli
+from stream_odml.cli import options as words
 from stream_odml.cli.console import StreamView, diff_table, say, shown, stage_table
 from stream_odml.cli.report import page
 from stream_odml.cli.report_data import ReportData

@@ -1,17 +1,28 @@
-"""Asking before something is lost: `--dry-run` shows what would be touched, `--yes` is for scripts."""
+"""Options that several commands share, where they print, and how they ask before something is lost."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from stream_odml.cli.console import say
-from stream_odml.cli.errors import out
 
+out = Console()
 SHOWN = 10
+"""Lines that are shown of what will be touched."""
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `stream-odml config --example` prints one.")]
+Root = Annotated[str, typer.Argument(help="Stream root: the folder or prefix with the stream's tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+Url = Annotated[
+    str | None, typer.Option(help="Service address; by default the one noted in the stream root.")
+]
+Token = Annotated[str | None, typer.Option(envvar="STREAM_ODML_TOKEN", help="Bearer token.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be touched, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
