@@ -53,6 +53,8 @@ def init(
 
     Examples:  stream-odml init photos/  ·  stream-odml init photos/ --backbone facebook/dinov2-small
     """
+    import torch
+
     from stream_odml.cli.first_config import Wishes, next_commands, write_config
 
     if out_file.exists() and not force:
@@ -67,19 +69,15 @@ def init(
         image_size=image_size,
         held_out=held_out,
         new_classes=new_classes,
-        gpus=_gpus(),
+        gpus=torch.cuda.device_count(),
     )
-    _warn_of_missing(weights)
+    if weights is not None and not weights.is_file():
+        line = f"{weights} is not here: put the weights there before you run the stream, or correct the path"
+        say(out, line, "yellow")
     root = write_config(path, out_file, seen, wishes)
     say(out, f"wrote {out_file}. Next:")
     for line in next_commands(path, out_file, root):
         say(out, line)
-
-
-def _warn_of_missing(weights: Path | None) -> None:
-    if weights is not None and not weights.is_file():
-        line = f"{weights} is not here: put the weights there before you run the stream, or correct the path"
-        say(out, line, "yellow")
 
 
 def _looked_at(path: Path) -> OwnImages:
@@ -102,12 +100,6 @@ def _ask_for_model() -> tuple[str | None, Path | None]:
         show_default=False,
     ).strip()
     return (None, Path(answer)) if answer.endswith(".safetensors") else (answer or None, None)
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def config(

@@ -184,6 +184,12 @@ def _panel(
     return Group(shown(f"{title}   {elapsed:.0f} s", "bold"), grid)
 
 
+_FIGURES = {
+    "served": "union_served", "before": "union_parent", "re-extr.": "union_reextracted", "old": "old_served",
+    "new": "new_served", "forgot": "forgetting",
+}  # fmt: skip
+
+
 def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of recall over stages; each row as `stage_rows` of the report gives it."""
     table = Table(
@@ -192,21 +198,11 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         title_justify="left",
     )
     table.add_column("version", no_wrap=True)
-    for name in ("classes", "served", "before", "re-extr.", "old", "new", "forgot"):
+    for name in ("classes", *_FIGURES):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        figures = [
-            row.get(k)
-            for k in (
-                "union_served",
-                "union_parent",
-                "union_reextracted",
-                "old_served",
-                "new_served",
-                "forgetting",
-            )
-        ]
-        table.add_row(shown(row["version"]), str(row["classes"]), *(figure(f) for f in figures))
+        figures = (figure(row.get(key)) for key in _FIGURES.values())
+        table.add_row(shown(row["version"]), str(row["classes"]), *figures)
     return table
 
 

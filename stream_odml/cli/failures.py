@@ -5,13 +5,10 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stream_odml.ingest.reasons import BadShard, RowError
 from stream_odml.observe.logs import TextFormatter
-
-if TYPE_CHECKING:
-    from stream_odml.client import ServiceError
 
 _TRACE = "Traceback (most recent call last)"
 _ASK = "run `stream-odml --debug ...` to see the trace"
@@ -19,11 +16,14 @@ _ASK = "run `stream-odml --debug ...` to see the trace"
 
 def message_of(error: BaseException) -> str:
     """Return what went wrong: the error's own words, and its kind where it is none that we raise with a remedy."""
+    # Here, as whoever only asks for help need not load it.
+    from stream_odml.client import ClientError, ServiceError
+
     # Ray's own errors hold a whole trace as text, and what it is about here.
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException) and cause is not error:
         return message_of(cause)
-    if isinstance(error, _refusal()):
+    if isinstance(error, ServiceError):
         # Status and code are for programs; whoever typed a command wants to know what to do.
         return f"{error.detail}; {error.remedy}" if error.remedy else error.detail or str(error)
     # The reason is for counting and for programs, as a status is.
@@ -33,21 +33,9 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}; free some, and run the same command again"
-    if text and isinstance(error, _explained()):
+    if text and isinstance(error, ValueError | OSError | RuntimeError | ClientError):
         return text
     return f"{type(error).__name__}{f': {text}' if text else ''}; {_ASK}"
-
-
-def _refusal() -> type[ServiceError]:
-    from stream_odml.client import ServiceError
-
-    return ServiceError
-
-
-def _explained() -> tuple[type[Exception], ...]:
-    from stream_odml.client import ClientError
-
-    return ValueError, OSError, RuntimeError, ClientError
 
 
 class ShortFormatter(TextFormatter):

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from stream_odml.ingest.reasons import BadImage
 from stream_odml.learn.embedder import embed, embedder_from_bytes
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
-from stream_odml.storage.files import Files
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import Unlearnt, unlearnt_tasks
@@ -118,12 +118,25 @@ def _examples(
         return []
     vectors = snapshot.space.embeddings(embed(model, np.stack(pixels)))
     found = snapshot.search(vectors, snapshot.version, neighbours + 1)
-    pictures = _Pictures(store.files)
+
+    @cache
+    def pictures(shard_id: str) -> dict[str, bytes]:
+        """Kept thumbnails of a shard's items, else held-out images; each file is read once."""
+        held, kept = (
+            read_images(store.files, f"{folder}/{shard_id}.parquet") for folder in ("holdout", "thumbnails")
+        )
+        return {**held, **kept}
+
     examples = []
     for (item_id, class_name, image), hits in zip(chosen, found, strict=True):
         others = [hit for hit in hits if hit.item_id != item_id][:neighbours]
         near = [
-            Neighbour(h.class_name, h.score, h.class_name == class_name, pictures.of(h.shard_id, h.item_id))
+            Neighbour(
+                h.class_name,
+                h.score,
+                h.class_name == class_name,
+                _picture(pictures(h.shard_id).get(h.item_id)),
+            )
             for h in others
         ]
         examples.append(Example(item_id, class_name, small_picture(image), near))
@@ -168,26 +181,10 @@ def service_latency(text: str) -> dict[str, float]:
     return found
 
 
-class _Pictures:
-    """Pictures of gallery items: kept thumbnails, else held-out images; each file is read once."""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-        self._shards: dict[str, dict[str, bytes]] = {}
-
-    def of(self, shard_id: str, item_id: str) -> bytes | None:
-        if shard_id not in self._shards:
-            self._shards[shard_id] = self._read(shard_id)
-        image = self._shards[shard_id].get(item_id)
-        with contextlib.suppress(BadImage):
-            return None if image is None else small_picture(image)
-        return None
-
-    def _read(self, shard_id: str) -> dict[str, bytes]:
-        images: dict[str, bytes] = {}
-        for folder in ("holdout", "thumbnails"):
-            images |= read_images(self._files, f"{folder}/{shard_id}.parquet")
-        return images
+def _picture(image: bytes | None) -> bytes | None:
+    with contextlib.suppress(BadImage):
+        return None if image is None else small_picture(image)
+    return None
 
 
 def small_picture(image: bytes) -> bytes:
