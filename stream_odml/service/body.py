@@ -21,7 +21,7 @@ from stream_odml.ingest.vectors import MAX_VALUE
 from stream_odml.search.filters import Filters
 from stream_odml.service.backend import Floats, Query
 from stream_odml.service.errors import ApiError, bad_request, unprocessable
-from stream_odml.service.multipart import Part, parse_multipart
+from stream_odml.service.multipart import Part, images_of, parse_multipart
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.zero import is_zero
 
@@ -36,7 +36,6 @@ MAX_VALUES = 1 << 20
 """Values of one JSON body, such as 256 vectors of 4,096 numbers."""
 MAX_VECTOR_VALUES = 1 << 17
 """The same for one vector, which may have 65,536 numbers, and its filter."""
-IMAGE_TYPES = "application/json, multipart/form-data, or the bytes of an image as image/*"
 _NAME_ENDS = re.compile(rb'"\s*:')
 
 
@@ -138,6 +137,22 @@ async def read_form(request: Request, reader: Callable[[list[Part]], T]) -> T:
     return await read_on_thread(request, body, lambda: reader(parse_multipart(form, body)))
 
 
+async def read_images(request: Request) -> list[bytes]:
+    """Return the images of a body that is a form, or the bytes of one. Raises ApiError 415 for another."""
+    kind = media_type(request)
+    if kind == "multipart/form-data":
+        return await read_form(request, images_of)
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return [await request.body()]
+    raise unsupported(request, "application/json, multipart/form-data, or the bytes of an image as image/*")
+
+
+def check_count(count: int, limit: int, of: str) -> None:
+    """Raise ApiError 422 unless 1 to `limit` of something are sent."""
+    if not 1 <= count <= limit:
+        raise unprocessable("bad_batch", f"{count} {of}", f"send 1 to {limit}")
+
+
 def media_type(request: Request) -> str:
     """Return the request's media type, lower case, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -162,16 +177,13 @@ def vectors_from(value: object, limit: int) -> Floats:
     """Return vectors [n, d] out of a list of lists, or of {"base64", "dim"} (little-endian float32). ApiError 422."""
     if isinstance(value, dict):
         vectors = _packed(value)
-    else:
-        rows = _list(value, "vectors")
-        if not 1 <= len(rows) <= limit:
-            raise unprocessable("bad_batch", f"{len(rows)} vectors in the batch", f"send 1 to {limit}")
-        if len({len(_list(row, "vector")) for row in rows}) > 1:
-            raise unprocessable("bad_vector", "the vectors differ in length", "send vectors of one length")
-        vectors = np.stack([vector_from(row) for row in rows])
-    if not 1 <= len(vectors) <= limit:
-        raise unprocessable("bad_batch", f"{len(vectors)} vectors in the batch", f"send 1 to {limit}")
-    return _finite(vectors)
+        check_count(len(vectors), limit, "vectors in the batch")
+        return _finite(vectors)
+    rows = _list(value, "vectors")
+    check_count(len(rows), limit, "vectors in the batch")
+    if len({len(_list(row, "vector")) for row in rows}) > 1:
+        raise unprocessable("bad_vector", "the vectors differ in length", "send vectors of one length")
+    return np.stack([vector_from(row) for row in rows])
 
 
 def vector_from(value: object) -> Floats:
@@ -253,7 +265,7 @@ def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
         ),
         group_by_class=group_by == "class",
         group_size=integer(body.get("group_size", 1), "group_size", 1, 100),
-        min_version=optional(name_from, body.get("min_version"), "min_version"),
+        min_version=optional_name(body.get("min_version"), "min_version"),
         min_seq=None if body.get("min_seq") is None else integer(body["min_seq"], "min_seq", 0, 2**62),
     )
 
@@ -348,9 +360,9 @@ def name_from(value: object, field: str) -> str:
     )
 
 
-def optional(read: Callable[[object, str], str], value: object, field: str) -> str | None:
-    """Return ``read`` unless the value is absent."""
-    return None if value is None else read(value, field)
+def optional_name(value: object, field: str) -> str | None:
+    """Return `name_from`, or None where the value is absent."""
+    return None if value is None else name_from(value, field)
 
 
 def from_base64(value: object, field: str) -> bytes:

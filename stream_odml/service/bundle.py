@@ -17,9 +17,10 @@ from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.backend import ClassRow, VersionHistory
-from stream_odml.service.catalogue import class_rows, count_classes, version_history
+from stream_odml.service.catalogue import class_rows, count_classes
 from stream_odml.store.store import Store
 from stream_odml.store.tables import FloatArray
+from stream_odml.store.unlearnt import unlearnt_tasks
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,10 @@ class Bundle:
 
     @cached_property
     def history(self) -> VersionHistory:
-        """The tree of versions."""
-        return version_history(self.snapshot)
+        """The tree of versions, and the tasks that this one has not learnt."""
+        seen = self.snapshot
+        tasks = [task.as_json() for task in unlearnt_tasks(seen.ledger, seen.tree, seen.version)]
+        return VersionHistory(seen.version, seen.sequence, list(seen.tree.versions.values()), tasks)
 
 
 def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None = None) -> Bundle:

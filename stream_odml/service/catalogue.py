@@ -1,4 +1,4 @@
-"""Views of one snapshot for people: its classes, its versions, one item, a plane."""
+"""Views of one snapshot for people: its classes, and its items in a plane."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.search.filters import Filters
 from stream_odml.search.snapshot import GallerySnapshot
-from stream_odml.service.backend import ClassRow, Projection, VersionHistory
+from stream_odml.service.backend import ClassRow, MapRequest, Projection
 from stream_odml.service.map_colours import attribute_names, nearest, neighbour_differs, values_of
 from stream_odml.service.projection import project, sample_rows
-from stream_odml.store.unlearnt import unlearnt_tasks
 
 
 def count_classes(snapshot: GallerySnapshot) -> int:
@@ -63,34 +62,18 @@ def _shard_facts(snapshot: GallerySnapshot) -> tuple[NDArray[np.float64], NDArra
     return landed, np.array([shard.task in learnt for shard in shards], dtype=bool)
 
 
-def version_history(snapshot: GallerySnapshot) -> VersionHistory:
-    """Return the tree in order of commit, and the tasks that the served version has not learnt."""
-    versions = list(snapshot.tree.versions.values())
-    tasks = unlearnt_tasks(snapshot.ledger, snapshot.tree, snapshot.version)
-    return VersionHistory(snapshot.version, snapshot.sequence, versions, [task.as_json() for task in tasks])
-
-
-def plane(
-    snapshot: GallerySnapshot,
-    points: int,
-    oldest: Sequence[str],
-    attribute: str | None = None,
-    errors: bool = False,
-    neighbours: int = 0,
-    class_name: str | None = None,
-) -> Projection:
-    """Return at most ``points`` live items (of one class) in the plane; ``oldest`` classes first orient it.
-
-    With the values of an ``attribute``, with what a search gets wrong, and with as many ``neighbours`` of each item,
-    where that is asked for.
-    """
-    rows = snapshot.rows(None if class_name is None else Filters(frozenset({class_name})))
+def plane(snapshot: GallerySnapshot, oldest: Sequence[str], asked: MapRequest) -> Projection:
+    """Return live items in the plane, which the `oldest` classes orient, with what is asked of each."""
+    only = None if asked.class_name is None else Filters(frozenset({asked.class_name}))
+    rows = snapshot.rows(only)
     ids = snapshot.columns.item_ids.column.to_pylist()
-    kept = rows[sample_rows(snapshot.columns.array("class_name")[rows], [ids[row] for row in rows], points)]
+    kept = rows[
+        sample_rows(snapshot.columns.array("class_name")[rows], [ids[row] for row in rows], asked.points)
+    ]
     names = [snapshot.columns.name("class_name", int(row)) for row in kept]
     vectors = snapshot.vectors(kept)
     texts = snapshot.columns.attributes.take(kept)
-    near = nearest(vectors, max(neighbours, 1)) if errors or neighbours else None
+    near = nearest(vectors, max(asked.neighbours, 1)) if asked.errors or asked.neighbours else None
     return Projection(
         snapshot.version,
         snapshot.sequence,
@@ -98,7 +81,7 @@ def plane(
         names,
         project(vectors, names, oldest),
         attribute_names(texts),
-        None if attribute is None else values_of(texts, attribute),
-        neighbour_differs(near[:, 0], names).tolist() if errors and near is not None else None,
-        near.tolist() if neighbours and near is not None else None,
+        None if asked.attribute is None else values_of(texts, asked.attribute),
+        neighbour_differs(near[:, 0], names).tolist() if asked.errors and near is not None else None,
+        near.tolist() if asked.neighbours and near is not None else None,
     )

@@ -74,28 +74,23 @@ _STATUS_WORDS = {
 }
 
 
-async def _on_http(request: Request, raised: Exception) -> Response:
-    assert isinstance(raised, HTTPException)
-    error, detail, remedy = _STATUS_WORDS.get(raised.status_code, ("http_error", str(raised.detail), ""))
-    return ApiError(raised.status_code, error, detail, remedy, raised.headers).response()
-
-
-async def _on_validation(request: Request, raised: Exception) -> Response:
-    assert isinstance(raised, RequestValidationError)
-    first = raised.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return unprocessable(
-        "invalid_parameter", f"{where}: {first['msg']}", "see /docs for what is allowed"
-    ).response()
-
-
-async def _on_api(request: Request, raised: Exception) -> Response:
+def _as_error(raised: Exception) -> ApiError:
+    if isinstance(raised, RequestValidationError):
+        first = raised.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return unprocessable("invalid_parameter", f"{where}: {first['msg']}", "see /docs for what is allowed")
+    if isinstance(raised, HTTPException):
+        error, detail, remedy = _STATUS_WORDS.get(raised.status_code, ("http_error", str(raised.detail), ""))
+        return ApiError(raised.status_code, error, detail, remedy, raised.headers)
     assert isinstance(raised, ApiError)
-    return raised.response()
+    return raised
+
+
+async def _answer(request: Request, raised: Exception) -> Response:
+    return _as_error(raised).response()
 
 
 def install_handlers(app: FastAPI) -> None:
     """Teach ``app`` to answer every known error as {error, detail, remedy}."""
-    app.add_exception_handler(ApiError, _on_api)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RequestValidationError, _on_validation)
+    for kind in (ApiError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer)

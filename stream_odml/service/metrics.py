@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -29,40 +30,34 @@ class ServiceMetrics(Collector):
         self.registry = CollectorRegistry()
         self._version = ""
         self._committed_at = 0.0
-        self.queries = Counter(
-            f"{PREFIX}_queries", "Requests by kind and outcome.", ("kind", "outcome"), registry=self.registry
-        )
+        of_replica: Any = {"namespace": PREFIX, "registry": self.registry}
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, **of_replica)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(name, text, buckets=SWAP_BUCKETS, **of_replica)
+
+        self.queries = Counter("queries", "Requests by kind and outcome.", ("kind", "outcome"), **of_replica)
         self.latency = Histogram(
-            f"{PREFIX}_query_seconds",
-            "Time to answer, by kind.",
-            ("kind",),
-            buckets=LATENCY_BUCKETS,
-            registry=self.registry,
+            "query_seconds", "Time to answer, by kind.", ("kind",), buckets=LATENCY_BUCKETS, **of_replica
         )
-        self.gallery_items = self._gauge("gallery_items", "Items the replica can find.")
-        self.gallery_bytes = self._gauge("gallery_bytes", "Memory the searcher of the replica holds.")
-        self.search_recall = self._gauge(
+        self.gallery_items = gauge("gallery_items", "Items the replica can find.")
+        self.gallery_bytes = gauge("gallery_bytes", "Memory the searcher of the replica holds.")
+        self.search_recall = gauge(
             "search_recall",
             "Share of the exact 10 nearest that the searcher found when it was built; 1 if exact.",
         )
-        self.sequence = self._gauge("served_sequence", "Ledger and version commits the replica has applied.")
-        self.swap = self._histogram("swap_seconds", "Time to build the next snapshot aside and swap it in.")
-        self.lag = self._histogram("commit_to_served_seconds", "Time from a version's commit to its serving.")
-        self.searchable = self._histogram(
+        self.sequence = gauge("served_sequence", "Ledger and version commits the replica has applied.")
+        self.swap = histogram("swap_seconds", "Time to build the next snapshot aside and swap it in.")
+        self.lag = histogram("commit_to_served_seconds", "Time from a version's commit to its serving.")
+        self.searchable = histogram(
             "landed_to_served_seconds", "Time from a shard's landing to its being found by this replica."
         )
-        self.poll_errors = Counter(
-            f"{PREFIX}_store_poll_errors", "Looks at the store that failed.", registry=self.registry
-        )
+        self.poll_errors = Counter("store_poll_errors", "Looks at the store that failed.", **of_replica)
         self.registry.register(self)
         for kind, outcome in itertools.product(KINDS, OUTCOMES):  # a rate needs a zero to start from
             self.queries.labels(kind, outcome)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"{PREFIX}_{name}", text, registry=self.registry)
-
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, buckets=SWAP_BUCKETS, registry=self.registry)
 
     def observe_request(self, kind: str, status: int, seconds: float) -> None:
         """Count one request; ``status`` 0 means that the client left before an answer."""

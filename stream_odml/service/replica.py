@@ -191,16 +191,7 @@ class Replica:
 
     def projection(self, asked: MapRequest) -> Projection:
         bundle = self.puller.serving()
-        oldest = [row.name for row in reversed(bundle.classes)]
-        return plane(
-            bundle.snapshot,
-            asked.points,
-            oldest,
-            asked.attribute,
-            asked.errors,
-            asked.neighbours,
-            asked.class_name,
-        )
+        return plane(bundle.snapshot, [row.name for row in reversed(bundle.classes)], asked)
 
     async def status(self) -> Mapping[str, Any]:
         bundle = self.puller.serving()

@@ -92,13 +92,7 @@ def answer_json(answer: Answer, query: Query) -> dict[str, Any]:
 
 def class_json(row: ClassRow) -> dict[str, Any]:
     """Return one class."""
-    return {
-        "name": row.name,
-        "count": row.count,
-        "first_seen": instant(row.first_seen),
-        "sample": row.sample,
-        "learnt": row.learnt,
-    }
+    return {**asdict(row), "first_seen": instant(row.first_seen)}
 
 
 def item_json(item: Item) -> dict[str, Any]:

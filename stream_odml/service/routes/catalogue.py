@@ -14,10 +14,10 @@ from stream_odml.service.body import moment
 from stream_odml.service.replies import backend_of, class_json, options_of, refused_json, reply
 from stream_odml.service.views import view
 
-router = APIRouter(prefix="/v1", tags=["catalogue"])
+router = APIRouter(prefix="/v1", tags=["catalogue"], default_response_class=Response)
 
 
-@router.get("/classes", response_class=Response, summary="Classes, newest first")
+@router.get("/classes", summary="Classes, newest first")
 async def classes(
     request: Request,
     since: Annotated[
@@ -52,13 +52,13 @@ async def classes(
     return await view(request, backend, ("classes", after, learnt, part, limit, offset), limit, make)
 
 
-@router.delete("/classes/{name:path}", response_class=Response, status_code=202, summary="Forget a class")
+@router.delete("/classes/{name:path}", status_code=202, summary="Forget a class")
 async def forget_class(name: Annotated[str, Path()], request: Request) -> Response:
     """Ask the driver to forget a class: its items go, and its entries in the bank of every kept version."""
     return reply(await backend_of(request, "forget").forget("class", normalised(name)), 202)
 
 
-@router.get("/projection", response_class=Response, summary="The gallery in the plane")
+@router.get("/projection", summary="The gallery in the plane")
 async def projection(
     request: Request,
     points: Annotated[int | None, UrlQuery(ge=3, le=20_000, description="how many items")] = None,
@@ -88,7 +88,7 @@ async def projection(
     )
 
 
-@router.get("/quarantine", response_class=Response, summary="Rows that could not be used")
+@router.get("/quarantine", summary="Rows that could not be used")
 async def quarantine(
     request: Request,
     limit: Annotated[int, UrlQuery(ge=1, le=1000, description="how many of the newest")] = 50,

@@ -10,25 +10,16 @@ from fastapi import APIRouter, Request
 from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
-from stream_odml.service.body import (
-    IMAGE_TYPES,
-    from_base64,
-    known_keys,
-    media_type,
-    read_form,
-    read_json,
-    unsupported,
-)
+from stream_odml.service.body import check_count, from_base64, known_keys, media_type, read_images, read_json
 from stream_odml.service.errors import unprocessable
-from stream_odml.service.multipart import images_of
 from stream_odml.service.openapi import EMBED_BODY, MAP_ANSWER
 from stream_odml.service.replies import backend_of, options_of, reply
 
-router = APIRouter(prefix="/v1", tags=["vectors"])
+router = APIRouter(prefix="/v1", tags=["vectors"], default_response_class=Response)
 _KEYS = frozenset({"image", "images", "packed"})
 
 
-@router.post("/embed", openapi_extra=EMBED_BODY, response_class=Response, summary="Vectors of images")
+@router.post("/embed", openapi_extra=EMBED_BODY, summary="Vectors of images")
 async def embed(request: Request) -> Response:
     """Return vectors of images by the served model, raw, with its version: what a search by vector takes later on.
 
@@ -36,9 +27,7 @@ async def embed(request: Request) -> Response:
     """
     backend = backend_of(request, "image")
     images, packed = await _images(request)
-    limit = options_of(request).max_batch
-    if not 1 <= len(images) <= limit:
-        raise unprocessable("bad_batch", f"{len(images)} images in the request", f"send 1 to {limit}")
+    check_count(len(images), options_of(request).max_batch, "images in the request")
     found = await backend.embed(images)
     rows = np.ascontiguousarray(found.vectors, "<f4")
     vectors: Any = rows.tolist()
@@ -49,14 +38,9 @@ async def embed(request: Request) -> Response:
 
 
 async def _images(request: Request) -> tuple[list[bytes], bool]:
-    kind = media_type(request)
-    if kind == "application/json":
+    if media_type(request) == "application/json":
         return await read_json(request, _from_json)
-    if kind == "multipart/form-data":
-        return await read_form(request, images_of), False
-    if kind.startswith("image/") or kind == "application/octet-stream":
-        return [await request.body()], False
-    raise unsupported(request, IMAGE_TYPES)
+    return await read_images(request), False
 
 
 def _from_json(body: dict[str, Any]) -> tuple[list[bytes], bool]:
@@ -72,7 +56,7 @@ def _from_json(body: dict[str, Any]) -> tuple[list[bytes], bool]:
     return [from_base64(image, "image") for image in images], packed
 
 
-@router.get("/maps", openapi_extra=MAP_ANSWER, response_class=Response, summary="The map between versions")
+@router.get("/maps", openapi_extra=MAP_ANSWER, summary="The map between versions")
 async def maps(
     request: Request,
     start: Annotated[

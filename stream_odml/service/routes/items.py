@@ -13,6 +13,7 @@ from stream_odml.ingest.plain import NameTwice, json_once
 from stream_odml.service.backend import Backend, Item
 from stream_odml.service.body import (
     attributes_from,
+    check_count,
     class_from,
     from_base64,
     id_from,
@@ -20,9 +21,8 @@ from stream_odml.service.body import (
     known_keys,
     media_type,
     moment,
-    name_from,
     only_json,
-    optional,
+    optional_name,
     read_form,
     read_json,
     unsupported,
@@ -32,7 +32,7 @@ from stream_odml.service.multipart import Part, images_of
 from stream_odml.service.openapi import LABEL_BODY, PUSH_BODY
 from stream_odml.service.replies import backend_of, item_json, options_of, reply
 
-router = APIRouter(prefix="/v1", tags=["items"])
+router = APIRouter(prefix="/v1", tags=["items"], default_response_class=Response)
 
 _ITEM_KEYS = frozenset({"image", "vector", "class", "id", "attributes", "time"})
 _FIELDS = frozenset({"class", "id", "attributes", "time"})
@@ -44,13 +44,7 @@ _CHUNKS = (
 )
 
 
-@router.post(
-    "/items",
-    openapi_extra=PUSH_BODY,
-    response_class=Response,
-    status_code=202,
-    summary="Push images or vectors",
-)
+@router.post("/items", openapi_extra=PUSH_BODY, status_code=202, summary="Push images or vectors")
 async def push(request: Request) -> Response:
     """Land images durably as one shard of the stream; searchable within seconds. A stream of vectors
     (`model.backbone: none`) takes vectors in place of images; whose class is not known yet goes without.
@@ -58,11 +52,9 @@ async def push(request: Request) -> Response:
     Repeat with the same Idempotency-Key after a failure: the images land once, the answer is the same.
     """
     backend = backend_of(request, "push")
-    key = optional(name_from, request.headers.get("idempotency-key"), "Idempotency-Key")
+    key = optional_name(request.headers.get("idempotency-key"), "Idempotency-Key")
     images = await _pushed(request)
-    limit = options_of(request).max_batch
-    if not 1 <= len(images) <= limit:
-        raise unprocessable("bad_batch", f"{len(images)} images in the push", f"send 1 to {limit}")
+    check_count(len(images), options_of(request).max_batch, "images in the push")
     given = [image.item_id for image in images if image.item_id is not None]
     if len(set(given)) < len(given):
         twice = next(name for name in given if given.count(name) > 1)
@@ -151,7 +143,7 @@ def _about(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 # Item ids hold slashes ("shard/row"), so the thumbnail route, which is the longer one, must come first.
-@router.get("/items/{item_id:path}/thumbnail", response_class=Response, summary="Small picture of an item")
+@router.get("/items/{item_id:path}/thumbnail", summary="Small picture of an item")
 async def thumbnail(item_id: str, request: Request) -> Response:
     """Return the stored thumbnail; 404 if none is kept. It never changes, so browsers may keep it."""
     whole = f"{item_id}/thumbnail"
@@ -174,7 +166,7 @@ def _is_quoted(request: Request) -> bool:
     return raw is not None and not raw.partition(b"?")[0].endswith(b"/thumbnail")
 
 
-@router.get("/items/{item_id:path}", response_class=Response, summary="One item")
+@router.get("/items/{item_id:path}", summary="One item")
 async def item(item_id: str, request: Request) -> Response:
     """Return what the gallery holds of one item."""
     item_id = normalised(item_id)
@@ -190,11 +182,7 @@ async def _known(backend: Backend, item_id: str) -> Item:
 
 
 @router.patch(
-    "/items/{item_id:path}",
-    openapi_extra=LABEL_BODY,
-    response_class=Response,
-    status_code=202,
-    summary="Say the class of an item",
+    "/items/{item_id:path}", openapi_extra=LABEL_BODY, status_code=202, summary="Say the class of an item"
 )
 async def label(item_id: str, request: Request) -> Response:
     """Land a label durably: the item, as it is stored, lands again under this class, and is learnt with the task that
@@ -212,7 +200,7 @@ def _class_from_body(body: dict[str, Any]) -> str:
     return class_from(body.get("class"))
 
 
-@router.delete("/items/{item_id:path}", response_class=Response, status_code=202, summary="Forget an item")
+@router.delete("/items/{item_id:path}", status_code=202, summary="Forget an item")
 async def forget_item(item_id: str, request: Request) -> Response:
     """Ask the driver for a tombstone: readers stop showing the item at their next look at the store.
 
@@ -221,7 +209,7 @@ async def forget_item(item_id: str, request: Request) -> Response:
     return reply(await backend_of(request, "forget").forget("item", normalised(item_id)), 202)
 
 
-@router.delete("/shards/{shard_id:path}", response_class=Response, status_code=202, summary="Forget a shard")
+@router.delete("/shards/{shard_id:path}", status_code=202, summary="Forget a shard")
 async def forget_shard(shard_id: str, request: Request) -> Response:
     """Ask the driver to forget all items of a shard, by its id or its name."""
     return reply(await backend_of(request, "forget").forget("shard", normalised(shard_id)), 202)

@@ -12,30 +12,26 @@ from starlette.responses import Response
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.backend import Answer, Query, Question
 from stream_odml.service.body import (
-    IMAGE_TYPES,
     MAX_VECTOR_VALUES,
     QUERY_KEYS,
     from_base64,
     known_keys,
     media_type,
-    name_from,
     only_json,
-    optional,
+    optional_name,
     query_from_json,
-    read_form,
+    read_images,
     read_json,
-    unsupported,
     vector_from,
     vectors_from,
 )
 from stream_odml.service.errors import bad_request, unprocessable
-from stream_odml.service.multipart import Part, images_of
 from stream_odml.service.openapi import BATCH_BODY, SEARCH_BODY
 from stream_odml.service.parameters import query_from_url, refuse_parameters
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.service.replies import answer_json, backend_of, hits_json, options_of, reply
 
-router = APIRouter(prefix="/v1", tags=["search"])
+router = APIRouter(prefix="/v1", tags=["search"], default_response_class=Response)
 
 _ONE = QUERY_KEYS | {"vector", "image", "version"}
 _MANY = QUERY_KEYS | {"vectors", "images", "version"}
@@ -46,7 +42,7 @@ FEW_HITS = 500
 BYTES_PER_HIT = 200
 
 
-@router.post("/search", openapi_extra=SEARCH_BODY, response_class=Response, summary="Nearest items")
+@router.post("/search", openapi_extra=SEARCH_BODY, summary="Nearest items")
 async def search(request: Request) -> Response:
     """Find the nearest items of one image (raw bytes, multipart or base64) or one vector; filters,
     grouping by class."""
@@ -59,26 +55,16 @@ async def search(request: Request) -> Response:
 
 
 async def _one_question(request: Request) -> Question:
-    kind, max_k = media_type(request), options_of(request).max_k
-    if kind == "application/json":
+    max_k = options_of(request).max_k
+    if media_type(request) == "application/json":
         refuse_parameters(request)
         return await read_json(request, lambda body: _one(body, max_k), MAX_VECTOR_VALUES)
-    if kind == "multipart/form-data":
-        image = await read_form(request, _image_of)
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        image = await request.body()
-    else:
-        raise unsupported(request, IMAGE_TYPES)
-    return Question([image], query_from_url(request, max_k))
-
-
-def _image_of(parts: list[Part]) -> bytes:
-    images = images_of(parts)
+    images = await read_images(request)
     if len(images) != 1:
         raise bad_request(
             f"the form has {len(images)} parts named 'image'", "send one; /v1/search/batch takes more"
         )
-    return images[0]
+    return Question(images, query_from_url(request, max_k))
 
 
 def _one(body: dict[str, Any], max_k: int) -> Question:
@@ -91,7 +77,7 @@ def _one(body: dict[str, Any], max_k: int) -> Question:
     if "image" in body:
         _no_version(body)
         return Question([from_base64(body["image"], "image")], query)
-    version = optional(name_from, body.get("version"), "version")
+    version = optional_name(body.get("version"), "version")
     return Question(vector_from(body["vector"])[None], query, version)
 
 
@@ -114,9 +100,7 @@ async def _written(request: Request, answer: Answer, build: Callable[[], dict[st
     return await pool.run(count * BYTES_PER_HIT, lambda: reply(build()))
 
 
-@router.post(
-    "/search/batch", openapi_extra=BATCH_BODY, response_class=Response, summary="Many queries at once"
-)
+@router.post("/search/batch", openapi_extra=BATCH_BODY, summary="Many queries at once")
 async def search_batch(request: Request) -> Response:
     """Search by many vectors (lists, or packed as base64) or many base64 images; all are answered by one snapshot."""
     only_json(request)
@@ -145,7 +129,7 @@ def _many(body: dict[str, Any], options: ServiceOptions) -> Question:
         _no_version(body)
         images = _images(body["images"], options.max_batch)
         return Question(images, _bounded(query, len(images)))
-    version = optional(name_from, body.get("version"), "version")
+    version = optional_name(body.get("version"), "version")
     vectors = vectors_from(body["vectors"], options.max_batch)
     return Question(vectors, _bounded(query, len(vectors)), version)
 

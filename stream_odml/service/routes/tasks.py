@@ -13,10 +13,10 @@ from stream_odml.service.errors import ApiError
 from stream_odml.service.replies import backend_of, reply
 from stream_odml.store.unlearnt import NOTHING
 
-router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
+router = APIRouter(prefix="/v1/tasks", tags=["tasks"], default_response_class=Response)
 
 
-@router.post("/{task}/relearn", response_class=Response, status_code=202, summary="Learn a task after all")
+@router.post("/{task}/relearn", status_code=202, summary="Learn a task after all")
 async def relearn(
     task: str,
     request: Request,

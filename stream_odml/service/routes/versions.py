@@ -17,10 +17,10 @@ from stream_odml.service.views import view
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.store.versions import Version, version_named
 
-router = APIRouter(prefix="/v1/versions", tags=["versions"])
+router = APIRouter(prefix="/v1/versions", tags=["versions"], default_response_class=Response)
 
 
-@router.get("", response_class=Response, summary="The tree of versions")
+@router.get("", summary="The tree of versions")
 async def versions(request: Request) -> Response:
     """Return every committed version with its parent and metrics, in order of commit; which is the head; and the
     tasks that it has not learnt because they were refused or skipped, with the reason and what to do."""
@@ -29,7 +29,7 @@ async def versions(request: Request) -> Response:
     return await view(request, backend, ("versions",), len(history.versions), lambda: _history_json(history))
 
 
-@router.post("/{version}/rollback", response_class=Response, status_code=202, summary="Serve another version")
+@router.post("/{version}/rollback", status_code=202, summary="Serve another version")
 async def rollback(
     version: str,
     request: Request,
@@ -49,7 +49,7 @@ async def rollback(
     return reply(await backend.rollback(found.version_id, relearn), 202)
 
 
-@router.get("/{a}/diff/{b}", response_class=Response, summary="What changed between two versions")
+@router.get("/{a}/diff/{b}", summary="What changed between two versions")
 async def diff(a: str, b: str, request: Request) -> Response:
     """Return figures of both versions side by side, and the classes whose recall went up or down from a to b."""
     history = await backend_of(request, "versions").versions()
