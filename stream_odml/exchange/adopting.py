@@ -21,7 +21,7 @@ from stream_odml.exchange.source import GallerySource
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.pipeline.fast_stage import fast_stage
-from stream_odml.pipeline.first_version import open_root, stored_dim
+from stream_odml.pipeline.first_version import claim_root, root_there, stored_dim
 from stream_odml.pipeline.stages import Stages
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
@@ -74,14 +74,9 @@ def adopt(
     anything is made, RootBusy while a stream runs on the root, SourceLost when the source breaks off for good.
     """
     began = time.perf_counter()
-    config = fitted(config, source)
-    open_root(config)
-    writer = Writer.claim(
-        config.root,
-        f"adopt {source.name}",
-        lease_s=config.store.lease_s,
-        storage_options=config.storage_options,
-    )
+    there = root_there(config)
+    config = fitted(config, source, there)
+    _, writer = claim_root(config, there, f"adopt {source.name}", dim=source.dim)
     try:
         before, found = _taken(writer.store, source.identity), Findings()
         rows_before = sum(shard.rows for shard in before)
@@ -93,8 +88,9 @@ def adopt(
     return _report(source, config, found, rows_before, version, time.perf_counter() - began)
 
 
-def fitted(config: StreamConfig, source: GallerySource) -> StreamConfig:
-    """Return the configuration with the length of the source's vectors. Raises ConfigError, ExchangeError."""
+def fitted(config: StreamConfig, source: GallerySource, there: Store | None) -> StreamConfig:
+    """Return the configuration with the length of the source's vectors. `there`: its root, where there is one. Raises
+    ConfigError, ExchangeError."""
     if not config.solves_head:
         raise ConfigError(
             f"model.head: {config.model.head} cannot take vectors over, which are features in front of a head; "
@@ -113,7 +109,7 @@ def fitted(config: StreamConfig, source: GallerySource) -> StreamConfig:
             "the vectors are features of the model as it is, but its trunk would be learnt; name its weights "
             "(model.weights or model.pretrained) and set learning.trunk: frozen"
         )
-    dim = stored_dim(config)
+    dim = stored_dim(config, there)
     if dim != source.dim:
         raise ExchangeError(
             f"{source.name} has vectors of {source.dim} values, {config.root} stores {dim}; "

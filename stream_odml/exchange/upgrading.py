@@ -41,6 +41,7 @@ from stream_odml.exchange.worst_first import Examiner, Worst, worst_of_shards
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.learn.cross_map import CrossMap, choose_cross_map, fit_cross_map
 from stream_odml.learn.discriminant import HeadSettings
+from stream_odml.pipeline.first_version import root_there
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import scheme_of
@@ -143,7 +144,7 @@ def planned(
     choice = choose_cross_map(pairs.old_nD, pairs.new_nF, pairs.classes, config.seed)
     fitted = fit_cross_map(pairs.old_nD, pairs.new_nF, pairs.classes, config.seed, choice)
     source = MappedRoot(stored, fitted, pairs)
-    fitted_config(config, source)
+    fitted_config(config, source, root_there(config))
     settings = settings_by_pairs(pairs, config, source.count)
     sample = stored.sample(MAX_ITEMS, config.seed)
     recalls = expected_recalls(pairs, sample, config, choice, fitted, settings)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from stream_odml.ingest import arrow_values
 from stream_odml.ingest.arrow_values import is_bytes, is_text, unwrapped
-from stream_odml.ingest.bounds import decoded_allowed
+from stream_odml.ingest.bounds import check_rows, decoded_allowed
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, NAMES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
 
@@ -214,6 +214,7 @@ def _parquet_batches(
                 f"row group {group} declares {about.total_byte_size} bytes in a file of {file.size_bytes}"
             )
             raise BadShard(Reason.OVERSIZED, detail)
+        check_rows(about.num_rows, file.size_bytes)
         rows = rows_at_once(about, columns.names[columns.content])
         for batch in table.iter_batches(rows, row_groups=[group], columns=columns.wanted, use_threads=False):
             yield columns, batch
@@ -257,6 +258,7 @@ def _arrow_batches(
     for batch in batches:
         # Offsets in an IPC file are taken as they are: without this a hostile file reads outside its buffers.
         batch.validate(full=True)
+        check_rows(batch.num_rows, file.size_bytes)
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield columns, batch.slice(start, BATCH_ROWS)
 

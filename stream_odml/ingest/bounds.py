@@ -32,6 +32,12 @@ def decoded_allowed(size_bytes: int) -> int:
     return FREE_BYTES + _DECODED_PER_BYTE * size_bytes
 
 
+def check_rows(rows: int, size_bytes: int) -> None:
+    """Raise BadShard(oversized) for so many rows at once that :func:`bounded` would refuse them, before one is made."""
+    if rows * _ROW_BYTES > decoded_allowed(size_bytes):
+        raise BadShard(Reason.OVERSIZED, f"{rows} rows at once in a file of {size_bytes} bytes")
+
+
 def bounded(rows: Iterator[RawRow], size_bytes: int) -> Iterator[RawRow]:
     """Yield the same rows. Raises BadShard(oversized) once all of them together are out of proportion
     to the file."""

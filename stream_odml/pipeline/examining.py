@@ -64,7 +64,7 @@ def _data_files(store: Store) -> Iterator[Finding]:
         yield Finding("data files", "failure", f"missing: {some(missing, between='; ')}", RESTORE)
     bad, rows = [], 0
     gone = {name.removeprefix("gallery/") for name in missing}
-    for path in sorted(store.tables["gallery"].present - gone):
+    for path in sorted(store.table("gallery").present - gone):
         try:
             vectors = store.vectors(path)
         except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from stream_odml.learn.settings import EmbedderSpec, HeadKind
 from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
+from stream_odml.store.table import RootForm
 from stream_odml.store.tables import Form
 from stream_odml.store.version_metrics import VersionMetrics
 from stream_odml.store.versions import SUMS_SEQ
@@ -31,15 +32,36 @@ log = logging.getLogger(__name__)
 def open_root(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     """Make the stream root that a configuration describes, or check the one that is there. Raises ConfigError,
     ValueError, RootBusy. Safe to repeat. Return the configuration with the head that the root was made with."""
-    options = config.storage_options
-    dim = None
+    config, writer = claim_root(config, root_there(config), f"stream {config.name}", takeover)
+    writer.release()
+    return config
+
+
+def root_there(config: StreamConfig) -> Store | None:
+    """Open the stream root of a configuration; None where there is none."""
     with contextlib.suppress(NotAStreamRoot):
-        there = Store.open(config.root, options, keep_gallery=False)
+        return Store.open(config.root, config.storage_options, keep_gallery=False)
+    return None
+
+
+def claim_root(
+    config: StreamConfig, there: Store | None, holder: str, takeover: bool = False, dim: int | None = None
+) -> tuple[StreamConfig, Writer]:
+    """Do as `open_root` does with the root that :func:`root_there` found, and stay its writer.
+
+    `dim`: the length of what a new gallery stores, where it is known.
+    """
+    if there is not None:
         config = as_made(config, there)
         dim = there.dim if config.solves_head else config.model.dim
     form: Form = "exact" if config.solves_head else "embedding"
-    Store.create(config.root, dim or stored_dim(config), options, form=form, codes=config.store.codes)
-    writer = Writer.claim(config.root, f"stream {config.name}", takeover, config.store.lease_s, options)
+    dim, codes = dim or stored_dim(config, there), config.store.codes
+    if there is None:
+        options = config.storage_options
+        there = Store.create(config.root, dim, options, form=form, codes=codes, keep_gallery=False)
+    else:
+        there.check_form(RootForm(dim, form, codes))
+    writer = Writer.claim(there, holder, takeover, config.store.lease_s)
     try:
         if writer.store.tree.root is None:
             writer.commit_root(*first_version(config, writer.store.dim))
@@ -47,9 +69,10 @@ def open_root(config: StreamConfig, takeover: bool = False) -> StreamConfig:
             check_model(config, writer.store)
             _check_canaries(config, writer)
             _check_held_out(config, writer.store)
-    finally:
+    except BaseException:
         writer.release()
-    return config
+        raise
+    return config, writer
 
 
 def as_made(config: StreamConfig, store: Store) -> StreamConfig:
@@ -87,12 +110,12 @@ def as_made(config: StreamConfig, store: Store) -> StreamConfig:
     return config.model_copy(update={"method": method, "model": model})
 
 
-def stored_dim(config: StreamConfig) -> int:
+def stored_dim(config: StreamConfig, there: Store | None) -> int:
     """Return the length of what the gallery stores; of a trunk's features it is known once the trunk was built."""
     if not config.solves_head:
         return config.model.dim
-    with contextlib.suppress(NotAStreamRoot):
-        return Store.open(config.root, config.storage_options, keep_gallery=False).dim
+    if there is not None:
+        return there.dim
     if config.model.takes_vectors and not config.model.input_dim:
         raise ConfigError(
             "model.backbone: none on a new stream root; set model.input_dim to the length of your vectors, or begin "

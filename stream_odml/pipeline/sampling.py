@@ -74,7 +74,7 @@ def rows_of_classes(
         mine = keep[start : start + len(block)]
         start += len(block)
         if mine.any():
-            parts.append(store.tables["gallery"].read(path, None, _named(items)).filter(pa.array(mine)))
+            parts.append(store.table("gallery").read(path, None, _named(items)).filter(pa.array(mine)))
     return pa.concat_tables(parts) if parts else store.gallery_schema.empty_table()
 
 

@@ -53,7 +53,7 @@ class FeatureCache:
 
     def follow(self, store: Store) -> None:
         """Remove copies of data files that the table does not name any more."""
-        present = store.tables["gallery"].present
+        present = store.table("gallery").present
         if present is self._seen:
             return
         for path in [path for path in self._unnamed if path not in present]:

@@ -85,23 +85,28 @@ class Store:
         *,
         form: Form = "embedding",
         codes: FeatureFormat = "int8",
+        keep_gallery: bool = True,
     ) -> "Store":
         """Make a stream root for vectors of dimension ``dim``, or open the one that is there.
 
-        In ``exact`` form they are trunk features, stored as ``codes``. Raises ValueError when the one that is there has
-        another dimension, form or codes.
+        In ``exact`` form they are trunk features, stored as ``codes``. Raises ValueError as `check_form` does.
         """
-        wanted = RootForm(dim, form, codes if form == "exact" else "int8")
+        wanted = RootForm(dim, form, codes)
         files = open_files(uri, storage_options)
-        for name in SCHEMAS:
+        # The quarantine first, which `open` passes over: a root that can be opened is whole.
+        for name in reversed(SCHEMAS):
             Table.create(files, name, wanted, storage_options)
-        store = Store(uri, storage_options)
-        if store._form != wanted:
+        store = Store(uri, storage_options, keep_gallery)
+        store.check_form(wanted)
+        return store
+
+    def check_form(self, wanted: RootForm) -> None:
+        """Raise ValueError when the root was made with another dimension, form or codes."""
+        if self._form.to_json() != wanted.to_json():
             raise ValueError(
-                f"{uri} holds {store._form}, asked for {wanted}; "
+                f"{self.uri} holds {self._form}, asked for {wanted}; "
                 "use the model and the configuration that it was made with, or another stream root"
             )
-        return store
 
     @staticmethod
     def open(uri: str, storage_options: dict[str, str] | None = None, keep_gallery: bool = True) -> "Store":
@@ -288,10 +293,9 @@ class Store:
 
         For tools and tests; a searchable picture is :class:`~stream_odml.search.snapshot.GallerySnapshot`.
         """
-        schema = self.gallery_schema
-        columns = schema.names if vectors else META
+        columns = self.gallery_schema.names if vectors else META
         parts = [self._followed["gallery"].read(path, columns) for path in self._paths]
-        return self._visible(parts, pa.schema([schema.field(c) for c in columns]))
+        return self._visible(parts, pa.schema([self.gallery_schema.field(c) for c in columns]))
 
     def quarantine_rows(self) -> pa.Table:
         """Return all visible quarantine rows, without those that name what was erased."""
@@ -355,9 +359,8 @@ class Store:
 
     def sums_of(self, version_id: str) -> ClassSums | None:
         """Return the class sums of a version, as they were committed, if it has any."""
-        if SUMS not in self.tree.get(version_id).artifacts:
-            return None
-        return ClassSums.from_bytes(self.artifact(version_id, SUMS))
+        has_sums = SUMS in self.tree.get(version_id).artifacts
+        return ClassSums.from_bytes(self.artifact(version_id, SUMS)) if has_sums else None
 
     def next_task(self) -> TaskState | None:
         """Return the closed task to learn now: the first that the head's path has not learnt and nobody skipped."""
@@ -388,7 +391,7 @@ class Store:
 def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:
     """Rows behind ``seq`` of the files that came; a merged file repeats the others, which were replayed before."""
     came, _ = table.refresh()
-    behind = pc.field("seq") > seq
+    behind = pc.field("seq") > seq if seq >= 0 else None
     try:
         return [row for path in came for row in table.read(path, where=behind).to_pylist()]
     except OverflowError as error:

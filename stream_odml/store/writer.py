@@ -49,17 +49,17 @@ class Writer:
 
     @staticmethod
     def claim(
-        uri: str,
+        root: str | Store,
         holder: str,
         takeover: bool = False,
         lease_s: float = LEASE_S,
         storage_options: dict[str, str] | None = None,
     ) -> "Writer":
-        """Become the writer and tidy up after a predecessor that died.
+        """Become the writer and tidy up after a predecessor that died. An open store is the writer's from now on.
 
         Raises RootBusy while another one lives (unless ``takeover``), NotAStreamRoot, SchemaTooNew.
         """
-        store = Store.open(uri, storage_options, keep_gallery=False)
+        store = root if isinstance(root, Store) else Store.open(root, storage_options, keep_gallery=False)
         store.table("quarantine")  # a root of which it may not write a part is none of its own
         lease = Lease.acquire(store.files, holder, lease_s, takeover)
         try:

@@ -21,8 +21,7 @@ DIM = 4
 
 def claim(root: Path | str, options: dict[str, str] | None = None) -> Writer:
     """Make the root, with an initial version, and become its writer."""
-    Store.create(str(root), DIM, options)
-    writer = Writer.claim(str(root), "test", storage_options=options)
+    writer = Writer.claim(Store.create(str(root), DIM, options, keep_gallery=False), "test")
     writer.commit_root({STUDENT: b"the initial model"})
     return writer
 

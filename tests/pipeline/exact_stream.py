@@ -49,8 +49,8 @@ class ExactStream:
                 **config,
             }
         )
-        Store.create(str(root), D, form="exact")
-        self.writer = Writer.claim(str(root), "test", takeover=True)
+        store = Store.create(str(root), D, form="exact", keep_gallery=False)
+        self.writer = Writer.claim(store, "test", takeover=True)
         sums = ClassSums.empty(Lift(D, self.config.model.lift or 0))
         head = solve_head(sums, HeadSettings(dim=12))
         self.writer.commit_root(

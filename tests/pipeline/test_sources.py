@@ -81,8 +81,7 @@ class Stream:
                 "boundary": {"new_classes": None, "images": None, "age_s": None},
             }
         )
-        Store.create(str(root), 8, options)
-        self.writer = Writer.claim(str(root), "test", storage_options=options)
+        self.writer = Writer.claim(Store.create(str(root), 8, options, keep_gallery=False), "test")
         self.writer.commit_root({STUDENT: embedder_to_bytes(build_embedder(self.config.model, 0))})
         actors = [_Actor(Indexer(self.config.model_dump_json()))]
         self.tier = Ingestion(self.writer, actors, self.config.ingest)

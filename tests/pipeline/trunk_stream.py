@@ -49,8 +49,8 @@ class Trunk:
             }
         )
         model = build_embedder(self.config.model, 0)
-        Store.create(self.config.root, model.out_dim, form="exact")
-        self.writer = Writer.claim(self.config.root, "test", takeover=True)
+        store = Store.create(self.config.root, model.out_dim, form="exact", keep_gallery=False)
+        self.writer = Writer.claim(store, "test", takeover=True)
         self.writer.commit_root(*first_version(self.config, model.out_dim))
         self.stages = self.new_stages()
         self.sources = open_sources(self.config)

@@ -74,8 +74,8 @@ class OneStage:
         land_folder(inbox_path(self.config), folder / "zoo")
         spec = self.config.model
         assert isinstance(spec, EmbedderSpec)
-        Store.create(self.config.root, spec.dim)
-        self.writer = Writer.claim(self.config.root, "test")
+        store = Store.create(self.config.root, spec.dim, keep_gallery=False)
+        self.writer = Writer.claim(store, "test")
         self.writer.commit_root({STUDENT: embedder_to_bytes(build_embedder(spec, 0))})
         (self.ref,) = DirectorySource(inbox_path(self.config)).poll(set())
         self.files = sorted(Path(self.ref.uri).glob("*/*.png"))  # in the order of rows

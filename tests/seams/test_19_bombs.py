@@ -63,21 +63,21 @@ def zeros(count: int, mib: int) -> pa.Array:
 
 
 def arrow_of_compressed_zeros(path: Path) -> None:
-    batch = pa.record_batch({"image": zeros(6, 64), "label": pa.array(range(6))})
+    batch = pa.record_batch({"image": zeros(5, 60), "label": pa.array(range(5))})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_file(path / "bomb.arrow", batch.schema, options=options) as out:
         out.write_batch(batch)
 
 
 def arrow_stream_of_compressed_zeros(path: Path) -> None:
-    batch = pa.record_batch({"image": zeros(6, 64), "label": pa.array(range(6))})
+    batch = pa.record_batch({"image": zeros(5, 60), "label": pa.array(range(5))})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_stream(path / "bomb.arrow", batch.schema, options=options) as out:
         out.write_batch(batch)
 
 
 def parquet_of_compressed_zeros(path: Path) -> None:
-    table = pa.table({"image": zeros(10, 40), "label": pa.array(range(10))})
+    table = pa.table({"image": zeros(7, 40), "label": pa.array(range(7))})
     pq.write_table(table, path / "bomb.parquet", compression="zstd", use_dictionary=False, write_batch_size=1)
 
 
@@ -142,7 +142,7 @@ def arrow_rows_of_nothing(path: Path) -> None:
 
 
 def parquet_of_nested_lists(path: Path) -> None:
-    inner = pa.ListArray.from_arrays(pa.array([0, 200_000_000], pa.int32()), pa.nulls(200_000_000, pa.int8()))
+    inner = pa.ListArray.from_arrays(pa.array([0, 40_000_000], pa.int32()), pa.nulls(40_000_000, pa.int64()))
     attributes = pa.StructArray.from_arrays([inner], ["tags"])
     table = pa.table({"image": [picture()], "label": [1], "attributes": attributes})
     pq.write_table(table, path / "bomb.parquet", compression="zstd")
@@ -263,6 +263,19 @@ def test_one_long_map_that_all_rows_repeat_is_bounded(
     except BadShard as error:
         seen = {str(error.reason)}
     assert seen == {expected}
+
+
+def test_rows_without_a_byte_are_counted_over_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "decoded_allowed", lambda size: 4 * MIB)
+    batch = pa.record_batch({"image": pa.nulls(1000, pa.binary()), "class_name": ["a"] * 1000})
+    with pa.ipc.new_file(tmp_path / "s.arrow", batch.schema) as out:
+        for _ in range(8):
+            out.write_batch(batch)
+    rows = read_shard(only(tmp_path))
+    with pytest.raises(BadShard, match=r"oversized: .* bytes in 4097 rows"):
+        list(rows)
 
 
 def test_members_that_are_not_used_are_not_read(tmp_path: Path) -> None:

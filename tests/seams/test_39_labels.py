@@ -35,8 +35,7 @@ class Labelled:
 
     def __init__(self, root: Path) -> None:
         self.root, self.push = root, root / "push"
-        Store.create(str(root), 8, form="exact")
-        self.writer = Writer.claim(str(root), "test")
+        self.writer = Writer.claim(Store.create(str(root), 8, form="exact", keep_gallery=False), "test")
         self.writer.commit_root({STUDENT: b"a trunk"})
         self.model = build_embedder(EmbedderSpec("conv4", dim=8, image_size=16), 0)
         self.model.eval()

@@ -9,18 +9,17 @@ import pytest
 
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
-from stream_odml.learn.embedder import build_embedder, embedder_to_bytes
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.indexing import index_shard
 from stream_odml.service.api import create_app
 from stream_odml.service.replica import Replica
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
 from stream_odml.store.maintenance import MaintenancePolicy
-from stream_odml.store.store import META, Store
+from stream_odml.store.store import META
 from stream_odml.store.sums import forget_in_sums, sums_now, task_rows
 from stream_odml.store.tables import decoded, restamped
 from stream_odml.store.versions import SUMS_SEQ
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import IngestBatch
 from tests.service.local import LocalApi
 from tests.service.test_replica import OPTIONS as SERVED
 from tests.service.test_replica import ask
@@ -32,16 +31,7 @@ SETTINGS, LIFT = HeadSettings(dim=4, new_scale=0.7), Lift(SPEC.dim)
 class ExactStream(TinyStream):
     """Its stages solve a head and touch no image; the embedder's output is what the gallery stores."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "unused")
-        self.writer.release()
-        self.root, self.inbox = str(folder / "root"), folder / "root" / "push"
-        Store.create(self.root, SPEC.dim, form="exact")
-        self.writer = Writer.claim(self.root, "test")
-        self.model = build_embedder(SPEC, 0)
-        self.writer.commit_root({STUDENT: embedder_to_bytes(self.model)})
-        self.model.eval()
-        self._source = type(self._source)(self.inbox)
+    form = "exact"
 
     def ingest(self) -> list[str]:
         refs = self._source.poll(self._seen)

@@ -32,7 +32,7 @@ from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT
 from stream_odml.store.sequence import sequence_of
 from stream_odml.store.store import Store
-from stream_odml.store.tables import gallery_rows
+from stream_odml.store.tables import Form, gallery_rows
 from stream_odml.store.writer import IngestBatch, Writer
 
 SPEC = EmbedderSpec("conv4", dim=16, image_size=16)
@@ -49,10 +49,12 @@ def picture(seed: int, size: int = 16) -> bytes:
 class TinyStream:
     """The writer's side of a stream root under ``folder``."""
 
+    form: Form = "embedding"
+
     def __init__(self, folder: Path) -> None:
         self.root, self.inbox = str(folder / "root"), folder / "root" / "push"
-        Store.create(self.root, SPEC.dim)
-        self.writer = Writer.claim(self.root, "test")
+        store = Store.create(self.root, SPEC.dim, form=self.form, keep_gallery=False)
+        self.writer = Writer.claim(store, "test")
         self.model = build_embedder(SPEC, 0)
         self.writer.commit_root({STUDENT: embedder_to_bytes(self.model)}, {"recall_at_1/union/served": 0.5})
         self.model.eval()

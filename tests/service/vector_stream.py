@@ -15,13 +15,13 @@ from stream_odml.ingest.landing import NewItem, complete_task, land_items
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import embedder_from_bytes
 from stream_odml.pipeline.fast_stage import fast_stage
-from stream_odml.pipeline.first_version import open_root
+from stream_odml.pipeline.first_version import claim_root, root_there
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.pipeline.stages import Stages
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.sequence import sequence_of
 from stream_odml.store.store import Store
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import IngestBatch
 
 D = 24
 Floats = NDArray[np.float32]
@@ -52,8 +52,8 @@ class VectorStream:
 
     def __init__(self, root: Path, **more: Any) -> None:
         self.config = vector_config(root, **more)
-        open_root(self.config)
-        self.writer = Writer.claim(self.config.root, "test", takeover=True)
+        there = root_there(self.config)
+        _, self.writer = claim_root(self.config, there, "test", takeover=True)
         self.stages = Stages(self.writer, self.config.boundary, 1, self.config.learns_trunk)
         self._seen: set[str] = set()
         self.inboxes = [root / "inbox", root / "push"]
@@ -84,7 +84,7 @@ class VectorStream:
             for ref in DirectorySource(inbox).poll(self._seen):
                 self._seen.add(ref.stamp)
                 self.writer.record_landed([ref])
-                store = Store.open(self.config.root, keep_gallery=False)
+                store = self.writer.store
                 head = store.tree.head
                 model = embedder_from_bytes(store.artifact(head, STUDENT))
                 options = IndexOptions(

@@ -32,8 +32,7 @@ def raw(shard: str, version: str) -> Floats:
 
 def run(root: str, form: Form = "embedding") -> None:
     """All of a small stream's life."""
-    Store.create(root, DIM, form=form)
-    writer = Writer.claim(root, "scenario")
+    writer = Writer.claim(Store.create(root, DIM, form=form, keep_gallery=False), "scenario")
     first = writer.commit_root({STUDENT: b"initial", **statistics(writer, ClassSums.empty(LIFT), "")})
     writer.record_landed([Shard(name) for name in ITEMS] + [Shard("broken")])
     writer.set_aside("broken", "not a Parquet file")

@@ -26,8 +26,7 @@ LIFT = Lift(D)
 
 def exact_root(uri: str) -> Writer:
     """A claimed root in exact form, with a trunk and a head that was solved of nothing."""
-    Store.create(uri, D, form="exact")
-    writer = Writer.claim(uri, "test")
+    writer = Writer.claim(Store.create(uri, D, form="exact", keep_gallery=False), "test")
     empty = ClassSums.empty(LIFT)
     head = solve_head(empty, SETTINGS)
     writer.commit_root({STUDENT: b"trunk 0", HEAD: head.to_bytes(), SUMS: empty.to_bytes()}, {SUMS_SEQ: -1})

@@ -58,8 +58,7 @@ def new_root(
     uri: str, dim: int = DIM, holder: str = "test", form: Form = "embedding", **claim: Any
 ) -> Writer:
     """A claimed root with an initial model."""
-    Store.create(uri, dim, form=form)
-    writer = Writer.claim(uri, holder, **claim)
+    writer = Writer.claim(Store.create(uri, dim, form=form, keep_gallery=False), holder, **claim)
     writer.commit_root({STUDENT: b"initial"})
     return writer
 
