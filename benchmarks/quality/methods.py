@@ -103,6 +103,8 @@ def parse_method(text: str, common: StageSettings) -> Method:
     settings = method_settings(EXACT.get(preset, preset), common)
     if preset in RIVALS:
         return Method(name, preset, settings, apply_changes(RIVALS[preset], changes))
+    if preset == "ours_backfill":
+        settings = replace(settings, weight_hold=settings.weight_hold_renewed)
     return Method(name, preset, apply_changes(replace(settings, **_TRUNK.get(preset, {})), changes))
 
 

@@ -151,6 +151,10 @@ class StageSettings:
     """Weight of feature distillation under a `discriminant` head, in place of the two before: of pooled features, on
     the batch and on its composites alike. As every stored feature has to follow the trunk by a map, 0 loses the
     gallery; at 50 a trunk hardly learns (`benchmarks/STUDY.md`)."""
+    weight_hold_renewed: NonNegative = 10.0
+    """The same in place of `weight_hold` where all that is stored is embedded anew once the trunk has moved, as its
+    images are at hand (`store.renew_per_s`): the map has to serve for that long alone. Pretrained weights are held
+    less, by 3: they learn more of it (`benchmarks/STUDY.md`)."""
     weight_repel: NonNegative = 0.0
     """Weight of the bank's class directions as negatives of the new images; 0.3 may help a task of many new classes,
     and costs a task of few (`benchmarks/EARLIER.md`)."""
@@ -294,7 +298,11 @@ RENAMED: Mapping[str, str] = {
 RENAMED_METHODS: Mapping[str, str] = {"no_wide": "no_composites"}
 """The same of METHODS."""
 
-PRETRAINED: Mapping[str, Any] = {"base_learning_rate": 3e-4, "learning_rate": 1e-4}
+PRETRAINED: Mapping[str, Any] = {
+    "base_learning_rate": 3e-4,
+    "learning_rate": 1e-4,
+    "weight_hold_renewed": 3.0,
+}
 """Defaults for a model that starts from pretrained weights: at the rates for a new model a short first stage destroys
 what they know (`benchmarks/EARLIER.md`)."""
 

@@ -35,6 +35,8 @@ from stream_odml.store.writer import Writer
 RENEWED_AT_ONCE = 4096
 """Items of a stage that embeds anew, at least; in all at most RENEWALS stages for each trunk, as each is a version."""
 RENEWALS = 8
+MOST_GONE = 0.1
+"""Share of the items without an image up to which the trunk is held as if all had one."""
 
 
 _MAPPED: WeakKeyDictionary[Store, tuple[int, list[str]]] = WeakKeyDictionary()
@@ -154,7 +156,13 @@ class LaterStages:
             kind="slow" if attempt.kind == "slow" else "renew",
             tasks=attempt.tasks,
             worst=attempt.worst,
+            renewed=attempt.kind == "slow" and self._will_renew(),
         )
+
+    def _will_renew(self) -> bool:
+        """Whether nearly all that is stored can be embedded anew, going by what could be under the trunk of now."""
+        follow = renewal(self._writer.store)
+        return bool(self._rules.renew_per_s) and follow.get("gone", 0) <= MOST_GONE * sum(follow.values())
 
 
 def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> frozenset[str]:

@@ -42,6 +42,9 @@ class StageOrder:
     """Of a ``renew`` stage, whether only the items that their map knows least are embedded; else all that no other has
     embedded by this trunk."""
 
+    renewed: bool = False
+    """Of a ``slow`` stage, whether what is stored is embedded anew after it, as far as is known."""
+
     @property
     def own(self) -> tuple[str, ...]:
         """The tasks whose classes are new to this stage."""

@@ -83,7 +83,10 @@ class StageRun:
         self.config, self.order, self.world = config, order, world
         self._leads_node, self._report = place.leads, report
         self._store, self._readers = store, readers or LocalReaders()
-        self._settings = retried(config.learning, order.retry)
+        learning = config.learning
+        if order.renewed:
+            learning = replace(learning, weight_hold=learning.weight_hold_renewed)
+        self._settings = retried(learning, order.retry)
         self._is_trained = order.kind not in ("embed", "renew")
         if not self._is_trained:
             self._settings = replace(self._settings, base_steps=0, stage_steps=0)

@@ -67,6 +67,22 @@ def test_mapped_items_are_embedded_anew_once_and_search_has_both_until_then(tmp_
     assert np.abs(decoded(rows, store.dim) - h).max() <= np.abs(h).max() / 250
 
 
+@pytest.mark.parametrize(("rate", "held_by"), [(0.0, 7.0), (50.0, 2.0)])
+def test_a_trunk_is_held_less_where_all_is_embedded_anew_behind_it(
+    tmp_path: Path, rate: float, held_by: float
+) -> None:
+    learning = {"trunk": "distilled", "weight_hold": 7.0, "weight_hold_renewed": 2.0}
+    stream = Trunk(tmp_path, learning, store={"renew_per_s": rate})
+    for number, name in enumerate(("one", "two")):
+        stream.land(name, CATEGORIES[3 * number : 3 * number + 3])
+        stream.learn()
+    order = stream.later()
+    assert order is not None
+    run = stream.run(order, steps=0)
+    assert run.learner.settings.weight_hold == held_by
+    run.close()
+
+
 def test_worst_first_and_no_more_at_once_than_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +123,11 @@ def test_an_image_that_is_gone_stays_mapped_and_is_not_tried_again(
     assert stream.writer.tree.head == served
     assert renewal(stream.writer.store) == {"mapped": 0, "exact": 30, "gone": 30}
     assert stream.improve() is None
+    stream.land("three", CATEGORIES[6:9])
+    stream.learn()
+    order = stream.later()
+    assert order is not None
+    assert not order.renewed, "the next move is held as one that half of the gallery has to follow"
 
 
 def test_auto_moves_a_trunk_that_knows_few_classes_where_images_are_held_out(

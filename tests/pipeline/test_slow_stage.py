@@ -157,7 +157,7 @@ def test_what_was_forgotten_meanwhile_is_not_in_the_result(tmp_path: Path) -> No
 def test_a_trunk_that_serves_no_more_is_refused_and_its_tasks_are_done_with(tmp_path: Path) -> None:
     # Steps so large that they destroy the trunk, held by nothing.
     stream = distilled(tmp_path)
-    learning = replace(stream.config.learning, learning_rate=3.0, weight_hold=0.0, stage_steps=8)
+    learning = replace(stream.config.learning, learning_rate=3.0, weight_hold_renewed=0.0, stage_steps=8)
     gate = stream.config.gate.model_copy(update={"enabled": True})
     stream.config = stream.config.model_copy(update={"learning": learning, "gate": gate})
     fast = stream.writer.tree.head
