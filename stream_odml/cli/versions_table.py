@@ -10,7 +10,13 @@ from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import unlearnt_tasks
 from stream_odml.store.version_metrics import FORMS, SPLITS, VersionMetrics
 
-SHOWN = ("forgetting", "closed_to_learnt_s", "boundary_to_first_step_s", "seconds", "steps")
+SHOWN = (
+    "forgetting",
+    "closed_to_learnt_s",
+    "boundary_to_first_step_s",
+    "seconds",
+    "steps",
+)
 """Metrics of one value that `versions` and the report show, besides Recall@1."""
 
 

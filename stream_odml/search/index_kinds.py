@@ -126,7 +126,11 @@ class NeighbourGraph:
 
 
 IVF = "ivf"
-KINDS: dict[str, IndexKind] = {"fp16": HalfPrecision(), IVF: InvertedLists(), "hnsw": NeighbourGraph()}
+KINDS: dict[str, IndexKind] = {
+    "fp16": HalfPrecision(),
+    IVF: InvertedLists(),
+    "hnsw": NeighbourGraph(),
+}
 """By the names that `service.search` takes, beside `auto` and `exact`."""
 
 
