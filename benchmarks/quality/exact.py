@@ -36,7 +36,7 @@ from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.map_fit import MapFit
 from stream_odml.learn.settings import EmbedderSpec
-from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.evaluating import by_head
 from stream_odml.pipeline.head_solving import CHOSEN_CLASSES, CHOSEN_ITEMS, Choice, Items, Solved, solve
 from stream_odml.pipeline.held_out_rows import HeldOut
 
@@ -228,7 +228,7 @@ class ExactRun(Run):
         names, finder = list(self.study.images.class_names), by_head(state.solved.head)
 
         def find(rows: Ints) -> Floats:
-            held = HeldOut.of_features(gallery_MD[rows], self.labels_M[rows], names)
+            held = HeldOut.of_features(gallery_MD[rows], [names[label] for label in self.labels_M[rows]])
             return finder(held, fresh_MD[rows], gallery_MD[rows])
 
         return find

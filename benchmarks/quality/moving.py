@@ -27,9 +27,9 @@ from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.feature_codes import encode
-from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.finish import StageOutcome
 from stream_odml.learn.trunk_gap import is_worth_moving, of_tasks, trunk_need
-from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.evaluating import by_head
 from stream_odml.pipeline.head_solving import Choice, Solved
 from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.stage_learner import MAX_OLDER
@@ -143,9 +143,8 @@ class MovingRun(ExactRun):
             lift, encode(features_ND[~out]), [n for n, o in zip(names, out, strict=True) if not o]
         )
         head = solve_head(sums, before.head.settings)
-        labels = self.study.images.labels[before.images_N[out]]
         queries = self._embed(trunk, before.images_N[out])
-        items = HeldOut.of_features(features_ND[out], labels, list(self.study.images.class_names))
+        items = HeldOut.of_features(features_ND[out], [n for n, o in zip(names, out, strict=True) if o])
         return float(np.nanmean(by_head(head)(items, queries, features_ND[out])))
 
     def _images_of(self, tasks: Sequence[int]) -> Ints:

@@ -37,7 +37,7 @@ from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.embedder import Embedder, build_embedder, embed, embedder_to_bytes
-from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.finish import StageOutcome
 from stream_odml.learn.settings import RENAMED, EmbedderSpec, StageSettings
 from stream_odml.learn.stage import StageLearner
 from stream_odml.learn.world import World

@@ -23,10 +23,9 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes, with_training_head
 from stream_odml.learn.settings import method_settings
 from stream_odml.learn.stage import StageLearner
-from stream_odml.pipeline.evaluating import Finder, by_cosine
-from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.evaluating import by_cosine, by_head, mean_found
 from stream_odml.pipeline.held_out import embed_images
-from stream_odml.pipeline.held_out_rows import Floats, HeldOut, choose, keys_of
+from stream_odml.pipeline.held_out_rows import HeldOut, choose, keys_of
 from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.pipeline.sources import read_options
@@ -110,26 +109,15 @@ def _measured(
         size, max_pixels = config.model.image_size, config.ingest.max_pixels
         there, vectors = embed_images(store, keys, models, size, max_pixels, "cpu")
         kept = [key for key, is_there in zip(keys, there, strict=True) if is_there]
-        names, labels = np.unique(np.array(classes, np.str_)[there], return_inverse=True)
-        held = HeldOut.of_features(vectors[0], labels.astype(np.int64), [str(name) for name in names])
-        frozen, finetuned = _recall(as_first, held, vectors[0]), None
+        held = HeldOut.of_features(vectors[0], np.array(classes, np.str_)[there].tolist())
+        frozen, finetuned = mean_found(as_first(held, vectors[0], vectors[0])), None
         if tuned is not None:
             for key, vector in zip(kept, vectors[1], strict=True):
                 gallery.setdefault(key, vector)  # it stays where the model that learnt its task put it
-            finetuned = _recall(by_cosine, held, vectors[1], [gallery[key] for key in kept])
+            stored = np.array([gallery[key] for key in kept]).reshape(vectors[1].shape)
+            finetuned = mean_found(by_cosine(held, vectors[1], stored))
         found[version_id] = Baseline(frozen, finetuned, len(kept))
     return found
-
-
-def _recall(
-    find: Finder, held: HeldOut, queries: Floats, stored: list[NDArray[np.float32]] | None = None
-) -> float | None:
-    """Return the Recall@1 of each image against all others as they are `stored`, by default as they are embedded."""
-    if not len(queries):
-        return None
-    hits = find(held, queries, queries if stored is None else np.stack(stored))
-    known = hits[~np.isnan(hits)]
-    return float(known.mean()) if len(known) else None
 
 
 class _FineTuned:

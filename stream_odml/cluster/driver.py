@@ -141,17 +141,15 @@ class StreamDriver:
     def _refresh_figures(self, force: bool = False) -> None:
         if force or time.monotonic() >= self._figures_due:
             figures = stream_figures(self._writer.store, self._writer.epoch)
-            self._metrics.figures = replace(figures, retries=self._retries(), logs=self._discovery.figures())
+            retries = {
+                "list": self._discovery.failures,
+                "read": self._ingestion.unreachable,
+                "commit": self._commit_failures,
+                "stage": self._stages_deferred,
+            }
+            self._metrics.figures = replace(figures, retries=retries, logs=self._discovery.figures())
             self._journal.follow(self._writer.store.tree)
             self._figures_due = time.monotonic() + FIGURES_S
-
-    def _retries(self) -> dict[str, int]:
-        return {
-            "list": self._discovery.failures,
-            "read": self._ingestion.unreachable,
-            "commit": self._commit_failures,
-            "stage": self._stages_deferred,
-        }
 
     def _fenced(self, error: WriterFenced) -> None:
         # A newer writer owns the root. Ending for good is all that is left: a restart would only fight with it.

@@ -115,17 +115,14 @@ def restricted(config: str, front_host: str, bounds: Sequence[str] = ()) -> str:
         if words[:1] == ["bind"]:
             host = front_host if section == _FRONT else LOOPBACK
             port = words[1].rpartition(":")[2]
-            line = "    " + " ".join(["bind", f"{_bracketed(host)}:{port}", *words[2:]])
+            place = f"[{host}]" if ":" in host else host
+            line = "    " + " ".join(["bind", f"{place}:{port}", *words[2:]])
         elif words[:2] == ["stats", "socket"]:
             line = re.sub(r" mode \d+", "", line) + " mode 600"
         kept.append(line)
         if words[:1] == ["bind"] and section == _FRONT:
             kept += [f"    {bound}" for bound in bounds]
     return "\n".join(kept) + "\n"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def main(arguments: list[str]) -> None:

@@ -70,8 +70,9 @@ class Discovery:
     @property
     def notes(self) -> list[str]:
         """What lies in an inbox and is never read, a line for each source that tells."""
-        found = [getattr(source, "passed_over", {}) for source in self._sources]
-        return [_not_read(passed_over) for passed_over in found if passed_over]
+        found: list[Mapping[str, str]] = [getattr(source, "passed_over", {}) for source in self._sources]
+        named = [[f"{name} is {kind}" for name, kind in sorted(passed.items())] for passed in found if passed]
+        return [f"{len(names)} not read in the inbox: {some(names)}; {NOT_READ}" for names in named]
 
     def start(self) -> None:
         """Begin to poll."""
@@ -142,11 +143,6 @@ class Discovery:
             log.warning("%s is in trouble: %s", place, self._troubles[place])
         for place in before.keys() - self._troubles.keys():
             log.warning("%s is well again", place)
-
-
-def _not_read(passed_over: Mapping[str, str]) -> str:
-    names = [f"{name} is {kind}" for name, kind in sorted(passed_over.items())]
-    return f"{len(names)} not read in the inbox: {some(names)}; {NOT_READ}"
 
 
 @dataclass

@@ -25,7 +25,9 @@ class ReservedResources:
     def __init__(self, name: str, roles: Sequence[Role]) -> None:
         """Return when the coordinator has taken it, or did not answer: then it is asked again, after one warning."""
         self._name = f"stream-odml-{name}"
-        self._bundles = [bundle for role in roles for bundle in [_bundle(role)] * role.count if bundle]
+        each = [({"CPU": role.cpus, "GPU": role.gpus}, role.count) for role in roles]
+        asked = [({unit: amount for unit, amount in wants.items() if amount}, count) for wants, count in each]
+        self._bundles = [bundle for bundle, count in asked for _ in range(count) if bundle]
         self._released = threading.Event()
         self._is_taken = True
         self._ask()
@@ -52,7 +54,3 @@ class ReservedResources:
             self._is_taken = False
         else:
             self._is_taken = True
-
-
-def _bundle(role: Role) -> dict[str, float]:
-    return {name: amount for name, amount in (("CPU", role.cpus), ("GPU", role.gpus)) if amount}

@@ -155,7 +155,7 @@ def _local_session(cpus: float | None, gpus: float | None, log_dir: Path | None)
     before = dict(os.environ)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(contextlib.closing(SessionFolder()))
-        ports = stack.enter_context(PortBlock())
+        ports = stack.enter_context(contextlib.closing(PortBlock()))
         stack.callback(_restore_environment, before)
         os.environ.update(_local_environment(folder.path, ports))
         reread_environment()

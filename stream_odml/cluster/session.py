@@ -189,7 +189,10 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
                 logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
                 start_service(config.root, config.service, config.storage_options)
                 tighten_session()
-            _write_endpoints(config, session.endpoints)
+            noted = {**asdict(session.endpoints), "time": time.time()}
+            open_files(config.root, config.storage_options).write(
+                "endpoints.json", json.dumps(noted).encode()
+            )
             yield session
         except ClockWentBack:
             session.abandon()
@@ -204,7 +207,8 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
                 from stream_odml.cluster.serve import stop_service
 
                 stop_service(Store.id_of(config.root, config.storage_options))
-            _remove_endpoints(config)
+            with contextlib.suppress(OSError):
+                open_files(config.root, config.storage_options).delete("endpoints.json")
 
 
 def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
@@ -287,13 +291,3 @@ def _endpoints(config: StreamConfig, driver: Any) -> Endpoints:
         platform.node(),
         os.getpid(),
     )
-
-
-def _write_endpoints(config: StreamConfig, endpoints: Endpoints) -> None:
-    files = open_files(config.root, config.storage_options)
-    files.write("endpoints.json", json.dumps({**asdict(endpoints), "time": time.time()}).encode())
-
-
-def _remove_endpoints(config: StreamConfig) -> None:
-    with contextlib.suppress(OSError):
-        open_files(config.root, config.storage_options).delete("endpoints.json")

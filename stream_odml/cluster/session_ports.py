@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Self
 
 FIRST_PORT, END_PORT = 20_000, 32_768
 """Below what Linux gives to outgoing connections."""
@@ -69,12 +68,6 @@ class PortBlock:
     def close(self) -> None:
         """Give the block back."""
         self._holder.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _claim(start: int) -> socket.socket | None:

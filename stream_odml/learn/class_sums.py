@@ -11,7 +11,7 @@ items. Nothing here is of classes times classes, nor a matrix for each class.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,8 +200,7 @@ class ClassSums:
             "sums": _compact(self.sums_CE),
             "products": self.products_EE[np.triu_indices(self.lift.out_dim)],
         }
-        lift = {"dim": self.lift.dim, "width": self.lift.width, "seed": self.lift.seed}
-        return pack("class-sums", arrays, lift=lift, names=self.names)
+        return pack("class-sums", arrays, lift=asdict(self.lift), names=self.names)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ClassSums:

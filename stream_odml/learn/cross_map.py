@@ -16,7 +16,7 @@ the mean of their class.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -120,10 +120,9 @@ class CrossMap:
 
     def to_bytes(self) -> bytes:
         """Return bytes for `from_bytes`."""
-        lift = {"dim": self.lift.dim, "width": self.lift.width, "seed": self.lift.seed}
         arrays = {"A": self.A_FE, "b": self.b_F, "offsets": self.offsets_CF, "gain": self.gain_F}
         arrays |= {"front": self.front.W_DD, "mean": self.front.m_D, "centres": self.centres_CF}
-        about = {"lift": lift, "rank": self.rank, "error": self.error, "names": list(self.names)}
+        about = {"lift": asdict(self.lift), "rank": self.rank, "error": self.error, "names": list(self.names)}
         about["within"] = self.within
         return pack("cross-map", arrays, **about)
 

@@ -11,7 +11,7 @@ kind: the discriminant, for items of known classes, and whitening within classes
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -194,12 +194,11 @@ class DiscriminantHead:
 
     def to_bytes(self) -> bytes:
         """Return bytes for `from_bytes`, in float64, so that the head that is read equals the one that was written."""
-        s, lift = self.settings, self.lift
         return pack(
             "discriminant-head",
             {"mean": self.mean_E, "known": self.known_dE, "new": self.new_DD},
-            settings={field: getattr(s, field) for field in s.__dataclass_fields__},
-            lift={"dim": lift.dim, "width": lift.width, "seed": lift.seed},
+            settings=asdict(self.settings),
+            lift=asdict(self.lift),
             names=self.names,
         )
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,13 +21,44 @@ from stream_odml.learn.kernel_fit import KernelFit
 from stream_odml.learn.kernels import kernel_weights, weighted_mean
 from stream_odml.learn.map_fit import AffineFit, MapFit
 from stream_odml.learn.moments import PairMoments
-from stream_odml.learn.outcome import StageDiverged, StageOutcome
 from stream_odml.learn.row_buffer import Float32s, InMemoryBuffer, NewBuffer
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.whitening import error_whitening, within_class_whitening
 from stream_odml.learn.world import World
 
 Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np.int64] | Tensor]
+
+
+class StageDiverged(ValueError):
+    """The loss or the embeddings are not finite."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Weighted loss terms of one step, with their sum as `total`."""
+
+    losses: dict[str, float]
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class StageOutcome:
+    """The result of a stage. All but `indices` and `embeddings` is the same on every rank."""
+
+    student: Embedder
+    bank: ClassBank
+    forward: DriftMap
+    """Parent's space -> child's."""
+    backward: DriftMap
+    """Child's space -> parent's."""
+    indices: NDArray[np.int64]
+    """Of this rank's images, as given."""
+    embeddings: NDArray[np.float32]
+    """Their raw g under the new model, [n_local, d]."""
+    drift: dict[str, float] = field(default_factory=dict)
+    """images; parent_variance (mean |g_O - mean|^2); drift_relative (|g_S - g_O| over |g_O|), forward_unexplained and
+    bank_shift before the model is whitened; forward_error (mean square by which the forward map misses classes that it
+    was not fitted to) after it."""
 
 
 class FinishPass:

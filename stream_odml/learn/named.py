@@ -24,8 +24,13 @@ class TransformersBackbone(Backbone):
         super().__init__()
         transformers = importlib.import_module("transformers")
         try:
-            config = self._config(transformers, name, architecture)
-            model = self._model(transformers, name, config, pretrained)
+            if architecture:
+                fields = dict(architecture["config"])
+                config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+            else:
+                config = transformers.AutoConfig.from_pretrained(name)
+            made = transformers.AutoModel
+            model: nn.Module = made.from_pretrained(name) if pretrained else made.from_config(config)
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(
                 f"backbone 'transformers:{name}' cannot be built ({first_line(error)}); expected the name of a vision "
@@ -40,19 +45,6 @@ class TransformersBackbone(Backbone):
         self.default_pooling = "cls" if self.prefix_tokens else "mean"
         self._architecture = {"config": config.to_dict(), **self._statistics(name, architecture)}
         self.pixel_statistics = tuple(map(tuple, self._architecture["pixels"]))  # type: ignore[assignment]
-
-    @staticmethod
-    def _config(transformers: Any, name: str, architecture: dict[str, Any]) -> Any:
-        if architecture:
-            fields = dict(architecture["config"])
-            return transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-        return transformers.AutoConfig.from_pretrained(name)
-
-    @staticmethod
-    def _model(transformers: Any, name: str, config: Any, pretrained: bool) -> nn.Module:
-        if pretrained:
-            return cast(nn.Module, transformers.AutoModel.from_pretrained(name))
-        return cast(nn.Module, transformers.AutoModel.from_config(config))
 
     @staticmethod
     def _statistics(name: str, architecture: dict[str, Any]) -> dict[str, Any]:

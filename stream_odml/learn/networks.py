@@ -96,8 +96,3 @@ def _synchronised(network: Embedder, world: World) -> nn.Module:
 def channels_last(module: nn.Module) -> None:
     """Lay convolution weights channels-last in memory: faster on CPUs and on tensor cores, the same values."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def contiguous(module: nn.Module) -> None:
-    """Restore the usual memory layout, in which weights are stored."""
-    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

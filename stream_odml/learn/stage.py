@@ -19,12 +19,11 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.composites import LastPassComposites, composites_of_batch, counts_of_composites
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, as_images, trunk_of, with_training_head
-from stream_odml.learn.finish import Batch, FinishPass, run_finish
+from stream_odml.learn.finish import Batch, FinishPass, StageDiverged, StageOutcome, StepReport, run_finish
 from stream_odml.learn.losses import OLD_MODEL_TERMS, stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
-from stream_odml.learn.networks import across_ranks, build_networks, contiguous, freeze
+from stream_odml.learn.networks import across_ranks, build_networks, freeze
 from stream_odml.learn.optimiser import build_optimiser, set_rate
-from stream_odml.learn.outcome import StageDiverged, StageOutcome, StepReport
 from stream_odml.learn.row_buffer import InMemoryBuffer, NewBuffer
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.virtual import VirtualFeatures
@@ -278,7 +277,7 @@ class StageLearner:
         composites = LastPassComposites(0 if self.is_base else self.settings.map_composites, n_images)
         run_finish(finish, batches, self.old, student, self.world.device, composites)
         student.cpu()
-        contiguous(student)
+        student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # in which it is stored
         outcome = finish.outcome(student, self.version_id, class_names)
         self.total_steps = self.next_step
         self.networks.peer = None

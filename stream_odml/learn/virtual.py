@@ -63,7 +63,7 @@ class VirtualFeatures:
     def __call__(self, old_Bd: Tensor) -> list[Tensor]:
         """Return V_k [B, d] of each older version for raw g_O [B, d]: unit rows, no gradient."""
         if self._settings.virtual == "affine":
-            g = old_Bd.cpu().numpy()
+            g = np.ascontiguousarray(old_Bd.cpu().numpy())
             mapped = [self._maps[version].apply(g) for version in self._versions]
             return [unit(torch.from_numpy(np.ascontiguousarray(m)).to(old_Bd)) for m in mapped]
         return [self._by_kernel(old_Bd, u_Cd, drift_Cd) for u_Cd, drift_Cd in self._banks]

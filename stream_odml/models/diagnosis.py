@@ -9,8 +9,9 @@ import copy
 import io
 import itertools
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ class Change:
 
     kind: str
     words: str
-    reading: Reading
+    reading: Mapping[str, Any]
+    """Fields of `Reading` that it sets."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +92,14 @@ def diagnose(canaries: Canaries, embedder: Embedder, decode: Decode = as_the_str
 
 def _changes(embedder: Embedder) -> list[Change]:
     single = [
-        Change("channels", "the colour channels are swapped (BGR for RGB)", Reading(swapped=True)),
-        *(Change("resize", words, Reading(decode=decode)) for words, decode in _RESIZES.items()),
-        *(
-            Change("side", f"the input has {_side(embedder, s)} pixels a side", Reading(side=s))
-            for s in _SIDES
-        ),
-        *(Change("normalisation", words, Reading(statistics=s)) for words, s in _NORMALISATIONS.items()),
+        Change("channels", "the colour channels are swapped (BGR for RGB)", {"swapped": True}),
+        *(Change("resize", words, {"decode": decode}) for words, decode in _RESIZES.items()),
+        *(Change("side", f"the input has {_side(embedder, s)} pixels a side", {"side": s}) for s in _SIDES),
+        *(Change("normalisation", words, {"statistics": s}) for words, s in _NORMALISATIONS.items()),
     ]
     if _depends_on_mode(embedder):
         words = "batch norm and dropout are in training mode (eval() is missing)"
-        single.append(Change("mode", words, Reading(training=True)))
+        single.append(Change("mode", words, {"training": True}))
     return single
 
 
@@ -137,12 +136,7 @@ class _Trier:
         return self._tried[changes]
 
     def _measured(self, changes: tuple[Change, ...]) -> float:
-        reading = Reading()
-        for change in changes:
-            parts = {
-                name: value for name, value in vars(change.reading).items() if value != getattr(Reading, name)
-            }
-            reading = replace(reading, **parts)
+        reading = Reading(**{name: value for change in changes for name, value in change.reading.items()})
         try:
             return self._canaries.deviation(self._vectors(reading))
         except (RuntimeError, ValueError):  # an input that this net does not take

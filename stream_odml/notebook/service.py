@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from stream_odml.client import Client, NewImage, ServiceError
 from stream_odml.client.calls import Options
@@ -71,8 +71,8 @@ class ServicePlace:
 
     def facts(self) -> dict[str, str]:
         status = self._client.status()
-        facts: dict[str, Any] = {"service": self._url, "head": status.get("version")}
-        return {name: str(value) for name, value in {**facts, **_counts(status)}.items()}
+        counts: dict[str, str] = {name: str(status[name]) for name in ("items", "classes") if name in status}
+        return {"service": self._url, "head": str(status.get("version")), **counts}
 
     def _picture(self, item: Item) -> bytes | None:
         with contextlib.suppress(ServiceError):
@@ -80,21 +80,9 @@ class ServicePlace:
         return None
 
 
-def _counts(status: dict[str, Any]) -> dict[str, Any]:
-    return {name: status[name] for name in ("items", "classes") if name in status}
-
-
 def _options(asked: Asked) -> Options:
-    options: Options = {"k": asked.k}
-    if asked.classes is not None:
-        options["classes"] = asked.classes
-    if asked.attributes:
-        options["attributes"] = asked.attributes
-    if asked.after is not None:
-        options["after"] = asked.after
-    if asked.before is not None:
-        options["before"] = asked.before
-    return options
+    given = {name: value for name, value in asked._asdict().items() if name != "version"}
+    return cast(Options, {name: value for name, value in given.items() if value is not None})
 
 
 def _batches(folder: Path) -> Iterator[tuple[list[NewImage], str]]:

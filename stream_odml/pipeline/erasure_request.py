@@ -11,14 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stream_odml.ingest.fields import MAX_NAME_CHARS, normalised
+from stream_odml.pipeline.sampling import without_dead
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.ledger import LedgerState
-from stream_odml.store.select import forgotten_rows
 from stream_odml.store.store import Store
 from stream_odml.wording import some
 
@@ -110,11 +109,7 @@ def _covered(store: Store, kind: str, name: str) -> int:
 def _living(store: Store, parts: Sequence[pa.Table]) -> pa.Table:
     if not parts:
         return pa.table({name: pa.array([], pa.string()) for name in _ROWS})
-    rows = pa.concat_tables(parts)
-    rows = rows.filter(pc.is_in(rows["txn"], value_set=pa.array(sorted(store.visible_txns()), pa.string())))
-    dead = np.zeros(len(rows), dtype=bool)
-    dead[forgotten_rows(rows, store.ledger)] = True
-    return rows.filter(pa.array(~dead))
+    return without_dead(store, pa.concat_tables(parts))
 
 
 def _names(store: Store, kind: str) -> Sequence[str]:

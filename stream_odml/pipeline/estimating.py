@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from stream_odml.learn.damage import estimated_recall
 from stream_odml.learn.evaluation import Labels
-from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.finish import StageOutcome
 from stream_odml.pipeline.held_out_rows import Floats, mapped_to
 from stream_odml.pipeline.sampling import rows_of_classes
 from stream_odml.store.store import Store

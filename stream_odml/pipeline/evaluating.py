@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.learn.drift import DriftMap
 from stream_odml.pipeline.held_out_rows import Floats, HeldOut, named
 from stream_odml.store.store import Store
 from stream_odml.store.version_metrics import VersionMetrics, key
 
+BLOCK = 512
+"""Queries that are compared by a head at a time, so that memory is bounded."""
 Finder = Callable[[HeldOut, Floats, Floats], Floats]
 """(held, queries [n, d], gallery [n, d]) -> [n]: 1 where the nearest other is of the query's class, else 0; NaN where
 its class has no other."""
@@ -28,6 +31,35 @@ def by_cosine(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
     from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
 
     return nearest_is_relevant(Retrieval(queries, held.labels, gallery, held.labels, np.arange(len(queries))))
+
+
+def by_head(head: DiscriminantHead) -> Finder:
+    """Return how features [n, D] of the head's trunk are compared: items of classes that it knows by the known part,
+    others by the new part, scaled, plus `new_bonus`. Ties count against the query."""
+
+    def find(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
+        known_n = np.array([head.knows(name) for name in held.names], bool)[held.labels]
+        z_n = head.embed(queries)
+        query = head.split(z_n)
+        item = query if np.array_equal(gallery, queries) else head.split(head.embed(gallery))
+        known_gd, new_gD = item[0][known_n].T, item[1][~known_n].T
+        others_n = np.bincount(held.labels)[held.labels] - 1
+        found_n = np.full(len(queries), np.nan, np.float32)
+        for at in range(0, len(queries), BLOCK):
+            rows = np.arange(at, min(at + BLOCK, len(queries)))
+            score_qg = np.empty((len(rows), len(queries)), np.float32)
+            score_qg[:, known_n] = query[0][rows] @ known_gd
+            score_qg[:, ~known_n] = np.float32(head.new_scale) * (query[1][rows] @ new_gD) + np.float32(
+                head.new_bonus
+            )
+            same_qg = held.labels[rows][:, None] == held.labels[None]
+            score_qg[np.arange(len(rows)), rows] = -np.inf
+            best_q1 = score_qg.max(axis=1, keepdims=True)
+            found_n[rows] = ~((score_qg == best_q1) & ~same_qg).any(axis=1)
+        found_n[others_n == 0] = np.nan
+        return found_n
+
+    return find
 
 
 def evaluate_stage(
@@ -58,18 +90,18 @@ def evaluate_stage(
         key("recall_at_1", split, form): value
         for split, queries in splits.items()
         for form in forms
-        if (value := _mean(found[form][queries])) is not None
+        if (value := mean_found(found[form][queries])) is not None
     }
     for split in splits:
         figures |= _compared(split, of_parent, found["served"], held.labels, splits[split])
     for name in np.unique(held.tasks):
-        value = _mean(found["reextracted"][held.tasks == name])
+        value = mean_found(found["reextracted"][held.tasks == name])
         if value is not None:
             figures[key("recall_at_1_of_task", name)] = value
     figures[key("recall_by_class")] = {
         held.names[label]: round(value, 4)
         for label in np.unique(held.labels)
-        if (value := _mean(found["served"][held.labels == label])) is not None
+        if (value := mean_found(found["served"][held.labels == label])) is not None
     }
     return figures
 
@@ -123,6 +155,7 @@ def _forgetting(store: Store, parent: str, figures: Mapping[str, Any], held_out_
     return float(np.mean(losses)) if losses else None
 
 
-def _mean(found: Floats) -> float | None:
+def mean_found(found: Floats) -> float | None:
+    """Return the mean over queries that can find anything; None where no class has a second image."""
     known = found[~np.isnan(found)]
-    return float(known.mean()) if len(known) else None  # None: no class with a second image, nothing to find
+    return float(known.mean()) if len(known) else None

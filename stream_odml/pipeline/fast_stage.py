@@ -21,10 +21,10 @@ from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.trunk_gap import trained_share, trunk_need
 from stream_odml.pipeline import evaluating
+from stream_odml.pipeline.evaluating import by_head
 from stream_odml.pipeline.gate import FEW_QUERIES, decided
-from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.head_solving import Items, Solved, Training, earlier_choice, rows_as_items, solve
-from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose
+from stream_odml.pipeline.held_out_rows import Floats, HeldOut, assemble, choose
 from stream_odml.pipeline.later_stages import trained_tasks
 from stream_odml.pipeline.messages import StageOrder, StageResult
 from stream_odml.pipeline.sums_ahead import SumsAhead
@@ -198,17 +198,22 @@ def _estimated(old: DiscriminantHead, new: DiscriminantHead, sample: Items) -> d
     known = [row for row, name in enumerate(sample.classes) if name in learnt]
     if len(known) < 2:
         return {}
-    names, labels = np.unique(np.array([sample.classes[row] for row in known], np.str_), return_inverse=True)
     h_nD = sample.features(np.array(known)).decode()
-    held = HeldOut.of_features(h_nD, labels.astype(np.int64), [str(name) for name in names])
-    found = {
-        name: by_head(head)(held, h_nD, h_nD)
-        for name, head in (
-            (key("parent_recall_at_1", "old", "estimated"), old),
-            (key("recall_at_1", "old", "estimated"), new),
-        )
-    }
-    return {name: float(np.nanmean(hits)) for name, hits in found.items() if not np.isnan(hits).all()}
+    return _both_found("old", [sample.classes[row] for row in known], (old, h_nD), (new, h_nD))
+
+
+def _both_found(
+    split: str,
+    classes: Sequence[str],
+    before: tuple[DiscriminantHead, Floats],
+    after: tuple[DiscriminantHead, Floats],
+) -> dict[str, float]:
+    """Estimated Recall@1 of a split by the head of before and by the new one, each with features in its trunk."""
+    found: dict[str, float] = {}
+    for name, (head, h_nD) in (("parent_recall_at_1", before), ("recall_at_1", after)):
+        recall = evaluating.mean_found(by_head(head)(HeldOut.of_features(h_nD, classes), h_nD, h_nD))
+        found |= {} if recall is None else {key(name, split, "estimated"): recall}
+    return found
 
 
 def estimate_both(store: Store, parent: str, old: DiscriminantHead, solved: Solved) -> dict[str, float]:
@@ -224,11 +229,6 @@ def estimate_both(store: Store, parent: str, old: DiscriminantHead, solved: Solv
     sample = drawn.at(mine)
     rows = np.array([row_of[name] for name in sample.keys], np.int64)
     order = np.argsort(rows)
-    names, labels = np.unique(np.array(sample.classes, np.str_)[order], return_inverse=True)
     was_nD, is_nD = learnt.features(rows[order]).decode(), sample.codes[order].decode()
-    held = HeldOut.of_features(is_nD, labels.astype(np.int64), [str(name) for name in names])
-    hits = {
-        key("parent_recall_at_1", "union", "estimated"): by_head(old)(held, was_nD, was_nD),
-        key("recall_at_1", "union", "estimated"): by_head(solved.head)(held, is_nD, is_nD),
-    }
-    return {name: float(np.nanmean(found)) for name, found in hits.items() if not np.isnan(found).all()}
+    classes = np.array(sample.classes, np.str_)[order].tolist()
+    return _both_found("union", classes, (old, was_nD), (solved.head, is_nD))

@@ -67,7 +67,10 @@ def claim_root(
             writer.commit_root(*first_version(config, writer.store.dim))
         else:
             check_model(config, writer.store)
-            _check_canaries(config, writer)
+            if not config.model.takes_vectors:  # else there is no model that could differ
+                from stream_odml.models.loading import check_at_start
+
+                check_at_start(writer, config.model, config.seed)
             _check_held_out(config, writer.store)
     except BaseException:
         writer.release()
@@ -83,19 +86,15 @@ def as_made(config: StreamConfig, store: Store) -> StreamConfig:
     """
     if store.form == "exact" or not config.solves_head or config.model.takes_vectors:
         return config
-    asked = [
-        f"{name}: {value}"
-        for name, value, needs in (
-            ("store.features", config.store.features, "exact"),
-            ("learning.trunk", config.learning.trunk, "frozen"),
-        )
-        if value == needs
-    ]
-    if asked:
-        raise ConfigError(
-            f"{asked[0]}, but the stream root {config.root} stores embeddings, of which no head can be solved; leave "
-            "it out, or start a second stream with a new root on the same inbox"
-        )
+    for name, value, needs in (
+        ("store.features", config.store.features, "exact"),
+        ("learning.trunk", config.learning.trunk, "frozen"),
+    ):
+        if value == needs:
+            raise ConfigError(
+                f"{name}: {value}, but the stream root {config.root} stores embeddings, of which no head can be "
+                "solved; leave it out, or start a second stream with a new root on the same inbox"
+            )
     head: HeadKind = "linear"
     if store.tree.root is not None:
         head = spec_of(store.artifact(store.tree.head, STUDENT)).head
@@ -149,14 +148,6 @@ def _first_model(spec: EmbedderSpec, seed: int, dim: int) -> dict[str, bytes]:
 
     student = embedder_to_bytes(build_embedder(spec, seed))
     return {STUDENT: student, CANARIES: canaries_of(student)}
-
-
-def _check_canaries(config: StreamConfig, writer: Writer) -> None:
-    if config.model.takes_vectors:  # there is no model that could differ
-        return
-    from stream_odml.models.loading import check_at_start
-
-    check_at_start(writer, config.model, config.seed)
 
 
 def _check_held_out(config: StreamConfig, store: Store) -> None:

@@ -7,6 +7,7 @@ stream: pixels a batch at a time, vectors of the sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,10 @@ def embed_images(
     """
     there = np.zeros(len(keys), bool)
     vectors: list[list[Floats]] = [[] for _ in models]
-    for at, pixels in _batches(_pixels(store, keys, size, max_pixels)):
-        there[at] = True
+    images = _pixels(store, keys, size, max_pixels)
+    while batch := list(islice(images, BATCH)):
+        there[[at for at, _ in batch]] = True
+        pixels = np.stack([image for _, image in batch])
         for found, model in zip(vectors, models, strict=True):
             found.append(embed(model, pixels, device))
     empty = [np.empty((0, model.out_dim), np.float32) for model in models]
@@ -95,18 +98,3 @@ def _pixels(
                     # It was read when it was indexed; what counts is that nothing else is lost with it.
                     continue
         start = end
-
-
-def _batches(
-    pixels: Iterator[tuple[int, NDArray[np.uint8]]],
-) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-    at: list[int] = []
-    batch: list[NDArray[np.uint8]] = []
-    for i, image in pixels:
-        at.append(i)
-        batch.append(image)
-        if len(batch) == BATCH:
-            yield at, np.stack(batch)
-            at, batch = [], []
-    if batch:
-        yield at, np.stack(batch)

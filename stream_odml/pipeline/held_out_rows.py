@@ -42,10 +42,13 @@ class HeldOut:
     names: Sequence[str]
 
     @staticmethod
-    def of_features(h_nD: Floats, labels: NDArray[np.int64], names: Sequence[str]) -> HeldOut:
+    def of_features(h_nD: Floats, classes: Sequence[str]) -> HeldOut:
         """Return items of one trunk that no stage is measured on: only labels and names mean anything."""
-        tasks = np.full(len(labels), "")
-        return HeldOut(h_nD, h_nD, labels, tasks, np.zeros(len(labels), bool), h_nD, h_nD, names)
+        names, labels = np.unique(np.array(classes, np.str_), return_inverse=True)
+        none = np.zeros(len(labels), bool)
+        return HeldOut(
+            h_nD, h_nD, labels.astype(np.int64), none.astype(str), none, h_nD, h_nD, names.tolist()
+        )
 
 
 def named(own: str | Collection[str]) -> frozenset[str]:

@@ -114,7 +114,9 @@ def index_shard(
     return IndexedShard(
         ref,
         pa.concat_tables([gallery_schema(options.codes).empty_table(), *found.rows]),
-        _quarantine(ref, found.problems),
+        quarantine_rows(
+            (ref.shard_id, one.row, str(one.reason), one.detail, one.first_bytes) for one in found.problems
+        ),
         found.trainable,
         found.labels,
     )
@@ -156,7 +158,7 @@ def _add_images(
     items = [one.item for one in images]
     held = [is_held_out(item.item_id, options.held_out) for item in items]
     vectors = embed(embedder, np.stack([one.pixels for one in images]), options.device)
-    _add(found, _rows(ref, items, held, vectors, version, options.codes))
+    _add_items(found, ref, items, held, vectors, version, options.codes)
     if kept := [item for item, out in zip(items, held, strict=True) if out]:
         found.images.append(_pictures(kept, [item.image for item in kept]))
     if options.thumbnails:
@@ -179,7 +181,7 @@ def _add_vectors(
     if fitting:
         # Who has no class yet is searchable, and is neither learnt from nor measured on.
         held = [bool(i.class_name) and is_held_out(i.item_id, options.held_out) for i in fitting]
-        _add(found, _rows(ref, fitting, held, np.stack(vectors), version, options.codes))
+        _add_items(found, ref, fitting, held, np.stack(vectors), version, options.codes)
 
 
 def _add_labels(
@@ -192,6 +194,30 @@ def _add_labels(
     found.images.append(carried_pictures(store.files, "holdout", done))
     before = found.labels or done.noted
     found.labels = {"at": before["at"], "of": sorted({*before["of"], *done.noted["of"]})}
+
+
+def _add_items(
+    found: _Findings,
+    ref: ShardRef,
+    items: list[RawItem],
+    held_out: list[bool],
+    vectors: NDArray[np.float32],
+    version: str,
+    codes: FeatureFormat | None,
+) -> None:
+    rows = gallery_rows(
+        item_ids=[item.item_id for item in items],
+        class_names=[item.class_name for item in items],
+        shard_ids=ref.shard_id,
+        rows=[item.row for item in items],
+        vectors=vectors,
+        version=version,
+        held_out=held_out,
+        attributes=[item.attributes for item in items],
+        times=[item.time for item in items],
+        codes=codes,
+    )
+    _add(found, rows)
 
 
 def _add(found: _Findings, rows: pa.Table) -> None:
@@ -227,41 +253,11 @@ def _keep_files(ref: ShardRef, found: _Findings, files: Files) -> None:
         path = f"{folder}/{ref.shard_id}.parquet"
         if any(map(len, parts)):
             files.write(path, _parquet(pa.concat_tables(parts)))
-        elif parts and files.exists(
-            path
-        ):  # of labels that were read before, when their items were not erased yet
-            files.delete(path)
+        elif parts and files.exists(path):
+            files.delete(path)  # of labels that were read before, when their items were not erased yet
 
 
 def _parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def _rows(
-    ref: ShardRef,
-    items: list[RawItem],
-    held_out: list[bool],
-    vectors: NDArray[np.float32],
-    version: str,
-    codes: FeatureFormat | None,
-) -> pa.Table:
-    return gallery_rows(
-        item_ids=[item.item_id for item in items],
-        class_names=[item.class_name for item in items],
-        shard_ids=ref.shard_id,
-        rows=[item.row for item in items],
-        vectors=vectors,
-        version=version,
-        held_out=held_out,
-        attributes=[item.attributes for item in items],
-        times=[item.time for item in items],
-        codes=codes,
-    )
-
-
-def _quarantine(ref: ShardRef, problems: list[RowProblem]) -> pa.Table:
-    return quarantine_rows(
-        (ref.shard_id, one.row, str(one.reason), one.detail, one.first_bytes) for one in problems
-    )

@@ -10,7 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -86,27 +87,28 @@ class DriverMetrics(Collector):
         self.progress = StageProgress()
         self.registry = CollectorRegistry()
         self.registry.register(self)
-        self.searchable = self._histogram(
+
+        def histogram(
+            name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = LATENCY_BUCKETS
+        ) -> Histogram:
+            return Histogram(name, text, labels, PREFIX, buckets=buckets, registry=self.registry)
+
+        self.searchable = histogram(
             "landed_to_indexed_seconds", "Time from a shard's landing to its vectors being committed."
         )
-        self.commit = self._histogram("commit_seconds", "Time of one commit to the store.", ("commit",))
+        self.commit = histogram("commit_seconds", "Time of one commit to the store.", ("commit",))
         for kind in ("ingest", "stage"):
             self.commit.labels(kind)
-        self.first_batch = self._histogram(
+        self.first_batch = histogram(
             "boundary_to_first_step_seconds", "Time from a task's hand-over to its first training step."
         )
-        self.closed_to_learnt = self._histogram(
+        self.closed_to_learnt = histogram(
             "closed_to_learnt_seconds", "Time from a task's closing to its version being committed."
         )
-        self.step = self._histogram("step_seconds", "Time of one training step.", buckets=STEP_BUCKETS)
-        self.data_wait = self._histogram(
+        self.step = histogram("step_seconds", "Time of one training step.", buckets=STEP_BUCKETS)
+        self.data_wait = histogram(
             "data_wait_seconds", "Time a training step waited for its batch.", buckets=STEP_BUCKETS
         )
-
-    def _histogram(
-        self, name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = LATENCY_BUCKETS
-    ) -> Histogram:
-        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
         """Start the exporter and return its port (``port`` 0: any free one). Raises OSError if taken."""
@@ -125,141 +127,113 @@ class DriverMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every family that the ledger or the running stage defines."""
-        yield from self._stream(self.figures)
-        yield from self._quality(self.figures)
-        yield from self._stage(self.progress)
-
-    def _stream(self, now: StreamFigures) -> Iterable[Metric]:
-        # Every label is there from the beginning, at zero: a rate over a series that has only just appeared is empty.
-        yield _counter(
-            "shards", "Shards by the state they reached.", "state", _zeros(STATES) | dict(now.shards)
-        )
-        images = _zeros(OUTCOMES) | dict(now.images)
-        yield _counter("images", "Images by what became of them.", "outcome", images)
-        reasons = dict.fromkeys(map(str, Reason), 0) | dict(now.quarantined)
-        yield _counter("quarantined_rows", "Quarantined rows, by reason.", "reason", reasons)
-        there = dict.fromkeys(reasons, 0) | dict(now.in_quarantine)
-        yield _gauge("quarantine_rows", "Rows in quarantine now, without what was erased.", "reason", there)
-        yield _counter("retries", "Retries of what was unreachable, by operation.", "of", now.retries)
-        yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
-        yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
-        yield _value("classes", "Classes known to the gallery.", now.classes)
-        yield _value("writer_epoch", "Epoch of the committing writer; grows at each takeover.", now.epoch)
-        yield CounterMetricFamily(
-            f"{PREFIX}_stages_committed", "Stages that became a version.", value=now.stages_committed
-        )
-        yield CounterMetricFamily(
-            f"{PREFIX}_gate_refusals", "Stages that the quality gate refused.", value=now.gate_refusals
-        )
-        yield from _not_learnt(now.not_learnt)
-        yield from _logs(now.logs)
-
-    def _quality(self, now: StreamFigures) -> Iterable[Metric]:
-        info = GaugeMetricFamily(f"{PREFIX}_head_info", "1 for the head version.", labels=["version"])
-        if now.head:
-            info.add_metric([now.head], 1)
-            age = max(0.0, time.time() - now.head_committed_at)
-            yield _value("head_age_seconds", "Time since the head version was committed.", age)
-        yield info
-        recall = GaugeMetricFamily(
-            f"{PREFIX}_recall_at_1",
-            "Recall@1 on held-out images by split and gallery form.",
-            labels=["split", "gallery"],
-        )
-        for (split, gallery), value in now.recall_at_1.items():
-            recall.add_metric([split, gallery], value)
-        yield recall
-        if now.forgetting is not None:
-            yield _value("forgetting", "Best Recall@1 on old classes so far minus now.", now.forgetting)
-        yield _gauge("drift", "Embedding drift of the last stage.", "measure", now.drift)
-        yield _gauge(
-            "slow_stage_recall_at_1",
-            "Recall@1 over all classes after the last slow stage, and without it.",
-            "version",
-            now.slow_stage,
-        )
-        yield _gauge(
-            "items_by_trunk", "Learnt items by how they follow the trunk that serves.", "state", now.renewal
-        )
-
-    def _stage(self, now: StageProgress) -> Iterable[Metric]:
-        yield _value("stage", "Depth of the version that is being learnt.", now.stage)
-        yield _gauge("phase", "1 for the phase of the trainer.", "phase", {p: p == now.phase for p in PHASES})
-        yield _value("stage_step", "Steps done in the running stage.", now.step)
-        yield _value("stage_steps", "Steps of the running stage in all.", now.total_steps)
-        yield _value("train_workers", "Data-parallel workers in the running stage.", now.workers)
-        if now.leader:
-            yield _gauge("train_leader_info", "1 for host and process of rank 0.", "process", {now.leader: 1})
-        yield _gauge("loss", "Last loss of the running stage by part.", "part", now.losses)
+        yield from _stream(self.figures)
+        yield from _quality(self.figures)
+        yield from _stage(self.progress)
 
 
-def _not_learnt(tasks: Sequence[Mapping[str, Any]]) -> Iterable[Metric]:
-    states = _zeros(("refused", "skipped")) | Counter(task["state"] for task in tasks)
+def _stream(now: StreamFigures) -> Iterable[Metric]:
+    # Every label is there from the beginning, at zero: a rate over a series that has only just appeared is empty.
+    yield _counter("shards", "Shards by the state they reached.", "state", _zeros(STATES) | dict(now.shards))
+    images = _zeros(OUTCOMES) | dict(now.images)
+    yield _counter("images", "Images by what became of them.", "outcome", images)
+    reasons = _zeros(map(str, Reason)) | dict(now.quarantined)
+    yield _counter("quarantined_rows", "Quarantined rows, by reason.", "reason", reasons)
+    there = _zeros(reasons) | dict(now.in_quarantine)
+    yield _gauge("quarantine_rows", "Rows in quarantine now, without what was erased.", "reason", there)
+    yield _counter("retries", "Retries of what was unreachable, by operation.", "of", now.retries)
+    yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
+    yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
+    yield _gauge("classes", "Classes known to the gallery.", "", {(): now.classes})
+    yield _gauge(
+        "writer_epoch", "Epoch of the committing writer; grows at each takeover.", "", {(): now.epoch}
+    )
+    yield _counter("stages_committed", "Stages that became a version.", "", {(): now.stages_committed})
+    yield _counter("gate_refusals", "Stages that the quality gate refused.", "", {(): now.gate_refusals})
+    states = _zeros(("refused", "skipped")) | Counter(task["state"] for task in now.not_learnt)
     yield _gauge("tasks_not_learnt", "Tasks that were refused or skipped, by state.", "state", states)
-    info = GaugeMetricFamily(
-        f"{PREFIX}_task_not_learnt_info",
+    last = now.not_learnt[-TASKS_NAMED:]
+    yield _gauge(
+        "task_not_learnt_info",
         f"1 for each of the last {TASKS_NAMED} tasks that were refused or skipped, and why.",
-        labels=["task", "state", "reason"],
+        "task state reason",
+        {(task["task"], task["state"], task["reason"][:REASON_LENGTH]): 1 for task in last},
     )
-    for task in tasks[-TASKS_NAMED:]:
-        info.add_metric([task["task"], task["state"], task["reason"][:REASON_LENGTH]], 1)
-    yield info
+    yield from _logs({(one.topic, str(one.partition)): one for one in now.logs})
 
 
-def _logs(partitions: Sequence[LogFigures]) -> Iterable[Metric]:
-    labels = ["topic", "partition"]
-    lag = GaugeMetricFamily(
-        f"{PREFIX}_topic_lag_messages", "Messages of a partition that are not searchable yet.", labels=labels
-    )
-    offset = CounterMetricFamily(
-        f"{PREFIX}_topic_offset", "Offset up to which a partition is searchable.", labels=labels
-    )
-    lost = CounterMetricFamily(
-        f"{PREFIX}_topic_lost_messages", "Messages deleted from a topic before they were read.", labels=labels
-    )
-    trouble = GaugeMetricFamily(
-        f"{PREFIX}_topic_trouble",
-        "1 where messages of a partition do not come; partition -1: of a whole topic.",
-        labels=labels,
-    )
-    risk = GaugeMetricFamily(
-        f"{PREFIX}_topic_at_risk_messages",
-        "Messages of a partition that are not read and that the topic deletes soon.",
-        labels=labels,
-    )
-    for one in partitions:
-        names = [one.topic, str(one.partition)]
-        trouble.add_metric(names, bool(one.trouble))
-        if one.is_partition:
-            lag.add_metric(names, one.lag)
-            offset.add_metric(names, one.searchable)
-            lost.add_metric(names, one.lost)
-            risk.add_metric(names, one.at_risk)
-    yield from (lag, offset, lost, trouble, risk)
+def _logs(logs: Mapping[tuple[str, str], LogFigures]) -> Iterable[Metric]:
+    of, read = "topic partition", {names: one for names, one in logs.items() if one.is_partition}
+    yield _gauge(
+        "topic_lag_messages", "Messages of a partition that are not searchable yet.", of,
+        {names: one.lag for names, one in read.items()},
+    )  # fmt: skip
+    yield _counter(
+        "topic_offset", "Offset up to which a partition is searchable.", of,
+        {names: one.searchable for names, one in read.items()},
+    )  # fmt: skip
+    yield _counter(
+        "topic_lost_messages", "Messages deleted from a topic before they were read.", of,
+        {names: one.lost for names, one in read.items()},
+    )  # fmt: skip
+    yield _gauge(
+        "topic_trouble", "1 where messages of a partition do not come; partition -1: of a whole topic.", of,
+        {names: bool(one.trouble) for names, one in logs.items()},
+    )  # fmt: skip
+    yield _gauge(
+        "topic_at_risk_messages", "Messages of a partition that are not read and that the topic deletes soon.", of,
+        {names: one.at_risk for names, one in read.items()},
+    )  # fmt: skip
+
+
+def _quality(now: StreamFigures) -> Iterable[Metric]:
+    yield _gauge("head_info", "1 for the head version.", "version", {now.head: 1} if now.head else {})
+    if now.head:
+        age = max(0.0, time.time() - now.head_committed_at)
+        yield _gauge("head_age_seconds", "Time since the head version was committed.", "", {(): age})
+    text = "Recall@1 on held-out images by split and gallery form."
+    yield _gauge("recall_at_1", text, "split gallery", now.recall_at_1)
+    if now.forgetting is not None:
+        text = "Best Recall@1 on old classes so far minus now."
+        yield _gauge("forgetting", text, "", {(): now.forgetting})
+    yield _gauge("drift", "Embedding drift of the last stage.", "measure", now.drift)
+    text = "Recall@1 over all classes after the last slow stage, and without it."
+    yield _gauge("slow_stage_recall_at_1", text, "version", now.slow_stage)
+    text = "Learnt items by how they follow the trunk that serves."
+    yield _gauge("items_by_trunk", text, "state", now.renewal)
+
+
+def _stage(now: StageProgress) -> Iterable[Metric]:
+    yield _gauge("stage", "Depth of the version that is being learnt.", "", {(): now.stage})
+    yield _gauge("phase", "1 for the phase of the trainer.", "phase", {p: p == now.phase for p in PHASES})
+    yield _gauge("stage_step", "Steps done in the running stage.", "", {(): now.step})
+    yield _gauge("stage_steps", "Steps of the running stage in all.", "", {(): now.total_steps})
+    yield _gauge("train_workers", "Data-parallel workers in the running stage.", "", {(): now.workers})
+    if now.leader:
+        yield _gauge("train_leader_info", "1 for host and process of rank 0.", "process", {now.leader: 1})
+    yield _gauge("loss", "Last loss of the running stage by part.", "part", now.losses)
 
 
 def _zeros(names: Iterable[str]) -> dict[str, int]:
     return dict.fromkeys(names, 0)
 
 
-def _value(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
-
-
-def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _filled(GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=[label]), values)
-
-
-def _counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    return _filled(CounterMetricFamily(f"{PREFIX}_{name}", text, labels=[label]), values)
-
-
-F = TypeVar("F", GaugeMetricFamily, CounterMetricFamily)
-
-
-def _filled(family: F, values: Mapping[str, float]) -> F:
-    """One figure that is no number, or a name that is no text, must not cost a scrape all the others."""
+def _filled(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    labels: str,
+    values: Mapping[Any, Any],
+) -> Metric:
+    """A family with these labels, and of each label (or labels) its value. One figure that is no number, or a name that
+    is no text, must not cost a scrape all the others."""
+    family = kind(f"{PREFIX}_{name}", text, labels=labels.split())
     for key, value in values.items():
         if isinstance(value, int | float) or hasattr(value, "__float__"):
-            family.add_metric([str(key)], float(value))
+            family.add_metric(
+                [str(part) for part in (key if isinstance(key, tuple) else (key,))], float(value)
+            )
     return family
+
+
+_gauge, _counter = partial(_filled, GaugeMetricFamily), partial(_filled, CounterMetricFamily)

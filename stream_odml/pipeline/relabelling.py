@@ -44,7 +44,9 @@ def relabelled(store: Store, ref: ShardRef, labels: list[RawItem], held_out: flo
     stored = store.again(lambda: stored_rows(store, [label.item_id for label in labels]))
     place = {item_id: row for row, item_id in enumerate(stored["item_id"].to_pylist())}
     unknown = [label for label in labels if label.item_id not in place]
-    if unknown and _others_wait(store, ref):
+    mine = store.ledger.shards.get(ref.shard_id)
+    others_wait = mine is None or any(s.landed_seq < mine.landed_seq for s in store.ledger.landed.values())
+    if unknown and others_wait:
         raise TransientReadError(
             f"item {unknown[0].item_id!r} is not stored yet, and shards that landed before its label wait"
         )
@@ -60,9 +62,8 @@ def relabelled(store: Store, ref: ShardRef, labels: list[RawItem], held_out: flo
     for name, column in columns.items():
         rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), column)
     problems = [_problem(label) for label in unknown]
-    return Relabelled(
-        rows, stored["shard_id"].to_pylist(), problems, noted(store, set(stored["shard_id"].to_pylist()))
-    )
+    shards = stored["shard_id"].to_pylist()
+    return Relabelled(rows, shards, problems, noted(store, set(shards)))
 
 
 def carried_pictures(files: Files, folder: str, found: Relabelled) -> pa.Table:
@@ -94,11 +95,6 @@ def stored_rows(store: Store, item_ids: list[str]) -> pa.Table:
     rows = pa.concat_tables(parts)
     picked = select_rows(rows.select(COLUMNS), store.ledger, store.tree, store.tree.head).picked
     return rows.take(pa.array(picked))
-
-
-def _others_wait(store: Store, ref: ShardRef) -> bool:
-    mine = store.ledger.shards.get(ref.shard_id)
-    return mine is None or any(s.landed_seq < mine.landed_seq for s in store.ledger.landed.values())
 
 
 def _problem(label: RawItem) -> RowProblem:

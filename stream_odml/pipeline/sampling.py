@@ -94,16 +94,16 @@ def _candidates(
     kept = compact(store.gallery_schema.empty_table().select(META))
     waiting: list[pa.Table] = []
     for _, part in store.scan(META, where):
-        block = _without_dead(store, compact(part))
+        block = without_dead(store, compact(part))
         waiting.append(block.filter(pa.array(_of(block, shards, classes))))
         if sum(map(len, waiting)) > max(AT_ONCE, len(kept)):  # seldom, where there are many small files
             kept, waiting = _reduced([kept, *waiting], per_class, seed), []
     return _reduced([kept, *waiting], per_class, seed)
 
 
-def _without_dead(store: Store, rows: pa.Table) -> pa.Table:
-    """Drop what is not committed or is under a tombstone, as far as it can be seen of a row alone: drawn first, it
-    would leave nothing of a class of which only a part is erased."""
+def without_dead(store: Store, rows: pa.Table) -> pa.Table:
+    """Return rows without what is not committed or is under a tombstone, as far as it can be seen of a row alone: drawn
+    first, it would leave nothing of a class of which only a part is erased."""
     rows = rows.filter(pa.array(_is_in(rows["txn"], store.visible_txns())))
     dead = forgotten_rows(rows, store.ledger)
     return rows.filter(pa.array(~np.isin(np.arange(len(rows)), dead))) if len(dead) else rows

@@ -14,15 +14,14 @@ from typing import Any
 
 from stream_odml.config.stream import StreamConfig
 from stream_odml.learn.embedder import embedder_to_bytes
-from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.finish import StageOutcome
 from stream_odml.learn.world import World
 from stream_odml.models.canaries import canaries_of
 from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.estimating import estimate_old
-from stream_odml.pipeline.evaluating import Finder, by_cosine
+from stream_odml.pipeline.evaluating import Finder, by_cosine, by_head
 from stream_odml.pipeline.fast_stage import MAX_IMAGES, estimate_both, head_files, solve_stage, trunk_files
 from stream_odml.pipeline.gate import FEW_QUERIES, decided
-from stream_odml.pipeline.head_finder import by_head
 from stream_odml.pipeline.held_out import shared_held_out
 from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.messages import StageOrder, StageResult

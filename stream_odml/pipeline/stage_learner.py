@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import embedder_from_bytes
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.stage import StageLearner
@@ -32,14 +29,13 @@ def build_learner(
     parent = order.parent
     old = embedder_from_bytes(store.artifact(parent, STUDENT))
     bank = parent_bank(store, parent, old.out_dim)
-    maps = {}
+    maps: dict[str, DriftMap] = {}
     moves_trunk = order.kind == "slow"
     if moves_trunk:
         settings = of_tasks(settings, len(order.own))
     if settings.virtual == "affine" or moves_trunk:
         wanted = older_trunks(store.tree, parent) if moves_trunk else virtual_versions(bank)
-        found = store.mapper.out_of(store.tree, parent, wanted)
-        maps = {origin: _SpaceMapAsDrift(drift) for origin, drift in found.items()}
+        maps = store.mapper.out_of(store.tree, parent, wanted)
     return StageLearner(
         settings,
         old,
@@ -82,21 +78,3 @@ def parent_bank(store: Store, parent: str, dim: int) -> ClassBank:
     if BANK not in store.tree.get(parent).artifacts:
         return ClassBank.empty(dim)
     return ClassBank.from_bytes(store.artifact(parent, BANK))
-
-
-class _SpaceMapAsDrift:
-    """A composed map between versions where the learning core asks for a drift map."""
-
-    kind = "composed"
-
-    def __init__(self, composed: Any) -> None:
-        self._map = composed
-
-    def apply(self, g_nd: NDArray[Any]) -> NDArray[np.float32]:
-        """Map raw vectors [n, d]."""
-        mapped: NDArray[np.float32] = self._map.apply(np.ascontiguousarray(g_nd, np.float32))
-        return mapped
-
-    def to_bytes(self) -> bytes:
-        """Return a view of stored maps: there is nothing of its own to store."""
-        raise TypeError("a composed map is never stored; store the maps of each stage")

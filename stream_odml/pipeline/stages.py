@@ -81,12 +81,6 @@ class Stages:
             closed.append(task)
         return closed
 
-    def _drop_idle_manifests(self) -> None:
-        """A manifest that closes nothing leaves the queue, with its reason where people look for it."""
-        for shard_id, reason in self._policy.closes_nothing(*self._look()).items():
-            log.warning("%s", reason)
-            self._writer.set_aside(shard_id, reason)
-
     def _decide(self) -> Closure | None:
         ledger = self._writer.store.ledger
         if self._asked_at[0] == ledger.seq and time.monotonic() - self._asked_at[1] < LOOK_S:
@@ -97,7 +91,10 @@ class Stages:
             waiting, ledger.tally.closed_classes, time.time(), settled, any_image=self._takes_any_image()
         )
         if closure is None:
-            self._drop_idle_manifests()
+            # A manifest that closes nothing leaves the queue, with its reason where people look for it.
+            for shard_id, reason in self._policy.closes_nothing(waiting, settled).items():
+                log.warning("%s", reason)
+                self._writer.set_aside(shard_id, reason)
         return closure
 
     def _look(self) -> tuple[list[WaitingShard], Settled]:

@@ -57,7 +57,7 @@ class SumsAhead:
         for shard_id in waiting_shards(store):
             if shard_id not in kept.rows and count < MAX_ROWS:
                 chosen.append(shard_id)
-                count += trainable_rows(store, shard_id)
+                count += sum(ledger.shards[shard_id].counts.get("trainable", {}).values())
         if count < FEW_ROWS:
             return 0
         digests, sums = store.again(lambda: _summed(task_rows(store, head, chosen), lift))
@@ -91,11 +91,6 @@ def waiting_shards(store: Store) -> list[str]:
     made_by = {shard_id: str(shard.counts.get("version")) for shard_id, shard in store.ledger.indexed.items()}
     same = {v: tree.is_committed(v) and tree.same_trunk(v, tree.head) for v in set(made_by.values())}
     return [shard_id for shard_id, version in made_by.items() if same[version]]
-
-
-def trainable_rows(store: Store, shard_id: str) -> int:
-    """Return how many rows of a shard can be learnt from, as far as they live."""
-    return sum(store.ledger.shards[shard_id].counts.get("trainable", {}).values())
 
 
 def _summed(rows: TrainingRows, lift: Lift) -> tuple[dict[str, bytes], ClassSums]:

@@ -1,4 +1,4 @@
-"""Which items a query may find: class, attributes, time, held out or not."""
+"""Which items a query may find: by class, attributes and time."""
 
 import json
 from collections.abc import Mapping
@@ -24,23 +24,16 @@ class Filters:
     """At this time or later."""
     until: datetime | None = None
     """Before this time."""
-    held_out: bool | None = None
 
     def __bool__(self) -> bool:
-        return any(v is not None for v in (self.classes, self.since, self.until, self.held_out)) or bool(
-            self.attributes
-        )
+        return any(v is not None for v in (self.classes, self.since, self.until)) or bool(self.attributes)
 
     def mask(self, columns: Columns) -> Mask:
         """Return where the filter holds, bool [n]."""
         mask = np.ones(columns.n, dtype=bool)
         if self.classes is not None:
-            wanted = np.array(
-                [name in self.classes for name in columns.names["class_name"].names], dtype=bool
-            )
+            wanted = np.array([name in self.classes for name in columns.names["class_name"].names], bool)
             mask &= wanted[columns.array("class_name")] if len(wanted) else False
-        if self.held_out is not None:
-            mask &= columns.array("held_out") == self.held_out
         if self.since is not None or self.until is not None:
             times = columns.array("time")
             mask &= times != NO_TIME

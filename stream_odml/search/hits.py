@@ -24,7 +24,6 @@ class Hit(NamedTuple):
     attributes: Mapping[str, str]
     time: datetime | None
     shard_id: str
-    held_out: bool
     row: int
     """Its row in the snapshot that answered."""
     shard_row: int = -1
@@ -35,7 +34,7 @@ def hits_of(columns: Columns, scores: FloatArray, rows: Indices) -> list[list[Hi
     """Return scores and rows [nq, k] as hits; places without a row are left out."""
     found = rows >= 0
     flat = rows[found]
-    of = {name: columns.array(name)[flat].tolist() for name in ("time", "held_out", "row")}
+    of = {name: columns.array(name)[flat].tolist() for name in ("time", "row")}
     for name in ("class_name", "version", "shard_id"):
         names = columns.names[name].names
         of[name] = [names[code] for code in columns.array(name)[flat].tolist()]
@@ -48,7 +47,6 @@ def hits_of(columns: Columns, scores: FloatArray, rows: Indices) -> list[list[Hi
         [{} if text == "{}" else json.loads(text) for text in columns.attributes.take(flat)],
         [None if time == NO_TIME else EPOCH + timedelta(microseconds=time) for time in of["time"]],
         of["shard_id"],
-        of["held_out"],
         flat.tolist(),
         of["row"],
     )

@@ -4,7 +4,6 @@ Protects: a searcher never changes after it was built (adding while searching is
 searched beside it, exactly, until a larger searcher is built aside from a clone.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +62,6 @@ class ExactSearcher:
     """
 
     kind = "exact"
-    recall = 1.0
-    build_s = 0.0
-    nbytes = 0
 
     def __init__(self, vectors: FloatArray, halves: Halves | None = None) -> None:
         self._vectors = np.ascontiguousarray(vectors)
@@ -89,11 +85,10 @@ class ExactSearcher:
 class IndexSearcher:
     """An index of one of KINDS over a copy of the vectors."""
 
-    def __init__(self, kind: str, index: Any, *, width: int, recall: float, build_s: float) -> None:
+    def __init__(self, kind: str, index: Any, *, width: int, recall: float) -> None:
         self.kind = kind
         self.n = int(index.ntotal)
         self.recall = recall
-        self.build_s = build_s
         self.exhaustive = False
         """Whether it must probe more than half of its lists to reach its recall."""
         self.width = width
@@ -119,11 +114,9 @@ class IndexSearcher:
 
     def grown(self, fresh: FloatArray) -> "IndexSearcher":
         """Return a searcher with `fresh` [m, d] appended; this one does not change."""
-        start = time.perf_counter()
         index = faiss.clone_index(self._index)
         index.add(np.ascontiguousarray(fresh))
-        build_s = time.perf_counter() - start
-        grown = IndexSearcher(self.kind, index, width=self.width, recall=self.recall, build_s=build_s)
+        grown = IndexSearcher(self.kind, index, width=self.width, recall=self.recall)
         grown.fresh_width = self.fresh_width
         return grown
 
@@ -148,26 +141,23 @@ def build_searcher(
     kind = settings.kind_for(len(vectors))
     if kind == "exact" or len(vectors) == 0:
         return ExactSearcher(vectors)
-    start = time.perf_counter()
     if kind == IVF and clusters is not None and lists_for(len(vectors)) <= 2 * clusters.count:
-        kept = _tuned(kind, with_direct_map(index_of(vectors, clusters)), vectors, settings, start)
+        kept = _tuned(kind, with_direct_map(index_of(vectors, clusters)), vectors, settings)
         if kept.recall >= settings.recall_target and kept.width <= 2 * clusters.width:
             kept.fresh_width = clusters.width
             return kept
-    built = _tuned(kind, KINDS[kind].build(vectors), vectors, settings, start)
+    built = _tuned(kind, KINDS[kind].build(vectors), vectors, settings)
     built.fresh_width = built.width
     # Vectors without clusters need every list probed: then the exact search is faster, and right.
     return ExactSearcher(vectors) if settings.kind == "auto" and built.exhaustive else built
 
 
-def _tuned(
-    kind: str, index: Any, vectors: FloatArray, settings: SearchSettings, start: float
-) -> IndexSearcher:
+def _tuned(kind: str, index: Any, vectors: FloatArray, settings: SearchSettings) -> IndexSearcher:
     """Widen the search until the recall of a sample reaches the target, or the width its maximum."""
     of_kind = KINDS[kind]
     max_width = of_kind.max_width(index)
     if not max_width:
-        return IndexSearcher(kind, index, width=0, recall=1.0, build_s=time.perf_counter() - start)
+        return IndexSearcher(kind, index, width=0, recall=1.0)
     sample = _sample_queries(vectors)
     k = min(10, len(vectors))
     _, exact = inner_product(sample, vectors, k)
@@ -178,8 +168,7 @@ def _tuned(
             np.mean([len(set(a) & set(b)) / k for a, b in zip(exact.tolist(), found.tolist(), strict=True)])
         )
         if recall >= settings.recall_target or width >= max_width:
-            build_s = time.perf_counter() - start
-            built = IndexSearcher(kind, index, width=width, recall=recall, build_s=build_s)
+            built = IndexSearcher(kind, index, width=width, recall=recall)
             built.exhaustive = kind == IVF and width > max_width // 2
             return built
         width = min(2 * width, max_width)

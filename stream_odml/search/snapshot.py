@@ -15,7 +15,6 @@ from stream_odml.search.exact import Indices, Mask, merge_top
 from stream_odml.search.feature_cache import FeatureCache
 from stream_odml.search.filters import Filters
 from stream_odml.search.grouping import grouped
-from stream_odml.search.halves import Halves
 from stream_odml.search.hits import Hit, hits_of
 from stream_odml.search.parts import Part
 from stream_odml.search.search import IndexSearcher, SearchSettings
@@ -199,34 +198,16 @@ class GallerySnapshot:
     @property
     def main(self) -> IndexSearcher | None:
         """The index of the largest part, if there is one."""
-        return self._largest.main
-
-    @property
-    def fresh(self) -> Growable:
-        """Normalised vectors of the largest part's items behind :attr:`main`."""
-        return self._largest.fresh
-
-    @property
-    def halves(self) -> Halves | None:
-        """Of :attr:`fresh`, where they make batches faster."""
-        return self._largest.halves
-
-    @property
-    def _largest(self) -> Segment:
-        return max((part.segment for part in self.parts), key=lambda segment: segment.n)
+        return max((part.segment for part in self.parts), key=lambda segment: segment.n).main
 
     @property
     def multiplications(self) -> float:
         """Of one query, about."""
-        parts = [part.segment for part in self.parts]
-        return sum(
-            s.dim
-            * (
-                (s.n - s.split)
-                + s.split * (1.0 if s.main is None or s.main.kind == "fp16" else LISTS_SEARCHED)
-            )
-            for s in parts
-        )
+        found = 0.0
+        for of in (part.segment for part in self.parts):
+            share = 1.0 if of.main is None or of.main.kind == "fp16" else LISTS_SEARCHED
+            found += of.dim * (of.n - of.split + of.split * share)
+        return found
 
     @property
     def searcher(self) -> str:

@@ -123,12 +123,9 @@ def _check_origin(headers: Headers) -> None:
 def _named_hosts(options: ServiceOptions) -> frozenset[str]:
     if options.allowed_hosts is not None:
         return frozenset(name.lower() for name in options.allowed_hosts) | {"localhost"}
-    return frozenset({"localhost", options.host.lower(), *_machine_names()})
-
-
-def _machine_names() -> set[str]:
-    name = socket.gethostname().lower()
-    return {name, name.partition(".")[0], f"{name.partition('.')[0]}.local"}
+    machine = socket.gethostname().lower()
+    short = machine.partition(".")[0]
+    return frozenset({"localhost", options.host.lower(), machine, short, f"{short}.local"})
 
 
 def _values(headers: Headers, name: bytes) -> list[str]:

@@ -59,11 +59,6 @@ def too_large(limit: int) -> ApiError:
     )
 
 
-def internal_error() -> ApiError:
-    """Return error 500: an internal error; the trace is in the log, not in the answer."""
-    return ApiError(500, "internal", "the server failed on this request", "try again; report it if it stays")
-
-
 _STATUS_WORDS = {
     404: ("not_found", "there is nothing at this address", "GET /docs lists every address"),
     405: (

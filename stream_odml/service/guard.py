@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.access import Access
 from stream_odml.service.admission import Arrivals, Places, overloaded
-from stream_odml.service.errors import ApiError, internal_error, too_large
-from stream_odml.service.identity import check_stream, naming
+from stream_odml.service.errors import ApiError, too_large
+from stream_odml.service.identity import STREAM_HEADER, check_stream
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.wellformed import check_request
 
@@ -91,12 +91,17 @@ class Guard:
         except ApiError as refusal:
             await sender.refuse(scope, receive, refusal)
         except TimeoutError:
-            await sender.refuse(scope, receive, _timed_out(self._options.timeout_s))
+            late = f"no answer within {self._options.timeout_s:g} s"
+            await sender.refuse(
+                scope, receive, ApiError(504, "timeout", late, "ask for less, or try again later")
+            )
         except ClientDisconnect:
             log.debug("client left: %s", scope["method"])
         except Exception:
             log.exception("request failed: %s", scope["method"])
-            await sender.refuse(scope, receive, internal_error())
+            # The trace is in the log, not in the answer.
+            said = ("the server failed on this request", "try again; report it if it stays")
+            await sender.refuse(scope, receive, ApiError(500, "internal", *said))
         finally:
             self._metrics.observe_request(
                 scope.get(KIND, "other"), sender.status, time.perf_counter() - started
@@ -185,7 +190,9 @@ class _Sender:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = naming(message, self.stream_id)
+            if self.stream_id is not None:
+                named = (STREAM_HEADER.lower().encode(), self.stream_id.encode())
+                message = {**message, "headers": [*message["headers"], named]}
         try:
             await self._send(message)
         except OSError:  # how a server may say that the connection is gone
@@ -227,7 +234,3 @@ def _is_heavy(method: str, path: str, headers: Mapping[bytes, bytes]) -> bool:
     return not (
         small and path == "/v1/search" and headers.get(b"content-type", b"").startswith(b"application/json")
     )
-
-
-def _timed_out(timeout_s: float) -> ApiError:
-    return ApiError(504, "timeout", f"no answer within {timeout_s:g} s", "ask for less, or try again later")

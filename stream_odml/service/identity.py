@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from starlette.types import Message
-
 from stream_odml.service.errors import ApiError, unavailable
 
 STREAM_HEADER = "X-Stream-Id"
@@ -29,10 +27,3 @@ def check_stream(headers: Iterable[tuple[bytes, bytes]], own: str | None) -> Non
         f"the request is meant for another stream than {own}, which answers here",
         f"correct the address of the service, or the header {STREAM_HEADER}",
     )
-
-
-def naming(start: Message, own: str | None) -> Message:
-    """Return the first message of a response with the header that names the stream `own`, if it is known."""
-    if own is None:
-        return start
-    return {**start, "headers": [*start["headers"], (_KEY, own.encode())]}

@@ -69,7 +69,11 @@ class PushInbox:
         """
         name = push_name(key or uuid.uuid4().hex)
         try:
-            items = list(checked(_identified(image, f"{name}/{row}") for row, image in enumerate(images)))
+            named = (
+                replace(one, item_id=f"{name}/{row}") if one.item_id is None else one
+                for row, one in enumerate(images)
+            )
+            items = list(checked(named))
             land_items(self._inbox, name, items, self._options)
         except RowError as bad:
             raise unprocessable(str(bad.reason), bad.detail, "mend or leave out that image") from None
@@ -113,7 +117,3 @@ def check_size(number: int, image: bytes) -> None:
     if len(image) > MAX_IMAGE_BYTES:
         detail = f"image {number} of the request has {len(image)} bytes, at most {MAX_IMAGE_BYTES}"
         raise unprocessable(str(Reason.OVERSIZED), detail, "send a smaller image")
-
-
-def _identified(image: NewItem, default_id: str) -> NewItem:
-    return image if image.item_id is not None else replace(image, item_id=default_id)

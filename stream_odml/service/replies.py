@@ -90,9 +90,10 @@ def answer_json(answer: Answer, query: Query) -> dict[str, Any]:
     return {"version": answer.version, "sequence": answer.sequence, **hits_json(answer.hits[0], query)}
 
 
-def class_json(row: ClassRow) -> dict[str, Any]:
-    """Return one class."""
-    return {**asdict(row), "first_seen": instant(row.first_seen)}
+def row_json(row: ClassRow | RefusedRow) -> dict[str, Any]:
+    """Return a class, or a row that could not be used."""
+    fields = asdict(row)
+    return {name: instant(value) if isinstance(value, datetime) else value for name, value in fields.items()}
 
 
 def item_json(item: Item) -> dict[str, Any]:
@@ -100,11 +101,6 @@ def item_json(item: Item) -> dict[str, Any]:
     fields = hit_json(item.stored)
     del fields["score"]
     return {**fields, "thumbnail": item.has_thumbnail}
-
-
-def refused_json(row: RefusedRow) -> dict[str, Any]:
-    """Return one row that could not be used."""
-    return {**asdict(row), "time": instant(row.time)}
 
 
 def version_json(row: Version) -> dict[str, Any]:

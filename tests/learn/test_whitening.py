@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
-from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.finish import StageOutcome
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.learn.whitening import error_whitening, within_class_whitening
 from tests.learn.tiny import CLASSES, IMAGES, SETTINGS, SPEC, after, learn, task

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from stream_odml.learn.drift import AffineMap, DriftMap, IdentityMap
-from stream_odml.learn.outcome import StageOutcome
+from stream_odml.learn.finish import StageOutcome
 from stream_odml.pipeline.estimating import estimate_old
 from stream_odml.store.tables import gallery_rows
 from stream_odml.store.writer import IngestBatch, Writer

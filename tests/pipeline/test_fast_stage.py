@@ -18,7 +18,7 @@ from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.head_choice import choose_head
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline import head_solving
-from stream_odml.pipeline.head_finder import by_head
+from stream_odml.pipeline.evaluating import by_head
 from stream_odml.pipeline.head_solving import Choice, Items, solve
 from stream_odml.pipeline.held_out_rows import HeldOut
 from stream_odml.pipeline.late_erasure import StaleSums
@@ -100,8 +100,7 @@ def test_recall_is_that_of_a_naive_search_of_both_parts() -> None:
     known = [row for row, name in enumerate(names) if name < "c4"]
     settings = HeadSettings(new_scale=0.5, new_bonus=0.6)
     head = solve_head(ClassSums.of(Lift(D), encode(h[known]), [names[r] for r in known]), settings)
-    labels = np.array([int(name[1]) for name in names])
-    found = by_head(head)(HeldOut.of_features(h, labels, [f"c{i}" for i in range(6)]), h, h)
+    found = by_head(head)(HeldOut.of_features(h, names), h, h)
     z = head.embed(h)
     for q in range(len(h)):
         scores = [

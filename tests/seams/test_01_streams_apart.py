@@ -6,6 +6,7 @@ own proxy; never does another stream answer in its place, or take its pushes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -126,19 +127,19 @@ def test_a_service_is_not_ready_while_another_stream_answers_at_its_address(
 
 
 def test_two_sessions_share_no_port() -> None:
-    with PortBlock() as one, PortBlock() as two:
+    with contextlib.closing(PortBlock()) as one, contextlib.closing(PortBlock()) as two:
         assert abs(one.first - two.first) >= BLOCK_PORTS
         ports = [int(port) for block in (one, two) for port in block.environment().values()]
         assert len(set(ports)) >= len(ports) - 2  # a range ends where the next begins
 
 
 def test_a_block_in_which_anything_still_listens_is_left_alone() -> None:
-    with PortBlock() as block:
+    with contextlib.closing(PortBlock()) as block:
         first = block.first
     with socket.socket() as proxy:  # as Serve's fallback proxy binds it
         proxy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         proxy.bind(("127.0.0.1", first + 100))
-        with PortBlock() as next_block:
+        with contextlib.closing(PortBlock()) as next_block:
             assert next_block.first != first
 
 

@@ -115,6 +115,6 @@ def test_an_answer_over_http_says_shard_row_and_path(tmp_path: Path) -> None:
     from stream_odml.search.hits import Hit
     from stream_odml.service.replies import hit_json
 
-    hit = Hit("a", "oak", 0.5, "v", {"path": "oak/1.png"}, datetime(2026, 1, 1), "s-1", False, 7, 3)
+    hit = Hit("a", "oak", 0.5, "v", {"path": "oak/1.png"}, datetime(2026, 1, 1), "s-1", 7, 3)
     said = hit_json(hit)
     assert (said["shard"], said["row"], said["attributes"]["path"]) == ("s-1", 3, "oak/1.png")

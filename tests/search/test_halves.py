@@ -117,16 +117,17 @@ def test_a_snapshot_keeps_halves_of_what_it_searches(tmp_path: Path, monkeypatch
     ingest(writer, "few", [Item(f"{i}", "c") for i in range(3)])
     store = Store.open(str(tmp_path))
     snapshot = GallerySnapshot.load(store)
-    assert snapshot.halves is None
+    assert snapshot.parts[0].segment.halves is None
     assert snapshot.memory()["halves"] == 0
     ingest(writer, "more", [Item(f"m{i}", "c") for i in range(97)], seed=1)
     ingest(writer, "again", [Item("m5", "c")], seed=2)
     writer.forget("item", "m7")
     store.refresh()
     for seen in (snapshot.refreshed(store), GallerySnapshot.load(store)):
-        assert seen.halves is not None
-        assert seen.halves.n == seen.columns.n
-        assert seen.memory()["halves"] == seen.halves.n * D * 2
+        halves = seen.parts[0].segment.halves
+        assert halves is not None
+        assert halves.n == seen.columns.n
+        assert seen.memory()["halves"] == halves.n * D * 2
         queries = scattered(8, 5)
         many = seen.search(queries, seen.version, 100)
         single = [seen.search(query[None], seen.version, 100)[0] for query in queries]

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from stream_odml.ingest.fields import normalised
 from stream_odml.service.backend import MapRequest, Projection
 from stream_odml.service.body import moment
-from stream_odml.service.replies import backend_of, class_json, options_of, refused_json, reply
+from stream_odml.service.replies import backend_of, options_of, reply, row_json
 from stream_odml.service.views import view
 
 router = APIRouter(prefix="/v1", tags=["catalogue"], default_response_class=Response)
@@ -46,7 +46,7 @@ async def classes(
             rows = [row for row in rows if row.learnt == learnt]
         if part:
             rows = [row for row in rows if part in row.name.casefold()]
-        page = [class_json(row) for row in rows[offset : offset + limit]]
+        page = [row_json(row) for row in rows[offset : offset + limit]]
         return {"version": table.version, "sequence": table.sequence, "total": len(rows), "classes": page}
 
     return await view(request, backend, ("classes", after, learnt, part, limit, offset), limit, make)
@@ -96,7 +96,7 @@ async def quarantine(
     """Return the newest rows that could not be used, each with its shard, reason, detail and remedy. All of them are
     listed by the command `quarantine`."""
     backend = backend_of(request, "quarantine")
-    make = lambda: {"rows": [refused_json(row) for row in backend.refused_rows(limit)]}  # noqa: E731
+    make = lambda: {"rows": [row_json(row) for row in backend.refused_rows(limit)]}  # noqa: E731
     return await view(request, backend, ("quarantine", limit), limit, make)
 
 
