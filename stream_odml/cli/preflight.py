@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from stream_odml.cli.failures import message_of
 from stream_odml.cli.stream_root import noted_url
-from stream_odml.cluster.demands import check_batch, joins_cluster, roles
-from stream_odml.cluster.placement import check_resources, total
+from stream_odml.cluster.placement import check_batch, check_resources, joins_cluster, roles, total
 from stream_odml.cluster.runtime import check_port
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import StreamConfig

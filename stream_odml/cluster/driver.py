@@ -15,8 +15,8 @@ from typing import Any, Literal
 import ray
 import ray.util
 
+from stream_odml.cluster.actors import indexer_handles
 from stream_odml.cluster.head_solver import FastStages
-from stream_odml.cluster.indexer_calls import indexer_handles
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.shard import ShardRef

@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from stream_odml.service.driver import driver_away, refusal
+from stream_odml.service.driver import Driver, driver_away, refusal
 
 
-class RayDriver:
+class RayDriver(Driver):
     """The named actor, looked up at every call: it may have been restarted by another process, and on a cluster
     where several streams come and go it may be another stream's, which is asked for nothing."""
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from stream_odml.cluster.indexer_calls import IndexedBatch, indexer_name
+from stream_odml.cluster.actors import IndexedBatch, indexer_name
 from stream_odml.cluster.runtime import INDEXING_NICENESS, NAMESPACE, lower_priority
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.reasons import TransientReadError

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from stream_odml.cluster.indexer_calls import IndexedBatch
+from stream_odml.cluster.actors import IndexedBatch
 from stream_odml.cluster.ray_compat import was_restarting
 from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import Reason

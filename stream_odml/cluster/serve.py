@@ -17,7 +17,7 @@ import ray.util
 import torch
 from fastapi import FastAPI
 
-from stream_odml.cluster.driver_calls import DRIVER_NAME
+from stream_odml.cluster.actors import DRIVER_NAME
 from stream_odml.cluster.gateway import RayDriver
 from stream_odml.cluster.haproxy_config import LOOPBACK, SESSION_VARIABLE, front_bounds, serve_host
 from stream_odml.cluster.ray_compat import keep_replica_on_loopback
@@ -26,9 +26,9 @@ from stream_odml.config.stream import load_config
 from stream_odml.observe.logs import join_serve_log
 from stream_odml.observe.targets import targets_folder
 from stream_odml.service.api import create_app
-from stream_odml.service.identity import STREAM_HEADER
 from stream_odml.service.metrics import Exporter
 from stream_odml.service.replica import Replica
+from stream_odml.service.wellformed import STREAM_HEADER
 from stream_odml.store.store import Store
 from stream_odml.wording import last_line
 

@@ -21,14 +21,20 @@ import ray
 from deltalake.exceptions import DeltaError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stream_odml.cluster.demands import check_batch, joins_cluster, roles
+from stream_odml.cluster.actors import DRIVER_NAME
 from stream_odml.cluster.driver import StreamDriver
-from stream_odml.cluster.driver_calls import DRIVER_NAME
 from stream_odml.cluster.exposure import exposed_listeners
 from stream_odml.cluster.exposure import log as exposure_log
 from stream_odml.cluster.indexer import start_indexers
 from stream_odml.cluster.jobs import check_paths
-from stream_odml.cluster.placement import check_placement, check_resources, cluster_nodes
+from stream_odml.cluster.placement import (
+    check_batch,
+    check_placement,
+    check_resources,
+    cluster_nodes,
+    joins_cluster,
+    roles,
+)
 from stream_odml.cluster.ray_compat import dead_head, free_orphaned_placement_groups, is_torn_progress
 from stream_odml.cluster.reserved_resources import ReservedResources
 from stream_odml.cluster.runtime import (

@@ -23,7 +23,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
-from stream_odml.cluster.driver_calls import DriverGone, call_driver, driver_handle
+from stream_odml.cluster.actors import DriverGone, call_driver, driver_handle
 from stream_odml.cluster.local_ranks import LocalRanks
 from stream_odml.cluster.ray_compat import is_lost_peer
 from stream_odml.cluster.reading import RayReaders

@@ -7,34 +7,22 @@ and classes that are missing yet are searched for among all others.
 
 # n items   m rows found   w wanted
 
-from typing import NamedTuple, Protocol
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from stream_odml.search.columns import Columns
 from stream_odml.search.exact import Indices, Mask
 from stream_odml.search.hits import Hit, hits_of
 from stream_odml.store.tables import FloatArray
 
+if TYPE_CHECKING:
+    from stream_odml.search.snapshot import GallerySnapshot
+
 WIDEN_FACTOR = 8
 BLOCK = 8192
 """Rows of a class compared at a time."""
-
-
-class Source(Protocol):
-    """What grouping needs of a snapshot."""
-
-    @property
-    def columns(self) -> Columns: ...
-
-    @property
-    def dead(self) -> Indices: ...
-
-    def nearest(
-        self, queries: FloatArray, k: int, mask: Mask | None = None
-    ) -> tuple[FloatArray, Indices]: ...
-
-    def scores(self, queries: FloatArray, rows: Indices) -> FloatArray: ...
 
 
 class _Found(NamedTuple):
@@ -43,10 +31,10 @@ class _Found(NamedTuple):
     scores: FloatArray
     rows: Indices
 
-    def at(self, places: Indices | Mask) -> "_Found":
+    def at(self, places: Indices | Mask) -> _Found:
         return _Found(self.scores[places], self.rows[places])
 
-    def plus(self, scores: FloatArray, rows: Indices) -> "_Found":
+    def plus(self, scores: FloatArray, rows: Indices) -> _Found:
         scores, rows = np.concatenate([self.scores, scores]), np.concatenate([self.rows, rows])
         return _Found(scores, rows).at(np.argsort(-scores, kind="stable"))
 
@@ -54,7 +42,7 @@ class _Found(NamedTuple):
 class _Members:
     """The items that may be found, by class."""
 
-    def __init__(self, source: Source, mask: Mask | None) -> None:
+    def __init__(self, source: GallerySnapshot, mask: Mask | None) -> None:
         self.classes: Indices = source.columns.array("class_name")
         self.living = np.ones(len(self.classes), bool) if mask is None else mask.copy()
         self.living[source.dead] = False
@@ -79,7 +67,7 @@ class _Members:
 
 
 def grouped(
-    source: Source, queries: FloatArray, groups: int, size: int, mask: Mask | None
+    source: GallerySnapshot, queries: FloatArray, groups: int, size: int, mask: Mask | None
 ) -> list[list[Hit]]:
     """Return the ``size`` best items of each of the ``groups`` nearest classes, as many as there are, for each query:
     the best first, whatever its class."""
@@ -111,7 +99,13 @@ def _kept(found: _Found, members: _Members, groups: int, size: int) -> _Found:
 
 
 def _with_missing(
-    source: Source, query: FloatArray, found: _Found, members: _Members, wide: int, reach: int, size: int
+    source: GallerySnapshot,
+    query: FloatArray,
+    found: _Found,
+    members: _Members,
+    wide: int,
+    reach: int,
+    size: int,
 ) -> _Found:
     """With the nearest of the classes that are not there yet, up to ``reach``; each round finds one at least."""
     present = np.unique(members.classes[found.rows])
@@ -125,7 +119,9 @@ def _with_missing(
     return found
 
 
-def _complete(source: Source, queries: FloatArray, found: list[_Found], members: _Members, size: int) -> None:
+def _complete(
+    source: GallerySnapshot, queries: FloatArray, found: list[_Found], members: _Members, size: int
+) -> None:
     """Give each class that is there all the items it can, by comparing every one of its own."""
     asking: dict[int, list[int]] = {}
     for place, one in enumerate(found):
@@ -139,7 +135,9 @@ def _complete(source: Source, queries: FloatArray, found: list[_Found], members:
             found[place] = others.plus(scores, rows)
 
 
-def _best_of(source: Source, queries: FloatArray, rows: Indices, size: int) -> tuple[FloatArray, Indices]:
+def _best_of(
+    source: GallerySnapshot, queries: FloatArray, rows: Indices, size: int
+) -> tuple[FloatArray, Indices]:
     """The ``size`` best of these rows, [nq, w] of each."""
     scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), BLOCK):

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stream_odml.search.clusters import Clusters
 from stream_odml.search.columns import Columns, Growable
 from stream_odml.search.exact import Indices, Mask, renumbered
-from stream_odml.search.index_kinds import IVF
+from stream_odml.search.index_kinds import IVF, Clusters
 from stream_odml.search.segment import Segment
 from stream_odml.store.tables import FloatArray
 

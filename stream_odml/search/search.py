@@ -11,10 +11,17 @@ import faiss as typed_faiss
 import numpy as np
 
 from stream_odml.search.calibration import matrix_path_from, use_best_path
-from stream_odml.search.clusters import Clusters, index_of
 from stream_odml.search.exact import Indices, Mask, inner_product, renumbered
 from stream_odml.search.halves import WIDEST, Halves, worth_from
-from stream_odml.search.index_kinds import IVF, KINDS, list_numbers, lists_for, with_direct_map
+from stream_odml.search.index_kinds import (
+    IVF,
+    KINDS,
+    Clusters,
+    index_of,
+    list_numbers,
+    lists_for,
+    with_direct_map,
+)
 from stream_odml.search.vectors import normalise_rows
 from stream_odml.store.tables import FloatArray
 

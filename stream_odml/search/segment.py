@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stream_odml.search.clusters import Clusters
 from stream_odml.search.columns import Growable
 from stream_odml.search.exact import Indices, Mask, merge_top
 from stream_odml.search.halves import NEVER, ROWS, Halves, worth_from
+from stream_odml.search.index_kinds import Clusters
 from stream_odml.search.search import ExactSearcher, IndexSearcher, SearchSettings, build_searcher
 from stream_odml.store.tables import FloatArray
 

@@ -15,7 +15,7 @@ from stream_odml.service.guard import Guard
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.parameters import check_parameters
 from stream_odml.service.pool import ShortestFirst
-from stream_odml.service.routes import catalogue, embedding, health, items, pages, search, tasks, versions
+from stream_odml.service.routes import catalogue, embedding, health, items, pages, search, versions
 from stream_odml.service.views import Views
 
 _ABOUT = (
@@ -34,8 +34,8 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     app.state.views = Views()
     for module in (search, health, pages):
         app.include_router(module.router)
-    for module in (embedding, items, catalogue, versions, tasks):
-        app.include_router(module.router, dependencies=[Depends(check_parameters)])
+    for router in (embedding.router, items.router, catalogue.router, versions.router, versions.tasks):
+        app.include_router(router, dependencies=[Depends(check_parameters)])
     install_handlers(app)
     app.add_middleware(
         Guard,

@@ -12,8 +12,14 @@ from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.search.filters import Filters
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.service.backend import ClassRow, MapRequest, Projection
-from stream_odml.service.map_colours import attribute_names, nearest, neighbour_differs, values_of
-from stream_odml.service.projection import project, sample_rows
+from stream_odml.service.projection import (
+    attribute_names,
+    nearest,
+    neighbour_differs,
+    project,
+    sample_rows,
+    values_of,
+)
 
 
 def count_classes(snapshot: GallerySnapshot) -> int:

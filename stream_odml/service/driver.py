@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from stream_odml.service.errors import ApiError, not_found, unavailable
 from stream_odml.store.errors import UnknownSubject, UnknownVersion
 
 
-class Driver(Protocol):
-    """What the service asks of the driver. All raise ApiError: 503 while it is away, 404 for what it does not know."""
+class Driver:
+    """What the service asks of the driver; this one is away, as where a service runs alone over a store: reads work.
+
+    All raise ApiError: 503 while it is away, 404 for what it does not know.
+    """
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
         """Forget an ``item`` or a ``class``."""
+        raise driver_away()
 
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
         """Move the head."""
+        raise driver_away()
 
     async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
         """Learn a refused or skipped task after all."""
+        raise driver_away()
 
     async def status(self) -> Mapping[str, Any]:
         """Return the driver's own status."""
-
-
-class NoDriver:
-    """A service that runs alone over a store: reads work, requests to the writer do not."""
-
-    async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
-        raise driver_away()
-
-    async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
-        raise driver_away()
-
-    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
-        raise driver_away()
-
-    async def status(self) -> Mapping[str, Any]:
         raise driver_away()
 
 

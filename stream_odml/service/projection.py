@@ -1,4 +1,5 @@
-"""The gallery in the plane: principal components of a fixed sample, turned so that versions look alike.
+"""The gallery in the plane: principal components of a fixed sample, turned so that versions look alike; and what a map
+shows of its points beside their place.
 
 A principal axis has no sign and two of them no fixed order, so each version's map could be mirrored or turned
 at will. Here every class name has a fixed direction of the plane (from its hash), and the map is turned, by
@@ -8,6 +9,8 @@ depends on the store's content alone: all replicas agree, before and after a res
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 from zlib import crc32
@@ -15,8 +18,13 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_odml.search.exact import inner_product
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+MAX_VALUES = 200
+"""An attribute of more values is a name of its own for each item, and no colour."""
+MAX_NAMES = 50
 ANCHORS = 32
 """Oldest classes that hold the map in place; later ones come and go without turning it."""
 
@@ -65,3 +73,44 @@ def _turn(plane: NDArray[np.float64], names: NDArray[np.str_], oldest: Sequence[
 def _direction(name: str) -> NDArray[np.float64]:
     turn = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
     return np.array([np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)])
+
+
+def attribute_names(texts: Sequence[str]) -> list[str]:
+    """Return attributes, out of the JSON of each item, that tell groups of items apart."""
+    values: dict[str, set[str]] = {}
+    for text in set(texts):
+        for name, value in json.loads(text or "{}").items():
+            known = values.setdefault(name, set())
+            if len(known) <= MAX_VALUES:
+                known.add(str(value))
+    return sorted(name for name, known in values.items() if 2 <= len(known) <= MAX_VALUES)[:MAX_NAMES]
+
+
+def values_of(texts: Sequence[str], name: str) -> tuple[list[str], list[int]]:
+    """Return the values of an attribute, the most frequent first, and for each item which one it has; -1 for none."""
+    found = [json.loads(text or "{}").get(name) for text in texts]
+    counts = Counter(str(value) for value in found if value is not None)
+    names = sorted(counts, key=lambda value: (-counts[value], value))
+    code = {value: at for at, value in enumerate(names)}
+    return names, [-1 if value is None else code[str(value)] for value in found]
+
+
+def nearest(vectors_Nd: NDArray[np.float32], k: int) -> Ints:
+    """Return the numbers [N, k] of the most similar other ones of these items, the nearest first; -1 where there is
+    none with a score above 0, as among items that are compared by different parts of a head. Vectors have length 1."""
+    n = len(vectors_Nd)
+    scores, found = inner_product(vectors_Nd, vectors_Nd, k + 1)
+    # An item comes among its own neighbours, but not first where others are its equals.
+    at = np.where(found == np.arange(n)[:, None], np.inf, np.arange(k + 1)[None])
+    kept = np.sort(np.argsort(at, axis=1, kind="stable")[:, :k], axis=1)
+    scores, found = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(found, kept, axis=1)
+    return np.where(scores > 0, found, -1)
+
+
+def neighbour_differs(nearest_N: Ints, class_names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return for each of these items whether the most similar other one of them is of another class: where a search
+    errs. An item without a neighbour differs where there are others."""
+    _, labels = np.unique(np.asarray(class_names), return_inverse=True)
+    if len(labels) < 2:
+        return np.zeros(len(labels), dtype=bool)
+    return np.asarray((nearest_N < 0) | (labels[nearest_N] != labels))

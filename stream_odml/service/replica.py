@@ -24,7 +24,7 @@ from stream_odml.service.backend import (
     VersionHistory,
 )
 from stream_odml.service.catalogue import plane
-from stream_odml.service.driver import Driver, NoDriver
+from stream_odml.service.driver import Driver
 from stream_odml.service.errors import ApiError, unavailable, unprocessable
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.puller import Puller
@@ -69,7 +69,7 @@ class Replica:
             None if kept is None else FeatureCache(kept),
         )
         self._options, self._name = options, name
-        driver = driver or NoDriver()
+        driver = driver or Driver()
         self._driver_status = driver.status
         self._thumbnails = Thumbnails(open_files(root, storage_options))
         self._refused = RefusedRows(

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from stream_odml.cluster import ingestion
-from stream_odml.cluster.indexer_calls import IndexedBatch
+from stream_odml.cluster.actors import IndexedBatch
 from stream_odml.cluster.ingestion import Discovery, Ingestion
 from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import TransientReadError

@@ -13,7 +13,7 @@ import ray
 import torch
 import torch.distributed as dist
 
-from stream_odml.cluster.driver_calls import DriverGone
+from stream_odml.cluster.actors import DriverGone
 from stream_odml.cluster.trainer import is_loss_of_a_process
 from tests.killed import SERVER
 

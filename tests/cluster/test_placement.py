@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream_odml.cluster.demands import roles
-from stream_odml.cluster.placement import ClusterTooSmall, Node, Role, check_placement, matches
+from stream_odml.cluster.placement import ClusterTooSmall, Node, Role, check_placement, matches, roles
 from stream_odml.config.stream import parse_config
 
 GPU, CPU = {"kind": "gpu"}, {"kind": "cpu"}

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from stream_odml.learn.backbone import frozen_norms, pool
+from stream_odml.learn.backbones import Conv4
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.conv4 import Conv4
 from stream_odml.learn.embedder import (
     as_images,
     build_embedder,

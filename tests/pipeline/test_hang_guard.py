@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 import ray
 
+from stream_odml.cluster.actors import IndexedBatch
 from stream_odml.cluster.indexer import Indexer
-from stream_odml.cluster.indexer_calls import IndexedBatch
 from stream_odml.cluster.ingestion import Ingestion
 from stream_odml.config.stream import parse_config
 from stream_odml.ingest import rows

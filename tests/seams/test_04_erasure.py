@@ -23,7 +23,7 @@ from stream_odml.cluster.driver import StreamDriver
 from stream_odml.config.service import ServiceOptions
 from stream_odml.ingest.landing import NewItem, land_items
 from stream_odml.service.api import create_app
-from stream_odml.service.driver import NoDriver, refusal
+from stream_odml.service.driver import Driver, refusal
 from stream_odml.service.replica import Replica
 from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer
@@ -41,7 +41,7 @@ SPELLINGS = [
 ]
 
 
-class Here(NoDriver):
+class Here(Driver):
     """The driver's own method over a writer of this process, with the gateway's reading of its errors."""
 
     def __init__(self, writer: Writer) -> None:

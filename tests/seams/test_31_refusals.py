@@ -35,6 +35,7 @@ from stream_odml.pipeline.messages import StageResult
 from stream_odml.pipeline.metrics import DriverMetrics
 from stream_odml.pipeline.stages import Stages
 from stream_odml.service.api import create_app
+from stream_odml.service.driver import Driver
 from stream_odml.service.replica import Replica
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.ledger import LedgerState
@@ -180,7 +181,7 @@ async def _service_report_and_page(tmp_path: Path) -> None:
     stream.close()
 
 
-class _Driver:
+class _Driver(Driver):
     """What the service hands the request to."""
 
     def __init__(self, writer: Writer) -> None:

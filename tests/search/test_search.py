@@ -11,8 +11,8 @@ import pytest
 
 from stream_odml.search import exact
 from stream_odml.search.calibration import BATCHES, matrix_path_from
-from stream_odml.search.clusters import Clusters
 from stream_odml.search.filters import Filters
+from stream_odml.search.index_kinds import Clusters
 from stream_odml.search.search import ExactSearcher, IndexSearcher, SearchSettings, build_searcher
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.errors import UnknownVersion

@@ -31,8 +31,8 @@ from stream_odml.service.backend import (
     VersionHistory,
 )
 from stream_odml.service.errors import unavailable, unprocessable
-from stream_odml.service.map_colours import nearest
 from stream_odml.service.metrics import ServiceMetrics
+from stream_odml.service.projection import nearest
 from stream_odml.store.versions import Version
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

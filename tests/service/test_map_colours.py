@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from stream_odml.service.map_colours import (
+from stream_odml.service.projection import (
     MAX_VALUES,
     attribute_names,
     nearest,

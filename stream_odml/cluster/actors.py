@@ -1,10 +1,15 @@
-"""Calls to the driver that outlive its restarts."""
+"""The actors of a stream by their names: calls to the driver that outlive its restarts, and what the indexers answer.
+
+Apart from the indexers' own module: a driver that restarts need not load torch.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from stream_odml.cluster.runtime import NAMESPACE
@@ -37,3 +42,28 @@ def call_driver(method: str, *args: Any) -> Any:
             if time.monotonic() > deadline:
                 raise DriverGone(f"the driver does not answer ({error}); start the stream again") from error
             time.sleep(0.5)
+
+
+@dataclass(frozen=True)
+class IndexedBatch:
+    """Rows of several shards, ready for one transaction; ``retry`` names shards whose bytes were unreachable."""
+
+    version: str
+    rows: pa.Table
+    quarantine: pa.Table
+    counts: dict[str, dict[str, Any]]
+    """For each shard what the ledger keeps beside what the writer counts: good images of each class that are not held
+    out (`trainable`), and `reasons` of those in quarantine."""
+    retry: dict[str, str]
+    rest: tuple[str, ...] = ()
+    """Shards that were not begun, because those before them filled the batch."""
+
+
+def indexer_handles(count: int) -> list[Any]:
+    """Return handles of the running indexers. Raises ValueError when there are none."""
+    return [ray.get_actor(indexer_name(i), namespace=NAMESPACE) for i in range(count)]
+
+
+def indexer_name(i: int) -> str:
+    """Return the actor's name."""
+    return f"Indexer-{i}"
