@@ -147,8 +147,7 @@ def _learner(
 
 
 def source_categories(source: Path, stages: int | None) -> tuple[list[Category], int]:
-    """Return categories of own images, and how many of them make a task, so that there are as many
-    tasks as `stages`."""
+    """Return categories of own images, and how many of them make a task, so that there are `stages` tasks."""
     categories = categories_of(source)
     return categories, max(2, min(TASK_CATEGORIES, len(categories) // (stages or 3)))
 
@@ -316,8 +315,7 @@ class _Demo:
 
 
 def unlearnt_shards(store: Store) -> int:
-    """Return shards that wait to be indexed or learnt. Those of a skipped task wait for nothing: the
-    producer goes on."""
+    """Return how many shards wait to be indexed or learnt. Those of a skipped task wait for nothing."""
     ledger = store.ledger
     due = ledger.due_tasks(store.tree.learnt())
     waiting = [*ledger.landed.values(), *ledger.indexed.values()]

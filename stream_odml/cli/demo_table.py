@@ -19,8 +19,7 @@ FEW_HELD_OUT = 100
 
 
 def doubts(categories: Sequence[Category], weights: Path | str | None) -> list[str]:
-    """Return what keeps a demo on own images from telling much: too few images to measure, a net that
-    knows no photographs."""
+    """Return what keeps a demo on own images from telling much: too few of them, a net that knows no photographs."""
     images = sum(len(category.images) for category in categories)
     held_out = HELD_OUT * images
     lines = []

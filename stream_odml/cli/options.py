@@ -34,9 +34,7 @@ def is_terminal() -> bool:
 
 def may_go_on(touched: Sequence[str], yes: bool, dry_run: bool, scripts_say_yes: bool) -> bool:
     """Show what will be touched, and return whether to do it: asked on a terminal, unless `yes` says so.
-
-    `scripts_say_yes`: without a terminal, raise ValueError unless `yes` is given. A refusal on the terminal aborts.
-    """
+    `scripts_say_yes`: without a terminal, raise ValueError unless `yes` is given. A refusal on the terminal aborts."""
     if yes and not dry_run:
         return True
     for line in touched[:SHOWN]:

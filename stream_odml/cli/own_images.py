@@ -56,10 +56,8 @@ class OwnImages:
 
 
 def look_at(path: Path) -> OwnImages:
-    """Count the images of a folder, Parquet or Arrow file, or tar, as `ingest` would land them.
-
-    Raises ValueError where no image has a class.
-    """
+    """Count the images of a folder, Parquet or Arrow file, or tar, as `ingest` would land them. Raises ValueError where
+    no image has a class."""
     _check_there(path)
     if not path.is_dir():
         return _counted(raw_items(path), ())

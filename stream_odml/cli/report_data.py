@@ -164,8 +164,7 @@ def _held_out(store: Store, snapshot: GallerySnapshot, seed: int) -> list[tuple[
 
 
 def service_latency(text: str) -> dict[str, float]:
-    """Return median and p99 in ms of each kind of request, from a replica's exposition; a bucket's upper
-    bound is said."""
+    """Return median and p99 in ms of each kind of request, by a replica's exposition: upper bounds of buckets."""
     buckets: dict[str, list[tuple[float, float]]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples if family.name == "stream_odml_query_seconds" else ():

@@ -48,8 +48,7 @@ TOKEN_REMEDY = "give the service's token with --token, or in the environment as 
 
 
 def service_url(root: str | None, token: str | None = None) -> str:
-    """Return address of the running service of ``root``. Raises ValueError when none is noted,
-    or as :func:`noted_url`."""
+    """Return the address of the root's running service. ValueError where none is noted, or as :func:`noted_url`."""
     if root is None:
         raise ValueError("name the service: --url http://host:port, or --root with the stream root")
     url = noted_url(root, token)
@@ -59,10 +58,8 @@ def service_url(root: str | None, token: str | None = None) -> str:
 
 
 def noted_url(root: str, token: str | None) -> str | None:
-    """Return the address that the root's running stream noted, or None.
-
-    Raises ValueError where ``token`` would go to another machine: whoever can write to the root could name any.
-    """
+    """Return the address that the root's running stream noted, or None. Raises ValueError where ``token`` would go to
+    another machine: whoever can write to the root could name any."""
     url = _noted_url(root)
     if url is None or token is None or _is_this_machine(url):
         return url
@@ -101,8 +98,7 @@ def _is_this_machine(url: str) -> bool:
 
 @contextlib.contextmanager
 def asking(address: str, token: str | None, stream: str | None) -> Iterator[Client]:
-    """Yield a client for a command that takes `--token`: where the service wants another, the error says how
-    to give it."""
+    """Yield a client for a command that takes `--token`: where another is wanted, the error says how to give it."""
     if "://" not in address:
         raise ValueError(f"{address!r} is no address of a service; write http://{address}")
     try:
@@ -115,10 +111,8 @@ def asking(address: str, token: str | None, stream: str | None) -> Iterator[Clie
 
 
 def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float]:
-    """Return what a replica of the running service tells of its latency, in ms; empty when none answers.
-
-    Raises ServiceError when the service wants a token.
-    """
+    """Return what a replica of the running service tells of its latency, in ms; empty when none answers. Raises
+    ServiceError when the service wants a token."""
     import httpx
 
     from stream_odml.cli.report_data import service_latency
@@ -144,10 +138,8 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
 
 
 def root_status(root: str) -> dict[str, Any]:
-    """Return how the stream stands, from its tables: head, counts by state, queues, what each open thing waits for.
-
-    The gallery's files are not read for it, so that it tells of one that is gone.
-    """
+    """Return how the stream stands, from its tables: head, counts by state, queues, what each open thing waits for. The
+    gallery's files are not read for it, so that it tells of one that is gone."""
     store = Store.open(root, keep_gallery=False)
     figures = stream_figures(store, store.epoch)
     open_task = store.ledger.open_task

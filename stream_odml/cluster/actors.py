@@ -28,10 +28,8 @@ def driver_handle() -> Any:
 
 
 def call_driver(method: str, *args: Any) -> Any:
-    """Call and wait, again if the driver died meanwhile: every method of it may be repeated.
-
-    Raises DriverGone after a minute without a driver, and what the method itself raises.
-    """
+    """Call and wait, again if the driver died meanwhile: every method of it may be repeated. Raises DriverGone after a
+    minute without a driver, and what the method itself raises."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:

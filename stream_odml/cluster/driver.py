@@ -242,9 +242,7 @@ class StreamDriver:
 
     def request_forget(self, kind: Literal["class", "item", "shard"], name: str) -> dict[str, Any]:
         """Forget a class, an item or a shard: hidden at once, deleted with all older table files within a minute.
-
-        Raises UnknownSubject for a name that covers nothing.
-        """
+        Raises UnknownSubject for a name that covers nothing."""
         with self._lock:
             with self._writer.exclusive() as store:
                 subject = store.again(lambda: find_subject(store, kind, name))

@@ -94,10 +94,8 @@ def _concat(tables: list[pa.Table]) -> pa.Table | None:
 
 
 def indexing_device(gpus: float) -> torch.device:
-    """Return the accelerator that Ray reserved for this process, the CPU where it reserved none.
-
-    An indexer that finds no accelerator says so and goes on, slower: what lands is to be searchable all the same.
-    """
+    """Return the accelerator that Ray reserved for this process, the CPU where it reserved none. An indexer that finds
+    no accelerator says so and goes on, slower: what lands is to be searchable all the same."""
     if not gpus:
         return torch.device("cpu")
     device = found_accelerator()

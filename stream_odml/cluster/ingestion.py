@@ -202,10 +202,8 @@ class Ingestion:
             self._writer.record_landed(refs)
 
     def dispatch(self, version: str) -> None:
-        """Give landed shards to indexers that have room, in landing order.
-
-        What waits for a commit that cannot be made holds everything back: memory stays bounded.
-        """
+        """Give landed shards to indexers that have room, in landing order. What waits for a commit that cannot be made
+        holds everything back: memory stays bounded."""
         if self._uncommitted:
             return
         waiting = self._waiting()
@@ -227,8 +225,7 @@ class Ingestion:
         return (s for name, s in landed if name not in self._busy and retry_at.get(name, 0.0) <= now)
 
     def _free_indexer(self, alone: bool) -> int | None:
-        """The indexer with the least to do, or None. Nothing shares one with an isolated shard, whose end it would
-        share."""
+        """The indexer with the least to do, or None. Nothing shares one with an isolated shard, nor its end."""
         load = [0.0] * len(self._indexers)
         for work in self._work.values():
             load[work.indexer] += math.inf if work.alone else 1
@@ -285,10 +282,8 @@ class Ingestion:
         self._retry_at[shard_id] = time.monotonic() + RETRY_S
 
     def commit(self) -> list[ShardState]:
-        """Commit what indexers finished in one transaction and return the shards as ledgered.
-
-        What could not be committed (a full disk) is kept and tried again at the next call.
-        """
+        """Commit what indexers finished in one transaction and return the shards as ledgered. What could not be
+        committed (a full disk) is kept and tried again at the next call."""
         while self._failed:
             self._classify(*self._failed[0])
             self._failed.pop(0)

@@ -28,10 +28,8 @@ class JobUnreachable(RuntimeError):
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """Return a client of the job server at ``address`` (http://head:8265; None: RAY_ADDRESS or a local cluster).
-
-    A token is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Raises JobUnreachable.
-    """
+    """Return a client of the job server at ``address`` (http://head:8265; None: RAY_ADDRESS or a local cluster). A
+    token is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Raises JobUnreachable."""
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, RayError) as error:

@@ -69,10 +69,8 @@ def check_resources(roles: Sequence[Role], available: float, unit: str = "CPU") 
 
 
 def check_placement(roles: Sequence[Role], nodes: Sequence[Node]) -> None:
-    """Raise ClusterTooSmall naming the first role that finds no node, what it asks of one, and what there is.
-
-    The most demanding are placed first, each on the first node with room: what Ray may do as well.
-    """
+    """Raise ClusterTooSmall naming the first role that finds no node, what it asks of one, and what there is. The most
+    demanding are placed first, each on the first node with room: what Ray may do as well."""
     free = [Node(n.name, n.cpus, n.gpus, n.labels) for n in nodes]
     for role in sorted(roles, key=lambda r: (-bool(r.selector), -r.gpus, -r.cpus)):
         for placed in range(role.count):

@@ -29,10 +29,8 @@ LOST_PEER = "gloo"
 
 
 def reread_environment() -> None:
-    """Let Ray read its settings and the token again, which it does once in a process.
-
-    Leans on `ray._raylet`; without it a second session in a process has the ports and the token of the first.
-    """
+    """Let Ray read its settings and the token again, which it does once in a process. Leans on `ray._raylet`; without
+    it a second session in a process has the ports and the token of the first."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -96,28 +94,22 @@ def keep_replica_on_loopback(host: str) -> None:
 
 
 def dead_head() -> list[str]:
-    """Return which of Ray's own processes have ended, of a session that this process started.
-
-    Leans on Ray's global node; without it a session whose head died would hang instead of ending.
-    """
+    """Return which of Ray's own processes have ended, of a session that this process started. Leans on Ray's global
+    node; without it a session whose head died would hang instead of ending."""
     node = getattr(ray._private.worker, "_global_node", None)
     dead = node.dead_processes() if node is not None else []
     return [name for name, _ in dead if name in ESSENTIAL_PROCESSES]
 
 
 def kill_session() -> None:
-    """End all processes of a local session whose head does not answer: `ray.shutdown` would wait for a minute.
-
-    Leans on Ray's global node.
-    """
+    """End all processes of a local session whose head does not answer: `ray.shutdown` would wait for a minute. Leans on
+    Ray's global node."""
     ray._private.worker._global_node.kill_all_processes(check_alive=False)
 
 
 def in_worker() -> bool:
-    """Return whether this process is one that Ray started. Leans on the runtime context's worker.
-
-    To ask for the context where there is no Ray would start one, on every interface.
-    """
+    """Return whether this process is one that Ray started. Leans on the runtime context's worker. To ask for the
+    context where there is no Ray would start one, on every interface."""
     return ray.is_initialized() and bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
@@ -130,20 +122,16 @@ def task_attempt() -> int:
 
 
 def coordinator() -> Any:
-    """Return the actor with which training runs and datasets agree on resources.
-
-    Leans on Ray Data's insides; without it an elastic group may wait for a node that the stream's actors fill.
-    """
+    """Return the actor with which training runs and datasets agree on resources. Leans on Ray Data's insides; without
+    it an elastic group may wait for a node that the stream's actors fill."""
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
     return default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
 def reserve(name: str, bundles: Sequence[dict[str, float]], expire_s: float, timeout_s: float) -> None:
-    """Reserve resources with the coordinator under a name, as high as a training run asks, and before it.
-
-    Raises whatever another Ray, or a coordinator that is busy, raises.
-    """
+    """Reserve resources with the coordinator under a name, as high as a training run asks, and before it. Raises
+    whatever another Ray, or a coordinator that is busy, raises."""
     from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
 
     asked = coordinator().request_resources.remote(
@@ -180,10 +168,8 @@ def free_orphaned_placement_groups() -> int:
 
 
 def was_restarting(error: BaseException) -> bool:
-    """Return whether a call found its actor away already, and so had no part in its end.
-
-    Ray has one error for a call that found the actor restarting, and for one that ended it.
-    """
+    """Return whether a call found its actor away already, and so had no part in its end. Ray has one error for a call
+    that found the actor restarting, and for one that ended it."""
     return isinstance(error, ray.exceptions.ActorUnavailableError) and RESTARTING in str(error)
 
 

@@ -42,9 +42,7 @@ def patience() -> dict[str, str]:
 
 def own_token(folder: Path) -> dict[str, str]:
     """Write a new token, for its owner alone, and return the variables by which every process of the session uses it.
-
-    RAY_AUTH_MODE=disabled in the environment is obeyed.
-    """
+    RAY_AUTH_MODE=disabled in the environment is obeyed."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return {}
     os.environ.pop("RAY_AUTH_TOKEN", None)  # of some cluster; it would go before the file

@@ -166,11 +166,8 @@ class Session:
 
 @contextlib.contextmanager
 def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session]:
-    """Start a stream and end it when the block ends.
-
-    Raises ConfigError, RootBusy, PortTaken, ClusterTooSmall before anything of the stream has run, HeadDied when Ray
-    ended under it.
-    """
+    """Start a stream and end it when the block ends. Raises ConfigError, RootBusy, PortTaken, ClusterTooSmall before
+    anything of the stream has run, HeadDied when Ray ended under it."""
     config = prepare(config, takeover)
     cluster = config.cluster
     observe(config, TERMINAL)

@@ -84,18 +84,14 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def end_proxies(folder: Path) -> None:
-    """End the HAProxy processes of the session, known by their configuration in ``folder``.
-
-    They outlive a session that ends while Serve is starting, or whose processes were killed, and keep the port.
-    """
+    """End the HAProxy processes of the session, known by their configuration in ``folder``. They outlive a session that
+    ends while Serve is starting, or whose processes were killed, and keep the port."""
     _end(f"{folder}/h/", signal.SIGTERM)
 
 
 def kill_processes(folder: Path) -> None:
-    """Kill what Ray started below ``folder`` before its start failed: it holds ports and memory otherwise.
-
-    Its GCS lives on until then: a client of it that is left in this process would end the process without it.
-    """
+    """Kill what Ray started below ``folder`` before its start failed: it holds ports and memory otherwise. Its GCS
+    lives on until then: a client of it that is left in this process would end the process without it."""
     _end(f"{folder}/", signal.SIGKILL, spared="gcs_server")
 
 

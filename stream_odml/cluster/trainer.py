@@ -136,8 +136,7 @@ class _Worker:
         self._is_warm = True
 
     def learn(self, order: StageOrder) -> None:
-        """Learn one stage, from cache to commit. A failure that repeating would not mend is handed over
-        as a refusal."""
+        """Learn one stage, from cache to commit. A failure that repeating would not mend becomes a refusal."""
         self.store.refresh()
         report = self.reporter.report
         run = StageRun(self.config, order, self.store, self.world, self.place, report, self.readers)
@@ -251,10 +250,8 @@ class _Worker:
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:
-    """Return whether another process went (a peer, a reading task, a node): nothing that this stage did wrong.
-
-    A peer that failed by itself tells its own error.
-    """
+    """Return whether another process went (a peer, a reading task, a node): nothing that this stage did wrong. A peer
+    that failed by itself tells its own error."""
     lost = (ray.exceptions.RayError, dist.DistError, DriverGone)
     if isinstance(error, lost) and not isinstance(error, ray.exceptions.RayTaskError):
         return True

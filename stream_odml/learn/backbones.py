@@ -17,9 +17,7 @@ from stream_odml.learn.settings import EmbedderSpec
 
 def build_backbone(spec: EmbedderSpec, *, load: bool, architecture: dict[str, Any]) -> Backbone:
     """Return the backbone that `spec` names; with `load` its pretrained weights, else whatever the current seed gives.
-
-    Raises ValueError for an unknown name, or weights that cannot be read or do not fit.
-    """
+    Raises ValueError for an unknown name, or weights that cannot be read or do not fit."""
     family, _, name = spec.backbone.partition(":")
     backbone: Backbone
     if family == "conv4" and not name:

@@ -119,11 +119,8 @@ class ClassBank:
         return self.selected(np.array([i for i, n in enumerate(self.names) if n != name], np.int64))
 
     def forget_item(self, name: str, origin: str, vector_d: Floats) -> ClassBank:
-        """Return the bank without one image, given its raw g under the origin version.
-
-        The means become those of the other images. The entry is removed with its last image; an unknown
-        entry changes nothing.
-        """
+        """Return the bank without one image, given its raw g under the origin version. The means become those of the
+        other images. The entry is removed with its last image; an unknown entry changes nothing."""
         if (name, origin) not in self.keys:
             return self
         i = self.keys.index((name, origin))

@@ -57,10 +57,8 @@ class ClassSums:
 
     @classmethod
     def of(cls, lift: Lift, features: FeatureCodes, classes: Sequence[str]) -> ClassSums:
-        """Sum items as stored, with the class of each; a memory map is read block by block.
-
-        Raises ValueError where there are more or fewer classes than items.
-        """
+        """Sum items as stored, with the class of each; a memory map is read block by block. Raises ValueError where
+        there are more or fewer classes than items."""
         if len(features) != len(classes):
             raise ValueError(f"{len(classes)} classes of {len(features)} items; expected one of each")
         names = sorted(set(classes))

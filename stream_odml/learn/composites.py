@@ -76,11 +76,8 @@ class LastPassComposites:
     n_images: int
 
     def of(self, images_n3SS: Tensor, index_n: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield composites of a batch, and the rows of the batch that they show.
-
-        `index_n`: indices of the images in the task. Partners are half a batch away, which in a task sorted by class
-        is another class.
-        """
+        """Yield composites of a batch, and the rows of the batch that they show. `index_n`: indices of the images in
+        the task. Partners are half a batch away, which in a task sorted by class is another class."""
         limit = MAX_LAST_PASS_COMPOSITES
         row_n = torch.from_numpy(np.flatnonzero(index_n % max(1, -(-self.n_images // limit)) == 0))
         if not len(row_n):

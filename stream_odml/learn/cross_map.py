@@ -169,8 +169,7 @@ def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], see
 def fit_cross_map(
     old_nD: Floats, new_nF: Floats, classes: Sequence[str], seed: int = 0, choice: Choice | None = None
 ) -> CrossMap:
-    """Fit the map to pairs of features of the same images, with settings that are given, or chosen: ValueError as
-    above."""
+    """Fit the map to pairs of features of the same images, by given or chosen settings: ValueError as above."""
     choice = choice or choose_cross_map(old_nD, new_nF, classes, seed)
     lift = Lift(old_nD.shape[1], choice.width, seed)
     front = _front(old_nD, classes)
@@ -280,8 +279,7 @@ def _class_scale(phi_nE: Float64s, weight: float) -> float:
 def _with_classes(
     phi_nE: Float64s, classes: Sequence[str], weight: float
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """φ and, behind it, an entry for each class: ridge then draws offsets of classes to zero, the fewer the pairs the
-    more."""
+    """φ, then an entry for each class: ridge draws offsets of classes to zero, the more the fewer the pairs."""
     if not weight:
         return [], phi_nE
     names, codes_n = np.unique(np.array(classes, np.str_), return_inverse=True)

@@ -78,10 +78,8 @@ class AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class KernelMap:
-    """g -> base(g) + weighted mean of the residuals measured at m centres, by their likeness to g.
-
-    With the identity as base it is Semantic Drift Compensation (Yu et al., CVPR 2020) on each vector.
-    """
+    """g -> base(g) + weighted mean of the residuals measured at m centres, by their likeness to g. With the identity as
+    base it is Semantic Drift Compensation (Yu et al., CVPR 2020) on each vector."""
 
     centres_md: NDArray[np.float32]
     residuals_md: NDArray[np.float32]

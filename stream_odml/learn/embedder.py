@@ -140,8 +140,7 @@ def embedder_to_bytes(embedder: Embedder) -> bytes:
 
 
 def embedder_from_bytes(data: bytes) -> Embedder:
-    """Return inverse of `embedder_to_bytes`, on the CPU in evaluation mode; BadArtifact for damaged
-    or foreign bytes."""
+    """Return the inverse of `embedder_to_bytes`, on the CPU in evaluation mode; BadArtifact for other bytes."""
     _, arrays, meta = unpack(data, ("embedder",))
     try:
         embedder = _build(EmbedderSpec(**meta["spec"]), 0, load=False, architecture=meta["architecture"])
@@ -163,8 +162,7 @@ def as_images(pixels: NDArray[np.uint8] | Tensor, device: str | torch.device = "
 def embed(
     embedder: Embedder, pixels_NHW3: NDArray[np.uint8], device: str | torch.device = "cpu", batch: int = 256
 ) -> NDArray[np.float32]:
-    """Return raw embeddings [N, d] of uint8 pixels [N,H,W,3] (a memory-map is read batch by batch),
-    in evaluation mode."""
+    """Return raw embeddings [N, d] of uint8 pixels [N,H,W,3] (a memory map: read by batches), in evaluation mode."""
     if batch < 1:
         raise ValueError(f"batch {batch}, expected at least 1")
     was_training = embedder.training

@@ -57,10 +57,8 @@ class Retrieval:
 
 
 def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float]:
-    """Return the share of queries with an image of their class among the k nearest others, for each k.
-
-    Queries whose class has no other image are left out; ValueError when none remains.
-    """
+    """Return the share of queries with an image of their class among the k nearest others, for each k. Queries whose
+    class has no other image are left out; ValueError when none remains."""
     found = dict.fromkeys(ks, 0)
     n = 0
     for hits, relevant in rankings(retrieval, max(ks)):
@@ -73,9 +71,7 @@ def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float
 
 def nearest_is_relevant(retrieval: Retrieval) -> NDArray[np.float32]:
     """Return for each query [q] 1 if its nearest other is of its class, else 0; NaN where its class has no other image.
-
-    Its mean over any set of queries, the NaN left out, is their `recall_at_k` with k = 1.
-    """
+    Its mean over any set of queries, the NaN left out, is their `recall_at_k` with k = 1."""
     blocks = []
     for hits, relevant in rankings(retrieval, 1):
         hit = hits[:, 0].float()

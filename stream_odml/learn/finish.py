@@ -168,10 +168,8 @@ class FinishPass:
         return pairs.fitted(self._settings.ridge)
 
     def _whitening(self, pairs: MapFit, missed_dd: Tensor | None, student: Embedder) -> Tensor | None:
-        """Return W: of a first stage by the scatter within classes, of a later one by the error of its map.
-
-        None without a linear head to fold it into, and where the gallery's map has no linear part.
-        """
+        """Return W: of a first stage by the scatter within classes, of a later one by the error of its map. None
+        without a linear head to fold it into, and where the gallery's map has no linear part."""
         s, d = self._settings, self._dim
         images = pairs.of_images()
         square_dd = images.square_2d2d[d:, d:]

@@ -346,10 +346,8 @@ def _is_more(gain_q: NDArray[np.float64], least: float = MARGIN) -> bool:
 
 
 def best_of(tried: list[HeadSettings], hits: Callable[[HeadSettings], NDArray[np.float64]]) -> HeadSettings:
-    """Return the first candidate, unless another is better by MARGIN and by more than chance.
-
-    `hits`: which queries [q] find their class; the same queries for every candidate.
-    """
+    """Return the first candidate, unless another is better by MARGIN and by more than chance. `hits`: which queries [q]
+    find their class; the same queries for every candidate."""
     first, *others = (hits(settings) for settings in tried)
     best, most = tried[0], 0.0
     for settings, found_q in zip(tried[1:], others, strict=True):

@@ -24,10 +24,8 @@ def pair_masks(labels_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class HardPairLoss(nn.Module):
-    """Computes mean over P*_i of (1 - s) + mean over N*_i of s, averaged over anchors i; an empty N*_i counts 0.
-
-    N*_i = {n: s_in > min_P s_ip - margin},  P*_i = {p: s_ip < max_N s_in + margin}.
-    """
+    """Computes mean over P*_i of (1 - s) + mean over N*_i of s, averaged over anchors i; an empty N*_i counts 0. N*_i =
+    {n: s_in > min_P s_ip - margin}, P*_i = {p: s_ip < max_N s_in + margin}."""
 
     def __init__(self, margin: float = 0.1) -> None:
         super().__init__()
@@ -45,10 +43,8 @@ class HardPairLoss(nn.Module):
 
 
 class BinomialDevianceLoss(nn.Module):
-    """Computes mean_p softplus(-2 (s_ip - 0.5)) + mean_n softplus(40 (s_in - 0.5)), averaged over anchors i.
-
-    Anchors without a positive or without a negative count 0.
-    """
+    """Computes mean_p softplus(-2 (s_ip - 0.5)) + mean_n softplus(40 (s_in - 0.5)), averaged over anchors i. Anchors
+    without a positive or without a negative count 0."""
 
     def __init__(
         self, positive_scale: float = 2.0, negative_scale: float = 40.0, threshold: float = 0.5
@@ -66,9 +62,7 @@ class BinomialDevianceLoss(nn.Module):
 
 class SupervisedContrastiveLoss(nn.Module):
     """Computes -mean_p log(exp(s_ip / T) / Σ_{a != i} exp(s_ia / T)), averaged over anchors i (Khosla et al., 2020).
-
-    Anchors without a positive or without a negative count 0.
-    """
+    Anchors without a positive or without a negative count 0."""
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()

@@ -69,10 +69,8 @@ class PairMoments:
         return max(float(square.trace() - 2 * square[:d, d:].trace()), 0.0)
 
     def fit(self, ridge: float, *, backward: bool = False) -> AffineMap:
-        """Solve argmin Σ |A x + b - y|^2 + r |A - I|^2 in closed form; x -> y is parent -> child, or the reverse.
-
-        r = ridge * n * (mean variance of x), so ridge has no unit. No pair, or x without variance: a shift.
-        """
+        """Solve argmin Σ |A x + b - y|^2 + r |A - I|^2 in closed form; x -> y is parent -> child, or the reverse. r =
+        ridge * n * (mean variance of x), so ridge has no unit. No pair, or x without variance: a shift."""
         d = len(self.sum_2d) // 2
         n = max(self.n, 1.0)
         mean = self.sum_2d / n

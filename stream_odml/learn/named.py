@@ -15,10 +15,8 @@ _UNUSED = {"convnext": ("layernorm",), "convnextv2": ("layernorm",), "siglip_vis
 
 
 class TransformersBackbone(Backbone):
-    """A vision model of transformers (ResNet, ViT, DINOv2, ConvNeXt ...) by name or local folder.
-
-    Its configuration travels with the embedder, so a saved one is built again without folder or network.
-    """
+    """A vision model of transformers (ResNet, ViT, DINOv2, ConvNeXt ...) by name or local folder. Its configuration
+    travels with the embedder, so a saved one is built again without folder or network."""
 
     def __init__(self, name: str, pretrained: bool, architecture: dict[str, Any]) -> None:
         super().__init__()

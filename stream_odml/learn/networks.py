@@ -72,10 +72,8 @@ def freeze(embedder: Embedder, device: torch.device) -> Embedder:
 
 
 def across_ranks(networks: Networks, world: World) -> nn.Module:
-    """Return the networks under DistributedDataParallel where there are several ranks.
-
-    Each under one of its own: on a batch without the peer its gradients are then neither awaited nor exchanged.
-    """
+    """Return the networks under DistributedDataParallel where there are several ranks. Each under one of its own: on a
+    batch without the peer its gradients are then neither awaited nor exchanged."""
     if world.size == 1:
         return networks
     peer = None if networks.peer is None else _synchronised(networks.peer, world)

@@ -28,10 +28,8 @@ class ParameterGroup:
 
 
 class Adam:
-    """Adam (Kingma and Ba, 2015) by torch's own function of it, with the numbers of torch.optim.Adam.
-
-    Not that class: its first call loads torch's compiler, three seconds in every process that learns.
-    """
+    """Adam (Kingma and Ba, 2015) by torch's own function of it, with the numbers of torch.optim.Adam. Not that class:
+    its first call loads torch's compiler, three seconds in every process that learns."""
 
     def __init__(self, groups: list[ParameterGroup]) -> None:
         self.groups = groups
@@ -106,8 +104,7 @@ def set_rate(optimiser: Adam, settings: StageSettings, rate: float, step: int, t
 
 
 def schedule(settings: StageSettings, step: int, total: int) -> float:
-    """Return the share of the learning rate at a step in 0..total-1: linear warm-up, then constant or half a
-    cosine to zero."""
+    """Return the learning rate's share at a step in 0..total-1: linear warm-up, constant or half a cosine to zero."""
     warmup = min(settings.warmup_steps, total // 2)
     if step < warmup:
         return (step + 1) / (warmup + 1)

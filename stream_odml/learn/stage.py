@@ -109,10 +109,8 @@ class StageLearner:
         self._optimiser = build_optimiser(self.networks, self._metric, s)
 
     def step(self, pixels_bHW3: Tensor, labels_b: Tensor) -> StepReport:
-        """Take one optimiser step on this rank's slice of the global batch (uint8 pixels, int64 labels).
-
-        Raises StageDiverged where the loss is not finite: on every rank alike, before any weight is changed.
-        """
+        """Take one optimiser step on this rank's slice of the global batch (uint8 pixels, int64 labels). Raises
+        StageDiverged where the loss is not finite: on every rank alike, before any weight is changed."""
         step, world = self.next_step, self.world
         if step >= self.total_steps:
             raise ValueError(f"step {step} of a stage of {self.total_steps}; call finish")

@@ -32,10 +32,8 @@ class VirtualFeatures:
         backward_maps: Mapping[str, DriftMap],
         device: torch.device,
     ) -> None:
-        """Take from the bank what the estimates need.
-
-        `backward_maps`: origin version -> composed map from the parent's space to it, for virtual='affine'.
-        """
+        """Take from the bank what the estimates need. `backward_maps`: origin version -> composed map from the parent's
+        space to it, for virtual='affine'."""
         self._settings = settings
         # Under a discriminant head there is no bank: the maps say which older trunks there are.
         older = virtual_versions(bank) if len(bank) else list(backward_maps)

@@ -18,10 +18,8 @@ learnt: with 0.5, a stage after a short first one lost recall."""
 
 
 def within_class_whitening(square_dd: Tensor, sum_cd: Tensor, count_c: Tensor, share: float) -> Tensor | None:
-    """Return W by the covariance of raw g within classes; None where there is nothing to whiten.
-
-    From float64 sums over all images: outer products of g, g by class, images by class.
-    """
+    """Return W by the covariance of raw g within classes; None where there is nothing to whiten. From float64 sums over
+    all images: outer products of g, g by class, images by class."""
     known = count_c > 0
     between_dd = (sum_cd[known] / count_c[known, None]).T @ sum_cd[known]
     return _whitening(square_dd - between_dd, float(count_c.sum() - known.sum()), square_dd, share)

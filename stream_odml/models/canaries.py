@@ -27,8 +27,7 @@ MAX_PIXELS = 1 << 26
 TOLERANCE = 0.02
 """Largest deviation of vectors that are the same but for rounding, of codecs and of arithmetic; see `deviation`."""
 ROUNDED = 1e-3
-"""Differences of vectors, in units of their lengths, that may be rounding: a thousand times what it is in a sound
-net."""
+"""Differences, in units of the vectors' lengths, that may be rounding: a thousand times a sound net's."""
 Decode = Callable[[bytes, int], Pixels]
 """(file, side of the square) -> RGB pixels [side, side, 3]."""
 Floats = NDArray[np.float32]

@@ -70,8 +70,7 @@ _TOGETHER = ("channels", "resize", "normalisation")
 
 
 def diagnose(canaries: Canaries, embedder: Embedder, decode: Decode = as_the_stream_decodes) -> Diagnosis:
-    """Return what differs most likely between the vectors kept and those that `embedder` gives for images that
-    `decode` reads."""
+    """Return what differs most likely between the vectors kept and those of `embedder` for images `decode` reads."""
     trier, single = _Trier(canaries, embedder, decode), _changes(embedder)
     now, found = trier.deviation(()), trier.best([(change,) for change in single])
     if found[0] > TOLERANCE:
@@ -128,8 +127,7 @@ class _Trier:
         return min(((self.deviation(way), way) for way in ways), key=lambda found: round(found[0], 4))
 
     def deviation(self, changes: tuple[Change, ...]) -> float:
-        """Return the deviation of the vectors that these changes give; infinite where they give none, or where the
-        time is over."""
+        """Return the deviation under these changes; infinite where they give no vectors, or the time is over."""
         if changes not in self._tried:
             is_late = time.process_time() > self._ends
             self._tried[changes] = float("inf") if is_late else self._measured(changes)

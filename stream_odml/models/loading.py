@@ -20,10 +20,8 @@ _refused: dict[tuple[str, ...], str] = {}
 
 
 def load_model(store: Store, version: str, device: str | torch.device = "cpu") -> Embedder:
-    """Return a version's embedder, in evaluation mode. Raises CanaryMismatch, UnknownVersion, ArtifactCorrupt.
-
-    A version that was committed without canaries is loaded unchecked; `check_at_start` adds them.
-    """
+    """Return a version's embedder, in evaluation mode. Raises CanaryMismatch, UnknownVersion, ArtifactCorrupt. A
+    version that was committed without canaries is loaded unchecked; `check_at_start` adds them."""
     refs = store.tree.get(version).artifacts
     key = tuple(refs[name].sha256 for name in (STUDENT, CANARIES) if name in refs)
     if key in _refused:

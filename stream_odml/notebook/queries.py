@@ -15,8 +15,7 @@ Subject = bytes | NDArray[np.float32]
 
 
 def subject_of(query: Any) -> Subject:
-    """Return the bytes of an image file, or a vector float32 [d]. Raises ValueError for anything else, and
-    FileNotFoundError."""
+    """Return the bytes of an image file, or a vector float32 [d]. Raises ValueError or FileNotFoundError."""
     if isinstance(query, bytes):
         return query
     if isinstance(query, str | os.PathLike):

@@ -29,10 +29,8 @@ def set_up_logs(stream: str, role: str, log_format: LogFormat, level: str) -> No
 
 
 def join_serve_log() -> None:
-    """Send the log of this Serve replica to the file that Serve keeps for it.
-
-    Serve takes what a replica writes to stderr for text of level INFO, which the replica's level then drops.
-    """
+    """Send the log of this Serve replica to the file that Serve keeps for it. Serve takes what a replica writes to
+    stderr for text of level INFO, which the replica's level then drops."""
     logging.getLogger().handlers = list(logging.getLogger("ray.serve").handlers)
 
 

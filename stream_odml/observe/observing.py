@@ -13,10 +13,8 @@ TERMINAL = "run"
 
 
 def observe(config: StreamConfig, role: str) -> None:
-    """Call first in every process; ``role`` names it in logs and traces (driver, indexer-0, worker-1).
-
-    The process at a person's terminal keeps its own few words, unless the log is for machines.
-    """
+    """Call first in every process; ``role`` names it in logs and traces (driver, indexer-0, worker-1). The process at a
+    person's terminal keeps its own few words, unless the log is for machines."""
     options = config.observe
     if role != TERMINAL or options.log_format == "json":
         set_up_logs(config.name, role, options.log_format, options.log_level)

@@ -23,10 +23,8 @@ _tracer: Any = None
 
 
 def set_up_traces(stream: str, role: str, exporter: Exporter, folder: Path) -> None:
-    """Export this process's spans: to stderr, to ``folder``/ROLE-PID.jsonl, or by OTLP as its environment says.
-
-    Raises ValueError for `otlp` without the package opentelemetry-exporter-otlp.
-    """
+    """Export this process's spans: to stderr, to ``folder``/ROLE-PID.jsonl, or by OTLP as its environment says. Raises
+    ValueError for `otlp` without the package opentelemetry-exporter-otlp."""
     global _tracer
     if exporter == "off":
         _tracer = None

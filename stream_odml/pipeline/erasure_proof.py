@@ -77,10 +77,8 @@ def verify_forgotten(
     options: StorageOptions | None = None,
     source: StorageOptions | None = None,
 ) -> Proof:
-    """Search all files under ``root`` and the inbox.
-
-    Raises UnknownSubject when it was never asked to be forgotten, and when that request covered nothing.
-    """
+    """Search all files under ``root`` and the inbox. Raises UnknownSubject when it was never asked to be forgotten, and
+    when that request covered nothing."""
     store = Store.open(root, dict(options) if options else None)
     for attempt in range(SEARCHES):
         try:

@@ -122,10 +122,8 @@ def _compared(
 
 
 def change_error(change_n: Floats, labels_n: NDArray[np.int64]) -> float | None:
-    """Return standard error of the mean change of queries, paired; None for fewer than two classes.
-
-    Images of one class change together, so a class counts as one observation (cluster-robust: Liang and Zeger 1986).
-    """
+    """Return standard error of the mean change of queries, paired; None for fewer than two classes. Images of one class
+    change together, so a class counts as one observation (cluster-robust: Liang and Zeger 1986)."""
     _, classes_n, counts = np.unique(labels_n, return_inverse=True, return_counts=True)
     n_classes = len(counts)
     if n_classes < 2:

@@ -38,8 +38,7 @@ class Finding:
 
 
 def examine_root(root: str, storage_options: dict[str, str] | None = None) -> Iterator[Finding]:
-    """Yield the findings of every check of a root, one after the other. What one of them raises is its
-    finding, and the others go on."""
+    """Yield the findings of every check of a root. What one of them raises is its finding; the others go on."""
     try:
         store = Store.open(root, storage_options, keep_gallery=False)
     except (OSError, ValueError, RuntimeError) as error:

@@ -129,9 +129,7 @@ def stored_dim(config: StreamConfig, there: Store | None) -> int:
 
 def first_version(config: StreamConfig, dim: int) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return artifacts and metrics of the initial model; under a discriminant head, with a head solved of nothing.
-
-    `dim`: the length of what the gallery stores.
-    """
+    `dim`: the length of what the gallery stores."""
     artifacts = _first_model(config.model, config.seed, dim)
     if not config.solves_head:
         return artifacts, {}

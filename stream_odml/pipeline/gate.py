@@ -41,11 +41,8 @@ def decided(
 
 
 def verdict(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:
-    """Return why the stage must not be published, or None.
-
-    Compares served Recall@1 with the parent's, split by split; that of old classes is estimated where few of their
-    images are held out.
-    """
+    """Return why the stage must not be published, or None. Compares served Recall@1 with the parent's, split by split;
+    that of old classes is estimated where few of their images are held out."""
     if not gate.enabled:
         return None
     metrics = VersionMetrics.read(figures)

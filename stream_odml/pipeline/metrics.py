@@ -67,8 +67,7 @@ class StreamFigures:
     logs: Sequence[LogFigures] = ()
     """How far each partition of a log is read, where the source is one."""
     retries: Mapping[str, int] = field(default_factory=dict)
-    """What was unreachable and is asked for again, since this driver began: ``list``, ``read``, ``commit``,
-    ``stage``."""
+    """What was unreachable and is asked for again, by this driver: ``list``, ``read``, ``commit``, ``stage``."""
 
     def as_status(self) -> dict[str, Any]:
         """Return the figures by name, with what is in quarantine now in place of the counter."""

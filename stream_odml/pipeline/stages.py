@@ -98,8 +98,7 @@ class Stages:
         return closure
 
     def _look(self) -> tuple[list[WaitingShard], Settled]:
-        """What waits and what is settled, worked out again only when the ledger grew: this is asked ten
-        times a second."""
+        """What waits and what is settled, worked out when the ledger grew: this is asked ten times a second."""
         ledger = self._writer.store.ledger
         if self._seen is not ledger:
             self._seen, self._looked = ledger, (waiting_shards(ledger), _settled(ledger))
@@ -323,10 +322,8 @@ class StageRows:
 
 
 def relearn(writer: Writer, task_id: str, anyway: bool) -> None:
-    """Let a refused or skipped task be learnt after all; ``anyway``: published whatever the gate finds.
-
-    Raises UnknownSubject, and ValueError for a task that is learnt or that holds nothing to learn. Safe to repeat.
-    """
+    """Let a refused or skipped task be learnt after all; ``anyway``: published whatever the gate finds. Raises
+    UnknownSubject, and ValueError for a task that is learnt or that holds nothing to learn. Safe to repeat."""
     store = writer.store
     tally = store.ledger.trainable(closed_task(store.ledger, task_id).task_id)
     any_image = store.form == "exact" and not _waits_for_trunk(store)
@@ -347,10 +344,8 @@ def _waits_for_trunk(store: Store) -> bool:
 
 
 def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
-    """Return indexed shards without a task in the order of landing, up to the first that is still to be indexed.
-
-    A task depends on the order of landing only: a shard that its indexer finished early waits for those before it.
-    """
+    """Return indexed shards without a task in the order of landing, up to the first that is still to be indexed. A task
+    depends on the order of landing only: a shard that its indexer finished early waits for those before it."""
     first = next(iter(ledger.landed.values()), None)
     ready = [s for s in ledger.indexed.values() if first is None or s.landed_seq < first.landed_seq]
     return [_waiting(shard) for shard in sorted(ready, key=lambda shard: shard.landed_seq)]

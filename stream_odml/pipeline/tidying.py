@@ -41,8 +41,7 @@ PRUNE_EVERY_S = 600.0
 
 
 class Tidying:
-    """Maintenance by policy, in a thread of its own. `lock`: the driver's, held only while banks and
-    sums are corrected."""
+    """Maintenance by policy, in a thread of its own. `lock`: the driver's, held to correct banks and sums alone."""
 
     def __init__(
         self,

@@ -21,10 +21,8 @@ Mask = NDArray[np.bool_]
 def inner_product(
     queries: FloatArray, rows: FloatArray, k: int, mask: Mask | None = None
 ) -> tuple[FloatArray, Indices]:
-    """Return the ``k`` best of ``rows`` [n, d], perhaps only where ``mask`` [n] is set, for ``queries`` [nq, d].
-
-    Scores [nq, k] descending and row numbers [nq, k]; -inf and -1 where there are fewer than k.
-    """
+    """Return the ``k`` best of ``rows`` [n, d], perhaps only where ``mask`` [n] is set, for ``queries`` [nq, d]. Scores
+    [nq, k] descending and row numbers [nq, k]; -inf and -1 where there are fewer than k."""
     queries = np.ascontiguousarray(queries)
     nq, (n, dim) = len(queries), rows.shape
     block = block_rows(dim)

@@ -109,10 +109,8 @@ class Halves:
 
 
 def _within(tiles: Any, floor: Any, error: Any, k: int) -> tuple[Indices, Indices] | None:
-    """Rows that can be among the ``k`` best, and the query of each; None if they are too many.
-
-    ``tiles`` [t, TILE, nq] are the sums of halves; ``floor`` [nq] is what k rows are known to reach.
-    """
+    """Rows that can be among the ``k`` best, and the query of each; None if they are too many. ``tiles`` [t, TILE, nq]
+    are the sums of halves; ``floor`` [nq] is what k rows are known to reach."""
     torch = _torch()
     peaks = tiles.amax(1)
     if bool(floor.isinf().any()) and len(peaks) >= k:  # nothing is known, but the k highest peaks are k rows

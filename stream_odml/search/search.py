@@ -63,10 +63,8 @@ class SearchSettings:
 
 
 class ExactSearcher:
-    """Flat search over the array itself: no copy, so a growing buffer is searched by a view of its prefix.
-
-    With ``halves`` of the same rows, many queries at once are answered by them.
-    """
+    """Flat search over the array itself: no copy, so a growing buffer is searched by a view of its prefix. With
+    ``halves`` of the same rows, many queries at once are answered by them."""
 
     kind = "exact"
 
@@ -140,10 +138,8 @@ class IndexSearcher:
 def build_searcher(
     vectors: FloatArray, settings: SearchSettings, clusters: Clusters | None = None
 ) -> "ExactSearcher | IndexSearcher":
-    """Build a searcher over normalised `vectors` [n, d], of the kind that the settings give for n.
-
-    `clusters` of an earlier searcher are reused: k-means runs again once they need twice the probes.
-    """
+    """Build a searcher over normalised `vectors` [n, d], of the kind that the settings give for n. `clusters` of an
+    earlier searcher are reused: k-means runs again once they need twice the probes."""
     faiss.omp_set_num_threads(settings.threads)
     kind = settings.kind_for(len(vectors))
     if kind == "exact" or len(vectors) == 0:

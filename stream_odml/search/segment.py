@@ -37,8 +37,7 @@ class Segment:
     def of(
         cls, vectors: Growable, n: int, dim: int, settings: SearchSettings, clusters: Clusters | None = None
     ) -> Segment:
-        """Return a segment of the first ``n`` of ``vectors``; ``clusters`` of an earlier segment are kept
-        while they serve."""
+        """Return a segment of the first ``n`` of ``vectors``; ``clusters`` of an earlier one stay while they serve."""
         return cls(dim, n, None, vectors, None, settings)._merged(clusters)
 
     @property
@@ -57,8 +56,7 @@ class Segment:
         return Segment.of(fresh, len(rows), self.dim, self.settings)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        """Return cosines and row numbers [nq, k] for normalised ``queries`` [nq, dim]; -1 where there are
-        fewer than k."""
+        """Return cosines and row numbers [nq, k] for normalised ``queries`` [nq, dim]; -1 where fewer are there."""
         split, parts = self.split, []
         if self.main is not None:
             parts.append(self.main.search(queries, k, None if mask is None else mask[:split]))

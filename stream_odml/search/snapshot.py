@@ -60,9 +60,7 @@ class GallerySnapshot:
         cache: FeatureCache | None = None,
     ) -> "GallerySnapshot":
         """Return everything, from the store as it was last refreshed. Raises NoVersionYet before the root is committed.
-
-        The clusters of ``before`` are kept where they still serve, whatever space it was in.
-        """
+        The clusters of ``before`` are kept where they still serve, whatever space it was in."""
         settings = settings or SearchSettings()
         for last in range(READ_ATTEMPTS):
             try:
@@ -76,8 +74,7 @@ class GallerySnapshot:
         raise AssertionError("unreachable")
 
     def refreshed(self, store: Store) -> "GallerySnapshot":
-        """Return the picture after ``store.refresh()``; this one if nothing came. Tier-1 appends add a
-        few rows behind."""
+        """Return the picture after ``store.refresh()``; this one if nothing came. Tier-1 appends add rows behind."""
         if self.cache is not None:
             self.cache.follow(store)
         if store.tree is self.tree and store.ledger is self.ledger:

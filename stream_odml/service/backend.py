@@ -197,15 +197,13 @@ class Backend(Protocol):
         """Return when ``min_version`` and ``min_seq`` are served; ApiError 503 if that takes too long."""
 
     async def search(self, question: Question) -> Answer:
-        """Return nearest items of raw or normalised vectors, or of images embedded with the served
-        model; one snapshot."""
+        """Return nearest items of vectors, raw or normalised, or of images by the served model; one snapshot."""
 
     async def embed(self, images: Sequence[bytes]) -> Embedded:
         """Embed encoded images by the served model; ApiError 422 for what is no image."""
 
     async def map_between(self, start: str, end: str) -> PortableMap:
-        """Return the way from one version's vectors into another's space; ApiError 422 for a version that
-        is not kept."""
+        """Return the way from one version's vectors into another's space; ApiError 422 for one that is not kept."""
 
     async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
         """Land the images durably as one shard; the same ``key`` gives the same receipt."""

@@ -46,10 +46,8 @@ def _no_constant(name: str) -> NoReturn:
 async def read_json(
     request: Request, reader: Callable[[dict[str, Any]], T], max_values: int = MAX_VALUES
 ) -> T:
-    """Read the body, a JSON object, with `reader`, on a thread if that may take long.
-
-    Raises ApiError 400 for another body, 413 for more than `max_values` values, and what `reader` raises.
-    """
+    """Read the body, a JSON object, with `reader`, on a thread if that may take long. Raises ApiError 400 for another
+    body, 413 for more than `max_values` values, and what `reader` raises."""
     body = await request.body()
     return await read_on_thread(request, body, lambda: reader(json_object(body, max_values)))
 
@@ -187,8 +185,7 @@ def vectors_from(value: object, limit: int) -> Floats:
 
 
 def vector_from(value: object) -> Floats:
-    """Return one vector [d] out of a JSON list of numbers. ApiError 422 for anything else, NaN
-    and infinity included."""
+    """Return one vector [d] out of a JSON list of numbers. ApiError 422 for anything else, also NaN and infinity."""
     row = _list(value, "vector")
     if not row or not all(type(x) is float or type(x) is int for x in row):
         raise unprocessable("bad_vector", "the vector is empty or holds something that is no number")

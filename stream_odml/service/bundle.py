@@ -79,8 +79,7 @@ def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | No
 
 
 def next_bundle(store: Store, served: Bundle) -> Bundle:
-    """Return the bundle after ``store.refresh()``, built aside; ``served`` itself if nothing came.
-    CanaryMismatch as above."""
+    """Return the bundle after ``store.refresh()``; ``served`` itself if nothing came. CanaryMismatch as above."""
     head = store.tree.head
     model = served.embedder if store.tree.same_trunk(head, served.version) else _model(store, head)
     snapshot = served.snapshot.refreshed(store)

@@ -11,9 +11,7 @@ from stream_odml.store.errors import UnknownSubject, UnknownVersion
 
 class Driver:
     """What the service asks of the driver; this one is away, as where a service runs alone over a store: reads work.
-
-    All raise ApiError: 503 while it is away, 404 for what it does not know.
-    """
+    All raise ApiError: 503 while it is away, 404 for what it does not know."""
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
         """Forget an ``item`` or a ``class``."""

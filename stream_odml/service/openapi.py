@@ -1,5 +1,4 @@
-"""Bodies of requests and answers as OpenAPI sees them: routes read and write theirs by hand, so both are
-described by hand."""
+"""Bodies of requests and answers as OpenAPI sees them, described by hand as routes read and write them."""
 
 from __future__ import annotations
 

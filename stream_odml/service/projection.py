@@ -44,9 +44,7 @@ def sample_rows(class_codes: Ints, item_ids: Sequence[str], points: int) -> Ints
 
 def project(vectors_Nd: Floats, class_names: Sequence[str], oldest: Sequence[str]) -> Floats:
     """Return coordinates float32 [N, 2] within -1..1 of ``vectors_Nd``, whose classes are ``class_names`` [N].
-
-    ``oldest`` names classes in the order they were first seen; the first 32 of them orient the map.
-    """
+    ``oldest`` names classes in the order they were first seen; the first 32 of them orient the map."""
     if len(vectors_Nd) == 0:
         return np.zeros((0, 2), np.float32)
     centred = vectors_Nd.astype(np.float64) - vectors_Nd.mean(axis=0, dtype=np.float64)

@@ -1,5 +1,4 @@
-"""Pushed images, vectors and labels become a shard of the inbox, durable before they are acknowledged, once for each
-key."""
+"""Pushed images, vectors and labels become a shard of the inbox, durable before the answer, once a key."""
 
 from __future__ import annotations
 
