@@ -164,7 +164,8 @@ def run_demo(
     `categories`: own images; None for glyphs, without end. An interrupted demo ends cleanly, and the same root takes
     it up again: the producer goes on behind the last shard that landed.
     """
-    arriving = iter(categories) if categories is not None else _glyphs(config)
+    glyphs = (Category(one.class_name, one.images) for one in glyph_categories(config.seed, images=IMAGES))
+    arriving = glyphs if categories is None else iter(categories)
     measured = Measured()
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -181,23 +182,14 @@ def run_demo(
             say(console, "interrupted: ending the stream; the same command goes on from here")
         if hold:
             _verdict(session.config, before, measured, console)
-            _hold(console)
+            say(console, "serving until Ctrl-C")
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
     if not hold:
         # The stream has ended: nothing it does takes the cores from the comparison, nor its files from under it.
         _verdict(session.config, before, measured, console)
     measured.wall_s = time.monotonic() - began
     return measured
-
-
-def _glyphs(config: StreamConfig) -> Iterator[Category]:
-    for category in glyph_categories(config.seed, images=IMAGES):
-        yield Category(category.class_name, category.images)
-
-
-def _hold(console: Console) -> None:
-    say(console, "serving until Ctrl-C")
-    with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
 
 
 class _Demo:

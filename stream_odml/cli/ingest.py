@@ -47,7 +47,8 @@ def land_path(
     """
     if task is not None:
         check_task(task)
-    _check_inbox(inbox)
+    if not is_remote(inbox) and local_path(inbox).exists() and not local_path(inbox).is_dir():
+        raise ValueError(f"the inbox {inbox} is a file; name a folder or s3://bucket/prefix")
     plan = _plan(path, inbox, rows_per_shard, name)
     yield from plan.folder.notes if plan.folder else ()
     there = {one for one in plan.names if plan.folder is None and exists(inbox, one)}
@@ -91,11 +92,6 @@ def _land(path: Path, inbox: str, rows_per_shard: int, plan: _Plan, only: Collec
     elif only:
         uris = (land_file(inbox, path, plan.names[0], checked=True),)
     yield from (f"landed {uri}" for uri in uris if uri is not None)
-
-
-def _check_inbox(inbox: str) -> None:
-    if not is_remote(inbox) and local_path(inbox).exists() and not local_path(inbox).is_dir():
-        raise ValueError(f"the inbox {inbox} is a file; name a folder or s3://bucket/prefix")
 
 
 def _taken(inbox: str, task: str, names: tuple[str, ...]) -> Iterator[str]:

@@ -39,7 +39,7 @@ def main() -> None:
     """Run the command line: a failure of any kind becomes one message and exit code 1, an interrupt 130."""
     # Also where a shell started us with SIGINT ignored, as it does in the background of a script.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     shows_traces = "--debug" in sys.argv
     if not shows_traces:
         tell_of_threads(_tell)
@@ -58,10 +58,6 @@ def main() -> None:
 
 def _tell(message: str) -> None:
     err.print(Text.assemble(("error: ", "red"), shown(masked_text(message), keep="\n")), soft_wrap=True)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @app.callback()

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -236,20 +237,15 @@ def _disk(config: StreamConfig) -> str | None:
 
 def _answered(ask: Callable[[], T]) -> T:
     """Return what `ask` returns. Raises TimeoutError where that takes too long: a client may try again for minutes."""
-    answers: list[T] = []
-    failures: list[BaseException] = []
+    answer: Future[T] = Future()
 
     def run() -> None:
         try:
-            answers.append(ask())
+            answer.set_result(ask())
         except BaseException as error:
-            failures.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(ANSWER_S)
-    if failures:
-        raise failures[0]
-    if not answers:
+    threading.Thread(target=run, daemon=True).start()
+    if not wait([answer], ANSWER_S).done:
         raise TimeoutError(f"no answer within {ANSWER_S:.0f} s; check address, credentials and network")
-    return answers[0]
+    return answer.result()

@@ -139,9 +139,8 @@ def _latency(data: ReportData, latency: Mapping[str, float]) -> str:
 
 
 def _quarantine(data: ReportData) -> str:
-    if not data.quarantine:
-        return "<p class=none>No row was refused.</p>"
-    return bars({escape(name): count for name, count in data.quarantine.items()})
+    counts = {escape(name): count for name, count in data.quarantine.items()}
+    return bars(counts) if counts else "<p class=none>No row was refused.</p>"
 
 
 def _examples(examples: Sequence[Example]) -> str:
@@ -184,9 +183,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return (
-        escape(value) if isinstance(value, str) else str(value) if isinstance(value, int) else _figure(value)
-    )
+    if isinstance(value, str | int):
+        return escape(str(value))
+    return _figure(value)
 
 
 def _figure(value: Any) -> str:

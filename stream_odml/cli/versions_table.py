@@ -25,8 +25,9 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
     rows = []
     classes = 0
     known: set[str | None] = set()
-    for version_id in store.tree.lineage(store.tree.head)[1:]:
-        version = store.tree.get(version_id)
+    tree = store.tree
+    for version_id in tree.lineage(tree.head)[1:]:
+        version = tree.get(version_id)
         metrics = VersionMetrics.read(version.metrics)
         classes += int(metrics.classes or 0) if version.task not in known else 0
         known.add(version.task)
@@ -34,7 +35,8 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             "version": version_id,
             "parent": version.parent,
             "task": version.task,
-            "trunk": _trunk_of(store, version_id),
+            # The version that learnt it: under a discriminant head many versions share one.
+            "trunk": next(v for v in tree.lineage(version_id) if tree.same_trunk(v, version_id)),
             "stage": metrics.kind,
             # Of a slow stage the parent is the fast version, the floor that it had to pass.
             "union_parent": metrics.parent_recall_at_1.get("union"),
@@ -49,11 +51,6 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             row[name] = getattr(metrics, name)
         rows.append(row)
     return rows
-
-
-def _trunk_of(store: Store, version_id: str) -> str:
-    """Return the version that learnt its trunk: under a discriminant head many versions share one."""
-    return next(v for v in store.tree.lineage(version_id) if store.tree.same_trunk(v, version_id))
 
 
 def unlearnt_lines(store: Store) -> list[str]:

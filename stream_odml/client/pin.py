@@ -41,18 +41,11 @@ class StreamPin:
                 return
         if named == self._expected or (named is None and not outcome.is_success):
             return
+        named_so = "a service that names no stream" if named is None else f"stream {named}"
+        place = f"{outcome.url.scheme}://{outcome.url.netloc.decode()}"  # a password is no part of an error
         raise WrongStream(
             outcome.status_code,
             "wrong_stream",
-            f"{_other(named)} answers at {_place(outcome.url)}, expected {self._expected}",
+            f"{named_so} answers at {place}, expected {self._expected}",
             "correct the address of the service; a new client talks to whichever stream it finds",
         )
-
-
-def _other(named: str | None) -> str:
-    return "a service that names no stream" if named is None else f"stream {named}"
-
-
-def _place(url: httpx.URL) -> str:
-    """Scheme, host and port: a password is no part of an error."""
-    return f"{url.scheme}://{url.netloc.decode()}"

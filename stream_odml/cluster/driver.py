@@ -176,11 +176,9 @@ class StreamDriver:
         more, or the stream ends."""
         self._metrics.report(progress)
         self._journal.report(progress)
-        return not self._stop.is_set() and self._is_current(progress.version)
-
-    def _is_current(self, version_id: str) -> bool:
         with self._lock:
-            return not version_id or self._stages.is_current(version_id)
+            is_current = not progress.version or self._stages.is_current(progress.version)
+        return is_current and not self._stop.is_set()
 
     def commit_stage(self, result: StageResult) -> str:
         """Commit or refuse a finished stage and return the head. A stage whose parent is not the head is dropped; one

@@ -37,7 +37,7 @@ class Indexer:
         config = StreamConfig.model_validate_json(config_json)
         lower_priority(INDEXING_NICENESS)
         observe(config, f"indexer-{number}")
-        torch.set_num_threads(_threads())
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         start_decoder()
         self._config = config
         # Opened with the first shard: a root that is away must not end the actor.
@@ -113,10 +113,6 @@ def indexing_device(gpus: float) -> torch.device:
 def found_accelerator() -> torch.device | None:
     """Return the accelerator that torch can use in this process, of those that Ray lets it see."""
     return torch.accelerator.current_accelerator(check_available=True)
-
-
-def _threads() -> int:
-    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def start_indexers(config: StreamConfig) -> list[Any]:

@@ -134,13 +134,11 @@ class Session:
                     return
                 log.error("training ended: %s; starting it again", error)
                 if is_torn_progress(error):
-                    self._drop_progress()  # torn by a kill, or of another release: it is only progress
+                    # By a kill, or of another release: it is only progress.
+                    files = open_files(self.config.root, self.config.storage_options)
+                    for file in list(files.list("progress")):
+                        files.delete(file.path)
             self._stopping.wait(2.0)
-
-    def _drop_progress(self) -> None:
-        files = open_files(self.config.root, self.config.storage_options)
-        for file in list(files.list("progress")):
-            files.delete(file.path)
 
     def abandon(self) -> None:
         """Keep the trainer from being started again, and do no more: nobody is left to talk to."""

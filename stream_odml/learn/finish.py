@@ -137,7 +137,8 @@ class FinishPass:
                 "lower learning_rate, or raise warmup_steps, and learn the task again from its parent"
             )
         pairs = self._pairs.summed(self._world)
-        moments, fitted = pairs.of_images(), self._affine(pairs)
+        moments, has_pairs = pairs.of_images(), bool(pairs.of_images().n)
+        fitted = pairs.fitted(self._settings.ridge) if self._maps_affinely and has_pairs else None
         children, new_c = self._children.rows(self._dim), self._new_c
         W_dd = self._whitening(pairs, None if fitted is None else fitted.missed_dd, student)
         # Maps and bank are computed in the space that was learnt, then transformed by W, which is known exactly.
@@ -160,12 +161,6 @@ class FinishPass:
     @property
     def _maps_affinely(self) -> bool:
         return self._settings.gallery_map in ("affine", "affine+kernel")
-
-    def _affine(self, pairs: MapFit) -> AffineFit | None:
-        """Fit the affine maps; None where there is no pair, or `gallery_map` has no affine part."""
-        if not (self._maps_affinely and pairs.of_images().n):
-            return None
-        return pairs.fitted(self._settings.ridge)
 
     def _whitening(self, pairs: MapFit, missed_dd: Tensor | None, student: Embedder) -> Tensor | None:
         """Return W: of a first stage by the scatter within classes, of a later one by the error of its map. None

@@ -148,18 +148,16 @@ class _Trier:
         if reading.swapped:
             pixels = np.ascontiguousarray(pixels[..., ::-1])
         model = self._embedder
-        mean, std = self._own if reading.statistics is None else map(_as_buffer, reading.statistics)
-        model.mean, model.std = mean, std
+        asked = reading.statistics
+        model.mean, model.std = (
+            self._own if asked is None else (torch.tensor(v).view(1, -1, 1, 1) for v in asked)
+        )
         if reading.training:
             model = copy.deepcopy(model)
             model.norms_frozen = False
             model.train()
         with torch.inference_mode(not reading.training), torch.no_grad():
             return np.asarray(model(as_images(pixels)).numpy(), np.float32)
-
-
-def _as_buffer(values: tuple[float, ...]) -> torch.Tensor:
-    return torch.tensor(values).view(1, -1, 1, 1)
 
 
 def _resized(

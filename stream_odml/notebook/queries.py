@@ -19,7 +19,9 @@ def subject_of(query: Any) -> Subject:
     if isinstance(query, bytes):
         return query
     if isinstance(query, str | os.PathLike):
-        return _read(Path(query))
+        if not (path := Path(query)).is_file():
+            raise FileNotFoundError(f"there is no image {str(path)!r}; give the path of a file")
+        return path.read_bytes()
     if isinstance(query, Image.Image):
         return _png(query)
     array = np.asarray(query)
@@ -31,12 +33,6 @@ def subject_of(query: Any) -> Subject:
         f"cannot search for {type(query).__name__} ({array.dtype} {list(array.shape)}); give the path or the bytes "
         "of an image, a Pillow image, pixels uint8 [height, width, 3], or a vector [d]"
     )
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no image {str(path)!r}; give the path of a file")
-    return path.read_bytes()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stream_odml.storage.atomic import write_whole
@@ -34,7 +34,8 @@ def reachable(host: str, node_address: str) -> str:
 def announce(folder: Path, name: str, address: str, labels: Mapping[str, str]) -> Path:
     """Write ``folder/name.json`` for ``address`` (host:port); the file of an earlier holder of the name is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    _withdraw_dead(folder)
+    for left in folder.glob("*.json"):  # by processes that are gone: a killed one cannot do it itself
+        _remove_if(left, lambda pid: not is_alive(pid))
     described = {**labels, "__meta_host": socket.gethostname(), "__meta_pid": str(os.getpid())}
     path = folder / f"{name}.json"
     entry = json.dumps([{"targets": [address], "labels": described}]).encode()
@@ -44,18 +45,13 @@ def announce(folder: Path, name: str, address: str, labels: Mapping[str, str]) -
 
 def withdraw(path: Path | None) -> None:
     """Remove our file, unless a successor has written its own under the same name."""
-    if path is None:
-        return
+    if path is not None:
+        _remove_if(path, lambda pid: pid == os.getpid())
+
+
+def _remove_if(path: Path, goes: Callable[[int], bool]) -> None:
+    """Remove the file of a process of this host whose number is one that `goes`."""
     with contextlib.suppress(OSError, ValueError, LookupError):
         labels = json.loads(path.read_text(encoding="utf-8"))[0]["labels"]
-        if (labels["__meta_host"], labels["__meta_pid"]) == (socket.gethostname(), str(os.getpid())):
+        if labels["__meta_host"] == socket.gethostname() and goes(int(labels["__meta_pid"])):
             path.unlink(missing_ok=True)
-
-
-def _withdraw_dead(folder: Path) -> None:
-    """Remove the files of processes of this host that are gone (a killed one cannot do it itself)."""
-    for path in folder.glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, LookupError):
-            labels = json.loads(path.read_text(encoding="utf-8"))[0]["labels"]
-            if labels["__meta_host"] == socket.gethostname() and not is_alive(int(labels["__meta_pid"])):
-                path.unlink(missing_ok=True)

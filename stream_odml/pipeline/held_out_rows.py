@@ -84,16 +84,13 @@ def _drawn_classes(
             trainable = shard.counts.get("trainable", {})
             living = store.ledger.living_classes(shard_id)
             counts[name in own].update({c: n - trainable.get(c, 0) for c, n in living.items()})
-    expected = {new: _expected(counts[new], evaluation.max_per_class) for new in counts}
+    most = evaluation.max_per_class
+    expected = {new: {c: min(n, most) for c, n in part.items() if n > 0} for new, part in counts.items()}
     if sum(sum(part.values()) for part in expected.values()) <= evaluation.max_images:
         return None
     quota = evaluation.max_images // 2
     room = {new: max(quota, evaluation.max_images - sum(expected[not new].values())) for new in expected}
     return {name for new, part in expected.items() for name in _fitting(part, room[new], seed)}
-
-
-def _expected(counts: Counter[str], per_class: int) -> dict[str, int]:
-    return {name: min(count, per_class) for name, count in counts.items() if count > 0}
 
 
 def _fitting(counts: dict[str, int], room: int, seed: int) -> Iterator[str]:

@@ -45,7 +45,9 @@ def open_writers(config: StreamConfig) -> list[StageWriter]:
     try:
         asked = "tensorboard"
         if metrics.tensorboard is not None:
-            writers.append(TensorBoardWriter(_folder(config.root, metrics.tensorboard)))
+            # A relative folder lies under a root that is a folder, as every other path of a stream does.
+            under = Path() if scheme_of(config.root) else Path(config.root)
+            writers.append(TensorBoardWriter(under.absolute() / metrics.tensorboard))
         asked = "mlflow"
         if metrics.mlflow is not None:
             writers.append(MlflowWriter(metrics.mlflow, config.name))
@@ -58,11 +60,6 @@ def open_writers(config: StreamConfig) -> list[StageWriter]:
     except ValueError as error:
         raise ConfigError(f"metrics.{asked}: {error}") from error
     return writers
-
-
-def _folder(root: str, chosen: Path) -> Path:
-    """A relative folder lies under a root that is a folder, as every other path of a stream does."""
-    return chosen.absolute() if scheme_of(root) else Path(root).absolute() / chosen
 
 
 def open_journal(config: StreamConfig) -> StageJournal:

@@ -157,7 +157,10 @@ def fill_cache(
         for s in shards
     }
     for member, part in _decoded_here(cache, specs, time.monotonic() + HERE_S):
-        _keep(cache, member, part)
+        if isinstance(part, RowProblem):
+            cache.lose(member, [part])
+        else:
+            cache.write(member, part.rows, part.pixels)
     if wanted := _missing(cache, specs):
         for decoded in readers.spread(wanted, cache.size):
             _keep_batch(cache, decoded)
@@ -173,13 +176,6 @@ def _missing(cache: PixelCache, specs: dict[str, dict[str, Any]]) -> list[Wanted
         Wanted(member=member, spec=json.dumps(specs[cache.shard_ids[member]]), rows=rows.tolist())
         for member, rows in cache.missing()
     ]
-
-
-def _keep(cache: PixelCache, member: int, part: Block | RowProblem) -> None:
-    if isinstance(part, RowProblem):
-        cache.lose(member, [part])
-    else:
-        cache.write(member, part.rows, part.pixels)
 
 
 def _keep_batch(cache: PixelCache, decoded: Batch) -> None:

@@ -103,19 +103,19 @@ class Names:
     def codes(self, column: pa.Array) -> NDArray[np.int32]:
         """Return a number for each value of an Arrow string array, new names included."""
         encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        table = np.array([self._number(name) for name in encoded.dictionary.to_pylist()], dtype=np.int32)
+        found = encoded.dictionary.to_pylist()
+        for name in found:
+            if name not in self.numbers:
+                self.numbers[name] = len(self.names)
+                self.names.append(name)
+        table = np.array([self.numbers[name] for name in found], dtype=np.int32)
         codes: NDArray[np.int32] = table[encoded.indices.to_numpy(zero_copy_only=False)]
         return codes
-
-    def _number(self, name: str) -> int:
-        if name not in self.numbers:
-            self.numbers[name] = len(self.names)
-            self.names.append(name)
-        return self.numbers[name]
 
 
 NO_TIME = np.iinfo(np.int64).min
 CODED = ("class_name", "shard_id", "version")
+KINDS = {"time": np.int64, "held_out": np.bool_, "row": np.int32, **dict.fromkeys(CODED, np.int32)}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ class Columns:
     item_ids: Strings = Strings()
     attributes: Strings = Strings()
     names: dict[str, Names] = field(default_factory=lambda: {name: Names() for name in CODED})
-    arrays: dict[str, Growable] = field(default_factory=lambda: _no_arrays())
+    arrays: dict[str, Growable] = field(
+        default_factory=lambda: {name: Growable.empty(0, None, dtype) for name, dtype in KINDS.items()}
+    )
 
     def grown(self, rows: pa.Table) -> "Columns":
         """Return columns with these gallery rows (no vectors) behind the others."""
@@ -165,11 +167,6 @@ class Columns:
     @property
     def nbytes(self) -> int:
         return self.item_ids.nbytes + self.attributes.nbytes + sum(a.nbytes for a in self.arrays.values())
-
-
-def _no_arrays() -> dict[str, Growable]:
-    kinds = {"time": np.int64, "held_out": np.bool_, "row": np.int32, **dict.fromkeys(CODED, np.int32)}
-    return {name: Growable.empty(0, None, dtype) for name, dtype in kinds.items()}
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

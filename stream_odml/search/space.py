@@ -114,7 +114,8 @@ class Space:
             array if version == self.version else self.mapper.get(tree, version, self.version).apply(array)
         )
         found = np.array(mapped, dtype=np.float32, order="C")
-        for part in self._slices():
+        known = self.head.known_dim if self.head is not None else 0
+        for part in (slice(0, known), slice(known, self.dim)) if known else (slice(0, self.dim),):
             block = np.ascontiguousarray(found[:, part])
             normalise_rows(block)
             found[:, part] = block
@@ -137,10 +138,6 @@ class Space:
         if not isinstance(drift, IdentityMap):
             h_nD = drift.apply(h_nD * np.float32(self.length_of(tree, version)))
         return self.head.embed(h_nD)
-
-    def _slices(self) -> Iterator[slice]:
-        known = self.head.known_dim if self.head is not None else 0
-        yield from (slice(0, known), slice(known, self.dim)) if known else (slice(0, self.dim),)
 
     def _mapped(self, store: Store, files: Files, rows: pa.Table) -> Made:
         n = len(rows)

@@ -90,7 +90,8 @@ class Arrivals:
         self._arriving.setdefault(arrival.peer, {})[arrival] = None
         self._number += 1
         if self._number > self._count:
-            self._let_go(self._oldest_of_most())
+            most = max(self._arriving.values(), key=lambda of_peer: len(of_peer))
+            self._let_go(next(iter(most)))  # the oldest
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(self._timeout_s) as arrival.timeout:
@@ -123,10 +124,6 @@ class Arrivals:
             if largest is arrival:
                 raise unavailable("overloaded", "the bodies of other requests fill the memory for them")
             self._let_go(largest)
-
-    def _oldest_of_most(self) -> _Arrival:
-        most = max(self._arriving, key=lambda peer: len(self._arriving[peer]))
-        return next(iter(self._arriving[most]))
 
     def _remove(self, arrival: _Arrival) -> None:
         """Take `arrival` out of those that arrive, if it is one of them."""

@@ -135,9 +135,9 @@ class Answering:
         if not self._loop_ready:
             faiss.omp_set_num_threads(self._options.search_threads)
             self._loop_ready = True
-        if not all(_is_plain(ask) for ask in asks):
-            return False
-        return sum(_multiplications(ask) for ask in asks) <= SHORT
+        # Without filter or groups, and made by a version whose drift map is at hand.
+        plain = all(a.bundle.snapshot.space.is_at_hand(a.version) and _is_unfiltered(a.query) for a in asks)
+        return plain and sum(map(_multiplications, asks)) <= SHORT
 
     async def _embedded(self, bundle: Bundle, images: Sequence[bytes]) -> Floats:
         """Embed encoded images by the bundle's own model: [n, d]. ApiError 422 for what is no image."""
@@ -190,11 +190,6 @@ def _multiplications(ask: _Ask) -> float:
     hits = ask.query.k * (ask.query.group_size if ask.query.group_by_class else 1)
     looked_at = 0 if _is_unfiltered(ask.query) else snapshot.columns.n * FILTERED
     return len(ask.vectors) * (snapshot.multiplications + hits * PER_HIT) + looked_at
-
-
-def _is_plain(ask: _Ask) -> bool:
-    """Without filter or groups, and made by a version whose drift map is at hand."""
-    return ask.bundle.snapshot.space.is_at_hand(ask.version) and _is_unfiltered(ask.query)
 
 
 def _is_unfiltered(query: Query) -> bool:

@@ -36,6 +36,7 @@ MAX_VALUES = 1 << 20
 """Values of one JSON body, such as 256 vectors of 4,096 numbers."""
 MAX_VECTOR_VALUES = 1 << 17
 """The same for one vector, which may have 65,536 numbers, and its filter."""
+_STRANGE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _NAME_ENDS = re.compile(rb'"\s*:')
 
 
@@ -348,7 +349,7 @@ def integer(value: object, field: str, low: int, high: int) -> int:
 
 def name_from(value: object, field: str) -> str:
     """Return a name to look up, as it would be stored: not blank, without control characters. ApiError 422."""
-    if isinstance(value, str) and len(value) <= MAX_NAME and _clean(value):
+    if isinstance(value, str) and len(value) <= MAX_NAME and not _STRANGE.search(value):
         name = fields.normalised(value)
         if name:
             return name
@@ -370,10 +371,6 @@ def from_base64(value: object, field: str) -> bytes:
     except (binascii.Error, ValueError):
         pass
     raise unprocessable("bad_base64", f"{field} is not base64 text", "send standard base64 with padding")
-
-
-def _clean(text: str) -> bool:
-    return not any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF or c == "\x7f" for c in text)
 
 
 def _list(value: object, field: str) -> Sequence[Any]:

@@ -81,11 +81,11 @@ def _as_error(raised: Exception) -> ApiError:
     return raised
 
 
-async def _answer(request: Request, raised: Exception) -> Response:
-    return _as_error(raised).response()
-
-
 def install_handlers(app: FastAPI) -> None:
     """Teach ``app`` to answer every known error as {error, detail, remedy}."""
+
+    async def answer(request: Request, raised: Exception) -> Response:
+        return _as_error(raised).response()
+
     for kind in (ApiError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _answer)
+        app.add_exception_handler(kind, answer)

@@ -76,7 +76,9 @@ class Guard:
         async with self._answered(scope, receive, sender), self._admitted(scope, receive, sender) as replayed:
             handler = self._direct.get(get_route_path(scope)) if scope["method"] == "POST" else None
             if handler is None:
-                await self._app(_as_get(scope), replayed, sender.send)
+                # HEAD is routed as GET: its headers are those of GET, and the server sends no body (RFC 9110, 9.3.2).
+                read = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+                await self._app(read, replayed, sender.send)
             else:
                 response = await handler(Request(scope, replayed))
                 await response(scope, replayed, sender.send)
@@ -212,11 +214,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return await receive() if message is None else message
 
     return replay
-
-
-def _as_get(scope: Scope) -> Scope:
-    """Route HEAD as GET: its headers are those of GET, and the server sends no body (RFC 9110, section 9.3.2)."""
-    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 def _peer(scope: Scope) -> str:

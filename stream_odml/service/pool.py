@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class ShortestFirst:
         loop = asyncio.get_running_loop()
         await self._turn(loop, cost)
         job = self._pool.submit(work, *arguments)
-        job.add_done_callback(lambda done: self._ended(loop, done))
+        job.add_done_callback(lambda _: None if loop.is_closed() else loop.call_soon_threadsafe(self._next))
         return await asyncio.wrap_future(job)
 
     async def _turn(self, loop: asyncio.AbstractEventLoop, cost: float) -> None:
@@ -42,10 +42,6 @@ class ShortestFirst:
             if turn.done() and not turn.cancelled():  # the turn came and nobody is there to take it
                 self._next()
             raise
-
-    def _ended(self, loop: asyncio.AbstractEventLoop, job: Future[T]) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._next)
 
     def _next(self) -> None:
         while self._waiting:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import cache
 from typing import Any
 
 from stream_odml.ingest.reasons import REMEDIES
@@ -27,7 +29,7 @@ class RefusedRows:
     def __init__(self, open_table: Callable[[], Table]) -> None:
         self._open = open_table
         self._table: Table | None = None
-        self._counted: Table | None = None
+        self._counted = cache(open_table)
         self._counts = RefusalCounts()
         self._files: dict[str, None] = {}
         self._lock = threading.Lock()
@@ -47,12 +49,7 @@ class RefusedRows:
         if not ledger.tombstones:
             return dict(ledger.tally.reasons)
         with self._lock:
-            return self._counts.count(self._opened, ledger)
-
-    def _opened(self) -> Table:
-        if self._counted is None:
-            self._counted = self._open()
-        return self._counted
+            return self._counts.count(self._counted, ledger)
 
     def _newest(self, ledger: LedgerState, tree: VersionTree, limit: int) -> Sequence[RefusedRow]:
         if self._table is None:
@@ -69,9 +66,8 @@ class RefusedRows:
             both = zip(rows.to_pylist(), erased, strict=True)
             found += [row for row, is_erased in both if row["txn"] in visible and not is_erased]
         found.sort(key=lambda row: (-row["time"].timestamp(), row["shard_id"], row["row"]))
-        return [_refused(row) for row in found[:limit]]
+        return [_refused(**{name: row[name] for name in COLUMNS[:-1]}) for row in found[:limit]]
 
 
-def _refused(row: dict[str, Any]) -> RefusedRow:
-    remedy = REMEDIES.get(row["reason"], "refused by another release")
-    return RefusedRow(row["shard_id"], row["row"], row["reason"], row["detail"], remedy, row["time"])
+def _refused(shard_id: str, row: int, reason: Any, detail: str, time: datetime | None) -> RefusedRow:
+    return RefusedRow(shard_id, row, reason, detail, REMEDIES.get(reason, "refused by another release"), time)

@@ -16,7 +16,9 @@ class Thumbnails:
 
     def __init__(self, files: Files, kept_bytes: int = KEPT_BYTES) -> None:
         self._files = files
-        self._shards: Recent[str, Mapping[str, bytes]] = Recent(kept_bytes, size=_bytes)
+        self._shards: Recent[str, Mapping[str, bytes]] = Recent(
+            kept_bytes, size=lambda pictures: sum(map(len, pictures.values()))
+        )
 
     def has(self, shard_id: str) -> bool:
         """Return whether thumbnails of this shard are stored."""
@@ -34,7 +36,3 @@ class Thumbnails:
 
 def _path(shard_id: str) -> str:
     return f"thumbnails/{shard_id}.parquet"
-
-
-def _bytes(pictures: Mapping[str, bytes]) -> int:
-    return sum(map(len, pictures.values()))

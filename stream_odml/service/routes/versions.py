@@ -28,7 +28,17 @@ async def versions(request: Request) -> Response:
     tasks that it has not learnt because they were refused or skipped, with the reason and what to do."""
     backend = backend_of(request, "versions")
     history = await backend.versions()
-    return await view(request, backend, ("versions",), len(history.versions), lambda: _history_json(history))
+
+    def shown() -> dict[str, Any]:
+        rows = [version_json(row) for row in history.versions]
+        return {
+            "head": history.head,
+            "sequence": history.sequence,
+            "versions": rows,
+            "not_learnt": history.not_learnt,
+        }
+
+    return await view(request, backend, ("versions",), len(history.versions), shown)
 
 
 @router.post("/{version}/rollback", status_code=202, summary="Serve another version")
@@ -57,15 +67,6 @@ async def diff(a: str, b: str, request: Request) -> Response:
     history = await backend_of(request, "versions").versions()
     before, after = _find(history, a), _find(history, b)
     return reply(diff_versions(before.version_id, before.metrics, after.version_id, after.metrics))
-
-
-def _history_json(history: VersionHistory) -> dict[str, Any]:
-    return {
-        "head": history.head,
-        "sequence": history.sequence,
-        "versions": [version_json(row) for row in history.versions],
-        "not_learnt": history.not_learnt,
-    }
 
 
 def _find(history: VersionHistory, name: str) -> Version:
