@@ -43,7 +43,7 @@ class Reading:
     training: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     """One difference: what it is about, how it is said, and how it reads images."""
 
