@@ -86,11 +86,9 @@ def demo_config(
     task_categories: int = TASK_CATEGORIES,
     backbone: str | None = None,
 ) -> StreamConfig:
-    """Return the demo's configuration: a small network and short stages, about half a minute each on two cores.
-
-    With `weights` a MobileNetV2 that starts from them, at its own rates: minutes per stage. With `backbone` a
-    pretrained model of transformers, by name or folder, kept as it is: seconds per stage.
-    """
+    """Return the demo's configuration: a small network and short stages, about half a minute each on two cores. With
+    `weights` a MobileNetV2 that starts from them, at its own rates: minutes per stage. With `backbone` a pretrained
+    model of transformers, by name or folder, kept as it is: seconds per stage."""
     model, learning = _learner(image_size, weights, backbone)
     return parse_config(
         {
@@ -159,11 +157,9 @@ def run_demo(
     console: Console,
     hold: bool = False,
 ) -> Measured:
-    """Run until `stages` more versions are served (None: until interrupted) and print the verdict.
-
-    `categories`: own images; None for glyphs, without end. An interrupted demo ends cleanly, and the same root takes
-    it up again: the producer goes on behind the last shard that landed.
-    """
+    """Run until `stages` more versions are served (None: until interrupted) and print the verdict. `categories`: own
+    images; None for glyphs, without end. An interrupted demo ends cleanly, and the same root takes it up again: the
+    producer goes on behind the last shard that landed."""
     glyphs = (Category(one.class_name, one.images) for one in glyph_categories(config.seed, images=IMAGES))
     arriving = glyphs if categories is None else iter(categories)
     measured = Measured()

@@ -39,12 +39,9 @@ class _Plan:
 def land_path(
     path: Path, inbox: str, rows_per_shard: int, task: str | None, name: str | None = None
 ) -> Iterator[str]:
-    """Land a folder of class folders, a Parquet file (cut into shards), an Arrow file or a tar; yields a line
-    for each thing that was done or passed over.
-
-    With `task` a manifest says first that these shards are a complete task. Raises ValueError for a path
-    without images and for names that cannot be.
-    """
+    """Land a folder of class folders, a Parquet file (cut into shards), an Arrow file or a tar; yields a line for each
+    thing that was done or passed over. With `task` a manifest says first that these shards are a complete task. Raises
+    ValueError for a path without images and for names that cannot be."""
     if task is not None:
         check_task(task)
     if not is_remote(inbox) and local_path(inbox).exists() and not local_path(inbox).is_dir():

@@ -40,11 +40,9 @@ class LandedShard:
 
 
 def categories_of(path: Path) -> list[Category]:
-    """Return all categories of a Parquet file, a tar or a folder, in order of their first image.
-
-    Of a folder it takes what `ingest` would land, under the same classes: the class of an image is the path of its
-    folder, without those such as `train` and `images`. Raises ValueError when there is nothing that can be used.
-    """
+    """Return all categories of a Parquet file, a tar or a folder, in order of their first image. Of a folder it takes
+    what `ingest` would land, under the same classes: the class of an image is the path of its folder, without those
+    such as `train` and `images`. Raises ValueError when there is nothing that can be used."""
     by_name: dict[str, list[bytes]] = {}
     for item in raw_items(path):
         by_name.setdefault(item.class_name, []).append(item.image)

@@ -240,11 +240,8 @@ def forget_name(
     inbox_at: str | None = None,
 ) -> str:
     """Forget through the running service, or by this process when no stream runs on the root. Then ``inbox_at`` names
-    the folder of pushed images, where that lies elsewhere.
-
-    Raises ValueError for such a folder that is not named; UnknownSubject, or ServiceError with status 404, for a name
-    that covers nothing.
-    """
+    the folder of pushed images, where that lies elsewhere. Raises ValueError for such a folder that is not named;
+    UnknownSubject, or ServiceError with status 404, for a name that covers nothing."""
     address = url or noted_url(root, token)
     if address is not None:
         with asking(address, token, Store.id_of(root)) as client:
@@ -291,12 +288,9 @@ def _items(count: int) -> str:
 def verify_forgotten(
     root: str, kind: str, name: str, inbox: bool, inbox_at: str | None = None, dry_run: bool = False
 ) -> tuple[list[str], bool]:
-    """Return lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete
-    landed copies too.
-
-    A landed shard that a task has still to learn from is kept, and named; one of a skipped task is not needed.
-    ``dry_run``: none is deleted.
-    """
+    """Return lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete landed copies
+    too. A landed shard that a task has still to learn from is kept, and named; one of a skipped task is not needed.
+    ``dry_run``: none is deleted."""
     from stream_odml.pipeline import erasure_proof as forget_proof
 
     proof = forget_proof.verify_forgotten(root, kind, name)

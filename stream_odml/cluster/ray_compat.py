@@ -78,11 +78,9 @@ def only_loopback(agent_ports: Mapping[str, int], patience_s: float) -> Iterator
 
 
 def keep_replica_on_loopback(host: str) -> None:
-    """Let the gRPC server by which deployments call each other listen on ``host`` alone, in this replica.
-
-    It would listen on every interface, and unpickles what it is sent without a token. Call it before Serve opens the
-    server. Leans on `ray.serve._private.replica`.
-    """
+    """Let the gRPC server by which deployments call each other listen on ``host`` alone, in this replica. It would
+    listen on every interface, and unpickles what it is sent without a token. Call it before Serve opens the server.
+    Leans on `ray.serve._private.replica`."""
     from ray.serve._private import replica
 
     add_port = replica.add_port_to_grpc_server

@@ -130,11 +130,9 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
 
 
 def build(args: dict[str, str]) -> Any:
-    """Return the application for a Serve config file: ``args`` is ``{"config": path of the stream's YAML file}``.
-
-    Host and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError
-    for other arguments.
-    """
+    """Return the application for a Serve config file: ``args`` is ``{"config": path of the stream's YAML file}``. Host
+    and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError for other
+    arguments."""
     if set(args) != {"config"}:
         raise ValueError(f"arguments of the application are {sorted(args)}; give `config: stream.yaml` alone")
     config = load_config(Path(args["config"]))
@@ -143,10 +141,8 @@ def build(args: dict[str, str]) -> Any:
 
 def start_service(root: str, options: ServiceOptions, storage_options: dict[str, str] | None = None) -> str:
     """Run the service on the Ray session of this process and return its URL once its own replica answers queries.
-
     Raises ServiceDown after `START_TIMEOUT_S` or when another stream answers there, ValueError for a token file that
-    cannot be read.
-    """
+    cannot be read."""
     from ray import serve
     from ray.serve.config import HTTPOptions
 

@@ -236,11 +236,9 @@ def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
 
 
 def _make_root(config: StreamConfig, takeover: bool) -> StreamConfig:
-    """Create the tables and the initial model where there are none; fails early if another run holds the root.
-
-    Return the configuration with the head that the root was made with.
-    An object store may be busy, or lose the answer to a commit: it is asked again. Every part is safe to repeat.
-    """
+    """Create the tables and the initial model where there are none; fails early if another run holds the root. Return
+    the configuration with the head that the root was made with. An object store may be busy, or lose the answer to a
+    commit: it is asked again. Every part is safe to repeat."""
     pauses = list(OPENING_PAUSES_S) if is_remote(config.root) else []
     while True:
         try:

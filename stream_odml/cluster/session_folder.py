@@ -153,10 +153,8 @@ def _make_private(path: Path) -> None:
 
 def keep_logs(session: Path, target: Path) -> None:
     """Copy the session's logs below ``target``: regular files only, into folders of mode 0700 and files of 0600.
-
     Nothing that lies at ``target`` already is followed or written through: a link there is replaced, and ``target``
-    itself must be no link. Raises OSError.
-    """
+    itself must be no link. Raises OSError."""
     logs = next(iter(session.glob("session_2*/logs")), None)
     if logs is None:
         return

@@ -13,11 +13,9 @@ MAX_DEPTH = 64
 
 
 def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """Return `value` out of None, bool, int, float, str, list and dict with string keys only. Never raises.
-
-    Keys that are tuples are joined by `/`, numbers that are not finite become None, sets become sorted lists,
-    arrays lists, dataclasses dicts, and what JSON has no form for its text.
-    """
+    """Return `value` out of None, bool, int, float, str, list and dict with string keys only. Never raises. Keys that
+    are tuples are joined by `/`, numbers that are not finite become None, sets become sorted lists, arrays lists,
+    dataclasses dicts, and what JSON has no form for its text."""
     if value is None or type(value) in (bool, int):
         return value
     if isinstance(value, Enum):

@@ -41,12 +41,9 @@ class Subject:
 
 
 def find_subject(store: Store, kind: str, name: str) -> Subject:
-    """Return what ``name`` stands for in ``store`` as it was last refreshed.
-
-    A name that was forgotten before covers nothing new, and is no error: a request may be repeated. A shard
-    goes by its id, or by its name where one shard has it. Raises UnknownSubject with the nearest names,
-    ValueError for another kind.
-    """
+    """Return what ``name`` stands for in ``store`` as it was last refreshed. A name that was forgotten before covers
+    nothing new, and is no error: a request may be repeated. A shard goes by its id, or by its name where one shard has
+    it. Raises UnknownSubject with the nearest names, ValueError for another kind."""
     if kind not in get_args(Kind):
         raise ValueError(f"cannot forget a {kind!r}; name a class, an item or a shard")
     wanted = stored_name(store.ledger, kind, name)

@@ -47,10 +47,8 @@ def fast_stage(
     chosen: HeadSettings | None = None,
 ) -> StageResult:
     """Learn `order.task` from its parent: write SUMS and HEAD of the new version, or say why it must not be published.
-
-    The store is read as it was last refreshed. A task of one class, or of one image, is learnt like any other.
-    `ahead`: sums of its items that were made while they waited; the result is the same without. `chosen`: see `solve`.
-    """
+    The store is read as it was last refreshed. A task of one class, or of one image, is learnt like any other. `ahead`:
+    sums of its items that were made while they waited; the result is the same without. `chosen`: see `solve`."""
     began = time.perf_counter()
     solved = store.again(partial(_solved, store, order, config, ahead or SumsAhead(), chosen))
     if solved is None:

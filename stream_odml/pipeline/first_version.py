@@ -80,10 +80,8 @@ def claim_root(
 
 def as_made(config: StreamConfig, store: Store) -> StreamConfig:
     """Return the configuration for a root that exists: one that stores embeddings has a head of its own, `linear` or
-    `none`, and goes on with it where a new root would get one that is solved.
-
-    Raises ConfigError where the configuration asks for what only stored features allow.
-    """
+    `none`, and goes on with it where a new root would get one that is solved. Raises ConfigError where the
+    configuration asks for what only stored features allow."""
     if store.form == "exact" or not config.solves_head or config.model.takes_vectors:
         return config
     for name, value, needs in (

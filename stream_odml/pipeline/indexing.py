@@ -101,11 +101,9 @@ def index_shard(
     options: IndexOptions,
     beat: Callable[[], None] = lambda: None,
 ) -> IndexedShard:
-    """Index one shard with ``embedder``, the model of ``version``; ``beat`` is called at every row.
-
-    A shard that is refused as a whole gives no gallery row and one quarantine row, numbered WHOLE_SHARD.
-    Raises TransientReadError when its bytes cannot be had now.
-    """
+    """Index one shard with ``embedder``, the model of ``version``; ``beat`` is called at every row. A shard that is
+    refused as a whole gives no gallery row and one quarantine row, numbered WHOLE_SHARD. Raises TransientReadError when
+    its bytes cannot be had now."""
     try:
         found = _read(ref, embedder, version, options, beat)
     except BadShard as error:

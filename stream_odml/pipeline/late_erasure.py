@@ -26,11 +26,9 @@ class StaleSums(Exception):
 
 
 def up_to_date(writer: Writer, result: StageResult) -> StageResult:
-    """Return the result with sums and head of what is living now.
-
-    A head solved under its parent's trunk is a matter of seconds: it raises StaleSums, and is solved again; so does a
-    stage that improves what is learnt. Of a first trunk the sums are computed again.
-    """
+    """Return the result with sums and head of what is living now. A head solved under its parent's trunk is a matter of
+    seconds: it raises StaleSums, and is solved again; so does a stage that improves what is learnt. Of a first trunk
+    the sums are computed again."""
     store = writer.store
     if SUMS not in result.artifacts or not _is_stale(store, result):
         return result

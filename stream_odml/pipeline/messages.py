@@ -66,12 +66,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a finished stage hands to the driver: references only, and the figures of its version.
-
-    ``rows`` are store paths of Parquet parts with the task's items under the new model; ``lost`` are quarantine rows
-    (Arrow) of those that could not be learnt from. ``refusal`` says why the stage must not be published; nothing else
-    is used then.
-    """
+    """What a finished stage hands to the driver: references only, and the figures of its version. ``rows`` are store
+    paths of Parquet parts with the task's items under the new model; ``lost`` are quarantine rows (Arrow) of those that
+    could not be learnt from. ``refusal`` says why the stage must not be published; nothing else is used then."""
 
     version_id: str
     parent: str

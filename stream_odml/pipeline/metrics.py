@@ -33,11 +33,9 @@ STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 @dataclass
 class StreamFigures:
-    """One consistent reading of the stream, taken under the driver's lock.
-
-    ``shards`` counts by state, ``images`` by outcome, ``quarantined`` rows by reason; ``queue_shards`` and
-    ``queue_age_s`` by queue (``index``, ``boundary``, ``learn``), ages in seconds of the oldest entry.
-    """
+    """One consistent reading of the stream, taken under the driver's lock. ``shards`` counts by state, ``images`` by
+    outcome, ``quarantined`` rows by reason; ``queue_shards`` and ``queue_age_s`` by queue (``index``, ``boundary``,
+    ``learn``), ages in seconds of the oldest entry."""
 
     shards: Mapping[str, int] = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)

@@ -36,10 +36,8 @@ class Relabelled:
 
 def relabelled(store: Store, ref: ShardRef, labels: list[RawItem], held_out: float) -> Relabelled:
     """Return gallery rows of the items that `labels` name, as they are stored but for class, shard and row; and a
-    problem for each that is not stored.
-
-    Raises TransientReadError while the shards that landed before this one are not all indexed: the item may be theirs.
-    """
+    problem for each that is not stored. Raises TransientReadError while the shards that landed before this one are not
+    all indexed: the item may be theirs."""
     store.refresh()
     stored = store.again(lambda: stored_rows(store, [label.item_id for label in labels]))
     place = {item_id: row for row, item_id in enumerate(stored["item_id"].to_pylist())}

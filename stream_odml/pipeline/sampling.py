@@ -45,11 +45,8 @@ def rows_of_classes(
     classes: Collection[str] | None = None,
 ) -> pa.Table:
     """Return gallery rows that pass `where`, as a reader of version `parent` sees them: of these shards (and
-    `classes`), so many a class, drawn by `seed` from those that live.
-
-    What a later shard has replaced shows only among all rows of an item: a class that this leaves short is drawn from
-    more widely, and it alone.
-    """
+    `classes`), so many a class, drawn by `seed` from those that live. What a later shard has replaced shows only among
+    all rows of an item: a class that this leaves short is drawn from more widely, and it alone."""
     items: set[str] = set()
     blocks: dict[str, pa.Table] = {}
     keep, wide, looked = np.zeros(0, bool), per_class, classes

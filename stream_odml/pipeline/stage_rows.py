@@ -64,10 +64,8 @@ def write_rows(
     path: Path, rows: pa.Table, parts: Iterable[Part], version: str, codes: FeatureFormat | None = None
 ) -> None:
     """Write a Parquet file of gallery rows: those of ``rows`` that the parts name, with their vectors under
-    ``version``, coded as a root in exact form has them (``codes``).
-
-    Raises ValueError for a vector that is not finite.
-    """
+    ``version``, coded as a root in exact form has them (``codes``). Raises ValueError for a vector that is not
+    finite."""
     with pq.ParquetWriter(path, gallery_schema(codes), use_dictionary=list(REPEATED)) as writer:
         for at, vectors in parts:
             writer.write_table(restamped(rows.take(pa.array(at)), vectors, version, codes))

@@ -188,12 +188,9 @@ class Stages:
         return min(refused, self._max_refusals)
 
     def dispatch(self, done: StageProgress) -> StageOrder | None:
-        """Return the next order for a trainer that asks, if one needs it. ``done`` is how far it had come
-        with the one before.
-
-        An attempt that comes back again and again without a further step is refused, so that others get on; one that
-        is killed as often, but gets on in between, is not.
-        """
+        """Return the next order for a trainer that asks, if one needs it. ``done`` is how far it had come with the one
+        before. An attempt that comes back again and again without a further step is refused, so that others get on; one
+        that is killed as often, but gets on in between, is not."""
         order = self._for_trainer()
         if order is None:
             return None
@@ -251,11 +248,9 @@ class Stages:
         self._dispatched = None
 
     def commit(self, result: StageResult) -> str:
-        """Publish a finished stage, or record its refusal; returns the head afterwards. Safe to repeat.
-
-        Raises StaleParent when the head moved since the stage began, StaleSums where its sums are of what was forgotten
-        or replaced since: the same attempt is to be learnt again, or, of a stage that improves what is learnt, settled.
-        """
+        """Publish a finished stage, or record its refusal; returns the head afterwards. Safe to repeat. Raises
+        StaleParent when the head moved since the stage began, StaleSums where its sums are of what was forgotten or
+        replaced since: the same attempt is to be learnt again, or, of a stage that improves what is learnt, settled."""
         store = self._writer.store
         if store.tree.is_committed(result.version_id):
             return store.tree.head

@@ -71,10 +71,8 @@ class LocalReaders:
 
 def task_rows(store: Store, shards: Sequence[ShardRef], head: str) -> pa.Table:
     """Return gallery rows (without vectors) of the task's living items: one each, neither replaced nor forgotten.
-
-    Ordered as their cache is: shards in landing order, rows ascending. Reads rows of these shards, and of later
-    ones those that replace an item of these; its memory does not grow with the gallery.
-    """
+    Ordered as their cache is: shards in landing order, rows ascending. Reads rows of these shards, and of later ones
+    those that replace an item of these; its memory does not grow with the gallery."""
     rows: pa.Table = store.again(lambda: _task_rows(store, [shard.shard_id for shard in shards], head))
     pa.default_memory_pool().release_unused()  # sorting them took three times their size
     return rows

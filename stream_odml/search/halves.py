@@ -152,11 +152,9 @@ def _torch() -> Any:
 
 @cache
 def worth_from(dim: int) -> int:
-    """Return from how many queries on this is the faster way, measured once a process and dimension in about 0.2 s.
-
-    A machine without instructions for halves takes longer; one whose sums were not those of the bound would answer
-    otherwise. NEVER on both.
-    """
+    """Return from how many queries on this is the faster way, measured once a process and dimension in about 0.2 s. A
+    machine without instructions for halves takes longer; one whose sums were not those of the bound would answer
+    otherwise. NEVER on both."""
     rows = np.random.default_rng(0).standard_normal((ROWS, dim), dtype=np.float32)
     normalise_rows(rows)
     halves = Halves.empty(dim).grown(rows)

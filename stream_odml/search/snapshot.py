@@ -120,12 +120,9 @@ class GallerySnapshot:
         group_by: Literal["class"] | None = None,
         group_size: int = 1,
     ) -> list[list[Hit]]:
-        """Return for each of ``vectors`` [n, d] (raw or normalised, made by model ``version``) the ``k``
-        most similar items.
-
-        With ``group_by="class"``: the ``group_size`` best of each of the ``k`` nearest classes. Raises UnknownVersion,
-        and ValueError for another dimension, a value that is not finite, or k < 1.
-        """
+        """Return for each of ``vectors`` [n, d] (raw or normalised, made by model ``version``) the ``k`` most similar
+        items. With ``group_by="class"``: the ``group_size`` best of each of the ``k`` nearest classes. Raises
+        UnknownVersion, and ValueError for another dimension, a value that is not finite, or k < 1."""
         if k < 1 or group_size < 1:
             raise ValueError(f"k is {k} and group_size {group_size}; both must be at least 1")
         if group_by is None and group_size != 1:

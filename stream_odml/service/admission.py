@@ -61,11 +61,9 @@ class _Arrival:
 
 
 class Arrivals:
-    """Bodies that arrive or are worked on: at most `count` that arrive, and `total_bytes` of them all.
-
-    Beyond the number, the oldest of the peer with most is let go; beyond the bytes, the largest that still arrives. A
-    client that just sends what it has is neither.
-    """
+    """Bodies that arrive or are worked on: at most `count` that arrive, and `total_bytes` of them all. Beyond the
+    number, the oldest of the peer with most is let go; beyond the bytes, the largest that still arrives. A client that
+    just sends what it has is neither."""
 
     def __init__(self, count: int, total_bytes: int, body_bytes: int, timeout_s: float) -> None:
         self._count, self._total_bytes = count, total_bytes

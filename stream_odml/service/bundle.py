@@ -69,11 +69,9 @@ class Bundle:
 
 
 def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None = None) -> Bundle:
-    """Return the first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without
-    a model, CanaryMismatch where the model does not give what it gave when it was stored.
-
-    ``cache``: of a root in exact form, whose gallery is then projected anew without reading its files again.
-    """
+    """Return the first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without a model,
+    CanaryMismatch where the model does not give what it gave when it was stored. ``cache``: of a root in exact form,
+    whose gallery is then projected anew without reading its files again."""
     model = _model(store, store.tree.head)  # first, as it may be refused
     return Bundle(GallerySnapshot.load(store, settings, cache=cache), model)
 

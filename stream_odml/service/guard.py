@@ -41,11 +41,9 @@ KIND = "stream_odml.kind"
 
 
 class Guard:
-    """ASGI middleware that refuses before any work is done, and turns every failure into a JSON error.
-
-    ``direct`` are handlers of POST requests by path which need nothing of the framework: its routing and dependency
-    solving take several times as long as reading a vector.
-    """
+    """ASGI middleware that refuses before any work is done, and turns every failure into a JSON error. ``direct`` are
+    handlers of POST requests by path which need nothing of the framework: its routing and dependency solving take
+    several times as long as reading a vector."""
 
     def __init__(
         self,
