@@ -59,12 +59,8 @@ class Measured:
 
     def figures(self) -> dict[str, float]:
         """Return flat figures for a benchmark; one that was not measured is absent."""
-        figures = {
-            "queries_ok": float(self.ok),
-            "queries_failed": float(self.failed),
-            "wall_s": self.wall_s,
-            "refused": float(self.refused),
-        }
+        figures = {"queries_ok": float(self.ok), "queries_failed": float(self.failed), "wall_s": self.wall_s}
+        figures["refused"] = float(self.refused)
         last = list(self.baselines.values())[-1:]
         others = [("frozen", b.frozen) for b in last] + [("finetuned_stale", b.finetuned) for b in last]
         figures |= {f"recall_at_1_union_{name}": value for name, value in others if value is not None}
@@ -127,20 +123,12 @@ def _learner(
             "images_per_class": 4,
             "augment_flip": True,
         }
-        model = {
-            "backbone": "mobilenetv2",
-            "weights": str(weights.absolute()),
-            "dim": 128,
-            "image_size": image_size or 96,
-        }
+        file = str(weights.absolute())
+        model = {"backbone": "mobilenetv2", "weights": file, "dim": 128, "image_size": image_size or 96}
     if backbone is not None:
         learning = {"trunk": "frozen"}
-        model = {
-            "backbone": f"transformers:{backbone.removeprefix('transformers:')}",
-            "pretrained": True,
-            "head": "discriminant",
-            "image_size": image_size or 224,
-        }
+        name, size = f"transformers:{backbone.removeprefix('transformers:')}", image_size or 224
+        model = {"backbone": name, "pretrained": True, "head": "discriminant", "image_size": size}
     return model, learning
 
 

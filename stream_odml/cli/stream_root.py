@@ -337,9 +337,7 @@ def _inboxes(root: str, named: str | None) -> list[str]:
         f"{place}/inbox",
         f"{place.rpartition('/')[0]}/inbox",
     ]
-    if named is None:
-        return known
-    return [*known, _real(named)]
+    return known if named is None else [*known, _real(named)]
 
 
 def _lies_in(uri: str, inboxes: Sequence[str]) -> bool:

@@ -168,7 +168,8 @@ class _Worker:
                 raise
         if self.world.rank == 0:
             self.reporter.report(StageProgress())
-        self._barrier()
+        if self.world.size > 1:
+            dist.barrier()
         run.close()
         give_back_memory()
 
@@ -243,10 +244,6 @@ class _Worker:
         if self.world.size > 1:
             dist.broadcast_object_list(shared, src=0, device=self.world.device)
         return shared[0]
-
-    def _barrier(self) -> None:
-        if self.world.size > 1:
-            dist.barrier()
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:

@@ -31,7 +31,8 @@ class ServicePlace:
         self._client.status()
 
     def search(self, subject: Subject, asked: Asked) -> Items:
-        options = _options(asked)
+        given = {name: value for name, value in asked._asdict().items() if value is not None}
+        options = cast(Options, {name: given[name] for name in given if name != "version"})
         if isinstance(subject, bytes):
             found = self._client.search_image(subject, **options)
         else:
@@ -78,11 +79,6 @@ class ServicePlace:
         with contextlib.suppress(ServiceError):
             return self._client.thumbnail(item.item_id)
         return None
-
-
-def _options(asked: Asked) -> Options:
-    given = {name: value for name, value in asked._asdict().items() if name != "version"}
-    return cast(Options, {name: value for name, value in given.items() if value is not None})
 
 
 def _batches(folder: Path) -> Iterator[tuple[list[NewImage], str]]:

@@ -42,16 +42,13 @@ def spool_path(config: StreamConfig) -> str:
 
 def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
     """Return storage options of a shard: those of the store for what was pushed or copied, else those of the source."""
+    # Name by name: `push-old/x` is not in `push`.
+    ours = tuple(f"{_whole(place).rstrip('/')}/" for place in (push_path(config), spool_path(config)))
     return (
         config.storage_options
-        if any(_lies_in(uri, ours) for ours in (push_path(config), spool_path(config)))
+        if _whole(uri).startswith(ours)
         else dict(config.source.storage_options) or None
     )
-
-
-def _lies_in(uri: str, folder: str) -> bool:
-    """Whether a place is below another one, name by name: `push-old/x` is not in `push`."""
-    return _whole(uri).startswith(f"{_whole(folder).rstrip('/')}/")
 
 
 def _whole(place: str) -> str:

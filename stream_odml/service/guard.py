@@ -121,7 +121,9 @@ class Guard:
     async def _taken(self, scope: Scope, receive: Receive, held: contextlib.ExitStack) -> bytes:
         """Return the whole body; ``held`` keeps its memory and its places accounted for."""
         headers = dict(scope["headers"])
-        peer, heavy = _peer(scope), _is_heavy(scope["method"], get_route_path(scope), headers)
+        # The client's address: behind our own proxy the one that it names, which the server has put here.
+        peer = str((scope.get("client") or [""])[0])
+        heavy = _is_heavy(scope["method"], get_route_path(scope), headers)
         self._check_body(headers)
         if not self._places.has_room(peer) or (heavy and not self._heavy.has_room(peer)):
             raise overloaded(self._options.max_ongoing_requests)
@@ -212,12 +214,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return await receive() if message is None else message
 
     return replay
-
-
-def _peer(scope: Scope) -> str:
-    """Return the client's address: behind our own proxy the one that the proxy names, which the server has put here."""
-    client = scope.get("client")
-    return str(client[0]) if client else ""
 
 
 def _is_heavy(method: str, path: str, headers: Mapping[bytes, bytes]) -> bool:
