@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -110,4 +111,5 @@ def run_all(study: Study, todo: list[tuple[int, Method]], name: str) -> None:
 
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["benchmarks.quality.jobs"])
     main()

@@ -74,8 +74,9 @@ def run_jobs(jobs: Sequence[Job], processes: int, until: float, threads: int, co
     waiting, left = list(jobs), []
     bases = {(job.words, job.seed) for job in jobs if not job.methods}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Forks of a process that only imports: torch and what stands on it are loaded once, not by each process.
     pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
+        processes, multiprocessing.get_context("forkserver"), initializer=_begin, initargs=(threads,)
     )
     running: dict[Future[float], Job] = {}
     with Progress(*columns, console=console) as bar:
