@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
@@ -340,6 +339,8 @@ def _shrunk_root(scatter_EE: Float64s, share: float, floor: float) -> Float64s:
 
 def _solved(L_EE: Float64s, right_Ek: Float64s, *, transposed: bool = False) -> Float64s:
     """Return L⁻¹ R, or L⁻ᵀ R."""
+    import scipy.linalg  # who only reads a root solves nothing
+
     solved_Ek: Float64s = scipy.linalg.solve_triangular(
         L_EE, right_Ek, trans=int(transposed), lower=True, check_finite=False
     )

@@ -5,10 +5,11 @@ Protects: every filter sees our types. Delta's own DELETE, UPDATE and MERGE writ
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -35,6 +36,8 @@ def read_data_file(
     is_plain = not partition and (where is None or len(names) == len(schema))
     if is_plain and (small := _read_small(filesystem, path, schema, names)) is not None:
         return (small if where is None else small.filter(where)).cast(wanted)
+    import pyarrow.dataset as ds  # it loads pandas, and who reads small files needs neither
+
     known = _known_values(schema, partition or {})
     fragment = ds.ParquetFileFormat().make_fragment(path, filesystem, partition_expression=known)
     if where is not None:
@@ -46,6 +49,17 @@ def read_data_file(
             fragment = file_format.make_fragment(path, filesystem, partition_expression=known)
     table = fragment.to_table(schema=schema, columns=names, filter=where, use_threads=False)
     return table.cast(wanted)
+
+
+def as_dicts(rows: pa.Table) -> list[dict[str, Any]]:
+    """Return rows of a table with a column `time`, as `to_pylist` does. Raises OverflowError for a time outside the
+    calendar."""
+    # For a time of a zone, Arrow loads pandas.
+    naive = rows["time"].cast(pa.timestamp("us")).to_pylist()
+    times = (None if time is None else time.replace(tzinfo=UTC) for time in naive)
+    return [
+        {**row, "time": time} for row, time in zip(rows.drop_columns("time").to_pylist(), times, strict=True)
+    ]
 
 
 def _read_small(

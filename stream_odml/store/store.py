@@ -20,6 +20,7 @@ from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import scheme_of
 from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
 from stream_odml.store.blocks import Blocks, compact
+from stream_odml.store.data_file import as_dicts
 from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.errors import ArtifactCorrupt, TableCorrupt, UnknownVersion
 from stream_odml.store.ledger import LedgerState
@@ -301,9 +302,8 @@ class Store:
         """Return all visible quarantine rows, without those that name what was erased."""
         table = self.table("quarantine")
         rows = self._visible([table.read(path) for path in sorted(table.present)], QUARANTINE)
-        return rows.filter(
-            pa.array(~erased_refusals(rows, self.ledger.shards, self.ledger.latest_tombstones))
-        )
+        erased = erased_refusals(rows, self.ledger.shards, self.ledger.latest_tombstones)
+        return rows.filter(pa.array(~erased))
 
     def refused(self) -> dict[str, int]:
         """Return how many rows that indexing refused are in the quarantine, by reason."""
@@ -393,7 +393,7 @@ def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:
     came, _ = table.refresh()
     behind = pc.field("seq") > seq if seq >= 0 else None
     try:
-        return [row for path in came for row in table.read(path, where=behind).to_pylist()]
+        return [row for path in came for row in as_dicts(table.read(path, where=behind))]
     except OverflowError as error:
         raise TableCorrupt(
             f"the table {table.name!r} has a time outside the calendar ({error}); restore the root from a backup"

@@ -193,7 +193,9 @@ class Table:
     def _read_table(self) -> None:
         _check_features(self._handle, self._uri)
         with _reading_log(self._uri):
-            actions = pa.table(self._handle.get_add_actions(flatten=True))
+            # Given an object of another library, `pa.table` would load pandas to ask whether it is a frame.
+            stream = pa.RecordBatchReader.from_stream(self._handle.get_add_actions(flatten=True))
+        actions = stream.read_all()
         times = actions["modification_time"].cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()
         columns = {name: f"partition.{name}" for name in self._handle.metadata().partition_columns}
         values = {name: actions[column].cast(pa.string()).to_pylist() for name, column in columns.items()}

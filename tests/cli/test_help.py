@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
 from stream_odml.cli.main import app, help_text
+from tests.cluster.small_root import claim
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
@@ -39,4 +41,15 @@ def test_help_loads_no_heavy_library() -> None:
         "sys.exit(' '.join({'torch', 'ray', 'faiss', 'pyarrow', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=os.environ)
+    assert done.stderr.strip() == ""
+
+
+def test_status_loads_what_reads_tables_and_no_more(tmp_path: Path) -> None:
+    claim(tmp_path / "root").release()
+    ask = (
+        "import sys; from stream_odml.cli.stream_root import root_status; root_status(sys.argv[1]); "
+        "sys.exit(' '.join({'torch', 'ray', 'faiss', 'pandas', 'scipy.linalg', 'fastapi'} & set(sys.modules)))"
+    )
+    words = [sys.executable, "-c", ask, str(tmp_path / "root")]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ)
     assert done.stderr.strip() == ""
