@@ -33,7 +33,7 @@ from stream_odml.ingest.shard import (
     shard_name,
 )
 from stream_odml.storage.atomic import ASIDE, sync_folder, write_whole
-from stream_odml.storage.publish import ShardExists, check_name, claim_name
+from stream_odml.storage.publish import ShardExists, check_name, claim_name, taken
 from stream_odml.storage.reading import (
     StorageOptions,
     is_remote,
@@ -278,7 +278,7 @@ def _is_landed(final: Path, manifest: ShardManifest) -> bool:
         raise ShardExists(
             f"{final} exists and is no complete shard; remove it, or choose another name"
         ) from None
-    raise ShardExists(f"{final} exists with other content; a shard is immutable: choose another name")
+    raise taken(final)
 
 
 def _upload(

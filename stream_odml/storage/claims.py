@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import configparser
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,32 +46,27 @@ def claim(inbox: str, name: str, sha256: str, options: StorageOptions | None) ->
 
 def _store(bucket: str, options: StorageOptions | None) -> S3Store:
     known = s3_settings(options)
-    more: dict[str, Any] = {} if known.endpoint is None else {"endpoint": known.endpoint}
-    key, secret, token = known.key, known.secret, known.token
-    if key is None:
-        key, secret, token = _shared_credentials()
+    key, secret, token = (
+        (known.key, known.secret, known.token) if known.key is not None else _shared_credentials()
+    )
+    more: dict[str, Any] = {"endpoint": known.endpoint}
     if key is not None and secret is not None:
-        more |= {"access_key_id": key, "secret_access_key": secret}
-        more |= {} if token is None else {"session_token": token}
+        more |= {"access_key_id": key, "secret_access_key": secret, "session_token": token}
     allow_http = known.endpoint is not None and known.endpoint.startswith("http://")
     return S3Store(
         bucket,
         region=known.region,
         client_options={"allow_http": allow_http, "timeout": "30s"},
         retry_config={"max_retries": RETRY_ATTEMPTS, "retry_timeout": timedelta(seconds=60)},
-        **more,
+        **{name: value for name, value in more.items() if value is not None},
     )
 
 
-def _shared_credentials() -> tuple[str | None, str | None, str | None]:
+def _shared_credentials() -> Sequence[str | None]:
     """Those of AWS's shared file: this client reads the environment and the instance's role, but no file."""
     place = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(place)
     profile = os.environ.get("AWS_PROFILE", "default")
     found = parser[profile] if parser.has_section(profile) else {}
-    return (
-        found.get("aws_access_key_id"),
-        found.get("aws_secret_access_key"),
-        found.get("aws_session_token"),
-    )
+    return [found.get(f"aws_{name}") for name in ("access_key_id", "secret_access_key", "session_token")]

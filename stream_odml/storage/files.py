@@ -9,11 +9,11 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import pyarrow.fs as pafs
 from deltalake.fs import DeltaStorageHandler
@@ -47,42 +47,6 @@ class FileInfo:
 
 SMALL_FILE = 1 << 20
 """Bytes of a file that holds a few values: a larger one is none of ours, and is not read into memory."""
-
-
-class Files(Protocol):
-    """What the gallery needs of storage."""
-
-    uri: str
-
-    def read(self, path: str, limit: int | None = None) -> bytes: ...
-
-    def write(self, path: str, data: bytes, durable: bool = True) -> None: ...
-
-    def upload(self, path: str, source: Path) -> None: ...
-
-    def local(self, path: str) -> AbstractContextManager[Path]: ...
-
-    def exists(self, path: str) -> bool: ...
-
-    def list(self, prefix: str) -> Iterator[FileInfo]: ...
-
-    def delete(self, path: str) -> None: ...
-
-    def arrow(self, prefix: str) -> pafs.FileSystem: ...
-
-    def check(self, path: str) -> None: ...
-
-    def only_regular(self, prefix: str) -> None: ...
-
-
-def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files:
-    """Return files under ``uri``: a local path when it has no scheme, else what the scheme names.
-
-    Raises ValueError for a local path that cannot hold Delta tables.
-    """
-    if scheme_of(uri):
-        return ObjectFiles(uri.rstrip("/"), storage_options)
-    return LocalFiles(check_root(uri))
 
 
 class LocalFiles:
@@ -184,8 +148,7 @@ class ObjectFiles:
     def upload(self, path: str, source: Path) -> None:
         stream = open_output(self._handler, path)
         with source.open("rb") as data:
-            while chunk := data.read(COPY_BYTES):
-                stream.write(chunk)
+            shutil.copyfileobj(data, stream, COPY_BYTES)
         stream.close()
 
     @contextmanager
@@ -221,6 +184,20 @@ class ObjectFiles:
 
     def only_regular(self, prefix: str) -> None:
         """Accept anything: an object store has neither links nor FIFOs."""
+
+
+Files = LocalFiles | ObjectFiles
+"""What lies under a stream root: both have the same methods."""
+
+
+def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files:
+    """Return files under ``uri``: a local path when it has no scheme, else what the scheme names.
+
+    Raises ValueError for a local path that cannot hold Delta tables.
+    """
+    if scheme_of(uri):
+        return ObjectFiles(uri.rstrip("/"), storage_options)
+    return LocalFiles(check_root(uri))
 
 
 def _check_size(path: str, size: int, limit: int | None) -> None:

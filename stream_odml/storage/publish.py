@@ -30,6 +30,11 @@ class ShardExists(ValueError):
     """The name is taken by other bytes. A shard is immutable: land under another name."""
 
 
+def taken(place: object) -> ShardExists:
+    """Return the error for a place where other bytes lie."""
+    return ShardExists(f"{place} exists with other content; a shard is immutable: choose another name")
+
+
 def check_name(name: str) -> str:
     """Return a name that sources see and every file system takes. Raises ValueError."""
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}", name):
@@ -46,41 +51,31 @@ def publish(
     """Let `write` fill a file and show it as `name`. Returns its URI. Raises ShardExists, ValueError, OSError."""
     inbox = os.fspath(inbox)
     check_name(name)
-    return (
-        _publish_remote(inbox, name, write, options)
-        if is_remote(inbox)
-        else _publish_local(inbox, name, write)
-    )
-
-
-def exists(inbox: str | os.PathLike[str], name: str, options: StorageOptions | None = None) -> bool:
-    """Return whether something lies in the inbox under this name."""
-    inbox = os.fspath(inbox)
-    if not is_remote(inbox):
-        return os.path.lexists(local_path(inbox) / name)
-    found = s3_filesystem(options).get_file_info(join(s3_path(inbox), name))
-    return bool(found.type != pafs.FileType.NotFound)
-
-
-def _publish_local(inbox: str, name: str, write: Write) -> str:
+    if is_remote(inbox):
+        return _publish_remote(inbox, name, write, options)
     folder = local_path(inbox)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / name, write, show=_show)
     return str(folder / name)
 
 
+def exists(inbox: str | os.PathLike[str], name: str) -> bool:
+    """Return whether something lies in the inbox under this name."""
+    inbox = os.fspath(inbox)
+    if not is_remote(inbox):
+        return os.path.lexists(local_path(inbox) / name)
+    found = s3_filesystem(None).get_file_info(join(s3_path(inbox), name))
+    return bool(found.type != pafs.FileType.NotFound)
+
+
 def _show(aside: Path, final: Path) -> None:
     try:
         os.link(aside, final)
-    except FileExistsError:
-        if file_sha256(aside) != file_sha256(final):
-            raise ShardExists(
-                f"{final} exists with other content; a shard is immutable: choose another name"
-            ) from None
-    except OSError:  # a file system without hard links
-        if final.exists() and file_sha256(aside) != file_sha256(final):
-            raise ShardExists(f"{final} exists with other content; choose another name") from None
-        os.rename(aside, final)
+    except OSError as error:
+        if not isinstance(error, FileExistsError) and not final.exists():
+            os.rename(aside, final)  # a file system without hard links
+        elif file_sha256(aside) != file_sha256(final):
+            raise taken(final) from None
 
 
 def _publish_remote(inbox: str, name: str, write: Write, options: StorageOptions | None) -> str:
@@ -103,18 +98,16 @@ def claim_name(inbox: str, name: str, sha256: str, key: str, options: StorageOpt
     Returns whether that object is there already. Raises ShardExists where the name is another content's.
     """
     filesystem = s3_filesystem(options)
-    taken = f"{join(inbox, name)} exists with other content; a shard is immutable: choose another name"
     # First what lies there, claimed or not: other tools copy files into an inbox too.
-    is_there = filesystem.get_file_info(key).type == pafs.FileType.File
-    if is_there:
+    if filesystem.get_file_info(key).type == pafs.FileType.File:
         with filesystem.open_input_stream(key) as there:
             if hashlib.file_digest(there, "sha256").hexdigest() != sha256:
-                raise ShardExists(taken)
+                raise taken(join(inbox, name))
         return True
     try:
         claim(inbox, name, sha256, options)
     except NameClaimed as error:
-        raise ShardExists(taken) from error
+        raise taken(join(inbox, name)) from error
     return False
 
 
