@@ -167,6 +167,6 @@ def _training_images(
     size, max_pixels = config.model.image_size, config.ingest.max_pixels
     for shard_id in store.ledger.tasks[task].shard_ids:
         ref = shard_ref(store.ledger.shards[shard_id])
-        for found in decode_shard(ref, size, max_pixels, read_options(config, ref.uri)):
+        for found in decode_shard(ref, size, max_pixels, read_options(config, ref.uri), ("image",)):
             if isinstance(found, Decoded) and not is_held_out(found.item.item_id, config.evaluation.held_out):
                 yield found.item.class_name, found.pixels

@@ -9,22 +9,13 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-import pyarrow.fs as pafs
 from pyiceberg.manifest import ManifestContent, ManifestEntryStatus
 from pyiceberg.table import StaticTable
 
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ManifestFile, ShardRef
 from stream_odml.ingest.versioned_table import VersionedTable
-from stream_odml.storage.reading import (
-    StorageOptions,
-    is_remote,
-    join,
-    local_path,
-    s3_filesystem,
-    s3_path,
-    s3_settings,
-)
+from stream_odml.storage.reading import StorageOptions, join, s3_settings
 from stream_odml.storage.regular import is_safe_path
 
 
@@ -47,18 +38,9 @@ class IcebergSource(VersionedTable):
             raise TransientReadError(f"{self.uri} cannot be read now: {error}") from error
 
     def _newest_metadata(self) -> str | None:
-        folder = join(self.uri, "metadata")
-        remote = is_remote(self.uri)
-        filesystem = s3_filesystem(self.options) if remote else pafs.LocalFileSystem()
-        path = s3_path(folder) if remote else str(local_path(folder))
-        try:
-            listed = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        except OSError as error:
-            raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
-        found = {info.base_name: re.match(r"v?(\d+)[-.].*metadata\.json$", info.base_name) for info in listed}
-        numbered = {name: int(match[1]) for name, match in found.items() if match is not None}
-        newest = max(numbered, key=lambda name: (numbered[name], name), default=None)
-        return None if newest is None else join(folder if remote else path, newest)
+        found = (re.match(r"v?(\d+)[-.].*metadata\.json$", name) for name in self.listed("metadata"))
+        newest = max(((int(match[1]), match[0]) for match in found if match is not None), default=None)
+        return None if newest is None else join(self.uri.removeprefix("file://"), f"metadata/{newest[1]}")
 
     def _wanted(self, table: Any, known: Collection[str]) -> list[Any]:
         """Snapshots of the main branch that are not known, the oldest first."""
@@ -103,9 +85,7 @@ class IcebergSource(VersionedTable):
         """The path of a data file below the table's folder."""
         inside = path.removeprefix(table.metadata.location.rstrip("/") + "/")
         if not is_safe_path(inside):
-            raise ValueError(
-                f"{self.uri} names the data file {path[:200]!r}, which lies outside of its folder"
-            )
+            raise self.outside(path)
         return inside
 
 

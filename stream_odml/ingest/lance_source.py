@@ -65,9 +65,7 @@ class LanceTableSource(VersionedTable):
 
     def _file(self, file: Any) -> ManifestFile:
         if file.base_id is not None:
-            raise ValueError(
-                f"{self.uri} names the data file {file.path[:200]!r}, which lies outside of its folder"
-            )
+            raise self.outside(file.path)
         path = f"{DATA}/{file.path}"
         return ManifestFile(path, file.file_size_bytes or size_of(join(self.uri, path), self.options))
 

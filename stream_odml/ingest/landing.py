@@ -23,12 +23,12 @@ from stream_odml.ingest.arrow_rows import rows_at_once
 from stream_odml.ingest.new_items import (
     GROUP_BYTES,
     ROWS_PER_GROUP,
-    NewItem,
     checked,
     groups_of,
     schema_of,
     table_of,
 )
+from stream_odml.ingest.new_items import NewItem as NewItem
 from stream_odml.ingest.reading import check_rows
 from stream_odml.ingest.shard import (
     FILE_FORMATS,
@@ -38,18 +38,9 @@ from stream_odml.ingest.shard import (
     format_of,
     shard_name,
 )
-from stream_odml.storage.publish import MAX_NAME_CHARS, ShardExists, check_name, publish
+from stream_odml.storage.publish import MAX_NAME_CHARS, check_name, publish
+from stream_odml.storage.publish import ShardExists as ShardExists
 from stream_odml.storage.reading import StorageOptions
-
-__all__ = [
-    "NewItem",
-    "ShardExists",
-    "complete_task",
-    "land_file",
-    "land_items",
-    "land_parquet",
-    "push_name",
-]
 
 Inbox = str | os.PathLike[str]
 SHARD_BYTES = 1 << 30

@@ -7,7 +7,6 @@ file. A folder that has grown lands as its new part: the images whose bytes have
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from stream_odml.ingest.folder_scan import FolderScan, class_of, scan_folder
+from stream_odml.ingest.folder_scan import class_of, scan_folder
 from stream_odml.ingest.folders import read_manifest
 from stream_odml.ingest.foreign import is_foreign_folder
 from stream_odml.ingest.reasons import BadShard
@@ -44,7 +43,6 @@ from stream_odml.storage.reading import (
 )
 from stream_odml.storage.regular import open_regular
 
-log = logging.getLogger(__name__)
 _PART_CHARS = 8
 _UNKNOWN = "\0"
 
@@ -64,35 +62,18 @@ class FolderPlan:
     notes: tuple[str, ...]
 
 
-def land_folder(
-    inbox: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
-    name: str | None = None,
-    task: str | None = None,
-    task_complete: bool = False,
-    options: StorageOptions | None = None,
-) -> str:
-    """Copy `folder` (class folders of images; also tables and tars) into the inbox as one shard. Returns its URI.
-
-    `name` is by default made from the folder's own. `task_complete` says that with this shard `task` is
-    whole. Raises ShardExists, ValueError when it holds no file that can land.
-    """
-    source, place = _named(folder), os.fspath(inbox)
-    final = _check_folder_name(shard_name(source.name) if name is None else name)
-    scan = _with_warnings(source, scan_folder(source, _local_or_none(place)))
-    return _land(place, source, final, ShardManifest(task, task_complete, files=scan.files), options)
-
-
 def plan_folder(
     inbox: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     name: str | None = None,
     options: StorageOptions | None = None,
 ) -> FolderPlan:
-    """Find what of `folder` has not landed from it before, by the bytes of its files. Errors as `land_folder`."""
+    """Find what of `folder` (class folders of images; also tables and tars) has not landed from it before, by the bytes
+    of its files. `name` is by default made from the folder's own. Raises ShardExists, ValueError for nothing to land.
+    """
     source, place = _named(folder), os.fspath(inbox)
     base = _check_folder_name(shard_name(source.name) if name is None else name)
-    scan = scan_folder(source, _local_or_none(place))
+    scan = scan_folder(source, None if is_remote(place) else local_path(place))
     landed = _landed(place, base, options)
     new, moves = _new_files(scan.files, landed.values())
     here = {file.sha256 for file in scan.files}
@@ -119,13 +100,12 @@ def land_plan(
     """Land what a plan found; None where it found nothing new. Raises ShardExists, OSError."""
     if plan.name is None or plan.manifest is None:
         return None
-    return _land(os.fspath(inbox), plan.source, plan.name, plan.manifest, options)
-
-
-def _with_warnings(folder: Path, scan: FolderScan) -> FolderScan:
-    for note in scan.notes:
-        log.warning("%s: %s", folder, note)
-    return scan
+    place = os.fspath(inbox)
+    if is_remote(place):
+        _upload(plan.source, place, plan.name, plan.manifest, options)
+    else:
+        _copy(plan.source, local_path(place), plan.name, plan.manifest)
+    return join(place, plan.name)
 
 
 def _named(folder: str | os.PathLike[str]) -> Path:
@@ -148,10 +128,6 @@ def _check_folder_name(name: str) -> str:
             f"shard name {name!r} is one that systems use, so it is never read; choose another name"
         )
     return check_name(name)
-
-
-def _local_or_none(inbox: str) -> Path | None:
-    return None if is_remote(inbox) else local_path(inbox)
 
 
 def _new_files(
@@ -229,21 +205,6 @@ def _folders(inbox: str, options: StorageOptions | None) -> Iterator[str]:
             yield from (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
-def _land(
-    inbox: str, source: Path, name: str, manifest: ShardManifest, options: StorageOptions | None
-) -> str:
-    if is_remote(inbox):
-        _upload(source, inbox, name, manifest, options)
-    else:
-        _copy(source, local_path(inbox), name, manifest)
-    return join(inbox, name)
-
-
-def _write_manifest(root: Path, manifest: ShardManifest) -> Path:
-    write_whole(root / MANIFEST_NAME, lambda file: file.write(manifest.to_bytes()))
-    return root / MANIFEST_NAME
-
-
 def _copy(source: Path, inbox: Path, name: str, manifest: ShardManifest) -> None:
     final, aside = inbox / name, inbox / f"{ASIDE}{secrets.token_hex(16)}"
     if _is_landed(final, manifest):
@@ -256,7 +217,7 @@ def _copy(source: Path, inbox: Path, name: str, manifest: ShardManifest) -> None
                 shutil.copyfileobj(data, out, 8 << 20)
                 out.flush()
                 os.fsync(out.fileno())
-        _write_manifest(aside, manifest)
+        write_whole(aside / MANIFEST_NAME, lambda file: file.write(manifest.to_bytes()))
         try:
             os.rename(aside, final)
         except OSError:
@@ -272,13 +233,14 @@ def _is_landed(final: Path, manifest: ShardManifest) -> bool:
     if not os.path.lexists(final):
         return False
     try:
-        if (final / MANIFEST_NAME).read_bytes() == manifest.to_bytes():
-            return True
+        there = (final / MANIFEST_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ShardExists(
             f"{final} exists and is no complete shard; remove it, or choose another name"
         ) from None
-    raise taken(final)
+    if there != manifest.to_bytes():
+        raise taken(final)
+    return True
 
 
 def _upload(

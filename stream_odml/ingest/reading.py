@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stream_odml.ingest import fields
-from stream_odml.ingest.delta_log import delta_files
+from stream_odml.ingest.delta_source import delta_files
 from stream_odml.ingest.folders import folder_rows, parts_rows
 from stream_odml.ingest.message_range import FORMAT as MESSAGES
 from stream_odml.ingest.message_range import message_rows

@@ -39,21 +39,14 @@ class Decoded(NamedTuple):
 
 
 def decode_shard(
-    ref: ShardRef, size: int, max_pixels: int, storage_options: StorageOptions | None = None
-) -> Iterator[Decoded | RowProblem]:
-    """Yield every row of a shard of images, decoded, or its problem: the first pass over it.
-    Errors as `read_shard`."""
-    return (_decode(found, size, max_pixels) for found in read_shard(ref, storage_options, ("image",)))
-
-
-def decode_or_pass(
     ref: ShardRef,
     size: int,
     max_pixels: int,
     storage_options: StorageOptions | None = None,
     contents: Sequence[Content] = ANY_CONTENT,
 ) -> Iterator[Decoded | RawItem | RowProblem]:
-    """Yield the same of a shard of any contents: rows that have no image come as they are."""
+    """Yield every row of a shard, its image decoded, or its problem: the first pass over it. Rows that have no image
+    come as they are. Errors as `read_shard`."""
     for found in read_shard(ref, storage_options, contents):
         if isinstance(found, RowProblem) or not found.image:
             yield found

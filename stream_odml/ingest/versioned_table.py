@@ -12,9 +12,12 @@ import json
 from pathlib import PurePosixPath
 from typing import ClassVar
 
+import pyarrow.fs as pafs
+
+from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef, make_shard_id
 from stream_odml.ingest.sources import MAX_NEW
-from stream_odml.storage.reading import StorageOptions, is_remote, local_path
+from stream_odml.storage.reading import StorageOptions, filesystem_of, is_remote, join, local_path
 
 FORMAT = "files"
 """What a `ShardRef` whose manifest lists its files says of its format."""
@@ -47,12 +50,25 @@ class VersionedTable:
         """Return the name of a version's shard."""
         return f"{PurePosixPath(self.uri).name}-{self.letter}{number:08d}"
 
+    def listed(self, folder: str) -> list[str]:
+        """Return names in a folder of the table; none where it is not there. Raises TransientReadError."""
+        filesystem, path = filesystem_of(join(self.uri, folder), self.options)
+        try:
+            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        except OSError as error:
+            raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
+        return [info.base_name for info in found]
+
     def shard_of_files(self, number: int, files: tuple[ManifestFile, ...], time_ns: int) -> ShardRef:
         """Return the shard of a version, with its files written down: it is read the same way after its version has
         expired from the table, for as long as the files are there."""
         name, size = self.name(number), sum(file.size_bytes for file in files)
         shard_id = make_shard_id(name, hash_of_files(number, files))
         return ShardRef(shard_id, name, self.place, FORMAT, size, time_ns, name, ShardManifest(files=files))
+
+    def outside(self, path: str) -> ValueError:
+        """Return the error for a data file that is not below the table."""
+        return ValueError(f"{self.uri} names the data file {path[:200]!r}, which lies outside of its folder")
 
     def gap(self, what: str, number: int) -> VersionsGone:
         """Return the error that says which versions are gone, and what to do; `number` is the first that is there."""

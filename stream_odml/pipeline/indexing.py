@@ -24,7 +24,7 @@ from stream_odml.ingest.decode import encode_image
 from stream_odml.ingest.rawrow import Content
 from stream_odml.ingest.reading import UNLABELLED, RawItem
 from stream_odml.ingest.reasons import BadShard, Reason, RowProblem
-from stream_odml.ingest.rows import Decoded, decode_or_pass
+from stream_odml.ingest.rows import Decoded, decode_shard
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.vectors import Vector
 from stream_odml.learn.embedder import Embedder, embed
@@ -127,7 +127,7 @@ def _read(
     contents: tuple[Content, ...] = ("vector",) if embedder.takes_vectors else ("image",)
     if options.store is not None and options.codes is not None:
         contents = (*contents, "label")
-    entries = decode_or_pass(
+    entries = decode_shard(
         ref, embedder.spec.image_size, options.max_pixels, options.source_options, contents
     )
     usable = _usable(entries, found.problems, beat)

@@ -85,6 +85,13 @@ def s3_filesystem(options: StorageOptions | None) -> Any:
     )
 
 
+def filesystem_of(uri: str, options: StorageOptions | None) -> tuple[Any, str]:
+    """Return the file system that a place is in, and the path of the place there."""
+    if is_remote(uri):
+        return s3_filesystem(options), s3_path(uri)
+    return pafs.LocalFileSystem(), str(local_path(uri))
+
+
 def s3_path(uri: str) -> str:
     """Return bucket/key of an s3:// place."""
     return uri.removeprefix("s3://").rstrip("/")

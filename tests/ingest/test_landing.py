@@ -24,9 +24,8 @@ from stream_odml.ingest.landing import (
     land_parquet,
     push_name,
 )
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.sources import DirectorySource
-from tests.ingest.helpers import only, read, some_items
+from tests.ingest.helpers import land_folder, only, read, some_items
 from tests.ingest.pictures import picture
 from tests.ingest.webdataset import land_tar
 

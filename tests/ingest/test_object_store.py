@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from stream_odml.ingest.landing import ShardExists, complete_task, land_items
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.reading import RawItem, read_shard
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.storage import reading as storage
 from stream_odml.storage.reading import s3_filesystem
-from tests.ingest.helpers import some_items
+from tests.ingest.helpers import land_folder, some_items
 from tests.ingest.pictures import picture
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 from tests.ingest.throttling import Throttle

@@ -19,12 +19,11 @@ import pytest
 
 from stream_odml.ingest import tables
 from stream_odml.ingest.landing import NewItem, land_items
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.reading import read_shard
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.shard_file import ShardFile
-from tests.ingest.helpers import only, read, seal, some_items
+from tests.ingest.helpers import land_folder, only, read, seal, some_items
 from tests.ingest.pictures import picture
 from tests.ingest.webdataset import land_tar
 

@@ -19,7 +19,7 @@ from tests.ingest.pictures import picture
 
 KILLED = f"""
 import os, shutil, signal, sys
-from stream_odml.ingest.landing_folder import land_folder
+from tests.ingest.helpers import land_folder
 from stream_odml.storage.publish import publish
 
 def die(file, *rest):

@@ -52,14 +52,14 @@ class Stuck(Indexer):
     """An indexer whose decoder waits for ever in one certain shard."""
 
     def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
-        decode = rows.decode_or_pass
+        decode = rows.decode_shard
 
         def stuck(ref: ShardRef, *arguments: Any, **more: Any) -> Any:
             if ref.name.startswith("stuck"):
                 time.sleep(1000)
             return decode(ref, *arguments, **more)
 
-        with mock.patch.object(indexing, "decode_or_pass", stuck):
+        with mock.patch.object(indexing, "decode_shard", stuck):
             return super().index(refs, version)
 
 

@@ -19,7 +19,6 @@ from stream_odml.config.stream import StreamConfig, example_yaml, parse_config
 from stream_odml.ingest import decode, rows
 from stream_odml.ingest.cache import CacheMember, PixelCache
 from stream_odml.ingest.landing import NewItem, land_items
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.reasons import BadImage, Reason
 from stream_odml.ingest.rows import decode_rows
 from stream_odml.ingest.sources import DirectorySource
@@ -40,6 +39,7 @@ from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
 from stream_odml.store.writer import IngestBatch, Writer
 from tests.cluster.poisoned import poison
+from tests.ingest.helpers import land_folder
 from tests.ingest.pictures import picture
 
 SIZE, LIMIT = 20, 10_000

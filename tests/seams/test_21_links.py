@@ -17,12 +17,11 @@ from stream_odml.cli.producer import categories_of
 from stream_odml.cluster.ingestion import Discovery
 from stream_odml.ingest import sources
 from stream_odml.ingest.landing import land_items
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.reading import read_shard
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest
 from stream_odml.ingest.sources import DirectorySource
-from tests.ingest.helpers import only, seal, some_items
+from tests.ingest.helpers import land_folder, only, seal, some_items
 from tests.seams.folders import classes, ingest, write
 
 pytestmark = pytest.mark.timeout(60)  # a pipe that is opened waits for ever

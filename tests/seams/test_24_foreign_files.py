@@ -16,8 +16,8 @@ from stream_odml.cli.own_images import look_at
 from stream_odml.cli.producer import Category, Producer, categories_of
 from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.landing import land_file
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.sources import DirectorySource
+from tests.ingest.helpers import land_folder
 from tests.ingest.pictures import picture
 from tests.seams.folders import classes, ingest, write
 

@@ -14,10 +14,9 @@ from stream_odml.config.service import DEFAULT_MAX_PIXELS as LIMIT
 from stream_odml.ingest import decode, passed_over
 from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.landing import land_file
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.passed_over import describe_passed_over, is_landable
 from stream_odml.ingest.reasons import BadImage, Reason
-from tests.ingest.helpers import only, read
+from tests.ingest.helpers import land_folder, only, read
 from tests.ingest.pictures import encoded, picture
 
 JPEG_NAMES = ("jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "JFIF", "JPE")

@@ -16,10 +16,9 @@ import pytest
 from stream_odml.cli.quarantined import export_rows
 from stream_odml.ingest.fields import MAX_ATTRIBUTES_CHARS, with_path
 from stream_odml.ingest.landing import NewItem, land_items
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.search.columns import Columns
 from stream_odml.search.filters import Filters
-from tests.ingest.helpers import only, read
+from tests.ingest.helpers import land_folder, only, read
 from tests.service.tiny_stream import TinyStream, picture
 
 

@@ -17,7 +17,6 @@ from prometheus_client import generate_latest
 
 from stream_odml.cli.stream_root import root_status
 from stream_odml.exchange.checking import Findings, Target, check
-from stream_odml.ingest.landing_folder import land_folder
 from stream_odml.ingest.message_range import _superseded
 from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.reading import RawItem, read_shard
@@ -34,6 +33,7 @@ from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.table import Table
 from stream_odml.store.tables import quarantine_rows
 from stream_odml.store.writer import IngestBatch, Writer
+from tests.ingest.helpers import land_folder
 from tests.service.tiny_stream import TinyStream, picture
 from tests.store.world import Item, Shard, make_rows, new_root
 
