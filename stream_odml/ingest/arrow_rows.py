@@ -180,16 +180,8 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _holds_label(kind: Any) -> bool:
-    bare = unwrapped(kind)
-    tests = (
-        is_text,
-        is_bytes,
-        pa.types.is_null,
-        pa.types.is_integer,
-        pa.types.is_floating,
-        pa.types.is_decimal,
-    )
-    return any(bool(test(bare)) for test in tests)
+    numbers = (pa.types.is_null, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return any(bool(test(unwrapped(kind))) for test in (is_text, is_bytes, *numbers))
 
 
 def class_names_of(schema: Any, label: str) -> tuple[str, ...] | None:
@@ -244,10 +236,10 @@ def _arrow_batches(
     if not is_file:
         _check_stream_end(file)
     file.seek(0)
-    columns = _columns(_schema(source, is_file), constants, contents)
-    file.seek(0)
+    schema = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).schema
+    columns = _columns(schema, constants, contents)
     # Only the columns that are used are decompressed.
-    fields = sorted(_schema(source, is_file).get_field_index(name) for name in columns.wanted)
+    fields = sorted(schema.get_field_index(name) for name in columns.wanted)
     options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
     file.seek(0)
     if is_file:
@@ -263,11 +255,6 @@ def _arrow_batches(
             yield columns, batch.slice(start, BATCH_ROWS)
 
 
-def _schema(source: Any, is_file: bool) -> Any:
-    source.seek(0)
-    return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).schema
-
-
 def _check_stream_end(file: Bytes) -> None:
     """A stream may end anywhere between two batches, so without its end mark a cut one would pass for whole."""
     tail = _at(file, file.size_bytes - 8, 8)
@@ -277,7 +264,7 @@ def _check_stream_end(file: Bytes) -> None:
 
 def _unpack(batch: Any, columns: _Columns) -> Iterator[RawRow]:
     """Rows of a batch, each value by itself: what is encoded stays encoded until its row comes."""
-    arrays = {part: _array(batch, name) for part, name in columns.names.items() if part in columns.convert}
+    arrays = {part: batch.column(name) for part, name in columns.names.items() if part in columns.convert}
     content: Any = None if columns.content == "label" else arrays.pop(columns.content)
     images = _images(content) if columns.content == "image" else None
     for at in range(batch.num_rows):
@@ -294,22 +281,10 @@ def _unpack(batch: Any, columns: _Columns) -> Iterator[RawRow]:
                 values[part] = columns.convert[part](array[at])
             except RowError as error:
                 problem = problem or (error.reason, error.detail)
+        is_label = columns.content == "label"
         yield RawRow(
-            0,
-            data,
-            values.get("label"),
-            columns.class_names,
-            values.get("item_id"),
-            values.get("attributes"),
-            values.get("time"),
-            problem,
-            vector=vector,
-            is_label=columns.content == "label",
+            0, data, names=columns.class_names, problem=problem, vector=vector, is_label=is_label, **values
         )
-
-
-def _array(batch: Any, name: str) -> Any:
-    return batch.column(batch.schema.get_field_index(name))
 
 
 def _images(array: Any) -> Any:
@@ -327,10 +302,8 @@ def _image(scalar: Any, whole: Any) -> tuple[bytes | None, tuple[Reason, str] | 
 
 
 def _why_no_bytes(whole: Any) -> str:
-    kind = whole.type
-    if not whole.is_valid or not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
-        return "the image is null"
-    path = whole["path"].as_py()
+    has_path = pa.types.is_struct(whole.type) and whole.type.get_field_index("path") >= 0
+    path = whole["path"].as_py() if whole.is_valid and has_path else None
     return (
         f"the image is only a path, {path!r:.200}; expected its bytes in the table"
         if path

@@ -12,7 +12,8 @@ been closed by then. No manifest closes a task without an image.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, ClassVar
@@ -109,7 +110,7 @@ class BoundaryPolicy:
         known = frozenset(known_classes)
         owned = self._owned(waiting)
         open_task: list[WaitingShard] = []
-        tally: dict[str, int] = {}
+        tally = Counter[str]()
         for at, shard in enumerate(waiting):
             if self.manifest and shard.task_complete:
                 members = _members(waiting, at, settled, owned)
@@ -118,8 +119,8 @@ class BoundaryPolicy:
             if shard.shard_id in owned:
                 continue
             open_task.append(shard)
-            _add(tally, shard)
-            reason = self._reached(tally, known)
+            tally.update(_tally([shard]))
+            reason = next((text for text, is_met in self._counts(tally, known) if is_met), None)
             if reason and is_trainable(tally, any_image):
                 return _closure(open_task, reason, any_image)
         return self._by_age(open_task, tally, now, any_image)
@@ -148,40 +149,19 @@ class BoundaryPolicy:
     ) -> list[str]:
         """Return one line per condition: what waits for what. For people, in `status`. Arguments as of `decide`."""
         owned = self._owned(waiting)
-        counted = [shard for shard in waiting if shard.shard_id not in owned]
-        tally: dict[str, int] = {}
-        for shard in counted:
-            _add(tally, shard)
         if not waiting:
             return ["no image waits"]
-        lines = [f"{len(counted)} shards with {sum(tally.values())} images of {len(tally)} classes wait"]
-        lines += self._conditions(counted, tally, frozenset(known_classes), now, any_image)
-        return (
-            lines
-            + _announced(waiting, owned)
-            + [line for line in (_missing(waiting, at, settled) for at in range(len(waiting))) if line]
-        )
-
-    def _conditions(
-        self,
-        counted: Sequence[WaitingShard],
-        tally: Mapping[str, int],
-        known: frozenset[str],
-        now: float,
-        any_image: bool,
-    ) -> list[str]:
-        lines = []
-        if self.new_classes is not None:
-            lines.append(f"new classes: {len(tally.keys() - known)} of {self.new_classes}")
-        if self.images is not None:
-            lines.append(f"images: {sum(tally.values())} of {self.images}")
-        oldest = _oldest(counted)
+        counted = [shard for shard in waiting if shard.shard_id not in owned]
+        tally, oldest = _tally(counted), _oldest(counted)
+        lines = [f"{len(counted)} shards with {tally.total()} images of {len(tally)} classes wait"]
+        lines += [text for text, _ in self._counts(tally, frozenset(known_classes))]
         if self.age_s is not None and oldest is not None:
             lines.append(f"age of the oldest: {max(0.0, now - oldest):.0f} s of {self.age_s:.0f} s")
         if not is_trainable(tally, any_image):
             few = f"fewer than {MIN_CLASSES} classes with {MIN_IMAGES_PER_CLASS} images"
             lines.append(f"held back: {'no image to learn from' if any_image else few}; needs more")
-        return lines
+        missing = (_missing(waiting, at, settled) for at in range(len(waiting)))
+        return [*lines, *_announced(waiting, owned), *filter(None, missing)]
 
     def _owned(self, waiting: Sequence[WaitingShard]) -> frozenset[str]:
         """Ids of the shards that belong to a task by name, and of manifests: no condition counts or closes them."""
@@ -194,13 +174,14 @@ class BoundaryPolicy:
                 announced.update(shard.task_shards)
         return frozenset(owned)
 
-    def _reached(self, tally: Mapping[str, int], known: frozenset[str]) -> str | None:
-        fresh, total = len(tally.keys() - known) if self.new_classes is not None else 0, sum(tally.values())
-        if self.new_classes is not None and fresh >= self.new_classes:
-            return f"new classes: {fresh} of {self.new_classes}"
-        if self.images is not None and total >= self.images:
-            return f"images: {total} of {self.images}"
-        return None
+    def _counts(self, tally: Counter[str], known: frozenset[str]) -> Iterator[tuple[str, bool]]:
+        """The conditions that count, in words, and whether each is met."""
+        if self.new_classes is not None:
+            fresh = len(tally.keys() - known)
+            yield f"new classes: {fresh} of {self.new_classes}", fresh >= self.new_classes
+        if self.images is not None:
+            total = tally.total()
+            yield f"images: {total} of {self.images}", total >= self.images
 
     def _by_age(
         self, waiting: Sequence[WaitingShard], tally: Mapping[str, int], now: float, any_image: bool
@@ -225,20 +206,20 @@ def _oldest(waiting: Sequence[WaitingShard]) -> float | None:
     return min((shard.landed_at for shard in waiting if _has_images(shard)), default=None)
 
 
-def _add(tally: dict[str, int], shard: WaitingShard) -> None:
-    for name, count in shard.counts.items():
-        if count:
-            tally[name] = tally.get(name, 0) + count
+def _tally(shards: Iterable[WaitingShard]) -> Counter[str]:
+    """Trainable images by class, those of none left out."""
+    tally = Counter[str]()
+    for shard in shards:
+        tally.update({name: count for name, count in shard.counts.items() if count})
+    return tally
 
 
 def is_trainable(tally: Mapping[str, int], any_image: bool = False) -> bool:
     """Return whether trainable images by class are something to learn from: two classes of two images, as many as a
     metric loss needs for a positive and a negative; with `any_image`, one image, as for a head that is solved."""
-    return (
-        any(tally.values())
-        if any_image
-        else sum(count >= MIN_IMAGES_PER_CLASS for count in tally.values()) >= MIN_CLASSES
-    )
+    if any_image:
+        return any(tally.values())
+    return sum(count >= MIN_IMAGES_PER_CLASS for count in tally.values()) >= MIN_CLASSES
 
 
 def _members(
@@ -264,18 +245,15 @@ def _manifest_reason(marker: WaitingShard, settled: Settled) -> str:
 def _where(marker: WaitingShard, settled: Settled) -> str:
     """Where the shards of a manifest are that do not wait any more."""
     gone = [f"{name} ({settled[name]})" for name in marker.task_shards if name in settled]
-    if not gone:
-        return "no image of it waits"
-    return some(gone)
+    return some(gone) if gone else "no image of it waits"
 
 
 def _announced(waiting: Sequence[WaitingShard], owned: Collection[str]) -> list[str]:
     """Tasks whose shards wait until somebody says that they are complete."""
     complete = {shard.task for shard in waiting if shard.task_complete}
-    own = [shard for shard in waiting if shard.shard_id in owned and shard.task not in complete]
-    images = {task: 0 for task in (shard.task for shard in own) if task is not None}
-    for shard in own:
-        if shard.task is not None:
+    images = Counter[str]()
+    for shard in waiting:
+        if shard.shard_id in owned and shard.task is not None and shard.task not in complete:
             images[shard.task] += sum(shard.counts.values())
     return [f"task {task}: {count} images wait until it is complete" for task, count in images.items()]
 
@@ -292,8 +270,5 @@ def _missing(waiting: Sequence[WaitingShard], at: int, settled: Settled) -> str 
 def _closure(
     members: Sequence[WaitingShard], reason: str, any_image: bool, task: str | None = None
 ) -> Closure:
-    tally: dict[str, int] = {}
-    for shard in members:
-        _add(tally, shard)
-    ids = tuple(shard.shard_id for shard in members)
-    return Closure(ids, reason, sum(tally.values()), len(tally), is_trainable(tally, any_image), task)
+    tally, ids = _tally(members), tuple(shard.shard_id for shard in members)
+    return Closure(ids, reason, tally.total(), len(tally), is_trainable(tally, any_image), task)

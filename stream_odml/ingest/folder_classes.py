@@ -21,18 +21,8 @@ SPLITS = frozenset(
 """Words of folders that split a data set."""
 CONTAINERS = frozenset(
     {
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "jpegimages",
-        "jpeg",
-        "jpg",
-        "png",
-        "photo",
-        "photos",
-        "picture",
-        "pictures",
+        *("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures"),
+        *("jpegimages", "jpeg", "jpg", "png"),
     }
 )
 """Names of folders that say that images are in them, and not of what."""

@@ -8,9 +8,9 @@ still matches it.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from stream_odml.ingest.lance_rows import SUFFIX as LANCE
@@ -53,16 +53,14 @@ def parts_rows(
     """Yield rows of several files below `uri`, numbered on from file to file."""
     row = 0
     for file in files:
-        kind = format_of(file.path)
-        if file.path.endswith(LANCE):
-            kind = "lance"
+        kind = "lance" if file.path.endswith(LANCE) else format_of(file.path)
         if kind in ("parquet", "arrow", "tar", "npz", "lance"):
             for raw in _part(uri, file, kind, options, contents):
                 inside = f"/{raw.path}" if raw.path is not None else f"#{raw.row}"
-                yield dataclasses.replace(raw, row=row, path=f"{file.path}{inside}")
+                yield replace(raw, row=row, path=f"{file.path}{inside}")
                 row += 1
         else:
-            yield dataclasses.replace(_image(uri, file, row, options), path=file.path)
+            yield _image(uri, file, row, options)
             row += 1
 
 
@@ -108,28 +106,21 @@ def _image(uri: str, declared: ManifestFile, row: int, options: StorageOptions |
     folder = PurePosixPath(declared.path).parent.as_posix()
     values = dict(declared.values)
     label = values.get("class_name", None if folder == "." else folder)
+    raw = RawRow(row, None, label, path=declared.path)
     if declared.size_bytes > MAX_IMAGE_BYTES:
-        return RawRow(row, None, label, problem=(Reason.OVERSIZED, f"{declared.size_bytes} bytes of image"))
+        return replace(raw, problem=(Reason.OVERSIZED, f"{declared.size_bytes} bytes of image"))
     if not _inside(uri, declared.path):
-        return RawRow(
-            row, None, label, problem=(Reason.UNSAFE_PATH, f"{declared.path!r} leads out of the shard")
-        )
+        return replace(raw, problem=(Reason.UNSAFE_PATH, f"{declared.path!r} leads out of the shard"))
     try:
         with ShardFile(join(uri, declared.path), options) as file:
             data = file.read(declared.size_bytes + 1) or b"" if is_remote(uri) else file.readall() or b""
     except BadShard as error:
-        return RawRow(row, None, label, problem=(error.reason, f"{declared.path}: {error.detail}"))
+        return replace(raw, problem=(error.reason, f"{declared.path}: {error.detail}"))
     if declared.sha256 and hashlib.sha256(data).hexdigest() != declared.sha256:
         detail = f"{declared.path} is not the file that the manifest declares"
-        return RawRow(row, data, label, problem=(Reason.HASH_MISMATCH, detail))
-    return RawRow(
-        row,
-        data,
-        label,
-        item_id=values.get("item_id"),
-        attributes=values.get("attributes"),
-        time=values.get("time"),
-    )
+        return replace(raw, image=data, problem=(Reason.HASH_MISMATCH, detail))
+    said = values.get
+    return replace(raw, image=data, item_id=said("item_id"), attributes=said("attributes"), time=said("time"))
 
 
 def _inside(uri: str, path: str) -> bool:

@@ -67,11 +67,7 @@ class Range:
     def place(self) -> str:
         """Return the name of the partition, `topic/partition`; of a later generation, `topic@generation/partition`,
         which no topic's name holds."""
-        return (
-            f"{self.topic}@{self.generation}/{self.partition}"
-            if self.generation
-            else f"{self.topic}/{self.partition}"
-        )
+        return f"{self.topic}{f'@{self.generation}' if self.generation else ''}/{self.partition}"
 
 
 def write_range(file: IO[bytes], about: Range, messages: Sequence[Message], format: MessageFormat) -> None:
@@ -92,7 +88,8 @@ def read_range(file: ShardFile) -> tuple[Range, MessageFormat, list[Message]]:
     """Read a range that `write_range` wrote. Raises BadShard for another file, TransientReadError."""
     try:
         table = pq.read_table(pa.PythonFile(file, mode="r"), use_threads=False, schema=_SCHEMA)
-        body = json.loads((pq.read_schema(_from_start(file)).metadata or {})[_ABOUT])
+        file.seek(0)
+        body = json.loads((pq.read_schema(pa.PythonFile(file, mode="r")).metadata or {})[_ABOUT])
         about, format = Range(**body["range"]), MessageFormat(**body["format"])
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         if file.failure is not None:
@@ -101,11 +98,6 @@ def read_range(file: ShardFile) -> tuple[Range, MessageFormat, list[Message]]:
     offsets, times, keys, values, headers = (column.to_pylist() for column in table.columns)
     pairs = (tuple((one["name"], one["value"]) for one in given or ()) for given in headers)
     return about, format, list(map(Message, offsets, times, keys, values, pairs))
-
-
-def _from_start(file: ShardFile) -> Any:
-    file.seek(0)
-    return pa.PythonFile(file, mode="r")
 
 
 def message_rows(file: ShardFile) -> Iterator[RawRow]:
@@ -185,26 +177,15 @@ def _text(item_id: Any) -> Any:
 
 
 def _gaps(about: Range, messages: Sequence[Message], format: MessageFormat) -> Iterator[RawRow]:
-    number, place = len(messages), about.place
+    number = len(messages)
+    reasons = [(Reason.LOST_MESSAGES, f"deleted before they were read: the topic begins at {about.low}")]
+    reasons.append((Reason.ABSENT_MESSAGES, "not in the topic: compacted, or of a transaction (kafka.gaps)"))
     for first, end in _absent(about, [message.offset for message in messages]):
         lost = min(end, max(first, about.low))
-        for start, stop, reason, why in (
-            (
-                first,
-                lost,
-                Reason.LOST_MESSAGES,
-                f"deleted before they were read: the topic begins at {about.low}",
-            ),
-            (
-                lost,
-                end,
-                Reason.ABSENT_MESSAGES,
-                "not in the topic: compacted, or of a transaction (kafka.gaps)",
-            ),
-        ):
+        for start, stop, (reason, why) in zip((first, lost), (lost, end), reasons, strict=True):
             if stop > start and (reason is Reason.LOST_MESSAGES or format.gaps == "report"):
                 detail = f"{stop - start} offsets, {start} to {stop - 1}, {why}"
-                yield RawRow(number, problem=(reason, detail), path=place)
+                yield RawRow(number, problem=(reason, detail), path=about.place)
                 number += 1
 
 

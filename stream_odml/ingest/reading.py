@@ -121,12 +121,12 @@ def _check_task(ref: ShardRef, options: StorageOptions | None) -> None:
     with ShardFile(ref.uri, options) as file:
         manifest = ShardManifest.from_bytes(file.readall() or b"")
         if not (manifest.task or "").strip() or not manifest.task_complete:
-            raise BadShard(
-                Reason.BAD_MANIFEST, "a task manifest names its task and says task_complete", file.head()
-            )
-        if manifest.shards == ():
+            detail = "a task manifest names its task and says task_complete"
+        elif manifest.shards == ():
             detail = "it names no shard, so it closes nothing; leave `shards` out to close all that waits"
-            raise BadShard(Reason.BAD_MANIFEST, detail, file.head())
+        else:
+            return
+        raise BadShard(Reason.BAD_MANIFEST, detail, file.head())
 
 
 def _single_file(
@@ -138,32 +138,25 @@ def _single_file(
             raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head())
         try:
             if ref.format == "unknown":
-                raise BadShard(
-                    Reason.EMPTY_FILE if not ref.size_bytes else Reason.UNKNOWN_FORMAT, _known(ref.name)
-                )
-            yield from _rows_of(file, ref.format, contents)
+                expected = f"{ref.name!r}: expected .parquet, .arrow, .tar, .npz or a folder with a manifest"
+                raise BadShard(Reason.UNKNOWN_FORMAT if ref.size_bytes else Reason.EMPTY_FILE, expected)
+            if ref.format == MESSAGES:
+                yield from message_rows(file)
+            elif ref.format == "tar":
+                yield from tar_rows(file)
+            else:
+                yield from table_rows(file, ref.format, None, contents)
         except BadShard as error:
             if _has_changed(file, ref):
                 error = BadShard(Reason.CHANGED_WHILE_READ, f"while it was read; it then failed with {error}")
             raise BadShard(error.reason, error.detail, file.head(FIRST_BYTES)) from error
         if _has_changed(file, ref):
-            raise BadShard(
-                Reason.CHANGED_WHILE_READ, "its content is not the one that was seen", file.head(FIRST_BYTES)
-            )
+            detail = "its content is not the one that was seen"
+            raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head(FIRST_BYTES))
 
 
 def _has_changed(file: ShardFile, ref: ShardRef) -> bool:
     return not ref.moved and file.has_changed(ref.content_hash)
-
-
-def _rows_of(file: ShardFile, format: str, contents: Sequence[Content]) -> Iterator[RawRow]:
-    if format == MESSAGES:
-        return message_rows(file)
-    return tar_rows(file) if format == "tar" else table_rows(file, format, None, contents)
-
-
-def _known(name: str) -> str:
-    return f"{name!r}: expected .parquet, .arrow, .tar, .npz or a folder with a manifest"
 
 
 def with_path(path: str | None, detail: str) -> str:

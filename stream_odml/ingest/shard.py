@@ -170,9 +170,7 @@ def make_shard_id(name: str, content_sha256: str) -> str:
     """Return `<name>-<hash>`; a name with other than word characters, dot and dash is made safe and told
     apart by a hash."""
     slug = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100].lstrip("._-") or "shard"
-    if slug != name:
-        slug = f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
-    return f"{slug}-{content_sha256[:HASH_CHARS]}"
+    return f"{_apart(slug, name)}-{content_sha256[:HASH_CHARS]}"
 
 
 def shard_name(text: str) -> str:
@@ -184,9 +182,13 @@ def shard_name(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", plain)[:100].strip("._-") or "shard"
-    if slug != text:
-        slug = f"{slug}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
-    return slug
+    return _apart(slug, text)
+
+
+def _apart(slug: str, text: str) -> str:
+    """A name made of a text, with six digits of the hash of that where it is another one."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return slug if slug == text else f"{slug}-{digest[:6]}"
 
 
 def format_of(name: str) -> str:

@@ -67,9 +67,8 @@ class AskedFile(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Return all of what is asked for, unless the file ends."""
-        left = (
-            max(0, self.size_bytes - self._at) if size < 0 else min(size, max(0, self.size_bytes - self._at))
-        )
+        left = max(0, self.size_bytes - self._at)
+        left = left if size < 0 else min(size, left)
         data = bytearray(left)
         view, filled = memoryview(data), 0
         while filled < left and (count := self.readinto(view[filled:])):
@@ -83,9 +82,10 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     pa.set_cpu_count(1)
     while (job := pipe.receive_json()) is not None:
-        limited = limit_this_process(int(job["memory"]), int(job["size"]))
+        before = limit_this_process(int(job["memory"]), int(job["size"]))
         pipe.send(END, _serve(pipe, job))
-        _restore(limited)
+        for kind, limits in before.items():
+            resource.setrlimit(kind, limits)
         pa.default_memory_pool().release_unused()
 
 
@@ -126,24 +126,18 @@ def take_pipe() -> Pipe:
     return Pipe(source, sink)
 
 
-def limit_this_process(memory: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def limit_this_process(memory: int, size: int) -> dict[int, tuple[int, int]]:
     """Hold this process to so much more memory than it has now, and to time in proportion; what was before.
 
     RLIMIT_DATA counts private memory only, so that neither libraries nor reserved addresses weigh.
     """
-    before = resource.getrlimit(resource.RLIMIT_DATA), resource.getrlimit(resource.RLIMIT_CPU)
     seconds = int(time.process_time()) + CPU_S + size // _BYTES_PER_CPU_S
-    for kind, soft, (_, hard) in (
-        (resource.RLIMIT_DATA, _data_bytes() + memory, before[0]),
-        (resource.RLIMIT_CPU, seconds, before[1]),
-    ):
+    wanted = {resource.RLIMIT_DATA: _data_bytes() + memory, resource.RLIMIT_CPU: seconds}
+    before = {kind: resource.getrlimit(kind) for kind in wanted}
+    for kind, soft in wanted.items():
+        hard = before[kind][1]
         resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     return before
-
-
-def _restore(before: tuple[tuple[int, int], tuple[int, int]]) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, before[0])
-    resource.setrlimit(resource.RLIMIT_CPU, before[1])
 
 
 def _data_bytes() -> int:

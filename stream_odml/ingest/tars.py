@@ -213,19 +213,19 @@ class _Sample:
         return replace(self._row(row), path=self._path)
 
     def _row(self, row: int) -> RawRow:
-        images = [data for name, data in self._parts.items() if f".{name}" in IMAGE_SUFFIXES]
+        """The row, without its path."""
+        images = {f".{name}": data for name, data in self._parts.items() if f".{name}" in IMAGE_SUFFIXES}
+        raw = RawRow(row, next(iter(images.values()), None), key=self.key)
         if self._problem or not images:
-            problem = self._problem or (Reason.MISSING_IMAGE, self._no_image())
-            return RawRow(row, images[0] if images else None, problem=problem, key=self.key)
+            return replace(raw, problem=self._problem or (Reason.MISSING_IMAGE, self._no_image()))
         try:
             note = _note(self._parts.get("json"))
         except (ValueError, RecursionError) as error:
-            detail = f"{self.key[:200]}.json: {error}"
-            return RawRow(row, images[0], problem=(Reason.BAD_ATTRIBUTES, detail), key=self.key)
+            return replace(raw, problem=(Reason.BAD_ATTRIBUTES, f"{self.key[:200]}.json: {error}"))
         if len(images) > 1:
-            names = ", ".join(f".{name}" for name in self._parts if f".{name}" in IMAGE_SUFFIXES)
+            names = ", ".join(images)
             detail = f"sample {self.key[:200]!r} has {len(images)} images ({names}); keep one of each key"
-            return RawRow(row, images[0], problem=(Reason.DUPLICATE_ID, detail), key=self.key)
+            return replace(raw, problem=(Reason.DUPLICATE_ID, detail))
         labels = (note.get(name) for name in ("class_name", "cls", "label"))
         label = next((label for label in labels if label is not None), None)
         if label is None:
@@ -233,11 +233,9 @@ class _Sample:
             if "cls" not in self._parts and _is_caption(label, note):
                 label = None
         if label is None:
-            problem = (Reason.MISSING_LABEL, self._no_label(note))
-            return RawRow(row, images[0], problem=problem, key=self.key)
-        identity = note.get("item_id", note.get("id"))
-        time = note.get("time", note.get("timestamp"))
-        return RawRow(row, images[0], label, None, identity, note.get("attributes"), time, key=self.key)
+            return replace(raw, problem=(Reason.MISSING_LABEL, self._no_label(note)))
+        item_id, time = note.get("item_id", note.get("id")), note.get("time", note.get("timestamp"))
+        return replace(raw, label=label, item_id=item_id, attributes=note.get("attributes"), time=time)
 
     def _no_label(self, note: Mapping[str, Any]) -> str:
         found = f"; found {', '.join(self._names[:_NAMED])}"[:200]

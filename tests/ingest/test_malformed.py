@@ -44,7 +44,7 @@ def test_every_bad_file_is_refused_for_its_reason(tmp_path: Path, seed: int) -> 
         if file.later is not None:
             (tmp_path / file.name).write_bytes(file.later)
         with pytest.raises(BadShard) as refusal:
-            list(decode_shard(refs[file.name], 16, DEFAULT_MAX_PIXELS))
+            list(decode_shard(refs[file.name], 16, DEFAULT_MAX_PIXELS, contents=("image",)))
         assert refusal.value.reason == file.reason, (file.name, refusal.value)
         if isinstance(file.data, bytes) and file.later is None and not file.name.endswith(".json"):
             assert refusal.value.first_bytes == file.data[:32]
