@@ -7,9 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from stream_odml.store.artifacts import ArtifactRef, refs_to_json
-from stream_odml.store.events import Entry, as_json
-from stream_odml.store.tables import with_column
+from stream_odml.store.events import Entry
+from stream_odml.store.tables import QUARANTINE, with_column
 
 
 @dataclass(frozen=True)
@@ -19,41 +18,15 @@ class IngestBatch:
     shard_ids: Sequence[str]
     rows: pa.Table
     """From :func:`~stream_odml.store.tables.gallery_rows`."""
-    quarantine: pa.Table | None = None
+    quarantine: pa.Table = field(default_factory=QUARANTINE.empty_table)
     """From :func:`~stream_odml.store.tables.quarantine_rows`."""
     counts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """More to remember of each shard (by id), as JSON; rows, held_out, quarantined, classes are counted
-    here."""
+    """More to remember of each shard (by id), as JSON; rows, held_out, quarantined, classes are counted here."""
 
 
-def version(version_id: str, parent: str, task: str, artifacts: str, metrics: Mapping[str, Any]) -> Entry:
-    return {
-        "kind": "version",
-        "version_id": version_id,
-        "parent": parent,
-        "task": task,
-        "artifacts": artifacts,
-        "metrics": as_json(metrics),
-    }
-
-
-def refusal(version_id: str, parent: str, task: str, reason: str, metrics: Mapping[str, Any]) -> Entry:
-    return {
-        "kind": "refusal",
-        "version_id": version_id,
-        "parent": parent,
-        "task": task,
-        "reason": reason,
-        "metrics": as_json(metrics),
-    }
-
-
-def artifact(version_id: str, refs: Mapping[str, ArtifactRef], reason: str) -> Entry:
-    return {"kind": "artifact", "version_id": version_id, "artifacts": refs_to_json(refs), "reason": reason}
-
-
-def retired(version_id: str, reason: str) -> Entry:
-    return {"kind": "retired", "version_id": version_id, "reason": reason}
+def version_entry(kind: str, version_id: str, **columns: str) -> Entry:
+    """Return a row of `versions` about this version."""
+    return {"kind": kind, "version_id": version_id, **columns}
 
 
 def stamped(quarantine: pa.Table, txn: str) -> pa.Table:

@@ -14,11 +14,9 @@ import pyarrow.compute as pc
 from stream_odml.store.checks import accepted
 from stream_odml.store.entries import IngestBatch
 from stream_odml.store.erased_refusals import LEFT_OUT, erased_refusals
-from stream_odml.store.labels import erased_since, without
+from stream_odml.store.labels import erased_since, living_rows, without
 from stream_odml.store.pictures import drop_pictures
-from stream_odml.store.select import COLUMNS, select_rows
 from stream_odml.store.store import Store
-from stream_odml.store.tables import QUARANTINE
 
 
 def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> tuple[pa.Table, pa.Table]:
@@ -30,9 +28,8 @@ def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) ->
     if store.ledger.tombstones:
         for shard_id, items in _left_out(batch.rows, rows, pending):
             drop_pictures(store.files, shard_id, items)
-    quarantine = batch.quarantine if batch.quarantine is not None else QUARANTINE.empty_table()
-    mine = pc.is_in(quarantine["shard_id"], value_set=pa.array(pending, pa.string()))
-    return rows, refusals_without(store, quarantine.filter(mine))
+    mine = pc.is_in(batch.quarantine["shard_id"], value_set=pa.array(pending, pa.string()))
+    return rows, refusals_without(store, batch.quarantine.filter(mine))
 
 
 def refusals_without(store: Store, quarantine: pa.Table) -> pa.Table:
@@ -66,7 +63,5 @@ def _living_places(store: Store, shard_ids: pa.Array) -> set[tuple[str, int]]:
     if not of_shards:
         return set()
     # Of an item that came again in another shard, the row there is needed to know that this one was replaced.
-    items = pa.concat_tables(of_shards)["item_id"].unique()
-    meta = pa.concat_tables(rows for _, rows in store.scan(list(COLUMNS), pc.field("item_id").isin(items)))
-    picked = meta.take(pa.array(select_rows(meta, store.ledger, store.tree, store.tree.head).picked))
+    picked = living_rows(store, pa.concat_tables(of_shards)["item_id"].unique())
     return set(zip(picked["shard_id"].to_pylist(), picked["row"].to_pylist(), strict=True))

@@ -8,7 +8,7 @@ files), each step begins by looking for a newer writer, and no such commit makes
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError
@@ -17,7 +17,7 @@ from stream_odml.store.errors import WriterFenced
 from stream_odml.store.fence import Fence
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.store import Store
-from stream_odml.store.table import Table, commit_properties, writer_properties
+from stream_odml.store.table import Table, commit_properties
 
 ATTEMPTS = 5
 REBASES = 15
@@ -73,12 +73,4 @@ class Housekeeper:
 
     def delete(self, table: Table, where: str) -> int:
         """Delete rows by an SQL predicate; how many went."""
-
-        def delete() -> Any:
-            return table.handle.delete(
-                where,
-                writer_properties=writer_properties(table.name),
-                commit_properties=self.commit_properties,
-            )
-
-        return int(self.commit(delete)["num_deleted_rows"] or 0)
+        return self.commit(lambda: table.delete(where, self.commit_properties))

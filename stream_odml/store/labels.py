@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from stream_odml.store.select import COLUMNS, encode, select_rows
 from stream_odml.store.store import Store
+from stream_odml.store.tables import GALLERY
 
 LABELS = "labels"
 """In the counts of a shard of labels: ``at``, the `seq` of the ledger that their items were read at, and ``of``, the
@@ -61,16 +62,18 @@ def without(rows: pa.Table, items: Mapping[str, Sequence[str]]) -> pa.Table:
     return rows.filter(pa.array(keep))
 
 
+def living_rows(store: Store, items: pa.Array) -> pa.Table:
+    """Return the rows, columns `COLUMNS`, that count of these items. Use it under :meth:`Store.again`."""
+    parts = (rows for _, rows in store.scan(list(COLUMNS), pc.field("item_id").isin(items)))
+    meta = pa.concat_tables([GALLERY.empty_table().select(COLUMNS), *parts])
+    return meta.take(pa.array(select_rows(meta, store.ledger, store.tree, store.tree.head).picked))
+
+
 def _living(store: Store, items: pa.ChunkedArray, read_at: int) -> set[str]:
     """Those whose row counts, and was there when the label was read: one that came back has another image."""
 
     def read() -> set[str]:
-        named = pc.field("item_id").isin(items.combine_chunks())
-        parts = [rows for _, rows in store.scan(list(COLUMNS), named)]
-        if not parts:
-            return set()
-        meta = pa.concat_tables(parts)
-        picked = meta.take(pa.array(select_rows(meta, store.ledger, store.tree, store.tree.head).picked))
+        picked = living_rows(store, items.combine_chunks())
         places = zip(picked["item_id"].to_pylist(), picked["shard_id"].to_pylist(), strict=True)
         return {item for item, at in places if (store.ledger.shards[at].indexed_seq or 0) <= read_at}
 

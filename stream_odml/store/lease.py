@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stream_odml.storage.files import SMALL_FILE, Files
@@ -72,21 +72,17 @@ class Lease:
                 f"{files.uri} is in use by {current.holder!r} (process {current.pid}); stop it first, "
                 f"or wait {current.lease_s:.0f} s if its machine is gone, or claim with takeover"
             )
-        lease = Lease(files, _record(holder, lease_s))
+        now, here, pid = (time.time(), _boot_clock()), host_identity(), os.getpid()
+        record = LeaseRecord(uuid.uuid4().hex, holder, here, pid, _pid_start(pid), *now, lease_s)
+        lease = Lease(files, record)
         lease.write()
         lease._thread.start()
         return lease
 
     def write(self, epoch: int | None = None) -> None:
         """Renew the lease now, and name the epoch once it is known."""
-        self._record = LeaseRecord(
-            **{
-                **asdict(self._record),
-                "wall": time.time(),
-                "boot_clock": _boot_clock(),
-                "epoch": self._record.epoch if epoch is None else epoch,
-            }
-        )
+        epoch = self._record.epoch if epoch is None else epoch
+        self._record = replace(self._record, wall=time.time(), boot_clock=_boot_clock(), epoch=epoch)
         self._files.write(LEASE, json.dumps(asdict(self._record)).encode(), durable=False)
 
     def release(self) -> None:
@@ -101,12 +97,8 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(self._record.lease_s / 4):
             try:
-                current = read_lease(self._files)
-                if (
-                    current is not None
-                    and current.token != self._record.token
-                    and current.epoch >= self._record.epoch
-                ):
+                current, own = read_lease(self._files), self._record
+                if current is not None and current.token != own.token and current.epoch >= own.epoch:
                     self.lost = True
                     return
                 self.write()
@@ -163,17 +155,3 @@ def _pid_start(pid: int) -> str:
 
 def _boot_clock() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def _record(holder: str, lease_s: float) -> LeaseRecord:
-    pid = os.getpid()
-    return LeaseRecord(
-        token=uuid.uuid4().hex,
-        holder=holder,
-        host=host_identity(),
-        pid=pid,
-        pid_start=_pid_start(pid),
-        wall=time.time(),
-        boot_clock=_boot_clock(),
-        lease_s=lease_s,
-    )

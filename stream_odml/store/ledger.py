@@ -4,6 +4,7 @@ Protects: the state is a pure function of the rows in ``seq`` order, so any proc
 knows the same.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,8 +12,15 @@ from types import MappingProxyType
 
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.events import Replay, Row
-from stream_odml.store.ledger_states import Attempt, OpenTask, ShardStage, ShardState, TaskState, Tombstone
-from stream_odml.store.tally import Tally
+from stream_odml.store.ledger_states import (
+    Attempt,
+    OpenTask,
+    ShardStage,
+    ShardState,
+    Tally,
+    TaskState,
+    Tombstone,
+)
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,9 @@ class LedgerState:
     @property
     def open_task(self) -> OpenTask:
         """The task that the next boundary closes, perhaps empty."""
-        waiting = self.waiting
-        classes: dict[str, int] = {}
+        waiting, classes = self.waiting, Counter[str]()
         for shard in waiting:
-            for name, count in shard.classes.items():
-                classes[name] = classes.get(name, 0) + count
+            classes.update(shard.classes)
         rows = sum(shard.rows for shard in waiting)
         return OpenTask(self.next_task_id, tuple(waiting), classes, rows)
 
@@ -99,11 +105,10 @@ class LedgerState:
 
     def trainable(self, *task_ids: str) -> dict[str, int]:
         """Return the images of tasks that may be learnt from, by class."""
-        tally: dict[str, int] = {}
+        tally = Counter[str]()
         for shard in (shard for task in task_ids for shard in self.tasks[task].shard_ids):
-            for name, count in self.shards[shard].counts.get("trainable", {}).items():
-                if count:
-                    tally[name] = tally.get(name, 0) + count
+            trainable = self.shards[shard].counts.get("trainable", {})
+            tally.update({name: count for name, count in trainable.items() if count})
         return tally
 
     def current_attempt(self, task_id: str, parent: str, committed: Set[str]) -> Attempt | None:
@@ -127,9 +132,12 @@ class LedgerState:
 
     def forgotten(self, shard_id: str, class_name: str, item_id: str) -> bool:
         """Return whether a tombstone covers this row; what landed after the tombstone is a return, and is not."""
-        tombstones = self.latest_tombstones
+        return self.tombstone_seq(shard_id, class_name, item_id) > self.shards[shard_id].landed_seq
+
+    def tombstone_seq(self, shard_id: str, class_name: str, item_id: str) -> int:
+        """Return the ``seq`` of the latest tombstone that names any of these; -1 for none."""
         names = (("class", class_name), ("item", item_id), ("shard", shard_id))
-        return max(tombstones.get(name, -1) for name in names) > self.shards[shard_id].landed_seq
+        return max(self.latest_tombstones.get(name, -1) for name in names)
 
     def living_classes(self, shard_id: str) -> dict[str, int]:
         """Return the good rows of each class of a shard, without classes that were forgotten since; none of a shard

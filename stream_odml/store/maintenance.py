@@ -112,7 +112,7 @@ def _retire(fence: Fence, policy: MaintenancePolicy) -> int:
             return 0
         kept = {*list(tree.versions)[-policy.keep_versions :], tree.head}
         old = [v for v in tree.versions.values() if v.version_id not in kept and not v.retired]
-        rows = [entries.retired(v.version_id, "retention") for v in old]
+        rows = [entries.version_entry("retired", v.version_id, reason="retention") for v in old]
         fence.append_entries("versions", rows)
         return len(old)
 

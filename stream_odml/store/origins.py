@@ -65,9 +65,6 @@ def _noted(files: Files) -> frozenset[str]:
     try:
         noted = json.loads(files.read(MARK, SMALL_FILE))[ORIGINS]
     except (FileNotFoundError, IsADirectoryError, KeyError, ValueError, TypeError, RecursionError):
-        return frozenset()  # no copy, or one that an earlier release made, without such files
-    return (
-        frozenset(place for place in noted if isinstance(place, str))
-        if isinstance(noted, list)
-        else frozenset()
-    )
+        noted = None  # no copy, or one that an earlier release made, without such files
+    places = noted if isinstance(noted, list) else ()
+    return frozenset(place for place in places if isinstance(place, str))

@@ -5,6 +5,7 @@ carries the epoch that made it).
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.select import Ints, Selection, death_seqs, forgotten_rows, select_rows
 from stream_odml.store.store import Store
-from stream_odml.store.table import commit_properties, writer_properties
+from stream_odml.store.table import commit_properties
 from stream_odml.store.tables import QUARANTINE
 
 NAMES_AT_ONCE = 2000
@@ -28,11 +29,8 @@ NAMES_AT_ONCE = 2000
 def orphaned_txns(store: Store, epoch: int) -> dict[str, Set[str]]:
     """Return transactions of each table that nothing names and that are of this epoch or an older one."""
     visible = store.visible_txns()
-    found: dict[str, Set[str]] = {}
-    for name in ("gallery", "quarantine"):
-        txns = _values(store, name, "txn")
-        found[name] = {txn for txn in txns - visible if _epoch_of(txn) <= epoch}
-    return found
+    there = {name: store.again(partial(_txns_in, store, name)) for name in ("gallery", "quarantine")}
+    return {name: {txn for txn in txns - visible if _epoch_of(txn) <= epoch} for name, txns in there.items()}
 
 
 def drop_orphans(fence: Fence, candidates: Mapping[str, Set[str]] | None = None) -> int:
@@ -71,15 +69,10 @@ def purge(house: Housekeeper) -> int:
     return purged + sum(_delete_places(house, "gallery", _places(meta.take(pa.array(rows)))) for rows in dead)
 
 
-def _values(store: Store, name: str, column: str) -> set[str]:
-    """Distinct values of a text column of a table."""
-
-    def read() -> set[str]:
-        table = store.table(name)
-        parts = [table.read(path, [column])[column].unique() for path in sorted(table.present)]
-        return {value for part in parts for value in part.to_pylist()}
-
-    return store.again(read)
+def _txns_in(store: Store, name: str) -> set[str]:
+    table = store.table(name)
+    parts = (table.read(path, ["txn"])["txn"].unique() for path in sorted(table.present))
+    return {txn for part in parts for txn in part.to_pylist()}
 
 
 def _delete_alone(fence: Fence, name: str, where: str) -> int:
@@ -89,12 +82,7 @@ def _delete_alone(fence: Fence, name: str, where: str) -> int:
         table = fence.store.table(name)
         fence.check()
         try:
-            gone = table.handle.delete(
-                where,
-                writer_properties=writer_properties(name),
-                commit_properties=commit_properties(fence.epoch),
-            )
-            return int(gone["num_deleted_rows"] or 0)
+            return table.delete(where, commit_properties(fence.epoch))
         except CommitFailedError:
             if last:
                 raise
@@ -146,12 +134,11 @@ def _refusals(store: Store) -> pa.Table:
 
 def _gone(ledger: LedgerState, rows: pa.Table) -> dict[str, int]:
     """The items of these erased rows, each with the `seq` of the tombstone that took it."""
-    tombstones = ledger.latest_tombstones
     found: dict[str, int] = {}
     columns = [rows[name].to_pylist() for name in ("shard_id", "class_name", "item_id")]
     for shard_id, class_name, item_id in zip(*columns, strict=True):
-        names = (("class", class_name), ("item", item_id), ("shard", shard_id))
-        found[item_id] = max(found.get(item_id, -1), *(tombstones.get(name, -1) for name in names))
+        seq = ledger.tombstone_seq(shard_id, class_name, item_id)
+        found[item_id] = max(found.get(item_id, -1), seq)
     return found
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -140,8 +140,6 @@ def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
         encoded = column.unify_dictionaries().combine_chunks()
     else:
         encoded = column.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
     codes: Ints = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     occurs = np.bincount(codes, minlength=len(encoded.dictionary)) > 0
     if occurs.all():
@@ -191,18 +189,14 @@ def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: Le
     if not ledger.tombstones:
         return np.full(len(rows), -1, dtype=np.int64)
     tombstones = ledger.latest_tombstones
-    classes, class_names = encode(rows["class_name"])
-    of_class = np.array(
-        [tombstones.get(("class", name), -1) for name in class_names.to_pylist()], dtype=np.int64
-    )
+
+    def of(kind: Literal["class", "shard"], column: str) -> Ints:
+        codes, values = encode(rows[column])
+        seqs = np.array([tombstones.get((kind, name), -1) for name in values.to_pylist()], np.int64)
+        return np.asarray(seqs[codes])
+
     names = [name for kind, name in tombstones if kind == "item"]
-    found = pc.fill_null(
-        pc.index_in(item_names, value_set=pa.array(names, pa.string())), len(names)
-    ).to_numpy()
-    of_item = np.array([*(tombstones["item", name] for name in names), -1], dtype=np.int64)[found]
-    shards, shard_names = encode(rows["shard_id"])
-    of_shard = np.array(
-        [tombstones.get(("shard", name), -1) for name in shard_names.to_pylist()], dtype=np.int64
-    )
-    latest: Ints = np.maximum(np.maximum(of_class[classes], of_item[items]), of_shard[shards])
+    at = pc.fill_null(pc.index_in(item_names, value_set=pa.array(names, pa.string())), len(names)).to_numpy()
+    of_item = np.array([*(tombstones["item", name] for name in names), -1], dtype=np.int64)[at]
+    latest: Ints = np.maximum.reduce([of("class", "class_name"), of_item[items], of("shard", "shard_id")])
     return latest

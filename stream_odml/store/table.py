@@ -296,6 +296,13 @@ class Table:
             writer_properties=writer_properties(self.name),
         )
 
+    def delete(self, where: str, properties: CommitProperties) -> int:
+        """Delete rows by an SQL predicate in one commit; how many went. Raises CommitFailedError."""
+        gone = self.handle.delete(
+            where, writer_properties=writer_properties(self.name), commit_properties=properties
+        )
+        return int(gone["num_deleted_rows"] or 0)
+
     @property
     def version(self) -> int:
         """The last commit that :meth:`refresh` took in."""

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.store import entries, events
-from stream_odml.store.adoption import adopt
 from stream_odml.store.artifacts import ArtifactRef, refs_to_json, write_artifact
 from stream_odml.store.checks import (
     accepted,
@@ -22,6 +21,7 @@ from stream_odml.store.checks import (
     check_stage,
     closed_task,
     counted,
+    fitting,
     known_shards,
 )
 from stream_odml.store.entries import IngestBatch as IngestBatch
@@ -117,22 +117,39 @@ class Writer:
             if not pending:
                 return shards[0].txn or ""
             rows, quarantine = indexed_without(store, batch, pending)
-            txn = f"i{uuid.uuid4().hex[:16]}.{self.epoch}"
-            counts = counted(pending, rows, quarantine, batch.counts)
-            crash_point("ingest.before")
-            self._fence.append("gallery", with_column(rows, "txn", txn))
-            crash_point("ingest.after_gallery")
-            self._fence.append("quarantine", entries.stamped(quarantine, txn))
-            crash_point("ingest.after_quarantine")
-            self._fence.append_entries(
-                "ledger", [events.indexed(shard_id, txn, counts[shard_id]) for shard_id in pending]
-            )
-            crash_point("ingest.after_ledger")
-            return txn
+            return self._index("ingest", pending, rows, quarantine, batch.counts)
 
     def adopt(self, shard: Landed, batch: IngestBatch) -> bool:
-        """Take over a block of another store, see :func:`~stream_odml.store.adoption.adopt`."""
-        return adopt(self._fence, shard, batch)
+        """Commit a shard of rows that came out of another store: it lands and is indexed at once, whole or not at all.
+        False for one that is there already. Raises ValueError as :meth:`commit_ingest` does."""
+        with self._fence.exclusive() as store:
+            if shard.shard_id in store.ledger.shards:
+                return False
+            rows, came = fitting(store, batch.rows), [events.landed(shard)]
+            self._index("adopt", [shard.shard_id], rows, batch.quarantine, batch.counts, came)
+            return True
+
+    def _index(
+        self,
+        point: str,
+        shard_ids: Sequence[str],
+        rows: pa.Table,
+        quarantine: pa.Table,
+        more: Mapping[str, Mapping[str, Any]],
+        came: Sequence[events.Entry] = (),
+    ) -> str:
+        """Commit the rows of shards, then the entries of the ledger that make them visible; the transaction's name."""
+        txn = f"i{uuid.uuid4().hex[:16]}.{self.epoch}"
+        counts = counted(shard_ids, rows, quarantine, more)
+        crash_point(f"{point}.before")
+        self._fence.append("gallery", with_column(rows, "txn", txn))
+        crash_point(f"{point}.after_gallery")
+        self._fence.append("quarantine", entries.stamped(quarantine, txn))
+        crash_point(f"{point}.after_quarantine")
+        indexed = [events.indexed(shard_id, txn, counts[shard_id]) for shard_id in shard_ids]
+        self._fence.append_entries("ledger", [*came, *indexed])
+        crash_point(f"{point}.after_ledger")
+        return txn
 
     def set_aside(self, shard_id: str, reason: str, final: bool = True) -> None:
         """Count a failed attempt at a shard; a final one takes it out of the stream. Its good rows stay searchable."""
@@ -286,9 +303,8 @@ class Writer:
             left = store.tree.learnt() - store.tree.learnt(version_id) if skip_abandoned else frozenset()
             self._fence.append_entries("ledger", [events.skipped(task, reason) for task in sorted(left)])
             crash_point("head.after_skipped")
-            self._fence.append_entries(
-                "versions", [{"kind": "head", "version_id": version_id, "reason": reason}]
-            )
+            moved = entries.version_entry("head", version_id, reason=reason)
+            self._fence.append_entries("versions", [moved])
             crash_point("head.after_versions")
 
     def replace_artifact(self, version_id: str, name: str, data: bytes, reason: str) -> ArtifactRef:
@@ -297,8 +313,13 @@ class Writer:
             version = store.tree.get(version_id)
             ref = self.put_artifact(version_id, name, data)
             if version.artifacts.get(name) != ref:
-                self._fence.append_entries("versions", [entries.artifact(version_id, {name: ref}, reason)])
+                self._name_artifacts({version_id: {name: ref}}, reason)
             return ref
+
+    def _name_artifacts(self, refs: Mapping[str, Mapping[str, ArtifactRef]], reason: str) -> None:
+        named = ((version_id, refs_to_json(of)) for version_id, of in refs.items())
+        rows = [entries.version_entry("artifact", v, artifacts=text, reason=reason) for v, text in named]
+        self._fence.append_entries("versions", rows)
 
     def replace_forgotten(self, data: Mapping[str, Mapping[str, bytes | ArtifactRef]], seq: int) -> None:
         """Let versions name artifacts (by version and name) without what tombstones up to ``seq`` cover: all in one
@@ -306,21 +327,14 @@ class Writer:
         again. A ref: that artifact has nothing of it.
         """
         with self._fence.exclusive() as store:
-            old = {
-                ref for v, names in data.items() for n in names if (ref := store.tree.get(v).artifacts.get(n))
-            }
-            old |= store.tree.heads_without_models
-            refs = {
-                v: {
-                    n: p if isinstance(p, ArtifactRef) else self.put_artifact(v, n, p)
-                    for n, p in names.items()
-                }
-                for v, names in data.items()
-            }
+            old, refs = set(store.tree.heads_without_models), dict[str, dict[str, ArtifactRef]]()
+            for v, parts in data.items():
+                before = store.tree.get(v).artifacts
+                old |= {before[n] for n in parts if n in before}
+                put = partial(self.put_artifact, v)
+                refs[v] = {n: p if isinstance(p, ArtifactRef) else put(n, p) for n, p in parts.items()}
             crash_point("replace.before_versions")
-            self._fence.append_entries(
-                "versions", [entries.artifact(v, named, f"{FORGOT}:{seq}") for v, named in refs.items()]
-            )
+            self._name_artifacts(refs, f"{FORGOT}:{seq}")
             crash_point("replace.after_versions")
             # One file may be named by several versions: one that only another one gave up stays.
             for path in {ref.path for ref in old} - store.tree.files:
@@ -369,9 +383,8 @@ class Writer:
         self, version_id: str, task: str, parent: str, reason: str, metrics: Mapping[str, Any]
     ) -> None:
         if all(refusal.version_id != version_id for refusal in self.tree.refusals):
-            self._fence.append_entries(
-                "versions", [entries.refusal(version_id, parent, task, reason, metrics)]
-            )
+            more = {"parent": parent, "task": task, "reason": reason, "metrics": events.as_json(metrics)}
+            self._fence.append_entries("versions", [entries.version_entry("refusal", version_id, **more)])
 
     def _publish(
         self,
@@ -382,11 +395,10 @@ class Writer:
         metrics: Mapping[str, Any],
         publish: bool = True,
     ) -> None:
-        rows: list[Mapping[str, Any]] = [
-            entries.version(version_id, parent, task, refs_to_json(artifacts), metrics)
-        ]
+        more = {"artifacts": refs_to_json(artifacts), "metrics": events.as_json(metrics)}
+        rows = [entries.version_entry("version", version_id, parent=parent, task=task, **more)]
         if publish:
-            rows.append({"kind": "head", "version_id": version_id, "reason": "publish"})
+            rows.append(entries.version_entry("head", version_id, reason="publish"))
         self._fence.append_entries("versions", rows)
 
     def _ledger(self, point: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -75,7 +75,7 @@ class ExactStream:
         )  # fmt: skip
         trainable = {c: count - min(held_out, count) for c, count in classes.items()}
         counts = {ref.shard_id: {"trainable": trainable, "reasons": {}, "version": head}}
-        self.writer.commit_ingest(IngestBatch([ref.shard_id], rows, None, counts))
+        self.writer.commit_ingest(IngestBatch([ref.shard_id], rows, counts=counts))
         self.stages.close_tasks()
         return ref.shard_id
 
