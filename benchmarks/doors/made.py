@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_odml.config.stream import StreamConfig, parse_config
-from stream_odml.exchange.files_source import as_lists
+from stream_odml.exchange.source import as_lists
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.pipeline.fast_stage import fast_stage
 from stream_odml.pipeline.stages import Stages

@@ -148,9 +148,7 @@ def _classes(table: pa.Table, problems: dict[int, tuple[Reason, str]]) -> list[s
     """The class of each row; empty where nobody says it."""
     if CLASS not in table.column_names:
         return [UNLABELLED] * len(table)
-    column = table[CLASS].combine_chunks()
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    values, codes = _encoded(column)
+    values, codes = _encoded(table[CLASS].combine_chunks())
     noted = (table.schema.field(CLASS).metadata or {}).get(CLASS_NAMES)
     known = None if noted is None else json.loads(noted)
     names: list[str | RowError] = [_class(scalar, known) for scalar in values]
@@ -204,13 +202,8 @@ def _is_plain(kind: pa.DataType) -> bool:
         return all(map(_is_plain, (kind.field(at).type for at in range(kind.num_fields))))
     if pa.types.is_map(kind):
         return _is_plain(kind.key_type) and _is_plain(kind.item_type)
-    tests = (
-        pa.types.is_string,
-        pa.types.is_integer,
-        pa.types.is_boolean,
-        pa.types.is_float64,
-        pa.types.is_null,
-    )
+    is_of = pa.types
+    tests = (is_of.is_string, is_of.is_integer, is_of.is_boolean, is_of.is_float64, is_of.is_null)
     return any(test(kind) for test in tests)
 
 

@@ -202,7 +202,6 @@ def _npz(gallery: Gallery, folder: Path) -> list[str]:
 
 def _matrix(rows: pa.Table) -> Any:
     column = rows["vector"].combine_chunks()
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return column.flatten().to_numpy().reshape(len(rows), column.type.list_size)
 
 

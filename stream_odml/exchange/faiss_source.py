@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost
-from stream_odml.exchange.files_source import as_lists, identity_of
-from stream_odml.exchange.source import ID, VECTOR, Block, Names, choose, rows_at_once
+from stream_odml.exchange.files_source import identity_of
+from stream_odml.exchange.source import ID, VECTOR, Block, Names, as_lists, choose, rows_at_once
 from stream_odml.wording import first_line
 
 INDEXES = (".faiss", ".index", ".ivf")
@@ -29,7 +30,7 @@ _WHOLE = ("IndexFlat", "IndexIVFFlat", "IndexHNSWFlat", "IndexNSGFlat", "IndexRe
 
 
 class FaissSource:
-    """A FAISS index, whose vectors are reconstructed, and a file that says whose they are."""
+    """A `GallerySource`: an index, and a file that says whose its vectors are."""
 
     def __init__(self, path: Path, names: Names, ids: Path | None) -> None:
         self.name, self._path = str(path), path
@@ -48,16 +49,13 @@ class FaissSource:
                 f"{path} has ids of its own, and keeps its vectors in no order that {ids} could follow; leave --ids out"
             )
         self._table = None if ids is None else _ids_table(ids, self.count)
-        if self._table is None:
-            self._chosen = None
-        else:
-            with_vector = self._table.append_column(VECTOR, pa.nulls(self.count, pa.list_(pa.float32())))
-            named = Names(VECTOR, names.id, names.class_name, names.attributes)
-            self._chosen = choose(with_vector.schema, named, str(ids))
+        self._chosen = None
+        if self._table is not None:
+            schema = self._table.schema.append(pa.field(VECTOR, pa.list_(pa.float32())))
+            self._chosen = choose(schema, replace(names, vector=VECTOR), str(ids))
         self.identity = identity_of([path, *([ids] if ids else [])], names)
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`."""
         size = rows_at_once(self.dim)
         for at in range(int(cursor or 0), self.count, size):
             count = min(size, self.count - at)

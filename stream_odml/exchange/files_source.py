@@ -19,7 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost
-from stream_odml.exchange.source import VECTOR, Block, Chosen, Names, choose, length_of, rows_at_once
+from stream_odml.exchange.source import (
+    VECTOR,
+    Block,
+    Chosen,
+    Names,
+    as_lists,
+    choose,
+    length_of,
+    rows_at_once,
+)
 from stream_odml.ingest.arrow_rows import class_names_of
 from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column
@@ -82,7 +91,7 @@ def _tables_below(folder: Path) -> list[Path]:
 
 
 class TableSource:
-    """Parquet or Arrow files, one after the other."""
+    """A `GallerySource`: Parquet or Arrow files, one after the other."""
 
     note = ""
 
@@ -111,7 +120,6 @@ class TableSource:
         self.identity = identity_of(self._files, self._chosen, *said)
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`."""
         before, size = int(cursor or 0), rows_at_once(self.dim)
         held: list[pa.Table] = []
         skip = before
@@ -206,7 +214,7 @@ def _without(batches: Iterator[pa.RecordBatch], skip: int) -> Iterator[pa.Record
 
 
 class NpzSource:
-    """Arrays of one length in an npz file."""
+    """A `GallerySource`: arrays of one length in an npz file."""
 
     note = ""
 
@@ -238,7 +246,6 @@ class NpzSource:
         self.identity = identity_of([path], self._chosen)
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`."""
         start, size, total = int(cursor or 0), rows_at_once(self.dim), int(self.count or 0)
         try:
             with zipfile.ZipFile(self._path) as archive:
@@ -264,9 +271,3 @@ def _as_column(array: NpyRows, count: int) -> pa.Array:
     if values.ndim == 1:
         return pa.array(column(values))
     return as_lists(values.astype(np.float32, copy=False))
-
-
-def as_lists(vectors_nd: Any) -> pa.Array:
-    """Return float32 [n, d] as a column of vectors."""
-    flat = pa.array(np.ascontiguousarray(vectors_nd, np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, vectors_nd.shape[1])

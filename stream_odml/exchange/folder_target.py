@@ -24,7 +24,7 @@ CURRENT = "current.json"
 
 
 class FolderTarget:
-    """`FOLDER/current.json` names the space, `FOLDER/<space>/bucket-*.parquet` hold its rows."""
+    """A `SyncTarget`: `FOLDER/current.json` names the space, `FOLDER/<space>/bucket-*.parquet` hold its rows."""
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = str(folder), folder
@@ -35,7 +35,6 @@ class FolderTarget:
             )
 
     def mark(self) -> Mark | None:
-        """See `SyncTarget`."""
         try:
             return Mark(**json.loads((self._folder / CURRENT).read_bytes()))
         except FileNotFoundError:
@@ -46,11 +45,9 @@ class FolderTarget:
             ) from None
 
     def prepare(self, space: str, dim: int) -> None:
-        """See `SyncTarget`."""
         self._of(space).mkdir(parents=True, exist_ok=True)
 
     def digests(self, space: str) -> Digests:
-        """See `SyncTarget`."""
         found: dict[int, tuple[int, int]] = {}
         for path in self._files(space):
             rows = pq.read_table(path, columns=["bucket", "digest"])
@@ -58,7 +55,6 @@ class FolderTarget:
         return found
 
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
-        """See `SyncTarget`."""
         for bucket in buckets:
             path = self._of(space) / f"bucket-{bucket:03d}.parquet"
             mine = rows.filter(pc.equal(rows["bucket"], bucket))
@@ -68,12 +64,10 @@ class FolderTarget:
                 path.unlink(missing_ok=True)
 
     def switch(self, mark: Mark) -> None:
-        """See `SyncTarget`."""
         data = json.dumps(mark.to_dict(), sort_keys=True).encode()
         write_whole(self._folder / CURRENT, lambda file: file.write(data))
 
     def drop_others(self, space: str) -> None:
-        """See `SyncTarget`."""
         drop_strays(self._folder)
         drop_strays(self._of(space))
         for path in self._folder.glob("space-*"):
@@ -81,12 +75,10 @@ class FolderTarget:
                 shutil.rmtree(path, ignore_errors=True)
 
     def read(self, space: str) -> Iterator[pa.Table]:
-        """See `SyncTarget`."""
         for path in self._files(space):
             yield pq.read_table(path)
 
-    def close(self) -> None:
-        """See `SyncTarget`."""
+    def close(self) -> None: ...
 
     def _of(self, space: str) -> Path:
         return self._folder / f"space-{space}"

@@ -7,9 +7,9 @@ leaves neither old versions of it nor deleted rows in its files, for both hold w
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
-from stream_odml.exchange.source import VECTOR, Block, Names, choose, length_of, rows_at_once
+from stream_odml.exchange.source import (
+    VECTOR,
+    Block,
+    Names,
+    choose,
+    identity_of_place,
+    length_of,
+    rows_at_once,
+)
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
 from stream_odml.wording import first_line
@@ -57,7 +65,7 @@ def _tables(connection: Any) -> list[str]:
 
 
 class LanceSource:
-    """Rows of a table as it is when it is opened."""
+    """A `GallerySource`: rows of a table as it is when it is opened."""
 
     note = ""
 
@@ -81,11 +89,9 @@ class LanceSource:
         if not len(first):
             raise ExchangeError(f"{self.name} has no rows; there is nothing to adopt")
         self.dim = length_of(pa.table({VECTOR: first[self._chosen.vector]})[VECTOR], self.name)
-        said = repr((place.folder, place.name, self._table.version, self._chosen))
-        self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
+        self.identity = identity_of_place(place.folder, place.name, self._table.version, self._chosen)
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`."""
         at, size = int(cursor or 0), rows_at_once(self.dim)
         while at < int(self.count or 0):
             try:
@@ -99,7 +105,7 @@ class LanceSource:
 
 
 class LanceTarget:
-    """A table that is filled aside for each new space, and the one of the name that readers ask."""
+    """A `SyncTarget`: a table that is filled aside for each new space, and the one of the name that readers ask."""
 
     def __init__(self, url: str) -> None:
         self._connection, self._place = connect(url)
@@ -111,28 +117,22 @@ class LanceTarget:
             )
 
     def mark(self) -> Mark | None:
-        """See `SyncTarget`."""
-        live = self._open(self._place.name)
-        said = None if live is None else (live.schema.metadata or {}).get(_MARK)
-        if said is None:
+        mark = _said_by(self._open(self._place.name))
+        if mark is None:
             return None
-        mark = Mark(**json.loads(said))
         noted = self._open(self._marks)
-        if noted is not None:
-            for row in noted.search().to_list():
-                if row["space"] == mark.space:
-                    stream = row.get("stream", mark.stream)
-                    return Mark(mark.space, row["version"], int(row["sequence"]), mark.dim, stream)
+        for row in () if noted is None else noted.search().to_list():
+            if row["space"] == mark.space:
+                stream = row.get("stream", mark.stream)
+                return replace(mark, version=row["version"], sequence=int(row["sequence"]), stream=stream)
         return mark
 
     def prepare(self, space: str, dim: int) -> None:
-        """See `SyncTarget`."""
         if self._of(space) is None:
             schema = ROWS.append(pa.field("vector", pa.list_(pa.float32(), dim)))
             self._connection.create_table(table_name(self._place.name, space), schema=schema, exist_ok=True)
 
     def digests(self, space: str) -> Digests:
-        """See `SyncTarget`."""
         table = self._of(space)
         if table is None or not table.count_rows():
             return {}
@@ -140,7 +140,7 @@ class LanceTarget:
         return summed(rows["bucket"].to_numpy().astype(np.int64), rows["digest"].to_numpy())
 
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
-        """See `SyncTarget`. A merge goes through the whole table: what can be appended is."""
+        # A merge goes through the whole table: what can be appended is.
         table, mine = self._of(space), f"bucket IN ({', '.join(map(str, buckets))})"
         if not len(rows):
             table.delete(mine)
@@ -148,9 +148,8 @@ class LanceTarget:
         if fresh:
             table.add(rows)
             return
-        held = (
-            table.search().where(mine).select(["id", "digest"]).limit(max(1, table.count_rows())).to_arrow()
-        )
+        most = max(1, table.count_rows())
+        held = table.search().where(mine).select(["id", "digest"]).limit(most).to_arrow()
         there = dict(zip(held["id"].to_pylist(), held["digest"].to_pylist(), strict=True))
         if len(there) < len(held):  # an id is there twice: two syncs wrote at once
             table.delete(mine)
@@ -167,24 +166,17 @@ class LanceTarget:
             merge.execute(new)
 
     def switch(self, mark: Mark) -> None:
-        """See `SyncTarget`."""
         live = self.mark()
         if live is None or live.space != mark.space:
             staged = self._open(table_name(self._place.name, mark.space))
             data = staged.search().limit(max(1, staged.count_rows())).to_arrow()
             data = data.replace_schema_metadata({_MARK: json.dumps(mark.to_dict()).encode()})
             self._connection.create_table(self._place.name, data=data, mode="overwrite")
-        noted = {
-            "space": mark.space,
-            "version": mark.version,
-            "sequence": mark.sequence,
-            "stream": mark.stream,
-        }
-        note = pa.Table.from_pylist([noted])
+        note = pa.Table.from_pylist([mark.to_dict()]).drop_columns(["dim"])
         self._connection.create_table(self._marks, data=note, mode="overwrite")
 
     def drop_others(self, space: str) -> None:
-        """See `SyncTarget`. The table of this space was filled aside; readers have its rows now."""
+        # The table of this space was filled aside; readers have its rows now.
         for name in _tables(self._connection):
             if is_table_of(self._place.name, name):
                 with contextlib.suppress(Exception):  # gone meanwhile
@@ -212,14 +204,12 @@ class LanceTarget:
             ) from None
 
     def read(self, space: str) -> Iterator[pa.Table]:
-        """See `SyncTarget`."""
         table = self._of(space)
         count = 0 if table is None else table.count_rows()
         for at in range(0, count, _READ):
             yield table.search().offset(at).limit(_READ).to_arrow()
 
-    def close(self) -> None:
-        """See `SyncTarget`."""
+    def close(self) -> None: ...
 
     @property
     def _marks(self) -> str:
@@ -228,10 +218,14 @@ class LanceTarget:
     def _of(self, space: str) -> Any:
         """The table with the rows of a space: what readers see, or the one aside."""
         live = self._open(self._place.name)
-        said = None if live is None else (live.schema.metadata or {}).get(_MARK)
-        if said is not None and json.loads(said)["space"] == space:
-            return live
-        return self._open(table_name(self._place.name, space))
+        mark = _said_by(live)
+        return live if mark and mark.space == space else self._open(table_name(self._place.name, space))
 
     def _open(self, name: str) -> Any:
         return self._connection.open_table(name) if name in _tables(self._connection) else None
+
+
+def _said_by(table: Any) -> Mark | None:
+    """Return what a table that readers ask says of itself; None for none, and for one that sync did not make."""
+    said = None if table is None else (table.schema.metadata or {}).get(_MARK)
+    return None if said is None else Mark(**json.loads(said))

@@ -5,7 +5,6 @@ Protects: each bucket is one transaction; the view that readers ask is replaced 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
-from stream_odml.exchange.files_source import as_lists
 from stream_odml.exchange.source import (
     ATTRIBUTES,
     CLASS,
@@ -21,6 +19,8 @@ from stream_odml.exchange.source import (
     VECTOR,
     Block,
     Names,
+    as_lists,
+    identity_of_place,
     rows_at_once,
     text_of,
     vectors_of,
@@ -73,7 +73,7 @@ def _with_vectors(connection: Any, place: Place) -> None:
 
 
 class PostgresSource:
-    """Rows of a table in the order of its ids."""
+    """A `GallerySource`: rows of a table in the order of its ids."""
 
     note = ""
 
@@ -107,11 +107,11 @@ class PostgresSource:
                 f"{self.name} has {nameless} rows without {self._id!r}; name a column with unique ids with --id"
             )
         self.count: int | None = int(count)
-        said = repr((self._place.host, self._place.port, self._place.folder, self.name, wanted))
-        self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
+        place = self._place
+        self.identity = identity_of_place(place.host, place.port, place.folder, self.name, wanted)
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`. The cursor is the last id."""
+        """The cursor is the last id."""
         psycopg = library("psycopg", EXTRA)
         size = rows_at_once(self.dim)
         while True:
@@ -145,12 +145,9 @@ class PostgresSource:
             columns[CLASS] = [_plain(row[2]) for row in rows]
         if self._attributes:
             first = 3 if self._class else 2
+            named = (zip(self._attributes, row[first:], strict=True) for row in rows)
             columns[ATTRIBUTES] = [
-                {
-                    name: self._said(name, value)
-                    for name, value in zip(self._attributes, row[first:], strict=True)
-                }
-                for row in rows
+                {name: self._said(name, value) for name, value in pairs} for pairs in named
             ]
         return pa.table(columns)
 
@@ -223,7 +220,7 @@ def _quoted(name: str) -> str:
 
 
 class PostgresTarget:
-    """A table for each space, and a view of the name that readers ask."""
+    """A `SyncTarget`: a table for each space, and a view of the name that readers ask."""
 
     def __init__(self, url: str) -> None:
         self._connection, self._place = connect(url)
@@ -254,14 +251,12 @@ class PostgresTarget:
         )
 
     def mark(self) -> Mark | None:
-        """See `SyncTarget`."""
         row = self._connection.execute(
             f"SELECT space, version, sequence, dim, stream FROM {MARKS} WHERE name = %s", [self._place.name]
         ).fetchone()
         return None if row is None else Mark(*row)
 
     def prepare(self, space: str, dim: int) -> None:
-        """See `SyncTarget`."""
         query = (
             "CREATE TABLE IF NOT EXISTS {} (id text PRIMARY KEY, class_name text, attributes text, version text, "
             "bucket int, digest bigint, vector vector({}))"
@@ -269,13 +264,11 @@ class PostgresTarget:
         self._connection.execute(self._sql.SQL(query).format(self._table(space), self._sql.Literal(dim)))
 
     def digests(self, space: str) -> Digests:
-        """See `SyncTarget`."""
         query = self._sql.SQL("SELECT bucket, count(*), sum(digest::numeric) FROM {} GROUP BY bucket")
         rows = self._connection.execute(query.format(self._table(space))).fetchall()
         return {int(bucket): (int(count), int(total) % 2**64) for bucket, count, total in rows}
 
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
-        """See `SyncTarget`."""
         table = self._table(space)
         held = self._sql.SQL("SELECT id, digest FROM {} WHERE bucket = ANY(%s)").format(table)
         delete = self._sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table)
@@ -295,7 +288,6 @@ class PostgresTarget:
                     sink.write_row(row)
 
     def switch(self, mark: Mark) -> None:
-        """See `SyncTarget`."""
         view = self._sql.Identifier(self._place.name)
         before = self.mark()
         with self._connection.transaction():
@@ -314,7 +306,6 @@ class PostgresTarget:
             )
 
     def drop_others(self, space: str) -> None:
-        """See `SyncTarget`."""
         keep = table_name(self._place.name, space)
         rows = self._connection.execute(
             "SELECT relname FROM pg_class WHERE relkind = 'r' AND starts_with(relname, %s) "
@@ -325,7 +316,6 @@ class PostgresTarget:
                 self._connection.execute(self._sql.SQL("DROP TABLE {}").format(self._sql.Identifier(name)))
 
     def read(self, space: str) -> Iterator[pa.Table]:
-        """See `SyncTarget`."""
         query = self._sql.SQL("SELECT id, class_name, attributes, version, bucket, digest, vector FROM {}")
         with self._connection.transaction(), self._connection.cursor("read", binary=True) as cursor:
             cursor.execute(query.format(self._table(space)))
@@ -336,7 +326,6 @@ class PostgresTarget:
                 yield table.append_column("vector", as_lists(np.stack([_values(v) for v in vectors])))
 
     def close(self) -> None:
-        """See `SyncTarget`."""
         self._connection.close()
 
     def _table(self, space: str) -> Any:

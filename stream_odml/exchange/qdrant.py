@@ -6,18 +6,28 @@ moved by one operation.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost, library
-from stream_odml.exchange.files_source import as_lists
-from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, VECTOR, Block, Names, rows_at_once, text_of
+from stream_odml.exchange.source import (
+    ATTRIBUTES,
+    CLASS,
+    ID,
+    VECTOR,
+    Block,
+    Names,
+    as_lists,
+    identity_of_place,
+    rows_at_once,
+    text_of,
+)
 from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
 from stream_odml.wording import first_line
@@ -56,7 +66,7 @@ def connect(url: str) -> tuple[Any, Place]:
 
 
 class QdrantSource:
-    """Points of a collection in the order of their ids."""
+    """A `GallerySource`: points of a collection in the order of their ids."""
 
     note = ""
 
@@ -96,16 +106,14 @@ class QdrantSource:
             raise ExchangeError(f"{self.name} has no points; there is nothing to adopt")
         first = self._client.scroll(collection, limit=100, with_payload=True)[0]
         fields = {key for point in first for key in (point.payload or {})}
-        for option, name in (
-            ("--id", names.id), ("--class", names.class_name), *(("--attributes", name) for name in names.attributes)
-        ):  # fmt: skip
-            if name is not None and first and name not in fields:
+        for option, name in names.by_option:
+            if option != "--vector" and first and name not in fields:
                 raise ExchangeError(
                     f"{self.name} has no payload {name!r}; it has {', '.join(sorted(fields)[:20])}: "
                     f"name one of them with {option}"
                 )
-        said = repr((self._place.host, self._place.port, self._place.folder, collection, names))
-        self.identity = hashlib.sha256(said.encode()).hexdigest()[:16]
+        place = self._place
+        self.identity = identity_of_place(place.host, place.port, place.folder, collection, names)
 
     def _named(self, vectors: dict[str, Any], wanted: str | None) -> str:
         """Return the name of the vectors to adopt. Raises ExchangeError where it is not said, or there is none."""
@@ -119,7 +127,7 @@ class QdrantSource:
         return name
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`. The cursor is the id of the last point, which a scroll begins with."""
+        """The cursor is the id of the last point, which a scroll begins with."""
         size = min(rows_at_once(self.dim), 4096)
         offset, last = cursor, cursor
         while True:
@@ -149,16 +157,11 @@ class QdrantSource:
             for point, payload in zip(points, payloads, strict=True)
         ]
         fits = all(vector is not None and len(vector) == self.dim for vector in vectors)
-        columns: dict[str, Any] = {
-            VECTOR: as_lists(np.array(vectors, np.float32))
-            if fits
-            else pa.array(vectors, pa.list_(pa.float32())),
-            ID: pa.array(ids, pa.string()),
-        }
+        lists = as_lists(np.array(vectors, np.float32)) if fits else pa.array(vectors, pa.list_(pa.float32()))
+        columns: dict[str, Any] = {VECTOR: lists, ID: pa.array(ids, pa.string())}
         if names.class_name:
-            columns[CLASS] = pa.array(
-                [text_of(payload.get(names.class_name)) for payload in payloads], pa.string()
-            )
+            classes = [text_of(payload.get(names.class_name)) for payload in payloads]
+            columns[CLASS] = pa.array(classes, pa.string())
         if names.attributes:
             columns[ATTRIBUTES] = [
                 {name: text_of(payload.get(name)) for name in names.attributes} for payload in payloads
@@ -170,7 +173,8 @@ class QdrantSource:
 
 
 class QdrantTarget:
-    """A collection for each space, and an alias of the name that readers ask. Vectors are compared by `Dot`."""
+    """A `SyncTarget`: a collection for each space, and an alias of the name that readers ask. Vectors are compared by
+    `Dot`."""
 
     def __init__(self, url: str) -> None:
         self._client, self._place = connect(url)
@@ -183,38 +187,34 @@ class QdrantTarget:
                 "name another, it becomes an alias"
             )
 
+    @property
+    def _live(self) -> str | None:
+        """The collection that readers see."""
+        aliases = self._client.get_aliases().aliases
+        return next((one.collection_name for one in aliases if one.alias_name == self._alias), None)
+
     def mark(self) -> Mark | None:
-        """See `SyncTarget`."""
-        live = {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}.get(
-            self._alias
-        )
+        live = self._live
         if live is None or not self._client.collection_exists(self._marks):
             return None
         found = self._client.retrieve(self._marks, [self._point(live)], with_payload=True)
         return Mark(**found[0].payload) if found else None
 
     def prepare(self, space: str, dim: int) -> None:
-        """See `SyncTarget`."""
         m = self._models
-        if not self._client.collection_exists(self._table(space)):
-            self._client.create_collection(
-                self._table(space), vectors_config=m.VectorParams(size=dim, distance=m.Distance.DOT)
-            )
+        for name, size in ((self._table(space), dim), (self._marks, 1)):
+            if not self._client.collection_exists(name):
+                vectors = m.VectorParams(size=size, distance=m.Distance.DOT)
+                self._client.create_collection(name, vectors_config=vectors)
         if self._place.host:  # a local folder has no index of payloads; a server may refuse to filter without
             self._client.create_payload_index(self._table(space), "bucket", m.PayloadSchemaType.INTEGER)
-        if not self._client.collection_exists(self._marks):
-            self._client.create_collection(
-                self._marks, vectors_config=m.VectorParams(size=1, distance=m.Distance.DOT)
-            )
 
     def digests(self, space: str) -> Digests:
-        """See `SyncTarget`."""
         points = list(self._points(space, None, ["bucket", "digest"]))
         buckets = np.array([point.payload["bucket"] for point in points], np.int64)
         return summed(buckets, np.array([point.payload["digest"] for point in points], np.int64))
 
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
-        """See `SyncTarget`."""
         m = self._models
         held = () if fresh else self._points(space, buckets, ["digest"])
         there = {point.id: point.payload["digest"] for point in held}
@@ -235,13 +235,10 @@ class QdrantTarget:
             self._client.delete(self._table(space), m.PointIdsList(points=gone), wait=True)
 
     def switch(self, mark: Mark) -> None:
-        """See `SyncTarget`."""
         m, table = self._models, self._table(mark.space)
         noted = m.PointStruct(id=self._point(table), vector=[1.0], payload=mark.to_dict())
         self._client.upsert(self._marks, [noted], wait=True)
-        live = {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}.get(
-            self._alias
-        )
+        live = self._live
         if live == table:
             return
         changes: list[Any] = []
@@ -253,24 +250,16 @@ class QdrantTarget:
         self._client.update_collection_aliases(change_aliases_operations=changes)
 
     def drop_others(self, space: str) -> None:
-        """See `SyncTarget`."""
         for one in self._client.get_collections().collections:
             if is_table_of(self._alias, one.name) and one.name != self._table(space):
                 self._client.delete_collection(one.name)
 
     def read(self, space: str) -> Iterator[pa.Table]:
-        """See `SyncTarget`."""
-        held: list[Any] = []
-        for point in self._points(space, None, True, with_vectors=True):
-            held.append(point)
-            if len(held) == _POINTS:
-                yield _rows(held)
-                held = []
-        if held:
+        points = self._points(space, None, True, with_vectors=True)
+        while held := list(islice(points, _POINTS)):
             yield _rows(held)
 
     def close(self) -> None:
-        """See `SyncTarget`."""
         self._client.close()
 
     def _points(

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stream_odml.exchange.source import as_lists
 from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.search.search import SearchSettings
 from stream_odml.search.snapshot import GallerySnapshot
@@ -90,19 +91,21 @@ class Gallery:
         """Return what is compared with the rows, of trunk features (of vectors, in a stream of vectors) [n, D]."""
         if self.head is None:
             return unit_rows(features)
-        return query_vectors(self.head, self.layout, features)
+        z = self.head.embed(features)
+        if self.layout == "known":
+            return np.ascontiguousarray(z[:, : self.head.known_dim])
+        return z if self.layout == "whole" else np.concatenate([z, np.ones((len(z), 1), np.float32)], axis=1)
 
     def table(self, at: NDArray[np.int64]) -> pa.Table:
         """Return items as rows: id, class_name, attributes (JSON), version, vector."""
         columns, rows = self.snapshot.columns, self.numbers[at]
-        flat = pa.array(self.vectors(at).reshape(-1))
         return pa.table(
             {
                 "id": pa.array([self.ids[one] for one in at], pa.string()),
                 "class_name": pa.array([columns.name("class_name", int(row)) for row in rows], pa.string()),
                 "attributes": pa.array(columns.attributes.take(rows), pa.string()),
                 "version": pa.array([self.version] * len(at), pa.string()),
-                "vector": pa.FixedSizeListArray.from_arrays(flat, self.dim),
+                "vector": as_lists(self.vectors(at)),
             }
         )
 
@@ -110,16 +113,6 @@ class Gallery:
         """Yield all rows, some thousand at a time."""
         for start in range(0, len(self), BLOCK):
             yield self.table(np.arange(start, min(start + BLOCK, len(self))))
-
-
-def query_vectors(head: DiscriminantHead, layout: Layout, features: Floats) -> Floats:
-    """Return queries of trunk features [n, D] by a head, in a layout."""
-    z = head.embed(features)
-    if layout == "whole":
-        return z
-    if layout == "known":
-        return np.ascontiguousarray(z[:, : head.known_dim])
-    return np.concatenate([z, np.ones((len(z), 1), np.float32)], axis=1)
 
 
 def _layout(snapshot: GallerySnapshot) -> Layout:

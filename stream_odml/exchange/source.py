@@ -6,6 +6,7 @@ where the last block that it committed ended.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,13 @@ class Names:
     id: str | None = None
     class_name: str | None = None
     attributes: Sequence[str] = field(default=())
+
+    @property
+    def by_option(self) -> list[tuple[str, str]]:
+        """All that are named, with the option that names each."""
+        named = [("--vector", self.vector), ("--id", self.id), ("--class", self.class_name)]
+        named += [("--attributes", name) for name in self.attributes]
+        return [(option, name) for option, name in named if name is not None]
 
 
 class GallerySource(Protocol):
@@ -117,8 +125,7 @@ class Chosen:
             columns[CLASS] = table[self.class_name]
         if self.attributes:
             parts = [table[name].combine_chunks() for name in self.attributes]
-            flat = [part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in parts]
-            columns[ATTRIBUTES] = pa.StructArray.from_arrays(flat, names=list(self.attributes))
+            columns[ATTRIBUTES] = pa.StructArray.from_arrays(parts, names=list(self.attributes))
         made = pa.table(columns)
         if self.class_names is None:
             return made
@@ -129,10 +136,11 @@ class Chosen:
 
 def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
     """Return which columns of a table play which part. Raises ExchangeError for one that is not there."""
-    for option, name in (("--vector", names.vector), ("--id", names.id), ("--class", names.class_name)):
-        _check_there(schema, name, option, where)
-    for name in names.attributes:
-        _check_there(schema, name, "--attributes", where)
+    for option, one in names.by_option:
+        if one not in schema.names:
+            raise ExchangeError(
+                f"{where} has no column {one!r}; it has {', '.join(schema.names[:20])}: name one of them with {option}"
+            )
     class_name = names.class_name or next((name for name in _CLASS_NAMES if name in schema.names), None)
     item_id = names.id or next((name for name in _ID_NAMES if name in schema.names), None)
     vector = names.vector or _vector_column(schema, where)
@@ -147,25 +155,17 @@ def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
             f"column {vector!r} of {where} is {str(schema.field(vector).type)[:80]}; "
             "name a list of numbers with --vector"
         )
-    if class_name is not None and pa.types.is_nested(unwrapped(schema.field(class_name).type)):
-        raise ExchangeError(
-            f"column {class_name!r} of {where} is {str(schema.field(class_name).type)[:80]}, which names no class; "
-            "name one of text or numbers with --class, or give this one another name"
-        )
-    if item_id is not None and pa.types.is_nested(unwrapped(schema.field(item_id).type)):
-        raise ExchangeError(
-            f"column {item_id!r} of {where} is {str(schema.field(item_id).type)[:80]}, which is no id; "
-            "name one of text, numbers or UUIDs with --id, or give this one another name"
-        )
+    for part, what, remedy in (
+        (class_name, "names no class", "text or numbers with --class"),
+        (item_id, "is no id", "text, numbers or UUIDs with --id"),
+    ):
+        if part is not None and pa.types.is_nested(unwrapped(schema.field(part).type)):
+            raise ExchangeError(
+                f"column {part!r} of {where} is {str(schema.field(part).type)[:80]}, which {what}; "
+                f"name one of {remedy}, or give this one another name"
+            )
     class_names = None if class_name is None else class_names_of(schema, class_name)
     return Chosen(vector, item_id, class_name, tuple(dict.fromkeys(names.attributes)), class_names)
-
-
-def _check_there(schema: pa.Schema, name: str | None, option: str, where: str) -> None:
-    if name is not None and name not in schema.names:
-        raise ExchangeError(
-            f"{where} has no column {name!r}; it has {', '.join(schema.names[:20])}: name one of them with {option}"
-        )
 
 
 def _vector_column(schema: pa.Schema, where: str) -> str:
@@ -197,6 +197,11 @@ def length_of(column: pa.ChunkedArray, where: str) -> int:
     return length
 
 
+def identity_of_place(*said: object) -> str:
+    """Return the identity of what a store holds at a place, by all that tells it from another one."""
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+
+
 def text_of(value: Any) -> str | None:
     """Return what a store says of an item as text: lists and objects as JSON."""
     if value is None or isinstance(value, str):
@@ -204,10 +209,15 @@ def text_of(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list | dict) else str(value)
 
 
+def as_lists(vectors_nd: Any) -> pa.Array:
+    """Return float32 [n, d] as a column of vectors."""
+    flat = pa.array(np.ascontiguousarray(vectors_nd, np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors_nd.shape[1])
+
+
 def vectors_of(column: pa.ChunkedArray, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return float32 [n, dim], and which rows have a vector of this length: the others are of zeros."""
     array = column.combine_chunks()
-    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if pa.types.is_fixed_size_list(array.type) and array.type.list_size != dim:

@@ -197,6 +197,3 @@ def _report(
         equal=equal,
         seconds=round(time.perf_counter() - began, 3),
     )
-
-
-__all__ = ["SyncReport", "open_target", "read_back", "sync"]

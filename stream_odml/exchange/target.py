@@ -89,10 +89,8 @@ def digest_of(
 ) -> int:
     """Return a number for all that a row says."""
     text = "\0".join((item_id, class_name, attributes, version)).encode("utf-8", "surrogatepass")
-    data = hashlib.blake2b(
-        text + b"\0" + np.ascontiguousarray(vector, "<f4").tobytes(), digest_size=8
-    ).digest()
-    return int.from_bytes(data, "little", signed=True)
+    data = text + b"\0" + np.ascontiguousarray(vector, "<f4").tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def summed(buckets: NDArray[np.int64], digests: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
@@ -133,10 +131,6 @@ def difference(rows: pa.Table, there: Mapping[str, int]) -> tuple[pa.Table, list
 def read_digests(rows: pa.Table) -> pa.Array:
     """Return the digests of rows as they were read, computed anew."""
     vectors = rows["vector"].combine_chunks()
-    vectors = vectors.combine_chunks() if isinstance(vectors, pa.ChunkedArray) else vectors
     values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1) if len(rows) else []
-    ids, classes, attributes, versions = (
-        rows[name].to_pylist() for name in ("id", "class_name", "attributes", "version")
-    )
-    found = map(digest_of, ids, classes, attributes, versions, values)
-    return pa.array(list(found), pa.int64())
+    columns = (rows[name].to_pylist() for name in ("id", "class_name", "attributes", "version"))
+    return pa.array(list(map(digest_of, *columns, values)), pa.int64())

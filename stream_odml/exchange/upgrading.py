@@ -35,7 +35,7 @@ from stream_odml.exchange.expectation import (
     settings_by_pairs,
 )
 from stream_odml.exchange.pairs import Pairs, embed_pairs
-from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, ROW, VECTOR, Block, rows_at_once
+from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, ROW, VECTOR, Block, as_lists, rows_at_once
 from stream_odml.exchange.stored_items import StoredItems, indexed_at
 from stream_odml.exchange.worst_first import Examiner, Worst, worst_of_shards
 from stream_odml.ingest.reading import UNLABELLED
@@ -218,7 +218,7 @@ class MappedRoot:
         return self.by(self._cross.drawn_to(means, within))
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """See `GallerySource`; a cursor says when a shard was indexed, and a number of a row of it. A block is a shard,
+        """A cursor says when a shard was indexed, and a number of a row of it. A block is a shard,
         but for one of more rows than can be taken over at once."""
         (indexed, row), worst = cursor or (-1, 0), self._worst
         most = max(rows_at_once(self.dim), SHARD_BYTES // (4 * self.dim))
@@ -261,11 +261,10 @@ class MappedRoot:
         return items, items.mapped(self._cross, self._pairs)
 
     def _table(self, rows: pa.Table, new_nF: Floats) -> pa.Table:
-        flat = pa.array(new_nF.reshape(-1))
         attributes = [list(json.loads(text or "{}").items()) for text in rows["attributes"].to_pylist()]
         return pa.table(
             {
-                VECTOR: pa.FixedSizeListArray.from_arrays(flat, self.dim),
+                VECTOR: as_lists(new_nF),
                 ID: rows["item_id"].cast(pa.string()),
                 CLASS: rows["class_name"].cast(pa.string()),
                 ROW: rows["row"],

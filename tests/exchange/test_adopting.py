@@ -21,9 +21,9 @@ from stream_odml.config.stream import ConfigError
 from stream_odml.exchange import source as blocks
 from stream_odml.exchange.adopting import Report, adopt
 from stream_odml.exchange.errors import ExchangeError, SourceLost
-from stream_odml.exchange.files_source import TableSource, as_lists
+from stream_odml.exchange.files_source import TableSource
 from stream_odml.exchange.places import open_source
-from stream_odml.exchange.source import Names
+from stream_odml.exchange.source import Names, as_lists
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import encode
 from stream_odml.pipeline.erasure_proof import verify_forgotten

@@ -17,7 +17,7 @@ from stream_odml.exchange import files_source
 from stream_odml.exchange.checking import Findings, Target, check
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.places import open_source
-from stream_odml.exchange.source import Names
+from stream_odml.exchange.source import Names, as_lists
 
 VECTORS = [[1.0, 2.0], [3.0, 4.0]]
 CLASSES = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})}
@@ -55,7 +55,7 @@ def test_numbered_classes_have_their_names(tmp_path: Path) -> None:
 def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 MiB in 32 row groups, and in one: Arrow holds a few blocks of a MiB, and what is read ahead for them."""
     monkeypatch.setattr(files_source, "rows_at_once", lambda dim: 1024)
-    vectors = files_source.as_lists(np.random.default_rng(0).random((65_536, 256), np.float32))
+    vectors = as_lists(np.random.default_rng(0).random((65_536, 256), np.float32))
     for groups in (32, 1):
         file = tmp_path / f"{groups}.parquet"
         pq.write_table(pa.table({"vector": vectors}), file, 65_536 // groups, use_dictionary=False)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from stream_odml.cli.main import app
 from stream_odml.client import Client
 from stream_odml.config.service import ServiceOptions
-from stream_odml.exchange.files_source import as_lists
+from stream_odml.exchange.source import as_lists
 from stream_odml.service.api import create_app
 from stream_odml.service.replica import Replica
 from tests.docs.pages import blocks

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 from stream_odml.exchange.errors import ExchangeError
-from stream_odml.exchange.files_source import as_lists
+from stream_odml.exchange.source import as_lists
 from stream_odml.exchange.syncing import open_target, read_back
 from stream_odml.exchange.target import (
     ROWS,
