@@ -72,7 +72,7 @@ def land(writer: Writer, shard: str, features: FeatureCodes, names: list[str], h
     for name in np.array(names)[~held].tolist():
         trainable[name] = trainable.get(name, 0) + 1
     counts = {shard: {"trainable": trainable, "reasons": {}, "version": writer.tree.head}}
-    writer.commit_ingest(IngestBatch([shard], rows, None, counts))
+    writer.commit_ingest(IngestBatch([shard], rows, counts=counts))
 
 
 def watched(work: Callable[[], T]) -> tuple[float, float, T]:

@@ -105,4 +105,4 @@ def _land(writer: Writer, name: str, classes: list[str], h: NDArray[np.float32])
         codes="int8",
     )
     counts = {name: {"trainable": dict(Counter(classes)), "version": head}}
-    writer.commit_ingest(IngestBatch([name], rows, None, counts))
+    writer.commit_ingest(IngestBatch([name], rows, counts=counts))

@@ -111,7 +111,7 @@ class PostgresSource:
         self.identity = identity_of_place(place.host, place.port, place.folder, self.name, wanted)
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """The cursor is the last id."""
+        """Yield blocks; the cursor is the last id."""
         psycopg = library("psycopg", EXTRA)
         size = rows_at_once(self.dim)
         while True:

@@ -127,7 +127,7 @@ class QdrantSource:
         return name
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """The cursor is the id of the last point, which a scroll begins with."""
+        """Yield blocks; the cursor is the id of the last point, which a scroll begins with."""
         size = min(rows_at_once(self.dim), 4096)
         offset, last = cursor, cursor
         while True:

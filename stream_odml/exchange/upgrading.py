@@ -218,8 +218,8 @@ class MappedRoot:
         return self.by(self._cross.drawn_to(means, within))
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        """A cursor says when a shard was indexed, and a number of a row of it. A block is a shard,
-        but for one of more rows than can be taken over at once."""
+        """Yield blocks; a cursor says when a shard was indexed, and a number of a row of it. A block is a shard, but
+        for one of more rows than can be taken over at once."""
         (indexed, row), worst = cursor or (-1, 0), self._worst
         most = max(rows_at_once(self.dim), SHARD_BYTES // (4 * self.dim))
         for shard, first, end in self._stored.shards:

@@ -85,8 +85,7 @@ def vector_bytes(scalar: Any) -> tuple[bytes | None, tuple[Reason, str] | None]:
 
 
 def attribute_converter(column: str, kind: Any) -> Convert:
-    """Return how a column of attributes of this type is read. Raises BadShard(wrong_schema) for a type
-    that is none."""
+    """Return how a column of attributes of this type is read. Raises BadShard(wrong_schema) for a type that is none."""
     bare = unwrapped(kind)
     if is_text(bare) or is_bytes(bare) or pa.types.is_null(bare):
         return lambda scalar: _Reading().value(scalar)

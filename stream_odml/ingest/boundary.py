@@ -35,8 +35,7 @@ MIN_IMAGES_PER_CLASS = 2
 
 @dataclass(frozen=True)
 class WaitingShard:
-    """An indexed shard that no task has yet. `counts`: trainable images by class (neither quarantined
-    nor held out).
+    """An indexed shard that no task has yet. `counts`: trainable images by class (neither quarantined nor held out).
 
     `landed_at` in seconds since 1970. `task`, `task_complete` and `task_shards` come from the shard's manifest.
     """
@@ -126,8 +125,7 @@ class BoundaryPolicy:
         return self._by_age(open_task, tally, now, any_image)
 
     def closes_nothing(self, waiting: Sequence[WaitingShard], settled: Settled = _NONE) -> dict[str, str]:
-        """Return task manifests that close no task, by id, and why: no image of theirs waits.
-        Ask after `decide`."""
+        """Return task manifests that close no task, by id, and why: no image of theirs waits. Ask after `decide`."""
         owned = self._owned(waiting)
         found = {}
         for at, shard in enumerate(waiting if self.manifest else ()):

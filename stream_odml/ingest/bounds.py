@@ -39,8 +39,7 @@ def check_rows(rows: int, size_bytes: int) -> None:
 
 
 def bounded(rows: Iterator[RawRow], size_bytes: int) -> Iterator[RawRow]:
-    """Yield the same rows. Raises BadShard(oversized) once all of them together are out of proportion
-    to the file."""
+    """Yield the same rows. Raises BadShard(oversized) once all of them together are out of proportion to the file."""
     limit, spent = decoded_allowed(size_bytes), 0
     for row in rows:
         spent += _ROW_BYTES + len(row.image or b"") + _attributes_size(row)

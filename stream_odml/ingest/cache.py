@@ -49,12 +49,11 @@ class CacheMember:
 class PixelCache:
     """Open or create the cache of a plan in `folder`.
 
-    Attributes: `pixels` [N, size, size, 3] uint8 memory map (complete only), `labels` [N] int64 into the
-    sorted `class_names`, `member_index` [N] int32 into `shard_ids` and `row` [N] int32. Raises ValueError for
-    a plan without rows.
+    Attributes: `pixels` [N, size, size, 3] uint8 memory map (complete only), `labels` [N] int64 into the sorted
+    `class_names`, `member_index` [N] int32 into `shard_ids` and `row` [N] int32. Raises ValueError for a plan without
+    rows.
 
-    `members` are taken one at a time and not kept: a plan of millions of rows costs its arrays, some 16
-    bytes a row.
+    `members` are taken one at a time and not kept: a plan of millions of rows costs its arrays, some 16 bytes a row.
     """
 
     def __init__(self, folder: str | os.PathLike[str], members: Iterable[CacheMember], size: int) -> None:
@@ -102,25 +101,20 @@ class PixelCache:
         return [(int(member), rows) for member, rows in zip(members, parts, strict=False)]
 
     def write(self, member: int, rows: NDArray[np.integer], pixels: Pixels) -> None:
-        """Put rows of a member in their places, in any order, again if need be. Raises ValueError
-        for a foreign row."""
+        """Put rows of a member in their places, in any order, again if need be. Raises ValueError for a foreign row."""
         if not len(rows):
             return
         places = self._places(member, rows)
         if pixels.dtype != np.uint8 or pixels.shape != (len(rows), self.size, self.size, 3):
             expected = [len(rows), self.size, self.size, 3]
             raise ValueError(f"expected uint8 {expected}, got {pixels.dtype} {list(pixels.shape)}")
-        cuts = np.flatnonzero(np.diff(places) != 1) + 1
-        with (
-            open(self.folder / _PIXELS, "r+b", buffering=0) as data,
-            open(self.folder / _DONE, "r+b", buffering=0) as done,
-        ):
-            for run in np.split(np.arange(len(rows)), cuts):
-                _write_all(
-                    data.fileno(), np.ascontiguousarray(pixels[run]), int(places[run[0]]) * self._row_bytes
-                )
-            # Marked only after the pixels: a process killed in between writes them again.
-            for run in np.split(np.arange(len(rows)), cuts):
+        runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(places) != 1) + 1)
+        with open(self.folder / _PIXELS, "r+b", buffering=0) as data:
+            for run in runs:
+                _write_all(data.fileno(), pixels[run], int(places[run[0]]) * self._row_bytes)
+        # Marked only after the pixels: a process killed in between writes them again.
+        with open(self.folder / _DONE, "r+b", buffering=0) as done:
+            for run in runs:
                 _write_all(done.fileno(), np.full(len(run), _IS_WRITTEN, np.uint8), int(places[run[0]]))
 
     def lose(self, member: int, problems: Sequence[RowProblem]) -> None:
@@ -136,8 +130,7 @@ class PixelCache:
 
     def lost(self) -> NDArray[np.bool_]:
         """Return [N] whether each row is known to be lost; its pixels mean nothing then."""
-        states = np.fromfile(self.folder / _DONE, np.uint8)
-        return np.equal(states, _IS_LOST)
+        return np.equal(np.fromfile(self.folder / _DONE, np.uint8), _IS_LOST)
 
     def lost_rows(self) -> list[tuple[str, RowProblem]]:
         """Return the rows that are lost: (shard id, problem), each once."""
@@ -218,19 +211,16 @@ class _Plan:
         for member in members:
             ids.append(member.shard_id)
             rows.append(np.asarray(member.rows, np.int32))
-            codes.append(
-                np.array([number.setdefault(name, len(number)) for name in member.class_names], np.int32)
-            )
-            digest.update(f"|{member.shard_id}|".encode())
-            digest.update(rows[-1].tobytes())
+            named = [number.setdefault(name, len(number)) for name in member.class_names]
+            codes.append(np.array(named, np.int32))
+            digest.update(f"|{member.shard_id}|".encode() + rows[-1].tobytes())
             digest.update(json.dumps(list(member.class_names)).encode())
         counts = np.array([len(part) for part in rows[1:]], np.int64)
         names = sorted(number)
         place = np.empty(len(names), np.int64)
         place[[number[name] for name in names]] = np.arange(len(names))
-        return _Plan(
-            tuple(ids), counts, np.concatenate(rows), place[np.concatenate(codes)], names, digest.hexdigest()
-        )
+        labels = place[np.concatenate(codes)]
+        return _Plan(tuple(ids), counts, np.concatenate(rows), labels, names, digest.hexdigest())
 
 
 def _write_all(handle: int, array: NDArray[np.uint8], offset: int) -> None:

@@ -118,9 +118,7 @@ def _read(data: bytes, use: Callable[[Image.Image], T], max_pixels: int) -> T:
 
 def _opened(data: bytes, use: Callable[[Image.Image], T], max_pixels: int) -> T:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise _bomb(width, height, max_pixels)
+        _check_pixels(*image.size, max_pixels)
         return use(image)
 
 
@@ -159,16 +157,15 @@ def _hush_pillow() -> None:
 
     `catch_warnings` is not safe with threads, so one filter for Pillow's modules alone is kept in place.
     """
-    if not any(entry[0] == "ignore" and _is_ours(entry[3]) for entry in warnings.filters):
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    ours = r"PIL\."
+    known = (getattr(entry[3], "pattern", entry[3]) for entry in warnings.filters if entry[0] == "ignore")
+    if ours not in known:
+        warnings.filterwarnings("ignore", module=ours)
 
 
-def _is_ours(module: object) -> bool:
-    return getattr(module, "pattern", module) == r"PIL\."
-
-
-def _bomb(width: int, height: int, max_pixels: int) -> BadImage:
-    return BadImage(Reason.IMAGE_BOMB, f"declares {width} x {height} pixels, at most {max_pixels}")
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadImage(Reason.IMAGE_BOMB, f"declares {width} x {height} pixels, at most {max_pixels}")
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:
@@ -183,8 +180,7 @@ def _check_webp(data: bytes, max_pixels: int) -> None:
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
         width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
-    if width * height > max_pixels:
-        raise _bomb(width, height, max_pixels)
+    _check_pixels(width, height, max_pixels)
 
 
 def _check_tiff(data: bytes) -> None:
@@ -214,8 +210,7 @@ def _square(image: Image.Image, size: int) -> Pixels:
     turn = _TURNS.get(_orientation(image))
     small = _scaled(_plain(image), size)
     if small.mode == "RGBA":
-        white = Image.new("RGBA", small.size, (255, 255, 255, 255))
-        small = Image.alpha_composite(white, small)
+        small = Image.alpha_composite(Image.new("RGBA", small.size, (255, 255, 255, 255)), small)
     if small.mode != "RGB":
         small = small.convert("RGB")
     if turn is not None:
@@ -234,9 +229,8 @@ def _plain(image: Image.Image) -> Image.Image:
     """One of L, RGB or RGBA."""
     if image.mode.startswith("I"):
         wide = np.asarray(image)
-        return Image.fromarray(
-            (np.clip(wide, 0, min(65_535, np.iinfo(wide.dtype).max)) >> 8).astype(np.uint8)
-        )
+        levels = np.clip(wide, 0, min(65_535, np.iinfo(wide.dtype).max)) >> 8
+        return Image.fromarray(levels.astype(np.uint8))
     if image.mode == "F":
         return _from_floats(np.asarray(image))
     if image.has_transparency_data:
@@ -266,14 +260,12 @@ def _unidentified(data: bytes) -> BadImage:
         return BadImage(Reason.NOT_AN_IMAGE, f"a HEIC image; {HEIC_REMEDY}")
     known = (b"\xff\xd8\xff", _PNG_START, b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
     is_container = data[4:8] == b"ftyp" and (data[8:12] in (b"avif", b"avis") or _is_heic(data))
-    if is_container or (
-        data.startswith(known) and not (data[:4] == b"RIFF" and data[8:12] not in (b"WEBP", b""))
-    ):
+    is_other_riff = data[:4] == b"RIFF" and data[8:12] not in (b"WEBP", b"")
+    if is_container or (data.startswith(known) and not is_other_riff):
         reason = Reason.TRUNCATED_IMAGE if _is_cut(data) else Reason.CORRUPT_IMAGE
         return BadImage(reason, f"starts as an image and is none: {data[:16]!r}, {len(data)} bytes")
-    return BadImage(
-        Reason.NOT_AN_IMAGE, f"starts with {data[:16]!r}; expected one of {', '.join(_formats())}"
-    )
+    expected = ", ".join(_formats())
+    return BadImage(Reason.NOT_AN_IMAGE, f"starts with {data[:16]!r}; expected one of {expected}")
 
 
 def _is_heic(data: bytes) -> bool:

@@ -191,8 +191,7 @@ def path_text(path: str) -> str:
 
 
 def attribute_value(text: str) -> str:
-    """Return the value of an attribute as it is stored and filtered by: NFC; may be empty, and
-    of several lines.
+    """Return the value of an attribute as it is stored and filtered by: NFC; may be empty, and of several lines.
 
     Raises RowError(bad_attributes): too long, control characters, lone surrogates.
     """
@@ -268,8 +267,7 @@ def _since_epoch(value: float) -> datetime:
 
 
 def when_micros(value: int | None) -> datetime | None:
-    """Return a time from microseconds since 1970, as Arrow stores it. Raises RowError(bad_time) out
-    of the calendar."""
+    """Return a time from microseconds since 1970, as Arrow stores it. Raises RowError(bad_time) out of the calendar."""
     try:
         return None if value is None else _EPOCH + timedelta(microseconds=value)
     except OverflowError as error:

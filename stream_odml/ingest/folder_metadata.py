@@ -52,14 +52,11 @@ class Metadata:
         if missing:
             parts.append(f"and {missing} that are not there")
         if self.repeated:
-            many = len(self.repeated)
-            parts.append(
-                f"{many} of them by several rows, of which the first counts ({shown(self.repeated[0])})"
-            )
+            first = f"of which the first counts ({shown(self.repeated[0])})"
+            parts.append(f"{len(self.repeated)} of them by several rows, {first}")
         if self.unusable:
-            parts.append(
-                f"{len(self.unusable)} that are no class kept as attributes (such as {self.unusable[0]})"
-            )
+            example = f"(such as {self.unusable[0]})"
+            parts.append(f"{len(self.unusable)} that are no class kept as attributes {example}")
         elif self.images and not any("class_name" in values for values in self.images.values()):
             parts.append(
                 f"no class, as none of its columns is `class_name` or `label`: {', '.join(self.columns)[:200]}"
@@ -125,9 +122,8 @@ def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
     """Rows by the names of their columns; with semicolons or tabs where there is no comma in the header."""
     header = text.partition("\n")[0]
     delimiter = next((one for one in ",;\t" if one in header), ",")
-    csv.field_size_limit(
-        MAX_METADATA_BYTES
-    )  # a caption may be a document: it is no attribute, and costs no image
+    # A caption may be a document: it is no attribute, and costs no image.
+    csv.field_size_limit(MAX_METADATA_BYTES)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     names = [name.strip() for name in next(lines, [])]
     if len(set(names)) < len(names):

@@ -136,12 +136,10 @@ def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[s
                 notes.append(f"{path} passed over: {error}")
             continue
         notes.append(said.in_words(path, there))
-        if again := sorted(
-            path for path in said.images.keys() & described.keys() if said.images[path] != described[path]
-        ):
-            notes.append(
-                f"{_count(again, 'image')} of {path} another metadata file describes differently: {path} counts"
-            )
+        twice = said.images.keys() & described.keys()
+        if again := sorted(image for image in twice if said.images[image] != described[image]):
+            other = f"another metadata file describes differently: {path} counts"
+            notes.append(f"{_count(again, 'image')} of {path} {other}")
         described |= said.images
     return described, notes
 
@@ -170,14 +168,10 @@ def _image(folder: Path, path: str, by_folder: str, described: Described | None)
     values = dict(described or {})
     if "class_name" not in values:
         label = _hive_label(path)
-        if label is None and by_folder != _folder_of(path):
+        if label is None and by_folder != "/".join(PurePosixPath(path).parts[:-1]):
             label = by_folder  # empty where the folders name no class
         values |= {} if label is None else {"class_name": label}
     return replace(_file(folder, path), values=tuple(sorted(values.items())))
-
-
-def _folder_of(path: str) -> str:
-    return "/".join(PurePosixPath(path).parts[:-1])
 
 
 def _hive_label(path: str) -> str | None:
@@ -220,8 +214,7 @@ def _class_notes(files: Iterable[ManifestFile]) -> Iterator[str]:
 
 def _notes(found: _Found) -> Iterator[str]:
     yield from found.tables
-    passed_over = describe_passed_over(found.unused)
-    if passed_over is not None:
+    if (passed_over := describe_passed_over(found.unused)) is not None:
         yield passed_over
     if found.foreign:
         yield f"{_count(found.foreign, 'hidden or system file')} passed over"

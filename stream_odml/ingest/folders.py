@@ -1,9 +1,8 @@
-"""Rows of a folder shard: `_manifest.json` names its files; an image's class is the folder it lies in, or what
-the manifest says of it.
+"""Rows of a folder shard: `_manifest.json` names its files; an image's class is the folder it lies in, or what the
+manifest says of it.
 
-Files may also be tables or tars, whose rows then follow one another. A file that is not the one the
-manifest declares spoils its own row only: the identity of the shard is the manifest, and every other file
-still matches it.
+Files may also be tables or tars, whose rows then follow one another. A file that is not the one the manifest declares
+spoils its own row only: the identity of the shard is the manifest, and every other file still matches it.
 """
 
 from __future__ import annotations
@@ -65,11 +64,7 @@ def parts_rows(
 
 
 def _part(
-    uri: str,
-    declared: ManifestFile,
-    kind: str,
-    options: StorageOptions | None,
-    contents: Sequence[Content],
+    uri: str, declared: ManifestFile, kind: str, options: StorageOptions | None, contents: Sequence[Content]
 ) -> Iterator[RawRow]:
     """Rows of a table or tar. One that holds no rows of ours from its start is one row, which says why."""
     if not _inside(uri, declared.path):

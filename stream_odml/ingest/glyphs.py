@@ -1,9 +1,8 @@
 """An endless stream of visual categories that needs no data: characters from the fonts that matplotlib ships.
 
-A category is a character (later: a pair of them); its images are that character in the faces that have it
-(sans, serif, mono; upright, slanted; regular, bold), slightly deformed, thicker or thinner, shifted, in
-other colours, noisy. Invariant: category k and its images depend on (seed, k) only. Font files are read
-where matplotlib has them.
+A category is a character (later: a pair of them); its images are that character in the faces that have it (sans, serif,
+mono; upright, slanted; regular, bold), slightly deformed, thicker or thinner, shifted, in other colours, noisy.
+Invariant: category k and its images depend on (seed, k) only. Font files are read where matplotlib has them.
 """
 
 from __future__ import annotations
@@ -19,16 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-_FACES = (
-    "DejaVuSans",
-    "DejaVuSerif",
-    "DejaVuSansMono",
-    "STIXGeneral",
-    "STIXNonUni",
-    "cmr10",
-    "cmmi10",
-    "cmtt10",
-)
+_FACES = ("DejaVuSans", "DejaVuSerif", "STIXGeneral")
+"""How the names of font files begin, in all their styles."""
 _LOOK = 16
 _TOO_CLOSE = 0.9
 _DRAWN = 48
@@ -44,8 +35,7 @@ class GlyphCategory(NamedTuple):
 def glyph_categories(seed: int, images: int = 20, size: int = 40, start: int = 0) -> Iterator[GlyphCategory]:
     """Yield categories `start`, `start`+1, … without end: each character once, then pairs of them.
 
-    `images` per category, `size` pixels a side. Raises ValueError when the fonts are not where
-    matplotlib keeps them.
+    `images` per category, `size` pixels a side. Raises ValueError when the fonts are not where matplotlib keeps them.
     """
     for index, text in enumerate(_texts(seed)):
         if index >= start:
@@ -76,9 +66,8 @@ def _distinct(characters: list[str]) -> Iterator[str]:
     """Leave out what is blank or looks like one that came before (Latin A and Greek Alpha)."""
     kept_ND = np.empty((0, _LOOK * _LOOK), np.float32)
     for start in range(0, len(characters), _BLOCK):
-        looks = [
-            (char, look) for char in characters[start : start + _BLOCK] if (look := _look(char)) is not None
-        ]
+        seen = ((char, _look(char)) for char in characters[start : start + _BLOCK])
+        looks = [(char, look) for char, look in seen if look is not None]
         if not looks:
             continue
         looks_BD = np.stack([look for _, look in looks])
@@ -94,13 +83,6 @@ def _name(text: str) -> str:
     return " + ".join(f"U+{ord(char):04X} {unicodedata.name(char).lower()}" for char in text)
 
 
-def _has_name(char: str) -> bool:
-    try:
-        return bool(unicodedata.name(char))
-    except ValueError:
-        return False
-
-
 @lru_cache(maxsize=1)
 def _faces_of() -> dict[str, tuple[str, ...]]:
     """Characters that have a name, and the font files that draw each."""
@@ -110,11 +92,11 @@ def _faces_of() -> dict[str, tuple[str, ...]]:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     faces: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.ttf")):
-        if not path.stem.startswith(_FACES) or path.stem.startswith(("cm", "STIXNonUni")):
+        if not path.stem.startswith(_FACES):
             continue
         for code in FT2Font(str(path)).get_charmap():
             char = chr(code)
-            if unicodedata.category(char)[0] in "LNPS" and _has_name(char):
+            if unicodedata.category(char)[0] in "LNPS" and bool(unicodedata.name(char, "")):
                 faces.setdefault(char, []).append(str(path))
     if not faces:
         raise ValueError(f"no fonts in {folder}: reinstall matplotlib with its data files")
@@ -167,8 +149,7 @@ def _image(text: str, size: int, random: np.random.Generator) -> bytes:
 
 
 def _deform(ink: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
-    """Place the ink in a square by a small random affine map (output to input, as Pillow wants it),
-    then its stroke."""
+    """Place the ink in a square by a small random affine map (output to input, as Pillow wants it), then its stroke."""
     scale = max(ink.size) / (size * random.uniform(0.55, 0.85))
     turn, shear = random.normal(0.0, 0.12), random.normal(0.0, 0.12)
     stretch = np.exp(random.normal(0.0, 0.1, 2))

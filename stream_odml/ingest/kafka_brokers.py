@@ -25,9 +25,12 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.kafka_retention import Retention
+from stream_odml.ingest.sources import LogFigures
 from stream_odml.ingest.topic_position import NO_ID, Key
 
+log = logging.getLogger(__name__)
 client_log = logging.getLogger(f"{__name__}.client")
+PUBLISH_S = 1.0
 ASK_S = 5.0
 END_S = 8.0
 """Longest that answers are waited for at the end; each was asked with a limit below this."""
@@ -173,3 +176,29 @@ class Brokers:
 def _text(error: BaseException) -> str:
     first = error.args[0] if error.args else error
     return str(first.str()) if isinstance(first, KafkaError) else str(first)
+
+
+class PublishedOffsets:
+    """Offsets that are searchable, published under a consumer group: for people's lag tools, never read back. None are
+    where the group has no name."""
+
+    def __init__(self, consumer: Consumer, group: str) -> None:
+        self._consumer, self._group = consumer, group
+        self._published: dict[Key, int] = {}
+        self._due = 0.0
+
+    def publish(self, figures: Iterable[LogFigures]) -> None:
+        """Publish what has changed, at most once a second."""
+        now = time.monotonic()
+        if not self._group or now < self._due:
+            return
+        self._due = now + PUBLISH_S
+        done = {(one.topic, one.partition): one.searchable for one in figures if one.is_partition}
+        changed = {key: offset for key, offset in done.items() if self._published.get(key) != offset}
+        if changed:
+            offsets = [TopicPartition(*key, offset) for key, offset in changed.items()]
+            try:
+                self._consumer.commit(offsets=offsets, asynchronous=True)
+                self._published |= changed
+            except KafkaException as error:
+                log.warning("offsets cannot be published now: %s", error)

@@ -71,7 +71,7 @@ class KafkaProcess:
     def settle(self, waiting: Collection[str], is_ledgered: Callable[[str], bool]) -> None:
         """See `LogSource`."""
         self._returned = {shard_id for shard_id in self._returned if not is_ledgered(shard_id)}
-        stamps = [str(stamp) for stamp in self._stamps(waiting)]
+        stamps = [str(stamp) for stamp in stamps_of(waiting, self._topics)]
         answer = self._ask({"call": "settle", "waiting": stamps, "missing": sorted(self._returned)})
         self._figures = tuple(LogFigures(**figures) for figures in answer["figures"])
 
@@ -97,9 +97,6 @@ class KafkaProcess:
             self.close()
             raise
 
-    def _stamps(self, texts: Collection[str]) -> Iterator[object]:
-        return stamps_of(texts, self._topics)
-
     def _ask(self, question: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
         """Return the answer to a question; raises the error that it is."""
         if self._child is None:
@@ -112,7 +109,7 @@ class KafkaProcess:
         try:
             child.pipe.send_json(question)
             while (message := child.pipe.receive(MAX_ANSWER_BYTES)).kind == READ:
-                child.pipe.send_json({"known": [str(stamp) for stamp in self._stamps(known)]})
+                child.pipe.send_json({"known": [str(stamp) for stamp in stamps_of(known, self._topics)]})
         except (BadMessage, BrokenPipeError, ValueError) as error:  # the last of a pipe that was closed
             self.close()
             raise TransientReadError(

@@ -16,8 +16,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from stream_odml.ingest.kafka_brokers import ASK_S, Brokers
-from stream_odml.ingest.kafka_group import PublishedOffsets
+from stream_odml.ingest.kafka_brokers import ASK_S, Brokers, PublishedOffsets
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.message_range import Message
 from stream_odml.ingest.message_values import decoder_of
@@ -49,14 +48,12 @@ class KafkaSource:
     Raises ValueError for options that the client does not know, and for a decoder or schemas that cannot be used.
     """
 
-    def __init__(
-        self, topics: Sequence[str], options: KafkaOptions, spool: Spool, max_new: int = MAX_NEW
-    ) -> None:
+    def __init__(self, topics: Sequence[str], options: KafkaOptions, spool: Spool) -> None:
         try:
             decoder_of(options.format)
         except Exception as error:  # else it is frozen into every range that is copied
             raise ValueError(f"kafka: value or schemas cannot be used: {error}") from error
-        self.topics, self.options, self.max_new = tuple(topics), options, max_new
+        self.topics, self.options = tuple(topics), options
         self._spool = spool
         self._brokers = Brokers(options, self._on_error)
         self._consumer = self._brokers.consumer
@@ -100,7 +97,7 @@ class KafkaSource:
         except OSError as error:  # the spool's disk or store: what is complete is kept, and written next time
             trouble = TransientReadError(f"{self._spool.place} cannot be written now: {error}")
         trouble = trouble or next(iter(self._replaced.values()), None)
-        ready, self._ready = self._ready[: self.max_new], self._ready[self.max_new :]
+        ready, self._ready = self._ready[:MAX_NEW], self._ready[MAX_NEW:]
         if not ready and (trouble is not None or self._trouble):
             raise trouble or TransientReadError(f"kafka {self.options.servers}: {self._trouble}")
         for ref in ready:
@@ -157,7 +154,7 @@ class KafkaSource:
         self._close_due(time.monotonic())
         self._write()
         self._refresh(known)
-        while self._parts and not self._full() and len(self._ready) < self.max_new:
+        while self._parts and not self._full() and len(self._ready) < MAX_NEW:
             if self._is_stale:
                 self._assign()
             # Until each message is taken: whatever goes wrong, it is read again from where its partition is.
@@ -206,13 +203,11 @@ class KafkaSource:
         if isinstance(mark, str):
             self._failing[key] = mark
         elif part.next > mark[1]:
-            self._replace(
-                key[0],
-                TopicReplaced(
-                    f"{key[0]}/{key[1]} ends at offset {mark[1]}, but was read up to {part.next}: the topic lost "
-                    f"messages or was made anew; {self._positions[key[0]].remedy(key[0])}"
-                ),
+            error = TopicReplaced(
+                f"{key[0]}/{key[1]} ends at offset {mark[1]}, but was read up to {part.next}: the topic lost "
+                f"messages or was made anew; {self._positions[key[0]].remedy(key[0])}"
             )
+            self._replace(key[0], error)
         else:
             self._behind(key, part, mark[0])
 
@@ -332,9 +327,7 @@ class KafkaSource:
         position = self._positions[key[0]]
         start = position.offsets.get(key[1], first)
         part = Partition(*key, start, self.options, generation=position.generation, low=low)
-        while (
-            left := self._spool.left(names, part.range(part.start, part.start), position.topic_id)
-        ) is not None:
+        while left := self._spool.left(names, part.range(part.start, part.start), position.topic_id):
             self._ready.append(left[0])
             part.start = part.next = left[1]
         if key[1] not in position.offsets and part.start == first:
@@ -345,13 +338,8 @@ class KafkaSource:
 
     def _assign(self) -> None:
         """Let the consumer read all partitions from where each is; not those that wait at a control message."""
-        self._consumer.assign(
-            [
-                TopicPartition(*key, part.next)
-                for key, part in self._parts.items()
-                if part.closes is None and key[0] not in self._replaced
-            ]
-        )
+        read = ((key, part) for key, part in self._parts.items() if key[0] not in self._replaced)
+        self._consumer.assign([TopicPartition(*key, part.next) for key, part in read if part.closes is None])
 
     # -- people ---------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -20,14 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stream_odml.ingest.arrow_rows import rows_at_once
-from stream_odml.ingest.new_items import (
-    GROUP_BYTES,
-    ROWS_PER_GROUP,
-    checked,
-    groups_of,
-    schema_of,
-    table_of,
-)
+from stream_odml.ingest.new_items import GROUP_BYTES, ROWS_PER_GROUP, checked, groups_of, schema_of, table_of
 from stream_odml.ingest.new_items import NewItem as NewItem
 from stream_odml.ingest.reading import check_rows
 from stream_odml.ingest.shard import (
@@ -125,15 +118,13 @@ def land_parquet(
     inbox: Inbox,
     path: Inbox,
     rows_per_shard: int = 1000,
-    label_names: Sequence[str] | None = None,
     name: str | None = None,
     only: Collection[str] | None = None,
 ) -> Iterator[str]:
     """Split a large Parquet file into shards `<name>-00000.parquet` …, one at a time; yields each URI as it lands.
 
-    A shard has fewer rows where they would be more than `SHARD_BYTES`. `label_names` turns a numbered `label`
-    column into `class_name`. `name` is by default made from the
-    file's own; `only` leaves out shards of other names. Raises ValueError, ShardExists, OSError.
+    A shard has fewer rows where they would be more than `SHARD_BYTES`. `name` is by default made from the file's own;
+    `only` leaves out shards of other names. Raises ValueError, ShardExists, OSError.
     """
     names = parquet_names(path, rows_per_shard, name)
     # Buffered beforehand, a row group would be held whole, whatever its size.
@@ -142,7 +133,7 @@ def land_parquet(
         for final in names:
             rows = source.take(count)
             if only is None or final in only:
-                yield publish(inbox, final, _writer(rows, table.schema_arrow, label_names))
+                yield publish(inbox, final, _writer(rows, table.schema_arrow))
             for _ in rows:  # of a shard that is left out
                 pass
 
@@ -197,21 +188,11 @@ class _Rows:
             yield part
 
 
-def _writer(batches: Iterator[Any], schema: Any, names: Sequence[str] | None) -> Callable[[IO[bytes]], None]:
-    if names is not None:
-        at = schema.get_field_index("label")
-        schema = schema.remove(at).append(pa.field("class_name", pa.string()))
-
-    def named(group: Any) -> Any:
-        if names is None:
-            return group
-        labels = [names[label] for label in group.column("label").to_pylist()]
-        return group.drop_columns(["label"]).append_column("class_name", pa.array(labels, pa.string()))
-
+def _writer(batches: Iterator[Any], schema: Any) -> Callable[[IO[bytes]], None]:
     def write(file: IO[bytes]) -> None:
         with pq.ParquetWriter(file, schema) as writer:
             for group in _row_groups(batches):
-                writer.write_table(named(group))
+                writer.write_table(group)
 
     return write
 
@@ -239,13 +220,12 @@ def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:
 def complete_task(
     inbox: Inbox, task: str, shards: Iterable[str] | None = None, options: StorageOptions | None = None
 ) -> str:
-    """Say that a task is complete: it consists of the named shards, or with None of all that landed before
-    and still waits.
+    """Say that a task is complete: it consists of the named shards, or with None of all that landed before and still
+    waits.
 
-    `shards` are names (or URIs, whose last part counts). To keep a boundary from closing some of them
-    earlier, complete the task *before* they land: it waits for them. Lands `<task>.task.json` and returns
-    its URI. Raises ValueError for a task that is no file name or has no shard, ShardExists for one that was
-    completed with others.
+    `shards` are names (or URIs, whose last part counts). To keep a boundary from closing some of them earlier, complete
+    the task *before* they land: it waits for them. Lands `<task>.task.json` and returns its URI. Raises ValueError for
+    a task that is no file name or has no shard, ShardExists for one that was completed with others.
     """
     final = check_task(task)
     names = None if shards is None else tuple(os.fspath(s).rstrip("/").rpartition("/")[2] for s in shards)

@@ -33,14 +33,7 @@ from stream_odml.ingest.shard import (
 )
 from stream_odml.storage.atomic import ASIDE, sync_folder, write_whole
 from stream_odml.storage.publish import ShardExists, check_name, claim_name, taken
-from stream_odml.storage.reading import (
-    StorageOptions,
-    is_remote,
-    join,
-    local_path,
-    s3_filesystem,
-    s3_path,
-)
+from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
 from stream_odml.storage.regular import open_regular
 
 _PART_CHARS = 8

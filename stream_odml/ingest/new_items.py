@@ -60,8 +60,7 @@ class NewItem:
 
 
 def groups_of(items: Iterable[NewItem]) -> Iterator[list[NewItem]]:
-    """Yield items of one row group each: so many that a reader need not hold more than `GROUP_BYTES`
-    and an image."""
+    """Yield items of one row group each: so many that a reader need not hold more than `GROUP_BYTES` and an image."""
     group: list[NewItem] = []
     held = 0
     for item in items:

@@ -1,8 +1,7 @@
 """Shards below an S3 prefix. An object is complete when it is there; a folder when its manifest is.
 
-The identity of an object is its name, size and entity tag, so that nothing is fetched to see what is new.
-Requests are retried with growing pauses by the client (`storage.RETRY_ATTEMPTS`), also when the store
-throttles (503 SlowDown).
+The identity of an object is its name, size and entity tag, so that nothing is fetched to see what is new. Requests are
+retried with growing pauses by the client (`storage.RETRY_ATTEMPTS`), also when the store throttles (503 SlowDown).
 """
 
 from __future__ import annotations
@@ -17,13 +16,7 @@ import pyarrow.fs as pafs
 from stream_odml.ingest.folders import read_manifest
 from stream_odml.ingest.foreign import is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
-from stream_odml.ingest.shard import (
-    MANIFEST_NAME,
-    ShardRef,
-    format_of,
-    is_hidden,
-    make_shard_id,
-)
+from stream_odml.ingest.shard import MANIFEST_NAME, ShardRef, format_of, is_hidden, make_shard_id
 from stream_odml.ingest.shard_file import ShardFile, hash_of_etag
 from stream_odml.ingest.sources import MAX_NEW, landing_order, read_note
 from stream_odml.storage.reading import StorageOptions, join, s3_filesystem, s3_path

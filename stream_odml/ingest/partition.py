@@ -111,14 +111,11 @@ class Partition:
 
     def waits_s(self, now: float) -> float:
         """Return seconds until what came after a pause is closed, if nothing more comes; infinite without such."""
-        if self._opened is None or not self._is_at_end or not self._is_fresh(now):
+        # None is closed more often than one may be open, as each is a row of the ledger.
+        is_fresh = now - self._closed_at >= self.options.range_s
+        if self._opened is None or not self._is_at_end or not is_fresh:
             return math.inf
         return max(0.0, self._last + QUIET_S - now)
-
-    def _is_fresh(self, now: float) -> bool:
-        """Whether no range was closed for as long as one may be open: more often none is, as each is a row of the
-        ledger."""
-        return now - self._closed_at >= self.options.range_s
 
     def close(self) -> Iterator[Closed]:
         """Complete the open range, if there is anything in it."""
@@ -131,10 +128,8 @@ class Partition:
 
     def release(self) -> Closed:
         """Let the control message close its task, and go on behind it."""
-        about = self.range(self.next, self.next + 1)
-        closed = Closed(about, task=self.closes)
-        self.closes = None
-        self.start = self.next = about.end
+        closed = Closed(self.range(self.next, self.next + 1), task=self.closes)
+        self.closes, self.start, self.next = None, self.next + 1, self.next + 1
         return closed
 
     def range(self, start: int, end: int) -> Range:

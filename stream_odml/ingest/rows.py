@@ -74,8 +74,7 @@ def decode_rows(
     batch: int = 256,
     storage_options: StorageOptions | None = None,
 ) -> Iterator[Block | RowProblem]:
-    """Yield the listed rows, ascending, in blocks, and a problem for each of them that cannot be
-    used any more.
+    """Yield the listed rows, ascending, in blocks, and a problem for each of them that cannot be used any more.
 
     The last block, but one of a single row, comes only once the whole shard was read and found to be the one that was
     indexed. Errors as `read_shard`: after one nothing that came before may be used.

@@ -17,11 +17,10 @@ Indices = NDArray[np.int64]
 class PKSampler:
     """Batches of `classes_per_batch` x `images_per_class` indices into `labels` [N] (any integers).
 
-    Every class comes once in a pass over the classes, however few images it has, so imbalance does not
-    starve the small ones. Images of a class within a batch differ while it has enough; a class of n < K
-    images gives each of them floor(K/n) times or once more. With fewer than P classes each class fills
-    several slots of K, and the batch keeps its size. The batch is ordered by slot, so each rank's slice
-    holds whole slots: different classes.
+    Every class comes once in a pass over the classes, however few images it has, so imbalance does not starve the small
+    ones. Images of a class within a batch differ while it has enough; a class of n < K images gives each of them
+    floor(K/n) times or once more. With fewer than P classes each class fills several slots of K, and the batch keeps
+    its size. The batch is ordered by slot, so each rank's slice holds whole slots: different classes.
 
     Raises ValueError: no two classes, P not a multiple of `world_size`, P or K less than 1.
     """
@@ -58,10 +57,6 @@ class PKSampler:
         """Images of a global batch."""
         return self.P * self.K
 
-    @property
-    def _steps_per_pass(self) -> int:
-        return -(-len(self._counts) // self.P)
-
     def batch(self, step: int) -> Indices:
         """Return global indices [P*K] of a step, slot by slot."""
         classes = self._classes(step)
@@ -82,18 +77,14 @@ class PKSampler:
         return np.random.default_rng((self.seed, 0, cycle)).permutation(len(self._counts))
 
     def _classes(self, step: int) -> Indices:
-        """P distinct classes (all, if there are fewer): the next ones of this pass, its last step filled
-        from its first.
-        """
-        cycle, at = divmod(step, self._steps_per_pass)
+        """P distinct classes (all, if there are fewer): the next of this pass, its last step filled from its first."""
+        cycle, at = divmod(step, -(-len(self._counts) // self.P))
         order = self._permutation(cycle)
         wanted = np.arange(at * self.P, at * self.P + min(self.P, len(order)))
         return order[wanted % len(order)]
 
     def _images(self, classes: Indices, count: int, random: np.random.Generator) -> Indices:
-        """`count` images of each class [C, count]: distinct (Floyd's algorithm, all classes at once) where
-        it has them.
-        """
+        """`count` images of each class [C, count], distinct where it has them (Floyd's algorithm, all at once)."""
         n_C = self._counts[classes]
         draws_CK = random.random((len(classes), count))
         chosen_CK = np.empty((len(classes), count), dtype=np.int64)

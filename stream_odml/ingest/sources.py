@@ -109,16 +109,12 @@ MANIFEST_COMES_S = 60.0
 class DirectorySource:
     """A local folder: each file in it is a shard, and each folder in it that has a `_manifest.json`.
 
-    Names that begin with a dot or an underscore are skipped, and what systems leave anywhere (`foreign.py`).
-    So are links, and whatever else is no file or
-    folder: nothing outside the inbox is read. `passed_over` tells of them. `settle_s` leaves a file alone until it has
-    not changed for so long: a help against producers that copy slowly into the inbox; those that use
-    `landing` need none.
+    Names that begin with a dot or an underscore are skipped, and what systems leave anywhere (`foreign.py`). So are
+    links, and whatever else is no file or folder: nothing outside the inbox is read. `passed_over` tells of them.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settle_s: float = 0.0, max_new: int = MAX_NEW) -> None:
+    def __init__(self, path: str | os.PathLike[str], max_new: int = MAX_NEW) -> None:
         self.path = Path(path)
-        self.settle_s = settle_s
         self.max_new = max_new
         self.passed_over: dict[str, str] = {}
         """Names in the inbox that are never opened, and what they are, as the last poll saw them."""
@@ -142,18 +138,13 @@ class DirectorySource:
     def _unknown(
         self, known: Container[str], passed_over: dict[str, str]
     ) -> Iterator[tuple[int, str, int, bool]]:
-        settled = time.time_ns() - int(self.settle_s * 1e9)
         with os.scandir(self.path) as entries:
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
                 try:
                     is_folder = entry.is_dir(follow_symlinks=False)
-                    status = (
-                        os.lstat(f"{entry.path}/{MANIFEST_NAME}")
-                        if is_folder
-                        else entry.stat(follow_symlinks=False)
-                    )
+                    status = os.lstat(f"{entry.path}/{MANIFEST_NAME}" if is_folder else entry.path)
                 except (FileNotFoundError, NotADirectoryError):
                     # Gone since it was listed, or a folder without its manifest, which may come as the last file.
                     if is_hand_made(entry):
@@ -162,8 +153,6 @@ class DirectorySource:
                 if not stat.S_ISREG(status.st_mode):
                     name = f"{entry.name}/{MANIFEST_NAME}" if is_folder else entry.name
                     passed_over[name] = kind_of(status.st_mode)
-                    continue
-                if self.settle_s and status.st_mtime_ns > settled:
                     continue
                 if _stamp(entry.name, status.st_size, status.st_mtime_ns) in known:
                     continue
@@ -204,8 +193,7 @@ def is_hand_made(folder: os.DirEntry[str]) -> bool:
 
 
 def landing_order(ref: ShardRef) -> tuple[int, int, str]:
-    """Return a key that orders what landed at the same tick: clocks of file systems and object
-    stores are coarse."""
+    """Return a key that orders what landed at the same tick: clocks of file systems and object stores are coarse."""
     names_shards = ref.manifest is not None and bool(ref.manifest.shards)
     rank = 1 if ref.format != "task" else 0 if names_shards else 2
     return ref.mtime_ns, rank, ref.name
@@ -216,8 +204,7 @@ def _stamp(name: str, size: int, mtime_ns: int) -> str:
 
 
 def read_note(data: bytes, size: int) -> tuple[ShardManifest | None, int]:
-    """Return what a manifest says without its files, and the bytes that it stands for. A broken
-    one says nothing."""
+    """Return what a manifest says without its files, and the bytes that it stands for. A broken one says nothing."""
     try:
         full = ShardManifest.from_bytes(data)
     except BadShard:

@@ -1,10 +1,9 @@
-"""Samples of a WebDataset tar: members that share a key (the path up to the first dot of the file name)
-are one row.
+"""Samples of a WebDataset tar: members that share a key (the path up to the first dot of the file name) are one row.
 
-`key.jpg` (or another suffix of an image) is the one image; the class comes from `key.json` (class_name, cls or
-label), `key.cls` or `key.txt`, unless that is the caption which `key.json` repeats. What stands after the first dot
-is one extension: `22.05.png` is the member `05.png` of the sample `22`, which is no image by that name. Nothing is
-ever extracted to disk, other members are not read, and a member whose name leads out of the tar is refused.
+`key.jpg` (or another suffix of an image) is the one image; the class comes from `key.json` (class_name, cls or label),
+`key.cls` or `key.txt`, unless that is the caption which `key.json` repeats. What stands after the first dot is one
+extension: `22.05.png` is the member `05.png` of the sample `22`, which is no image by that name. Nothing is ever
+extracted to disk, other members are not read, and a member whose name leads out of the tar is refused.
 """
 
 from __future__ import annotations

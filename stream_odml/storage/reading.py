@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 StorageOptions = Mapping[str, str]
-"""As deltalake takes them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION,
-AWS_ENDPOINT_URL.
+"""As deltalake takes them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL.
 """
 
 RETRY_ATTEMPTS = 6

@@ -50,8 +50,7 @@ def write_artifact(files: Files, version_id: str, name: str, data: bytes) -> Art
 
 
 def read_artifact(files: Files, ref: ArtifactRef) -> bytes:
-    """Return the bytes of ``ref``. Raises ArtifactCorrupt when they are missing or not those
-    that were committed."""
+    """Return the bytes of ``ref``. Raises ArtifactCorrupt when they are missing or not those that were committed."""
     try:
         data = files.read(ref.path)
     except FileNotFoundError:

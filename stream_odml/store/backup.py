@@ -131,8 +131,7 @@ class _Copy:
         self.files = self.bytes = 0
 
     def table(self, name: str, version: int, options: dict[str, str] | None) -> None:
-        """Copy the data of a table as of ``version``, then its log up to there: a cut copy names
-        nothing it lacks."""
+        """Copy the data of a table as of ``version``, then its log up to there: a cut copy names nothing it lacks."""
         handle = DeltaTable(f"{self._source.uri}/{name}", version=version, storage_options=options)
         for path in pa.table(handle.get_add_actions(flatten=True))["path"].to_pylist():
             self._file(f"{name}/{unquote(path)}")

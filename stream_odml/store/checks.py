@@ -56,7 +56,6 @@ def check_stage(
     task: str,
     artifacts: Mapping[str, ArtifactRef],
     metrics: Mapping[str, Any],
-    publish: bool,
 ) -> None:
     """Raise StaleParent when the head left ``parent``, ValueError for another attempt or missing artifacts.
 
@@ -64,7 +63,7 @@ def check_stage(
     """
     tree = store.tree
     tree.get(parent)
-    if publish and tree.head != parent:
+    if tree.head != parent:
         raise StaleParent(
             f"the head is {tree.head}, version {version_id} was learnt from {parent}; "
             "refuse it and learn the task again from the head"
@@ -152,8 +151,7 @@ def _are_finite(store: Store, rows: pa.Table) -> bool:
 def counted(
     shard_ids: Sequence[str], rows: pa.Table, quarantine: pa.Table, more: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Return for each shard: rows, held_out, quarantined, classes (class -> rows), beside what
-    the indexer counted."""
+    """Return for each shard: rows, held_out, quarantined, classes (class -> rows), beside what the indexer counted."""
     counts: dict[str, dict[str, Any]] = {
         s: {**more.get(s, {}), "rows": 0, "held_out": 0, "quarantined": 0, "classes": {}} for s in shard_ids
     }

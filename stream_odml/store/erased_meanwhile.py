@@ -7,6 +7,7 @@ back a row of it, a picture, or what a refusal says of it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,9 +20,9 @@ from stream_odml.store.pictures import drop_pictures
 from stream_odml.store.store import Store
 
 
-def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """Return rows and quarantine rows of the ``pending`` shards that are to be committed; delete the pictures that the
-    indexer left of others."""
+def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> IngestBatch:
+    """Return what is to be committed of the ``pending`` shards; delete the pictures that the indexer left of other
+    items."""
     rows = accepted(store, batch.rows, pending)
     if erased := erased_since(store, rows, pending, batch.counts):
         rows = without(rows, erased)
@@ -29,7 +30,8 @@ def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) ->
         for shard_id, items in _left_out(batch.rows, rows, pending):
             drop_pictures(store.files, shard_id, items)
     mine = pc.is_in(batch.quarantine["shard_id"], value_set=pa.array(pending, pa.string()))
-    return rows, refusals_without(store, batch.quarantine.filter(mine))
+    quarantine = refusals_without(store, batch.quarantine.filter(mine))
+    return replace(batch, shard_ids=pending, rows=rows, quarantine=quarantine)
 
 
 def refusals_without(store: Store, quarantine: pa.Table) -> pa.Table:

@@ -66,8 +66,7 @@ def without_forgotten(
     artifacts: Mapping[str, ArtifactRef],
     rows: Iterable[pa.Table],
 ) -> Mapping[str, ArtifactRef]:
-    """Return artifacts of a stage about to be committed, its bank without what was forgotten while
-    it was learnt.
+    """Return artifacts of a stage about to be committed, its bank without what was forgotten while it was learnt.
 
     ``rows``: the stage's own rows in parts; those under a tombstone are in the new entries but will not be stored.
     """
@@ -89,8 +88,7 @@ def without_forgotten(
 
 
 def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassBank:
-    """Return ``bank`` with entries corrected as they are in ``masters``, and without those that have
-    none any more."""
+    """Return ``bank`` with entries corrected as they are in ``masters``, and without those that have none any more."""
     gone = [key for key, master in masters.items() if master is None]
     if gone:
         bank = bank.selected(np.array([i for i, key in enumerate(bank.keys) if key not in gone], np.int64))

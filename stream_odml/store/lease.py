@@ -1,7 +1,6 @@
 """The lease: a second run on a stream root stops with a message while the first one lives.
 
-Protects people, not data: the epoch in the tables is what keeps a zombie from committing, whatever
-this file says.
+Protects people, not data: the epoch in the tables is what keeps a zombie from committing, whatever this file says.
 """
 
 import json
@@ -107,8 +106,7 @@ class Lease:
 
 
 def read_lease(files: Files) -> LeaseRecord | None:
-    """Return the root's lease, or None when there is none (or none that can be read: then the
-    epoch decides alone)."""
+    """Return the root's lease, or None when there is none (or none that can be read: then the epoch decides alone)."""
     try:
         record = LeaseRecord(**json.loads(files.read(LEASE, SMALL_FILE)))
         return record if _is_sound(record) else None

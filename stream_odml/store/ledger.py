@@ -1,7 +1,6 @@
 """What became of every shard and task, replayed from the ledger's rows and from nothing else.
 
-Protects: the state is a pure function of the rows in ``seq`` order, so any process that reads them
-knows the same.
+Protects: the state is a pure function of the rows in ``seq`` order, so any process that reads them knows the same.
 """
 
 from collections import Counter
@@ -37,8 +36,7 @@ class LedgerState:
     txns: Set[str] = frozenset()
     """Tier-1 transactions that are visible."""
     learnt_rows: Set[str] = frozenset()
-    """Version ids that a derived ``learnt`` row names (for other readers of the table; nothing here depends
-    on it)."""
+    """Version ids that a derived ``learnt`` row names (for other readers of the table; nothing here depends on it)."""
     tally: Tally = field(default_factory=Tally)
     """Sums over all shards."""
     landed: Mapping[str, ShardState] = field(default_factory=lambda: MappingProxyType({}))
@@ -95,8 +93,7 @@ class LedgerState:
         return f"task-{len(self.tasks) + 1:04d}"
 
     def due_tasks(self, learnt: Set[str]) -> list[TaskState]:
-        """Return closed tasks, in learning order, that are neither in ``learnt`` (the head's
-        path) nor skipped.
+        """Return closed tasks, in learning order, that are neither in ``learnt`` (the head's path) nor skipped.
 
         One that was skipped and taken back stands behind those that waited then: it stops no stage under way.
         """

@@ -43,8 +43,7 @@ class MaintenancePolicy:
     orphan_age: timedelta = timedelta(hours=1)
     """Age at which a file that nothing names is taken for what a crash left."""
     keep_versions: int | None = None
-    """Keep the models of the newest so many versions and of the head; older ones can then not be rolled back
-    to."""
+    """Keep the models of the newest so many versions and of the head; older ones can then not be rolled back to."""
 
     def __post_init__(self) -> None:
         if self.compact_files < 2 or self.target_bytes < 1 or (self.keep_versions or 1) < 1:

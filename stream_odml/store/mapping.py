@@ -65,8 +65,7 @@ class Mapper:
         return held is not None and held.find(start) is not None
 
     def into(self, tree: VersionTree, starts: Iterable[str], end: str) -> Iterator[tuple[str, DriftMap]]:
-        """Yield the maps from each of ``starts`` into ``end``, nearest first: composed on the way,
-        and not kept.
+        """Yield the maps from each of ``starts`` into ``end``, nearest first: composed on the way, and not kept.
 
         Those that queries asked for under the last head are kept for this one, and few others. UnknownVersion as above.
         """

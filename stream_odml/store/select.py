@@ -33,8 +33,7 @@ class Selection:
     replaced: Ints
     """Rows that a later shard (or a later row of the same shard) replaced; no head will pick them again."""
     forgotten: Ints
-    """Rows under a tombstone, the replaced ones left out. Purge ``replaced`` first, or an old row comes
-    back."""
+    """Rows under a tombstone, the replaced ones left out. Purge ``replaced`` first, or an old row comes back."""
 
 
 def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: str) -> Selection:
@@ -61,9 +60,7 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
     forgotten = (_tombstone_seq(rows, items, item_names, ledger) > landed) & ~replaced
     picked = np.sort(winner)
     return Selection(
-        seen[picked[~forgotten[picked]]],
-        seen[np.flatnonzero(replaced)],
-        seen[np.flatnonzero(forgotten)],
+        seen[picked[~forgotten[picked]]], seen[np.flatnonzero(replaced)], seen[np.flatnonzero(forgotten)]
     )
 
 
@@ -78,9 +75,8 @@ def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
 
 
 def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Ints) -> Ints:
-    """Return for each of ``rows`` (numbers of visible rows) the ``seq`` of the ledger from which it does not
-    count any more: of the first tombstone that covers it, or the indexing of what replaced it; :data:`NEVER`
-    while it counts.
+    """Return for each of ``rows`` (numbers of visible rows) the ``seq`` of the ledger from which it does not count any
+    more: of the first tombstone that covers it, or the indexing of what replaced it; :data:`NEVER` while it counts.
 
     What replaced a row dies after it: rows up to a ``seq`` can be deleted without one coming back.
     """

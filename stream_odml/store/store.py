@@ -1,7 +1,6 @@
 """The reader: one stream root as it is now, brought up to date by reading only what came.
 
-Protects the visibility rule: rows count when, and only when, the ledger or the version tree
-names their transaction.
+Protects the visibility rule: rows count when, and only when, the ledger or the version tree names their transaction.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -341,8 +340,7 @@ class Store:
         return read_artifact(self.files, version.artifacts[name])
 
     def head_of(self, version_id: str) -> DiscriminantHead:
-        """Return the head of a version of a root in exact form; one without an artifact compares features
-        as they are.
+        """Return the head of a version of a root in exact form; one without an artifact compares features as they are.
 
         Raises UnknownVersion for a version that retention has dropped, once its head has gone too.
         """
@@ -371,9 +369,8 @@ class Store:
         return self.ledger.current_attempt(task_id, parent, self.tree.committed)
 
     def open_attempt(self, version_id: str, head: str | None = None) -> Attempt | None:
-        """Return the attempt to improve what is learnt of this id, if its result can be published under
-        ``head`` (by default the one that is served): neither refused nor committed, and under the trunk from
-        which it began."""
+        """Return the attempt to improve what is learnt of this id, if its result can be published under ``head`` (by
+        default the one that is served): neither refused nor committed, and under the trunk from which it began."""
         head = head or self.tree.head
         attempt = next((a for a in self.ledger.later_attempts if a.version_id == version_id), None)
         if attempt is None or attempt.refused is not None or self.tree.is_committed(version_id):

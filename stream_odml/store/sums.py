@@ -216,8 +216,7 @@ class _Dead:
         return cls(store, meta, files, rows, death_seqs(meta, store.ledger, store.tree, rows))
 
     def owed(self, version: Version) -> TrainingRows:
-        """Return those that are in the sums of a version: as for living ones, the row nearest to it
-        of each landing."""
+        """Return those that are in the sums of a version: as for living ones, the row nearest to it of each landing."""
         tree = self.store.tree
         learnt = _is_training(self.meta, self.rows, _shards_learnt(self.store, version.version_id))
         rows = self.rows[learnt & (self.deaths > version.sums_seq)]

@@ -69,8 +69,7 @@ class RootForm:
         return gallery_schema(self.row_codes) if table == "gallery" else SCHEMAS[table]
 
     def to_json(self) -> str:
-        """Return the text of a table's description. A root in embedding form is one that earlier
-        releases read too."""
+        """Return the text of a table's description. A root in embedding form is one that earlier releases read too."""
         stated = {"schema_version": SINCE[self.form], "dim": self.dim}
         more = {"form": self.form, "codes": self.codes} if self.form == "exact" else {}
         return json.dumps({**stated, **more})
@@ -159,8 +158,7 @@ class Table:
         return self._handle
 
     def refresh(self) -> tuple[list[str], list[str]]:
-        """Return (files that came, files that went) since the last call, oldest first; about 20 µs
-        when nothing did.
+        """Return (files that came, files that went) since the last call, oldest first; about 20 µs when nothing did.
 
         Raises NotAStreamRoot when the table is gone.
         """
@@ -316,8 +314,7 @@ class Table:
             self.handle.cleanup_metadata()
 
     def has(self, mark: str) -> bool:
-        """Return whether one of the last commits carries ``mark``: a store may make a commit and
-        lose its answer."""
+        """Return whether one of the last commits carries ``mark``: a store may make a commit and lose its answer."""
         return any(commit.get("mark") == mark for commit in self.handle.history(LOOK_BACK))
 
 

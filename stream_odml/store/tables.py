@@ -3,8 +3,7 @@
 A root has one form, fixed when it is created. `embedding`: the gallery stores embeddings, column `vector`. `exact`: it
 stores trunk features, coded (columns `codes` and `scale`), from which any head's embeddings are made anew.
 
-Protects: a table never holds a vector without its version, nor a vector that is not finite
-or of another dimension.
+Protects: a table never holds a vector without its version, nor a vector that is not finite or of another dimension.
 """
 
 import json
@@ -109,8 +108,7 @@ def gallery_rows(
     times: Sequence[datetime | None] | None = None,
     codes: FeatureFormat | None = None,
 ) -> pa.Table:
-    """Return gallery rows for a commit; ``vectors`` float32 [n, d] RAW (not normalised)
-    under model ``version``.
+    """Return gallery rows for a commit; ``vectors`` float32 [n, d] RAW (not normalised) under model ``version``.
 
     ``codes``: of a root in exact form (`Store.row_codes`), whose vectors are trunk features. The writer fills in
     ``txn``. Raises ValueError for lengths that differ, a vector that is not finite, or no version.
@@ -139,8 +137,7 @@ def gallery_rows(
 def restamped(
     rows: pa.Table, vectors: FloatArray, version: str, codes: FeatureFormat | None = None
 ) -> pa.Table:
-    """Return gallery rows of the same items (``rows``: columns but the vector's, version, txn)
-    under another model.
+    """Return gallery rows of the same items (``rows``: columns but the vector's, version, txn) under another model.
 
     ``vectors`` and ``codes`` as for :func:`gallery_rows`, and the same errors.
     """
@@ -178,8 +175,7 @@ def features_of(rows: pa.Table, dim: int) -> FeatureCodes:
 
 
 def decoded(rows: pa.Table, dim: int) -> FloatArray:
-    """Return the vectors float32 [n, dim] of rows in either form: embeddings, or trunk features.
-    Errors as above."""
+    """Return the vectors float32 [n, dim] of rows in either form: embeddings, or trunk features. Errors as above."""
     return (
         features_of(rows, dim).decode() if "codes" in rows.column_names else vectors_of(rows["vector"], dim)
     )

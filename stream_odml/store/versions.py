@@ -155,9 +155,8 @@ class VersionTree:
         return frozenset(v.artifacts[HEAD] for v in kept)
 
     def keeps_head(self, version_id: str) -> bool:
-        """Return whether a version's head can be read. That of a version without its model can, for a
-        while (KEPT_HEADS), and until something that it may have been solved of is erased: it cannot
-        be solved again."""
+        """Return whether a version's head can be read. That of a version without its model can, for a while
+        (KEPT_HEADS), and until something that it may have been solved of is erased: it cannot be solved again."""
         version = self.get(version_id)
         if not version.retired or HEAD not in version.artifacts:
             return not version.retired

@@ -7,13 +7,14 @@ visible, so a crash leaves either nothing visible or all of it.
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.store import entries, events
+from stream_odml.store import events
 from stream_odml.store.artifacts import ArtifactRef, refs_to_json, write_artifact
 from stream_odml.store.checks import (
     accepted,
@@ -25,6 +26,7 @@ from stream_odml.store.checks import (
     known_shards,
 )
 from stream_odml.store.entries import IngestBatch as IngestBatch
+from stream_odml.store.entries import stamped, version_entry
 from stream_odml.store.erased_meanwhile import indexed_without, refusals_without
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.events import Landed
@@ -116,8 +118,7 @@ class Writer:
             pending = [shard.shard_id for shard in shards if shard.txn is None]
             if not pending:
                 return shards[0].txn or ""
-            rows, quarantine = indexed_without(store, batch, pending)
-            return self._index("ingest", pending, rows, quarantine, batch.counts)
+            return self._index("ingest", indexed_without(store, batch, pending))
 
     def adopt(self, shard: Landed, batch: IngestBatch) -> bool:
         """Commit a shard of rows that came out of another store: it lands and is indexed at once, whole or not at all.
@@ -125,28 +126,19 @@ class Writer:
         with self._fence.exclusive() as store:
             if shard.shard_id in store.ledger.shards:
                 return False
-            rows, came = fitting(store, batch.rows), [events.landed(shard)]
-            self._index("adopt", [shard.shard_id], rows, batch.quarantine, batch.counts, came)
+            self._index("adopt", replace(batch, rows=fitting(store, batch.rows)), [events.landed(shard)])
             return True
 
-    def _index(
-        self,
-        point: str,
-        shard_ids: Sequence[str],
-        rows: pa.Table,
-        quarantine: pa.Table,
-        more: Mapping[str, Mapping[str, Any]],
-        came: Sequence[events.Entry] = (),
-    ) -> str:
+    def _index(self, point: str, batch: IngestBatch, came: Sequence[events.Entry] = ()) -> str:
         """Commit the rows of shards, then the entries of the ledger that make them visible; the transaction's name."""
         txn = f"i{uuid.uuid4().hex[:16]}.{self.epoch}"
-        counts = counted(shard_ids, rows, quarantine, more)
+        counts = counted(batch.shard_ids, batch.rows, batch.quarantine, batch.counts)
         crash_point(f"{point}.before")
-        self._fence.append("gallery", with_column(rows, "txn", txn))
+        self._fence.append("gallery", with_column(batch.rows, "txn", txn))
         crash_point(f"{point}.after_gallery")
-        self._fence.append("quarantine", entries.stamped(quarantine, txn))
+        self._fence.append("quarantine", stamped(batch.quarantine, txn))
         crash_point(f"{point}.after_quarantine")
-        indexed = [events.indexed(shard_id, txn, counts[shard_id]) for shard_id in shard_ids]
+        indexed = [events.indexed(shard_id, txn, counts[shard_id]) for shard_id in batch.shard_ids]
         self._fence.append_entries("ledger", [*came, *indexed])
         crash_point(f"{point}.after_ledger")
         return txn
@@ -219,10 +211,9 @@ class Writer:
         artifacts: Mapping[str, ArtifactRef],
         rows: pa.Table | Iterable[pa.Table] = (),
         metrics: Mapping[str, Any] | None = None,
-        publish: bool = True,
         quarantine: pa.Table | None = None,
     ) -> None:
-        """Commit a learnt version with its task's images embedded anew, and (``publish``) move the head to it.
+        """Commit a learnt version with its task's images embedded anew, and move the head to it.
         ``rows``: all, or parts to be gone through several times; none, and no drift maps, where the student is the
         parent's. ``quarantine``: rows of the task that could not be learnt from.
 
@@ -231,7 +222,7 @@ class Writer:
         """
         with self._fence.exclusive() as store:
             if not store.tree.is_committed(version_id):
-                check_stage(store, version_id, parent, task, artifacts, metrics or {}, publish)
+                check_stage(store, version_id, parent, task, artifacts, metrics or {})
                 parts = [rows] if isinstance(rows, pa.Table) else rows
                 for part in parts:
                     # What is wrong with any of them is to be known before the first is written.
@@ -246,8 +237,8 @@ class Writer:
                 crash_point("stage.after_gallery")
                 if quarantine is not None:
                     lost = refusals_without(store, quarantine)
-                    self._fence.append("quarantine", entries.stamped(lost, txn))
-                self._publish(version_id, parent, task, artifacts, metrics or {}, publish)
+                    self._fence.append("quarantine", stamped(lost, txn))
+                self._publish(version_id, parent, task, artifacts, metrics or {})
                 crash_point("stage.after_versions")
             if version_id not in store.ledger.learnt_rows:
                 self._fence.append_entries("ledger", [events.learnt(version_id, task)])
@@ -289,8 +280,7 @@ class Writer:
     def move_head(self, version_id: str, reason: str, skip_abandoned: bool = False) -> None:
         """Serve another committed version from now on: rollback, or roll-forward.
 
-        Tasks learnt only on the branch that is left are due again, unless ``skip_abandoned`` says that
-        they are not.
+        Tasks learnt only on the branch that is left are due again, unless ``skip_abandoned`` says that they are not.
         """
         with self._fence.exclusive() as store:
             if store.tree.get(version_id).retired:
@@ -303,8 +293,7 @@ class Writer:
             left = store.tree.learnt() - store.tree.learnt(version_id) if skip_abandoned else frozenset()
             self._fence.append_entries("ledger", [events.skipped(task, reason) for task in sorted(left)])
             crash_point("head.after_skipped")
-            moved = entries.version_entry("head", version_id, reason=reason)
-            self._fence.append_entries("versions", [moved])
+            self._fence.append_entries("versions", [version_entry("head", version_id, reason=reason)])
             crash_point("head.after_versions")
 
     def replace_artifact(self, version_id: str, name: str, data: bytes, reason: str) -> ArtifactRef:
@@ -318,14 +307,13 @@ class Writer:
 
     def _name_artifacts(self, refs: Mapping[str, Mapping[str, ArtifactRef]], reason: str) -> None:
         named = ((version_id, refs_to_json(of)) for version_id, of in refs.items())
-        rows = [entries.version_entry("artifact", v, artifacts=text, reason=reason) for v, text in named]
+        rows = [version_entry("artifact", v, artifacts=text, reason=reason) for v, text in named]
         self._fence.append_entries("versions", rows)
 
     def replace_forgotten(self, data: Mapping[str, Mapping[str, bytes | ArtifactRef]], seq: int) -> None:
         """Let versions name artifacts (by version and name) without what tombstones up to ``seq`` cover: all in one
         commit, so that no image is taken out twice. The old files are deleted, and heads that nothing is left to solve
-        again. A ref: that artifact has nothing of it.
-        """
+        again. A ref: that artifact has nothing of it."""
         with self._fence.exclusive() as store:
             old, refs = set(store.tree.heads_without_models), dict[str, dict[str, ArtifactRef]]()
             for v, parts in data.items():
@@ -384,7 +372,7 @@ class Writer:
     ) -> None:
         if all(refusal.version_id != version_id for refusal in self.tree.refusals):
             more = {"parent": parent, "task": task, "reason": reason, "metrics": events.as_json(metrics)}
-            self._fence.append_entries("versions", [entries.version_entry("refusal", version_id, **more)])
+            self._fence.append_entries("versions", [version_entry("refusal", version_id, **more)])
 
     def _publish(
         self,
@@ -393,13 +381,11 @@ class Writer:
         task: str,
         artifacts: Mapping[str, ArtifactRef],
         metrics: Mapping[str, Any],
-        publish: bool = True,
     ) -> None:
         more = {"artifacts": refs_to_json(artifacts), "metrics": events.as_json(metrics)}
-        rows = [entries.version_entry("version", version_id, parent=parent, task=task, **more)]
-        if publish:
-            rows.append(entries.version_entry("head", version_id, reason="publish"))
-        self._fence.append_entries("versions", rows)
+        version = version_entry("version", version_id, parent=parent, task=task, **more)
+        head = version_entry("head", version_id, reason="publish")
+        self._fence.append_entries("versions", [version, head])
 
     def _ledger(self, point: str, rows: Sequence[Mapping[str, Any]]) -> None:
         crash_point(f"{point}.before")

@@ -48,7 +48,7 @@ def index(writer: Writer, ref: ShardRef, classes: Mapping[str, int], held_out: i
     )
     trainable = {name: count - min(held_out, count) for name, count in classes.items()}
     counts = {ref.shard_id: {"trainable": trainable, "reasons": {}}}
-    writer.commit_ingest(IngestBatch([ref.shard_id], rows, None, counts))
+    writer.commit_ingest(IngestBatch([ref.shard_id], rows, counts=counts))
 
 
 def artifacts(writer: Writer, version: str) -> dict[str, ArtifactRef]:

@@ -100,9 +100,11 @@ def test_bytes_are_durable_before_the_name_and_the_name_before_the_answer(
 
 
 def test_parquet_is_cut_into_shards_with_names_for_its_labels(tmp_path: Path) -> None:
-    table = pa.table({"image": [picture(n) for n in range(25)], "label": [n % 2 for n in range(25)]})
+    table = pa.table(
+        {"image": [picture(n) for n in range(25)], "label": [["cat", "dog"][n % 2] for n in range(25)]}
+    )
     pq.write_table(table, tmp_path / "big.parquet", row_group_size=7)
-    uris = list(land_parquet(tmp_path / "inbox", tmp_path / "big.parquet", 10, ["cat", "dog"]))
+    uris = list(land_parquet(tmp_path / "inbox", tmp_path / "big.parquet", 10))
     assert [Path(uri).name for uri in uris] == [f"big-0000{n}.parquet" for n in range(3)]
     rows = [row for ref in DirectorySource(tmp_path / "inbox").poll(set()) for row in read(ref)[0]]
     assert [row.image for row in rows] == table["image"].to_pylist()

@@ -72,14 +72,6 @@ def test_a_fixed_file_is_a_new_shard_and_a_touched_one_is_not(tmp_path: Path) ->
     assert fixed.name == first.name
 
 
-def test_a_file_that_still_changes_can_be_left_to_settle(tmp_path: Path) -> None:
-    (tmp_path / "s.parquet").write_bytes(b"half")
-    source = DirectorySource(tmp_path, settle_s=60)
-    assert source.poll(set()) == []
-    os.utime(tmp_path / "s.parquet", (0, time.time() - 61))
-    assert len(source.poll(set())) == 1
-
-
 @pytest.mark.parametrize("count", [10_000])
 def test_a_poll_over_many_known_shards_is_one_listing(tmp_path: Path, count: int) -> None:
     for number in range(count):

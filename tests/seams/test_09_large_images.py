@@ -95,7 +95,7 @@ def test_items_are_cut_by_bytes_too(tmp_path: Path) -> None:
 
 def test_small_images_still_make_groups_of_256(tmp_path: Path) -> None:
     images = large_table(tmp_path / "s.parquet", [10] * 1100)
-    list(land_parquet(tmp_path / "inbox", tmp_path / "s.parquet", 1000, ["a", "b", "c"]))
+    list(land_parquet(tmp_path / "inbox", tmp_path / "s.parquet", 1000))
     rows = [
         pq.read_metadata(path).row_group(n).num_rows
         for path in sorted((tmp_path / "inbox").glob("*"))

@@ -354,7 +354,7 @@ def test_forget_deletes_no_file_that_is_no_shard_of_an_inbox(way: str, tmp_path:
     (ref,) = DirectorySource(folder).poll(set())
     writer = claim(str(root))
     writer.record_landed([ref])
-    writer.commit_ingest(IngestBatch([ref.shard_id], SCHEMAS["gallery"].empty_table(), None))
+    writer.commit_ingest(IngestBatch([ref.shard_id], SCHEMAS["gallery"].empty_table()))
     writer.forget("shard", ref.shard_id, 1)
     writer.release()
     mine = folder / "a.parquet"

@@ -95,7 +95,9 @@ class ExactPlayer(Player):
             self.twin.rows += [(shard_id, p, version, raw[p]) for p in range(len(items))]
         refs = {name: self.writer.put_artifact(version, name, part) for name, part in data.items()}
         refs.setdefault(STUDENT, self.writer.tree.get(parent).artifacts[STUDENT])
-        self.writer.commit_stage(version, parent, task, refs, rows, publish=bool(self.rng.random() < 0.8))
+        self.writer.commit_stage(version, parent, task, refs, rows)
+        if self.rng.random() >= 0.8:  # a branch, not served
+            self.writer.move_head(parent, "back")
         self.twin.parents[version], self.heads[version] = parent, head
 
 

@@ -40,7 +40,7 @@ def land(writer: Writer, shard_id: str, items: Sequence[Item], h: Floats, **more
     writer.commit_ingest(IngestBatch([shard_id], rows))
 
 
-def fast_stage(writer: Writer, task: str, shards: Sequence[str], publish: bool = True) -> str:
+def fast_stage(writer: Writer, task: str, shards: Sequence[str]) -> str:
     """Learn a task under the head's trunk: sums and a head, no image and no row."""
     writer.close_task(task, shards, "test")
     version_id, parent, store = writer.begin_attempt(task), writer.tree.head, writer.store
@@ -48,7 +48,7 @@ def fast_stage(writer: Writer, task: str, shards: Sequence[str], publish: bool =
     data = {HEAD: solve_head(sums, SETTINGS).to_bytes(), SUMS: sums.to_bytes()}
     refs = {name: writer.put_artifact(version_id, name, part) for name, part in data.items()}
     refs[STUDENT] = store.tree.get(parent).artifacts[STUDENT]
-    writer.commit_stage(version_id, parent, task, refs, metrics={SUMS_SEQ: store.ledger.seq}, publish=publish)
+    writer.commit_stage(version_id, parent, task, refs, metrics={SUMS_SEQ: store.ledger.seq})
     return version_id
 
 
