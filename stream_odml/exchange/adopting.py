@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
@@ -120,16 +121,11 @@ def fitted(config: StreamConfig, source: GallerySource, there: Store | None) -> 
 
 def _taken(store: Store, identity: str) -> list[ShardState]:
     """Shards that came from this source, in their order."""
-    return [
-        shard
-        for shard in store.ledger.shards.values()
-        if shard.counts.get(ADOPTED, {}).get("source") == identity
-    ]
+    shards = store.ledger.shards.values()
+    return [shard for shard in shards if shard.counts.get(ADOPTED, {}).get("source") == identity]
 
 
 def _ids_of(store: Store, shards: list[ShardState]) -> list[str]:
-    import pyarrow.compute as pc
-
     if not shards:
         return []
     named = pc.field("shard_id").isin([shard.shard_id for shard in shards])
@@ -163,24 +159,17 @@ def _take(
                     continue
                 checked = check(block.table, shard_id, target, found)
                 read += len(block.table)
-                about = {
-                    "source": source.identity,
-                    "place": masked_text(source.name),
-                    "next": block.cursor,
-                    "read": read,
-                    "error": block.error,
-                    "worst": block.worst,
-                }
+                about = {"source": source.identity, "place": masked_text(source.name), "next": block.cursor}
+                about |= {"read": read, "error": block.error, "worst": block.worst}
                 counts = {
                     "trainable": checked.trainable,
                     "reasons": checked.reasons,
                     "version": target.version,
-                    ADOPTED: about,
                 }
-                writer.adopt(
-                    block.shard or _ref(shard_id, source, checked.rows.nbytes),
-                    IngestBatch([shard_id], checked.rows, checked.quarantine, {shard_id: counts}),
+                batch = IngestBatch(
+                    [shard_id], checked.rows, checked.quarantine, {shard_id: {**counts, ADOPTED: about}}
                 )
+                writer.adopt(block.shard or _ref(shard_id, source, checked.rows.nbytes), batch)
                 cursor, number, pauses = block.cursor, number + 1, list(PAUSES_S)
                 # Dropped before the next block is read: two of them, with what was made of each, are what memory holds.
                 del block, checked

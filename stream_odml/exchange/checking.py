@@ -104,9 +104,9 @@ def check(table: pa.Table, shard_id: str, target: Target, found: Findings) -> Ch
     _take_in(found, vectors[keep] if len(rows) < len(table) else vectors, [classes[row] for row in rows])
     reasons = Counter(str(reason) for reason, _ in problems.values())
     found.reasons.update(reasons)
-    quarantine = _quarantine(shard_id, problems)
+    refused = ((shard_id, row, str(reason), why, b"") for row, (reason, why) in sorted(problems.items()))
     stored = pa.concat_tables([gallery_schema(target.codes).empty_table(), *parts])
-    return Checked(stored, quarantine, dict(trainable), dict(reasons))
+    return Checked(stored, quarantine_rows(refused), dict(trainable), dict(reasons))
 
 
 def _ids(
@@ -225,9 +225,3 @@ def row_hashes(vectors_nd: Floats) -> NDArray[np.uint64]:
         part = words[at : at + CODED_ROWS].astype(np.uint64)
         hashes[at : at + CODED_ROWS] = ((part + np.uint64(0x9E3779B9)) * odd).sum(axis=1, dtype=np.uint64)
     return hashes
-
-
-def _quarantine(shard_id: str, problems: dict[int, tuple[Reason, str]]) -> pa.Table:
-    return quarantine_rows(
-        (shard_id, row, str(reason), detail, b"") for row, (reason, detail) in sorted(problems.items())
-    )

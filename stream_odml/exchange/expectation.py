@@ -124,9 +124,7 @@ def expected_recalls(
     whole class the map has not seen.
     """
     if not set(pairs.classes) & set(items.classes.tolist()):
-        old_few, new_few = _of_pairs(pairs, _half(pairs.classes, config.seed), config)
-        mapped, within = _best(_mapped_of_pairs(pairs, config, choice))
-        return Recalls(old_few, mapped, new_few, within)
+        return _of_pairs(pairs, config, choice)
     before = _settings(items.h_nD, items, config)
     after = [
         chosen or _settings(items.mapped(each, pairs), items, config) for each in _drawn(cross, items, pairs)
@@ -253,27 +251,22 @@ def _among_pairs(h_nF: Floats, pairs: Pairs, config: StreamConfig) -> float:
     return float(np.nanmean(found))
 
 
-def _of_pairs(pairs: Pairs, half: NDArray[np.bool_], config: StreamConfig) -> tuple[float, float]:
-    """Recall of staying and of embedding anew where pairs are all there is: one half asks, the other is the gallery."""
-    found = []
-    for h in (pairs.old_nD, pairs.new_nF):
-        some, asked = pairs.at(half), pairs.at(~half)
-        items = OldItems(h[half], np.array(some.classes, np.str_), np.array([""] * len(some), np.str_))
-        nameless = Pairs(asked.old_nD, asked.new_nF, asked.classes, ("-",) * len(asked))
-        found.append(_recall(h[half], items, h[~half], nameless, HeadSettings(dim=config.model.dim), config))
-    return found[0], found[1]
-
-
-def _mapped_of_pairs(pairs: Pairs, config: StreamConfig, choice: Choice) -> list[float]:
-    """The same of mapped ones with each of `WITHIN`, where no pair is of a class of the root."""
+def _of_pairs(pairs: Pairs, config: StreamConfig, choice: Choice) -> Recalls:
+    """What is to be expected where pairs are all there is, none of a class of the root: one half asks in the other."""
     half = _half(pairs.classes, config.seed)
     some, asked = pairs.at(half), pairs.at(~half)
-    cross = fit_cross_map(asked.old_nD, asked.new_nF, asked.classes, config.seed, choice)
     items = OldItems(some.old_nD, np.array(some.classes, np.str_), np.array([""] * len(some), np.str_))
-    nameless = Pairs(asked.old_nD, asked.new_nF, asked.classes, ("-",) * len(asked))
-    settings = HeadSettings(dim=config.model.dim)
-    none = asked.at(np.zeros(len(asked), bool))
-    return [
-        _recall(items.mapped(each, none), items, asked.new_nF, nameless, settings, config)
-        for each in _drawn(replace(cross, names=(), offsets_CF=cross.offsets_CF[:0]), items, none)
-    ]
+    nameless = replace(asked, ids=("-",) * len(asked))
+
+    def recall(gallery: Floats, queries: Floats) -> float:
+        return _recall(gallery, items, queries, nameless, HeadSettings(dim=config.model.dim), config)
+
+    cross = fit_cross_map(asked.old_nD, asked.new_nF, asked.classes, config.seed, choice)
+    cross, none = (
+        replace(cross, names=(), offsets_CF=cross.offsets_CF[:0]),
+        asked.at(np.zeros(len(asked), bool)),
+    )
+    drawn = (items.mapped(each, none) for each in _drawn(cross, items, none))
+    mapped, within = _best([recall(h_nF, asked.new_nF) for h_nF in drawn])
+    staying, reembedded = recall(some.old_nD, asked.old_nD), recall(some.new_nF, asked.new_nF)
+    return Recalls(staying, mapped, reembedded, within)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.faiss_source import INDEXES, FaissSource
 from stream_odml.exchange.files_source import TABLES, NpzSource, TableSource
+from stream_odml.exchange.lance import LanceSource
+from stream_odml.exchange.postgres import PostgresSource
+from stream_odml.exchange.qdrant import QdrantSource
 from stream_odml.exchange.source import GallerySource, Names
 from stream_odml.storage.reading import scheme_of
 
@@ -14,25 +18,21 @@ SOURCES = (
     "a Parquet or Arrow file or a folder of them, an .npz, a .faiss index, qdrant://HOST/COLLECTION, "
     "qdrant:///FOLDER/COLLECTION, lancedb:///FOLDER/TABLE or postgresql://HOST/DATABASE?table=NAME"
 )
+_STORES: dict[str, Callable[[str, Names], GallerySource]] = {
+    "qdrant": QdrantSource,
+    "lancedb": LanceSource,
+    "postgres": PostgresSource,
+}
+"""By how the scheme of a URL begins."""
 
 
 def open_source(place: str, names: Names, ids: Path | None = None) -> GallerySource:
     """Return the gallery at a place. Raises ExchangeError for one that cannot be read as it is named."""
-    scheme = scheme_of(place)
-    if scheme.startswith("qdrant"):
-        from stream_odml.exchange.qdrant import QdrantSource
-
-        return QdrantSource(place, names)
-    if scheme == "lancedb":
-        from stream_odml.exchange.lance import LanceSource
-
-        return LanceSource(place, names)
-    if scheme in ("postgresql", "postgres"):
-        from stream_odml.exchange.postgres import PostgresSource
-
-        return PostgresSource(place, names)
-    if scheme:
-        raise ExchangeError(f"{place}: nothing is read from {scheme}://; name {SOURCES}")
+    if scheme := scheme_of(place):
+        store = next((source for kind, source in _STORES.items() if scheme.startswith(kind)), None)
+        if store is None:
+            raise ExchangeError(f"{place}: nothing is read from {scheme}://; name {SOURCES}")
+        return store(place, names)
     path = Path(place)
     if not path.exists():
         raise ExchangeError(f"{path} does not exist; name {SOURCES}")

@@ -17,6 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.folder_target import FolderTarget
+from stream_odml.exchange.lance import LanceTarget
+from stream_odml.exchange.postgres import PostgresTarget
+from stream_odml.exchange.qdrant import QdrantTarget
 from stream_odml.exchange.rows import BLOCK, Gallery
 from stream_odml.exchange.target import (
     BUCKETS,
@@ -34,6 +38,12 @@ from stream_odml.storage.reading import scheme_of
 ROWS_AT_ONCE = BLOCK
 """Rows of buckets that are written together, by one commit at most targets: each takes longer than the one before."""
 TARGETS = "a folder, qdrant://HOST/NAME, qdrant:///FOLDER/NAME, lancedb:///FOLDER/NAME or postgresql://HOST/DATABASE?table=NAME"
+_STORES: dict[str, Callable[[str], SyncTarget]] = {
+    "qdrant": QdrantTarget,
+    "lancedb": LanceTarget,
+    "postgres": PostgresTarget,
+}
+"""By how the scheme of a URL begins."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +67,12 @@ class SyncReport:
 def open_target(place: str) -> SyncTarget:
     """Return the target at a place. Raises ExchangeError for one that cannot be used as it is named."""
     scheme = scheme_of(place)
-    if scheme.startswith("qdrant"):
-        from stream_odml.exchange.qdrant import QdrantTarget
-
-        return QdrantTarget(place)
-    if scheme == "lancedb":
-        from stream_odml.exchange.lance import LanceTarget
-
-        return LanceTarget(place)
-    if scheme in ("postgresql", "postgres"):
-        from stream_odml.exchange.postgres import PostgresTarget
-
-        return PostgresTarget(place)
-    if scheme:
+    if not scheme:
+        return FolderTarget(Path(place))
+    store = next((target for kind, target in _STORES.items() if scheme.startswith(kind)), None)
+    if store is None:
         raise ExchangeError(f"{place}: nothing is written to {scheme}://; name {TARGETS}")
-    from stream_odml.exchange.folder_target import FolderTarget
-
-    return FolderTarget(Path(place))
+    return store(place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +85,9 @@ class _Source:
 
     @staticmethod
     def of(gallery: Gallery) -> _Source:
-        digests = np.empty(len(gallery), np.int64)
-        for start in range(0, len(gallery), BLOCK):
-            rows = gallery.table(np.arange(start, min(start + BLOCK, len(gallery))))
-            digests[start : start + len(rows)] = read_digests(rows).to_numpy()
-        return _Source(gallery, np.array([bucket_of(one) for one in gallery.ids], np.int64), digests)
+        digests = [digest for rows in gallery.blocks() for digest in read_digests(rows)]
+        buckets = [bucket_of(one) for one in gallery.ids]
+        return _Source(gallery, np.array(buckets, np.int64), np.array(digests, np.int64))
 
     def rows(self, buckets: Sequence[int]) -> pa.Table:
         at = np.flatnonzero(np.isin(self.buckets, buckets))
@@ -163,7 +160,7 @@ def read_back(target: SyncTarget, space: str) -> Digests:
     digests: list[int] = []
     for rows in target.read(space):
         buckets += [bucket_of(one) for one in rows["id"].to_pylist()]
-        digests += read_digests(rows).to_pylist()
+        digests += read_digests(rows)
     return summed(np.array(buckets, np.int64), np.array(digests, np.int64))
 
 

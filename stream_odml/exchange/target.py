@@ -128,9 +128,9 @@ def difference(rows: pa.Table, there: Mapping[str, int]) -> tuple[pa.Table, list
     return rows.take(pa.array(new, pa.int64())), list(there.keys() - set(ids))
 
 
-def read_digests(rows: pa.Table) -> pa.Array:
+def read_digests(rows: pa.Table) -> list[int]:
     """Return the digests of rows as they were read, computed anew."""
     vectors = rows["vector"].combine_chunks()
     values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1) if len(rows) else []
     columns = (rows[name].to_pylist() for name in ("id", "class_name", "attributes", "version"))
-    return pa.array(list(map(digest_of, *columns, values)), pa.int64())
+    return list(map(digest_of, *columns, values))

@@ -37,7 +37,7 @@ _ERRORS: dict[str, type[Exception]] = {
 
 
 class KafkaProcess:
-    """See `KafkaSource`, which the process runs; errors are the same.
+    """A `LogSource`, `Inspectable`: see `KafkaSource`, which the process runs; errors are the same.
 
     Raises ValueError for options that the client does not know, ImportError where there is no client.
     """
@@ -69,18 +69,15 @@ class KafkaProcess:
         return refs
 
     def settle(self, waiting: Collection[str], is_ledgered: Callable[[str], bool]) -> None:
-        """See `LogSource`."""
         self._returned = {shard_id for shard_id in self._returned if not is_ledgered(shard_id)}
         stamps = [str(stamp) for stamp in stamps_of(waiting, self._topics)]
         answer = self._ask({"call": "settle", "waiting": stamps, "missing": sorted(self._returned)})
         self._figures = tuple(LogFigures(**figures) for figures in answer["figures"])
 
     def figures(self) -> Sequence[LogFigures]:
-        """See `LogSource`."""
         return self._figures
 
     def inspect(self) -> str:
-        """See `Inspectable`."""
         return str(self._ask({"call": "inspect"})["text"])
 
     def close(self) -> None:

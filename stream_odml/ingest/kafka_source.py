@@ -43,7 +43,8 @@ OPEN_BYTES = 64 << 20
 
 
 class KafkaSource:
-    """All partitions of `topics`. Its position is the ledger's; what it holds in memory can be lost at any time.
+    """A `LogSource`, `Inspectable`: all partitions of `topics`. Its position is the ledger's; what it holds in memory can
+    be lost at any time.
 
     Raises ValueError for options that the client does not know, and for a decoder or schemas that cannot be used.
     """
@@ -107,7 +108,7 @@ class KafkaSource:
         return ready
 
     def settle(self, waiting: Collection[str], is_ledgered: Callable[[str], bool]) -> None:
-        """See `LogSource`. Publishes what is searchable under the consumer group."""
+        """Publish what is searchable under the consumer group."""
         behind: dict[Key, int] = {}
         for stamp in stamps_of(waiting, self._positions):
             if stamp.generation == self._positions[stamp.topic].generation:
@@ -130,11 +131,9 @@ class KafkaSource:
         self._group.publish(figures)
 
     def figures(self) -> Sequence[LogFigures]:
-        """See `LogSource`."""
         return self._figures
 
     def inspect(self) -> str:
-        """See `Inspectable`."""
         try:
             return "; ".join(self._brokers.described(topic) for topic in self.topics)
         except KafkaException as error:
