@@ -45,19 +45,13 @@ class Begun:
             return None
         try:
             about = json.loads(files.read(ABOUT, SMALL_FILE))
-            found = Begun(
-                str(about["stream"]),
-                str(about["version"]),
-                str(about["model"]),
-                int(about["seq"]),
-                files.read(MAP),
-            )
+            stream, version, model = (str(about[name]) for name in ("stream", "version", "model"))
+            return Begun(stream, version, model, int(about["seq"]), files.read(MAP))
         except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
             raise ExchangeError(
                 f"{files.uri} holds an upgrade that another release began, or {ABOUT} is damaged ({error}); name a "
                 "new root, or remove that one"
             ) from None
-        return found
 
     def write(self, files: Files) -> None:
         """Note it in a root."""

@@ -237,10 +237,4 @@ def about(gallery: Gallery) -> dict[str, Any]:
     }
 
 
-_WRITERS: dict[str, Callable[[Gallery, Path], list[str]]] = {
-    "parquet": _parquet,
-    "faiss": _faiss,
-    "npz": _npz,
-    "model": _model,
-    "onnx": _onnx,
-}
+_WRITERS = dict(zip(FORMATS, (_parquet, _faiss, _npz, _model, _onnx), strict=True))

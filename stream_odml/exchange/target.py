@@ -16,16 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 BUCKETS = 64
-ROWS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("class_name", pa.string()),
-        ("attributes", pa.string()),
-        ("version", pa.string()),
-        ("bucket", pa.int32()),
-        ("digest", pa.int64()),
-    ]
-)
+_SAID = ("id", "class_name", "attributes", "version")
+ROWS = pa.schema([*((name, pa.string()) for name in _SAID), ("bucket", pa.int32()), ("digest", pa.int64())])
 """Columns of rows at a target beside `vector`."""
 Digests = Mapping[int, tuple[int, int]]
 """By bucket: rows, and the sum of their digests modulo 2^64."""
@@ -132,5 +124,5 @@ def read_digests(rows: pa.Table) -> list[int]:
     """Return the digests of rows as they were read, computed anew."""
     vectors = rows["vector"].combine_chunks()
     values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1) if len(rows) else []
-    columns = (rows[name].to_pylist() for name in ("id", "class_name", "attributes", "version"))
+    columns = (rows[name].to_pylist() for name in _SAID)
     return list(map(digest_of, *columns, values))

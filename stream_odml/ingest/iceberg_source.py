@@ -51,11 +51,8 @@ class IcebergSource(VersionedTable):
             line.append(snapshot)
             parent = snapshot.parent_snapshot_id
             snapshot = None if parent is None else table.snapshot_by_id(parent)
-        new = [
-            one
-            for one in reversed(line)
-            if one.sequence_number >= self.start_version and self.name(one.sequence_number) not in known
-        ]
+        wanted = (one for one in reversed(line) if one.sequence_number >= self.start_version)
+        new = [one for one in wanted if self.name(one.sequence_number) not in known]
         # The oldest names no parent any more when that has expired, but numbers begin at 1 and follow each other.
         if new and new[0] is line[-1] and (number := new[0].sequence_number) > max(1, self.start_version):
             others = {one.sequence_number for one in table.snapshots()}

@@ -43,8 +43,8 @@ OPEN_BYTES = 64 << 20
 
 
 class KafkaSource:
-    """A `LogSource`, `Inspectable`: all partitions of `topics`. Its position is the ledger's; what it holds in memory can
-    be lost at any time.
+    """A `LogSource`, `Inspectable`: all partitions of `topics`. Its position is the ledger's; what it holds in memory
+    can be lost at any time.
 
     Raises ValueError for options that the client does not know, and for a decoder or schemas that cannot be used.
     """

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from stream_odml.ingest.kafka_options import MessageFormat
 from stream_odml.ingest.landing import complete_task
@@ -55,14 +56,10 @@ class Spool:
 
     def _publish(self, closed: Closed, format: MessageFormat) -> str:
         base = self._name(closed.about)
+        write = partial(write_range, about=closed.about, messages=closed.messages, format=format)
         for name in (base, *(f"{base}.{number}" for number in range(2, WRITES + 1))):
             try:
-                return publish(
-                    self.place,
-                    name + SUFFIX,
-                    lambda file: write_range(file, closed.about, closed.messages, format),
-                    self._options,
-                )
+                return publish(self.place, name + SUFFIX, write, self._options)
             except ShardExists:
                 continue  # of a driver that died, before its topic lost some of these messages
         raise OSError(

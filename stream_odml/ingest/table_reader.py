@@ -109,7 +109,7 @@ def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _send_row(pipe: Pipe, row: RawRow) -> None:
-    fields: dict[str, Any] = {"row": row.row, "label": row.label, "id": row.item_id}
+    fields: dict[str, Any] = {"row": row.row, "label": row.label, "item_id": row.item_id}
     fields |= {"attributes": row.attributes, "time": row.time, "names": row.names}
     fields["content"] = "label" if row.is_label else "image" if row.vector is None else "vector"
     fields["problem"] = None if row.problem is None else [str(row.problem[0]), row.problem[1]]

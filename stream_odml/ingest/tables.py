@@ -113,19 +113,10 @@ def _row(message: Message) -> RawRow:
         except RowError as error:
             time, refusal = None, refusal or (error.reason, error.detail)
     names = None if found["names"] is None else tuple(found["names"])
-    is_vector = found["content"] == "vector"
-    return RawRow(
-        int(found["row"]),
-        None if is_vector else message.data,
-        found["label"],
-        names,
-        found["id"],
-        found["attributes"],
-        time,
-        refusal,
-        vector=message.data if is_vector else None,
-        is_label=found["content"] == "label",
-    )
+    image, vector = (None, message.data) if found["content"] == "vector" else (message.data, None)
+    said = {part: found[part] for part in ("label", "item_id", "attributes")}
+    more = {"names": names, "time": time, "problem": refusal, "is_label": found["content"] == "label"}
+    return RawRow(int(found["row"]), image, vector=vector, **said, **more)
 
 
 def _ended(decoder: Child, memory: int) -> Exception:

@@ -55,10 +55,5 @@ def _added(add: dict[str, Any]) -> AddedFile:
     partition = add.get("partitionValues") or {}
     if not isinstance(partition, dict):
         raise TypeError(f"partitionValues is {partition!r:.80}")
-    return AddedFile(
-        unquote(add["path"]),
-        int(add["size"]),
-        int(add.get("modificationTime") or 0),
-        partition,
-        bool(add.get("dataChange")),
-    )
+    path, size, time_ms = unquote(add["path"]), int(add["size"]), int(add.get("modificationTime") or 0)
+    return AddedFile(path, size, time_ms, partition, bool(add.get("dataChange")))

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.storage.files import Files
@@ -71,9 +70,10 @@ def refs_to_json(refs: Mapping[str, ArtifactRef]) -> str:
 
 def refs_from_json(column: str | None) -> dict[str, ArtifactRef]:
     """Return the inverse of :func:`refs_to_json`. Raises ValueError, KeyError for what it did not write."""
-    return {name: _ref(mapping(ref, name)) for name, ref in parsed(column).items()}
-
-
-def _ref(stated: Mapping[str, Any]) -> ArtifactRef:
-    path, sha256 = text(stated["path"], "path"), text(stated["sha256"], "sha256")
-    return ArtifactRef(path, sha256, whole(stated["bytes"], "bytes"))
+    stated = {name: mapping(ref, name) for name, ref in parsed(column).items()}
+    return {
+        name: ArtifactRef(
+            text(ref["path"], "path"), text(ref["sha256"], "sha256"), whole(ref["bytes"], "bytes")
+        )
+        for name, ref in stated.items()
+    }

@@ -89,7 +89,8 @@ def back_up(
                 copy.folder(folder)
             copy.landed()
             copied = _checked(target, target_options)
-            origins = _origins(store, copied)
+            sizes = {info.path: info.size for folder in LANDED for info in copied.files.list(folder)}
+            origins = origins_of(store.uri, store.origins.places, copied.ledger.shards.values(), sizes)
             if attempt < COPY_ATTEMPTS and (gone := _pruned(store, copied, origins)):
                 raise FileNotFoundError(gone)
         except (FileNotFoundError, ArtifactCorrupt):
@@ -188,11 +189,6 @@ def _checked(target: str, options: dict[str, str] | None) -> Store:
             if not version.retired:
                 read_artifact(store.files, ref)
     return store
-
-
-def _origins(source: Store, copied: Store) -> list[str]:
-    sizes = {info.path: info.size for folder in LANDED for info in copied.files.list(folder)}
-    return origins_of(source.uri, source.origins.places, copied.ledger.shards.values(), sizes)
 
 
 def _pruned(source: Store, copied: Store, origins: Sequence[str]) -> str:

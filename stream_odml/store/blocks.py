@@ -47,7 +47,9 @@ class Blocks:
             packs.append(_Pack({path: len(table)}, table))
             # Each is at least twice the next, as the digits of a counter: a row is copied a few times in all.
             while len(packs) > 1 and len(packs[-2].table) <= min(LARGE, 2 * len(packs[-1].table) + 1):
-                packs[-2:] = [_joined(*packs[-2:])]
+                first, second = packs[-2:]
+                table = pa.concat_tables([first.table, second.table]).unify_dictionaries().combine_chunks()
+                packs[-2:] = [_Pack({**first.rows, **second.rows}, table)]
         return Blocks(tuple(packs))
 
     def files(self) -> dict[str, pa.Table]:
@@ -65,8 +67,3 @@ def compact(block: pa.Table) -> pa.Table:
         at = block.schema.get_field_index(name)
         block = block.set_column(at, name, block[name].dictionary_encode())
     return block
-
-
-def _joined(first: _Pack, second: _Pack) -> _Pack:
-    table = pa.concat_tables([first.table, second.table]).unify_dictionaries().combine_chunks()
-    return _Pack({**first.rows, **second.rows}, table)

@@ -42,7 +42,10 @@ def read_data_file(
     fragment = ds.ParquetFileFormat().make_fragment(path, filesystem, partition_expression=known)
     if where is not None:
         # Arrow compares no `string_view` with a row group's statistics; read as a dictionary it can.
-        views = [field.name for field in fragment.physical_schema if _is_view(field.type)]
+        is_view = pa.types.is_string_view, pa.types.is_binary_view
+        views = [
+            field.name for field in fragment.physical_schema if any(test(field.type) for test in is_view)
+        ]
         if views:
             options = ds.ParquetReadOptions(dictionary_columns=views)
             file_format = ds.ParquetFileFormat(read_options=options)
@@ -73,10 +76,6 @@ def _read_small(
         if file.metadata.num_rows > SMALL_ROWS or not file.schema_arrow.equals(schema):
             return None
         return file.read(list(names), use_threads=False)
-
-
-def _is_view(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 def _known_values(schema: pa.Schema, partition: Partition) -> pc.Expression | None:

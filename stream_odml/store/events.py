@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from stream_odml.store.ledger_states import Attempt, AttemptKind, ShardState, TaskState, Tombstone
+from stream_odml.store.ledger_states import Attempt, AttemptKind, ShardStage, ShardState, TaskState, Tombstone
 from stream_odml.store.row_values import counts, mapping, optional_text, parsed, reading, text, texts, whole
 
 if TYPE_CHECKING:
@@ -119,20 +119,9 @@ def _read_indexed(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     detail |= {name: whole(detail.get(name, 0), name) for name in ("rows", "held_out", "quarantined")}
     state.txns.add(row["txn"])
     state.tally.count_indexed(detail)
-    state.put(
-        replace(
-            shard,
-            state="indexed",
-            indexed_seq=row["seq"],
-            indexed_at=row["time"],
-            txn=row["txn"],
-            rows=detail["rows"],
-            held_out=detail["held_out"],
-            quarantined=detail["quarantined"],
-            classes=detail["classes"],
-            counts=detail,
-        )
-    )
+    made = {"indexed_seq": row["seq"], "indexed_at": row["time"], "txn": row["txn"]}
+    found = {name: detail[name] for name in ("rows", "held_out", "quarantined", "classes")}
+    state.put(replace(shard, state="indexed", counts=detail, **made, **found))
 
 
 def set_aside(shard_id: str, reason: str, final: bool) -> Entry:
@@ -142,16 +131,10 @@ def set_aside(shard_id: str, reason: str, final: bool) -> Entry:
 @_reads("set_aside")
 def _read_set_aside(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     shard = state.shards[row["subject"]]
-    final = bool(detail.get("final", True))
+    final, problem = bool(detail.get("final", True)), optional_text(detail.get("reason", ""), "reason")
     state.tally.set_aside += final
-    state.put(
-        replace(
-            shard,
-            state="set_aside" if final else shard.state,
-            attempts=shard.attempts + 1,
-            problem=optional_text(detail.get("reason", ""), "reason"),
-        )
-    )
+    stage: ShardStage = "set_aside" if final else shard.state
+    state.put(replace(shard, state=stage, attempts=shard.attempts + 1, problem=problem))
 
 
 def assigned(shard_id: str, task: str, reason: str, detail: Mapping[str, Any]) -> Entry:

@@ -35,9 +35,9 @@ DEFAULTS: Mapping[Entries, Mapping[str, Any]] = {
         "version_id": "",
         "parent": "",
         "task": "",
+        "reason": "",
         "artifacts": "{}",
         "metrics": "{}",
-        "reason": "",
     },
 }
 

@@ -40,7 +40,9 @@ def forget_in_files(house: Housekeeper) -> int:
     rewritten = 0
     for path, shard_id in found:
         table = pq.read_table(pa.BufferReader(files.read(path)))
-        gone = _erased_before(ledger, shard_id, erased, table)
+        indexed = ledger.shards[shard_id].indexed_seq
+        before = [item for item, seq in erased.items() if indexed is not None and indexed <= seq]
+        gone: NDArray[np.bool_] = np.isin(_column(table, "item_id"), before)
         gone |= erased_pictures(files, path, shard_id, table, meta, ledger, house.store.tree)
         rewritten += _keep(files, path, table, ~gone)
     return rewritten
@@ -108,14 +110,6 @@ def _is_moved(ledger: LedgerState, shard_id: str, at: str, class_name: str) -> b
     requests = (t.seq for t in ledger.tombstones if (t.kind, t.name) == ("class", class_name))
     first = min((seq for seq in requests if seq > landed), default=-1)
     return indexed is not None and indexed < first
-
-
-def _erased_before(
-    ledger: LedgerState, shard_id: str, erased: Mapping[str, int], table: pa.Table
-) -> NDArray[np.bool_]:
-    indexed = ledger.shards[shard_id].indexed_seq
-    gone = [item for item, seq in erased.items() if indexed is not None and indexed <= seq]
-    return np.isin(_column(table, "item_id"), gone)
 
 
 def _items_of(files: Files, path: str) -> set[str]:

@@ -30,30 +30,18 @@ VECTOR_COLUMNS = ("vector", "codes", "scale")
 TIME = pa.timestamp("us", tz="UTC")
 VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
 
-LEDGER = pa.schema(
-    [
-        ("seq", pa.int64()),
-        ("kind", pa.string()),
-        ("subject", pa.string()),
-        ("task", pa.string()),
-        ("txn", pa.string()),
-        ("detail", pa.string()),
-        ("time", TIME),
-        ("epoch", pa.int64()),
-    ]
-)
+
+def _texts(*names: str) -> list[tuple[str, pa.DataType]]:
+    return [(name, pa.string()) for name in names]
+
+
+_COMMITTED = [("time", TIME), ("epoch", pa.int64())]
+LEDGER = pa.schema([("seq", pa.int64()), *_texts("kind", "subject", "task", "txn", "detail"), *_COMMITTED])
 VERSIONS = pa.schema(
     [
         ("seq", pa.int64()),
-        ("kind", pa.string()),
-        ("version_id", pa.string()),
-        ("parent", pa.string()),
-        ("task", pa.string()),
-        ("artifacts", pa.string()),
-        ("metrics", pa.string()),
-        ("reason", pa.string()),
-        ("time", TIME),
-        ("epoch", pa.int64()),
+        *_texts("kind", "version_id", "parent", "task", "artifacts", "metrics", "reason"),
+        *_COMMITTED,
     ]
 )
 
@@ -63,16 +51,13 @@ def gallery_schema(codes: FeatureFormat | None = None) -> pa.Schema:
     vector = [("vector", VECTOR)] if codes is None else [("codes", pa.binary()), ("scale", pa.float32())]
     return pa.schema(
         [
-            ("item_id", pa.string()),
-            ("class_name", pa.string()),
-            ("shard_id", pa.string()),
+            *_texts("item_id", "class_name", "shard_id"),
             ("row", pa.int32()),
             ("held_out", pa.bool_()),
             ("attributes", pa.string()),
             ("time", TIME),
             *vector,
-            ("version", pa.string()),
-            ("txn", pa.string()),
+            *_texts("version", "txn"),
         ]
     )
 
@@ -83,8 +68,7 @@ QUARANTINE = pa.schema(
     [
         ("shard_id", pa.string()),
         ("row", pa.int32()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
+        *_texts("reason", "detail"),
         ("first_bytes", pa.binary()),
         ("time", TIME),
         ("txn", pa.string()),

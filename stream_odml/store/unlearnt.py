@@ -14,14 +14,9 @@ from stream_odml.store.version_metrics import key
 from stream_odml.store.versions import VersionTree
 
 FIGURES = tuple(
-    name
+    key(f"{of}recall_at_1", split, *form)
     for split in ("old", "new")
-    for name in (
-        key("parent_recall_at_1", split),
-        key("recall_at_1", split, "served"),
-        key("parent_recall_at_1", split, "estimated"),
-        key("recall_at_1", split, "estimated"),
-    )
+    for of, form in (("parent_", ()), ("", ("served",)), ("parent_", ("estimated",)), ("", ("estimated",)))
 )
 """What the quality gate compares, as the metrics of a version or of a refused attempt name it."""
 ROLLED_BACK = "rollback"
@@ -101,17 +96,16 @@ def _unlearnt(
 
 
 def _reason(task: TaskState) -> str:
-    if task.refused and task.skipped != ROLLED_BACK:
-        return task.refused[-1].refused or ""
     if task.skipped == ROLLED_BACK:
         return "skipped by a rollback to a version from before it"
-    return task.skipped or ""
+    return (task.refused[-1].refused if task.refused else task.skipped) or ""
 
 
 def _next_attempt(task: TaskState) -> str:
-    if task.anyway:
-        return "trying again, to be published whatever the gate finds"
-    return f"trying again with {gentler(len(task.refused))}"
+    how = (
+        ", to be published whatever the gate finds" if task.anyway else f" with {gentler(len(task.refused))}"
+    )
+    return f"trying again{how}"
 
 
 def gentler(refusals: int) -> str:

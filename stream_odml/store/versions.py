@@ -256,15 +256,8 @@ def _metrics(row: Row) -> dict[str, Any]:
 
 
 def _refusal(row: Row) -> Refusal:
-    return Refusal(
-        row["version_id"],
-        row["parent"] or None,
-        row["task"] or None,
-        row["reason"] or "",
-        _metrics(row),
-        row["seq"],
-        row["time"],
-    )
+    of = row["version_id"], row["parent"] or None, row["task"] or None
+    return Refusal(*of, row["reason"] or "", _metrics(row), row["seq"], row["time"])
 
 
 def _amended(version: Version, row: Row) -> Version:
