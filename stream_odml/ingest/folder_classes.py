@@ -87,14 +87,11 @@ def _split_depth(inside: Sequence[_Parts]) -> int | None:
 
 def _are_splits(names: Collection[str], holds_folders: bool) -> bool:
     """Return whether all names that lie beside one another are of splits: `bullet_train` and `steam_train` are not."""
-    words = [_words(name) for name in names]
+    found = (re.findall(r"[^\W\d_]+|\d+", name.lower()) for name in names)
+    words = [[word for word in each if not _YEAR.fullmatch(word)] for each in found]
     if not all(SPLITS & set(each) for each in words):
         return False
     rests = {tuple(word for word in each if word not in SPLITS | _NO_MEANING) for each in words}
     if () in rests:
         return holds_folders or len(rests) == 1
     return len(rests) == 1 and len(names) > 1
-
-
-def _words(name: str) -> list[str]:
-    return [word for word in re.findall(r"[^\W\d_]+|\d+", name.lower()) if not _YEAR.fullmatch(word)]

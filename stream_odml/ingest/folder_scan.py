@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 from unicodedata import normalize
 from urllib.parse import unquote
 
@@ -20,7 +22,7 @@ from stream_odml.ingest.passed_over import describe_passed_over, is_landable
 from stream_odml.ingest.reading import check_rows
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import FILE_FORMATS, MANIFEST_NAME, ManifestFile, format_of
-from stream_odml.ingest.table_folders import in_words, refuse_table_folder, table_kind
+from stream_odml.ingest.table_folders import in_words, table_kind
 from stream_odml.storage.regular import hash_regular, is_safe_path
 from stream_odml.wording import quoted
 
@@ -36,18 +38,10 @@ class FolderScan:
     notes: tuple[str, ...] = ()
 
 
-@dataclass
-class _Found:
-    """Relative paths by what they are; of tables that are folders a line each."""
-
-    files: list[str] = field(default_factory=list)
-    metadata: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    special: list[str] = field(default_factory=list)
-    unsafe: list[str] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
+_Found = dict[
+    Literal["files", "metadata", "unused", "foreign", "links", "special", "unsafe", "tables"], list[str]
+]
+"""Relative paths by what they are; of tables that are folders a line each."""
 
 
 def scan_folder(folder: Path, besides: Path | None = None) -> FolderScan:
@@ -57,12 +51,13 @@ def scan_folder(folder: Path, besides: Path | None = None) -> FolderScan:
     the value of `class=...` in it, or what a `metadata` file beside it says.
     Raises ValueError where nothing can land, OSError for what cannot be read.
     """
-    refuse_table_folder(folder)
-    found = _Found()
+    if (kind := table_kind(folder)) is not None:
+        raise ValueError(f"{folder} is {in_words(kind)}")
+    found: _Found = defaultdict(list)
     _walk(folder, "", _identity(besides) if besides is not None else None, found)
     described, notes = _describe(folder, found)
-    tables, bad = _tables(folder, [path for path in found.files if _is_table(path)])
-    images = [path for path in found.files if not _is_table(path)]
+    tables, bad = _tables(folder, [path for path in found["files"] if _is_table(path)])
+    images = [path for path in found["files"] if not _is_table(path)]
     classes = classes_of(images)
     files = [_image(folder, path, classes[path], described.get(normalize("NFC", path))) for path in images]
     scan = FolderScan(
@@ -87,17 +82,17 @@ def _walk(folder: Path, below: str, besides: tuple[int, int] | None, found: _Fou
     for entry in ordered:
         path = f"{below}{entry.name}"
         if entry.is_symlink():
-            found.links.append(path)
+            found["links"].append(path)
         elif entry.is_dir(follow_symlinks=False):
             status = entry.stat(follow_symlinks=False)
             if is_foreign_folder(entry.name):
-                found.foreign.append(path)
+                found["foreign"].append(path)
             elif (kind := table_kind(folder / path)) is not None:
-                found.tables.append(f"{path} passed over: it is {in_words(kind)}")
+                found["tables"].append(f"{path} passed over: it is {in_words(kind)}")
             elif (status.st_dev, status.st_ino) != besides:
                 _walk(folder, f"{path}/", besides, found)
         elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-            found.special.append(path)
+            found["special"].append(path)
         else:
             _sort(path, found)
 
@@ -105,15 +100,15 @@ def _walk(folder: Path, below: str, besides: tuple[int, int] | None, found: _Fou
 def _sort(path: str, found: _Found) -> None:
     name = PurePosixPath(path).name
     if is_foreign(path):
-        found.foreign.append(path)
+        found["foreign"].append(path)
     elif is_landable(name) and not is_safe_path(path):
-        found.unsafe.append(path)
+        found["unsafe"].append(path)
     elif name.lower() in METADATA_NAMES:
-        found.metadata.append(path)
+        found["metadata"].append(path)
     elif is_landable(name):
-        found.files.append(path)
+        found["files"].append(path)
     elif path != MANIFEST_NAME:
-        found.unused.append(path)
+        found["unused"].append(path)
 
 
 def _is_table(path: str) -> bool:
@@ -124,14 +119,14 @@ def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[s
     """What the metadata files say of images, by path. One that says nothing of them may be a table of images."""
     described: dict[str, Described] = {}
     notes = []
-    there = {normalize("NFC", path) for path in found.files}
-    for path in found.metadata:
+    there = {normalize("NFC", path) for path in found["files"]}
+    for path in found["metadata"]:
         try:
             said = read_metadata(folder / path, PurePosixPath(path).parent)
         except ValueError as error:
             is_none = isinstance(error, BadShard) and error.reason is not Reason.WRONG_SCHEMA
             if _is_table(path) and not is_none:
-                found.files.append(path)
+                found["files"].append(path)
             else:
                 notes.append(f"{path} passed over: {error}")
             continue
@@ -213,18 +208,18 @@ def _class_notes(files: Iterable[ManifestFile]) -> Iterator[str]:
 
 
 def _notes(found: _Found) -> Iterator[str]:
-    yield from found.tables
-    if (passed_over := describe_passed_over(found.unused)) is not None:
+    yield from found["tables"]
+    if (passed_over := describe_passed_over(found["unused"])) is not None:
         yield passed_over
-    if found.foreign:
-        yield f"{_count(found.foreign, 'hidden or system file')} passed over"
-    if found.links:
-        yield f"{_count(found.links, 'link')} not followed: copy what they lead to (`cp -rL`) to land it"
-    if found.unsafe:
+    if found["foreign"]:
+        yield f"{_count(found['foreign'], 'hidden or system file')} passed over"
+    if found["links"]:
+        yield f"{_count(found['links'], 'link')} not followed: copy what they lead to (`cp -rL`) to land it"
+    if found["unsafe"]:
         why = "a backslash, or a first folder such as `A:`, which other systems take for a place outside: rename it"
-        yield f"{_count(found.unsafe, 'file')} passed over, as the path has {why}"
-    if found.special:
-        yield f"{_count(found.special, 'pipe, socket or device', 'pipes, sockets or devices')} passed over"
+        yield f"{_count(found['unsafe'], 'file')} passed over, as the path has {why}"
+    if found["special"]:
+        yield f"{_count(found['special'], 'pipe, socket or device', 'pipes, sockets or devices')} passed over"
 
 
 def _count(paths: list[str], one: str, many: str | None = None) -> str:

@@ -29,7 +29,9 @@ _DOCUMENT_SUFFIXES = frozenset({"", ".md", ".txt", ".rst", ".html", ".htm", ".pd
 def is_foreign(path: str) -> bool:
     """Return whether a file, by its relative path, is hidden, a system's own, or a README and its kind."""
     file = PurePosixPath(path)
-    return any(map(is_foreign_folder, file.parts)) or _is_left_behind(file.name) or _is_document(file)
+    is_left_behind = file.name.startswith("~$") or file.name.lower().endswith(_ENDINGS)
+    is_document = file.stem.lower() in _DOCUMENTS and file.suffix.lower() in _DOCUMENT_SUFFIXES
+    return is_left_behind or is_document or any(map(is_foreign_folder, file.parts))
 
 
 def is_foreign_folder(name: str) -> bool:
@@ -40,11 +42,3 @@ def is_foreign_folder(name: str) -> bool:
 def is_foreign_shard(name: str, is_folder: bool) -> bool:
     """Return whether a name in an inbox is none of a shard. A folder with a manifest may be called `authors`."""
     return is_foreign_folder(name) if is_folder else is_foreign(name)
-
-
-def _is_left_behind(name: str) -> bool:
-    return name.startswith("~$") or name.lower().endswith(_ENDINGS)
-
-
-def _is_document(file: PurePosixPath) -> bool:
-    return file.stem.lower() in _DOCUMENTS and file.suffix.lower() in _DOCUMENT_SUFFIXES

@@ -18,8 +18,8 @@ from stream_odml.ingest.rawrow import ANY_CONTENT, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.tables import table_rows
+from stream_odml.storage.files import unnamed_file
 from stream_odml.storage.reading import StorageOptions, is_remote
-from stream_odml.storage.unnamed import unnamed_file
 
 DATA, SUFFIX = "data", ".lance"
 """Folder of a dataset's data files, and how their names end."""

@@ -51,7 +51,10 @@ class ShardFile(io.RawIOBase):
 
     def _look(self) -> tuple[int, str]:
         if is_remote(self.uri):
-            return self._inner.size(), etag_of(self._inner)
+            # The entity tag changes exactly when the bytes of an object do.
+            meta = self._inner.metadata() or {}
+            tag = meta.get(b"ETag") or meta.get("ETag") or b""
+            return self._inner.size(), tag.decode() if isinstance(tag, bytes) else str(tag)
         status = os.fstat(self._inner.fileno())
         return status.st_size, str(status.st_mtime_ns)
 
@@ -110,13 +113,6 @@ class ShardFile(io.RawIOBase):
             return True
         self.seek(0)
         return hashlib.file_digest(self, "sha256").hexdigest()[: len(content_hash)] != content_hash
-
-
-def etag_of(native: Any) -> str:
-    """Return the entity tag that the object store gave an object: changes exactly when its bytes do."""
-    meta = native.metadata() or {}
-    tag = meta.get(b"ETag") or meta.get("ETag") or b""
-    return tag.decode() if isinstance(tag, bytes) else str(tag)
 
 
 def hash_of_etag(looks: tuple[int, str]) -> str:

@@ -17,12 +17,6 @@ _STREAM = ("a stream root", "copy it with `stream-odml backup`, or land the fold
 _ICEBERG = ("an Iceberg table", "follow it with `source.kind: iceberg`, or write its rows to a Parquet file")
 
 
-def refuse_table_folder(folder: Path) -> None:
-    """Raise ValueError for a folder that is a table of its own."""
-    if (what := table_kind(folder)) is not None:
-        raise ValueError(f"{folder} is {in_words(what)}")
-
-
 def table_kind(folder: Path) -> tuple[str, str] | None:
     """Return what kind of table a folder is, and what to do with it; None for any other folder."""
     names = set(os.listdir(folder))
@@ -31,11 +25,9 @@ def table_kind(folder: Path) -> tuple[str, str] | None:
             return what
     if {"ledger", "gallery", "versions"} <= names and (folder / "ledger" / "_delta_log").is_dir():
         return _STREAM
-    return _ICEBERG if "metadata" in names and _is_iceberg(folder / "metadata") else None
-
-
-def _is_iceberg(metadata: Path) -> bool:
-    return metadata.is_dir() and any(name.endswith(".metadata.json") for name in os.listdir(metadata))
+    metadata = folder / "metadata"
+    described = os.listdir(metadata) if metadata.is_dir() else []
+    return _ICEBERG if any(name.endswith(".metadata.json") for name in described) else None
 
 
 def in_words(what: tuple[str, str]) -> str:

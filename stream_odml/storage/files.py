@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ from stream_odml.storage.regular import (
     place_below,
     refuse_links,
 )
-from stream_odml.storage.unnamed import unnamed_file
 
 COPY_BYTES = 8 << 20
 
@@ -198,6 +198,14 @@ def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files
     if scheme_of(uri):
         return ObjectFiles(uri.rstrip("/"), storage_options)
     return LocalFiles(check_root(uri))
+
+
+@contextmanager
+def unnamed_file() -> Iterator[tuple[IO[bytes], Path]]:
+    """Yield a new file without a name, open for writing, and a path under which this process can open it as long as the
+    block lasts: what was written is seen there once it is flushed. It ends with this process, however that ends."""
+    with tempfile.TemporaryFile() as file:
+        yield file, Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def _check_size(path: str, size: int, limit: int | None) -> None:

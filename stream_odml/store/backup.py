@@ -197,7 +197,8 @@ def _pruned(source: Store, copied: Store, origins: Sequence[str]) -> str:
     missing = {
         shard.shard_id: path
         for shard in _needed(copied)
-        if (path := below(shard.uri, origins)) is not None and not _is_there(copied.files, path, shard)
+        if (path := below(shard.uri, origins)) is not None
+        and not copied.files.exists(f"{path}/_manifest.json" if shard.format == "folder" else path)
     }
     if not missing:
         return ""
@@ -211,7 +212,3 @@ def _needed(store: Store) -> Iterator[ShardState]:
     learnt = store.tree.learnt()
     shards = store.ledger.shards.values()
     return (s for s in shards if s.format != "task" and (s.task is None or s.task not in learnt))
-
-
-def _is_there(files: Files, path: str, shard: ShardState) -> bool:
-    return files.exists(f"{path}/_manifest.json" if shard.format == "folder" else path)

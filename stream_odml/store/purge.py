@@ -4,7 +4,7 @@ Protects: only such rows go, and a writer of the past can delete nothing of its 
 carries the epoch that made it).
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from functools import partial
 
 import numpy as np
@@ -30,7 +30,10 @@ def orphaned_txns(store: Store, epoch: int) -> dict[str, Set[str]]:
     """Return transactions of each table that nothing names and that are of this epoch or an older one."""
     visible = store.visible_txns()
     there = {name: store.again(partial(_txns_in, store, name)) for name in ("gallery", "quarantine")}
-    return {name: {txn for txn in txns - visible if _epoch_of(txn) <= epoch} for name, txns in there.items()}
+    return {
+        name: {txn for txn in txns - visible if int(txn.rpartition(".")[2]) <= epoch}
+        for name, txns in there.items()
+    }
 
 
 def drop_orphans(fence: Fence, candidates: Mapping[str, Set[str]] | None = None) -> int:
@@ -103,8 +106,10 @@ def _delete_places(house: Housekeeper, name: str, rows: Iterable[tuple[str, int]
         by_shard.setdefault(shard_id, {})[row] = None
     purged = 0
     for shard_id, places in by_shard.items():
-        for some in _batches(list(places)):
-            where = f"shard_id = {_quoted([shard_id])} AND row IN ({', '.join(map(str, some))})"
+        numbers = list(map(str, places))
+        for at in range(0, len(numbers), NAMES_AT_ONCE):
+            some = ", ".join(numbers[at : at + NAMES_AT_ONCE])
+            where = f"shard_id = {_quoted([shard_id])} AND row IN ({some})"
             purged += house.delete(house.store.tables[name], where)
     return purged
 
@@ -148,13 +153,5 @@ def _places(rows: pa.Table, shard_ids: pa.Array | None = None) -> list[tuple[str
     return list(zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
 
-def _epoch_of(txn: str) -> int:
-    return int(txn.rpartition(".")[2])
-
-
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
-
-
-def _batches(values: Sequence[int]) -> Iterable[Sequence[int]]:
-    return (values[i : i + NAMES_AT_ONCE] for i in range(0, len(values), NAMES_AT_ONCE))
