@@ -89,11 +89,6 @@ class StoredItems:
                 yield shard, start, end
                 start = end
 
-    def names(self, column: str) -> list[str]:
-        """Return a column of all."""
-        found: list[str] = self._picked.rows[column].to_pylist()
-        return found
-
     def numbers(self, start: int, end: int) -> NDArray[np.int64]:
         """Return the numbers that rows have in their shard, which rise."""
         return np.asarray(self._picked.rows["row"].slice(start, end - start).to_numpy(), np.int64)

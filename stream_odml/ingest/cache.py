@@ -162,11 +162,6 @@ class PixelCache:
             out[place] = source[indices[place]]
         return out
 
-    def remove(self) -> None:
-        """Delete the cache from disk."""
-        self._pixels = None
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _places(self, member: int, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Places of a member's rows in the cache. Raises ValueError for a foreign row."""
         start, end = self._starts[member], self._starts[member + 1]

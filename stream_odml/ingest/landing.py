@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,13 +131,11 @@ def land_parquet(
     names = parquet_names(path, rows_per_shard, name)
     # Buffered beforehand, a row group would be held whole, whatever its size.
     with pq.ParquetFile(Path(path), buffer_size=_READ_AHEAD, pre_buffer=False) as table:
-        count, source = _shard_rows(table.metadata, rows_per_shard), _Rows(table)
-        for final in names:
-            rows = source.take(count)
+        parts = _numbered(_batches(table), _shard_rows(table.metadata, rows_per_shard))
+        for final, (_, rows) in zip(names, groupby(parts, itemgetter(0)), strict=True):
             if only is None or final in only:
-                yield publish(inbox, final, _writer(rows, table.schema_arrow))
-            for _ in rows:  # of a shard that is left out
-                pass
+                batches = (batch for _, batch in rows)
+                yield publish(inbox, final, partial(_write, batches, table.schema_arrow))
 
 
 def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> list[str]:
@@ -162,39 +162,27 @@ def _size_of(group: Any) -> int:
     return max(int(group.total_byte_size), there)
 
 
-class _Rows:
+def _batches(table: Any) -> Iterator[Any]:
     """The rows of a Parquet file, some megabytes at a time."""
-
-    def __init__(self, table: Any) -> None:
-        self._batches = (
-            batch
-            for group in range(table.num_row_groups)
-            for batch in table.iter_batches(
-                rows_at_once(table.metadata.row_group(group)), row_groups=[group], use_threads=False
-            )
-        )
-        self._rest: Any = None
-
-    def take(self, count: int) -> Iterator[Any]:
-        """Yield the next rows, in batches."""
-        while count:
-            if self._rest is None or not self._rest.num_rows:
-                self._rest = next(self._batches, None)
-            if self._rest is None:
-                return
-            part = self._rest.slice(0, count)
-            self._rest = self._rest.slice(part.num_rows)
-            count -= part.num_rows
-            yield part
+    for group in range(table.num_row_groups):
+        count = rows_at_once(table.metadata.row_group(group))
+        yield from table.iter_batches(count, row_groups=[group], use_threads=False)
 
 
-def _writer(batches: Iterator[Any], schema: Any) -> Callable[[IO[bytes]], None]:
-    def write(file: IO[bytes]) -> None:
-        with pq.ParquetWriter(file, schema) as writer:
-            for group in _row_groups(batches):
-                writer.write_table(group)
+def _numbered(batches: Iterator[Any], count: int) -> Iterator[tuple[int, Any]]:
+    """The same rows, cut after every `count` of them, with the number of the shard that they are of."""
+    at = 0
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, count - at % count)
+            yield at // count, part
+            at, batch = at + part.num_rows, batch.slice(part.num_rows)
 
-    return write
+
+def _write(batches: Iterator[Any], schema: Any, file: IO[bytes]) -> None:
+    with pq.ParquetWriter(file, schema) as writer:
+        for group in _row_groups(batches):
+            writer.write_table(group)
 
 
 def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:

@@ -52,11 +52,6 @@ class PKSampler:
         self._starts = np.concatenate(([0], np.cumsum(self._counts)[:-1]))
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
-    @property
-    def batch_size(self) -> int:
-        """Images of a global batch."""
-        return self.P * self.K
-
     def batch(self, step: int) -> Indices:
         """Return global indices [P*K] of a step, slot by slot."""
         classes = self._classes(step)
@@ -70,7 +65,7 @@ class PKSampler:
         is not there."""
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank {rank} of {self.world_size}")
-        share = self.batch_size // self.world_size
+        share = self.P * self.K // self.world_size
         return self.batch(step)[rank * share : (rank + 1) * share]
 
     def _permute(self, cycle: int) -> Indices:

@@ -4,7 +4,6 @@ not.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +110,3 @@ def test_foreign_rows_and_shapes_are_refused(tmp_path: Path) -> None:
         PixelCache(tmp_path / "d", MEMBERS[1:2], SIZE)
     with pytest.raises(ValueError, match="ascend"):
         CacheMember("a", [1, 0], ["x", "y"])
-
-
-def test_removal_leaves_nothing(tmp_path: Path) -> None:
-    cache = PixelCache(tmp_path / "c", MEMBERS, SIZE)
-    fill(cache)
-    cache.remove()
-    assert os.listdir(tmp_path) == []
