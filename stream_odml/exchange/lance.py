@@ -185,10 +185,8 @@ class LanceTarget:
             self._drop_replaced(name)
 
     def _drop_replaced(self, name: str) -> None:
-        """Delete every version of a table but the last, and rows that only a list of deletions hides in its files.
-
-        A reader that holds an older version gets an error, and opens the table again; one with a tag stays.
-        """
+        """Delete every version of a table but the last, and rows that only a list of deletions hides in its files. A
+        reader that holds an older version gets an error, and opens the table again; one with a tag stays."""
         table = self._open(name)
         if table is None or len(table.list_versions()) < 2:
             return

@@ -67,10 +67,8 @@ class _Columns:
 def rows_of(
     file: Bytes, format: str, constants: Mapping[str, str], contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawRow]:
-    """Yield rows in file order; of several `contents` that the table has, the first that is named here.
-
-    Raises BadShard (truncated, corrupt, wrong schema, oversized), MemoryError, and what `file` raises.
-    """
+    """Yield rows in file order; of several `contents` that the table has, the first that is named here. Raises BadShard
+    (truncated, corrupt, wrong schema, oversized), MemoryError, and what `file` raises."""
     _check_kind(file, format)
     reader = _parquet_batches if format == "parquet" else _arrow_batches
     row = 0
@@ -213,10 +211,8 @@ def _parquet_batches(
 
 
 def rows_at_once(group: Any, column: str | None = None) -> int:
-    """Return rows of a row group that take about `BATCH_BYTES` decoded, by one column or by all.
-
-    A dictionary may hold one value that all rows repeat, so a row of it may be as large as all of it.
-    """
+    """Return rows of a row group that take about `BATCH_BYTES` decoded, by one column or by all. A dictionary may hold
+    one value that all rows repeat, so a row of it may be as large as all of it."""
     row = 0
     for at in range(group.num_columns):
         about = group.column(at)

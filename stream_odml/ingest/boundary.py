@@ -36,9 +36,7 @@ MIN_IMAGES_PER_CLASS = 2
 @dataclass(frozen=True)
 class WaitingShard:
     """An indexed shard that no task has yet. `counts`: trainable images by class (neither quarantined nor held out).
-
-    `landed_at` in seconds since 1970. `task`, `task_complete` and `task_shards` come from the shard's manifest.
-    """
+    `landed_at` in seconds since 1970. `task`, `task_complete` and `task_shards` come from the shard's manifest."""
 
     shard_id: str
     name: str
@@ -51,11 +49,8 @@ class WaitingShard:
 
 @dataclass(frozen=True)
 class Closure:
-    """A task to close: its members in the order of landing, and why.
-
-    `trainable` is False where a manifest closed a task with too little to learn from: the task is to be recorded as
-    skipped.
-    """
+    """A task to close: its members in the order of landing, and why. `trainable` is False where a manifest closed a
+    task with too little to learn from: the task is to be recorded as skipped."""
 
     shard_ids: tuple[str, ...]
     reason: str

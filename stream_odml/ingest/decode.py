@@ -154,9 +154,7 @@ def encode_image(pixels: Pixels, format: Literal["WEBP", "JPEG", "PNG"] = "WEBP"
 
 def _hush_pillow() -> None:
     """Pillow warns about odd files; the answer to an odd file is an exception or pixels, not a warning.
-
-    `catch_warnings` is not safe with threads, so one filter for Pillow's modules alone is kept in place.
-    """
+    `catch_warnings` is not safe with threads, so one filter for Pillow's modules alone is kept in place."""
     ours = r"PIL\."
     known = (getattr(entry[3], "pattern", entry[3]) for entry in warnings.filters if entry[0] == "ignore")
     if ours not in known:

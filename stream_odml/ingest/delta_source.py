@@ -22,10 +22,8 @@ class DeltaTableSource(VersionedTable):
     """See `VersionedTable`."""
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
-        """See `Source`. Order: version. A version without new data gives a shard without rows.
-
-        Raises TransientReadError, and VersionsGone with the remedy when versions are missing.
-        """
+        """See `Source`. Order: version. A version without new data gives a shard without rows. Raises
+        TransientReadError, and VersionsGone with the remedy when versions are missing."""
         found: list[ShardRef] = []
         version = self.start_version
         while len(found) < self.max_new:

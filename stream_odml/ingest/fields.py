@@ -40,10 +40,8 @@ def normalised(text: str) -> str:
 
 
 def written_out(text: str, keep: str = "") -> str:
-    """Return text that only ever shows itself: what would steer a terminal or reorder a line becomes its escape.
-
-    Names that this release took hold nothing of that kind; file names, errors and what earlier releases took may.
-    """
+    """Return text that only ever shows itself: what would steer a terminal or reorder a line becomes its escape. Names
+    that this release took hold nothing of that kind; file names, errors and what earlier releases took may."""
     if text.isprintable():
         return text
     return "".join(
@@ -191,10 +189,8 @@ def path_text(path: str) -> str:
 
 
 def attribute_value(text: str) -> str:
-    """Return the value of an attribute as it is stored and filtered by: NFC; may be empty, and of several lines.
-
-    Raises RowError(bad_attributes): too long, control characters, lone surrogates.
-    """
+    """Return the value of an attribute as it is stored and filtered by: NFC; may be empty, and of several lines. Raises
+    RowError(bad_attributes): too long, control characters, lone surrogates."""
     if len(text) > MAX_ATTRIBUTES_CHARS * _NFC_SHRINKS:
         raise RowError(Reason.BAD_ATTRIBUTES, f"{len(text)} characters, at most {MAX_ATTRIBUTES_CHARS}")
     if not text.isprintable():  # running text may hold what a name may not

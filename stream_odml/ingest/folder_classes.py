@@ -41,10 +41,8 @@ def classes_of(images: Iterable[str]) -> dict[str, str]:
 
 
 def split_classes(classes: Collection[str]) -> str | None:
-    """Return one line about classes that differ by folders that split a data set; None for no such class.
-
-    Such a folder that lies beside a class folder, or at another depth, is taken for a part of the class.
-    """
+    """Return one line about classes that differ by folders that split a data set; None for no such class. Such a folder
+    that lies beside a class folder, or at another depth, is taken for a part of the class."""
     alike: defaultdict[_Parts, list[str]] = defaultdict(list)
     for name in sorted(classes):
         folders = tuple(name.split("/"))

@@ -65,10 +65,8 @@ class Metadata:
 
 
 def read_metadata(path: Path, folder: PurePosixPath) -> Metadata:
-    """Return what is said of each image; `folder` is the file's own below the scanned one.
-
-    Raises ValueError for a file of another layout, BadShard (which is one) for a table that is none or a bomb.
-    """
+    """Return what is said of each image; `folder` is the file's own below the scanned one. Raises ValueError for a file
+    of another layout, BadShard (which is one) for a table that is none or a bomb."""
     data = read_regular(path, MAX_METADATA_BYTES)
     found = Metadata()
     for row in _rows(data, path.suffix.lower()):

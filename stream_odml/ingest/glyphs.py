@@ -33,10 +33,8 @@ class GlyphCategory(NamedTuple):
 
 
 def glyph_categories(seed: int, images: int = 20, size: int = 40, start: int = 0) -> Iterator[GlyphCategory]:
-    """Yield categories `start`, `start`+1, … without end: each character once, then pairs of them.
-
-    `images` per category, `size` pixels a side. Raises ValueError when the fonts are not where matplotlib keeps them.
-    """
+    """Yield categories `start`, `start`+1, … without end: each character once, then pairs of them. `images` per
+    category, `size` pixels a side. Raises ValueError when the fonts are not where matplotlib keeps them."""
     for index, text in enumerate(_texts(seed)):
         if index >= start:
             random = np.random.default_rng((seed, 7, index))

@@ -37,10 +37,8 @@ _ERRORS: dict[str, type[Exception]] = {
 
 
 class KafkaProcess:
-    """A `LogSource`, `Inspectable`: see `KafkaSource`, which the process runs; errors are the same.
-
-    Raises ValueError for options that the client does not know, ImportError where there is no client.
-    """
+    """A `LogSource`, `Inspectable`: see `KafkaSource`, which the process runs; errors are the same. Raises ValueError
+    for options that the client does not know, ImportError where there is no client."""
 
     def __init__(
         self, topics: Sequence[str], options: KafkaOptions, place: str, storage: StorageOptions | None

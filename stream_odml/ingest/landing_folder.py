@@ -126,10 +126,8 @@ def _check_folder_name(name: str) -> str:
 def _new_files(
     files: Sequence[ManifestFile], landed: Iterable[tuple[ShardManifest, str]]
 ) -> tuple[tuple[ManifestFile, ...], list[str]]:
-    """Return the files whose bytes have not landed in their class before, and a note if they were in another one.
-
-    Such a file gets the id of the item that it was, unless that is still there too: the later one counts.
-    """
+    """Return the files whose bytes have not landed in their class before, and a note if they were in another one. Such
+    a file gets the id of the item that it was, unless that is still there too: the later one counts."""
     items: dict[str, tuple[str, str]] = {}
     for manifest, shard_id in landed:
         items |= _items_of(manifest, shard_id)

@@ -32,10 +32,8 @@ _FIELDS = [
 
 @dataclass(frozen=True)
 class NewItem:
-    """One image or vector to land: encoded bytes or values, its class by name, and what else is known.
-
-    A vector's class may be empty until somebody says it.
-    """
+    """One image or vector to land: encoded bytes or values, its class by name, and what else is known. A vector's class
+    may be empty until somebody says it."""
 
     image: bytes = b""
     class_name: str = ""

@@ -25,10 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class S3Source:
-    """`s3://bucket/prefix`. Listing costs one request a 1,000 names.
-
-    A folder's stamp is its name, since a listing says nothing else of it: land a fixed folder under a new name.
-    """
+    """`s3://bucket/prefix`. Listing costs one request a 1,000 names. A folder's stamp is its name, since a listing says
+    nothing else of it: land a fixed folder under a new name."""
 
     def __init__(self, uri: str, options: StorageOptions | None = None, max_new: int = MAX_NEW) -> None:
         if not uri.startswith("s3://"):
@@ -39,10 +37,8 @@ class S3Source:
         self._filesystem = s3_filesystem(options)
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
-        """See `Source`. Order: `landing_order`; of a backlog, folders come first, since a listing dates none.
-
-        Raises TransientReadError.
-        """
+        """See `Source`. Order: `landing_order`; of a backlog, folders come first, since a listing dates none. Raises
+        TransientReadError."""
         try:
             listed = self._filesystem.get_file_info(
                 pafs.FileSelector(s3_path(self.uri), allow_not_found=True)

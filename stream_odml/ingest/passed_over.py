@@ -31,10 +31,8 @@ def is_landable(name: str) -> bool:
 
 
 def describe_passed_over(names: Iterable[str]) -> str | None:
-    """Return one line that counts the files that were not landed, by suffix with some names; None for no file.
-
-    For example: `3 files passed over: 2 .heic (a.heic, b.heic), 1 .txt (notes.txt); HEIC images are read once ...`
-    """
+    """Return one line that counts the files that were not landed, by suffix with some names; None for no file. For
+    example: `3 files passed over: 2 .heic (a.heic, b.heic), 1 .txt (notes.txt); HEIC images are read once ...`"""
     by_suffix: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_suffix[PurePosixPath(name).suffix.lower()].append(name)

@@ -75,10 +75,8 @@ def unboxed(value: Any) -> Any:
 
 
 def as_text(value: Any) -> str | None:
-    """Return the text of a value by the table above, None for what is missing.
-
-    Raises ValueError for what has no text (TypeError's kind too), RecursionError for what is nested too deeply.
-    """
+    """Return the text of a value by the table above, None for what is missing. Raises ValueError for what has no text
+    (TypeError's kind too), RecursionError for what is nested too deeply."""
     part = as_json(value)
     if part is None or isinstance(part, str):
         return part

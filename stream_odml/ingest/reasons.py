@@ -102,10 +102,8 @@ MAX_DETAIL_CHARS = 2000
 
 @dataclass(frozen=True)
 class RowProblem:
-    """One row that cannot be used. `row` counts from 0 within the shard; `first_bytes` are of its image.
-
-    Its detail is text that can be stored and shown: a name in it may have had megabytes, or bytes that are no text.
-    """
+    """One row that cannot be used. `row` counts from 0 within the shard; `first_bytes` are of its image. Its detail is
+    text that can be stored and shown: a name in it may have had megabytes, or bytes that are no text."""
 
     row: int
     reason: Reason

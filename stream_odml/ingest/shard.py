@@ -43,10 +43,8 @@ FILE_FORMATS = {
 
 @dataclass(frozen=True)
 class ManifestFile:
-    """One file of a shard of several. `path` is relative and uses "/"; an empty `sha256` is not checked.
-
-    `values` are columns that hold for every row of the file (a Delta table keeps partition columns so).
-    """
+    """One file of a shard of several. `path` is relative and uses "/"; an empty `sha256` is not checked. `values` are
+    columns that hold for every row of the file (a Delta table keeps partition columns so)."""
 
     path: str
     size_bytes: int

@@ -127,10 +127,8 @@ def take_pipe() -> Pipe:
 
 
 def limit_this_process(memory: int, size: int) -> dict[int, tuple[int, int]]:
-    """Hold this process to so much more memory than it has now, and to time in proportion; what was before.
-
-    RLIMIT_DATA counts private memory only, so that neither libraries nor reserved addresses weigh.
-    """
+    """Hold this process to so much more memory than it has now, and to time in proportion; what was before. RLIMIT_DATA
+    counts private memory only, so that neither libraries nor reserved addresses weigh."""
     seconds = int(time.process_time()) + CPU_S + size // _BYTES_PER_CPU_S
     wanted = {resource.RLIMIT_DATA: _data_bytes() + memory, resource.RLIMIT_CPU: seconds}
     before = {kind: resource.getrlimit(kind) for kind in wanted}

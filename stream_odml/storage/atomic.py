@@ -27,10 +27,8 @@ Fill = Callable[[IO[bytes]], object]
 def write_whole(
     target: Path, fill: Fill, *, durable: bool = True, show: Callable[[Path, Path], object] = os.replace
 ) -> None:
-    """Let `fill` write the file that appears as `target`; `show` gives what is written aside its name.
-
-    Nothing is left aside where `fill` or `show` raises.
-    """
+    """Let `fill` write the file that appears as `target`; `show` gives what is written aside its name. Nothing is left
+    aside where `fill` or `show` raises."""
     aside = target.parent / f"{ASIDE}{uuid.uuid4().hex}"
     try:
         with aside.open("xb") as file:

@@ -93,10 +93,8 @@ def _publish_remote(inbox: str, name: str, write: Write, options: StorageOptions
 
 
 def claim_name(inbox: str, name: str, sha256: str, key: str, options: StorageOptions | None) -> bool:
-    """Claim a name in an object store for content of this hash, which the object `key` is to have.
-
-    Returns whether that object is there already. Raises ShardExists where the name is another content's.
-    """
+    """Claim a name in an object store for content of this hash, which the object `key` is to have. Returns whether that
+    object is there already. Raises ShardExists where the name is another content's."""
     filesystem = s3_filesystem(options)
     # First what lies there, claimed or not: other tools copy files into an inbox too.
     if filesystem.get_file_info(key).type == pafs.FileType.File:

@@ -53,10 +53,7 @@ def place_below(root: str | os.PathLike[str], path: str) -> Path:
 
 def open_regular(path: str | os.PathLike[str], follow: bool = True) -> io.FileIO:
     """Open a regular file to read, unbuffered, without ever blocking. Raises UnsafePath for a FIFO, socket or device,
-    and without `follow` for a link.
-
-    Raises IsADirectoryError for a folder.
-    """
+    and without `follow` for a link. Raises IsADirectoryError for a folder."""
     _check_regular(os.fspath(path), os.stat(path, follow_symlinks=follow).st_mode)
     only = 0 if follow else os.O_NOFOLLOW
     try:

@@ -38,11 +38,8 @@ def closed_task(ledger: LedgerState, task_id: str) -> TaskState:
 
 
 def asks_for_more(ledger: LedgerState, tree: VersionTree, task_id: str, anyway: bool) -> bool:
-    """Return whether a request to learn this task after all changes anything: it is skipped, or to
-    be published ``anyway``.
-
-    Raises UnknownSubject, and ValueError for a task that the served version has learnt.
-    """
+    """Return whether a request to learn this task after all changes anything: it is skipped, or to be published
+    ``anyway``. Raises UnknownSubject, and ValueError for a task that the served version has learnt."""
     task = closed_task(ledger, task_id)
     if task_id in tree.learnt():
         raise ValueError(f"{task_id} is learnt already: the served version {tree.head} knows it")
@@ -57,10 +54,8 @@ def check_stage(
     artifacts: Mapping[str, ArtifactRef],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Raise StaleParent when the head left ``parent``, ValueError for another attempt or missing artifacts.
-
-    Drift maps are not needed where the student is the parent's: both are one space.
-    """
+    """Raise StaleParent when the head left ``parent``, ValueError for another attempt or missing artifacts. Drift maps
+    are not needed where the student is the parent's: both are one space."""
     tree = store.tree
     tree.get(parent)
     if tree.head != parent:

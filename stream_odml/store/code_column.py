@@ -23,10 +23,8 @@ def code_column(codes_nD: NDArray[Any]) -> pa.Array | pa.ChunkedArray:
 
 
 def codes_of(column: pa.ChunkedArray, dim: int) -> NDArray[Any]:
-    """Return what `code_column` was given. Its type follows from its length in bytes.
-
-    Raises ValueError for a row that is null or has another dimension.
-    """
+    """Return what `code_column` was given. Its type follows from its length in bytes. Raises ValueError for a row that
+    is null or has another dimension."""
     parts = [_codes(chunk, dim) for chunk in column.chunks if len(chunk)]
     if not parts:
         return np.empty((0, dim), np.int8)

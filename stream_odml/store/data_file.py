@@ -27,10 +27,8 @@ def read_data_file(
     where: pc.Expression | None = None,
     partition: Partition | None = None,
 ) -> pa.Table:
-    """Return the rows of `path` that pass, columns in the types of `schema`; a column that it lacks is null.
-
-    Row groups whose statistics rule them out are not read. Raises FileNotFoundError.
-    """
+    """Return the rows of `path` that pass, columns in the types of `schema`; a column that it lacks is null. Row groups
+    whose statistics rule them out are not read. Raises FileNotFoundError."""
     names = list(columns) if columns else schema.names
     wanted = pa.schema([schema.field(name) for name in names])
     is_plain = not partition and (where is None or len(names) == len(schema))

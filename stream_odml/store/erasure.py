@@ -30,10 +30,8 @@ Floats = NDArray[np.float32]
 
 
 def forget_in_banks(writer: Writer) -> int:
-    """Bring the banks of all kept versions up to the tombstones; how many versions were noted.
-
-    Call it before the rows are purged, with nothing committed in between.
-    """
+    """Bring the banks of all kept versions up to the tombstones; how many versions were noted. Call it before the rows
+    are purged, with nothing committed in between."""
     store = writer.store
     store.refresh()
     newest = max((tombstone.seq for tombstone in store.ledger.tombstones), default=-1)
@@ -67,9 +65,7 @@ def without_forgotten(
     rows: Iterable[pa.Table],
 ) -> Mapping[str, ArtifactRef]:
     """Return artifacts of a stage about to be committed, its bank without what was forgotten while it was learnt.
-
-    ``rows``: the stage's own rows in parts; those under a tombstone are in the new entries but will not be stored.
-    """
+    ``rows``: the stage's own rows in parts; those under a tombstone are in the new entries but will not be stored."""
     store = writer.store
     if not store.ledger.tombstones or BANK not in artifacts:
         return artifacts

@@ -93,10 +93,8 @@ class LedgerState:
         return f"task-{len(self.tasks) + 1:04d}"
 
     def due_tasks(self, learnt: Set[str]) -> list[TaskState]:
-        """Return closed tasks, in learning order, that are neither in ``learnt`` (the head's path) nor skipped.
-
-        One that was skipped and taken back stands behind those that waited then: it stops no stage under way.
-        """
+        """Return closed tasks, in learning order, that are neither in ``learnt`` (the head's path) nor skipped. One
+        that was skipped and taken back stands behind those that waited then: it stops no stage under way."""
         due = (t for t in self.tasks.values() if t.task_id not in learnt and t.skipped is None)
         return sorted(due, key=lambda task: task.queued_seq)
 

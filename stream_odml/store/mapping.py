@@ -44,10 +44,8 @@ class Mapper:
         self._lock = threading.Lock()
 
     def get(self, tree: VersionTree, start: str, end: str) -> DriftMap:
-        """Return backward maps from ``start`` up to the common ancestor, forward maps down to ``end``.
-
-        Raises UnknownVersion when either is not in ``tree``.
-        """
+        """Return backward maps from ``start`` up to the common ancestor, forward maps down to ``end``. Raises
+        UnknownVersion when either is not in ``tree``."""
         path = tree.path(start, end)
         with self._lock:
             held = self._held.get(end, lambda: _Held({end: IdentityMap()}))
@@ -65,10 +63,8 @@ class Mapper:
         return held is not None and held.find(start) is not None
 
     def into(self, tree: VersionTree, starts: Iterable[str], end: str) -> Iterator[tuple[str, DriftMap]]:
-        """Yield the maps from each of ``starts`` into ``end``, nearest first: composed on the way, and not kept.
-
-        Those that queries asked for under the last head are kept for this one, and few others. UnknownVersion as above.
-        """
+        """Yield the maps from each of ``starts`` into ``end``, nearest first: composed on the way, and not kept. Those
+        that queries asked for under the last head are kept for this one, and few others. UnknownVersion as above."""
         wanted = set(starts)
         with self._lock:
             last = None if end in self._held else self._held.find(next(iter(self._held), ""))

@@ -66,10 +66,8 @@ def erased_pictures(
     ledger: LedgerState,
     tree: VersionTree,
 ) -> NDArray[np.bool_]:
-    """Return which rows of a shard's file, read as ``table``, a tombstone covers.
-
-    The picture of an item that a label had moved from an erased class before the request is none of them: it lives.
-    """
+    """Return which rows of a shard's file, read as ``table``, a tombstone covers. The picture of an item that a label
+    had moved from an erased class before the request is none of them: it lives."""
     classes, items = _column(table, "class_name"), _column(table, "item_id")
     pairs = list(zip(classes, items, strict=True))
     gone = np.fromiter((ledger.forgotten(shard_id, c, i) for c, i in pairs), bool, len(pairs))

@@ -38,9 +38,7 @@ def orphaned_txns(store: Store, epoch: int) -> dict[str, Set[str]]:
 
 def drop_orphans(fence: Fence, candidates: Mapping[str, Set[str]] | None = None) -> int:
     """Delete rows of transactions that were never committed and never will be. Call it under the fence's lock.
-
-    ``candidates``: what :func:`orphaned_txns` found without the lock. A commit under way then is named by now.
-    """
+    ``candidates``: what :func:`orphaned_txns` found without the lock. A commit under way then is named by now."""
     store, dropped = fence.store, 0
     visible = store.visible_txns()
     found = orphaned_txns(store, fence.epoch) if candidates is None else candidates

@@ -128,10 +128,8 @@ def _values(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
 
 
 def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
-    """Return codes [n] and the value of each code, of a plain or a dictionary column; every value occurs.
-
-    A dictionary remembers what a filter took out: the version of a stage not committed yet, which no tree knows.
-    """
+    """Return codes [n] and the value of each code, of a plain or a dictionary column; every value occurs. A dictionary
+    remembers what a filter took out: the version of a stage not committed yet, which no tree knows."""
     if pa.types.is_dictionary(column.type):
         encoded = column.unify_dictionaries().combine_chunks()
     else:

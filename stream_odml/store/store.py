@@ -240,10 +240,8 @@ class Store:
 
     @property
     def blocks(self) -> dict[str, pa.Table]:
-        """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike.
-
-        The columns of :data:`~stream_odml.store.blocks.REPEATED` are dictionaries.
-        """
+        """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike. The columns
+        of :data:`~stream_odml.store.blocks.REPEATED` are dictionaries."""
         return self._blocks.files() if self._keep else {path: self._block(path) for path in self._paths}
 
     def metadata(self) -> pa.Table:
@@ -289,10 +287,8 @@ class Store:
         return frozenset(self.ledger.txns) | {v.txn for v in self.tree.versions.values()}
 
     def gallery_rows(self, vectors: bool = True) -> pa.Table:
-        """Return all visible gallery rows as stored: raw vectors, superseded and forgotten rows included.
-
-        For tools and tests; a searchable picture is :class:`~stream_odml.search.snapshot.GallerySnapshot`.
-        """
+        """Return all visible gallery rows as stored: raw vectors, superseded and forgotten rows included. For tools and
+        tests; a searchable picture is :class:`~stream_odml.search.snapshot.GallerySnapshot`."""
         columns = self.gallery_schema.names if vectors else META
         parts = [self._followed["gallery"].read(path, columns) for path in self._paths]
         return self._visible(parts, pa.schema([self.gallery_schema.field(c) for c in columns]))
@@ -341,9 +337,7 @@ class Store:
 
     def head_of(self, version_id: str) -> DiscriminantHead:
         """Return the head of a version of a root in exact form; one without an artifact compares features as they are.
-
-        Raises UnknownVersion for a version that retention has dropped, once its head has gone too.
-        """
+        Raises UnknownVersion for a version that retention has dropped, once its head has gone too."""
         version = self.tree.get(version_id)
         ref = version.artifacts.get(HEAD)
         if ref is None:

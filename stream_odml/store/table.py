@@ -147,10 +147,8 @@ class Table:
 
     @property
     def handle(self) -> DeltaTable:
-        """For commits: at the version that :meth:`refresh` saw last, never at a later one of somebody else's.
-
-        Opened anew after each checkpoint: a handle keeps every commit that it makes, and the next takes longer.
-        """
+        """For commits: at the version that :meth:`refresh` saw last, never at a later one of somebody else's. Opened
+        anew after each checkpoint: a handle keeps every commit that it makes, and the next takes longer."""
         aged = self._version // CHECKPOINT_EVERY > self._opened // CHECKPOINT_EVERY
         if aged or self._handle.version() < self._version:
             self._handle = DeltaTable(self._uri, version=self._version, storage_options=self._options)
@@ -159,9 +157,7 @@ class Table:
 
     def refresh(self) -> tuple[list[str], list[str]]:
         """Return (files that came, files that went) since the last call, oldest first; about 20 µs when nothing did.
-
-        Raises NotAStreamRoot when the table is gone.
-        """
+        Raises NotAStreamRoot when the table is gone."""
         if self._version < 0:
             self._read_table()
         if self._maybe_behind() and not self._read_log():
@@ -282,10 +278,8 @@ class Table:
             ) from error
 
     def append(self, rows: pa.Table | pa.RecordBatchReader, epoch: int, mark: str = "") -> None:
-        """Make one commit, never retried. Raises CommitFailedError when another commit came first.
-
-        A reader is written as it is read: what it yields at once is all that is in memory, and a row group.
-        """
+        """Make one commit, never retried. Raises CommitFailedError when another commit came first. A reader is written
+        as it is read: what it yields at once is all that is in memory, and a row group."""
         write_deltalake(
             self.handle,
             rows,

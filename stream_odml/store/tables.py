@@ -122,9 +122,7 @@ def restamped(
     rows: pa.Table, vectors: FloatArray, version: str, codes: FeatureFormat | None = None
 ) -> pa.Table:
     """Return gallery rows of the same items (``rows``: columns but the vector's, version, txn) under another model.
-
-    ``vectors`` and ``codes`` as for :func:`gallery_rows`, and the same errors.
-    """
+    ``vectors`` and ``codes`` as for :func:`gallery_rows`, and the same errors."""
     if len(vectors) != len(rows):
         raise ValueError(f"{len(vectors)} vectors for {len(rows)} rows; give one row [d] for each item")
     _check_finite(vectors)

@@ -59,10 +59,8 @@ class Unlearnt:
 def unlearnt_tasks(
     ledger: LedgerState, tree: VersionTree, version_id: str | None = None, root: str = "ROOT"
 ) -> list[Unlearnt]:
-    """Return refused and skipped tasks that ``version_id`` (the head) has not learnt, oldest first.
-
-    A task that waits and was never refused is not among them. ``root`` stands in the commands that are advised.
-    """
+    """Return refused and skipped tasks that ``version_id`` (the head) has not learnt, oldest first. A task that waits
+    and was never refused is not among them. ``root`` stands in the commands that are advised."""
     learnt = tree.learnt(version_id)
     metrics = {refusal.version_id: refusal.metrics for refusal in tree.refusals}
     return [

@@ -208,10 +208,8 @@ class VersionTree:
 
 
 def version_named(name: str, ids: Collection[str], head: str) -> str:
-    """Return the one of ``ids`` that is ``name`` or alone begins with it; ``head`` stands for the served one.
-
-    Raises AmbiguousVersion, which names the candidates, or UnknownVersion.
-    """
+    """Return the one of ``ids`` that is ``name`` or alone begins with it; ``head`` stands for the served one. Raises
+    AmbiguousVersion, which names the candidates, or UnknownVersion."""
     if name in ids:
         return name
     if name == "head" and head:

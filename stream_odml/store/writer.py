@@ -57,10 +57,8 @@ class Writer:
         lease_s: float = LEASE_S,
         storage_options: dict[str, str] | None = None,
     ) -> "Writer":
-        """Become the writer and tidy up after a predecessor that died. An open store is the writer's from now on.
-
-        Raises RootBusy while another one lives (unless ``takeover``), NotAStreamRoot, SchemaTooNew.
-        """
+        """Become the writer and tidy up after a predecessor that died. An open store is the writer's from now on. Raises
+        RootBusy while another one lives (unless ``takeover``), NotAStreamRoot, SchemaTooNew."""
         store = root if isinstance(root, Store) else Store.open(root, storage_options, keep_gallery=False)
         store.table("quarantine")  # a root of which it may not write a part is none of its own
         lease = Lease.acquire(store.files, holder, lease_s, takeover)
@@ -278,10 +276,8 @@ class Writer:
                 self._ledger("relearn", [events.relearn(task_id, anyway)])
 
     def move_head(self, version_id: str, reason: str, skip_abandoned: bool = False) -> None:
-        """Serve another committed version from now on: rollback, or roll-forward.
-
-        Tasks learnt only on the branch that is left are due again, unless ``skip_abandoned`` says that they are not.
-        """
+        """Serve another committed version from now on: rollback, or roll-forward. Tasks learnt only on the branch that
+        is left are due again, unless ``skip_abandoned`` says that they are not."""
         with self._fence.exclusive() as store:
             if store.tree.get(version_id).retired:
                 raise ValueError(
@@ -346,10 +342,8 @@ class Writer:
     def maintain(
         self, policy: MaintenancePolicy | None = None, covered: int | None = None
     ) -> MaintenanceReport:
-        """Delete what nothing will read again, merge small files, drop old table versions; see the policy.
-
-        Other operations need not wait for it. ``covered`` as for :func:`~stream_odml.store.maintenance.maintain`.
-        """
+        """Delete what nothing will read again, merge small files, drop old table versions; see the policy. Other
+        operations need not wait for it. ``covered`` as for :func:`~stream_odml.store.maintenance.maintain`."""
         with self._fence.maintaining:
             report = maintain(self._fence, policy or MaintenancePolicy(), covered)
         with self._fence.exclusive():  # this writer's own view is up to date after every operation
