@@ -82,10 +82,9 @@ class Player:
         version_id, parent = self.writer.begin_attempt(task), self.writer.tree.head
         items = self.items[shard_id]
         raw = self.rng.normal(size=(len(items), DIM))
-        publish = bool(self.rng.random() < 0.8)
-        commit_stage(
-            self.writer, task, make_rows(shard_id, items, raw, version_id), self.tasks, publish=publish
-        )
+        commit_stage(self.writer, task, make_rows(shard_id, items, raw, version_id), self.tasks)
+        if self.rng.random() >= 0.8:  # a branch, not served
+            self.writer.move_head(parent, "back")
         self.twin.parents[version_id] = parent
         self.twin.drifts[version_id] = drift_pair(self.tasks)
         self.twin.rows += [(shard_id, p, version_id, raw[p]) for p in range(len(items))]
