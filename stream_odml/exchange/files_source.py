@@ -109,7 +109,7 @@ class TableSource:
         self._chosen = choose(schema, names, self.name)
         self._added = [name for name in self._chosen.columns if name in added]
         _check_alike(self._files, self._chosen, self._added)
-        self.count: int | None = sum(_count(file) for file in self._files)
+        self.count = sum(_count(file) for file in self._files)
         first = next(
             (rows for file in self._files for rows in self._batches(file, 0, _LOOKED_AT) if len(rows)), None
         )
@@ -233,7 +233,7 @@ class NpzSource:
                 f"array {self._chosen.vector!r} of {path} has shape {list(vectors.shape)}; "
                 "save it as [n, d], one row a vector"
             )
-        self.count: int | None = len(vectors)
+        self.count = len(vectors)
         self.dim = int(vectors.shape[1])
         if not len(vectors):
             raise ExchangeError(f"{path} has no rows; there is nothing to adopt")
@@ -246,7 +246,7 @@ class NpzSource:
         self.identity = identity_of([path], self._chosen)
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
-        start, size, total = int(cursor or 0), rows_at_once(self.dim), int(self.count or 0)
+        start, size, total = int(cursor or 0), rows_at_once(self.dim), self.count
         try:
             with zipfile.ZipFile(self._path) as archive:
                 arrays = {name: NpyRows(archive, name) for name in self._chosen.columns}

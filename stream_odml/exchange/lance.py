@@ -84,7 +84,7 @@ class LanceSource:
                 f"{self.name}: there is no table {place.name!r} ({first_line(error)[:80]}); {there}"
             ) from None
         self._chosen = choose(self._table.schema, names, self.name)
-        self.count: int | None = int(self._table.count_rows())
+        self.count = int(self._table.count_rows())
         first = self._table.search().select([self._chosen.vector]).limit(_READ // 2).to_arrow()
         if not len(first):
             raise ExchangeError(f"{self.name} has no rows; there is nothing to adopt")
@@ -93,7 +93,7 @@ class LanceSource:
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
         at, size = int(cursor or 0), rows_at_once(self.dim)
-        while at < int(self.count or 0):
+        while at < self.count:
             try:
                 rows = self._table.search().select(self._chosen.columns).offset(at).limit(size).to_arrow()
             except Exception as error:

@@ -106,7 +106,7 @@ class PostgresSource:
             raise ExchangeError(
                 f"{self.name} has {nameless} rows without {self._id!r}; name a column with unique ids with --id"
             )
-        self.count: int | None = int(count)
+        self.count = int(count)
         place = self._place
         self.identity = identity_of_place(place.host, place.port, place.folder, self.name, wanted)
 

@@ -101,7 +101,7 @@ class QdrantSource:
                 "write one of them, or their mean, to a named vector and name that with --vector"
             )
         self.dim = int(params.size)
-        self.count: int | None = int(self._client.count(collection).count)
+        self.count = int(self._client.count(collection).count)
         if not self.count:
             raise ExchangeError(f"{self.name} has no points; there is nothing to adopt")
         first = self._client.scroll(collection, limit=100, with_payload=True)[0]

@@ -69,25 +69,16 @@ class Names:
 class GallerySource(Protocol):
     """A gallery that can be taken over."""
 
-    @property
-    def name(self) -> str:
-        """What people call it, without secrets."""
-
-    @property
-    def identity(self) -> str:
-        """Equal for the same rows in the same order."""
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-
-    @property
-    def count(self) -> int | None:
-        """Rows in all, where that is known."""
-
-    @property
-    def note(self) -> str:
-        """What people should know of its vectors; empty for those that are whole."""
+    name: str
+    """What people call it, without secrets."""
+    identity: str
+    """Equal for the same rows in the same order."""
+    dim: int
+    """Length of a vector."""
+    count: int
+    """Rows in all."""
+    note: str
+    """What people should know of its vectors; empty for those that are whole."""
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
         """Return rows from a cursor on, from their start for None. Raises SourceLost."""

@@ -187,17 +187,12 @@ class MappedRoot:
         store = self.store = stored.store
         self.version = stored.version
         """Of the old root: under whose trunk the map takes features."""
-        self.name = store.uri
+        self.name, self.count = store.uri, len(stored)
         self.dim = len(cross.b_F)
         self.map_bytes = cross.to_bytes()
         # Not of the moment: while the old root goes on, it is one upgrade.
         said = f"{store.stream_id} {stored.version} ".encode() + self.map_bytes
         self.identity = hashlib.sha256(said).hexdigest()[:16]
-
-    @property
-    def count(self) -> int:
-        """Rows in all."""
-        return len(self._stored)
 
     @property
     def exact(self) -> int:

@@ -11,13 +11,8 @@ from pydantic import Field
 
 OURS = frozenset(
     {
-        "auto.offset.reset",
-        "bootstrap.servers",
-        "enable.auto.commit",
-        "enable.auto.offset.store",
-        "enable.partition.eof",
-        "group.id",
-        "isolation.level",
+        *("bootstrap.servers", "group.id", "isolation.level", "auto.offset.reset"),
+        *("enable.auto.commit", "enable.auto.offset.store", "enable.partition.eof"),
     }
 )
 """Options of the client that reading each message once depends on: nobody else sets them."""

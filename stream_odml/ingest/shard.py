@@ -30,15 +30,8 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """Names of image files. The bytes decide what a file is: `decode.py` reads any of its formats under any name."""
-FILE_FORMATS = {
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".arrows": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".tar": "tar",
-    ".npz": "npz",
-}
+_ARROW = dict.fromkeys((".arrow", ".arrows", ".feather", ".ipc"), "arrow")
+FILE_FORMATS = {".parquet": "parquet", **_ARROW, ".tar": "tar", ".npz": "npz"}
 
 
 @dataclass(frozen=True)

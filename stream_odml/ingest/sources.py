@@ -72,7 +72,6 @@ class Source(Protocol):
 
     def poll(self, known: Collection[str]) -> list[ShardRef]:
         """Return new complete shards whose stamp is not in `known`, oldest first. Raises TransientReadError."""
-        ...
 
 
 @runtime_checkable
@@ -81,15 +80,12 @@ class LogSource(Source, Protocol):
 
     def settle(self, waiting: Collection[str], is_ledgered: Callable[[str], bool]) -> None:
         """Take note of the stamps of all shards that wait to be indexed, and of which ids the ledger has."""
-        ...
 
     def figures(self) -> Sequence[LogFigures]:
         """Return how far each partition is; safe from any thread."""
-        ...
 
     def close(self) -> None:
         """End all that it started."""
-        ...
 
 
 @runtime_checkable
@@ -98,7 +94,6 @@ class Inspectable(Source, Protocol):
 
     def inspect(self) -> str:
         """Return what is there in one line; nothing is read from it for good, or written. Raises TransientReadError."""
-        ...
 
 
 NOT_READ = "put files themselves there, and land folders with `stream-odml ingest`"

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stream_odml.store.checks import accepted
-from stream_odml.store.entries import IngestBatch
 from stream_odml.store.erased_refusals import LEFT_OUT, erased_refusals
 from stream_odml.store.labels import erased_since, living_rows, without
 from stream_odml.store.pictures import drop_pictures
 from stream_odml.store.store import Store
+from stream_odml.store.tables import IngestBatch
 
 
 def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> IngestBatch:

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from stream_odml.storage.atomic import ASIDE
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.store import entries
 from stream_odml.store.fence import Fence
 from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.layout import REWRITTEN
@@ -23,6 +22,7 @@ from stream_odml.store.pictures import forget_in_files
 from stream_odml.store.purge import drop_orphans, orphaned_txns, purge
 from stream_odml.store.store import Store
 from stream_odml.store.table import Table, writer_properties
+from stream_odml.store.versions import version_entry
 
 LEAST_LOG = timedelta(minutes=1)
 """Commits younger than this stay in a table's log by any policy: who follows it reads them one by one."""
@@ -111,7 +111,7 @@ def _retire(fence: Fence, policy: MaintenancePolicy) -> int:
             return 0
         kept = {*list(tree.versions)[-policy.keep_versions :], tree.head}
         old = [v for v in tree.versions.values() if v.version_id not in kept and not v.retired]
-        rows = [entries.version_entry("retired", v.version_id, reason="retention") for v in old]
+        rows = [version_entry("retired", v.version_id, reason="retention") for v in old]
         fence.append_entries("versions", rows)
         return len(old)
 

@@ -7,8 +7,9 @@ Protects: a table never holds a vector without its version, nor a vector that is
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -77,6 +78,19 @@ QUARANTINE = pa.schema(
 SCHEMAS = {"ledger": LEDGER, "versions": VERSIONS, "gallery": GALLERY, "quarantine": QUARANTINE}
 
 FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class IngestBatch:
+    """Tier 1 of one or more whole shards. Rows of a forgotten class or of a shard already indexed are left out."""
+
+    shard_ids: Sequence[str]
+    rows: pa.Table
+    """From :func:`gallery_rows`."""
+    quarantine: pa.Table = field(default_factory=QUARANTINE.empty_table)
+    """From :func:`quarantine_rows`."""
+    counts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """More to remember of each shard (by id), as JSON; rows, held_out, quarantined, classes are counted here."""
 
 
 def gallery_rows(
@@ -181,6 +195,11 @@ def quarantine_rows(rows: Iterable[tuple[str, int, str, str, bytes]]) -> pa.Tabl
     )
 
 
+def stamped(quarantine: pa.Table, txn: str) -> pa.Table:
+    """Return quarantine rows with their transaction and the time of their commit."""
+    return with_column(with_column(quarantine, "txn", txn), "time", datetime.now(UTC))
+
+
 def vector_column(vectors: FloatArray) -> pa.Array:
     """Return float32 [n, d] as an Arrow list column, without a Python loop."""
     n, d = vectors.shape
@@ -205,10 +224,8 @@ def vectors_of(column: pa.ChunkedArray, dim: int) -> FloatArray:
 
 def with_column(table: pa.Table, name: str, value: Any) -> pa.Table:
     """Return the table with one column set to one value everywhere."""
-    field = table.schema.field(name)
-    return table.set_column(
-        table.schema.get_field_index(name), field, pa.repeat(pa.scalar(value, field.type), len(table))
-    )
+    at, kind = table.schema.get_field_index(name), table.schema.field(name)
+    return table.set_column(at, kind, pa.repeat(pa.scalar(value, kind.type), len(table)))
 
 
 def _as_json(attributes: dict[str, str] | str | None) -> str:

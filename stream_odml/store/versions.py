@@ -226,6 +226,11 @@ def version_named(name: str, ids: Collection[str], head: str) -> str:
     )
 
 
+def version_entry(kind: str, version_id: str, **columns: str) -> Row:
+    """Return a row of `versions` about this version."""
+    return {"kind": kind, "version_id": version_id, **columns}
+
+
 def stage_txn(version_id: str, epoch: int) -> str:
     """Return the transaction name of a stage's gallery rows."""
     return f"{version_id}.{epoch}"

@@ -25,8 +25,6 @@ from stream_odml.store.checks import (
     fitting,
     known_shards,
 )
-from stream_odml.store.entries import IngestBatch as IngestBatch
-from stream_odml.store.entries import stamped, version_entry
 from stream_odml.store.erased_meanwhile import indexed_without, refusals_without
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.events import Landed
@@ -37,8 +35,9 @@ from stream_odml.store.ledger_states import AttemptKind
 from stream_odml.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
 from stream_odml.store.purge import drop_orphans
 from stream_odml.store.store import Store
-from stream_odml.store.tables import with_column
-from stream_odml.store.versions import FORGOT, VersionTree, stage_txn
+from stream_odml.store.tables import IngestBatch as IngestBatch
+from stream_odml.store.tables import stamped, with_column
+from stream_odml.store.versions import FORGOT, VersionTree, stage_txn, version_entry
 
 LEASE_S = 30.0
 

@@ -23,13 +23,12 @@ from stream_odml.pipeline import erasure_proof
 from stream_odml.pipeline.erasure_proof import verify_forgotten
 from stream_odml.store import maintenance
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
-from stream_odml.store.entries import IngestBatch
 from stream_odml.store.layout import REWRITTEN
 from stream_odml.store.maintenance import MaintenancePolicy, MaintenanceReport
 from stream_odml.store.store import Store
 from stream_odml.store.sums import forget_in_sums, learnt_rows
 from stream_odml.store.table import Table
-from stream_odml.store.tables import quarantine_rows
+from stream_odml.store.tables import IngestBatch, quarantine_rows
 from stream_odml.store.versions import SUMS_SEQ
 from stream_odml.store.writer import Writer
 from tests.store.exact_world import LIFT, SETTINGS, D, exact_root, fast_stage, land, new_trunk

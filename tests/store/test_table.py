@@ -8,10 +8,9 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from stream_odml.storage.files import open_files
-from stream_odml.store.entries import stamped
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.table import Table
-from stream_odml.store.tables import quarantine_rows
+from stream_odml.store.tables import quarantine_rows, stamped
 from tests.store.world import Item, ingest, new_root
 
 
