@@ -161,14 +161,9 @@ def _take(
                 read += len(block.table)
                 about = {"source": source.identity, "place": masked_text(source.name), "next": block.cursor}
                 about |= {"read": read, "error": block.error, "worst": block.worst}
-                counts = {
-                    "trainable": checked.trainable,
-                    "reasons": checked.reasons,
-                    "version": target.version,
-                }
-                batch = IngestBatch(
-                    [shard_id], checked.rows, checked.quarantine, {shard_id: {**counts, ADOPTED: about}}
-                )
+                counts: dict[str, Any] = {"trainable": checked.trainable, "reasons": checked.reasons}
+                counts |= {"version": target.version, ADOPTED: about}
+                batch = IngestBatch([shard_id], checked.rows, checked.quarantine, {shard_id: counts})
                 writer.adopt(block.shard or _ref(shard_id, source, checked.rows.nbytes), batch)
                 cursor, number, pauses = block.cursor, number + 1, list(PAUSES_S)
                 # Dropped before the next block is read: two of them, with what was made of each, are what memory holds.

@@ -262,10 +262,8 @@ def _of_pairs(pairs: Pairs, config: StreamConfig, choice: Choice) -> Recalls:
         return _recall(gallery, items, queries, nameless, HeadSettings(dim=config.model.dim), config)
 
     cross = fit_cross_map(asked.old_nD, asked.new_nF, asked.classes, config.seed, choice)
-    cross, none = (
-        replace(cross, names=(), offsets_CF=cross.offsets_CF[:0]),
-        asked.at(np.zeros(len(asked), bool)),
-    )
+    cross = replace(cross, names=(), offsets_CF=cross.offsets_CF[:0])
+    none = asked.at(np.zeros(len(asked), bool))
     drawn = (items.mapped(each, none) for each in _drawn(cross, items, none))
     mapped, within = _best([recall(h_nF, asked.new_nF) for h_nF in drawn])
     staying, reembedded = recall(some.old_nD, asked.old_nD), recall(some.new_nF, asked.new_nF)

@@ -293,11 +293,8 @@ class PostgresTarget:
         with self._connection.transaction():
             if before is None or before.space != mark.space:
                 self._connection.execute(self._sql.SQL("DROP VIEW IF EXISTS {}").format(view))
-                self._connection.execute(
-                    self._sql.SQL(
-                        "CREATE VIEW {} AS SELECT id, class_name, attributes, version, vector FROM {}"
-                    ).format(view, self._table(mark.space))
-                )
+                query = "CREATE VIEW {} AS SELECT id, class_name, attributes, version, vector FROM {}"
+                self._connection.execute(self._sql.SQL(query).format(view, self._table(mark.space)))
             self._connection.execute(
                 f"INSERT INTO {MARKS} (name, space, version, sequence, dim, stream) VALUES (%s, %s, %s, %s, %s, %s) "
                 "ON CONFLICT (name) DO UPDATE SET space = EXCLUDED.space, version = EXCLUDED.version, "

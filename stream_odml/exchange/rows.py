@@ -52,7 +52,9 @@ class Gallery:
         ids = snapshot.columns.item_ids.take(rows)
         order = np.argsort(np.array(ids, object), kind="stable") if ids else np.empty(0, np.int64)
         layout = _layout(snapshot)
-        return Gallery(snapshot, store, rows[order], [ids[at] for at in order], layout, _space(store, layout))
+        artifacts = store.tree.get(store.tree.head).artifacts
+        space = f"{layout}{artifacts.get(HEAD, artifacts[STUDENT]).sha256[:12]}"
+        return Gallery(snapshot, store, rows[order], [ids[at] for at in order], layout, space)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -122,9 +124,3 @@ def _layout(snapshot: GallerySnapshot) -> Layout:
     alive = snapshot.columns.array("class_name")[snapshot.rows()]
     names = snapshot.columns.names["class_name"].names
     return "known" if all(head.knows(names[code]) for code in np.unique(alive)) else "full"
-
-
-def _space(store: Store, layout: Layout) -> str:
-    artifacts = store.tree.get(store.tree.head).artifacts
-    made_by = artifacts.get(HEAD, artifacts[STUDENT]).sha256
-    return f"{layout}{made_by[:12]}"

@@ -300,8 +300,5 @@ def _image(scalar: Any, whole: Any) -> tuple[bytes | None, tuple[Reason, str] | 
 def _why_no_bytes(whole: Any) -> str:
     has_path = pa.types.is_struct(whole.type) and whole.type.get_field_index("path") >= 0
     path = whole["path"].as_py() if whole.is_valid and has_path else None
-    return (
-        f"the image is only a path, {path!r:.200}; expected its bytes in the table"
-        if path
-        else "the image is null"
-    )
+    only = f"only a path, {path!r:.200}; expected its bytes in the table" if path else "null"
+    return f"the image is {only}"

@@ -45,7 +45,10 @@ class S3Source:
             )
         except OSError as error:
             raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
-        new = [info for info in listed if stamp_of(info) not in known and _is_shard(info)]
+        unknown = (info for info in listed if stamp_of(info) not in known and not is_hidden(info.base_name))
+        new = [
+            one for one in unknown if not is_foreign_shard(one.base_name, one.type == pafs.FileType.Directory)
+        ]
         del listed
         new.sort(key=lambda info: (info.mtime_ns or 0, info.base_name))
         found: list[ShardRef] = []
@@ -85,11 +88,6 @@ class S3Source:
         return [
             ShardRef(make_shard_id(name, sha256), name, uri, "folder", size, there.mtime_ns or 0, stamp, note)
         ]
-
-
-def _is_shard(info: Any) -> bool:
-    name, is_folder = info.base_name, info.type == pafs.FileType.Directory
-    return not is_hidden(name) and not is_foreign_shard(name, is_folder)
 
 
 def stamp_of(info: Any) -> str:

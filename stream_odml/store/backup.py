@@ -154,21 +154,16 @@ class _Copy:
         """Copy what landed below the root, oldest first: a restored stream lands in the order of time of change."""
         found = [info for folder in LANDED for info in self._source.list(folder)]
         for info in sorted(found, key=lambda info: (info.mtime, info.path)):
-            if ASIDE in info.path or self._target.exists(info.path):
-                continue
-            with self._source.local(info.path) as file, self._writing():
-                self._target.upload(info.path, file)
-            self.files += 1
-            self.bytes += info.size
+            if ASIDE not in info.path:
+                self._file(info.path)
 
     def _file(self, path: str) -> None:
         if self._target.exists(path):
             return
-        content = self._source.read(path)
-        with self._writing():
-            self._target.write(path, content)
-        self.files += 1
-        self.bytes += len(content)
+        with self._source.local(path) as file, self._writing():
+            self._target.upload(path, file)
+            self.files += 1
+            self.bytes += file.stat().st_size
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

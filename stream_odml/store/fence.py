@@ -102,14 +102,13 @@ class Fence:
 
     def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]], txn: str) -> None:
         """Append rows of a transaction that are too many for memory: one commit of all that ``parts()`` yields."""
-        schema = self.store.tables[table].schema
 
-        def batches() -> Iterator[pa.RecordBatch]:
-            for part in parts():
-                yield from part.to_batches()
+        def reader() -> pa.RecordBatchReader:
+            batches = (batch for part in parts() for batch in part.to_batches())
+            return pa.RecordBatchReader.from_batches(self.store.tables[table].schema, batches)
 
         if any(len(part) for part in parts()):
-            self._append(table, lambda: pa.RecordBatchReader.from_batches(schema, batches()), txn)
+            self._append(table, reader, txn)
 
     def _append(self, table: str, rows: Callable[[], pa.Table | pa.RecordBatchReader], txn: str = "") -> None:
         mark, before = uuid.uuid4().hex, time.time() - CLOCKS_APART_S

@@ -104,11 +104,8 @@ class TaskState:
     @property
     def refused(self) -> tuple[Attempt, ...]:
         """Attempts to learn it that were refused, from any parent, since it was last asked for again."""
-        return tuple(
-            a
-            for a in self.attempts
-            if a.kind == "task" and a.refused is not None and a.seq > self.relearn_seq
-        )
+        tries = (a for a in self.attempts if a.kind == "task" and a.seq > self.relearn_seq)
+        return tuple(a for a in tries if a.refused is not None)
 
     @property
     def refusals(self) -> int:

@@ -170,11 +170,8 @@ def _set_retention(house: Housekeeper, table: Table, policy: MaintenancePolicy) 
     """Let Delta itself cut the log at its checkpoints, and forget replaced files: by default it keeps 30 and 7 days."""
     if policy.log_retention is None:
         return
-    log = max(policy.log_retention, LEAST_LOG)
-    wanted = {
-        "delta.logRetentionDuration": f"interval {log.total_seconds():.0f} seconds",
-        "delta.deletedFileRetentionDuration": f"interval {log.total_seconds():.0f} seconds",
-    }
+    kept = f"interval {max(policy.log_retention, LEAST_LOG).total_seconds():.0f} seconds"
+    wanted = {"delta.logRetentionDuration": kept, "delta.deletedFileRetentionDuration": kept}
     if wanted.items() <= table.handle.metadata().configuration.items():
         return
     house.commit(

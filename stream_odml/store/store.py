@@ -4,7 +4,7 @@ Protects the visibility rule: rows count when, and only when, the ledger or the 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -373,10 +373,8 @@ class Store:
         return attempt if descends else None
 
     def _drift(self, version_id: str, name: str) -> DriftMap:
-        if self._local_cache is None:
-            return drift_map_from_bytes(self.artifact(version_id, name))
-        data = self._local_cache.get(f"{version_id}/{name}", lambda: self.artifact(version_id, name))
-        return drift_map_from_bytes(data)
+        fetch, cache = partial(self.artifact, version_id, name), self._local_cache
+        return drift_map_from_bytes(fetch() if cache is None else cache.get(f"{version_id}/{name}", fetch))
 
 
 def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:

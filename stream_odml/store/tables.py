@@ -146,10 +146,8 @@ def restamped(
         "txn": pa.repeat(pa.scalar("", pa.string()), len(rows)),
     }
     schema = gallery_schema(codes)
-    return pa.table(
-        {f.name: columns[f.name] if f.name in columns else rows[f.name].cast(f.type) for f in schema},
-        schema=schema,
-    )
+    made = {f.name: columns[f.name] if f.name in columns else rows[f.name].cast(f.type) for f in schema}
+    return pa.table(made, schema=schema)
 
 
 def _vector_columns(vectors: FloatArray, codes: FeatureFormat | None) -> dict[str, pa.Array]:
