@@ -25,11 +25,9 @@ class Place:
         """The URL without its secrets."""
         parts = urlsplit(self.url)
         host = parts.netloc.rpartition("@")[2]
-        return f"{parts.scheme}://{host}{parts.path}" + (f"?table={self.name}" if self._in_query else "")
-
-    @property
-    def _in_query(self) -> bool:
-        return "table" in self.options
+        return f"{parts.scheme}://{host}{parts.path}" + (
+            f"?table={self.name}" if "table" in self.options else ""
+        )
 
 
 PASSWORD_REMEDY = "write / ? # % @ of a password as %2F %3F %23 %25 %40, or leave it out and set PGPASSWORD"

@@ -169,8 +169,7 @@ class PixelCache:
         at = np.searchsorted(own, rows)
         if (at >= len(own)).any() or (own[np.minimum(at, len(own) - 1)] != rows).any():
             raise ValueError(f"{self.shard_ids[member]}: rows outside the plan among {np.asarray(rows)[:8]}…")
-        places: NDArray[np.int64] = at + start
-        return places
+        return np.asarray(at + start, np.int64)
 
     def _prepare(self) -> None:
         plan = self.folder / PLAN

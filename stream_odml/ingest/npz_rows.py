@@ -97,5 +97,4 @@ def _rows(file: Bytes) -> Iterator[RawRow]:
 
 def column(values: NDArray[Any]) -> list[Any]:
     """Return numbers and text as Python values; bytes as the text that they are."""
-    found: list[Any] = (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).tolist()
-    return found
+    return list((np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).tolist())

@@ -78,16 +78,17 @@ def _txns_in(store: Store, name: str) -> set[str]:
 
 def _delete_alone(fence: Fence, name: str, where: str) -> int:
     """Delete rows while nothing else commits."""
-    for last in (False, True):
+
+    def delete() -> int:
         fence.store.refresh()
         table = fence.store.table(name)
         fence.check()
-        try:
-            return table.delete(where, commit_properties(fence.epoch))
-        except CommitFailedError:
-            if last:
-                raise
-    raise AssertionError("unreachable")
+        return table.delete(where, commit_properties(fence.epoch))
+
+    try:
+        return delete()
+    except CommitFailedError:
+        return delete()
 
 
 def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:

@@ -5,7 +5,6 @@ Protects: without an erasure the ledger has the figures, and no file is read; af
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -30,11 +29,7 @@ class RefusalCounts:
         """Return the rows that indexing refused and erasure left, by reason. The table is opened if it must be read."""
         if not ledger.tombstones:
             return dict(ledger.tally.reasons)
-        table = opened()
-        for attempt in range(READ_ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):  # maintenance merged it in the meantime
-                return self._count(table, ledger, READ_ATTEMPTS - attempt)
-        raise AssertionError("unreachable")
+        return self._count(opened(), ledger, READ_ATTEMPTS)
 
     def _count(self, table: Table, ledger: LedgerState, attempts: int) -> dict[str, int]:
         table.refresh()
@@ -46,8 +41,8 @@ class RefusalCounts:
             try:
                 counted, stays = (known[path], True) if path in known else _of_file(table, path, ledger)
             except FileNotFoundError:
-                if attempts > 1:
-                    raise
+                if attempts > 1:  # maintenance merged it in the meantime
+                    return self._count(table, ledger, attempts - 1)
                 continue  # it is lost, and `status` and `doctor` tell of it
             if stays:
                 self._files[path] = counted

@@ -74,14 +74,12 @@ class TrainingRows:
     @cached_property
     def keys(self) -> list[str]:
         """Item ids; each is there once."""
-        ids: list[str] = self.meta["item_id"].to_pylist()
-        return ids
+        return list(self.meta["item_id"].to_pylist())
 
     @cached_property
     def classes(self) -> list[str]:
         """The class of each."""
-        names: list[str] = self.meta["class_name"].cast(pa.string()).to_pylist()
-        return names
+        return list(self.meta["class_name"].cast(pa.string()).to_pylist())
 
     def features(self, some: Ints | None = None) -> FeatureCodes:
         """Return the features of all, or of `some` rows (numbers, ascending). FileNotFoundError where files
@@ -242,15 +240,13 @@ def _metadata(store: Store) -> tuple[pa.Table, list[tuple[str, int]]]:
 def _is_training(meta: pa.Table, rows: Ints, shard_ids: Collection[str]) -> NDArray[np.bool_]:
     some = meta.select(["shard_id", "held_out", "class_name"]).take(pa.array(rows))
     # Nobody has said yet what an item without a class is of.
-    said: NDArray[np.bool_] = pc.not_equal(some["class_name"].cast(pa.string()), "").to_numpy().astype(bool)
-    held: NDArray[np.bool_] = some["held_out"].to_numpy().astype(bool)
-    return _named(some, shard_ids) & said & ~held
+    said = pc.not_equal(some["class_name"].cast(pa.string()), "").to_numpy().astype(bool)
+    return np.asarray(_named(some, shard_ids) & said & ~some["held_out"].to_numpy().astype(bool))
 
 
 def _named(meta: pa.Table, shard_ids: Collection[str]) -> NDArray[np.bool_]:
     named = pc.is_in(meta["shard_id"].cast(pa.string()), value_set=pa.array(sorted(shard_ids), pa.string()))
-    mine: NDArray[np.bool_] = named.to_numpy().astype(bool)
-    return mine
+    return np.asarray(named.to_numpy(), bool)
 
 
 def _shards_learnt(store: Store, version_id: str) -> frozenset[str]:

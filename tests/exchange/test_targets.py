@@ -42,7 +42,8 @@ def rows_of(ids: list[str], version: str, dim: int) -> pa.Table:
             "vector": as_lists(vectors),
         }
     )
-    return table.append_column("digest", read_digests(table)).select([*ROWS.names, "vector"])
+    digests = pa.array(read_digests(table), pa.int64())
+    return table.append_column("digest", digests).select([*ROWS.names, "vector"])
 
 
 def fill(target: SyncTarget, space: str, rows: pa.Table, buckets: set[int]) -> None:
