@@ -70,10 +70,8 @@ class Target:
 def check(table: pa.Table, shard_id: str, target: Target, found: Findings) -> Checked:
     """Return a block's rows as they are stored, and what is quarantined of them; `found` takes it all in."""
     vectors, fits = vectors_of(table[VECTOR], target.dim)
-    problems: dict[int, tuple[Reason, str]] = {
-        int(row): (Reason.WRONG_DIMENSION, f"a vector of another length than {target.dim}, or none")
-        for row in np.flatnonzero(~fits)
-    }
+    unfit = Reason.WRONG_DIMENSION, f"a vector of another length than {target.dim}, or none"
+    problems: dict[int, tuple[Reason, str]] = dict.fromkeys(map(int, np.flatnonzero(~fits)), unfit)
     for row, why in problems_of(vectors):
         problems.setdefault(row, (Reason.BAD_VECTOR, why))
     ids = _ids(table, shard_id, problems, set() if ROW in table.column_names else found.ids)

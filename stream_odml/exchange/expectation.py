@@ -118,11 +118,8 @@ def expected_recalls(
     chosen: HeadSettings | None = None,
 ) -> Recalls:
     """Return what is to be expected of staying, of mapped items and of embedded ones. `chosen`: settings of the head
-    for mapped items, where the first stage will not choose them.
-
-    Classes without a pair are mapped less well: their part of the items is expected to be found as pairs are whose
-    whole class the map has not seen.
-    """
+    for mapped items, where the first stage will not choose them. Classes without a pair are mapped less well: their
+    part of the items is expected to be found as pairs are whose whole class the map has not seen."""
     if not set(pairs.classes) & set(items.classes.tolist()):
         return _of_pairs(pairs, config, choice)
     before = _settings(items.h_nD, items, config)

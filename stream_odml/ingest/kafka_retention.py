@@ -76,10 +76,8 @@ class Retention:
         topics = sorted({topic for topic, _ in keys})
         first = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
         self._ask_offsets(admin, "low", dict.fromkeys(keys, first))
-        young_from = {
-            topic: OffsetSpec.for_timestamp(int(time.time() * 1000 - RISK_AGE * kept_ms))
-            for topic, kept_ms in self._keeps_ms.items()
-        }
+        since = {topic: int(time.time() * 1000 - RISK_AGE * kept) for topic, kept in self._keeps_ms.items()}
+        young_from = {topic: OffsetSpec.for_timestamp(time_ms) for topic, time_ms in since.items()}
         self._ask_offsets(admin, "young", {key: young_from[key[0]] for key in keys if key[0] in young_from})
         if now >= self._config_due:
             self._config_due = now + CONFIG_S

@@ -61,11 +61,8 @@ def land_items(
     inbox: Inbox, name: str, items: Iterable[NewItem], options: StorageOptions | None = None
 ) -> str:
     """Land items as one Parquet shard `<name>.parquet`, streaming: all images, all vectors or all labels. Returns its
-    URI.
-
-    Raises ShardExists, ValueError for a bad name, no items or items of several kinds, RowError (a ValueError) for
-    fields that no reader would take, OSError. Images are not looked at.
-    """
+    URI. Raises ShardExists, ValueError for a bad name, no items or items of several kinds, RowError (a ValueError) for
+    fields that no reader would take, OSError. Images are not looked at."""
 
     def write(file: IO[bytes]) -> None:
         each = checked(items)

@@ -39,16 +39,14 @@ class S3Source:
     def poll(self, known: Container[str]) -> list[ShardRef]:
         """See `Source`. Order: `landing_order`; of a backlog, folders come first, since a listing dates none. Raises
         TransientReadError."""
+        everything = pafs.FileSelector(s3_path(self.uri), allow_not_found=True)
         try:
-            listed = self._filesystem.get_file_info(
-                pafs.FileSelector(s3_path(self.uri), allow_not_found=True)
-            )
+            listed = self._filesystem.get_file_info(everything)
         except OSError as error:
             raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
         unknown = (info for info in listed if stamp_of(info) not in known and not is_hidden(info.base_name))
-        new = [
-            one for one in unknown if not is_foreign_shard(one.base_name, one.type == pafs.FileType.Directory)
-        ]
+        folder = pafs.FileType.Directory
+        new = [info for info in unknown if not is_foreign_shard(info.base_name, info.type == folder)]
         del listed
         new.sort(key=lambda info: (info.mtime_ns or 0, info.base_name))
         found: list[ShardRef] = []

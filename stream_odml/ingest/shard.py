@@ -47,12 +47,9 @@ class ManifestFile:
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """What a producer says about a shard or a task.
-
-    `task` names the task, `task_complete` says that it is whole. `shards` of a task manifest names the
-    shards of the task, which may land after it; with None, everything that landed before the manifest and
-    still waits belongs to it. A task manifest that names none (an empty list) is refused.
-    """
+    """What a producer says about a shard or a task. `task` names the task, `task_complete` says that it is whole.
+    `shards` of a task manifest names the shards of the task, which may land after it; with None, everything that landed
+    before the manifest and still waits belongs to it. A task manifest that names none (an empty list) is refused."""
 
     task: str | None = None
     task_complete: bool = False

@@ -21,12 +21,9 @@ FETCHED_WHOLE = 8 << 20
 
 
 class ShardFile(io.RawIOBase):
-    """One open file, seekable, that remembers how it looked when it was opened.
-
-    Raises BadShard(missing_file) when it is not there, BadShard(unsafe_path) for a link or a pipe,
-    TransientReadError when the medium fails.
-    `failure` keeps the medium's error, because some parsers replace the exception by one of their own.
-    """
+    """One open file, seekable, that remembers how it looked when it was opened. Raises BadShard(missing_file) when it
+    is not there, BadShard(unsafe_path) for a link or a pipe, TransientReadError when the medium fails. `failure` keeps
+    the medium's error, because some parsers replace the exception by one of their own."""
 
     def __init__(self, uri: str, options: StorageOptions | None = None, *, follow: bool = False) -> None:
         """`follow` a link only where the path is the caller's own."""

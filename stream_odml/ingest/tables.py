@@ -126,10 +126,8 @@ def _ended(decoder: Child, memory: int) -> Exception:
         return TransientReadError(
             f"the process that decodes the table was ended by signal {-code}; it is read again"
         )
-    return BadShard(
-        Reason.KILLED_READER,
-        f"decoding it within {memory} bytes of memory ended the decoder by {how_it_ended(code)}",
-    )
+    detail = f"decoding it within {memory} bytes of memory ended the decoder by {how_it_ended(code)}"
+    return BadShard(Reason.KILLED_READER, detail)
 
 
 def _new_decoder() -> Child:

@@ -46,9 +46,8 @@ def claim(inbox: str, name: str, sha256: str, options: StorageOptions | None) ->
 
 def _store(bucket: str, options: StorageOptions | None) -> S3Store:
     known = s3_settings(options)
-    key, secret, token = (
-        (known.key, known.secret, known.token) if known.key is not None else _shared_credentials()
-    )
+    own = known.key, known.secret, known.token
+    key, secret, token = _shared_credentials() if known.key is None else own
     more: dict[str, Any] = {"endpoint": known.endpoint}
     if key is not None and secret is not None:
         more |= {"access_key_id": key, "secret_access_key": secret, "session_token": token}
