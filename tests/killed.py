@@ -13,7 +13,14 @@ from stream_odml.storage.crashpoints import ENVIRONMENT
 START: Literal["forkserver"] = "forkserver"
 SERVER = multiprocessing.get_context(START)
 SERVER.set_forkserver_preload(
-    ["tests.store.crash_scenario", "tests.pipeline.trunk_stream", "stream_odml.exchange.syncing"]
+    [
+        "tests.store.crash_scenario",
+        "tests.pipeline.trunk_stream",
+        "stream_odml.exchange.syncing",
+        # What the package loads when it is first called: each fork would load it for itself.
+        "pyarrow.dataset",
+        "scipy.linalg",
+    ]
 )
 LIMIT_S = 600
 
