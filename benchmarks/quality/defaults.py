@@ -60,7 +60,7 @@ CHOICES = (
     ),
     Choice(
         "weight_hold_renewed", PRETRAINED["weight_hold_renewed"], {"10.0": "renewed10", "3.0": "renewed3"}, _SERVED,
-        ("validation-flowers102-renewed",),
+        ("validation-flowers102-renewed", "validation-grocery81-renewed"),
     ),
     Choice(
         "learning.trunk", StageSettings().trunk, {"auto": "ours", "frozen": "exact_frozen"}, _SERVED,
