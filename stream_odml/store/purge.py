@@ -67,7 +67,9 @@ def purge(house: Housekeeper) -> int:
     dead = [_not_summed(store, meta, part) for part in (selection.replaced, selection.forgotten)]
     # Before the rows that tell which items an erased class had.
     purged = _purge_quarantine(house, refusals, meta, selection)
-    return purged + sum(_delete_places(house, "gallery", _places(meta.take(pa.array(rows)))) for rows in dead)
+    for rows in dead:
+        purged += _delete_places(house, "gallery", _places(meta.take(pa.array(rows))))
+    return purged
 
 
 def _txns_in(store: Store, name: str) -> set[str]:
