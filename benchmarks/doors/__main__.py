@@ -3,6 +3,8 @@
     python -m benchmarks.doors                       # all parts, full size
     python -m benchmarks.doors --parts adopt --quick
     python -m benchmarks.doors --parts upgrade --seeds 0 1 2 3 4 --resume   # goes on where it was ended
+    python -m benchmarks.doors --parts upgrade-order --seeds 0 1 2 3 4 5 6 7 8 9 15 16 17 18 19 20 21 22 23 24 \\
+        25 26 27 28 29   # without those by which the order was chosen
 
 `upgrade` and `sync` are all parts that begin so. The result file is written after each part and seed.
 Every part works in a folder of its own, on vectors that it makes up, but for `upgrade`, which needs real images.
@@ -38,7 +40,11 @@ GROUPS = {group: [part for part in PARTS if part.startswith(f"{group}-")] for gr
 
 def main() -> None:
     """Run the parts that are asked for."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.doors", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.doors",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     common_arguments(parser)
     parser.add_argument("--parts", nargs="+", choices=[*GROUPS, *PARTS], default=list(PARTS))
     parser.add_argument("--resume", action="store_true", help="leave out the seeds that the result file has")
