@@ -17,6 +17,14 @@ from stream_odml.storage.files import Files
 
 log = logging.getLogger(__name__)
 _ROW_BYTES = 64
+_STARTS = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+
+
+def image_type(image: bytes) -> str:
+    """Return the media type of an encoded image, of those that a browser shows."""
+    return next(
+        (kind for start, kind in _STARTS.items() if image.startswith(start)), "application/octet-stream"
+    )
 
 
 def has_images(files: Files, path: str) -> bool:

@@ -13,6 +13,7 @@ from html import escape as escape_markup
 from typing import overload
 
 from stream_odml.ingest.fields import written_out
+from stream_odml.ingest.kept_images import image_type
 
 SHOWN = 24
 """Items shown of many."""
@@ -21,7 +22,6 @@ Picture = Callable[["Item"], bytes | None]
 _STYLES = (
     "display:inline-block;width:112px;margin:4px;vertical-align:top;font:12px sans-serif;overflow:hidden"
 )
-_KINDS = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,7 @@ def table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _tile(image: bytes | None, lines: Sequence[str], border: str) -> str:
     shown = '<div style="width:104px;height:104px;background:#eee"></div>'
     if image is not None:
-        kind = next((name for start, name in _KINDS if image.startswith(start)), "png")
-        data = base64.b64encode(image).decode("ascii")
-        shown = (
-            f'<img src="data:image/{kind};base64,{data}" style="width:104px;height:104px;object-fit:contain">'
-        )
+        data = f"data:{image_type(image)};base64,{base64.b64encode(image).decode('ascii')}"
+        shown = f'<img src="{data}" style="width:104px;height:104px;object-fit:contain">'
     text = "<br>".join(escape(line) for line in lines)
     return f'<div style="{_STYLES};border:{border}">{shown}<br>{text}</div>'

@@ -23,9 +23,9 @@ from stream_odml.service.backend import Answer, Embedded, Floats, Query, Questio
 from stream_odml.service.batching import Coalescer
 from stream_odml.service.bundle import Bundle
 from stream_odml.service.decoding import Decoding
-from stream_odml.service.errors import ApiError, unprocessable
+from stream_odml.service.errors import ApiError, unprocessable, version_named
 from stream_odml.service.pool import ShortestFirst
-from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
+from stream_odml.store.errors import UnknownVersion
 
 COALESCED = 64
 """Maximum requests per search."""
@@ -173,16 +173,13 @@ class Answering:
 
 def _named(bundle: Bundle, version: str) -> str:
     """The version that a client names, by its id or a beginning of it. ApiError 422."""
-    try:
-        return bundle.snapshot.tree.named(version)
-    except AmbiguousVersion as error:
-        raise unprocessable("ambiguous_version", str(error)) from None
-    except UnknownVersion:
-        raise unprocessable(
-            "unknown_version",
-            f"version {version[:80]!a} made no vector of this gallery",
-            "GET /v1/versions lists those it knows; min_version waits for one just committed",
-        ) from None
+    if (found := version_named(bundle.snapshot.tree, version)) is not None:
+        return found
+    raise unprocessable(
+        "unknown_version",
+        f"version {version[:80]!a} made no vector of this gallery",
+        "GET /v1/versions lists those it knows; min_version waits for one just committed",
+    )
 
 
 def _multiplications(ask: _Ask) -> float:

@@ -14,7 +14,7 @@ from stream_odml.ingest.landing import NewItem
 from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
 from stream_odml.search.portable import PortableMap
-from stream_odml.store.versions import Version
+from stream_odml.store.versions import VersionTree
 
 Floats = npt.NDArray[np.float32]
 
@@ -107,13 +107,12 @@ class ClassTable:
 
 @dataclass(frozen=True, slots=True)
 class VersionHistory:
-    """The tree of versions in order of commit, and its head."""
+    """The tree of versions, and the tasks that its head has not learnt because they were refused or skipped."""
 
-    head: str
+    tree: VersionTree
     sequence: int
-    versions: Sequence[Version]
     not_learnt: Sequence[Mapping[str, Any]] = ()
-    """Tasks that were refused or skipped, see :mod:`stream_odml.store.unlearnt`."""
+    """See :mod:`stream_odml.store.unlearnt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,25 +147,6 @@ class MapRequest:
     def cost(self) -> int:
         """Return how much there is to do, in items: comparing each with every other costs far more than placing it."""
         return self.points * self.points if self.errors or self.neighbours else self.points
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """A sample of the gallery in the plane, x and y within -1..1, oriented alike in every version."""
-
-    version: str
-    sequence: int
-    item_ids: Sequence[str]
-    class_names: Sequence[str]
-    xy: Floats
-    attributes: Sequence[str] = ()
-    """Names of those that tell groups of these items apart."""
-    values: tuple[Sequence[str], Sequence[int]] | None = None
-    """Values of the attribute that was asked for, and which one each item has; -1 for none."""
-    differs: Sequence[bool] | None = None
-    """Whether the most similar other one of these items is of another class, where that was asked for."""
-    neighbours: Sequence[Sequence[int]] | None = None
-    """Numbers of the most similar other ones of these items, nearest first, where that was asked for; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +212,8 @@ class Backend(Protocol):
     async def versions(self) -> VersionHistory:
         """Return the tree of versions as the served snapshot knows it."""
 
-    def projection(self, asked: MapRequest) -> Projection:
-        """Return items of the served gallery in the plane. May take a while: for a thread."""
+    def projection(self, asked: MapRequest) -> Mapping[str, Any]:
+        """Return items of the served gallery in the plane, see `catalogue.plane`. May take a while: for a thread."""
 
     async def status(self) -> Mapping[str, Any]:
         """Return lag, queues, driver: whatever says how the stream is doing. Never raises for a dead driver."""

@@ -65,7 +65,7 @@ class Bundle:
         """The tree of versions, and the tasks that this one has not learnt."""
         seen = self.snapshot
         tasks = [task.as_json() for task in unlearnt_tasks(seen.ledger, seen.tree, seen.version)]
-        return VersionHistory(seen.version, seen.sequence, list(seen.tree.versions.values()), tasks)
+        return VersionHistory(seen.tree, seen.sequence, tasks)
 
 
 def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None = None) -> Bundle:

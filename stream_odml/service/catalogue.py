@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.search.filters import Filters
 from stream_odml.search.snapshot import GallerySnapshot
-from stream_odml.service.backend import ClassRow, MapRequest, Projection
+from stream_odml.service.backend import ClassRow, MapRequest
 from stream_odml.service.projection import (
     attribute_names,
     nearest,
@@ -68,8 +69,12 @@ def _shard_facts(snapshot: GallerySnapshot) -> tuple[NDArray[np.float64], NDArra
     return landed, np.array([shard.task in learnt for shard in shards], dtype=bool)
 
 
-def plane(snapshot: GallerySnapshot, oldest: Sequence[str], asked: MapRequest) -> Projection:
-    """Return live items in the plane, which the `oldest` classes orient, with what is asked of each."""
+def plane(snapshot: GallerySnapshot, oldest: Sequence[str], asked: MapRequest) -> dict[str, Any]:
+    """Return a sample of live items in the plane, x and y within -1..1, which the `oldest` classes orient.
+
+    Lists have an entry an item; its class is a number of `classes`, its value of the attribute that is asked for one of
+    `values`, its neighbours are numbers of items, -1 for none. `attributes`: those that tell groups of items apart.
+    """
     only = None if asked.class_name is None else Filters(frozenset({asked.class_name}))
     rows = snapshot.rows(only)
     ids = snapshot.columns.item_ids.column.to_pylist()
@@ -79,15 +84,23 @@ def plane(snapshot: GallerySnapshot, oldest: Sequence[str], asked: MapRequest) -
     names = [snapshot.columns.name("class_name", int(row)) for row in kept]
     vectors = snapshot.vectors(kept)
     texts = snapshot.columns.attributes.take(kept)
+    classes, codes = np.unique(np.array(names, object), return_inverse=True)
+    x, y = project(vectors, names, oldest).T.tolist()
+    found: dict[str, Any] = {
+        "version": snapshot.version,
+        "sequence": snapshot.sequence,
+        "classes": classes.tolist(),
+        "ids": [ids[row] for row in kept],
+        "class": codes.tolist(),
+        "x": [round(at, 4) for at in x],
+        "y": [round(at, 4) for at in y],
+        "attributes": attribute_names(texts),
+    }
+    if asked.attribute is not None:
+        found["values"], found["value"] = values_of(texts, asked.attribute)
     near = nearest(vectors, max(asked.neighbours, 1)) if asked.errors or asked.neighbours else None
-    return Projection(
-        snapshot.version,
-        snapshot.sequence,
-        [ids[row] for row in kept],
-        names,
-        project(vectors, names, oldest),
-        attribute_names(texts),
-        None if asked.attribute is None else values_of(texts, asked.attribute),
-        neighbour_differs(near[:, 0], names).tolist() if asked.errors and near is not None else None,
-        near.tolist() if asked.neighbours and near is not None else None,
-    )
+    if near is not None and asked.errors:
+        found["differs"] = neighbour_differs(near[:, 0], names).tolist()
+    if near is not None and asked.neighbours:
+        found["neighbours"] = near.tolist()
+    return found

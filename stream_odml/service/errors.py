@@ -12,6 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
+from stream_odml.store.versions import VersionTree
+
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,17 @@ def unprocessable(error: str, detail: str, remedy: str = "") -> ApiError:
 def not_found(error: str, detail: str, remedy: str = "") -> ApiError:
     """Return error 404: the item, class or version does not exist (any more)."""
     return ApiError(404, error, detail, remedy)
+
+
+def version_named(tree: VersionTree, name: str) -> str | None:
+    """Return the version that a client names, by its id or a beginning of it; None for one that is not there. Raises
+    ApiError 422 where several begin so."""
+    try:
+        return tree.named(name)
+    except AmbiguousVersion as error:
+        raise unprocessable("ambiguous_version", str(error)) from None
+    except UnknownVersion:
+        return None
 
 
 def unavailable(error: str, detail: str, retry_after_s: float = 1.0, remedy: str = "") -> ApiError:

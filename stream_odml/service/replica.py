@@ -17,7 +17,6 @@ from stream_odml.service.backend import (
     ClassTable,
     Item,
     MapRequest,
-    Projection,
     Query,
     RefusedRow,
     Served,
@@ -25,20 +24,18 @@ from stream_odml.service.backend import (
 )
 from stream_odml.service.catalogue import plane
 from stream_odml.service.driver import Driver
-from stream_odml.service.errors import ApiError, unavailable, unprocessable
+from stream_odml.service.errors import ApiError, unavailable, version_named
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.puller import Puller
 from stream_odml.service.push import PushInbox, Takes
 from stream_odml.service.refused_rows import RefusedRows
 from stream_odml.service.thumbnails import Thumbnails
 from stream_odml.storage.files import open_files
-from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.store.layout import PUSH
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.sequence import has_reached
 from stream_odml.store.store import Store
 from stream_odml.store.table import Table
-from stream_odml.store.versions import VersionTree
 
 WAIT_STEP_S = 0.02
 DRIVER_NEWS_S = 1.0
@@ -156,8 +153,9 @@ class Replica:
 
     def _reached(self, query: Query) -> bool:
         bundle = self.puller.serving()
-        known = query.min_version is None or _is_known(bundle.snapshot.tree, query.min_version)
-        return known and (query.min_seq is None or has_reached(bundle.sequence, query.min_seq))
+        if query.min_version is not None and version_named(bundle.snapshot.tree, query.min_version) is None:
+            return False
+        return query.min_seq is None or has_reached(bundle.sequence, query.min_seq)
 
     async def item(self, item_id: str) -> Item | None:
         return await asyncio.to_thread(self._item, item_id)
@@ -189,7 +187,7 @@ class Replica:
     async def versions(self) -> VersionHistory:
         return self.puller.serving().history
 
-    def projection(self, asked: MapRequest) -> Projection:
+    def projection(self, asked: MapRequest) -> Mapping[str, Any]:
         bundle = self.puller.serving()
         return plane(bundle.snapshot, [row.name for row in reversed(bundle.classes)], asked)
 
@@ -208,16 +206,6 @@ class Replica:
                 news = {}
             self._news = (now, news)
         return self._news[1] or None
-
-
-def _is_known(tree: VersionTree, name: str) -> bool:
-    """Return whether a version of this name, or the one that begins so, is committed. ApiError 422 where several do."""
-    try:
-        return bool(tree.named(name))
-    except AmbiguousVersion as error:
-        raise unprocessable("ambiguous_version", str(error)) from None
-    except UnknownVersion:
-        return False
 
 
 def _lag(ledger: LedgerState, learnt: frozenset[str]) -> dict[str, float]:

@@ -4,7 +4,7 @@ Protects: an id is in the tree if and only if its one row was committed; rolling
 and removes nothing.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -177,8 +177,22 @@ class VersionTree:
             ) from None
 
     def named(self, name: str) -> str:
-        """Return the id that ``name`` stands for; see :func:`version_named`."""
-        return version_named(name, self.versions, self.moves[-1].version_id if self.moves else "")
+        """Return the version that is ``name`` or alone begins with it; ``head`` stands for the served one. Raises
+        AmbiguousVersion, which names the candidates, or UnknownVersion."""
+        if name in self.versions:
+            return name
+        if name == "head" and self.moves:
+            return self.head
+        found = [version for version in self.versions if version.startswith(name)] if name else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise AmbiguousVersion(
+                f"{len(found)} versions begin with {name!r}: {some(found, MAX_CANDIDATES)}; write more of it"
+            )
+        raise UnknownVersion(
+            f"no version is {name[:80]!r} or begins with it; the latest are {', '.join(list(self.versions)[-3:])}"
+        )
 
     def same_trunk(self, a: str, b: str) -> bool:
         """Return whether two versions embed by one student: what one made is in the other's space as it is."""
@@ -205,25 +219,6 @@ class VersionTree:
             return frozenset()
         tasks = (self.versions[v].task for v in self.lineage(version_id or self.head))
         return frozenset(task for task in tasks if task)
-
-
-def version_named(name: str, ids: Collection[str], head: str) -> str:
-    """Return the one of ``ids`` that is ``name`` or alone begins with it; ``head`` stands for the served one. Raises
-    AmbiguousVersion, which names the candidates, or UnknownVersion."""
-    if name in ids:
-        return name
-    if name == "head" and head:
-        return head
-    found = [version for version in ids if version.startswith(name)] if name else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise AmbiguousVersion(
-            f"{len(found)} versions begin with {name!r}: {some(found, MAX_CANDIDATES)}; write more of it"
-        )
-    raise UnknownVersion(
-        f"no version is {name[:80]!r} or begins with it; the latest are {', '.join(list(ids)[-3:])}"
-    )
 
 
 def version_entry(kind: str, version_id: str, **columns: str) -> Row:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from stream_odml.config.service import ServiceOptions
 from stream_odml.service.api import create_app
-from stream_odml.service.backend import ClassTable, MapRequest, Projection
+from stream_odml.service.backend import ClassTable, MapRequest
 from tests.service.fake_backend import FakeBackend
 from tests.service.local import LocalApi
 
@@ -21,7 +23,7 @@ class SlowBackend(FakeBackend):
         self.made, self.most, self._now = 0, 0, 0
         self.threads: set[str] = set()
 
-    def projection(self, asked: MapRequest) -> Projection:
+    def projection(self, asked: MapRequest) -> Mapping[str, Any]:
         self._now += 1
         self.most = max(self.most, self._now)
         self.threads.add(threading.current_thread().name)

@@ -25,7 +25,7 @@ from stream_odml.service.api import create_app
 from stream_odml.service.replica import Replica
 from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.store.store import Store
-from stream_odml.store.versions import version_named
+from stream_odml.store.versions import HeadMove, VersionTree
 from tests.cluster.small_root import claim
 from tests.seams.in_process import in_process
 from tests.service.fake_backend import START, FakeBackend, version_row
@@ -35,25 +35,30 @@ from tests.service.tiny_stream import TinyStream
 IDS = ["v0000-aaaa", "v0001-b111", "v0001-b222", "v0002-cccc"]
 
 
+def tree(head: str) -> VersionTree:
+    rows = {name: version_row(name, None, None, START, {}) for name in IDS}
+    return VersionTree(versions=rows, moves=(HeadMove(head, "", 0, START),))
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("v0000", IDS[0]), ("v0000-aaaa", IDS[0]), ("v0001-b1", IDS[1]), ("v0002-", IDS[3]), ("head", IDS[2])],
 )
 def test_a_version_goes_by_any_beginning_that_is_its_own(name: str, meant: str) -> None:
-    assert version_named(name, IDS, IDS[2]) == meant
+    assert tree(IDS[2]).named(name) == meant
 
 
 @pytest.mark.parametrize("name", ["v", "v0001", "v0001-b", "v000"])
 def test_a_beginning_of_several_names_them(name: str) -> None:
     with pytest.raises(AmbiguousVersion) as error:
-        version_named(name, IDS, IDS[0])
+        tree(IDS[0]).named(name)
     assert all(version in str(error.value) for version in IDS if version.startswith(name))
 
 
 @pytest.mark.parametrize("name", ["", "w", "v0003", "aaaa", "V0000", "v0000-aaaaa"])
 def test_what_no_version_begins_with_is_unknown(name: str) -> None:
     with pytest.raises(UnknownVersion):
-        version_named(name, IDS, IDS[0])
+        tree(IDS[0]).named(name)
 
 
 @pytest.fixture

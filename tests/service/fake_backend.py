@@ -22,7 +22,6 @@ from stream_odml.service.backend import (
     Floats,
     Item,
     MapRequest,
-    Projection,
     PushReceipt,
     Query,
     Question,
@@ -33,7 +32,7 @@ from stream_odml.service.backend import (
 from stream_odml.service.errors import unavailable, unprocessable
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.projection import nearest
-from stream_odml.store.versions import Version
+from stream_odml.store.versions import HeadMove, Version, VersionTree
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -189,23 +188,33 @@ class FakeBackend:
         return []
 
     async def versions(self) -> VersionHistory:
-        return VersionHistory(self.head, self.sequence, self.versions_list)
-
-    def projection(self, asked: MapRequest) -> Projection:
-        some = slice(asked.points)
-        n = len(self.ids[some])
-        sides = (["left", "right"], [i % 2 for i in range(n)])
-        return Projection(
-            self.head,
-            self.sequence,
-            self.ids[some],
-            self.names[some],
-            self.vectors[some, :2],
-            ["side"],
-            sides if asked.attribute == "side" else None,
-            [i % 7 == 0 for i in range(n)] if asked.errors else None,
-            nearest(self.vectors[some], asked.neighbours).tolist() if asked.neighbours else None,
+        versions = {row.version_id: row for row in self.versions_list}
+        return VersionHistory(
+            VersionTree(versions=versions, moves=(HeadMove(self.head, "", 0, START),)), self.sequence
         )
+
+    def projection(self, asked: MapRequest) -> Mapping[str, Any]:
+        ids, names, vectors = (
+            self.ids[: asked.points],
+            self.names[: asked.points],
+            self.vectors[: asked.points],
+        )
+        numbers, classes = range(len(ids)), sorted(set(names))
+        plane: dict[str, Any] = {
+            "version": self.head,
+            "sequence": self.sequence,
+            "classes": classes,
+            "ids": ids,
+        }
+        plane |= {"class": [classes.index(name) for name in names], "attributes": ["side"]}
+        plane |= {"x": vectors[:, 0].tolist(), "y": vectors[:, 1].tolist()}
+        if asked.attribute == "side":
+            plane |= {"values": ["left", "right"], "value": [i % 2 for i in numbers]}
+        if asked.errors:
+            plane["differs"] = [i % 7 == 0 for i in numbers]
+        if asked.neighbours:
+            plane["neighbours"] = nearest(vectors, asked.neighbours).tolist()
+        return plane
 
     async def status(self) -> Mapping[str, Any]:
         lag = {"unindexed_shards": 0, "unindexed_age_s": 0.0, "waiting_images": 0, "due_tasks": 0}

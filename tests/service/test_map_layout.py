@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stream_odml.config.service import ServiceOptions
-from stream_odml.service.backend import MapRequest, Projection
+from stream_odml.service.backend import MapRequest
 from stream_odml.service.errors import unavailable
 from tests.service.browser import Browser
 from tests.service.fake_backend import FakeBackend
@@ -69,7 +69,7 @@ def test_similar_items_lie_together_where_a_plane_shows_two_directions_of_many(t
 class Overloaded(FakeBackend):
     """Finds no neighbours in time."""
 
-    def projection(self, asked: MapRequest) -> Projection:
+    def projection(self, asked: MapRequest) -> Mapping[str, Any]:
         if asked.neighbours:
             raise unavailable("overloaded", "too much to do", 5)
         return super().projection(asked)

@@ -9,7 +9,7 @@ from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
 from stream_odml.ingest.fields import normalised
-from stream_odml.service.backend import MapRequest, Projection
+from stream_odml.service.backend import MapRequest
 from stream_odml.service.body import moment
 from stream_odml.service.replies import backend_of, options_of, reply, row_json
 from stream_odml.service.views import view
@@ -83,9 +83,7 @@ async def projection(
     backend, count = backend_of(request, "projection"), points or options_of(request).map_points
     only = None if class_name is None else normalised(class_name)
     asked = MapRequest(count, attribute, errors, neighbours, only)
-    return await view(
-        request, backend, ("projection", asked), asked.cost, lambda: _plane(backend.projection(asked))
-    )
+    return await view(request, backend, ("projection", asked), asked.cost, lambda: backend.projection(asked))
 
 
 @router.get("/quarantine", summary="Rows that could not be used")
@@ -98,25 +96,3 @@ async def quarantine(
     backend = backend_of(request, "quarantine")
     make = lambda: {"rows": [row_json(row) for row in backend.refused_rows(limit)]}  # noqa: E731
     return await view(request, backend, ("quarantine", limit), limit, make)
-
-
-def _plane(seen: Projection) -> dict[str, Any]:
-    names = sorted(set(seen.class_names))
-    code = {name: i for i, name in enumerate(names)}
-    plane: dict[str, Any] = {
-        "version": seen.version,
-        "sequence": seen.sequence,
-        "classes": names,
-        "ids": list(seen.item_ids),
-        "class": [code[name] for name in seen.class_names],
-        "x": [round(x, 4) for x in seen.xy[:, 0].tolist()],
-        "y": [round(y, 4) for y in seen.xy[:, 1].tolist()],
-        "attributes": list(seen.attributes),
-    }
-    if seen.values is not None:
-        plane["values"], plane["value"] = map(list, seen.values)
-    if seen.differs is not None:
-        plane["differs"] = list(seen.differs)
-    if seen.neighbours is not None:
-        plane["neighbours"] = [list(row) for row in seen.neighbours]
-    return plane

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from stream_odml.ingest.fields import normalised
+from stream_odml.ingest.kept_images import image_type
 from stream_odml.ingest.landing import NewItem
 from stream_odml.ingest.plain import NameTwice, json_once
 from stream_odml.service.backend import Backend, Item
@@ -36,12 +37,6 @@ router = APIRouter(prefix="/v1", tags=["items"], default_response_class=Response
 
 _ITEM_KEYS = frozenset({"image", "vector", "class", "id", "attributes", "time"})
 _FIELDS = frozenset({"class", "id", "attributes", "time"})
-_CHUNKS = (
-    (b"\x89PNG", "image/png"),
-    (b"\xff\xd8", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"RIFF", "image/webp"),
-)
 
 
 @router.post("/items", openapi_extra=PUSH_BODY, status_code=202, summary="Push images or vectors")
@@ -156,8 +151,7 @@ async def thumbnail(item_id: str, request: Request) -> Response:
         if await backend.item(normalised(whole)) is not None:  # a client that leaves slashes as they are
             return await item(whole, request)
         raise not_found("no_thumbnail", f"item {item_id[:80]!a} has no thumbnail")
-    kind = next((kind for start, kind in _CHUNKS if data.startswith(start)), "application/octet-stream")
-    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+    return Response(data, media_type=image_type(data), headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _is_quoted(request: Request) -> bool:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from stream_odml.config.service import ServiceOptions
-from stream_odml.service.backend import Answer, Query, Question
+from stream_odml.service.backend import Answer, Question
 from stream_odml.service.body import (
     MAX_VECTOR_VALUES,
     QUERY_KEYS,
@@ -33,8 +33,8 @@ from stream_odml.service.replies import answer_json, backend_of, hits_json, opti
 
 router = APIRouter(prefix="/v1", tags=["search"], default_response_class=Response)
 
-_ONE = QUERY_KEYS | {"vector", "image", "version"}
-_MANY = QUERY_KEYS | {"vectors", "images", "version"}
+ONE, MANY = ("vector", "image"), ("vectors", "images")
+"""What a body asks about: one of the two."""
 MAX_HITS = 100_000
 """Hits of one answer, over all its queries."""
 FEW_HITS = 500
@@ -55,40 +55,56 @@ async def search(request: Request) -> Response:
 
 
 async def _one_question(request: Request) -> Question:
-    max_k = options_of(request).max_k
+    options = options_of(request)
     if media_type(request) == "application/json":
         refuse_parameters(request)
-        return await read_json(request, lambda body: _one(body, max_k), MAX_VECTOR_VALUES)
+        return await read_json(request, lambda body: _question(body, options, ONE), MAX_VECTOR_VALUES)
     images = await read_images(request)
     if len(images) != 1:
         raise bad_request(
             f"the form has {len(images)} parts named 'image'", "send one; /v1/search/batch takes more"
         )
-    return Question(images, query_from_url(request, max_k))
+    return Question(images, query_from_url(request, options.max_k))
 
 
-def _one(body: dict[str, Any], max_k: int) -> Question:
-    known_keys(body, _ONE)
-    query = _bounded(query_from_json(body, max_k), 1)
-    if ("vector" in body) == ("image" in body):
+def _question(body: dict[str, Any], options: ServiceOptions, subjects: tuple[str, str]) -> Question:
+    """Read a question about the vector or the image of `subjects`, or about many of either."""
+    vector, image = subjects
+    known_keys(body, QUERY_KEYS.union(subjects, ("version",)))
+    query = query_from_json(body, options.max_k)
+    if (vector in body) == (image in body):
+        what = "query" if subjects is ONE else "batch"
         raise unprocessable(
-            "bad_query", "the query has neither or both of vector and image", "send one of them"
+            "bad_query", f"the {what} has neither or both of {vector} and {image}", "send one of them"
         )
-    if "image" in body:
-        _no_version(body)
-        return Question([from_base64(body["image"], "image")], query)
-    version = optional_name(body.get("version"), "version")
-    return Question(vector_from(body["vector"])[None], query, version)
+    if image in body:
+        if body.get("version") is not None:
+            raise unprocessable(
+                "bad_query", "version belongs to vectors", "images are embedded by the served version"
+            )
+        given = [body[image]] if subjects is ONE else _batch(body[image], options.max_batch)
+        return _bounded(Question([from_base64(one, "image") for one in given], query))
+    vectors = (
+        vector_from(body[vector])[None] if subjects is ONE else vectors_from(body[vector], options.max_batch)
+    )
+    return _bounded(Question(vectors, query, optional_name(body.get("version"), "version")))
 
 
-def _bounded(query: Query, count: int) -> Query:
+def _batch(images: object, limit: int) -> list[Any]:
+    if not isinstance(images, list) or not 1 <= len(images) <= limit:
+        raise unprocessable("bad_batch", "images is no list of a size allowed", f"send 1 to {limit} images")
+    return images
+
+
+def _bounded(question: Question) -> Question:
     """Raise ApiError 422 for more hits in all than an answer may have."""
-    hits = count * query.k * (query.group_size if query.group_by_class else 1)
+    query = question.query
+    hits = len(question.subject) * query.k * (query.group_size if query.group_by_class else 1)
     if hits > MAX_HITS:
         raise unprocessable(
             "too_many_hits", f"{hits} hits are asked for", f"ask for at most {MAX_HITS} in one request"
         )
-    return query
+    return question
 
 
 async def _written(request: Request, answer: Answer, build: Callable[[], dict[str, Any]]) -> Response:
@@ -106,7 +122,7 @@ async def search_batch(request: Request) -> Response:
     only_json(request)
     refuse_parameters(request)
     options = options_of(request)
-    question = await read_json(request, lambda body: _many(body, options))
+    question = await read_json(request, lambda body: _question(body, options, MANY))
     backend, query = backend_of(request, "batch"), question.query
     await backend.wait_for(query)
     answer = await backend.search(question)
@@ -116,32 +132,3 @@ async def search_batch(request: Request) -> Response:
         return {"version": answer.version, "sequence": answer.sequence, "results": results}
 
     return await _written(request, answer, build)
-
-
-def _many(body: dict[str, Any], options: ServiceOptions) -> Question:
-    known_keys(body, _MANY)
-    query = query_from_json(body, options.max_k)
-    if ("vectors" in body) == ("images" in body):
-        raise unprocessable(
-            "bad_query", "the batch has neither or both of vectors and images", "send one of them"
-        )
-    if "images" in body:
-        _no_version(body)
-        images = _images(body["images"], options.max_batch)
-        return Question(images, _bounded(query, len(images)))
-    version = optional_name(body.get("version"), "version")
-    vectors = vectors_from(body["vectors"], options.max_batch)
-    return Question(vectors, _bounded(query, len(vectors)), version)
-
-
-def _images(value: object, limit: int) -> list[bytes]:
-    if not isinstance(value, list) or not 1 <= len(value) <= limit:
-        raise unprocessable("bad_batch", "images is no list of a size allowed", f"send 1 to {limit} images")
-    return [from_base64(one, "image") for one in value]
-
-
-def _no_version(body: dict[str, Any]) -> None:
-    if body.get("version") is not None:
-        raise unprocessable(
-            "bad_query", "version belongs to vectors", "images are embedded by the served version"
-        )

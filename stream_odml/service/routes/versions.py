@@ -9,14 +9,12 @@ from fastapi import Query as UrlQuery
 from starlette.responses import Response
 
 from stream_odml.search.version_diff import diff_versions
-from stream_odml.service.backend import VersionHistory
 from stream_odml.service.body import media_type, unsupported
-from stream_odml.service.errors import ApiError, not_found, unprocessable
+from stream_odml.service.errors import ApiError, not_found, version_named
 from stream_odml.service.replies import backend_of, reply, version_json
 from stream_odml.service.views import view
-from stream_odml.store.errors import AmbiguousVersion, UnknownVersion
 from stream_odml.store.unlearnt import NOTHING
-from stream_odml.store.versions import Version, version_named
+from stream_odml.store.versions import Version, VersionTree
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"], default_response_class=Response)
 tasks = APIRouter(prefix="/v1/tasks", tags=["tasks"], default_response_class=Response)
@@ -28,17 +26,14 @@ async def versions(request: Request) -> Response:
     tasks that it has not learnt because they were refused or skipped, with the reason and what to do."""
     backend = backend_of(request, "versions")
     history = await backend.versions()
+    tree = history.tree
 
     def shown() -> dict[str, Any]:
-        rows = [version_json(row) for row in history.versions]
-        return {
-            "head": history.head,
-            "sequence": history.sequence,
-            "versions": rows,
-            "not_learnt": history.not_learnt,
-        }
+        rows = [version_json(row) for row in tree.versions.values()]
+        seen = {"head": tree.head, "sequence": history.sequence, "versions": rows}
+        return {**seen, "not_learnt": history.not_learnt}
 
-    return await view(request, backend, ("versions",), len(history.versions), shown)
+    return await view(request, backend, ("versions",), len(tree.versions), shown)
 
 
 @router.post("/{version}/rollback", status_code=202, summary="Serve another version")
@@ -53,7 +48,7 @@ async def rollback(
     backend = backend_of(request, "rollback")
     if media_type(request) not in ("", "application/json"):
         raise unsupported(request, "no body")
-    found = _find(await backend.versions(), version)
+    found = _find((await backend.versions()).tree, version)
     if found.retired:
         raise ApiError(
             409, "retired", "the model of this version was dropped by retention", "choose a later version"
@@ -64,23 +59,17 @@ async def rollback(
 @router.get("/{a}/diff/{b}", summary="What changed between two versions")
 async def diff(a: str, b: str, request: Request) -> Response:
     """Return figures of both versions side by side, and the classes whose recall went up or down from a to b."""
-    history = await backend_of(request, "versions").versions()
-    before, after = _find(history, a), _find(history, b)
+    tree = (await backend_of(request, "versions").versions()).tree
+    before, after = _find(tree, a), _find(tree, b)
     return reply(diff_versions(before.version_id, before.metrics, after.version_id, after.metrics))
 
 
-def _find(history: VersionHistory, name: str) -> Version:
+def _find(tree: VersionTree, name: str) -> Version:
     """Return the version that ``name``, its beginning, or ``head`` stands for. ApiError 404, or 422 where
     several begin so."""
-    rows = {row.version_id: row for row in history.versions}
-    try:
-        return rows[version_named(name, rows, history.head)]
-    except AmbiguousVersion as error:
-        raise unprocessable("ambiguous_version", str(error)) from None
-    except UnknownVersion:
-        raise not_found(
-            "unknown_version", f"there is no version {name[:80]!a}", "GET /v1/versions lists them"
-        ) from None
+    if (found := version_named(tree, name)) is not None:
+        return tree.get(found)
+    raise not_found("unknown_version", f"there is no version {name[:80]!a}", "GET /v1/versions lists them")
 
 
 @tasks.post("/{task}/relearn", status_code=202, summary="Learn a task after all")
@@ -92,20 +81,9 @@ async def relearn(
     """Ask the driver to learn a refused or skipped task after all, once those that wait are learnt. Safe to repeat."""
     backend = backend_of(request, "relearn")
     history = await backend.versions()
-    if task in _learnt(history):
-        raise ApiError(409, "learnt", f"the served version {history.head} has learnt {task}")
+    if task in history.tree.learnt():
+        raise ApiError(409, "learnt", f"the served version {history.tree.head} has learnt {task}")
     for row in history.not_learnt:
         if row["task"] == task and row["reason"].endswith(NOTHING):
             raise ApiError(409, "nothing_to_learn", f"{task} holds {row['reason']}", row["remedy"])
     return reply(await backend.relearn(task, anyway), 202)
-
-
-def _learnt(history: VersionHistory) -> set[str]:
-    """Return tasks from the root to the head."""
-    known = {row.version_id: row for row in history.versions}
-    tasks, at = set(), known.get(history.head)
-    while at is not None:
-        if at.task is not None:
-            tasks.add(at.task)
-        at = known.get(at.parent) if at.parent is not None else None
-    return tasks
