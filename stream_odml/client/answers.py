@@ -129,16 +129,18 @@ def moment(text: str | None) -> datetime | None:
 
 def hit(data: Json) -> Hit:
     """Parse one neighbour."""
-    return Hit(
-        data["id"],
-        data["class"],
-        data["score"],
-        data["version"],
-        moment(data["time"]),
-        dict(data["attributes"]),
-        data.get("shard", ""),
-        data.get("row", -1),
-    )
+    return Hit(score=data["score"], shard=data.get("shard", ""), **_of_item(data))
+
+
+def _of_item(data: Json) -> dict[str, Any]:
+    return {
+        "item_id": data["id"],
+        "class_name": data["class"],
+        "version": data["version"],
+        "time": moment(data["time"]),
+        "attributes": dict(data["attributes"]),
+        "row": data.get("row", -1),
+    }
 
 
 def search_result(data: Json, head: Json | None = None) -> SearchResult:
@@ -166,16 +168,7 @@ def push_result(data: Json) -> PushResult:
 
 def stored_item(data: Json) -> StoredItem:
     """Return one item."""
-    return StoredItem(
-        data["id"],
-        data["class"],
-        data["shard"],
-        data["version"],
-        moment(data["time"]),
-        dict(data["attributes"]),
-        data["thumbnail"],
-        data.get("row", -1),
-    )
+    return StoredItem(shard=data["shard"], has_thumbnail=data["thumbnail"], **_of_item(data))
 
 
 def classes(data: Json) -> list[ClassInfo]:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 import httpx
 
@@ -41,44 +41,43 @@ __all__ = [
 
 T = TypeVar("T")
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+Transport = TypeVar("Transport", httpx.BaseTransport, httpx.AsyncBaseTransport)
 
 
-def _method(make: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
-    """Return the method that sends the request that `make` gives."""
+class _Method(Generic[P, T]):
+    """The type of a method of both clients: one gives the answer, the other what is to be awaited."""
 
-    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
+
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+    def __get__(self, client: object, owner: type) -> Any: ...
+
+
+def _method(make: Callable[P, Call[T]]) -> _Method[P, T]:
+    """Return the method that sends the request that `make` gives, with the name, words and arguments of `make`."""
+
+    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         return self._send(make(*args, **kwargs))
 
-    return _described(method, make)
-
-
-def _async_method(
-    make: Callable[P, Call[T]],
-) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
-    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._send(make(*args, **kwargs))
-
-    return _described(method, make)
-
-
-def _described(method: F, make: Callable[..., Any]) -> F:
-    """Give a method the name, words and arguments of `make`, itself before them, and the answer that it reads."""
     functools.update_wrapper(method, make)
     of, own = inspect.signature(make), inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     answer = of.return_annotation.removeprefix("Call[").removesuffix("]")
     signature = of.replace(parameters=[own, *of.parameters.values()], return_annotation=answer)
     method.__signature__ = signature  # type: ignore[attr-defined]
-    return method
+    return cast(_Method[P, T], method)
 
 
-class Client:
-    """Synchronous client. Safe to share between threads; close it, or use it in a `with`.
+class _Methods(Generic[Http, Transport]):
+    """What both clients have."""
 
-    `stream` is the id of the stream to talk to; by default the one that answers first. `timeout` in seconds for
-    each attempt; `retries` attempts after the first. Every method raises ServiceError (WrongStream when another
-    stream answers, `unexpected_answer` when none does) or ServiceUnreachable, and ValueError for what cannot be sent.
-    """
+    _open: Callable[..., Http]
 
     def __init__(
         self,
@@ -88,11 +87,11 @@ class Client:
         stream: str | None = None,
         timeout: float = 10.0,
         retries: int = 4,
-        transport: httpx.BaseTransport | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self._retries = retries
         self._pin = StreamPin(stream)
-        self._http = httpx.Client(
+        self._http: Http = self._open(
             base_url=address(url), headers=headers(token), timeout=timeout, transport=transport
         )
 
@@ -116,6 +115,17 @@ class Client:
     rollback = _method(calls.rollback)
     relearn = _method(calls.relearn)
     status = _method(calls.status)
+
+
+class Client(_Methods[httpx.Client, httpx.BaseTransport]):
+    """Synchronous client. Safe to share between threads; close it, or use it in a `with`.
+
+    `stream` is the id of the stream to talk to; by default the one that answers first. `timeout` in seconds for
+    each attempt; `retries` attempts after the first. Every method raises ServiceError (WrongStream when another
+    stream answers, `unexpected_answer` when none does) or ServiceUnreachable, and ValueError for what cannot be sent.
+    """
+
+    _open = httpx.Client
 
     def _send(self, call: Call[T]) -> T:
         for attempt in range(self._retries + 1):
@@ -142,45 +152,10 @@ class Client:
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(_Methods[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     """The same for asyncio; see `Client` for the meaning of every method."""
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8000",
-        token: str | None = None,
-        *,
-        stream: str | None = None,
-        timeout: float = 10.0,
-        retries: int = 4,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._retries = retries
-        self._pin = StreamPin(stream)
-        self._http = httpx.AsyncClient(
-            base_url=address(url), headers=headers(token), timeout=timeout, transport=transport
-        )
-
-    search_image = _async_method(calls.search_image)
-    search_vector = _async_method(calls.search_vector)
-    search_batch = _async_method(calls.search_batch)
-    embed = _async_method(calls.embed)
-    map_between = _async_method(calls.map_between)
-    push = _async_method(calls.push)
-    push_vectors = _async_method(calls.push_vectors)
-    label = _async_method(calls.label)
-    get = _async_method(calls.get)
-    delete = _async_method(calls.delete)
-    delete_shard = _async_method(calls.delete_shard)
-    delete_class = _async_method(calls.delete_class)
-    classes = _async_method(calls.classes)
-    sample = _async_method(calls.sample)
-    thumbnail = _async_method(calls.thumbnail)
-    versions = _async_method(calls.versions)
-    diff = _async_method(calls.diff)
-    rollback = _async_method(calls.rollback)
-    relearn = _async_method(calls.relearn)
-    status = _async_method(calls.status)
+    _open = httpx.AsyncClient
 
     async def _send(self, call: Call[T]) -> T:
         for attempt in range(self._retries + 1):

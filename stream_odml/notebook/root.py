@@ -21,7 +21,7 @@ from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.models.loading import load_model
 from stream_odml.notebook.queries import Subject
 from stream_odml.notebook.results import Item, Items, Version, Versions
-from stream_odml.notebook.stream import Asked
+from stream_odml.notebook.stream import Asked, Stream
 from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
 from stream_odml.search.snapshot import GallerySnapshot
@@ -31,7 +31,7 @@ from stream_odml.store.layout import PUSH
 from stream_odml.store.store import Store
 
 
-class RootPlace:
+class RootStream(Stream):
     """Reads a root. Not for use by several threads at once."""
 
     def __init__(self, root: str, storage_options: dict[str, str] | None) -> None:
@@ -43,7 +43,7 @@ class RootPlace:
         self._model: tuple[str, Embedder] | None = None
         self._named: tuple[str, EmbedderSpec] | None = None
 
-    def search(self, subject: Subject, asked: Asked) -> Items:
+    def _search(self, subject: Subject, asked: Asked) -> Items:
         snapshot = self._now()
         if isinstance(subject, bytes):
             vector, version = self._embedded(snapshot, subject), snapshot.version
@@ -61,12 +61,13 @@ class RootPlace:
         items = tuple(_item(hit, hit.score) for hit in hits)
         return Items(items, snapshot.version, self._picture, subject if isinstance(subject, bytes) else None)
 
-    def items(self, class_name: str | None, limit: int) -> Items:
+    def items(self, class_name: str | None = None, limit: int = 1000) -> Items:
         snapshot = self._now()
         filters = None if class_name is None else Filters(frozenset({normalised(class_name)}))
         rows = islice(snapshot.rows(filters).tolist(), limit)
         return Items(tuple(_item(snapshot.item(row), None) for row in rows), snapshot.version, self._picture)
 
+    @property
     def versions(self) -> Versions:
         tree = self._now().tree
         return Versions(
@@ -74,17 +75,18 @@ class RootPlace:
             for v in tree.versions.values()
         )
 
-    def add(self, path: Path, name: str | None) -> list[str]:
+    def add(self, path: str | Path, name: str | None = None) -> list[str]:
+        path = Path(path)
         inbox = f"{self._store.uri.rstrip('/')}/{PUSH}"  # which a stream watches whatever its source is
         if not path.is_dir():
             return [land_file(inbox, path, name, self._options)]
         landed = land_plan(inbox, plan_folder(inbox, path, name, self._options), self._options)
         return [] if landed is None else [landed]
 
-    def export(self, to: str, formats: Sequence[str] | None) -> list[str]:
-        return list(export(self._store.uri, to, formats=formats, storage_options=self._options).files)
+    def export(self, to: str | Path, formats: Sequence[str] | None = None) -> list[str]:
+        return list(export(self._store.uri, str(to), formats=formats, storage_options=self._options).files)
 
-    def facts(self) -> dict[str, str]:
+    def _facts(self) -> dict[str, str]:
         snapshot = self._now()
         classes = {snapshot.columns.name("class_name", int(row)) for row in snapshot.rows()}
         return {

@@ -14,7 +14,7 @@ from stream_odml.ingest.folder_scan import scan_folder
 from stream_odml.ingest.reading import RawItem, read_folder
 from stream_odml.notebook.queries import Subject
 from stream_odml.notebook.results import Item, Items, Version, Versions
-from stream_odml.notebook.stream import Asked
+from stream_odml.notebook.stream import Asked, Stream
 
 BATCH = 64
 """Images of a push."""
@@ -22,7 +22,7 @@ MAX_ITEMS = 20_000
 """Items that a service names at once."""
 
 
-class ServicePlace:
+class ServiceStream(Stream):
     """Asks a service."""
 
     def __init__(self, url: str, token: str | None) -> None:
@@ -30,7 +30,7 @@ class ServicePlace:
         self._url, self._client = url, Client(url, token)
         self._client.status()
 
-    def search(self, subject: Subject, asked: Asked) -> Items:
+    def _search(self, subject: Subject, asked: Asked) -> Items:
         given = {name: value for name, value in asked._asdict().items() if value is not None}
         options = cast(Options, {name: given[name] for name in given if name != "version"})
         if isinstance(subject, bytes):
@@ -43,7 +43,7 @@ class ServicePlace:
         )
         return Items(items, found.version, self._picture, subject if isinstance(subject, bytes) else None)
 
-    def items(self, class_name: str | None, limit: int) -> Items:
+    def items(self, class_name: str | None = None, limit: int = 1000) -> Items:
         if limit > MAX_ITEMS:
             raise ValueError(
                 f"a service names at most {MAX_ITEMS:,} items, not {limit:,}; open the stream root"
@@ -52,13 +52,15 @@ class ServicePlace:
         items = tuple(Item(item_id, name, "", "") for item_id, name in sample.items[:limit])
         return Items(items, sample.version, self._picture)
 
+    @property
     def versions(self) -> Versions:
         tree = self._client.versions()
         return Versions(
             Version(v.id, v.parent, v.task, v.committed, v.id == tree.head, v.metrics) for v in tree.versions
         )
 
-    def add(self, path: Path, name: str | None) -> list[str]:
+    def add(self, path: str | Path, name: str | None = None) -> list[str]:
+        path = Path(path)
         if not path.is_dir():
             raise ValueError(
                 f"{path} is no folder of class folders, which is what a service takes; land a file in the stream's "
@@ -67,10 +69,10 @@ class ServicePlace:
         batches = _batches(path)
         return [self._client.push(images, key).shard for images, key in batches]
 
-    def export(self, to: str, formats: Sequence[str] | None) -> list[str]:
+    def export(self, to: str | Path, formats: Sequence[str] | None = None) -> list[str]:
         raise ValueError("a service gives no whole gallery; open the stream root to export it")
 
-    def facts(self) -> dict[str, str]:
+    def _facts(self) -> dict[str, str]:
         status = self._client.status()
         counts: dict[str, str] = {name: str(status[name]) for name in ("items", "classes") if name in status}
         return {"service": self._url, "head": str(status.get("version")), **counts}
