@@ -1,4 +1,4 @@
-"""Rows out of a Parquet or Arrow IPC file, a few at a time: what the decoding process of `tables.py` does.
+"""Rows out of a Parquet, Arrow IPC or Lance file, a few at a time: what the decoding process of `tables.py` does.
 
 Columns: `image`, `img` or `bytes` (binary, or a struct with a `bytes` field), or `vector` or `embedding` (a list of
 numbers), or neither, where a table only says of what class stored items are; `class_name`, `label` or `labels`, which
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from stream_odml.ingest import arrow_values
 from stream_odml.ingest.arrow_values import is_bytes, is_text, unwrapped
 from stream_odml.ingest.bounds import check_rows, decoded_allowed
+from stream_odml.ingest.lance_file import LANCE
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, NAMES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
 
@@ -38,6 +39,8 @@ _OTHER_KINDS = (
     (b"SQLite", None, "an SQLite database: write its rows to a Parquet file"),
 )
 """How files of other kinds begin, the format that they are, and what to say."""
+_ENDS = {"parquet": ((b"PAR1",), b"PAR1"), "arrow": ((b"ARROW1", b"\xff\xff\xff\xff"), b"ARROW1")}
+"""How whole files begin and end."""
 
 
 class Bytes(Protocol):
@@ -68,21 +71,13 @@ def rows_of(
     file: Bytes, format: str, constants: Mapping[str, str], contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawRow]:
     """Yield rows in file order; of several `contents` that the table has, the first that is named here. Raises BadShard
-    (truncated, corrupt, wrong schema, oversized), MemoryError, and what `file` raises."""
-    _check_kind(file, format)
-    reader = _parquet_batches if format == "parquet" else _arrow_batches
-    row = 0
-    try:
-        for columns, batch in reader(file, constants, contents):
-            for raw in _unpack(batch, columns):
-                yield replace(raw, row=row)
-                row += 1
-    except BadShard:
-        raise
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        if isinstance(error, MemoryError) or file.is_unreachable:
-            raise
-        raise BadShard(_blame(file, format), f"{type(error).__name__}: {str(error)[:300]}") from error
+    (wrong kind, wrong schema, oversized), what Arrow raises for a file that is damaged, and what `file` raises."""
+    if format != LANCE:
+        _check_kind(file, format)
+    reader = _READERS[format]
+    rows = (raw for columns, batch in reader(file, constants, contents) for raw in _unpack(batch, columns))
+    for row, raw in enumerate(rows):
+        yield replace(raw, row=row)
 
 
 def _check_kind(file: Bytes, format: str) -> None:
@@ -92,13 +87,11 @@ def _check_kind(file: Bytes, format: str) -> None:
             raise BadShard(Reason.CORRUPT_FILE, f"this is {remedy}")
 
 
-def _blame(file: Bytes, format: str) -> Reason:
-    """A table that starts well and does not end as its format ends was cut off."""
-    tail, head = _at(file, file.size_bytes - 8, 8), _at(file, 0, 8)
-    if format == "parquet":
-        return Reason.TRUNCATED_FILE if head[:4] == b"PAR1" and tail[-4:] != b"PAR1" else Reason.CORRUPT_FILE
-    starts = head.startswith((b"ARROW1", b"\xff\xff\xff\xff"))
-    return Reason.TRUNCATED_FILE if starts and tail[-6:] != b"ARROW1" else Reason.CORRUPT_FILE
+def blame(file: Bytes, format: str) -> Reason:
+    """Return why a file cannot be read: one that starts well and does not end as its format ends was cut off."""
+    starts, end = _ENDS.get(format, ((), b""))
+    is_cut = _at(file, 0, 8).startswith(starts) and not _at(file, file.size_bytes - 8, 8).endswith(end)
+    return Reason.TRUNCATED_FILE if is_cut else Reason.CORRUPT_FILE
 
 
 def _at(file: Bytes, offset: int, count: int) -> bytes:
@@ -249,6 +242,25 @@ def _arrow_batches(
         check_rows(batch.num_rows, file.size_bytes)
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield columns, batch.slice(start, BATCH_ROWS)
+
+
+def _lance_batches(
+    file: Any, constants: Mapping[str, str], contents: Sequence[Content]
+) -> Iterator[tuple[_Columns, Any]]:
+    columns = None
+    for batch in file.batches():
+        batch.validate(full=True)
+        columns = columns or _columns(batch.schema, constants, contents)
+        yield columns, batch
+    if columns is None:
+        raise BadShard(Reason.EMPTY_FILE, "the file has no rows")
+
+
+_READERS: Mapping[str, Callable[..., Iterator[tuple[_Columns, Any]]]] = {
+    "parquet": _parquet_batches,
+    "arrow": _arrow_batches,
+    LANCE: _lance_batches,
+}
 
 
 def _check_stream_end(file: Bytes) -> None:

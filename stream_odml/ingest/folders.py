@@ -12,11 +12,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from stream_odml.ingest.lance_rows import SUFFIX as LANCE
-from stream_odml.ingest.lance_rows import lance_rows
+from stream_odml.ingest.lance_file import LANCE
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
-from stream_odml.ingest.shard import MANIFEST_NAME, ManifestFile, ShardManifest, ShardRef, format_of
+from stream_odml.ingest.shard import (
+    FILE_FORMATS,
+    MANIFEST_NAME,
+    ManifestFile,
+    ShardManifest,
+    ShardRef,
+    format_of,
+)
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.tables import table_rows
 from stream_odml.ingest.tars import tar_rows
@@ -52,8 +58,8 @@ def parts_rows(
     """Yield rows of several files below `uri`, numbered on from file to file."""
     row = 0
     for file in files:
-        kind = "lance" if file.path.endswith(LANCE) else format_of(file.path)
-        if kind in ("parquet", "arrow", "tar", "npz", "lance"):
+        kind = LANCE if file.path.endswith(f".{LANCE}") else format_of(file.path)
+        if kind == LANCE or kind in FILE_FORMATS.values():
             for raw in _part(uri, file, kind, options, contents):
                 inside = f"/{raw.path}" if raw.path is not None else f"#{raw.row}"
                 yield replace(raw, row=row, path=f"{file.path}{inside}")
@@ -78,11 +84,7 @@ def _part(
         count = 0
         try:
             values = dict(declared.values)
-            if kind == "lance":
-                rows = lance_rows(file.uri, file.size_bytes, options, values, contents)
-            else:
-                rows = tar_rows(file) if kind == "tar" else table_rows(file, kind, values, contents)
-            for raw in rows:
+            for raw in tar_rows(file) if kind == "tar" else table_rows(file, kind, values, contents):
                 yield raw
                 count += 1
         except BadShard as error:

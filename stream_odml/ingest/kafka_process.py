@@ -16,15 +16,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from stream_odml.ingest.child import Child, how_it_ended
+from stream_odml.ingest.child import END, READ, BadMessage, Child, Pipe, how_it_ended, take_pipe
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import LogFigures
 from stream_odml.ingest.spool import Spool
-from stream_odml.ingest.table_reader import take_pipe
 from stream_odml.ingest.topic_position import TopicReplaced, stamps_of
-from stream_odml.ingest.wire import END, READ, BadMessage, Pipe
 from stream_odml.storage.reading import StorageOptions
 
 HANG_S = 120.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 
 from stream_odml.ingest.bounds import memory_allowed
 from stream_odml.ingest.reasons import BadShard, Reason
@@ -61,6 +61,7 @@ class HeldFile(io.BytesIO):
     """The bytes of a file that are in memory."""
 
     failure: OSError | None = None
+    options: Mapping[str, str] | None = None
 
     def __init__(self, data: bytes, uri: str) -> None:
         super().__init__(data)

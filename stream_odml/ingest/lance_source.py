@@ -10,9 +10,9 @@ from typing import Any
 
 import lance
 
-from stream_odml.ingest.lance_rows import DATA, size_of
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ManifestFile, ShardRef
+from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.versioned_table import VersionedTable
 from stream_odml.storage.reading import join
 
@@ -66,8 +66,11 @@ class LanceTableSource(VersionedTable):
     def _file(self, file: Any) -> ManifestFile:
         if file.base_id is not None:
             raise self.outside(file.path)
-        path = f"{DATA}/{file.path}"
-        return ManifestFile(path, file.file_size_bytes or size_of(join(self.uri, path), self.options))
+        path = f"data/{file.path}"
+        if file.file_size_bytes:
+            return ManifestFile(path, file.file_size_bytes)
+        with ShardFile(join(self.uri, path), self.options) as opened:
+            return ManifestFile(path, opened.size_bytes)
 
 
 def _added(transaction: Any) -> list[Any]:

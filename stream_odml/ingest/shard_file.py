@@ -28,7 +28,7 @@ class ShardFile(io.RawIOBase):
     def __init__(self, uri: str, options: StorageOptions | None = None, *, follow: bool = False) -> None:
         """`follow` a link only where the path is the caller's own."""
         self.uri = uri
-        self._options = options
+        self.options = options
         self.failure: OSError | None = None
         self._inner: Any = None
         self._is_apart = is_remote(uri)
@@ -104,7 +104,7 @@ class ShardFile(io.RawIOBase):
     def has_changed(self, content_hash: str) -> bool:
         """Return whether the content is no longer the one that `content_hash` (leading hex digits) was taken of."""
         if is_remote(self.uri):
-            with ShardFile(self.uri, self._options) as now:
+            with ShardFile(self.uri, self.options) as now:
                 return hash_of_etag(now.looks)[:HASH_CHARS] != content_hash
         if self._look() != self.looks:
             return True

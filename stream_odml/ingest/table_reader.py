@@ -1,7 +1,8 @@
 """The process that decodes tables, `python -m stream_odml.ingest.table_reader`: bytes come in, rows go out.
 
 Protects: whoever reads shards, from what a table may do to its decoder. This process has a limit on its memory and
-its time, opens no file (it asks its parent for bytes), and may end at any moment: that is the end of one file only.
+its time, opens no file (it asks its parent for bytes) but one of Lance, and may end at any moment: that is the end of
+one file only.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
-from stream_odml.ingest.arrow_rows import rows_of
+from stream_odml.ingest.arrow_rows import blame, rows_of
+from stream_odml.ingest.child import END, READ, READ_BYTES, ROW, Pipe, take_pipe
+from stream_odml.ingest.lance_file import LANCE, LanceFile
 from stream_odml.ingest.metadata_rows import METADATA, metadata_rows
 from stream_odml.ingest.npz_rows import npz_rows
 from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
-from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, Pipe
 
 CPU_S = 600
 _BYTES_PER_CPU_S = 1 << 20
@@ -82,29 +84,36 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     pa.set_cpu_count(1)
     while (job := pipe.receive_json()) is not None:
-        before = limit_this_process(int(job["memory"]), int(job["size"]))
         pipe.send(END, _serve(pipe, job))
-        for kind, limits in before.items():
-            resource.setrlimit(kind, limits)
         pa.default_memory_pool().release_unused()
 
 
 def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
     """Read one file; how it ended."""
-    file = AskedFile(pipe, int(job["size"]))
+    format, size = job["format"], int(job["size"])
     try:
-        reader = _READERS.get(job["format"], rows_of)
-        for row in reader(file, job["format"], job["constants"], job["contents"]):
+        file = LanceFile(job["uri"], job["options"], size) if format == LANCE else AskedFile(pipe, size)
+    except ImportError as error:
+        return {"missing": str(error)[:300]}
+    before = _limit_this_process(int(job["memory"]), size)
+    try:
+        reader = _READERS.get(format, rows_of)
+        for row in reader(file, format, job["constants"], job["contents"]):
             _send_row(pipe, row)
     except BadShard as error:
         return {"reason": str(error.reason), "detail": error.detail}
     except MemoryError:  # Arrow's own is one of these
-        detail = f"reading it takes more than {job['memory']} bytes of memory for {job['size']} bytes of file"
+        detail = f"reading it takes more than {job['memory']} bytes of memory for {size} bytes of file"
         return {"reason": str(Reason.OVERSIZED), "detail": detail}
     except Exception as error:
+        detail = f"{type(error).__name__}: {str(error)[:300]}"
         if file.is_unreachable:
-            return {}  # the parent knows
-        return {"reason": str(Reason.CORRUPT_FILE), "detail": f"{type(error).__name__}: {str(error)[:300]}"}
+            return {"unreachable": detail}
+        reason = blame(file, format) if isinstance(file, AskedFile) else Reason.CORRUPT_FILE
+        return {"reason": str(reason), "detail": detail}
+    finally:
+        for kind, limits in before.items():
+            resource.setrlimit(kind, limits)
     return {}
 
 
@@ -116,17 +125,7 @@ def _send_row(pipe: Pipe, row: RawRow) -> None:
     pipe.send(ROW, fields, row.image if row.vector is None else row.vector)
 
 
-def take_pipe() -> Pipe:
-    """Return the two ends that the parent holds, unreachable of whatever prints."""
-    source: BinaryIO = os.fdopen(os.dup(0), "rb")
-    sink: BinaryIO = os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1):
-        os.dup2(nothing, fd)
-    return Pipe(source, sink)
-
-
-def limit_this_process(memory: int, size: int) -> dict[int, tuple[int, int]]:
+def _limit_this_process(memory: int, size: int) -> dict[int, tuple[int, int]]:
     """Hold this process to so much more memory than it has now, and to time in proportion; what was before. RLIMIT_DATA
     counts private memory only, so that neither libraries nor reserved addresses weigh."""
     seconds = int(time.process_time()) + CPU_S + size // _BYTES_PER_CPU_S

@@ -1,9 +1,10 @@
-"""Rows of a Parquet or Arrow IPC file, decoded by a process of its own whose memory is bounded.
+"""Rows of a Parquet, Arrow IPC, npz or Lance file, decoded by a process of its own whose memory is bounded.
 
 A table can be a bomb in many ways (compressed zeros, dictionaries, nesting, metadata), and Arrow has no bound of its
 own on what it allocates. A limit on this process would be one on Ray and torch too, so the decoder is a process
 apart (`table_reader.py`): it is started once, serves one file after another, and holds no file and no key. The bytes
-are read here and handed to it, so that what cannot be read now is kept apart from what is bad.
+are read here and handed to it, so that what cannot be read now is kept apart from what is bad. A file of Lance is
+opened by its library alone: that decoder has the keys, and ends with this file.
 """
 
 from __future__ import annotations
@@ -15,10 +16,21 @@ from typing import Any, Protocol
 
 from stream_odml.ingest import fields
 from stream_odml.ingest.bounds import bounded, memory_allowed
-from stream_odml.ingest.child import ENDED_FROM_OUTSIDE, Child, how_it_ended
+from stream_odml.ingest.child import (
+    END,
+    ENDED_FROM_OUTSIDE,
+    READ,
+    READ_BYTES,
+    ROW,
+    BadMessage,
+    Child,
+    Message,
+    how_it_ended,
+)
+from stream_odml.ingest.lance_file import LANCE
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError, TransientReadError
-from stream_odml.ingest.wire import END, READ, READ_BYTES, ROW, BadMessage, Message
+from stream_odml.storage.reading import StorageOptions
 
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
 """Environment variables that a decoder gets: none of them is secret."""
@@ -29,6 +41,7 @@ class TableFile(Protocol):
 
     uri: str
     failure: OSError | None
+    options: StorageOptions | None
 
     @property
     def size_bytes(self) -> int: ...
@@ -62,10 +75,12 @@ def start_decoder() -> None:
 def _rows(
     file: TableFile, format: str, constants: Mapping[str, str], contents: Sequence[Content]
 ) -> Iterator[RawRow]:
-    decoder = _decoders.take()
+    decoder = Child("table_reader", os.environ) if format == LANCE else _decoders.take()
     memory = memory_allowed(file.size_bytes)
     job = {"format": format, "size": file.size_bytes, "memory": memory, "constants": dict(constants)}
-    job["contents"] = list(contents)
+    job |= {"contents": list(contents), "uri": file.uri}
+    if format == LANCE:
+        job["options"] = dict(file.options or {})
     try:
         decoder.pipe.send_json(job)
         while True:
@@ -83,11 +98,20 @@ def _rows(
     except BaseException:
         decoder.end()
         raise
-    _decoders.give(decoder)
-    if file.failure is not None:
-        raise TransientReadError(f"{file.uri} cannot be read now: {file.failure}") from file.failure
-    if "reason" in message.fields:
-        raise BadShard(Reason(message.fields["reason"]), str(message.fields["detail"]))
+    if format == LANCE:
+        decoder.end()
+    else:
+        _decoders.give(decoder)
+    said = message.fields
+    if "missing" in said:
+        raise TransientReadError(
+            f"{file.uri} needs a library that is not here ({said['missing']}): pip install 'stream-odml[lance]'"
+        )
+    if file.failure is not None or "unreachable" in said:
+        what = file.failure or said["unreachable"]
+        raise TransientReadError(f"{file.uri} cannot be read now: {what}") from file.failure
+    if "reason" in said:
+        raise BadShard(Reason(said["reason"]), str(said["detail"]))
 
 
 def _read(file: TableFile, wanted: Mapping[str, Any]) -> bytes | None:
