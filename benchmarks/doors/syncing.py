@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import Report
 from benchmarks.doors.changing import first
-from stream_odml.exchange.syncing import open_target, sync
+from stream_odml.exchange.places import open_target
+from stream_odml.exchange.syncing import sync
 
 ROWS = {"folder": 100_000, "lancedb": 100_000, "postgresql": 100_000, "qdrant": 3_000}
 """Qdrant is its client's own store in a folder, which commits each point by itself and filters them in Python."""

@@ -190,15 +190,13 @@ def sync(
     """
     import time
 
-    from stream_odml.exchange.syncing import open_target
+    from stream_odml.exchange.places import open_target
     from stream_odml.exchange.syncing import sync as keep
 
-    target, equal = open_target(to), True
-    try:
+    with contextlib.closing(open_target(to)) as target:
         while True:
             with progress_bar("written") as progress:
                 report = keep(root, target, verify=verify, take_over=take_over, progress=progress)
-            equal = report.equal
             if as_json or report.written or report.switched or every is None:
                 shown = "; readers see it from now on" if report.switched else ""
                 same = "digests are equal" if report.equal else "ROWS DIFFER from what was written"
@@ -210,9 +208,7 @@ def sync(
             if every is None:
                 break
             time.sleep(every)
-    finally:
-        target.close()
-    raise typer.Exit(0 if equal else 1)
+    raise typer.Exit(0 if report.equal else 1)
 
 
 def upgrade(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from stream_odml.pipeline.first_version import claim_root, root_there, stored_di
 from stream_odml.pipeline.stages import Stages
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import Writer
 
 ADOPTED = "adopted"
 """Format of a shard whose rows are in the root alone, and the key of what an adopted shard's counts say of the
@@ -157,17 +157,15 @@ def _take(
                     # The stream found it itself meanwhile, or has it from another source.
                     read += len(block.table)
                     continue
-                checked = check(block.table, shard_id, target, found)
+                batch = check(block.table, shard_id, target, found)
                 read += len(block.table)
                 about = {"source": source.identity, "place": masked_text(source.name), "next": block.cursor}
                 about |= {"read": read, "error": block.error, "worst": block.worst}
-                counts: dict[str, Any] = {"trainable": checked.trainable, "reasons": checked.reasons}
-                counts |= {"version": target.version, ADOPTED: about}
-                batch = IngestBatch([shard_id], checked.rows, checked.quarantine, {shard_id: counts})
-                writer.adopt(block.shard or _ref(shard_id, source, checked.rows.nbytes), batch)
+                batch = replace(batch, counts={shard_id: {**batch.counts[shard_id], ADOPTED: about}})
+                writer.adopt(block.shard or _ref(shard_id, source, batch.rows.nbytes), batch)
                 cursor, number, pauses = block.cursor, number + 1, list(PAUSES_S)
                 # Dropped before the next block is read: two of them, with what was made of each, are what memory holds.
-                del block, checked
+                del block, batch
                 progress(read, source.count)
             return
         except SourceLost as error:

@@ -24,7 +24,7 @@ from stream_odml.ingest.reasons import Reason, RowError
 from stream_odml.ingest.vectors import problems_of
 from stream_odml.learn.feature_codes import FeatureFormat
 from stream_odml.pipeline.holdout import is_held_out
-from stream_odml.store.tables import gallery_rows, gallery_schema, quarantine_rows
+from stream_odml.store.tables import IngestBatch, gallery_rows, gallery_schema, quarantine_rows
 
 CODED_ROWS = 4096
 """Vectors coded at once: coding takes several times their memory."""
@@ -47,16 +47,6 @@ class Findings:
     where one that comes later took the place of an earlier one."""
 
 
-@dataclass(frozen=True)
-class Checked:
-    """One block as it is committed."""
-
-    rows: pa.Table
-    quarantine: pa.Table
-    trainable: dict[str, int]
-    reasons: dict[str, int]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """How a root stores what it takes over."""
@@ -67,8 +57,8 @@ class Target:
     held_out: float
 
 
-def check(table: pa.Table, shard_id: str, target: Target, found: Findings) -> Checked:
-    """Return a block's rows as they are stored, and what is quarantined of them; `found` takes it all in."""
+def check(table: pa.Table, shard_id: str, target: Target, found: Findings) -> IngestBatch:
+    """Return a block as it is committed, its rows and what is quarantined of them; `found` takes it all in."""
     vectors, fits = vectors_of(table[VECTOR], target.dim)
     unfit = Reason.WRONG_DIMENSION, f"a vector of another length than {target.dim}, or none"
     problems: dict[int, tuple[Reason, str]] = dict.fromkeys(map(int, np.flatnonzero(~fits)), unfit)
@@ -104,7 +94,8 @@ def check(table: pa.Table, shard_id: str, target: Target, found: Findings) -> Ch
     found.reasons.update(reasons)
     refused = ((shard_id, row, str(reason), why, b"") for row, (reason, why) in sorted(problems.items()))
     stored = pa.concat_tables([gallery_schema(target.codes).empty_table(), *parts])
-    return Checked(stored, quarantine_rows(refused), dict(trainable), dict(reasons))
+    counts = {"trainable": dict(trainable), "reasons": dict(reasons), "version": target.version}
+    return IngestBatch([shard_id], stored, quarantine_rows(refused), {shard_id: counts})
 
 
 def _ids(

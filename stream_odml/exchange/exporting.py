@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from stream_odml.exchange.card import card_of
 from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.places import open_target
 from stream_odml.exchange.rows import Gallery
-from stream_odml.exchange.syncing import open_target, sync
+from stream_odml.exchange.syncing import sync
 from stream_odml.storage.atomic import drop_strays, write_whole
 from stream_odml.storage.reading import scheme_of
 from stream_odml.store.artifacts import HEAD, STUDENT
@@ -70,38 +71,29 @@ def export(
     installed. Raises ExchangeError.
     """
     began = time.perf_counter()
-    if scheme := scheme_of(to):
-        if formats is not None:
-            raise ExchangeError(f"formats are of a folder, not of {scheme}://; leave --format out")
-        done = _to_store(root, to, storage_options, progress)
-    else:
-        done = replace(_to_folder(root, Path(to), formats, storage_options, progress), to=to)
-    return replace(done, seconds=round(time.perf_counter() - began, 3))
-
-
-def _to_store(
-    root: str, to: str, storage_options: dict[str, str] | None, progress: Callable[[int, int], None]
-) -> ExportReport:
-    target = open_target(to)
-    try:
-        done = sync(root, target, storage_options=storage_options, progress=progress)
+    if not (scheme := scheme_of(to)):
+        done = _to_folder(root, to, formats, storage_options, progress)
+        return replace(done, seconds=round(time.perf_counter() - began, 3))
+    if formats is not None:
+        raise ExchangeError(f"formats are of a folder, not of {scheme}://; leave --format out")
+    with contextlib.closing(open_target(to)) as target:
+        synced = sync(root, target, storage_options=storage_options, progress=progress)
         mark = target.mark()
-    finally:
-        target.close()
-    return ExportReport(target.name, done.version, done.items, mark.dim if mark else 0, (), 0.0)
+    return ExportReport(
+        target.name, synced.version, synced.items, mark.dim if mark else 0, seconds=synced.seconds
+    )
 
 
 def _to_folder(
     root: str,
-    folder: Path,
+    to: str,
     formats: Sequence[str] | None,
     storage_options: dict[str, str] | None,
     progress: Callable[[int, int], None],
 ) -> ExportReport:
-    left_out: tuple[str, ...] = ()
-    if formats is None and not onnx_is_there():
-        left_out = ("onnx",)
-    wanted = tuple((name for name in FORMATS if name not in left_out) if formats is None else formats)
+    folder = Path(to)
+    left_out = ("onnx",) if formats is None and not onnx_is_there() else ()
+    wanted = [name for name in FORMATS if name not in left_out] if formats is None else formats
     unknown = [name for name in wanted if name not in FORMATS]
     if unknown:
         raise ExchangeError(f"there is no format {unknown[0]!r}; name some of {', '.join(FORMATS)}")
@@ -129,9 +121,10 @@ def _to_folder(
         raise ExchangeError(f"{folder} cannot be written: {error.strerror}; name another folder") from None
     with contextlib.suppress(OSError):
         (folder / "model").rmdir()  # of an earlier export, and empty now
-    files = [MARK, *files]
     progress(len(wanted), len(wanted))
-    return ExportReport(str(folder), gallery.version, len(gallery), gallery.dim, tuple(files), 0.0, left_out)
+    return ExportReport(
+        to, gallery.version, len(gallery), gallery.dim, files=(MARK, *files), left_out=left_out
+    )
 
 
 def _written(folder: Path) -> set[str]:

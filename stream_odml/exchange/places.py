@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.faiss_source import INDEXES, FaissSource
 from stream_odml.exchange.files_source import TABLES, NpzSource, TableSource
-from stream_odml.exchange.lance import LanceSource
-from stream_odml.exchange.postgres import PostgresSource
-from stream_odml.exchange.qdrant import QdrantSource
+from stream_odml.exchange.folder_target import FolderTarget
+from stream_odml.exchange.lance import LanceSource, LanceTarget
+from stream_odml.exchange.postgres import PostgresSource, PostgresTarget
+from stream_odml.exchange.qdrant import QdrantSource, QdrantTarget
 from stream_odml.exchange.source import GallerySource, Names
+from stream_odml.exchange.target import SyncTarget
 from stream_odml.storage.reading import scheme_of
 
 SOURCES = (
     "a Parquet or Arrow file or a folder of them, an .npz, a .faiss index, qdrant://HOST/COLLECTION, "
     "qdrant:///FOLDER/COLLECTION, lancedb:///FOLDER/TABLE or postgresql://HOST/DATABASE?table=NAME"
 )
-_STORES: dict[str, Callable[[str, Names], GallerySource]] = {
-    "qdrant": QdrantSource,
-    "lancedb": LanceSource,
-    "postgres": PostgresSource,
+TARGETS = "a folder, qdrant://HOST/NAME, qdrant:///FOLDER/NAME, lancedb:///FOLDER/NAME or postgresql://HOST/DATABASE?table=NAME"
+_STORES = {
+    "qdrant": (QdrantSource, QdrantTarget),
+    "lancedb": (LanceSource, LanceTarget),
+    "postgres": (PostgresSource, PostgresTarget),
 }
 """By how the scheme of a URL begins."""
 
 
+def _store(place: str, done: str, known: str) -> tuple[Any, Any] | None:
+    """Return what reads and what writes the store of a URL; None for a path."""
+    scheme = scheme_of(place)
+    if not scheme:
+        return None
+    for kind, store in _STORES.items():
+        if scheme.startswith(kind):
+            return store
+    raise ExchangeError(f"{place}: nothing is {done} {scheme}://; name {known}")
+
+
+def open_target(place: str) -> SyncTarget:
+    """Return the target at a place. Raises ExchangeError for one that cannot be used as it is named."""
+    store = _store(place, "written to", TARGETS)
+    target: SyncTarget = FolderTarget(Path(place)) if store is None else store[1](place)
+    return target
+
+
 def open_source(place: str, names: Names, ids: Path | None = None) -> GallerySource:
     """Return the gallery at a place. Raises ExchangeError for one that cannot be read as it is named."""
-    if scheme := scheme_of(place):
-        store = next((source for kind, source in _STORES.items() if scheme.startswith(kind)), None)
-        if store is None:
-            raise ExchangeError(f"{place}: nothing is read from {scheme}://; name {SOURCES}")
-        return store(place, names)
+    if (store := _store(place, "read from", SOURCES)) is not None:
+        source: GallerySource = store[0](place, names)
+        return source
     path = Path(place)
     if not path.exists():
         raise ExchangeError(f"{path} does not exist; name {SOURCES}")

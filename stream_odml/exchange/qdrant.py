@@ -28,7 +28,7 @@ from stream_odml.exchange.source import (
     rows_at_once,
     text_of,
 )
-from stream_odml.exchange.target import ROWS, Digests, Mark, is_table_of, summed, table_name
+from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
 from stream_odml.wording import first_line
 
@@ -216,23 +216,17 @@ class QdrantTarget:
 
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
         m = self._models
-        held = () if fresh else self._points(space, buckets, ["digest"])
-        there = {point.id: point.payload["digest"] for point in held}
-        wanted = {self._point(row): at for at, row in enumerate(rows["id"].to_pylist())}
-        digests = rows["digest"].to_pylist()
-        new = [(point, at) for point, at in wanted.items() if there.get(point) != digests[at]]
+        held = () if fresh else self._points(space, buckets, ["id", "digest"])
+        new, gone = difference(rows, {point.payload["id"]: point.payload["digest"] for point in held})
         for start in range(0, len(new), _POINTS):
-            part = new[start : start + _POINTS]
-            some = rows.take(pa.array([at for _, at in part], pa.int64()))
-            vectors = some["vector"].to_pylist()
-            payloads = some.drop_columns(["vector"]).to_pylist()
             points = [
-                m.PointStruct(id=point, vector=vector, payload=payload)
-                for (point, _), vector, payload in zip(part, vectors, payloads, strict=True)
+                m.PointStruct(id=self._point(row["id"]), vector=row.pop("vector"), payload=row)
+                for row in new.slice(start, _POINTS).to_pylist()
             ]
             self._client.upsert(self._table(space), points, wait=True)
-        if gone := [point for point in there if point not in wanted]:
-            self._client.delete(self._table(space), m.PointIdsList(points=gone), wait=True)
+        if gone:
+            ids = m.PointIdsList(points=[self._point(one) for one in gone])
+            self._client.delete(self._table(space), ids, wait=True)
 
     def switch(self, mark: Mark) -> None:
         m, table = self._models, self._table(mark.space)

@@ -10,17 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stream_odml.exchange.errors import ExchangeError
-from stream_odml.exchange.folder_target import FolderTarget
-from stream_odml.exchange.lance import LanceTarget
-from stream_odml.exchange.postgres import PostgresTarget
-from stream_odml.exchange.qdrant import QdrantTarget
 from stream_odml.exchange.rows import BLOCK, Gallery
 from stream_odml.exchange.target import (
     BUCKETS,
@@ -33,17 +28,9 @@ from stream_odml.exchange.target import (
     summed,
 )
 from stream_odml.storage.crashpoints import crash_point
-from stream_odml.storage.reading import scheme_of
 
 ROWS_AT_ONCE = BLOCK
 """Rows of buckets that are written together, by one commit at most targets: each takes longer than the one before."""
-TARGETS = "a folder, qdrant://HOST/NAME, qdrant:///FOLDER/NAME, lancedb:///FOLDER/NAME or postgresql://HOST/DATABASE?table=NAME"
-_STORES: dict[str, Callable[[str], SyncTarget]] = {
-    "qdrant": QdrantTarget,
-    "lancedb": LanceTarget,
-    "postgres": PostgresTarget,
-}
-"""By how the scheme of a URL begins."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +49,6 @@ class SyncReport:
     equal: bool
     """Whether the digests of all buckets are equal on both sides."""
     seconds: float
-
-
-def open_target(place: str) -> SyncTarget:
-    """Return the target at a place. Raises ExchangeError for one that cannot be used as it is named."""
-    scheme = scheme_of(place)
-    if not scheme:
-        return FolderTarget(Path(place))
-    store = next((target for kind, target in _STORES.items() if scheme.startswith(kind)), None)
-    if store is None:
-        raise ExchangeError(f"{place}: nothing is written to {scheme}://; name {TARGETS}")
-    return store(place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +92,20 @@ def sync(
     stream = gallery.store.stream_id
     mark = Mark(gallery.space, gallery.version, gallery.snapshot.sequence, gallery.dim, stream)
     live = target.mark()
+
+    def report(written: int, equal: bool) -> SyncReport:
+        return SyncReport(
+            target=target.name,
+            space=mark.space,
+            version=mark.version,
+            sequence=mark.sequence,
+            items=len(gallery),
+            written=written,
+            switched=live is None or live.space != mark.space,
+            equal=equal,
+            seconds=round(time.perf_counter() - began, 3),
+        )
+
     if live is not None and live.stream not in ("", stream) and not take_over:
         raise ExchangeError(
             f"{target.name} holds the gallery of another stream; name another place, "
@@ -123,7 +113,7 @@ def sync(
         )
     if live == mark and not verify:
         target.drop_others(mark.space)  # which a run that was killed after its switch has left
-        return _report(target, gallery, mark, 0, False, True, began)
+        return report(0, True)
     source = _Source.of(gallery)
     mine = summed(source.buckets, source.digests)
     target.prepare(mark.space, mark.dim)
@@ -151,7 +141,7 @@ def sync(
     target.drop_others(mark.space)
     if verify:
         equal = not _differing(mine, read_back(target, mark.space))
-    return _report(target, gallery, mark, written, live is None or live.space != mark.space, equal, began)
+    return report(written, equal)
 
 
 def read_back(target: SyncTarget, space: str) -> Digests:
@@ -178,19 +168,3 @@ def _together(buckets: Sequence[int], mine: Digests) -> Iterator[list[int]]:
             group = []
     if group:
         yield group
-
-
-def _report(
-    target: SyncTarget, gallery: Gallery, mark: Mark, written: int, switched: bool, equal: bool, began: float
-) -> SyncReport:
-    return SyncReport(
-        target=target.name,
-        space=mark.space,
-        version=mark.version,
-        sequence=mark.sequence,
-        items=len(gallery),
-        written=written,
-        switched=switched,
-        equal=equal,
-        seconds=round(time.perf_counter() - began, 3),
-    )

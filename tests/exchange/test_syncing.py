@@ -13,8 +13,9 @@ import pytest
 
 from stream_odml.exchange import syncing
 from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.places import open_target
 from stream_odml.exchange.rows import Gallery
-from stream_odml.exchange.syncing import SyncReport, open_target, sync
+from stream_odml.exchange.syncing import SyncReport, sync
 from stream_odml.learn import head_choice
 from stream_odml.storage.crashpoints import EXCHANGE_POINTS
 from tests.exchange import targets

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pytest
 
 from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.places import open_target
 from stream_odml.exchange.source import as_lists
-from stream_odml.exchange.syncing import open_target, read_back
+from stream_odml.exchange.syncing import read_back
 from stream_odml.exchange.target import (
     ROWS,
     Mark,
