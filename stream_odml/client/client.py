@@ -77,8 +77,6 @@ def _method(make: Callable[P, Call[T]]) -> _Method[P, T]:
 class _Methods(Generic[Http, Transport]):
     """What both clients have."""
 
-    _open: Callable[..., Http]
-
     def __init__(
         self,
         url: str = "http://127.0.0.1:8000",
@@ -94,6 +92,9 @@ class _Methods(Generic[Http, Transport]):
         self._http: Http = self._open(
             base_url=address(url), headers=headers(token), timeout=timeout, transport=transport
         )
+
+    def _open(self, **options: Any) -> Http:
+        raise NotImplementedError
 
     search_image = _method(calls.search_image)
     search_vector = _method(calls.search_vector)
@@ -125,7 +126,8 @@ class Client(_Methods[httpx.Client, httpx.BaseTransport]):
     stream answers, `unexpected_answer` when none does) or ServiceUnreachable, and ValueError for what cannot be sent.
     """
 
-    _open = httpx.Client
+    def _open(self, **options: Any) -> httpx.Client:
+        return httpx.Client(**options)
 
     def _send(self, call: Call[T]) -> T:
         for attempt in range(self._retries + 1):
@@ -155,7 +157,8 @@ class Client(_Methods[httpx.Client, httpx.BaseTransport]):
 class AsyncClient(_Methods[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     """The same for asyncio; see `Client` for the meaning of every method."""
 
-    _open = httpx.AsyncClient
+    def _open(self, **options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**options)
 
     async def _send(self, call: Call[T]) -> T:
         for attempt in range(self._retries + 1):
