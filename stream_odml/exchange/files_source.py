@@ -30,9 +30,8 @@ from stream_odml.exchange.source import (
     rows_at_once,
 )
 from stream_odml.ingest.arrow_rows import class_names_of
-from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column
-from stream_odml.ingest.table_folders import in_words, table_kind
+from stream_odml.ingest.passed_over import in_words, is_foreign, table_kind
 from stream_odml.storage.regular import UnsafePath, hash_regular
 from stream_odml.wording import first_line
 

@@ -17,12 +17,17 @@ from urllib.parse import unquote
 
 from stream_odml.ingest.folder_classes import classes_of, split_classes
 from stream_odml.ingest.folder_metadata import METADATA_NAMES, Described, read_metadata
-from stream_odml.ingest.foreign import is_foreign, is_foreign_folder
-from stream_odml.ingest.passed_over import describe_passed_over, is_landable
+from stream_odml.ingest.passed_over import (
+    describe_passed_over,
+    in_words,
+    is_foreign,
+    is_foreign_folder,
+    is_landable,
+    table_kind,
+)
 from stream_odml.ingest.reading import check_rows
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import FILE_FORMATS, MANIFEST_NAME, ManifestFile, format_of
-from stream_odml.ingest.table_folders import in_words, table_kind
 from stream_odml.storage.regular import hash_regular, is_safe_path
 from stream_odml.wording import quoted
 

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 
 from stream_odml.ingest.folder_scan import class_of, scan_folder
 from stream_odml.ingest.folders import read_manifest
-from stream_odml.ingest.foreign import is_foreign_folder
+from stream_odml.ingest.passed_over import is_foreign_folder
 from stream_odml.ingest.reasons import BadShard
 from stream_odml.ingest.shard import (
     FILE_FORMATS,

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from stream_odml.ingest.folders import read_manifest
-from stream_odml.ingest.foreign import is_foreign_shard
+from stream_odml.ingest.passed_over import is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import MANIFEST_NAME, ShardRef, format_of, is_hidden, make_shard_id
 from stream_odml.ingest.shard_file import ShardFile, hash_of_etag

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from stream_odml.ingest.foreign import is_foreign_shard
+from stream_odml.ingest.passed_over import is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import (
     MANIFEST_NAME,

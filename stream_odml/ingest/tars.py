@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from stream_odml.ingest.bounds import bounded
-from stream_odml.ingest.foreign import is_foreign
+from stream_odml.ingest.passed_over import is_foreign
 from stream_odml.ingest.plain import decoded, json_once
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError

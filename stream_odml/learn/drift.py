@@ -103,8 +103,7 @@ class KernelMap:
         # Here, so that whoever only composes affine maps (driver, command line) does not load torch.
         import torch
 
-        from stream_odml.learn.geometry import unit
-        from stream_odml.learn.kernels import weighted_mean, weights_of
+        from stream_odml.learn.geometry import unit, weighted_mean, weights_of
 
         centres_md = unit(torch.from_numpy(self.centres_md)).numpy()
         fallback_d = torch.from_numpy(self.residuals_md).mean(0)

@@ -16,10 +16,8 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.composites import LastPassComposites
 from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.embedder import Embedder, as_images
-from stream_odml.learn.geometry import unit
-from stream_odml.learn.kernel_fit import KernelFit
-from stream_odml.learn.kernels import kernel_weights, weighted_mean
-from stream_odml.learn.map_fit import AffineFit, MapFit
+from stream_odml.learn.geometry import kernel_weights, unit, weighted_mean
+from stream_odml.learn.map_fit import AffineFit, KernelFit, MapFit
 from stream_odml.learn.moments import PairMoments
 from stream_odml.learn.row_buffer import Float32s, InMemoryBuffer, NewBuffer
 from stream_odml.learn.settings import StageSettings

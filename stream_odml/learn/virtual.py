@@ -12,8 +12,7 @@ from torch import Tensor
 
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import DriftMap
-from stream_odml.learn.geometry import unit
-from stream_odml.learn.kernels import kernel_mean, kernel_weights
+from stream_odml.learn.geometry import kernel_mean, kernel_weights, unit
 from stream_odml.learn.settings import StageSettings
 
 

@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 
 from stream_odml.ingest.message_range import SUFFIX
 from stream_odml.storage.atomic import ASIDE, STRAY_S, drop_strays
-from stream_odml.storage.claims import CLAIMS
 from stream_odml.storage.files import Files, open_files
+from stream_odml.storage.publish import CLAIMS
 from stream_odml.storage.reading import is_remote, local_path
 from stream_odml.store.layout import PUSH, SPOOL
 from stream_odml.store.ledger_states import ShardState

@@ -2,26 +2,46 @@
 
 Locally: written aside under a dot name in the same folder, fsynced, hard-linked to its name (which fails
 if the name is taken), folder fsynced. On an object store: spooled to a temporary file, its name claimed for
-its content (`claims.py`), then one upload, visible when it ends.
+its content, then one upload, visible when it ends.
+
+A claim is a small object `.claims/<name>` beside the shards that holds the sha256 of what lands under that name. It
+is made by one conditional put (`If-None-Match: *`), which a store answers to one writer only: of two producers with
+other content, however they race, one is refused before it writes a byte of its own. Who claims a name for the content
+that was claimed goes on, so that a producer that was killed may repeat itself.
 """
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import obstore
 import pyarrow.fs as pafs
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import S3Store
 
 from stream_odml.storage.atomic import write_whole
-from stream_odml.storage.claims import NameClaimed, claim
-from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
+from stream_odml.storage.reading import (
+    RETRY_ATTEMPTS,
+    StorageOptions,
+    is_remote,
+    join,
+    local_path,
+    s3_filesystem,
+    s3_path,
+    s3_settings,
+)
+from stream_odml.wording import first_line
 
+CLAIMS = ".claims"
 MAX_NAME_CHARS = 150
 Write = Callable[[IO[bytes]], object]
 
@@ -94,7 +114,7 @@ def _publish_remote(inbox: str, name: str, write: Write, options: StorageOptions
 
 def claim_name(inbox: str, name: str, sha256: str, key: str, options: StorageOptions | None) -> bool:
     """Claim a name in an object store for content of this hash, which the object `key` is to have. Returns whether that
-    object is there already. Raises ShardExists where the name is another content's."""
+    object is there already. Raises ShardExists where the name is another content's, OSError."""
     filesystem = s3_filesystem(options)
     # First what lies there, claimed or not: other tools copy files into an inbox too.
     if filesystem.get_file_info(key).type == pafs.FileType.File:
@@ -102,14 +122,53 @@ def claim_name(inbox: str, name: str, sha256: str, key: str, options: StorageOpt
             if hashlib.file_digest(there, "sha256").hexdigest() != sha256:
                 raise taken(join(inbox, name))
         return True
-    try:
-        claim(inbox, name, sha256, options)
-    except NameClaimed as error:
-        raise taken(join(inbox, name)) from error
+    claim(inbox, name, sha256, options)
     return False
+
+
+def claim(inbox: str, name: str, sha256: str, options: StorageOptions | None) -> None:
+    """Claim a shard's name below `s3://...` for content of this hash. Raises ShardExists, OSError."""
+    bucket, _, prefix = s3_path(inbox).partition("/")
+    key = f"{prefix}/{CLAIMS}/{name}" if prefix else f"{CLAIMS}/{name}"
+    try:
+        store = _store(bucket, options)
+        try:
+            obstore.put(store, key, sha256.encode(), mode="create")
+        except AlreadyExistsError:
+            if bytes(obstore.get(store, key).bytes()) != sha256.encode():
+                raise taken(join(inbox, name)) from None
+    except (BaseError, OSError) as error:
+        raise OSError(f"{inbox} cannot be written now: {first_line(error)[:300]}") from error
 
 
 def file_sha256(path: Path) -> str:
     """Return sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _store(bucket: str, options: StorageOptions | None) -> S3Store:
+    known = s3_settings(options)
+    own = known.key, known.secret, known.token
+    key, secret, token = _shared_credentials() if known.key is None else own
+    more: dict[str, Any] = {"endpoint": known.endpoint}
+    if key is not None and secret is not None:
+        more |= {"access_key_id": key, "secret_access_key": secret, "session_token": token}
+    allow_http = known.endpoint is not None and known.endpoint.startswith("http://")
+    return S3Store(
+        bucket,
+        region=known.region,
+        client_options={"allow_http": allow_http, "timeout": "30s"},
+        retry_config={"max_retries": RETRY_ATTEMPTS, "retry_timeout": timedelta(seconds=60)},
+        **{name: value for name, value in more.items() if value is not None},
+    )
+
+
+def _shared_credentials() -> Sequence[str | None]:
+    """Those of AWS's shared file: this client reads the environment and the instance's role, but no file."""
+    place = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(place)
+    profile = os.environ.get("AWS_PROFILE", "default")
+    found = parser[profile] if parser.has_section(profile) else {}
+    return [found.get(f"aws_{name}") for name in ("access_key_id", "secret_access_key", "session_token")]

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from stream_odml.learn.drift import AffineMap, KernelMap
-from stream_odml.learn.kernel_fit import KernelFit
-from stream_odml.learn.map_fit import FOLDS
+from stream_odml.learn.map_fit import FOLDS, KernelFit
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.world import World
 

@@ -11,7 +11,7 @@ import torch
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.drift import AffineMap
 from stream_odml.learn.finish import FinishPass
-from stream_odml.learn.kernels import kernel_mean, kernel_weights
+from stream_odml.learn.geometry import kernel_mean, kernel_weights
 from stream_odml.learn.packing import Floats
 from stream_odml.learn.settings import KernelName, StageSettings
 from stream_odml.learn.virtual import VirtualFeatures, virtual_versions

@@ -16,7 +16,7 @@ from stream_odml.ingest.landing import ShardExists, complete_task, land_items
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.reading import RawItem, read_shard
 from stream_odml.storage import publish
-from stream_odml.storage.claims import CLAIMS, claim
+from stream_odml.storage.publish import CLAIMS, claim
 from stream_odml.storage.reading import s3_filesystem, s3_path
 from tests.ingest.helpers import land_folder, some_items
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options

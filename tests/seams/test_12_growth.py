@@ -16,8 +16,8 @@ from deltalake.exceptions import DeltaError
 from stream_odml.config.stream import StreamConfig
 from stream_odml.pipeline.pushed import move_back, prune_pushed, without_images
 from stream_odml.pipeline.tidying import Tidying
-from stream_odml.storage.claims import CLAIMS
 from stream_odml.storage.files import open_files
+from stream_odml.storage.publish import CLAIMS
 from stream_odml.store.backup import back_up
 from stream_odml.store.errors import WriterFenced
 from stream_odml.store.maintenance import MaintenancePolicy

@@ -14,8 +14,8 @@ import pytest
 
 from stream_odml.cli.own_images import look_at
 from stream_odml.cli.producer import Category, Producer, categories_of
-from stream_odml.ingest.foreign import is_foreign
 from stream_odml.ingest.landing import land_file
+from stream_odml.ingest.passed_over import is_foreign
 from stream_odml.ingest.sources import DirectorySource
 from tests.ingest.helpers import land_folder
 from tests.ingest.pictures import picture
