@@ -84,8 +84,8 @@ def versions(
 
     Examples:  stream-odml versions stream-root  ·  stream-odml versions stream-root --diff v0001-3fa9 head
     """
-    from stream_odml.cli.console import diff_table, stage_table
-    from stream_odml.cli.versions_table import diff_of, held_out_lines, stage_rows, unlearnt_lines
+    from stream_odml.cli.console import diff_table
+    from stream_odml.cli.versions_table import diff_of, say_versions, stage_rows
     from stream_odml.observe.plain import plain
     from stream_odml.store.store import Store
 
@@ -97,13 +97,10 @@ def versions(
         else:
             out.print(diff_table(changes))
         return
-    rows = stage_rows(store)
     if as_json:
-        say_json(plain(rows), indent=2)
+        say_json(plain(stage_rows(store)), indent=2)
     else:
-        out.print(stage_table(rows))
-        for line in (*held_out_lines(store), *unlearnt_lines(store)):
-            say(out, line, "yellow")
+        say_versions(out, store)
 
 
 def quarantine(

@@ -49,13 +49,38 @@ def write_config(path: Path, file: Path, seen: OwnImages, wishes: Wishes) -> str
 
 def config_text(path: Path, name: str, root: str, seen: OwnImages, wishes: Wishes) -> str:
     """Return about twenty lines of YAML, commented."""
+    backbone = _backbone(wishes)
+    pretrained = wishes.weights is not None or ":" in backbone
+    size = wishes.image_size or _image_size(backbone, seen.median_side)
     lines = [
         f"# {path}: {seen.in_words()}.",
         "# Keys that are left out have their defaults: `stream-odml config --example` prints every one.",
         f"name: {name}",
         f"root: {_scalar(root)}  # all state; what lands in its folder inbox/ is taken in",
-        *_model(seen, wishes),
-        *_learning(wishes),
+        "model:",
+        f"  backbone: {_scalar(backbone)}",
+    ]
+    if not pretrained:
+        lines[-1] += "  # a small net that learns from nothing; for photographs name pretrained weights"
+    elif wishes.weights is not None:
+        lines.append(f"  weights: {_scalar(str(wishes.weights.absolute()))}")
+    else:
+        lines.append(
+            "  pretrained: true  # the weights that the name stands for, loaded once at the first start"
+        )
+    lines += [
+        f"  image_size: {size}  # side of the model's input, in pixels",
+        "  head: discriminant  # solved from sums: a new class is learnt in seconds",
+        *([] if pretrained else ["  lift: 2048"]),
+        "learning:",
+        "  trunk: frozen  # seconds a task; `auto` trains it at first and may again: better, minutes to hours"
+        if pretrained
+        else "  base_steps: 300  # of the first task, minutes on a CPU; a later head takes seconds",
+    ]
+    if wishes.gpus > 1:
+        each = -(-16 // wishes.gpus) * wishes.gpus
+        lines.append(f"  classes_per_batch: {each}  # a multiple of the workers")
+    lines += [
         "boundary:  # when the images that wait are learnt: whichever comes first",
         f"  new_classes: {wishes.new_classes or max(2, min(10, len(seen.by_class) // 5))}",
         "  age_s: 600  # ten minutes after the oldest of them landed",
@@ -67,29 +92,6 @@ def config_text(path: Path, name: str, root: str, seen: OwnImages, wishes: Wishe
     if wishes.gpus:
         lines += ["cluster:", f"  workers: {wishes.gpus}", "  gpus_per_worker: 1"]
     return "\n".join(lines) + "\n"
-
-
-def _model(seen: OwnImages, wishes: Wishes) -> list[str]:
-    backbone = _backbone(wishes)
-    pretrained = wishes.weights is not None or ":" in backbone
-    size = wishes.image_size or _image_size(backbone, seen.median_side)
-    why = (
-        ""
-        if pretrained
-        else "  # a small net that learns from nothing; for photographs name pretrained weights"
-    )
-    lines = ["model:", f"  backbone: {_scalar(backbone)}{why}"]
-    if wishes.weights is not None:
-        lines.append(f"  weights: {_scalar(str(wishes.weights.absolute()))}")
-    elif pretrained:
-        lines.append(
-            "  pretrained: true  # the weights that the name stands for, loaded once at the first start"
-        )
-    lines += [
-        f"  image_size: {size}  # side of the model's input, in pixels",
-        "  head: discriminant  # solved from sums: a new class is learnt in seconds",
-    ]
-    return lines if pretrained else [*lines, "  lift: 2048"]
 
 
 def _backbone(wishes: Wishes) -> str:
@@ -110,22 +112,6 @@ def _image_size(backbone: str, median_side: int) -> int:
     if backbone == "conv4":
         return 32 if median_side <= SMALL_SIDE else 64
     return 96 if backbone == "mobilenetv2" else 224
-
-
-def _learning(wishes: Wishes) -> list[str]:
-    backbone = _backbone(wishes)
-    lines = ["learning:"]
-    if wishes.weights is not None or ":" in backbone:
-        lines.append(
-            "  trunk: frozen  # seconds a task; `auto` trains it at first and may again: better, minutes to hours"
-        )
-    else:
-        lines.append("  base_steps: 300  # of the first task, minutes on a CPU; a later head takes seconds")
-    if wishes.gpus > 1:
-        lines.append(
-            f"  classes_per_batch: {-(-16 // wishes.gpus) * wishes.gpus}  # a multiple of the workers"
-        )
-    return lines
 
 
 def _held_out(seen: OwnImages, wishes: Wishes) -> str:

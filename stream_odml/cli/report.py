@@ -70,27 +70,32 @@ def _tiles(data: ReportData) -> str:
     )
 
 
-def _series(data: ReportData, *names: tuple[str, str]) -> list[Line]:
-    return [Line(label, [row[key] for row in data.versions]) for key, label in names]
+def _plot(data: ReportData, note: str, what: str, *lines: tuple[str, str], unit_range: bool = True) -> str:
+    """Draw figures of versions, by their key and their name."""
+    drawn = [Line(name, [row.get(key) for row in data.versions]) for key, name in lines]
+    return f"<p>{note}</p>{line_plot(drawn, what, unit_range)}"
 
 
 def _recall(data: ReportData) -> str:
-    lines = _series(
-        data, ("union_served", "all classes"), ("old_served", "old classes"), ("new_served", "new classes")
-    )
     columns = [
         ("version", "version"), ("classes", "classes"), ("new_served", "new"), ("old_served", "old"),
         ("union_served", "all"), ("union_reextracted", "all, re-extracted"), ("union_stale", "all, without maps"),
         ("forgetting", "forgetting"),
     ]  # fmt: skip
     rows = [[_cell(row[key]) for key, _ in columns] for row in data.versions]
-    note = "<p>Recall@1 on held-out images as served: new model, mapped gallery.</p>"
-    return note + line_plot(lines, "Recall@1") + _table([title for _, title in columns], rows)
+    return _plot(
+        data,
+        "Recall@1 on held-out images as served: new model, mapped gallery.",
+        "Recall@1",
+        ("union_served", "all classes"),
+        ("old_served", "old classes"),
+        ("new_served", "new classes"),
+    ) + _table([title for _, title in columns], rows)
 
 
 def _forgetting(data: ReportData) -> str:
-    text = "<p>Mean over earlier tasks of the best Recall@1 so far minus the one now; lower is better.</p>"
-    text += line_plot(_series(data, ("forgetting", "forgetting")), "forgetting")
+    note = "Mean over earlier tasks of the best Recall@1 so far minus the one now; lower is better."
+    text = _plot(data, note, "forgetting", ("forgetting", "forgetting"))
     if data.lost_classes:
         rows = [[escape(name), f"{a:.2f}", f"{b:.2f}"] for name, a, b in data.lost_classes]
         text += "<h3>Classes that lost most in the last stage</h3>" + _table(["class", "before", "now"], rows)
@@ -108,25 +113,24 @@ def _not_learnt(data: ReportData) -> str:
 
 
 def _gap(data: ReportData) -> str:
-    lines = _series(
+    return _plot(
         data,
+        "What mapping the stored vectors costs against embedding every image anew, and what it saves.",
+        "Recall@1, all classes",
         ("union_served", "served (mapped)"),
         ("union_reextracted", "re-extracted"),
         ("union_stale", "without maps"),
     )
-    note = (
-        "<p>What mapping the stored vectors costs against embedding every image anew, and what it saves.</p>"
-    )
-    return note + line_plot(lines, "Recall@1, all classes")
 
 
 def _drift(data: ReportData) -> str:
-    shown = ("drift_relative", "forward_unexplained", "bank_shift")
+    note = (
+        "How far each stage moved the space, and the share of the movement that its map leaves unexplained."
+    )
     lines = [
-        Line(name.replace("_", " "), [row["drift"].get(name) for row in data.versions]) for name in shown
+        (name, name.replace("_", " ")) for name in ("drift_relative", "forward_unexplained", "bank_shift")
     ]
-    note = "<p>How far each stage moved the space, and the share of the movement that its map leaves unexplained.</p>"
-    return note + line_plot(lines, "drift", unit_range=False)
+    return _plot(data, note, "drift", *lines, unit_range=False)
 
 
 def _latency(data: ReportData, latency: Mapping[str, float]) -> str:

@@ -66,7 +66,7 @@ class ReportData:
     root: str
     head: str
     versions: Sequence[dict[str, Any]]
-    """Rows of `versions_table.stage_rows`, with `drift` by measure."""
+    """Rows of `versions_table.stage_rows`, with the measures of drift."""
     items: int
     classes: int
     quarantine: dict[str, int]
@@ -83,7 +83,7 @@ def report_data(root: str, queries: int, neighbours: int, seed: int) -> ReportDa
     snapshot = GallerySnapshot.load(store, SearchSettings("exact"))
     versions = stage_rows(store)
     for row in versions:
-        row["drift"] = dict(VersionMetrics.read(store.tree.get(row["version"]).metrics).drift)
+        row |= VersionMetrics.read(store.tree.get(row["version"]).metrics).drift
     reasons = Counter(store.quarantine_rows()["reason"].to_pylist())
     return ReportData(
         root,

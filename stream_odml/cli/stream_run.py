@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from stream_odml.cli.console import StreamView, say, stage_table, waiting
-from stream_odml.cli.versions_table import held_out_lines, stage_rows, unlearnt_lines
+from stream_odml.cli.console import StreamView, say, waiting
+from stream_odml.cli.versions_table import say_versions
 from stream_odml.cluster.ray_compat import dead_head
 from stream_odml.cluster.runtime import HeadDied, WallClock
 from stream_odml.cluster.session import Session, run_stream
@@ -37,9 +37,7 @@ def run_until(config: StreamConfig, takeover: bool, idle_s: float | None, consol
             raise ValueError(
                 f"no image has landed in {inbox_path(session.config)}; land some with `stream-odml ingest FOLDER INBOX`"
             )
-        console.print(stage_table(stage_rows(store)))
-        for line in (*held_out_lines(store), *unlearnt_lines(store)):
-            say(console, line, "yellow")
+        say_versions(console, store)
 
 
 def _watch(session: Session, idle_s: float | None, console: Console) -> None:

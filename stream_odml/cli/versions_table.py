@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
+
+from stream_odml.cli.console import say, stage_table
 from stream_odml.config.masking import masked_text
 from stream_odml.search.version_diff import diff_versions
 from stream_odml.store.store import Store
@@ -53,13 +56,6 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
     return rows
 
 
-def unlearnt_lines(store: Store) -> list[str]:
-    """Return a line per refused or skipped task that the head has not learnt: the reason and the remedy."""
-    if not store.tree.moves:
-        return []
-    return [task.in_words() for task in unlearnt_tasks(store.ledger, store.tree, root=masked_text(store.uri))]
-
-
 def held_out_lines(store: Store) -> list[str]:
     """Return a line per version of the head's lineage that was measured on another held-out set than the one before."""
     lines, before, last = [], None, ""
@@ -72,6 +68,15 @@ def held_out_lines(store: Store) -> list[str]:
             )
         before, last = (before, last) if found is None else (found, version_id)
     return lines
+
+
+def say_versions(console: Console, store: Store) -> None:
+    """Print the table of versions, and below it which figures do not compare, and each refused or skipped task that the
+    head has not learnt, with the reason and the remedy."""
+    console.print(stage_table(stage_rows(store)))
+    tasks = unlearnt_tasks(store.ledger, store.tree, root=masked_text(store.uri)) if store.tree.moves else []
+    for line in (*held_out_lines(store), *(task.in_words() for task in tasks)):
+        say(console, line, "yellow")
 
 
 def diff_of(store: Store, a: str, b: str) -> dict[str, Any]:

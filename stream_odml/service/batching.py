@@ -40,50 +40,41 @@ class Coalescer(Generic[Ask, Reply]):
         self._budget, self._weigh = budget, weigh
         self._numbers = itertools.count()
         self._waiting: list[tuple[float, int, Ask, asyncio.Future[Reply]]] = []
-        self._busy = False
+        self._answering: asyncio.Task[None] | None = None
 
     def ask(self, ask: Ask, cost: float = 0.0) -> asyncio.Future[Reply]:
         """Return the reply to come, or what ``work`` raises for it; the least ``cost`` goes first."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
         heapq.heappush(self._waiting, (cost, next(self._numbers), ask, future))
-        if not self._busy:
-            self._busy = True
-            loop.call_soon(self._answer, loop)
+        if self._answering is None or self._answering.done():
+            self._answering = loop.create_task(self._answer_all())
         return future
 
-    def _answer(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer one batch of those that wait: at once if it is short, else on the pool."""
-        batch = self._next_batch()
-        asks, self._busy = [ask for ask, _ in batch], bool(batch)
-        if not batch:
-            return
-        replies: Sequence[Reply | Exception]
-        try:
-            if not self._short(asks):
-                job = loop.run_in_executor(self._pool, self._work, asks)
-                job.add_done_callback(lambda done: self._reply(loop, batch, _outcome(done, len(batch))))
-                return
-            replies = self._work(asks)
-        except Exception as error:  # one bad batch must not keep the next from its turn
-            replies = [error] * len(batch)
-        self._reply(loop, batch, replies)
-
-    def _reply(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: list[tuple[Ask, asyncio.Future[Reply]]],
-        replies: Sequence[Reply | Exception],
-    ) -> None:
-        for (_, future), reply in zip(batch, replies, strict=True):
-            if future.done():
-                continue
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
-        # The replies leave, and what came in is read, before the next batch begins.
-        loop.call_soon(self._answer, loop)
+    async def _answer_all(self) -> None:
+        """Answer batch after batch, at once if it is short, else on the pool. The error of one that fails is for all of
+        its askers; those that come later have their turn."""
+        loop = asyncio.get_running_loop()
+        while batch := self._next_batch():
+            asks = [ask for ask, _ in batch]
+            replies: Sequence[Reply | Exception]
+            try:
+                is_short = self._short(asks)
+                replies = (
+                    self._work(asks) if is_short else await loop.run_in_executor(self._pool, self._work, asks)
+                )
+            except BaseException as error:  # also where the pool was closed, or a library panicked
+                failure = error if isinstance(error, Exception) else RuntimeError(f"not answered: {error!r}")
+                replies = [failure] * len(batch)
+            for (_, future), reply in zip(batch, replies, strict=True):
+                if future.done():
+                    continue
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+            # The replies leave, and what came in is read, before the next batch begins.
+            await asyncio.sleep(0)
 
     def _next_batch(self) -> list[tuple[Ask, asyncio.Future[Reply]]]:
         batch: list[tuple[Ask, asyncio.Future[Reply]]] = []
@@ -98,13 +89,3 @@ class Coalescer(Generic[Ask, Reply]):
             if not future.done():
                 batch.append((ask, future))
         return batch
-
-
-def _outcome(job: asyncio.Future[Sequence[Reply | Exception]], count: int) -> Sequence[Reply | Exception]:
-    """Return the replies of a job on the pool; if it failed, its error for each of the ``count`` asks."""
-    if job.cancelled():
-        return [RuntimeError("the service is closing")] * count
-    error = job.exception()
-    if error is None:
-        return job.result()
-    return [error if isinstance(error, Exception) else RuntimeError(repr(error))] * count
