@@ -8,7 +8,6 @@ no row of it says which attribute it is.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,7 +17,7 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
-from stream_odml.ingest.plain import bytes_text, seconds_text
+from stream_odml.ingest.plain import bytes_text, seconds_text, unboxed
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
 
 MAX_VALUES = 4096
@@ -274,23 +273,12 @@ def _simple(scalar: Any) -> Any:
         value: Decimal = scalar.as_py()
         return f"{value:f}"
     if pa.types.is_float32(kind) or pa.types.is_float16(kind):
-        return _shortest(float(scalar.as_py()), "<e" if pa.types.is_float16(kind) else "<f")
+        return unboxed(kind.to_pandas_dtype()(scalar.as_py()))
     if pa.types.is_date(kind):
         return scalar.as_py().isoformat()
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_float64(kind):
         return scalar.as_py()
     return str(scalar.as_py())
-
-
-def _shortest(value: float, form: str) -> float:
-    """The float of the fewest digits that is the same number in fewer bits: 0.1, not 0.10000000149011612."""
-    if value - value != 0:  # not finite
-        return value
-    for digits in range(1, 10):
-        short = float(f"{value:.{digits}g}")
-        if struct.pack(form, short) == struct.pack(form, value):
-            return short
-    return value
 
 
 def _timestamp_text(scalar: Any) -> str:

@@ -120,24 +120,10 @@ class KafkaProcess:
 # -- the process --------------------------------------------------------------------------------------------------
 
 
-class _Known(Collection[str]):
-    """Stamps that the ledger has, fetched from the parent when they are wanted, which is rarely."""
-
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
-
-    def _fetched(self) -> list[str]:
-        self._pipe.send(READ, {})
-        return list((self._pipe.receive_json() or {"known": ()})["known"])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fetched())
-
-    def __len__(self) -> int:
-        return len(self._fetched())
-
-    def __contains__(self, stamp: object) -> bool:
-        return stamp in self._fetched()
+def _known(pipe: Pipe) -> Iterator[str]:
+    """Yield stamps that the ledger has, fetched from the parent once they are wanted, which is rarely."""
+    pipe.send(READ, {})
+    yield from (pipe.receive_json() or {"known": ()})["known"]
 
 
 def main() -> None:
@@ -172,7 +158,7 @@ def _made(job: Mapping[str, Any]) -> Any:
 
 def _answer(source: Any, question: Mapping[str, Any], pipe: Pipe) -> dict[str, Any]:
     if question["call"] == "poll":
-        return {"refs": [ref.to_dict() for ref in source.poll(_Known(pipe))]}
+        return {"refs": [ref.to_dict() for ref in source.poll(_known(pipe))]}
     if question["call"] == "inspect":
         return {"text": source.inspect()}
     missing = frozenset(question["missing"])

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +88,7 @@ class KafkaSource:
 
     # -- the contract of a source ---------------------------------------------------------------------------------
 
-    def poll(self, known: Collection[str]) -> list[ShardRef]:
+    def poll(self, known: Iterable[str]) -> list[ShardRef]:
         """See `Source`. Order: that of offsets in a partition. Raises TransientReadError, TopicReplaced."""
         trouble: Exception | None = None
         try:
@@ -148,7 +148,7 @@ class KafkaSource:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    def _read(self, known: Collection[str]) -> None:
+    def _read(self, known: Iterable[str]) -> None:
         deadline = time.monotonic() + POLL_S
         self._close_due(time.monotonic())
         self._write()
@@ -259,7 +259,7 @@ class KafkaSource:
 
     # -- topics and partitions ------------------------------------------------------------------------------------
 
-    def _refresh(self, known: Collection[str]) -> None:
+    def _refresh(self, known: Iterable[str]) -> None:
         """Look for topics and partitions that are new, now and then."""
         now = time.monotonic()
         if now < self._refresh_due:

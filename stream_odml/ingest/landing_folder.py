@@ -18,7 +18,6 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from stream_odml.ingest.folder_scan import class_of, scan_folder
-from stream_odml.ingest.folders import read_manifest
 from stream_odml.ingest.passed_over import is_foreign_folder
 from stream_odml.ingest.reasons import BadShard
 from stream_odml.ingest.shard import (
@@ -31,9 +30,18 @@ from stream_odml.ingest.shard import (
     make_shard_id,
     shard_name,
 )
+from stream_odml.ingest.shard_file import read_manifest
 from stream_odml.storage.atomic import ASIDE, sync_folder, write_whole
 from stream_odml.storage.publish import ShardExists, check_name, claim_name, taken
-from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
+from stream_odml.storage.reading import (
+    StorageOptions,
+    filesystem_of,
+    is_remote,
+    join,
+    local_path,
+    s3_filesystem,
+    s3_path,
+)
 from stream_odml.storage.regular import open_regular
 
 _PART_CHARS = 8
@@ -168,22 +176,17 @@ def _items_of(manifest: ShardManifest, shard_id: str) -> dict[str, tuple[str, st
 def _landed(inbox: str, base: str, options: StorageOptions | None) -> dict[str, tuple[ShardManifest, str]]:
     """The shards that landed from the folder of this name, each with its id: the first, and its parts as they came."""
     ours = re.compile(rf"{re.escape(base)}(-[0-9a-f]{{{_PART_CHARS}}})?")
-    landed: dict[str, tuple[ShardManifest, str]] = {}
-    times: dict[str, int] = {}
+    landed: list[tuple[int, str, ShardManifest, str]] = []
     for name in filter(ours.fullmatch, _folders(inbox, options)):
         try:
             manifest, sha256 = read_manifest(join(inbox, name), options)
         except BadShard:
             continue  # without its manifest it is no shard, or one that readers refuse
-        landed[name] = manifest, make_shard_id(name, sha256)
-        times[name] = _landed_at(join(inbox, f"{name}/{MANIFEST_NAME}"), options)
-    return {name: landed[name] for name in sorted(landed, key=lambda name: (times[name], name))}
-
-
-def _landed_at(manifest: str, options: StorageOptions | None) -> int:
-    if is_remote(manifest):
-        return int(s3_filesystem(options).get_file_info(s3_path(manifest)).mtime_ns or 0)
-    return local_path(manifest).stat().st_mtime_ns
+        filesystem, path = filesystem_of(join(inbox, f"{name}/{MANIFEST_NAME}"), options)
+        landed_at = int(filesystem.get_file_info(path).mtime_ns or 0)
+        landed.append((landed_at, name, manifest, make_shard_id(name, sha256)))
+    landed.sort(key=lambda one: one[:2])
+    return {name: (manifest, shard_id) for _, name, manifest, shard_id in landed}
 
 
 def _folders(inbox: str, options: StorageOptions | None) -> Iterator[str]:

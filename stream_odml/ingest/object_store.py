@@ -13,11 +13,10 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from stream_odml.ingest.folders import read_manifest
 from stream_odml.ingest.passed_over import is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import MANIFEST_NAME, ShardRef, format_of, is_hidden, make_shard_id
-from stream_odml.ingest.shard_file import ShardFile, hash_of_etag
+from stream_odml.ingest.shard_file import ShardFile, hash_of_etag, read_manifest
 from stream_odml.ingest.sources import MAX_NEW, landing_order, read_note
 from stream_odml.storage.reading import StorageOptions, join, s3_filesystem, s3_path
 

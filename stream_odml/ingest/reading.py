@@ -6,29 +6,31 @@ Memory is bounded by one record batch (tables: one row group) or one image.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from stream_odml.ingest import fields
 from stream_odml.ingest.delta_source import delta_files
-from stream_odml.ingest.folders import folder_rows, parts_rows
+from stream_odml.ingest.lance_file import LANCE
 from stream_odml.ingest.message_range import FORMAT as MESSAGES
 from stream_odml.ingest.message_range import message_rows
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import FIRST_BYTES, BadShard, Reason, RowError, RowProblem
-from stream_odml.ingest.shard import ManifestFile, ShardManifest, ShardRef
-from stream_odml.ingest.shard_file import ShardFile
+from stream_odml.ingest.shard import FILE_FORMATS, ManifestFile, ShardManifest, ShardRef, format_of
+from stream_odml.ingest.shard_file import ShardFile, read_manifest
 from stream_odml.ingest.tables import table_rows
 from stream_odml.ingest.tars import check_members, tar_rows
 from stream_odml.ingest.vectors import Vector, checked_vector
-from stream_odml.storage.reading import StorageOptions
+from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path
 
+_FOREIGN_TABLE = frozenset({Reason.WRONG_SCHEMA, Reason.EMPTY_FILE})
 UNLABELLED = ""
 """The class of an item whose class nobody has said yet."""
 CHECKED_ROWS = 1000
@@ -53,22 +55,18 @@ class RawItem:
 def read_shard(
     ref: ShardRef, storage_options: StorageOptions | None = None, contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawItem | RowProblem]:
-    """Yield all rows of a shard in order. `contents` that a table may have; the first of several counts.
+    """Return all rows of a shard in order. `contents` that a table may have; the first of several counts.
 
     Raises BadShard when the whole file is refused; that may come after rows were yielded (a corrupt end,
     or changed_while_read), and then none of them counts. Raises TransientReadError when the bytes cannot
     be had now. Images are not decoded here: `decode_image` is where an image turns out to be bad.
     """
-    seen: set[str] = set()
-    for raw in raw_rows(ref, storage_options, contents):
-        yield _check(raw, ref.shard_id, seen)
+    return _checked(raw_rows(ref, storage_options, contents), ref.shard_id)
 
 
 def read_folder(path: Path, files: tuple[ManifestFile, ...]) -> Iterator[RawItem | RowProblem]:
-    """Yield all rows of these files of a folder on this machine, which is no shard. Errors as `read_shard`."""
-    seen: set[str] = set()
-    for raw in parts_rows(str(path.absolute()), files, None):
-        yield _check(raw, path.name, seen)
+    """Return all rows of these files of a folder on this machine, which is no shard. Errors as `read_shard`."""
+    return _checked(_Rows(None).of_files(str(path.absolute()), files), path.name)
 
 
 def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = None) -> None:
@@ -77,7 +75,7 @@ def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = No
     first: RowProblem | None = None
     with ShardFile(str(path)) as file:
         try:
-            rows = tar_rows(file) if format == "tar" else table_rows(file, format, constants)
+            rows = _rows_in(file, format, constants)
             for raw in islice(rows, CHECKED_ROWS):
                 found = _check(raw, path.name, set())
                 if isinstance(found, RawItem):
@@ -97,62 +95,153 @@ def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = No
 def raw_rows(
     ref: ShardRef, options: StorageOptions | None = None, contents: Sequence[Content] = ANY_CONTENT
 ) -> Iterator[RawRow]:
-    """Yield all rows of a shard as they were written, unchecked. Errors as `read_shard`."""
-    if ref.format == "task":
-        _check_task(ref, options)
-        return
-    if ref.format == "adopted":
-        raise BadShard(Reason.UNKNOWN_FORMAT, f"{ref.uri} was adopted: its rows are in the stream root alone")
-    if ref.format == "folder":
-        yield from folder_rows(ref, options, contents)
-    elif ref.format == "files" and ref.manifest is not None:
-        parts = parts_rows(ref.uri, ref.manifest.files, options, contents)
-        yield from (replace(raw, path=None) for raw in parts)
-    elif ref.format == "delta":
-        parts = parts_rows(ref.uri.partition("#")[0], delta_files(ref, options), options, contents)
-        # Names of a table's files say nothing to people.
-        yield from (replace(raw, path=None) for raw in parts)
-    else:
-        yield from _single_file(ref, options, contents)
+    """Return all rows of a shard as they were written, unchecked. Errors as `read_shard`."""
+    return _Rows(options, contents).of(ref)
 
 
-def _check_task(ref: ShardRef, options: StorageOptions | None) -> None:
-    """A task manifest has no rows; a broken one is refused like any other file."""
-    with ShardFile(ref.uri, options) as file:
-        manifest = ShardManifest.from_bytes(file.readall() or b"")
-        if not (manifest.task or "").strip() or not manifest.task_complete:
-            detail = "a task manifest names its task and says task_complete"
-        elif manifest.shards == ():
-            detail = "it names no shard, so it closes nothing; leave `shards` out to close all that waits"
-        else:
-            return
-        raise BadShard(Reason.BAD_MANIFEST, detail, file.head())
-
-
-def _single_file(
-    ref: ShardRef, options: StorageOptions | None, contents: Sequence[Content]
+def _rows_in(
+    file: ShardFile,
+    format: str,
+    constants: Mapping[str, str] | None = None,
+    contents: Sequence[Content] = ANY_CONTENT,
 ) -> Iterator[RawRow]:
-    with ShardFile(ref.uri, options) as file:
-        if file.size_bytes != ref.size_bytes:
-            detail = f"{file.size_bytes} bytes, {ref.size_bytes} when it was seen"
-            raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head())
-        try:
-            if ref.format == "unknown":
-                expected = f"{ref.name!r}: expected .parquet, .arrow, .tar, .npz or a folder with a manifest"
-                raise BadShard(Reason.UNKNOWN_FORMAT if ref.size_bytes else Reason.EMPTY_FILE, expected)
-            if ref.format == MESSAGES:
-                yield from message_rows(file)
-            elif ref.format == "tar":
-                yield from tar_rows(file)
+    if format == MESSAGES:
+        return message_rows(file)
+    return tar_rows(file) if format == "tar" else table_rows(file, format, constants, contents)
+
+
+class _Rows:
+    """Rows of shards in whatever form they are, from a store with these options."""
+
+    def __init__(self, options: StorageOptions | None, contents: Sequence[Content] = ANY_CONTENT) -> None:
+        self._options, self._contents = options, contents
+
+    def of(self, ref: ShardRef) -> Iterator[RawRow]:
+        """Yield the rows of a shard."""
+        if ref.format == "task":
+            self._check_task(ref)
+        elif ref.format == "adopted":
+            detail = f"{ref.uri} was adopted: its rows are in the stream root alone"
+            raise BadShard(Reason.UNKNOWN_FORMAT, detail)
+        elif ref.format == "folder":
+            manifest, sha256 = read_manifest(ref.uri, self._options)
+            if not sha256.startswith(ref.content_hash):
+                raise BadShard(Reason.CHANGED_WHILE_READ, "the manifest is no longer the one that was seen")
+            yield from self.of_files(ref.uri, manifest.files)
+        elif ref.format == "files" and ref.manifest is not None:
+            yield from self._of_table(ref.uri, ref.manifest.files)
+        elif ref.format == "delta":
+            yield from self._of_table(ref.uri.partition("#")[0], delta_files(ref, self._options))
+        else:
+            yield from self._of_file(ref)
+
+    def of_files(self, uri: str, files: Iterable[ManifestFile]) -> Iterator[RawRow]:
+        """Yield the rows of several files below `uri`, images, tables and tars, numbered on from file to file."""
+        row = 0
+        for file in files:
+            kind = LANCE if file.path.endswith(f".{LANCE}") else format_of(file.path)
+            if kind != LANCE and kind not in FILE_FORMATS.values():
+                yield replace(self._image(uri, file), row=row)
+                row += 1
+                continue
+            for raw in self._part(uri, file, kind):
+                inside = f"/{raw.path}" if raw.path is not None else f"#{raw.row}"
+                yield replace(raw, row=row, path=f"{file.path}{inside}")
+                row += 1
+
+    def _of_table(self, uri: str, files: Iterable[ManifestFile]) -> Iterator[RawRow]:
+        # Names of a table's files say nothing to people.
+        return (replace(raw, path=None) for raw in self.of_files(uri, files))
+
+    def _check_task(self, ref: ShardRef) -> None:
+        """A task manifest has no rows; a broken one is refused like any other file."""
+        with ShardFile(ref.uri, self._options) as file:
+            manifest = ShardManifest.from_bytes(file.readall() or b"")
+            if not (manifest.task or "").strip() or not manifest.task_complete:
+                detail = "a task manifest names its task and says task_complete"
+            elif manifest.shards == ():
+                detail = "it names no shard, so it closes nothing; leave `shards` out to close all that waits"
             else:
-                yield from table_rows(file, ref.format, None, contents)
-        except BadShard as error:
+                return
+            raise BadShard(Reason.BAD_MANIFEST, detail, file.head())
+
+    def _of_file(self, ref: ShardRef) -> Iterator[RawRow]:
+        with ShardFile(ref.uri, self._options) as file:
+            if file.size_bytes != ref.size_bytes:
+                detail = f"{file.size_bytes} bytes, {ref.size_bytes} when it was seen"
+                raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head())
+            try:
+                if ref.format == "unknown":
+                    expected = (
+                        f"{ref.name!r}: expected .parquet, .arrow, .tar, .npz or a folder with a manifest"
+                    )
+                    raise BadShard(Reason.UNKNOWN_FORMAT if ref.size_bytes else Reason.EMPTY_FILE, expected)
+                yield from _rows_in(file, ref.format, None, self._contents)
+            except BadShard as error:
+                if _has_changed(file, ref):
+                    error = BadShard(
+                        Reason.CHANGED_WHILE_READ, f"while it was read; it then failed with {error}"
+                    )
+                raise BadShard(error.reason, error.detail, file.head(FIRST_BYTES)) from error
             if _has_changed(file, ref):
-                error = BadShard(Reason.CHANGED_WHILE_READ, f"while it was read; it then failed with {error}")
-            raise BadShard(error.reason, error.detail, file.head(FIRST_BYTES)) from error
-        if _has_changed(file, ref):
-            detail = "its content is not the one that was seen"
-            raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head(FIRST_BYTES))
+                detail = "its content is not the one that was seen"
+                raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head(FIRST_BYTES))
+
+    def _part(self, uri: str, declared: ManifestFile, kind: str) -> Iterator[RawRow]:
+        """Rows of a table or tar. One that holds no rows of ours from its start is one row, which says why."""
+        if not _is_inside(uri, declared.path):
+            yield RawRow(0, problem=_leads_out(declared))
+            return
+        with ShardFile(join(uri, declared.path), self._options) as file:
+            if file.size_bytes != declared.size_bytes or (
+                declared.sha256 and file.sha256() != declared.sha256
+            ):
+                raise BadShard(*_is_another(declared))
+            count = 0
+            try:
+                for raw in _rows_in(file, kind, dict(declared.values), self._contents):
+                    yield raw
+                    count += 1
+            except BadShard as error:
+                if count or error.reason not in _FOREIGN_TABLE:
+                    raise
+                yield RawRow(0, problem=(error.reason, f"{declared.path}: {error.detail}"))
+
+    def _image(self, uri: str, declared: ManifestFile) -> RawRow:
+        """The row of an image. One that is not the file that the manifest declares spoils its own row only."""
+        folder = PurePosixPath(declared.path).parent.as_posix()
+        said = dict(declared.values)
+        label = said.pop("class_name", None if folder == "." else folder)
+        raw = RawRow(0, None, label, path=declared.path)
+        if declared.size_bytes > MAX_IMAGE_BYTES:
+            return replace(raw, problem=(Reason.OVERSIZED, f"{declared.size_bytes} bytes of image"))
+        if not _is_inside(uri, declared.path):
+            return replace(raw, problem=_leads_out(declared))
+        try:
+            with ShardFile(join(uri, declared.path), self._options) as file:
+                data = file.read(declared.size_bytes + 1) or b"" if is_remote(uri) else file.readall() or b""
+        except BadShard as error:
+            return replace(raw, problem=(error.reason, f"{declared.path}: {error.detail}"))
+        if declared.sha256 and hashlib.sha256(data).hexdigest() != declared.sha256:
+            return replace(raw, image=data, problem=_is_another(declared))
+        item_id, attributes, time = (said.get(part) for part in ("item_id", "attributes", "time"))
+        return replace(raw, image=data, item_id=item_id, attributes=attributes, time=time)
+
+
+def _leads_out(declared: ManifestFile) -> tuple[Reason, str]:
+    return Reason.UNSAFE_PATH, f"{declared.path!r} leads out of the shard"
+
+
+def _is_another(declared: ManifestFile) -> tuple[Reason, str]:
+    return Reason.HASH_MISMATCH, f"{declared.path} is not the file that the manifest declares"
+
+
+def _is_inside(uri: str, path: str) -> bool:
+    """Whether symbolic links keep the file within its shard."""
+    if is_remote(uri):
+        return True
+    root = local_path(uri).resolve()
+    return (root / path).resolve().is_relative_to(root)
 
 
 def _has_changed(file: ShardFile, ref: ShardRef) -> bool:
@@ -163,6 +252,11 @@ def with_path(path: str | None, detail: str) -> str:
     """Return a problem's detail that names its file, unless it does already."""
     named = path is None or path in detail
     return detail if named else f"{fields.path_text(path or '')}: {detail}"
+
+
+def _checked(rows: Iterator[RawRow], shard_id: str) -> Iterator[RawItem | RowProblem]:
+    seen: set[str] = set()
+    return (_check(raw, shard_id, seen) for raw in rows)
 
 
 def _check(raw: RawRow, shard_id: str, seen: set[str]) -> RawItem | RowProblem:

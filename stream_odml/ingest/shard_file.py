@@ -12,8 +12,8 @@ import os
 from typing import Any
 
 from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
-from stream_odml.ingest.shard import HASH_CHARS
-from stream_odml.storage.reading import StorageOptions, is_remote, local_path, s3_filesystem, s3_path
+from stream_odml.ingest.shard import HASH_CHARS, MANIFEST_NAME, ShardManifest
+from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path, s3_filesystem, s3_path
 from stream_odml.storage.regular import UnsafePath, open_regular
 
 FETCHED_WHOLE = 8 << 20
@@ -108,8 +108,22 @@ class ShardFile(io.RawIOBase):
                 return hash_of_etag(now.looks)[:HASH_CHARS] != content_hash
         if self._look() != self.looks:
             return True
+        return not self.sha256().startswith(content_hash)
+
+    def sha256(self) -> str:
+        """Return sha256 of the whole file, in hex, which is then read from its start."""
         self.seek(0)
-        return hashlib.file_digest(self, "sha256").hexdigest()[: len(content_hash)] != content_hash
+        digest = hashlib.file_digest(self, "sha256").hexdigest()
+        self.seek(0)
+        return digest
+
+
+def read_manifest(uri: str, options: StorageOptions | None) -> tuple[ShardManifest, str]:
+    """Return the manifest of the folder at `uri` and the sha256 of its bytes, which is the content hash
+    of the shard."""
+    with ShardFile(join(uri, MANIFEST_NAME), options) as file:
+        data = file.readall() or b""
+    return ShardManifest.from_bytes(data), hashlib.sha256(data).hexdigest()
 
 
 def hash_of_etag(looks: tuple[int, str]) -> str:
