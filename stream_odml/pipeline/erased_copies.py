@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from stream_odml.ingest.reading import RawItem, read_shard
@@ -31,21 +31,22 @@ def landed_copies(
     are to be learnt before it may be deleted: itself, and of labels those with the images that they were put on."""
     found: dict[str, set[str]] = {}
     labelled: dict[str, set[str]] = {}
+    with_images: set[str] = set()
     for shard in covered.values():
-        if touches(shard, tombstone):
-            items, labels = _items(shard, partial(_bears, tombstone), options)
-            if tombstone.kind == "class" and items:
-                items -= _living(store, shard, tombstone.name, items, options)
-                for item in labels & items:
-                    labelled.setdefault(item, set()).add(shard.shard_id)
-            if items:
-                found[shard.shard_id] = {shard.shard_id}
-    for shard in _with_images(labelled, covered):
-        items, labels = _items(shard, lambda row: row.item_id in labelled, options)
-        for item in items - labels:
-            found.setdefault(shard.shard_id, {shard.shard_id})
+        items = _items(shard, partial(_bears, tombstone), options) if touches(shard, tombstone) else set()
+        if tombstone.kind == "class" and items:
+            items -= moved_away(store, shard.shard_id, items)
+            images = images_of(shard.counts) or set()
+            for item in items if images else ():
+                labelled.setdefault(item, set()).add(shard.shard_id)
+                with_images |= images
+        if items:
+            found[shard.shard_id] = {shard.shard_id}
+    for shard_id in with_images & covered.keys():
+        for item in _items(covered[shard_id], lambda row: row.item_id in labelled, options):
+            found.setdefault(shard_id, {shard_id})
             for label in labelled[item]:
-                found[label].add(shard.shard_id)
+                found[label].add(shard_id)
     return found
 
 
@@ -66,54 +67,18 @@ def is_skipped(store: Store, shard: ShardState) -> bool:
     return shard.task not in store.tree.learnt() and store.ledger.tasks[shard.task].skipped is not None
 
 
-def _items(
-    shard: ShardState, wanted: Callable[[RawItem], bool], options: StorageOptions | None
-) -> tuple[set[str], set[str]]:
-    """The wanted items of a landed file, and those of them that are labels."""
-    items: set[str] = set()
-    labels: set[str] = set()
+def _items(shard: ShardState, wanted: Callable[[RawItem], bool], options: StorageOptions | None) -> set[str]:
+    """The wanted items of a landed file."""
     if shard.format == "task":
-        return items, labels
+        return set()
     ref = ShardRef.from_dict(json.loads(json.dumps(dict(shard.detail))))
     try:
         # To its end, where its hash is compared: what is found here may be deleted.
-        for row in read_shard(ref, options):
-            if isinstance(row, RawItem) and wanted(row):
-                items.add(row.item_id)
-                if _is_label(row):
-                    labels.add(row.item_id)
+        return {row.item_id for row in read_shard(ref, options) if isinstance(row, RawItem) and wanted(row)}
     except (BadShard, io.UnsupportedOperation):
-        return set(), set()  # gone, or not the bytes that landed: nothing here that could be named
-    return items, labels
+        return set()  # gone, or not the bytes that landed: nothing here that could be named
 
 
 def _bears(tombstone: Tombstone, row: RawItem) -> bool:
     names = {"class": row.class_name, "item": row.item_id}
     return tombstone.kind == "shard" or names[tombstone.kind] == tombstone.name
-
-
-def _is_label(row: RawItem) -> bool:
-    return row.vector is None and not row.image
-
-
-def _living(
-    store: Store, shard: ShardState, class_name: str, items: set[str], options: StorageOptions | None
-) -> set[str]:
-    """Those of the items that a label had moved from the class before it was erased."""
-    named = dict.fromkeys(items, class_name)
-    moved = moved_away(shard.shard_id, named, store.again(store.metadata), store.ledger, store.tree)
-    shards = {at: store.ledger.shards[at] for at in set(moved.values())}
-    # A shard of an earlier release: only its file tells a label from another image.
-    unnoted = [at for at, state in shards.items() if images_of(state.counts) is None]
-    images = {at for at in unnoted if not _items(shards[at], _is_label, options)[1]}
-    return {item for item, at in moved.items() if at not in images}
-
-
-def _with_images(labelled: Mapping[str, set[str]], covered: Mapping[str, ShardState]) -> Iterable[ShardState]:
-    """The shards that may hold the images of these items, which these shards of labels name."""
-    for shard_id, shard in covered.items():
-        for label in {label for labels in labelled.values() for label in labels}:
-            of = images_of(covered[label].counts)
-            if shard_id in of if of is not None else shard.landed_seq < covered[label].landed_seq:
-                yield shard
-                break

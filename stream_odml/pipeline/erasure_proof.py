@@ -191,9 +191,7 @@ def _in_file(store: Store, path: str, tombstone: Tombstone, covered: dict[str, S
     table = parquet.read(columns=sorted({*names, *also}))
     mask = pc.equal(table[wanted].cast(pa.string()), tombstone.name)
     if own is not None and pc.any(mask).as_py():
-        meta = store.again(store.metadata)
-        erased = erased_pictures(files, path, own, table, meta, store.ledger, store.tree)
-        mask = pc.and_(mask, pa.array(erased))
+        mask = pc.and_(mask, pa.array(erased_pictures(own, table, store.ledger)))
     if own is None:
         known = pa.array(sorted(covered), pa.string())
         mask = pc.and_(mask, pc.is_in(table["shard_id"].cast(pa.string()), value_set=known))

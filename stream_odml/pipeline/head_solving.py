@@ -24,7 +24,7 @@ from stream_odml.learn.head_choice import choose_head, sample_rows
 from stream_odml.learn.lift import Lift
 from stream_odml.store.store import Store
 from stream_odml.store.sums import TrainingRows
-from stream_odml.store.tables import features_of
+from stream_odml.store.tables import features_of, values
 from stream_odml.store.version_metrics import key
 
 CHOSEN = ("discriminant", "width", "shrinkage", "new_shrinkage", "new_scale", "new_bonus")
@@ -179,8 +179,8 @@ def rows_as_items(store: Store, parts: Sequence[str], left: TrainingRows, forwar
             rows = pq.read_table(path)
         found.append(rows.filter(pc.invert(rows["held_out"])))
     rows, living = pa.concat_tables(found), left.places
-    places = zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True)
-    rows = rows.filter(pa.array([place in living for place in places], pa.bool_()))
+    is_living = [place in living for place in values(rows, "shard_id", "row")]
+    rows = rows.filter(pa.array(is_living, pa.bool_()))
     anew = Items(rows["item_id"].to_pylist(), rows["class_name"].to_pylist(), features_of(rows, store.dim))
     names = frozenset(anew.keys)
     stayed = np.array([row for row, key in enumerate(left.keys) if key not in names], np.int64)

@@ -46,8 +46,7 @@ def up_to_date(writer: Writer, result: StageResult) -> StageResult:
 
 def _is_stale(store: Store, result: StageResult) -> bool:
     seq = int(result.metrics.get(SUMS_SEQ, -1))
-    newest = max((tombstone.seq for tombstone in store.ledger.tombstones), default=-1)
-    return store.tree.get(result.parent).sums_seq > seq or newest > seq
+    return max(store.tree.get(result.parent).sums_seq, store.ledger.newest_tombstone) > seq
 
 
 def _again(store: Store, result: StageResult, lift: Lift) -> ClassSums:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stream_odml.ingest.kept_images import read_images
 from stream_odml.ingest.reading import RawItem
@@ -18,8 +17,7 @@ from stream_odml.ingest.reasons import Reason, RowProblem, TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.storage.files import Files
-from stream_odml.store.labels import noted
-from stream_odml.store.select import COLUMNS, select_rows
+from stream_odml.store.labels import living_rows, noted
 from stream_odml.store.store import Store
 
 
@@ -39,7 +37,8 @@ def relabelled(store: Store, ref: ShardRef, labels: list[RawItem], held_out: flo
     problem for each that is not stored. Raises TransientReadError while the shards that landed before this one are not
     all indexed: the item may be theirs."""
     store.refresh()
-    stored = store.again(lambda: stored_rows(store, [label.item_id for label in labels]))
+    items = pa.array({label.item_id for label in labels}, pa.string())
+    stored = store.again(lambda: living_rows(store, items, store.gallery_schema.names))
     place = {item_id: row for row, item_id in enumerate(stored["item_id"].to_pylist())}
     unknown = [label for label in labels if label.item_id not in place]
     mine = store.ledger.shards.get(ref.shard_id)
@@ -82,17 +81,6 @@ def carried_pictures(files: Files, folder: str, found: Relabelled) -> pa.Table:
             "image": pa.array(columns[2], pa.binary()),
         }
     )
-
-
-def stored_rows(store: Store, item_ids: list[str]) -> pa.Table:
-    """Return the rows by which these items are found, with vectors as stored. FileNotFoundError as `Store.scan`."""
-    named = pc.field("item_id").isin(pa.array(sorted(set(item_ids)), pa.string()))
-    parts = [rows for _, rows in store.scan(None, named)]
-    if not parts:
-        return store.gallery_schema.empty_table()
-    rows = pa.concat_tables(parts)
-    picked = select_rows(rows.select(COLUMNS), store.ledger, store.tree, store.tree.head).picked
-    return rows.take(pa.array(picked))
 
 
 def _problem(label: RawItem) -> RowProblem:

@@ -143,8 +143,7 @@ class Tidying:
             # Before the rows that both need are deleted.
             forget_in_banks(self._writer)
             forget_in_sums(self._writer)
-            tombstones = self._writer.ledger.tombstones
-            covered = tombstones[-1].seq if tombstones else -1
+            covered = self._writer.ledger.newest_tombstone
         report = self._writer.maintain(
             MaintenancePolicy(
                 retention=timedelta(0) if erase else retention,

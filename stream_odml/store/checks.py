@@ -14,7 +14,7 @@ from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import ShardState, TaskState
 from stream_odml.store.select import encode
 from stream_odml.store.store import Store
-from stream_odml.store.tables import VECTOR_COLUMNS, features_of, vectors_of
+from stream_odml.store.tables import VECTOR_COLUMNS, features_of, values, vectors_of
 from stream_odml.store.versions import SUMS_SEQ, VersionTree
 
 
@@ -103,8 +103,8 @@ def accepted(
     if shard_ids is not None:
         keep &= np.array([name in set(shard_ids) for name in names])[shards]
     if store.ledger.tombstones:
-        triples = zip(*(rows[c].to_pylist() for c in ("shard_id", "class_name", "item_id")), strict=True)
-        keep &= np.array([not store.ledger.forgotten(*triple) for triple in triples])
+        named = values(rows, "shard_id", "class_name", "item_id")
+        keep &= np.array([not store.ledger.forgotten(*names) for names in named])
     return rows if keep.all() else rows.filter(pa.array(keep))
 
 
@@ -150,8 +150,7 @@ def counted(
     counts: dict[str, dict[str, Any]] = {
         s: {**more.get(s, {}), "rows": 0, "held_out": 0, "quarantined": 0, "classes": {}} for s in shard_ids
     }
-    columns = (rows[c].to_pylist() for c in ("shard_id", "class_name", "held_out"))
-    for shard_id, class_name, held_out in zip(*columns, strict=True):
+    for shard_id, class_name, held_out in values(rows, "shard_id", "class_name", "held_out"):
         count = counts[shard_id]
         count["rows"] += 1
         count["held_out"] += bool(held_out)

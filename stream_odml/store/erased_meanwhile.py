@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stream_odml.store.checks import accepted
-from stream_odml.store.erased_refusals import LEFT_OUT, erased_refusals
+from stream_odml.store.erased_refusals import refusals_to_delete
 from stream_odml.store.labels import erased_since, living_rows, without
 from stream_odml.store.pictures import drop_pictures
 from stream_odml.store.store import Store
-from stream_odml.store.tables import IngestBatch
+from stream_odml.store.tables import IngestBatch, values
 
 
 def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> IngestBatch:
@@ -37,16 +37,13 @@ def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) ->
 def refusals_without(store: Store, quarantine: pa.Table) -> pa.Table:
     """Return quarantine rows without those that name what was erased, or that a stage left out of rows which do not
     live any more."""
-    ledger = store.ledger
-    if not (ledger.tombstones and len(quarantine)):
+    if not (store.ledger.tombstones and len(quarantine)):
         return quarantine
-    erased = erased_refusals(quarantine, ledger.shards, ledger.latest_tombstones)
-    details = quarantine["detail"].to_pylist()
-    if any(detail.startswith(LEFT_OUT) for detail in details):
-        living = store.again(lambda: _living_places(store, quarantine["shard_id"].unique()))
-        places = zip(quarantine["shard_id"].to_pylist(), quarantine["row"].to_pylist(), strict=True)
-        erased |= [d.startswith(LEFT_OUT) and p not in living for d, p in zip(details, places, strict=True)]
-    return quarantine.filter(pa.array(~erased))
+
+    def living() -> set[tuple[str, int]]:
+        return store.again(lambda: _living_places(store, quarantine["shard_id"].unique()))
+
+    return quarantine.filter(pa.array(~refusals_to_delete(quarantine, store.ledger, living)))
 
 
 def _left_out(read: pa.Table, committed: pa.Table, pending: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -65,5 +62,4 @@ def _living_places(store: Store, shard_ids: pa.Array) -> set[tuple[str, int]]:
     if not of_shards:
         return set()
     # Of an item that came again in another shard, the row there is needed to know that this one was replaced.
-    picked = living_rows(store, pa.concat_tables(of_shards)["item_id"].unique())
-    return set(zip(picked["shard_id"].to_pylist(), picked["row"].to_pylist(), strict=True))
+    return set(values(living_rows(store, pa.concat_tables(of_shards)["item_id"].unique()), "shard_id", "row"))

@@ -11,7 +11,7 @@ later, is given the same answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from unicodedata import normalize
 from urllib.parse import unquote
 
@@ -19,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import ShardState
+from stream_odml.store.tables import values
 
 COLUMNS = ("shard_id", "row", "detail")
 """Of the quarantine, that the rule needs."""
@@ -67,8 +69,27 @@ def erased_refusals(
         paths = bool(classes) and shard.format not in _NO_PATHS
         return paths and any(classes.get(name, -1) > landed for name in _folders_in(detail))
 
-    columns = (rows[name].to_pylist() for name in COLUMNS)
-    return np.fromiter((is_erased(*row) for row in zip(*columns, strict=True)), bool, len(rows))
+    return np.fromiter((is_erased(*row) for row in values(rows, *COLUMNS)), bool, len(rows))
+
+
+def refusals_to_delete(
+    rows: pa.Table,
+    ledger: LedgerState,
+    living: Callable[[], Set[tuple[str, int]]],
+    gone: Mapping[str, int] | None = None,
+) -> NDArray[np.bool_]:
+    """Return which of these rows (of :data:`COLUMNS`) must not stay: those above, and what a stage left out of rows
+    that do not live any more. A text that does not name its item would stay when the item's row has gone.
+
+    ``living`` gives (shard, row) of living items of these shards.
+    """
+    erased = erased_refusals(rows, ledger.shards, ledger.latest_tombstones, gone)
+    left_out = [detail.startswith(LEFT_OUT) for detail in rows["detail"].to_pylist()]
+    if any(left_out):
+        places = living()
+        away = [place not in places for place in values(rows, "shard_id", "row")]
+        erased |= np.array(left_out) & np.array(away)
+    return erased
 
 
 def _of(kind: str, tombstones: Mapping[tuple[str, str], int]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from stream_odml.store.artifacts import BANK, ArtifactRef, read_artifact
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.select import forgotten_rows
 from stream_odml.store.store import Store
-from stream_odml.store.tables import decoded
+from stream_odml.store.tables import decoded, values
 from stream_odml.store.writer import Writer
 
 Key = tuple[str, str]
@@ -34,7 +34,7 @@ def forget_in_banks(writer: Writer) -> int:
     are purged, with nothing committed in between."""
     store = writer.store
     store.refresh()
-    newest = max((tombstone.seq for tombstone in store.ledger.tombstones), default=-1)
+    newest = store.ledger.newest_tombstone
     kept = {v.version_id: v for v in store.tree.versions.values() if BANK in v.artifacts and not v.retired}
     if all(version.forgotten_seq >= newest for version in kept.values()):
         return 0
@@ -130,13 +130,11 @@ def _first_cover(ledger: LedgerState, shard_id: str, class_name: str, item_id: s
 
 
 def _lost(rows: pa.Table, ledger: LedgerState, version_id: str, dim: int) -> dict[Key, list[Floats]]:
-    dead = forgotten_rows(rows, ledger)
+    lost = rows.take(pa.array(forgotten_rows(rows, ledger)))
     found: dict[Key, list[Floats]] = {}
-    if len(dead):
-        lost = rows.take(pa.array(dead))
-        columns = zip(lost["class_name"].to_pylist(), lost["held_out"].to_pylist(), strict=True)
-        vectors = decoded(lost, dim)
-        for (name, held_out), vector in zip(columns, vectors, strict=True):
-            if not held_out:
-                found.setdefault((name, version_id), []).append(vector)
+    for (name, held_out), vector in zip(
+        values(lost, "class_name", "held_out"), decoded(lost, dim), strict=True
+    ):
+        if not held_out:
+            found.setdefault((name, version_id), []).append(vector)
     return found

@@ -26,16 +26,13 @@ T = TypeVar("T")
 
 
 class Housekeeper:
-    """`store` is its own, so that the writer's is free; `covered`: the last tombstone whose rows may be deleted."""
+    """`store`: the writer's under the lock, else one of its own; `covered`: the last tombstone whose rows may go."""
 
-    def __init__(self, fence: Fence, covered: int | None = None) -> None:
-        self.fence = fence
-        self.store = Store.open(fence.store.uri, fence.store.storage_options, keep_gallery=False)
+    def __init__(self, fence: Fence, store: Store, covered: int | None = None) -> None:
+        self.fence, self.store = fence, store
         self.check()
-        if covered is None:
-            covered = max((tombstone.seq for tombstone in self.store.ledger.tombstones), default=-1)
         # What is requested meanwhile is for the next round: its rows must not go before its pictures.
-        self._covered = covered
+        self._covered = self.store.ledger.newest_tombstone if covered is None else covered
 
     def check(self) -> None:
         """Take in what was committed; WriterFenced when that shows a newer writer."""

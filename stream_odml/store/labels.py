@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from stream_odml.store.select import COLUMNS, encode, select_rows
 from stream_odml.store.store import Store
-from stream_odml.store.tables import GALLERY
+from stream_odml.store.tables import values
 
 LABELS = "labels"
 """In the counts of a shard of labels: ``at``, the `seq` of the ledger that their items were read at, and ``of``, the
@@ -41,7 +41,7 @@ def erased_since(
     store: Store, rows: pa.Table, shard_ids: Sequence[str], counts: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, list[str]]:
     """Return, by shard, the items of labels in ``rows`` whose own row has been erased since the label was read."""
-    newest = max((tombstone.seq for tombstone in store.ledger.tombstones), default=-1)
+    newest = store.ledger.newest_tombstone
     found: dict[str, list[str]] = {}
     for shard_id in shard_ids:
         read_at = counts.get(shard_id, {}).get(LABELS, {}).get("at", newest)
@@ -62,19 +62,19 @@ def without(rows: pa.Table, items: Mapping[str, Sequence[str]]) -> pa.Table:
     return rows.filter(pa.array(keep))
 
 
-def living_rows(store: Store, items: pa.Array) -> pa.Table:
-    """Return the rows, columns `COLUMNS`, that count of these items. Use it under :meth:`Store.again`."""
-    parts = (rows for _, rows in store.scan(list(COLUMNS), pc.field("item_id").isin(items)))
-    meta = pa.concat_tables([GALLERY.empty_table().select(COLUMNS), *parts])
-    return meta.take(pa.array(select_rows(meta, store.ledger, store.tree, store.tree.head).picked))
+def living_rows(store: Store, items: pa.Array, columns: Sequence[str] = COLUMNS) -> pa.Table:
+    """Return the rows, of these columns, that count of these items. Use it under :meth:`Store.again`."""
+    parts = (rows for _, rows in store.scan(columns, pc.field("item_id").isin(items)))
+    rows = pa.concat_tables([store.gallery_schema.empty_table().select(columns), *parts])
+    picked = select_rows(rows.select(COLUMNS), store.ledger, store.tree, store.tree.head).picked
+    return rows.take(pa.array(picked))
 
 
 def _living(store: Store, items: pa.ChunkedArray, read_at: int) -> set[str]:
     """Those whose row counts, and was there when the label was read: one that came back has another image."""
 
     def read() -> set[str]:
-        picked = living_rows(store, items.combine_chunks())
-        places = zip(picked["item_id"].to_pylist(), picked["shard_id"].to_pylist(), strict=True)
+        places = values(living_rows(store, items.combine_chunks()), "item_id", "shard_id")
         return {item for item, at in places if (store.ledger.shards[at].indexed_seq or 0) <= read_at}
 
     return store.again(read)

@@ -146,6 +146,11 @@ class LedgerState:
             if count and tombstones.get(("class", name), -1) < shard.landed_seq
         }
 
+    @property
+    def newest_tombstone(self) -> int:
+        """The ``seq`` of the last request to erase; -1 before the first."""
+        return self.tombstones[-1].seq if self.tombstones else -1
+
     @cached_property
     def latest_tombstones(self) -> Mapping[tuple[str, str], int]:
         """(class, item or shard, name) -> the ``seq`` of its latest tombstone."""

@@ -71,7 +71,9 @@ def maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None = None
     None for all.
     """
     crash_point("maintain.before")
-    house = Housekeeper(fence, covered)
+    house = Housekeeper(
+        fence, Store.open(fence.store.uri, fence.store.storage_options, keep_gallery=False), covered
+    )
     before = _named(house)
     rewritten = forget_in_files(house)
     crash_point("maintain.after_files")
@@ -101,7 +103,7 @@ def _drop_orphans(house: Housekeeper) -> int:
         return 0
     # A commit under way looks like one that a crash left. Nothing is under way under the lock, and such rows are rare.
     with house.fence.exclusive():
-        return drop_orphans(house.fence, found)
+        return drop_orphans(house, found)
 
 
 def _retire(fence: Fence, policy: MaintenancePolicy) -> int:

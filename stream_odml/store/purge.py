@@ -10,18 +10,15 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake.exceptions import CommitFailedError
 
 from stream_odml.store.artifacts import SUMS
 from stream_odml.store.erased_refusals import COLUMNS as REFUSAL
-from stream_odml.store.erased_refusals import LEFT_OUT, erased_refusals
-from stream_odml.store.fence import Fence
+from stream_odml.store.erased_refusals import refusals_to_delete
 from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.select import Ints, Selection, death_seqs, forgotten_rows, select_rows
 from stream_odml.store.store import Store
-from stream_odml.store.table import commit_properties
-from stream_odml.store.tables import QUARANTINE
+from stream_odml.store.tables import QUARANTINE, values
 
 NAMES_AT_ONCE = 2000
 
@@ -36,18 +33,14 @@ def orphaned_txns(store: Store, epoch: int) -> dict[str, Set[str]]:
     }
 
 
-def drop_orphans(fence: Fence, candidates: Mapping[str, Set[str]] | None = None) -> int:
-    """Delete rows of transactions that were never committed and never will be. Call it under the fence's lock.
-    ``candidates``: what :func:`orphaned_txns` found without the lock. A commit under way then is named by now."""
-    store, dropped = fence.store, 0
-    visible = store.visible_txns()
-    found = orphaned_txns(store, fence.epoch) if candidates is None else candidates
+def drop_orphans(house: Housekeeper, found: Mapping[str, Set[str]]) -> int:
+    """Delete rows of transactions that were never committed and never will be. Call it under the fence's lock: a
+    commit that was under way when :func:`orphaned_txns` ``found`` it is named by now."""
+    dropped = 0
     for name, txns in found.items():
-        orphans = sorted(txns - visible)
-        if orphans:
-            dropped += _delete_alone(fence, name, f"txn IN ({_quoted(orphans)})")
-    if dropped:
-        store.refresh()
+        house.check()
+        if orphans := sorted(txns - house.store.visible_txns()):
+            dropped += house.delete(house.store.tables[name], f"txn IN ({_quoted(orphans)})")
     return dropped
 
 
@@ -68,7 +61,7 @@ def purge(house: Housekeeper) -> int:
     # Before the rows that tell which items an erased class had.
     purged = _purge_quarantine(house, refusals, meta, selection)
     for rows in dead:
-        purged += _delete_places(house, "gallery", _places(meta.take(pa.array(rows))))
+        purged += _delete_places(house, "gallery", meta.take(pa.array(rows)))
     return purged
 
 
@@ -76,21 +69,6 @@ def _txns_in(store: Store, name: str) -> set[str]:
     table = store.table(name)
     parts = (table.read(path, ["txn"])["txn"].unique() for path in sorted(table.present))
     return {txn for part in parts for txn in part.to_pylist()}
-
-
-def _delete_alone(fence: Fence, name: str, where: str) -> int:
-    """Delete rows while nothing else commits."""
-
-    def delete() -> int:
-        fence.store.refresh()
-        table = fence.store.table(name)
-        fence.check()
-        return table.delete(where, commit_properties(fence.epoch))
-
-    try:
-        return delete()
-    except CommitFailedError:
-        return delete()
 
 
 def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:
@@ -101,9 +79,9 @@ def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:
     return rows[death_seqs(meta, store.ledger, store.tree, rows) <= min(kept)]
 
 
-def _delete_places(house: Housekeeper, name: str, rows: Iterable[tuple[str, int]]) -> int:
+def _delete_places(house: Housekeeper, name: str, rows: pa.Table) -> int:
     by_shard: dict[str, dict[int, None]] = {}
-    for shard_id, row in rows:
+    for shard_id, row in values(rows, "shard_id", "row"):
         by_shard.setdefault(shard_id, {})[row] = None
     purged = 0
     for shard_id, places in by_shard.items():
@@ -122,13 +100,14 @@ def _purge_quarantine(house: Housekeeper, rows: pa.Table, meta: pa.Table, select
         return 0
     dead = meta.take(pa.array(np.concatenate([selection.replaced, selection.forgotten])))
     gone = _gone(ledger, dead.take(pa.array(forgotten_rows(dead, ledger))))
-    erased = erased_refusals(rows, ledger.shards, ledger.latest_tombstones, gone)
-    # A text that does not name its item would stay when the item's row has gone: it goes with it, or after it.
-    left_out = np.array([detail.startswith(LEFT_OUT) for detail in rows["detail"].to_pylist()], bool)
-    if left_out.any():
-        living = set(_places(meta.take(pa.array(selection.picked)), rows["shard_id"].unique()))
-        erased |= left_out & np.array([place not in living for place in _places(rows)], bool)
-    return _delete_places(house, "quarantine", _places(rows.filter(pa.array(erased))))
+
+    def living() -> set[tuple[str, int]]:
+        picked = meta.take(pa.array(selection.picked))
+        of_shards = pc.is_in(picked["shard_id"].cast(pa.string()), value_set=rows["shard_id"].unique())
+        return set(values(picked.filter(of_shards), "shard_id", "row"))
+
+    erased = refusals_to_delete(rows, ledger, living, gone)
+    return _delete_places(house, "quarantine", rows.filter(pa.array(erased)))
 
 
 def _refusals(store: Store) -> pa.Table:
@@ -141,17 +120,9 @@ def _refusals(store: Store) -> pa.Table:
 def _gone(ledger: LedgerState, rows: pa.Table) -> dict[str, int]:
     """The items of these erased rows, each with the `seq` of the tombstone that took it."""
     found: dict[str, int] = {}
-    columns = [rows[name].to_pylist() for name in ("shard_id", "class_name", "item_id")]
-    for shard_id, class_name, item_id in zip(*columns, strict=True):
-        seq = ledger.tombstone_seq(shard_id, class_name, item_id)
-        found[item_id] = max(found.get(item_id, -1), seq)
+    for names in values(rows, "shard_id", "class_name", "item_id"):
+        found[names[-1]] = max(found.get(names[-1], -1), ledger.tombstone_seq(*names))
     return found
-
-
-def _places(rows: pa.Table, shard_ids: pa.Array | None = None) -> list[tuple[str, int]]:
-    if shard_ids is not None:
-        rows = rows.filter(pc.is_in(rows["shard_id"].cast(pa.string()), value_set=shard_ids))
-    return list(zip(rows["shard_id"].to_pylist(), rows["row"].to_pylist(), strict=True))
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -33,7 +33,7 @@ class RefusalCounts:
 
     def _count(self, table: Table, ledger: LedgerState, attempts: int) -> dict[str, int]:
         table.refresh()
-        newest = ledger.tombstones[-1].seq
+        newest = ledger.newest_tombstone
         known = self._files if newest == self._erased_up_to else {}
         self._files, self._erased_up_to = {}, newest
         total: Counter[str] = Counter()

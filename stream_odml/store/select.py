@@ -5,10 +5,9 @@ Protects: every reader, and the purge that deletes rows for good, decide by the 
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from stream_odml.store.artifacts import SUMS
 from stream_odml.store.ledger import LedgerState
+from stream_odml.store.tables import values
 from stream_odml.store.versions import VersionTree
 
 Ints = NDArray[np.int64]
@@ -87,14 +87,14 @@ def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Int
         pc.is_in(meta["item_id"], value_set=mine["item_id"].unique()),
     )
     landings: dict[str, set[tuple[int, int]]] = defaultdict(set)
-    for item, shard, place in _values(meta.filter(seen), "item_id", "shard_id", "row"):
+    for item, shard, place in values(meta.filter(seen), "item_id", "shard_id", "row"):
         landings[item].add((ledger.shards[shard].indexed_seq or 0, place))
     in_order = {item: sorted(places) for item, places in landings.items()}
     tombstones: dict[tuple[str, str], list[int]] = defaultdict(list)
     for tombstone in ledger.tombstones:
         tombstones[tombstone.kind, tombstone.name].append(tombstone.seq)
     deaths = []
-    for item, name, shard, place in _values(mine, "item_id", "class_name", "shard_id", "row"):
+    for item, name, shard, place in values(mine, "item_id", "class_name", "shard_id", "row"):
         state = ledger.shards[shard]
         after = in_order[item][bisect_right(in_order[item], (state.indexed_seq or 0, place)) :]
         died = [indexed for indexed, _ in after[:1]]
@@ -114,17 +114,11 @@ def erased_items(meta: pa.Table, ledger: LedgerState, tree: VersionTree) -> dict
     rows = forgotten_rows(meta, ledger)
     by_tombstone = {tombstone.seq for tombstone in ledger.tombstones}
     erased: dict[str, int] = {}
-    for seq, row in zip(
-        death_seqs(meta, ledger, tree, rows), meta.take(pa.array(rows)).to_pylist(), strict=True
-    ):
+    landings = values(meta.take(pa.array(rows)), "item_id", "shard_id")
+    for seq, (item, shard) in zip(death_seqs(meta, ledger, tree, rows), landings, strict=True):
         if seq in by_tombstone:  # or a later row had replaced it
-            indexed = ledger.shards[row["shard_id"]].indexed_seq or 0
-            erased[row["item_id"]] = max(indexed, erased.get(row["item_id"], -1))
+            erased[item] = max(ledger.shards[shard].indexed_seq or 0, erased.get(item, -1))
     return erased
-
-
-def _values(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
-    return zip(*(rows[name].to_pylist() for name in names), strict=True)
 
 
 def encode(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
@@ -185,8 +179,8 @@ def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: Le
     tombstones = ledger.latest_tombstones
 
     def of(kind: Literal["class", "shard"], column: str) -> Ints:
-        codes, values = encode(rows[column])
-        seqs = np.array([tombstones.get((kind, name), -1) for name in values.to_pylist()], np.int64)
+        codes, names = encode(rows[column])
+        seqs = np.array([tombstones.get((kind, name), -1) for name in names.to_pylist()], np.int64)
         return np.asarray(seqs[codes])
 
     names = [name for kind, name in tombstones if kind == "item"]

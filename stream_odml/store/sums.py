@@ -31,6 +31,7 @@ from stream_odml.store.artifacts import HEAD, SUMS, ArtifactRef
 from stream_odml.store.select import Ints, death_seqs, farness, select_rows
 from stream_odml.store.select import encode as coded_names
 from stream_odml.store.store import Store
+from stream_odml.store.tables import values
 from stream_odml.store.trunks import in_one_trunk
 from stream_odml.store.versions import Version
 from stream_odml.store.writer import Writer
@@ -68,8 +69,7 @@ class TrainingRows:
     @property
     def places(self) -> set[tuple[str, int]]:
         """(shard, row) of each."""
-        shards = self.meta["shard_id"].cast(pa.string()).to_pylist()
-        return set(zip(shards, self.meta["row"].to_pylist(), strict=True))
+        return set(values(self.meta, "shard_id", "row"))
 
     @cached_property
     def keys(self) -> list[str]:

@@ -7,7 +7,7 @@ Protects: a table never holds a vector without its version, nor a vector that is
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -218,6 +218,11 @@ def vectors_of(column: pa.ChunkedArray, dim: int) -> FloatArray:
     if not parts:
         return np.empty((0, dim), dtype=np.float32)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def values(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of these columns, row by row."""
+    return zip(*(rows[name].to_pylist() for name in names), strict=True)
 
 
 def with_column(table: pa.Table, name: str, value: Any) -> pa.Table:

@@ -29,11 +29,12 @@ from stream_odml.store.erased_meanwhile import indexed_without, refusals_without
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.events import Landed
 from stream_odml.store.fence import Fence
+from stream_odml.store.housekeeping import Housekeeper
 from stream_odml.store.lease import Lease
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import AttemptKind
 from stream_odml.store.maintenance import MaintenancePolicy, MaintenanceReport, maintain
-from stream_odml.store.purge import drop_orphans
+from stream_odml.store.purge import drop_orphans, orphaned_txns
 from stream_odml.store.store import Store
 from stream_odml.store.tables import IngestBatch as IngestBatch
 from stream_odml.store.tables import stamped, with_column
@@ -350,7 +351,7 @@ class Writer:
 
     def _recover(self) -> None:
         with self._fence.exclusive() as store:
-            drop_orphans(self._fence)
+            drop_orphans(Housekeeper(self._fence, store), orphaned_txns(store, self.epoch))
             crash_point("claim.after_orphans")
             versions = store.tree.versions.values()
             missing = [v for v in versions if v.task and v.version_id not in store.ledger.learnt_rows]

@@ -19,10 +19,10 @@ from stream_odml.learn.world import World
 from stream_odml.pipeline import later_stages
 from stream_odml.pipeline.later_stages import LaterRules, mapped_shards, renewal
 from stream_odml.pipeline.messages import StageProgress
-from stream_odml.pipeline.relabelling import stored_rows
 from stream_odml.pipeline.sources import open_sources
 from stream_odml.pipeline.stage_run import Place, StageRun
 from stream_odml.pipeline.stages import Stages
+from stream_odml.store.labels import living_rows
 from stream_odml.store.store import Store
 from stream_odml.store.tables import decoded
 from stream_odml.store.writer import Writer
@@ -69,7 +69,8 @@ def embed_again(config: StreamConfig) -> list[str] | None:
 
 def off(config: StreamConfig, images: dict[str, bytes]) -> np.ndarray:
     """By item, how far what is served is from what the model gives for its image, in shares of its largest entry."""
-    rows = stored_rows(Store.open(config.root), list(images))
+    store = Store.open(config.root)
+    rows = living_rows(store, pa.array(list(images)), store.gallery_schema.names)
     assert len(rows) == 31
     pixels = np.stack([decode_image(images[item], 32, 1 << 20) for item in rows["item_id"].to_pylist()])
     exact, found = embed(build_embedder(config.model, config.seed), pixels), decoded(rows, 256)
