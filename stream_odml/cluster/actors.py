@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from stream_odml.cluster.runtime import NAMESPACE
+from stream_odml.store.tables import IngestBatch
 
 DRIVER_NAME = "StreamDriver"
 PATIENCE_S = 60.0
@@ -44,15 +44,12 @@ def call_driver(method: str, *args: Any) -> Any:
 
 @dataclass(frozen=True)
 class IndexedBatch:
-    """Rows of several shards, ready for one transaction; ``retry`` names shards whose bytes were unreachable."""
+    """What became of several shards."""
 
-    version: str
-    rows: pa.Table
-    quarantine: pa.Table
-    counts: dict[str, dict[str, Any]]
-    """For each shard what the ledger keeps beside what the writer counts: good images of each class that are not held
-    out (`trainable`), and `reasons` of those in quarantine."""
+    done: list[IngestBatch]
+    """One for each that is ready to be committed."""
     retry: dict[str, str]
+    """Why the bytes of others were unreachable."""
     rest: tuple[str, ...] = ()
     """Shards that were not begun, because those before them filled the batch."""
 

@@ -191,11 +191,11 @@ class StreamDriver:
                 current = self._stages.is_current(result.version_id)
                 what = "to be repeated" if current else "dropped"
                 log.warning("stage %s is %s: %s", result.version_id, what, error)
-                if current and self._writer.ledger.is_later(result.version_id):
+                if current and result.version_id in self._writer.ledger.later_attempts:
                     self._fast.hold(HOLD_S)
                 return self._writer.store.tree.head
             self._training_problem = ""
-            if self._writer.ledger.is_later(result.version_id):
+            if result.version_id in self._writer.ledger.later_attempts:
                 self._fast.hold(0.0)
             self._refresh_figures(force=True)
             if (version := self._writer.tree.versions.get(result.version_id)) is not None:

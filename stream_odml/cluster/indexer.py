@@ -7,7 +7,6 @@ import os
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 import ray
 import torch
 
@@ -23,9 +22,10 @@ from stream_odml.observe.logs import about
 from stream_odml.observe.observing import observe
 from stream_odml.observe.tracing import span
 from stream_odml.pipeline.hang_guard import HangGuard
-from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shard
+from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.pipeline.sources import read_options
 from stream_odml.store.store import Store
+from stream_odml.store.tables import IngestBatch
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,12 @@ class Indexer:
         self._embedder: Embedder | None = None
 
     def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
-        """Index ``refs`` with the model ``version``; every shard is in ``counts``, in ``retry`` or in ``rest``."""
+        """Index ``refs`` with the model ``version``; every shard is in ``done``, in ``retry`` or in ``rest``."""
         if self._store is None:
             self._store = Store.open(self._config.root, self._config.storage_options, keep_gallery=False)
         embedder = self._model(self._store, version)
         as_stored = replace(self._options, codes=self._store.row_codes, store=self._store)
-        done: list[IndexedShard] = []
+        done: list[IngestBatch] = []
         retry: dict[str, str] = {}
         rest: tuple[str, ...] = ()
         for begun, ref in enumerate(refs):
@@ -72,14 +72,7 @@ class Indexer:
                     done.append(index_shard(ref, embedder, version, self._store.files, options, guard.beat))
             except TransientReadError as error:
                 retry[ref.shard_id] = str(error)
-        return IndexedBatch(
-            version,
-            _concat([shard.rows for shard in done]),
-            _concat([shard.quarantine for shard in done]),
-            {shard.ref.shard_id: shard.counts for shard in done},
-            retry,
-            rest,
-        )
+        return IndexedBatch(done, retry, rest)
 
     def _model(self, store: Store, version: str) -> Embedder:
         if self._embedder is None or self._version != version:
@@ -87,10 +80,6 @@ class Indexer:
             self._embedder = load_model(store, version, self._options.device)
             self._version = version
         return self._embedder
-
-
-def _concat(tables: list[pa.Table]) -> pa.Table | None:
-    return pa.concat_tables(tables) if tables else None
 
 
 def indexing_device(gpus: float) -> torch.device:

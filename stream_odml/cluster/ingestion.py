@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from stream_odml.cluster.actors import IndexedBatch
@@ -287,9 +286,9 @@ class Ingestion:
         while self._failed:
             self._classify(*self._failed[0])
             self._failed.pop(0)
-        ready = [batch for batch in self._uncommitted if batch.counts]
+        ready = [shard for batch in self._uncommitted for shard in batch.done]
         if ready:
-            self._writer.commit_ingest(_transaction(ready))
+            self._writer.commit_ingest(IngestBatch.joined(ready))
         for batch in self._uncommitted:
             for shard_id, reason in batch.retry.items():
                 log.warning("shard %s is unreachable, asking again: %s", shard_id, reason)
@@ -297,7 +296,7 @@ class Ingestion:
                 self._busy.discard(shard_id)
             self._busy.difference_update(batch.rest)
         self._uncommitted = []
-        ids = [shard_id for batch in ready for shard_id in batch.counts]
+        ids = [shard_id for shard in ready for shard_id in shard.shard_ids]
         self._busy.difference_update(ids)
         self._isolated.difference_update(ids)
         return [self._writer.store.ledger.shards[shard_id] for shard_id in ids]
@@ -307,17 +306,3 @@ def is_external_failure(error: Exception) -> bool:
     """Return whether the shards had no part in it: the indexer was away already, the stream root was unreachable,
     or the model failed its canaries there."""
     return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError | CanaryMismatch)
-
-
-def _transaction(batches: list[IndexedBatch]) -> IngestBatch:
-    counts = {
-        shard_id: {**counted, "version": batch.version}
-        for batch in batches
-        for shard_id, counted in batch.counts.items()
-    }
-    return IngestBatch(
-        list(counts),
-        pa.concat_tables([batch.rows for batch in batches]),
-        pa.concat_tables([batch.quarantine for batch in batches]),
-        counts,
-    )

@@ -33,7 +33,7 @@ from stream_odml.store.errors import ArtifactCorrupt, UnknownSubject
 from stream_odml.store.ledger_states import ShardState, Tombstone
 from stream_odml.store.pictures import erased_pictures
 from stream_odml.store.store import Store
-from stream_odml.store.sums import learnt_rows, sums_now, versions_with_sums
+from stream_odml.store.sums import learnt_rows, sums_now
 
 OWN_FOLDERS = ("gallery/", "quarantine/", "artifacts/", "thumbnails/", "holdout/", "cache/")
 HALF_WRITTEN = (
@@ -80,15 +80,12 @@ def verify_forgotten(
     """Search all files under ``root`` and the inbox. Raises UnknownSubject when it was never asked to be forgotten, and
     when that request covered nothing."""
     store = Store.open(root, dict(options) if options else None)
-    for attempt in range(SEARCHES):
-        try:
+    for _ in range(SEARCHES - 1):
+        # A running stream corrects sums and heads, and deletes the earlier ones at once.
+        with contextlib.suppress(ArtifactCorrupt):
             return _search(store, kind, name, source)
-        except ArtifactCorrupt:
-            # A running stream corrects sums and heads, and deletes the earlier ones at once.
-            if attempt == SEARCHES - 1:
-                raise
-            store.refresh()
-    raise AssertionError("unreachable")
+        store.refresh()
+    return _search(store, kind, name, source)
 
 
 def _search(store: Store, kind: str, name: str, source: StorageOptions | None) -> Proof:
@@ -106,13 +103,10 @@ def _search(store: Store, kind: str, name: str, source: StorageOptions | None) -
         covered = {name: covered[name]} if name in covered else {}
     proof = Proof(known, asked_s_ago=time.time() - tombstone.time.timestamp())
     _search_files(store, tombstone, covered, proof)
-    for place in pushed_elsewhere(store):
-        proof.findings += [
-            f"{path}: {HALF_WRITTEN}" for path in half_written(place, tombstone.time.timestamp())
-        ]
-    proof.findings += (
-        _in_banks(store, tombstone) + _in_sums(store, tombstone) + _in_caches(store, tombstone, covered)
-    )
+    since = tombstone.time.timestamp()
+    aside = (path for place in pushed_elsewhere(store) for path in half_written(place, since))
+    proof.findings += [f"{path}: {HALF_WRITTEN}" for path in aside]
+    proof.findings += [*_in_statistics(store, tombstone), *_in_caches(store, tombstone, covered)]
     copies = landed_copies(store, tombstone, covered, source)
     for shard in covered.values():
         adopted = shard.counts.get("adopted")
@@ -200,36 +194,24 @@ def _in_file(store: Store, path: str, tombstone: Tombstone, covered: dict[str, S
         yield f"{path}: {count} rows" + (" of pixels" if own is not None else "")
 
 
-def _in_banks(store: Store, tombstone: Tombstone) -> list[str]:
-    """Banks that were committed before the request and not corrected since."""
-    return [
-        f"{version.artifacts[BANK].path}: statistics of version {version.version_id}"
-        for version in store.tree.versions.values()
-        if BANK in version.artifacts
-        and not version.retired
-        and version.time < tombstone.time
-        and version.forgotten_seq < tombstone.seq
-    ]
-
-
-def _in_sums(store: Store, tombstone: Tombstone) -> list[str]:
-    """Class sums that were not corrected since the request, or that are not those of what is stored, and heads that
-    are not those of their sums."""
-    found = []
-    for version in versions_with_sums(store):
-        path, name = version.artifacts[SUMS].path, version.version_id
-        sums, head = store.sums_of(name), store.head_of(name)
-        assert sums is not None
-        lift = sums.lift
-        if version.sums_seq < tombstone.seq and version.time < tombstone.time:
-            found.append(f"{path}: statistics of version {name}")
-        elif not sums_now(store, name).equals(store.again(partial(_stored_sums, store, name, lift))):
-            found.append(f"{path}: sums of version {name} that are not those of what is stored")
+def _in_statistics(store: Store, tombstone: Tombstone) -> Iterator[str]:
+    """Banks and class sums that were not corrected since the request; sums that are not those of what is stored, and
+    heads that are not those of their sums."""
+    for version in store.tree.versions.values():
+        name, files = version.version_id, {} if version.retired else version.artifacts
+        before = version.time < tombstone.time
+        if BANK in files and before and version.forgotten_seq < tombstone.seq:
+            yield f"{files[BANK].path}: statistics of version {name}"
+        if (sums := store.sums_of(name) if SUMS in files else None) is None:
+            continue
+        stored = store.again(partial(_stored_sums, store, name, sums.lift))
+        head = store.head_of(name)
+        if version.sums_seq < tombstone.seq and before:
+            yield f"{files[SUMS].path}: statistics of version {name}"
+        elif not sums_now(store, name).equals(stored):
+            yield f"{files[SUMS].path}: sums of version {name} that are not those of what is stored"
         elif not solve_head(sums, head.settings).equals(head):
-            found.append(
-                f"{version.artifacts[HEAD].path}: a head of version {name} that is not that of its sums"
-            )
-    return found
+            yield f"{files[HEAD].path}: a head of version {name} that is not that of its sums"
 
 
 def _stored_sums(store: Store, version_id: str, lift: Lift) -> ClassSums:
@@ -250,13 +232,11 @@ def _in_caches(store: Store, tombstone: Tombstone, covered: dict[str, ShardState
 
 def _shards_of_stage(store: Store, name: str, unknown: Iterable[str]) -> Iterable[str]:
     """Shards of a task, or of an attempt to improve what is learnt, by its name."""
-    tasks = store.ledger.tasks
-    if name in tasks:
-        return tasks[name].shard_ids
-    for attempt in store.ledger.later_attempts:
-        if attempt.version_id == name:
-            return attempt.shards or [shard for task in attempt.tasks for shard in tasks[task].shard_ids]
-    return unknown
+    ledger = store.ledger
+    if name in ledger.tasks:
+        return ledger.tasks[name].shard_ids
+    attempt = ledger.later_attempts.get(name)
+    return unknown if attempt is None else attempt.shards or ledger.shards_of(attempt.tasks)
 
 
 def _oldest_file(folder: Path) -> float:

@@ -19,6 +19,7 @@ from stream_odml.pipeline.sampling import without_dead
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.store import Store
+from stream_odml.store.tables import GALLERY
 from stream_odml.wording import some
 
 Kind = Literal["class", "item", "shard"]
@@ -104,9 +105,7 @@ def _covered(store: Store, kind: str, name: str) -> int:
 
 
 def _living(store: Store, parts: Sequence[pa.Table]) -> pa.Table:
-    if not parts:
-        return pa.table({name: pa.array([], pa.string()) for name in _ROWS})
-    return without_dead(store, pa.concat_tables(parts))
+    return without_dead(store, pa.concat_tables([GALLERY.empty_table().select(_ROWS), *parts]))
 
 
 def _names(store: Store, kind: str) -> Sequence[str]:

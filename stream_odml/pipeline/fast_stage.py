@@ -127,7 +127,7 @@ def _beside_learnt(
 def _noted(store: Store, order: StageOrder, config: StreamConfig, task: Training, solved: Solved) -> Solved:
     trained = trained_tasks(store.ledger, store.tree, order.parent)
     trained |= set(order.own) if order.kind in ("trunk", "slow") else set()
-    shards = (shard for one in trained for shard in store.ledger.tasks[one].shard_ids)
+    shards = store.ledger.shards_of(trained)
     classes = {name for shard in shards for name in store.ledger.shards[shard].classes}
     known = solved.sums.names
     asks = config.learning.trunk == "auto"

@@ -54,7 +54,7 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
         classes=len(ledger.tally.classes),
         stages_committed=sum(version.parent is not None for version in tree.versions.values()),
         # That a slow stage serves no more is no fault of the stream: the fast version serves.
-        gate_refusals=sum(not ledger.is_later(refusal.version_id) for refusal in tree.refusals),
+        gate_refusals=sum(refusal.version_id not in ledger.later_attempts for refusal in tree.refusals),
         epoch=epoch,
     )
     if tree.moves:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.head_choice import choose_head, sample_rows
 from stream_odml.learn.lift import Lift
+from stream_odml.store.select import split_rows
 from stream_odml.store.store import Store
 from stream_odml.store.sums import TrainingRows
 from stream_odml.store.tables import features_of, values
@@ -33,29 +33,9 @@ CHOSEN_CLASSES, CHOSEN_ITEMS = key("head", "chosen_classes"), key("head", "chose
 Ints = NDArray[np.int64]
 
 
-class Training(Protocol):
-    """Training items, whether their features are at hand (`Items`) or are read when asked for (`TrainingRows`)."""
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """Names that are unique, by which a sample is drawn."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """The class of each."""
-
-    def features(self, some: Ints | None = None) -> FeatureCodes:
-        """Return the features as stored, of one trunk, of all or of some rows."""
-
-    def sums(self, lift: Lift) -> ClassSums:
-        """Return the class sums of all."""
-
-    def __len__(self) -> int: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Training items with their features as stored, of one trunk."""
+    """Training items with their features as stored, of one trunk; ``keys`` are unique, a sample is drawn by them."""
 
     keys: Sequence[str]
     classes: Sequence[str]
@@ -64,9 +44,9 @@ class Items:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def features(self, some: Ints | None = None) -> FeatureCodes:
-        """Return those of all, or of some rows."""
-        return self.codes if some is None else self.codes[some]
+    def features(self, some: Ints) -> FeatureCodes:
+        """Return those of some rows."""
+        return self.codes[some]
 
     def sums(self, lift: Lift) -> ClassSums:
         """Return the class sums of all."""
@@ -75,6 +55,10 @@ class Items:
     def at(self, rows: Ints) -> Items:
         """Return some rows."""
         return Items([self.keys[row] for row in rows], [self.classes[row] for row in rows], self.codes[rows])
+
+
+Training = Items | TrainingRows
+"""Training items whose features are at hand, or are read when asked for."""
 
 
 @dataclass(frozen=True)
@@ -159,15 +143,11 @@ def _sampled(parts: Sequence[Training]) -> Items:
     classes = [name for part in parts for name in part.classes]
     rows = sample_rows(keys, classes)
     ordered = np.sort(rows)  # as stored features are read
-    found, start = [], 0
-    for part in parts:
-        first, last = np.searchsorted(ordered, (start, start + len(part)))
-        found.append(part.features(ordered[first:last] - start))
-        start += len(part)
-    drawn = Items(
-        [keys[row] for row in ordered], [classes[row] for row in ordered], FeatureCodes.joined(found)
-    )
-    return drawn.at(np.searchsorted(ordered, rows))
+    found = [
+        part.features(mine) for part, mine in zip(parts, split_rows(ordered, map(len, parts)), strict=True)
+    ]
+    codes = FeatureCodes.joined(found)[np.searchsorted(ordered, rows)]
+    return Items([keys[row] for row in rows], [classes[row] for row in rows], codes)
 
 
 def rows_as_items(store: Store, parts: Sequence[str], left: TrainingRows, forward: DriftMap) -> Items:

@@ -33,7 +33,7 @@ def up_to_date(writer: Writer, result: StageResult) -> StageResult:
     if SUMS not in result.artifacts or not _is_stale(store, result):
         return result
     own_trunk = result.artifacts[STUDENT] != store.tree.get(result.parent).artifacts[STUDENT]
-    if not own_trunk or store.ledger.is_later(result.version_id):
+    if not own_trunk or result.version_id in store.ledger.later_attempts:
         raise StaleSums(f"{result.version_id}: items of its sums were forgotten or replaced meanwhile")
     before = ClassSums.from_bytes(read_artifact(store.files, result.artifacts[SUMS]))
     sums = store.again(lambda: _again(store, result, before.lift))

@@ -9,7 +9,7 @@ each task moves a trunk, and each item is embedded anew by it, at most once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from time import monotonic as _now
@@ -26,7 +26,7 @@ from stream_odml.learn.settings import TrunkRule
 from stream_odml.learn.trunk_gap import is_worth_moving
 from stream_odml.pipeline.messages import StageOrder, shard_ref
 from stream_odml.store.ledger import LedgerState
-from stream_odml.store.ledger_states import Attempt, AttemptKind
+from stream_odml.store.ledger_states import Attempt, AttemptKind, ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.version_metrics import VersionMetrics
 from stream_odml.store.versions import Version, VersionTree
@@ -92,8 +92,7 @@ class LaterStages:
 
     def _under_way(self) -> Attempt | None:
         store = self._writer.store
-        found = (store.open_attempt(a.version_id) for a in store.ledger.later_attempts)
-        return next((attempt for attempt in found if attempt is not None), None)
+        return next(filter(None, map(store.open_attempt, store.ledger.later_attempts)), None)
 
     def _begin(
         self, kind: AttemptKind, tasks: Sequence[str], shards: Sequence[str] = (), worst: bool = False
@@ -119,15 +118,14 @@ class LaterStages:
         store, rate = self._writer.store, self._rules.renew_per_s
         if not rate or _now() < self._renew_not_before:
             return None
-        shards, mapped, tried = store.ledger.shards, mapped_shards(store), _tried(store)
-        begun, worst_done = _tried(store, worst=True), _worst_embedded(store)
-        worst_of = {shard: len(shards[shard].worst_rows) for shard in mapped}
+        shards, mapped, renewed = store.ledger.shards, mapped_shards(store), _Renewed.by_head(store)
+        waiting = [shard for shard in mapped if shard not in renewed.tried]
         # The worst items of all shards, then what is left of each: a shard is read twice, an image decoded once.
-        sizes = {shard: count for shard, count in worst_of.items() if count and shard not in begun}
+        sizes = {s: len(shards[s].worst_rows) for s in waiting if s not in renewed.worst_tried}
+        sizes = {shard: count for shard, count in sizes.items() if count}
         worst = bool(sizes)
         if not worst:
-            embedded = {shard: worst_of[shard] * (shard in worst_done) for shard in mapped}
-            sizes = {s: shards[s].rows - embedded[s] for s in mapped if s not in tried}
+            sizes = {shard: renewed.left(shards[shard]) for shard in waiting}
         if not sizes:
             return None
         at_once = max(RENEWED_AT_ONCE, sum(shards[shard].rows for shard in mapped) // RENEWALS)
@@ -145,7 +143,7 @@ class LaterStages:
     def _order(self, attempt: Attempt) -> StageOrder:
         store = self._writer.store
         ledger, tree = store.ledger, store.tree
-        shards = attempt.shards or tuple(s for task in attempt.tasks for s in ledger.tasks[task].shard_ids)
+        shards = attempt.shards or ledger.shards_of(attempt.tasks)
         return StageOrder(
             task=attempt.task,
             version_id=attempt.version_id,
@@ -180,7 +178,7 @@ def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> list[str]:
     head = tree.head
     done = set(trained_tasks(ledger, tree, head))
     lineage = tree.lineage(head)
-    for attempt in ledger.later_attempts:
+    for attempt in ledger.later_attempts.values():
         if attempt.kind == "slow" and attempt.refused is not None and attempt.parent in lineage:
             done.update(attempt.tasks)
     learnt = (tree.get(v).task for v in lineage)
@@ -221,15 +219,12 @@ def renewal(store: Store) -> dict[str, int]:
     """Return items of learnt shards by how they follow the head's trunk: ``exact``, ``mapped`` and to be embedded anew,
     or ``gone``, as their images could not be read for it. Empty while no map moves any of them."""
     mapped = mapped_shards(store) if store.tree.moves and store.form == "exact" else []
-    if not mapped and not any(a.kind == "renew" for a in store.ledger.later_attempts):
+    if not mapped and not any(a.kind == "renew" for a in store.ledger.later_attempts.values()):
         return {}
-    shards, tried, worst_done = store.ledger.shards, _tried(store), _worst_embedded(store)
-    found = {"mapped": 0, "gone": 0}
+    renewed, found = _Renewed.by_head(store), {"mapped": 0, "gone": 0}
     for shard in mapped:
-        embedded = len(shards[shard].worst_rows) if shard in worst_done else 0
-        found["gone" if shard in tried else "mapped"] += shards[shard].rows - embedded
-    learnt = store.tree.learnt()
-    total = sum(shards[s].rows for task in learnt for s in store.ledger.tasks[task].shard_ids)
+        found["gone" if shard in renewed.tried else "mapped"] += renewed.left(store.ledger.shards[shard])
+    total = sum(store.ledger.shards[shard].rows for shard in store.ledger.shards_of(store.tree.learnt()))
     return {**found, "exact": total - sum(found.values())}
 
 
@@ -239,7 +234,7 @@ def rows_to_embed(store: Store, order: StageOrder, rows: pa.Table) -> pa.Table:
     if order.kind != "renew":
         return rows
     keep_n, numbers_n = np.ones(len(rows), bool), rows["row"].to_numpy()
-    names, done = rows["shard_id"].cast(pa.string()), _worst_embedded(store)
+    names, done = rows["shard_id"].cast(pa.string()), _Renewed.by_head(store).worst
     for shard in (ref.shard_id for ref in order.shards):
         if order.worst or shard in done:
             own_n = pc.equal(names, shard).to_numpy()
@@ -261,46 +256,43 @@ def _errors(tree: VersionTree, lineage: Sequence[str]) -> dict[str, float]:
 def _rows_of(ledger: LedgerState, tree: VersionTree, version_id: str) -> Iterable[str]:
     """Shards whose items a version embedded."""
     version = tree.get(version_id)
-    attempt = _later_attempt(ledger, version_id)
+    attempt = ledger.later_attempts.get(version_id)
     if attempt is not None and attempt.shards:
         return () if attempt.worst else attempt.shards
     moved = version.parent is not None and not tree.same_trunk(version.parent, version_id)
     if not moved and VersionMetrics.read(version.metrics).kind != "embed":
         return ()
-    return (s for task in _tasks_of(ledger, version) for s in ledger.tasks[task].shard_ids)
+    return ledger.shards_of(_tasks_of(ledger, version))
 
 
 def _tasks_of(ledger: LedgerState, version: Version) -> Sequence[str]:
-    attempt = _later_attempt(ledger, version.version_id)
+    attempt = ledger.later_attempts.get(version.version_id)
     if attempt is not None:
         return attempt.tasks
     return (version.task,) if version.task else ()
 
 
-def _later_attempt(ledger: LedgerState, version_id: str) -> Attempt | None:
-    return next((a for a in ledger.later_attempts if a.version_id == version_id), None)
+@dataclass(frozen=True)
+class _Renewed:
+    """Shards whose items the head's trunk has embedded anew, or could not embed (``tried``); those of which it has
+    embedded the worst items (``worst``), or tried to (``worst_tried``)."""
 
+    tried: Set[str]
+    worst: Set[str]
+    worst_tried: Set[str]
 
-def _tried(store: Store, worst: bool = False) -> set[str]:
-    """Shards that were embedded anew by the head's trunk, or could not be; with `worst`, if only the worst items."""
-    return {
-        shard
-        for attempt in _renewals(store)
-        if worst or not attempt.worst
-        if attempt.refused is not None or attempt.version_id in store.tree.committed
-        for shard in attempt.shards
-    }
+    @staticmethod
+    def by_head(store: Store) -> _Renewed:
+        tree, attempts = store.tree, store.ledger.later_attempts.values()
+        mine = [a for a in attempts if a.kind == "renew" and tree.same_trunk(a.parent, tree.head)]
+        done = [a for a in mine if a.version_id in tree.versions]
+        ended = [*done, *(a for a in mine if a.refused is not None)]
+        return _Renewed(
+            {shard for a in ended if not a.worst for shard in a.shards},
+            {shard for a in done if a.worst for shard in a.shards},
+            {shard for a in ended if a.worst for shard in a.shards},
+        )
 
-
-def _worst_embedded(store: Store) -> set[str]:
-    """Shards whose worst items the head's trunk has embedded."""
-    committed = store.tree.committed
-    return {s for a in _renewals(store) if a.worst and a.version_id in committed for s in a.shards}
-
-
-def _renewals(store: Store) -> Iterator[Attempt]:
-    """Attempts to embed anew by the head's trunk."""
-    tree = store.tree
-    for attempt in store.ledger.later_attempts:
-        if attempt.kind == "renew" and tree.same_trunk(attempt.parent, tree.head):
-            yield attempt
+    def left(self, shard: ShardState) -> int:
+        """Return how many items of a mapped shard its worst ones leave to be embedded."""
+        return shard.rows - (len(shard.worst_rows) if shard.shard_id in self.worst else 0)

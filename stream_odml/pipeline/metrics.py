@@ -141,58 +141,46 @@ def _stream(now: StreamFigures) -> Iterable[Metric]:
     yield _counter("retries", "Retries of what was unreachable, by operation.", "of", now.retries)
     yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
     yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
-    yield _gauge("classes", "Classes known to the gallery.", "", {(): now.classes})
-    yield _gauge(
-        "writer_epoch", "Epoch of the committing writer; grows at each takeover.", "", {(): now.epoch}
-    )
-    yield _counter("stages_committed", "Stages that became a version.", "", {(): now.stages_committed})
-    yield _counter("gate_refusals", "Stages that the quality gate refused.", "", {(): now.gate_refusals})
+    yield _gauge("classes", "Classes known to the gallery.", "", now.classes)
+    yield _gauge("writer_epoch", "Epoch of the committing writer; grows at each takeover.", "", now.epoch)
+    yield _counter("stages_committed", "Stages that became a version.", "", now.stages_committed)
+    yield _counter("gate_refusals", "Stages that the quality gate refused.", "", now.gate_refusals)
     states = _zeros(("refused", "skipped")) | Counter(task["state"] for task in now.not_learnt)
     yield _gauge("tasks_not_learnt", "Tasks that were refused or skipped, by state.", "state", states)
-    last = now.not_learnt[-TASKS_NAMED:]
-    yield _gauge(
-        "task_not_learnt_info",
-        f"1 for each of the last {TASKS_NAMED} tasks that were refused or skipped, and why.",
-        "task state reason",
-        {(task["task"], task["state"], task["reason"][:REASON_LENGTH]): 1 for task in last},
-    )
-    yield from _logs({(one.topic, str(one.partition)): one for one in now.logs})
+    text = f"1 for each of the last {TASKS_NAMED} tasks that were refused or skipped, and why."
+    last = [(task["task"], task["state"], task["reason"][:REASON_LENGTH]) for task in now.not_learnt]
+    yield _gauge("task_not_learnt_info", text, "task state reason", dict.fromkeys(last[-TASKS_NAMED:], 1))
+    yield from _logs(now.logs)
 
 
-def _logs(logs: Mapping[tuple[str, str], LogFigures]) -> Iterable[Metric]:
-    of, read = "topic partition", {names: one for names, one in logs.items() if one.is_partition}
-    yield _gauge(
-        "topic_lag_messages", "Messages of a partition that are not searchable yet.", of,
-        {names: one.lag for names, one in read.items()},
-    )  # fmt: skip
-    yield _counter(
-        "topic_offset", "Offset up to which a partition is searchable.", of,
-        {names: one.searchable for names, one in read.items()},
-    )  # fmt: skip
-    yield _counter(
-        "topic_lost_messages", "Messages deleted from a topic before they were read.", of,
-        {names: one.lost for names, one in read.items()},
-    )  # fmt: skip
-    yield _gauge(
-        "topic_trouble", "1 where messages of a partition do not come; partition -1: of a whole topic.", of,
-        {names: bool(one.trouble) for names, one in logs.items()},
-    )  # fmt: skip
-    yield _gauge(
-        "topic_at_risk_messages", "Messages of a partition that are not read and that the topic deletes soon.", of,
-        {names: one.at_risk for names, one in read.items()},
-    )  # fmt: skip
+def _logs(logs: Sequence[LogFigures]) -> Iterable[Metric]:
+    def of(logs: Iterable[LogFigures], figure: str) -> dict[tuple[str, str], float]:
+        return {(one.topic, str(one.partition)): float(getattr(one, figure)) for one in logs}
+
+    names, read = "topic partition", [one for one in logs if one.is_partition]
+    text = "Messages of a partition that are not searchable yet."
+    yield _gauge("topic_lag_messages", text, names, of(read, "lag"))
+    text = "Offset up to which a partition is searchable."
+    yield _counter("topic_offset", text, names, of(read, "searchable"))
+    text = "Messages deleted from a topic before they were read."
+    yield _counter("topic_lost_messages", text, names, of(read, "lost"))
+    troubled = {(one.topic, str(one.partition)): bool(one.trouble) for one in logs}
+    text = "1 where messages of a partition do not come; partition -1: of a whole topic."
+    yield _gauge("topic_trouble", text, names, troubled)
+    text = "Messages of a partition that are not read and that the topic deletes soon."
+    yield _gauge("topic_at_risk_messages", text, names, of(read, "at_risk"))
 
 
 def _quality(now: StreamFigures) -> Iterable[Metric]:
     yield _gauge("head_info", "1 for the head version.", "version", {now.head: 1} if now.head else {})
     if now.head:
         age = max(0.0, time.time() - now.head_committed_at)
-        yield _gauge("head_age_seconds", "Time since the head version was committed.", "", {(): age})
+        yield _gauge("head_age_seconds", "Time since the head version was committed.", "", age)
     text = "Recall@1 on held-out images by split and gallery form."
     yield _gauge("recall_at_1", text, "split gallery", now.recall_at_1)
     if now.forgetting is not None:
         text = "Best Recall@1 on old classes so far minus now."
-        yield _gauge("forgetting", text, "", {(): now.forgetting})
+        yield _gauge("forgetting", text, "", now.forgetting)
     yield _gauge("drift", "Embedding drift of the last stage.", "measure", now.drift)
     text = "Recall@1 over all classes after the last slow stage, and without it."
     yield _gauge("slow_stage_recall_at_1", text, "version", now.slow_stage)
@@ -201,11 +189,11 @@ def _quality(now: StreamFigures) -> Iterable[Metric]:
 
 
 def _stage(now: StageProgress) -> Iterable[Metric]:
-    yield _gauge("stage", "Depth of the version that is being learnt.", "", {(): now.stage})
+    yield _gauge("stage", "Depth of the version that is being learnt.", "", now.stage)
     yield _gauge("phase", "1 for the phase of the trainer.", "phase", {p: p == now.phase for p in PHASES})
-    yield _gauge("stage_step", "Steps done in the running stage.", "", {(): now.step})
-    yield _gauge("stage_steps", "Steps of the running stage in all.", "", {(): now.total_steps})
-    yield _gauge("train_workers", "Data-parallel workers in the running stage.", "", {(): now.workers})
+    yield _gauge("stage_step", "Steps done in the running stage.", "", now.step)
+    yield _gauge("stage_steps", "Steps of the running stage in all.", "", now.total_steps)
+    yield _gauge("train_workers", "Data-parallel workers in the running stage.", "", now.workers)
     if now.leader:
         yield _gauge("train_leader_info", "1 for host and process of rank 0.", "process", {now.leader: 1})
     yield _gauge("loss", "Last loss of the running stage by part.", "part", now.losses)
@@ -220,16 +208,15 @@ def _filled(
     name: str,
     text: str,
     labels: str,
-    values: Mapping[Any, Any],
+    values: Mapping[Any, Any] | float,
 ) -> Metric:
-    """A family with these labels, and of each label (or labels) its value. One figure that is no number, or a name that
-    is no text, must not cost a scrape all the others."""
+    """A family with these labels, and of each label (or labels) its value; without labels one value. One figure that is
+    no number, or a name that is no text, must not cost a scrape all the others."""
     family = kind(f"{PREFIX}_{name}", text, labels=labels.split())
-    for key, value in values.items():
-        if isinstance(value, int | float) or hasattr(value, "__float__"):
-            family.add_metric(
-                [str(part) for part in (key if isinstance(key, tuple) else (key,))], float(value)
-            )
+    for key, value in values.items() if isinstance(values, Mapping) else [((), values)]:
+        if hasattr(value, "__float__"):
+            parts = key if isinstance(key, tuple) else (key,)
+            family.add_metric([str(part) for part in parts], float(value))
     return family
 
 

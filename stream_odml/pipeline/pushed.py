@@ -93,7 +93,7 @@ def _consumed(store: Store, there: set[str], keep_s: float) -> list[str]:
     before = time.time() - keep_s
     lineage = (store.tree.get(version_id) for version_id in store.tree.lineage(store.tree.head))
     consumed = [v.task for v in lineage if v.task and v.time.timestamp() <= before]
-    ids = (shard_id for task in consumed for shard_id in store.ledger.tasks[task].shard_ids)
+    ids = store.ledger.shards_of(consumed)
     names = (PurePosixPath(store.ledger.shards[shard_id].uri).name for shard_id in ids)
     return [name for name in dict.fromkeys(names) if name in there]
 

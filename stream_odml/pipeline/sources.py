@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from stream_odml.config.stream import ConfigError, StreamConfig
@@ -83,14 +85,9 @@ def check_sources(config: StreamConfig) -> None:
 
 def _table(config: StreamConfig, options: dict[str, str] | None) -> Source:
     """A table that is followed by version. Imported here: its library is not installed where nobody follows one."""
-    kind = config.source.kind
-    module, _, name = TABLES[kind].partition(":")
-    try:
+    module, _, name = TABLES[config.source.kind].partition(":")
+    with _needing_library(config.source.kind):
         made = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ConfigError(
-            f"source.kind {kind} needs a library that is not here ({error}): pip install 'stream-odml[{kind}]'"
-        ) from error
     table: Source = made(config.source.path, options, config.source.start_version)
     return table
 
@@ -105,14 +102,21 @@ def _kafka(config: StreamConfig) -> Source:
         raise ConfigError(
             f"source.kafka.generation: {others[0]} is no topic of source.path {config.source.path!r}"
         )
+    with _needing_library("kafka"):
+        try:
+            return KafkaProcess(topics, config.source.kafka, spool_path(config), config.storage_options)
+        except ValueError as error:
+            raise ConfigError(f"source.{error}") from error
+
+
+@contextlib.contextmanager
+def _needing_library(kind: str) -> Iterator[None]:
     try:
-        return KafkaProcess(topics, config.source.kafka, spool_path(config), config.storage_options)
+        yield
     except ImportError as error:
         raise ConfigError(
-            f"source.kind kafka needs a library that is not here ({error}): pip install 'stream-odml[kafka]'"
+            f"source.kind {kind} needs a library that is not here ({error}): pip install 'stream-odml[{kind}]'"
         ) from error
-    except ValueError as error:
-        raise ConfigError(f"source.{error}") from error
 
 
 def _made_by(factory: str, path: str, options: dict[str, str]) -> Source:

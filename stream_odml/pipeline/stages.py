@@ -160,7 +160,7 @@ class Stages:
         if not self._has_trunk():
             return "trunk"
         made_by = {str(store.ledger.shards[shard].counts.get("version")) for shard in task.shard_ids}
-        anew = any(not store.tree.is_committed(v) or not store.tree.same_trunk(v, parent) for v in made_by)
+        anew = any(v not in store.tree.versions or not store.tree.same_trunk(v, parent) for v in made_by)
         # A trunk that was trained, and its map, tell enough of them where the trainer is busy for long: these items are
         # embedded anew later, as all that a map moved.
         return "embed" if anew and not self._retry(task) and not self._later.moves_trunk else "head"
@@ -237,7 +237,7 @@ class Stages:
     def is_current(self, version_id: str) -> bool:
         """Return whether this attempt is the one to go on with."""
         store = self._writer.store
-        if store.ledger.is_later(version_id):
+        if version_id in store.ledger.later_attempts:
             return store.open_attempt(version_id) is not None
         task = store.next_task()
         attempt = store.current_attempt(task.task_id, store.tree.head) if task is not None else None
@@ -252,7 +252,7 @@ class Stages:
         StaleParent when the head moved since the stage began, StaleSums where its sums are of what was forgotten or
         replaced since: the same attempt is to be learnt again, or, of a stage that improves what is learnt, settled."""
         store = self._writer.store
-        if store.tree.is_committed(result.version_id):
+        if result.version_id in store.tree.versions:
             return store.tree.head
         if result.refusal is not None:
             return self._refuse(result)
@@ -264,19 +264,17 @@ class Stages:
             artifacts = without_forgotten(
                 self._writer, result.version_id, result.parent, found.artifacts, rows
             )
-            waited = time.time() - store.ledger.tasks[result.task].closed_at.timestamp()
-            timed = (
-                {}
-                if store.ledger.is_later(result.version_id)
-                else {key("closed_to_learnt_s"): round(waited, 3)}
-            )
+            metrics = dict(found.metrics)
+            if result.version_id not in store.ledger.later_attempts:
+                waited = time.time() - store.ledger.tasks[result.task].closed_at.timestamp()
+                metrics[key("closed_to_learnt_s")] = round(waited, 3)
             self._writer.commit_stage(
                 version_id=result.version_id,
                 parent=result.parent,
                 task=result.task,
                 artifacts=artifacts,
                 rows=rows,
-                metrics={**found.metrics, **timed},
+                metrics=metrics,
                 quarantine=result.lost,
             )
         for part in [*result.rows, *(ref.path for n, ref in result.artifacts.items() if artifacts[n] != ref)]:
@@ -298,7 +296,7 @@ class Stages:
         for file in list(store.files.list(f"artifacts/{result.version_id}")):
             # Its rows hold vectors, which must not outlive a request to forget them.
             store.files.delete(file.path)
-        if not store.ledger.is_later(result.version_id):
+        if result.version_id not in store.ledger.later_attempts:
             self._gives_up(store.ledger.tasks[result.task])
         return store.tree.head
 

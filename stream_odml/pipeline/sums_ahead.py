@@ -89,7 +89,7 @@ def waiting_shards(store: Store) -> list[str]:
     """Return the indexed shards without a task whose features the head's trunk made: what a fast stage will sum."""
     tree = store.tree
     made_by = {shard_id: str(shard.counts.get("version")) for shard_id, shard in store.ledger.indexed.items()}
-    same = {v: tree.is_committed(v) and tree.same_trunk(v, tree.head) for v in set(made_by.values())}
+    same = {v: v in tree.versions and tree.same_trunk(v, tree.head) for v in set(made_by.values())}
     return [shard_id for shard_id, version in made_by.items() if same[version]]
 
 

@@ -3,7 +3,6 @@
 Protects: a snapshot sees a prefix of fixed length; growing writes only behind it, so nothing seen ever changes.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,42 +54,31 @@ class Growable:
 
 @dataclass(frozen=True)
 class Strings:
-    """Arrow string chunks: a fifth of the memory of Python strings."""
+    """Strings as Arrow holds them: a fifth of the memory of Python's."""
 
-    chunks: tuple[pa.Array, ...] = ()
-    ends: tuple[int, ...] = ()
+    column: pa.ChunkedArray = field(default_factory=lambda: pa.chunked_array([], pa.string()))
 
     def grown(self, values: pa.Array) -> "Strings":
-        chunks = (*self.chunks, values)
+        chunks = [*self.column.chunks, values]
         if len(chunks) > CHUNKS_KEPT:
-            chunks = (pa.concat_arrays(list(chunks)),)
-        return Strings(chunks, tuple(np.cumsum([len(c) for c in chunks]).tolist()))
+            chunks = [pa.concat_arrays(chunks)]
+        return Strings(pa.chunked_array(chunks, pa.string()))
 
     def __getitem__(self, i: int) -> str:
-        at = bisect_right(self.ends, i)
-        text: str = self.chunks[at][i - (self.ends[at - 1] if at else 0)].as_py()
+        text: str = self.column[i].as_py()
         return text
 
     def take(self, rows: NDArray[np.int64]) -> list[str]:
-        """Return the strings at ``rows``, at once where they lie in one piece."""
-        if len(self.chunks) != 1:
+        """Return the strings at ``rows``, at once where they lie in one piece: Arrow would put pieces together."""
+        if self.column.num_chunks != 1:
             return [self[row] for row in rows.tolist()]
-        found: list[str] = self.chunks[0].take(pa.array(rows)).to_pylist()
+        found: list[str] = self.column.chunk(0).take(pa.array(rows)).to_pylist()
         return found
 
     def within(self, values: Sequence[str] | pa.Array) -> NDArray[np.bool_]:
         """Return where one of ``values`` stands [n]."""
         wanted = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
-        found = [pc.is_in(c, value_set=wanted).to_numpy(zero_copy_only=False) for c in self.chunks]
-        return np.concatenate(found).astype(bool) if found else np.zeros(0, dtype=bool)
-
-    @property
-    def column(self) -> pa.ChunkedArray:
-        return pa.chunked_array(list(self.chunks), type=pa.string())
-
-    @property
-    def nbytes(self) -> int:
-        return sum(int(c.nbytes) for c in self.chunks)
+        return np.asarray(pc.is_in(self.column, value_set=wanted).to_numpy(), bool)
 
 
 @dataclass
@@ -166,7 +154,8 @@ class Columns:
 
     @property
     def nbytes(self) -> int:
-        return self.item_ids.nbytes + self.attributes.nbytes + sum(a.nbytes for a in self.arrays.values())
+        texts = self.item_ids.column.nbytes + self.attributes.column.nbytes
+        return int(texts) + sum(a.nbytes for a in self.arrays.values())
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

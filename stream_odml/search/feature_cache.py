@@ -33,20 +33,22 @@ class FeatureCache:
         """With a folder copies are files in it, which several processes may share and which outlive them. Without,
         they have no name and end with this object."""
         self._folder = None if folder is None else Path(folder)
-        self._unnamed: dict[str, IO[bytes]] = {}
+        self._unnamed: dict[str, FeatureCodes] = {}
         self._seen: frozenset[str] | None = None
 
     def features(self, store: Store, path: str) -> FeatureCodes:
         """Return features of a data file, as stored: from the copy, made if there is none. Where nothing can
         be written they are in memory. FileNotFoundError for a data file that was vacuumed."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return self._copy(store, path)
+        if path in self._unnamed:
+            return self._unnamed[path]
+        if self._folder is not None:
+            with contextlib.suppress(OSError, ValueError):  # there is none, or one of another length
+                return _mapped(self._file(self._folder, store, path), store)
         features = store.features(path)
-        try:
-            self._keep(store, path, features)
-            return self._copy(store, path)
-        except KeyError:  # one more than there may be
+        if len(self._unnamed) >= MOST_UNNAMED:
             return features
+        try:
+            return self._kept(store, path, features)
         except (OSError, ValueError) as error:
             log.warning("features of %s are not cached in %s: %s", path, self._folder or "a file", error)
             return features
@@ -56,19 +58,12 @@ class FeatureCache:
         present = store.table("gallery").present
         if present is self._seen:
             return
-        for path in [path for path in self._unnamed if path not in present]:
-            self._unnamed.pop(path).close()
+        self._unnamed = {path: copy for path, copy in self._unnamed.items() if path in present}
         if self._folder is not None:
             self._remove_files(self._folder / store.stream_id, store, present)
         self._seen = present
 
-    def _copy(self, store: Store, path: str) -> FeatureCodes:
-        """Raises KeyError, OSError without a copy, ValueError for one of another length."""
-        return _mapped(
-            self._unnamed[path] if self._folder is None else self._file(self._folder, store, path), store
-        )
-
-    def _keep(self, store: Store, path: str, features: FeatureCodes) -> None:
+    def _kept(self, store: Store, path: str, features: FeatureCodes) -> FeatureCodes:
         def fill(out: IO[bytes]) -> None:
             features.scale_n.tofile(out)
             features.codes_nD.tofile(out)
@@ -77,15 +72,11 @@ class FeatureCache:
             file = self._file(self._folder, store, path)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, fill, durable=False)  # what a crash of the machine takes is made again
-        elif len(self._unnamed) < MOST_UNNAMED:
-            out = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as it is kept)
-            try:
-                fill(out)
-                out.flush()
-            except BaseException:
-                out.close()
-                raise
-            self._unnamed[path] = out
+            return _mapped(file, store)
+        with tempfile.TemporaryFile() as unnamed:
+            fill(unnamed)
+            unnamed.flush()
+            return self._unnamed.setdefault(path, _mapped(unnamed, store))
 
     def _remove_files(self, folder: Path, store: Store, present: frozenset[str]) -> None:
         if self._seen is None:

@@ -4,7 +4,7 @@ Protects: a searcher never changes after it was built (adding while searching is
 searched beside it, exactly, until a larger searcher is built aside from a clone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss as typed_faiss
@@ -87,51 +87,52 @@ class ExactSearcher:
         return inner_product(queries, self._vectors, k, mask)
 
 
+@dataclass(eq=False)
 class IndexSearcher:
     """An index of one of KINDS over a copy of the vectors."""
 
-    def __init__(self, kind: str, index: Any, *, width: int, recall: float) -> None:
-        self.kind = kind
-        self.n = int(index.ntotal)
-        self.recall = recall
-        self.exhaustive = False
-        """Whether it must probe more than half of its lists to reach its recall."""
-        self.width = width
-        """Lists (ivf) or candidates (hnsw) that a search visits."""
-        self.fresh_width = 0
-        """The width when its clusters were new from k-means."""
-        self._index = index
+    kind: str
+    index: Any
+    width: int
+    """Lists (ivf) or candidates (hnsw) that a search visits."""
+    recall: float
+    exhaustive: bool = False
+    """Whether it must probe more than half of its lists to reach its recall."""
+    fresh_width: int = 0
+    """The width when its clusters were new from k-means."""
+
+    @property
+    def n(self) -> int:
+        return int(self.index.ntotal)
 
     @property
     def nbytes(self) -> int:
-        return self.n * KINDS[self.kind].bytes_per_row(self._index)
+        return self.n * KINDS[self.kind].bytes_per_row(self.index)
 
     def search(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
         kind, width = KINDS[self.kind], self.width
         mask = None if mask is None else mask[: self.n]
         there = min(k, self.n if mask is None else int(np.count_nonzero(mask)))
         while True:
-            scores, rows = kind.search(self._index, queries, k, width, mask)
+            scores, rows = kind.search(self.index, queries, k, width, mask)
             # What was visited may hold fewer rows than are asked for.
-            if width >= kind.max_width(self._index) or (rows[:, :there] >= 0).all():
+            if width >= kind.max_width(self.index) or (rows[:, :there] >= 0).all():
                 return scores, rows
             width *= 2
 
     def grown(self, fresh: FloatArray) -> "IndexSearcher":
         """Return a searcher with `fresh` [m, d] appended; this one does not change."""
-        index = faiss.clone_index(self._index)
+        index = faiss.clone_index(self.index)
         index.add(np.ascontiguousarray(fresh))
-        grown = IndexSearcher(self.kind, index, width=self.width, recall=self.recall)
-        grown.fresh_width = self.fresh_width
-        return grown
+        return replace(self, index=index)
 
     def clusters(self, rows: Indices) -> Clusters:
         """Return the clusters of vectors whose row i is row `rows[i]` here (-1: new), of a searcher of kind ivf."""
-        return Clusters(renumbered(rows, list_numbers(self._index)), int(self._index.nlist), self.fresh_width)
+        return Clusters(renumbered(rows, list_numbers(self.index)), int(self.index.nlist), self.fresh_width)
 
     def vectors(self, rows: Indices) -> FloatArray:
         """Return float32 vectors [len(rows), d] as the index holds them."""
-        found: FloatArray = self._index.reconstruct_batch(rows)
+        found: FloatArray = self.index.reconstruct_batch(rows)
         return found
 
 
@@ -160,7 +161,7 @@ def _tuned(kind: str, index: Any, vectors: FloatArray, settings: SearchSettings)
     of_kind = KINDS[kind]
     max_width = of_kind.max_width(index)
     if not max_width:
-        return IndexSearcher(kind, index, width=0, recall=1.0)
+        return IndexSearcher(kind, index, 0, 1.0)
     sample = _sample_queries(vectors)
     k = min(10, len(vectors))
     _, exact = inner_product(sample, vectors, k)
@@ -171,9 +172,7 @@ def _tuned(kind: str, index: Any, vectors: FloatArray, settings: SearchSettings)
             np.mean([len(set(a) & set(b)) / k for a, b in zip(exact.tolist(), found.tolist(), strict=True)])
         )
         if recall >= settings.recall_target or width >= max_width:
-            built = IndexSearcher(kind, index, width=width, recall=recall)
-            built.exhaustive = kind == IVF and width > max_width // 2
-            return built
+            return IndexSearcher(kind, index, width, recall, kind == IVF and width > max_width // 2)
         width = min(2 * width, max_width)
 
 

@@ -19,10 +19,10 @@ from stream_odml.search.hits import Hit, hits_of
 from stream_odml.search.parts import Part
 from stream_odml.search.search import IndexSearcher, SearchSettings
 from stream_odml.search.segment import Segment
-from stream_odml.search.space import Features, Files, Made, Space
+from stream_odml.search.space import Features, Made, Space
 from stream_odml.search.vectors import Vectors
 from stream_odml.store.ledger import LedgerState
-from stream_odml.store.select import select_rows
+from stream_odml.store.select import select_rows, split_rows
 from stream_odml.store.sequence import sequence_of
 from stream_odml.store.store import Store
 from stream_odml.store.tables import FloatArray
@@ -32,7 +32,6 @@ DEAD_KEPT = 256
 """Rows that were replaced or forgotten since the last compaction, which a search looks past."""
 LISTS_SEARCHED = 1 / 16
 """Share of the vectors, about, that an approximate search compares."""
-READ_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +60,7 @@ class GallerySnapshot:
     ) -> "GallerySnapshot":
         """Return everything, from the store as it was last refreshed. Raises NoVersionYet before the root is committed.
         The clusters of ``before`` are kept where they still serve, whatever space it was in."""
-        settings = settings or SearchSettings()
-        for last in range(READ_ATTEMPTS):
-            try:
-                return _load(store, settings, before, cache)
-            except FileNotFoundError:
-                # Merged and vacuumed since the store looked: it will see the new files now.
-                if last == READ_ATTEMPTS - 1:
-                    raise
-                store.forget_seen()
-                store.refresh()
-        raise AssertionError("unreachable")
+        return store.again(lambda: _load(store, settings or SearchSettings(), before, cache))
 
     def refreshed(self, store: Store) -> "GallerySnapshot":
         """Return the picture after ``store.refresh()``; this one if nothing came. Tier-1 appends add rows behind."""
@@ -228,12 +217,8 @@ def _load(
     meta = store.metadata()
     picked = select_rows(meta, store.ledger, store.tree, head).picked
     rows = meta.take(pa.array(picked))
-    files, start = [], 0
-    for path, block in blocks.items():
-        first, last = np.searchsorted(picked, (start, start + len(block)))
-        if last > first:
-            files.append((path, picked[first:last] - start))
-        start += len(block)
+    parts = zip(blocks, split_rows(picked, map(len, blocks.values())), strict=True)
+    files = [(path, mine) for path, mine in parts if len(mine)]
     if cache is not None:
         cache.follow(store)
     made, space = Space.of(store, head).vectors(store, files, rows, _features(cache))
@@ -276,7 +261,12 @@ def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
         dead |= old.columns.item_ids.within(meta["item_id"].unique())
         picked = select_rows(meta, store.ledger, store.tree, old.version).picked
         rows = meta.take(pa.array(picked))
-        made, space = old.space.vectors(store, _picked_files(new, picked), rows, _features(old.cache))
+        picked_rows = split_rows(picked, (len(rows) for _, rows, _ in new))
+        files = [
+            (path, np.flatnonzero(mask.to_numpy(zero_copy_only=False))[mine])
+            for (path, _, mask), mine in zip(new, picked_rows, strict=True)
+        ]
+        made, space = old.space.vectors(store, files, rows, _features(old.cache))
         parts = tuple(
             part.grown(
                 more.vectors.view(more.n), n + (np.arange(more.n) if more.numbers is None else more.numbers)
@@ -298,17 +288,6 @@ def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
     if len(changed.dead) <= DEAD_KEPT:
         return changed
     return None if any(part.segment.main for part in parts) else _without_dead(changed)
-
-
-def _picked_files(new: list[tuple[str, pa.Table, pa.Array]], picked: Indices) -> Files:
-    """Of the rows ``new`` one after the other those that are ``picked``: numbers in each file."""
-    files, start = [], 0
-    for path, rows, mask in new:
-        first, last = np.searchsorted(picked, (start, start + len(rows)))
-        places = np.flatnonzero(mask.to_numpy(zero_copy_only=False))
-        files.append((path, places[picked[first:last] - start]))
-        start += len(rows)
-    return files
 
 
 def _forgotten_since(old: GallerySnapshot, ledger: LedgerState) -> Mask:

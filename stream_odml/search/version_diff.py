@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from stream_odml.store.version_metrics import key
+from stream_odml.store.version_metrics import is_figure, key
 
 HELD_OUT_SET = key("held_out_set")
 CLASS_RECALL = key("recall_by_class")
@@ -46,18 +45,14 @@ def _recalls(metrics: Mapping[str, Any]) -> dict[str, float]:
     recalls = metrics.get(CLASS_RECALL)
     if not isinstance(recalls, Mapping):
         return {}
-    return {str(name): float(value) for name, value in recalls.items() if _is_figure(value)}
+    return {str(name): float(value) for name, value in recalls.items() if is_figure(value)}
 
 
 def _metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     rows: dict[str, dict[str, float | None]] = {}
     for name in sorted(a.keys() | b.keys()):
-        x, y = (m.get(name) if _is_figure(m.get(name)) else None for m in (a, b))
+        x, y = (m.get(name) if is_figure(m.get(name)) else None for m in (a, b))
         if x is None and y is None:
             continue
         rows[name] = {"from": x, "to": y, "delta": None if x is None or y is None else round(y - x, 6)}
     return rows
-
-
-def _is_figure(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,7 +8,6 @@ are pinned, and again afterwards. One that is deleted in between was learnt by t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -160,20 +159,14 @@ class _Copy:
     def _file(self, path: str) -> None:
         if self._target.exists(path):
             return
-        with self._source.local(path) as file, self._writing():
-            self._target.upload(path, file)
+        with self._source.local(path) as file:
+            try:
+                self._target.upload(path, file)
+            except OSError as error:  # a file that the source lacks is asked for again, and has another error
+                message = f"{self._target.uri} cannot be written: {error}; name another folder"
+                raise BackupFailed(message) from error
             self.files += 1
             self.bytes += file.stat().st_size
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Name the target where it fails: a file that the source lacks is asked for again, and has another error."""
-        try:
-            yield
-        except OSError as error:
-            raise BackupFailed(
-                f"{self._target.uri} cannot be written: {error}; name another folder"
-            ) from error
 
 
 def _checked(target: str, options: dict[str, str] | None) -> Store:

@@ -101,7 +101,7 @@ class LedgerState:
     def trainable(self, *task_ids: str) -> dict[str, int]:
         """Return the images of tasks that may be learnt from, by class."""
         tally = Counter[str]()
-        for shard in (shard for task in task_ids for shard in self.tasks[task].shard_ids):
+        for shard in self.shards_of(task_ids):
             trainable = self.shards[shard].counts.get("trainable", {})
             tally.update({name: count for name, count in trainable.items() if count})
         return tally
@@ -116,14 +116,14 @@ class LedgerState:
         return None if last is None or last.refused is not None or last.version_id in committed else last
 
     @cached_property
-    def later_attempts(self) -> tuple[Attempt, ...]:
-        """Attempts to improve what is learnt (all kinds but ``task``), in the order in which they began."""
+    def later_attempts(self) -> Mapping[str, Attempt]:
+        """Attempts to improve what is learnt (all kinds but ``task``) by version, in the order in which they began."""
         found = (a for task in self.tasks.values() for a in task.attempts if a.kind != "task")
-        return tuple(sorted(found, key=lambda attempt: attempt.seq))
+        return {attempt.version_id: attempt for attempt in sorted(found, key=lambda attempt: attempt.seq)}
 
-    def is_later(self, version_id: str) -> bool:
-        """Return whether this is an attempt to improve what is learnt."""
-        return any(attempt.version_id == version_id for attempt in self.later_attempts)
+    def shards_of(self, tasks: Iterable[str]) -> list[str]:
+        """Return the shards of closed tasks."""
+        return [shard for task in tasks for shard in self.tasks[task].shard_ids]
 
     def forgotten(self, shard_id: str, class_name: str, item_id: str) -> bool:
         """Return whether a tombstone covers this row; what landed after the tombstone is a return, and is not."""

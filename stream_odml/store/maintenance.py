@@ -156,15 +156,14 @@ def _drop_attempt(house: Housekeeper, version_id: str, paths: Sequence[str]) -> 
 def _unfinished(store: Store) -> set[str]:
     """Attempts that were neither refused nor committed."""
     tries = (a for task in store.ledger.tasks.values() for a in task.attempts)
-    return {a.version_id for a in tries if a.refused is None and not store.tree.is_committed(a.version_id)}
+    return {a.version_id for a in tries if a.refused is None and a.version_id not in store.tree.versions}
 
 
 def _under_way(store: Store) -> set[str]:
     """Attempts that can be published under the head of now."""
     waiting = [task.task_id for task in store.ledger.tasks.values() if task.attempts and task.skipped is None]
     attempts = [store.current_attempt(task_id, store.tree.head) for task_id in waiting]
-    later = {a.version_id for a in store.ledger.later_attempts} & _unfinished(store)
-    attempts += [store.open_attempt(version_id) for version_id in later]
+    attempts += [store.open_attempt(version_id) for version_id in store.ledger.later_attempts]
     return {attempt.version_id for attempt in attempts if attempt is not None}
 
 

@@ -68,7 +68,7 @@ class Mapper:
         wanted = set(starts)
         with self._lock:
             last = None if end in self._held else self._held.find(next(iter(self._held), ""))
-            asked = [name for name in last.asked if tree.is_committed(name)] if last else []
+            asked = [name for name in last.asked if name in tree.versions] if last else []
         beyond = _beyond(tree, end, wanted.union(asked))
         stride = 1 + sum(map(len, beyond.values())) // WAYPOINTS
         held = _Held({end: IdentityMap()})

@@ -88,7 +88,12 @@ def _column(table: pa.Table, name: str) -> list[Any]:
 def _keep(files: Files, path: str, table: pa.Table, keep: NDArray[np.bool_]) -> bool:
     if keep.all():
         return False
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.filter(pa.array(keep, pa.bool_())), sink)
-    files.write(path, sink.getvalue().to_pybytes())
+    files.write(path, as_parquet(table.filter(pa.array(keep, pa.bool_()))))
     return True
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    """Return the bytes of a file of pictures."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())

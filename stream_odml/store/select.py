@@ -5,6 +5,7 @@ Protects: every reader, and the purge that deletes rows for good, decide by the 
 
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -143,6 +144,16 @@ def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Int
         order = several[np.lexsort((-farness[several], place[several], indexed[several]))]
         winner[items[order]] = order  # of repeated indices the last assignment stands: the highest priority
     return winner
+
+
+def split_rows(rows: Ints, lengths: Iterable[int]) -> Iterator[Ints]:
+    """Yield for each part of tables that lie one after the other, so many rows each, which of its rows are among
+    ``rows``: numbers through all of them, ascending."""
+    start = 0
+    for length in lengths:
+        first, last = np.searchsorted(rows, (start, start + length))
+        yield rows[first:last] - start
+        start += length
 
 
 def farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:

@@ -360,14 +360,14 @@ class Store:
 
     def current_attempt(self, task_id: str, parent: str) -> Attempt | None:
         """Return the attempt to go on with after a restart, if one is under way."""
-        return self.ledger.current_attempt(task_id, parent, self.tree.committed)
+        return self.ledger.current_attempt(task_id, parent, self.tree.versions.keys())
 
     def open_attempt(self, version_id: str, head: str | None = None) -> Attempt | None:
         """Return the attempt to improve what is learnt of this id, if its result can be published under ``head`` (by
         default the one that is served): neither refused nor committed, and under the trunk from which it began."""
         head = head or self.tree.head
-        attempt = next((a for a in self.ledger.later_attempts if a.version_id == version_id), None)
-        if attempt is None or attempt.refused is not None or self.tree.is_committed(version_id):
+        attempt = self.ledger.later_attempts.get(version_id)
+        if attempt is None or attempt.refused is not None or version_id in self.tree.versions:
             return None
         descends = attempt.parent in self.tree.lineage(head) and self.tree.same_trunk(attempt.parent, head)
         return attempt if descends else None

@@ -28,7 +28,7 @@ from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat, encode
 from stream_odml.learn.lift import Lift
 from stream_odml.store.artifacts import HEAD, SUMS, ArtifactRef
-from stream_odml.store.select import Ints, death_seqs, farness, select_rows
+from stream_odml.store.select import Ints, death_seqs, farness, select_rows, split_rows
 from stream_odml.store.select import encode as coded_names
 from stream_odml.store.store import Store
 from stream_odml.store.tables import values
@@ -111,13 +111,13 @@ class TrainingRows:
         )
         maps = dict(self.store.mapper.into(self.store.tree, names.to_pylist(), self.version_id))
         drifts = [compose([maps[name], self.onward]) for name in names.to_pylist()]
-        wanted, start = self.rows[chosen], 0
-        for path, length in self.files:
-            first, last = np.searchsorted(wanted, (start, start + length))
-            if last > first:
-                stored = self.store.features(path)[wanted[first:last] - start]
-                yield chosen[first:last], in_one_trunk(stored, made_by[chosen[first:last]], drifts)
-            start += length
+        parts = split_rows(self.rows[chosen], (length for _, length in self.files))
+        start = 0
+        for (path, _), rows in zip(self.files, parts, strict=True):
+            if len(rows):
+                mine = chosen[start : start + len(rows)]
+                yield mine, in_one_trunk(self.store.features(path)[rows], made_by[mine], drifts)
+                start += len(rows)
 
 
 def task_rows(store: Store, version_id: str, shard_ids: Collection[str]) -> TrainingRows:
@@ -250,7 +250,4 @@ def _named(meta: pa.Table, shard_ids: Collection[str]) -> NDArray[np.bool_]:
 
 
 def _shards_learnt(store: Store, version_id: str) -> frozenset[str]:
-    tasks = store.tree.learnt(version_id)
-    return frozenset(
-        s for task in tasks if task in store.ledger.tasks for s in store.ledger.tasks[task].shard_ids
-    )
+    return frozenset(store.ledger.shards_of(store.tree.learnt(version_id) & store.ledger.tasks.keys()))

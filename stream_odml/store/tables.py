@@ -92,6 +92,16 @@ class IngestBatch:
     counts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """More to remember of each shard (by id), as JSON; rows, held_out, quarantined, classes are counted here."""
 
+    @staticmethod
+    def joined(batches: Sequence["IngestBatch"]) -> "IngestBatch":
+        """Return several as one transaction."""
+        return IngestBatch(
+            [shard_id for batch in batches for shard_id in batch.shard_ids],
+            pa.concat_tables([batch.rows for batch in batches]),
+            pa.concat_tables([batch.quarantine for batch in batches]),
+            {shard_id: counts for batch in batches for shard_id, counts in batch.counts.items()},
+        )
+
 
 def gallery_rows(
     *,

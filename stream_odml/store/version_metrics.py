@@ -87,7 +87,7 @@ class VersionMetrics:
                 found[spec.name] = _figures(parts)
             elif isinstance(value := stored.get(spec.name), Mapping) and spec.name == "recall_by_class":
                 found[spec.name] = _figures(value)
-            elif isinstance(value, str) if spec.name in _TEXTS else _is_figure(value):
+            elif isinstance(value, str) if spec.name in _TEXTS else is_figure(value):
                 found[spec.name] = value
         return cls(**found)
 
@@ -110,10 +110,11 @@ class VersionMetrics:
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if _is_figure(value)}
+    return {name: value for name, value in values.items() if is_figure(value)}
 
 
-def _is_figure(value: object) -> bool:
+def is_figure(value: object) -> bool:
+    """Return whether a stored value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

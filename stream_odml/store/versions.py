@@ -4,7 +4,7 @@ Protects: an id is in the tree if and only if its one row was committed; rolling
 and removes nothing.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -131,11 +131,6 @@ class VersionTree:
         return next((v.version_id for v in self.versions.values() if v.parent is None), None)
 
     @property
-    def committed(self) -> Set[str]:
-        """The ids of all committed versions."""
-        return self.versions.keys()
-
-    @property
     def files(self) -> frozenset[str]:
         """Paths of the artifacts that some version needs: all of a version's, and a retired one's drift maps. Several
         versions may need one file."""
@@ -162,9 +157,6 @@ class VersionTree:
             return not version.retired
         erased = max(other.forgotten_seq for other in self.versions.values())
         return version.sums_seq >= erased and version_id in list(self.versions)[-KEPT_HEADS:]
-
-    def is_committed(self, version_id: str) -> bool:
-        return version_id in self.versions
 
     def get(self, version_id: str) -> Version:
         """Raise UnknownVersion for an id that was never committed."""

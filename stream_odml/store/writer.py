@@ -219,7 +219,7 @@ class Writer:
         ``parent``, ValueError for a refused attempt, missing artifacts, or rows of another version.
         """
         with self._fence.exclusive() as store:
-            if not store.tree.is_committed(version_id):
+            if version_id not in store.tree.versions:
                 check_stage(store, version_id, parent, task, artifacts, metrics or {})
                 parts = [rows] if isinstance(rows, pa.Table) else rows
                 for part in parts:
@@ -247,7 +247,7 @@ class Writer:
     ) -> None:
         """Record that an attempt's result is not wanted; the task's next attempt gets a new version id."""
         with self._fence.exclusive() as store:
-            if store.tree.is_committed(version_id):
+            if version_id in store.tree.versions:
                 raise ValueError(f"version {version_id} is committed; move the head instead of refusing it")
             known = store.ledger.tasks.get(task)
             tries = {a.version_id: a for a in known.attempts} if known else {}

@@ -24,7 +24,7 @@ from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.storage.atomic import ASIDE, STRAY_S
 from stream_odml.store.layout import SPOOL
 from stream_odml.store.store import Store
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import Writer
 from tests.cluster.small_root import DIM, artifacts, claim, index
 from tests.ingest.pictures import picture
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
@@ -54,10 +54,8 @@ def land_and_index(writer: Writer, inbox: str, source: S3Source | DirectorySourc
     refs = source.poll(set())
     writer.record_landed(refs)
     for ref in refs:
-        found = index_shard(
-            ref, model, writer.tree.head, writer.store.files, IndexOptions(1 << 20, True, 0.5)
-        )
-        writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine))
+        options = IndexOptions(1 << 20, True, 0.5)
+        writer.commit_ingest(index_shard(ref, model, writer.tree.head, writer.store.files, options))
     return refs
 
 

@@ -15,7 +15,7 @@ from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.store.store import Store
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import Writer
 from tests.cluster.small_root import DIM, claim
 from tests.ingest.pictures import picture
 
@@ -61,7 +61,5 @@ def _index_all(writer: Writer, inbox: Path) -> None:
     writer.record_landed(new)
     model = build_embedder(EmbedderSpec("conv4", dim=DIM, image_size=16), 0)
     for ref in new:
-        found = index_shard(
-            ref, model, writer.tree.head, writer.store.files, IndexOptions(1 << 20, True, 0.0)
-        )
-        writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine))
+        options = IndexOptions(1 << 20, True, 0.0)
+        writer.commit_ingest(index_shard(ref, model, writer.tree.head, writer.store.files, options))

@@ -20,7 +20,7 @@ from stream_odml.config.stream import IngestConfig
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import LogFigures
-from stream_odml.store.tables import GALLERY, QUARANTINE
+from stream_odml.store.tables import GALLERY, IngestBatch
 from stream_odml.store.writer import Writer
 from tests.cluster.small_root import claim, shard
 
@@ -34,11 +34,9 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 def batch_of(refs: list[ShardRef], away: frozenset[str] = frozenset()) -> IndexedBatch:
     """Shards without a good row, as an indexer would answer; those in ``away`` unreachable."""
-    counts: dict[str, dict[str, dict[str, int]]] = {
-        r.shard_id: {"trainable": {}, "reasons": {}} for r in refs if r.name not in away
-    }
-    retry = {r.shard_id: "no route to host" for r in refs if r.name in away}
-    return IndexedBatch("v", GALLERY.empty_table(), QUARANTINE.empty_table(), counts, retry)
+    rows, counts = GALLERY.empty_table(), {"trainable": {}, "reasons": {}, "version": "v"}
+    done = [IngestBatch([r.shard_id], rows, counts={r.shard_id: counts}) for r in refs if r.name not in away]
+    return IndexedBatch(done, {r.shard_id: "no route to host" for r in refs if r.name in away})
 
 
 class FakeRay:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from stream_odml.pipeline.first_version import open_root
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import Writer
 
 SPEC = EmbedderSpec("conv4", dim=8, image_size=32, head="discriminant")
 SOME = [c for c, _ in zip(glyph_categories(0, images=6, size=32), range(6), strict=False)]
@@ -75,11 +74,8 @@ def test_images_find_vectors_that_were_taken_over_and_those_find_images(
     land_items(tmp_path / "inbox", "later", [NewItem(i, c.class_name) for c in LATER for i in c.images])
     (ref,) = DirectorySource(tmp_path / "inbox").poll(set())
     writer.record_landed([ref])
-    found = index_shard(
-        ref, model, store.tree.head, store.files, IndexOptions(1 << 20, False, 0.0, codes="int8")
-    )
-    counts = {"trainable": dict(Counter(found.trainable)), "version": store.tree.head}
-    writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine, {ref.shard_id: counts}))
+    options = IndexOptions(1 << 20, False, 0.0, codes="int8")
+    writer.commit_ingest(index_shard(ref, model, store.tree.head, store.files, options))
     writer.release()
     snapshot = GallerySnapshot.load(Store.open(adopted.root))
     assert len(snapshot) == 36

@@ -123,7 +123,8 @@ def test_killed_in_between_they_are_embedded_again_once(
     assert is_killed(embed_again, upgraded, point=point)
     assert embed_again(upgraded) is not None
     assert embed_again(upgraded) is None
-    assert [attempt.worst for attempt in Store.open(upgraded.root).ledger.later_attempts] == [True, False]
+    attempts = Store.open(upgraded.root).ledger.later_attempts.values()
+    assert [attempt.worst for attempt in attempts] == [True, False]
     assert off(upgraded, stream.images).max() < 0.02
 
 

@@ -17,8 +17,9 @@ from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import Embedder, build_embedder
 from stream_odml.learn.settings import EmbedderSpec
-from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shard
+from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.storage.files import open_files
+from stream_odml.store.tables import IngestBatch
 from tests.ingest.malformed import malformed_files, malformed_rows, pour, table_of
 from tests.measured import Measured, measure_each_seed
 
@@ -42,7 +43,7 @@ class _Indexer:
         self._embedder: Embedder = build_embedder(EmbedderSpec("conv4", dim=16, image_size=16), 0)
         self._files = open_files(str(folder / "root"))
 
-    def __call__(self, ref: ShardRef) -> IndexedShard:
+    def __call__(self, ref: ShardRef) -> IngestBatch:
         return index_shard(
             ref, self._embedder, "v0000-00000000", self._files, IndexOptions(DEFAULT_MAX_PIXELS, False, 0.0)
         )

@@ -24,7 +24,7 @@ from stream_odml.pipeline.stages import Stages
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
 from stream_odml.store.sums import learnt_rows
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import Writer
 
 CATEGORIES = [
     category for category, _ in zip(glyph_categories(0, images=10, size=16), range(12), strict=False)
@@ -84,11 +84,7 @@ class Trunk:
         trunk = embedder_from_bytes(self.writer.store.artifact(head, STUDENT))
         options = IndexOptions(1 << 20, False, self.config.evaluation.held_out, codes="int8")
         for ref in refs:
-            done = index_shard(ref, trunk, head, self.writer.store.files, options)
-            counts = {"trainable": dict(done.trainable), "reasons": {}, "version": head}
-            self.writer.commit_ingest(
-                IngestBatch([ref.shard_id], done.rows, done.quarantine, {ref.shard_id: counts})
-            )
+            self.writer.commit_ingest(index_shard(ref, trunk, head, self.writer.store.files, options))
         self.stages.close_tasks()
 
     def learn(self) -> StageOrder:

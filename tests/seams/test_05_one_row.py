@@ -37,7 +37,7 @@ from stream_odml.service.push import PushInbox
 from stream_odml.storage.files import open_files
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import Writer
 from tests.cluster.poisoned import poison
 from tests.ingest.helpers import land_folder
 from tests.ingest.pictures import picture
@@ -86,8 +86,7 @@ class OneStage:
             self.ref, model, head, open_files(self.config.root), IndexOptions(LIMIT, False, 0.2)
         )
         assert len(done.rows) == len(IMAGES)
-        counts = {self.ref.shard_id: {"trainable": dict(done.trainable), "reasons": {}}}
-        self.writer.commit_ingest(IngestBatch([self.ref.shard_id], done.rows, done.quarantine, counts))
+        self.writer.commit_ingest(done)
         self.stages = Stages(self.writer, self.config.boundary, 1)
         assert len(self.stages.close_tasks()) == 1
 

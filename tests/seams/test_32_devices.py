@@ -22,6 +22,7 @@ from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import Embedder, build_embedder
 from stream_odml.pipeline import held_out, indexing
 from stream_odml.pipeline.held_out import embed_images
+from stream_odml.store.pictures import as_parquet
 from tests.service.tiny_stream import SPEC, TinyStream, picture
 
 META = torch.device("meta")
@@ -81,7 +82,7 @@ def test_a_reserved_gpu_that_torch_does_not_find_is_reported(caplog: pytest.LogC
 
 def test_held_out_images_are_embedded_on_the_device_of_the_rank(tmp_path: Path, devices: list[str]) -> None:
     stream = TinyStream(tmp_path)
-    held = indexing._parquet(
+    held = as_parquet(
         pa.table({"item_id": ["s/0", "s/1"], "class_name": ["a", "b"], "image": [picture(0), picture(1)]})
     )
     stream.writer.store.files.write("holdout/s.parquet", held)

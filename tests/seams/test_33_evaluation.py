@@ -34,10 +34,11 @@ from stream_odml.pipeline.evaluating import change_error
 from stream_odml.pipeline.first_version import _check_held_out
 from stream_odml.pipeline.held_out import BATCH, embed_images, shared_held_out
 from stream_odml.pipeline.held_out_rows import HeldOut, assemble, choose, keys_of, share
-from stream_odml.pipeline.indexing import IndexOptions, _parquet
+from stream_odml.pipeline.indexing import IndexOptions
 from stream_odml.pipeline.messages import StageOrder
 from stream_odml.pipeline.sampling import rows_of_classes
 from stream_odml.store.maintenance import MaintenancePolicy
+from stream_odml.store.pictures import as_parquet
 from stream_odml.store.store import Store
 from stream_odml.store.tables import gallery_rows
 from stream_odml.store.version_metrics import VersionMetrics
@@ -168,7 +169,7 @@ def test_ranks_share_the_images_and_find_the_same_together(
                 "image": [picture(sum(map(ord, i)) % 97) for i in ids],
             }
         )
-        stream.writer.store.files.write(f"holdout/{name}.parquet", _parquet(table))
+        stream.writer.store.files.write(f"holdout/{name}.parquet", as_parquet(table))
         keys += [(name, item) for item in ids]
     keys.insert(3, ("s", "forgotten meanwhile"))
     keys.append(("gone", "gone/0"))
@@ -197,7 +198,7 @@ def test_pixels_are_in_memory_a_batch_at_a_time(tmp_path: Path, monkeypatch: pyt
     images = 2 * BATCH + 3
     ids = [f"s/{i}" for i in range(images)]
     table = pa.table({"item_id": ids, "class_name": ["x"] * images, "image": [picture(0)] * images})
-    stream.writer.store.files.write("holdout/s.parquet", _parquet(table))
+    stream.writer.store.files.write("holdout/s.parquet", as_parquet(table))
     sizes: list[int] = []
 
     def counted(model: Embedder, pixels: NDArray[np.uint8], device: str) -> NDArray[np.float32]:

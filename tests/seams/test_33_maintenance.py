@@ -88,7 +88,7 @@ def test_status_rollback_and_commits_do_not_wait_for_a_slow_merge(
             writer.move_head(first, "rollback")
         assert thread.is_alive()  # or nothing was shown
         slow_store.may_end.set()
-    assert second in writer.tree.committed
+    assert second in writer.tree.versions
     assert len(GallerySnapshot.load(Store.open(writer.store.uri))) == 8  # four shards of two
     stream.close()
 

@@ -18,7 +18,7 @@ from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.erasure_proof import verify_forgotten
-from stream_odml.pipeline.indexing import IndexedShard, IndexOptions, index_shard
+from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.service.thumbnails import Thumbnails
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.maintenance import MaintenancePolicy
@@ -52,20 +52,14 @@ class Labelled:
         self.writer.record_landed([ref])
         return ref
 
-    def read(self, ref: ShardRef) -> IndexedShard:
+    def read(self, ref: ShardRef) -> IngestBatch:
         store = Store.open(str(self.root), keep_gallery=False)
         options = IndexOptions(1 << 20, True, 1.0, codes="int8", store=store)
         return index_shard(ref, self.model, store.tree.head, store.files, options)
 
-    def commit(self, found: IndexedShard) -> None:
-        shard_id = found.ref.shard_id
-        self.writer.commit_ingest(
-            IngestBatch([shard_id], found.rows, found.quarantine, {shard_id: found.counts})
-        )
-
     def land(self, name: str, items: dict[str, str], images: bool = True) -> ShardRef:
         ref = self.send(name, items, images)
-        self.commit(self.read(ref))
+        self.writer.commit_ingest(self.read(ref))
         return ref
 
     def erase(self, kind: str, name: str) -> None:
@@ -148,15 +142,15 @@ def test_a_label_that_was_read_before_an_erasure_revives_nothing(
     stream.erase(kind, images.shard_id if kind == "shard" else name)
     if back:
         stream.land("c", {"x": "another"})
-    stream.commit(labels)
+    stream.writer.commit_ingest(labels)
     stream.writer.maintain(ERASE)
     others = {} if kind == "shard" else {"y": "other"}
     assert stream.classes == ({"x": "another", **others} if back else others)
     for folder in FOLDERS:
         assert stream.pictures(folder) == set(stream.classes)
         assert (
-            not list((stream.root / folder).glob(f"{labels.ref.shard_id}*"))
-            or not pq.read_table(stream.root / folder / f"{labels.ref.shard_id}.parquet").num_rows
+            not list((stream.root / folder).glob(f"{labels.shard_ids[0]}*"))
+            or not pq.read_table(stream.root / folder / f"{labels.shard_ids[0]}.parquet").num_rows
         )
 
 
@@ -165,6 +159,6 @@ def test_a_label_that_is_read_again_after_an_erasure_leaves_no_picture(stream: L
     ref = stream.send("b", {"x": "new"}, images=False)
     stream.read(ref)  # and its indexer is killed
     stream.erase("class", "old")
-    stream.commit(stream.read(ref))
+    stream.writer.commit_ingest(stream.read(ref))
     assert stream.classes == {}
     assert all(stream.pictures(folder) == set() for folder in FOLDERS)

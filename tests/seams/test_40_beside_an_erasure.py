@@ -205,13 +205,13 @@ def test_a_search_while_sums_are_corrected_is_made_again(
     land(writer, "c", [Item("u", "cat"), Item("v", "dog")], h_nD[:2])
     fast_stage(writer, "task-0002", ["c"])
     writer.forget("class", "cat", 2)
-    in_banks = erasure_proof._in_banks
+    in_statistics = erasure_proof._in_statistics
 
     def correct(*args: Any) -> list[str]:
         forget_in_sums(writer)
-        return in_banks(*args)
+        return list(in_statistics(*args))
 
-    monkeypatch.setattr(erasure_proof, "_in_banks", correct)
+    monkeypatch.setattr(erasure_proof, "_in_statistics", correct)
     proof = verify_forgotten(str(tmp_path), "class", "cat")
     assert proof.findings  # the rows are there
     assert {finding.partition("/")[0] for finding in proof.findings} == {"gallery"}

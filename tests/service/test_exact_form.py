@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from stream_odml.store.store import META
 from stream_odml.store.sums import forget_in_sums, sums_now, task_rows
 from stream_odml.store.tables import decoded, restamped
 from stream_odml.store.versions import SUMS_SEQ
-from stream_odml.store.writer import IngestBatch
 from tests.service.local import LocalApi
 from tests.service.test_replica import OPTIONS as SERVED
 from tests.service.test_replica import ask
@@ -40,7 +40,7 @@ class ExactStream(TinyStream):
             self.writer.record_landed([ref])
             found = index_shard(ref, self.model, self.head, self.writer.store.files, OPTIONS)
             rows = restamped(found.rows.select(META), decoded(found.rows, SPEC.dim), self.head, "int8")
-            self.writer.commit_ingest(IngestBatch([ref.shard_id], rows, found.quarantine))
+            self.writer.commit_ingest(replace(found, rows=rows))
         return [ref.shard_id for ref in refs]
 
     def stage(self) -> str:

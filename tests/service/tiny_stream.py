@@ -7,7 +7,6 @@ against a gallery of another would not find it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT
 from stream_odml.store.sequence import sequence_of
 from stream_odml.store.store import Store
 from stream_odml.store.tables import Form, gallery_rows
-from stream_odml.store.writer import IngestBatch, Writer
+from stream_odml.store.writer import Writer
 
 SPEC = EmbedderSpec("conv4", dim=16, image_size=16)
 OPTIONS = IndexOptions(max_pixels=1 << 20, thumbnails=True, held_out=0.0)
@@ -90,9 +89,7 @@ class TinyStream:
             self._seen.add(ref.stamp)
             self.writer.record_landed([ref])
             found = index_shard(ref, self.model, self.head, self.writer.store.files, OPTIONS)
-            reasons = Counter(found.quarantine["reason"].to_pylist())
-            counts = {ref.shard_id: {"reasons": dict(reasons)}}
-            self.writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine, counts))
+            self.writer.commit_ingest(found)
         return [ref.shard_id for ref in refs]
 
     def stage(self) -> str:

@@ -21,7 +21,6 @@ from stream_odml.pipeline.stages import Stages
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.sequence import sequence_of
 from stream_odml.store.store import Store
-from stream_odml.store.writer import IngestBatch
 
 D = 24
 Floats = NDArray[np.float32]
@@ -91,12 +90,8 @@ class VectorStream:
                     1 << 20, False, self.config.evaluation.held_out, codes="int8", store=store
                 )
                 found = index_shard(ref, model, head, store.files, options)
-                mine = Counter(found.quarantine["reason"].to_pylist())
-                counts = {
-                    ref.shard_id: {"reasons": dict(mine), "trainable": dict(found.trainable), "version": head}
-                }
-                self.writer.commit_ingest(IngestBatch([ref.shard_id], found.rows, found.quarantine, counts))
-                reasons += mine
+                self.writer.commit_ingest(found)
+                reasons.update(found.quarantine["reason"].to_pylist())
         self.stages.close_tasks()
         return sorted(reasons.elements())
 

@@ -156,7 +156,7 @@ def test_evaluations_artifacts_and_retirement_amend_a_version() -> None:
     assert state.get("c").artifacts["bank"].path == "p"
     assert state.get("a").retired
     assert state.refusals[0].version_id == "x"
-    assert not state.is_committed("x")
+    assert "x" not in state.versions
 
 
 def test_errors_say_what_to_do() -> None:

@@ -96,7 +96,7 @@ def test_rollback_makes_tasks_due_again_or_skips_them(tmp_path: Path) -> None:
     assert due is not None
     assert due.task_id == "task-0002"
     again = writer.begin_attempt("task-0002")
-    assert not writer.tree.is_committed(again)
+    assert again not in writer.tree.versions
     writer.move_head(latest, "forward")
     assert writer.store.next_task() is None
     writer.move_head(root, "give up", skip_abandoned=True)
