@@ -88,8 +88,8 @@ def choose_head(
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
     they differ then tell new items from known ones no more. Not where there is a lift, which whitening does without.
-    Where the head before had a discriminant (`keeps_discriminant`) it stays, unless whitening is seen to find more: of
-    items that a trunk has been trained on either part finds nearly all, which tells nothing of items to come.
+    Where the head before had a discriminant (`keeps_discriminant`) it stays: of items that a trunk has been trained on
+    either part finds nearly all, which tells nothing of items to come.
 
     Where too few classes or items can be left out, the settings stay, and up to MAX_WHITENED items are left to
     whitening, with a lift too: two parts would be compared by a bonus that nothing has measured, which loses one of
@@ -108,7 +108,7 @@ def choose_head(
     both = [fold.both(s) for fold in folds]
     scale, bonus, share = _best_scores(_telling(both))
     if few and not sums.lift.width:
-        s = replace(s, discriminant=_pays(both, scale, bonus, share, keeps_discriminant))
+        s = replace(s, discriminant=keeps_discriminant or _pays(both, scale, bonus, share))
     return replace(s, new_scale=scale, new_bonus=bonus)
 
 
@@ -309,21 +309,18 @@ def _best_bonus(galleries: list[_Both], scale: float) -> tuple[float, float]:
     return round(float(BONUSES[first : last + 1].mean()), 3), float(worse_b.max())
 
 
-def _pays(both: list[tuple[_Both, _Both]], scale: float, bonus: float, share: float, is_there: bool) -> bool:
+def _pays(both: list[tuple[_Both, _Both]], scale: float, bonus: float, share: float) -> bool:
     """Return whether the known part finds more than the new part would, by MARGIN and by more than chance: of known
-    classes among themselves, or, with the scale and bonus that give `share`, in one gallery with new ones. Of one that
-    is there already, whether it does not find so much less."""
-    sign = -1 if is_there else 1
+    classes among themselves, or, with the scale and bonus that give `share`, in one gallery with new ones."""
 
-    def differs(gain: Callable[[_Both], NDArray[np.float32]]) -> bool:
+    def more(gain: Callable[[_Both], NDArray[np.float32]]) -> bool:
         pairs = [(a.is_known_q, _mean_of_both(gain(a), gain(b), b.mate_q)) for a, b in both]
-        return _is_more(sign * np.concatenate([gain_q[known_q] for known_q, gain_q in pairs]))
+        return _is_more(np.concatenate([gain_q[known_q] for known_q, gain_q in pairs]))
 
-    gained = sign * (share - float(np.mean([gallery.by_new() for gallery in _telling(both)])))
-    changes = differs(_Both.gain_q) or (
-        gained > MARGIN and differs(lambda gallery: gallery.served_gain_q(scale, bonus))
+    gained = share - float(np.mean([gallery.by_new() for gallery in _telling(both)]))
+    return more(_Both.gain_q) or (
+        gained > MARGIN and more(lambda gallery: gallery.served_gain_q(scale, bonus))
     )
-    return changes != is_there
 
 
 def _telling(both: list[tuple[_Both, _Both]]) -> list[_Both]:
