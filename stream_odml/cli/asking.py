@@ -33,14 +33,16 @@ def query(
 
     Example:  stream-odml query leaf.jpg --root stream-root -k 10
     """
-    from stream_odml.cli.stream_root import asking, service_url
-    from stream_odml.store.store import Store
+    from stream_odml.cli.stream_root import asking
 
     if not image.is_file():
         seen = "is no file" if image.exists() else "is not there"
         raise ValueError(f"{image} {seen}; name an image file")
-    stream = None if root is None else Store.id_of(root)
-    with asking(url or service_url(root, token), token, stream) as client:
+    if root is None and url is None:
+        raise ValueError("name the service: --url http://host:port, or --root with the stream root")
+    with asking(root, url, token) as client:
+        if client is None:
+            raise ValueError(f"no stream runs on {root}; start one with `stream-odml run`, or give --url")
         answer = client.search_image(image.read_bytes(), k=k)
     if as_json:
         hits = [{name: getattr(hit, name) for name in _HIT} for hit in answer.hits]

@@ -15,10 +15,7 @@ from typing import Any, Literal
 from pyarrow.fs import FileType
 
 from stream_odml.cli.versions_table import held_out_lines
-from stream_odml.client import Client, ServiceError
-from stream_odml.client.exchange import address as checked_address
-from stream_odml.client.exchange import headers as token_header
-from stream_odml.client.pin import STREAM_HEADER
+from stream_odml.client import Client, ServiceError, ServiceUnreachable
 from stream_odml.cluster.exposure import is_loopback
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
@@ -45,16 +42,6 @@ YOUNG_S = 120.0
 """Age of a request to erase up to which a running stream may not have come to delete everything yet."""
 RELEARN_WITHOUT = " (its task was skipped: `relearn` would do without what is in it)"
 TOKEN_REMEDY = "give the service's token with --token, or in the environment as STREAM_ODML_TOKEN"
-
-
-def service_url(root: str | None, token: str | None = None) -> str:
-    """Return the address of the root's running service. ValueError where none is noted, or as :func:`noted_url`."""
-    if root is None:
-        raise ValueError("name the service: --url http://host:port, or --root with the stream root")
-    url = noted_url(root, token)
-    if url is None:
-        raise ValueError(f"no stream runs on {root}; start one with `stream-odml run`, or give --url")
-    return url
 
 
 def noted_url(root: str, token: str | None) -> str | None:
@@ -97,12 +84,18 @@ def _is_this_machine(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def asking(address: str, token: str | None, stream: str | None) -> Iterator[Client]:
-    """Yield a client for a command that takes `--token`: where another is wanted, the error says how to give it."""
+def asking(root: str | None, url: str | None, token: str | None, retries: int = 4) -> Iterator[Client | None]:
+    """Yield a client for a command that takes `--url` and `--token`; None where no stream runs on the root. Where
+    another token is wanted, the error says how to give it. Raises ValueError as :func:`noted_url`."""
+    address = url or (None if root is None else noted_url(root, token))
+    if address is None:
+        yield None
+        return
     if "://" not in address:
         raise ValueError(f"{address!r} is no address of a service; write http://{address}")
+    stream = None if root is None else Store.id_of(root)
     try:
-        with Client(address, token=token, stream=stream) as client:
+        with Client(address, token=token, stream=stream, retries=retries) as client:
             yield client
     except ServiceError as error:
         if error.status not in (401, 403):
@@ -112,29 +105,16 @@ def asking(address: str, token: str | None, stream: str | None) -> Iterator[Clie
 
 def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float]:
     """Return what a replica of the running service tells of its latency, in ms; empty when none answers. Raises
-    ServiceError when the service wants a token."""
-    import httpx
-
+    ServiceError when the service refuses."""
     from stream_odml.cli.report_data import service_latency
 
     address = url or _noted_url(root)
     if address is None:
         return {}
-    token = token if url is not None or _is_this_machine(address) else None
-    headers = {**token_header(token), STREAM_HEADER: Store.id_of(root)}
-    try:
-        answer = httpx.get(f"{checked_address(address)}/metrics", headers=headers, timeout=5)
-        if answer.status_code in (401, 403):
-            detail = (
-                f"{address}/metrics is not open to this token"
-                if token
-                else f"{address}/metrics wants a token"
-            )
-            raise ServiceError(answer.status_code, "unauthorized", detail, TOKEN_REMEDY)
-        answer.raise_for_status()
-    except httpx.HTTPError:
-        return {}
-    return service_latency(answer.text)
+    own = token if url is not None or _is_this_machine(address) else None
+    with contextlib.suppress(ServiceUnreachable), asking(root, address, own, retries=0) as client:
+        return service_latency(client.metrics()) if client is not None else {}
+    return {}
 
 
 def root_status(root: str) -> dict[str, Any]:
@@ -179,18 +159,17 @@ def root_status(root: str) -> dict[str, Any]:
 def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token: str | None) -> str:
     """Move the head through the running service, or by this process when no stream runs on the root."""
     store = Store.open(root, keep_gallery=False)
-    address = url or noted_url(root, token)
-    if address is not None:
-        with asking(address, token, store.stream_id) as client:
+    with asking(root, url, token) as client:
+        if client is not None:
             client.rollback(version_id, relearn=relearn)
     version_id = store.tree.named(version_id)
     again = sorted(store.tree.learnt() - store.tree.learnt(version_id)) if relearn else []
-    if address is None:
+    if client is None:
         with _writer(root) as writer:
             move_back(writer, open_files(f"{root.rstrip('/')}/{PUSH}"), version_id, relearn)
     if not again:
         return f"head is {version_id}"
-    when = "now" if address is not None else "when the stream runs again"
+    when = "now" if client is not None else "when the stream runs again"
     return (
         f"head is {version_id}; {', '.join(again)}, which it has not learnt, is learnt again from it {when}: "
         "--no-relearn leaves that out"
@@ -215,11 +194,10 @@ def left_behind(root: str, version_id: str, relearn: bool) -> list[str]:
 def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str | None) -> str:
     """Take a refused or skipped task back, through the running service, or by this process when no stream runs."""
     price = ", and is published whatever the gate finds" if anyway else ""
-    address = url or noted_url(root, token)
-    if address is not None:
-        with asking(address, token, Store.id_of(root)) as client:
+    with asking(root, url, token) as client:
+        if client is not None:
             client.relearn(task, anyway)
-        return f"{task} is learnt once the tasks that wait are{price}"
+            return f"{task} is learnt once the tasks that wait are{price}"
     with _writer(root) as writer:
         relearn(writer, task, anyway)
     return f"{task} is learnt when the stream runs again{price}"
@@ -242,13 +220,12 @@ def forget_name(
     """Forget through the running service, or by this process when no stream runs on the root. Then ``inbox_at`` names
     the folder of pushed images, where that lies elsewhere. Raises ValueError for such a folder that is not named;
     UnknownSubject, or ServiceError with status 404, for a name that covers nothing."""
-    address = url or noted_url(root, token)
-    if address is not None:
-        with asking(address, token, Store.id_of(root)) as client:
+    with asking(root, url, token) as client:
+        if client is not None:
             forget = {"class": client.delete_class, "item": client.delete, "shard": client.delete_shard}
             answer = forget[kind](name)
-        what = f"{kind} {answer['forgotten']}, {_items(answer['items'])}"
-        return f"forgot {what}: hidden now, deleted within a minute; --verify shows what is left"
+            what = f"{kind} {answer['forgotten']}, {_items(answer['items'])}"
+            return f"forgot {what}: hidden now, deleted within a minute; --verify shows what is left"
     with _writer(root) as writer:
         pushed = _pushed_elsewhere(writer.store, root, inbox_at)
         subject = find_subject(writer.store, kind, name)

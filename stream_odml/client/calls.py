@@ -223,6 +223,11 @@ def status() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/status", dict)
 
 
+def metrics() -> Call[str]:
+    """Return the metrics of the replica that answers, as Prometheus text."""
+    return Call("GET", "/metrics", lambda content: content.decode(), is_json=False)
+
+
 def _options(options: Options) -> dict[str, Any]:
     chosen = _given(attributes=dict(options.get("attributes", {})) or None, to=_iso(options.get("before")))
     if "classes" in options:

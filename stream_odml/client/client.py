@@ -116,6 +116,7 @@ class _Methods(Generic[Http, Transport]):
     rollback = _method(calls.rollback)
     relearn = _method(calls.relearn)
     status = _method(calls.status)
+    metrics = _method(calls.metrics)
 
 
 class Client(_Methods[httpx.Client, httpx.BaseTransport]):

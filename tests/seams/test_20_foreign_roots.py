@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from stream_odml.cli.main import app as cli
-from stream_odml.cli.stream_root import noted_url, roll_back, root_status, service_url
+from stream_odml.cli.stream_root import noted_url, roll_back, root_status
 from stream_odml.ingest.landing import NewItem, land_items
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.storage.files import LocalFiles, open_files
@@ -319,7 +319,7 @@ def test_a_token_goes_to_no_address_out_of_a_file(
     note(root, url)
     monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: pytest.fail(f"looked up {a[0]}"))
     with pytest.raises(ValueError, match=r"not this machine.*--url"):
-        service_url(str(root), "secret")
+        noted_url(str(root), "secret")
     with pytest.raises(ValueError, match=r"not this machine.*--url"):
         roll_back(str(root), "v0000", True, None, "secret")
 
