@@ -148,21 +148,15 @@ class CrossMap:
 def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], seed: int = 0) -> Choice:
     """Return the settings with the least error on held-out pairs; offsets of classes, then entries that are kept,
     then a hidden layer, are tried and taken where they pay. Raises ValueError for fewer than `LEAST_PAIRS` pairs."""
-    n = len(classes)
-    _check_pairs(old_nD, new_nF, n)
-    criterion = _Criterion(new_nF, classes)
-    folds_n = np.random.default_rng(seed).permutation(n) % FOLDS
-
-    def best_of(like: Choice, candidates: Sequence[tuple[float, float]]) -> Choice:
-        return _best(like, old_nD, classes, folds_n, criterion, seed, candidates)
-
+    _check_pairs(old_nD, new_nF, len(classes))
+    held_out = _HeldOut(old_nD, new_nF, classes, seed)
     all_kept = [(ridge, 1.0) for ridge in RIDGES]
-    best = best_of(Choice(0, False, 0.0, 0.0, 1.0, np.inf), all_kept)
+    best = held_out.best(Choice(0, False, 0.0, 0.0, 1.0, np.inf), all_kept)
     same: list[dict[str, Any]] = [{"keeps_entries": True}] if old_nD.shape[1] == new_nF.shape[1] else []
     for richer in ({"class_weight": CLASS_WEIGHT}, *same, {"width": HIDDEN}):
-        tried = best_of(replace(best, **richer), all_kept)
+        tried = held_out.best(replace(best, **richer), all_kept)
         best = tried if tried.error < _PAYS * best.error else best
-    fewer = best_of(best, [(best.ridge, kept) for kept in KEPT])
+    fewer = held_out.best(best, [(best.ridge, kept) for kept in KEPT])
     return fewer if fewer.error < _PAYS * best.error else best
 
 
@@ -174,27 +168,24 @@ def fit_cross_map(
     lift = Lift(old_nD.shape[1], choice.width, seed)
     front = _front(old_nD, classes)
     phi_nE = lift.apply(front.apply(old_nD)).astype(np.float64)
-    names, x_nX = _with_classes(phi_nE, classes, choice.class_weight)
-    old_unit_nD, target_nF = _unit(old_nD), _unit(new_nF)
-    gain_F = _gain(old_unit_nD, target_nF) if choice.keeps_entries else np.empty(0)
-    solved = _Ridge(x_nX, target_nF - gain_F * old_unit_nD if len(gain_F) else target_nF)
-    B_FX = solved.weights(choice.ridge, choice.kept).T @ solved.Vt_kX
-    b_F = solved.mean_F - B_FX @ solved.mean_X
+    fits = _Fits(choice, phi_nE, _unit(old_nD), _unit(new_nF), np.array(classes, np.str_))
+    B_FX = fits.weights(choice.ridge, choice.kept).T @ fits.Vt_kX
+    b_F = fits.mean_F - B_FX @ fits.mean_X
     E = phi_nE.shape[1]
-    scale = _class_scale(phi_nE, choice.class_weight)
     rank = int(np.linalg.matrix_rank(B_FX[:, :E])) if choice.kept < 1 else min(len(B_FX), E)
-    A_FE, b_F, offsets_CF = (part.astype(np.float32) for part in (B_FX[:, :E], b_F, scale * B_FX[:, E:].T))
+    parts = B_FX[:, :E], b_F, fits.scale * B_FX[:, E:].T
+    A_FE, b_F, offsets_CF = (part.astype(np.float32) for part in parts)
     none_CF = np.empty((0, len(b_F)), np.float32)
     return CrossMap(
         lift,
         front,
         A_FE,
         b_F,
-        tuple(names),
+        tuple(fits.names),
         offsets_CF,
         rank,
         choice.error,
-        gain_F.astype(np.float32),
+        fits.gain_F.astype(np.float32),
         none_CF,
     )
 
@@ -214,52 +205,39 @@ def _check_pairs(old_nD: Floats, new_nF: Floats, n: int) -> None:
         )
 
 
-class _Criterion:
-    """Compares predictions as the new model's head does: their directions, whitened within classes."""
+class _HeldOut:
+    """Pairs in folds: what maps miss of those that they were not fitted to, compared as the new model's head does, by
+    directions that are whitened within classes."""
 
-    def __init__(self, new_nF: Floats, classes: Sequence[str]) -> None:
-        self.target_nF = _unit(new_nF)
-        self._W_FF = _whitening(new_nF, classes)
-        self._mean_F = self.target_nF.mean(axis=0)
-        self._white_nF = _unit((self.target_nF - self._mean_F) @ self._W_FF.T)
+    def __init__(self, old_nD: Floats, new_nF: Floats, classes: Sequence[str], seed: int) -> None:
+        self._fold_n = np.random.default_rng(seed).permutation(len(classes)) % FOLDS
+        self._name_n, self._seed = np.array(classes, np.str_), seed
+        self._front_nD = _front(old_nD, classes).apply(old_nD)
+        self._old_nD, self._target_nF = _unit(old_nD), _unit(new_nF)
+        self._W_FF, self._mean_F = _whitening(new_nF, classes), self._target_nF.mean(axis=0)
+        self._white_nF = self._whitened(self._target_nF)
 
-    def missed(self, found_nF: Float64s, rows_n: NDArray[np.bool_]) -> float:
-        """Return the sum of 1 - cosine over predictions of these pairs."""
-        white_nF = _unit((_unit(found_nF) - self._mean_F) @ self._W_FF.T)
-        return float((1 - np.einsum("nf,nf->n", white_nF, self._white_nF[rows_n])).sum())
+    def best(self, like: Choice, candidates: Sequence[tuple[float, float]]) -> Choice:
+        """Return the ridge and share of directions with the least error, for settings that are given otherwise."""
+        n, D = self._front_nD.shape
+        phi_nE = Lift(D, like.width, self._seed).apply(self._front_nD).astype(np.float64)
+        errors = dict.fromkeys(candidates, 0.0)
+        for fold in range(FOLDS):
+            out_n = self._fold_n == fold
+            fits = _Fits(like, *(a[~out_n] for a in (phi_nE, self._old_nD, self._target_nF, self._name_n)))
+            hot_nC = fits.scale * (self._name_n[out_n, None] == np.array(fits.names, np.str_))
+            asked_nk = (np.concatenate([phi_nE[out_n], hot_nC], axis=1) - fits.mean_X) @ fits.Vt_kX.T
+            kept_nF = fits.gain_F * self._old_nD[out_n] if len(fits.gain_F) else np.zeros(1)
+            for candidate in candidates:
+                found_nF = asked_nk @ fits.weights(*candidate) + fits.mean_F + kept_nF
+                white_nF = self._whitened(_unit(found_nF))
+                missed = float((1 - np.einsum("nf,nf->n", white_nF, self._white_nF[out_n])).sum())
+                errors[candidate] += missed / n
+        ridge, kept = min(candidates, key=errors.__getitem__)
+        return replace(like, ridge=ridge, kept=kept, error=errors[ridge, kept])
 
-
-def _best(
-    like: Choice,
-    old_nD: Floats,
-    classes: Sequence[str],
-    folds_n: NDArray[np.intp],
-    criterion: _Criterion,
-    seed: int,
-    candidates: Sequence[tuple[float, float]],
-) -> Choice:
-    """Ridge and share of directions with the least error, for settings that are given otherwise."""
-    names_n, n = np.array(classes, np.str_), len(classes)
-    lift = Lift(old_nD.shape[1], like.width, seed)
-    phi_nE = lift.apply(_front(old_nD, classes).apply(old_nD)).astype(np.float64)
-    old_unit_nD = _unit(old_nD)
-    errors = dict.fromkeys(candidates, 0.0)
-    for fold in range(FOLDS):
-        inside_n, outside_n = folds_n != fold, folds_n == fold
-        names, x_nX = _with_classes(phi_nE[inside_n], names_n[inside_n].tolist(), like.class_weight)
-        scale = _class_scale(phi_nE[inside_n], like.class_weight)
-        hot_nC = scale * (names_n[outside_n, None] == np.array(names, np.str_))
-        target_nF, kept_nF = criterion.target_nF[inside_n], np.zeros(1)
-        if like.keeps_entries:
-            gain_F = _gain(old_unit_nD[inside_n], target_nF)
-            target_nF, kept_nF = target_nF - gain_F * old_unit_nD[inside_n], gain_F * old_unit_nD[outside_n]
-        solved = _Ridge(x_nX, target_nF)
-        asked_nk = (np.concatenate([phi_nE[outside_n], hot_nC], axis=1) - solved.mean_X) @ solved.Vt_kX.T
-        for candidate in candidates:
-            found_nF = asked_nk @ solved.weights(*candidate) + solved.mean_F + kept_nF
-            errors[candidate] += criterion.missed(found_nF, outside_n) / n
-    ridge, kept = min(candidates, key=errors.__getitem__)
-    return replace(like, ridge=ridge, kept=kept, error=errors[ridge, kept])
+    def _whitened(self, unit_nF: Float64s) -> Float64s:
+        return _unit((unit_nF - self._mean_F) @ self._W_FF.T)
 
 
 def _front(old_nD: Floats, classes: Sequence[str]) -> Front:
@@ -272,28 +250,26 @@ def _whitening(h_nD: Floats, classes: Sequence[str]) -> Float64s:
     return whitening(ClassSums.of(Lift(h_nD.shape[1]), codes, list(classes)), SHRINKAGE)
 
 
-def _class_scale(phi_nE: Float64s, weight: float) -> float:
-    return weight * float(np.sqrt(phi_nE.var(axis=0).sum()))
+class _Fits:
+    """All maps of one kind: ridge regressions of targets on φ, by one decomposition. Behind φ stands an entry for each
+    class: ridge draws offsets of classes to zero, the more the fewer the pairs."""
 
-
-def _with_classes(
-    phi_nE: Float64s, classes: Sequence[str], weight: float
-) -> tuple[list[str], NDArray[np.float64]]:
-    """φ, then an entry for each class: ridge draws offsets of classes to zero, the more the fewer the pairs."""
-    if not weight:
-        return [], phi_nE
-    names, codes_n = np.unique(np.array(classes, np.str_), return_inverse=True)
-    hot_nC = np.zeros((len(phi_nE), len(names)))
-    hot_nC[np.arange(len(phi_nE)), codes_n] = _class_scale(phi_nE, weight)
-    return names.tolist(), np.concatenate([phi_nE, hot_nC], axis=1)
-
-
-class _Ridge:
-    """All ridge regressions of targets on x, by one decomposition of x."""
-
-    def __init__(self, x_nX: Float64s, target_nF: Float64s) -> None:
-        self.mean_X, self.mean_F = x_nX.mean(axis=0), target_nF.mean(axis=0)
-        U_nk, self._s_k, self.Vt_kX = _svd(x_nX - self.mean_X)
+    def __init__(
+        self, like: Choice, phi_nE: Float64s, old_nD: Float64s, target_nF: Float64s, name_n: NDArray[np.str_]
+    ) -> None:
+        self.scale = like.class_weight * float(np.sqrt(phi_nE.var(axis=0).sum()))
+        self.names: list[str] = []
+        self.gain_F = np.empty(0)
+        if like.keeps_entries:
+            self.gain_F = _gain(old_nD, target_nF)
+            target_nF = target_nF - self.gain_F * old_nD
+        if like.class_weight:
+            names, code_n = np.unique(name_n, return_inverse=True)
+            hot_nC = np.zeros((len(phi_nE), len(names)))
+            hot_nC[np.arange(len(phi_nE)), code_n] = self.scale
+            self.names, phi_nE = names.tolist(), np.concatenate([phi_nE, hot_nC], axis=1)
+        self.mean_X, self.mean_F = phi_nE.mean(axis=0), target_nF.mean(axis=0)
+        U_nk, self._s_k, self.Vt_kX = _svd(phi_nE - self.mean_X)
         self._variance = float((self._s_k**2).sum()) / max(1, len(self._s_k))
         self._projected_kF = U_nk.T @ (target_nF - self.mean_F)
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import GRID, Float64s, Lift
 from stream_odml.learn.packing import Floats, pack, unpack
+from stream_odml.learn.ranges import Count, Positive, Range, Share, check_fields
 
 Float32s = NDArray[np.float32]
 _NOTHING = 1e-9
@@ -38,36 +39,24 @@ class HeadSettings:
 
     discriminant: bool = True
     """Whether there is a known part; else every item is compared by the new one."""
-    dim: int = 128
+    dim: Annotated[int, Range(at_least=1)] = 128
     """d, entries of the known part at most: discriminant directions, then leading directions of the rest."""
-    width: int = 0
+    width: Count = 0
     """M, random features of the lift that the known part uses."""
-    shrinkage: float = 0.8
+    shrinkage: Share = 0.8
     """s of the known part: share of the scatter within classes beside the identity."""
-    new_shrinkage: float = 0.8
+    new_shrinkage: Share = 0.8
     """s of the whitening for items of classes that the head does not know."""
-    weight: float = 2.0
+    weight: Positive = 2.0
     """w of the discriminant directions beside the rest, in the known part."""
-    new_scale: float = 1.0
+    new_scale: Positive = 1.0
     """Factor of the cosine of an item of an unknown class: under 1 where known classes lie so close together that
     cosines with them are all near 1."""
-    new_bonus: float = 0.38
+    new_bonus: Annotated[float, Range()] = 0.38
     """Added to the cosine of an item of an unknown class, scaled."""
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.width < 0:
-            raise ValueError(
-                f"head of dim {self.dim}, width {self.width}; expected at least 1 and at least 0"
-            )
-        for name in ("shrinkage", "new_shrinkage"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)!r}, expected at least 0 and under 1")
-        if not all(np.isfinite(value) and value > 0 for value in (self.weight, self.new_scale)):
-            raise ValueError(
-                f"weight {self.weight!r}, new_scale {self.new_scale!r}; expected finite, above 0"
-            )
-        if not np.isfinite(self.new_bonus):
-            raise ValueError(f"new_bonus: {self.new_bonus!r}, expected a finite number")
+        check_fields(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,10 +224,8 @@ class Solver:
 
     def __init__(self, sums: ClassSums) -> None:
         self.sums = sums
-        self._scatters: dict[int, tuple[Float64s, Float64s]] = {}
-        self._roots: dict[tuple[int, float], Float64s] = {}
-        self._whitenings: dict[float, Float64s] = {}
-        self._directions: dict[tuple[int, float, int], Float64s] = {}
+        self._scatter, self._root = cache(self._solve_scatter), cache(self._solve_root)
+        self._whitening, self._of_means = cache(self._solve_whitening), cache(self._solve_of_means)
 
     def head(self, s: HeadSettings) -> DiscriminantHead:
         """Return the head of these settings."""
@@ -262,11 +249,9 @@ class Solver:
         with _one_thread():
             return self._whitening(shrinkage)
 
-    def _whitening(self, shrinkage: float) -> Float64s:
-        if shrinkage not in self._whitenings:
-            L_DD = self._root(0, shrinkage)
-            self._whitenings[shrinkage] = _solved(L_DD, np.eye(len(L_DD)))
-        return self._whitenings[shrinkage]
+    def _solve_whitening(self, shrinkage: float) -> Float64s:
+        L_DD = self._root(0, shrinkage)
+        return _solved(L_DD, np.eye(len(L_DD)))
 
     def _known_map(self, s: HeadSettings, dim: int) -> Float64s:
         """Return the known part [d, E]: `weight` times the directions in which class means differ most once
@@ -291,27 +276,20 @@ class Solver:
         # directions @ L⁻¹, by one solve with the transposed root.
         return np.ascontiguousarray(_solved(L_EE, directions_dE.T, transposed=True).T)
 
-    def _of_means(self, width: int, shrinkage: float, k: int) -> Float64s:
+    def _solve_of_means(self, width: int, shrinkage: float, k: int) -> Float64s:
         """Return the k directions [E, k] in which whitened class means differ most, or fewer."""
-        if (width, shrinkage, k) not in self._directions:
-            sums, L_EE = self.sums.narrowed(width), self._root(width, shrinkage)
-            if 2 * len(sums) < sums.lift.out_dim:
-                variance_k, V_Ek = _leading_of_means(sums, L_EE, k)
-            else:
-                variance_k, V_Ek = _leading(_whitened(self._scatter(width)[1], L_EE), k)
-            self._directions[width, shrinkage, k] = V_Ek[:, variance_k > _NOTHING * variance_k[0]]
-        return self._directions[width, shrinkage, k]
+        sums, L_EE = self.sums.narrowed(width), self._root(width, shrinkage)
+        if 2 * len(sums) < sums.lift.out_dim:
+            variance_k, V_Ek = _leading_of_means(sums, L_EE, k)
+        else:
+            variance_k, V_Ek = _leading(_whitened(self._scatter(width)[1], L_EE), k)
+        return V_Ek[:, variance_k > _NOTHING * variance_k[0]]
 
-    def _root(self, width: int, shrinkage: float) -> Float64s:
-        if (width, shrinkage) not in self._roots:
-            floor = _floor(self.sums.narrowed(width))
-            self._roots[width, shrinkage] = _shrunk_root(self._scatter(width)[0], shrinkage, floor)
-        return self._roots[width, shrinkage]
+    def _solve_root(self, width: int, shrinkage: float) -> Float64s:
+        return _shrunk_root(self._scatter(width)[0], shrinkage, _floor(self.sums.narrowed(width)))
 
-    def _scatter(self, width: int) -> tuple[Float64s, Float64s]:
-        if width not in self._scatters:
-            self._scatters[width] = self.sums.narrowed(width).scatter()
-        return self._scatters[width]
+    def _solve_scatter(self, width: int) -> tuple[Float64s, Float64s]:
+        return self.sums.narrowed(width).scatter()
 
 
 def unit_rows(z_nd: Float32s) -> Float32s:

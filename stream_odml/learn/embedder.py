@@ -20,6 +20,12 @@ from stream_odml.learn.backbones import build_backbone
 from stream_odml.learn.packing import BadArtifact, pack, unpack
 from stream_odml.learn.settings import EmbedderSpec
 
+_PIXEL_STATISTICS = {
+    "imagenet": IMAGENET,
+    "symmetric": SYMMETRIC,
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
 
 class Embedder(nn.Module):
     """f: images [B,3,H,W] in 0..1 -> raw embeddings g [B,d]. Of a stream of vectors: the identity."""
@@ -33,7 +39,7 @@ class Embedder(nn.Module):
         self.backbone = backbone
         self.norms_frozen = spec.starts_pretrained
         self.takes_vectors = spec.takes_vectors
-        mean, std = _pixel_statistics(spec, backbone)
+        mean, std = _PIXEL_STATISTICS.get(spec.normalisation, backbone.pixel_statistics)
         is_stored = not self.takes_vectors
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=is_stored)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=is_stored)
@@ -90,16 +96,6 @@ class Embedder(nn.Module):
             for norm in frozen_norms(self.backbone):
                 norm.eval()
         return self
-
-
-def _pixel_statistics(spec: EmbedderSpec, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if spec.normalisation == "imagenet":
-        return IMAGENET
-    if spec.normalisation == "symmetric":
-        return SYMMETRIC
-    if spec.normalisation == "none":
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return backbone.pixel_statistics
 
 
 def build_embedder(spec: EmbedderSpec, seed: int) -> Embedder:

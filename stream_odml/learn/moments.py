@@ -112,20 +112,15 @@ class PairMoments:
     def unexplained(self, forward: AffineMap) -> float:
         """Return the share of the drift's mean square that the forward map leaves: 0 is perfect, 1 as the identity."""
         total = self.drift() / max(self.n, 1.0)
-        return self.error(forward) / total if total > 1e-12 else 0.0
+        return float(self.error_matrix(forward).trace()) / total if total > 1e-12 else 0.0
 
-    def error(self, fitted: AffineMap, *, backward: bool = False) -> float:
-        """Return the mean of |A x + b - y|^2 over the pairs."""
-        return float(self.error_matrix(fitted, backward=backward).trace())
-
-    def error_matrix(self, fitted: AffineMap, *, backward: bool = False) -> Tensor:
-        """Return the mean outer product of A x + b - y with itself over the pairs, [d, d]."""
+    def error_matrix(self, forward: AffineMap) -> Tensor:
+        """Return the mean outer product of forward(g_parent) - g_child over the pairs, [d, d]."""
         d = len(self.sum_2d) // 2
         second = torch.cat([torch.cat([self.square_2d2d, self.sum_2d[:, None]], 1),
                             torch.cat([self.sum_2d, torch.tensor([self.n])])[None]]) / max(self.n, 1.0)  # fmt: skip
-        A, b = torch.from_numpy(fitted.A), torch.from_numpy(fitted.b)
-        eye = torch.eye(d, dtype=torch.float64)
-        left = torch.cat([eye, -A, -b[:, None]] if backward else [-A, eye, -b[:, None]], 1)
+        A, b = torch.from_numpy(forward.A), torch.from_numpy(forward.b)
+        left = torch.cat([-A, torch.eye(d, dtype=torch.float64), -b[:, None]], 1)
         return left @ second @ left.T
 
 

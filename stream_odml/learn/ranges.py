@@ -35,7 +35,7 @@ class Range:
             return f"at least {self.at_least:g} and under {self.under:g}"
         if self.above is not None:
             return f"a finite number above {self.above:g}"
-        return f"a finite number of at least {self.at_least:g}"
+        return "a finite number" + ("" if self.at_least is None else f" of at least {self.at_least:g}")
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> Any:
         """Add the bounds to the JSON schema of the field; pydantic calls this."""

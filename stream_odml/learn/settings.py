@@ -253,10 +253,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "ours": {},
     "distilled": {},
     "faithful": {
-        "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0, "weight_distill": 0.0,
-        "weight_composites": 0.0, "weight_hold": 0.0, "weight_repel": 0.0, "map_composites": 0, "old_share": 0.0,
-        "whitening": 0.0,
-        "error_whitening": 0.0, "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs", "peer_every": 1,
+        **_ALONE, "weight_old": 10.0, "weight_virtual": 10.0, "weight_peer": 1.0,
+        "virtual": "kernel", "kernel": "cosine", "metric_loss": "hard_pairs", "peer_every": 1,
     },
     "no_peer": {"weight_peer": 0.0},
     "no_virtual": {"weight_virtual": 0.0},
