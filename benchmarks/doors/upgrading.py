@@ -27,10 +27,9 @@ from benchmarks.common import Report
 from benchmarks.doors.made import land_and_learn_all, vector_stream
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.exchange.adopting import adopt
-from stream_odml.exchange.begun import MAP
 from stream_odml.exchange.pairs import Pairs
 from stream_odml.exchange.stored_items import StoredItems
-from stream_odml.exchange.upgrading import MappedRoot, planned
+from stream_odml.exchange.upgrading import MAP, MappedRoot, planned
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.cross_map import CrossMap
 from stream_odml.learn.embedder import build_embedder, embed

@@ -21,13 +21,14 @@ from stream_odml.client.exchange import (
     ClientError,
     ServiceError,
     ServiceUnreachable,
+    StreamPin,
+    WrongStream,
     address,
     headers,
     request,
     result,
     wait_s,
 )
-from stream_odml.client.pin import StreamPin, WrongStream
 
 __all__ = [
     "AsyncClient",

@@ -19,9 +19,8 @@ from stream_odml.learn.embedder import Embedder, embed
 from stream_odml.learn.given_vectors import spec_of
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.models.loading import load_model
-from stream_odml.notebook.queries import Subject
 from stream_odml.notebook.results import Item, Items, Version, Versions
-from stream_odml.notebook.stream import Asked, Stream
+from stream_odml.notebook.stream import Asked, Stream, Subject
 from stream_odml.search.filters import Filters
 from stream_odml.search.hits import Hit
 from stream_odml.search.snapshot import GallerySnapshot

@@ -12,9 +12,8 @@ from stream_odml.client import Client, NewImage, ServiceError
 from stream_odml.client.calls import Options
 from stream_odml.ingest.folder_scan import scan_folder
 from stream_odml.ingest.reading import RawItem, read_folder
-from stream_odml.notebook.queries import Subject
 from stream_odml.notebook.results import Item, Items, Version, Versions
-from stream_odml.notebook.stream import Asked, Stream
+from stream_odml.notebook.stream import Asked, Stream, Subject
 
 BATCH = 64
 """Images of a push."""

@@ -1,16 +1,50 @@
-"""One stream for a notebook, whether it is a root on a disk or a service that runs."""
+"""One stream for a notebook, a root on a disk or a service that runs, and what may be searched for in it."""
 
 from __future__ import annotations
 
+import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from stream_odml.ingest.fields import written_out
-from stream_odml.notebook.queries import Subject, subject_of
 from stream_odml.notebook.results import Items, Versions, table
+
+Subject = bytes | NDArray[np.float32]
+
+
+def subject_of(query: Any) -> Subject:
+    """Return the bytes of an image file, or a vector float32 [d]. Raises ValueError or FileNotFoundError."""
+    if isinstance(query, bytes):
+        return query
+    if isinstance(query, str | os.PathLike):
+        if not (path := Path(query)).is_file():
+            raise FileNotFoundError(f"there is no image {str(path)!r}; give the path of a file")
+        return path.read_bytes()
+    if isinstance(query, Image.Image):
+        return _png(query)
+    array = np.asarray(query)
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+        return _png(Image.fromarray(array))
+    if array.ndim == 1 and len(array) and np.issubdtype(array.dtype, np.number):
+        return array.astype(np.float32)
+    raise ValueError(
+        f"cannot search for {type(query).__name__} ({array.dtype} {list(array.shape)}); give the path or the bytes "
+        "of an image, a Pillow image, pixels uint8 [height, width, 3], or a vector [d]"
+    )
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
 
 
 class Asked(NamedTuple):

@@ -20,11 +20,10 @@ from stream_odml.config.service import ServiceOptions
 from stream_odml.search.hits import Hit
 from stream_odml.search.portable import PortableMap, portable_map
 from stream_odml.service.backend import Answer, Embedded, Floats, Query, Question
-from stream_odml.service.batching import Coalescer
 from stream_odml.service.bundle import Bundle
 from stream_odml.service.decoding import Decoding
 from stream_odml.service.errors import ApiError, unprocessable, version_named
-from stream_odml.service.pool import ShortestFirst
+from stream_odml.service.pool import Coalescer, ShortestFirst
 from stream_odml.store.errors import UnknownVersion
 
 COALESCED = 64

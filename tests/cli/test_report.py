@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from stream_odml.cli import report_data
-from stream_odml.cli.report import write_report
+from stream_odml.cli.report import Line, bars, line_plot, write_report
 from stream_odml.cli.report_data import service_latency
-from stream_odml.cli.report_plots import Line, bars, line_plot
 from stream_odml.pipeline.indexing import IndexOptions
 from stream_odml.store.errors import NotAStreamRoot
 from tests.service.tiny_stream import TinyStream

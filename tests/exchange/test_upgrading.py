@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from stream_odml.cli.main import app
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
-from stream_odml.exchange import begun, pairs, upgrading
+from stream_odml.exchange import pairs, upgrading
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.stored_items import StoredItems
 from stream_odml.exchange.upgrading import prepare
@@ -98,7 +98,7 @@ def test_items_whose_images_are_not_read_are_taken_over_mapped(
     rows, old = (Store.open(root).gallery_rows() for root in (config.root, stream.root))
     h_old = dict(zip(old["item_id"].to_pylist(), decoded(old, 16), strict=True))
     ids, classes = (rows[name].to_pylist() for name in ("item_id", "class_name"))
-    cross = CrossMap.from_bytes((Path(config.root) / begun.MAP).read_bytes())
+    cross = CrossMap.from_bytes((Path(config.root) / upgrading.MAP).read_bytes())
     predicted = cross.apply(np.stack([h_old[item] for item in ids]), classes)
     off = np.abs(decoded(rows, 256) - predicted).max(axis=1)
     half_a_step = float(np.abs(predicted).max()) / 254

@@ -29,9 +29,9 @@ from stream_odml.service.backend import (
     Served,
     VersionHistory,
 )
+from stream_odml.service.catalogue import nearest
 from stream_odml.service.errors import unavailable, unprocessable
 from stream_odml.service.metrics import ServiceMetrics
-from stream_odml.service.projection import nearest
 from stream_odml.store.versions import HeadMove, Version, VersionTree
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

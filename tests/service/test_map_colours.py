@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from stream_odml.service.projection import (
+from stream_odml.service.catalogue import (
     MAX_VALUES,
     attribute_names,
     nearest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stream_odml.service.projection import project, sample_rows
+from stream_odml.service.catalogue import project, sample_rows
 
 
 def blobs(classes: int, each: int = 20, dim: int = 16) -> tuple[np.ndarray, list[str]]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from stream_odml.service.batching import Coalescer
+from stream_odml.service.pool import Coalescer
 
 
 class Work:
