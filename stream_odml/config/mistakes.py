@@ -180,16 +180,9 @@ def _alike(wrong: str, known: list[str], cutoff: float = 0.6) -> list[str]:
 def _keys_at(model: Model, loc: tuple[int | str, ...]) -> list[str]:
     kind: Any = model
     for part in loc:
-        kind = _annotation(kind, str(part))
+        found = getattr(kind, "model_fields", {}).get(str(part))
+        kinds = (found.annotation, *get_args(found.annotation)) if found is not None else ()
+        kind = next((one for one in kinds if isinstance(one, type)), None)
     if dataclasses.is_dataclass(kind):
         return [field.name for field in dataclasses.fields(kind)]
     return list(getattr(kind, "model_fields", {}))
-
-
-def _annotation(kind: Any, name: str) -> Any:
-    found = getattr(kind, "model_fields", {}).get(name)
-    kinds = [found.annotation] if found is not None else []
-    return next(
-        iter([k for k in kinds if isinstance(k, type)] or [get_args(k)[0] for k in kinds if get_args(k)]),
-        None,
-    )

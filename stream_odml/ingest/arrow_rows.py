@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from stream_odml.ingest import arrow_values
 from stream_odml.ingest.arrow_values import is_bytes, is_text, unwrapped
 from stream_odml.ingest.bounds import check_rows, decoded_allowed
-from stream_odml.ingest.lance_file import LANCE
-from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, NAMES, Content, RawRow
+from stream_odml.ingest.child import AskedFile
+from stream_odml.ingest.lance_file import LANCE, LanceFile
+from stream_odml.ingest.plain import as_json
+from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, NAMES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
 
 BATCH_ROWS = 128
@@ -43,17 +45,6 @@ _ENDS = {"parquet": ((b"PAR1",), b"PAR1"), "arrow": ((b"ARROW1", b"\xff\xff\xff\
 """How whole files begin and end."""
 
 
-class Bytes(Protocol):
-    """A file: seekable, of known size."""
-
-    size_bytes: int
-    is_unreachable: bool
-    """Whether a read failed for no fault of the file."""
-
-    def seek(self, offset: int, whence: int = 0) -> int: ...
-    def read(self, size: int = -1) -> bytes: ...
-
-
 @dataclass(frozen=True)
 class _Columns:
     names: dict[str, str]
@@ -68,86 +59,146 @@ class _Columns:
 
 
 def rows_of(
-    file: Bytes, format: str, constants: Mapping[str, str], contents: Sequence[Content] = ANY_CONTENT
+    file: AskedFile | LanceFile, format: str, constants: Mapping[str, str], contents: Sequence[Content]
 ) -> Iterator[RawRow]:
     """Yield rows in file order; of several `contents` that the table has, the first that is named here. Raises BadShard
     (wrong kind, wrong schema, oversized), what Arrow raises for a file that is damaged, and what `file` raises."""
-    if format != LANCE:
+    if isinstance(file, AskedFile):
         _check_kind(file, format)
-    reader = _READERS[format]
-    rows = (raw for columns, batch in reader(file, constants, contents) for raw in _unpack(batch, columns))
-    for row, raw in enumerate(rows):
+    table = _Table(file, constants, contents)
+    batches = {"parquet": table.parquet, LANCE: table.lance}.get(format, table.arrow)()
+    for row, raw in enumerate(raw for columns, batch in batches for raw in _unpack(batch, columns)):
         yield replace(raw, row=row)
 
 
-def _check_kind(file: Bytes, format: str) -> None:
+def _check_kind(file: AskedFile, format: str) -> None:
     """Refuse by name what Arrow would call broken: other formats, and older or encrypted ones."""
     for start, kind, remedy in _OTHER_KINDS:
         if kind != format and _at(file, 0, len(start)) == start:
             raise BadShard(Reason.CORRUPT_FILE, f"this is {remedy}")
 
 
-def blame(file: Bytes, format: str) -> Reason:
+def blame(file: AskedFile, format: str) -> Reason:
     """Return why a file cannot be read: one that starts well and does not end as its format ends was cut off."""
     starts, end = _ENDS.get(format, ((), b""))
     is_cut = _at(file, 0, 8).startswith(starts) and not _at(file, file.size_bytes - 8, 8).endswith(end)
     return Reason.TRUNCATED_FILE if is_cut else Reason.CORRUPT_FILE
 
 
-def _at(file: Bytes, offset: int, count: int) -> bytes:
+def _at(file: AskedFile, offset: int, count: int) -> bytes:
     file.seek(max(0, offset))
     return file.read(count)
 
 
-def _columns(schema: Any, constants: Mapping[str, str], contents: Sequence[Content]) -> _Columns:
-    """Which column plays which part. Raises BadShard(wrong_schema)."""
-    found = {
-        part: next((name for name in choices if name in schema.names or name in constants), "")
-        for part, choices in NAMES.items()
-    }
-    content = _content(found, contents, schema)
-    if not found["label"] and content != "vector":
-        expected = " or ".join(NAMES["label"])
-        raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
-    others = {"image", "vector"} - {content}
-    names = {part: name for part, name in found.items() if name and part not in others}
-    for name in names.values():
-        if schema.names.count(name) > 1:
-            raise BadShard(Reason.WRONG_SCHEMA, f"column {name} occurs {schema.names.count(name)} times")
-    if content != "label":
-        _check_content(content, names[content], schema, constants)
-    label = names.get("label")
-    if label is not None and label not in constants and not _holds_label(schema.field(label).type):
-        raise BadShard(
-            Reason.WRONG_SCHEMA,
-            f"column {label} is {str(schema.field(label).type)[:200]}; expected text or a number",
-        )
-    convert = {part: _converter(part, name, schema) for part, name in names.items() if name not in constants}
-    class_names = None if label is None else class_names_of(schema, label)
-    return _Columns(names, class_names, constants, convert, content)
+class _Table:
+    """One file: which of its columns play which part, and its rows in batches."""
 
+    def __init__(self, file: Any, constants: Mapping[str, str], contents: Sequence[Content]) -> None:
+        self._file, self._constants, self._contents = file, constants, contents
 
-def _content(found: Mapping[str, str], contents: Sequence[Content], schema: Any) -> Content:
-    for content in contents:
-        if content == "label":
-            if found["label"] and found["item_id"]:
+    def parquet(self) -> Iterator[tuple[_Columns, Any]]:
+        """Yield batches of a Parquet file."""
+        size = self._file.size_bytes
+        # With a buffer, pages are read as they are needed; without one a column's part of a row group is read at once.
+        table = pq.ParquetFile(pa.PythonFile(self._file, mode="r"), buffer_size=_READ_AHEAD, pre_buffer=False)
+        columns = self._columns(table.schema_arrow)
+        for group in range(table.num_row_groups):
+            about = table.metadata.row_group(group)
+            if about.total_byte_size > decoded_allowed(size):
+                detail = f"row group {group} declares {about.total_byte_size} bytes in a file of {size}"
+                raise BadShard(Reason.OVERSIZED, detail)
+            check_rows(about.num_rows, size)
+            rows = rows_at_once(about, columns.names[columns.content])
+            wanted = columns.wanted
+            for batch in table.iter_batches(rows, row_groups=[group], columns=wanted, use_threads=False):
+                yield columns, batch
+
+    def arrow(self) -> Iterator[tuple[_Columns, Any]]:
+        """Yield batches of an Arrow IPC file or stream."""
+        source = pa.PythonFile(self._file, mode="r")
+        is_file = _at(self._file, 0, 6) == b"ARROW1"
+        if not is_file:
+            _check_stream_end(self._file)
+        self._file.seek(0)
+        schema = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).schema
+        columns = self._columns(schema)
+        # Only the columns that are used are decompressed.
+        fields = sorted(schema.get_field_index(name) for name in columns.wanted)
+        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        self._file.seek(0)
+        if is_file:
+            reader = pa.ipc.open_file(source, options=options)
+            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            batches = iter(pa.ipc.open_stream(source, options=options))
+        for batch in batches:
+            # Offsets in an IPC file are taken as they are: without this a hostile file reads outside its buffers.
+            batch.validate(full=True)
+            check_rows(batch.num_rows, self._file.size_bytes)
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                yield columns, batch.slice(start, BATCH_ROWS)
+
+    def lance(self) -> Iterator[tuple[_Columns, Any]]:
+        """Yield batches of a Lance file."""
+        columns = None
+        for batch in self._file.batches():
+            batch.validate(full=True)
+            columns = columns or self._columns(batch.schema)
+            yield columns, batch
+        if columns is None:
+            raise BadShard(Reason.EMPTY_FILE, "the file has no rows")
+
+    def _columns(self, schema: Any) -> _Columns:
+        """Which column plays which part. Raises BadShard(wrong_schema)."""
+        constants = self._constants
+        found = {
+            part: next((name for name in choices if name in schema.names or name in constants), "")
+            for part, choices in NAMES.items()
+        }
+        content = self._content(found, schema)
+        if not found["label"] and content != "vector":
+            raise BadShard(Reason.WRONG_SCHEMA, _lacks("label", schema))
+        others = {"image", "vector"} - {content}
+        names = {part: name for part, name in found.items() if name and part not in others}
+        for name in names.values():
+            if schema.names.count(name) > 1:
+                raise BadShard(Reason.WRONG_SCHEMA, f"column {name} occurs {schema.names.count(name)} times")
+        if content != "label":
+            self._check_content(content, names[content], schema)
+        label = names.get("label")
+        if label is not None and label not in constants and not _holds_label(schema.field(label).type):
+            detail = f"column {label} is {str(schema.field(label).type)[:200]}; expected text or a number"
+            raise BadShard(Reason.WRONG_SCHEMA, detail)
+        convert = {
+            part: _converter(part, name, schema) for part, name in names.items() if name not in constants
+        }
+        class_names = None if label is None else class_names_of(schema, label)
+        return _Columns(names, class_names, constants, convert, content)
+
+    def _content(self, found: Mapping[str, str], schema: Any) -> Content:
+        for content in self._contents:
+            if content == "label":
+                if found["label"] and found["item_id"]:
+                    return content
+            elif found[content]:
                 return content
-        elif found[content]:
-            return content
-    expected = " or ".join(NAMES[next(iter(contents))])
-    raise BadShard(Reason.WRONG_SCHEMA, f"no column {expected}; found {schema.names[:20]}")
+        raise BadShard(Reason.WRONG_SCHEMA, _lacks(self._contents[0], schema))
+
+    def _check_content(self, content: Content, name: str, schema: Any) -> None:
+        is_constant = name in self._constants
+        if not is_constant:
+            kind = schema.field(name).type
+            if _holds_bytes(kind) if content == "image" else arrow_values.holds_vectors(kind):
+                return
+        found = "the same in every row" if is_constant else str(schema.field(name).type)[:200]
+        wants = "it holds no bytes: expected image files, binary or a struct with bytes"
+        if content == "vector":
+            wants = "expected a list of numbers, of one length in all rows"
+        raise BadShard(Reason.WRONG_SCHEMA, f"column {name} is {found}; {wants}")
 
 
-def _check_content(content: Content, name: str, schema: Any, constants: Mapping[str, str]) -> None:
-    if name not in constants:
-        kind = schema.field(name).type
-        if _holds_bytes(kind) if content == "image" else arrow_values.holds_vectors(kind):
-            return
-    found = "the same in every row" if name in constants else str(schema.field(name).type)[:200]
-    wants = "it holds no bytes: expected image files, binary or a struct with bytes"
-    if content == "vector":
-        wants = "expected a list of numbers, of one length in all rows"
-    raise BadShard(Reason.WRONG_SCHEMA, f"column {name} is {found}; {wants}")
+def _lacks(part: str, schema: Any) -> str:
+    return f"no column {' or '.join(NAMES[part])}; found {schema.names[:20]}"
 
 
 def _converter(part: str, name: str, schema: Any) -> arrow_values.Convert:
@@ -184,25 +235,6 @@ def class_names_of(schema: Any, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def _parquet_batches(
-    file: Bytes, constants: Mapping[str, str], contents: Sequence[Content]
-) -> Iterator[tuple[_Columns, Any]]:
-    # With a buffer, pages are read as they are needed; without one a column's part of a row group is read at once.
-    table = pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=_READ_AHEAD, pre_buffer=False)
-    columns = _columns(table.schema_arrow, constants, contents)
-    for group in range(table.num_row_groups):
-        about = table.metadata.row_group(group)
-        if about.total_byte_size > decoded_allowed(file.size_bytes):
-            detail = (
-                f"row group {group} declares {about.total_byte_size} bytes in a file of {file.size_bytes}"
-            )
-            raise BadShard(Reason.OVERSIZED, detail)
-        check_rows(about.num_rows, file.size_bytes)
-        rows = rows_at_once(about, columns.names[columns.content])
-        for batch in table.iter_batches(rows, row_groups=[group], columns=columns.wanted, use_threads=False):
-            yield columns, batch
-
-
 def rows_at_once(group: Any, column: str | None = None) -> int:
     """Return rows of a row group that take about `BATCH_BYTES` decoded, by one column or by all. A dictionary may hold
     one value that all rows repeat, so a row of it may be as large as all of it."""
@@ -217,53 +249,7 @@ def rows_at_once(group: Any, column: str | None = None) -> int:
     return max(8, min(BATCH_ROWS, BATCH_BYTES // max(1, row)))
 
 
-def _arrow_batches(
-    file: Bytes, constants: Mapping[str, str], contents: Sequence[Content]
-) -> Iterator[tuple[_Columns, Any]]:
-    source = pa.PythonFile(file, mode="r")
-    is_file = _at(file, 0, 6) == b"ARROW1"
-    if not is_file:
-        _check_stream_end(file)
-    file.seek(0)
-    schema = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).schema
-    columns = _columns(schema, constants, contents)
-    # Only the columns that are used are decompressed.
-    fields = sorted(schema.get_field_index(name) for name in columns.wanted)
-    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-    file.seek(0)
-    if is_file:
-        reader = pa.ipc.open_file(source, options=options)
-        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-    else:
-        batches = iter(pa.ipc.open_stream(source, options=options))
-    for batch in batches:
-        # Offsets in an IPC file are taken as they are: without this a hostile file reads outside its buffers.
-        batch.validate(full=True)
-        check_rows(batch.num_rows, file.size_bytes)
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            yield columns, batch.slice(start, BATCH_ROWS)
-
-
-def _lance_batches(
-    file: Any, constants: Mapping[str, str], contents: Sequence[Content]
-) -> Iterator[tuple[_Columns, Any]]:
-    columns = None
-    for batch in file.batches():
-        batch.validate(full=True)
-        columns = columns or _columns(batch.schema, constants, contents)
-        yield columns, batch
-    if columns is None:
-        raise BadShard(Reason.EMPTY_FILE, "the file has no rows")
-
-
-_READERS: Mapping[str, Callable[..., Iterator[tuple[_Columns, Any]]]] = {
-    "parquet": _parquet_batches,
-    "arrow": _arrow_batches,
-    LANCE: _lance_batches,
-}
-
-
-def _check_stream_end(file: Bytes) -> None:
+def _check_stream_end(file: AskedFile) -> None:
     """A stream may end anywhere between two batches, so without its end mark a cut one would pass for whole."""
     tail = _at(file, file.size_bytes - 8, 8)
     if _at(file, 0, 4) == b"\xff\xff\xff\xff" and tail != b"\xff\xff\xff\xff\0\0\0\0":
@@ -314,3 +300,35 @@ def _why_no_bytes(whole: Any) -> str:
     path = whole["path"].as_py() if whole.is_valid and has_path else None
     only = f"only a path, {path!r:.200}; expected its bytes in the table" if path else "null"
     return f"the image is {only}"
+
+
+METADATA = "metadata"
+"""The format of such a file, for `tables.table_rows`."""
+
+
+def metadata_rows(file: Any, *_: object) -> Iterator[RawRow]:
+    """Yield each row, its columns as `attributes`. Raises BadShard for a table without `file_name`."""
+    with pq.ParquetFile(file) as table:
+        schema = table.schema_arrow
+        if "file_name" not in schema.names:
+            raise BadShard(Reason.WRONG_SCHEMA, f"no column file_name; found {schema.names[:20]}")
+        named = {name: names for name in NAMES["label"] if (names := class_names_of(schema, name))}
+        count = 0
+        for batch in table.iter_batches(1024, use_threads=False):
+            for row in batch.to_pylist():
+                row |= {name: _named(row[name], names) for name, names in named.items() if name in row}
+                yield RawRow(count, attributes={name: _value(value) for name, value in row.items()})
+                count += 1
+
+
+def _named(label: Any, names: Sequence[str]) -> Any:
+    """The class of a number, as the writer of a table names it; a number that has no name stays one."""
+    is_number = isinstance(label, int | float) and not isinstance(label, bool)
+    return names[int(label)] if is_number and label in range(len(names)) else label
+
+
+def _value(value: Any) -> Any:
+    try:
+        return as_json(value)
+    except (ValueError, RecursionError):  # what no attribute can be costs no image
+        return None

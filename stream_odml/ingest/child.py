@@ -4,6 +4,8 @@ JSON and bytes, never pickle."""
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import signal
@@ -90,6 +92,53 @@ class Pipe:
         if len(data) != count:
             raise BadMessage("the other end broke off")
         return data
+
+
+class AskedFile(io.RawIOBase):
+    """A file whose bytes the parent has."""
+
+    def __init__(self, pipe: Pipe, size_bytes: int) -> None:
+        self._pipe, self.size_bytes, self._at = pipe, size_bytes, 0
+        self.is_unreachable = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size_bytes}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, f"offset {base + offset} is before the start of the file")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), READ_BYTES, self.size_bytes - self._at))
+        if not count:
+            return 0
+        self._pipe.send(READ, {"offset": self._at, "count": count})
+        data = self._pipe.receive_bytes()
+        if data is None:
+            self.is_unreachable = True
+            raise OSError("the parent cannot read the file now")
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return all of what is asked for, unless the file ends."""
+        left = max(0, self.size_bytes - self._at)
+        left = left if size < 0 else min(size, left)
+        data = bytearray(left)
+        view, filled = memoryview(data), 0
+        while filled < left and (count := self.readinto(view[filled:])):
+            filled += count
+        return bytes(data[:filled])
 
 
 def take_pipe() -> Pipe:

@@ -18,11 +18,11 @@ from typing import Any
 from unicodedata import normalize
 
 from stream_odml.ingest import fields
-from stream_odml.ingest.kept_images import HeldFile
-from stream_odml.ingest.metadata_rows import METADATA
+from stream_odml.ingest.arrow_rows import METADATA
 from stream_odml.ingest.plain import NameTwice, decoded, json_once, shown
 from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.reasons import RowError
+from stream_odml.ingest.shard_file import HeldFile
 from stream_odml.ingest.tables import table_rows
 from stream_odml.storage.regular import is_safe_path, read_regular
 

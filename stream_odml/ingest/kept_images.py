@@ -6,12 +6,12 @@ has no images, and whoever asked goes on without.
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 
 from stream_odml.ingest.bounds import memory_allowed
 from stream_odml.ingest.reasons import BadShard, Reason
+from stream_odml.ingest.shard_file import HeldFile
 from stream_odml.ingest.tables import table_rows
 from stream_odml.storage.files import Files
 
@@ -55,17 +55,6 @@ def wanted_images(files: Files, path: str, items: Container[str] | None = None) 
     except ValueError as error:  # BadShard, or a link or a pipe in its place
         log.warning("%s is no file of images: %s", path, error)
         return {}
-
-
-class HeldFile(io.BytesIO):
-    """The bytes of a file that are in memory."""
-
-    failure: OSError | None = None
-    options: Mapping[str, str] | None = None
-
-    def __init__(self, data: bytes, uri: str) -> None:
-        super().__init__(data)
-        self.size_bytes, self.uri = len(data), uri
 
 
 def _images(file: HeldFile) -> Iterator[tuple[str, bytes]]:

@@ -7,7 +7,7 @@ had is a `RowProblem` among the blocks: it costs itself, never the rows around i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,41 +80,27 @@ def decode_rows(
     indexed. Errors as `read_shard`: after one nothing that came before may be used.
     """
     wanted = {int(row) for row in rows}
-    held: Block | None = None
-    for part in _blocks(_chosen(ref, wanted, size, max_pixels, storage_options), batch):
-        if isinstance(part, RowProblem) or batch == 1:
-            yield part
+    block: list[Decoded] = []
+    for found in read_shard(ref, storage_options):
+        if found.row not in wanted:
             continue
-        if held is not None:
-            yield held
-        held = part
-    if held is not None:
-        yield held
+        wanted.discard(found.row)
+        one = _decode(found, size, max_pixels)
+        if isinstance(one, RowProblem):
+            yield one
+            continue
+        if len(block) == batch:
+            yield _block(block)
+            block = []
+        block.append(one)
+        if batch == 1:
+            yield _block([block.pop()])
+    if block:
+        yield _block(block)
     for row in sorted(wanted):
         yield RowProblem(row, Reason.CHANGED_WHILE_READ, f"{ref.shard_id} has no such row any more")
 
 
-def _chosen(
-    ref: ShardRef, wanted: set[int], size: int, max_pixels: int, options: StorageOptions | None
-) -> Iterator[Decoded | RowProblem]:
-    """What becomes of the wanted rows; each that is found is taken out of `wanted`."""
-    for found in read_shard(ref, options):
-        if found.row in wanted:
-            wanted.discard(found.row)
-            yield _decode(found, size, max_pixels)
-
-
-def _blocks(decoded: Iterable[Decoded | RowProblem], batch: int) -> Iterator[Block | RowProblem]:
-    rows: list[int] = []
-    pixels: list[Pixels] = []
-    for one in decoded:
-        if isinstance(one, RowProblem):
-            yield one
-            continue
-        rows.append(one.item.row)
-        pixels.append(one.pixels)
-        if len(rows) == batch:
-            yield Block(np.array(rows, np.int32), np.stack(pixels))
-            rows, pixels = [], []
-    if rows:
-        yield Block(np.array(rows, np.int32), np.stack(pixels))
+def _block(decoded: Sequence[Decoded]) -> Block:
+    rows = np.array([one.item.row for one in decoded], np.int32)
+    return Block(rows, np.stack([one.pixels for one in decoded]))

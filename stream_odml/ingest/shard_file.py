@@ -118,6 +118,17 @@ class ShardFile(io.RawIOBase):
         return digest
 
 
+class HeldFile(io.BytesIO):
+    """The bytes of a file that are in memory."""
+
+    failure: OSError | None = None
+    options: StorageOptions | None = None
+
+    def __init__(self, data: bytes, uri: str) -> None:
+        super().__init__(data)
+        self.size_bytes, self.uri = len(data), uri
+
+
 def read_manifest(uri: str, options: StorageOptions | None) -> tuple[ShardManifest, str]:
     """Return the manifest of the folder at `uri` and the sha256 of its bytes, which is the content hash
     of the shard."""

@@ -7,8 +7,6 @@ one file only.
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import resource
 import threading
@@ -18,10 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from stream_odml.ingest.arrow_rows import blame, rows_of
-from stream_odml.ingest.child import END, READ, READ_BYTES, ROW, Pipe, take_pipe
+from stream_odml.ingest.arrow_rows import METADATA, blame, metadata_rows, rows_of
+from stream_odml.ingest.child import END, ROW, AskedFile, Pipe, take_pipe
 from stream_odml.ingest.lance_file import LANCE, LanceFile
-from stream_odml.ingest.metadata_rows import METADATA, metadata_rows
 from stream_odml.ingest.npz_rows import npz_rows
 from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
@@ -29,53 +26,6 @@ from stream_odml.ingest.reasons import BadShard, Reason
 CPU_S = 600
 _BYTES_PER_CPU_S = 1 << 20
 _READERS: Mapping[str, Callable[..., Iterator[RawRow]]] = {"npz": npz_rows, METADATA: metadata_rows}
-
-
-class AskedFile(io.RawIOBase):
-    """A file whose bytes the parent has."""
-
-    def __init__(self, pipe: Pipe, size_bytes: int) -> None:
-        self._pipe, self.size_bytes, self._at = pipe, size_bytes, 0
-        self.is_unreachable = False
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size_bytes}[whence]
-        if base + offset < 0:
-            raise OSError(errno.EINVAL, f"offset {base + offset} is before the start of the file")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), READ_BYTES, self.size_bytes - self._at))
-        if not count:
-            return 0
-        self._pipe.send(READ, {"offset": self._at, "count": count})
-        data = self._pipe.receive_bytes()
-        if data is None:
-            self.is_unreachable = True
-            raise OSError("the parent cannot read the file now")
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def read(self, size: int = -1) -> bytes:
-        """Return all of what is asked for, unless the file ends."""
-        left = max(0, self.size_bytes - self._at)
-        left = left if size < 0 else min(size, left)
-        data = bytearray(left)
-        view, filled = memoryview(data), 0
-        while filled < left and (count := self.readinto(view[filled:])):
-            filled += count
-        return bytes(data[:filled])
 
 
 def main() -> None:

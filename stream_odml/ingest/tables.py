@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from stream_odml.ingest import fields
 from stream_odml.ingest.bounds import bounded, memory_allowed
@@ -30,29 +30,14 @@ from stream_odml.ingest.child import (
 from stream_odml.ingest.lance_file import LANCE
 from stream_odml.ingest.rawrow import ANY_CONTENT, MAX_IMAGE_BYTES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError, TransientReadError
-from stream_odml.storage.reading import StorageOptions
+from stream_odml.ingest.shard_file import HeldFile, ShardFile
 
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ", "TZDIR")
 """Environment variables that a decoder gets: none of them is secret."""
 
 
-class TableFile(Protocol):
-    """The bytes of a table. `failure`: what its medium raised, which a parser may have taken for bad data."""
-
-    uri: str
-    failure: OSError | None
-    options: StorageOptions | None
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-
-    def read(self, size: int = -1, /) -> bytes | None: ...
-
-
 def table_rows(
-    file: TableFile,
+    file: ShardFile | HeldFile,
     format: str,
     constants: Mapping[str, str] | None = None,
     contents: Sequence[Content] = ANY_CONTENT,
@@ -73,14 +58,14 @@ def start_decoder() -> None:
 
 
 def _rows(
-    file: TableFile, format: str, constants: Mapping[str, str], contents: Sequence[Content]
+    file: ShardFile | HeldFile, format: str, constants: Mapping[str, str], contents: Sequence[Content]
 ) -> Iterator[RawRow]:
     decoder = Child("table_reader", os.environ) if format == LANCE else _decoders.take()
     memory = memory_allowed(file.size_bytes)
     job = {"format": format, "size": file.size_bytes, "memory": memory, "constants": dict(constants)}
-    job |= {"contents": list(contents), "uri": file.uri}
+    job["contents"] = list(contents)
     if format == LANCE:
-        job["options"] = dict(file.options or {})
+        job |= {"uri": file.uri, "options": dict(file.options or {})}
     try:
         decoder.pipe.send_json(job)
         while True:
@@ -114,7 +99,7 @@ def _rows(
         raise BadShard(Reason(said["reason"]), str(said["detail"]))
 
 
-def _read(file: TableFile, wanted: Mapping[str, Any]) -> bytes | None:
+def _read(file: ShardFile | HeldFile, wanted: Mapping[str, Any]) -> bytes | None:
     """Bytes of the file; None where its medium fails, which the file then remembers."""
     left = min(int(wanted["count"]), READ_BYTES)
     parts = []

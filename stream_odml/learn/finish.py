@@ -136,7 +136,8 @@ class FinishPass:
             )
         pairs = self._pairs.summed(self._world)
         moments, has_pairs = pairs.of_images(), bool(pairs.of_images().n)
-        fitted = pairs.fitted(self._settings.ridge) if self._maps_affinely and has_pairs else None
+        is_affine = self._settings.gallery_map in ("affine", "affine+kernel")
+        fitted = pairs.fitted(self._settings.ridge) if is_affine and has_pairs else None
         children, new_c = self._children.rows(self._dim), self._new_c
         W_dd = self._whitening(pairs, None if fitted is None else fitted.missed_dd, student)
         # Maps and bank are computed in the space that was learnt, then transformed by W, which is known exactly.
@@ -155,10 +156,6 @@ class FinishPass:
         drift["forward_error"] = 0.0 if self._is_base else error
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
         return StageOutcome(student, bank, forward, backward, indices, children, drift)
-
-    @property
-    def _maps_affinely(self) -> bool:
-        return self._settings.gallery_map in ("affine", "affine+kernel")
 
     def _whitening(self, pairs: MapFit, missed_dd: Tensor | None, student: Embedder) -> Tensor | None:
         """Return W: of a first stage by the scatter within classes, of a later one by the error of its map. None
