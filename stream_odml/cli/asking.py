@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from stream_odml.cli.console import say, say_json, shown
+from stream_odml.cli.console import say, say_findings, say_json, shown
 from stream_odml.cli.options import AsJson, Root, Token, Url, out
 
-if TYPE_CHECKING:
-    from stream_odml.pipeline.examining import Finding
-
-_MARKS = {"ok": ("ok", ""), "warning": ("warning", "yellow"), "failure": ("FAILURE", "red")}
 _HIT = ("item_id", "class_name", "score", "shard", "row", "attributes")
 """What `query --json` tells of a hit."""
 
@@ -187,14 +183,7 @@ def doctor(
     from stream_odml.config.stream import load_config
 
     settings = None if config is None else load_config(config)
-    findings: list[Finding] = []
-    for finding in examine(root, settings):
-        findings.append(finding)
-        mark, style = _MARKS[finding.state]
-        if not as_json:
-            say(out, f"{mark:7}  {finding.check:14} {finding.detail}", style)
-        if finding.remedy and not as_json:
-            say(out, f"{'':23} -> {finding.remedy}", style)
+    findings = say_findings(out, examine(root, settings), as_json)
     counts = Counter(finding.state for finding in findings)
     if as_json:
         say_json({"ok": not counts["failure"], "findings": [asdict(one) for one in findings]}, indent=2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stream_odml.cli.console import say, say_json, shown
+from stream_odml.cli.console import say, say_findings, say_json
 from stream_odml.cli.options import AsJson, out
 
 if TYPE_CHECKING:
@@ -140,14 +140,8 @@ def _check(path: Path, as_json: bool) -> int:
     from stream_odml.observe.plain import plain
 
     stream = load_config(path)
-    found = []
-    styles = {"ok": "green", "warning": "yellow", "failure": "red"}
     with out.status("looking; a model that is loaded by its name may take a minute"):
-        for finding in examine(stream):
-            found.append(finding)
-            if not as_json:
-                mark = shown(f"{finding.state:8}", styles[finding.state])
-                out.print(mark, shown(f"{finding.check:12} {finding.detail}", keep="\n"), soft_wrap=True)
+        found = say_findings(out, examine(stream), as_json)
     if as_json:
         say_json(plain(found), indent=2)
     failures = [finding.check for finding in found if finding.state == "failure"]

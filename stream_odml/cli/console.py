@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,6 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_odml.ingest.fields import written_out
+
+if TYPE_CHECKING:
+    from stream_odml.pipeline.examining import Finding
 
 PLAIN_EVERY_S, SAME_EVERY_S = 5.0, 60.0
 """Between two lines of a view that is no terminal, and between two that say the same."""
@@ -35,6 +38,20 @@ def shown(value: object, style: str = "", keep: str = "") -> Text:
 def say(console: Console, text: str, style: str = "") -> None:
     """Print a line (or several) that may hold data, unwrapped."""
     console.print(shown(text, style, keep="\n"), soft_wrap=True)
+
+
+def say_findings(console: Console, found: Iterable[Finding], quiet: bool) -> list[Finding]:
+    """Print each finding of some checks when it is found, with what to do, unless `quiet`; return them all."""
+    marks = {"ok": ("ok", ""), "warning": ("warning", "yellow"), "failure": ("FAILURE", "red")}
+    findings = []
+    for finding in found:
+        findings.append(finding)
+        mark, style = marks[finding.state]
+        if not quiet:
+            say(console, f"{mark:7}  {finding.check:14} {finding.detail}", style)
+        if finding.remedy and not quiet:
+            say(console, f"{'':23} -> {finding.remedy}", style)
+    return findings
 
 
 def say_json(value: Any, indent: int | None = None) -> None:

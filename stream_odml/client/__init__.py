@@ -2,14 +2,8 @@
 
 from stream_odml.client.answers import Embedded, Group, Hit, SearchResult
 from stream_odml.client.calls import NewImage
-from stream_odml.client.client import (
-    AsyncClient,
-    Client,
-    ClientError,
-    ServiceError,
-    ServiceUnreachable,
-    WrongStream,
-)
+from stream_odml.client.client import AsyncClient, Client
+from stream_odml.client.exchange import ClientError, ServiceError, ServiceUnreachable, WrongStream
 
 __all__ = [
     "AsyncClient",

@@ -16,29 +16,15 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 import httpx
 
 from stream_odml.client import calls
-from stream_odml.client.calls import Call, NewImage
+from stream_odml.client.calls import Call
 from stream_odml.client.exchange import (
-    ClientError,
-    ServiceError,
-    ServiceUnreachable,
     StreamPin,
-    WrongStream,
     address,
     headers,
     request,
     result,
     wait_s,
 )
-
-__all__ = [
-    "AsyncClient",
-    "Client",
-    "ClientError",
-    "NewImage",
-    "ServiceError",
-    "ServiceUnreachable",
-    "WrongStream",
-]
 
 T = TypeVar("T")
 P = ParamSpec("P")

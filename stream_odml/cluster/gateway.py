@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from stream_odml.service.driver import Driver, driver_away, refusal
+from stream_odml.service.backend import Driver, driver_away, refusal
 
 
 class RayDriver(Driver):

@@ -25,10 +25,10 @@ from stream_odml.config.service import ServiceOptions
 from stream_odml.config.stream import load_config
 from stream_odml.observe.logs import join_serve_log
 from stream_odml.observe.targets import targets_folder
+from stream_odml.service.access import STREAM_HEADER
 from stream_odml.service.api import create_app
 from stream_odml.service.metrics import Exporter
 from stream_odml.service.replica import Replica
-from stream_odml.service.wellformed import STREAM_HEADER
 from stream_odml.store.store import Store
 from stream_odml.wording import last_line
 

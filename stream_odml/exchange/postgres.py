@@ -5,6 +5,7 @@ Protects: each bucket is one transaction; the view that readers ask is replaced 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,8 +42,9 @@ _TYPES = ("text", "text", "text", "text", "int4", "int8", "vector")
 _BATCH = 1000
 
 
-def connect(url: str) -> tuple[Any, Place]:
-    """Return a connection and what a URL names. Raises ExchangeError in one line, without the password."""
+def connect(url: str, *, prepare: bool = False) -> tuple[Any, Place]:
+    """Return a connection that knows vectors, and what a URL names. `prepare`: make pgvector's extension there. Raises
+    ExchangeError in one line, without the password."""
     psycopg = library("psycopg", EXTRA)
     place = place_of(url, EXAMPLE)
     if "table" not in place.options:
@@ -58,18 +60,17 @@ def connect(url: str) -> tuple[Any, Place]:
             f"{place.shown} cannot be opened: {first_line(error)}; "
             "check host, user, password (or PGPASSWORD) and database"
         ) from None
-    return connection, place
-
-
-def _with_vectors(connection: Any, place: Place) -> None:
-    psycopg = library("psycopg", EXTRA)
     register = library("pgvector.psycopg", EXTRA).register_vector
     try:
+        if prepare:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         register(connection)
     except psycopg.Error as error:
-        raise ExchangeError(
-            f"{place.shown} has no pgvector: {first_line(error)}; run CREATE EXTENSION vector there"
-        ) from None
+        remedy = (
+            "install it there, or name another database" if prepare else "run CREATE EXTENSION vector there"
+        )
+        raise ExchangeError(f"{place.shown} has no pgvector: {first_line(error)}; {remedy}") from None
+    return connection, place
 
 
 class PostgresSource:
@@ -79,7 +80,6 @@ class PostgresSource:
 
     def __init__(self, url: str, names: Names) -> None:
         self._connection, self._place = connect(url)
-        _with_vectors(self._connection, self._place)
         self.name = self._place.shown
         sql = library("psycopg.sql", EXTRA)
         self._columns = self._look()
@@ -120,20 +120,14 @@ class PostgresSource:
             try:
                 rows = self._connection.execute(query + self._order, given).fetchall()
             except psycopg.Error as error:
-                self._again()
+                with contextlib.suppress(ExchangeError):  # the next attempt says so
+                    self._connection, _ = connect(self._place.url)
                 raise SourceLost(f"{self.name}: {first_line(error)}") from error
             if not rows:
                 return
             last = rows[-1][0]
             cursor = last if isinstance(last, int | str) else str(last)
             yield Block(self._as_table(rows), cursor)
-
-    def _again(self) -> None:
-        try:
-            self._connection, _ = connect(self._place.url)
-            _with_vectors(self._connection, self._place)
-        except ExchangeError:
-            pass  # the next attempt says so
 
     def _as_table(self, rows: list[tuple[Any, ...]]) -> pa.Table:
         vectors = [None if row[1] is None else _values(row[1]) for row in rows]
@@ -223,17 +217,9 @@ class PostgresTarget:
     """A `SyncTarget`: a table for each space, and a view of the name that readers ask."""
 
     def __init__(self, url: str) -> None:
-        self._connection, self._place = connect(url)
+        self._connection, self._place = connect(url, prepare=True)
         self.name = self._place.shown
         self._sql = library("psycopg.sql", EXTRA)
-        psycopg = library("psycopg", EXTRA)
-        try:
-            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        except psycopg.Error as error:
-            raise ExchangeError(
-                f"{self.name} has no pgvector: {first_line(error)}; install it there, or name another database"
-            ) from None
-        _with_vectors(self._connection, self._place)
         kind = self._connection.execute(
             "SELECT relkind::text FROM pg_class WHERE oid = to_regclass(%s)",
             ['"' + self._place.name.replace('"', '""') + '"'],

@@ -1,8 +1,11 @@
-"""Who may ask for what: names the service answers to, pages that may send requests, tokens for reading and changing.
+"""Who may ask for what, by host name, origin and token; and what a request must be: meant for this stream, with an
+address in UTF-8 and headers that say one thing.
 
 Protects: closed by default. What a request is allowed is decided on the path that the router sees, and all but a short
 list of addresses needs a token once there is one. A page of another site can neither change anything nor, by a name
-that it lets point here, read anything.
+that it lets point here, read anything. Several streams on one machine never take each other's pushes, whatever a port
+or a proxy leads to. No request is taken for another one: servers and frameworks replace bytes that are no text by
+U+FFFD, which a name may have, and of a header that comes twice they take the first here and the last there.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
 
 from starlette._utils import get_route_path
 from starlette.types import Scope
 
 from stream_odml.config.service import ServiceOptions
-from stream_odml.service.errors import ApiError
+from stream_odml.service.errors import ApiError, bad_request, unavailable
 
 # Probes, the page, which a browser must have before it can ask for a token, and the description of the API.
 _OPEN = re.compile(r"/|/healthz|/readyz|/docs|/openapi\.json|/page/[\w.-]+")
@@ -151,3 +155,47 @@ def _bearer(headers: Headers) -> bytes:
 
 def _same(given: bytes, expected: str | None) -> bool:
     return expected is not None and hmac.compare_digest(given, expected.encode())
+
+
+STREAM_HEADER = "X-Stream-Id"
+"""In an answer: the stream that gives it. In a request: the stream that it is meant for."""
+_KEY = STREAM_HEADER.lower().encode()
+_ONCE = (b"content-type", b"content-encoding", b"idempotency-key")
+
+
+def check_request(scope: Scope) -> None:
+    """Raise ApiError 400 for an address that is no UTF-8 text, and for a header twice of which one counts."""
+    _check_text("path", scope.get("raw_path") or b"")
+    _check_text("query string", scope["query_string"])
+    names = [name for name, _ in scope["headers"]]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise bad_request(f"the header {name.decode()} comes twice", "send it once")
+
+
+def _check_text(part: str, written: bytes) -> None:
+    if not written.isascii():
+        raise bad_request(f"the {part} of the address holds bytes that are not ASCII", "percent-encode it")
+    if b"%" not in written:
+        return
+    try:
+        unquote_to_bytes(written).decode()
+    except UnicodeDecodeError:
+        raise bad_request(
+            f"the {part} of the address is not UTF-8 text", "percent-encode the bytes of its UTF-8 form"
+        ) from None
+
+
+def check_stream(headers: Iterable[tuple[bytes, bytes]], own: str | None) -> None:
+    """Raise ApiError for a request that names another stream than `own`: 421, or 503 before that is known."""
+    asked = {value.decode("latin-1").strip() for name, value in headers if name == _KEY}
+    if not asked - {own}:
+        return
+    if own is None:
+        raise unavailable("not_ready", "the stream is not read yet")
+    raise ApiError(
+        421,
+        "wrong_stream",
+        f"the request is meant for another stream than {own}, which answers here",
+        f"correct the address of the service, or the header {STREAM_HEADER}",
+    )

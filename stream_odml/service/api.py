@@ -15,8 +15,8 @@ from stream_odml.service.guard import Guard
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.parameters import check_parameters
 from stream_odml.service.pool import ShortestFirst
+from stream_odml.service.replies import Views
 from stream_odml.service.routes import catalogue, embedding, health, items, pages, search, versions
-from stream_odml.service.views import Views
 
 _ABOUT = (
     "Search a gallery that keeps growing, by a model that keeps learning. Every answer names the `version` "

@@ -18,11 +18,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stream_odml.config.service import ServiceOptions
-from stream_odml.service.access import Access
+from stream_odml.service.access import STREAM_HEADER, Access, check_request, check_stream
 from stream_odml.service.admission import Arrivals, Places, overloaded
 from stream_odml.service.errors import ApiError, too_large
 from stream_odml.service.metrics import ServiceMetrics
-from stream_odml.service.wellformed import STREAM_HEADER, check_request, check_stream
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]

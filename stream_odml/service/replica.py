@@ -15,6 +15,7 @@ from stream_odml.search.search import SearchSettings
 from stream_odml.service.answering import Answering
 from stream_odml.service.backend import (
     ClassTable,
+    Driver,
     Item,
     MapRequest,
     Query,
@@ -23,7 +24,6 @@ from stream_odml.service.backend import (
     VersionHistory,
 )
 from stream_odml.service.catalogue import plane
-from stream_odml.service.driver import Driver
 from stream_odml.service.errors import ApiError, unavailable, version_named
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.puller import Puller

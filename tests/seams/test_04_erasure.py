@@ -23,7 +23,7 @@ from stream_odml.cluster.driver import StreamDriver
 from stream_odml.config.service import ServiceOptions
 from stream_odml.ingest.landing import NewItem, land_items
 from stream_odml.service.api import create_app
-from stream_odml.service.driver import Driver, refusal
+from stream_odml.service.backend import Driver, refusal
 from stream_odml.service.replica import Replica
 from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer

@@ -35,7 +35,7 @@ from stream_odml.pipeline.messages import StageResult
 from stream_odml.pipeline.metrics import DriverMetrics
 from stream_odml.pipeline.stages import Stages
 from stream_odml.service.api import create_app
-from stream_odml.service.driver import Driver
+from stream_odml.service.backend import Driver
 from stream_odml.service.replica import Replica
 from stream_odml.store.errors import UnknownSubject
 from stream_odml.store.ledger import LedgerState

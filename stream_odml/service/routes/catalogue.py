@@ -11,8 +11,7 @@ from starlette.responses import Response
 from stream_odml.ingest.fields import normalised
 from stream_odml.service.backend import MapRequest
 from stream_odml.service.body import moment
-from stream_odml.service.replies import backend_of, options_of, reply, row_json
-from stream_odml.service.views import view
+from stream_odml.service.replies import backend_of, options_of, reply, row_json, view
 
 router = APIRouter(prefix="/v1", tags=["catalogue"], default_response_class=Response)
 

@@ -11,8 +11,7 @@ from starlette.responses import Response
 from stream_odml.search.version_diff import diff_versions
 from stream_odml.service.body import media_type, unsupported
 from stream_odml.service.errors import ApiError, not_found, version_named
-from stream_odml.service.replies import backend_of, reply, version_json
-from stream_odml.service.views import view
+from stream_odml.service.replies import backend_of, reply, version_json, view
 from stream_odml.store.unlearnt import NOTHING
 from stream_odml.store.versions import Version, VersionTree
 
