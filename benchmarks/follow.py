@@ -44,7 +44,7 @@ def make_root(root: str, items: int, seed: int) -> Writer:
 
 def learn(writer: Writer, task: str, half: int) -> None:
     """Commit a head that knows one more half of the classes."""
-    shards = [s.shard_id for s in writer.ledger.waiting if int(s.shard_id[-4:]) % 2 == half]
+    shards = [s.shard_id for s in writer.ledger.indexed.values() if int(s.shard_id[-4:]) % 2 == half]
     writer.close_task(task, shards, "benchmark")
     version, parent, store = writer.begin_attempt(task), writer.tree.head, writer.store
     sums = sums_now(store, parent).plus(task_rows(store, parent, shards).sums(LIFT))

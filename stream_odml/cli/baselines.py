@@ -103,7 +103,7 @@ def _measured(
         # Under a solved head the first version has none that could be trained on: one is trained on its task, too.
         if tuned is not None and (before or config.solves_head):
             tuned = tuned if tuned.learn(store, task, version_id, tell) else None
-        rows = choose(store, parent, task, config.evaluation, config.seed)
+        rows = choose(store, parent, [task], config.evaluation, config.seed)
         keys, classes = keys_of(rows), rows["class_name"].to_pylist()
         models = [first] if tuned is None else [first, tuned.model]
         size, max_pixels = config.model.image_size, config.ingest.max_pixels

@@ -188,17 +188,13 @@ class Ingestion:
             if ref.erases:
                 # After all that came before it has landed, and before what comes after it: a tombstone covers what
                 # landed earlier. Its shard lands behind it, so that a kill in between repeats it, which is harmless.
-                self._record(new)
+                self._writer.record_landed(new)
                 new = []
                 for item in ref.erases:
                     self._writer.forget("item", item)
                 self._erased()
             new.append(ref)
-        self._record(new)
-
-    def _record(self, refs: list[ShardRef]) -> None:
-        if refs:
-            self._writer.record_landed(refs)
+        self._writer.record_landed(new)
 
     def dispatch(self, version: str) -> None:
         """Give landed shards to indexers that have room, in landing order. What waits for a commit that cannot be made

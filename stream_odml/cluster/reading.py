@@ -17,7 +17,7 @@ from stream_odml.cluster.ray_compat import task_attempt
 from stream_odml.cluster.runtime import LEARNING_NICENESS, lower_priority
 from stream_odml.ingest.reasons import Reason, RowProblem
 from stream_odml.ingest.tables import start_decoder
-from stream_odml.pipeline.task_cache import BLOCK_ROWS, Batch, Wanted, decode, lost_batch
+from stream_odml.pipeline.task_cache import BLOCK_ROWS, Batch, Readers, Wanted, decode, lost_batch
 
 READER_ENDS = 3
 """Processes that a row may end, alone with them from the second on, until the task is learnt without it."""
@@ -30,7 +30,7 @@ class ReaderEnded(RuntimeError):
 
 
 @dataclass(frozen=True)
-class RayReaders:
+class RayReaders(Readers):
     """Reads in processes of their own, each with `cpus` logical CPUs."""
 
     cpus: float

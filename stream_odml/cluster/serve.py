@@ -172,12 +172,8 @@ def _deploy(app: Any, name: str) -> None:
 
 def _check_not_taken(url: str, stream_id: str) -> None:
     """On a shared cluster, `serve.run` would replace the service of another stream."""
-    try:
-        found = httpx.get(f"{url}/healthz", timeout=5, trust_env=False).headers.get(STREAM_HEADER)
-    except httpx.HTTPError:
-        return
-    if found not in (None, stream_id):
-        raise ServiceDown(_other(url, found, stream_id))
+    with contextlib.suppress(httpx.HTTPError):
+        _answer(url, "healthz", stream_id)
 
 
 def stop_service(stream_id: str | None = None) -> None:
@@ -198,22 +194,22 @@ def _wait_until_ready(url: str, stream_id: str, timeout_s: float) -> None:
     seen = "no answer"
     while time.monotonic() < deadline:
         try:
-            answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
-        except httpx.HTTPError as error:
-            seen = str(error)
-        else:
-            found = answer.headers.get(STREAM_HEADER)
-            if found not in (None, stream_id):
-                raise ServiceDown(_other(url, found, stream_id))
-            if answer.is_success and found is not None:
+            answer = _answer(url, "readyz", stream_id)
+            if answer.is_success and STREAM_HEADER in answer.headers:
                 return
             seen = f"HTTP {answer.status_code}"
+        except httpx.HTTPError as error:
+            seen = str(error)
         time.sleep(0.1)
     raise ServiceDown(f"{url} was not ready within {timeout_s:g} s ({seen}); see {SERVE_LOGS} for the reason")
 
 
-def _other(url: str, found: str | None, stream_id: str) -> str:
-    return (
-        f"at {url} stream {found} answers, not {stream_id}; stop that one, give this one another "
-        "`service.port`, or a Ray cluster of its own"
-    )
+def _answer(url: str, path: str, stream_id: str) -> httpx.Response:
+    answer = httpx.get(f"{url}/{path}", timeout=5, trust_env=False)
+    found = answer.headers.get(STREAM_HEADER)
+    if found not in (None, stream_id):
+        raise ServiceDown(
+            f"at {url} stream {found} answers, not {stream_id}; stop that one, give this one another "
+            "`service.port`, or a Ray cluster of its own"
+        )
+    return answer

@@ -6,10 +6,12 @@ up again from its last recorded step, and on one world size it ends in the same 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,13 +144,13 @@ class _Worker:
         run = StageRun(self.config, order, self.store, self.world, self.place, report, self.readers)
         self.reporter.begin()
         try:
-            with span("stage.open", order.version_id):
+            with self._part("open", order):
                 run.open()
                 self._resume(run, order)
-            with span("stage.steps", order.version_id):
+            with self._part("steps", order):
                 if not self._steps(run):
                     return  # its progress is recorded: the same attempt, if it comes again, goes on from there
-            with span("stage.finish", order.version_id):
+            with self._part("finish", order):
                 result = run.finish()
         except StageDeferred as reason:
             if self.world.rank == 0:
@@ -156,16 +158,9 @@ class _Worker:
             return
         except StageFailed as failure:
             result = StageResult(order.version_id, order.parent, order.task, refusal=str(failure))
-        except Exception as error:
-            self._report_error(order, error)
-            raise
         while self._hand_over(order, result):
-            try:
-                with span("stage.settle", order.version_id):
-                    result = run.settle()
-            except Exception as error:
-                self._report_error(order, error)
-                raise
+            with self._part("settle", order):
+                result = run.settle()
         if self.world.rank == 0:
             self.reporter.report(StageProgress())
         if self.world.size > 1:
@@ -173,16 +168,24 @@ class _Worker:
         run.close()
         give_back_memory()
 
-    def _report_error(self, order: StageOrder, error: Exception) -> None:
-        """Report an error that nobody foresaw. Ray Train starts the workers again; the driver gives the attempt up when
-        that does not help."""
-        log.exception("stage %s failed", order.version_id)
-        why = f"{type(error).__name__}: {error}"
-        # An unreachable store: waited for, and no fault of the stage.
-        if isinstance(error, OSError | DeltaError):
-            call_driver("stage_deferred", order, why)
-        elif not is_loss_of_a_process(error):
-            call_driver("stage_failed", order, why, self.world.rank)
+    @contextlib.contextmanager
+    def _part(self, name: str, order: StageOrder) -> Iterator[None]:
+        """Trace a part of a stage, and report an error that nobody foresaw. Ray Train starts the workers again; the
+        driver gives the attempt up when that does not help."""
+        try:
+            with span(f"stage.{name}", order.version_id):
+                yield
+        except (StageDeferred, StageFailed):
+            raise
+        except Exception as error:
+            log.exception("stage %s failed", order.version_id)
+            why = f"{type(error).__name__}: {error}"
+            # An unreachable store: waited for, and no fault of the stage.
+            if isinstance(error, OSError | DeltaError):
+                call_driver("stage_deferred", order, why)
+            elif not is_loss_of_a_process(error):
+                call_driver("stage_failed", order, why, self.world.rank)
+            raise
 
     def _hand_over(self, order: StageOrder, result: StageResult) -> bool:
         """Give the driver the result; whether the head had moved, under which it has to be settled again."""

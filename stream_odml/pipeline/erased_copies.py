@@ -68,7 +68,6 @@ def is_skipped(store: Store, shard: ShardState) -> bool:
 
 
 def _items(shard: ShardState, wanted: Callable[[RawItem], bool], options: StorageOptions | None) -> set[str]:
-    """The wanted items of a landed file."""
     if shard.format == "task":
         return set()
     ref = ShardRef.from_dict(json.loads(json.dumps(dict(shard.detail))))

@@ -49,7 +49,7 @@ def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
     looked = SHARDS
     while True:
         drawn = shards[:looked]
-        rows = rows_of_classes(store, parent, drawn, pc.field("shard_id").isin(drawn), PER_CLASS, seed)
+        rows = rows_of_classes(store, parent, drawn, pc.scalar(True), PER_CLASS, seed)
         # Of items that were replaced or erased one by one nothing is left in their shard.
         if len(rows) or looked >= len(shards):
             break
@@ -57,4 +57,4 @@ def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
     rows = rows.take(np.sort(random.permutation(len(rows))[:MAX_VECTORS]))
     _, labels = np.unique(np.array(rows["class_name"].to_pylist(), np.str_), return_inverse=True)
     vectors = decoded(rows, store.dim)
-    return mapped_to(store, vectors, rows["version"].to_pylist(), parent), labels.astype(np.int64)
+    return mapped_to(store, vectors, rows["version"], parent), labels.astype(np.int64)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.learn.drift import DriftMap
-from stream_odml.pipeline.held_out_rows import Floats, HeldOut, named
+from stream_odml.pipeline.held_out_rows import Floats, HeldOut
 from stream_odml.store.store import Store
 from stream_odml.store.version_metrics import VersionMetrics, key
 
@@ -65,7 +65,7 @@ def by_head(head: DiscriminantHead) -> Finder:
 def evaluate_stage(
     held: HeldOut,
     forward: DriftMap,
-    own_tasks: str | Collection[str],
+    own_tasks: Collection[str],
     after: Finder = by_cosine,
     before: Finder = by_cosine,
 ) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def evaluate_stage(
         same = next((other for other in found if np.array_equal(forms[other], gallery)), None)
         found[form] = after(held, held.fresh, gallery) if same is None else found[same]
     of_parent = before(held, held.parent, held.mapped)
-    new = np.isin(held.tasks, sorted(named(own_tasks)))
+    new = np.isin(held.tasks, sorted(own_tasks))
     splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
     figures: dict[str, Any] = {
         key("recall_at_1", split, form): value

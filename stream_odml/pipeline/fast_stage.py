@@ -177,7 +177,7 @@ def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Sol
     figures: dict[str, Any] = {}
     if held is not None:
         old, new = (by_head(head) for head in heads)
-        figures = evaluating.evaluate_stage(held, IdentityMap(), order.task, new, old)
+        figures = evaluating.evaluate_stage(held, IdentityMap(), order.own, new, old)
         figures |= evaluating.beside_earlier(store, order.parent, figures, config.held_out_set)
     if figures.get("queries/old", 0.0) < FEW_QUERIES:
         figures |= _estimated(*heads, solved.sample())

@@ -28,16 +28,10 @@ def decided(
 ) -> StageResult:
     """Return what the driver commits of a finished stage: its files and figures, and the refusal where there is one."""
     refusal = floor(gate, figures) if order.improves else verdict(gate, figures)
-    overruled = {OVERRULED: refusal} if refusal is not None and order.anyway else {}
-    return StageResult(
-        order.version_id,
-        order.parent,
-        order.task,
-        artifacts,
-        tuple(rows),
-        {**figures, **overruled},
-        None if overruled else refusal,
-    )
+    of = order.version_id, order.parent, order.task
+    if refusal is not None and order.anyway:
+        return StageResult(*of, artifacts, tuple(rows), {**figures, OVERRULED: refusal})
+    return StageResult(*of, artifacts, tuple(rows), dict(figures), refusal)
 
 
 def verdict(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:

@@ -6,8 +6,9 @@ stream: pixels a batch at a time, vectors of the sample.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,11 @@ def embed_images(
 def _pixels(
     store: Store, keys: Sequence[tuple[str, str]], size: int, max_pixels: int
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    start = 0
-    while start < len(keys):
-        shard = keys[start][0]
-        end = next((i for i in range(start, len(keys)) if keys[i][0] != shard), len(keys))
-        images = wanted_images(store.files, f"holdout/{shard}.parquet", {item for _, item in keys[start:end]})
-        for i in range(start, end):
-            image = images.get(keys[i][1])
-            if image is not None:
-                try:
-                    yield i, decode_image(image, size, max_pixels)
-                except BadImage:
-                    # It was read when it was indexed; what counts is that nothing else is lost with it.
-                    continue
-        start = end
+    for shard, found in groupby(enumerate(keys), key=lambda numbered: numbered[1][0]):
+        items = {number: item for number, (_, item) in found}
+        images = wanted_images(store.files, f"holdout/{shard}.parquet", set(items.values()))
+        for number, item in items.items():
+            if (image := images.get(item)) is not None:
+                # It was read when it was indexed; what counts is that nothing else is lost with it.
+                with contextlib.suppress(BadImage):
+                    yield number, decode_image(image, size, max_pixels)

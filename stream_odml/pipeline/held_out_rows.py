@@ -51,19 +51,14 @@ class HeldOut:
         )
 
 
-def named(own: str | Collection[str]) -> frozenset[str]:
-    """Return the task or tasks of a stage as a set."""
-    return frozenset((own,) if isinstance(own, str) else own)
-
-
 def choose(
-    store: Store, parent: str, own: str | Collection[str], evaluation: EvaluationConfig, seed: int
+    store: Store, parent: str, own: Collection[str], evaluation: EvaluationConfig, seed: int
 ) -> pa.Table:
     """Return gallery rows of the held-out images to measure a stage of task(s) ``own`` on, shard by shard: at most
     ``evaluation.max_per_class`` of a class and ``max_images`` in all, beyond which classes are drawn by ``seed``."""
-    tasks = store.tree.learnt(parent) | named(own)
+    tasks = store.tree.learnt(parent).union(own)
     shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
-    classes = _drawn_classes(store, tasks, named(own), evaluation, seed)
+    classes = _drawn_classes(store, tasks, own, evaluation, seed)
     rows = store.again(
         lambda: rows_of_classes(
             store, parent, shards, pc.field("held_out"), evaluation.max_per_class, seed, classes
@@ -114,7 +109,7 @@ def share(rows: int, rank: int, ranks: int) -> slice:
 def assemble(
     store: Store,
     parent: str,
-    own: str | Collection[str],
+    own: Collection[str],
     rows: pa.Table,
     there: NDArray[np.bool_],
     fresh: Floats | None = None,
@@ -134,15 +129,15 @@ def assemble(
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     first = _first_tasks(store, number)
     raw = decoded(rows, store.dim)
-    mapped = mapped_to(store, raw, rows["version"].to_pylist(), parent)
-    tasks, shards = named(own), rows["shard_id"].to_pylist()
-    is_anew = [store.ledger.shards[s].task in tasks if anew is None else s in anew for s in shards]
+    mapped = mapped_to(store, raw, rows["version"], parent)
+    shards = store.ledger.shards_of(own) if anew is None else anew
+    is_anew = np.isin(rows["shard_id"].to_pylist(), list(shards))
     return HeldOut(
         mapped if fresh is None else fresh,
         mapped if by_parent is None else by_parent,
         np.array([number[name] for name in names], np.int64),
         np.array([first[name] for name in names]),
-        np.array(is_anew, bool),
+        is_anew,
         mapped,
         raw,
         list(number),
@@ -159,9 +154,8 @@ def _first_tasks(store: Store, wanted: dict[str, int]) -> dict[str, str]:
     return first
 
 
-def mapped_to(store: Store, raw: Floats, versions: Sequence[str], parent: str) -> Floats:
+def mapped_to(store: Store, raw: Floats, versions: pa.ChunkedArray, parent: str) -> Floats:
     """Return stored vectors [n, d] in the space of `parent`, each from that of the version that made it."""
-    mapped, (names, codes) = raw.copy(), np.unique(np.array(versions, str), return_inverse=True)
-    made_by = [str(name) for name in names]
-    map_in_place(store.mapper.into(store.tree, made_by, parent), made_by, codes, mapped)
+    mapped = raw.copy()
+    map_in_place(store.mapper, store.tree, versions, parent, mapped)
     return mapped

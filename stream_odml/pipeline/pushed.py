@@ -44,14 +44,10 @@ def prune_pushed(store: Store, files: Files, keep_s: float) -> int:
 def prune_copied(store: Store, keep_s: float) -> int:
     """Delete copies of messages that are learnt, as `prune_pushed`, and strays: copies that no shard is made of, as a
     driver that died had begun them, and shards without a row. Return how many."""
-    ages = {
-        PurePosixPath(info.path).name: info.mtime for info in store.files.list(SPOOL) if _is_copied(info.path)
-    }
-    shards = (
-        {PurePosixPath(s.uri).name: s for s in store.ledger.shards.values() if _is_copied(s.uri)}
-        if ages
-        else {}
-    )
+    copies = {PurePosixPath(info.path).name: info for info in store.files.list(SPOOL)}
+    ages = {name: info.mtime for name, info in copies.items() if _is_copied(name)}
+    known = store.ledger.shards.values() if ages else ()
+    shards = {PurePosixPath(shard.uri).name: shard for shard in known if _is_copied(shard.uri)}
     before = time.time() - STRAY_S
     strays = [name for name, age in ages.items() if age < before and _is_stray(shards.get(name))]
     names = {*_consumed(store, set(ages), keep_s), *strays}

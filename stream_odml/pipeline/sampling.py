@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stream_odml.store.blocks import compact
-from stream_odml.store.select import encode, forgotten_rows, select_rows
+from stream_odml.store.select import encode, forgotten_rows, select_rows, split_rows
 from stream_odml.store.store import META, Store
 
 Mask = NDArray[np.bool_]
@@ -51,48 +51,44 @@ def rows_of_classes(
     blocks: dict[str, pa.Table] = {}
     keep, wide, looked = np.zeros(0, bool), per_class, classes
     while shards:
-        drawn = _candidates(store, shards, where, wide, seed, looked)
+        drawn = _candidates(store, where & _of("shard_id", shards) & _of("class_name", looked), wide, seed)
         items |= set(drawn["item_id"].to_pylist())
         # All that an item's row competes with: it may have come again in another shard, under another class.
-        blocks = {path: compact(part) for path, part in store.scan(META, _named(items))} if items else {}
+        named = _of("item_id", items)
+        blocks = {path: compact(part) for path, part in store.scan(META, named)} if items else {}
         if not blocks:
             break
         meta = pa.concat_tables(list(blocks.values())).unify_dictionaries()
         keep = np.zeros(len(meta), bool)
         keep[select_rows(meta, store.ledger, store.tree, parent).picked] = True
-        keep &= _of(meta, shards, classes)
-        looked = _short(drawn, meta.filter(pa.array(keep)), wide, per_class, seed)
+        keep &= _is_in(meta["shard_id"], shards)
+        if classes is not None:
+            keep &= _is_in(meta["class_name"], classes)
+        living = meta.filter(pa.array(keep))
+        # Classes of which `wide` items were drawn, perhaps not all, and fewer than `per_class` of them live.
+        looked = _classes_at(drawn, wide - 1, seed) - _classes_at(living, per_class - 1, seed)
         if not looked:
-            keep[np.flatnonzero(keep)] = _ranks(meta.filter(pa.array(keep)), seed) < per_class
+            keep[np.flatnonzero(keep)] = _ranks(living, seed) < per_class
             break
         wide *= WIDER
-    parts, start = [], 0
-    for path, block in blocks.items():
-        mine = keep[start : start + len(block)]
-        start += len(block)
-        if mine.any():
-            parts.append(store.table("gallery").read(path, None, _named(items)).filter(pa.array(mine)))
-    return pa.concat_tables(parts) if parts else store.gallery_schema.empty_table()
+    parts = [store.gallery_schema.empty_table()]
+    picked = split_rows(np.flatnonzero(keep), map(len, blocks.values()))
+    for path, mine in zip(blocks, picked, strict=True):
+        if len(mine):
+            parts.append(store.table("gallery").read(path, None, _of("item_id", items)).take(pa.array(mine)))
+    return pa.concat_tables(parts)
 
 
-def _named(items: Collection[str]) -> pc.Expression:
-    return pc.field("item_id").isin(pa.array(sorted(items), pa.string()))
+def _of(column: str, names: Collection[str] | None) -> pc.Expression:
+    return pc.scalar(True) if names is None else pc.field(column).isin(pa.array(sorted(names), pa.string()))
 
 
-def _candidates(
-    store: Store,
-    shards: Sequence[str],
-    where: pc.Expression,
-    per_class: int,
-    seed: int,
-    classes: Collection[str] | None,
-) -> pa.Table:
+def _candidates(store: Store, where: pc.Expression, per_class: int, seed: int) -> pa.Table:
     """Rows that may be in the sample, file by file, so that AT_ONCE rows and a file's are in memory beside them."""
     kept = compact(store.gallery_schema.empty_table().select(META))
     waiting: list[pa.Table] = []
     for _, part in store.scan(META, where):
-        block = without_dead(store, compact(part))
-        waiting.append(block.filter(pa.array(_of(block, shards, classes))))
+        waiting.append(without_dead(store, compact(part)))
         if sum(map(len, waiting)) > max(AT_ONCE, len(kept)):  # seldom, where there are many small files
             kept, waiting = _reduced([kept, *waiting], per_class, seed), []
     return _reduced([kept, *waiting], per_class, seed)
@@ -111,22 +107,9 @@ def _reduced(blocks: list[pa.Table], per_class: int, seed: int) -> pa.Table:
     return rows.filter(pa.array(_ranks(rows, seed) < per_class))
 
 
-def _short(drawn: pa.Table, living: pa.Table, wide: int, per_class: int, seed: int) -> set[str]:
-    """Classes of which `wide` items were drawn, perhaps not all, and fewer than `per_class` of them live."""
-    cut, enough = (
-        {
-            name
-            for name, rank in zip(rows["class_name"].to_pylist(), _ranks(rows, seed).tolist(), strict=True)
-            if rank == last - 1
-        }
-        for rows, last in ((drawn, wide), (living, per_class))
-    )
-    return cut - enough
-
-
-def _of(meta: pa.Table, shards: Sequence[str], classes: Collection[str] | None) -> Mask:
-    mask = _is_in(meta["shard_id"], shards)
-    return mask if classes is None else mask & _is_in(meta["class_name"], classes)
+def _classes_at(rows: pa.Table, rank: int, seed: int) -> set[str]:
+    """Classes that have an item of this rank."""
+    return set(rows["class_name"].filter(pa.array(_ranks(rows, seed) == rank)).to_pylist())
 
 
 def _is_in(column: pa.ChunkedArray, names: Collection[str]) -> Mask:

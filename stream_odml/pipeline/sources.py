@@ -93,7 +93,6 @@ def _table(config: StreamConfig, options: dict[str, str] | None) -> Source:
 
 
 def _kafka(config: StreamConfig) -> Source:
-    """The topics of a cluster."""
     topics = [topic for topic in (name.strip() for name in config.source.path.split(",")) if topic]
     if not topics:
         raise ConfigError(f"source.path {config.source.path!r}: expected topics, separated by commas")

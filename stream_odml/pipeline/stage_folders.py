@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.cache import PLAN
@@ -37,18 +38,14 @@ def default_cache_root(root: str, stream_id: str) -> Path:
     return Path(tempfile.gettempdir()) / f"stream-odml-cache-{stream_id}"
 
 
-def pixels_folder(caches: Path, order: StageOrder, node: int) -> Path:
-    """Return where a node keeps the pixels of a stage. Nodes may share a disk, and each writes a cache of its own."""
-    return caches / f"{_stage_name(order)}.node-{node}"
-
-
-def rank_folder(caches: Path, order: StageOrder, rank: int) -> Path:
-    """Return where a rank keeps what it writes aside during a stage."""
-    return caches / f"{_stage_name(order)}.rank-{rank}"
+def stage_folder(caches: Path, order: StageOrder, of: Literal["node", "rank"], number: int) -> Path:
+    """Return where a node keeps the pixels of a stage, or a rank what it writes aside during one. Nodes may share a
+    disk, and each writes a cache of its own."""
+    return caches / f"{_stage_name(order)}.{of}-{number}"
 
 
 def stage_name_of(folder: str) -> str:
-    """Return the task or attempt that a folder of `pixels_folder` or `rank_folder` is of, by its name."""
+    """Return the task or attempt that a folder of `stage_folder` is of, by its name."""
     return _SUFFIX.sub("", folder)
 
 

@@ -30,11 +30,10 @@ from stream_odml.pipeline.later_stages import rows_to_embed
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.settling import Settling
 from stream_odml.pipeline.sources import read_options
-from stream_odml.pipeline.stage_folders import cache_root, pixels_folder, rank_folder
+from stream_odml.pipeline.stage_folders import cache_root, stage_folder
 from stream_odml.pipeline.stage_learner import build_learner, retried
 from stream_odml.pipeline.stage_rows import Part, in_parts, scratch, write_rows
 from stream_odml.pipeline.task_cache import (
-    LocalReaders,
     Readers,
     fill_cache,
     open_cache,
@@ -82,7 +81,7 @@ class StageRun:
         """By default every image is decoded in this process."""
         self.config, self.order, self.world = config, order, world
         self._leads_node, self._report = place.leads, report
-        self._store, self._readers = store, readers or LocalReaders()
+        self._store, self._readers = store, readers or Readers()
         learning = config.learning
         if order.renewed:
             learning = replace(learning, weight_hold=learning.weight_hold_renewed)
@@ -93,8 +92,8 @@ class StageRun:
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
         caches = cache_root(config, store.stream_id)
-        self._cache_folder = pixels_folder(caches, order, place.node)
-        self.rank_folder = rank_folder(caches, order, world.rank)
+        self._cache_folder = stage_folder(caches, order, "node", place.node)
+        self.rank_folder = stage_folder(caches, order, "rank", world.rank)
         """What this rank writes aside; emptied by whoever begins to use it."""
 
     # -- before -------------------------------------------------------------------------------------------------
@@ -270,7 +269,6 @@ class StageRun:
             yield some, embed(student, self._cache.batch(some), self.world.device)
 
     def _counts(self) -> dict[str, Any]:
-        """Figures of the stage that nobody has to measure."""
         figures: dict[str, Any] = {
             key("kind"): self.order.kind,
             "images": float(len(self._train)),

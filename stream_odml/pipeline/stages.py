@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +39,7 @@ MAX_FAILURES = 3
 MAX_STALLS = 8
 """Times that a trainer may lose an attempt before its first step (killed, out of memory) until it is refused."""
 LOOK_S = 1.0
+T = TypeVar("T")
 
 
 class Stages:
@@ -86,31 +88,26 @@ class Stages:
         if self._asked_at[0] == ledger.seq and time.monotonic() - self._asked_at[1] < LOOK_S:
             return None  # nothing came; only an age can have been reached, and that can wait a second
         self._asked_at = (ledger.seq, time.monotonic())
-        waiting, settled = self._look()
-        closure = self._policy.decide(
-            waiting, ledger.tally.closed_classes, time.time(), settled, any_image=self._takes_any_image()
-        )
+        closure = self._asked(self._policy.decide)
         if closure is None:
             # A manifest that closes nothing leaves the queue, with its reason where people look for it.
-            for shard_id, reason in self._policy.closes_nothing(waiting, settled).items():
+            for shard_id, reason in self._policy.closes_nothing(*self._looked).items():
                 log.warning("%s", reason)
                 self._writer.set_aside(shard_id, reason)
         return closure
 
-    def _look(self) -> tuple[list[WaitingShard], Settled]:
-        """What waits and what is settled, worked out when the ledger grew: this is asked ten times a second."""
+    def _asked(self, question: Callable[..., T]) -> T:
+        """What the policy answers. What waits is worked out when the ledger grew: this is asked ten times a second."""
         ledger = self._writer.store.ledger
         if self._seen is not ledger:
             self._seen, self._looked = ledger, (waiting_shards(ledger), _settled(ledger))
-        return self._looked
+        waiting, settled = self._looked
+        known = ledger.tally.closed_classes
+        return question(waiting, known, time.time(), settled, any_image=self._takes_any_image())
 
     def explain(self) -> list[str]:
         """Return what the open task waits for, a line for each rule."""
-        ledger = self._writer.store.ledger
-        waiting, settled = self._look()
-        return self._policy.explain(
-            waiting, ledger.tally.closed_classes, time.time(), settled, any_image=self._takes_any_image()
-        )
+        return self._asked(self._policy.explain)
 
     def next_order(self) -> StageOrder | None:
         """Return the stage to learn now, from the head; its attempt is ledgered before this returns."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -46,26 +46,17 @@ class Wanted(TypedDict):
     rows: list[int]
 
 
-class Readers(Protocol):
-    """Decodes what this process has no time for, or should not try."""
+class Readers:
+    """Decodes what the first second has no time for, or should not try: here in this process, so that what hangs it or
+    ends it does so."""
 
     def spread(self, wanted: list[Wanted], size: int) -> Iterator[Batch]:
         """Decode all of it, whatever order is fastest; rows of a reader that ended are left out."""
-        ...
-
-    def apart(self, wanted: Wanted, size: int) -> Iterator[Batch]:
-        """Decode rows that ended their reader, or stood beside one that did; one that ends it again is a problem."""
-        ...
-
-
-class LocalReaders:
-    """Decodes in this process: what hangs it or ends it does so."""
-
-    def spread(self, wanted: list[Wanted], size: int) -> Iterator[Batch]:
         for one in wanted:
             yield from decode(one["member"], one["spec"], one["rows"], size, BLOCK_ROWS)
 
     def apart(self, wanted: Wanted, size: int) -> Iterator[Batch]:
+        """Decode rows that ended their reader, or stood beside one that did; one that ends it again is a problem."""
         yield from decode(wanted["member"], wanted["spec"], wanted["rows"], size, 1)
 
 

@@ -56,9 +56,9 @@ class Tidying:
         self._rows, self._commits = writer.ledger.seq, writer.store.commits
         tombstones = writer.ledger.tombstones
         fresh = bool(tombstones) and time.time() - tombstones[-1].time.timestamp() < ERASE_AGAIN_S
-        self._erase_due: float | None = 0.0 if fresh else None
+        self._erase_due = 0.0 if fresh else math.inf
         self._swept = (-1, -1)
-        self._sweep_due: float | None = 0.0 if tombstones else None
+        self._sweep_due = 0.0 if tombstones else math.inf
         self._prune_due = time.monotonic() + PRUNE_EVERY_S
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
@@ -74,8 +74,7 @@ class Tidying:
 
     def erase_soon(self) -> None:
         """Have what tombstones cover deleted in a few seconds."""
-        if self._erase_due is None:
-            self._erase_due = time.monotonic() + ERASE_AFTER_S
+        self._erase_due = min(self._erase_due, time.monotonic() + ERASE_AFTER_S)
 
     @property
     def pushed(self) -> Files:
@@ -84,29 +83,27 @@ class Tidying:
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_S):
-            erase = self._erase_due is not None and time.monotonic() >= self._erase_due
-            prune = time.monotonic() >= self._prune_due
-            round_due = erase or self._has_grown() or self._may_sweep()
-            if not round_due and not prune:
-                continue
-            due, self._erase_due = self._erase_due, None if erase else self._erase_due
+            erase = time.monotonic() >= self._erase_due
+            if erase:
+                self._erase_due = math.inf  # what is asked for during the round is for the next
             try:
-                if round_due:
+                if erase or self._has_grown() or self._may_sweep():
                     self.tidy(erase)
-                else:
+                elif time.monotonic() >= self._prune_due:
                     self._prune()
+                else:
+                    continue
                 self.problem = ""
             except WriterFenced as error:
                 self._fenced(error)
             except Exception as error:
                 # A full or unreachable disk, a file that is gone: reported, and tried again.
-                self._erase_due = due if erase else self._erase_due
+                self._erase_due = 0.0 if erase else self._erase_due
                 self.problem = f"maintenance: {type(error).__name__}: {error}"
                 log.exception("maintenance failed: %s", self.problem)
                 self._stop.wait(RETRY_S)
 
     def _prune(self) -> int:
-        """Delete pushed and copied files that are old enough; return how many."""
         self._prune_due = time.monotonic() + PRUNE_EVERY_S
         keep_s = self._config.store.keep_pushed_h * 3600
         store = self._writer.store
@@ -122,9 +119,9 @@ class Tidying:
         files only age says that nobody is writing them, and on an idle stream nothing else begins a round."""
         if not self._writer.ledger.tombstones:
             return False
-        if self._sweep_due is None and self._state != self._swept:
+        if self._sweep_due == math.inf and self._state != self._swept:
             self._sweep_due = self._sweep_time()
-        return self._sweep_due is not None and time.monotonic() >= self._sweep_due
+        return time.monotonic() >= self._sweep_due
 
     @property
     def _state(self) -> tuple[int, int]:
@@ -155,6 +152,6 @@ class Tidying:
         )
         pruned = self._prune()
         self._rows, self._commits = self._writer.ledger.seq, self._writer.store.commits
-        self._sweep_due = self._sweep_time() if erase or self._state != self._swept else None
+        self._sweep_due = self._sweep_time() if erase or self._state != self._swept else math.inf
         self._swept = self._state
         log.info("maintenance: %s, %d pushed or copied files pruned", report, pruned)

@@ -3,14 +3,14 @@
 Protects: beside the vectors nothing is held that grows with them, nor with the number of versions that made them.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from stream_odml.learn.drift import DriftMap, IdentityMap
+from stream_odml.store.mapping import Mapper
+from stream_odml.store.select import encode
 from stream_odml.store.tables import FloatArray
+from stream_odml.store.versions import VersionTree
 
 BLOCK = 8192
 """Rows mapped at a time."""
@@ -23,19 +23,18 @@ def apply_into(drift: DriftMap, vectors: FloatArray, out: FloatArray) -> None:
 
 
 def map_in_place(
-    maps: Iterable[tuple[str, DriftMap]],
-    names: Sequence[str],
-    codes: NDArray[np.integer[Any]],
-    vectors: FloatArray,
+    mapper: Mapper, tree: VersionTree, versions: pa.ChunkedArray, end: str, vectors: FloatArray
 ) -> None:
-    """Map each of ``vectors`` float32 [n, d] by the one of ``maps`` that bears its name: row i's is names[codes[i]]."""
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-    numbers = {name: number for number, name in enumerate(names)}
-    for name, drift in maps:
+    """Map ``vectors`` float32 [n, d], made by these ``versions`` [n], into the space of ``end``."""
+    if not len(vectors):
+        return
+    codes, names = encode(versions)
+    order, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))
+    numbers = {name: number for number, name in enumerate(names.to_pylist())}
+    for name, drift in mapper.into(tree, numbers, end):
         number = numbers[name]
         mine = order[ends[number - 1] if number else 0 : ends[number]]
-        if isinstance(drift, IdentityMap) or not len(mine):
+        if isinstance(drift, IdentityMap):
             continue
         first, last = int(mine[0]), int(mine[-1]) + 1
         if last - first == len(mine):

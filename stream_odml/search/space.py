@@ -145,11 +145,7 @@ class Space:
         for path, chosen in files:
             vectors.view(n)[at : at + len(chosen)] = store.vectors(path)[chosen]
             at += len(chosen)
-        if n:
-            codes, names = encode(rows["version"])
-            made_by = names.to_pylist()
-            maps = self.mapper.into(store.tree, made_by, self.version)
-            map_in_place(maps, made_by, codes, vectors.view(n))
+        map_in_place(self.mapper, store.tree, rows["version"], self.version, vectors.view(n))
         normalise_rows(vectors.view(n))
         return Made(vectors, n, None)
 

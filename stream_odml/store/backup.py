@@ -80,13 +80,12 @@ def back_up(
     copy = _Copy(store.files, to)
     for attempt in range(1, COPY_ATTEMPTS + 1):
         try:
-            copy.landed()
+            copy.folders(*LANDED)
             pins = _pinned(store)
             for name, version in pins.items():
                 copy.table(name, version, source_options)
-            for folder in (ARTIFACTS, *REWRITTEN, UPGRADE):
-                copy.folder(folder)
-            copy.landed()
+            copy.folders(ARTIFACTS, *REWRITTEN, UPGRADE)
+            copy.folders(*LANDED)
             copied = _checked(target, target_options)
             sizes = {info.path: info.size for folder in LANDED for info in copied.files.list(folder)}
             origins = origins_of(store.uri, store.origins.places, copied.ledger.shards.values(), sizes)
@@ -135,26 +134,18 @@ class _Copy:
         handle = DeltaTable(f"{self._source.uri}/{name}", version=version, storage_options=options)
         for path in pa.table(handle.get_add_actions(flatten=True))["path"].to_pylist():
             self._file(f"{name}/{unquote(path)}")
-        for path in self._log(name, version):
-            self._file(path)
-
-    def _log(self, name: str, version: int) -> Iterator[str]:
         for info in self._source.list(f"{name}/_delta_log"):
             logged = _LOGGED.search(f"/{info.path}")
             if logged is not None and int(logged[1]) <= version and ASIDE not in info.path:
-                yield info.path  # `_last_checkpoint` may name a later one; without it the folder is listed
+                self._file(
+                    info.path
+                )  # `_last_checkpoint` may name a later one; without it the folder is listed
 
-    def folder(self, name: str) -> None:
-        for info in self._source.list(name):
-            if ASIDE not in info.path:
-                self._file(info.path)
-
-    def landed(self) -> None:
-        """Copy what landed below the root, oldest first: a restored stream lands in the order of time of change."""
-        found = [info for folder in LANDED for info in self._source.list(folder)]
+    def folders(self, *names: str) -> None:
+        """Copy the files of folders, oldest first: a restored stream lands in the order of time of change."""
+        found = [info for name in names for info in self._source.list(name) if ASIDE not in info.path]
         for info in sorted(found, key=lambda info: (info.mtime, info.path)):
-            if ASIDE not in info.path:
-                self._file(info.path)
+            self._file(info.path)
 
     def _file(self, path: str) -> None:
         if self._target.exists(path):

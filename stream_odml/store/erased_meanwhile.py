@@ -6,7 +6,7 @@ back a row of it, a picture, or what a refusal says of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from stream_odml.store.checks import accepted
 from stream_odml.store.erased_refusals import refusals_to_delete
-from stream_odml.store.labels import erased_since, living_rows, without
+from stream_odml.store.labels import living_rows, without_erased
 from stream_odml.store.pictures import drop_pictures
 from stream_odml.store.store import Store
 from stream_odml.store.tables import IngestBatch, values
@@ -23,12 +23,14 @@ from stream_odml.store.tables import IngestBatch, values
 def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> IngestBatch:
     """Return what is to be committed of the ``pending`` shards; delete the pictures that the indexer left of other
     items."""
-    rows = accepted(store, batch.rows, pending)
-    if erased := erased_since(store, rows, pending, batch.counts):
-        rows = without(rows, erased)
-    if store.ledger.tombstones:
-        for shard_id, items in _left_out(batch.rows, rows, pending):
-            drop_pictures(store.files, shard_id, items)
+    rows = without_erased(store, accepted(store, batch.rows, pending), batch.counts)
+    for shard_id in pending if store.ledger.tombstones else ():
+        before, after = (
+            set(table.filter(pc.equal(table["shard_id"], shard_id))["item_id"].to_pylist())
+            for table in (batch.rows, rows)
+        )
+        if before - after:
+            drop_pictures(store.files, shard_id, sorted(before - after))
     mine = pc.is_in(batch.quarantine["shard_id"], value_set=pa.array(pending, pa.string()))
     quarantine = refusals_without(store, batch.quarantine.filter(mine))
     return replace(batch, shard_ids=pending, rows=rows, quarantine=quarantine)
@@ -44,17 +46,6 @@ def refusals_without(store: Store, quarantine: pa.Table) -> pa.Table:
         return store.again(lambda: _living_places(store, quarantine["shard_id"].unique()))
 
     return quarantine.filter(pa.array(~refusals_to_delete(quarantine, store.ledger, living)))
-
-
-def _left_out(read: pa.Table, committed: pa.Table, pending: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """For each shard, its items that were read and are not to be committed."""
-    for shard_id in pending:
-        before, after = (
-            set(table.filter(pc.equal(table["shard_id"], shard_id))["item_id"].to_pylist())
-            for table in (read, committed)
-        )
-        if gone := sorted(before - after):
-            yield shard_id, gone
 
 
 def _living_places(store: Store, shard_ids: pa.Array) -> set[tuple[str, int]]:

@@ -35,7 +35,7 @@ def forget_in_banks(writer: Writer) -> int:
     store = writer.store
     store.refresh()
     newest = store.ledger.newest_tombstone
-    kept = {v.version_id: v for v in store.tree.versions.values() if BANK in v.artifacts and not v.retired}
+    kept = {version.version_id: version for version in store.tree.kept_with(BANK)}
     if all(version.forgotten_seq >= newest for version in kept.values()):
         return 0
     gone = _original_vectors(store)

@@ -55,21 +55,18 @@ class Fence:
         self.replaced: dict[str, float] = {}
         """Data files (`table/path`) that maintenance has replaced, since when (monotonic seconds); to be deleted."""
         crash_point("claim.before")
-        self._claim_ledger(holder)
+        try:
+            rows = self.numbered("ledger", [{"kind": "epoch", "subject": holder}])
+            store.tables["ledger"].append(rows, self.epoch)
+        except CommitFailedError:
+            # Two claims of one number must never both succeed, so this one is not tried again.
+            raise RootBusy(
+                f"{store.uri} was claimed by another writer at this very moment; try again"
+            ) from None
         crash_point("claim.after_ledger")
         self.append_entries("versions", [{"kind": "epoch", "reason": holder}])
         crash_point("claim.after_versions")
         lease.write(self.epoch)
-
-    def _claim_ledger(self, holder: str) -> None:
-        rows = self.numbered("ledger", [{"kind": "epoch", "subject": holder}])
-        try:
-            self.store.tables["ledger"].append(rows, self.epoch)
-        except CommitFailedError:
-            # Two claims of one number must never both succeed, so this one is not tried again.
-            raise RootBusy(
-                f"{self.store.uri} was claimed by another writer at this very moment; try again"
-            ) from None
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[Store]:

@@ -17,7 +17,7 @@ from stream_odml.store.errors import WriterFenced
 from stream_odml.store.fence import Fence
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.store import Store
-from stream_odml.store.table import Table, commit_properties
+from stream_odml.store.table import Table, commit_properties, writer_properties
 
 ATTEMPTS = 5
 REBASES = 15
@@ -70,4 +70,6 @@ class Housekeeper:
 
     def delete(self, table: Table, where: str) -> int:
         """Delete rows by an SQL predicate; how many went."""
-        return self.commit(lambda: table.delete(where, self.commit_properties))
+        layout, marks = writer_properties(table.name), self.commit_properties
+        gone = self.commit(lambda: table.handle.delete(where, layout, commit_properties=marks))
+        return int(gone["num_deleted_rows"] or 0)

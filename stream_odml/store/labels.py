@@ -37,28 +37,19 @@ def images_of(counts: Mapping[str, Any]) -> set[str] | None:
     return None if labels is None else set(labels["of"])
 
 
-def erased_since(
-    store: Store, rows: pa.Table, shard_ids: Sequence[str], counts: Mapping[str, Mapping[str, Any]]
-) -> dict[str, list[str]]:
-    """Return, by shard, the items of labels in ``rows`` whose own row has been erased since the label was read."""
-    newest = store.ledger.newest_tombstone
-    found: dict[str, list[str]] = {}
-    for shard_id in shard_ids:
+def without_erased(store: Store, rows: pa.Table, counts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """Return rows without those of labels whose item's own row has been erased since the label was read. ``counts``:
+    those of each shard, by its id."""
+    if not len(rows) or not any(LABELS in counted for counted in counts.values()):
+        return rows
+    newest, keep = store.ledger.newest_tombstone, np.ones(len(rows), bool)
+    shards, names = encode(rows["shard_id"])
+    for number, shard_id in enumerate(names.to_pylist()):
         read_at = counts.get(shard_id, {}).get(LABELS, {}).get("at", newest)
         if read_at < newest:
-            mine = rows.filter(pc.equal(rows["shard_id"], shard_id))["item_id"]
-            living = _living(store, mine, read_at)
-            found[shard_id] = [item for item in mine.to_pylist() if item not in living]
-    return {shard_id: items for shard_id, items in found.items() if items}
-
-
-def without(rows: pa.Table, items: Mapping[str, Sequence[str]]) -> pa.Table:
-    """Return the rows without these items of each shard."""
-    keep = np.ones(len(rows), bool)
-    shards, names = encode(rows["shard_id"])
-    all_items = np.array(rows["item_id"].to_pylist(), object)
-    for shard_id, gone in items.items():
-        keep &= ~((shards == names.to_pylist().index(shard_id)) & np.isin(all_items, list(gone)))
+            items = rows["item_id"].filter(pa.array(shards == number))
+            living = _living(store, items, read_at)
+            keep[shards == number] = [item in living for item in items.to_pylist()]
     return rows.filter(pa.array(keep))
 
 

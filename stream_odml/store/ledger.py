@@ -74,18 +74,12 @@ class LedgerState:
         return [shard for shard in self.shards.values() if shard.state == state]
 
     @property
-    def waiting(self) -> list[ShardState]:
-        """Indexed shards that no task has, in indexing order."""
-        return list(self.indexed.values())
-
-    @property
     def open_task(self) -> OpenTask:
         """The task that the next boundary closes, perhaps empty."""
-        waiting, classes = self.waiting, Counter[str]()
+        waiting, classes = tuple(self.indexed.values()), Counter[str]()
         for shard in waiting:
             classes.update(shard.classes)
-        rows = sum(shard.rows for shard in waiting)
-        return OpenTask(self.next_task_id, tuple(waiting), classes, rows)
+        return OpenTask(self.next_task_id, waiting, classes, sum(shard.rows for shard in waiting))
 
     @property
     def next_task_id(self) -> str:

@@ -154,7 +154,6 @@ def _drop_attempt(house: Housekeeper, version_id: str, paths: Sequence[str]) -> 
 
 
 def _unfinished(store: Store) -> set[str]:
-    """Attempts that were neither refused nor committed."""
     tries = (a for task in store.ledger.tasks.values() for a in task.attempts)
     return {a.version_id for a in tries if a.refused is None and a.version_id not in store.tree.versions}
 
@@ -196,7 +195,6 @@ def _compact(house: Housekeeper, name: str, policy: MaintenancePolicy) -> bool:
 
 
 def _named(house: Housekeeper) -> set[str]:
-    """Return every data file that a table names now."""
     return {f"{name}/{path}" for name, table in house.store.tables.items() for path in table.present}
 
 

@@ -73,7 +73,7 @@ def _txns_in(store: Store, name: str) -> set[str]:
 
 def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:
     """Those of ``rows`` that the class sums of no kept version count any more; others are needed to correct them."""
-    kept = [v.sums_seq for v in store.tree.versions.values() if SUMS in v.artifacts and not v.retired]
+    kept = [version.sums_seq for version in store.tree.kept_with(SUMS)]
     if not kept or not len(rows):
         return rows
     return rows[death_seqs(meta, store.ledger, store.tree, rows) <= min(kept)]

@@ -63,7 +63,12 @@ class Store:
         self._followed = {
             name: Table(self.files, name, storage_options) for name in SCHEMAS if name != "quarantine"
         }
-        self._form = self._followed["gallery"].form
+        gallery = self._followed["gallery"]
+        self._form, self.stream_id = gallery.form, self._followed["ledger"].id
+        self.dim, self.form, self.row_codes = self._form.dim, self._form.form, self._form.row_codes
+        """Length of a stored vector; whether that is an embedding or a trunk feature, from which each head makes its
+        own; how features are coded, for :func:`~stream_odml.store.tables.gallery_rows` (None: embeddings)."""
+        self.gallery_schema = gallery.schema
         self.origins = Origins(self.files)
         self.ledger = LedgerState()
         self.tree = VersionTree()
@@ -201,32 +206,6 @@ class Store:
         before = self.tree
         self.tree = VersionTree.replay(_new_rows(self._followed["versions"], before.seq), before)
         return before.seq != self.tree.seq
-
-    @property
-    def stream_id(self) -> str:
-        """The immutable id of the stream, made with its root."""
-        return self._followed["ledger"].id
-
-    @property
-    def dim(self) -> int:
-        """Length of a stored vector."""
-        return self._form.dim
-
-    @property
-    def form(self) -> Form:
-        """Whether the gallery stores embeddings, or trunk features from which each head makes its own."""
-        return self._form.form
-
-    @property
-    def row_codes(self) -> FeatureFormat | None:
-        """How the gallery's features are coded, for :func:`~stream_odml.store.tables.gallery_rows`;
-        None in embedding form."""
-        return self._form.row_codes
-
-    @property
-    def gallery_schema(self) -> pa.Schema:
-        """The gallery's columns, of this root's form."""
-        return self._followed["gallery"].schema
 
     @property
     def epoch(self) -> int:

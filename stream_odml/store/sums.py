@@ -153,7 +153,7 @@ def forget_in_sums(writer: Writer) -> int:
     """
     # Under the lock: what died by then and what is noted have to be of one picture of the ledger.
     with writer.exclusive() as store:
-        kept = versions_with_sums(store)
+        kept = store.tree.kept_with(SUMS)
 
         def corrected() -> dict[str, dict[str, bytes | ArtifactRef]]:
             dead = _Dead.found(store)
@@ -165,11 +165,6 @@ def forget_in_sums(writer: Writer) -> int:
         if data:
             writer.replace_forgotten(data, store.ledger.seq)
         return len(data)
-
-
-def versions_with_sums(store: Store) -> list[Version]:
-    """Return versions that can be served again, and whose sums so have to be kept true."""
-    return [v for v in store.tree.versions.values() if SUMS in v.artifacts and not v.retired]
 
 
 def _corrected(dead: _Dead, version: Version) -> dict[str, bytes | ArtifactRef]:

@@ -160,7 +160,7 @@ class Table:
         Raises NotAStreamRoot when the table is gone."""
         if self._version < 0:
             self._read_table()
-        if self._maybe_behind() and not self._read_log():
+        if not self._follow_log():
             self.files.only_regular(f"{self.name}/_delta_log")
             with _reading_log(self._uri):
                 self._handle.update_incremental()
@@ -199,31 +199,42 @@ class Table:
         }
         self._version = self._handle.version()
 
-    def _read_log(self) -> bool:
+    def _follow_log(self) -> bool:
         """Take in the local commits after the one seen; False if they cannot be had one by one.
 
         The Delta library's own update keeps some 60 KB of every commit for ever (delta-io/delta-rs#4241) and takes
         longer the longer the log is: a replica that swaps for weeks, and answers meanwhile, can afford neither.
         """
-        read = 0
-        while self._log is not None:
+        if self._log is None:
+            return False
+        before = self._version
+        # The next commit is a file of a known name: to look for it costs no listing of the folder.
+        while (following := self._log / f"{self._version + 1:020d}.json").exists():
             try:
-                with open_regular(self._log / f"{self._version + 1:020d}.json") as file:
+                with open_regular(following) as file:
                     data = file.read()
-            except FileNotFoundError:
+            except FileNotFoundError:  # cleaned up this moment
                 break
             try:
                 commit = parse_commit(data)
             except ValueError:
-                break
+                return self._version > before
             if commit.changes_table:
                 return False  # the table is another than it was: the whole of it is read, and checked
             for path in commit.removed:
                 self._files.pop(path, None)
             for one in commit.added:
                 self._files[self._safe(one.path)] = _Added(one.time_ms, one.partition)
-            self._version, read = self._version + 1, read + 1
-        return read > 0
+            self._version += 1
+        if self._version > before or (self._log / f"{before:020d}.json").exists():
+            return True
+        # The log was cleaned up past a sleeping reader; or it is gone, in which the Delta library finds nothing new: a
+        # reader would call itself up to date for ever.
+        if not self._log.is_dir():
+            raise NotAStreamRoot(
+                f"{self.files.uri} lost its table {self.name!r}; was the folder removed, or its disk unmounted?"
+            )
+        return False
 
     def _safe(self, path: str) -> str:
         if not is_safe_path(path):
@@ -232,24 +243,6 @@ class Table:
                 "it is not read: restore the table from a backup"
             )
         return path
-
-    def _maybe_behind(self) -> bool:
-        # Locally the next commit is a file of a known name: one stat instead of a directory listing. When
-        # even our own version's file is gone, the log was cleaned up past a sleeping reader, and the table
-        # itself must be asked.
-        if self._log is None:
-            return True
-        following = self._version + 1
-        if (self._log / f"{following:020d}.json").exists():
-            return True
-        if (self._log / f"{following - 1:020d}.json").exists():
-            return False
-        # The Delta library finds nothing new in a folder that is gone: a reader would call itself up to date for ever.
-        if not self._log.is_dir():
-            raise NotAStreamRoot(
-                f"{self.files.uri} lost its table {self.name!r}; was the folder removed, or its disk unmounted?"
-            )
-        return True
 
     def read(
         self, path: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
@@ -287,13 +280,6 @@ class Table:
             commit_properties=commit_properties(epoch, mark),
             writer_properties=writer_properties(self.name),
         )
-
-    def delete(self, where: str, properties: CommitProperties) -> int:
-        """Delete rows by an SQL predicate in one commit; how many went. Raises CommitFailedError."""
-        gone = self.handle.delete(
-            where, writer_properties=writer_properties(self.name), commit_properties=properties
-        )
-        return int(gone["num_deleted_rows"] or 0)
 
     @property
     def version(self) -> int:

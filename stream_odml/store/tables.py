@@ -122,24 +122,17 @@ def gallery_rows(
     ``txn``. Raises ValueError for lengths that differ, a vector that is not finite, or no version.
     """
     n = len(item_ids)
-    if vectors.ndim != 2 or vectors.shape[0] != n:
-        raise ValueError(f"vectors have shape {vectors.shape} for {n} items; give one row [d] for each item")
-    if not version:
-        raise ValueError("the vectors name no model version; say which version made them")
-    _check_finite(vectors)
     columns = {
-        "item_id": pa.array(item_ids, pa.string()),
-        "class_name": pa.array(class_names, pa.string()),
-        "shard_id": pa.array([shard_ids] * n if isinstance(shard_ids, str) else shard_ids, pa.string()),
-        "row": pa.array(np.asarray(rows, dtype=np.int32)),
-        "held_out": pa.array([held_out] * n if isinstance(held_out, bool) else held_out, pa.bool_()),
-        "attributes": pa.array([_as_json(a) for a in attributes] if attributes else ["{}"] * n, pa.string()),
-        "time": pa.array(times if times is not None else [None] * n, TIME),
-        **_vector_columns(vectors, codes),
-        "version": pa.array([version] * n, pa.string()),
-        "txn": pa.array([""] * n, pa.string()),
+        "item_id": item_ids,
+        "class_name": class_names,
+        "shard_id": [shard_ids] * n if isinstance(shard_ids, str) else shard_ids,
+        "row": np.asarray(rows, dtype=np.int32),
+        "held_out": [held_out] * n if isinstance(held_out, bool) else held_out,
+        "attributes": [_as_json(a) for a in attributes] if attributes else ["{}"] * n,
+        "time": times if times is not None else [None] * n,
     }
-    return pa.table(columns, schema=gallery_schema(codes))
+    items = pa.table(columns, schema=pa.schema([GALLERY.field(name) for name in columns]))
+    return restamped(items, vectors, version, codes)
 
 
 def restamped(
@@ -147,8 +140,11 @@ def restamped(
 ) -> pa.Table:
     """Return gallery rows of the same items (``rows``: columns but the vector's, version, txn) under another model.
     ``vectors`` and ``codes`` as for :func:`gallery_rows`, and the same errors."""
-    if len(vectors) != len(rows):
-        raise ValueError(f"{len(vectors)} vectors for {len(rows)} rows; give one row [d] for each item")
+    if vectors.ndim != 2 or len(vectors) != len(rows):
+        shape, n = vectors.shape, len(rows)
+        raise ValueError(f"vectors have shape {shape} for {n} items; give one row [d] for each item")
+    if not version:
+        raise ValueError("the vectors name no model version; say which version made them")
     _check_finite(vectors)
     columns = {
         **_vector_columns(vectors, codes),

@@ -158,6 +158,10 @@ class VersionTree:
         erased = max(other.forgotten_seq for other in self.versions.values())
         return version.sums_seq >= erased and version_id in list(self.versions)[-KEPT_HEADS:]
 
+    def kept_with(self, artifact: str) -> list[Version]:
+        """Return versions that can be served again, of those that have this artifact."""
+        return [v for v in self.versions.values() if artifact in v.artifacts and not v.retired]
+
     def get(self, version_id: str) -> Version:
         """Raise UnknownVersion for an id that was never committed."""
         try:

@@ -48,6 +48,10 @@ class Writer:
 
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
+        self.store = fence.store
+        """The writer's own view; up to date after every operation."""
+        self.epoch = fence.epoch
+        """This writer's number; a higher one in the store means that it is over."""
 
     @staticmethod
     def claim(
@@ -72,22 +76,12 @@ class Writer:
         return writer
 
     @property
-    def store(self) -> Store:
-        """The writer's own view; up to date after every operation."""
-        return self._fence.store
-
-    @property
-    def epoch(self) -> int:
-        """This writer's number; a higher one in the store means that it is over."""
-        return self._fence.epoch
-
-    @property
     def ledger(self) -> LedgerState:
-        return self._fence.store.ledger
+        return self.store.ledger
 
     @property
     def tree(self) -> VersionTree:
-        return self._fence.store.tree
+        return self.store.tree
 
     @property
     def is_lost(self) -> bool:

@@ -140,7 +140,7 @@ def test_a_push_that_is_learnt_and_pruned_during_the_copy_is_in_it(
 
     def index() -> None:
         count = len(stream.writer.ledger.shards) + 1
-        stream.until(lambda: len(stream.writer.ledger.waiting) == count)
+        stream.until(lambda: len(stream.writer.ledger.indexed) == count)
 
     def learn_and_prune() -> None:
         writer = stream.writer

@@ -95,7 +95,7 @@ def test_forgotten_classes_take_no_room_from_those_that_are_measured(writer: Wri
     evaluation = EvaluationConfig(held_out=0.5, max_per_class=2, max_images=100)
     for name in drawn(old, 0)[:40]:
         writer.forget("class", name)
-    found = Counter(choose(writer.store, writer.tree.head, task, evaluation, 0)["class_name"].to_pylist())
+    found = Counter(choose(writer.store, writer.tree.head, [task], evaluation, 0)["class_name"].to_pylist())
     assert {name for name in found if name.startswith("old")} == set(drawn(old, 0)[40:])
     assert sum(found.values()) == 100
 

@@ -14,7 +14,7 @@ from stream_odml.ingest.cache import CacheMember, PixelCache
 from stream_odml.learn.world import World
 from stream_odml.pipeline.erasure_proof import verify_forgotten
 from stream_odml.pipeline.messages import Instruction, StageOrder
-from stream_odml.pipeline.stage_folders import cache_root, keep_only, pixels_folder, rank_folder
+from stream_odml.pipeline.stage_folders import cache_root, keep_only, stage_folder
 from stream_odml.pipeline.stage_run import Place, StageRun
 from stream_odml.store.store import Store
 from tests.pipeline.trunk_stream import CATEGORIES, Trunk
@@ -35,9 +35,9 @@ def left_by_stages(caches: Path) -> None:
     """Pixels and scratch of two stages, on two nodes; pixels as an earlier release named them."""
     for order in (ORDER, SLOW):
         for number in range(2):
-            pixels_folder(caches, order, number).mkdir(parents=True)
-            rank_folder(caches, order, number).mkdir()
-            (rank_folder(caches, order, number) / "ab.f4").touch()
+            stage_folder(caches, order, "node", number).mkdir(parents=True)
+            stage_folder(caches, order, "rank", number).mkdir()
+            (stage_folder(caches, order, "rank", number) / "ab.f4").touch()
     PixelCache(caches / "task-0000", [CacheMember("a", [0], ["oak"])], 4)
 
 
@@ -46,7 +46,7 @@ def test_only_the_stage_in_hand_keeps_its_folders(tmp_path: Path, order: StageOr
     left_by_stages(tmp_path)
     keep_only(tmp_path, order)
     assert left_in(tmp_path) == [f"{stem}.node-0", f"{stem}.node-1", f"{stem}.rank-0", f"{stem}.rank-1"]
-    assert rank_folder(tmp_path, order, 1).joinpath("ab.f4").exists()
+    assert stage_folder(tmp_path, order, "rank", 1).joinpath("ab.f4").exists()
     keep_only(tmp_path, None)
     assert left_in(tmp_path) == []
     keep_only(tmp_path / "never made", None)

@@ -18,7 +18,6 @@ from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.pipeline import task_cache
 from stream_odml.pipeline.task_cache import (
-    LocalReaders,
     Readers,
     cache_members,
     fill_cache,
@@ -153,6 +152,6 @@ def test_all_of_it_can_be_decoded_in_one_process(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(task_cache, "HERE_S", -1.0)
     refs, cache = twelve_shards(tmp_path)
     Path(refs[5].uri).write_bytes(b"")
-    fill(cache, refs, LocalReaders())
+    fill(cache, refs, Readers())
     assert cache.is_complete
     assert np.flatnonzero(cache.lost()).tolist() == [20, 21, 22, 23]

@@ -31,7 +31,7 @@ from stream_odml.pipeline.messages import StageOrder
 from stream_odml.pipeline.sources import inbox_path
 from stream_odml.pipeline.stage_run import Place, StageFailed, StageRun
 from stream_odml.pipeline.stages import Stages
-from stream_odml.pipeline.task_cache import LocalReaders, Readers, fill_cache
+from stream_odml.pipeline.task_cache import Readers, fill_cache
 from stream_odml.service.decoding import Decoding
 from stream_odml.service.push import PushInbox
 from stream_odml.storage.files import open_files
@@ -167,7 +167,7 @@ def four_shards(folder: Path) -> tuple[list[Any], PixelCache]:
 
 
 def fill(cache: PixelCache, refs: list[Any], readers: Readers | None = None) -> None:
-    readers = readers or LocalReaders()
+    readers = readers or Readers()
     fill_cache(cache, refs, lambda uri: None, max_pixels=LIMIT, hang_s=60.0, readers=readers)
 
 

@@ -108,7 +108,7 @@ def test_a_manifest_after_the_boundary_closes_the_rest_or_nothing_and_says_so(
     wait(stream, 3)
     assert len(tasks(stream)) == 1
     ledger = stream.writer.store.ledger
-    assert ledger.waiting == []
+    assert not ledger.indexed
     (problem,) = (shard.problem or "" for shard in ledger.in_state("set_aside"))
     assert "base closes nothing" in problem
     assert "task-0001" in problem
@@ -152,7 +152,7 @@ def test_all_that_waits_closes_on_demand_and_nothing_when_nothing_waits(
             wait(stream, 3)
     wait(stream, 4)
     assert tasks(stream) == {"task-0001": ("all", {"waits-00000.parquet"}, 8)}
-    assert stream.writer.store.ledger.waiting == []
+    assert not stream.writer.store.ledger.indexed
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ async def _service_report_and_page(tmp_path: Path) -> None:
     stream.land("a", ["cat", "dog"], per_class=3)
     stream.stage()
     stream.land("b", ["<b>elm", "oak"], per_class=3)
-    (waiting,) = stream.writer.ledger.waiting
+    (waiting,) = stream.writer.ledger.indexed.values()
     stream.writer.close_task("task-0002", [waiting.shard_id], "test")
     refused = stream.writer.begin_attempt("task-0002")
     stream.writer.refuse(refused, "task-0002", REASON, FIGURES)

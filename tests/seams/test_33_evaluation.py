@@ -89,12 +89,12 @@ def long_root(tmp_path: Path) -> Writer:
 def test_a_short_stream_is_measured_whole_a_long_one_by_a_sample(tmp_path: Path) -> None:
     writer = claim(tmp_path / "root")
     task = learn(writer, "a", 20)
-    rows = choose(writer.store, writer.tree.head, task, BOUND, 0)
+    rows = choose(writer.store, writer.tree.head, [task], BOUND, 0)
     assert set(counts(rows).values()) == {4}  # of each class as many as are asked for
     assert len(counts(rows)) == 20
     for name in ("b", "c", "d", "e"):
         task = learn(writer, name, 20)
-        rows = choose(writer.store, writer.tree.head, task, BOUND, 0)
+        rows = choose(writer.store, writer.tree.head, [task], BOUND, 0)
         assert len(rows) <= 100
         assert all(rows["held_out"].to_pylist())
     own = {c: n for c, n in counts(rows).items() if c.startswith("e ")}
@@ -105,12 +105,12 @@ def test_a_short_stream_is_measured_whole_a_long_one_by_a_sample(tmp_path: Path)
 
 def test_the_sample_depends_on_the_seed_and_not_on_the_files(long_root: Writer) -> None:
     store, head = long_root.store, long_root.tree.head
-    before = choose(store, head, "task-0004", BOUND, 7)
-    assert keys_of(choose(store, head, "task-0004", BOUND, 7)) == keys_of(before)
-    assert keys_of(choose(store, head, "task-0004", BOUND, 8)) != keys_of(before)
+    before = choose(store, head, ["task-0004"], BOUND, 7)
+    assert keys_of(choose(store, head, ["task-0004"], BOUND, 7)) == keys_of(before)
+    assert keys_of(choose(store, head, ["task-0004"], BOUND, 8)) != keys_of(before)
     long_root.maintain(MaintenancePolicy(compact_files=2, retention=timedelta(0), orphan_age=timedelta(0)))
     store.refresh()
-    assert keys_of(choose(store, head, "task-0004", BOUND, 7)) == keys_of(before)
+    assert keys_of(choose(store, head, ["task-0004"], BOUND, 7)) == keys_of(before)
     long_root.release()
 
 
@@ -118,19 +118,19 @@ def test_the_sample_depends_on_the_seed_and_not_on_the_files(long_root: Writer) 
 def test_the_sample_does_not_depend_on_how_much_is_drawn_from_at_once(
     long_root: Writer, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    whole = choose(long_root.store, long_root.tree.head, "task-0004", BOUND, 7)
+    whole = choose(long_root.store, long_root.tree.head, ["task-0004"], BOUND, 7)
     monkeypatch.setattr(sampling, "AT_ONCE", at_once)
-    assert keys_of(choose(long_root.store, long_root.tree.head, "task-0004", BOUND, 7)) == keys_of(whole)
+    assert keys_of(choose(long_root.store, long_root.tree.head, ["task-0004"], BOUND, 7)) == keys_of(whole)
     long_root.release()
 
 
 def test_classes_stay_in_the_sample_while_there_is_room(long_root: Writer) -> None:
     """Figures of two stages are of the same classes, so that forgetting is not a change of the sample."""
     head = long_root.tree.head
-    at_b = set(counts(choose(long_root.store, head, "task-0002", BOUND, 0)))
+    at_b = set(counts(choose(long_root.store, head, ["task-0002"], BOUND, 0)))
     wide = BOUND.model_copy(update={"max_images": 200})
     assert at_b & {c for c in at_b if c.startswith("a ")} <= set(
-        counts(choose(long_root.store, head, "task-0002", wide, 0))
+        counts(choose(long_root.store, head, ["task-0002"], wide, 0))
     )
     long_root.release()
 
@@ -212,14 +212,16 @@ def test_pixels_are_in_memory_a_batch_at_a_time(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_was_chosen_and_cannot_be_read_is_left_out(long_root: Writer) -> None:
-    rows = choose(long_root.store, long_root.tree.head, "task-0004", BOUND, 0)
+    rows = choose(long_root.store, long_root.tree.head, ["task-0004"], BOUND, 0)
     vectors = np.ones((1, DIM), np.float32)
     there = np.zeros(len(rows), bool)
     there[5] = True
-    assert assemble(long_root.store, long_root.tree.head, "task-0004", rows, there, vectors, vectors) is None
+    assert (
+        assemble(long_root.store, long_root.tree.head, ["task-0004"], rows, there, vectors, vectors) is None
+    )
     there[9] = True
     two = np.ones((2, DIM), np.float32)
-    held = assemble(long_root.store, long_root.tree.head, "task-0004", rows, there, two, two)
+    held = assemble(long_root.store, long_root.tree.head, ["task-0004"], rows, there, two, two)
     assert held is not None
     assert [held.names[label] for label in held.labels] == [rows["class_name"][i].as_py() for i in (5, 9)]
     long_root.release()
@@ -247,7 +249,7 @@ def test_a_stage_measures_the_same_on_any_number_of_ranks(
     stream.land("a", ["cat", "dog", "fox"], per_class=6)
     stream.stage()
     stream.land("b", ["elm", "oak"], per_class=6)
-    (waiting,) = stream.writer.ledger.waiting
+    (waiting,) = stream.writer.ledger.indexed.values()
     stream.writer.close_task("task-0002", [waiting.shard_id], "test")
     order = StageOrder("task-0002", "v0002-x", stream.head, 2, (), 0.0)
     config = parse_config({"root": stream.root, "model": asdict(SPEC), "evaluation": {"held_out": 0.5}})
@@ -268,7 +270,7 @@ def test_a_stage_measures_the_same_on_any_number_of_ranks(
     assert len(held.labels) == len(set(rows["item_id"].to_pylist())) > 4
     shown = {held.names[label] for label in held.labels}
     assert shown <= {"cat", "dog", "fox", "elm", "oak"}
-    keys = keys_of(choose(stream.writer.store, stream.head, "task-0002", config.evaluation, 0))
+    keys = keys_of(choose(stream.writer.store, stream.head, ["task-0002"], config.evaluation, 0))
     images = np.stack(
         [decode_image(stream.images[item], SPEC.image_size, DEFAULT_MAX_PIXELS) for _, item in keys]
     )

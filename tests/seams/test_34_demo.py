@@ -182,7 +182,7 @@ def test_the_verdict_of_a_root_whose_stream_has_ended(
     stream: TinyStream, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stream.land("d", ["fig", "hop"], per_class=8)
-    (waiting,) = stream.writer.ledger.waiting
+    (waiting,) = stream.writer.ledger.indexed.values()
     stream.writer.close_task("task-0004", [waiting.shard_id], "test")
     stream.writer.refuse(stream.writer.begin_attempt("task-0004"), "task-0004", "it would hurt", {"a": 1.0})
     stream.writer.skip_task("task-0004", "refused 1 times")
@@ -308,7 +308,7 @@ def test_a_skipped_task_does_not_stop_the_producer(tmp_path: Path) -> None:
     assert unlearnt_shards(stream.writer.store) == 0
     stream.land("a", ["ash", "bay"])
     assert unlearnt_shards(stream.writer.store) == 1
-    (waiting,) = stream.writer.ledger.waiting
+    (waiting,) = stream.writer.ledger.indexed.values()
     stream.writer.close_task("task-0001", [waiting.shard_id], "test")
     assert unlearnt_shards(stream.writer.store) == 1
     stream.writer.skip_task("task-0001", "refused 2 times")

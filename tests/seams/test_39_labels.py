@@ -124,7 +124,7 @@ def test_the_present_class_takes_picture_and_original(stream: Labelled) -> None:
     assert "push-a.parquet (still to be learnt)" in said
     assert "push-c.parquet (still to be learnt)" in said
     assert "push-b.parquet" not in said
-    stream.writer.close_task("task-0001", [s.shard_id for s in stream.writer.ledger.waiting], "test")
+    stream.writer.close_task("task-0001", [s.shard_id for s in stream.writer.ledger.indexed.values()], "test")
     stream.writer.skip_task("task-0001", "test")
     done = CliRunner().invoke(app, [*command, "--inbox", "--yes"])
     assert done.exit_code == 0, done.output

@@ -74,7 +74,7 @@ class ExactPlayer(Player):
         return make_rows(*of, codes="int8")
 
     def stage(self) -> None:
-        waiting = self.writer.ledger.waiting
+        waiting = list(self.writer.ledger.indexed.values())
         if not waiting:
             return
         self.tasks += 1

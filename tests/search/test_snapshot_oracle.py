@@ -73,7 +73,7 @@ class Player:
         self.twin.tombstones.append((self.twin.tick(), kind, name))
 
     def stage(self) -> None:
-        waiting = self.writer.ledger.waiting
+        waiting = list(self.writer.ledger.indexed.values())
         if not waiting:
             return
         self.tasks += 1

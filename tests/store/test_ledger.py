@@ -80,7 +80,7 @@ def test_shards_by_state_in_landing_order_with_what_was_found() -> None:
 
 def test_the_open_task_gathers_what_waits() -> None:
     state = LedgerState.replay(stream().land("e").index("e").rows)
-    assert [s.shard_id for s in state.waiting] == ["c", "e"]
+    assert [s.shard_id for s in state.indexed.values()] == ["c", "e"]
     assert state.open_task.task_id == "task-0002"
     assert state.open_task.classes == {"cat": 4, "c": 1, "e": 1}
 
