@@ -9,7 +9,7 @@ no row of it says which attribute it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,7 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
-from stream_odml.ingest.plain import bytes_text, seconds_text, unboxed
+from stream_odml.ingest.plain import as_text, bytes_text, seconds_text, unboxed
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
 
 MAX_VALUES = 4096
@@ -269,16 +269,12 @@ def _simple(scalar: Any) -> Any:
         return _clock_text(int(scalar.value), _PER_SECOND[kind.unit])
     if pa.types.is_duration(kind):
         return seconds_text(int(scalar.value), _PER_SECOND[kind.unit])
-    if pa.types.is_decimal(kind):
-        value: Decimal = scalar.as_py()
-        return f"{value:f}"
     if pa.types.is_float32(kind) or pa.types.is_float16(kind):
         return unboxed(kind.to_pandas_dtype()(scalar.as_py()))
-    if pa.types.is_date(kind):
-        return scalar.as_py().isoformat()
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_float64(kind):
-        return scalar.as_py()
-    return str(scalar.as_py())
+    value = scalar.as_py()
+    if isinstance(value, bool | int | float):
+        return value
+    return as_text(value) if isinstance(value, Decimal | date) else str(value)
 
 
 def _timestamp_text(scalar: Any) -> str:

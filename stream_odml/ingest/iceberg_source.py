@@ -32,8 +32,12 @@ class IcebergSource(VersionedTable):
             return []
         try:
             table = StaticTable.from_metadata(newest, _client(self.options))
-            snapshots = self._wanted(table, known)
-            return [self._describe(table, snapshot) for snapshot in snapshots[: self.max_new]]
+            return [
+                self.shard_of_files(
+                    one.sequence_number, self._added(table, one), one.timestamp_ms * 1_000_000
+                )
+                for one in self._wanted(table, known)[: self.max_new]
+            ]
         except OSError as error:
             raise TransientReadError(f"{self.uri} cannot be read now: {error}") from error
 
@@ -59,10 +63,6 @@ class IcebergSource(VersionedTable):
             if number - 1 not in others and self.name(number - 1) not in known:
                 raise self.gap(f"snapshots before number {number} have expired and were not read", number)
         return new
-
-    def _describe(self, table: Any, snapshot: Any) -> ShardRef:
-        files = tuple(sorted(self._added(table, snapshot), key=lambda file: file.path))
-        return self.shard_of_files(snapshot.sequence_number, files, snapshot.timestamp_ms * 1_000_000)
 
     def _added(self, table: Any, snapshot: Any) -> list[ManifestFile]:
         """Data files that the snapshot brought; a compaction (`replace`) brings none."""

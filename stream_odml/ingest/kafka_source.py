@@ -125,7 +125,10 @@ class KafkaSource:
             self._ends[key] = max(self._ends.get(key, 0), part.next, *known)
             lag, lost = self._ends[key] - done, self._lost.get(key, 0)
             risk = self._brokers.retention.at_risk(key, part.next, self._ends[key])
-            warning = self._warning(key[0], risk) if risk else ""
+            keeps = self._brokers.retention.keeps(key[0])
+            warning = (
+                f"{risk} messages are not read and are deleted soon: let its topic keep them longer ({keeps})"
+            ) * bool(risk)
             figures.append(LogFigures(*key, done, lag, lost, self._trouble_of(key, part), risk, warning))
         self._figures = tuple(figures)
         self._group.publish(figures)
@@ -365,10 +368,6 @@ class KafkaSource:
                 return said[key]
         is_stalled = self._reading_s - self._moved[key] > STALL_S
         return f"its broker sends none of {self._ends[key] - part.next} messages" if is_stalled else ""
-
-    def _warning(self, topic: str, risk: int) -> str:
-        keeps = self._brokers.retention.keeps(topic)
-        return f"{risk} messages are not read and are deleted soon: let its topic keep them longer ({keeps})"
 
 
 def _message(found: Any) -> Message:

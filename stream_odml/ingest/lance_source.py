@@ -57,11 +57,8 @@ class LanceTableSource(VersionedTable):
             transaction = table.read_transaction(number)
         except (OSError, ValueError) as error:
             raise TransientReadError(f"{self.uri} cannot be read now: {str(error)[:300]}") from error
-        files = [self._file(one) for fragment in _added(transaction) for one in fragment.files]
-        when = table.get_version()["timestamp"]
-        return self.shard_of_files(
-            number, tuple(sorted(files, key=lambda file: file.path)), int(when.timestamp() * 1e9)
-        )
+        files = (self._file(one) for fragment in _added(transaction) for one in fragment.files)
+        return self.shard_of_files(number, files, int(table.get_version()["timestamp"].timestamp() * 1e9))
 
     def _file(self, file: Any) -> ManifestFile:
         if file.base_id is not None:

@@ -72,10 +72,7 @@ class Range:
 
 def write_range(file: IO[bytes], about: Range, messages: Sequence[Message], format: MessageFormat) -> None:
     """Write a range; equal ranges give equal bytes."""
-    place = asdict(about)
-    if not about.generation:
-        del place["generation"]  # as files were written before there was one
-    text = json.dumps({"range": place, "format": asdict(format)}, sort_keys=True)
+    text = json.dumps({"range": asdict(about), "format": asdict(format)}, sort_keys=True)
     columns: list[Any] = [*zip(*messages, strict=True)] if messages else [()] * len(_SCHEMA)
     columns[-1] = [[{"name": name, "value": value} for name, value in pairs] for pairs in columns[-1]]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
@@ -112,7 +109,7 @@ def message_rows(file: ShardFile) -> Iterator[RawRow]:
 def _row(number: int, about: Range, message: Message, format: MessageFormat, decode: Decode) -> RawRow | None:
     """What a message says; None for a tombstone that was obeyed."""
     place = f"{about.place}/{message.offset}"
-    if message.value is None and format.tombstones == "erase" and erased_id(message, format) is not None:
+    if erases(message, format):
         return None
     row = RawRow(number, path=place, item_id=place)
     try:
@@ -139,6 +136,12 @@ def erased_id(message: Message, format: MessageFormat) -> str | None:
         return fields.item_id(given)
     except RowError:
         return None
+
+
+def erases(message: Message, format: MessageFormat) -> bool:
+    """Return whether a message is a tombstone that erases an item."""
+    is_tombstone = message.value is None and format.tombstones == "erase"
+    return is_tombstone and erased_id(message, format) is not None
 
 
 def erased_by(messages: Sequence[Message], format: MessageFormat) -> tuple[str, ...]:

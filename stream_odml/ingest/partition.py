@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.landing import check_task
-from stream_odml.ingest.message_range import Message, Range, erased_by, erased_id
+from stream_odml.ingest.message_range import Message, Range, erased_by, erases
 
 MAX_ERASED = 200
 """Items that one range erases at most: each is a row of the ledger, written before the range lands."""
@@ -72,7 +72,7 @@ class Partition:
             yield from self.close()
             self.closes, self.control_ms = task, message.time_ms
             return
-        erasing = self._erases(message)
+        erasing = erases(message, self.options)
         if self._messages and (erasing != self._erasing or (erasing and len(self._messages) >= MAX_ERASED)):
             yield from self.close()
         if not self._messages:
@@ -143,10 +143,6 @@ class Partition:
             return task if task and check_task(task) else None
         except ValueError:
             return None
-
-    def _erases(self, message: Message) -> bool:
-        erase = message.value is None and self.options.tombstones == "erase"
-        return erase and erased_id(message, self.options) is not None
 
 
 def _size(message: Message) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import ClassVar
 
@@ -59,9 +60,10 @@ class VersionedTable:
             raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
         return [info.base_name for info in found]
 
-    def shard_of_files(self, number: int, files: tuple[ManifestFile, ...], time_ns: int) -> ShardRef:
+    def shard_of_files(self, number: int, found: Iterable[ManifestFile], time_ns: int) -> ShardRef:
         """Return the shard of a version, with its files written down: it is read the same way after its version has
         expired from the table, for as long as the files are there."""
+        files = tuple(sorted(found, key=lambda file: file.path))
         name, size = self.name(number), sum(file.size_bytes for file in files)
         shard_id = make_shard_id(name, hash_of_files(number, files))
         return ShardRef(shard_id, name, self.place, FORMAT, size, time_ns, name, ShardManifest(files=files))

@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.compute as pc
 
-from stream_odml.learn.damage import estimated_recall
-from stream_odml.learn.evaluation import Labels
+from stream_odml.learn.evaluation import Labels, estimated_recall
 from stream_odml.learn.finish import StageOutcome
 from stream_odml.pipeline.held_out_rows import Floats, mapped_to
 from stream_odml.pipeline.sampling import rows_of_classes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stream_odml.learn.damage import estimated_recall
 from stream_odml.learn.drift import AffineMap, IdentityMap
+from stream_odml.learn.evaluation import estimated_recall
 
 D = 16
 RNG = np.random.default_rng(0)
