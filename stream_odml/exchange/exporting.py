@@ -93,7 +93,8 @@ def _to_folder(
     progress: Callable[[int, int], None],
 ) -> ExportReport:
     folder = Path(to)
-    left_out = ("onnx",) if formats is None and not onnx_is_there() else ()
+    has_onnx = all(find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
+    left_out = ("onnx",) if formats is None and not has_onnx else ()
     wanted = [name for name in FORMATS if name not in left_out] if formats is None else formats
     unknown = [name for name in wanted if name not in FORMATS]
     if unknown:
@@ -144,11 +145,6 @@ def _written(folder: Path) -> set[str]:
 def _mark(folder: Path, of: dict[str, Any], files: Iterable[str], ours: Iterable[str]) -> None:
     said = {**of, "files": list(files), "ours": sorted(ours)}
     _write(folder, MARK, lambda file: file.write(json.dumps(said).encode()))
-
-
-def onnx_is_there() -> bool:
-    """Return whether the libraries of the extra `onnx` are installed."""
-    return all(find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
 def _write(folder: Path, name: str, fill: Callable[[IO[bytes]], object]) -> str:

@@ -38,13 +38,13 @@ _READ = 2048
 
 def connect(url: str) -> tuple[Any, Place]:
     """Return a connection and what a URL names. Raises ExchangeError."""
-    lancedb = library("lancedb", EXTRA)
     place = place_of(url, EXAMPLE)
     if place.host:
         raise ExchangeError(
             f"{place.shown}: LanceDB is a folder, and {place.host!r} stands where a server would; "
             f"expected {EXAMPLE}, with three slashes"
         )
+    lancedb = library("lancedb", EXTRA)
     try:
         return lancedb.connect(place.folder), place
     except Exception as error:

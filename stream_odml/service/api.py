@@ -15,14 +15,16 @@ from stream_odml.service.guard import Guard
 from stream_odml.service.metrics import ServiceMetrics
 from stream_odml.service.parameters import check_parameters
 from stream_odml.service.pool import ShortestFirst
-from stream_odml.service.replies import Views
 from stream_odml.service.routes import catalogue, embedding, health, items, pages, search, versions
+from stream_odml.store.recent import Recent
 
 _ABOUT = (
     "Search a gallery that keeps growing, by a model that keeps learning. Every answer names the `version` "
     "of the model and the `sequence` of the store it was given by. Errors are `{error, detail, remedy}`; "
     "503 carries `Retry-After`."
 )
+KEPT_VIEWS = 16
+"""Large answers that are kept, of at most some two megabytes each."""
 
 
 def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetrics | None = None) -> FastAPI:
@@ -31,7 +33,8 @@ def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetric
     app.state.backend = backend
     app.state.options = options
     app.state.parsing = ShortestFirst(1, "parse")
-    app.state.views = Views()
+    app.state.viewing = ShortestFirst(1, "views")
+    app.state.views = Recent(KEPT_VIEWS)
     for module in (search, health, pages):
         app.include_router(module.router)
     for router in (embedding.router, items.router, catalogue.router, versions.router, versions.tasks):

@@ -48,7 +48,11 @@ class PushInbox:
         does, and 422 for an image that cannot be used."""
         _check_content(images, self._takes())
         for number, image in enumerate(images):
-            check_size(number, image.image)
+            if len(image.image) > MAX_IMAGE_BYTES:
+                detail = (
+                    f"image {number} of the request has {len(image.image)} bytes, at most {MAX_IMAGE_BYTES}"
+                )
+                raise unprocessable(str(Reason.OVERSIZED), detail, "send a smaller image")
         if encoded := [image.image for image in images if image.content == "image"]:
             await self._decoding.pixels(encoded, PROBE_PX)
         size = sum(image.nbytes for image in images)
@@ -109,10 +113,3 @@ def _check_content(items: Sequence[NewItem], takes: Takes | None) -> None:
             f"a vector has {wrong} values, those of this stream {takes.dim}",
             "send the vectors of the model that the stream began with",
         )
-
-
-def check_size(number: int, image: bytes) -> None:
-    """Raise ApiError 422 for an image of more bytes than indexing takes."""
-    if len(image) > MAX_IMAGE_BYTES:
-        detail = f"image {number} of the request has {len(image)} bytes, at most {MAX_IMAGE_BYTES}"
-        raise unprocessable(str(Reason.OVERSIZED), detail, "send a smaller image")

@@ -122,27 +122,6 @@ def version_json(row: Version) -> dict[str, Any]:
     }
 
 
-KEPT = 16
-"""Answers that are kept, of at most some two megabytes each."""
-State = tuple[str, int, float]
-Key = tuple[State, tuple[object, ...]]
-
-
-class Views:
-    """The answers of one app, by the state that they show and by what was asked."""
-
-    def __init__(self) -> None:
-        self._thread = ShortestFirst(1, "views")
-        self._kept: Recent[Key, bytes] = Recent(KEPT)
-
-    async def get(self, key: Key, cost: float, make: Callable[[], Mapping[str, Any]]) -> bytes:
-        """Return `make()` as JSON, made on the thread unless it is kept; of those waiting the least `cost` is next."""
-        body = self._kept.find(key)
-        if body is None:  # on the thread it is looked for again: another asker's turn may have come first
-            body = await self._thread.run(cost, self._kept.get, key, lambda: encoded(make()))
-        return body
-
-
 async def view(
     request: Request,
     backend: Backend,
@@ -150,8 +129,13 @@ async def view(
     cost: float,
     make: Callable[[], Mapping[str, Any]],
 ) -> Response:
-    """Answer with `make()`, which only depends on what is served now and on what was `asked`."""
-    served = backend.served()
-    state = (served.version, served.sequence, served.loaded_at)
-    views: Views = request.app.state.views
-    return json_response(await views.get((state, asked), cost, make))
+    """Answer with `make()`, which only depends on what is served now and on what was `asked`. It is made on the thread
+    unless it is kept; of those that wait the least `cost` is next."""
+    served, state = backend.served(), request.app.state
+    key = served.version, served.sequence, served.loaded_at, *asked
+    kept: Recent[tuple[object, ...], bytes] = state.views
+    viewing: ShortestFirst = state.viewing
+    body = kept.find(key)
+    if body is None:  # on the thread it is looked for again: another asker's turn may have come first
+        body = await viewing.run(cost, kept.get, key, lambda: encoded(make()))
+    return json_response(body)
