@@ -186,8 +186,7 @@ def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Sol
 
 def _held_out(store: Store, order: StageOrder, evaluation: EvaluationConfig, seed: int) -> HeldOut | None:
     rows = choose(store, order.parent, order.own, evaluation, seed)
-    there = np.ones(len(rows), bool)
-    return assemble(store, order.parent, order.own, rows, there)
+    return assemble(store, order.parent, _shards(order), rows, np.ones(len(rows), bool))
 
 
 def _estimated(old: DiscriminantHead, new: DiscriminantHead, sample: Items) -> dict[str, float]:

@@ -50,8 +50,8 @@ def shared_held_out(
         return None
     there = np.concatenate([part[0] for part in parts])
     fresh, before = (np.concatenate([part[1][i] for part in parts]) for i in range(2))
-    anew = {shard.shard_id for shard in order.shards} if order.improves else None
-    return assemble(store, order.parent, order.own, rows, there, fresh, before, anew)
+    shards = [shard.shard_id for shard in order.shards]
+    return assemble(store, order.parent, shards, rows, there, fresh, before)
 
 
 def embed_images(

@@ -109,19 +109,15 @@ def share(rows: int, rank: int, ranks: int) -> slice:
 def assemble(
     store: Store,
     parent: str,
-    own: Collection[str],
+    shards: Sequence[str],
     rows: pa.Table,
     there: NDArray[np.bool_],
     fresh: Floats | None = None,
     by_parent: Floats | None = None,
-    anew: Collection[str] | None = None,
 ) -> HeldOut | None:
     """Return the rows whose image was read, with what the gallery holds of them; None if there are too few to measure.
-
-    ``anew``: shards whose rows the stage writes; by default those of its task(s) ``own``.
-
-    Without embeddings of the images, what the gallery holds stands for them: under one trunk it is the same.
-    """
+    ``shards``: those of the stage. Without embeddings of the images, what the gallery holds stands for them: under one
+    trunk it is the same."""
     rows = rows.filter(pa.array(there))
     if len(rows) < 2:
         return None
@@ -130,14 +126,12 @@ def assemble(
     first = _first_tasks(store, number)
     raw = decoded(rows, store.dim)
     mapped = mapped_to(store, raw, rows["version"], parent)
-    shards = store.ledger.shards_of(own) if anew is None else anew
-    is_anew = np.isin(rows["shard_id"].to_pylist(), list(shards))
     return HeldOut(
         mapped if fresh is None else fresh,
         mapped if by_parent is None else by_parent,
         np.array([number[name] for name in names], np.int64),
         np.array([first[name] for name in names]),
-        is_anew,
+        np.isin(rows["shard_id"].to_pylist(), shards),
         mapped,
         raw,
         list(number),

@@ -48,7 +48,6 @@ class LaterRules:
     """What of a stream's configuration decides about stages that improve what is learnt."""
 
     trunk: TrunkRule = "frozen"
-    has_held_out: bool = False
     renew_per_s: float = 0.0
 
     @staticmethod
@@ -57,13 +56,14 @@ class LaterRules:
         that come in place of images have no trunk."""
         if not config.solves_head or config.model.takes_vectors:
             return LaterRules()
-        held_out = config.evaluation.held_out > 0
-        return LaterRules(config.learning.trunk, held_out, config.store.renew_per_s)
+        # What a trunk is worth is read from held-out images.
+        shown = config.learning.trunk != "auto" or config.evaluation.held_out > 0
+        return LaterRules(config.learning.trunk if shown else "frozen", config.store.renew_per_s)
 
     @property
     def may_move(self) -> bool:
         """Whether a stage may ever move the trunk after the first task."""
-        return self.trunk == "distilled" or (self.trunk == "auto" and self.has_held_out)
+        return self.trunk != "frozen"
 
 
 class LaterStages:

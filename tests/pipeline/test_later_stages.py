@@ -88,7 +88,7 @@ def test_worst_first_and_no_more_at_once_than_allowed(
 ) -> None:
     monkeypatch.setattr(later_stages, "RENEWED_AT_ONCE", 30)
     stream = moved_twice(tmp_path)
-    stream.stages._later._rules = later_stages.LaterRules("distilled", True, 0.0)
+    stream.stages._later._rules = later_stages.LaterRules("distilled", 0.0)
     stream.land("three", CATEGORIES[6:9])
     stream.learn()
     assert stream.improve() is not None
@@ -96,7 +96,7 @@ def test_worst_first_and_no_more_at_once_than_allowed(
     assert mapped_shards(stream.writer.store) == [one, two], "two maps miss more than one"
     now = [1000.0]
     monkeypatch.setattr("stream_odml.pipeline.later_stages._now", lambda: now[0])
-    stream.stages._later._rules = later_stages.LaterRules("distilled", True, 3.0)
+    stream.stages._later._rules = later_stages.LaterRules("distilled", 3.0)
 
     def renewed() -> list[str] | None:
         order = stream.improve()

@@ -216,12 +216,11 @@ def test_what_was_chosen_and_cannot_be_read_is_left_out(long_root: Writer) -> No
     vectors = np.ones((1, DIM), np.float32)
     there = np.zeros(len(rows), bool)
     there[5] = True
-    assert (
-        assemble(long_root.store, long_root.tree.head, ["task-0004"], rows, there, vectors, vectors) is None
-    )
+    shards = long_root.ledger.shards_of(["task-0004"])
+    assert assemble(long_root.store, long_root.tree.head, shards, rows, there, vectors, vectors) is None
     there[9] = True
     two = np.ones((2, DIM), np.float32)
-    held = assemble(long_root.store, long_root.tree.head, ["task-0004"], rows, there, two, two)
+    held = assemble(long_root.store, long_root.tree.head, shards, rows, there, two, two)
     assert held is not None
     assert [held.names[label] for label in held.labels] == [rows["class_name"][i].as_py() for i in (5, 9)]
     long_root.release()
