@@ -6,9 +6,9 @@ retried with growing pauses by the client (`storage.RETRY_ATTEMPTS`), also when 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Container
-from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 from stream_odml.ingest.passed_over import is_foreign_shard
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import MANIFEST_NAME, ShardRef, format_of, is_hidden, make_shard_id
-from stream_odml.ingest.shard_file import ShardFile, hash_of_etag, read_manifest
+from stream_odml.ingest.shard_file import ShardFile, hash_of_etag
 from stream_odml.ingest.sources import MAX_NEW, landing_order, read_note
 from stream_odml.storage.reading import StorageOptions, join, s3_filesystem, s3_path
 
@@ -52,39 +52,31 @@ class S3Source:
         for info in new:
             if len(found) >= self.max_new:
                 break
-            found += self._describe(info)
+            if (ref := self._describe(info)) is not None:
+                found.append(ref)
         return sorted(found, key=landing_order)
 
-    def _describe(self, info: Any) -> list[ShardRef]:
-        name = info.base_name
-        uri = join(self.uri, name)
+    def _describe(self, info: Any) -> ShardRef | None:
+        name, uri, seen = info.base_name, join(self.uri, info.base_name), info
+        is_folder = info.type == pafs.FileType.Directory
+        format = "folder" if is_folder else format_of(name)
+        place = join(uri, MANIFEST_NAME) if is_folder else uri
+        if is_folder:
+            seen = self._filesystem.get_file_info(s3_path(place))
+            if seen.type == pafs.FileType.NotFound:
+                return None
         try:
-            if info.type == pafs.FileType.Directory:
-                return self._folder(name, uri, stamp_of(info))
-            with ShardFile(uri, self.options) as file:
-                sha256, size = hash_of_etag(file.looks), file.size_bytes
-                note = read_note(file.readall() or b"", size)[0] if format_of(name) == "task" else None
+            with ShardFile(place, self.options) as file:
+                data = file.readall() or b"" if format in ("folder", "task") else b""
+                sha256 = hashlib.sha256(data).hexdigest() if is_folder else hash_of_etag(file.looks)
+                note, size = read_note(data, file.size_bytes) if data else (None, file.size_bytes)
+                if file.size_bytes != seen.size:
+                    return None  # replaced since it was listed: the next poll sees it as it is now
         except (TransientReadError, BadShard) as error:  # BadShard: gone since it was listed
             log.warning("%s cannot be read now and will be tried again: %s", uri, error)
-            return []
-        if size != info.size:
-            return []  # replaced since it was listed: the next poll sees it as it is now
-        shard_id, time_ns = make_shard_id(name, sha256), info.mtime_ns or 0
-        return [ShardRef(shard_id, name, uri, format_of(name), size, time_ns, stamp_of(info), note)]
-
-    def _folder(self, name: str, uri: str, stamp: str) -> list[ShardRef]:
-        there = self._filesystem.get_file_info(s3_path(join(uri, MANIFEST_NAME)))
-        if there.type == pafs.FileType.NotFound:
-            return []
-        try:
-            manifest, sha256 = read_manifest(uri, self.options)
-            size, note = sum(file.size_bytes for file in manifest.files), replace(manifest, files=())
-        except BadShard:
-            with ShardFile(join(uri, MANIFEST_NAME), self.options) as file:
-                sha256, size, note = hash_of_etag(file.looks), file.size_bytes, None
-        return [
-            ShardRef(make_shard_id(name, sha256), name, uri, "folder", size, there.mtime_ns or 0, stamp, note)
-        ]
+            return None
+        shard_id, time_ns = make_shard_id(name, sha256), seen.mtime_ns or 0
+        return ShardRef(shard_id, name, uri, format, size, time_ns, stamp_of(info), note)
 
 
 def stamp_of(info: Any) -> str:

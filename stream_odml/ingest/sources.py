@@ -104,7 +104,7 @@ MANIFEST_COMES_S = 60.0
 class DirectorySource:
     """A local folder: each file in it is a shard, and each folder in it that has a `_manifest.json`.
 
-    Names that begin with a dot or an underscore are skipped, and what systems leave anywhere (`foreign.py`). So are
+    Names that begin with a dot or an underscore are skipped, and what systems leave anywhere (`passed_over.py`). So are
     links, and whatever else is no file or folder: nothing outside the inbox is read. `passed_over` tells of them.
     """
 

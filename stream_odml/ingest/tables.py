@@ -9,8 +9,8 @@ opened by its library alone: that decoder has the keys, and ends with this file.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,13 +54,13 @@ def table_rows(
 
 def start_decoder() -> None:
     """Start a decoder, without waiting for it, so that the first table finds it ready: it takes a second to load."""
-    _decoders.give(_decoders.take())
+    _idle.append(_taken_decoder())
 
 
 def _rows(
     file: ShardFile | HeldFile, format: str, constants: Mapping[str, str], contents: Sequence[Content]
 ) -> Iterator[RawRow]:
-    decoder = Child("table_reader", os.environ) if format == LANCE else _decoders.take()
+    decoder = Child("table_reader", os.environ) if format == LANCE else _taken_decoder()
     memory = memory_allowed(file.size_bytes)
     job = {"format": format, "size": file.size_bytes, "memory": memory, "constants": dict(constants)}
     job["contents"] = list(contents)
@@ -86,7 +86,7 @@ def _rows(
     if format == LANCE:
         decoder.end()
     else:
-        _decoders.give(decoder)
+        _idle.append(decoder)
     said = message.fields
     if "missing" in said:
         raise TransientReadError(
@@ -146,30 +146,15 @@ def _new_decoder() -> Child:
     return Child("table_reader", environment, is_silent=True)
 
 
-class _Decoders:
-    """Decoders that wait for the next file. Safe with threads; not shared with a forked process."""
-
-    def __init__(self) -> None:
-        self._idle: list[Child] = []
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-
-    def take(self) -> Child:
-        """Return one that waits, or a new one."""
-        with self._lock:
-            if self._owner != os.getpid():
-                self._idle, self._owner = [], os.getpid()
-            while self._idle:
-                decoder = self._idle.pop()
-                if decoder.is_alive:
-                    return decoder
-                decoder.end()
-        return _new_decoder()
-
-    def give(self, decoder: Child) -> None:
-        """Keep one for the next file."""
-        with self._lock:
-            self._idle.append(decoder)
+_idle: list[Child] = []
+"""Decoders that wait for the next file; whatever thread takes one has it alone. A forked process has none of them."""
+os.register_at_fork(after_in_child=_idle.clear)
 
 
-_decoders = _Decoders()
+def _taken_decoder() -> Child:
+    """Return a decoder that waits, or a new one."""
+    with contextlib.suppress(IndexError):
+        while not (decoder := _idle.pop()).is_alive:
+            decoder.end()
+        return decoder
+    return _new_decoder()

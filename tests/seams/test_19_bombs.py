@@ -40,7 +40,7 @@ from pathlib import Path
 
 def peak_of_decoders():
     ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return max([ended, *(peak_mib(decoder._process.pid) for decoder in tables._decoders._idle)])
+    return max([ended, *(peak_mib(decoder._process.pid) for decoder in tables._idle)])
 
 list(read_shard(only(Path(sys.argv[1]))))  # an honest shard: everything is loaded
 before = peak_mib(), peak_of_decoders()
@@ -295,14 +295,14 @@ def test_members_that_are_not_used_are_not_read(tmp_path: Path) -> None:
 
 
 def _decoder_pid() -> int:
-    return int(tables._decoders._idle[-1]._process.pid)
+    return int(tables._idle[-1]._process.pid)
 
 
 def test_a_decoder_that_is_killed_while_it_waits_is_replaced(tmp_path: Path) -> None:
     land_items(tmp_path, "s", some_items(3))
     read(only(tmp_path))
     os.kill(_decoder_pid(), signal.SIGKILL)
-    tables._decoders._idle[-1]._process.wait()
+    tables._idle[-1]._process.wait()
     assert len(read(only(tmp_path))[0]) == 3
 
 
@@ -351,8 +351,8 @@ def test_a_decoder_knows_no_secret_and_lives_with_the_limits_of_its_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     land_items(tmp_path, "s", some_items(3))
-    while tables._decoders._idle:
-        tables._decoders.take().end()
+    while tables._idle:
+        tables._taken_decoder().end()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do not tell")
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     script = (
