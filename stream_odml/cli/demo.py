@@ -196,7 +196,13 @@ class _Demo:
             pass  # a resumed root has these already
         inbox = inbox_path(session.config)
         self._producer = Producer(
-            inbox, categories, SHARD_CATEGORIES, LAND_EVERY_S, self._has_room, landed, base_shards
+            inbox,
+            categories,
+            SHARD_CATEGORIES,
+            LAND_EVERY_S,
+            lambda: self._unlearnt < AHEAD,
+            landed,
+            base_shards,
         )
         self._stop = threading.Event()
         self._known_versions = set(self._store.tree.versions)
@@ -234,9 +240,6 @@ class _Demo:
 
     def _learnt(self) -> int:
         return len(self._store.tree.learnt())
-
-    def _has_room(self, number: int) -> bool:
-        return self._unlearnt < AHEAD
 
     def _ask(self) -> None:
         """Ask for random known images all the time; note every failure and every new version."""

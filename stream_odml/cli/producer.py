@@ -65,7 +65,7 @@ class Producer:
         categories: Iterator[Category],
         per_shard: int,
         every_s: float,
-        may_land: Callable[[int], bool],
+        may_land: Callable[[], bool],
         first: int = 0,
         base_shards: int = 0,
     ) -> None:
@@ -98,7 +98,7 @@ class Producer:
                 self._inbox, BASE, [f"{_name(number)}.parquet" for number in range(self._base_shards)]
             )
         while not self._stop.is_set():
-            if self._number >= self._base_shards and not self._may_land(self._number):
+            if self._number >= self._base_shards and not self._may_land():
                 self._stop.wait(0.2)
                 continue
             batch = list(islice(self._categories, self._per_shard))

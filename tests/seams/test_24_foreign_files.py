@@ -128,7 +128,7 @@ def test_init_counts_classes_as_they_are_stored(tmp_path: Path) -> None:
 
 def test_the_image_that_the_demo_asks_for_is_one(tmp_path: Path) -> None:
     images = [b"\0\5\x16\7 not an image", picture(1, "PNG")[:50], picture(2, "PNG"), picture(3, "PNG")]
-    producer = Producer(str(tmp_path), iter([Category("cats", images)]), 1, 0.0, lambda _: True)
+    producer = Producer(str(tmp_path), iter([Category("cats", images)]), 1, 0.0, lambda: True)
     producer._run()
     (shard,) = producer.landed
     assert shard.image == picture(2, "PNG")

@@ -289,9 +289,7 @@ def test_the_stream_begins_with_a_task_of_its_own_and_goes_on_where_it_was(tmp_p
     """Its shards land whatever waits, and each run that ends among them says the same of them."""
     categories = [Category(f"c{i}", [picture(2 * i), picture(2 * i + 1)]) for i in range(8)]
     for first, shards in ((0, 2), (1, 2)):
-        producer = Producer(
-            str(tmp_path), iter(categories[2 * first :]), 2, 60.0, lambda number: False, first, 2
-        )
+        producer = Producer(str(tmp_path), iter(categories[2 * first :]), 2, 60.0, lambda: False, first, 2)
         producer.start()
         deadline = time.monotonic() + 30
         while first + len(producer.landed) < shards and time.monotonic() < deadline:

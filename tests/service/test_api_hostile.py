@@ -20,7 +20,7 @@ from tests.service.local import LocalApi
 
 REPOSITORY = str(Path(__file__).resolve().parents[2])
 VECTOR = [1.0] * 8
-OPTIONS = ServiceOptions(max_body_bytes=200_000, timeout_s=0.5, body_timeout_s=0.2, max_ongoing_requests=4)
+OPTIONS = ServiceOptions(max_body_bytes=200_000, max_ongoing_requests=4)
 
 
 @pytest.fixture
@@ -194,18 +194,19 @@ def test_a_body_over_the_limit_is_refused_by_its_header_and_by_its_bytes(api: Lo
     refused(api.post("/v1/search", content=endless(), headers=json_type), 413)
 
 
-def test_a_client_that_dawdles_is_let_go(api: LocalApi) -> None:
+def test_a_client_that_dawdles_is_let_go(backend: FakeBackend) -> None:
     async def slow() -> AsyncIterator[bytes]:
         while True:
             yield b" "
             await asyncio.sleep(0.05)
 
-    refused(api.post("/v1/search", content=slow(), headers={"content-type": "application/json"}), 408)
+    with LocalApi(create_app(backend, ServiceOptions(body_timeout_s=0.2))) as api:
+        refused(api.post("/v1/search", content=slow(), headers={"content-type": "application/json"}), 408)
 
 
-def test_an_answer_that_takes_too_long_is_given_up(api: LocalApi, backend: FakeBackend) -> None:
-    backend.delay_s = 2.0
-    refused(api.post("/v1/search", json={"vector": VECTOR}), 504, "timeout")
+def test_an_answer_that_takes_too_long_is_given_up() -> None:
+    with LocalApi(create_app(FakeBackend(delay_s=60), ServiceOptions(timeout_s=0.1))) as api:
+        refused(api.post("/v1/search", json={"vector": VECTOR}), 504, "timeout")
 
 
 class _Held(FakeBackend):
