@@ -68,11 +68,10 @@ def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _send_row(pipe: Pipe, row: RawRow) -> None:
-    fields: dict[str, Any] = {"row": row.row, "label": row.label, "item_id": row.item_id}
-    fields |= {"attributes": row.attributes, "time": row.time, "names": row.names}
-    fields["content"] = "label" if row.is_label else "image" if row.vector is None else "vector"
-    fields["problem"] = None if row.problem is None else [str(row.problem[0]), row.problem[1]]
-    pipe.send(ROW, fields, row.image if row.vector is None else row.vector)
+    parts = ("row", "label", "item_id", "attributes", "time", "names", "problem", "is_label")
+    fields = {part: getattr(row, part) for part in parts}
+    is_vector = row.vector is not None
+    pipe.send(ROW, {**fields, "is_vector": is_vector}, row.vector if is_vector else row.image)
 
 
 def _limit_this_process(memory: int, size: int) -> dict[int, tuple[int, int]]:

@@ -122,10 +122,9 @@ def _row(message: Message) -> RawRow:
         except RowError as error:
             time, refusal = None, refusal or (error.reason, error.detail)
     names = None if found["names"] is None else tuple(found["names"])
-    image, vector = (None, message.data) if found["content"] == "vector" else (message.data, None)
-    said = {part: found[part] for part in ("label", "item_id", "attributes")}
-    more = {"names": names, "time": time, "problem": refusal, "is_label": found["content"] == "label"}
-    return RawRow(int(found["row"]), image, vector=vector, **said, **more)
+    image, vector = (None, message.data) if found["is_vector"] else (message.data, None)
+    said = {part: found[part] for part in ("label", "item_id", "attributes", "is_label")}
+    return RawRow(int(found["row"]), image, vector=vector, names=names, time=time, problem=refusal, **said)
 
 
 def _ended(decoder: Child, memory: int) -> Exception:

@@ -347,6 +347,17 @@ def test_readers_that_stop_early_and_threads_do_not_disturb_each_other(tmp_path:
     assert found == [list(range(200))] * 4
 
 
+def test_a_forked_process_has_none_of_its_parents_decoders(tmp_path: Path) -> None:
+    land_items(tmp_path, "s", some_items(3))
+    read(only(tmp_path))
+    assert tables._idle
+    child = os.fork()
+    if not child:
+        os._exit(len(tables._idle))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert tables._idle
+
+
 def test_a_decoder_knows_no_secret_and_lives_with_the_limits_of_its_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
