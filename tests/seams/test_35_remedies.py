@@ -189,14 +189,14 @@ def test_a_missing_token_is_asked_for_as_the_command_takes_it(
     token = tmp_path / "token"
     token.write_text("sesame")
     (tmp_path / "i.png").write_bytes(b"\x89PNG")
-    served = create_app(FakeBackend(), ServiceOptions(token_file=token))
+    claim(tmp_path / "root").release()
+    backend = FakeBackend()
+    monkeypatch.setattr(backend, "stream", Store.id_of(str(tmp_path / "root")))
+    served = create_app(backend, ServiceOptions(token_file=token))
 
     real = httpx.Client
     monkeypatch.setattr(httpx, "Client", lambda **more: real(**{**more, "transport": in_process(served)}))
     monkeypatch.delenv("STREAM_ODML_TOKEN", raising=False)
-    claim(tmp_path / "root").release()
-    monkeypatch.setattr(Store, "id_of", lambda *_: FakeBackend().stream)
-    monkeypatch.setattr(Store, "stream_id", FakeBackend().stream)
     words = [word.format(image=tmp_path / "i.png", root=tmp_path / "root") for word in command]
     for given in ([], ["--token", "wrong"]):
         monkeypatch.setattr(sys, "argv", ["stream-odml", *words, *given])
