@@ -30,6 +30,13 @@ from stream_odml.store.tables import IngestBatch
 log = logging.getLogger(__name__)
 
 
+def threads_of(omp: str) -> int:
+    """Return with how many threads an indexer computes, by OMP_NUM_THREADS: the first number of a list, as OpenMP takes
+    it ("4,2"), and one where there is none."""
+    first = omp.split(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() else 1
+
+
 class Indexer:
     """Ray actor. Stateless but for the loaded model, so that it can be replaced at any time."""
 
@@ -37,7 +44,7 @@ class Indexer:
         config = StreamConfig.model_validate_json(config_json)
         lower_priority(INDEXING_NICENESS)
         observe(config, f"indexer-{number}")
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        torch.set_num_threads(threads_of(os.environ.get("OMP_NUM_THREADS", "")))
         start_decoder()
         self._config = config
         # Opened with the first shard: a root that is away must not end the actor.

@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stream_odml.cluster.indexer import Indexer, indexing_device
+from stream_odml.cluster.indexer import Indexer, indexing_device, threads_of
 from stream_odml.config.stream import StreamConfig, parse_config
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import Embedder, build_embedder
@@ -51,6 +51,14 @@ def config_of(stream: TinyStream, **cluster: float) -> StreamConfig:
             "cluster": cluster,
         }
     )
+
+
+@pytest.mark.parametrize(
+    ("omp", "expected"), [("", 1), ("0", 1), ("3", 3), (" 2 ", 2), ("4,2", 4), ("all", 1), ("x2", 1)]
+)
+def test_an_indexer_starts_with_any_number_of_openmp_threads(omp: str, expected: int) -> None:
+    """One that fails here fails at every start, and nothing that lands is ever found."""
+    assert threads_of(omp) == expected
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [(0.0, "cpu"), (0.5, "meta"), (1.0, "meta")])
