@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
@@ -61,7 +62,7 @@ def _method(make: Callable[P, Call[T]]) -> _Method[P, T]:
     return cast(_Method[P, T], method)
 
 
-class _Methods(Generic[Http, Transport]):
+class _Methods(ABC, Generic[Http, Transport]):
     """What both clients have."""
 
     def __init__(
@@ -80,8 +81,8 @@ class _Methods(Generic[Http, Transport]):
             base_url=address(url), headers=headers(token), timeout=timeout, transport=transport
         )
 
-    def _open(self, **options: Any) -> Http:
-        raise NotImplementedError
+    @abstractmethod
+    def _open(self, **options: Any) -> Http: ...
 
     search_image = _method(calls.search_image)
     search_vector = _method(calls.search_vector)

@@ -1,21 +1,13 @@
-"""What a stream tells of itself: metrics, writers of stages, logs, traces, profiles; and what every section of the
-configuration is: frozen, without unknown keys, each field described by its docstring.
-"""
+"""What a stream tells of itself: metrics, writers of stages, logs, traces, profiles."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Section(BaseModel):
-    """A section of the configuration."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
+from stream_odml.config.section import Section
 
 
 class MetricsConfig(Section):

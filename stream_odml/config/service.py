@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from stream_odml.config.observing import Section
+from stream_odml.config.section import Section
 from stream_odml.storage.regular import checked_path
 
 DEFAULT_MAX_PIXELS = 64_000_000

@@ -13,8 +13,9 @@ from pydantic import Field, field_validator, model_validator
 
 from stream_odml.config.masking import masked
 from stream_odml.config.mistakes import OnceLoader, mistakes, yaml_problem
-from stream_odml.config.observing import MetricsConfig, ObserveConfig, Section
+from stream_odml.config.observing import MetricsConfig, ObserveConfig
 from stream_odml.config.renamed import with_new_names
+from stream_odml.config.section import Section
 from stream_odml.config.service import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, ServiceOptions
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.kafka_options import KafkaOptions

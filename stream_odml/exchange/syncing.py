@@ -118,19 +118,14 @@ def sync(
     mine = summed(source.buckets, source.digests)
     target.prepare(mark.space, mark.dim)
     theirs = target.digests(mark.space)
-    differ = _differing(mine, theirs)
-    written = done = 0
-    for buckets in _together(differ, mine):
-        progress(done, len(differ))
+    written = 0
+    for buckets in _together(_differing(mine, theirs), mine, progress):
         crash_point("sync.before_rows")
         rows = source.rows(buckets)
         target.replace(mark.space, buckets, rows, fresh=theirs.keys().isdisjoint(buckets))
         crash_point("sync.after_rows")
         written += len(rows)
-        done += len(buckets)
-    progress(done, len(differ))
-    equal = not _differing(mine, target.digests(mark.space))
-    if not equal:
+    if _differing(mine, target.digests(mark.space)):
         raise ExchangeError(
             f"{target.name} does not hold what was written; is another sync writing there? Run it again"
         )
@@ -139,9 +134,7 @@ def sync(
     crash_point("sync.after_switch")
     crash_point("sync.before_drop")
     target.drop_others(mark.space)
-    if verify:
-        equal = not _differing(mine, read_back(target, mark.space))
-    return report(written, equal)
+    return report(written, not verify or not _differing(mine, read_back(target, mark.space)))
 
 
 def read_back(target: SyncTarget, space: str) -> Digests:
@@ -158,13 +151,15 @@ def _differing(mine: Digests, theirs: Digests) -> list[int]:
     return [bucket for bucket in range(BUCKETS) if mine.get(bucket, (0, 0)) != theirs.get(bucket, (0, 0))]
 
 
-def _together(buckets: Sequence[int], mine: Digests) -> Iterator[list[int]]:
-    """Yield buckets in groups of about `ROWS_AT_ONCE` rows."""
+def _together(
+    buckets: Sequence[int], mine: Digests, progress: Callable[[int, int], None]
+) -> Iterator[list[int]]:
+    """Yield buckets in groups of about `ROWS_AT_ONCE` rows, and tell how many are done."""
+    progress(0, len(buckets))
     group: list[int] = []
-    for bucket in buckets:
+    for done, bucket in enumerate(buckets, 1):
         group.append(bucket)
-        if sum(mine.get(one, (0, 0))[0] for one in group) >= ROWS_AT_ONCE:
+        if done == len(buckets) or sum(mine.get(one, (0, 0))[0] for one in group) >= ROWS_AT_ONCE:
             yield group
+            progress(done, len(buckets))
             group = []
-    if group:
-        yield group

@@ -137,9 +137,8 @@ class _Copy:
         for info in self._source.list(f"{name}/_delta_log"):
             logged = _LOGGED.search(f"/{info.path}")
             if logged is not None and int(logged[1]) <= version and ASIDE not in info.path:
-                self._file(
-                    info.path
-                )  # `_last_checkpoint` may name a later one; without it the folder is listed
+                # Not `_last_checkpoint`, which may name a later one: without it the folder is listed.
+                self._file(info.path)
 
     def folders(self, *names: str) -> None:
         """Copy the files of folders, oldest first: a restored stream lands in the order of time of change."""
