@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.composites import LastPassComposites
 from stream_odml.learn.drift import DriftMap, IdentityMap
-from stream_odml.learn.embedder import Embedder, as_images
+from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.geometry import kernel_weights, unit, weighted_mean
 from stream_odml.learn.map_fit import AffineFit, KernelFit, MapFit
 from stream_odml.learn.moments import PairMoments
@@ -24,19 +22,9 @@ from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.whitening import error_whitening, within_class_whitening
 from stream_odml.learn.world import World
 
-Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np.int64] | Tensor]
-
 
 class StageDiverged(ValueError):
     """The loss or the embeddings are not finite."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Weighted loss terms of one step, with their sum as `total`."""
-
-    losses: dict[str, float]
-    step: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +150,7 @@ class FinishPass:
         without a linear head to fold it into, and where the gallery's map has no linear part."""
         s, d = self._settings, self._dim
         images = pairs.of_images()
-        square_dd = images.square_2d2d[d:, d:]
+        sum_d, square_dd = images.sums[d:-1, -1], images.sums[d:-1, d:-1]
         if student.spec.head != "linear":
             return None
         if not len(self._bank):
@@ -170,7 +158,7 @@ class FinishPass:
             return within_class_whitening(square_dd, new_c[:, :d], new_c[:, -1], s.whitening)
         if missed_dd is None or not pairs.can_hold_out or not s.error_whitening:
             return None
-        return error_whitening(missed_dd, images.n, images.sum_2d[d:], square_dd, s.error_whitening)
+        return error_whitening(missed_dd, images.n, sum_d, square_dd, s.error_whitening)
 
     def _transformed(self, children_nd: Float32s, W_dd: Tensor) -> tuple[Float32s, Tensor]:
         """Return W g of every row, batch by batch in their order, and the sums by class of W g."""
@@ -210,11 +198,11 @@ class FinishPass:
 
     def _sizes(self, moments: PairMoments, fitted: AffineFit | None) -> dict[str, float]:
         """Return the sizes of the drift, before whitening."""
-        parent = float(moments.square_2d2d.diagonal()[: self._dim].sum())
-        n, sum_d = max(moments.n, 1.0), moments.sum_2d[: self._dim]
+        parent = float(moments.sums.diagonal()[: self._dim].sum())
+        _, covariance = moments.mean_and_covariance()
         return {
             "images": moments.n,
-            "parent_variance": max(parent / n - float((sum_d / n).square().sum()), 0.0),
+            "parent_variance": max(float(covariance.diagonal()[: self._dim].sum()), 0.0),
             "drift_relative": (moments.drift() / parent) ** 0.5 if parent > 0 else 0.0,
             "forward_unexplained": 1.0 if fitted is None else moments.unexplained(fitted.forward),
         }
@@ -223,20 +211,3 @@ class FinishPass:
 def _class_terms(child_nd: Tensor) -> Tensor:
     """Return [g, z, 1] of each row, the terms of the sums by class."""
     return torch.cat([child_nd, unit(child_nd), torch.ones(len(child_nd), 1, dtype=child_nd.dtype)], 1)
-
-
-def run_finish(
-    finish: FinishPass,
-    batches: Iterable[Batch],
-    parent: Callable[[Tensor], Tensor],
-    child: Embedder,
-    device: torch.device,
-    composites: LastPassComposites,
-) -> None:
-    """Feed (pixels uint8 [n,H,W,3], labels [n], indices [n]) and their composites to the pass, without augmentation."""
-    with torch.inference_mode():
-        for pixels, labels, indices in batches:
-            images, labels_n = as_images(pixels, device), torch.as_tensor(labels).long()
-            finish.add(parent(images), child(images), labels_n, np.asarray(indices))
-            for mixed, row_n in composites.of(images, np.asarray(indices)):
-                finish.add_composites(parent(mixed), child(mixed), labels_n[row_n])

@@ -54,7 +54,7 @@ def stage_losses(
     tau, dtype = settings.temperature, student_Bd.dtype
     student_z = unit(student_Bd)
     losses = {"metric_student": metric["student"](student_z, labels_B)}
-    relates = peer_Bd is not None or settings.weight_old or (virtual is not None and len(virtual))
+    relates = peer_Bd is not None or settings.weight_old or virtual
     # Every relation has the student on one side: its log-probabilities are computed once.
     log_s = relation_log_probabilities(student_z, tau) if relates else None
     if peer_Bd is not None and log_s is not None:
@@ -75,7 +75,7 @@ def stage_losses(
     if directions_Cd is not None:
         repelled = repel_loss(student_z, unit(old_Bd), labels_B, directions_Cd)
         losses["repel"] = settings.weight_repel * repelled
-    if virtual is not None and len(virtual) and log_s is not None:
+    if virtual and log_s is not None:
         log_v = relation_log_probabilities(torch.stack(virtual(old_Bd)), tau)
         losses["virtual"] = settings.weight_virtual * divergence(log_s, log_v, tau).to(dtype)
     return losses

@@ -67,7 +67,7 @@ class MapFit:
 
     def summed(self, world: World) -> MapFit:
         """Return the sums over all ranks."""
-        total = MapFit(len(self.images[0].sum_2d) // 2)
+        total = MapFit(self.images[0].dim)
         total.images = [moments.summed(world) for moments in self.images]
         total.composites = [moments.summed(world) for moments in self.composites]
         return total
@@ -104,22 +104,14 @@ class MapFit:
 
     def _folds(self) -> Iterator[tuple[PairMoments, PairMoments]]:
         """Yield the images of a group of classes, and images and composites of all others."""
-        d = len(self.images[0].sum_2d) // 2
         for fold in self._held_out():
-            rest = [i for i in range(FOLDS) if i != fold]
-            others = PairMoments.empty(d).plus(
-                *(self.images[i] for i in rest), *(self.composites[i] for i in rest)
-            )
-            yield self.images[fold], others
+            rest = [of[i] for of in (self.images, self.composites) for i in range(FOLDS) if i != fold]
+            yield self.images[fold], rest[0].plus(*rest[1:])
 
     def _missed(self, ridge: float) -> Tensor:
         """Return the mean outer product of what the forward map misses on held-out classes."""
-        d = len(self.images[0].sum_2d) // 2
-        missed_dd, n = torch.zeros(d, d, dtype=torch.float64), 0.0
-        for images, others in self._folds():
-            missed_dd += images.n * images.error_matrix(others.fit(ridge))
-            n += images.n
-        return missed_dd / n
+        missed = [images.n * images.error_matrix(others.fit(ridge)) for images, others in self._folds()]
+        return torch.stack(missed).sum(0) / self.of_images().n
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +148,17 @@ class KernelFit:
             of_all_ranks(labels_n[every]).numpy(),
         )
 
-    def fit(self, base: AffineMap | None, *, backward: bool = False) -> KernelMap:
-        """Fit the residuals that `base` (default: the identity) leaves between parent and child, or back."""
-        return self._fit(base, np.ones(len(self.labels_m), bool), backward)
+    def fit(
+        self, base: AffineMap | None, *, backward: bool = False, kept: NDArray[np.bool_] | slice = slice(None)
+    ) -> KernelMap:
+        """Fit the residuals that `base` (default: the identity) leaves between parent and child, or back, of the
+        anchors that are `kept`."""
+        s = self.settings
+        x_md, y_md = self.parents_md[kept], self.children_md[kept]
+        if backward:
+            x_md, y_md = y_md, x_md
+        residuals_md = y_md - (base.apply(x_md) if base else x_md)
+        return KernelMap(x_md, residuals_md, base, s.kernel, s.kernel_width, s.kernel_floor)
 
     def held_out_error(self, base: AffineMap | None) -> float:
         """Return the mean of |map(g_parent) - g_child|^2 over centres of classes that the forward map has no anchor
@@ -168,14 +168,6 @@ class KernelFit:
         total = 0.0
         for tried in groups:
             kept = ~tried if len(groups) > 1 else tried
-            mapped = self._fit(base, kept, backward=False).apply(self.parents_md[tried])
+            mapped = self.fit(base, kept=kept).apply(self.parents_md[tried])
             total += float(np.square(mapped.astype(np.float64) - self.children_md[tried]).sum())
         return total / max(len(self.labels_m), 1)
-
-    def _fit(self, base: AffineMap | None, kept_m: NDArray[np.bool_], backward: bool) -> KernelMap:
-        s = self.settings
-        x_md, y_md = self.parents_md[kept_m], self.children_md[kept_m]
-        if backward:
-            x_md, y_md = y_md, x_md
-        residuals_md = y_md - (base.apply(x_md) if base else x_md)
-        return KernelMap(x_md, residuals_md, base, s.kernel, s.kernel_width, s.kernel_floor)

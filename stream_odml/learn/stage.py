@@ -9,9 +9,11 @@ same bits. No image of an earlier task and no model older than the parent is use
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stream_odml.learn.augment import augment, step_seed
@@ -19,7 +21,7 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.composites import LastPassComposites, composites_of_batch, counts_of_composites
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, as_images, trunk_of, with_training_head
-from stream_odml.learn.finish import Batch, FinishPass, StageDiverged, StageOutcome, StepReport, run_finish
+from stream_odml.learn.finish import FinishPass, StageDiverged, StageOutcome
 from stream_odml.learn.losses import OLD_MODEL_TERMS, stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.learn.networks import across_ranks, build_networks, freeze
@@ -32,6 +34,16 @@ from stream_odml.learn.world import World
 __all__ = ["StageDiverged", "StageLearner", "StageOutcome", "StepReport"]
 _OLD_IMAGES_AT_ONCE = 24
 """Images that the old model embeds at once on a CPU: the activations of a layer then stay in the cache."""
+Batch = tuple[NDArray[np.uint8] | Tensor, NDArray[np.int64] | Tensor, NDArray[np.int64] | Tensor]
+"""Pixels uint8 [n,H,W,3], labels [n] and indices [n] of n images of a task."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Weighted loss terms of one step, with their sum as `total`."""
+
+    losses: dict[str, float]
+    step: int
 
 
 class StageLearner:
@@ -102,9 +114,8 @@ class StageLearner:
         repels = s.weight_repel > 0 and not self.is_base
         self._directions = torch.from_numpy(self.bank.directions).to(device) if repels else None
         self._virtual = None if self.is_base else VirtualFeatures(self.bank, s, backward_maps, device)
-        has_virtual = self._virtual is not None and len(self._virtual) > 0
         compares = any(getattr(s, weight) for weight in OLD_MODEL_TERMS)
-        self._needs_old = not self.is_base and (compares or has_virtual)
+        self._needs_old = not self.is_base and (compares or bool(self._virtual))
         self._parallel = across_ranks(self.networks, self.world)
         self._optimiser = build_optimiser(self.networks, self._metric, s)
 
@@ -123,8 +134,9 @@ class StageLearner:
             # For dropout inside a named backbone.
             self._reseed(3, step, world.rank)
             seen = self._with_composites(images, step, start=start, total=total)
-            student_Bd, peer_Bd, old_Bd, composites = self._embed(seen, len(images), step, counts)
-            student_Bd, features_BD = self._split(student_Bd)
+            student_Bd, features_BD, peer_Bd, old_Bd, composites = self._embed(
+                seen, len(images), step, counts
+            )
             # For miners that draw: the same on every rank.
             self._reseed(4, step)
             losses = stage_losses(
@@ -143,12 +155,6 @@ class StageLearner:
             self._descend(sum(losses.values(), torch.zeros((), device=world.device)), step)
         self.next_step = step + 1
         return report
-
-    def _split(self, shown_B: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return g and, in a stage that moves a trunk, h of what the student gives."""
-        if not self._moves_trunk:
-            return shown_B, None
-        return shown_B[:, : self.old.spec.dim], shown_B[:, self.old.spec.dim :]
 
     def _reseed(self, *parts: int) -> None:
         """Seed torch; its own manual_seed is slow, as it formats the stack for each kind of absent accelerator."""
@@ -177,27 +183,28 @@ class StageLearner:
 
     def _embed(
         self, seen: Tensor, b: int, step: int, counts: list[int]
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Return what S, N and O give for the global batch, and S and O for its composites.
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Return g of S, its h where a trunk is moved, g of N and of O (there h) for the global batch; and what S and O
+        give for its composites, of the same kind.
 
-        Raw g; where a trunk is moved, g and h of S beside one another, and h of O. `seen`: b images of this rank, then
-        its composites. One exchange for the batch, another for the composites.
+        `seen`: b images of this rank, then its composites. One exchange for the batch, another for the composites.
         """
         with_peer = self.networks.peer is not None and step % self.settings.peer_every == 0
         student, peer_bd = self._parallel(seen, b if with_peer else 0)
         # Cloned out of inference mode, so that the loss may save it for its backward pass.
         old = self._old_embeddings(seen).clone() if self._needs_old else None
         parts = [part[:b] for part in (student, peer_bd, old) if part is not None]
-        widths = [part.shape[1] for part in parts]
-        gathered = list(torch.split(self.world.gather(torch.cat(parts, dim=1), counts), widths, dim=1))
-        old_Bd = gathered.pop() if old is not None else None
+        widths, d = [part.shape[1] for part in parts], self.old.spec.dim
+        shown, *others = torch.split(self.world.gather(torch.cat(parts, dim=1), counts), widths, dim=1)
+        old_Bd = others.pop() if old is not None else None
+        peer_Bd = others.pop() if peer_bd is not None else None
         composites = None
         if old is not None and self.settings.weight_composites:
             of_ranks = counts_of_composites(counts, self.settings.composite_every)
             both = self.world.gather(torch.cat([student[b:], old[b:]], dim=1), of_ranks)
-            skipped = self.old.spec.dim if self._moves_trunk else 0
+            skipped = d if self._moves_trunk else 0
             composites = (both[:, skipped : student.shape[1]], both[:, student.shape[1] :])
-        return gathered[0], gathered[1] if peer_bd is not None else None, old_Bd, composites
+        return shown[:, :d], shown[:, d:] if self._moves_trunk else None, peer_Bd, old_Bd, composites
 
     def _old_embeddings(self, images: Tensor) -> Tensor:
         bf16 = self.settings.old_precision == "bf16"
@@ -273,7 +280,13 @@ class StageLearner:
             is_base=self.is_base,
         )
         composites = LastPassComposites(0 if self.is_base else self.settings.map_composites, n_images)
-        run_finish(finish, batches, self.old, student, self.world.device, composites)
+        with torch.inference_mode():
+            for pixels, labels, numbers in batches:
+                images, labels_n = as_images(pixels, self.world.device), torch.as_tensor(labels).long()
+                indices = np.asarray(numbers)
+                finish.add(self.old(images), student(images), labels_n, indices)
+                for mixed, row_n in composites.of(images, indices):
+                    finish.add_composites(self.old(mixed), student(mixed), labels_n[row_n])
         student.cpu()
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # in which it is stored
         outcome = finish.outcome(student, self.version_id, class_names)

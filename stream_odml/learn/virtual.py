@@ -45,13 +45,11 @@ class VirtualFeatures:
                     f"virtual: affine needs a backward map to {', '.join(missing)}; "
                     "pass the composed maps, or set virtual: kernel"
                 )
-        self._banks: list[tuple[Tensor, Tensor]] = []
-        for version in self._versions:
-            rows = bank.rows_of_origin(version)
-            drift = bank.means[rows] - bank.origin_means[rows]
-            self._banks.append(
-                (torch.from_numpy(bank.directions[rows]).to(device), torch.from_numpy(drift).to(device))
-            )
+        u_Cd, drift_Cd = (
+            torch.from_numpy(of).to(device) for of in (bank.directions, bank.means - bank.origin_means)
+        )
+        rows = [bank.rows_of_origin(version) for version in self._versions]
+        self._banks = [(u_Cd[mine], drift_Cd[mine]) for mine in rows]
 
     def __len__(self) -> int:
         return len(self._versions)

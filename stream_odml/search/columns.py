@@ -16,40 +16,47 @@ CHUNKS_KEPT = 32
 GROWTH_FACTOR = 1.25
 
 
-class Growable:
-    """An array with room behind its end; only the longest prefix in use may be grown in place."""
+@dataclass
+class _Room:
+    array: NDArray[Any]
+    taken: int
+    """Rows that somebody sees."""
 
-    def __init__(self, data: NDArray[Any], used: int) -> None:
-        self._data = data
-        self._used = used
+
+@dataclass(frozen=True, eq=False)
+class Growable:
+    """The first rows of an array with room behind them: only who sees all that is taken of it grows in place."""
+
+    _room: _Room
+    _n: int
 
     @staticmethod
-    def empty(n: int, width: int | None, dtype: Any) -> "Growable":
-        """Return room for ``n`` rows and some more; memory is taken when it is first written."""
-        rows = int(n * GROWTH_FACTOR) + 1024
-        return Growable(np.empty(rows if width is None else (rows, width), dtype=dtype), n)
+    def of(rows: NDArray[Any]) -> "Growable":
+        """Return these rows, which nobody may change any more."""
+        return Growable(_Room(rows, len(rows)), len(rows))
 
-    def view(self, n: int) -> NDArray[Any]:
-        """Return the first ``n`` rows."""
-        return self._data[:n]
+    @staticmethod
+    def empty(n: int, *width: int, dtype: Any) -> "Growable":
+        """Return ``n`` rows to be filled, and room for some more; memory is taken when it is first written."""
+        return Growable(_Room(np.empty((int(n * GROWTH_FACTOR) + 1024, *width), dtype), n), n)
 
-    def grown(self, n: int, values: NDArray[Any]) -> "Growable":
-        """Return ``values`` put behind the first ``n`` rows: in place when nobody did so before and there is room."""
-        end = n + len(values)
-        target = self
-        if self._used != n or end > len(self._data):
-            target = Growable.empty(
-                end, None if self._data.ndim == 1 else self._data.shape[1], self._data.dtype
-            )
-            target._data[:n] = self._data[:n]
-        target._data[n:end] = values
-        target._used = end
-        return target
+    def __len__(self) -> int:
+        return self._n
 
     @property
-    def nbytes(self) -> int:
-        """Bytes in use."""
-        return int(self._data[: self._used].nbytes)
+    def rows(self) -> NDArray[Any]:
+        """Return what is seen."""
+        return self._room.array[: self._n]
+
+    def grown(self, values: NDArray[Any]) -> "Growable":
+        """Return ``values`` put behind the rows."""
+        end, room = self._n + len(values), self._room
+        if room.taken != self._n or end > len(room.array):
+            room = Growable.empty(end, *self.rows.shape[1:], dtype=self.rows.dtype)._room
+            room.array[: self._n] = self.rows
+        room.array[self._n : end] = values
+        room.taken = end
+        return Growable(room, end)
 
 
 @dataclass(frozen=True)
@@ -108,15 +115,19 @@ KINDS = {"time": np.int64, "held_out": np.bool_, "row": np.int32, **dict.fromkey
 
 @dataclass(frozen=True)
 class Columns:
-    """``n`` items: id, class, shard and row there, version of the vector, attributes (JSON), time, held out."""
+    """Items: id, class, shard and row there, version of the vector, attributes (JSON), time, held out."""
 
-    n: int = 0
     item_ids: Strings = Strings()
     attributes: Strings = Strings()
     names: dict[str, Names] = field(default_factory=lambda: {name: Names() for name in CODED})
     arrays: dict[str, Growable] = field(
-        default_factory=lambda: {name: Growable.empty(0, None, dtype) for name, dtype in KINDS.items()}
+        default_factory=lambda: {name: Growable.empty(0, dtype=dtype) for name, dtype in KINDS.items()}
     )
+
+    @property
+    def n(self) -> int:
+        """Return how many items there are."""
+        return len(self.arrays["row"])
 
     def grown(self, rows: pa.Table) -> "Columns":
         """Return columns with these gallery rows (no vectors) behind the others."""
@@ -127,35 +138,31 @@ class Columns:
         values["row"] = columns["row"].to_numpy()
         values["held_out"] = columns["held_out"].to_numpy(zero_copy_only=False).astype(bool)
         return Columns(
-            self.n + len(rows),
             self.item_ids.grown(columns["item_id"]),
             self.attributes.grown(columns["attributes"].cast(pa.string())),
             self.names,
-            {name: self.arrays[name].grown(self.n, values[name]) for name in values},
+            {name: self.arrays[name].grown(values[name]) for name in values},
         )
 
     def array(self, name: str) -> NDArray[Any]:
         """Return the column ``name`` [n]: codes for class_name, shard_id, version; µs for time; row: in its shard."""
-        return self.arrays[name].view(self.n)
+        return self.arrays[name].rows
 
     def name(self, column: str, i: int) -> str:
         """Return the string of a coded column at row ``i``."""
-        return self.names[column].names[int(self.arrays[column].view(self.n)[i])]
+        return self.names[column].names[int(self.array(column)[i])]
 
     def taken(self, rows: NDArray[np.int64]) -> "Columns":
         """Return these rows only, in new arrays."""
         at = pa.array(rows)
-        arrays = {
-            name: Growable.empty(0, None, a.view(0).dtype).grown(0, self.array(name)[rows])
-            for name, a in self.arrays.items()
-        }
+        arrays = {name: Growable.of(array.rows[rows]) for name, array in self.arrays.items()}
         ids, attributes = (_one(strings.column.take(at)) for strings in (self.item_ids, self.attributes))
-        return Columns(len(rows), Strings().grown(ids), Strings().grown(attributes), self.names, arrays)
+        return Columns(Strings().grown(ids), Strings().grown(attributes), self.names, arrays)
 
     @property
     def nbytes(self) -> int:
         texts = self.item_ids.column.nbytes + self.attributes.column.nbytes
-        return int(texts) + sum(a.nbytes for a in self.arrays.values())
+        return int(texts) + sum(a.rows.nbytes for a in self.arrays.values())
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -48,28 +48,29 @@ class Halves:
 
     bits: Growable
     """int16 [n, d]: numpy has no such type."""
-    n: int
     off: float
     """Largest distance of a row from its half."""
 
     @staticmethod
     def empty(dim: int) -> "Halves":
         """Return the halves of no rows."""
-        return Halves(Growable.empty(0, dim, np.int16), 0, 0.0)
+        return Halves(Growable.empty(0, dim, dtype=np.int16), 0.0)
+
+    def __len__(self) -> int:
+        return len(self.bits)
 
     def grown(self, rows: FloatArray) -> "Halves":
         """Return halves with ``rows`` [m, d] behind the others."""
-        fresh, off = Growable.empty(len(rows), rows.shape[1], np.int16), self.off
+        fresh, off = Growable.empty(*rows.shape, dtype=np.int16), self.off
         for start in range(0, len(rows), BLOCK):
             part, lost = _rounded(rows[start : start + BLOCK])
-            fresh.view(len(rows))[start : start + BLOCK] = part.view(_torch().int16).numpy()
+            fresh.rows[start : start + BLOCK] = part.view(_torch().int16).numpy()
             off = max(off, float(lost.max()))
-        bits = self.bits.grown(self.n, fresh.view(len(rows))) if self.n else fresh
-        return Halves(bits, self.n + len(rows), off)
+        return Halves(self.bits.grown(fresh.rows) if len(self) else fresh, off)
 
     @property
     def nbytes(self) -> int:
-        return self.bits.view(self.n).nbytes
+        return self.bits.rows.nbytes
 
     def nearest(self, queries: FloatArray, rows: FloatArray, k: int) -> tuple[FloatArray, Indices]:
         """Search as `exact.inner_product` does, for the ``rows`` [n, d] that these are the halves of."""
@@ -81,10 +82,10 @@ class Halves:
 
     def _nearest(self, queries: FloatArray, rows: FloatArray, k: int) -> tuple[FloatArray, Indices]:
         torch = _torch()
-        halves = torch.from_numpy(self.bits.view(self.n)).view(torch.bfloat16)
+        halves = torch.from_numpy(self.bits.rows).view(torch.bfloat16)
         asked, lost = _rounded(queries)
         error = self.error(asked.float().norm(dim=1), lost)
-        tiled = self.n - self.n % TILE
+        tiled = len(self) - len(self) % TILE
         best = inner_product(queries, rows[tiled:], k)
         best[1][best[1] >= 0] += tiled
         for start in range(0, tiled, BLOCK):
@@ -104,7 +105,7 @@ class Halves:
 
     def error(self, norms: Any, lost: Any) -> Any:
         """Return how far the product of halves can be from that of full queries, before it is rounded: [nq]."""
-        sums = 4 * self.bits.view(0).shape[1] * 2.0**-24
+        sums = 4 * self.bits.rows.shape[1] * 2.0**-24
         return ROUNDING_MARGIN * (lost + norms * self.off + sums)
 
 

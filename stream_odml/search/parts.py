@@ -31,13 +31,13 @@ class Part:
 
     def numbers(self) -> Indices:
         """Return the numbers of its items among all."""
-        if self.rows is None:
-            return np.arange(self.segment.n)
-        return self.rows.view(self.segment.n)
+        return np.arange(self.segment.n) if self.rows is None else self.rows.rows
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None) -> tuple[FloatArray, Indices]:
         """Return scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
-        numbers = self.numbers()
+        if self.rows is None:
+            return self.segment.nearest(queries, k, mask)
+        numbers = self.rows.rows
         scores, rows = self.segment.nearest(self.own(queries), k, None if mask is None else mask[numbers])
         return self.scored(scores), renumbered(rows, numbers)
 
@@ -65,16 +65,13 @@ class Part:
 
     def grown(self, vectors: FloatArray, numbers: Indices) -> Part:
         """Return a part with items behind the others."""
-        rows = self.rows.grown(self.segment.n, numbers) if self.rows is not None else None
+        rows = self.rows.grown(numbers) if self.rows is not None else None
         return replace(self, segment=self.segment.grown(vectors) if len(vectors) else self.segment, rows=rows)
 
     def taken(self, kept: Indices) -> Part:
         """Return a part with only items of ``kept``, numbers among all, which are then counted from 0."""
         here = np.flatnonzero(np.isin(self.numbers(), kept))
-        rows = None
-        if self.rows is not None:
-            numbers = np.searchsorted(kept, self.numbers()[here])
-            rows = Growable.empty(0, None, np.int64).grown(0, numbers)
+        rows = None if self.rows is None else Growable.of(np.searchsorted(kept, self.rows.rows[here]))
         return replace(self, segment=self.segment.taken(here), rows=rows)
 
     def clusters(self, before: Columns, now: Columns, numbers: Indices | None) -> Clusters | None:

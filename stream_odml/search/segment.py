@@ -21,10 +21,8 @@ FRESH_KEPT = 1024
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """``n`` normalised vectors of dimension ``dim``."""
+    """Normalised vectors."""
 
-    dim: int
-    n: int
     main: IndexSearcher | None
     """Covers the first ``main.n``; None when all are searched exactly."""
     fresh: Growable
@@ -34,11 +32,19 @@ class Segment:
     settings: SearchSettings
 
     @classmethod
-    def of(
-        cls, vectors: Growable, n: int, dim: int, settings: SearchSettings, clusters: Clusters | None = None
-    ) -> Segment:
-        """Return a segment of the first ``n`` of ``vectors``; ``clusters`` of an earlier one stay while they serve."""
-        return cls(dim, n, None, vectors, None, settings)._merged(clusters)
+    def of(cls, vectors: Growable, settings: SearchSettings, clusters: Clusters | None = None) -> Segment:
+        """Return a segment of ``vectors``; ``clusters`` of an earlier one stay while they serve."""
+        return cls(None, vectors, None, settings)._merged(clusters)
+
+    @property
+    def dim(self) -> int:
+        """Return the dimension of the vectors."""
+        return int(self.fresh.rows.shape[1])
+
+    @property
+    def n(self) -> int:
+        """Return how many there are."""
+        return self.split + len(self.fresh)
 
     @property
     def split(self) -> int:
@@ -47,21 +53,19 @@ class Segment:
 
     def grown(self, rows: FloatArray) -> Segment:
         """Return a segment with ``rows`` [m, dim] behind the others."""
-        fresh = self.fresh.grown(self.n - self.split, rows)
-        return replace(self, fresh=fresh, n=self.n + len(rows))._merged()
+        return replace(self, fresh=self.fresh.grown(rows))._merged()
 
     def taken(self, rows: Indices) -> Segment:
         """Return these rows only, of a segment without a main part."""
-        fresh = Growable.empty(0, self.dim, np.float32).grown(0, self.fresh.view(self.n)[rows])
-        return Segment.of(fresh, len(rows), self.dim, self.settings)
+        return Segment.of(Growable.of(self.fresh.rows[rows]), self.settings)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
         """Return cosines and row numbers [nq, k] for normalised ``queries`` [nq, dim]; -1 where fewer are there."""
         split, parts = self.split, []
         if self.main is not None:
             parts.append(self.main.search(queries, k, None if mask is None else mask[:split]))
-        if self.n > split or not parts:
-            exact = ExactSearcher(self.fresh.view(self.n - split), self.halves)
+        if len(self.fresh) or not parts:
+            exact = ExactSearcher(self.fresh.rows, self.halves)
             scores, rows = exact.search(queries, k, None if mask is None else mask[split:])
             parts.append((scores, np.where(rows < 0, -1, rows + split)))
         return merge_top(parts, k)
@@ -70,7 +74,7 @@ class Segment:
         """Return float32 [len(rows), dim]."""
         out = np.empty((len(rows), self.dim), dtype=np.float32)
         late = rows >= self.split
-        out[late] = self.fresh.view(self.n - self.split)[rows[late] - self.split]
+        out[late] = self.fresh.rows[rows[late] - self.split]
         if self.main is not None and not late.all():
             out[~late] = self.main.vectors(rows[~late])
         return out
@@ -78,7 +82,7 @@ class Segment:
     def memory(self) -> dict[str, int]:
         """Return bytes by what holds them."""
         return {
-            "vectors": self.fresh.nbytes,
+            "vectors": self.fresh.rows.nbytes,
             "halves": self.halves.nbytes if self.halves else 0,
             "index": self.main.nbytes if self.main else 0,
         }
@@ -86,7 +90,7 @@ class Segment:
     def _merged(self, clusters: Clusters | None = None) -> Segment:
         """With the fresh ones in the main part, if they have become many (or all too many for exact search)."""
         main = self.main
-        fresh = self.fresh.view(self.n - self.split)
+        fresh = self.fresh.rows
         if main is None:
             built = build_searcher(fresh, self.settings, clusters)
             if isinstance(built, ExactSearcher):
@@ -96,7 +100,7 @@ class Segment:
             return self
         else:
             main = main.grown(fresh)
-        return replace(self, main=main, fresh=Growable.empty(0, self.dim, np.float32), halves=None)
+        return replace(self, main=main, fresh=Growable.empty(0, self.dim, dtype=np.float32), halves=None)
 
 
 def _halves(held: Halves | None, rows: FloatArray) -> Halves | None:
@@ -104,4 +108,4 @@ def _halves(held: Halves | None, rows: FloatArray) -> Halves | None:
     if len(rows) < ROWS or worth_from(dim) == NEVER:
         return None
     held = held or Halves.empty(dim)
-    return held.grown(rows[held.n :])
+    return held.grown(rows[len(held) :])

@@ -132,11 +132,7 @@ class GallerySnapshot:
             mask = mask.copy()
             mask[self.dead] = False
         wide = k if mask is not None else k + len(self.dead)
-        found = []
-        for part in self.parts:  # one of all items adds nothing to its segment
-            source = part.segment if part.rows is None else part
-            found.append(source.nearest(queries, wide, mask))
-        scores, rows = merge_top(found, wide)
+        scores, rows = merge_top([part.nearest(queries, wide, mask) for part in self.parts], wide)
         if mask is None and len(self.dead):
             order = np.argsort(np.isin(rows, self.dead), axis=1, kind="stable")[:, :k]
             alive = np.take_along_axis(rows, order, axis=1)
@@ -157,8 +153,6 @@ class GallerySnapshot:
         compared by a part of an embedding the rest is zero."""
         out = np.zeros((len(rows), self.dim), dtype=np.float32)
         for part in self.parts:
-            if part.rows is None:
-                return part.segment.vectors(rows)
             mine, place = part.places(rows)
             out[mine, part.first : part.first + part.segment.dim] = part.segment.vectors(place)
         return out
@@ -245,9 +239,8 @@ def _part(made: Made, settings: SearchSettings, before: GallerySnapshot | None, 
     last = before.parts[0 if made.first == 0 else -1] if before else None
     same = last is not None and (last.rows is None) == (made.numbers is None)
     clusters = last.clusters(before.columns, columns, made.numbers) if before and last and same else None
-    segment = Segment.of(made.vectors, made.n, made.dim, settings, clusters)
-    rows = None if made.numbers is None else Growable.empty(0, None, np.int64).grown(0, made.numbers)
-    return Part(segment, rows, made.first, made.scale, made.bonus)
+    rows = None if made.numbers is None else Growable.of(made.numbers)
+    return Part(Segment.of(made.vectors, settings, clusters), rows, made.first, made.scale, made.bonus)
 
 
 def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
@@ -269,7 +262,7 @@ def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
         made, space = old.space.vectors(store, files, rows, _features(old.cache))
         parts = tuple(
             part.grown(
-                more.vectors.view(more.n), n + (np.arange(more.n) if more.numbers is None else more.numbers)
+                more.vectors.rows, n + (np.arange(len(rows)) if more.numbers is None else more.numbers)
             )
             for part, more in zip(parts, made, strict=True)
         )

@@ -40,21 +40,15 @@ Features = Callable[[Store, str], FeatureCodes]
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """The first ``n`` of ``vectors``, normalised, for one part of an embedding."""
+    """Normalised vectors for one part of an embedding."""
 
     vectors: Growable
-    n: int
     numbers: Indices | None
     """Which of all rows they are; None for all."""
     first: int = 0
     """Where the part begins in an embedding."""
     scale: float = 1.0
     bonus: float = 0.0
-
-    @property
-    def dim(self) -> int:
-        """Length of the part."""
-        return int(self.vectors.view(0).shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,34 +134,33 @@ class Space:
         return self.head.embed(h_nD)
 
     def _mapped(self, store: Store, files: Files, rows: pa.Table) -> Made:
-        n = len(rows)
-        vectors, at = Growable.empty(n, self.dim, np.float32), 0
+        made, at = Growable.empty(len(rows), self.dim, dtype=np.float32), 0
         for path, chosen in files:
-            vectors.view(n)[at : at + len(chosen)] = store.vectors(path)[chosen]
+            made.rows[at : at + len(chosen)] = store.vectors(path)[chosen]
             at += len(chosen)
-        map_in_place(self.mapper, store.tree, rows["version"], self.version, vectors.view(n))
-        normalise_rows(vectors.view(n))
-        return Made(vectors, n, None)
+        map_in_place(self.mapper, store.tree, rows["version"], self.version, made.rows)
+        normalise_rows(made.rows)
+        return Made(made, None)
 
     def _projected(
         self, head: DiscriminantHead, store: Store, files: Files, rows: pa.Table, features: Features
     ) -> tuple[list[Made], Space]:
         known = self._known(head, rows)
-        new = Growable.empty(int((~known).sum()), len(head.new_DD), np.float32)
-        some = Growable.empty(int(known.sum()), head.known_dim, np.float32)
+        new = Growable.empty(int((~known).sum()), len(head.new_DD), dtype=np.float32)
+        some = Growable.empty(int(known.sum()), head.known_dim, dtype=np.float32)
         at_known = at_new = 0
         lengths: dict[str, list[float]] = {}
         for at, codes in self._blocks(store, files, rows, features, lengths):
             mine = known[at : at + len(codes)]
             count = int(mine.sum())
             if count:
-                some.view(len(known))[at_known : at_known + count] = head.known_part(codes[mine])
+                some.rows[at_known : at_known + count] = head.known_part(codes[mine])
             if count < len(codes):
-                new.view(len(known))[at_new : at_new + len(codes) - count] = head.new_part(codes[~mine])
+                new.rows[at_new : at_new + len(codes) - count] = head.new_part(codes[~mine])
             at_known, at_new = at_known + count, at_new + len(codes) - count
-        made = [Made(new, at_new, np.flatnonzero(~known), head.known_dim, head.new_scale, head.new_bonus)]
+        made = [Made(new, np.flatnonzero(~known), head.known_dim, head.new_scale, head.new_bonus)]
         if head.known_dim:
-            made.insert(0, Made(some, at_known, np.flatnonzero(known)))
+            made.insert(0, Made(some, np.flatnonzero(known)))
         means = {name: float(np.mean(seen)) for name, seen in lengths.items()}
         kept = {**means, **self.lengths}
         return made, Space(self.version, self.dim, self.mapper, head, self.head_of, kept)

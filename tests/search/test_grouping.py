@@ -53,10 +53,8 @@ def gallery(sizes: Sizes, spread: float, *, dead: int = 0, kind: str = "exact", 
     made = []
     for part in range(parts):
         mine = np.flatnonzero(labels % parts == part)
-        segment = Segment.of(
-            Growable.empty(0, DIM, np.float32).grown(0, vectors[mine]), len(mine), DIM, settings
-        )
-        rows = None if parts == 1 else Growable.empty(0, None, np.int64).grown(0, mine)
+        segment = Segment.of(Growable.of(vectors[mine]), settings)
+        rows = None if parts == 1 else Growable.of(mine)
         made.append(Part(segment, rows, 0, 1.0 - 0.3 * part, 0.2 * part))
     gone = np.sort(random.permutation(n)[:dead])
     nothing = cast(Any, None)

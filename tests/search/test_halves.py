@@ -103,10 +103,10 @@ def test_growing_leaves_what_was_there() -> None:
     both = first.grown(rows[500:2000])
     other = first.grown(-rows[500:900])
     at_once = Halves.empty(D).grown(rows[:2000])
-    assert (both.bits.view(2000) == at_once.bits.view(2000)).all()
+    assert (both.bits.rows == at_once.bits.rows).all()
     assert both.off == at_once.off
-    assert (first.n, other.n, both.nbytes) == (500, 900, 2000 * D * 2)
-    assert (other.bits.view(900)[:500] == at_once.bits.view(500)).all()
+    assert (len(first), len(other), both.nbytes) == (500, 900, 2000 * D * 2)
+    assert (other.bits.rows[:500] == at_once.bits.rows[:500]).all()
 
 
 def test_a_snapshot_keeps_halves_of_what_it_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +126,8 @@ def test_a_snapshot_keeps_halves_of_what_it_searches(tmp_path: Path, monkeypatch
     for seen in (snapshot.refreshed(store), GallerySnapshot.load(store)):
         halves = seen.parts[0].segment.halves
         assert halves is not None
-        assert halves.n == seen.columns.n
-        assert seen.memory()["halves"] == halves.n * D * 2
+        assert len(halves) == seen.columns.n
+        assert seen.memory()["halves"] == len(halves) * D * 2
         queries = scattered(8, 5)
         many = seen.search(queries, seen.version, 100)
         single = [seen.search(query[None], seen.version, 100)[0] for query in queries]
