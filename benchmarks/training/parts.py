@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -64,9 +65,7 @@ def _parts(shape: Shape, seed: int) -> dict[str, Callable[[], object]]:
         learner.step(pixels, labels)  # gives the optimiser its gradients and its state
 
     def views(every: int) -> Tensor:
-        return composites_of_batch(
-            images, every=every, per_class=s.images_per_class, seed=seed, step=0, start=0, total=total
-        )
+        return composites_of_batch(images, replace(s, composite_every=every), seed, 0, start=0, total=total)
 
     return {
         "pixels to images, augmented": lambda: augment(as_images(pixels), s, seed, 0, start=0, total=total),

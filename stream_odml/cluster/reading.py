@@ -15,7 +15,7 @@ import ray.data
 
 from stream_odml.cluster.ray_compat import task_attempt
 from stream_odml.cluster.runtime import LEARNING_NICENESS, lower_priority
-from stream_odml.ingest.reasons import Reason, RowProblem
+from stream_odml.ingest.reasons import Reason
 from stream_odml.ingest.tables import start_decoder
 from stream_odml.pipeline.task_cache import BLOCK_ROWS, Batch, Readers, Wanted, decode, lost_batch
 
@@ -87,7 +87,7 @@ class RayReaders(Readers):
             ends[rows[0]] += 1
             if ends[rows[0]] == READER_ENDS:
                 detail = f"reading it for training ended its process {READER_ENDS} times: {why}"
-                yield lost_batch(member, [RowProblem(rows[0], Reason.KILLED_READER, detail)], size)
+                yield lost_batch(member, rows[0], Reason.KILLED_READER, detail, size)
                 rows = rows[1:]
 
 

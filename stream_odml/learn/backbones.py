@@ -15,9 +15,10 @@ from stream_odml.learn.named import TimmBackbone, TransformersBackbone
 from stream_odml.learn.settings import EmbedderSpec
 
 
-def build_backbone(spec: EmbedderSpec, *, load: bool, architecture: dict[str, Any]) -> Backbone:
-    """Return the backbone that `spec` names; with `load` its pretrained weights, else whatever the current seed gives.
-    Raises ValueError for an unknown name, or weights that cannot be read or do not fit."""
+def build_backbone(spec: EmbedderSpec, architecture: dict[str, Any] | None) -> Backbone:
+    """Return the backbone that `spec` names, with its pretrained weights if there are any, else whatever the current
+    seed gives. Of a stored `architecture` no weights are loaded, and nothing is asked of the network. Raises
+    ValueError for an unknown name, or weights that cannot be read or do not fit."""
     family, _, name = spec.backbone.partition(":")
     backbone: Backbone
     if family == "conv4" and not name:
@@ -25,17 +26,17 @@ def build_backbone(spec: EmbedderSpec, *, load: bool, architecture: dict[str, An
     elif family == "mobilenetv2" and not name:
         backbone = MobileNetV2()
     elif family == "transformers" and name:
-        backbone = TransformersBackbone(name, load and spec.pretrained, architecture)
+        backbone = TransformersBackbone(name, spec.pretrained, architecture)
     elif spec.takes_vectors:
         backbone = Backbone()  # what comes is what it would give
     elif family == "timm" and name:
-        backbone = TimmBackbone(name, load and spec.pretrained)
+        backbone = TimmBackbone(name, spec.pretrained and architecture is None)
     else:
         raise ValueError(
             f"unknown backbone {spec.backbone!r}; expected conv4, mobilenetv2, "
             "transformers:<name or folder>, timm:<name>, or none for a stream of vectors"
         )
-    if load and spec.weights is not None:
+    if architecture is None and spec.weights is not None:
         _load_weights(backbone, spec.weights)
     return backbone
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_odml.learn.augment import step_seed
+from stream_odml.learn.settings import StageSettings
 
 MAX_LAST_PASS_COMPOSITES = 16_384
 """Maximum composites of a task in its last pass: enough for a map of a few hundred dimensions at any task size."""
@@ -43,16 +44,16 @@ def cut_mix(images_n3SS: Tensor, partners_n3SS: Tensor, draw_n4: Tensor) -> Tens
 
 
 def composites_of_batch(
-    images_b3SS: Tensor, *, every: int, per_class: int, seed: int, step: int, start: int, total: int
+    images_b3SS: Tensor, settings: StageSettings, seed: int, step: int, *, start: int, total: int
 ) -> Tensor:
     """Return composites of every n-th row of the global batch, of which this rank holds rows start..start+b.
 
-    Partners are of the neighbouring class, `per_class` rows further or back. Where a rank holds an even
+    Partners are of the neighbouring class, `images_per_class` rows further or back. Where a rank holds an even
     number of classes of the batch, N ranks make the composites that one rank would; else the odd class's images
     are joined to themselves.
     """
-    row_b = start + torch.arange(len(images_b3SS))
-    row_b = row_b[row_b % every == 0]
+    row_b, per_class = start + torch.arange(len(images_b3SS)), settings.images_per_class
+    row_b = row_b[row_b % settings.composite_every == 0]
     other_b = torch.where(row_b // per_class % 2 == 0, row_b + per_class, row_b - per_class)
     held = (other_b >= start) & (other_b < start + len(images_b3SS))
     other_b = torch.where(held, other_b, row_b)

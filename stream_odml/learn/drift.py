@@ -167,14 +167,7 @@ def drift_map_from_bytes(data: bytes) -> DriftMap:
     base = AffineMap(arrays["A"], arrays["b"]) if "A" in arrays else None
     if kind == "affine":
         return cast(AffineMap, base)
-    return KernelMap(
-        arrays["anchors"],
-        arrays["residuals"],
-        base,
-        meta["kernel"],
-        float(meta["width"]),
-        float(meta["floor"]),
-    )
+    return KernelMap(arrays["anchors"], arrays["residuals"], base, **meta)
 
 
 def _check_dim(g_nd: Floats, d: int) -> None:

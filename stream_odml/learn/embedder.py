@@ -98,16 +98,12 @@ class Embedder(nn.Module):
         return self
 
 
-def build_embedder(spec: EmbedderSpec, seed: int) -> Embedder:
+def build_embedder(spec: EmbedderSpec, seed: int, architecture: dict[str, Any] | None = None) -> Embedder:
     """Return a fresh embedder: pretrained weights where the spec names some, the rest from `seed`; the global
-    RNG is kept."""
-    return _build(spec, seed, load=True, architecture={})
-
-
-def _build(spec: EmbedderSpec, seed: int, *, load: bool, architecture: dict[str, Any]) -> Embedder:
+    RNG is kept. `architecture`: of a stored one, whose weights are loaded afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Embedder(spec, build_backbone(spec, load=load, architecture=architecture))
+        return Embedder(spec, build_backbone(spec, architecture))
 
 
 def with_training_head(trunk: Embedder, seed: int) -> Embedder:
@@ -139,7 +135,7 @@ def embedder_from_bytes(data: bytes) -> Embedder:
     """Return the inverse of `embedder_to_bytes`, on the CPU in evaluation mode; BadArtifact for other bytes."""
     _, arrays, meta = unpack(data, ("embedder",))
     try:
-        embedder = _build(EmbedderSpec(**meta["spec"]), 0, load=False, architecture=meta["architecture"])
+        embedder = build_embedder(EmbedderSpec(**meta["spec"]), 0, meta["architecture"])
         embedder.load_state_dict({k: torch.from_numpy(a.copy()) for k, a in arrays.items()})
     except (KeyError, TypeError, RuntimeError) as error:
         raise BadArtifact(f"an embedder that this release cannot rebuild: {error}") from error
@@ -167,9 +163,8 @@ def embed(
     try:
         with torch.inference_mode():
             for i in range(0, len(pixels_NHW3), batch):
-                g_Nd[i : i + batch] = (
-                    embedder(as_images(np.array(pixels_NHW3[i : i + batch]), device)).cpu().numpy()
-                )
+                images = as_images(np.array(pixels_NHW3[i : i + batch]), device)
+                g_Nd[i : i + batch] = embedder(images).cpu().numpy()
     finally:
         embedder.train(was_training)
     return g_Nd

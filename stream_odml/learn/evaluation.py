@@ -87,7 +87,7 @@ def rankings(retrieval: Retrieval, depth: int) -> Iterator[tuple[Tensor, Tensor]
     for start in range(0, len(retrieval.queries), _QUERIES):
         rows = slice(start, start + _QUERIES)
         queries = unit(torch.from_numpy(np.ascontiguousarray(retrieval.queries[rows], np.float32)))
-        labels = torch.from_numpy(np.ascontiguousarray(retrieval.query_labels[rows], np.int64))
+        labels = torch.from_numpy(retrieval.query_labels[rows])
         own = None if retrieval.self_index is None else torch.from_numpy(retrieval.self_index[rows])
         yield _rank_block(retrieval, queries, labels, own, depth)
 
@@ -101,9 +101,7 @@ def _rank_block(
     for start in range(0, len(retrieval.gallery), _GALLERY):
         block = slice(start, start + _GALLERY)
         gallery = unit(torch.from_numpy(np.ascontiguousarray(retrieval.gallery[block], np.float32)))
-        same = labels[:, None] == torch.from_numpy(
-            np.ascontiguousarray(retrieval.gallery_labels[block], np.int64)
-        )
+        same = labels[:, None] == torch.from_numpy(retrieval.gallery_labels[block])
         similar = queries @ gallery.T
         key = _rank_keys(similar, same)
         if own is not None:
@@ -111,9 +109,8 @@ def _rank_block(
             key[at, own[at] - start] = _LAST
             same[at, own[at] - start] = False
         relevant += same.sum(1)
-        candidates, order = torch.cat([best, key], 1).topk(depth, dim=1)
+        best, order = torch.cat([best, key], 1).topk(depth, dim=1)
         hits = torch.cat([hits, same], 1).gather(1, order)
-        best = candidates
     return hits, relevant
 
 
@@ -143,15 +140,12 @@ def estimated_recall(
     the child would embed itself, is taken for its mapped vector plus noise of mean square `error`, by which the map
     missed the classes that it was not fitted to. The noise is isotropic: an estimate, not a bound.
     """
-    before = _mean(nearest_is_relevant(Retrieval.leave_one_out(stored_nd, labels_n)))
+    before = nearest_is_relevant(Retrieval.leave_one_out(stored_nd, labels_n))
+    if np.isnan(before).all():
+        return None
     mapped_nd = forward.apply(np.ascontiguousarray(stored_nd, np.float32))
     noise_nd = np.random.default_rng(seed).normal(size=mapped_nd.shape) * (error / mapped_nd.shape[1]) ** 0.5
     queries_nd = (mapped_nd + noise_nd).astype(np.float32)
     own_n = np.arange(len(labels_n))
-    after = _mean(nearest_is_relevant(Retrieval(queries_nd, labels_n, mapped_nd, labels_n, own_n)))
-    return None if before is None or after is None else (before, after)
-
-
-def _mean(found: Floats) -> float | None:
-    known = found[~np.isnan(found)]
-    return float(known.mean()) if len(known) else None
+    after = nearest_is_relevant(Retrieval(queries_nd, labels_n, mapped_nd, labels_n, own_n))
+    return float(np.nanmean(before)), float(np.nanmean(after))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 from typing import Any, cast
 
 import torch
@@ -134,10 +135,9 @@ def build_metric_loss(settings: StageSettings, n_classes: int, dim: int, seed: i
 
 def _own_class(name: str) -> Any:
     """Import a class of the user's by `module:Class`."""
-    module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"metric_loss {name!r} cannot be had ({error}); its module must be importable where training runs"
         ) from error

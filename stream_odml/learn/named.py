@@ -18,7 +18,7 @@ class TransformersBackbone(Backbone):
     """A vision model of transformers (ResNet, ViT, DINOv2, ConvNeXt ...) by name or local folder. Its configuration
     travels with the embedder, so a saved one is built again without folder or network."""
 
-    def __init__(self, name: str, pretrained: bool, architecture: dict[str, Any]) -> None:
+    def __init__(self, name: str, pretrained: bool, architecture: dict[str, Any] | None) -> None:
         super().__init__()
         transformers = importlib.import_module("transformers")
         try:
@@ -27,8 +27,8 @@ class TransformersBackbone(Backbone):
                 config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
             else:
                 config = transformers.AutoConfig.from_pretrained(name)
-            made = transformers.AutoModel
-            model: nn.Module = made.from_pretrained(name) if pretrained else made.from_config(config)
+            made, loads = transformers.AutoModel, pretrained and architecture is None
+            model: nn.Module = made.from_pretrained(name) if loads else made.from_config(config)
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(
                 f"backbone 'transformers:{name}' cannot be built ({first_line(error)}); expected the name of a vision "
@@ -41,19 +41,18 @@ class TransformersBackbone(Backbone):
         self.model = model
         self.prefix_tokens = _prefix_tokens(model)
         self.default_pooling = "cls" if self.prefix_tokens else "mean"
-        self._architecture = {"config": config.to_dict(), **self._statistics(name, architecture)}
-        self.pixel_statistics = tuple(map(tuple, self._architecture["pixels"]))  # type: ignore[assignment]
+        pixels = architecture["pixels"] if architecture else self._pixels(name)
+        self._architecture = {"config": config.to_dict(), "pixels": pixels}
+        self.pixel_statistics = tuple(map(tuple, pixels))  # type: ignore[assignment]
 
     @staticmethod
-    def _statistics(name: str, architecture: dict[str, Any]) -> dict[str, Any]:
-        if architecture:
-            return {"pixels": architecture["pixels"]}
+    def _pixels(name: str) -> list[list[float]]:
         mixin = importlib.import_module("transformers.image_processing_base").ImageProcessingMixin
         try:
             found, _ = mixin.get_image_processor_dict(name)
-            return {"pixels": [list(found["image_mean"]), list(found["image_std"])]}
+            return [list(found["image_mean"]), list(found["image_std"])]
         except (OSError, KeyError):
-            return {"pixels": [list(part) for part in IMAGENET]}  # a folder without preprocessor file
+            return [list(part) for part in IMAGENET]  # a folder without preprocessor file
 
     def architecture(self) -> dict[str, Any]:
         return self._architecture

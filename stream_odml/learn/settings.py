@@ -64,9 +64,13 @@ class EmbedderSpec:
             raise ValueError(
                 f"lift: {self.lift} random features with head {self.head!r}; only `head: discriminant` takes them"
             )
-        if self.takes_vectors:
-            self._check_vectors()
-        elif self.input_dim:
+        if self.takes_vectors and self.head != "discriminant":
+            raise ValueError(
+                f"backbone: none with head {self.head!r}; vectors are learnt from by `head: discriminant` alone"
+            )
+        if self.takes_vectors and self.starts_pretrained:
+            raise ValueError("backbone: none has no weights; leave out `weights` and `pretrained`")
+        if self.input_dim and not self.takes_vectors:
             raise ValueError(
                 f"input_dim: {self.input_dim} with backbone {self.backbone!r}, which takes images; only "
                 "`backbone: none` takes vectors"
@@ -76,14 +80,6 @@ class EmbedderSpec:
                 f"pretrained: true, but backbone {self.backbone!r} has no weights by name; "
                 "name a file in `weights`, or use a `transformers:` or `timm:` backbone"
             )
-
-    def _check_vectors(self) -> None:
-        if self.head != "discriminant":
-            raise ValueError(
-                f"backbone: none with head {self.head!r}; vectors are learnt from by `head: discriminant` alone"
-            )
-        if self.pretrained or self.weights is not None:
-            raise ValueError("backbone: none has no weights; leave out `weights` and `pretrained`")
 
     @property
     def takes_vectors(self) -> bool:

@@ -165,20 +165,11 @@ class StageLearner:
 
     def _with_composites(self, images_b3SS: Tensor, step: int, *, start: int, total: int) -> Tensor:
         """Return this rank's images, and behind them its cut-mix composites; none in the base stage."""
-        s = self.settings
-        if self.is_base or not s.weight_composites:
+        if self.is_base or not self.settings.weight_composites:
             return images_b3SS
         composites = composites_of_batch(
-            images_b3SS,
-            every=s.composite_every,
-            per_class=s.images_per_class,
-            seed=self.seed,
-            step=step,
-            start=start,
-            total=total,
+            images_b3SS, self.settings, self.seed, step, start=start, total=total
         )
-        if not len(composites):
-            return images_b3SS
         return torch.cat([images_b3SS, composites]).contiguous(memory_format=torch.channels_last)
 
     def _embed(
@@ -269,17 +260,10 @@ class StageLearner:
         """
         if len(class_names) != self._n_classes or len(set(class_names)) != self._n_classes:
             raise ValueError(f"{len(set(class_names))} different class names, expected {self._n_classes}")
+        s, n, is_base = self.settings, self._n_classes, self.is_base
         student = self._averaged_student().eval().requires_grad_(False)
-        finish = FinishPass(
-            self.settings,
-            self.bank,
-            self._n_classes,
-            student.out_dim,
-            self.world,
-            new_buffer,
-            is_base=self.is_base,
-        )
-        composites = LastPassComposites(0 if self.is_base else self.settings.map_composites, n_images)
+        finish = FinishPass(s, self.bank, n, student.out_dim, self.world, new_buffer, is_base=is_base)
+        composites = LastPassComposites(0 if is_base else s.map_composites, n_images)
         with torch.inference_mode():
             for pixels, labels, numbers in batches:
                 images, labels_n = as_images(pixels, self.world.device), torch.as_tensor(labels).long()

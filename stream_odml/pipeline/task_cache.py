@@ -5,6 +5,7 @@ Protects: a cache is filled from an explicit list of shards and rows, so it is t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -20,8 +21,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stream_odml.ingest.cache import CacheMember, PixelCache
+from stream_odml.ingest.decode import Pixels
 from stream_odml.ingest.reasons import BadShard, Reason, RowProblem, TransientReadError
-from stream_odml.ingest.rows import Block, decode_rows
+from stream_odml.ingest.rows import decode_rows
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.pipeline.hang_guard import guarded
 from stream_odml.store.blocks import compact
@@ -137,34 +139,27 @@ def fill_cache(
     TransientReadError when bytes are unreachable.
     """
     specs = {
-        s.shard_id: {
-            "shard": s.to_dict(),
-            "options": read_options(s.uri),
-            "hang_s": hang_s,
-            "max_pixels": max_pixels,
-        }
+        s.shard_id: json.dumps(
+            {"shard": s.to_dict(), "options": read_options(s.uri), "hang_s": hang_s, "max_pixels": max_pixels}
+        )
         for s in shards
     }
-    for member, part in _decoded_here(cache, specs, time.monotonic() + HERE_S):
-        if isinstance(part, RowProblem):
-            cache.lose(member, [part])
-        else:
-            cache.write(member, part.rows, part.pixels)
-    if wanted := _missing(cache, specs):
-        for decoded in readers.spread(wanted, cache.size):
-            _keep_batch(cache, decoded)
+
+    def missing() -> list[Wanted]:
+        left = ((member, rows.tolist()) for member, rows in cache.missing())
+        return [Wanted(member=one, spec=specs[cache.shard_ids[one]], rows=rows) for one, rows in left]
+
+    def keep(decoded: Iterator[Batch]) -> None:
+        for batch in decoded:
+            _keep_batch(cache, batch)
+
+    keep(_decoded_here(missing(), cache.size, cache.folder / READING_HERE))
+    if wanted := missing():
+        keep(readers.spread(wanted, cache.size))
     # Of readers that ended; what failed in another way fails again, and says so.
-    for left in _missing(cache, specs):
-        for decoded in readers.apart(left, cache.size):
-            _keep_batch(cache, decoded)
+    for left in missing():
+        keep(readers.apart(left, cache.size))
     cache.finish()
-
-
-def _missing(cache: PixelCache, specs: dict[str, dict[str, Any]]) -> list[Wanted]:
-    return [
-        Wanted(member=member, spec=json.dumps(specs[cache.shard_ids[member]]), rows=rows.tolist())
-        for member, rows in cache.missing()
-    ]
 
 
 def _keep_batch(cache: PixelCache, decoded: Batch) -> None:
@@ -174,33 +169,31 @@ def _keep_batch(cache: PixelCache, decoded: Batch) -> None:
         own = decoded["member"] == member
         good = own & (problems == "")
         cache.write(int(member), decoded["row"][good], decoded["pixels"][good])
+        bad = own & ~good
         lost = [
-            (row, json.loads(text))
-            for row, text in zip(decoded["row"][own & ~good], problems[own & ~good], strict=True)
+            (row, *json.loads(text)) for row, text in zip(decoded["row"][bad], problems[bad], strict=True)
         ]
-        for _, (reason, detail) in lost:
+        for _, reason, detail in lost:
             if reason == _UNREACHABLE:
                 raise TransientReadError(detail)
-        cache.lose(int(member), [RowProblem(int(row), Reason(why), detail) for row, (why, detail) in lost])
+        cache.lose(int(member), [RowProblem(int(row), Reason(why), detail) for row, why, detail in lost])
 
 
-def _decoded_here(
-    cache: PixelCache, specs: dict[str, dict[str, Any]], until: float
-) -> Iterator[tuple[int, Block | RowProblem]]:
-    """What this process can decode by then: all of a small task, for which no other need be found or started. A
+def _decoded_here(wanted: list[Wanted], size: int, mark: Path) -> Iterator[Batch]:
+    """What this process can decode in HERE_S: all of a small task, for which no other need be found or started. A
     cluster ends idle reading processes after a second, and takes seconds to start the next.
 
-    In a thread, which is left behind where it hangs. A mark lies beside the cache for as long as it reads: whoever
-    finds one comes after a process that this reading ended, or hangs, and leaves it to others.
+    In a thread, which is left behind where it hangs. The file ``mark`` is there for as long as it reads: whoever finds
+    it comes after a process that this reading ended, or hangs, and leaves it to others.
     """
-    found: SimpleQueue[tuple[int, Block | RowProblem] | BaseException | None] = SimpleQueue()
-    missing, mark = cache.missing(), cache.folder / READING_HERE
+    until = time.monotonic() + HERE_S
+    found: SimpleQueue[Batch | Exception | None] = SimpleQueue()
 
     def read() -> None:
         try:
-            for member, rows in missing:
-                for part in _parts(specs[cache.shard_ids[member]], rows.tolist(), cache.size):
-                    found.put((member, part))
+            for one in wanted:
+                for batch in _decoded(one["member"], json.loads(one["spec"]), one["rows"], size, BLOCK_ROWS):
+                    found.put(batch)
                     if time.monotonic() > until:
                         return
         except Exception as error:
@@ -209,60 +202,50 @@ def _decoded_here(
             mark.unlink(missing_ok=True)
             found.put(None)
 
-    if time.monotonic() < until and not mark.exists():
-        mark.touch()
-        threading.Thread(target=read, name="decode", daemon=True).start()
-    else:
+    if HERE_S <= 0 or mark.exists():
         return
-    while (left := until - time.monotonic()) > 0:
-        try:
-            one = found.get(timeout=left)
-        except Empty:
-            return
-        if isinstance(one, BaseException):
-            raise one
-        if one is None:
-            return
-        yield one
+    mark.touch()
+    threading.Thread(target=read, name="decode", daemon=True).start()
+    with contextlib.suppress(Empty):
+        while (one := found.get(timeout=max(0.0, until - time.monotonic()))) is not None:
+            if isinstance(one, Exception):
+                raise one
+            yield one
 
 
 def decode(member: int, spec: str, rows: list[int], size: int, block_rows: int) -> Iterator[Batch]:
     """Yield what a reading process gives of a shard: pixels of the good rows and problems of the others."""
     plan = json.loads(spec)
+    yield from guarded(_decoded(member, plan, rows, size, block_rows), plan["hang_s"])
+
+
+def _decoded(
+    member: int, plan: dict[str, Any], rows: list[int], size: int, block_rows: int
+) -> Iterator[Batch]:
+    ref = ShardRef.from_dict(plan["shard"])
     try:
-        for part in guarded(_parts(plan, rows, size, block_rows), plan["hang_s"]):
+        for part in decode_rows(ref, rows, size, plan["max_pixels"], block_rows, plan["options"]):
             if isinstance(part, RowProblem):
-                yield lost_batch(member, [part], size)
-                continue
-            count = len(part.rows)
-            members, problems = np.full(count, member, np.int32), np.full(count, "", object)
-            yield {"member": members, "row": part.rows, "pixels": part.pixels, "problem": problems}
+                yield lost_batch(member, part.row, part.reason, part.detail, size)
+            else:
+                yield _batch(member, part.rows, part.pixels)
+    except BadShard as error:  # none of them can be used
+        detail = f"{ref.name}: {error.detail}"[:300]
+        yield from (lost_batch(member, row, error.reason, detail, size) for row in rows)
     except TransientReadError as error:
         # Yielded, not raised: Ray Data retries and logs what is raised by itself.
-        yield _batch(member, rows[:1], [(_UNREACHABLE, str(error))], size)
+        yield lost_batch(member, rows[0], _UNREACHABLE, str(error), size)
 
 
-def _parts(
-    spec: dict[str, Any], rows: list[int], size: int, block_rows: int = BLOCK_ROWS
-) -> Iterator[Block | RowProblem]:
-    """Blocks and problems of these rows of a shard. If the shard itself cannot be used, all of them are problems."""
-    ref = ShardRef.from_dict(spec["shard"])
-    try:
-        yield from decode_rows(ref, rows, size, spec["max_pixels"], block_rows, spec["options"])
-    except BadShard as error:
-        yield from (RowProblem(row, error.reason, f"{ref.name}: {error.detail}"[:300]) for row in rows)
+def lost_batch(member: int, row: int, reason: str, detail: str, size: int) -> Batch:
+    """Return what a reading process yields for a row that it cannot decode."""
+    return _batch(member, [row], np.zeros((1, size, size, 3), np.uint8), json.dumps([reason, detail]))
 
 
-def lost_batch(member: int, problems: Sequence[RowProblem], size: int) -> Batch:
-    """Return what a reading process yields for rows that it cannot decode."""
-    reasons = [(str(problem.reason), problem.detail) for problem in problems]
-    return _batch(member, [problem.row for problem in problems], reasons, size)
-
-
-def _batch(member: int, rows: Sequence[int], reasons: Sequence[tuple[str, str]], size: int) -> Batch:
+def _batch(member: int, rows: Sequence[int] | NDArray[np.int32], pixels: Pixels, problem: str = "") -> Batch:
     return {
         "member": np.full(len(rows), member, np.int32),
         "row": np.array(rows, np.int32),
-        "pixels": np.zeros((len(rows), size, size, 3), np.uint8),
-        "problem": np.array([json.dumps(one) for one in reasons], object),
+        "pixels": pixels,
+        "problem": np.full(len(rows), problem, object),
     }

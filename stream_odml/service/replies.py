@@ -19,7 +19,6 @@ from starlette.responses import Response
 from stream_odml.config.service import ServiceOptions
 from stream_odml.observe.plain import plain
 from stream_odml.search.hits import Hit
-from stream_odml.search.version_diff import CLASS_RECALL
 from stream_odml.service.backend import Answer, Backend, ClassRow, Item, Query, RefusedRow
 from stream_odml.service.guard import KIND
 from stream_odml.service.pool import ShortestFirst
@@ -118,7 +117,7 @@ def version_json(row: Version) -> dict[str, Any]:
         "task": row.task,
         "committed": instant(row.time),
         "retired": row.retired,
-        "metrics": {key: value for key, value in row.metrics.items() if key != CLASS_RECALL},
+        "metrics": {key: value for key, value in row.metrics.items() if key != "recall_by_class"},
     }
 
 

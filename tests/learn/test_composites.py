@@ -14,9 +14,14 @@ from stream_odml.learn.composites import (
     counts_of_composites,
     cut_mix,
 )
+from stream_odml.learn.settings import StageSettings
 
 SIDE, K = 8, 3
 IMAGES = torch.rand(4 * K, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+
+def settings(every: int) -> StageSettings:
+    return StageSettings(composite_every=every, images_per_class=K)
 
 
 def turns(image: Tensor) -> Tensor:
@@ -49,9 +54,7 @@ def test_the_cut_lies_where_the_draw_says() -> None:
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_two_ranks_see_the_views_of_one(every: int) -> None:
     def views(start: int, stop: int) -> Tensor:
-        return composites_of_batch(
-            IMAGES[start:stop], every=every, per_class=K, seed=7, step=2, start=start, total=len(IMAGES)
-        )
+        return composites_of_batch(IMAGES[start:stop], settings(every), 7, 2, start=start, total=len(IMAGES))
 
     whole = views(0, 4 * K)
     assert len(whole) == -(-len(IMAGES) // every)
@@ -66,7 +69,7 @@ def partner(row: int) -> int:
 
 
 def test_a_rank_with_an_odd_class_joins_it_to_itself() -> None:
-    views = composites_of_batch(IMAGES[:K], every=1, per_class=K, seed=7, step=2, start=0, total=len(IMAGES))
+    views = composites_of_batch(IMAGES[:K], settings(1), 7, 2, start=0, total=len(IMAGES))
     assert all(explained(view, image) for view, image in zip(views, IMAGES, strict=False))
 
 

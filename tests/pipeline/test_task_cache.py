@@ -141,7 +141,7 @@ def test_what_hangs_here_is_left_behind(tmp_path: Path, monkeypatch: pytest.Monk
     refs, cache = twelve_shards(tmp_path)
     asked: list[int] = []
     monkeypatch.setattr(task_cache, "HERE_S", 0.2)
-    monkeypatch.setattr(task_cache, "_parts", lambda *_: threading.Event().wait())
+    monkeypatch.setattr(task_cache, "decode_rows", lambda *_: threading.Event().wait())
     others = SimpleNamespace(spread=lambda wanted, _: map(asked.append, [len(wanted)]))
     with pytest.raises(TypeError):  # what is asked of the others comes back as nothing
         fill(cache, refs, cast("Readers", others))
