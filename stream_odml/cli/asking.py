@@ -52,8 +52,9 @@ def query(
     out.print(table)
 
 
-def status(root: Root, as_json: AsJson = False) -> None:
-    """Say how a stream stands, what needs attention first, from its tables alone: it need not be running.
+def status(root: Root, token: Token = None, as_json: AsJson = False) -> None:
+    """Say how a stream stands, what needs attention first, from its tables: it need not be running. One that runs is
+    asked what is wrong.
 
     Example:  stream-odml status stream-root --json
     """
@@ -61,7 +62,7 @@ def status(root: Root, as_json: AsJson = False) -> None:
     from stream_odml.cli.stream_root import root_status
     from stream_odml.observe.plain import plain
 
-    report = root_status(root)
+    report = root_status(root, token)
     if as_json:
         say_json(plain(report), indent=2)
         return

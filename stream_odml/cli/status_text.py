@@ -30,6 +30,8 @@ def status_text(report: Mapping[str, Any], root: str) -> Group:
 
 def attention(report: Mapping[str, Any], root: str) -> Iterator[str]:
     """Yield what a person should do something about, each line with its remedy."""
+    if report["problem"]:
+        yield f"the stream that runs: {report['problem']}"
     if missing := report.get("missing_files"):
         yield f"{len(missing)} files of the root are missing: {some(missing, SHOWN)}; {report['remedy']}"
     for task in report["not_learnt"]:

@@ -9,13 +9,14 @@ import platform
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Literal
 
 from pyarrow.fs import FileType
 
 from stream_odml.cli.versions_table import held_out_lines
-from stream_odml.client import Client, ServiceError, ServiceUnreachable
+from stream_odml.client import Client, ClientError, ServiceError, ServiceUnreachable
 from stream_odml.cluster.exposure import is_loopback
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
@@ -108,18 +109,29 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     ServiceError when the service refuses."""
     from stream_odml.cli.report_data import service_latency
 
-    address = url or _noted_url(root)
-    if address is None:
-        return {}
-    own = token if url is not None or _is_this_machine(address) else None
-    with contextlib.suppress(ServiceUnreachable), asking(root, address, own, retries=0) as client:
+    with contextlib.suppress(ServiceUnreachable), _looking(root, url, token) as client:
         return service_latency(client.metrics()) if client is not None else {}
     return {}
 
 
-def root_status(root: str) -> dict[str, Any]:
-    """Return how the stream stands, from its tables: head, counts by state, queues, what each open thing waits for. The
-    gallery's files are not read for it, so that it tells of one that is gone."""
+def problem_of(root: str, token: str | None) -> str | None:
+    """Return why the running stream does not go on, as its driver says; None where it does, or no service answers."""
+    with contextlib.suppress(ClientError), _looking(root, None, token) as client:
+        said = (client.status().get("driver") or {}).get("problem") if client is not None else None
+        return masked_text(said) if said else None
+    return None
+
+
+def _looking(root: str, url: str | None, token: str | None) -> AbstractContextManager[Client | None]:
+    """As :func:`asking`, once, and without the token where the root names another machine."""
+    address = url or _noted_url(root)
+    own = token if url is not None or (address is not None and _is_this_machine(address)) else None
+    return asking(root, address, own, retries=0)
+
+
+def root_status(root: str, token: str | None = None) -> dict[str, Any]:
+    """Return how the stream stands, from its tables: head, counts by state, queues, what each open thing waits for; and
+    what a running one says is wrong. The gallery's files are not read for it, so that it tells of one that is gone."""
     store = Store.open(root, keep_gallery=False)
     figures = stream_figures(store, store.epoch)
     open_task = store.ledger.open_task
@@ -129,6 +141,7 @@ def root_status(root: str) -> dict[str, Any]:
         "head": figures.head or None,
         **({"missing_files": missing, "remedy": MISSING} if (missing := store.missing_files()) else {}),
         "service": _noted_url(root),
+        "problem": problem_of(root, token),
         "shards": dict(figures.shards),
         "manifests": sum(shard.format == "task" for shard in store.ledger.shards.values()),
         "images": figures.as_status()["images"],

@@ -267,6 +267,7 @@ class StreamDriver:
             "pid": os.getpid(),
             "metrics_address": self.metrics_address,
             "problem": self._problem
+            or self._ingestion.problem
             or self._discovery.error
             or self._tidying.problem
             or self._training_problem

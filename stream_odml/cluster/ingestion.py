@@ -175,6 +175,8 @@ class Ingestion:
         """Shards whose bytes were unreachable, with the time at which to ask again."""
         self.unreachable = 0
         """Times that a shard could not be read and was put off."""
+        self.problem = ""
+        """Why landed shards wait, since an indexer failed and until one answers."""
         self._uncommitted: list[IndexedBatch] = []
         self._failed: list[tuple[_Work, Exception]] = []
 
@@ -253,6 +255,7 @@ class Ingestion:
             work = self._work.pop(call)
             try:
                 self._uncommitted.append(ray.get(call))
+                self.problem = ""
             except ray.exceptions.RayError as error:
                 self._failed.append((work, error))
 
@@ -261,6 +264,11 @@ class Ingestion:
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), last_line(str(error)))
         self._busy.difference_update(ref.shard_id for ref in work.shards)
         if is_external_failure(error):
+            self.problem = (
+                "shards wait, as indexers do not start, or end before they read any: "
+                f"{last_line(str(error))}; see their logs, in logs/ under the root, and start the stream again once "
+                "that is mended"
+            )
             for ref in work.shards:
                 self._put_off(ref.shard_id)
             return
@@ -299,6 +307,8 @@ class Ingestion:
 
 
 def is_external_failure(error: Exception) -> bool:
-    """Return whether the shards had no part in it: the indexer was away already, the stream root was unreachable,
-    or the model failed its canaries there."""
-    return was_restarting(error) or isinstance(getattr(error, "cause", None), OSError | CanaryMismatch)
+    """Return whether the shards had no part in it: the indexer was away already, or could not be made, the stream root
+    was unreachable, or the model failed its canaries there."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        return was_restarting(error) or error.actor_init_failed
+    return isinstance(getattr(error, "cause", None), OSError | CanaryMismatch)

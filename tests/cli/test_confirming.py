@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,23 @@ def test_names_that_are_none_have_their_nearest(root: str) -> None:
     assert "versions begin with" in str(
         run("rollback", root, "v9", "--dry-run").exception
     ) or "no version" in str(run("rollback", root, "v9", "--dry-run").exception)
+
+
+def test_status_says_what_the_running_stream_says_is_wrong(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"driver": {"problem": "shards wait: no indexer starts"}}
+    monkeypatch.setattr("stream_odml.client.Client.status", lambda _: answers)
+    assert json.loads(run("status", root, "--json").output)["problem"] is None  # none runs
+    service = {"service": "http://127.0.0.1:9", "host": platform.node(), "pid": os.getpid()}
+    (Path(root) / "endpoints.json").write_text(json.dumps(service))
+    assert (
+        run("status", root).output.splitlines()[1] == "the stream that runs: shards wait: no indexer starts"
+    )
+    answers["driver"]["problem"] = ""
+    assert "nothing needs attention" in run("status", root).output
+    monkeypatch.undo()
+    assert "nothing needs attention" in run("status", root).output  # nobody answers there
 
 
 def test_status_says_first_what_needs_attention(root: str) -> None:

@@ -161,6 +161,31 @@ def test_only_a_shard_that_was_alone_is_blamed(writer: Writer, fake: FakeRay) ->
     assert not writer.ledger.landed
 
 
+def test_indexers_that_do_not_start_are_a_problem_of_the_stream_and_of_no_shard(
+    writer: Writer, fake: FakeRay
+) -> None:
+    failed = ray.exceptions.RayTaskError(
+        "Indexer.__init__", "Traceback:\nValueError: no such setting", ValueError()
+    )
+    tier = Ingestion(writer, fake.indexers(1), IngestConfig(tries=1))
+    tier.land([shard("s0")])
+    for call in range(3):
+        tier._retry_at.clear()  # as if its time had come
+        tier.dispatch("v")
+        fake.answers[call] = ray.exceptions.ActorDiedError(failed)
+        tier.gather(0.0)
+        assert not tier.commit()
+        assert "do not start" in tier.problem
+        assert "ValueError: no such setting; see their logs" in tier.problem
+    assert [s.attempts for s in writer.ledger.landed.values()] == [0]
+    tier._retry_at.clear()
+    tier.dispatch("v")
+    fake.answers[3] = batch_of(fake.calls[3][1])
+    tier.gather(0.0)
+    assert [s.name for s in tier.commit()] == ["s0"]
+    assert tier.problem == ""
+
+
 def test_what_did_not_fit_into_a_batch_comes_again_at_once(writer: Writer, fake: FakeRay) -> None:
     tier = Ingestion(writer, fake.indexers(1), IngestConfig())
     tier.land([shard(f"s{n}") for n in range(3)])

@@ -18,7 +18,7 @@ export function show(status) {
     : [];
   if (!driver.queue_shards && status.lag.unindexed_shards) rows.push(`${plural(status.lag.unindexed_shards, "shard")} to be indexed`);
   if (!driver.queue_shards && status.lag.waiting_images) rows.push(`${plural(status.lag.waiting_images, "image")} to be learnt`);
-  list("queue", rows.length ? [...rows, ...(driver.open_task ?? [])] : ["nothing"]);
+  list("queue", rows.length || driver.problem ? [driver.problem, ...rows, ...(driver.open_task ?? [])].filter(Boolean) : ["nothing"]);
   const bad = Object.entries(status.quarantined ?? {}).sort((a, b) => b[1] - a[1]);
   list("quarantined", bad.length ? bad.map(([reason, n]) => `${plural(n, "row")}: ${reason.replaceAll("_", " ")}`) : ["nothing"]);
   $("quarantine-how").hidden = $("refused-rows").hidden = !bad.length;
