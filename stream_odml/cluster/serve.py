@@ -149,7 +149,9 @@ def start_service(root: str, options: ServiceOptions, storage_options: dict[str,
     app = build_app(root, options, storage_options)
     stream_id = Store.id_of(root, storage_options)
     url = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{options.port}"
-    _check_not_taken(url, stream_id)
+    # On a shared cluster, `serve.run` would replace the service of another stream.
+    with contextlib.suppress(httpx.HTTPError):
+        _answer(url, "healthz", stream_id)
     bounds = front_bounds(options.header_timeout_s, options.max_connections_per_peer)
     serve.start(http_options=HTTPOptions(host=serve_host(options.host, bounds), port=options.port))
     _deploy(app, f"{APPLICATION}-{stream_id}")
@@ -168,12 +170,6 @@ def _deploy(app: Any, name: str) -> None:
         with contextlib.suppress(Exception):  # whatever is raised by asking a controller that may be down
             reason = last_line(serve.status().applications[name].deployments[DEPLOYMENT].message, reason)
         raise ServiceDown(f"the search service did not start: {reason}; see {SERVE_LOGS}") from error
-
-
-def _check_not_taken(url: str, stream_id: str) -> None:
-    """On a shared cluster, `serve.run` would replace the service of another stream."""
-    with contextlib.suppress(httpx.HTTPError):
-        _answer(url, "healthz", stream_id)
 
 
 def stop_service(stream_id: str | None = None) -> None:

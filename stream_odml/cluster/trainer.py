@@ -201,12 +201,12 @@ class _Worker:
     def _steps(self, run: StageRun) -> bool:
         """All remaining steps; False when the driver wants no more of them."""
         recorded = time.monotonic()
-        profile = self._profile(run)
-        while run.next_step < run.total_steps:
+        learner, profile = run.learner, self._profile(run)
+        while learner.next_step < learner.total_steps:
             run.step()
             if profile is not None and profile.step():
                 profile = None
-            if run.next_step % LOOK_EVERY:
+            if learner.next_step % LOOK_EVERY:
                 continue
             due = time.monotonic() - recorded >= self.config.cluster.checkpoint_s
             due, wanted = self._from_rank_zero((due, self.reporter.is_wanted))
@@ -224,13 +224,14 @@ class _Worker:
         return StepProfile(steps, files.write, run.order.version_id) if steps else None
 
     def _record(self, run: StageRun) -> None:
+        done = {"step": run.learner.next_step}
         if self.world.rank:
-            ray.train.report({"step": run.next_step}, checkpoint=None)
+            ray.train.report(done, checkpoint=None)
             return
         with emptied(run.rank_folder) as folder:
             save_file(run.learner.state_dict(), folder / "progress.safetensors")
             (folder / "version_id").write_text(run.order.version_id)
-            ray.train.report({"step": run.next_step}, checkpoint=Checkpoint.from_directory(folder))
+            ray.train.report(done, checkpoint=Checkpoint.from_directory(folder))
 
     def _resume(self, run: StageRun, order: StageOrder) -> None:
         # Rank 0's for all: the others may know of an older one only.
@@ -240,7 +241,7 @@ class _Worker:
         with checkpoint.as_directory() as folder:
             if (Path(folder) / "version_id").read_text() == order.version_id:
                 run.learner.load_state_dict(load_file(Path(folder) / "progress.safetensors"))
-                log.info("stage %s goes on at step %d", order.version_id, run.next_step)
+                log.info("stage %s goes on at step %d", order.version_id, run.learner.next_step)
 
     def _from_rank_zero(self, value: Any) -> Any:
         shared = [value]

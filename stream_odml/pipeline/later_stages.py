@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from time import monotonic as _now
-from time import time as _clock
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -72,7 +71,6 @@ class LaterStages:
     def __init__(self, writer: Writer, rules: LaterRules) -> None:
         self._writer, self._rules = writer, rules
         self._renew_not_before = 0.0
-        self._handed_at: dict[str, float] = {}
 
     def next_order(self) -> StageOrder | None:
         """Return the stage to go on with or to begin; its attempt is ledgered before this returns."""
@@ -150,7 +148,6 @@ class LaterStages:
             parent=attempt.parent,
             depth=tree.get(tree.head).depth + 1,
             shards=tuple(shard_ref(ledger.shards[shard]) for shard in shards),
-            handed_at=self._handed_at.setdefault(attempt.version_id, _clock()),
             kind="slow" if attempt.kind == "slow" else "renew",
             tasks=attempt.tasks,
             worst=attempt.worst,

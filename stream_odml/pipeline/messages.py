@@ -20,11 +20,12 @@ IMPROVES: tuple[StageKind, ...] = ("slow", "renew")
 class StageOrder:
     """One stage to learn. ``version_id`` names the attempt; ``shards`` are in landing order.
 
-    ``handed_at`` is in seconds since the epoch; ``retry`` counts the refusals before this attempt; ``anyway``: the
-    result is published whatever the quality gate finds. ``kind``: ``trunk`` is learnt by the trainer, step by step;
-    ``head`` is solved from sums and stored features by a fast stage, which reads no image; ``embed`` is the same after
-    the trainer has embedded the task's items anew, as another trunk had embedded them when they landed. Of what is
-    learnt already, ``slow`` moves the trunk by the images of ``tasks``, ``renew`` embeds the items of ``shards`` anew.
+    ``handed_at``, of a task that is due, is in seconds since the epoch; ``retry`` counts the refusals before this
+    attempt; ``anyway``: the result is published whatever the quality gate finds. ``kind``: ``trunk`` is learnt by the
+    trainer, step by step; ``head`` is solved from sums and stored features by a fast stage, which reads no image;
+    ``embed`` is the same after the trainer has embedded the task's items anew, as another trunk had embedded them when
+    they landed. Of what is learnt already, ``slow`` moves the trunk by the images of ``tasks``, ``renew`` embeds the
+    items of ``shards`` anew.
     """
 
     task: str
@@ -32,7 +33,7 @@ class StageOrder:
     parent: str
     depth: int
     shards: tuple[ShardRef, ...]
-    handed_at: float
+    handed_at: float = 0.0
     retry: int = 0
     anyway: bool = False
     kind: StageKind = "trunk"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,9 +85,8 @@ def check_sources(config: StreamConfig) -> None:
 
 def _table(config: StreamConfig, options: dict[str, str] | None) -> Source:
     """A table that is followed by version. Imported here: its library is not installed where nobody follows one."""
-    module, _, name = TABLES[config.source.kind].partition(":")
     with _needing_library(config.source.kind):
-        made = getattr(importlib.import_module(module), name)
+        made = pkgutil.resolve_name(TABLES[config.source.kind])
     table: Source = made(config.source.path, options, config.source.start_version)
     return table
 
@@ -120,9 +119,8 @@ def _needing_library(kind: str) -> Iterator[None]:
 
 def _made_by(factory: str, path: str, options: dict[str, str]) -> Source:
     """What a function of the user's makes. ``factory``: `module:function`."""
-    module, _, name = factory.partition(":")
     try:
-        made: Source = getattr(importlib.import_module(module), name)(path, options)
+        made: Source = pkgutil.resolve_name(factory)(path, options)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"source.kind {factory!r} cannot be had ({error}); its module must be importable where the driver runs"

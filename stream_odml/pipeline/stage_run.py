@@ -21,9 +21,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from stream_odml.config.stream import StreamConfig
-from stream_odml.ingest.reasons import BadShard, TransientReadError
+from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.sampler import PKSampler
-from stream_odml.learn.embedder import Embedder, embed
+from stream_odml.learn.embedder import embed
 from stream_odml.learn.stage import StageDiverged, StageOutcome
 from stream_odml.learn.world import World
 from stream_odml.pipeline.later_stages import rows_to_embed
@@ -114,7 +114,11 @@ class StageRun:
         labels = self._cache.labels[self._train]
         self._classes, self._labels = np.unique(labels, return_inverse=True)
         if self._is_trained:
-            self._sampler = self._sampled()
+            s, seed, ranks = self._settings, self.config.seed, self.world.size
+            try:
+                self._sampler = PKSampler(self._labels, s.classes_per_batch, s.images_per_class, seed, ranks)
+            except ValueError as error:
+                raise StageFailed(str(error)) from error
         self.learner = build_learner(
             self._store,
             self.order,
@@ -124,18 +128,6 @@ class StageRun:
             world=self.world,
         )
         self._say("training")
-
-    def _sampled(self) -> PKSampler:
-        try:
-            return PKSampler(
-                self._labels,
-                self._settings.classes_per_batch,
-                self._settings.images_per_class,
-                self.config.seed,
-                self.world.size,
-            )
-        except ValueError as error:
-            raise StageFailed(str(error)) from error
 
     def _agreed_rows(self) -> pa.Table:
         """The task's living items as every rank sees them: one may read the store a commit earlier than another."""
@@ -161,13 +153,11 @@ class StageRun:
                     readers=self._readers,
                 )
                 return None
-            except Exception as error:
-                cause = _root_cause(error)
-                if not isinstance(cause, TransientReadError):
-                    raise
-                log.warning("images are unreachable, asking again: %s", cause)
+            except TransientReadError as error:
+                why = f"images of the task are unreachable: {error}"
+                log.warning("%s; asking again", why)
                 time.sleep(2.0**tried)
-        return f"images of the task are unreachable: {cause}"
+        return why
 
     def _leave_out_lost(self) -> None:
         """Agree on the rows to do without: those that any node could not have. Raises StageFailed if none is left."""
@@ -189,24 +179,14 @@ class StageRun:
 
     # -- during -------------------------------------------------------------------------------------------------
 
-    @property
-    def next_step(self) -> int:
-        """Steps done."""
-        return self.learner.next_step
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the stage."""
-        return self.learner.total_steps
-
     def step(self) -> None:
         """Make one step on this rank's slice of the global batch. Raises StageFailed for a loss that is not finite."""
         began = time.perf_counter()
-        chosen = self._sampler.slice(self.next_step, self.world.rank)
+        chosen = self._sampler.slice(self.learner.next_step, self.world.rank)
         pixels = torch.from_numpy(self._cache.batch(self._train[chosen]))
         labels = torch.from_numpy(self._labels[chosen])
         loaded = time.perf_counter()
-        begins = not self.next_step and not self.order.improves
+        begins = not self.learner.next_step and not self.order.improves
         first = time.time() - self.order.handed_at if begins else None
         self._first_step_s = self._first_step_s if first is None else first
         try:
@@ -247,26 +227,25 @@ class StageRun:
 
     def _share(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
         """This rank's part of the training images, each once."""
-        own = np.arange(len(self._train))[self.world.rank :: self.world.size]
-        for start in range(0, len(own), FINISH_BATCH):
-            chosen = own[start : start + FINISH_BATCH]
+        for chosen in self._batches(np.arange(len(self._train))):
             yield self._cache.batch(self._train[chosen]), self._labels[chosen], self._train[chosen]
 
     def _write_rows(self, outcome: StageOutcome) -> str:
         """This rank's gallery rows of the task's items under the new model, held-out ones included."""
         path = f"artifacts/{self.order.version_id}/rows-{self.world.rank}.parquet"
-        held = np.flatnonzero(self._held & ~self._lost)
-        held = held[self.world.rank :: self.world.size]
-        parts = chain(in_parts(outcome.indices, outcome.embeddings), self._embedded(held, outcome.student))
+        held: Iterator[Part] = (
+            (some, embed(outcome.student, self._cache.batch(some), self.world.device))
+            for some in self._batches(np.flatnonzero(self._held & ~self._lost))
+        )
+        parts = chain(in_parts(outcome.indices, outcome.embeddings), held)
         codes = self._store.row_codes
         write_rows(self.rank_folder / "rows.parquet", self._rows, parts, self.order.version_id, codes)
         self._store.files.upload(path, self.rank_folder / "rows.parquet")
         return path
 
-    def _embedded(self, chosen: NDArray[np.int64], student: Embedder) -> Iterator[Part]:
-        for start in range(0, len(chosen), FINISH_BATCH):
-            some = chosen[start : start + FINISH_BATCH]
-            yield some, embed(student, self._cache.batch(some), self.world.device)
+    def _batches(self, images: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        own = images[self.world.rank :: self.world.size]
+        return (own[start : start + FINISH_BATCH] for start in range(0, len(own), FINISH_BATCH))
 
     def _counts(self) -> dict[str, Any]:
         figures: dict[str, Any] = {
@@ -274,7 +253,7 @@ class StageRun:
             "images": float(len(self._train)),
             "classes": float(len(self._classes)),
             "lost_images": float(self._lost.sum()),
-            "steps": float(self.total_steps),
+            "steps": float(self.learner.total_steps),
             "seconds": time.perf_counter() - self._began,
             "workers": float(self.world.size),
         }
@@ -290,16 +269,9 @@ class StageRun:
     # -- between ------------------------------------------------------------------------------------------------
 
     def _say(self, phase: str, **more: Any) -> None:
-        begun = hasattr(self, "learner")
-        progress = StageProgress(
-            phase,
-            self.order.task,
-            self.order.version_id,
-            self.order.depth,
-            self.next_step if begun else 0,
-            self.total_steps if begun else 0,
-        )
-        self._report(replace(progress, **more))
+        learner, order = getattr(self, "learner", None), self.order
+        steps = (learner.next_step, learner.total_steps) if learner else (0, 0)
+        self._report(StageProgress(phase, order.task, order.version_id, order.depth, *steps, **more))
 
     def _all_ranks(self, value: Any) -> list[Any]:
         values = [value]
@@ -307,15 +279,3 @@ class StageRun:
             values = [None] * self.world.size
             dist.all_gather_object(values, value)
         return values
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """What a read task raised, out of the wrappers that Ray puts around it."""
-    seen = error
-    while True:
-        inner = getattr(seen, "cause", None) or seen.__cause__
-        if not isinstance(inner, BaseException) or inner is seen:
-            return seen
-        if isinstance(inner, BadShard | TransientReadError):
-            return inner
-        seen = inner

@@ -6,7 +6,7 @@ Protects: beside the vectors nothing is held that grows with them, nor with the 
 import numpy as np
 import pyarrow as pa
 
-from stream_odml.learn.drift import DriftMap, IdentityMap
+from stream_odml.learn.drift import IdentityMap
 from stream_odml.store.mapping import Mapper
 from stream_odml.store.select import encode
 from stream_odml.store.tables import FloatArray
@@ -16,12 +16,6 @@ BLOCK = 8192
 """Rows mapped at a time."""
 
 
-def apply_into(drift: DriftMap, vectors: FloatArray, out: FloatArray) -> None:
-    """Map float32 [n, d] into ``out`` [n, d], perhaps the same array, block by block."""
-    for start in range(0, len(vectors), BLOCK):
-        out[start : start + BLOCK] = drift.apply(vectors[start : start + BLOCK])
-
-
 def map_in_place(
     mapper: Mapper, tree: VersionTree, versions: pa.ChunkedArray, end: str, vectors: FloatArray
 ) -> None:
@@ -29,17 +23,14 @@ def map_in_place(
     if not len(vectors):
         return
     codes, names = encode(versions)
-    order, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))
-    numbers = {name: number for number, name in enumerate(names.to_pylist())}
-    for name, drift in mapper.into(tree, numbers, end):
-        number = numbers[name]
-        mine = order[ends[number - 1] if number else 0 : ends[number]]
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    parts = np.split(np.argsort(codes, kind="stable"), ends[:-1])
+    rows_of = dict(zip(names.to_pylist(), parts, strict=True))
+    for name, drift in mapper.into(tree, rows_of, end):
         if isinstance(drift, IdentityMap):
             continue
-        first, last = int(mine[0]), int(mine[-1]) + 1
-        if last - first == len(mine):
-            apply_into(drift, vectors[first:last], vectors[first:last])
-            continue
-        for start in range(0, len(mine), BLOCK):
-            rows = mine[start : start + BLOCK]
-            vectors[rows] = drift.apply(vectors[rows])
+        for start in range(0, len(rows_of[name]), BLOCK):
+            rows = rows_of[name][start : start + BLOCK]
+            first, last = int(rows[0]), int(rows[-1])
+            at = slice(first, last + 1) if last - first < len(rows) else rows  # in one piece: not copied
+            vectors[at] = drift.apply(vectors[at])

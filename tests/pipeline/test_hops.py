@@ -48,7 +48,7 @@ def test_a_task_passes_few_functions_until_it_is_learnt(tmp_path: Path) -> None:
     assert stream.stages.solve_next() is None
     run = stream.run(order, steps=0)
     stepped = hops_to(adam, run.step)
-    while run.next_step < run.total_steps:
+    while run.learner.next_step < run.learner.total_steps:
         run.step()
     solved = hops_to(scipy.linalg.solve_triangular, run.finish)
     committed = hops_to(write_deltalake, lambda: stream.stages.commit(run.settle()))

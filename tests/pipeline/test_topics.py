@@ -154,7 +154,7 @@ def test_a_task_is_learnt_after_its_topic_has_deleted_it(
     assert order is not None
     run = StageRun(config, order, Store.open(config.root), World(), Place(), lambda progress: None)
     run.open()
-    while run.next_step < run.total_steps:
+    while run.learner.next_step < run.learner.total_steps:
         run.step()
     assert stream.stages.commit(run.finish()) == order.version_id
     run.close()

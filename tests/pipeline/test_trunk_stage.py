@@ -103,7 +103,7 @@ def test_what_is_forgotten_while_a_trunk_is_learnt_is_not_in_its_sums(
         stream.config, order, Store.open(stream.config.root), World(), Place(), lambda progress: None
     )
     run.open()
-    while run.next_step < run.total_steps:
+    while run.learner.next_step < run.learner.total_steps:
         run.step()
     result = run.finish()
     stream.writer.forget("class", CATEGORIES[1].class_name, 10)

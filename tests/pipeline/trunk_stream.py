@@ -132,7 +132,7 @@ class Trunk:
             self.config, order, Store.open(self.config.root), World(), Place(), lambda progress: None
         )
         run.open()
-        while run.next_step < (run.total_steps if steps is None else steps):
+        while run.learner.next_step < (run.learner.total_steps if steps is None else steps):
             run.step()
         return run
 

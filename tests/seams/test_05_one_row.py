@@ -97,7 +97,7 @@ class OneStage:
         store = Store.open(self.config.root, keep_gallery=False)
         run = StageRun(self.config, order, store, World(), Place(), lambda progress: None)
         run.open()
-        while run.next_step < run.total_steps:
+        while run.learner.next_step < run.learner.total_steps:
             run.step()
         assert self.stages.commit(run.finish()) == order.version_id
         run.close()
