@@ -44,14 +44,12 @@ def call_driver(method: str, *args: Any) -> Any:
 
 @dataclass(frozen=True)
 class IndexedBatch:
-    """What became of several shards."""
+    """What became of several shards. Those in neither were not begun, because those before them filled the batch."""
 
     done: list[IngestBatch]
     """One for each that is ready to be committed."""
     retry: dict[str, str]
     """Why the bytes of others were unreachable."""
-    rest: tuple[str, ...] = ()
-    """Shards that were not begun, because those before them filled the batch."""
 
 
 def indexer_handles(count: int) -> list[Any]:

@@ -49,42 +49,39 @@ class Indexer:
         self._config = config
         # Opened with the first shard: a root that is away must not end the actor.
         self._store: Store | None = None
-        self._options = IndexOptions(
-            config.ingest.max_pixels,
-            config.ingest.thumbnails,
-            config.evaluation.held_out,
-            device=indexing_device(config.cluster.gpus_per_indexer),
-        )
+        self._device = indexing_device(config.cluster.gpus_per_indexer)
         self._version = ""
         self._embedder: Embedder | None = None
 
     def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
-        """Index ``refs`` with the model ``version``; every shard is in ``done``, in ``retry`` or in ``rest``."""
+        """Index ``refs`` with the model ``version``, as many as make a batch."""
         if self._store is None:
             self._store = Store.open(self._config.root, self._config.storage_options, keep_gallery=False)
         embedder = self._model(self._store, version)
-        as_stored = replace(self._options, codes=self._store.row_codes, store=self._store)
+        ingest, store = self._config.ingest, self._store
+        as_stored = IndexOptions(
+            ingest.max_pixels, ingest.thumbnails, self._config.evaluation.held_out,
+            device=self._device, codes=store.row_codes, store=store,
+        )  # fmt: skip
         done: list[IngestBatch] = []
         retry: dict[str, str] = {}
-        rest: tuple[str, ...] = ()
-        for begun, ref in enumerate(refs):
-            if sum(len(shard.rows) for shard in done) >= self._config.ingest.batch_rows:
-                rest = tuple(ref.shard_id for ref in refs[begun:])
+        for ref in refs:
+            if sum(len(shard.rows) for shard in done) >= ingest.batch_rows:
                 break
             try:
                 options = replace(as_stored, source_options=read_options(self._config, ref.uri))
-                watched = HangGuard(self._config.ingest.hang_s)
+                watched = HangGuard(ingest.hang_s)
                 traced = span("shard.index", ref.shard_id, stage=version)
                 with about(shard=ref.shard_id), traced, watched as guard:
-                    done.append(index_shard(ref, embedder, version, self._store.files, options, guard.beat))
+                    done.append(index_shard(ref, embedder, version, store.files, options, guard.beat))
             except TransientReadError as error:
                 retry[ref.shard_id] = str(error)
-        return IndexedBatch(done, retry, rest)
+        return IndexedBatch(done, retry)
 
     def _model(self, store: Store, version: str) -> Embedder:
         if self._embedder is None or self._version != version:
             store.refresh()
-            self._embedder = load_model(store, version, self._options.device)
+            self._embedder = load_model(store, version, self._device)
             self._version = version
         return self._embedder
 

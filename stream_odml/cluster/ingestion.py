@@ -168,7 +168,6 @@ class Ingestion:
         self._indexers = indexers
         self._config = config
         self._work: dict[Any, _Work] = {}
-        self._busy: set[str] = set()
         self._isolated: set[str] = set()
         """Shards that are read alone, as the process of the batch that they were in ended."""
         self._retry_at: dict[str, float] = {}
@@ -203,7 +202,9 @@ class Ingestion:
         holds everything back: memory stays bounded."""
         if self._uncommitted:
             return
-        waiting = self._waiting()
+        now, busy = time.monotonic(), {ref.shard_id for work in self._work.values() for ref in work.shards}
+        landed = self._writer.store.ledger.landed.items()
+        waiting = (s for name, s in landed if name not in busy and self._retry_at.get(name, 0.0) <= now)
         shard = next(waiting, None)
         while shard is not None:
             alone = self._needs_isolation(shard)
@@ -212,14 +213,7 @@ class Ingestion:
                 return
             batch, shard = ([shard], next(waiting, None)) if alone else self._batch(shard, waiting)
             refs = [shard_ref(state) for state in batch]
-            call = self._indexers[target].index.remote(refs, version)
-            self._work[call] = _Work(refs, target, alone)
-            self._busy.update(ref.shard_id for ref in refs)
-
-    def _waiting(self) -> Iterator[ShardState]:
-        landed, retry_at = self._writer.store.ledger.landed.items(), self._retry_at
-        now = time.monotonic()
-        return (s for name, s in landed if name not in self._busy and retry_at.get(name, 0.0) <= now)
+            self._work[self._indexers[target].index.remote(refs, version)] = _Work(refs, target, alone)
 
     def _free_indexer(self, alone: bool) -> int | None:
         """The indexer with the least to do, or None. Nothing shares one with an isolated shard, nor its end."""
@@ -262,7 +256,6 @@ class Ingestion:
     def _classify(self, work: _Work, error: Exception) -> None:
         """An indexer ended, or its code failed: each of its shards is read alone, and failing alone counts."""
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), last_line(str(error)))
-        self._busy.difference_update(ref.shard_id for ref in work.shards)
         if is_external_failure(error):
             self.problem = (
                 "shards wait, as indexers do not start, or end before they read any: "
@@ -297,11 +290,8 @@ class Ingestion:
             for shard_id, reason in batch.retry.items():
                 log.warning("shard %s is unreachable, asking again: %s", shard_id, reason)
                 self._put_off(shard_id)
-                self._busy.discard(shard_id)
-            self._busy.difference_update(batch.rest)
         self._uncommitted = []
         ids = [shard_id for shard in ready for shard_id in shard.shard_ids]
-        self._busy.difference_update(ids)
         self._isolated.difference_update(ids)
         return [self._writer.store.ledger.shards[shard_id] for shard_id in ids]
 

@@ -69,11 +69,10 @@ class StreamFigures:
 
     def as_status(self) -> dict[str, Any]:
         """Return the figures by name, with what is in quarantine now in place of the counter."""
-        images = {**self.images, "quarantined": sum(self.in_quarantine.values())}
-        figures = {
-            each.name: getattr(self, each.name) for each in fields(self) if each.name != "in_quarantine"
-        }
-        return {**figures, "images": images, "quarantined": dict(self.in_quarantine)}
+        figures = {each.name: getattr(self, each.name) for each in fields(self)}
+        refused = dict(figures.pop("in_quarantine"))
+        images = {**self.images, "quarantined": sum(refused.values())}
+        return {**figures, "images": images, "quarantined": refused}
 
 
 class DriverMetrics(Collector):

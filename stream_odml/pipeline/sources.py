@@ -46,11 +46,9 @@ def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
     """Return storage options of a shard: those of the store for what was pushed or copied, else those of the source."""
     # Name by name: `push-old/x` is not in `push`.
     ours = tuple(f"{_whole(place).rstrip('/')}/" for place in (push_path(config), spool_path(config)))
-    return (
-        config.storage_options
-        if _whole(uri).startswith(ours)
-        else dict(config.source.storage_options) or None
-    )
+    if _whole(uri).startswith(ours):
+        return config.storage_options
+    return dict(config.source.storage_options) or None
 
 
 def _whole(place: str) -> str:

@@ -62,29 +62,22 @@ class SearchSettings:
         return IVF if n > self.approximate_above else "exact"
 
 
-class ExactSearcher:
-    """Flat search over the array itself: no copy, so a growing buffer is searched by a view of its prefix. With
-    ``halves`` of the same rows, many queries at once are answered by them."""
-
-    kind = "exact"
-
-    def __init__(self, vectors: FloatArray, halves: Halves | None = None) -> None:
-        self._vectors = np.ascontiguousarray(vectors)
-        self._halves = halves
-        self.n, self._dim = vectors.shape
-        use_best_path(self._dim)
-
-    def search(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        if mask is None:
-            if self._halves is not None and k <= WIDEST and len(queries) >= worth_from(self._dim):
-                return self._halves.nearest(queries, self._vectors, k)
-            return inner_product(queries, self._vectors, k)
-        kept = int(mask[: self.n].sum())
-        if kept < GATHER_BELOW * self.n or len(queries) >= matrix_path_from(self._dim):
-            rows = np.flatnonzero(mask[: self.n])
-            scores, found = inner_product(queries, self._vectors[rows], k)
-            return scores, renumbered(found, rows)
-        return inner_product(queries, self._vectors, k, mask)
+def search_exactly(
+    vectors: FloatArray, queries: FloatArray, k: int, mask: Mask | None = None, halves: Halves | None = None
+) -> tuple[FloatArray, Indices]:
+    """Return scores and row numbers [nq, k] of the nearest `vectors` [n, d], perhaps only where `mask` [n] is set. With
+    `halves` of the same rows, many queries at once are answered by them."""
+    n, dim = vectors.shape
+    use_best_path(dim)
+    if mask is None:
+        if halves is not None and k <= WIDEST and len(queries) >= worth_from(dim):
+            return halves.nearest(queries, vectors, k)
+        return inner_product(queries, vectors, k)
+    if np.count_nonzero(mask) < GATHER_BELOW * n or len(queries) >= matrix_path_from(dim):
+        rows = np.flatnonzero(mask)
+        scores, found = inner_product(queries, vectors[rows], k)
+        return scores, renumbered(found, rows)
+    return inner_product(queries, vectors, k, mask)
 
 
 @dataclass(eq=False)
@@ -138,13 +131,14 @@ class IndexSearcher:
 
 def build_searcher(
     vectors: FloatArray, settings: SearchSettings, clusters: Clusters | None = None
-) -> "ExactSearcher | IndexSearcher":
-    """Build a searcher over normalised `vectors` [n, d], of the kind that the settings give for n. `clusters` of an
-    earlier searcher are reused: k-means runs again once they need twice the probes."""
+) -> IndexSearcher | None:
+    """Build an index over normalised `vectors` [n, d], of the kind that the settings give for n; None where they are to
+    be searched exactly. `clusters` of an earlier one are reused: k-means runs again once they need twice the probes."""
     faiss.omp_set_num_threads(settings.threads)
+    use_best_path(vectors.shape[1])
     kind = settings.kind_for(len(vectors))
     if kind == "exact" or len(vectors) == 0:
-        return ExactSearcher(vectors)
+        return None
     if kind == IVF and clusters is not None and lists_for(len(vectors)) <= 2 * clusters.count:
         kept = _tuned(kind, with_direct_map(index_of(vectors, clusters)), vectors, settings)
         if kept.recall >= settings.recall_target and kept.width <= 2 * clusters.width:
@@ -153,7 +147,7 @@ def build_searcher(
     built = _tuned(kind, KINDS[kind].build(vectors), vectors, settings)
     built.fresh_width = built.width
     # Vectors without clusters need every list probed: then the exact search is faster, and right.
-    return ExactSearcher(vectors) if settings.kind == "auto" and built.exhaustive else built
+    return None if settings.kind == "auto" and built.exhaustive else built
 
 
 def _tuned(kind: str, index: Any, vectors: FloatArray, settings: SearchSettings) -> IndexSearcher:

@@ -13,7 +13,7 @@ from stream_odml.search.columns import Growable
 from stream_odml.search.exact import Indices, Mask, merge_top
 from stream_odml.search.halves import NEVER, ROWS, Halves, worth_from
 from stream_odml.search.index_kinds import Clusters
-from stream_odml.search.search import ExactSearcher, IndexSearcher, SearchSettings, build_searcher
+from stream_odml.search.search import IndexSearcher, SearchSettings, build_searcher, search_exactly
 from stream_odml.store.tables import FloatArray
 
 FRESH_KEPT = 1024
@@ -65,8 +65,8 @@ class Segment:
         if self.main is not None:
             parts.append(self.main.search(queries, k, None if mask is None else mask[:split]))
         if len(self.fresh) or not parts:
-            exact = ExactSearcher(self.fresh.rows, self.halves)
-            scores, rows = exact.search(queries, k, None if mask is None else mask[split:])
+            mine = None if mask is None else mask[split:]
+            scores, rows = search_exactly(self.fresh.rows, queries, k, mine, self.halves)
             parts.append((scores, np.where(rows < 0, -1, rows + split)))
         return merge_top(parts, k)
 
@@ -92,10 +92,9 @@ class Segment:
         main = self.main
         fresh = self.fresh.rows
         if main is None:
-            built = build_searcher(fresh, self.settings, clusters)
-            if isinstance(built, ExactSearcher):
+            main = build_searcher(fresh, self.settings, clusters)
+            if main is None:
                 return replace(self, halves=_halves(self.halves, fresh))
-            main = built
         elif len(fresh) <= max(FRESH_KEPT, self.settings.fresh_share * main.n):
             return self
         else:

@@ -11,7 +11,7 @@ from stream_odml.search import halves as halves_module
 from stream_odml.search import segment as segment_module
 from stream_odml.search.exact import inner_product
 from stream_odml.search.halves import BLOCK, TILE, WIDEST, Halves, worth_from
-from stream_odml.search.search import ExactSearcher
+from stream_odml.search.search import search_exactly
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
 from stream_odml.store.tables import FloatArray
@@ -76,7 +76,7 @@ def test_the_nearest_are_those_of_float64(name: str, k: int) -> None:
 def test_without_the_bound_neighbours_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the rows above are hard enough for the test above to mean something."""
     rows, queries = ROWS["cancelling"], balanced(64)
-    halves, right = Halves.empty(D).grown(rows), ExactSearcher(rows).search(queries, 10)[1]
+    halves, right = Halves.empty(D).grown(rows), search_exactly(rows, queries, 10)[1]
     assert (halves.nearest(queries, rows, 10)[1] == right).all()
     monkeypatch.setattr(Halves, "error", lambda *_: 0.0)
     assert (halves.nearest(queries, rows, 10)[1] != right).any()
