@@ -1,4 +1,4 @@
-"""What the service answers, as small frozen types for Python callers."""
+"""What the service answers, as small frozen types for Python callers, and how each is read out of its JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, TypeAdapter
 
 Json = Mapping[str, Any]
+Id = Annotated[str, Field(validation_alias="id")]
+ClassName = Annotated[str, Field(validation_alias="class")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +22,8 @@ class Hit:
     """One neighbour: cosine `score` in the space of the version that answered. A discriminant head adds a constant to
     those of classes that it has not learnt yet."""
 
-    item_id: str
-    class_name: str
+    item_id: Id
+    class_name: ClassName
     score: float
     version: str
     time: datetime | None
@@ -35,7 +38,7 @@ class Hit:
 class Group:
     """The best hits of one class."""
 
-    class_name: str
+    class_name: ClassName
     hits: tuple[Hit, ...]
 
 
@@ -71,13 +74,13 @@ class PushResult:
 class StoredItem:
     """One item of the gallery."""
 
-    item_id: str
-    class_name: str
+    item_id: Id
+    class_name: ClassName
     shard: str
     version: str
     time: datetime | None
     attributes: Mapping[str, str]
-    has_thumbnail: bool
+    has_thumbnail: Annotated[bool, Field(validation_alias="thumbnail")]
     row: int = -1
     """Its row in the shard."""
 
@@ -122,37 +125,16 @@ class Versions:
     versions: tuple[VersionInfo, ...]
 
 
-def moment(text: str | None) -> datetime | None:
-    """Parse ISO 8601 text of the service."""
-    return None if text is None else datetime.fromisoformat(text)
-
-
-def hit(data: Json) -> Hit:
-    """Parse one neighbour."""
-    return Hit(score=data["score"], shard=data.get("shard", ""), **_of_item(data))
-
-
-def _of_item(data: Json) -> dict[str, Any]:
-    return {
-        "item_id": data["id"],
-        "class_name": data["class"],
-        "version": data["version"],
-        "time": moment(data["time"]),
-        "attributes": dict(data["attributes"]),
-        "row": data.get("row", -1),
-    }
-
-
-def search_result(data: Json, head: Json | None = None) -> SearchResult:
-    """Parse one answer; in a batch, `head` is the whole reply, which names version and sequence once."""
-    head = data if head is None else head
-    groups = tuple(Group(group["class"], tuple(map(hit, group["hits"]))) for group in data.get("groups", ()))
-    return SearchResult(head["version"], head["sequence"], tuple(map(hit, data.get("hits", ()))), groups)
+search_result = TypeAdapter(SearchResult).validate_python
+push_result = TypeAdapter(PushResult).validate_python
+stored_item = TypeAdapter(StoredItem).validate_python
+versions = TypeAdapter(Versions).validate_python
+_classes = TypeAdapter(list[ClassInfo]).validate_python
 
 
 def batch_result(data: Json) -> list[SearchResult]:
-    """Parse the answers of a batch, in its order."""
-    return [search_result(one, data) for one in data["results"]]
+    """Parse the answers of a batch, in its order; the whole reply names version and sequence once."""
+    return [search_result({**data, **one}) for one in data["results"]]
 
 
 def embedded(data: Json) -> Embedded:
@@ -161,22 +143,9 @@ def embedded(data: Json) -> Embedded:
     return Embedded(data["version"], data["sequence"], rows.reshape(-1, data["dim"]).copy())
 
 
-def push_result(data: Json) -> PushResult:
-    """Parse the receipt of a push."""
-    return PushResult(data["shard"], tuple(data["ids"]), data.get("stream"))
-
-
-def stored_item(data: Json) -> StoredItem:
-    """Return one item."""
-    return StoredItem(shard=data["shard"], has_thumbnail=data["thumbnail"], **_of_item(data))
-
-
 def classes(data: Json) -> list[ClassInfo]:
     """Return classes, newest first."""
-    return [
-        ClassInfo(row["name"], row["count"], moment(row["first_seen"]), row["sample"], row["learnt"])
-        for row in data["classes"]
-    ]
+    return _classes(data["classes"])
 
 
 def sample(data: Json) -> Sample:
@@ -184,19 +153,3 @@ def sample(data: Json) -> Sample:
     names = data["classes"]
     pairs = zip(data["ids"], data["class"], strict=True)
     return Sample(data["version"], tuple((item_id, names[code]) for item_id, code in pairs))
-
-
-def versions(data: Json) -> Versions:
-    """Return the tree of versions."""
-    rows = tuple(
-        VersionInfo(
-            row["id"],
-            row["parent"],
-            row["task"],
-            moment(row["committed"]),
-            row["retired"],
-            dict(row["metrics"]),
-        )
-        for row in data["versions"]
-    )
-    return Versions(data["head"], data["sequence"], rows)
