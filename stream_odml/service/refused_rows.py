@@ -5,6 +5,7 @@ Protects: what is not committed, or names what was erased, is not shown.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -16,6 +17,7 @@ from stream_odml.service.backend import RefusedRow
 from stream_odml.store.erased_refusals import erased_refusals
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.refusal_counts import RefusalCounts
+from stream_odml.store.select import visible_txns
 from stream_odml.store.table import Table
 from stream_odml.store.versions import VersionTree
 
@@ -27,21 +29,16 @@ class RefusedRows:
     """Reads the quarantine of a root by a handle of its own, which `open_table` gives. For any thread."""
 
     def __init__(self, open_table: Callable[[], Table]) -> None:
-        self._open = open_table
-        self._table: Table | None = None
-        self._counted = cache(open_table)
+        self._table = cache(open_table)
         self._counts = RefusalCounts()
-        self._files: dict[str, None] = {}
         self._lock = threading.Lock()
 
     def newest(self, ledger: LedgerState, tree: VersionTree, limit: int) -> Sequence[RefusedRow]:
         """Return at most `limit` rows, the newest first."""
         with self._lock:
             for _ in range(READ_ATTEMPTS - 1):
-                try:
+                with contextlib.suppress(FileNotFoundError):  # maintenance merged it in the meantime
                     return self._newest(ledger, tree, limit)
-                except FileNotFoundError:  # maintenance merged it in the meantime
-                    continue
             return self._newest(ledger, tree, limit)
 
     def counts(self, ledger: LedgerState) -> dict[str, int]:
@@ -49,19 +46,16 @@ class RefusedRows:
         if not ledger.tombstones:
             return dict(ledger.tally.reasons)
         with self._lock:
-            return self._counts.count(self._counted, ledger)
+            return self._counts.count(self._table, ledger)
 
     def _newest(self, ledger: LedgerState, tree: VersionTree, limit: int) -> Sequence[RefusedRow]:
-        if self._table is None:
-            self._table = self._open()
-        came, went = self._table.refresh()
-        self._files = {path: None for path in (*self._files, *came) if path not in set(went)}
-        visible = frozenset(ledger.txns) | {version.txn for version in tree.versions.values()}
+        table, visible = self._table(), visible_txns(ledger, tree)
+        table.refresh()
         found: list[dict[str, Any]] = []
-        for path in reversed(self._files):
+        for path in reversed(table.paths):
             if len(found) >= limit:
                 break
-            rows = self._table.read(path, COLUMNS)
+            rows = table.read(path, COLUMNS)
             erased = erased_refusals(rows, ledger.shards, ledger.latest_tombstones)
             both = zip(rows.to_pylist(), erased, strict=True)
             found += [row for row, is_erased in both if row["txn"] in visible and not is_erased]

@@ -12,7 +12,7 @@ from stream_odml.store.artifacts import BACKWARD, FORWARD, STUDENT, SUMS, Artifa
 from stream_odml.store.errors import StaleParent, UnknownSubject
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import ShardState, TaskState
-from stream_odml.store.select import encode
+from stream_odml.store.select import forgotten_rows
 from stream_odml.store.store import Store
 from stream_odml.store.tables import VECTOR_COLUMNS, features_of, values, vectors_of
 from stream_odml.store.versions import SUMS_SEQ, VersionTree
@@ -85,26 +85,16 @@ def check_stage(
         )
 
 
-def accepted(
-    store: Store, rows: pa.Table, shard_ids: Sequence[str] | None, version: str | None = None
-) -> pa.Table:
-    """Return the rows to commit: of ``shard_ids`` (all, when None), without forgotten ones.
+def accepted(store: Store, rows: pa.Table, version: str | None = None) -> pa.Table:
+    """Return the rows to commit: without forgotten ones.
 
     Raises ValueError for vectors of another dimension or that are not finite, a version that is not
     committed (or is not ``version``), an unknown shard.
     """
     rows = fitting(store, rows, version)
-    if len(rows) == 0:
-        return rows
-    shards, dictionary = encode(rows["shard_id"])
-    names = dictionary.to_pylist()
-    known_shards(store.ledger, names)
+    known_shards(store.ledger, rows["shard_id"].unique().to_pylist())
     keep = np.ones(len(rows), dtype=bool)
-    if shard_ids is not None:
-        keep &= np.array([name in set(shard_ids) for name in names])[shards]
-    if store.ledger.tombstones:
-        named = values(rows, "shard_id", "class_name", "item_id")
-        keep &= np.array([not store.ledger.forgotten(*names) for names in named])
+    keep[forgotten_rows(rows, store.ledger)] = False
     return rows if keep.all() else rows.filter(pa.array(keep))
 
 

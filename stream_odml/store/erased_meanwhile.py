@@ -23,7 +23,11 @@ from stream_odml.store.tables import IngestBatch, values
 def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> IngestBatch:
     """Return what is to be committed of the ``pending`` shards; delete the pictures that the indexer left of other
     items."""
-    rows = without_erased(store, accepted(store, batch.rows, pending), batch.counts)
+
+    def mine(rows: pa.Table) -> pa.Table:
+        return rows.filter(pc.is_in(rows["shard_id"], value_set=pa.array(pending, pa.string())))
+
+    rows = without_erased(store, mine(accepted(store, batch.rows)), batch.counts)
     for shard_id in pending if store.ledger.tombstones else ():
         before, after = (
             set(table.filter(pc.equal(table["shard_id"], shard_id))["item_id"].to_pylist())
@@ -31,8 +35,7 @@ def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) ->
         )
         if before - after:
             drop_pictures(store.files, shard_id, sorted(before - after))
-    mine = pc.is_in(batch.quarantine["shard_id"], value_set=pa.array(pending, pa.string()))
-    quarantine = refusals_without(store, batch.quarantine.filter(mine))
+    quarantine = refusals_without(store, mine(batch.quarantine))
     return replace(batch, shard_ids=pending, rows=rows, quarantine=quarantine)
 
 

@@ -30,14 +30,10 @@ CLOCKS_APART_S = 600.0
 Entries = Literal["ledger", "versions"]
 """Tables that hold commit points."""
 DEFAULTS: Mapping[Entries, Mapping[str, Any]] = {
-    "ledger": {"subject": "", "task": "", "txn": "", "detail": "{}"},
+    "ledger": {**dict.fromkeys(("subject", "task", "txn"), ""), "detail": "{}"},
     "versions": {
-        "version_id": "",
-        "parent": "",
-        "task": "",
-        "reason": "",
-        "artifacts": "{}",
-        "metrics": "{}",
+        **dict.fromkeys(("version_id", "parent", "task", "reason"), ""),
+        **dict.fromkeys(("artifacts", "metrics"), "{}"),
     },
 }
 
@@ -77,11 +73,12 @@ class Fence:
             self.check()
             yield self.store
 
-    def check(self) -> None:
-        """Raise WriterFenced when the store shows a newer writer."""
-        if self.store.epoch > self.epoch:
+    def check(self, store: Store | None = None) -> None:
+        """Raise WriterFenced when the store, or another view of it, shows a newer writer."""
+        newest = (store or self.store).epoch
+        if newest > self.epoch:
             raise WriterFenced(
-                f"writer {self.epoch} of {self.store.uri} was replaced by writer {self.store.epoch}; "
+                f"writer {self.epoch} of {self.store.uri} was replaced by writer {newest}; "
                 "this process must end, its successor goes on from what is committed"
             )
 

@@ -5,6 +5,7 @@ is checked by Delta against every commit that came first (a merge or a deletion 
 files), each step begins by looking for a newer writer, and no such commit makes a row visible.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +14,6 @@ from typing import TypeVar
 from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError
 
-from stream_odml.store.errors import WriterFenced
 from stream_odml.store.fence import Fence
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.store import Store
@@ -38,11 +38,7 @@ class Housekeeper:
         """Take in what was committed; WriterFenced when that shows a newer writer."""
         self.store.refresh()
         self.store.tables["quarantine"].refresh()  # the store itself reads it when it is asked for
-        if self.store.epoch > self.fence.epoch:
-            raise WriterFenced(
-                f"writer {self.fence.epoch} of {self.store.uri} was replaced by writer {self.store.epoch}; "
-                "its maintenance ends"
-            )
+        self.fence.check(self.store)
 
     @property
     def ledger(self) -> LedgerState:
@@ -61,10 +57,8 @@ class Housekeeper:
         another commit conflicts."""
         for _ in range(ATTEMPTS - 1):
             self.check()
-            try:
+            with contextlib.suppress(CommitFailedError):
                 return operation()
-            except CommitFailedError:
-                continue
         self.check()
         return operation()
 

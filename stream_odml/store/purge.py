@@ -112,9 +112,7 @@ def _purge_quarantine(house: Housekeeper, rows: pa.Table, meta: pa.Table, select
 
 def _refusals(store: Store) -> pa.Table:
     """All rows of the quarantine: what no commit names goes as well."""
-    table = store.table("quarantine")
-    parts = [table.read(path, REFUSAL) for path in sorted(table.present)]
-    return pa.concat_tables([QUARANTINE.empty_table().select(REFUSAL), *parts])
+    return store.table("quarantine").read_all(REFUSAL)
 
 
 def _gone(ledger: LedgerState, rows: pa.Table) -> dict[str, int]:

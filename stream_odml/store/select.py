@@ -45,7 +45,7 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
     counts; of two equally near, the one on the head's own lineage, then the one committed first.
     """
     txns, txn_names = encode(meta["txn"])
-    named = ledger.txns | {v.txn for v in tree.versions.values()}
+    named = visible_txns(ledger, tree)
     visible = np.array([name in named for name in txn_names.to_pylist()], dtype=bool)[txns]
     seen = np.flatnonzero(visible)
     rows = meta if len(seen) == len(meta) else meta.filter(pa.array(visible))
@@ -65,6 +65,11 @@ def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: st
     )
 
 
+def visible_txns(ledger: LedgerState, tree: VersionTree) -> frozenset[str]:
+    """Return transactions whose gallery and quarantine rows count."""
+    return frozenset(ledger.txns) | {version.txn for version in tree.versions.values()}
+
+
 def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
     """Return numbers of the rows under a tombstone, those that a later shard replaced included."""
     if not ledger.tombstones or not len(meta):
@@ -81,7 +86,7 @@ def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Int
 
     What replaced a row dies after it: rows up to a ``seq`` can be deleted without one coming back.
     """
-    named = pa.array(sorted(ledger.txns | {v.txn for v in tree.versions.values()}), pa.string())
+    named = pa.array(sorted(visible_txns(ledger, tree)), pa.string())
     mine = meta.select(["item_id", "class_name", "shard_id", "row"]).take(pa.array(rows))
     seen = pc.and_(
         pc.is_in(meta["txn"].cast(pa.string()), value_set=named),

@@ -29,10 +29,10 @@ from stream_odml.store.mapping import Mapper
 from stream_odml.store.origins import Origins
 from stream_odml.store.recent import Recent
 from stream_odml.store.refusal_counts import RefusalCounts
+from stream_odml.store.select import visible_txns
 from stream_odml.store.table import RootForm, Table
 from stream_odml.store.tables import (
     GALLERY,
-    QUARANTINE,
     SCHEMAS,
     VECTOR_COLUMNS,
     FloatArray,
@@ -263,19 +263,17 @@ class Store:
 
     def visible_txns(self) -> frozenset[str]:
         """Return transactions whose gallery and quarantine rows count."""
-        return frozenset(self.ledger.txns) | {v.txn for v in self.tree.versions.values()}
+        return visible_txns(self.ledger, self.tree)
 
     def gallery_rows(self, vectors: bool = True) -> pa.Table:
         """Return all visible gallery rows as stored: raw vectors, superseded and forgotten rows included. For tools and
         tests; a searchable picture is :class:`~stream_odml.search.snapshot.GallerySnapshot`."""
         columns = self.gallery_schema.names if vectors else META
-        parts = [self._followed["gallery"].read(path, columns) for path in self._paths]
-        return self._visible(parts, pa.schema([self.gallery_schema.field(c) for c in columns]))
+        return self._visible(self._followed["gallery"].read_all(columns))
 
     def quarantine_rows(self) -> pa.Table:
         """Return all visible quarantine rows, without those that name what was erased."""
-        table = self.table("quarantine")
-        rows = self._visible([table.read(path) for path in sorted(table.present)], QUARANTINE)
+        rows = self._visible(self.table("quarantine").read_all())
         erased = erased_refusals(rows, self.ledger.shards, self.ledger.latest_tombstones)
         return rows.filter(pa.array(~erased))
 
@@ -283,8 +281,7 @@ class Store:
         """Return how many rows that indexing refused are in the quarantine, by reason."""
         return self._refusals.count(lambda: self.tables["quarantine"], self.ledger)
 
-    def _visible(self, parts: list[pa.Table], schema: pa.Schema) -> pa.Table:
-        table = pa.concat_tables(parts) if parts else schema.empty_table()
+    def _visible(self, table: pa.Table) -> pa.Table:
         txns = pa.array(sorted(self.visible_txns()), pa.string())
         return table.filter(pc.is_in(table["txn"], value_set=txns))
 

@@ -167,9 +167,13 @@ class Table:
             self._read_table()
         if self._version == self._seen:
             return [], []
-        order = sorted(self._files, key=lambda path: (self._files[path].time, path))
-        known, self.present, self._seen = self.present, frozenset(order), self._version
-        return [p for p in order if p not in known], sorted(known - self.present)
+        known, self.present, self._seen = self.present, frozenset(self._files), self._version
+        return [p for p in self.paths if p not in known], sorted(known - self.present)
+
+    @property
+    def paths(self) -> list[str]:
+        """The data files, oldest first."""
+        return sorted(self._files, key=lambda path: (self._files[path].time, path))
 
     @property
     def seen(self) -> tuple[frozenset[str], int]:
@@ -269,6 +273,11 @@ class Table:
                 f"the data file {path} of table {self.name!r} of {self.files.uri} cannot be read ({str(error)[:300]}); "
                 "restore the root from a backup"
             ) from error
+
+    def read_all(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of all data files. Errors as of :meth:`read`."""
+        none = self.schema.empty_table().select(columns or self.schema.names)
+        return pa.concat_tables([none, *(self.read(path, columns) for path in self.paths)])
 
     def append(self, rows: pa.Table | pa.RecordBatchReader, epoch: int, mark: str = "") -> None:
         """Make one commit, never retried. Raises CommitFailedError when another commit came first. A reader is written

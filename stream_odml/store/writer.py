@@ -218,12 +218,12 @@ class Writer:
                 parts = [rows] if isinstance(rows, pa.Table) else rows
                 for part in parts:
                     # What is wrong with any of them is to be known before the first is written.
-                    accepted(store, part, None, version_id)
+                    accepted(store, part, version_id)
                 txn = stage_txn(version_id, self.epoch)
                 crash_point("stage.before")
                 self._fence.append_parts(
                     "gallery",
-                    lambda: (with_column(accepted(store, p, None, version_id), "txn", txn) for p in parts),
+                    lambda: (with_column(accepted(store, p, version_id), "txn", txn) for p in parts),
                     txn,
                 )
                 crash_point("stage.after_gallery")
