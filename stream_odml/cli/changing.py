@@ -80,8 +80,7 @@ def relearn(
     """
     from stream_odml.cli.stream_root import relearn_task
 
-    said = relearn_task(root, task, anyway, url, token)
-    say(out, said)
+    say(out, relearn_task(root, task, anyway, url, token))
 
 
 def forget(

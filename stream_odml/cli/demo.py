@@ -39,6 +39,13 @@ ASK_EVERY_S = 0.1
 AHEAD = (BASE_CATEGORIES + TASK_CATEGORIES) // SHARD_CATEGORIES
 """Shards that may wait unlearnt before the producer pauses: the stream is endless, the machine is not."""
 
+DURATIONS = {
+    "landed_to_searchable_s": "landed to searchable",
+    "commit_to_served_s": "commit to served",
+    "closed_to_learnt_s": "task closed to learnt, by its head",
+}
+"""Of `Measured`, and what they are called."""
+
 
 @dataclass
 class Measured:
@@ -64,12 +71,8 @@ class Measured:
         last = list(self.baselines.values())[-1:]
         others = [("frozen", b.frozen) for b in last] + [("finetuned_stale", b.finetuned) for b in last]
         figures |= {f"recall_at_1_union_{name}": value for name, value in others if value is not None}
-        series = {
-            "landed_to_searchable_s_p95": self.landed_to_searchable_s,
-            "commit_to_served_s_p95": self.commit_to_served_s,
-            "closed_to_learnt_s_p95": self.closed_to_learnt_s,
-        }
-        return figures | {name: float(np.percentile(v, 95)) for name, v in series.items() if v}
+        series = {name: values for name in DURATIONS if (values := getattr(self, name))}
+        return figures | {f"{name}_p95": float(np.percentile(values, 95)) for name, values in series.items()}
 
 
 def demo_config(
@@ -318,13 +321,9 @@ def _verdict(config: StreamConfig, before: Container[str], measured: Measured, c
     for task in unlearnt:
         say(console, task.in_words(), "yellow")
     figures = measured.figures()
-    for name, label in (
-        ("landed_to_searchable_s_p95", "landed to searchable, p95"),
-        ("commit_to_served_s_p95", "commit to served, p95"),
-        ("closed_to_learnt_s_p95", "task closed to learnt, by its head, p95"),
-    ):
-        if name in figures:
-            say(console, f"{label:38} {figures[name]:6.2f} s")
+    for name, label in DURATIONS.items():
+        if (p95 := figures.get(f"{name}_p95")) is not None:
+            say(console, f"{f'{label}, p95':38} {p95:6.2f} s")
     say(console, f"{'queries':38} {measured.ok} answered, {measured.failed} failed")
     for failure in dict.fromkeys(measured.failures[:5]):
         say(console, f"  failed: {failure}", "red")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -56,30 +56,23 @@ def categories_of(path: Path) -> list[Category]:
     return usable
 
 
+@dataclass
 class Producer:
     """Lands `per_shard` categories every `every_s` seconds, while `may_land` says that there is room."""
 
-    def __init__(
-        self,
-        inbox: str,
-        categories: Iterator[Category],
-        per_shard: int,
-        every_s: float,
-        may_land: Callable[[], bool],
-        first: int = 0,
-        base_shards: int = 0,
-    ) -> None:
-        """`first`: number of the next shard, behind those that landed before. `base_shards`: so many shards at the
-        beginning are one task, named before they land, and land without a pause."""
-        self.landed: list[LandedShard] = []
-        self.exhausted = False
-        self._inbox = inbox
-        self._categories = categories
-        self._per_shard = per_shard
-        self._every_s = every_s
-        self._may_land = may_land
-        self._number = first
-        self._base_shards = base_shards
+    inbox: str
+    categories: Iterator[Category]
+    per_shard: int
+    every_s: float
+    may_land: Callable[[], bool]
+    number: int = 0
+    """Of the next shard, behind those that landed before."""
+    base_shards: int = 0
+    """So many shards at the beginning are one task, named before they land, and land without a pause."""
+    landed: list[LandedShard] = field(default_factory=list)
+    exhausted: bool = False
+
+    def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
 
@@ -93,36 +86,36 @@ class Producer:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        if self._number < self._base_shards:
+        if self.number < self.base_shards:
             complete_task(
-                self._inbox, BASE, [f"{_name(number)}.parquet" for number in range(self._base_shards)]
+                self.inbox, BASE, [f"{_name(number)}.parquet" for number in range(self.base_shards)]
             )
         while not self._stop.is_set():
-            if self._number >= self._base_shards and not self._may_land():
+            if self.number >= self.base_shards and not self.may_land():
                 self._stop.wait(0.2)
                 continue
-            batch = list(islice(self._categories, self._per_shard))
+            batch = list(islice(self.categories, self.per_shard))
             if not batch:
                 if self.landed:
-                    complete_task(self._inbox, f"rest-{self._number:05d}")
+                    complete_task(self.inbox, f"rest-{self.number:05d}")
                 self.exhausted = True
                 return
             self._land(batch)
-            if self._number > self._base_shards:
-                self._stop.wait(self._every_s)
+            if self.number > self.base_shards:
+                self._stop.wait(self.every_s)
 
     def _land(self, batch: Sequence[Category]) -> None:
-        name = _name(self._number)
+        name = _name(self.number)
         items = [
             NewItem(image, category.name, item_id=f"{name}/{i}/{j}")
             for i, category in enumerate(batch)
             for j, image in enumerate(category.images)
         ]
-        land_items(self._inbox, name, items)
+        land_items(self.inbox, name, items)
         first = next((item for item in items if _is_image(item.image)), None)
         if first is not None and first.item_id is not None:
             self.landed.append(LandedShard(name, time.time(), first.item_id, first.image, first.class_name))
-        self._number += 1
+        self.number += 1
 
 
 def _name(number: int) -> str:

@@ -14,19 +14,14 @@ from stream_odml.ingest.reading import raw_rows
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.store.store import Store
+from stream_odml.store.tables import QUARANTINE
 
+_REFUSAL = ("shard_id", "row", "reason", "detail")
 SCHEMA = pa.schema(
     [
         ("image", pa.binary()),
-        ("class_name", pa.string()),
-        ("item_id", pa.string()),
-        ("attributes", pa.string()),
-        ("time", pa.string()),
-        ("path", pa.string()),
-        ("shard_id", pa.string()),
-        ("row", pa.int32()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
+        *((name, pa.string()) for name in ("class_name", "item_id", "attributes", "time", "path")),
+        *((name, QUARANTINE.field(name).type) for name in _REFUSAL),
     ]
 )
 """The columns of a shard, and five that say where a row came from and what is wrong (landing ignores them)."""
@@ -66,10 +61,7 @@ def _row(raw: RawRow, bad: dict[str, Any]) -> dict[str, Any]:
         else json.dumps(raw.attributes, default=str),
         "time": _text(raw.time),
         "path": raw.path,
-        "shard_id": bad["shard_id"],
-        "row": bad["row"],
-        "reason": bad["reason"],
-        "detail": bad["detail"],
+        **{name: bad[name] for name in _REFUSAL},
     }
 
 

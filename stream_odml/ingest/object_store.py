@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Container
+from itertools import islice
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -48,13 +49,8 @@ class S3Source:
         new = [info for info in unknown if not is_foreign_shard(info.base_name, info.type == folder)]
         del listed
         new.sort(key=lambda info: (info.mtime_ns or 0, info.base_name))
-        found: list[ShardRef] = []
-        for info in new:
-            if len(found) >= self.max_new:
-                break
-            if (ref := self._describe(info)) is not None:
-                found.append(ref)
-        return sorted(found, key=landing_order)
+        found = (ref for info in new if (ref := self._describe(info)) is not None)
+        return sorted(islice(found, self.max_new), key=landing_order)
 
     def _describe(self, info: Any) -> ShardRef | None:
         name, uri, seen = info.base_name, join(self.uri, info.base_name), info

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -33,10 +33,10 @@ class NameTwice(ValueError):
     """An object of JSON has one name twice."""
 
 
-def json_once(data: str | bytes) -> Any:
-    """Return JSON as Python values. Raises ValueError, NameTwice for an object with one name twice: readers
-    differ in which of the values counts."""
-    return json.loads(data, object_pairs_hook=_once)
+def json_once(data: str | bytes, constant: Callable[[str], Any] | None = None) -> Any:
+    """Return JSON as Python values, and for NaN or infinity what `constant` gives for its name. Raises ValueError,
+    NameTwice for an object with one name twice: readers differ in which of the values counts."""
+    return json.loads(data, object_pairs_hook=_once, parse_constant=constant)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

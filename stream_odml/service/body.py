@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -74,37 +73,32 @@ def json_object(body: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError:
+        if len(body) > MAX_READ_AGAIN:
+            raise _no_json() from None
         value = _read_again(body)
     else:
-        _no_name_twice(body, value)
+        # Of one name twice the fast reader keeps the last; that it dropped one shows in the count of names, for which
+        # the body is read slowly only where its text holds something like another one.
+        if len(_NAME_ENDS.findall(body)) != _count_names(value):
+            _read_again(body)
     if not isinstance(value, dict):
         raise bad_request(f"the body is a JSON {type(value).__name__}, not an object", "send one JSON object")
     return value
 
 
 def _read_again(body: bytes) -> Any:
-    """Parse again with a slower reader that says what is wrong, and accepts the few forms that the fast one refuses."""
+    """Parse with a slower reader that says what is wrong, and accepts the few forms that the fast one refuses. Raises
+    ApiError 400, for an object with one name twice too."""
     try:
-        if len(body) <= MAX_READ_AGAIN:
-            value = json.loads(body, parse_constant=_no_constant)
-            json_once(body)
-            return value
+        return json_once(body, _no_constant)
     except NameTwice as error:
-        raise _named_twice(error) from None
+        raise bad_request(f"in the JSON body {error}", "send each name of an object once") from None
     except (ValueError, RecursionError):
-        pass
-    raise bad_request("the body is not valid JSON", "send one JSON object, UTF-8")
+        raise _no_json() from None
 
 
-def _no_name_twice(body: bytes, value: Any) -> None:
-    """Raise ApiError 400 for an object with one name twice. The fast reader keeps the last; that it dropped one shows
-    in the count of names, for which the body is read slowly only where its text holds something like another one."""
-    if len(_NAME_ENDS.findall(body)) == _count_names(value):
-        return
-    try:
-        json_once(body)
-    except NameTwice as error:
-        raise _named_twice(error) from None
+def _no_json() -> ApiError:
+    return bad_request("the body is not valid JSON", "send one JSON object, UTF-8")
 
 
 def _count_names(value: Any) -> int:
@@ -113,10 +107,6 @@ def _count_names(value: Any) -> int:
     if isinstance(value, list) and value and isinstance(value[0], dict | list):
         return sum(map(_count_names, value))
     return 0
-
-
-def _named_twice(error: NameTwice) -> ApiError:
-    return bad_request(f"in the JSON body {error}", "send each name of an object once")
 
 
 def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:

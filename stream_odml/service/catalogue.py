@@ -28,14 +28,9 @@ from stream_odml.service.backend import ClassRow, MapRequest
 
 def count_classes(snapshot: GallerySnapshot) -> int:
     """Return the number of classes of the live items."""
-    codes = snapshot.columns.array("class_name")
-    alive = np.bincount(codes, minlength=1) - np.bincount(
-        codes[snapshot.dead], minlength=int(codes.max(initial=0)) + 1
-    )
-    unnamed = snapshot.columns.names["class_name"].numbers.get(UNLABELLED)
-    if unnamed is not None and unnamed < len(alive):
-        alive[unnamed] = 0
-    return int(np.count_nonzero(alive))
+    codes = snapshot.columns.array("class_name")[snapshot.rows()]
+    unnamed = snapshot.columns.names["class_name"].numbers.get(UNLABELLED, -1)
+    return int(np.count_nonzero(np.bincount(codes[codes != unnamed])))
 
 
 def class_rows(snapshot: GallerySnapshot) -> Sequence[ClassRow]:

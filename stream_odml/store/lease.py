@@ -11,6 +11,9 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field, TypeAdapter
 
 from stream_odml.storage.files import SMALL_FILE, Files
 from stream_odml.storage.process import is_alive
@@ -22,6 +25,8 @@ MAX_LEASE_S = 3600.0
 CLOCK_SKEW_S = 300.0
 """Clocks of two hosts differ by less: a lease from further in the future is none."""
 MAX_HOLDER_CHARS = 200
+_Whole = Annotated[int, Field(ge=0, lt=2**63)]
+_Seconds = Annotated[float, Field(gt=-1e12, lt=1e12)]
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,16 @@ class LeaseRecord:
     """Who holds a root. ``boot_clock`` is seconds since the host's boot: it does not jump when the wall clock does."""
 
     token: str
-    holder: str
+    holder: Annotated[str, Field(max_length=MAX_HOLDER_CHARS)]
     host: str
-    pid: int
+    pid: _Whole
     pid_start: str
-    wall: float
-    boot_clock: float
-    lease_s: float
-    epoch: int = 0
+    wall: _Seconds
+    boot_clock: _Seconds
+    lease_s: Annotated[float, Field(gt=0, le=MAX_LEASE_S)]
+    epoch: _Whole = 0
+
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "strict": True}
 
     def alive(self) -> bool:
         """Return whether its holder must be taken to live still."""
@@ -45,6 +52,9 @@ class LeaseRecord:
                 return False
             return _boot_clock() - self.boot_clock < self.lease_s
         return time.time() - self.wall < self.lease_s
+
+
+_RECORD = TypeAdapter(LeaseRecord)
 
 
 class Lease:
@@ -108,27 +118,12 @@ class Lease:
 def read_lease(files: Files) -> LeaseRecord | None:
     """Return the root's lease, or None when there is none (or none that can be read: then the epoch decides alone)."""
     try:
-        record = LeaseRecord(**json.loads(files.read(LEASE, SMALL_FILE)))
-        return record if _is_sound(record) else None
-    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, RecursionError):
+        record = _RECORD.validate_json(files.read(LEASE, SMALL_FILE))  # anybody may have written it
+    except (FileNotFoundError, IsADirectoryError, ValueError):
         return None
-
-
-def _is_sound(record: LeaseRecord) -> bool:
-    """Whether every value has its type and range: anybody may have written the file."""
-    texts = (record.token, record.holder, record.host, record.pid_start)
-    numbers = (record.wall, record.boot_clock, record.lease_s)
-    whole = (record.pid, record.epoch)
     here = record.host == host_identity()
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e12 for n in numbers)
-        and all(type(n) is int and 0 <= n < 2**63 for n in whole)
-        and 0 < record.lease_s <= MAX_LEASE_S
-        and (record.boot_clock <= _boot_clock() if here else record.wall <= time.time() + CLOCK_SKEW_S)
-        and record.holder.isprintable()
-        and len(record.holder) <= MAX_HOLDER_CHARS
-    )
+    is_past = record.boot_clock <= _boot_clock() if here else record.wall <= time.time() + CLOCK_SKEW_S
+    return record if is_past and record.holder.isprintable() else None
 
 
 def host_identity() -> str:

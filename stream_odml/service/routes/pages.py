@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 from stream_odml.service.guard import KIND
 
@@ -27,20 +25,7 @@ _HEADERS = {
 }
 
 
-class _Files(StaticFiles):
-    def file_response(
-        self,
-        full_path: str | os.PathLike[str],
-        stat_result: os.stat_result,
-        scope: Scope,
-        status_code: int = 200,
-    ) -> Response:
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(_HEADERS)
-        return response
-
-
-_files = _Files(directory=FOLDER)
+_files = StaticFiles(directory=FOLDER)
 
 
 @router.get("/")
@@ -57,4 +42,6 @@ async def docs(request: Request) -> Response:
 @router.get("/page/{name}")
 async def asset(name: str, request: Request) -> Response:
     request.scope[KIND] = "page"
-    return await _files.get_response(name, request.scope)
+    response = await _files.get_response(name, request.scope)
+    response.headers.update(_HEADERS)
+    return response
