@@ -35,9 +35,7 @@ class Part:
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None) -> tuple[FloatArray, Indices]:
         """Return scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
-        if self.rows is None:
-            return self.segment.nearest(queries, k, mask)
-        numbers = self.rows.rows
+        numbers = self.numbers()
         scores, rows = self.segment.nearest(self.own(queries), k, None if mask is None else mask[numbers])
         return self.scored(scores), renumbered(rows, numbers)
 

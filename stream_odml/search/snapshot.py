@@ -132,7 +132,11 @@ class GallerySnapshot:
             mask = mask.copy()
             mask[self.dead] = False
         wide = k if mask is not None else k + len(self.dead)
-        scores, rows = merge_top([part.nearest(queries, wide, mask) for part in self.parts], wide)
+        found = []
+        for part in self.parts:  # one of all items adds nothing to its segment
+            source = part.segment if part.rows is None else part
+            found.append(source.nearest(queries, wide, mask))
+        scores, rows = merge_top(found, wide)
         if mask is None and len(self.dead):
             order = np.argsort(np.isin(rows, self.dead), axis=1, kind="stable")[:, :k]
             alive = np.take_along_axis(rows, order, axis=1)
