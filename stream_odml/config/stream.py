@@ -369,19 +369,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
+_SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
 def field_range(spec: Mapping[str, Any]) -> str:
     """Return the choices and bounds of a field, from its JSON schema."""
-    options, bounds = [spec, *spec.get("anyOf", [])], []
-    for name, sign in (
-        ("minimum", ">="),
-        ("exclusiveMinimum", ">"),
-        ("maximum", "<="),
-        ("exclusiveMaximum", "<"),
-    ):
-        bound = next((o[name] for o in options if name in o), None)
-        if bound is not None:
-            bounds.append(f"{sign} {bound:.12g}")
-    choices = spec.get("enum")
-    return (f" (one of {', '.join(map(str, choices))})" if choices else "") + (
-        f" ({', '.join(bounds)})" if bounds else ""
-    )
+    known = {name: bound for of in reversed([spec, *spec.get("anyOf", [])]) for name, bound in of.items()}
+    bounds = [f"{sign} {known[name]:.12g}" for name, sign in _SIGNS.items() if name in known]
+    choices = f"one of {', '.join(map(str, spec['enum']))}" if spec.get("enum") else ""
+    return "".join(f" ({part})" for part in (choices, ", ".join(bounds)) if part)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,17 +167,11 @@ class ClassBank:
 
     def selected(self, rows: NDArray[np.int64]) -> ClassBank:
         """Return the bank of these entries alone."""
-        origins = tuple(self.origins[i] for i in rows)
-        return ClassBank(
-            self.version,
-            tuple(self.names[i] for i in rows),
-            origins,
-            self.counts[rows],
-            self.origin_means[rows],
-            self.means[rows],
-            self.directions[rows],
-            {origin: T_dd for origin, T_dd in self.transforms.items() if origin in origins},
-        )
+        names, origins = (tuple(of[i] for i in rows) for of in (self.names, self.origins))
+        arrays = ("counts", "origin_means", "means", "directions")
+        taken: dict[str, Any] = {name: getattr(self, name)[rows] for name in arrays}
+        transforms = {origin: T_dd for origin, T_dd in self.transforms.items() if origin in origins}
+        return replace(self, names=names, origins=origins, transforms=transforms, **taken)
 
 
 def _unit(x_nd: Floats) -> Floats:

@@ -85,22 +85,18 @@ def rankings(retrieval: Retrieval, depth: int) -> Iterator[tuple[Tensor, Tensor]
     """Yield (hits [q, D] boolean, best first, relevant others [q]) for one block of queries after another."""
     depth = min(depth, len(retrieval.gallery))
     for start in range(0, len(retrieval.queries), _QUERIES):
-        rows = slice(start, start + _QUERIES)
-        queries = unit(torch.from_numpy(np.ascontiguousarray(retrieval.queries[rows], np.float32)))
-        labels = torch.from_numpy(retrieval.query_labels[rows])
-        own = None if retrieval.self_index is None else torch.from_numpy(retrieval.self_index[rows])
-        yield _rank_block(retrieval, queries, labels, own, depth)
+        yield _rank_block(retrieval, slice(start, start + _QUERIES), depth)
 
 
-def _rank_block(
-    retrieval: Retrieval, queries: Tensor, labels: Tensor, own: Tensor | None, depth: int
-) -> tuple[Tensor, Tensor]:
+def _rank_block(retrieval: Retrieval, rows: slice, depth: int) -> tuple[Tensor, Tensor]:
+    queries, labels = _units(retrieval.queries[rows]), torch.from_numpy(retrieval.query_labels[rows])
+    own = None if retrieval.self_index is None else torch.from_numpy(retrieval.self_index[rows])
     best = torch.full((len(queries), depth), _LAST)
     hits = torch.zeros(len(queries), depth, dtype=torch.bool)
     relevant = torch.zeros(len(queries), dtype=torch.int64)
     for start in range(0, len(retrieval.gallery), _GALLERY):
         block = slice(start, start + _GALLERY)
-        gallery = unit(torch.from_numpy(np.ascontiguousarray(retrieval.gallery[block], np.float32)))
+        gallery = _units(retrieval.gallery[block])
         same = labels[:, None] == torch.from_numpy(retrieval.gallery_labels[block])
         similar = queries @ gallery.T
         key = _rank_keys(similar, same)
@@ -112,6 +108,10 @@ def _rank_block(
         best, order = torch.cat([best, key], 1).topk(depth, dim=1)
         hits = torch.cat([hits, same], 1).gather(1, order)
     return hits, relevant
+
+
+def _units(vectors: Floats) -> Tensor:
+    return unit(torch.from_numpy(np.ascontiguousarray(vectors, np.float32)))
 
 
 def _rank_keys(similar: Tensor, same: Tensor) -> Tensor:

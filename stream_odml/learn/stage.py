@@ -230,15 +230,14 @@ class StageLearner:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a `state_dict` into a learner built with the same arguments. Raises ValueError where it does not fit."""
-        parts: dict[str, dict[str, Tensor]] = {"networks": {}, "metric": {}, "adam": {}}
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(name): state[key] for key in state if key.startswith(name)}
+
         try:
-            for key, value in state.items():
-                if key != "step":
-                    part, rest = key.split(".", 1)
-                    parts[part][rest] = value
-            self.networks.load_state_dict(parts["networks"])
-            self._metric.load_state_dict(parts["metric"])
-            self._optimiser.load_state(parts["adam"])
+            self.networks.load_state_dict(part("networks."))
+            self._metric.load_state_dict(part("metric."))
+            self._optimiser.load_state(part("adam."))
             self.next_step = int(state["step"])
         except (LookupError, ValueError, RuntimeError) as error:
             raise ValueError(

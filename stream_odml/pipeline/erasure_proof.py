@@ -101,9 +101,9 @@ def _search(store: Store, kind: str, name: str, source: StorageOptions | None) -
     covered = {s.shard_id: s for s in store.ledger.shards.values() if s.landed_seq < tombstone.seq}
     if kind == "shard":
         covered = {name: covered[name]} if name in covered else {}
-    proof = Proof(known, asked_s_ago=time.time() - tombstone.time.timestamp())
-    _search_files(store, tombstone, covered, proof)
     since = tombstone.time.timestamp()
+    proof = Proof(known, asked_s_ago=time.time() - since)
+    _search_files(store, tombstone, covered, proof)
     aside = (path for place in pushed_elsewhere(store) for path in half_written(place, since))
     proof.findings += [f"{path}: {HALF_WRITTEN}" for path in aside]
     proof.findings += [*_in_statistics(store, tombstone), *_in_caches(store, tombstone, covered)]
@@ -128,9 +128,7 @@ def _search_files(store: Store, tombstone: Tombstone, covered: dict[str, ShardSt
     searched: set[str] = set()
     for _ in range(SEARCHES):
         vanished = False
-        for info in store.files.list(""):
-            if info.path in searched:
-                continue
+        for info in [info for info in store.files.list("") if info.path not in searched]:
             searched.add(info.path)
             if ASIDE in info.path and info.mtime < tombstone.time.timestamp():
                 proof.findings.append(f"{info.path}: {HALF_WRITTEN}")
@@ -175,22 +173,21 @@ def _in_file(store: Store, path: str, tombstone: Tombstone, covered: dict[str, S
         return
     wanted = COLUMN[tombstone.kind]
     own = Path(path).stem if path.startswith(("thumbnails/", "holdout/")) else None
-    names = [n for n in {wanted, "shard_id"} if n in parquet.schema_arrow.names]
     images = parquet.metadata.num_rows
-    if images and own is not None and tombstone.kind == "shard" and own == tombstone.name:
+    if images and tombstone.kind == "shard" and own == tombstone.name:
         yield f"{path}: pixels of {images} items"
+    used = {wanted, "shard_id"} if own is None else {wanted, "shard_id", "item_id", "class_name"}
+    names = used & set(parquet.schema_arrow.names)
     if wanted not in names or (own is not None and own not in covered):
         return
-    also = {"item_id", "class_name"} & set(parquet.schema_arrow.names) if own is not None else set()
-    table = parquet.read(columns=sorted({*names, *also}))
+    table = parquet.read(columns=sorted(names))
     mask = pc.equal(table[wanted].cast(pa.string()), tombstone.name)
-    if own is not None and pc.any(mask).as_py():
-        mask = pc.and_(mask, pa.array(erased_pictures(own, table, store.ledger)))
     if own is None:
         known = pa.array(sorted(covered), pa.string())
         mask = pc.and_(mask, pc.is_in(table["shard_id"].cast(pa.string()), value_set=known))
-    count = pc.sum(mask).as_py() or 0
-    if count:
+    elif pc.any(mask).as_py():
+        mask = pc.and_(mask, pa.array(erased_pictures(own, table, store.ledger)))
+    if count := pc.sum(mask).as_py():
         yield f"{path}: {count} rows" + (" of pixels" if own is not None else "")
 
 

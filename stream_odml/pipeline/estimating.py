@@ -46,13 +46,11 @@ def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
     )
     shards = [shards[i] for i in random.permutation(len(shards))]
     looked = SHARDS
-    while True:
-        drawn = shards[:looked]
-        rows = rows_of_classes(store, parent, drawn, pc.scalar(True), PER_CLASS, seed)
-        # Of items that were replaced or erased one by one nothing is left in their shard.
-        if len(rows) or looked >= len(shards):
-            break
+    rows = rows_of_classes(store, parent, shards[:looked], pc.scalar(True), PER_CLASS, seed)
+    # Of items that were replaced or erased one by one nothing is left in their shard.
+    while not len(rows) and looked < len(shards):
         looked *= 2
+        rows = rows_of_classes(store, parent, shards[:looked], pc.scalar(True), PER_CLASS, seed)
     rows = rows.take(np.sort(random.permutation(len(rows))[:MAX_VECTORS]))
     _, labels = np.unique(np.array(rows["class_name"].to_pylist(), np.str_), return_inverse=True)
     vectors = decoded(rows, store.dim)

@@ -4,6 +4,7 @@ Protects: every vector in it, and every query, is in one space, that of ``versio
 forgotten is not found.
 """
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -71,11 +72,10 @@ class GallerySnapshot:
         same_space = store.tree.moves[-1:] == self.tree.moves[-1:] and len(store.tree.versions) == len(
             self.tree.versions
         )
-        try:
-            appended = _appended(self, store) if same_space else None
-        except FileNotFoundError:
-            appended = None
-        return appended or GallerySnapshot.load(store, self.settings, self, self.cache)
+        with contextlib.suppress(FileNotFoundError):
+            if same_space and (appended := _appended(self, store)) is not None:
+                return appended
+        return GallerySnapshot.load(store, self.settings, self, self.cache)
 
     @property
     def version(self) -> str:
