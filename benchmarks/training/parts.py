@@ -75,7 +75,7 @@ def _parts(shape: Shape, seed: int) -> dict[str, Callable[[], object]]:
         "O forward": lambda: learner._old_embeddings(images),
         "O forward, bf16": lambda: mixed._old_embeddings(images),
         "losses, forward and backward": lambda: _losses(learner, old, labels),
-        "optimiser": learner._optimiser.step,
+        "optimiser": lambda: learner._optimiser.step(1e-4),
     }
 
 

@@ -21,18 +21,6 @@ class RayDriver(Driver):
         self._name, self._namespace, self._timeout_s = name, namespace, timeout_s
         self._stream_id = stream_id
 
-    async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
-        return await self._call("request_forget", kind, name)
-
-    async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
-        return await self._call("request_rollback", version, relearn)
-
-    async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
-        return await self._call("request_relearn", task, anyway)
-
-    async def status(self) -> Mapping[str, Any]:
-        return await self._call("status")
-
     async def _call(self, method: str, *arguments: Any) -> Mapping[str, Any]:
         loop = asyncio.get_running_loop()
         try:  # looking up a name is a blocking round trip to the head node

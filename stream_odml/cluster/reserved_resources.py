@@ -44,13 +44,12 @@ class ReservedResources:
             self._ask()
 
     def _ask(self) -> None:
+        was_taken, self._is_taken = self._is_taken, False
         try:
             reserve(self._name, self._bundles, EXPIRE_S, ANSWER_S)
+            self._is_taken = True
         except Exception as error:  # busy; or another Ray, whose inside is another: training goes on without
-            if self._is_taken:
+            if was_taken:
                 log.warning(
                     "what indexers and replicas hold is not reserved (%s: %s)", type(error).__name__, error
                 )
-            self._is_taken = False
-        else:
-            self._is_taken = True

@@ -108,7 +108,6 @@ class _Worker:
         self.config = config
         self.world = World.current(device)
         self.place = Place(context.get_node_rank(), context.get_local_rank() == 0)
-        self.reporter = _Reporter(self.world)
         self.readers = RayReaders(config.cluster.cpus_per_read)
         self.profile_steps = config.observe.profile_steps if self.world.rank == 0 else 0
         # Kept from stage to stage: each then reads only what was committed since the one before.
@@ -140,9 +139,9 @@ class _Worker:
     def learn(self, order: StageOrder) -> None:
         """Learn one stage, from cache to commit. A failure that repeating would not mend becomes a refusal."""
         self.store.refresh()
+        self.reporter = _Reporter(self.world)
         report = self.reporter.report
         run = StageRun(self.config, order, self.store, self.world, self.place, report, self.readers)
-        self.reporter.begin()
         try:
             with self._part("open", order):
                 run.open()
@@ -260,7 +259,7 @@ def is_loss_of_a_process(error: BaseException) -> bool:
 
 
 class _Reporter:
-    """Tells the driver how the stage goes, at most twice a second and without waiting for its answer."""
+    """Tells the driver how a stage goes, at most twice a second and without waiting for its answer."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -269,10 +268,6 @@ class _Reporter:
         self._steps: list[float] = []
         self._waits: list[float] = []
         self.is_wanted = True
-
-    def begin(self) -> None:
-        """Forget what the driver said of an earlier stage."""
-        self._answer, self.is_wanted = None, True
 
     def report(self, progress: StageProgress) -> None:
         """Send ``progress`` (rank 0 only); durations of what is not sent are kept for the next report."""

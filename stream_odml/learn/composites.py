@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -69,27 +68,21 @@ def counts_of_composites(counts: list[int], every: int) -> list[int]:
     return [after - start for start, after in pairwise(before)]
 
 
-@dataclass(frozen=True)
-class LastPassComposites:
-    """`each` composites of each of the task's `n_images`, fewer above MAX_LAST_PASS_COMPOSITES."""
-
-    each: int
-    n_images: int
-
-    def of(self, images_n3SS: Tensor, index_n: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield composites of a batch, and the rows of the batch that they show. `index_n`: indices of the images in
-        the task. Partners are half a batch away, which in a task sorted by class is another class."""
-        limit = MAX_LAST_PASS_COMPOSITES
-        row_n = torch.from_numpy(np.flatnonzero(index_n % max(1, -(-self.n_images // limit)) == 0))
-        if not len(row_n):
-            return
-        rows = row_n.to(images_n3SS.device)
-        partner = (rows + len(images_n3SS) // 2) % len(images_n3SS)
-        for number in range(min(self.each, max(1, limit // max(self.n_images, 1)))):
-            draws = np.stack(
-                [np.random.default_rng((number, int(i))).random(4) for i in index_n[row_n.numpy()]]
-            )
-            yield cut_mix(images_n3SS[rows], images_n3SS[partner], torch.from_numpy(draws)), row_n
+def last_pass_composites(
+    images_n3SS: Tensor, index_n: NDArray[np.int64], each: int, n_images: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield composites of a batch, and the rows of the batch that they show: `each` of each of the task's `n_images`,
+    fewer above MAX_LAST_PASS_COMPOSITES. `index_n`: indices of the images in the task. Partners are half a batch away,
+    which in a task sorted by class is another class."""
+    limit = MAX_LAST_PASS_COMPOSITES
+    row_n = torch.from_numpy(np.flatnonzero(index_n % max(1, -(-n_images // limit)) == 0))
+    if not len(row_n):
+        return
+    rows = row_n.to(images_n3SS.device)
+    partner = (rows + len(images_n3SS) // 2) % len(images_n3SS)
+    for number in range(min(each, max(1, limit // max(n_images, 1)))):
+        draws = np.stack([np.random.default_rng((number, int(i))).random(4) for i in index_n[row_n.numpy()]])
+        yield cut_mix(images_n3SS[rows], images_n3SS[partner], torch.from_numpy(draws)), row_n
 
 
 def _oriented(images_n3SS: Tensor, way_n: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ class ParameterGroup:
     params: list[nn.Parameter]
     factor: float
     weight_decay: float
-    rate: float = 0.0
 
 
 class Adam:
@@ -41,8 +40,8 @@ class Adam:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, rate: float) -> None:
+        """Update every parameter that has a gradient, at this learning rate times the factor of its group."""
         for group in self.groups:
             learnt = [parameter for parameter in group.params if parameter.grad is not None]
             moments = [self._moments.get(parameter) or self._begin(parameter) for parameter in learnt]
@@ -57,7 +56,7 @@ class Adam:
                     amsgrad=False,
                     beta1=BETA1,
                     beta2=BETA2,
-                    lr=group.rate,
+                    lr=rate * group.factor,
                     weight_decay=group.weight_decay,
                     eps=EPSILON,
                     maximize=False,
@@ -94,13 +93,6 @@ def build_optimiser(networks: Networks, losses: nn.ModuleDict, settings: StageSe
             groups += _groups(network.head.named_parameters(), factor * head, settings)
     groups += _groups(losses.named_parameters(), head, settings)
     return Adam([group for group in groups if group.params])
-
-
-def set_rate(optimiser: Adam, settings: StageSettings, rate: float, step: int, total: int) -> None:
-    """Set every group's learning rate at this step."""
-    scheduled = rate * schedule(settings, step, total)
-    for group in optimiser.groups:
-        group.rate = scheduled * group.factor
 
 
 def schedule(settings: StageSettings, step: int, total: int) -> float:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from stream_odml.learn.augment import augment, step_seed
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.composites import LastPassComposites, composites_of_batch, counts_of_composites
+from stream_odml.learn.composites import composites_of_batch, counts_of_composites, last_pass_composites
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder, as_images, trunk_of, with_training_head
 from stream_odml.learn.finish import FinishPass, StageDiverged, StageOutcome
 from stream_odml.learn.losses import OLD_MODEL_TERMS, stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.learn.networks import across_ranks, build_networks, freeze
-from stream_odml.learn.optimiser import build_optimiser, set_rate
+from stream_odml.learn.optimiser import build_optimiser, schedule
 from stream_odml.learn.row_buffer import InMemoryBuffer, NewBuffer
 from stream_odml.learn.settings import StageSettings
 from stream_odml.learn.virtual import VirtualFeatures
@@ -217,8 +217,7 @@ class StageLearner:
         self._optimiser.zero_grad()
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-        set_rate(self._optimiser, self.settings, self._rate, step, self.total_steps)
-        self._optimiser.step()
+        self._optimiser.step(self._rate * schedule(self.settings, step, self.total_steps))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return progress within the stage: with the constructor's arguments, enough to continue to the same bits."""
@@ -262,13 +261,13 @@ class StageLearner:
         s, n, is_base = self.settings, self._n_classes, self.is_base
         student = self._averaged_student().eval().requires_grad_(False)
         finish = FinishPass(s, self.bank, n, student.out_dim, self.world, new_buffer, is_base=is_base)
-        composites = LastPassComposites(0 if is_base else s.map_composites, n_images)
+        each = 0 if is_base else s.map_composites
         with torch.inference_mode():
             for pixels, labels, numbers in batches:
                 images, labels_n = as_images(pixels, self.world.device), torch.as_tensor(labels).long()
                 indices = np.asarray(numbers)
                 finish.add(self.old(images), student(images), labels_n, indices)
-                for mixed, row_n in composites.of(images, indices):
+                for mixed, row_n in last_pass_composites(images, indices, each, n_images):
                     finish.add_composites(self.old(mixed), student(mixed), labels_n[row_n])
         student.cpu()
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # in which it is stored

@@ -5,10 +5,8 @@ Protects: of a task of any size only a few thousand rows are in memory at once, 
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_odml.learn.feature_codes import FeatureFormat
-from stream_odml.learn.row_buffer import Float32s, NewBuffer
-from stream_odml.pipeline.stage_folders import emptied
+from stream_odml.learn.row_buffer import Float32s
 from stream_odml.store.blocks import REPEATED
 from stream_odml.store.tables import gallery_schema, restamped
 
@@ -45,13 +42,6 @@ class OnDisk:
         if not count:
             return np.empty((0, dim), np.float32)
         return np.memmap(self._path, np.float32, "r", shape=(count, dim))
-
-
-@contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[NewBuffer]:
-    """Yield a folder for embeddings, emptied of what a killed attempt left there, and removed at the end."""
-    with emptied(folder):
-        yield partial(OnDisk, folder)
 
 
 def in_parts(indices: NDArray[np.int64], vectors: Float32s) -> Iterator[Part]:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from stream_odml.config.stream import StreamConfig
+from stream_odml.ingest.cache import PixelCache
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.embedder import embed
@@ -30,16 +31,10 @@ from stream_odml.pipeline.later_stages import rows_to_embed
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.settling import Settling
 from stream_odml.pipeline.sources import read_options
-from stream_odml.pipeline.stage_folders import cache_root, stage_folder
+from stream_odml.pipeline.stage_folders import cache_root, emptied, stage_folder
 from stream_odml.pipeline.stage_learner import build_learner, retried
-from stream_odml.pipeline.stage_rows import Part, in_parts, scratch, write_rows
-from stream_odml.pipeline.task_cache import (
-    Readers,
-    fill_cache,
-    open_cache,
-    rows_digest,
-    task_rows,
-)
+from stream_odml.pipeline.stage_rows import OnDisk, Part, in_parts, write_rows
+from stream_odml.pipeline.task_cache import Readers, cache_members, fill_cache, rows_digest, task_rows
 from stream_odml.store.store import Store
 from stream_odml.store.tables import quarantine_rows
 from stream_odml.store.version_metrics import key
@@ -104,11 +99,10 @@ class StageRun:
         self._rows = self._agreed_rows()
         if not len(self._rows):
             raise StageFailed("the task has no items left: they were forgotten or replaced")
-        size = self.config.model.image_size
-        deferrals = [why for why in self._all_ranks(self._fill(size) if self._leads_node else None) if why]
+        deferrals = [why for why in self._all_ranks(self._fill() if self._leads_node else None) if why]
         if deferrals:
             raise StageDeferred(deferrals[0])
-        self._cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
+        self._cache = self._opened()
         self._leave_out_lost()
         self._train = np.flatnonzero(~self._held & ~self._lost)
         labels = self._cache.labels[self._train]
@@ -139,13 +133,17 @@ class StageRun:
             time.sleep(0.2)
             self._store.refresh()
 
-    def _fill(self, size: int) -> str | None:
+    def _opened(self) -> PixelCache:
+        """This node's cache, as far as it was filled."""
+        members = cache_members(self._rows, self.order.shards)
+        return PixelCache(self._cache_folder, members, self.config.model.image_size)
+
+    def _fill(self) -> str | None:
         """Fill this node's cache; why that has to wait, or None."""
         for tried in range(READ_ATTEMPTS):
             try:
-                cache = open_cache(self._cache_folder, self._rows, self.order.shards, size)
                 fill_cache(
-                    cache,
+                    self._opened(),
                     self.order.shards,
                     partial(read_options, self.config),
                     max_pixels=self.config.ingest.max_pixels,
@@ -209,8 +207,9 @@ class StageRun:
         self._say("evaluating")
         names = [self._cache.class_names[c] for c in self._classes]
         try:
-            with scratch(self.rank_folder) as new_buffer:
-                outcome = self.learner.finish(self._share(), names, len(self._rows), new_buffer)
+            with emptied(self.rank_folder) as folder:
+                on_disk = partial(OnDisk, folder)
+                outcome = self.learner.finish(self._share(), names, len(self._rows), on_disk)
                 parts = self._all_ranks(self._write_rows(outcome))
         except StageDiverged as error:
             raise StageFailed(str(error)) from error

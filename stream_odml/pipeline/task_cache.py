@@ -117,11 +117,6 @@ def _places(rows: pa.Table, shards: Sequence[ShardRef]) -> NDArray[np.int32]:
     return places
 
 
-def open_cache(folder: Path, rows: pa.Table, shards: Sequence[ShardRef], size: int) -> PixelCache:
-    """Return the cache of these rows in ``folder``; complete, or as far as an earlier process came."""
-    return PixelCache(folder, cache_members(rows, shards), size)
-
-
 def fill_cache(
     cache: PixelCache,
     shards: Sequence[ShardRef],

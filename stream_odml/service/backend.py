@@ -228,18 +228,21 @@ class Driver:
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
         """Forget an ``item`` or a ``class``."""
-        raise driver_away()
+        return await self._call("request_forget", kind, name)
 
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
         """Move the head."""
-        raise driver_away()
+        return await self._call("request_rollback", version, relearn)
 
     async def relearn(self, task: str, anyway: bool) -> Mapping[str, Any]:
         """Learn a refused or skipped task after all."""
-        raise driver_away()
+        return await self._call("request_relearn", task, anyway)
 
     async def status(self) -> Mapping[str, Any]:
         """Return the driver's own status."""
+        return await self._call("status")
+
+    async def _call(self, method: str, *arguments: Any) -> Mapping[str, Any]:
         raise driver_away()
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from stream_odml.learn.composites import (
     MAX_LAST_PASS_COMPOSITES,
-    LastPassComposites,
     composites_of_batch,
     counts_of_composites,
     cut_mix,
+    last_pass_composites,
 )
 from stream_odml.learn.settings import StageSettings
 
@@ -75,13 +75,13 @@ def test_a_rank_with_an_odd_class_joins_it_to_itself() -> None:
 
 def test_the_last_pass_is_rationed_and_the_same_again() -> None:
     index = np.arange(6)
-    few = list(LastPassComposites(4, 6).of(IMAGES[:6], index))
+    few = list(last_pass_composites(IMAGES[:6], index, 4, 6))
     assert [row.tolist() for _, row in few] == [list(range(6))] * 4
-    again = list(LastPassComposites(4, 6).of(IMAGES[:6], index))
+    again = list(last_pass_composites(IMAGES[:6], index, 4, 6))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(few, again, strict=True))
     assert not torch.equal(few[0][0], few[1][0])
-    assert len(list(LastPassComposites(4, MAX_LAST_PASS_COMPOSITES // 2).of(IMAGES[:6], index))) == 2
-    rationed = list(LastPassComposites(4, 3 * MAX_LAST_PASS_COMPOSITES).of(IMAGES[:6], index))
+    assert len(list(last_pass_composites(IMAGES[:6], index, 4, MAX_LAST_PASS_COMPOSITES // 2))) == 2
+    rationed = list(last_pass_composites(IMAGES[:6], index, 4, 3 * MAX_LAST_PASS_COMPOSITES))
     assert [row.tolist() for _, row in rationed] == [[0, 3]]
-    assert list(LastPassComposites(4, 3 * MAX_LAST_PASS_COMPOSITES).of(IMAGES[:2], np.array([1, 2]))) == []
-    assert list(LastPassComposites(0, 6).of(IMAGES[:6], index)) == []
+    assert list(last_pass_composites(IMAGES[:2], np.array([1, 2]), 4, 3 * MAX_LAST_PASS_COMPOSITES)) == []
+    assert list(last_pass_composites(IMAGES[:6], index, 0, 6)) == []

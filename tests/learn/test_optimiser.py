@@ -71,7 +71,7 @@ def test_the_peer_s_batches_are_its_only_steps() -> None:
 def test_its_numbers_are_those_of_torch_and_so_is_what_it_goes_on_to_from_a_state() -> None:
     ours, theirs = (torch.nn.Linear(3, 2), torch.nn.Linear(3, 2))
     theirs.load_state_dict(ours.state_dict())
-    group = ParameterGroup(list(ours.parameters()), factor=1.0, weight_decay=0.1, rate=0.02)
+    group = ParameterGroup(list(ours.parameters()), factor=2.0, weight_decay=0.1)
     adam = Adam([group])
     oracle = torch.optim.Adam(theirs.parameters(), lr=0.02, weight_decay=0.1)
     for step in range(4):
@@ -85,7 +85,7 @@ def test_its_numbers_are_those_of_torch_and_so_is_what_it_goes_on_to_from_a_stat
             model(torch.full((1, 3), step + 1.0)).square().sum().backward()
             if step == 1:
                 model.bias.grad = None
-        adam.step()
+        adam.step(0.01)
         oracle.step()
         assert torch.equal(ours.weight, theirs.weight)
         assert torch.equal(ours.bias, theirs.bias)

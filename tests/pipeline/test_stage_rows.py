@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 
 from stream_odml.learn.row_buffer import InMemoryBuffer
 from stream_odml.learn.settings import GalleryMap
-from stream_odml.pipeline.stage_rows import OnDisk, in_parts, scratch, write_rows
+from stream_odml.pipeline.stage_folders import emptied
+from stream_odml.pipeline.stage_rows import OnDisk, in_parts, write_rows
 from stream_odml.pipeline.stages import StageRows
 from stream_odml.storage.files import open_files
 from stream_odml.store.store import META
@@ -25,8 +27,8 @@ def test_on_disk_or_in_memory_is_the_same(tmp_path: Path, kind: GalleryMap) -> N
     old, bank = after(1)
     pixels, labels, names = task(1)
     outcomes = []
-    with scratch(tmp_path / "scratch") as new_buffer:
-        for where in (new_buffer, InMemoryBuffer):
+    with emptied(tmp_path / "scratch") as folder:
+        for where in (partial(OnDisk, folder), InMemoryBuffer):
             stage = learner(1, old, bank, settings)
             for step in range(3):
                 stage.step(*batch(1, step))
@@ -44,8 +46,7 @@ def test_on_disk_or_in_memory_is_the_same(tmp_path: Path, kind: GalleryMap) -> N
 
 
 def test_nothing_kept_is_an_empty_array(tmp_path: Path) -> None:
-    with scratch(tmp_path / "scratch"):
-        assert OnDisk(tmp_path / "scratch").rows(4).shape == (0, 4)
+    assert OnDisk(tmp_path).rows(4).shape == (0, 4)
 
 
 def test_rows_on_disk_are_those_that_a_table_in_memory_would_hold(tmp_path: Path) -> None:
