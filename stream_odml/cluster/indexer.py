@@ -21,7 +21,7 @@ from stream_odml.models.loading import load_model
 from stream_odml.observe.logs import about
 from stream_odml.observe.observing import observe
 from stream_odml.observe.tracing import span
-from stream_odml.pipeline.hang_guard import HangGuard
+from stream_odml.pipeline.hang_guard import hang_guard
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.pipeline.sources import read_options
 from stream_odml.store.store import Store
@@ -70,10 +70,9 @@ class Indexer:
                 break
             try:
                 options = replace(as_stored, source_options=read_options(self._config, ref.uri))
-                watched = HangGuard(ingest.hang_s)
                 traced = span("shard.index", ref.shard_id, stage=version)
-                with about(shard=ref.shard_id), traced, watched as guard:
-                    done.append(index_shard(ref, embedder, version, store.files, options, guard.beat))
+                with about(shard=ref.shard_id), traced, hang_guard(ingest.hang_s) as beat:
+                    done.append(index_shard(ref, embedder, version, store.files, options, beat))
             except TransientReadError as error:
                 retry[ref.shard_id] = str(error)
         return IndexedBatch(done, retry)

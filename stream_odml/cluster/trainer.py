@@ -11,7 +11,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from stream_odml.learn.memory import give_back_memory, keep_freed_memory
 from stream_odml.learn.world import World
 from stream_odml.observe.logs import about
 from stream_odml.observe.observing import observe
-from stream_odml.observe.profiling import StepProfile
+from stream_odml.observe.profiling import profiled
 from stream_odml.observe.tracing import span
 from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.stage_folders import cache_root, emptied, keep_only
@@ -200,27 +201,27 @@ class _Worker:
     def _steps(self, run: StageRun) -> bool:
         """All remaining steps; False when the driver wants no more of them."""
         recorded = time.monotonic()
-        learner, profile = run.learner, self._profile(run)
-        while learner.next_step < learner.total_steps:
-            run.step()
-            if profile is not None and profile.step():
-                profile = None
-            if learner.next_step % LOOK_EVERY:
-                continue
-            due = time.monotonic() - recorded >= self.config.cluster.checkpoint_s
-            due, wanted = self._from_rank_zero((due, self.reporter.is_wanted))
-            if due or not wanted:
-                self._record(run)
-                recorded = time.monotonic()
-            if not wanted:
-                return False
+        learner = run.learner
+        with self._profiled(run) as stepped:
+            while learner.next_step < learner.total_steps:
+                run.step()
+                stepped()
+                if learner.next_step % LOOK_EVERY:
+                    continue
+                due = time.monotonic() - recorded >= self.config.cluster.checkpoint_s
+                due, wanted = self._from_rank_zero((due, self.reporter.is_wanted))
+                if due or not wanted:
+                    self._record(run)
+                    recorded = time.monotonic()
+                if not wanted:
+                    return False
         return True
 
-    def _profile(self, run: StageRun) -> StepProfile | None:
+    def _profiled(self, run: StageRun) -> AbstractContextManager[Callable[[], None]]:
         """A profile of the first stage that this worker learns, where the configuration asks for one."""
         steps, self.profile_steps = self.profile_steps, 0
         files = open_files(self.config.root, self.config.storage_options)
-        return StepProfile(steps, files.write, run.order.version_id) if steps else None
+        return profiled(steps, files.write, run.order.version_id) if steps else nullcontext(lambda: None)
 
     def _record(self, run: StageRun) -> None:
         done = {"step": run.learner.next_step}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,21 @@ WARM_UP = 3
 """Steps before the first that is recorded: the first ones allocate and calibrate."""
 
 
-class StepProfile:
-    """Call `step` after every training step; after WARM_UP and ``steps`` of them the two files are written."""
+@contextlib.contextmanager
+def profiled(steps: int, write: Callable[[str, bytes], None], name: str) -> Iterator[Callable[[], None]]:
+    """Yield what is to be called after every training step. After WARM_UP and ``steps`` of them, or where the block
+    ends before, ``write(path, content)`` gets profiles/NAME.trace.json and profiles/NAME.txt."""
 
-    def __init__(self, steps: int, write: Callable[[str, bytes], None], name: str) -> None:
-        """``write(path, content)`` gets profiles/NAME.trace.json and profiles/NAME.txt."""
-        self._write, self._name, self._left = write, name, WARM_UP + steps
-        self._profile: Any = profile(
-            activities=[ProfilerActivity.CPU]
-            + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
-            schedule=schedule(wait=0, warmup=WARM_UP, active=steps, repeat=1),
-            on_trace_ready=self._keep,
-            record_shapes=False,
-        )
-        self._profile.start()
-
-    def step(self) -> bool:
-        """Note the end of a step; True when the profile is complete and was written."""
-        self._profile.step()
-        self._left -= 1
-        if self._left > 0:
-            return False
-        self.close()
-        return True
-
-    def close(self) -> None:
-        """Write what was recorded, also when the stage had fewer steps. Harmless when repeated."""
-        if self._profile is not None:
-            self._profile.stop()
-            self._profile = None
-
-    def _keep(self, recorded: Any) -> None:
+    def keep(recorded: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             trace = Path(folder) / "trace.json"
             recorded.export_chrome_trace(str(trace))
-            self._write(f"profiles/{self._name}.trace.json", trace.read_bytes())
+            write(f"profiles/{name}.trace.json", trace.read_bytes())
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = recorded.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=60)
-        self._write(f"profiles/{self._name}.txt", table.encode())
+        write(f"profiles/{name}.txt", table.encode())
+
+    gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    plan = schedule(wait=0, warmup=WARM_UP, active=steps, repeat=1)
+    with profile(activities=[ProfilerActivity.CPU, *gpu], schedule=plan, on_trace_ready=keep) as recording:
+        yield recording.step

@@ -6,10 +6,12 @@ interpreter lock: code that hangs while it holds the lock is ended too, and its 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,34 +20,28 @@ REARM_S = 1.0
 """An alarm is set anew at most so often: it costs a thread."""
 
 
-class HangGuard:
-    """Use as a context and call :meth:`beat` at each sign of progress. One at a time in a process."""
+@contextlib.contextmanager
+def hang_guard(limit_s: float) -> Iterator[Callable[[], None]]:
+    """Yield what is to be called at each sign of progress. One at a time in a process."""
+    armed = -math.inf
 
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._armed = 0.0
+    def beat() -> None:
+        nonlocal armed
+        if time.monotonic() - armed > min(REARM_S, limit_s / 4):
+            armed = time.monotonic()
+            faulthandler.dump_traceback_later(limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
 
-    def __enter__(self) -> HangGuard:
-        self._arm()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    beat()
+    try:
+        yield beat
+    finally:
         faulthandler.cancel_dump_traceback_later()
-
-    def beat(self) -> None:
-        """Note that something was done."""
-        if time.monotonic() - self._armed > min(REARM_S, self._limit_s / 4):
-            self._arm()
-
-    def _arm(self) -> None:
-        self._armed = time.monotonic()
-        faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
 def guarded(things: Iterator[T], limit_s: float) -> Iterator[T]:
     """Yield the same things, each of which may take so long to come; how long its taker needs is not counted."""
     while True:
-        with HangGuard(limit_s):
+        with hang_guard(limit_s):
             thing = next(things, None)
         if thing is None:
             return

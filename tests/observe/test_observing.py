@@ -15,7 +15,7 @@ from stream_odml.config.stream import parse_config
 from stream_odml.observe import tracing
 from stream_odml.observe.logs import about, set_up_logs
 from stream_odml.observe.observing import TERMINAL, observe
-from stream_odml.observe.profiling import WARM_UP, StepProfile
+from stream_odml.observe.profiling import WARM_UP, profiled
 from stream_odml.observe.tracing import set_up_traces, span, trace_id
 from stream_odml.pipeline.metrics import DriverMetrics
 from stream_odml.service.metrics import ServiceMetrics
@@ -81,13 +81,25 @@ def test_otlp_without_its_package_says_what_to_install(tmp_path: Path) -> None:
 
 def test_a_profile_is_a_chrome_trace_and_a_table() -> None:
     written: dict[str, bytes] = {}
-    profile = StepProfile(2, written.__setitem__, "v0001-aa")
     weights = torch.randn(64, 64)
-    ended = [profile.step() for _ in range(WARM_UP + 2) if (weights @ weights).sum().isfinite()]
-    assert ended == [False] * (WARM_UP + 1) + [True]
+    with profiled(2, written.__setitem__, "v0001-aa") as stepped:
+        for step in range(WARM_UP + 4):
+            assert (weights @ weights).sum().isfinite()
+            stepped()
+            assert bool(written) == (step >= WARM_UP + 1)
     trace = json.loads(written["profiles/v0001-aa.trace.json"])
     assert sum(event.get("name") == "aten::mm" for event in trace["traceEvents"]) == 2
     assert b"aten::mm" in written["profiles/v0001-aa.txt"]
+
+
+def test_the_profile_of_a_stage_that_is_shorter_is_written_at_its_end() -> None:
+    written: dict[str, bytes] = {}
+    with profiled(1000, written.__setitem__, "v0001-aa") as stepped:
+        for _ in range(WARM_UP + 2):
+            torch.randn(8, 8).sum()
+            stepped()
+        assert not written
+    assert b"aten::sum" in written["profiles/v0001-aa.txt"]
 
 
 def test_every_counter_is_there_at_zero() -> None:

@@ -29,14 +29,14 @@ from tests.ingest.helpers import some_items
 
 SCRIPT = """
 import time
-from stream_odml.pipeline.hang_guard import HangGuard
-with HangGuard(2.0) as guard:
+from stream_odml.pipeline.hang_guard import hang_guard
+with hang_guard(2.0) as beat:
     for _ in range(12):
         time.sleep(0.2)
-        guard.beat()
+        beat()
 print("alive", flush=True)
 time.sleep(2.5)
-with HangGuard(0.5):
+with hang_guard(0.5):
     sum(range(1 << 62))  # never lets go of the interpreter lock for long, nor ends
 """
 
