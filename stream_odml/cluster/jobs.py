@@ -45,10 +45,21 @@ def submit(
     """Submit `stream-odml run` for ``config``; returns the client and the job's id. Raises ConfigError."""
     check_paths(load_config(config))  # a mistake is cheaper here than in a job's log
     client = connect(address)
+    idle = f" --until-idle {until_idle_s:g}" if until_idle_s is not None else ""
+    command = f"stream-odml run {CONFIG_NAME} --address auto{idle}"
+    deadline = time.monotonic() + SETTLE_S
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(config, Path(folder) / CONFIG_NAME)
-        idle = f" --until-idle {until_idle_s:g}" if until_idle_s is not None else ""
-        return client, _submit(client, f"stream-odml run {CONFIG_NAME} --address auto{idle}", folder, job_id)
+        runs_in = {"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
+        while True:
+            try:
+                job = client.submit_job(entrypoint=command, submission_id=job_id, runtime_env=runs_in)
+                return client, str(job)
+            except RuntimeError as error:
+                # A cluster that has just started has no agent for jobs yet.
+                if not has_no_job_agent(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(1.0)
 
 
 def check_paths(config: StreamConfig) -> None:
@@ -60,33 +71,18 @@ def check_paths(config: StreamConfig) -> None:
         )
 
 
-def _submit(client: JobSubmissionClient, entrypoint: str, folder: str, job_id: str | None) -> str:
-    """Submit, and again while a cluster that has just started has no agent for jobs yet."""
-    deadline = time.monotonic() + SETTLE_S
-    environment = {"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
-    while True:
-        try:
-            return str(
-                client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=environment)
-            )
-        except RuntimeError as error:
-            if not has_no_job_agent(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
-
-
 def follow(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> int:
     """Show the job's log until it ends; its exit code, 0 if it was stopped, 1 if it never came to run."""
-    asyncio.run(_tail(client, job_id, show))
+
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job_id):
+            show(text)
+
+    asyncio.run(tail())
     status = settled(client, job_id)
     if status in (JobStatus.SUCCEEDED, JobStatus.STOPPED):
         return 0
     return client.get_job_info(job_id).driver_exit_code or 1
-
-
-async def _tail(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]) -> None:
-    async for text in client.tail_job_logs(job_id):
-        show(text)
 
 
 def stop(client: JobSubmissionClient, job_id: str) -> JobStatus:

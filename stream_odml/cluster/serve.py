@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pyarrow as pa
+import ray
 import ray.util
 import torch
 from fastapi import FastAPI
 
 from stream_odml.cluster.actors import DRIVER_NAME
-from stream_odml.cluster.gateway import RayDriver
 from stream_odml.cluster.haproxy_config import LOOPBACK, SESSION_VARIABLE, front_bounds, serve_host
 from stream_odml.cluster.ray_compat import keep_replica_on_loopback
 from stream_odml.config.service import ServiceOptions
@@ -27,6 +29,7 @@ from stream_odml.observe.logs import join_serve_log
 from stream_odml.observe.targets import targets_folder
 from stream_odml.service.access import STREAM_HEADER
 from stream_odml.service.api import create_app
+from stream_odml.service.backend import Driver, driver_away, refusal
 from stream_odml.service.metrics import Exporter
 from stream_odml.service.replica import Replica
 from stream_odml.store.store import Store
@@ -45,6 +48,27 @@ class ServiceDown(RuntimeError):
     """The service did not come up, or not in time."""
 
 
+class RayDriver(Driver):
+    """The named actor, looked up at every call: it may have been restarted by another process, and on a cluster
+    where several streams come and go it may be another stream's, which is asked for nothing."""
+
+    def __init__(self, namespace: str, timeout_s: float, stream_id: Callable[[], str | None]) -> None:
+        self._namespace, self._timeout_s, self._stream_id = namespace, timeout_s, stream_id
+
+    async def _call(self, method: str, *arguments: Any) -> Mapping[str, Any]:
+        try:  # looking up a name is a blocking round trip to the head node
+            actor = await asyncio.to_thread(ray.get_actor, DRIVER_NAME, self._namespace)
+            async with asyncio.timeout(self._timeout_s):
+                if await actor.stream_id.remote() != self._stream_id():
+                    raise driver_away()
+                answer: Mapping[str, Any] = await getattr(actor, method).remote(*arguments)
+                return answer
+        except ray.exceptions.RayTaskError as error:
+            raise refusal(error.cause) from None
+        except (ValueError, ray.exceptions.RayError, TimeoutError):
+            raise driver_away() from None
+
+
 class SearchService:
     """One Serve replica. Sessions, sockets and files end with it."""
 
@@ -58,12 +82,8 @@ class SearchService:
         self._options = ServiceOptions.model_validate_json(options)
         _share_the_core(self._options.search_threads)
         name = str(serve.get_replica_context().replica_id.unique_id)
-        driver = RayDriver(
-            DRIVER_NAME,
-            self._options.namespace,
-            self._options.timeout_s / 2,
-            lambda: self._replica.stream_id(),
-        )
+        timeout_s = self._options.timeout_s / 2
+        driver = RayDriver(self._options.namespace, timeout_s, lambda: self._replica.stream_id())
         self._replica = Replica(root, self._options, driver, storage_options, name)
         self._replica.start()
         gc.collect()

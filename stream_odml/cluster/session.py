@@ -180,7 +180,10 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
         _check_alone()
         indexers = start_indexers(config)
         driver = _start_driver(config, takeover)
-        session = Session(config, driver, indexers, _endpoints(config, driver))
+        service = f"http://{config.service.host}:{config.service.port}" if cluster.serve else ""
+        metrics = f"http://{ray.get(driver.status.remote())['metrics_address']}/metrics"
+        endpoints = Endpoints(service, metrics, platform.node(), os.getpid())
+        session = Session(config, driver, indexers, endpoints)
         try:
             session.start_training()
             if cluster.serve:
@@ -280,13 +283,3 @@ def _start_driver(config: StreamConfig, takeover: bool) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = actor.options(name=DRIVER_NAME, namespace=NAMESPACE, scheduling_strategy=here)
     return options.remote(config.model_dump_json(), takeover)
-
-
-def _endpoints(config: StreamConfig, driver: Any) -> Endpoints:
-    address = ray.get(driver.status.remote())["metrics_address"]
-    return Endpoints(
-        f"http://{config.service.host}:{config.service.port}" if config.cluster.serve else "",
-        f"http://{address}/metrics",
-        platform.node(),
-        os.getpid(),
-    )

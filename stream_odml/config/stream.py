@@ -223,7 +223,7 @@ class StreamConfig(Section):
     def _apply_method(cls, data: Any) -> Any:
         """Lay `learning` over the settings of `method`, and those over the rates for pretrained weights; and `model`
         over the head of `method`."""
-        if not isinstance(data, dict) or not isinstance(data.get("learning", {}), Mapping):
+        if not _has_sections(data, "learning"):
             return data
         method, model = str(data.get("method", "ours")), data.get("model", {})
         changes = METHODS.get(method, {})
@@ -238,12 +238,10 @@ class StreamConfig(Section):
     @classmethod
     def _share_pixel_limit(cls, data: Any) -> Any:
         """Copy `ingest.max_pixels` to the service, so that every way in has one limit."""
-        if not isinstance(data, dict):
+        if not _has_sections(data, "ingest", "service"):
             return data
-        ingest, service = data.get("ingest", {}), data.get("service", {})
-        if not isinstance(ingest, Mapping) or not isinstance(service, Mapping):
-            return data
-        limit = ingest.get("max_pixels", DEFAULT_MAX_PIXELS)
+        service = data.get("service", {})
+        limit = data.get("ingest", {}).get("max_pixels", DEFAULT_MAX_PIXELS)
         if service.get("max_pixels", limit) != limit:
             raise ValueError(
                 f"service.max_pixels {service['max_pixels']} differs from ingest.max_pixels {limit}; "
@@ -295,6 +293,10 @@ class StreamConfig(Section):
     def storage_options(self) -> dict[str, str] | None:
         """Return the options of the store, or None for a local root."""
         return dict(self.store.options) or None
+
+
+def _has_sections(data: Any, *names: str) -> bool:
+    return isinstance(data, dict) and all(isinstance(data.get(name, {}), Mapping) for name in names)
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> StreamConfig:

@@ -59,10 +59,9 @@ class FinishPass:
         world: World,
         new_buffer: NewBuffer = InMemoryBuffer,
         *,
-        is_base: bool | None = None,
+        is_base: bool = False,
     ) -> None:
-        # A discriminant head has no bank; what is older than this stage is then known to its caller alone.
-        self._is_base = not len(bank) if is_base is None else is_base
+        self._is_base = is_base  # a discriminant head has no bank that would say so
         self._settings, self._bank, self._world, self._dim = settings, bank, world, dim
         self._pairs = MapFit(dim)
         self._direction_Cd = torch.from_numpy(bank.directions).double()

@@ -75,11 +75,8 @@ class _InvertedResidual(nn.Module):
         self.residual = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        *front, conv, norm = self.conv
-        y = x
-        for layer in front:
-            y = layer(y)
-        y = _normed(y, cast(_SameConv2d, conv), cast(nn.BatchNorm2d, norm))
+        *_, conv, norm = self.conv
+        y = _normed(self.conv[:-2](x), cast(_SameConv2d, conv), cast(nn.BatchNorm2d, norm))
         return x + y if self.residual else y
 
 

@@ -354,12 +354,6 @@ def _waiting(shard: ShardState) -> WaitingShard:
     manifest = shard_ref(shard).manifest
     if shard.format == "task" and shard.quarantined:
         manifest = None  # it was refused: what it says closes nothing
-    return WaitingShard(
-        shard.shard_id,
-        shard.name,
-        shard.counts.get("trainable", {}),
-        shard.landed_at.timestamp(),
-        task=manifest.task if manifest else None,
-        task_complete=manifest.task_complete if manifest else False,
-        task_shards=(manifest.shards or ()) if manifest else (),
-    )
+    tally, landed = shard.counts.get("trainable", {}), shard.landed_at.timestamp()
+    said = (manifest.task, manifest.task_complete, manifest.shards or ()) if manifest else ()
+    return WaitingShard(shard.shard_id, shard.name, tally, landed, *said)

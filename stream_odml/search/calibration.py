@@ -5,7 +5,7 @@ Without this a batch of 32 takes several times as long: since spring 2026 FAISS 
 
 import timeit
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import faiss
 import numpy as np
@@ -32,8 +32,9 @@ def matrix_path_from(dim: int) -> int:
     faiss.cvar.distance_compute_blas_database_bs = PRODUCT_ROWS
     for batch in BATCHES:
         queries = rows[:batch].copy()
-        product = _seconds(lambda queries=queries: _search(queries, rows), 1)  # type: ignore[misc]
-        if product < _seconds(lambda queries=queries: _scan(queries, rows), ALWAYS_SCAN):  # type: ignore[misc]
+        if _seconds(partial(_search, queries, rows), 1) < _seconds(
+            partial(_scan, queries, rows), ALWAYS_SCAN
+        ):
             return batch
     return BATCHES[-1] * 2
 

@@ -42,7 +42,7 @@ SPELLINGS = [
 
 
 class Here(Driver):
-    """The driver's own method over a writer of this process, with the gateway's reading of its errors."""
+    """The driver's own method over a writer of this process, with the service's reading of its errors."""
 
     def __init__(self, writer: Writer) -> None:
         self._self = SimpleNamespace(
