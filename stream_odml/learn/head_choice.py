@@ -82,8 +82,9 @@ def choose_head(
 
     `sums`: of all learnt items, with the widest lift that may be used. `sample`: rows of `sample_rows`, every
     one of which is in the sums. Lift and shrinkage by recall of items left out, among known classes;
-    `new_shrinkage` by recall of classes left out, among all; `new_scale` and `new_bonus` by both in one gallery, as
-    large a share as can be of what one part for all would reach, for the kind that is worse off.
+    `new_shrinkage`, and of more classes than dimensions `new_spread`, by recall of classes left out, among all;
+    `new_scale` and `new_bonus` by both in one gallery, as large a share as can be of what one part for all would
+    reach, for the kind that is worse off.
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
@@ -104,6 +105,8 @@ def choose_head(
     if sums.lift.width:
         s = best_of([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_hits)
     s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_hits)
+    if len(first.sums) > first.sums.lift.dim:
+        s = best_of([replace(s, new_spread=spread) for spread in (True, False)], first.new_hits)
     s = best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_hits)
     both = [fold.both(s) for fold in folds]
     scale, bonus, share = _best_scores(_telling(both))
@@ -139,7 +142,7 @@ class _Fold:
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
-        scores = self._scores(self._project(self._solver.whitening(s.new_shrinkage), 0))
+        scores = self._scores(self._project(self._solver.new_map(s.new_shrinkage, s.new_spread), 0))
         hit_q = scores.nearest(np.ones(len(self.label_n), bool))[1]
         return hit_q[~self.known_n[self.query_n]].astype(np.float64)
 

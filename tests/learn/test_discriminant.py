@@ -110,6 +110,23 @@ def test_it_is_the_formula_by_plain_numpy() -> None:
     assert (np.diff(rest) <= 1e-9).all()
 
 
+def test_a_spread_new_part_weighs_directions_as_classes_differ_by_plain_numpy() -> None:
+    features, names = stored(30, 4, 10, seed=3)
+    sums, s = sums_of(features, names), 0.7
+    phi = phi_of(sums, features)
+    labels = np.array([sums.names.index(name) for name in names])
+    means = np.stack([phi[labels == c].mean(0) for c in range(30)])
+    within = (phi - means[labels]).T @ (phi - means[labels])
+    between = 4 * (means - phi.mean(0)).T @ (means - phi.mean(0))
+    unit = 10 / np.trace(within)
+    inverse = np.linalg.inv((1 - s) * np.eye(10) + s * unit * within)
+    plain, spread = (
+        solve_head(sums, HeadSettings(new_shrinkage=s, new_spread=spread)).new_DD for spread in (False, True)
+    )
+    assert np.allclose(plain.T @ plain, inverse)
+    assert np.allclose(spread.T @ spread, inverse + inverse @ (unit * between) @ inverse)
+
+
 def test_few_and_many_classes_take_different_ways_to_the_same_head() -> None:
     features, names = stored(13, 3, 24, seed=2)
     sums = sums_of(features, names)  # 26 >= 24: by the scatter between classes
@@ -127,7 +144,7 @@ def test_few_and_many_classes_take_different_ways_to_the_same_head() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_orders_ranks_and_erasure_leave_the_head_as_it_would_be(seed: int) -> None:
     features, names = stored(9, 8, 20, seed)
-    random, settings = np.random.default_rng(seed), HeadSettings(dim=12, width=6)
+    random, settings = np.random.default_rng(seed), HeadSettings(dim=12, width=6, new_spread=bool(seed % 2))
     whole = sums_of(features, names, width=6)
     order = random.permutation(len(names))
     parts = [sums_of(features[r], [names[i] for i in r], width=6) for r in np.array_split(order, 5)]
