@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream_odml.cli.versions_table import stage_rows
+from stream_odml.cli.versions_table import diff_of, stage_rows
 from stream_odml.config.masking import masked_text
 from stream_odml.config.service import LARGEST_MAX_PIXELS
 from stream_odml.ingest.decode import decode_image
@@ -202,8 +202,4 @@ def _lost(store: Store, head: str) -> list[tuple[str, float, float]]:
     now = store.tree.get(head)
     if now.parent is None:
         return []
-    versions = (now, store.tree.get(now.parent))
-    after, before = (VersionMetrics.read(version.metrics).recall_by_class for version in versions)
-    falls = [(name, before[name], after[name]) for name in after.keys() & before.keys()]
-    falls = [fall for fall in falls if fall[2] < fall[1]]
-    return sorted(falls, key=lambda fall: (fall[2] - fall[1], fall[0]))[:10]
+    return [(row["class"], row["from"], row["to"]) for row in diff_of(store, now.parent, head)["lost"][:10]]

@@ -7,7 +7,8 @@ Invariant: the files of a version are a pure function of its commit file, which 
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Collection, Iterator
+from itertools import count
 
 from stream_odml.ingest.reasons import BadShard, Reason
 from stream_odml.ingest.shard import ManifestFile, ShardRef, make_shard_id
@@ -21,24 +22,18 @@ from stream_odml.storage.regular import is_safe_path
 class DeltaTableSource(VersionedTable):
     """See `VersionedTable`."""
 
-    def poll(self, known: Container[str]) -> list[ShardRef]:
-        """See `Source`. Order: version. A version without new data gives a shard without rows. Raises
-        TransientReadError, and VersionsGone with the remedy when versions are missing."""
-        found: list[ShardRef] = []
-        version = self.start_version
-        while len(found) < self.max_new:
-            name = self.name(version)
-            if name not in known:
-                try:
-                    found.append(self._describe(name, version))
-                except BadShard as error:
-                    if error.reason is not Reason.MISSING_FILE:
-                        raise
-                    if not found:
-                        self._check_gap(version)
-                    return found
-            version += 1
-        return found
+    def shards(self, known: Collection[str]) -> Iterator[ShardRef]:
+        new = (version for version in count(self.start_version) if self.name(version) not in known)
+        for at, version in enumerate(new):
+            try:
+                ref = self._describe(self.name(version), version)
+            except BadShard as error:
+                if error.reason is not Reason.MISSING_FILE:
+                    raise
+                if not at:
+                    self._check_gap(version)
+                return
+            yield ref
 
     def _describe(self, name: str, version: int) -> ShardRef:
         files, time_ns = read_commit(self.uri, version, self.options)

@@ -6,7 +6,7 @@ The table needs the columns of a Parquet shard, and format version 2 (its snapsh
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pyiceberg.manifest import ManifestContent, ManifestEntryStatus
@@ -25,19 +25,15 @@ class IcebergSource(VersionedTable):
 
     letter = "s"
 
-    def poll(self, known: Collection[str]) -> list[ShardRef]:
-        """See `Source`. Order: that of the snapshots. Raises TransientReadError, and VersionsGone with the remedy."""
+    def shards(self, known: Collection[str]) -> Iterator[ShardRef]:
         newest = self._newest_metadata()
         if newest is None:
-            return []
+            return
         try:
             table = StaticTable.from_metadata(newest, _client(self.options))
-            return [
-                self.shard_of_files(
-                    one.sequence_number, self._added(table, one), one.timestamp_ms * 1_000_000
-                )
-                for one in self._wanted(table, known)[: self.max_new]
-            ]
+            for one in self._wanted(table, known):
+                files, time_ns = self._added(table, one), one.timestamp_ms * 1_000_000
+                yield self.shard_of_files(one.sequence_number, files, time_ns)
         except OSError as error:
             raise TransientReadError(f"{self.uri} cannot be read now: {error}") from error
 

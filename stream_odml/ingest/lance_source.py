@@ -5,7 +5,7 @@ What a version brought is what its transaction says: compaction, indexes and new
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import lance
@@ -20,28 +20,19 @@ from stream_odml.storage.reading import join
 class LanceTableSource(VersionedTable):
     """See `VersionedTable`."""
 
-    def poll(self, known: Collection[str]) -> list[ShardRef]:
-        """See `Source`. Order: version. A version without new data gives a shard without rows.
-
-        Raises TransientReadError, and VersionsGone with the remedy."""
+    def shards(self, known: Collection[str]) -> Iterator[ShardRef]:
         table = self._opened(None)
-        if table is None:
-            return []
-        numbers = (
-            n for n in range(max(1, self.start_version), table.version + 1) if self.name(n) not in known
-        )
-        found: list[ShardRef] = []
-        for number in numbers:
-            if len(found) == self.max_new:
-                break
-            at = self._opened(number)
-            if at is None:
-                if found:
-                    break
-                there = min(version["version"] for version in table.versions() if version["version"] > number)
+        last = -1 if table is None else table.version
+        new = (n for n in range(max(1, self.start_version), last + 1) if self.name(n) not in known)
+        for at, number in enumerate(new):
+            version = self._opened(number)
+            if version is not None:
+                yield self._describe(version, number)
+            elif at:
+                return
+            else:
+                there = min(one["version"] for one in table.versions() if one["version"] > number)
                 raise self.gap(f"version {number} was cleaned up, the next one there is {there}", there)
-            found.append(self._describe(at, number))
-        return found
 
     def _opened(self, version: int | None) -> Any:
         """The dataset at a version, the latest by default; None where it is not there."""

@@ -25,8 +25,7 @@ class ShardFile(io.RawIOBase):
     is not there, BadShard(unsafe_path) for a link or a pipe, TransientReadError when the medium fails. `failure` keeps
     the medium's error, because some parsers replace the exception by one of their own."""
 
-    def __init__(self, uri: str, options: StorageOptions | None = None, *, follow: bool = False) -> None:
-        """`follow` a link only where the path is the caller's own."""
+    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
         self.uri = uri
         self.options = options
         self.failure: OSError | None = None
@@ -37,7 +36,7 @@ class ShardFile(io.RawIOBase):
             if is_remote(uri):
                 self._inner = s3_filesystem(options).open_input_file(s3_path(uri))
             else:
-                self._inner = open_regular(local_path(uri), follow=follow)
+                self._inner = open_regular(local_path(uri), follow=False)
             self.looks = self._look()
         except UnsafePath as error:
             raise BadShard(Reason.UNSAFE_PATH, str(error)) from error

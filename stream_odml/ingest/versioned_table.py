@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import ClassVar
 
@@ -28,7 +30,7 @@ class VersionsGone(ValueError):
     """Versions were cleaned out of the table before they were read: nothing says any more which rows were theirs."""
 
 
-class VersionedTable:
+class VersionedTable(ABC):
     """The table at `uri` from version number `start_version` on; at most `max_new` shards come at once."""
 
     letter: ClassVar[str] = "v"
@@ -41,6 +43,16 @@ class VersionedTable:
         self.options = options
         self.start_version = start_version
         self.max_new = max_new
+
+    def poll(self, known: Collection[str]) -> list[ShardRef]:
+        """See `Source`. Order: version. A version without new data gives a shard without rows. Raises
+        TransientReadError, and VersionsGone with the remedy when versions are missing."""
+        return list(islice(self.shards(known), self.max_new))
+
+    @abstractmethod
+    def shards(self, known: Collection[str]) -> Iterator[ShardRef]:
+        """Yield the shards of versions that are not known. A version that is missing behind one that was yielded ends
+        it: the next poll begins there."""
 
     @property
     def place(self) -> str:
