@@ -65,13 +65,9 @@ class StreamDriver:
         self._lock = threading.RLock()
         self._work_came = threading.Condition(self._lock)
         self._stop = threading.Event()
-        self._ingestion = Ingestion(
-            self._writer,
-            indexer_handles(config.cluster.indexers),
-            config.ingest,
-            lambda: self._tidying.erase_soon(),
-        )
-        rules = LaterRules.of(config)
+        self._tidying = Tidying(self._writer, config, self._lock, self._fenced)
+        indexers, rules = indexer_handles(config.cluster.indexers), LaterRules.of(config)
+        self._ingestion = Ingestion(self._writer, indexers, config.ingest, self._tidying.erase_soon)
         self._stages = Stages(self._writer, config.boundary, config.gate.retries, config.learns_trunk, rules)
         self._fast = FastStages(config, self._stages)
         if config.solves_head:
@@ -81,7 +77,6 @@ class StreamDriver:
         self._journal = open_journal(config)
         self._figures_due = 0.0
         self._waits: list[str] = []
-        self._tidying = Tidying(self._writer, config, self._lock, self._fenced)
         self._problem = ""
         self._training_problem = ""
         self._commit_failures = self._stages_deferred = 0

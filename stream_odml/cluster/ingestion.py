@@ -108,9 +108,8 @@ class Discovery:
             self.failures += 1
             self._errors[number] = f"{type(error).__name__}: {error}"
             log.warning("a source cannot be listed, asking again: %s", self._errors[number])
-            self._settle(number)  # what waits in a log grows, whether it is read or not
-            return 0
-        self._settle(number)
+            refs = []
+        self._settle(number)  # what waits in a log grows, whether it is read or not
         self._stamps.update(ref.stamp for ref in refs)
         refs = [ref for ref in refs if self._moved.get(ref.uri) != ref.size_bytes]
         while refs and not self._stop.is_set():

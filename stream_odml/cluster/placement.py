@@ -100,16 +100,15 @@ def _fits(role: Role, node: Node) -> bool:
 def _says(role: Role, placed: int, nodes: Sequence[Node], free: Sequence[Node]) -> str:
     asks = f"{role.cpus:g} CPU" + (f" and {role.gpus:g} GPU" if role.gpus else "")
     where = ", ".join(f"{k}={v}" for k, v in role.selector.items())
-    able = [node for node in nodes if matches(node.labels, role.selector)]
-    found = f"{role.name}: {placed} of {role.count} find a node; each asks for {asks} on one node"
-    if where and not able:
+    labelled = f" labelled {where}" if where else ""
+    found = f"{role.name}: {placed} of {role.count} find a node; each asks for {asks} on one node{labelled}"
+    if where and not any(matches(node.labels, role.selector) for node in nodes):
         return (
-            f"{found} labelled {where}, and no node has that label. Start one with `ray start --labels {where}`, "
+            f"{found}, and no node has that label. Start one with `ray start --labels {where}`, "
             f"or change `{role.setting}`. The cluster has:\n{_table(nodes, free)}"
         )
-    labelled = f" labelled {where}" if where else ""
     return (
-        f"{found}{labelled}. Lower what it asks for, start larger nodes, or change `{role.setting}`. "
+        f"{found}. Lower what it asks for, start larger nodes, or change `{role.setting}`. "
         f"The cluster has (free of all, after what was placed before):\n{_table(nodes, free)}"
     )
 
@@ -117,12 +116,10 @@ def _says(role: Role, placed: int, nodes: Sequence[Node], free: Sequence[Node]) 
 def _table(nodes: Sequence[Node], free: Sequence[Node]) -> str:
     rows = []
     for node, left in zip(nodes, free, strict=True):
-        labels = ", ".join(f"{k}={v}" for k, v in node.labels.items() if not k.startswith("ray.io/"))
+        named = ", ".join(f"{k}={v}" for k, v in node.labels.items() if not k.startswith("ray.io/"))
+        labels = f"  [{named}]" if named else ""
         gpus = f", {left.gpus:g} of {node.gpus:g} GPU" if node.gpus else ""
-        rows.append(
-            f"  {node.name:<16} {left.cpus:g} of {node.cpus:g} CPU{gpus}"
-            + (f"  [{labels}]" if labels else "")
-        )
+        rows.append(f"  {node.name:<16} {left.cpus:g} of {node.cpus:g} CPU{gpus}{labels}")
     return "\n".join(rows)
 
 

@@ -356,8 +356,7 @@ def _annotate(
     schema: Mapping[str, Any], properties: Mapping[str, Any], values: Mapping[str, Any], indent: str
 ) -> Iterator[str]:
     for name, spec in properties.items():
-        target = spec.get("$ref") or next((s["$ref"] for s in spec.get("allOf", []) if "$ref" in s), None)
-        if target is None:
+        if (target := spec.get("$ref")) is None:
             yield f"{indent}# {_one_line(spec.get('description', ''))}{field_range(spec)}"
             yield f"{indent}{name}: {json.dumps(values[name])}"
             continue

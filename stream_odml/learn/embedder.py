@@ -62,12 +62,11 @@ class Embedder(nn.Module):
             if not self.spec.input_dim:
                 raise ValueError("input_dim is 0: say how long the vectors are, which `backbone: none` takes")
             return self.spec.input_dim
-        was_training = self.training
         self.eval()
         side = self.spec.image_size
         with torch.no_grad():
             features = self._features(torch.zeros(1, 3, side, side)).shape[1]
-        self.train(was_training)
+        self.train()
         return features
 
     def _features(self, images_B3HW: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from stream_odml.learn.networks import Networks
 from stream_odml.learn.settings import StageSettings
 
 Named = Iterable[tuple[str, nn.Parameter]]
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+_ADAM: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
 
 
 @dataclass
@@ -53,13 +54,9 @@ class Adam:
                     [moment["exp_avg_sq"] for moment in moments],
                     [],
                     [moment["step"] for moment in moments],
-                    amsgrad=False,
-                    beta1=BETA1,
-                    beta2=BETA2,
                     lr=rate * group.factor,
                     weight_decay=group.weight_decay,
-                    eps=EPSILON,
-                    maximize=False,
+                    **_ADAM,
                 )
 
     def state(self) -> dict[str, Tensor]:

@@ -75,7 +75,14 @@ def _processor(exporter: Exporter, role: str, folder: Path) -> Any:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 
     if exporter == "otlp":
-        return BatchSpanProcessor(_otlp())
+        try:
+            otlp = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        except ImportError as error:
+            raise ValueError(
+                "observe.traces is otlp, but its exporter is not installed; "
+                "`pip install opentelemetry-exporter-otlp-proto-http` on every node, or use `file`"
+            ) from error
+        return BatchSpanProcessor(otlp.OTLPSpanExporter())
     if exporter == "file":
         folder.mkdir(parents=True, exist_ok=True)
         out = (folder / f"{role}-{os.getpid()}.jsonl").open("a", buffering=1, encoding="utf-8")
@@ -85,14 +92,3 @@ def _processor(exporter: Exporter, role: str, folder: Path) -> Any:
     return SimpleSpanProcessor(
         ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(indent=None) + "\n")
     )
-
-
-def _otlp() -> Any:
-    try:
-        otlp = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    except ImportError as error:
-        raise ValueError(
-            "observe.traces is otlp, but its exporter is not installed; "
-            "`pip install opentelemetry-exporter-otlp-proto-http` on every node, or use `file`"
-        ) from error
-    return otlp.OTLPSpanExporter()

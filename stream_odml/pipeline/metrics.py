@@ -83,28 +83,20 @@ class DriverMetrics(Collector):
         self.progress = StageProgress()
         self.registry = CollectorRegistry()
         self.registry.register(self)
-
-        def histogram(
-            name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = LATENCY_BUCKETS
-        ) -> Histogram:
-            return Histogram(name, text, labels, PREFIX, buckets=buckets, registry=self.registry)
-
-        self.searchable = histogram(
-            "landed_to_indexed_seconds", "Time from a shard's landing to its vectors being committed."
-        )
-        self.commit = histogram("commit_seconds", "Time of one commit to the store.", ("commit",))
+        histogram = partial(Histogram, namespace=PREFIX, registry=self.registry)
+        latency = partial(histogram, buckets=LATENCY_BUCKETS)
+        of_step = partial(histogram, buckets=STEP_BUCKETS)
+        text = "Time from a shard's landing to its vectors being committed."
+        self.searchable = latency("landed_to_indexed_seconds", text)
+        self.commit = latency("commit_seconds", "Time of one commit to the store.", ("commit",))
         for kind in ("ingest", "stage"):
             self.commit.labels(kind)
-        self.first_batch = histogram(
-            "boundary_to_first_step_seconds", "Time from a task's hand-over to its first training step."
-        )
-        self.closed_to_learnt = histogram(
-            "closed_to_learnt_seconds", "Time from a task's closing to its version being committed."
-        )
-        self.step = histogram("step_seconds", "Time of one training step.", buckets=STEP_BUCKETS)
-        self.data_wait = histogram(
-            "data_wait_seconds", "Time a training step waited for its batch.", buckets=STEP_BUCKETS
-        )
+        text = "Time from a task's hand-over to its first training step."
+        self.first_batch = latency("boundary_to_first_step_seconds", text)
+        text = "Time from a task's closing to its version being committed."
+        self.closed_to_learnt = latency("closed_to_learnt_seconds", text)
+        self.step = of_step("step_seconds", "Time of one training step.")
+        self.data_wait = of_step("data_wait_seconds", "Time a training step waited for its batch.")
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
         """Start the exporter and return its port (``port`` 0: any free one). Raises OSError if taken."""

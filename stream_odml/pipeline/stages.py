@@ -28,7 +28,6 @@ from stream_odml.store.checks import closed_task
 from stream_odml.store.erasure import without_forgotten
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import ShardState, TaskState
-from stream_odml.store.store import Store
 from stream_odml.store.tables import GALLERY
 from stream_odml.store.unlearnt import NOTHING
 from stream_odml.store.version_metrics import key
@@ -314,23 +313,20 @@ class StageRows:
 def relearn(writer: Writer, task_id: str, anyway: bool) -> None:
     """Let a refused or skipped task be learnt after all; ``anyway``: published whatever the gate finds. Raises
     UnknownSubject, and ValueError for a task that is learnt or that holds nothing to learn. Safe to repeat."""
-    store = writer.store
+    store, tree = writer.store, writer.tree
     tally = store.ledger.trainable(closed_task(store.ledger, task_id).task_id)
-    any_image = store.form == "exact" and not _waits_for_trunk(store)
+    any_image = False
+    if store.form == "exact":
+        # A trunk that starts from nothing is to be learnt first, for which a few images are not enough.
+        root = tree.root or ""
+        made = spec_of(store.artifact(root, STUDENT))
+        any_image = made.starts_pretrained or made.takes_vectors or not tree.same_trunk(root, tree.head)
     if not is_trainable(tally, any_image):
         raise ValueError(
             f"{task_id} holds {sum(tally.values())} images of {len(tally)} classes to learn from: {NOTHING}; "
             f"land more images, {'one' if any_image else 'two classes of two images'} at least"
         )
     writer.relearn_task(task_id, anyway)
-
-
-def _waits_for_trunk(store: Store) -> bool:
-    """Whether a trunk that starts from nothing is still to be learnt, for which a few images are not enough."""
-    tree = store.tree
-    made = spec_of(store.artifact(tree.root or "", STUDENT))
-    from_nothing = not made.starts_pretrained and not made.takes_vectors
-    return from_nothing and tree.same_trunk(tree.root or "", tree.head)
 
 
 def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
