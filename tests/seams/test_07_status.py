@@ -72,7 +72,7 @@ def driver_over(stream: TinyStream, progress: StageProgress) -> StreamDriver:
     )
     driver._journal = SimpleNamespace(follow=lambda tree: None)
     driver._tidying = SimpleNamespace(problem="")
-    driver._ingestion = SimpleNamespace(unreachable=0)
+    driver._ingestion = SimpleNamespace(unreachable=0, problem="")
     driver._fast = SimpleNamespace(order=None, problem="")
     driver._problem = driver._training_problem = driver.metrics_address = ""
     driver._commit_failures = driver._stages_deferred = 0
