@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stream_odml.ingest.arrow_rows import named_label
 from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.reading import raw_rows
 from stream_odml.ingest.reasons import BadShard, TransientReadError
@@ -54,7 +55,7 @@ def _row(raw: RawRow, bad: dict[str, Any]) -> dict[str, Any]:
     duplicate = bad["reason"] == "duplicate_id"
     return {
         "image": raw.image,
-        "class_name": _text(_label(raw)),
+        "class_name": _text(named_label(raw.label, raw.names or ())),
         "item_id": None if duplicate else _text(raw.item_id),
         "attributes": raw.attributes
         if isinstance(raw.attributes, str | None)
@@ -63,11 +64,6 @@ def _row(raw: RawRow, bad: dict[str, Any]) -> dict[str, Any]:
         "path": raw.path,
         **{name: bad[name] for name in _REFUSAL},
     }
-
-
-def _label(raw: RawRow) -> object:
-    known = raw.names is not None and isinstance(raw.label, int) and 0 <= raw.label < len(raw.names)
-    return raw.names[raw.label] if known and raw.names else raw.label
 
 
 def _text(value: object) -> str | None:

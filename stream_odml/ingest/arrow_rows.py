@@ -316,13 +316,13 @@ def metadata_rows(file: Any, *_: object) -> Iterator[RawRow]:
         count = 0
         for batch in table.iter_batches(1024, use_threads=False):
             for row in batch.to_pylist():
-                row |= {name: _named(row[name], names) for name, names in named.items() if name in row}
+                row |= {name: named_label(row[name], names) for name, names in named.items() if name in row}
                 yield RawRow(count, attributes={name: _value(value) for name, value in row.items()})
                 count += 1
 
 
-def _named(label: Any, names: Sequence[str]) -> Any:
-    """The class of a number, as the writer of a table names it; a number that has no name stays one."""
+def named_label(label: Any, names: Sequence[str]) -> Any:
+    """Return the class of a number, as the writer of a table names it; a number that has no name stays one."""
     is_number = isinstance(label, int | float) and not isinstance(label, bool)
     return names[int(label)] if is_number and label in range(len(names)) else label
 
