@@ -254,9 +254,8 @@ def is_loss_of_a_process(error: BaseException) -> bool:
     """Return whether another process went (a peer, a reading task, a node): nothing that this stage did wrong. A peer
     that failed by itself tells its own error."""
     lost = (ray.exceptions.RayError, dist.DistError, DriverGone)
-    if isinstance(error, lost) and not isinstance(error, ray.exceptions.RayTaskError):
-        return True
-    return is_lost_peer(error)
+    went = isinstance(error, lost) and not isinstance(error, ray.exceptions.RayTaskError)
+    return went or is_lost_peer(error)
 
 
 class _Reporter:
@@ -279,7 +278,12 @@ class _Reporter:
         urgent = progress.phase != "training" or progress.first_step_s is not None
         if not urgent and time.monotonic() - self._sent < REPORT_S:
             return
-        self._collect()
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self.is_wanted = True
+            with contextlib.suppress(
+                ray.exceptions.RayError
+            ):  # it is restarting: progress is only for the eye
+                self.is_wanted = bool(ray.get(self._answer))
         full = replace(
             progress,
             step_s=tuple(self._steps),
@@ -289,11 +293,3 @@ class _Reporter:
         )
         self._steps, self._waits, self._sent = [], [], time.monotonic()
         self._answer = driver_handle().report.remote(full)
-
-    def _collect(self) -> None:
-        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
-            return
-        try:
-            self.is_wanted = bool(ray.get(self._answer))
-        except ray.exceptions.RayError:  # the driver is restarting: progress is only for the eye
-            self.is_wanted = True

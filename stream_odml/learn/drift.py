@@ -144,16 +144,13 @@ class ChainMap:
 def compose(maps: Sequence[DriftMap]) -> DriftMap:
     """Return the map that applies `maps` from first to last; consecutive affine maps are multiplied in float64."""
     links: list[DriftMap] = []
-    for link in maps:
-        parts = link.links if isinstance(link, ChainMap) else (link,)
-        for part in parts:
-            if isinstance(part, IdentityMap):
-                continue
-            last = links[-1] if links else None
-            if isinstance(part, AffineMap) and isinstance(last, AffineMap):
-                links[-1] = AffineMap(part.A @ last.A, part.A @ last.b + part.b)
-            else:
-                links.append(part)
+    parts = [part for link in maps for part in (link.links if isinstance(link, ChainMap) else (link,))]
+    for part in parts:
+        last = links[-1] if links else None
+        if isinstance(part, AffineMap) and isinstance(last, AffineMap):
+            links[-1] = AffineMap(part.A @ last.A, part.A @ last.b + part.b)
+        elif not isinstance(part, IdentityMap):
+            links.append(part)
     if not links:
         return IdentityMap()
     return links[0] if len(links) == 1 else ChainMap(tuple(links))

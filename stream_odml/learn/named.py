@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -86,9 +86,8 @@ class TimmBackbone(Backbone):
                 f"backbone 'timm:{name}' needs timm, which is not installed; "
                 "install stream-odml[timm], or use a `transformers:` backbone"
             ) from error
-        self.model = cast(
-            nn.Module, timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
-        )
+        made: Any = timm.create_model
+        self.model: nn.Module = made(name, pretrained=pretrained, num_classes=0, global_pool="")
         config = getattr(self.model, "pretrained_cfg", {}) or {}
         mean, std = config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1])
         self.pixel_statistics = (tuple(mean), tuple(std))

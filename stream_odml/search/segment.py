@@ -17,6 +17,8 @@ from stream_odml.search.search import IndexSearcher, SearchSettings, build_searc
 from stream_odml.store.tables import FloatArray
 
 FRESH_KEPT = 1024
+LISTS_SEARCHED = 1 / 16
+"""Share of the vectors, about, that an approximate search compares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,12 @@ class Segment:
     def split(self) -> int:
         """Where the fresh ones begin."""
         return self.main.n if self.main else 0
+
+    @property
+    def multiplications(self) -> float:
+        """Of one query, about."""
+        share = 1.0 if self.main is None or self.main.kind == "fp16" else LISTS_SEARCHED
+        return self.dim * (len(self.fresh) + self.split * share)
 
     def grown(self, rows: FloatArray) -> Segment:
         """Return a segment with ``rows`` [m, dim] behind the others."""

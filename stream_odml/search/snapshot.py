@@ -31,8 +31,6 @@ from stream_odml.store.versions import VersionTree
 
 DEAD_KEPT = 256
 """Rows that were replaced or forgotten since the last compaction, which a search looks past."""
-LISTS_SEARCHED = 1 / 16
-"""Share of the vectors, about, that an approximate search compares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +182,7 @@ class GallerySnapshot:
     @property
     def multiplications(self) -> float:
         """Of one query, about."""
-        found = 0.0
-        for of in (part.segment for part in self.parts):
-            share = 1.0 if of.main is None or of.main.kind == "fp16" else LISTS_SEARCHED
-            found += of.dim * (of.n - of.split + of.split * share)
-        return found
+        return sum(part.segment.multiplications for part in self.parts)
 
     @property
     def searcher(self) -> str:
