@@ -55,12 +55,6 @@ class SearchSettings:
         if self.threads < 1 or self.approximate_above < 1:
             raise ValueError("threads and approximate_above must be at least 1")
 
-    def kind_for(self, n: int) -> str:
-        """Return the kind to build for `n` items."""
-        if self.kind != "auto":
-            return self.kind
-        return IVF if n > self.approximate_above else "exact"
-
 
 def search_exactly(
     vectors: FloatArray, queries: FloatArray, k: int, mask: Mask | None = None, halves: Halves | None = None
@@ -136,7 +130,9 @@ def build_searcher(
     be searched exactly. `clusters` of an earlier one are reused: k-means runs again once they need twice the probes."""
     faiss.omp_set_num_threads(settings.threads)
     use_best_path(vectors.shape[1])
-    kind = settings.kind_for(len(vectors))
+    kind = settings.kind
+    if kind == "auto":
+        kind = IVF if len(vectors) > settings.approximate_above else "exact"
     if kind == "exact" or len(vectors) == 0:
         return None
     if kind == IVF and clusters is not None and lists_for(len(vectors)) <= 2 * clusters.count:
