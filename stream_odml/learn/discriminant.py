@@ -3,8 +3,8 @@
 A gallery holds items whose class the head was solved with and items that have landed since. Directions in which the
 known classes differ say little of others, so an embedding has two parts, each compared by cosine with the items of its
 kind: the discriminant, for items of known classes, and whitening within classes in all D dimensions, for the rest.
-`new_scale` and `new_bonus` make both scores comparable. Of more known classes than dimensions, what tells them apart
-tells others apart too: then directions in which they differ may count for more in the new part (`new_spread`).
+`new_scale` and `new_bonus` make both scores comparable. Directions in which very many classes differ say enough of
+others: then the discriminant may compare all items (`knows_all`).
 """
 
 # n items   C classes   D trunk feature   E = D + M entries of φ   k discriminant directions   d known part
@@ -48,8 +48,8 @@ class HeadSettings:
     """s of the known part: share of the scatter within classes beside the identity."""
     new_shrinkage: Share = 0.8
     """s of the whitening for items of classes that the head does not know."""
-    new_spread: bool = False
-    """Whether that whitening is followed by the root of I + B, where B is the whitened scatter between classes."""
+    knows_all: bool = False
+    """Whether the known part, where there is one, compares items of every class, known or not."""
     weight: Positive = 2.0
     """w of the discriminant directions beside the rest, in the known part."""
     new_scale: Positive = 1.0
@@ -110,11 +110,11 @@ class DiscriminantHead:
 
     @cached_property
     def _known(self) -> frozenset[str]:
-        return frozenset(self.names) if self.known_dim else frozenset()
+        return frozenset(self.names)
 
     def knows(self, name: str) -> bool:
         """Return whether items of a class are compared by the known part."""
-        return name in self._known
+        return bool(self.known_dim) and (self.settings.knows_all or name in self._known)
 
     def embed(self, h_nD: Floats) -> Float32s:
         """Return z [n, dim]: the known part and the new part, each of length 1. What a query is, whatever its class."""
@@ -219,7 +219,7 @@ def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> Discrim
 
 def whitening(sums: ClassSums, shrinkage: float) -> Float64s:
     """Return the map of the new part alone, [D, D]: W with Wᵀ W the inverse of the shrunk scatter within classes."""
-    return Solver(sums.narrowed(0)).new_map(shrinkage)
+    return Solver(sums.narrowed(0)).whitening(shrinkage)
 
 
 class Solver:
@@ -228,7 +228,7 @@ class Solver:
     def __init__(self, sums: ClassSums) -> None:
         self.sums = sums
         self._scatter, self._root = cache(self._solve_scatter), cache(self._solve_root)
-        self._new_map, self._of_means = cache(self._solve_new_map), cache(self._solve_of_means)
+        self._whitening, self._of_means = cache(self._solve_whitening), cache(self._solve_of_means)
 
     def head(self, s: HeadSettings) -> DiscriminantHead:
         """Return the head of these settings."""
@@ -239,7 +239,7 @@ class Solver:
             return DiscriminantHead(s, sums.lift, (), np.zeros(E), nothing, np.eye(D))
         with _one_thread():
             known_dE = self._known_map(s, s.dim) if s.discriminant else nothing
-            new_DD = self._new_map(s.new_shrinkage, s.new_spread)
+            new_DD = self._whitening(s.new_shrinkage)
         return DiscriminantHead(s, sums.lift, sums.names, sums.mean(), known_dE, new_DD)
 
     def discriminant(self, s: HeadSettings) -> Float64s:
@@ -247,20 +247,14 @@ class Solver:
         with _one_thread():
             return self._known_map(s, max(1, min(s.dim, len(self.sums) - 1)))
 
-    def new_map(self, shrinkage: float, spread: bool = False) -> Float64s:
+    def whitening(self, shrinkage: float) -> Float64s:
         """Return the map of the new part alone, [D, D]."""
         with _one_thread():
-            return self._new_map(shrinkage, spread)
+            return self._whitening(shrinkage)
 
-    def _solve_new_map(self, shrinkage: float, spread: bool) -> Float64s:
-        L_DD, (within_DD, between_DD) = self._root(0, shrinkage), self._scatter(0)
-        map_DD, D, trace = _solved(L_DD, np.eye(len(L_DD))), len(L_DD), float(within_DD.trace())
-        if not spread or trace <= _floor(self.sums.narrowed(0)):
-            return map_DD
-        # In the units of `_shrunk_root`, in which the scatter within classes has a trace of D.
-        total_DD = np.eye(D) + _whitened(between_DD, L_DD) * (D / trace)
-        spread_DD: Float64s = np.linalg.cholesky((total_DD + total_DD.T) / 2).T @ map_DD
-        return spread_DD
+    def _solve_whitening(self, shrinkage: float) -> Float64s:
+        L_DD = self._root(0, shrinkage)
+        return _solved(L_DD, np.eye(len(L_DD)))
 
     def _known_map(self, s: HeadSettings, dim: int) -> Float64s:
         """Return the known part [d, E]: `weight` times the directions in which class means differ most once

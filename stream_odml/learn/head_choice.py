@@ -82,9 +82,9 @@ def choose_head(
 
     `sums`: of all learnt items, with the widest lift that may be used. `sample`: rows of `sample_rows`, every
     one of which is in the sums. Lift and shrinkage by recall of items left out, among known classes;
-    `new_shrinkage`, and of more classes than dimensions `new_spread`, by recall of classes left out, among all;
-    `new_scale` and `new_bonus` by both in one gallery, as large a share as can be of what one part for all would
-    reach, for the kind that is worse off.
+    `new_shrinkage` by recall of classes left out, among all; `new_scale` and `new_bonus` by both in one gallery, as
+    large a share as can be of what one part for all would reach, for the kind that is worse off. Of more classes than
+    dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds.
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
@@ -105,11 +105,13 @@ def choose_head(
     if sums.lift.width:
         s = best_of([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_hits)
     s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_hits)
-    if len(first.sums) > first.sums.lift.dim:
-        s = best_of([replace(s, new_spread=spread) for spread in (True, False)], first.new_hits)
     s = best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_hits)
     both = [fold.both(s) for fold in folds]
     scale, bonus, share = _best_scores(_telling(both))
+    # Directions in which fewer classes differ than there are dimensions say little of others, whatever a trunk shows
+    # that was trained on the classes left out.
+    if len(first.sums) > sums.lift.dim:
+        s = replace(s, knows_all=_share(_telling(both), _Both.by_known) > share + MARGIN)
     if few and not sums.lift.width:
         s = replace(s, discriminant=keeps_discriminant or _pays(both, scale, bonus, share))
     return replace(s, new_scale=scale, new_bonus=bonus)
@@ -142,7 +144,7 @@ class _Fold:
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
-        scores = self._scores(self._project(self._solver.new_map(s.new_shrinkage, s.new_spread), 0))
+        scores = self._scores(self._project(self._solver.whitening(s.new_shrinkage), 0))
         hit_q = scores.nearest(np.ones(len(self.label_n), bool))[1]
         return hit_q[~self.known_n[self.query_n]].astype(np.float64)
 
@@ -252,6 +254,10 @@ class _Both:
         """Return the share of the kind that is worse off where all are compared by the new part."""
         return float(self._worse(self.by_new_q[None])[0])
 
+    def by_known(self) -> float:
+        """Return the same where all are compared by the known part."""
+        return float(self._worse(self.by_known_q[None])[0])
+
     def _worse(self, found_bq: NDArray[np.float32]) -> NDArray[np.float64]:
         known_q, new_q = self.mate_q & self.is_known_q, self.mate_q & ~self.is_known_q
         alone = (
@@ -320,10 +326,14 @@ def _pays(both: list[tuple[_Both, _Both]], scale: float, bonus: float, share: fl
         pairs = [(a.is_known_q, _mean_of_both(gain(a), gain(b), b.mate_q)) for a, b in both]
         return _is_more(np.concatenate([gain_q[known_q] for known_q, gain_q in pairs]))
 
-    gained = share - float(np.mean([gallery.by_new() for gallery in _telling(both)]))
+    gained = share - _share(_telling(both), _Both.by_new)
     return more(_Both.gain_q) or (
         gained > MARGIN and more(lambda gallery: gallery.served_gain_q(scale, bonus))
     )
+
+
+def _share(galleries: list[_Both], of_one: Callable[[_Both], float]) -> float:
+    return float(np.mean([of_one(gallery) for gallery in galleries]))
 
 
 def _telling(both: list[tuple[_Both, _Both]]) -> list[_Both]:

@@ -27,7 +27,7 @@ from stream_odml.store.sums import TrainingRows
 from stream_odml.store.tables import features_of, values
 from stream_odml.store.version_metrics import key
 
-CHOSEN = ("discriminant", "width", "shrinkage", "new_shrinkage", "new_spread", "new_scale", "new_bonus")
+CHOSEN = ("discriminant", "width", "shrinkage", "new_shrinkage", "knows_all", "new_scale", "new_bonus")
 CHOSEN_CLASSES, CHOSEN_ITEMS = key("head", "chosen_classes"), key("head", "chosen_items")
 
 Ints = NDArray[np.int64]

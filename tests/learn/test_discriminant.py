@@ -110,23 +110,6 @@ def test_it_is_the_formula_by_plain_numpy() -> None:
     assert (np.diff(rest) <= 1e-9).all()
 
 
-def test_a_spread_new_part_weighs_directions_as_classes_differ_by_plain_numpy() -> None:
-    features, names = stored(30, 4, 10, seed=3)
-    sums, s = sums_of(features, names), 0.7
-    phi = phi_of(sums, features)
-    labels = np.array([sums.names.index(name) for name in names])
-    means = np.stack([phi[labels == c].mean(0) for c in range(30)])
-    within = (phi - means[labels]).T @ (phi - means[labels])
-    between = 4 * (means - phi.mean(0)).T @ (means - phi.mean(0))
-    unit = 10 / np.trace(within)
-    inverse = np.linalg.inv((1 - s) * np.eye(10) + s * unit * within)
-    plain, spread = (
-        solve_head(sums, HeadSettings(new_shrinkage=s, new_spread=spread)).new_DD for spread in (False, True)
-    )
-    assert np.allclose(plain.T @ plain, inverse)
-    assert np.allclose(spread.T @ spread, inverse + inverse @ (unit * between) @ inverse)
-
-
 def test_few_and_many_classes_take_different_ways_to_the_same_head() -> None:
     features, names = stored(13, 3, 24, seed=2)
     sums = sums_of(features, names)  # 26 >= 24: by the scatter between classes
@@ -144,7 +127,7 @@ def test_few_and_many_classes_take_different_ways_to_the_same_head() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_orders_ranks_and_erasure_leave_the_head_as_it_would_be(seed: int) -> None:
     features, names = stored(9, 8, 20, seed)
-    random, settings = np.random.default_rng(seed), HeadSettings(dim=12, width=6, new_spread=bool(seed % 2))
+    random, settings = np.random.default_rng(seed), HeadSettings(dim=12, width=6)
     whole = sums_of(features, names, width=6)
     order = random.permutation(len(names))
     parts = [sums_of(features[r], [names[i] for i in r], width=6) for r in np.array_split(order, 5)]
@@ -184,6 +167,13 @@ def test_known_classes_are_found_by_the_discriminant_and_others_by_whitening() -
     assert np.allclose(np.linalg.norm(a, axis=1), 1, atol=1e-5)
     assert head.knows("class 000003")
     assert not head.knows("class 000033")
+    assert solve_head(sums, HeadSettings(dim=29, knows_all=True)).knows("class 000033")
+
+
+def test_where_there_is_no_known_part_it_compares_nothing() -> None:
+    features, names = stored(4, 5, 8)
+    head = solve_head(sums_of(features, names), HeadSettings(discriminant=False, knows_all=True))
+    assert not head.knows(names[0])
 
 
 def test_of_no_class_everything_is_compared_by_plain_cosine() -> None:
