@@ -115,10 +115,6 @@ class ClassBank:
             self.transforms,
         )
 
-    def forget(self, name: str) -> ClassBank:
-        """Return the bank without the entries of a class."""
-        return self.selected(np.array([i for i, n in enumerate(self.names) if n != name], np.int64))
-
     def forget_item(self, name: str, origin: str, vector_d: Floats) -> ClassBank:
         """Return the bank without one image, given its raw g under the origin version. The means become those of the
         other images. The entry is removed with its last image; an unknown entry changes nothing."""

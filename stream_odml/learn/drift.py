@@ -22,11 +22,6 @@ _BLOCK = 4096
 class DriftMap(Protocol):
     """Raw vectors of one space to another; float32 in, float32 out (float64 likewise)."""
 
-    @property
-    def kind(self) -> str:
-        """Return the kind: identity, affine, kernel or chain."""
-        ...
-
     def apply(self, g_nd: Floats) -> Floats:
         """Map vectors [n, d], same dtype. Raises ValueError for another d."""
         ...
@@ -39,8 +34,6 @@ class DriftMap(Protocol):
 @dataclass(frozen=True)
 class IdentityMap:
     """Leaves vectors where they are."""
-
-    kind: str = "identity"
 
     def apply(self, g_nd: Floats) -> Floats:
         return g_nd
@@ -55,7 +48,6 @@ class AffineMap:
 
     A: Float64s
     b: Float64s
-    kind: str = "affine"
 
     def __post_init__(self) -> None:
         d = len(self.b)
@@ -87,7 +79,6 @@ class KernelMap:
     kernel: KernelName
     width: float
     floor: float
-    kind: str = "kernel"
 
     def __post_init__(self) -> None:
         shapes = self.centres_md.shape, self.residuals_md.shape
@@ -130,7 +121,6 @@ class ChainMap:
     """Maps applied in turn: what is left when not all of them are affine. Not stored; its links are."""
 
     links: tuple[DriftMap, ...]
-    kind: str = "chain"
 
     def apply(self, g_nd: Floats) -> Floats:
         for link in self.links:

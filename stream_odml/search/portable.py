@@ -94,8 +94,8 @@ def _drift_steps(drift: DriftMap, length: float) -> Iterator[Step]:
             yield link.kernel, _kernel(link, length)
         elif not isinstance(link, IdentityMap):
             raise ValueError(
-                f"a drift map of kind {link.kind} lies on the way, which numpy alone cannot apply; send vectors with "
-                "their version to POST /v1/search, or embed the images again"
+                f"a {type(link).__name__} lies on the way, a drift map which numpy alone cannot apply; send vectors "
+                "with their version to POST /v1/search, or embed the images again"
             )
         length = 1.0
 

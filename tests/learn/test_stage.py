@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stream_odml.learn.bank import ClassBank
+from stream_odml.learn.drift import IdentityMap
 from stream_odml.learn.embedder import Embedder, as_images, build_embedder, embed
 from stream_odml.learn.settings import METHODS, StageSettings, method_settings
 from stream_odml.learn.stage import StageDiverged, StageLearner
@@ -250,7 +251,7 @@ def test_a_task_of_no_image_leaves_the_bank_and_the_maps_alone(base: Model) -> N
     old, bank = base
     outcome = learner(1, old, bank).finish([], [f"n{c}" for c in range(CLASSES)])
     assert outcome.bank.keys == bank.keys
-    assert outcome.forward.kind == "identity"
+    assert isinstance(outcome.forward, IdentityMap)
     assert outcome.embeddings.shape == (0, SPEC.dim)
 
 
