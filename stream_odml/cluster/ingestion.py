@@ -259,7 +259,7 @@ class Ingestion:
             self.problem = (
                 "shards wait, as indexers do not start, or end before they read any: "
                 f"{last_line(str(error))}; see their logs, in logs/ under the root, and start the stream again once "
-                "that is mended"
+                "that is put right"
             )
             for ref in work.shards:
                 self._put_off(ref.shard_id)
