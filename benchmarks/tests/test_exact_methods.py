@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,26 @@ def test_methods_whose_head_is_solved_resume_and_are_measured_by_it(
     }
     assert seconds == {(name, stage) for name in EXACT.split(",") for stage in range(3)}
 
-    images = load_images(parquet, 16, whole / ".quality")
+    check_states(states, parquet, whole / ".quality")
+
+    with monkeypatch.context() as kill:
+        learn, budget = ExactRun._learn, iter(range(3))
+
+        def learn_until_killed(self: ExactRun, *args: Any) -> None:
+            if next(budget, None) is None:
+                raise KeyboardInterrupt
+            learn(self, *args)
+
+        kill.setattr(ExactRun, "_learn", learn_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(kill, arguments(parquet, killed, *words))
+    run(monkeypatch, arguments(parquet, killed, *words))
+    assert without_seconds(killed) == without_seconds(whole)
+
+
+def check_states(states: Mapping[tuple[str, int], RunState], parquet: Path, cache: Path) -> None:
+    """At the end a head is that of the features of all images learnt, each by the newest trunk or moved by its map."""
+    images = load_images(parquet, 16, cache)
     tasks = build_stream("6+2*3", images.labels, images.class_names, 0, "test").tasks
     learnt = np.concatenate([task.images for task in tasks])
     for name in EXACT.split(","):
@@ -88,20 +108,6 @@ def test_methods_whose_head_is_solved_resume_and_are_measured_by_it(
         names = [images.class_names[c] for c in images.labels[state.solved.images_N]]
         sums = ClassSums.of(state.solved.head.lift, encode(state.solved.features_ND), names)
         assert state.solved.head.equals(solve_head(sums, state.solved.head.settings))
-
-    with monkeypatch.context() as kill:
-        learn, budget = ExactRun._learn, iter(range(3))
-
-        def learn_until_killed(self: ExactRun, *args: Any) -> None:
-            if next(budget, None) is None:
-                raise KeyboardInterrupt
-            learn(self, *args)
-
-        kill.setattr(ExactRun, "_learn", learn_until_killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(kill, arguments(parquet, killed, *words))
-    run(monkeypatch, arguments(parquet, killed, *words))
-    assert without_seconds(killed) == without_seconds(whole)
 
 
 def check_versions(rows: list[Row]) -> None:

@@ -242,7 +242,7 @@ def _answered(ask: Callable[[], T]) -> T:
     def run() -> None:
         try:
             answer.set_result(ask())
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, for whoever asked: this thread has nobody to tell
             answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()

@@ -201,12 +201,12 @@ class StreamDriver:
         self._metrics.commit.labels("stage").observe(time.perf_counter() - began)
         return head
 
-    def stage_deferred(self, order: StageOrder, reason: str) -> None:
+    def stage_deferred(self, reason: str) -> None:
         """Dispatch a stage again that waits for unreachable images, without counting a failure."""
         with self._lock:
             self._training_problem = reason
             self._stages_deferred += 1
-            self._stages.deferred(order)
+            self._stages.deferred()
 
     def stage_failed(self, order: StageOrder, error: str, rank: int) -> None:
         """Note an error of the trainer, where people look, and give the attempt up when it keeps coming."""

@@ -256,10 +256,11 @@ class Ingestion:
         """An indexer ended, or its code failed: each of its shards is read alone, and failing alone counts."""
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), last_line(str(error)))
         if is_external_failure(error):
+            is_dead = getattr(error, "actor_init_failed", False)
+            then = "start the stream again" if is_dead else "they are tried again by themselves"
             self.problem = (
-                "shards wait, as indexers do not start, or end before they read any: "
-                f"{last_line(str(error))}; see their logs, in logs/ under the root, and start the stream again once "
-                "that is put right"
+                f"landed shards wait, as indexers cannot work: {last_line(str(error))}; see their logs, in logs/ "
+                f"under the root, and put that right: {then}"
             )
             for ref in work.shards:
                 self._put_off(ref.shard_id)

@@ -154,7 +154,7 @@ class _Worker:
                 result = run.finish()
         except StageDeferred as reason:
             if self.world.rank == 0:
-                call_driver("stage_deferred", order, str(reason))
+                call_driver("stage_deferred", str(reason))
             return
         except StageFailed as failure:
             result = StageResult(order.version_id, order.parent, order.task, refusal=str(failure))
@@ -182,7 +182,7 @@ class _Worker:
             why = f"{type(error).__name__}: {error}"
             # An unreachable store: waited for, and no fault of the stage.
             if isinstance(error, OSError | DeltaError):
-                call_driver("stage_deferred", order, why)
+                call_driver("stage_deferred", why)
             elif not is_loss_of_a_process(error):
                 call_driver("stage_failed", order, why, self.world.rank)
             raise

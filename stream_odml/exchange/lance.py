@@ -6,7 +6,6 @@ leaves neither old versions of it nor deleted rows in its files, for both hold w
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -34,6 +33,8 @@ EXAMPLE = "lancedb:///FOLDER/TABLE"
 EXTRA = "lancedb"
 _MARK = b"stream_odml"
 _READ = 2048
+_FAILURES = (OSError, ValueError, RuntimeError)
+"""What the library raises, by what it was that failed: it has no error of its own."""
 
 
 def connect(url: str) -> tuple[Any, Place]:
@@ -47,7 +48,7 @@ def connect(url: str) -> tuple[Any, Place]:
     lancedb = library("lancedb", EXTRA)
     try:
         return lancedb.connect(place.folder), place
-    except Exception as error:
+    except _FAILURES as error:
         raise ExchangeError(
             f"{place.shown} cannot be opened: {first_line(error)}; expected {EXAMPLE}"
         ) from None
@@ -75,7 +76,7 @@ class LanceSource:
         self.name = place.shown
         try:
             self._table = connection.open_table(place.name)
-        except Exception as error:
+        except _FAILURES as error:
             known = ", ".join(_tables(connection)[:20])
             there = (
                 f"there are {known}: name one of them" if known else "that folder holds none; name another"
@@ -96,7 +97,7 @@ class LanceSource:
         while at < self.count:
             try:
                 rows = self._table.search().select(self._chosen.columns).offset(at).limit(size).to_arrow()
-            except Exception as error:
+            except _FAILURES as error:
                 raise SourceLost(f"{self.name}: {first_line(error)}") from error
             if not len(rows):
                 return
@@ -176,13 +177,18 @@ class LanceTarget:
         self._connection.create_table(self._marks, data=note, mode="overwrite")
 
     def drop_others(self, space: str) -> None:
-        # The table of this space was filled aside; readers have its rows now.
-        for name in _tables(self._connection):
-            if is_table_of(self._place.name, name):
-                with contextlib.suppress(Exception):  # gone meanwhile
-                    self._connection.drop_table(name)
-        for name in (self._place.name, self._marks):
-            self._drop_replaced(name)
+        try:
+            # The table of this space was filled aside; readers have its rows now.
+            for name in _tables(self._connection):
+                if is_table_of(self._place.name, name):
+                    self._connection.drop_table(name, ignore_missing=True)
+            for name in (self._place.name, self._marks):
+                self._drop_replaced(name)
+        except _FAILURES as error:
+            raise ExchangeError(
+                f"{self.name} is in step, but rows that it replaced could not be deleted: {first_line(error)}; "
+                "is another sync writing there? Run it again"
+            ) from None
 
     def _drop_replaced(self, name: str) -> None:
         """Delete every version of a table but the last, and rows that only a list of deletions hides in its files. A
@@ -190,16 +196,10 @@ class LanceTarget:
         table = self._open(name)
         if table is None or len(table.list_versions()) < 2:
             return
-        try:
-            dataset = table.to_lance()
-            # LanceDB's own `optimize` leaves deleted rows where they are few.
-            dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
-            dataset.cleanup_old_versions(timedelta(0), error_if_tagged_old_versions=False)
-        except Exception as error:
-            raise ExchangeError(
-                f"{self.name} is in step, but rows that it replaced could not be deleted: {first_line(error)}; "
-                "is another sync writing there? Run it again"
-            ) from None
+        dataset = table.to_lance()
+        # LanceDB's own `optimize` leaves deleted rows where they are few.
+        dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
+        dataset.cleanup_old_versions(timedelta(0), error_if_tagged_old_versions=False)
 
     def read(self, space: str) -> Iterator[pa.Table]:
         table = self._of(space)

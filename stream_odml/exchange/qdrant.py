@@ -77,8 +77,8 @@ class QdrantSource:
         self.name, self._names = self._place.shown, names
         try:
             self._look(names)
-        except BaseException:
-            self._client.close()  # it holds a local folder
+        except BaseException:  # of an interrupt too: an open client keeps a local folder from all others
+            self._client.close()
             raise
 
     def _look(self, names: Names) -> None:
@@ -139,7 +139,7 @@ class QdrantSource:
                     with_payload=True,
                     with_vectors=True if self._vector is None else [self._vector],
                 )
-            except Exception as error:
+            except Exception as error:  # of httpx, grpc and its own
                 raise SourceLost(f"{self.name}: {first_line(error)}") from error
             fresh = [point for point in points if point.id != last]
             if fresh:

@@ -92,30 +92,36 @@ def sync(
     stream = gallery.store.stream_id
     mark = Mark(gallery.space, gallery.version, gallery.snapshot.sequence, gallery.dim, stream)
     live = target.mark()
-
-    def report(written: int, equal: bool) -> SyncReport:
-        return SyncReport(
-            target=target.name,
-            space=mark.space,
-            version=mark.version,
-            sequence=mark.sequence,
-            items=len(gallery),
-            written=written,
-            switched=live is None or live.space != mark.space,
-            equal=equal,
-            seconds=round(time.perf_counter() - began, 3),
-        )
-
     if live is not None and live.stream not in ("", stream) and not take_over:
         raise ExchangeError(
             f"{target.name} holds the gallery of another stream; name another place, "
             "or put this one in its place with `stream-odml sync --take-over`"
         )
+    written, equal = 0, True
     if live == mark and not verify:
         target.drop_others(mark.space)  # which a run that was killed after its switch has left
-        return report(0, True)
-    source = _Source.of(gallery)
-    mine = summed(source.buckets, source.digests)
+    else:
+        source = _Source.of(gallery)
+        mine = summed(source.buckets, source.digests)
+        written = _write(source, mine, target, mark, progress)
+        equal = not verify or not _differing(mine, read_back(target, mark.space))
+    return SyncReport(
+        target=target.name,
+        space=mark.space,
+        version=mark.version,
+        sequence=mark.sequence,
+        items=len(gallery),
+        written=written,
+        switched=live is None or live.space != mark.space,
+        equal=equal,
+        seconds=round(time.perf_counter() - began, 3),
+    )
+
+
+def _write(
+    source: _Source, mine: Digests, target: SyncTarget, mark: Mark, progress: Callable[[int, int], None]
+) -> int:
+    """Write the buckets that differ, and show them to readers; how many rows these were."""
     target.prepare(mark.space, mark.dim)
     theirs = target.digests(mark.space)
     written = 0
@@ -134,7 +140,7 @@ def sync(
     crash_point("sync.after_switch")
     crash_point("sync.before_drop")
     target.drop_others(mark.space)
-    return report(written, not verify or not _differing(mine, read_back(target, mark.space)))
+    return written
 
 
 def read_back(target: SyncTarget, space: str) -> Digests:

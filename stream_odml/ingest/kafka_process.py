@@ -86,7 +86,7 @@ class KafkaProcess:
         self._child = Child("kafka_process", os.environ)
         try:
             self._ask(self._job)
-        except BaseException:
+        except BaseException:  # of an interrupt too: a process that was not told what to read is of no use
             self.close()
             raise
 
@@ -144,7 +144,7 @@ def main() -> None:
             except tuple(_ERRORS.values()) as error:
                 name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS)
                 answer = {"error": name, "text": str(error)}
-            except Exception as error:
+            except Exception as error:  # raised again in the parent, which logs it and asks again
                 answer = {"error": TransientReadError.__name__, "text": f"{type(error).__name__}: {error}"}
             pipe.send(END, {}, json.dumps(answer).encode())
 

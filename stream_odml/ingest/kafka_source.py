@@ -52,7 +52,9 @@ class KafkaSource:
     def __init__(self, topics: Sequence[str], options: KafkaOptions, spool: Spool) -> None:
         try:
             decoder_of(options.format)
-        except Exception as error:  # else it is frozen into every range that is copied
+        except (
+            Exception
+        ) as error:  # the user's code; told now, before ranges are copied that nothing can decode
             raise ValueError(f"kafka: value or schemas cannot be used: {error}") from error
         self.topics, self.options = tuple(topics), options
         self._spool = spool

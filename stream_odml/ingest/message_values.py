@@ -62,7 +62,7 @@ def _guarded(decode: Decode) -> Decode:
             return _checked(decode(value, headers))
         except RowError:
             raise
-        except Exception as error:
+        except Exception as error:  # the user's code, or its library: whatever it raises costs one message
             detail = f"{type(error).__name__}: {str(error)[:200]}"
             raise RowError(Reason.BAD_MESSAGE, detail) from error
 

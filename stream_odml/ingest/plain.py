@@ -57,7 +57,7 @@ def shown(value: object) -> str:
     (nested too deeply, a number of too many digits)."""
     try:
         return f"{value!r:.80}"
-    except Exception:
+    except Exception:  # a producer's own class may raise anything; the message that it is for tells the rest
         return f"a {type(value).__name__}"
 
 

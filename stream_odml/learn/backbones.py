@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,7 +45,7 @@ def build_backbone(spec: EmbedderSpec, architecture: dict[str, Any] | None) -> B
 def _load_weights(backbone: Backbone, path: str) -> None:
     try:
         tensors = load_file(path)
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"weights {path!r} cannot be read as safetensors: {error}") from error
     wanted = {k for k in backbone.state_dict() if not k.endswith("num_batches_tracked")}
     missing = sorted(wanted - set(tensors))

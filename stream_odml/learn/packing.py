@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 Array = NDArray[Any]
 Floats = NDArray[np.floating[Any]]
@@ -33,7 +34,7 @@ def unpack(data: bytes, kinds: tuple[str, ...]) -> tuple[str, dict[str, Array], 
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
         kind, meta = str(header["kind"]), dict(header["meta"])
         arrays = safetensors.numpy.load(data)
-    except Exception as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise BadArtifact(
             f"{len(data)} bytes are no readable artifact ({type(error).__name__}: {error}); "
             f"expected safetensors of kind {' or '.join(kinds)}; fetch it again, or use an older version"

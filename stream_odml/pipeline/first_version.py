@@ -72,7 +72,7 @@ def claim_root(
 
                 check_at_start(writer, config.model, config.seed)
             _check_held_out(config, writer.store)
-    except BaseException:
+    except BaseException:  # of an interrupt too: else nobody may write until the lease runs out
         writer.release()
         raise
     return config, writer

@@ -239,8 +239,8 @@ class Stages:
         attempt = store.current_attempt(task.task_id, store.tree.head) if task is not None else None
         return attempt is not None and attempt.version_id == version_id
 
-    def deferred(self, order: StageOrder) -> None:
-        """Note that the attempt waits for something outside: to dispatch it again is no failure of it."""
+    def deferred(self) -> None:
+        """Note that what was dispatched waits for something outside: to dispatch it again is no failure of it."""
         self._dispatched = None
 
     def commit(self, result: StageResult) -> str:

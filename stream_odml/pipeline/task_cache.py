@@ -191,7 +191,9 @@ def _decoded_here(wanted: list[Wanted], size: int, mark: Path) -> Iterator[Batch
                     found.put(batch)
                     if time.monotonic() > until:
                         return
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # raised below; one that comes too late is met again by whoever reads the rest
             found.put(error)
         finally:
             mark.unlink(missing_ok=True)

@@ -95,7 +95,7 @@ class Guard:
             )
         except ClientDisconnect:
             log.debug("client left: %s", scope["method"])
-        except Exception:
+        except Exception:  # the server would close the connection without an answer
             log.exception("request failed: %s", scope["method"])
             # The trace is in the log, not in the answer.
             said = ("the server failed on this request", "try again; report it if it stays")

@@ -65,7 +65,7 @@ def open_regular(path: str | os.PathLike[str], follow: bool = True) -> io.FileIO
     try:
         _check_regular(os.fspath(path), os.fstat(descriptor).st_mode)
         return os.fdopen(descriptor, "rb", buffering=0)
-    except BaseException:
+    except BaseException:  # an interrupt too would leave it open: no object closes it yet
         os.close(descriptor)
         raise
 

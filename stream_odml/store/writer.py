@@ -70,7 +70,7 @@ class Writer:
             store.refresh()
             writer = Writer(Fence(store, lease, holder))
             writer._recover()
-        except BaseException:
+        except BaseException:  # of an interrupt too: else nobody may write until it runs out
             lease.release()
             raise
         return writer

@@ -174,12 +174,18 @@ def test_indexers_that_do_not_start_are_a_problem_of_the_stream_and_of_no_shard(
         fake.answers[call] = ray.exceptions.ActorDiedError(failed)
         tier.gather(0.0)
         assert not tier.commit()
-        assert "do not start" in tier.problem
         assert "ValueError: no such setting; see their logs" in tier.problem
+        assert tier.problem.endswith("start the stream again")
+    tier._retry_at.clear()
+    tier.dispatch("v")
+    fake.answers[3] = ray.exceptions.RayTaskError("index", "OSError: away", OSError("away"))
+    tier.gather(0.0)
+    assert not tier.commit()
+    assert tier.problem.endswith("they are tried again by themselves")
     assert [s.attempts for s in writer.ledger.landed.values()] == [0]
     tier._retry_at.clear()
     tier.dispatch("v")
-    fake.answers[3] = batch_of(fake.calls[3][1])
+    fake.answers[4] = batch_of(fake.calls[4][1])
     tier.gather(0.0)
     assert [s.name for s in tier.commit()] == ["s0"]
     assert tier.problem == ""

@@ -191,6 +191,22 @@ def test_no_file_of_a_lance_table_holds_a_row_that_was_replaced(tmp_path: Path) 
     check(target, TWO, second)
 
 
+def test_a_lance_table_that_cannot_be_dropped_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds what may have been erased since."""
+    pytest.importorskip("lancedb")
+    target = open_target(f"lancedb://{tmp_path}/items")
+    target.prepare(ONE, 4)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(target._connection, "drop_table", refuse)  # type: ignore[attr-defined]
+    with pytest.raises(ExchangeError, match=r"could not be deleted: .*read-only file system"):
+        target.drop_others(TWO)
+
+
 def test_only_what_sync_made_for_this_name_is_its_own() -> None:
     assert is_table_of("items", table_name("items", ONE))
     assert is_table_of("items", table_name("items", "full0123456789ab"))
