@@ -6,8 +6,7 @@
 Parts: `fast` (sums, choice and solution of 100k items), `stage` (a whole fast stage of as many), `reproject` (a
 million stored features in a process of its own), `exact` (orders, ranks, erasure), `stored` (8 bits, and vectors of
 older heads, on features of real data: of flowers102.parquet and MobileNetV2's weights in the folder that
-STREAM_ODML_DATA names; left out without them), `running` (a stream that goes on learning heads while its trunk is
-trained).
+STREAM_ODML_DATA names; left out without them), `running` (a stream that learns heads while its trunk is trained).
 """
 
 from __future__ import annotations
@@ -181,8 +180,8 @@ def _stages(root: str, n: int, width: int, seed: int) -> Iterator[dict[str, Any]
 
 
 def measure_exact(report: Report, seed: int) -> None:
-    """Largest relative difference of the head over orders, over ranks, and of one that unlearnt from one that never
-    saw."""
+    """Largest relative difference of the head over orders, over ranks, and after an erasure from one that never saw
+    the items."""
     n = 3_000 if report.quick else 20_000
     features, names = made_features(n, 200, seed)
     random, lift = np.random.default_rng(seed), Lift(D)

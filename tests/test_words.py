@@ -1,8 +1,10 @@
-"""How the code reads: a docstring of a public function begins with what it does, and names are plain English."""
+"""How the code reads: a docstring of a public function begins with what it does, none wraps into one orphaned word, and
+names are plain English."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,18 @@ def test_public_docstrings_begin_with_a_verb() -> None:
         if (text := ast.get_docstring(function)) and text.split()[0].strip(".,:;") not in verbs
     ]
     assert wrong == [], 'begin with a verb ("Return ...", "Raise ..."):\n' + "\n".join(wrong)
+
+
+def test_no_docstring_wraps_into_one_word() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{node.end_lineno} {lines[-1]}"
+        for path, tree in modules(PACKAGE)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for paragraph in inspect.cleandoc(str(node.value.value)).split("\n\n")
+        if len(lines := paragraph.splitlines()) > 1 and len(lines[-1].split()) == 1
+    ]
+    assert wrong == [], "\n".join(wrong)
 
 
 def test_names_are_plain_english() -> None:

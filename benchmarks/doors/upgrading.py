@@ -182,8 +182,7 @@ class Trial:
 
 
 def _features(report: Report, data: Path) -> tuple[NDArray[np.str_], dict[str, Floats]]:
-    """Classes, and features by network, of all images; kept in a folder of this machine, as every seed asks for
-    them."""
+    """Classes of all images, and features by network; every seed asks for them, so a folder here keeps them."""
     torch.set_num_threads(os.cpu_count() or 1)
     kept = Path(tempfile.gettempdir()) / f"stream-odml-features-{'-'.join(SETS)}.npz"
     if not kept.exists():

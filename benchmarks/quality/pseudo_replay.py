@@ -41,8 +41,7 @@ class PseudoReplay:
     """Images of the task that are pushed: those nearest to the class mean under the old model. ADC has 100, APR 1,000,
     both of tasks of 5,000."""
     step: Positive = 2.5
-    """Length of a push in standardised pixels, as the root mean square over all n: 25 / √100 in ADC, 25 / √1000 in
-    APR."""
+    """Length of a push in standardised pixels, root mean square over all n: 25 / √100 in ADC, 25 / √1000 in APR."""
     pushes: Annotated[int, Range(at_least=1)] = 3
     """3 in both for photographs; APR takes 9 for images of 32 pixels."""
     epochs: Count = 64

@@ -55,8 +55,7 @@ class RunState:
     oracle_Md: Floats | None = None
     """As `mapped`, by maps that have seen the old classes' images; None where that is not measured."""
     taken: list[int] = field(default_factory=list)
-    """Of each task so far, under a trunk that moves where it pays: `TRAINED` it, `REFUSED` to be published, or waits
-    (`WAITING`)."""
+    """What became of each task so far, where the trunk moves if that pays: `TRAINED`, `REFUSED` or `WAITING`."""
     solved: SolvedState | None = None
     """Under a head that is solved, what it is solved from; `student` is then the trunk (of `joint_exact` with its
     training head), and `mapped` and `stale` hold trunk features."""

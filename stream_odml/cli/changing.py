@@ -144,8 +144,7 @@ def backup(
 ) -> None:
     """Copy a stream root as it is at one instant, while its stream runs. To restore, copy the copy back.
 
-    What was pushed, or copied from a topic, is in it. The inbox is no part of it: keep landed shards until they are
-    learnt.
+    What was pushed, or copied from a topic, is in it. The inbox is not: keep landed shards until they are learnt.
 
     Examples:  stream-odml backup stream-root backups/monday  ·  stream-odml backup backups/monday stream-root-2
     """

@@ -52,9 +52,8 @@ def total(roles: Sequence[Role], unit: str = "CPU") -> float:
 
 
 def check_resources(roles: Sequence[Role], available: float, unit: str = "CPU") -> None:
-    """Raise ClusterTooSmall if all ``roles`` together exceed ``available`` logical units. Ray itself would wait without
-    a word: a Train worker group that holds every CPU leaves none for the read tasks that it waits for
-    (ray-project/ray#44687)."""
+    """Raise ClusterTooSmall if all `roles` together exceed `available` logical units. Ray itself would wait without a
+    word (ray-project/ray#44687): a Train worker group with every CPU leaves none for the read tasks that it needs."""
     wanted = total(roles, unit)
     if wanted <= available + 1e-6:
         return

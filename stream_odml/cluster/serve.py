@@ -150,9 +150,8 @@ def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str
 
 
 def build(args: dict[str, str]) -> Any:
-    """Return the application for a Serve config file: ``args`` is ``{"config": path of the stream's YAML file}``. Host
-    and port are those of the Serve config. Raises ConfigError for a file that cannot be used, ValueError for other
-    arguments."""
+    """Return the application for a Serve config file, which has host and port. `args` is `{"config": path of the
+    stream's YAML file}`. Raises ConfigError for a file that cannot be used, ValueError for other arguments."""
     if set(args) != {"config"}:
         raise ValueError(f"arguments of the application are {sorted(args)}; give `config: stream.yaml` alone")
     config = load_config(Path(args["config"]))

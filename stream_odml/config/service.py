@@ -34,8 +34,7 @@ class ServiceOptions(Section):
     max_ongoing_requests: int = Field(64, ge=1, le=10_000)
     """Maximum concurrent requests per replica; more are answered 503 with Retry-After."""
     max_arriving: int = Field(1024, ge=1, le=100_000)
-    """Maximum requests per replica whose bodies still arrive; beyond it, the oldest of the client with most is
-    dropped."""
+    """Maximum requests per replica whose bodies still arrive; beyond it, the client with most loses its oldest."""
     max_connections_per_peer: int = Field(8192, ge=1, le=100_000)
     """Maximum connections per client address to the proxy of a local stream."""
     header_timeout_s: int = Field(5, ge=1, le=600)

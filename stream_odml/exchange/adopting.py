@@ -29,8 +29,7 @@ from stream_odml.store.store import Store
 from stream_odml.store.writer import Writer
 
 ADOPTED = "adopted"
-"""Format of a shard whose rows are in the root alone, and the key of what an adopted shard's counts say of the
-source."""
+"""Format of a shard whose rows are in the root alone; also the key under which its counts name the source."""
 PAUSES_S = (1.0, 5.0, 20.0)
 """Between two attempts at a source that breaks off; they begin anew with each block that comes."""
 _UNIT = 1e-3

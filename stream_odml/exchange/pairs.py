@@ -162,8 +162,7 @@ def _known(found: Pairs, stored: StoredItems, given: AbstractSet[str] = frozense
 
 
 def same_items(h_nD: Floats, stored: StoredItems) -> list[str]:
-    """Return of each feature the id of the item whose stored feature it is, but for rounding; empty where there is
-    none."""
+    """Return for each feature the id of the item that stores it, but for rounding; empty where none does."""
     found, least_n = [""] * len(h_nD), np.full(len(h_nD), SAME, np.float32)
     # Of each feature a few numbers are compared first: of 4,096 images and a million items all would take minutes.
     directions_nD = np.asarray(unit_rows(encode(h_nD).decode()), np.float32)
@@ -195,8 +194,7 @@ def _of_folder(images: Path | None, seed: int) -> Iterator[Named]:
 def _of_items(
     old: Store, living: AbstractSet[str], given: AbstractSet[str] = frozenset(), most: int = MAX_PAIRS
 ) -> Iterator[Named]:
-    """Images of living items, without `given` ones: held-out ones of the root, then some of every landed shard that is
-    kept."""
+    """Images of living items that are not `given`: held-out ones of the root, then some of each landed shard."""
     seen = set(given)
     for image, class_name, item_id in chain(_held_out(old), _landed(old, living, most)):
         if item_id in living and item_id not in seen:

@@ -173,8 +173,7 @@ class QdrantSource:
 
 
 class QdrantTarget:
-    """A `SyncTarget`: a collection for each space, and an alias of the name that readers ask. Vectors are compared by
-    `Dot`."""
+    """A `SyncTarget`: a collection for each space, compared by `Dot`, and an alias of the name that readers ask."""
 
     def __init__(self, url: str) -> None:
         self._client, self._place = connect(url)

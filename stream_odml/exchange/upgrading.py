@@ -262,8 +262,7 @@ def _is_same(new: str, old: str) -> bool:
 
 
 class MappedRoot:
-    """The items of a root by features of another model, predicted or, of those that are pairs, its own: a
-    `GallerySource`."""
+    """A `GallerySource`: items of a root by features of another model, its own for pairs, predicted for the rest."""
 
     note = ""
 

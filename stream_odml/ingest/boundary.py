@@ -1,13 +1,12 @@
 """When a task ends: a pure function of the shards that wait, in the order in which they landed.
 
-Invariant: members depend on the order of landing only, not on when one asks: count conditions close the
-*shortest* prefix that meets them, so a driver that was away closes the same tasks afterwards. The age of
-an image is the one condition of the clock; that is why a closed task's members are committed before it is
-learnt.
+Invariant: members depend on the order of landing only, not on when one asks: count conditions close the *shortest*
+prefix that meets them, so a driver that was away closes the same tasks afterwards. The age of an image is the one
+condition of the clock; that is why a closed task's members are committed before it is learnt.
 
-A shard that names its task, or that a manifest which landed *before* it names, belongs to that task: the
-conditions do not count it. A manifest claims only what lands after it, since what landed before may have
-been closed by then. No manifest closes a task without an image.
+A shard that names its task, or that a manifest which landed *before* it names, belongs to that task: the conditions do
+not count it. A manifest claims only what lands after it, since what landed before may have been closed by then. No
+manifest closes a task without an image.
 """
 
 from __future__ import annotations

@@ -50,8 +50,7 @@ class PixelCache:
     """Open or create the cache of a plan in `folder`.
 
     Attributes: `pixels` [N, size, size, 3] uint8 memory map (complete only), `labels` [N] int64 into the sorted
-    `class_names`, `member_index` [N] int32 into `shard_ids` and `row` [N] int32. Raises ValueError for a plan without
-    rows.
+    `class_names`, `member_index` [N] int32 into `shard_ids` and `row` [N] int32. ValueError for a plan without rows.
 
     `members` are taken one at a time and not kept: a plan of millions of rows costs its arrays, some 16 bytes a row.
     """

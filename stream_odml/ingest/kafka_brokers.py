@@ -121,8 +121,7 @@ class Brokers:
         return int(self.consumer.get_watermark_offsets(TopicPartition(*key), cached=True)[1])
 
     def look(self, keys: Collection[Key]) -> None:
-        """Keep `ends`, `silent` and `retention` of these partitions up to date: asks in the background, and never
-        waits."""
+        """Keep `ends`, `silent` and `retention` of these partitions up to date, in the background: never waits."""
         self.retention.look(self._admin(), keys)
         for key in [key for key, look in self._looks.items() if look.done()]:
             look = self._looks.pop(key)

@@ -205,8 +205,7 @@ def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:
 def complete_task(
     inbox: Inbox, task: str, shards: Iterable[str] | None = None, options: StorageOptions | None = None
 ) -> str:
-    """Say that a task is complete: it consists of the named shards, or with None of all that landed before and still
-    waits.
+    """Say that a task is complete: it consists of the named shards; with None, of all that landed before and waits.
 
     `shards` are names (or URIs, whose last part counts). To keep a boundary from closing some of them earlier, complete
     the task *before* they land: it waits for them. Lands `<task>.task.json` and returns its URI. Raises ValueError for

@@ -37,8 +37,8 @@ class S3Source:
         self._filesystem = s3_filesystem(options)
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
-        """See `Source`. Order: `landing_order`; of a backlog, folders come first, since a listing dates none. Raises
-        TransientReadError."""
+        """See `Source`. Order: `landing_order`; of a backlog, folders come first: a listing gives them no date. Raises
+        TransientReadError where the store cannot be listed."""
         everything = pafs.FileSelector(s3_path(self.uri), allow_not_found=True)
         try:
             listed = self._filesystem.get_file_info(everything)

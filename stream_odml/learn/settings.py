@@ -47,8 +47,7 @@ class EmbedderSpec:
     head: HeadKind = "linear"
     """`discriminant`: solved in closed form from sums of all that was learnt, in seconds and without training; the
     gallery stores pooled features and follows it exactly. A configuration that names no head has this one, but for a
-    `method` that trains. `linear`: a layer to `dim`, trained with the backbone. `none`: the pooled features
-    themselves."""
+    `method` that trains. `linear`: a layer to `dim`, trained with the backbone. `none`: pooled features as they are."""
     lift: Count | None = None
     """Random features beside the pooled ones, for a `discriminant` head: it takes them where images left out of its
     solution are found better by them. null: 2048 beside fewer than 512 pooled features (`conv4`), else none. Of a root
@@ -184,8 +183,7 @@ class StageSettings:
     error_whitening: NonNegative = 6.0
     """Strength k of every later stage's whitening, W ~ (I + k E / v)^(-1/2): E the error of the affine gallery map on
     held-out classes, v the embedding's mean variance, E's share at most a quarter. Scales down the directions in which
-    mapped vectors are wrong. 0 for none; none without a linear head, an affine map, or enough classes to hold some
-    out."""
+    mapped vectors are wrong. 0 for none; none without a linear head, an affine map, or classes to hold out."""
 
     base_steps: Count = 600
     """Steps of the first stage (empty bank)."""

@@ -53,9 +53,8 @@ def in_parts(indices: NDArray[np.int64], vectors: Float32s) -> Iterator[Part]:
 def write_rows(
     path: Path, rows: pa.Table, parts: Iterable[Part], version: str, codes: FeatureFormat | None = None
 ) -> None:
-    """Write a Parquet file of gallery rows: those of ``rows`` that the parts name, with their vectors under
-    ``version``, coded as a root in exact form has them (``codes``). Raises ValueError for a vector that is not
-    finite."""
+    """Write a Parquet file of gallery rows: those of `rows` that the parts name, with their vectors under `version`,
+    in the `codes` of a root in exact form. Raises ValueError for a vector that is not finite."""
     with pq.ParquetWriter(path, gallery_schema(codes), use_dictionary=list(REPEATED)) as writer:
         for at, vectors in parts:
             writer.write_table(restamped(rows.take(pa.array(at)), vectors, version, codes))

@@ -1,5 +1,5 @@
-"""Turns: of jobs for a few threads the shortest goes first; queries that wait while another is answered are answered
-together.
+"""Order of work: of jobs for a few threads the shortest goes first; queries that come while another is answered are
+answered together, as one batch.
 
 Protects: what takes long keeps nobody waiting who asks for little. A query that is alone waits for no other.
 """

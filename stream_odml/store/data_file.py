@@ -53,8 +53,7 @@ def read_data_file(
 
 
 def as_dicts(rows: pa.Table) -> list[dict[str, Any]]:
-    """Return rows of a table with a column `time`, as `to_pylist` does. Raises OverflowError for a time outside the
-    calendar."""
+    """Return rows of a table with a `time`, as `to_pylist` does. Raises OverflowError for one outside the calendar."""
     # For a time of a zone, Arrow loads pandas.
     naive = rows["time"].cast(pa.timestamp("us")).to_pylist()
     times = (None if time is None else time.replace(tzinfo=UTC) for time in naive)

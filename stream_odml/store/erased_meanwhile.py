@@ -21,8 +21,7 @@ from stream_odml.store.tables import IngestBatch, values
 
 
 def indexed_without(store: Store, batch: IngestBatch, pending: Sequence[str]) -> IngestBatch:
-    """Return what is to be committed of the ``pending`` shards; delete the pictures that the indexer left of other
-    items."""
+    """Return what is to be committed of the `pending` shards; delete pictures that the indexer left of other items."""
 
     def mine(rows: pa.Table) -> pa.Table:
         return rows.filter(pc.is_in(rows["shard_id"], value_set=pa.array(pending, pa.string())))

@@ -46,8 +46,7 @@ class ShardState:
 
     @property
     def mapped_error(self) -> float:
-        """How far its items are off as they were taken over, by a map from another model's features; 0 where they are
-        exact."""
+        """Error of the map by which its items were taken over from another model's features; 0 of exact ones."""
         return float(self.counts.get("adopted", {}).get("error", 0.0))
 
     @property

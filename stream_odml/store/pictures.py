@@ -64,8 +64,8 @@ def erased_pictures(shard_id: str, table: pa.Table, ledger: LedgerState) -> NDAr
 
 
 def moved_away(store: Store, shard_id: str, items: Collection[str]) -> set[str]:
-    """Return those of ``items`` that live by a label put on the image of this shard before their class in it was
-    erased."""
+    """Return those of `items` that a label moved to another class before the class that this shard gave them was
+    erased: they live."""
     ledger = store.ledger
     landed, tombstones = ledger.shards[shard_id].landed_seq, ledger.latest_tombstones
     if tombstones.get(("shard", shard_id), -1) > landed:

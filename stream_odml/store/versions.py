@@ -24,8 +24,7 @@ read by it. A head has some 10 MB."""
 FORGOT = "forgot"
 """Reason ``forgot:<seq>`` of artifacts that took the place of ones with forgotten images in them."""
 SUMS_SEQ = "sums_seq"
-"""Key of a version's metrics: the ``seq`` of the ledger up to which its class sums leave out what was replaced or
-forgotten."""
+"""Key of a version's metrics: up to which `seq` its class sums leave out what was replaced or forgotten."""
 
 
 @dataclass(frozen=True)

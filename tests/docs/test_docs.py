@@ -1,5 +1,4 @@
-"""The documentation says what is so: its commands and snippets run, its reference leaves nothing out, its links lead
-somewhere."""
+"""The documentation says what is so: commands and snippets run, the reference is complete, links lead somewhere."""
 
 from __future__ import annotations
 

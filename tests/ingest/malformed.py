@@ -35,9 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file (or the files of a folder), the reason to refuse it, and what replaces its bytes after it was
-    seen.
-    """
+    """A file (or the files of a folder), the reason to refuse it, and what replaces its bytes after it was seen."""
 
     name: str
     data: bytes | dict[str, bytes]

@@ -27,8 +27,7 @@ MAX_WAIT_S = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """Messages of one producer from offset `first` on, by value with a header `class`; or a marker that ends its
-    transaction."""
+    """Messages of a producer from offset `first` on, with a header `class`; or a marker that ends its transaction."""
 
     first: int
     producer: int
@@ -76,8 +75,7 @@ def _varint(number: int) -> bytes:
 
 @contextlib.contextmanager
 def broker_of(log: Sequence[Batch], aborted: Sequence[tuple[int, int]]) -> Iterator[str]:
-    """Yield the address of a broker of one topic with one partition. `aborted`: a producer, and where its transaction
-    began."""
+    """Yield the address of a broker of one topic with one partition. `aborted`: producer and begin of a transaction."""
 
     def answer(key: int, body: bytes, port: int) -> bytes:
         return versions(KEYS) if key == API_VERSIONS else _BODIES[key](body, port, log, aborted)

@@ -1,6 +1,4 @@
-"""The pixel cache: every row in its place whatever order it comes in, and never taken for whole when it is
-not.
-"""
+"""The pixel cache: every row in its place whatever order it comes in, and never taken for whole when it is not."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Sums by class: a naive loop as oracle, and what order, ranks, repetition and erasure must leave alone, to the last
-bit."""
+"""Sums by class: a naive loop as oracle, and what order, ranks, repetition and erasure must leave as it is."""
 
 from __future__ import annotations
 

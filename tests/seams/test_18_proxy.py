@@ -62,8 +62,7 @@ SEEN: list[str] = []
 
 @pytest.fixture
 def proxy(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of a real HAProxy with our bounds: `HEADERS_S` (or the parameter) for headers, 60 connections for an
-    address."""
+    """The port of a real HAProxy with our bounds: `HEADERS_S` (or the parameter) for headers, 60 connections each."""
     seconds = getattr(request, "param", HEADERS_S)
     replica = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=replica.serve_forever, daemon=True).start()
