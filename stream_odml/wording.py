@@ -16,13 +16,13 @@ def last_line(trace: str, otherwise: str = "") -> str:
 
 
 def some(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
-    """Return the first of ``names``, and how many there are beside them."""
+    """Return the first of `names`, and how many there are beside them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return between.join(names[:most]) + more
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Return some of ``names`` with what a terminal would not show, or would obey, written out."""
+    """Return some of `names` with what a terminal would not show, or would obey, written out."""
     return some([repr(name)[1:-1] for name in names])
 
 

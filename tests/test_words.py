@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_no_docstring_wraps_into_one_word() -> None:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         for paragraph in inspect.cleandoc(str(node.value.value)).split("\n\n")
         if len(lines := paragraph.splitlines()) > 1 and len(lines[-1].split()) == 1
+    ]
+    assert wrong == [], "\n".join(wrong)
+
+
+def test_docstrings_and_comments_have_one_markup() -> None:
+    """Single backticks, which read well in an editor and on the site alike."""
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{number} {line.strip()}"
+        for path, _ in modules(PACKAGE)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"``|:(class|meth|func|data|attr|mod):`", line)
     ]
     assert wrong == [], "\n".join(wrong)
 

@@ -46,7 +46,7 @@ TOKEN_REMEDY = "give the service's token with --token, or in the environment as 
 
 
 def noted_url(root: str, token: str | None) -> str | None:
-    """Return the address that the root's running stream noted, or None. Raises ValueError where ``token`` would go to
+    """Return the address that the root's running stream noted, or None. Raises ValueError where `token` would go to
     another machine: whoever can write to the root could name any."""
     url = _noted_url(root)
     if url is None or token is None or _is_this_machine(url):
@@ -87,7 +87,7 @@ def _is_this_machine(url: str) -> bool:
 @contextlib.contextmanager
 def asking(root: str | None, url: str | None, token: str | None, retries: int = 4) -> Iterator[Client | None]:
     """Yield a client for a command that takes `--url` and `--token`; None where no stream runs on the root. Where
-    another token is wanted, the error says how to give it. Raises ValueError as :func:`noted_url`."""
+    another token is wanted, the error says how to give it. Raises ValueError as `noted_url`."""
     address = url or (None if root is None else noted_url(root, token))
     if address is None:
         yield None
@@ -123,7 +123,7 @@ def problem_of(root: str, token: str | None) -> str | None:
 
 
 def _looking(root: str, url: str | None, token: str | None) -> AbstractContextManager[Client | None]:
-    """As :func:`asking`, once, and without the token where the root names another machine."""
+    """As `asking`, once, and without the token where the root names another machine."""
     address = url or _noted_url(root)
     own = token if url is not None or (address is not None and _is_this_machine(address)) else None
     return asking(root, address, own, retries=0)
@@ -230,7 +230,7 @@ def forget_name(
     token: str | None,
     inbox_at: str | None = None,
 ) -> str:
-    """Forget through the running service, or by this process when no stream runs on the root. Then ``inbox_at`` names
+    """Forget through the running service, or by this process when no stream runs on the root. Then `inbox_at` names
     the folder of pushed images, where that lies elsewhere. Raises ValueError for such a folder that is not named;
     UnknownSubject, or ServiceError with status 404, for a name that covers nothing."""
     with asking(root, url, token) as client:
@@ -278,9 +278,9 @@ def _items(count: int) -> str:
 def verify_forgotten(
     root: str, kind: str, name: str, inbox: bool, inbox_at: str | None = None, dry_run: bool = False
 ) -> tuple[list[str], bool]:
-    """Return lines that say what is left of a forgotten name, and whether nothing is. ``inbox``: delete landed copies
+    """Return lines that say what is left of a forgotten name, and whether nothing is. `inbox`: delete landed copies
     too. A landed shard that a task has still to learn from is kept, and named; one of a skipped task is not needed.
-    ``dry_run``: none is deleted."""
+    `dry_run`: none is deleted."""
     from stream_odml.pipeline import erasure_proof as forget_proof
 
     proof = forget_proof.verify_forgotten(root, kind, name)
@@ -331,7 +331,7 @@ def _inboxes(root: str, named: str | None) -> list[str]:
 
 
 def _lies_in(uri: str, inboxes: Sequence[str]) -> bool:
-    """Return whether ``uri`` is an entry of one of them; a link on its way leads elsewhere."""
+    """Return whether `uri` is an entry of one of them; a link on its way leads elsewhere."""
     folder, _, name = (uri if is_remote(uri) else os.fspath(local_path(uri))).rstrip("/").rpartition("/")
     if name in ("", ".", ".."):
         return False

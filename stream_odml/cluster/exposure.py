@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 def exposed_listeners(config: StreamConfig, is_local: bool) -> str | None:
     """Return the one warning about listeners that others can reach, or None when everything listens on the loopback.
-    ``is_local``: Ray is started for this stream, and not a cluster that listens as its owner chose."""
+    `is_local`: Ray is started for this stream, and not a cluster that listens as its owner chose."""
     service, metrics = config.service, config.metrics
     guarded = "with a token" if service.token() else "without a token"
     exposed = []
@@ -30,7 +30,7 @@ def exposed_listeners(config: StreamConfig, is_local: bool) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches ``host``."""
+    """Return whether only this machine reaches `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -32,7 +32,7 @@ IDLE_TIMEOUT_S = 60
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Write the script that stands for HAProxy into ``folder`` and return the variables that make Serve use it."""
+    """Write the script that stands for HAProxy into `folder` and return the variables that make Serve use it."""
     work = folder / "h"
     work.mkdir(0o700)
     script = work / _SCRIPT
@@ -93,7 +93,7 @@ def _binary() -> str:
 
 def serve_host(host: str, bounds: Sequence[str] = ()) -> str:
     """Return the host for Serve: in a local session the loopback, where replicas listen, while HAProxy's
-    front listens on ``host`` within ``bounds``; on a cluster ``host`` itself."""
+    front listens on `host` within `bounds`; on a cluster `host` itself."""
     folder = os.environ.get(SESSION_VARIABLE)
     if folder is None:
         return host
@@ -102,7 +102,7 @@ def serve_host(host: str, bounds: Sequence[str] = ()) -> str:
 
 
 def restricted(config: str, front_host: str, bounds: Sequence[str] = ()) -> str:
-    """Return ``config`` with the front within ``bounds``, the admin socket for its owner alone, no metrics or
+    """Return `config` with the front within `bounds`, the admin socket for its owner alone, no metrics or
     statistics, and only the front listening on anything but the loopback. The empty statistics section stays:
     its port tells that this HAProxy runs."""
     kept, section = [], ""

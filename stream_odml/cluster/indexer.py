@@ -54,7 +54,7 @@ class Indexer:
         self._embedder: Embedder | None = None
 
     def index(self, refs: list[ShardRef], version: str) -> IndexedBatch:
-        """Index ``refs`` with the model ``version``, as many as make a batch."""
+        """Index `refs` with the model `version`, as many as make a batch."""
         if self._store is None:
             self._store = Store.open(self._config.root, self._config.storage_options, keep_gallery=False)
         embedder = self._model(self._store, version)
@@ -108,7 +108,7 @@ def found_accelerator() -> torch.device | None:
 
 
 def start_indexers(config: StreamConfig) -> list[Any]:
-    """Start the indexer actors that ``config`` asks for, under names by which a restarted driver finds them."""
+    """Start the indexer actors that `config` asks for, under names by which a restarted driver finds them."""
     cluster = config.cluster
     actor = ray.remote(
         num_cpus=cluster.cpus_per_indexer,

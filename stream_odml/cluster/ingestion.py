@@ -179,7 +179,7 @@ class Ingestion:
         self._failed: list[tuple[_Work, Exception]] = []
 
     def land(self, refs: list[ShardRef]) -> None:
-        """Record in the ledger what is new among ``refs``."""
+        """Record in the ledger what is new among `refs`."""
         known = self._writer.store.ledger.shards
         new: list[ShardRef] = []
         for ref in refs:
@@ -239,7 +239,7 @@ class Ingestion:
         return shard.attempts > 0 or shard.shard_id in self._isolated
 
     def gather(self, timeout_s: float) -> None:
-        """Wait up to ``timeout_s`` for indexers and keep what they finished for `commit` (no lock is needed)."""
+        """Wait up to `timeout_s` for indexers and keep what they finished for `commit` (no lock is needed)."""
         if not self._work:
             time.sleep(timeout_s)
             return

@@ -28,7 +28,7 @@ class JobUnreachable(RuntimeError):
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """Return a client of the job server at ``address`` (http://head:8265; None: RAY_ADDRESS or a local cluster). A
+    """Return a client of the job server at `address` (http://head:8265; None: RAY_ADDRESS or a local cluster). A
     token is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Raises JobUnreachable."""
     try:
         return JobSubmissionClient(address)
@@ -42,7 +42,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 def submit(
     config: Path, address: str | None, until_idle_s: float | None, job_id: str | None
 ) -> tuple[JobSubmissionClient, str]:
-    """Submit `stream-odml run` for ``config``; returns the client and the job's id. Raises ConfigError."""
+    """Submit `stream-odml run` for `config`; returns the client and the job's id. Raises ConfigError."""
     check_paths(load_config(config))  # a mistake is cheaper here than in a job's log
     client = connect(address)
     idle = f" --until-idle {until_idle_s:g}" if until_idle_s is not None else ""
@@ -98,7 +98,7 @@ def stop(client: JobSubmissionClient, job_id: str) -> JobStatus:
 
 
 def settled(client: JobSubmissionClient, job_id: str, within_s: float = SETTLE_S) -> JobStatus:
-    """Return the job's final status, or the one after ``within_s`` seconds."""
+    """Return the job's final status, or the one after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while True:
         status = client.get_job_status(job_id)

@@ -31,7 +31,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Role:
-    """``count`` processes that each need so many CPUs and GPUs of one node whose labels match ``selector``."""
+    """`count` processes that each need so many CPUs and GPUs of one node whose labels match `selector`."""
 
     name: str
     setting: str
@@ -157,7 +157,7 @@ def joins_cluster(config: StreamConfig) -> bool:
 
 
 def roles(config: StreamConfig, workers: int | None = None) -> list[Role]:
-    """Return what runs at the same time, with ``workers`` of training, by default all: one read task at least must fit
+    """Return what runs at the same time, with `workers` of training, by default all: one read task at least must fit
     beside the rest."""
     c, s, trains = config.cluster, config.service, not config.model.takes_vectors
     return [

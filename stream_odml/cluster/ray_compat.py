@@ -37,7 +37,7 @@ def reread_environment() -> None:
 
 @contextlib.contextmanager
 def only_loopback(agent_ports: Mapping[str, int], patience_s: float) -> Iterator[None]:
-    """Let Ray listen on the loopback, and its agents on ``agent_ports``, which are named as Ray's parameters are.
+    """Let Ray listen on the loopback, and its agents on `agent_ports`, which are named as Ray's parameters are.
 
     A raylet that is to learn the ports from its agents ends when these are slow, as on a busy machine.
 
@@ -78,7 +78,7 @@ def only_loopback(agent_ports: Mapping[str, int], patience_s: float) -> Iterator
 
 
 def keep_replica_on_loopback(host: str) -> None:
-    """Let the gRPC server by which deployments call each other listen on ``host`` alone, in this replica. It would
+    """Let the gRPC server by which deployments call each other listen on `host` alone, in this replica. It would
     listen on every interface, and unpickles what it is sent without a token. Call it before Serve opens the server.
     Leans on `ray.serve._private.replica`."""
     from ray.serve._private import replica

@@ -59,7 +59,7 @@ def start_ray(
     gpus: float | None,
     agent_ports: Callable[[int], Mapping[str, int]],
 ) -> None:
-    """Start a head below ``folder`` that listens on the loopback. Raises RayNotStarted after several attempts."""
+    """Start a head below `folder` that listens on the loopback. Raises RayNotStarted after several attempts."""
     began = time.monotonic()
     for attempt in range(ATTEMPTS):
         try:

@@ -20,7 +20,7 @@ ANSWER_S = 10.0
 
 
 class ReservedResources:
-    """Reserves what ``roles`` ask for until :meth:`release`; asked anew now and then: the coordinator may restart."""
+    """Reserves what `roles` ask for until `release`; asked anew now and then: the coordinator may restart."""
 
     def __init__(self, name: str, roles: Sequence[Role]) -> None:
         """Return when the coordinator has taken it, or did not answer: then it is asked again, after one warning."""

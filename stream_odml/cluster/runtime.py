@@ -93,7 +93,7 @@ def lower_priority(niceness: int) -> None:
 
 
 def check_port(host: str, port: int, setting: str) -> None:
-    """Raise PortTaken if nothing of ours could listen on ``host:port``; port 0 always passes."""
+    """Raise PortTaken if nothing of ours could listen on `host:port`; port 0 always passes."""
     if port == 0:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -118,9 +118,9 @@ def free_port(host: str = "127.0.0.1") -> int:
 def ray_session(
     address: str | None, *, cpus: float | None = None, gpus: float | None = None, log_dir: Path | None = None
 ) -> Iterator[None]:
-    """Join the cluster at ``address``, or start a local one whose files vanish with it. A local session keeps its
+    """Join the cluster at `address`, or start a local one whose files vanish with it. A local session keeps its
     sockets and logs in one temporary folder, removed at the end; folders that a killed session left behind are removed
-    at the next start. ``log_dir`` keeps a copy of the logs."""
+    at the next start. `log_dir` keeps a copy of the logs."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if address is None and not os.environ.get("RAY_ADDRESS"):

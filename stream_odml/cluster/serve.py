@@ -73,7 +73,7 @@ class SearchService:
     """One Serve replica. Sessions, sockets and files end with it."""
 
     def __init__(self, root: str, options: str, storage_options: dict[str, str] | None) -> None:
-        """``options`` is a :class:`ServiceOptions` as JSON."""
+        """`options` is a `ServiceOptions` as JSON."""
         from ray import serve
 
         join_serve_log()
@@ -122,7 +122,7 @@ def _share_the_core(threads: int) -> None:
 
 
 def build_app(root: str, options: ServiceOptions, storage_options: dict[str, str] | None = None) -> Any:
-    """Return the ``serve.Application`` over ``root``, to be run by :func:`start_service` or from a Serve config."""
+    """Return the `serve.Application` over `root`, to be run by `start_service` or from a Serve config."""
     from ray import serve
 
     options.tokens()  # says now, not in a replica's log, that a token file is missing

@@ -84,13 +84,13 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def end_proxies(folder: Path) -> None:
-    """End the HAProxy processes of the session, known by their configuration in ``folder``. They outlive a session that
+    """End the HAProxy processes of the session, known by their configuration in `folder`. They outlive a session that
     ends while Serve is starting, or whose processes were killed, and keep the port."""
     _end(f"{folder}/h/", signal.SIGTERM)
 
 
 def kill_processes(folder: Path) -> None:
-    """Kill what Ray started below ``folder`` before its start failed: it holds ports and memory otherwise. Its GCS
+    """Kill what Ray started below `folder` before its start failed: it holds ports and memory otherwise. Its GCS
     lives on until then: a client of it that is left in this process would end the process without it."""
     _end(f"{folder}/", signal.SIGKILL, spared="gcs_server")
 
@@ -152,8 +152,8 @@ def _make_private(path: Path) -> None:
 
 
 def keep_logs(session: Path, target: Path) -> None:
-    """Copy the session's logs below ``target``: regular files only, into folders of mode 0700 and files of 0600.
-    Nothing that lies at ``target`` already is followed or written through: a link there is replaced, and ``target``
+    """Copy the session's logs below `target`: regular files only, into folders of mode 0700 and files of 0600.
+    Nothing that lies at `target` already is followed or written through: a link there is replaced, and `target`
     itself must be no link. Raises OSError."""
     logs = next(iter(session.glob("session_2*/logs")), None)
     if logs is None:

@@ -270,7 +270,7 @@ class _Reporter:
         self.is_wanted = True
 
     def report(self, progress: StageProgress) -> None:
-        """Send ``progress`` (rank 0 only); durations of what is not sent are kept for the next report."""
+        """Send `progress` (rank 0 only); durations of what is not sent are kept for the next report."""
         if self._world.rank:
             return
         self._steps += progress.step_s

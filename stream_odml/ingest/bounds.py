@@ -33,7 +33,7 @@ def decoded_allowed(size_bytes: int) -> int:
 
 
 def check_rows(rows: int, size_bytes: int) -> None:
-    """Raise BadShard(oversized) for so many rows at once that :func:`bounded` would refuse them, before one is made."""
+    """Raise BadShard(oversized) for so many rows at once that `bounded` would refuse them, before one is made."""
     if rows * _ROW_BYTES > decoded_allowed(size_bytes):
         raise BadShard(Reason.OVERSIZED, f"{rows} rows at once in a file of {size_bytes} bytes")
 

@@ -36,7 +36,7 @@ def join_serve_log() -> None:
 
 @contextlib.contextmanager
 def about(**what: str) -> Iterator[None]:
-    """Let every line of this thread within the block also name ``what``: stage="v0003-…", shard="…"."""
+    """Let every line of this thread within the block also name `what`: stage="v0003-…", shard="…"."""
     token = _about.set({**_about.get(), **what})
     try:
         yield

@@ -13,7 +13,7 @@ TERMINAL = "run"
 
 
 def observe(config: StreamConfig, role: str) -> None:
-    """Call first in every process; ``role`` names it in logs and traces (driver, indexer-0, worker-1). The process at a
+    """Call first in every process; `role` names it in logs and traces (driver, indexer-0, worker-1). The process at a
     person's terminal keeps its own few words, unless the log is for machines."""
     options = config.observe
     if role != TERMINAL or options.log_format == "json":

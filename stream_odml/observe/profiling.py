@@ -17,8 +17,8 @@ WARM_UP = 3
 
 @contextlib.contextmanager
 def profiled(steps: int, write: Callable[[str, bytes], None], name: str) -> Iterator[Callable[[], None]]:
-    """Yield what is to be called after every training step. After WARM_UP and ``steps`` of them, or where the block
-    ends before, ``write(path, content)`` gets profiles/NAME.trace.json and profiles/NAME.txt."""
+    """Yield what is to be called after every training step. After WARM_UP and `steps` of them, or where the block
+    ends before, `write(path, content)` gets profiles/NAME.trace.json and profiles/NAME.txt."""
 
     def keep(recorded: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ ANYWHERE = ("0.0.0.0", "::", "")
 
 
 def targets_folder(root: str, chosen: Path | None) -> Path | None:
-    """Return ``chosen``, or metrics/ under a root that is a folder; None for an object store."""
+    """Return `chosen`, or metrics/ under a root that is a folder; None for an object store."""
     if chosen is not None:
         return chosen
     return None if scheme_of(root) else Path(root) / "metrics"
@@ -32,7 +32,7 @@ def reachable(host: str, node_address: str) -> str:
 
 
 def announce(folder: Path, name: str, address: str, labels: Mapping[str, str]) -> Path:
-    """Write ``folder/name.json`` for ``address`` (host:port); the file of an earlier holder of the name is replaced."""
+    """Write `folder/name.json` for `address` (host:port); the file of an earlier holder of the name is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("*.json"):  # by processes that are gone: a killed one cannot do it itself
         _remove_if(left, lambda pid: not is_alive(pid))

@@ -23,7 +23,7 @@ _tracer: Any = None
 
 
 def set_up_traces(stream: str, role: str, exporter: Exporter, folder: Path) -> None:
-    """Export this process's spans: to stderr, to ``folder``/ROLE-PID.jsonl, or by OTLP as its environment says. Raises
+    """Export this process's spans: to stderr, to `folder`/ROLE-PID.jsonl, or by OTLP as its environment says. Raises
     ValueError for `otlp` without the package opentelemetry-exporter-otlp."""
     global _tracer
     if exporter == "off":
@@ -40,7 +40,7 @@ def set_up_traces(stream: str, role: str, exporter: Exporter, folder: Path) -> N
 
 @contextlib.contextmanager
 def span(name: str, of: str = "", **attributes: str | int | float) -> Iterator[None]:
-    """Time the block as a span ``name`` of the trace of ``of`` (a shard's or version's id); nothing when off."""
+    """Time the block as a span `name` of the trace of `of` (a shard's or version's id); nothing when off."""
     if _tracer is None:
         yield
         return

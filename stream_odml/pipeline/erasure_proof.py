@@ -49,7 +49,7 @@ STAYS = (
 
 @dataclass
 class Proof:
-    """What was found of one name. Empty ``findings`` and ``inbox``: it is gone."""
+    """What was found of one name. Empty `findings` and `inbox`: it is gone."""
 
     covered: int | None = None
     """Items that the requests covered; None where a release that did not count took them."""
@@ -77,7 +77,7 @@ def verify_forgotten(
     options: StorageOptions | None = None,
     source: StorageOptions | None = None,
 ) -> Proof:
-    """Search all files under ``root`` and the inbox. Raises UnknownSubject when it was never asked to be forgotten, and
+    """Search all files under `root` and the inbox. Raises UnknownSubject when it was never asked to be forgotten, and
     when that request covered nothing."""
     store = Store.open(root, dict(options) if options else None)
     for _ in range(SEARCHES - 1):

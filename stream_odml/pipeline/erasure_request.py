@@ -42,7 +42,7 @@ class Subject:
 
 
 def find_subject(store: Store, kind: str, name: str) -> Subject:
-    """Return what ``name`` stands for in ``store`` as it was last refreshed. A name that was forgotten before covers
+    """Return what `name` stands for in `store` as it was last refreshed. A name that was forgotten before covers
     nothing new, and is no error: a request may be repeated. A shard goes by its id, or by its name where one shard has
     it. Raises UnknownSubject with the nearest names, ValueError for another kind."""
     if kind not in get_args(Kind):
@@ -56,7 +56,7 @@ def find_subject(store: Store, kind: str, name: str) -> Subject:
 
 
 def stored_name(ledger: LedgerState, kind: str, name: str) -> str:
-    """Return ``name`` as landing stores it; of a shard's name the id. Raises UnknownSubject for one of several."""
+    """Return `name` as landing stores it; of a shard's name the id. Raises UnknownSubject for one of several."""
     wanted = normalised(name)
     if kind != "shard" or wanted in ledger.shards:
         return wanted
@@ -81,7 +81,7 @@ def unknown(store: Store, kind: str, name: str) -> UnknownSubject:
 
 
 def nearest(name: str, names: Sequence[str]) -> list[str]:
-    """Return the few of ``names`` that are most like ``name``, whatever their case."""
+    """Return the few of `names` that are most like `name`, whatever their case."""
     if len(name) > 2 * MAX_NAME_CHARS:
         return []
     wanted = name.casefold()
@@ -98,7 +98,7 @@ def _like(wanted: str, names: Sequence[str]) -> Iterable[str]:
 
 
 def _covered(store: Store, kind: str, name: str) -> int:
-    """How many items have rows of ``name`` that no tombstone covers yet."""
+    """How many items have rows of `name` that no tombstone covers yet."""
     where = pc.field(COLUMN[kind]) == name
     parts = store.again(lambda: [rows for _, rows in store.scan(_ROWS, where)])
     return len(_living(store, parts)["item_id"].unique())

@@ -29,7 +29,7 @@ CLOCK_BEHIND_S = 60.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found. ``remedy``: what to do, where it is not ok."""
+    """What one check found. `remedy`: what to do, where it is not ok."""
 
     check: str
     state: State

@@ -15,7 +15,7 @@ from stream_odml.store.versions import VersionTree
 
 
 def stream_figures(store: Store, epoch: int) -> StreamFigures:
-    """Read every count, age and quality figure from ``store`` as it was last refreshed."""
+    """Read every count, age and quality figure from `store` as it was last refreshed."""
     ledger, tree = store.ledger, store.tree
     due, now = ledger.due_tasks(tree.learnt()), time.time()
     # A rollback makes a task due again, which the queue shows; a counter must not fall.

@@ -47,7 +47,7 @@ def root_there(config: StreamConfig) -> Store | None:
 def claim_root(
     config: StreamConfig, there: Store | None, holder: str, takeover: bool = False, dim: int | None = None
 ) -> tuple[StreamConfig, Writer]:
-    """Do as `open_root` does with the root that :func:`root_there` found, and stay its writer.
+    """Do as `open_root` does with the root that `root_there` found, and stay its writer.
 
     `dim`: the length of what a new gallery stores, where it is known.
     """

@@ -35,7 +35,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Training items with their features as stored, of one trunk; ``keys`` are unique, a sample is drawn by them."""
+    """Training items with their features as stored, of one trunk; `keys` are unique, a sample is drawn by them."""
 
     keys: Sequence[str]
     classes: Sequence[str]

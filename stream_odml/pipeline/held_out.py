@@ -38,7 +38,7 @@ def shared_held_out(
     all_ranks: Callable[[Any], list[Any]],
 ) -> HeldOut | None:
     """Return what to measure a finished stage on; every rank calls this, embeds its part, and all but the first get
-    None. ``all_ranks`` gives the value of each rank to every rank. None also where there are too few images."""
+    None. `all_ranks` gives the value of each rank to every rank. None also where there are too few images."""
     # Rank 0's choice for all: another may read the store a commit earlier.
     rows = choose(store, order.parent, order.own, config.evaluation, config.seed) if not world.rank else None
     keys = all_ranks(None if rows is None else keys_of(rows))[0]
@@ -63,7 +63,7 @@ def embed_images(
     device: str | torch.device,
 ) -> tuple[NDArray[np.bool_], list[Floats]]:
     """Return which of the (shard, item) keys have an image that can be read, and those embedded by each model on
-    ``device``. One that was forgotten while this was read, or that does not decode, is left out."""
+    `device`. One that was forgotten while this was read, or that does not decode, is left out."""
     there = np.zeros(len(keys), bool)
     vectors: list[list[Floats]] = [[] for _ in models]
     images = _pixels(store, keys, size, max_pixels)

@@ -27,9 +27,9 @@ Floats = NDArray[np.float32]
 class HeldOut:
     """Held-out images of learnt tasks and of the one at hand, as both models embed them and as the gallery holds them.
 
-    ``fresh`` [n, d] by the new model, ``parent`` [n, d] by the one before it; ``labels`` [n] of the class; ``tasks``
-    [n] the task that brought the class first; ``anew`` [n] whether the stage embeds the item anew; ``mapped`` [n, d]
-    stored vectors in the parent's space; ``raw`` [n, d] as they were stored; ``names`` the class of each label.
+    `fresh` [n, d] by the new model, `parent` [n, d] by the one before it; `labels` [n] of the class; `tasks`
+    [n] the task that brought the class first; `anew` [n] whether the stage embeds the item anew; `mapped` [n, d]
+    stored vectors in the parent's space; `raw` [n, d] as they were stored; `names` the class of each label.
     """
 
     fresh: Floats
@@ -54,8 +54,8 @@ class HeldOut:
 def choose(
     store: Store, parent: str, own: Collection[str], evaluation: EvaluationConfig, seed: int
 ) -> pa.Table:
-    """Return gallery rows of the held-out images to measure a stage of task(s) ``own`` on, shard by shard: at most
-    ``evaluation.max_per_class`` of a class and ``max_images`` in all, beyond which classes are drawn by ``seed``."""
+    """Return gallery rows of the held-out images to measure a stage of task(s) `own` on, shard by shard: at most
+    `evaluation.max_per_class` of a class and `max_images` in all, beyond which classes are drawn by `seed`."""
     tasks = store.tree.learnt(parent).union(own)
     shards = [s.shard_id for s in store.ledger.shards.values() if s.task in tasks and s.held_out]
     classes = _drawn_classes(store, tasks, own, evaluation, seed)
@@ -116,7 +116,7 @@ def assemble(
     by_parent: Floats | None = None,
 ) -> HeldOut | None:
     """Return the rows whose image was read, with what the gallery holds of them; None if there are too few to measure.
-    ``shards``: those of the stage. Without embeddings of the images, what the gallery holds stands for them: under one
+    `shards`: those of the stage. Without embeddings of the images, what the gallery holds stands for them: under one
     trunk it is the same."""
     rows = rows.filter(pa.array(there))
     if len(rows) < 2:

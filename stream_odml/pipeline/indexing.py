@@ -174,9 +174,9 @@ def index_shard(
     options: IndexOptions,
     beat: Callable[[], None] = lambda: None,
 ) -> IngestBatch:
-    """Index one shard with ``embedder``, the model of ``version``; ``beat`` is called at every row. A shard that is
+    """Index one shard with `embedder`, the model of `version`; `beat` is called at every row. A shard that is
     refused as a whole gives no gallery row and one quarantine row, numbered WHOLE_SHARD. Raises TransientReadError when
-    its bytes cannot be had now. Counted are ``trainable`` images by class, and ``reasons`` of quarantined rows."""
+    its bytes cannot be had now. Counted are `trainable` images by class, and `reasons` of quarantined rows."""
     found = _Findings(ref, embedder, version, options)
     try:
         found.read(beat)

@@ -213,8 +213,8 @@ def _mapped_shards(store: Store) -> list[str]:
 
 
 def renewal(store: Store) -> dict[str, int]:
-    """Return items of learnt shards by how they follow the head's trunk: ``exact``, ``mapped`` and to be embedded anew,
-    or ``gone``, as their images could not be read for it. Empty while no map moves any of them."""
+    """Return items of learnt shards by how they follow the head's trunk: `exact`, `mapped` and to be embedded anew,
+    or `gone`, as their images could not be read for it. Empty while no map moves any of them."""
     mapped = mapped_shards(store) if store.tree.moves and store.form == "exact" else []
     if not mapped and not any(a.kind == "renew" for a in store.ledger.later_attempts.values()):
         return {}
@@ -271,8 +271,8 @@ def _tasks_of(ledger: LedgerState, version: Version) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class _Renewed:
-    """Shards whose items the head's trunk has embedded anew, or could not embed (``tried``); those of which it has
-    embedded the worst items (``worst``), or tried to (``worst_tried``)."""
+    """Shards whose items the head's trunk has embedded anew, or could not embed (`tried`); those of which it has
+    embedded the worst items (`worst`), or tried to (`worst_tried`)."""
 
     tried: Set[str]
     worst: Set[str]

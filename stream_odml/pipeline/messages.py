@@ -18,14 +18,14 @@ IMPROVES: tuple[StageKind, ...] = ("slow", "renew")
 
 @dataclass(frozen=True)
 class StageOrder:
-    """One stage to learn. ``version_id`` names the attempt; ``shards`` are in landing order.
+    """One stage to learn. `version_id` names the attempt; `shards` are in landing order.
 
-    ``handed_at``, of a task that is due, is in seconds since the epoch; ``retry`` counts the refusals before this
-    attempt; ``anyway``: the result is published whatever the quality gate finds. ``kind``: ``trunk`` is learnt by the
-    trainer, step by step; ``head`` is solved from sums and stored features by a fast stage, which reads no image;
-    ``embed`` is the same after the trainer has embedded the task's items anew, as another trunk had embedded them when
-    they landed. Of what is learnt already, ``slow`` moves the trunk by the images of ``tasks``, ``renew`` embeds the
-    items of ``shards`` anew.
+    `handed_at`, of a task that is due, is in seconds since the epoch; `retry` counts the refusals before this
+    attempt; `anyway`: the result is published whatever the quality gate finds. `kind`: `trunk` is learnt by the
+    trainer, step by step; `head` is solved from sums and stored features by a fast stage, which reads no image;
+    `embed` is the same after the trainer has embedded the task's items anew, as another trunk had embedded them when
+    they landed. Of what is learnt already, `slow` moves the trunk by the images of `tasks`, `renew` embeds the
+    items of `shards` anew.
     """
 
     task: str
@@ -38,13 +38,13 @@ class StageOrder:
     anyway: bool = False
     kind: StageKind = "trunk"
     tasks: tuple[str, ...] = ()
-    """Of a ``slow`` stage; else ``task`` alone is learnt."""
+    """Of a `slow` stage; else `task` alone is learnt."""
     worst: bool = False
-    """Of a ``renew`` stage, whether only the items that their map knows least are embedded; else all that no other has
+    """Of a `renew` stage, whether only the items that their map knows least are embedded; else all that no other has
     embedded by this trunk."""
 
     renewed: bool = False
-    """Of a ``slow`` stage, whether what is stored is embedded anew after it, as far as is known."""
+    """Of a `slow` stage, whether what is stored is embedded anew after it, as far as is known."""
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class StageOrder:
 
 @dataclass(frozen=True)
 class Instruction:
-    """What the trainer does next: a stage, nothing yet (``order`` is None), or end."""
+    """What the trainer does next: a stage, nothing yet (`order` is None), or end."""
 
     order: StageOrder | None = None
     stop: bool = False
@@ -67,9 +67,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a finished stage hands to the driver: references only, and the figures of its version. ``rows`` are store
-    paths of Parquet parts with the task's items under the new model; ``lost`` are quarantine rows (Arrow) of those that
-    could not be learnt from. ``refusal`` says why the stage must not be published; nothing else is used then."""
+    """What a finished stage hands to the driver: references only, and the figures of its version. `rows` are store
+    paths of Parquet parts with the task's items under the new model; `lost` are quarantine rows (Arrow) of those that
+    could not be learnt from. `refusal` says why the stage must not be published; nothing else is used then."""
 
     version_id: str
     parent: str

@@ -33,15 +33,15 @@ STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 @dataclass
 class StreamFigures:
-    """One consistent reading of the stream, taken under the driver's lock. ``shards`` counts by state, ``images`` by
-    outcome, ``quarantined`` rows by reason; ``queue_shards`` and ``queue_age_s`` by queue (``index``, ``boundary``,
-    ``learn``), ages in seconds of the oldest entry."""
+    """One consistent reading of the stream, taken under the driver's lock. `shards` counts by state, `images` by
+    outcome, `quarantined` rows by reason; `queue_shards` and `queue_age_s` by queue (`index`, `boundary`,
+    `learn`), ages in seconds of the oldest entry."""
 
     shards: Mapping[str, int] = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)
     quarantined: Mapping[str, int] = field(default_factory=dict)
     in_quarantine: Mapping[str, int] = field(default_factory=dict)
-    """Rows by reason that are there still: ``quarantined`` is a counter, which an erasure does not lower."""
+    """Rows by reason that are there still: `quarantined` is a counter, which an erasure does not lower."""
     queue_shards: Mapping[str, int] = field(default_factory=dict)
     queue_age_s: Mapping[str, float] = field(default_factory=dict)
     classes: int = 0
@@ -56,16 +56,16 @@ class StreamFigures:
     """Which held-out images recall and forgetting are of."""
     drift: Mapping[str, float] = field(default_factory=dict)
     slow_stage: Mapping[str, float] = field(default_factory=dict)
-    """Of the last slow stage that was published: Recall@1 over all classes that it serves (``slow``), and of the
-    version without it (``fast``)."""
+    """Of the last slow stage that was published: Recall@1 over all classes that it serves (`slow`), and of the
+    version without it (`fast`)."""
     renewal: Mapping[str, int] = field(default_factory=dict)
-    """Items by how they follow the trunk: ``exact``, ``mapped`` or ``gone``, see `later_stages.renewal`."""
+    """Items by how they follow the trunk: `exact`, `mapped` or `gone`, see `later_stages.renewal`."""
     not_learnt: Sequence[Mapping[str, Any]] = ()
-    """Tasks that were refused or skipped, see :mod:`stream_odml.store.unlearnt`."""
+    """Tasks that were refused or skipped, see `stream_odml.store.unlearnt`."""
     logs: Sequence[LogFigures] = ()
     """How far each partition of a log is read, where the source is one."""
     retries: Mapping[str, int] = field(default_factory=dict)
-    """What was unreachable and is asked for again, by this driver: ``list``, ``read``, ``commit``, ``stage``."""
+    """What was unreachable and is asked for again, by this driver: `list`, `read`, `commit`, `stage`."""
 
     def as_status(self) -> dict[str, Any]:
         """Return the figures by name, with what is in quarantine now in place of the counter."""
@@ -76,7 +76,7 @@ class StreamFigures:
 
 
 class DriverMetrics(Collector):
-    """Registry and exporter of one driver; ``figures`` and ``progress`` are replaced, never mutated."""
+    """Registry and exporter of one driver; `figures` and `progress` are replaced, never mutated."""
 
     def __init__(self) -> None:
         self.figures = StreamFigures()
@@ -99,7 +99,7 @@ class DriverMetrics(Collector):
         self.data_wait = of_step("data_wait_seconds", "Time a training step waited for its batch.")
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
-        """Start the exporter and return its port (``port`` 0: any free one). Raises OSError if taken."""
+        """Start the exporter and return its port (`port` 0: any free one). Raises OSError if taken."""
         server, _ = start_http_server(port, addr=host, registry=self.registry)
         return int(server.server_port)
 

@@ -116,7 +116,7 @@ def _needing_library(kind: str) -> Iterator[None]:
 
 
 def _made_by(factory: str, path: str, options: dict[str, str]) -> Source:
-    """What a function of the user's makes. ``factory``: `module:function`."""
+    """What a function of the user's makes. `factory`: `module:function`."""
     try:
         made: Source = pkgutil.resolve_name(factory)(path, options)
     except (ImportError, AttributeError) as error:

@@ -64,7 +64,7 @@ def stage_folders(caches: Path) -> list[Path]:
 
 
 def keep_only(caches: Path, order: StageOrder | None) -> None:
-    """Remove the folders of all stages but ``order``; of all where there is none. To be called while no rank works at
+    """Remove the folders of all stages but `order`; of all where there is none. To be called while no rank works at
     another stage; another node may remove the same on a disk that they share."""
     wanted = None if order is None else _stage_name(order)
     for folder in stage_folders(caches):

@@ -184,7 +184,7 @@ class Stages:
         return min(refused, self._max_refusals)
 
     def dispatch(self, done: StageProgress) -> StageOrder | None:
-        """Return the next order for a trainer that asks, if one needs it. ``done`` is how far it had come with the one
+        """Return the next order for a trainer that asks, if one needs it. `done` is how far it had come with the one
         before. An attempt that comes back again and again without a further step is refused, so that others get on; one
         that is killed as often, but gets on in between, is not."""
         order = self._for_trainer()
@@ -311,7 +311,7 @@ class StageRows:
 
 
 def relearn(writer: Writer, task_id: str, anyway: bool) -> None:
-    """Let a refused or skipped task be learnt after all; ``anyway``: published whatever the gate finds. Raises
+    """Let a refused or skipped task be learnt after all; `anyway`: published whatever the gate finds. Raises
     UnknownSubject, and ValueError for a task that is learnt or that holds nothing to learn. Safe to repeat."""
     store, tree = writer.store, writer.tree
     tally = store.ledger.trainable(closed_task(store.ledger, task_id).task_id)

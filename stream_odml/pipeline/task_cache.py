@@ -103,7 +103,7 @@ def _replacing(store: Store, ids: Sequence[str], items: pa.Array) -> Iterator[pa
 
 
 def cache_members(rows: pa.Table, shards: Sequence[ShardRef]) -> Iterator[CacheMember]:
-    """Yield the plan of a cache over ``rows``, which are ordered by shard as `task_rows` gives them."""
+    """Yield the plan of a cache over `rows`, which are ordered by shard as `task_rows` gives them."""
     cuts = np.searchsorted(_places(rows, shards), np.arange(len(shards) + 1))
     for shard, start, end in zip(shards, cuts, cuts[1:], strict=False):
         if end > start:
@@ -178,7 +178,7 @@ def _decoded_here(wanted: list[Wanted], size: int, mark: Path) -> Iterator[Batch
     """What this process can decode in HERE_S: all of a small task, for which no other need be found or started. A
     cluster ends idle reading processes after a second, and takes seconds to start the next.
 
-    In a thread, which is left behind where it hangs. The file ``mark`` is there for as long as it reads: whoever finds
+    In a thread, which is left behind where it hangs. The file `mark` is there for as long as it reads: whoever finds
     it comes after a process that this reading ended, or hangs, and leaves it to others.
     """
     until = time.monotonic() + HERE_S

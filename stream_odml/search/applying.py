@@ -19,7 +19,7 @@ BLOCK = 8192
 def map_in_place(
     mapper: Mapper, tree: VersionTree, versions: pa.ChunkedArray, end: str, vectors: FloatArray
 ) -> None:
-    """Map ``vectors`` float32 [n, d], made by these ``versions`` [n], into the space of ``end``."""
+    """Map `vectors` float32 [n, d], made by these `versions` [n], into the space of `end`."""
     if not len(vectors):
         return
     codes, names = encode(versions)

@@ -26,7 +26,7 @@ SMALLEST_BLOCK = 1024
 
 @cache
 def matrix_path_from(dim: int) -> int:
-    """Return the smallest batch for which the matrix product wins at dimension ``dim``, in about 0.1 s."""
+    """Return the smallest batch for which the matrix product wins at dimension `dim`, in about 0.1 s."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((ROWS, dim), dtype=np.float32)
     faiss.cvar.distance_compute_blas_database_bs = PRODUCT_ROWS
@@ -40,7 +40,7 @@ def matrix_path_from(dim: int) -> int:
 
 
 def use_best_path(dim: int) -> None:
-    """Set FAISS's process-wide switch for searches at dimension ``dim``."""
+    """Set FAISS's process-wide switch for searches at dimension `dim`."""
     faiss.cvar.distance_compute_blas_threshold = matrix_path_from(dim) * dim
 
 

@@ -37,7 +37,7 @@ class Growable:
 
     @staticmethod
     def empty(n: int, *width: int, dtype: Any) -> "Growable":
-        """Return ``n`` rows to be filled, and room for some more; memory is taken when it is first written."""
+        """Return `n` rows to be filled, and room for some more; memory is taken when it is first written."""
         return Growable(_Room(np.empty((int(n * GROWTH_FACTOR) + 1024, *width), dtype), n), n)
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Growable:
         return self._room.array[: self._n]
 
     def grown(self, values: NDArray[Any]) -> "Growable":
-        """Return ``values`` put behind the rows."""
+        """Return `values` put behind the rows."""
         end, room = self._n + len(values), self._room
         if room.taken != self._n or end > len(room.array):
             room = Growable.empty(end, *self.rows.shape[1:], dtype=self.rows.dtype)._room
@@ -76,14 +76,14 @@ class Strings:
         return text
 
     def take(self, rows: NDArray[np.int64]) -> list[str]:
-        """Return the strings at ``rows``, at once where they lie in one piece: Arrow would put pieces together."""
+        """Return the strings at `rows`, at once where they lie in one piece: Arrow would put pieces together."""
         if self.column.num_chunks != 1:
             return [self[row] for row in rows.tolist()]
         found: list[str] = self.column.chunk(0).take(pa.array(rows)).to_pylist()
         return found
 
     def within(self, values: Sequence[str] | pa.Array) -> NDArray[np.bool_]:
-        """Return where one of ``values`` stands [n]."""
+        """Return where one of `values` stands [n]."""
         wanted = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
         return np.asarray(pc.is_in(self.column, value_set=wanted).to_numpy(), bool)
 
@@ -145,11 +145,11 @@ class Columns:
         )
 
     def array(self, name: str) -> NDArray[Any]:
-        """Return the column ``name`` [n]: codes for class_name, shard_id, version; µs for time; row: in its shard."""
+        """Return the column `name` [n]: codes for class_name, shard_id, version; µs for time; row: in its shard."""
         return self.arrays[name].rows
 
     def name(self, column: str, i: int) -> str:
-        """Return the string of a coded column at row ``i``."""
+        """Return the string of a coded column at row `i`."""
         return self.names[column].names[int(self.array(column)[i])]
 
     def taken(self, rows: NDArray[np.int64]) -> "Columns":

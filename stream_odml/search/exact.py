@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 def inner_product(
     queries: FloatArray, rows: FloatArray, k: int, mask: Mask | None = None
 ) -> tuple[FloatArray, Indices]:
-    """Return the ``k`` best of ``rows`` [n, d], perhaps only where ``mask`` [n] is set, for ``queries`` [nq, d]. Scores
+    """Return the `k` best of `rows` [n, d], perhaps only where `mask` [n] is set, for `queries` [nq, d]. Scores
     [nq, k] descending and row numbers [nq, k]; -inf and -1 where there are fewer than k."""
     queries = np.ascontiguousarray(queries)
     nq, (n, dim) = len(queries), rows.shape
@@ -45,7 +45,7 @@ def inner_product(
 
 
 def merge_top(parts: list[tuple[FloatArray, Indices]], k: int) -> tuple[FloatArray, Indices]:
-    """Return the best ``k`` of several results for the same queries."""
+    """Return the best `k` of several results for the same queries."""
     if len(parts) == 1:
         return parts[0]
     scores = np.concatenate([part[0] for part in parts], axis=1)
@@ -55,12 +55,12 @@ def merge_top(parts: list[tuple[FloatArray, Indices]], k: int) -> tuple[FloatArr
 
 
 def renumbered(found: Indices, numbers: Indices) -> Indices:
-    """Return the ``numbers`` of rows ``found``, of any shape; -1 where nothing was found."""
+    """Return the `numbers` of rows `found`, of any shape; -1 where nothing was found."""
     return np.where(found < 0, -1, numbers[np.maximum(found, 0)]) if len(numbers) else found
 
 
 def selector_of(mask: Mask) -> Any:
-    """Return FAISS's form of ``mask``."""
+    """Return FAISS's form of `mask`."""
     bits = np.packbits(mask, bitorder="little")
     selector = faiss.IDSelectorBitmap(bits)
     selector.keeps_alive = bits

@@ -69,7 +69,7 @@ class _Members:
 def grouped(
     source: GallerySnapshot, queries: FloatArray, groups: int, size: int, mask: Mask | None
 ) -> list[list[Hit]]:
-    """Return the ``size`` best items of each of the ``groups`` nearest classes, as many as there are, for each query:
+    """Return the `size` best items of each of the `groups` nearest classes, as many as there are, for each query:
     the best first, whatever its class."""
     members = _Members(source, mask)
     wide = max(1, min(int(members.counts.sum()), groups * size * WIDEN_FACTOR))
@@ -85,7 +85,7 @@ def grouped(
 
 
 def _kept(found: _Found, members: _Members, groups: int, size: int) -> _Found:
-    """The best ``size`` of each of the first ``groups`` classes."""
+    """The best `size` of each of the first `groups` classes."""
     if not len(found.rows):
         return found
     _, first, code = np.unique(members.classes[found.rows], return_index=True, return_inverse=True)
@@ -107,7 +107,7 @@ def _with_missing(
     reach: int,
     size: int,
 ) -> _Found:
-    """With the nearest of the classes that are not there yet, up to ``reach``; each round finds one at least."""
+    """With the nearest of the classes that are not there yet, up to `reach`; each round finds one at least."""
     present = np.unique(members.classes[found.rows])
     while len(present) < reach:
         scores, rows = (part[0] for part in source.nearest(query, wide, members.others(present)))
@@ -138,7 +138,7 @@ def _complete(
 def _best_of(
     source: GallerySnapshot, queries: FloatArray, rows: Indices, size: int
 ) -> tuple[FloatArray, Indices]:
-    """The ``size`` best of these rows, [nq, w] of each."""
+    """The `size` best of these rows, [nq, w] of each."""
     scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]

@@ -44,7 +44,7 @@ ROUNDING_MARGIN = 1.01
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """Normalised rows rounded to bfloat16. Growing leaves what was there as it is, like :class:`Growable`."""
+    """Normalised rows rounded to bfloat16. Growing leaves what was there as it is, like `Growable`."""
 
     bits: Growable
     """int16 [n, d]: numpy has no such type."""
@@ -60,7 +60,7 @@ class Halves:
         return len(self.bits)
 
     def grown(self, rows: FloatArray) -> "Halves":
-        """Return halves with ``rows`` [m, d] behind the others."""
+        """Return halves with `rows` [m, d] behind the others."""
         fresh, off = Growable.empty(*rows.shape, dtype=np.int16), self.off
         for start in range(0, len(rows), BLOCK):
             part, lost = _rounded(rows[start : start + BLOCK])
@@ -73,7 +73,7 @@ class Halves:
         return self.bits.rows.nbytes
 
     def nearest(self, queries: FloatArray, rows: FloatArray, k: int) -> tuple[FloatArray, Indices]:
-        """Search as `exact.inner_product` does, for the ``rows`` [n, d] that these are the halves of."""
+        """Search as `exact.inner_product` does, for the `rows` [n, d] that these are the halves of."""
         parts = [
             self._nearest(queries[start : start + QUERIES], rows, k)
             for start in range(0, len(queries), QUERIES)
@@ -110,8 +110,8 @@ class Halves:
 
 
 def _within(tiles: Any, floor: Any, error: Any, k: int) -> tuple[Indices, Indices] | None:
-    """Rows that can be among the ``k`` best, and the query of each; None if they are too many. ``tiles`` [t, TILE, nq]
-    are the sums of halves; ``floor`` [nq] is what k rows are known to reach."""
+    """Rows that can be among the `k` best, and the query of each; None if they are too many. `tiles` [t, TILE, nq]
+    are the sums of halves; `floor` [nq] is what k rows are known to reach."""
     torch = _torch()
     peaks = tiles.amax(1)
     if bool(floor.isinf().any()) and len(peaks) >= k:  # nothing is known, but the k highest peaks are k rows

@@ -14,7 +14,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Hit(NamedTuple):
-    """One item found; ``score`` is the cosine in the served space, with what the part of the embedding adds."""
+    """One item found; `score` is the cosine in the served space, with what the part of the embedding adds."""
 
     item_id: str
     class_name: str

@@ -170,8 +170,8 @@ def with_direct_map(index: Any) -> Any:
 @dataclass(frozen=True, eq=False)
 class Clusters:
     """What an earlier inverted file found. When the space moves, its clusters move along: a k-means over the gallery
-    would be most of the time of a swap. ``lists`` [n]: the cluster of each row, -1 where it has none yet; ``count``
-    clusters; ``width``: how many of them were probed when they were fresh from k-means."""
+    would be most of the time of a swap. `lists` [n]: the cluster of each row, -1 where it has none yet; `count`
+    clusters; `width`: how many of them were probed when they were fresh from k-means."""
 
     lists: NDArray[np.int64]
     count: int
@@ -179,7 +179,7 @@ class Clusters:
 
 
 def index_of(vectors: FloatArray, clusters: Clusters) -> Any:
-    """Return an inverted file over normalised ``vectors`` [n, d] whose centres are the means of ``clusters`` here."""
+    """Return an inverted file over normalised `vectors` [n, d] whose centres are the means of `clusters` here."""
     dim = vectors.shape[1]
     use_best_path(dim)
     quantizer = faiss.IndexFlatIP(dim)

@@ -34,7 +34,7 @@ class Part:
         return np.arange(self.segment.n) if self.rows is None else self.rows.rows
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None) -> tuple[FloatArray, Indices]:
-        """Return scores and numbers [nq, k] for embeddings [nq, dim]; ``mask`` over all items."""
+        """Return scores and numbers [nq, k] for embeddings [nq, dim]; `mask` over all items."""
         numbers = self.numbers()
         scores, rows = self.segment.nearest(self.own(queries), k, None if mask is None else mask[numbers])
         return self.scored(scores), renumbered(rows, numbers)
@@ -49,7 +49,7 @@ class Part:
         return scores
 
     def places(self, rows: Indices) -> tuple[Indices, Indices]:
-        """Return which of ``rows`` (numbers among all) are its items, and where they lie in its segment."""
+        """Return which of `rows` (numbers among all) are its items, and where they lie in its segment."""
         if self.rows is None:
             return np.arange(len(rows)), rows
         numbers = self.numbers()
@@ -67,13 +67,13 @@ class Part:
         return replace(self, segment=self.segment.grown(vectors) if len(vectors) else self.segment, rows=rows)
 
     def taken(self, kept: Indices) -> Part:
-        """Return a part with only items of ``kept``, numbers among all, which are then counted from 0."""
+        """Return a part with only items of `kept`, numbers among all, which are then counted from 0."""
         here = np.flatnonzero(np.isin(self.numbers(), kept))
         rows = None if self.rows is None else Growable.of(np.searchsorted(kept, self.rows.rows[here]))
         return replace(self, segment=self.segment.taken(here), rows=rows)
 
     def clusters(self, before: Columns, now: Columns, numbers: Indices | None) -> Clusters | None:
-        """Return what its index says of items ``numbers`` (all) of ``now``, where it was that of ``before``."""
+        """Return what its index says of items `numbers` (all) of `now`, where it was that of `before`."""
         main = self.segment.main
         if main is None or main.kind != IVF:
             return None

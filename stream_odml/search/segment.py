@@ -26,16 +26,16 @@ class Segment:
     """Normalised vectors."""
 
     main: IndexSearcher | None
-    """Covers the first ``main.n``; None when all are searched exactly."""
+    """Covers the first `main.n`; None when all are searched exactly."""
     fresh: Growable
-    """Those behind ``main``."""
+    """Those behind `main`."""
     halves: Halves | None
-    """Of ``fresh``, where they make batches faster."""
+    """Of `fresh`, where they make batches faster."""
     settings: SearchSettings
 
     @classmethod
     def of(cls, vectors: Growable, settings: SearchSettings, clusters: Clusters | None = None) -> Segment:
-        """Return a segment of ``vectors``; ``clusters`` of an earlier one stay while they serve."""
+        """Return a segment of `vectors`; `clusters` of an earlier one stay while they serve."""
         return cls(None, vectors, None, settings)._merged(clusters)
 
     @property
@@ -60,7 +60,7 @@ class Segment:
         return self.dim * (len(self.fresh) + self.split * share)
 
     def grown(self, rows: FloatArray) -> Segment:
-        """Return a segment with ``rows`` [m, dim] behind the others."""
+        """Return a segment with `rows` [m, dim] behind the others."""
         return replace(self, fresh=self.fresh.grown(rows))._merged()
 
     def taken(self, rows: Indices) -> Segment:
@@ -68,7 +68,7 @@ class Segment:
         return Segment.of(Growable.of(self.fresh.rows[rows]), self.settings)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        """Return cosines and row numbers [nq, k] for normalised ``queries`` [nq, dim]; -1 where fewer are there."""
+        """Return cosines and row numbers [nq, k] for normalised `queries` [nq, dim]; -1 where fewer are there."""
         split, parts = self.split, []
         if self.main is not None:
             parts.append(self.main.search(queries, k, None if mask is None else mask[:split]))

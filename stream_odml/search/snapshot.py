@@ -1,6 +1,6 @@
 """An immutable, searchable picture of the gallery in the head's space: what a replica serves, swapped by reference.
 
-Protects: every vector in it, and every query, is in one space, that of ``version``; what was replaced or
+Protects: every vector in it, and every query, is in one space, that of `version`; what was replaced or
 forgotten is not found.
 """
 
@@ -35,7 +35,7 @@ DEAD_KEPT = 256
 
 @dataclass(frozen=True, eq=False)
 class GallerySnapshot:
-    """Made by :meth:`load`; the next one by :meth:`refreshed`. Safe for many threads; refresh from one at a time."""
+    """Made by `load`; the next one by `refreshed`. Safe for many threads; refresh from one at a time."""
 
     space: Space
     tree: VersionTree
@@ -58,11 +58,11 @@ class GallerySnapshot:
         cache: FeatureCache | None = None,
     ) -> "GallerySnapshot":
         """Return everything, from the store as it was last refreshed. Raises NoVersionYet before the root is committed.
-        The clusters of ``before`` are kept where they still serve, whatever space it was in."""
+        The clusters of `before` are kept where they still serve, whatever space it was in."""
         return store.again(lambda: _load(store, settings or SearchSettings(), before, cache))
 
     def refreshed(self, store: Store) -> "GallerySnapshot":
-        """Return the picture after ``store.refresh()``; this one if nothing came. Tier-1 appends add rows behind."""
+        """Return the picture after `store.refresh()`; this one if nothing came. Tier-1 appends add rows behind."""
         if self.cache is not None:
             self.cache.follow(store)
         if store.tree is self.tree and store.ledger is self.ledger:
@@ -82,7 +82,7 @@ class GallerySnapshot:
 
     @property
     def dim(self) -> int:
-        """Length of a vector of :attr:`version`."""
+        """Length of a vector of `version`."""
         return self.space.dim
 
     def dim_of(self, version: str) -> int:
@@ -92,7 +92,7 @@ class GallerySnapshot:
 
     @property
     def sequence(self) -> int:
-        """Grows with every commit that it knows: for reading one's own writes, compared by ``has_reached``."""
+        """Grows with every commit that it knows: for reading one's own writes, compared by `has_reached`."""
         return sequence_of(self.ledger.seq, self.tree.seq)
 
     def __len__(self) -> int:
@@ -107,8 +107,8 @@ class GallerySnapshot:
         group_by: Literal["class"] | None = None,
         group_size: int = 1,
     ) -> list[list[Hit]]:
-        """Return for each of ``vectors`` [n, d] (raw or normalised, made by model ``version``) the ``k`` most similar
-        items. With ``group_by="class"``: the ``group_size`` best of each of the ``k`` nearest classes. Raises
+        """Return for each of `vectors` [n, d] (raw or normalised, made by model `version`) the `k` most similar
+        items. With `group_by="class"`: the `group_size` best of each of the `k` nearest classes. Raises
         UnknownVersion, and ValueError for another dimension, a value that is not finite, or k < 1."""
         if k < 1 or group_size < 1:
             raise ValueError(f"k is {k} and group_size {group_size}; both must be at least 1")
@@ -121,11 +121,11 @@ class GallerySnapshot:
         return hits_of(self.columns, *self.nearest(queries, k, mask))
 
     def queries(self, vectors: Vectors) -> FloatArray:
-        """Return vectors of any version, mapped to :attr:`version` and normalised: float32 [n, d]."""
+        """Return vectors of any version, mapped to `version` and normalised: float32 [n, d]."""
         return self.space.queries(self.tree, vectors)
 
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        """Return cosines and row numbers [nq, k] for :meth:`queries`; -1 where there are fewer than k."""
+        """Return cosines and row numbers [nq, k] for `queries`; -1 where there are fewer than k."""
         if mask is not None:
             mask = mask.copy()
             mask[self.dead] = False
@@ -143,7 +143,7 @@ class GallerySnapshot:
         return scores, rows
 
     def scores(self, queries: FloatArray, rows: Indices) -> FloatArray:
-        """Return what :meth:`nearest` would say of these rows, each of which counts: [nq, len(rows)]."""
+        """Return what `nearest` would say of these rows, each of which counts: [nq, len(rows)]."""
         out = np.empty((len(queries), len(rows)), np.float32)
         for part in self.parts:
             mine, place = part.places(rows)
@@ -242,7 +242,7 @@ def _part(made: Made, settings: SearchSettings, before: GallerySnapshot | None, 
 
 
 def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
-    """``old`` with new tier-1 rows behind it, and what they replace or a new tombstone covers marked dead."""
+    """`old` with new tier-1 rows behind it, and what they replace or a new tombstone covers marked dead."""
     txns = store.visible_txns()
     new = [(path, block.filter(mask), mask) for path, block, mask in store.rows_of(txns - old.txns)]
     columns, parts, dead = old.columns, old.parts, _forgotten_since(old, store.ledger)

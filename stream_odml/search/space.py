@@ -53,7 +53,7 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Of ``version``; ``dim`` is the length of its embeddings."""
+    """Of `version`; `dim` is the length of its embeddings."""
 
     version: str
     dim: int
@@ -118,7 +118,7 @@ class Space:
     def vectors(
         self, store: Store, files: Files, rows: pa.Table, features: Features
     ) -> tuple[list[Made], Space]:
-        """Return vectors of ``rows``, which lie in ``files``, by part; and this space, with what was seen
+        """Return vectors of `rows`, which lie in `files`, by part; and this space, with what was seen
         of their lengths."""
         if self.head is None:
             return [self._mapped(store, files, rows)], self

@@ -12,7 +12,7 @@ ROWS_AT_ONCE = 16384
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """``array`` float32 [n, d], raw or normalised, in the space of model ``version``. Raises ValueError for another
+    """`array` float32 [n, d], raw or normalised, in the space of model `version`. Raises ValueError for another
     shape, a value that is not finite, or no version."""
 
     array: FloatArray

@@ -11,7 +11,7 @@ from stream_odml.store.version_metrics import VersionMetrics, is_figure
 def diff_versions(
     a: str, metrics_a: Mapping[str, Any], b: str, metrics_b: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the changes from version ``a`` to ``b`` out of their metrics; classes sorted by how much they changed."""
+    """Return the changes from version `a` to `b` out of their metrics; classes sorted by how much they changed."""
     was, now = VersionMetrics.read(metrics_a), VersionMetrics.read(metrics_b)
     before, after = was.recall_by_class, now.recall_by_class
     both = before.keys() & after.keys()

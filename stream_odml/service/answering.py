@@ -53,7 +53,7 @@ class _Ask:
 
 
 class Answering:
-    """Searches what ``serving`` gives. Belongs to one event loop; close it to end its threads."""
+    """Searches what `serving` gives. Belongs to one event loop; close it to end its threads."""
 
     def __init__(self, options: ServiceOptions, serving: Callable[[], Bundle]) -> None:
         self._options, self._serving = options, serving

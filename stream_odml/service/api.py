@@ -28,7 +28,7 @@ KEPT_VIEWS = 16
 
 
 def create_app(backend: Backend, options: ServiceOptions, metrics: ServiceMetrics | None = None) -> FastAPI:
-    """Build the app. Raises ValueError if a token file of ``options`` cannot be read."""
+    """Build the app. Raises ValueError if a token file of `options` cannot be read."""
     app = FastAPI(title="stream_odml", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
     app.state.backend = backend
     app.state.options = options

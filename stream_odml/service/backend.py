@@ -36,7 +36,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One query or many: encoded images, or vectors [n, d] made by ``version`` (None: the served one)."""
+    """One query or many: encoded images, or vectors [n, d] made by `version` (None: the served one)."""
 
     subject: Floats | Sequence[bytes]
     query: Query
@@ -45,7 +45,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits of each query, all from one snapshot: ``version`` and ``sequence`` name it."""
+    """Hits of each query, all from one snapshot: `version` and `sequence` name it."""
 
     version: str
     sequence: int
@@ -101,7 +101,7 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """Every class of one snapshot, newest first: ``version`` and ``sequence`` name it."""
+    """Every class of one snapshot, newest first: `version` and `sequence` name it."""
 
     version: str
     sequence: int
@@ -115,7 +115,7 @@ class VersionHistory:
     tree: VersionTree
     sequence: int
     not_learnt: Sequence[Mapping[str, Any]] = ()
-    """See :mod:`stream_odml.store.unlearnt`."""
+    """See `stream_odml.store.unlearnt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Backend(Protocol):
         """Return Prometheus exposition of this replica."""
 
     async def wait_for(self, query: Query) -> None:
-        """Return when ``min_version`` and ``min_seq`` are served; ApiError 503 if that takes too long."""
+        """Return when `min_version` and `min_seq` are served; ApiError 503 if that takes too long."""
 
     async def search(self, question: Question) -> Answer:
         """Return nearest items of vectors, raw or normalised, or of images by the served model; one snapshot."""
@@ -189,7 +189,7 @@ class Backend(Protocol):
         """Return the way from one version's vectors into another's space; ApiError 422 for one that is not kept."""
 
     async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
-        """Land the images durably as one shard; the same ``key`` gives the same receipt."""
+        """Land the images durably as one shard; the same `key` gives the same receipt."""
 
     async def item(self, item_id: str) -> Item | None:
         """Return the item, or None."""
@@ -198,7 +198,7 @@ class Backend(Protocol):
         """Return a small encoded image (JPEG or PNG) of the item, or None."""
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
-        """Ask the driver to forget an ``item`` or a ``class``; ApiError 503 while it is away."""
+        """Ask the driver to forget an `item` or a `class`; ApiError 503 while it is away."""
 
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:
         """Ask the driver to move the head; ApiError 503 while it is away."""
@@ -227,7 +227,7 @@ class Driver:
     All raise ApiError: 503 while it is away, 404 for what it does not know."""
 
     async def forget(self, kind: str, name: str) -> Mapping[str, Any]:
-        """Forget an ``item`` or a ``class``."""
+        """Forget an `item` or a `class`."""
         return await self._call("request_forget", kind, name)
 
     async def rollback(self, version: str, relearn: bool) -> Mapping[str, Any]:

@@ -110,7 +110,7 @@ def _count_names(value: Any) -> int:
 
 
 def known_keys(body: Mapping[str, Any], allowed: frozenset[str]) -> None:
-    """Raise ApiError 422 if ``body`` has a key that nothing reads: a misspelt filter must not pass for no filter."""
+    """Raise ApiError 422 if `body` has a key that nothing reads: a misspelt filter must not pass for no filter."""
     unknown = sorted(set(body) - allowed)
     if unknown:
         raise unprocessable(
@@ -230,7 +230,7 @@ _FILTER_KEYS = frozenset({"class", "attributes", "from", "to"})
 
 
 def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
-    """Return the ``k``, ``filter``, ``group_by`` … of a JSON body. ApiError 422 with the field that is wrong."""
+    """Return the `k`, `filter`, `group_by` … of a JSON body. ApiError 422 with the field that is wrong."""
     chosen = body.get("filter")
     chosen = {} if chosen is None else chosen
     if not isinstance(chosen, dict):

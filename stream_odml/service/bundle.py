@@ -25,7 +25,7 @@ from stream_odml.store.unlearnt import unlearnt_tasks
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Immutable; queries hold on to the one they began with. ``loaded_at`` in seconds since the epoch."""
+    """Immutable; queries hold on to the one they began with. `loaded_at` in seconds since the epoch."""
 
     snapshot: GallerySnapshot
     embedder: Embedder
@@ -69,15 +69,15 @@ class Bundle:
 
 
 def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None = None) -> Bundle:
-    """Return the first bundle, from ``store`` as it was last refreshed. Raises NoVersionYet on a root without a model,
-    CanaryMismatch where the model does not give what it gave when it was stored. ``cache``: of a root in exact form,
+    """Return the first bundle, from `store` as it was last refreshed. Raises NoVersionYet on a root without a model,
+    CanaryMismatch where the model does not give what it gave when it was stored. `cache`: of a root in exact form,
     whose gallery is then projected anew without reading its files again."""
     model = _model(store, store.tree.head)  # first, as it may be refused
     return Bundle(GallerySnapshot.load(store, settings, cache=cache), model)
 
 
 def next_bundle(store: Store, served: Bundle) -> Bundle:
-    """Return the bundle after ``store.refresh()``; ``served`` itself if nothing came. CanaryMismatch as above."""
+    """Return the bundle after `store.refresh()`; `served` itself if nothing came. CanaryMismatch as above."""
     head = store.tree.head
     model = served.embedder if store.tree.same_trunk(head, served.version) else _model(store, head)
     snapshot = served.snapshot.refreshed(store)

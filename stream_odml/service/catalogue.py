@@ -114,7 +114,7 @@ ANCHORS = 32
 
 
 def sample_rows(class_codes: Ints, item_ids: Sequence[str], points: int) -> Ints:
-    """Return at most ``points`` row numbers, ascending: as many of each class as fit, chosen by hash, so that the
+    """Return at most `points` row numbers, ascending: as many of each class as fit, chosen by hash, so that the
     same items stay in the sample while others come."""
     keys = np.fromiter((crc32(item.encode()) for item in item_ids), dtype=np.int64, count=len(item_ids))
     keys = (keys * 0x9E3779B1) % 2**32  # names that differ in a digit differ in a few bits of a CRC: mix them
@@ -127,8 +127,8 @@ def sample_rows(class_codes: Ints, item_ids: Sequence[str], points: int) -> Ints
 
 
 def project(vectors_Nd: Floats, class_names: Sequence[str], oldest: Sequence[str]) -> Floats:
-    """Return coordinates float32 [N, 2] within -1..1 of ``vectors_Nd``, whose classes are ``class_names`` [N].
-    ``oldest`` names classes in the order they were first seen; the first 32 of them orient the map."""
+    """Return coordinates float32 [N, 2] within -1..1 of `vectors_Nd`, whose classes are `class_names` [N].
+    `oldest` names classes in the order they were first seen; the first 32 of them orient the map."""
     if len(vectors_Nd) == 0:
         return np.zeros((0, 2), np.float32)
     centred = vectors_Nd.astype(np.float64) - vectors_Nd.mean(axis=0, dtype=np.float64)

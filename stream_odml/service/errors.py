@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """A refusal with its HTTP status, a stable ``error`` code, what was seen, and what to do about it."""
+    """A refusal with its HTTP status, a stable `error` code, what was seen, and what to do about it."""
 
     def __init__(
         self, status: int, error: str, detail: str, remedy: str = "", headers: Mapping[str, str] | None = None
@@ -96,7 +96,7 @@ def _as_error(raised: Exception) -> ApiError:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Teach ``app`` to answer every known error as {error, detail, remedy}."""
+    """Teach `app` to answer every known error as {error, detail, remedy}."""
 
     async def answer(request: Request, raised: Exception) -> Response:
         return _as_error(raised).response()

@@ -40,7 +40,7 @@ KIND = "stream_odml.kind"
 
 
 class Guard:
-    """ASGI middleware that refuses before any work is done, and turns every failure into a JSON error. ``direct`` are
+    """ASGI middleware that refuses before any work is done, and turns every failure into a JSON error. `direct` are
     handlers of POST requests by path which need nothing of the framework: its routing and dependency solving take
     several times as long as reading a vector."""
 
@@ -118,7 +118,7 @@ class Guard:
                 yield _replayed(body, receive)
 
     async def _taken(self, scope: Scope, receive: Receive, held: contextlib.ExitStack) -> bytes:
-        """Return the whole body; ``held`` keeps its memory and its places accounted for."""
+        """Return the whole body; `held` keeps its memory and its places accounted for."""
         headers = dict(scope["headers"])
         # The client's address: behind our own proxy the one that it names, which the server has put here.
         peer = str((scope.get("client") or [""])[0])

@@ -24,7 +24,7 @@ SWAP_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 15, 60)
 
 
 class ServiceMetrics(Collector):
-    """Registry of one replica. Names follow Prometheus: seconds, bytes, ``_total`` on counters."""
+    """Registry of one replica. Names follow Prometheus: seconds, bytes, `_total` on counters."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -60,12 +60,12 @@ class ServiceMetrics(Collector):
             self.queries.labels(kind, outcome)
 
     def observe_request(self, kind: str, status: int, seconds: float) -> None:
-        """Count one request; ``status`` 0 means that the client left before an answer."""
+        """Count one request; `status` 0 means that the client left before an answer."""
         self.queries.labels(kind, _outcome(status)).inc()
         self.latency.labels(kind).observe(seconds)
 
     def observe_served(self, version: str, committed_at: float) -> None:
-        """Note the version now served; ``committed_at`` in seconds since the epoch."""
+        """Note the version now served; `committed_at` in seconds since the epoch."""
         self._version, self._committed_at = version, committed_at
 
     def collect(self) -> Iterable[Metric]:

@@ -47,7 +47,7 @@ def images_of(parts: Sequence[Part]) -> list[bytes]:
 
 
 def parse_multipart(content_type: str, body: bytes) -> list[Part]:
-    """Split ``body`` into its parts. Raises ApiError 400 if the form is malformed or has too many parts."""
+    """Split `body` into its parts. Raises ApiError 400 if the form is malformed or has too many parts."""
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 1 <= len(boundary) <= 70 or not boundary.isascii():
         raise bad_request(

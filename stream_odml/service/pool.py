@@ -66,13 +66,13 @@ Reply = TypeVar("Reply")
 
 
 class Coalescer(Generic[Ask, Reply]):
-    """Runs ``work`` on ``pool`` over whatever has come in meanwhile, at most ``limit`` at once, and at most ``budget``
-    in the sum of what ``weigh`` says of each, but for one alone.
+    """Runs `work` on `pool` over whatever has come in meanwhile, at most `limit` at once, and at most `budget`
+    in the sum of what `weigh` says of each, but for one alone.
 
-    ``work`` takes a list of asks and returns a reply or an exception for each, in order. One batch runs at a
+    `work` takes a list of asks and returns a reply or an exception for each, in order. One batch runs at a
     time, so a pool with one thread keeps FAISS on one core. Belongs to one event loop.
 
-    What ``short`` says is done in less time than two threads need to hand it over runs on the loop itself.
+    What `short` says is done in less time than two threads need to hand it over runs on the loop itself.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Coalescer(Generic[Ask, Reply]):
         self._answering: asyncio.Task[None] | None = None
 
     def ask(self, ask: Ask, cost: float = 0.0) -> asyncio.Future[Reply]:
-        """Return the reply to come, or what ``work`` raises for it; the least ``cost`` goes first."""
+        """Return the reply to come, or what `work` raises for it; the least `cost` goes first."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
         heapq.heappush(self._waiting, (cost, next(self._numbers), ask, future))

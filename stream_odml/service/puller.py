@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Puller:
-    """Keeps :attr:`bundle` at the store's latest commit. The store belongs to this thread alone."""
+    """Keeps `bundle` at the store's latest commit. The store belongs to this thread alone."""
 
     def __init__(
         self,

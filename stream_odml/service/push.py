@@ -44,7 +44,7 @@ class PushInbox:
         self._landing = ShortestFirst(LANDING_THREADS, "land")
 
     async def push(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
-        """Land ``images`` once each of them has been decoded; smaller pushes go first. Raises ApiError as `land`
+        """Land `images` once each of them has been decoded; smaller pushes go first. Raises ApiError as `land`
         does, and 422 for an image that cannot be used."""
         _check_content(images, self._takes())
         for number, image in enumerate(images):
@@ -63,7 +63,7 @@ class PushInbox:
         self._landing.close()
 
     def land(self, images: Sequence[NewItem], key: str | None) -> PushReceipt:
-        """Land ``images`` as one shard. The shard's name comes from the key and its content from the images,
+        """Land `images` as one shard. The shard's name comes from the key and its content from the images,
         so that a repetition, to whichever replica, finds its own file there and changes nothing. The receipt's ids
         are those under which the items will be found.
 

@@ -43,7 +43,7 @@ DRIVER_NEWS_S = 1.0
 
 
 class Replica:
-    """Serves ``root``. :meth:`start` before the first request; close it at the end."""
+    """Serves `root`. `start` before the first request; close it at the end."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan
 
 
 def backend_of(request: Request, kind: str) -> Backend:
-    """Return the backend behind ``request``, which is counted as one of ``kind`` from here on."""
+    """Return the backend behind `request`, which is counted as one of `kind` from here on."""
     request.scope[KIND] = kind
     return cast(Backend, request.app.state.backend)
 
@@ -80,7 +80,7 @@ def hit_json(hit: Hit) -> dict[str, Any]:
 
 
 def hits_json(hits: Sequence[Hit], query: Query) -> dict[str, Any]:
-    """Return ``{"hits": [...]}``, or ``{"groups": [{"class", "hits"}]}`` with the best class first."""
+    """Return `{"hits": [...]}`, or `{"groups": [{"class", "hits"}]}` with the best class first."""
     if not query.group_by_class:
         return {"hits": [hit_json(hit) for hit in hits[: query.k]]}
     groups: dict[str, list[dict[str, Any]]] = {}

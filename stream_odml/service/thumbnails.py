@@ -12,7 +12,7 @@ KEPT_BYTES = 64 << 20
 
 
 class Thumbnails:
-    """Pictures under ``thumbnails/`` of a stream root. Safe for several threads; blocks on the disk."""
+    """Pictures under `thumbnails/` of a stream root. Safe for several threads; blocks on the disk."""
 
     def __init__(self, files: Files, kept_bytes: int = KEPT_BYTES) -> None:
         self._files = files

@@ -41,8 +41,8 @@ EXCHANGE_POINTS = _points(
 
 
 def crash_point(name: str) -> None:
-    """Kill this process (SIGKILL) when the environment names this point, as ``name`` or ``name:3`` (third pass), or
-    when the file that :data:`ORDER` names holds it."""
+    """Kill this process (SIGKILL) when the environment names this point, as `name` or `name:3` (third pass), or
+    when the file that `ORDER` names holds it."""
     wanted, order = os.environ.get(ENVIRONMENT), os.environ.get(ORDER)
     if not wanted and not order:
         return

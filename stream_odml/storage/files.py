@@ -38,7 +38,7 @@ COPY_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One file: ``path`` relative to the root, ``size`` in bytes, ``mtime`` in seconds since 1970."""
+    """One file: `path` relative to the root, `size` in bytes, `mtime` in seconds since 1970."""
 
     path: str
     size: int
@@ -110,11 +110,11 @@ class LocalFiles:
         return pafs.SubTreeFileSystem(str(Path(self.uri) / prefix), pafs.LocalFileSystem())
 
     def check(self, path: str) -> None:
-        """Raise UnsafePath unless ``path`` is a regular file inside the root; FileNotFoundError when it is none."""
+        """Raise UnsafePath unless `path` is a regular file inside the root; FileNotFoundError when it is none."""
         open_regular(inside(self.uri, path)).close()
 
     def only_regular(self, prefix: str) -> None:
-        """Raise UnsafePath when a link, FIFO, socket or device lies below ``prefix``: other libraries follow them."""
+        """Raise UnsafePath when a link, FIFO, socket or device lies below `prefix`: other libraries follow them."""
         refuse_links(Path(self.uri) / prefix)
 
 
@@ -191,7 +191,7 @@ Files = LocalFiles | ObjectFiles
 
 
 def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files:
-    """Return files under ``uri``: a local path when it has no scheme, else what the scheme names. Raises ValueError for
+    """Return files under `uri`: a local path when it has no scheme, else what the scheme names. Raises ValueError for
     a local path that cannot hold Delta tables."""
     if scheme_of(uri):
         return ObjectFiles(uri.rstrip("/"), storage_options)

@@ -29,7 +29,7 @@ BACKWARD = "backward.safetensors"
 
 @dataclass(frozen=True)
 class ArtifactRef:
-    """Where an artifact lies (``path`` relative to the stream root), its sha256 (hex) and its length in bytes."""
+    """Where an artifact lies (`path` relative to the stream root), its sha256 (hex) and its length in bytes."""
 
     path: str
     sha256: str
@@ -37,7 +37,7 @@ class ArtifactRef:
 
 
 def write_artifact(files: Files, version_id: str, name: str, data: bytes) -> ArtifactRef:
-    """Write ``data`` under ``artifacts/<version_id>/``; any process may, for only a commit gives it a meaning."""
+    """Write `data` under `artifacts/<version_id>/`; any process may, for only a commit gives it a meaning."""
     if not name or "/" in name:
         raise ValueError(f"artifact name {name!r} must be a plain file name, like {STUDENT!r}")
     digest = hashlib.sha256(data).hexdigest()
@@ -49,7 +49,7 @@ def write_artifact(files: Files, version_id: str, name: str, data: bytes) -> Art
 
 
 def read_artifact(files: Files, ref: ArtifactRef) -> bytes:
-    """Return the bytes of ``ref``. Raises ArtifactCorrupt when they are missing or not those that were committed."""
+    """Return the bytes of `ref`. Raises ArtifactCorrupt when they are missing or not those that were committed."""
     try:
         data = files.read(ref.path)
     except FileNotFoundError:
@@ -64,12 +64,12 @@ def read_artifact(files: Files, ref: ArtifactRef) -> bytes:
 
 
 def refs_to_json(refs: Mapping[str, ArtifactRef]) -> str:
-    """Return text as kept in the ``versions`` table: name -> {path, sha256, bytes}."""
+    """Return text as kept in the `versions` table: name -> {path, sha256, bytes}."""
     return json.dumps({name: asdict(ref) for name, ref in sorted(refs.items())})
 
 
 def refs_from_json(column: str | None) -> dict[str, ArtifactRef]:
-    """Return the inverse of :func:`refs_to_json`. Raises ValueError, KeyError for what it did not write."""
+    """Return the inverse of `refs_to_json`. Raises ValueError, KeyError for what it did not write."""
     stated = {name: mapping(ref, name) for name, ref in parsed(column).items()}
     return {
         name: ArtifactRef(

@@ -59,7 +59,7 @@ def back_up(
     source_options: dict[str, str] | None = None,
     target_options: dict[str, str] | None = None,
 ) -> Backup:
-    """Copy the stream root ``source`` to ``target``, an empty folder or prefix. Neither stops a running stream.
+    """Copy the stream root `source` to `target`, an empty folder or prefix. Neither stops a running stream.
 
     Raises NotAStreamRoot for a source that is none, UnsafePath for one with links or names that lead out
     of it, BackupFailed.
@@ -130,7 +130,7 @@ class _Copy:
         self.files = self.bytes = 0
 
     def table(self, name: str, version: int, options: dict[str, str] | None) -> None:
-        """Copy the data of a table as of ``version``, then its log up to there: a cut copy names nothing it lacks."""
+        """Copy the data of a table as of `version`, then its log up to there: a cut copy names nothing it lacks."""
         handle = DeltaTable(f"{self._source.uri}/{name}", version=version, storage_options=options)
         for path in pa.table(handle.get_add_actions(flatten=True))["path"].to_pylist():
             self._file(f"{name}/{unquote(path)}")

@@ -17,7 +17,7 @@ REPEATED = ("class_name", "shard_id", "attributes", "version", "txn")
 
 @dataclass(frozen=True)
 class _Pack:
-    """Files of ``rows`` rows each, one after the other in ``table``."""
+    """Files of `rows` rows each, one after the other in `table`."""
 
     rows: Mapping[str, int]
     table: pa.Table
@@ -36,7 +36,7 @@ class Blocks:
         self._packs = packs
 
     def changed(self, gone: Set[str], came: Iterable[tuple[str, pa.Table]]) -> "Blocks":
-        """Return blocks without the files ``gone``, and with those that ``came`` behind the others."""
+        """Return blocks without the files `gone`, and with those that `came` behind the others."""
         packs: list[_Pack] = []
         for pack in self._packs:
             if gone.isdisjoint(pack.rows):

@@ -39,7 +39,7 @@ def closed_task(ledger: LedgerState, task_id: str) -> TaskState:
 
 def asks_for_more(ledger: LedgerState, tree: VersionTree, task_id: str, anyway: bool) -> bool:
     """Return whether a request to learn this task after all changes anything: it is skipped, or to be published
-    ``anyway``. Raises UnknownSubject, and ValueError for a task that the served version has learnt."""
+    `anyway`. Raises UnknownSubject, and ValueError for a task that the served version has learnt."""
     task = closed_task(ledger, task_id)
     if task_id in tree.learnt():
         raise ValueError(f"{task_id} is learnt already: the served version {tree.head} knows it")
@@ -54,7 +54,7 @@ def check_stage(
     artifacts: Mapping[str, ArtifactRef],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Raise StaleParent when the head left ``parent``, ValueError for another attempt or missing artifacts. Drift maps
+    """Raise StaleParent when the head left `parent`, ValueError for another attempt or missing artifacts. Drift maps
     are not needed where the student is the parent's: both are one space."""
     tree = store.tree
     tree.get(parent)
@@ -89,7 +89,7 @@ def accepted(store: Store, rows: pa.Table, version: str | None = None) -> pa.Tab
     """Return the rows to commit: without forgotten ones.
 
     Raises ValueError for vectors of another dimension or that are not finite, a version that is not
-    committed (or is not ``version``), an unknown shard.
+    committed (or is not `version`), an unknown shard.
     """
     rows = fitting(store, rows, version)
     known_shards(store.ledger, rows["shard_id"].unique().to_pylist())

@@ -47,10 +47,10 @@ def erased_refusals(
     tombstones: Mapping[tuple[str, str], int],
     gone: Mapping[str, int] | None = None,
 ) -> NDArray[np.bool_]:
-    """Return which of these rows (of :data:`COLUMNS`) are of an erased shard, or name an erased item or class.
+    """Return which of these rows (of `COLUMNS`) are of an erased shard, or name an erased item or class.
 
-    ``tombstones`` as `LedgerState.latest_tombstones`: each covers what landed before it. ``gone``: items that an
-    erased class or shard had, with the ``seq`` of its tombstone.
+    `tombstones` as `LedgerState.latest_tombstones`: each covers what landed before it. `gone`: items that an
+    erased class or shard had, with the `seq` of its tombstone.
     """
     if not tombstones:
         return np.zeros(len(rows), bool)
@@ -78,10 +78,10 @@ def refusals_to_delete(
     living: Callable[[], Set[tuple[str, int]]],
     gone: Mapping[str, int] | None = None,
 ) -> NDArray[np.bool_]:
-    """Return which of these rows (of :data:`COLUMNS`) must not stay: those above, and what a stage left out of rows
+    """Return which of these rows (of `COLUMNS`) must not stay: those above, and what a stage left out of rows
     that do not live any more. A text that does not name its item would stay when the item's row has gone.
 
-    ``living`` gives (shard, row) of living items of these shards.
+    `living` gives (shard, row) of living items of these shards.
     """
     erased = erased_refusals(rows, ledger.shards, ledger.latest_tombstones, gone)
     left_out = [detail.startswith(LEFT_OUT) for detail in rows["detail"].to_pylist()]

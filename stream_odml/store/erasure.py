@@ -65,7 +65,7 @@ def without_forgotten(
     rows: Iterable[pa.Table],
 ) -> Mapping[str, ArtifactRef]:
     """Return artifacts of a stage about to be committed, its bank without what was forgotten while it was learnt.
-    ``rows``: the stage's own rows in parts; those under a tombstone are in the new entries but will not be stored."""
+    `rows`: the stage's own rows in parts; those under a tombstone are in the new entries but will not be stored."""
     store = writer.store
     if not store.ledger.tombstones or BANK not in artifacts:
         return artifacts
@@ -84,7 +84,7 @@ def without_forgotten(
 
 
 def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassBank:
-    """Return ``bank`` with entries corrected as they are in ``masters``, and without those that have none any more."""
+    """Return `bank` with entries corrected as they are in `masters`, and without those that have none any more."""
     gone = [key for key, master in masters.items() if master is None]
     if gone:
         bank = bank.selected(np.array([i for i, key in enumerate(bank.keys) if key not in gone], np.int64))
@@ -104,7 +104,7 @@ def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassB
 
 
 def _original_vectors(store: Store) -> dict[Key, list[tuple[Floats, int]]]:
-    """(class, origin version) -> (raw vector under that model, ``seq`` of the first tombstone that covers it)
+    """(class, origin version) -> (raw vector under that model, `seq` of the first tombstone that covers it)
     of each forgotten training image."""
     origins = {v.txn: v.version_id for v in store.tree.versions.values() if v.parent is not None}
     found: dict[Key, list[tuple[Floats, int]]] = {}

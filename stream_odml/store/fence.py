@@ -39,7 +39,7 @@ DEFAULTS: Mapping[Entries, Mapping[str, Any]] = {
 
 
 class Fence:
-    """A store that this process may commit to as writer number ``epoch``."""
+    """A store that this process may commit to as writer number `epoch`."""
 
     def __init__(self, store: Store, lease: Lease, holder: str) -> None:
         self.store = store
@@ -95,7 +95,7 @@ class Fence:
             self._append(table, lambda: rows, rows["txn"][0].as_py())
 
     def append_parts(self, table: str, parts: Callable[[], Iterator[pa.Table]], txn: str) -> None:
-        """Append rows of a transaction that are too many for memory: one commit of all that ``parts()`` yields."""
+        """Append rows of a transaction that are too many for memory: one commit of all that `parts()` yields."""
 
         def reader() -> pa.RecordBatchReader:
             batches = (batch for part in parts() for batch in part.to_batches())
@@ -124,7 +124,7 @@ class Fence:
                 time.sleep(random.uniform(0, min(MAX_PAUSE_S, PAUSE_S * 2**attempt)))
 
     def _drop_uncommitted(self, table: str, txn: str, before: float) -> None:
-        """Delete what an append of this transaction left since ``before``. Only its age would tell others that nobody
+        """Delete what an append of this transaction left since `before`. Only its age would tell others that nobody
         is writing it, and what is erased meanwhile would outlive the request in it."""
         into = self.store.table(table)
         for info in self.store.files.list(table):

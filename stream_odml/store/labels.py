@@ -18,12 +18,12 @@ from stream_odml.store.store import Store
 from stream_odml.store.tables import values
 
 LABELS = "labels"
-"""In the counts of a shard of labels: ``at``, the `seq` of the ledger that their items were read at, and ``of``, the
+"""In the counts of a shard of labels: `at`, the `seq` of the ledger that their items were read at, and `of`, the
 shards with the images of these items."""
 
 
 def noted(store: Store, shard_ids: Iterable[str]) -> dict[str, Any]:
-    """Return what to note of labels on items that ``store``, as it was last refreshed, has in these shards."""
+    """Return what to note of labels on items that `store`, as it was last refreshed, has in these shards."""
     of: set[str] = set()
     for shard_id in shard_ids:
         before = images_of(store.ledger.shards[shard_id].counts)
@@ -38,7 +38,7 @@ def images_of(counts: Mapping[str, Any]) -> set[str] | None:
 
 
 def without_erased(store: Store, rows: pa.Table, counts: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-    """Return rows without those of labels whose item's own row has been erased since the label was read. ``counts``:
+    """Return rows without those of labels whose item's own row has been erased since the label was read. `counts`:
     those of each shard, by its id."""
     if not len(rows) or not any(LABELS in counted for counted in counts.values()):
         return rows
@@ -54,7 +54,7 @@ def without_erased(store: Store, rows: pa.Table, counts: Mapping[str, Mapping[st
 
 
 def living_rows(store: Store, items: pa.Array, columns: Sequence[str] = COLUMNS) -> pa.Table:
-    """Return the rows, of these columns, that count of these items. Use it under :meth:`Store.again`."""
+    """Return the rows, of these columns, that count of these items. Use it under `Store.again`."""
     parts = (rows for _, rows in store.scan(columns, pc.field("item_id").isin(items)))
     rows = pa.concat_tables([store.gallery_schema.empty_table().select(columns), *parts])
     picked = select_rows(rows.select(COLUMNS), store.ledger, store.tree, store.tree.head).picked

@@ -31,7 +31,7 @@ _Seconds = Annotated[float, Field(gt=-1e12, lt=1e12)]
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """Who holds a root. ``boot_clock`` is seconds since the host's boot: it does not jump when the wall clock does."""
+    """Who holds a root. `boot_clock` is seconds since the host's boot: it does not jump when the wall clock does."""
 
     token: str
     holder: Annotated[str, Field(max_length=MAX_HOLDER_CHARS)]
@@ -58,7 +58,7 @@ _RECORD = TypeAdapter(LeaseRecord)
 
 
 class Lease:
-    """A lease that this process holds; a daemon thread renews it until :meth:`release`."""
+    """A lease that this process holds; a daemon thread renews it until `release`."""
 
     def __init__(self, files: Files, record: LeaseRecord) -> None:
         self._files = files
@@ -70,7 +70,7 @@ class Lease:
 
     @staticmethod
     def acquire(files: Files, holder: str, lease_s: float, takeover: bool = False) -> "Lease":
-        """Take the root's lease. Raises RootBusy while another holder lives, unless ``takeover``."""
+        """Take the root's lease. Raises RootBusy while another holder lives, unless `takeover`."""
         if not 0 < lease_s <= MAX_LEASE_S:
             raise ValueError(
                 f"lease_s is {lease_s}; it must be above 0 and at most {MAX_LEASE_S:.0f} seconds"

@@ -1,6 +1,6 @@
 """What became of every shard and task, replayed from the ledger's rows and from nothing else.
 
-Protects: the state is a pure function of the rows in ``seq`` order, so any process that reads them knows the same.
+Protects: the state is a pure function of the rows in `seq` order, so any process that reads them knows the same.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from stream_odml.store.ledger_states import (
 
 @dataclass(frozen=True)
 class LedgerState:
-    """An immutable picture of the ledger up to ``seq``; :meth:`replay` makes the next one from the new rows only."""
+    """An immutable picture of the ledger up to `seq`; `replay` makes the next one from the new rows only."""
 
     seq: int = -1
     epoch: int = 0
@@ -36,7 +36,7 @@ class LedgerState:
     txns: Set[str] = frozenset()
     """Tier-1 transactions that are visible."""
     learnt_rows: Set[str] = frozenset()
-    """Version ids that a derived ``learnt`` row names (for other readers of the table; nothing here depends on it)."""
+    """Version ids that a derived `learnt` row names (for other readers of the table; nothing here depends on it)."""
     tally: Tally = field(default_factory=Tally)
     """Sums over all shards."""
     landed: Mapping[str, ShardState] = field(default_factory=lambda: MappingProxyType({}))
@@ -46,7 +46,7 @@ class LedgerState:
 
     @staticmethod
     def replay(rows: Iterable[Row], after: "LedgerState | None" = None) -> "LedgerState":
-        """Return the state after ``rows`` (any order; rows up to ``after.seq`` are ignored). Pure."""
+        """Return the state after `rows` (any order; rows up to `after.seq` are ignored). Pure."""
         start = after or LedgerState()
         new = sorted((row for row in rows if row["seq"] > start.seq), key=lambda row: int(row["seq"]))
         if not new:
@@ -83,11 +83,11 @@ class LedgerState:
 
     @property
     def next_task_id(self) -> str:
-        """The id that :attr:`open_task` gets when it closes."""
+        """The id that `open_task` gets when it closes."""
         return f"task-{len(self.tasks) + 1:04d}"
 
     def due_tasks(self, learnt: Set[str]) -> list[TaskState]:
-        """Return closed tasks, in learning order, that are neither in ``learnt`` (the head's path) nor skipped. One
+        """Return closed tasks, in learning order, that are neither in `learnt` (the head's path) nor skipped. One
         that was skipped and taken back stands behind those that waited then: it stops no stage under way."""
         due = (t for t in self.tasks.values() if t.task_id not in learnt and t.skipped is None)
         return sorted(due, key=lambda task: task.queued_seq)
@@ -101,7 +101,7 @@ class LedgerState:
         return tally
 
     def current_attempt(self, task_id: str, parent: str, committed: Set[str]) -> Attempt | None:
-        """Return the attempt at ``task_id`` from ``parent`` to go on with: the last one, unless
+        """Return the attempt at `task_id` from `parent` to go on with: the last one, unless
         refused or committed."""
         if task_id not in self.tasks:
             raise UnknownSubject(f"task {task_id!r} is not closed; known are {list(self.tasks)[-5:]}")
@@ -111,7 +111,7 @@ class LedgerState:
 
     @cached_property
     def later_attempts(self) -> Mapping[str, Attempt]:
-        """Attempts to improve what is learnt (all kinds but ``task``) by version, in the order in which they began."""
+        """Attempts to improve what is learnt (all kinds but `task`) by version, in the order in which they began."""
         found = (a for task in self.tasks.values() for a in task.attempts if a.kind != "task")
         return {attempt.version_id: attempt for attempt in sorted(found, key=lambda attempt: attempt.seq)}
 
@@ -124,7 +124,7 @@ class LedgerState:
         return self.tombstone_seq(shard_id, class_name, item_id) > self.shards[shard_id].landed_seq
 
     def tombstone_seq(self, shard_id: str, class_name: str, item_id: str) -> int:
-        """Return the ``seq`` of the latest tombstone that names any of these; -1 for none."""
+        """Return the `seq` of the latest tombstone that names any of these; -1 for none."""
         names = (("class", class_name), ("item", item_id), ("shard", shard_id))
         return max(self.latest_tombstones.get(name, -1) for name in names)
 
@@ -142,10 +142,10 @@ class LedgerState:
 
     @property
     def newest_tombstone(self) -> int:
-        """The ``seq`` of the last request to erase; -1 before the first."""
+        """The `seq` of the last request to erase; -1 before the first."""
         return self.tombstones[-1].seq if self.tombstones else -1
 
     @cached_property
     def latest_tombstones(self) -> Mapping[tuple[str, str], int]:
-        """(class, item or shard, name) -> the ``seq`` of its latest tombstone."""
+        """(class, item or shard, name) -> the `seq` of its latest tombstone."""
         return {(tombstone.kind, tombstone.name): tombstone.seq for tombstone in self.tombstones}

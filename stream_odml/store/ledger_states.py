@@ -61,10 +61,10 @@ class ShardState:
 class Attempt:
     """One try at learning a task from one parent; its version id is unique to it.
 
-    ``kind``: ``task`` learns a task that is due. What is learnt may be improved afterwards: ``slow`` moves the trunk on
-    the images of ``tasks``, ``renew`` embeds items of ``shards`` anew by a trunk that moved since (``worst``: only
+    `kind`: `task` learns a task that is due. What is learnt may be improved afterwards: `slow` moves the trunk on
+    the images of `tasks`, `renew` embeds items of `shards` anew by a trunk that moved since (`worst`: only
     those that their map knows least). These two are
-    committed under the head of the moment, if it descends from ``parent`` and has its trunk.
+    committed under the head of the moment, if it descends from `parent` and has its trunk.
     """
 
     version_id: str
@@ -94,7 +94,7 @@ class TaskState:
     images: int = 0
     """Good rows of its shards that are not held out."""
     relearn_seq: int = -1
-    """``seq`` of the latest request to learn it after all; what was refused before it does not count any more."""
+    """`seq` of the latest request to learn it after all; what was refused before it does not count any more."""
     queued_seq: int = -1
     """Its place among the tasks that wait: when it closed, or when it was taken back after it was skipped."""
     anyway: bool = False
@@ -108,7 +108,7 @@ class TaskState:
 
     @property
     def refusals(self) -> int:
-        """How many attempts were refused, see :attr:`refused`."""
+        """How many attempts were refused, see `refused`."""
         return len(self.refused)
 
 
@@ -124,7 +124,7 @@ class OpenTask:
 
 @dataclass(frozen=True)
 class Tombstone:
-    """A request to forget a class, an item or a shard: it covers all that landed before ``seq``, and nothing after."""
+    """A request to forget a class, an item or a shard: it covers all that landed before `seq`, and nothing after."""
 
     kind: Literal["class", "item", "shard"]
     name: str

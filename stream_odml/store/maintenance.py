@@ -67,7 +67,7 @@ class MaintenanceReport:
 def maintain(fence: Fence, policy: MaintenancePolicy, covered: int | None = None) -> MaintenanceReport:
     """Do all maintenance, in an order that any crash may cut short. Hold `fence.maintaining`, and not the fence's lock.
 
-    ``covered``: the ``seq`` of the last tombstone whose rows may be deleted (banks need their vectors before);
+    `covered`: the `seq` of the last tombstone whose rows may be deleted (banks need their vectors before);
     None for all.
     """
     crash_point("maintain.before")

@@ -38,14 +38,14 @@ class Mapper:
     """Drift maps between any two versions of a tree. Safe for many threads."""
 
     def __init__(self, load: Callable[[str, str], DriftMap]) -> None:
-        """``load(version_id, FORWARD or BACKWARD)`` gives the stored drift map of a version."""
+        """`load(version_id, FORWARD or BACKWARD)` gives the stored drift map of a version."""
         self._load = load
         self._held: Recent[str, _Held] = Recent(HEADS_KEPT)
         self._lock = threading.Lock()
 
     def get(self, tree: VersionTree, start: str, end: str) -> DriftMap:
-        """Return backward maps from ``start`` up to the common ancestor, forward maps down to ``end``. Raises
-        UnknownVersion when either is not in ``tree``."""
+        """Return backward maps from `start` up to the common ancestor, forward maps down to `end`. Raises
+        UnknownVersion when either is not in `tree`."""
         path = tree.path(start, end)
         with self._lock:
             held = self._held.get(end, lambda: _Held({end: IdentityMap()}))
@@ -58,12 +58,12 @@ class Mapper:
             return held.asked.keep(start, compose([*steps, held.find(at) or IdentityMap()]))
 
     def at_hand(self, start: str, end: str) -> bool:
-        """Return whether :meth:`get` would read nothing."""
+        """Return whether `get` would read nothing."""
         held = self._held.find(end)
         return held is not None and held.find(start) is not None
 
     def into(self, tree: VersionTree, starts: Iterable[str], end: str) -> Iterator[tuple[str, DriftMap]]:
-        """Yield the maps from each of ``starts`` into ``end``, nearest first: composed on the way, and not kept. Those
+        """Yield the maps from each of `starts` into `end`, nearest first: composed on the way, and not kept. Those
         that queries asked for under the last head are kept for this one, and few others. UnknownVersion as above."""
         wanted = set(starts)
         with self._lock:
@@ -83,7 +83,7 @@ class Mapper:
         self._held.get(end, lambda: held)
 
     def out_of(self, tree: VersionTree, start: str, ends: Iterable[str]) -> dict[str, DriftMap]:
-        """Return the maps from ``start`` into each of ``ends``. UnknownVersion as above."""
+        """Return the maps from `start` into each of `ends`. UnknownVersion as above."""
         wanted = set(ends)
         beyond = _beyond(tree, start, wanted)
         walk = _spread(start, beyond, lambda at, far, drift: compose([drift, self._step(tree, at, far)]))
@@ -96,7 +96,7 @@ class Mapper:
 
 
 def _beyond(tree: VersionTree, centre: str, wanted: Iterable[str]) -> dict[str, list[str]]:
-    """For each version on the ways from ``wanted`` to ``centre`` those of its neighbours that lie farther out."""
+    """For each version on the ways from `wanted` to `centre` those of its neighbours that lie farther out."""
     down = dict(pairwise(tree.lineage(centre)))
     beyond: dict[str, list[str]] = defaultdict(list)
     seen = {centre}
@@ -112,7 +112,7 @@ def _beyond(tree: VersionTree, centre: str, wanted: Iterable[str]) -> dict[str, 
 
 
 def _spread(centre: str, beyond: dict[str, list[str]], joined: Joined) -> Iterator[tuple[str, DriftMap]]:
-    """Outward from ``centre``: each version with its map, made from its neighbour's."""
+    """Outward from `centre`: each version with its map, made from its neighbour's."""
     stack: list[tuple[str, DriftMap]] = [(centre, IdentityMap())]
     while stack:
         at, drift = stack.pop()

@@ -57,7 +57,7 @@ def drop_pictures(files: Files, shard_id: str, items: Sequence[str]) -> None:
 
 
 def erased_pictures(shard_id: str, table: pa.Table, ledger: LedgerState) -> NDArray[np.bool_]:
-    """Return which rows of a shard's file, read as ``table``, a tombstone covers. Of an item that a label had moved
+    """Return which rows of a shard's file, read as `table`, a tombstone covers. Of an item that a label had moved
     from an erased class before the request the picture that lives lies beside the label."""
     named = zip(_column(table, "class_name"), _column(table, "item_id"), strict=True)
     return np.fromiter((ledger.forgotten(shard_id, *names) for names in named), bool, len(table))

@@ -35,7 +35,7 @@ def orphaned_txns(store: Store, epoch: int) -> dict[str, Set[str]]:
 
 def drop_orphans(house: Housekeeper, found: Mapping[str, Set[str]]) -> int:
     """Delete rows of transactions that were never committed and never will be. Call it under the fence's lock: a
-    commit that was under way when :func:`orphaned_txns` ``found`` it is named by now."""
+    commit that was under way when `orphaned_txns` `found` it is named by now."""
     dropped = 0
     for name, txns in found.items():
         house.check()
@@ -72,7 +72,7 @@ def _txns_in(store: Store, name: str) -> set[str]:
 
 
 def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:
-    """Those of ``rows`` that the class sums of no kept version count any more; others are needed to correct them."""
+    """Those of `rows` that the class sums of no kept version count any more; others are needed to correct them."""
     kept = [version.sums_seq for version in store.tree.kept_with(SUMS)]
     if not kept or not len(rows):
         return rows

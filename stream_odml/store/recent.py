@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Recent(Generic[K, T]):
-    """Safe for many threads. The sizes of what is held, by default one each, add up to ``most`` or less; the last value
+    """Safe for many threads. The sizes of what is held, by default one each, add up to `most` or less; the last value
     is held whatever its size."""
 
     def __init__(self, most: int, size: Callable[[T], int] = lambda value: 1) -> None:
@@ -19,7 +19,7 @@ class Recent(Generic[K, T]):
         self._lock = threading.Lock()
 
     def find(self, name: K) -> T | None:
-        """Return the value of ``name`` if it is held."""
+        """Return the value of `name` if it is held."""
         with self._lock:
             if name not in self._held:
                 return None
@@ -36,7 +36,7 @@ class Recent(Generic[K, T]):
         return value
 
     def get(self, name: K, make: Callable[[], T]) -> T:
-        """Return the value of ``name``, made if it is not held; two threads may both make it."""
+        """Return the value of `name`, made if it is not held; two threads may both make it."""
         held = self.find(name)
         return self.keep(name, make()) if held is None else held
 

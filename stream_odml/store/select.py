@@ -34,14 +34,14 @@ class Selection:
     replaced: Ints
     """Rows that a later shard (or a later row of the same shard) replaced; no head will pick them again."""
     forgotten: Ints
-    """Rows under a tombstone, the replaced ones left out. Purge ``replaced`` first, or an old row comes back."""
+    """Rows under a tombstone, the replaced ones left out. Purge `replaced` first, or an old row comes back."""
 
 
 def select_rows(meta: pa.Table, ledger: LedgerState, tree: VersionTree, head: str) -> Selection:
-    """Apply the rule to gallery rows that have :data:`COLUMNS` (no vectors needed).
+    """Apply the rule to gallery rows that have `COLUMNS` (no vectors needed).
 
     An item belongs to its latest indexed shard, and there to its last row. A tombstone covers what landed
-    before it. Of the rows that remain for an item, the one whose version is the fewest edges from ``head``
+    before it. Of the rows that remain for an item, the one whose version is the fewest edges from `head`
     counts; of two equally near, the one on the head's own lineage, then the one committed first.
     """
     txns, txn_names = encode(meta["txn"])
@@ -81,10 +81,10 @@ def forgotten_rows(meta: pa.Table, ledger: LedgerState) -> Ints:
 
 
 def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Ints) -> Ints:
-    """Return for each of ``rows`` (numbers of visible rows) the ``seq`` of the ledger from which it does not count any
-    more: of the first tombstone that covers it, or the indexing of what replaced it; :data:`NEVER` while it counts.
+    """Return for each of `rows` (numbers of visible rows) the `seq` of the ledger from which it does not count any
+    more: of the first tombstone that covers it, or the indexing of what replaced it; `NEVER` while it counts.
 
-    What replaced a row dies after it: rows up to a ``seq`` can be deleted without one coming back.
+    What replaced a row dies after it: rows up to a `seq` can be deleted without one coming back.
     """
     named = pa.array(sorted(visible_txns(ledger, tree)), pa.string())
     mine = meta.select(["item_id", "class_name", "shard_id", "row"]).take(pa.array(rows))
@@ -112,7 +112,7 @@ def death_seqs(meta: pa.Table, ledger: LedgerState, tree: VersionTree, rows: Int
 
 
 def erased_items(meta: pa.Table, ledger: LedgerState, tree: VersionTree) -> dict[str, int]:
-    """Return items that a tombstone erased, with the ``seq`` of the ledger at which the row that it covered was
+    """Return items that a tombstone erased, with the `seq` of the ledger at which the row that it covered was
     indexed: what landings up to there had of the item is erased too, whatever class they gave it.
 
     An item that had been given another class before the tombstone of its earlier one lives, and is none of them.
@@ -153,7 +153,7 @@ def _winners(items: Ints, n_items: int, indexed: Ints, place: Ints, farness: Int
 
 def split_rows(rows: Ints, lengths: Iterable[int]) -> Iterator[Ints]:
     """Yield for each part of tables that lie one after the other, so many rows each, which of its rows are among
-    ``rows``: numbers through all of them, ascending."""
+    `rows`: numbers through all of them, ascending."""
     start = 0
     for length in lengths:
         first, last = np.searchsorted(rows, (start, start + length))
@@ -162,7 +162,7 @@ def split_rows(rows: Ints, lengths: Iterable[int]) -> Iterator[Ints]:
 
 
 def farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
-    """Return how far each row's version is from ``head``, as ranks: the row with the lowest is the one that counts.
+    """Return how far each row's version is from `head`, as ranks: the row with the lowest is the one that counts.
 
     Where versions share trunks, what other branches made never counts before what the head's lineage made, so that a
     version's rows, and its class sums with them, stay the same whatever is learnt from it; then maps count, not edges.
@@ -189,7 +189,7 @@ def _along(tree: VersionTree, path: list[str]) -> dict[str, tuple[int, int]]:
 
 
 def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: LedgerState) -> Ints:
-    """For each row the ``seq`` of the latest tombstone that names its class, item or shard; -1 for none."""
+    """For each row the `seq` of the latest tombstone that names its class, item or shard; -1 for none."""
     if not ledger.tombstones:
         return np.full(len(rows), -1, dtype=np.int64)
     tombstones = ledger.latest_tombstones

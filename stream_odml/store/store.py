@@ -67,7 +67,7 @@ class Store:
         self._form, self.stream_id = gallery.form, self._followed["ledger"].id
         self.dim, self.form, self.row_codes = self._form.dim, self._form.form, self._form.row_codes
         """Length of a stored vector; whether that is an embedding or a trunk feature, from which each head makes its
-        own; how features are coded, for :func:`~stream_odml.store.tables.gallery_rows` (None: embeddings)."""
+        own; how features are coded, for `gallery_rows` (None: embeddings)."""
         self.gallery_schema = gallery.schema
         self.origins = Origins(self.files)
         self.ledger = LedgerState()
@@ -92,9 +92,9 @@ class Store:
         codes: FeatureFormat = "int8",
         keep_gallery: bool = True,
     ) -> "Store":
-        """Make a stream root for vectors of dimension ``dim``, or open the one that is there.
+        """Make a stream root for vectors of dimension `dim`, or open the one that is there.
 
-        In ``exact`` form they are trunk features, stored as ``codes``. Raises ValueError as `check_form` does.
+        In `exact` form they are trunk features, stored as `codes`. Raises ValueError as `check_form` does.
         """
         wanted = RootForm(dim, form, codes)
         files = open_files(uri, storage_options)
@@ -117,7 +117,7 @@ class Store:
     def open(uri: str, storage_options: dict[str, str] | None = None, keep_gallery: bool = True) -> "Store":
         """Open a stream root. Raises NotAStreamRoot, or SchemaTooNew when a newer release wrote it.
 
-        Without ``keep_gallery`` its memory does not grow with the gallery, whose rows are read when asked for:
+        Without `keep_gallery` its memory does not grow with the gallery, whose rows are read when asked for:
         for processes that learn and index, and search nothing.
         """
         return Store(uri, storage_options, keep_gallery)
@@ -152,14 +152,14 @@ class Store:
             raise
 
     def table(self, name: str) -> Table:
-        """Return a table as it was read last; the quarantine, which :meth:`refresh` passes over, as it is now."""
+        """Return a table as it was read last; the quarantine, which `refresh` passes over, as it is now."""
         found = self._followed.get(name) or self.tables[name]
         if name == "quarantine":
             found.refresh()
         return found
 
     def missing_files(self) -> list[str]:
-        """Return data files that a table's log names and that are not there, as ``table/file``: one listing
+        """Return data files that a table's log names and that are not there, as `table/file`: one listing
         for each table."""
         missing = []
         for name in self.tables:
@@ -169,7 +169,7 @@ class Store:
         return missing
 
     def forget_seen(self) -> None:
-        """Let the next :meth:`refresh` read every file again, because one of them went while it was read."""
+        """Let the next `refresh` read every file again, because one of them went while it was read."""
         for table in self._followed.values():
             table.forget_seen()
         self._paths, self._blocks, self._txns = [], Blocks(), {}
@@ -220,17 +220,17 @@ class Store:
     @property
     def blocks(self) -> dict[str, pa.Table]:
         """The gallery's data files, oldest first, without their vectors; visible and invisible rows alike. The columns
-        of :data:`~stream_odml.store.blocks.REPEATED` are dictionaries."""
+        of `REPEATED` are dictionaries."""
         return self._blocks.files() if self._keep else {path: self._block(path) for path in self._paths}
 
     def metadata(self) -> pa.Table:
-        """Return all of :attr:`blocks` one after the other."""
+        """Return all of `blocks` one after the other."""
         parts = self._blocks.tables() if self._keep else list(self.blocks.values())
         whole = pa.concat_tables(parts) if parts else compact(_META.empty_table())
         return whole.unify_dictionaries()
 
     def rows_of(self, txns: frozenset[str]) -> list[tuple[str, pa.Table, pa.Array]]:
-        """Return (file, its rows, bool [n]: which of them are of ``txns``) for the files that have any."""
+        """Return (file, its rows, bool [n]: which of them are of `txns`) for the files that have any."""
         wanted, kept = pa.array(sorted(txns), pa.string()), self._blocks.files() if txns else {}
         found = []
         for path in self._paths if txns else ():
@@ -241,10 +241,10 @@ class Store:
         return found
 
     def scan(self, columns: Sequence[str] | None, where: pc.Expression) -> Iterator[tuple[str, pa.Table]]:
-        """Yield (file, its rows that pass) in the order of :attr:`blocks`, visible and invisible rows alike.
+        """Yield (file, its rows that pass) in the order of `blocks`, visible and invisible rows alike.
 
         Row groups whose statistics rule them out are not read. Raises FileNotFoundError for a file that was
-        merged and vacuumed meanwhile: use it under :meth:`again`.
+        merged and vacuumed meanwhile: use it under `again`.
         """
         for path in list(self._paths):
             rows = self._followed["gallery"].read(path, columns, where)
@@ -252,7 +252,7 @@ class Store:
                 yield path, rows
 
     def again(self, read: Callable[[], T]) -> T:
-        """Return what ``read`` gives, tried again with the files of the moment when one of them was vacuumed."""
+        """Return what `read` gives, tried again with the files of the moment when one of them was vacuumed."""
         for _ in range(READ_ATTEMPTS):
             try:
                 return read()
@@ -267,7 +267,7 @@ class Store:
 
     def gallery_rows(self, vectors: bool = True) -> pa.Table:
         """Return all visible gallery rows as stored: raw vectors, superseded and forgotten rows included. For tools and
-        tests; a searchable picture is :class:`~stream_odml.search.snapshot.GallerySnapshot`."""
+        tests; a searchable picture is `GallerySnapshot`."""
         columns = self.gallery_schema.names if vectors else META
         return self._visible(self._followed["gallery"].read_all(columns))
 
@@ -286,7 +286,7 @@ class Store:
         return table.filter(pc.is_in(table["txn"], value_set=txns))
 
     def vectors(self, path: str) -> FloatArray:
-        """Return the raw vectors float32 [n, dim] of one data file of :attr:`blocks`: in exact
+        """Return the raw vectors float32 [n, dim] of one data file of `blocks`: in exact
         form, decoded features."""
         return decoded(self._vector_columns(path), self.dim)
 
@@ -339,7 +339,7 @@ class Store:
         return self.ledger.current_attempt(task_id, parent, self.tree.versions.keys())
 
     def open_attempt(self, version_id: str, head: str | None = None) -> Attempt | None:
-        """Return the attempt to improve what is learnt of this id, if its result can be published under ``head`` (by
+        """Return the attempt to improve what is learnt of this id, if its result can be published under `head` (by
         default the one that is served): neither refused nor committed, and under the trunk from which it began."""
         head = head or self.tree.head
         attempt = self.ledger.later_attempts.get(version_id)
@@ -354,7 +354,7 @@ class Store:
 
 
 def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:
-    """Rows behind ``seq`` of the files that came; a merged file repeats the others, which were replayed before."""
+    """Rows behind `seq` of the files that came; a merged file repeats the others, which were replayed before."""
     came, _ = table.refresh()
     behind = pc.field("seq") > seq if seq >= 0 else None
     try:

@@ -121,7 +121,7 @@ class TrainingRows:
 
 
 def task_rows(store: Store, version_id: str, shard_ids: Collection[str]) -> TrainingRows:
-    """Return living training rows of shards (a task's), as ``version_id`` has them: what a fast stage from it
+    """Return living training rows of shards (a task's), as `version_id` has them: what a fast stage from it
     adds to sums."""
     meta, files = _metadata(store)
     picked = select_rows(meta, store.ledger, store.tree, version_id).picked
@@ -136,7 +136,7 @@ def learnt_rows(store: Store, version_id: str) -> TrainingRows:
 
 
 def sums_now(store: Store, version_id: str) -> ClassSums:
-    """Return the sums of a version without what was replaced or forgotten up to ``store.ledger.seq``. Raises
+    """Return the sums of a version without what was replaced or forgotten up to `store.ledger.seq`. Raises
     ValueError for a version without sums."""
     version = store.tree.get(version_id)
     sums = store.sums_of(version_id)

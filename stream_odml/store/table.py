@@ -61,7 +61,7 @@ class RootForm:
 
     @property
     def row_codes(self) -> FeatureFormat | None:
-        """For :func:`~stream_odml.store.tables.gallery_rows`: None in embedding form."""
+        """For `gallery_rows`: None in embedding form."""
         return self.codes if self.form == "exact" else None
 
     def schema(self, table: str) -> pa.Schema:
@@ -103,7 +103,7 @@ def writer_properties(name: str) -> WriterProperties:
 
 
 class Table:
-    """A handle on the table ``name`` under a stream root; ``form`` is what its metadata state."""
+    """A handle on the table `name` under a stream root; `form` is what its metadata state."""
 
     def __init__(self, files: Files, name: str, storage_options: dict[str, str] | None = None) -> None:
         self.name = name
@@ -147,7 +147,7 @@ class Table:
 
     @property
     def handle(self) -> DeltaTable:
-        """For commits: at the version that :meth:`refresh` saw last, never at a later one of somebody else's. Opened
+        """For commits: at the version that `refresh` saw last, never at a later one of somebody else's. Opened
         anew after each checkpoint: a handle keeps every commit that it makes, and the next takes longer."""
         aged = self._version // CHECKPOINT_EVERY > self._opened // CHECKPOINT_EVERY
         if aged or self._handle.version() < self._version:
@@ -177,7 +177,7 @@ class Table:
 
     @property
     def seen(self) -> tuple[frozenset[str], int]:
-        """What :meth:`refresh` has named so far. Put an earlier value back, and it names the rest again."""
+        """What `refresh` has named so far. Put an earlier value back, and it names the rest again."""
         return self.present, self._seen
 
     @seen.setter
@@ -185,7 +185,7 @@ class Table:
         self.present, self._seen = value
 
     def forget_seen(self) -> None:
-        """Let the next :meth:`refresh` name every file again, because reading one of them failed."""
+        """Let the next `refresh` name every file again, because reading one of them failed."""
         self.seen = frozenset(), -1
 
     def _read_table(self) -> None:
@@ -275,7 +275,7 @@ class Table:
             ) from error
 
     def read_all(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of all data files. Errors as of :meth:`read`."""
+        """Return the rows of all data files. Errors as of `read`."""
         none = self.schema.empty_table().select(columns or self.schema.names)
         return pa.concat_tables([none, *(self.read(path, columns) for path in self.paths)])
 
@@ -292,7 +292,7 @@ class Table:
 
     @property
     def version(self) -> int:
-        """The last commit that :meth:`refresh` took in."""
+        """The last commit that `refresh` took in."""
         return self._version
 
     def checkpoint(self) -> None:
@@ -303,13 +303,13 @@ class Table:
             self.handle.cleanup_metadata()
 
     def has(self, mark: str) -> bool:
-        """Return whether one of the last commits carries ``mark``: a store may make a commit and lose its answer."""
+        """Return whether one of the last commits carries `mark`: a store may make a commit and lose its answer."""
         return any(commit.get("mark") == mark for commit in self.handle.history(LOOK_BACK))
 
 
 def commit_properties(epoch: int, mark: str = "", retries: int = 0) -> CommitProperties:
     """Return properties by which a commit names its writer's epoch, and is made once or not at all unless
-    ``retries`` lets Delta rebase it."""
+    `retries` lets Delta rebase it."""
     return CommitProperties(max_commit_retries=retries, custom_metadata={"epoch": str(epoch), "mark": mark})
 
 

@@ -86,9 +86,9 @@ class IngestBatch:
 
     shard_ids: Sequence[str]
     rows: pa.Table
-    """From :func:`gallery_rows`."""
+    """From `gallery_rows`."""
     quarantine: pa.Table = field(default_factory=QUARANTINE.empty_table)
-    """From :func:`quarantine_rows`."""
+    """From `quarantine_rows`."""
     counts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """More to remember of each shard (by id), as JSON; rows, held_out, quarantined, classes are counted here."""
 
@@ -116,10 +116,10 @@ def gallery_rows(
     times: Sequence[datetime | None] | None = None,
     codes: FeatureFormat | None = None,
 ) -> pa.Table:
-    """Return gallery rows for a commit; ``vectors`` float32 [n, d] RAW (not normalised) under model ``version``.
+    """Return gallery rows for a commit; `vectors` float32 [n, d] RAW (not normalised) under model `version`.
 
-    ``codes``: of a root in exact form (`Store.row_codes`), whose vectors are trunk features. The writer fills in
-    ``txn``. Raises ValueError for lengths that differ, a vector that is not finite, or no version.
+    `codes`: of a root in exact form (`Store.row_codes`), whose vectors are trunk features. The writer fills in
+    `txn`. Raises ValueError for lengths that differ, a vector that is not finite, or no version.
     """
     n = len(item_ids)
     columns = {
@@ -138,8 +138,8 @@ def gallery_rows(
 def restamped(
     rows: pa.Table, vectors: FloatArray, version: str, codes: FeatureFormat | None = None
 ) -> pa.Table:
-    """Return gallery rows of the same items (``rows``: columns but the vector's, version, txn) under another model.
-    ``vectors`` and ``codes`` as for :func:`gallery_rows`, and the same errors."""
+    """Return gallery rows of the same items (`rows`: columns but the vector's, version, txn) under another model.
+    `vectors` and `codes` as for `gallery_rows`, and the same errors."""
     if vectors.ndim != 2 or len(vectors) != len(rows):
         shape, n = vectors.shape, len(rows)
         raise ValueError(f"vectors have shape {shape} for {n} items; give one row [d] for each item")
@@ -192,7 +192,7 @@ def _check_finite(vectors: FloatArray) -> None:
 
 def quarantine_rows(rows: Iterable[tuple[str, int, str, str, bytes]]) -> pa.Table:
     """Return quarantine rows of (shard, row there, reason, detail, first bytes): why each of them cannot be used. The
-    writer fills in ``time`` and ``txn``."""
+    writer fills in `time` and `txn`."""
     names = QUARANTINE.names[:5]
     return pa.Table.from_pylist(
         [{**dict(zip(names, row, strict=True)), "txn": ""} for row in rows], schema=QUARANTINE
@@ -213,7 +213,7 @@ def vector_column(vectors: FloatArray) -> pa.Array:
 
 
 def vectors_of(column: pa.ChunkedArray, dim: int) -> FloatArray:
-    """Return the inverse of :func:`vector_column`: float32 [n, dim]. Raises ValueError when a row
+    """Return the inverse of `vector_column`: float32 [n, dim]. Raises ValueError when a row
     has another dimension."""
     parts = []
     for chunk in column.chunks:

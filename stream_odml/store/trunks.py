@@ -17,7 +17,7 @@ BLOCK = 4096
 
 
 def in_one_trunk(stored: FeatureCodes, made_by: Ints, drifts: Sequence[DriftMap]) -> FeatureCodes:
-    """Return features of which row i is mapped by ``drifts[made_by[i]]``; what one trunk made is as it was stored."""
+    """Return features of which row i is mapped by `drifts[made_by[i]]`; what one trunk made is as it was stored."""
     numbers = [number for number in np.unique(made_by) if not isinstance(drifts[number], IdentityMap)]
     if not numbers:
         return stored

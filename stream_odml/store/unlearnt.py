@@ -27,7 +27,7 @@ NOTHING = "nothing to learn"
 
 @dataclass(frozen=True)
 class Unlearnt:
-    """A task that was refused and is tried again (``refused``), or that is not tried any more (``skipped``)."""
+    """A task that was refused and is tried again (`refused`), or that is not tried any more (`skipped`)."""
 
     task: str
     state: Literal["refused", "skipped"]
@@ -41,7 +41,7 @@ class Unlearnt:
     images: int
     classes: int
     figures: Mapping[str, float] = field(default_factory=dict)
-    """Recall@1 of the latest refused attempt and of the version before it, by the names of :data:`FIGURES`."""
+    """Recall@1 of the latest refused attempt and of the version before it, by the names of `FIGURES`."""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, with the line for people."""
@@ -59,8 +59,8 @@ class Unlearnt:
 def unlearnt_tasks(
     ledger: LedgerState, tree: VersionTree, version_id: str | None = None, root: str = "ROOT"
 ) -> list[Unlearnt]:
-    """Return refused and skipped tasks that ``version_id`` (the head) has not learnt, oldest first. A task that waits
-    and was never refused is not among them. ``root`` stands in the commands that are advised."""
+    """Return refused and skipped tasks that `version_id` (the head) has not learnt, oldest first. A task that waits
+    and was never refused is not among them. `root` stands in the commands that are advised."""
     learnt = tree.learnt(version_id)
     metrics = {refusal.version_id: refusal.metrics for refusal in tree.refusals}
     return [

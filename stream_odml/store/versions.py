@@ -1,4 +1,4 @@
-"""The tree of committed model versions and the moves of its head, replayed from the ``versions`` rows.
+"""The tree of committed model versions and the moves of its head, replayed from the `versions` rows.
 
 Protects: an id is in the tree if and only if its one row was committed; rolling back moves the head
 and removes nothing.
@@ -22,7 +22,7 @@ KEPT_HEADS = 50
 """Of so many latest versions the head stays readable when retention drops their model: vectors that a client keeps are
 read by it. A head has some 10 MB."""
 FORGOT = "forgot"
-"""Reason ``forgot:<seq>`` of artifacts that took the place of ones with forgotten images in them."""
+"""Reason `forgot:<seq>` of artifacts that took the place of ones with forgotten images in them."""
 SUMS_SEQ = "sums_seq"
 """Key of a version's metrics: up to which `seq` its class sums leave out what was replaced or forgotten."""
 
@@ -44,11 +44,11 @@ class Version:
     retired: bool = False
     """Its model is dropped by retention; its drift maps, and so its vectors, stay, and for a while its head."""
     forgotten_seq: int = -1
-    """Its bank, or its sums and head, are without what tombstones up to this ``seq`` of the ledger cover."""
+    """Its bank, or its sums and head, are without what tombstones up to this `seq` of the ledger cover."""
 
     @property
     def sums_seq(self) -> int:
-        """Its sums are of what was neither replaced nor forgotten by this ``seq`` of the ledger; -1 where none says."""
+        """Its sums are of what was neither replaced nor forgotten by this `seq` of the ledger; -1 where none says."""
         return max(int(self.metrics.get(SUMS_SEQ, -1)), self.forgotten_seq)
 
     @property
@@ -59,7 +59,7 @@ class Version:
 
 @dataclass(frozen=True)
 class HeadMove:
-    """The head went to ``version_id`` (publish, rollback, roll-forward)."""
+    """The head went to `version_id` (publish, rollback, roll-forward)."""
 
     version_id: str
     reason: str
@@ -82,7 +82,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class VersionTree:
-    """An immutable picture of the versions up to ``seq``; :meth:`replay` makes the next one from new rows only."""
+    """An immutable picture of the versions up to `seq`; `replay` makes the next one from new rows only."""
 
     seq: int = -1
     epoch: int = 0
@@ -93,7 +93,7 @@ class VersionTree:
 
     @staticmethod
     def replay(rows: Iterable[Row], after: "VersionTree | None" = None) -> "VersionTree":
-        """Return the tree after ``rows`` (any order; rows up to ``after.seq`` are ignored). Pure."""
+        """Return the tree after `rows` (any order; rows up to `after.seq` are ignored). Pure."""
         start = after or VersionTree()
         new = sorted((row for row in rows if row["seq"] > start.seq), key=lambda row: int(row["seq"]))
         if not new:
@@ -172,7 +172,7 @@ class VersionTree:
             ) from None
 
     def named(self, name: str) -> str:
-        """Return the version that is ``name`` or alone begins with it; ``head`` stands for the served one. Raises
+        """Return the version that is `name` or alone begins with it; `head` stands for the served one. Raises
         AmbiguousVersion, which names the candidates, or UnknownVersion."""
         if name in self.versions:
             return name
@@ -194,7 +194,7 @@ class VersionTree:
         return a == b or self.get(a).artifacts.get(STUDENT, a) == self.get(b).artifacts.get(STUDENT, b)
 
     def lineage(self, version_id: str) -> list[str]:
-        """Return ids from the root to ``version_id``, both included."""
+        """Return ids from the root to `version_id`, both included."""
         line: list[str] = []
         at: str | None = self.get(version_id).version_id
         while at is not None:
@@ -203,13 +203,13 @@ class VersionTree:
         return line[::-1]
 
     def path(self, start: str, end: str) -> list[str]:
-        """Return ids from ``start`` up to the common ancestor and down to ``end``, all included."""
+        """Return ids from `start` up to the common ancestor and down to `end`, all included."""
         up, down = self.lineage(start), self.lineage(end)
         shared = sum(1 for a, b in zip(up, down, strict=False) if a == b)
         return up[shared - 1 :][::-1] + down[shared:]
 
     def learnt(self, version_id: str | None = None) -> frozenset[str]:
-        """Return tasks learnt by the versions from the root to ``version_id`` (the head when none is given)."""
+        """Return tasks learnt by the versions from the root to `version_id` (the head when none is given)."""
         if version_id is None and not self.moves:
             return frozenset()
         tasks = (self.versions[v].task for v in self.lineage(version_id or self.head))

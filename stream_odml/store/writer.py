@@ -62,7 +62,7 @@ class Writer:
         storage_options: dict[str, str] | None = None,
     ) -> "Writer":
         """Become the writer and tidy up after a predecessor that died. An open store is the writer's from now on.
-        Raises RootBusy while another one lives (unless ``takeover``), NotAStreamRoot, SchemaTooNew."""
+        Raises RootBusy while another one lives (unless `takeover`), NotAStreamRoot, SchemaTooNew."""
         store = root if isinstance(root, Store) else Store.open(root, storage_options, keep_gallery=False)
         store.table("quarantine")  # a root of which it may not write a part is none of its own
         lease = Lease.acquire(store.files, holder, lease_s, takeover)
@@ -114,7 +114,7 @@ class Writer:
 
     def adopt(self, shard: Landed, batch: IngestBatch) -> bool:
         """Commit a shard of rows that came out of another store: it lands and is indexed at once, whole or not at all.
-        False for one that is there already. Raises ValueError as :meth:`commit_ingest` does."""
+        False for one that is there already. Raises ValueError as `commit_ingest` does."""
         with self._fence.exclusive() as store:
             if shard.shard_id in store.ledger.shards:
                 return False
@@ -160,7 +160,7 @@ class Writer:
             self._ledger("close", [events.assigned(s, task_id, reason, detail or {}) for s in shard_ids])
 
     def begin_attempt(self, task_id: str, parent: str | None = None) -> str:
-        """Return the id to learn ``task_id`` under from ``parent`` (the head): kept over restarts, new once refused."""
+        """Return the id to learn `task_id` under from `parent` (the head): kept over restarts, new once refused."""
         with self._fence.exclusive() as store:
             parent = parent or store.tree.head
             current = store.current_attempt(task_id, parent)
@@ -169,7 +169,7 @@ class Writer:
     def begin_later_attempt(
         self, kind: AttemptKind, tasks: Sequence[str], shards: Sequence[str] = (), worst: bool = False
     ) -> str:
-        """Begin, from the head, to improve what is learnt; return the id, which names the last of ``tasks``."""
+        """Begin, from the head, to improve what is learnt; return the id, which names the last of `tasks`."""
         with self._fence.exclusive() as store:
             new = partial(events.attempt, kind=kind, tasks=tasks, shards=shards, worst=worst)
             return self._begin(new, tasks[-1], store.tree.head)
@@ -180,7 +180,7 @@ class Writer:
         return version_id
 
     def put_artifact(self, version_id: str, name: str, data: bytes) -> ArtifactRef:
-        """Write an artifact for a later :meth:`commit_stage` (any process may, by ``artifacts.write_artifact``)."""
+        """Write an artifact for a later `commit_stage` (any process may, by `artifacts.write_artifact`)."""
         return write_artifact(self.store.files, version_id, name, data)
 
     def commit_root(self, artifacts: Mapping[str, bytes], metrics: Mapping[str, Any] | None = None) -> str:
@@ -206,11 +206,11 @@ class Writer:
         quarantine: pa.Table | None = None,
     ) -> None:
         """Commit a learnt version with its task's images embedded anew, and move the head to it.
-        ``rows``: all, or parts to be gone through several times; none, and no drift maps, where the student is the
-        parent's. ``quarantine``: rows of the task that could not be learnt from.
+        `rows`: all, or parts to be gone through several times; none, and no drift maps, where the student is the
+        parent's. `quarantine`: rows of the task that could not be learnt from.
 
         A version that is committed already is left as it is. Raises StaleParent when the head left
-        ``parent``, ValueError for a refused attempt, missing artifacts, or rows of another version.
+        `parent`, ValueError for a refused attempt, missing artifacts, or rows of another version.
         """
         with self._fence.exclusive() as store:
             if version_id not in store.tree.versions:
@@ -263,7 +263,7 @@ class Writer:
                 self._ledger("skip", [events.skipped(task_id, reason)])
 
     def relearn_task(self, task_id: str, anyway: bool = False) -> None:
-        """Let a task be learnt after all, behind those that wait; ``anyway``: published whatever the gate finds. Asked
+        """Let a task be learnt after all, behind those that wait; `anyway`: published whatever the gate finds. Asked
         again while it waits, it changes nothing. Raises UnknownSubject, ValueError for one that is learnt."""
         with self._fence.exclusive() as store:
             if asks_for_more(store.ledger, store.tree, task_id, anyway):
@@ -271,7 +271,7 @@ class Writer:
 
     def move_head(self, version_id: str, reason: str, skip_abandoned: bool = False) -> None:
         """Serve another committed version from now on: rollback, or roll-forward. Tasks learnt only on the branch that
-        is left are due again, unless ``skip_abandoned`` says that they are not."""
+        is left are due again, unless `skip_abandoned` says that they are not."""
         with self._fence.exclusive() as store:
             if store.tree.get(version_id).retired:
                 raise ValueError(
@@ -301,7 +301,7 @@ class Writer:
         self._fence.append_entries("versions", rows)
 
     def replace_forgotten(self, data: Mapping[str, Mapping[str, bytes | ArtifactRef]], seq: int) -> None:
-        """Let versions name artifacts (by version and name) without what tombstones up to ``seq`` cover: all in one
+        """Let versions name artifacts (by version and name) without what tombstones up to `seq` cover: all in one
         commit, so that no image is taken out twice. The old files are deleted, and heads that nothing is left to solve
         again. A ref: that artifact has nothing of it."""
         with self._fence.exclusive() as store:
@@ -319,9 +319,9 @@ class Writer:
                 store.files.delete(path)
 
     def forget(self, kind: Literal["class", "item", "shard"], name: str, items: int | None = None) -> int:
-        """Forget a class, an item or a shard: gone for every reader at once, deleted by :meth:`maintain`.
+        """Forget a class, an item or a shard: gone for every reader at once, deleted by `maintain`.
 
-        ``items``: how many it covers, to be recorded. Whether the name stands for anything is the caller's question.
+        `items`: how many it covers, to be recorded. Whether the name stands for anything is the caller's question.
         Returns the tombstone's seq. What lands after it is a return of the name, and visible.
         """
         with self._fence.exclusive() as store:
@@ -337,7 +337,7 @@ class Writer:
         self, policy: MaintenancePolicy | None = None, covered: int | None = None
     ) -> MaintenanceReport:
         """Delete what nothing will read again, merge small files, drop old table versions; see the policy. Other
-        operations need not wait for it. ``covered`` as for :func:`~stream_odml.store.maintenance.maintain`."""
+        operations need not wait for it. `covered` as for `maintain`."""
         with self._fence.maintaining:
             report = maintain(self._fence, policy or MaintenancePolicy(), covered)
         with self._fence.exclusive():  # this writer's own view is up to date after every operation

@@ -100,7 +100,7 @@ def _from_json(item: Any) -> NewItem:
 
 
 def _from_form(parts: list[Part]) -> list[NewItem]:
-    """Fields hold for every ``image`` part; ``id`` only where there is one image."""
+    """Fields hold for every `image` part; `id` only where there is one image."""
     named = [part.name for part in parts if part.name != "image"]
     fields: dict[str, Any] = {part.name: part.text() for part in parts if part.name != "image"}
     known_keys(fields, _FIELDS)

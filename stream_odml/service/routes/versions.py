@@ -64,7 +64,7 @@ async def diff(a: str, b: str, request: Request) -> Response:
 
 
 def _find(tree: VersionTree, name: str) -> Version:
-    """Return the version that ``name``, its beginning, or ``head`` stands for. ApiError 404, or 422 where
+    """Return the version that `name`, its beginning, or `head` stands for. ApiError 404, or 422 where
     several begin so."""
     if (found := version_named(tree, name)) is not None:
         return tree.get(found)
