@@ -37,8 +37,7 @@ from stream_odml.learn.lift import Lift
 from stream_odml.learn.map_fit import MapFit
 from stream_odml.learn.settings import EmbedderSpec
 from stream_odml.pipeline.evaluating import by_head
-from stream_odml.pipeline.head_solving import CHOSEN_CLASSES, CHOSEN_ITEMS, Choice, Items, Solved, solve
-from stream_odml.pipeline.held_out_rows import HeldOut
+from stream_odml.pipeline.head_solving import CHOSEN_CLASSES, CHOSEN_ITEMS, HeadChoice, Items, Solved, solve
 
 PUSHED = replace(PSEUDO["apr_l2"], samples=30)
 """By which images of a task become pseudo-samples of each old class for the map of `apr_exact`."""
@@ -152,7 +151,7 @@ class ExactRun(Run):
         features = stored(self._embed(trunk, images))
         earlier = None
         if before is not None:
-            earlier = Choice(before.head.settings, *before.chosen)
+            earlier = HeadChoice(before.head.settings, *before.chosen)
             if not self._sees_all:
                 old = before.features_ND if isinstance(forward, IdentityMap) else moved(before, forward)
                 images = np.concatenate([before.images_N, images])
@@ -161,7 +160,12 @@ class ExactRun(Run):
         self._pass_s += self._clock() - began
 
     def _solve_with(
-        self, state: RunState, images: Ints, features: Floats, earlier: Choice | None, growth: float | None
+        self,
+        state: RunState,
+        images: Ints,
+        features: Floats,
+        earlier: HeadChoice | None,
+        growth: float | None,
     ) -> None:
         """Solve the head of all images learnt so far, from their features as stored."""
         items = Items([str(i) for i in images.tolist()], self._names(images), encode(features))
@@ -228,8 +232,8 @@ class ExactRun(Run):
         names, finder = list(self.study.images.class_names), by_head(state.solved.head)
 
         def find(rows: Ints) -> Floats:
-            held = HeldOut.of_features(gallery_MD[rows], [names[label] for label in self.labels_M[rows]])
-            return finder(held, fresh_MD[rows], gallery_MD[rows])
+            classes = [names[label] for label in self.labels_M[rows]]
+            return finder(classes, fresh_MD[rows], gallery_MD[rows])
 
         return find
 

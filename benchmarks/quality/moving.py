@@ -30,8 +30,7 @@ from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.finish import StageOutcome
 from stream_odml.learn.trunk_gap import is_worth_moving, of_tasks, trunk_need
 from stream_odml.pipeline.evaluating import by_head
-from stream_odml.pipeline.head_solving import Choice, Solved
-from stream_odml.pipeline.held_out_rows import HeldOut
+from stream_odml.pipeline.head_solving import HeadChoice, Solved
 from stream_odml.pipeline.stage_learner import MAX_OLDER
 
 HELD_OUT, FEW_IMAGES = 0.2, 8
@@ -79,7 +78,7 @@ class MovingRun(ExactRun):
         if move is not None:
             state.student = move.outcome.student
             forward, backward = move.outcome.forward, move.outcome.backward
-            earlier = Choice(state.solved.head.settings, *state.solved.chosen)
+            earlier = HeadChoice(state.solved.head.settings, *state.solved.chosen)
             self._solve_with(state, move.images_N, move.features_ND, earlier, None)
             anew = list(range(stage + 1)) if self._embeds_anew else list(move.tasks)
         state.forward.append(forward)
@@ -144,8 +143,8 @@ class MovingRun(ExactRun):
         )
         head = solve_head(sums, before.head.settings)
         queries = self._embed(trunk, before.images_N[out])
-        items = HeldOut.of_features(features_ND[out], [n for n, o in zip(names, out, strict=True) if o])
-        return float(np.nanmean(by_head(head)(items, queries, features_ND[out])))
+        classes = [n for n, o in zip(names, out, strict=True) if o]
+        return float(np.nanmean(by_head(head)(classes, queries, features_ND[out])))
 
     def _images_of(self, tasks: Sequence[int]) -> Ints:
         return np.concatenate([self.stream.tasks[t].images for t in tasks])

@@ -21,7 +21,7 @@ from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
-from stream_odml.pipeline.head_solving import Choice
+from stream_odml.pipeline.head_solving import HeadChoice
 
 
 class RivalRun(ExactRun):
@@ -49,7 +49,12 @@ class RivalRun(ExactRun):
         return np.array(self._features[images])
 
     def _solve_with(
-        self, state: RunState, images: Ints, features: Floats, earlier: Choice | None, growth: float | None
+        self,
+        state: RunState,
+        images: Ints,
+        features: Floats,
+        earlier: HeadChoice | None,
+        growth: float | None,
     ) -> None:
         """Fit the rival; the sums are for the whitening that unseen classes are measured beside."""
         del earlier

@@ -25,7 +25,7 @@ from stream_odml.learn.settings import method_settings
 from stream_odml.learn.stage import StageLearner
 from stream_odml.pipeline.evaluating import by_cosine, by_head, mean_found
 from stream_odml.pipeline.held_out import embed_images
-from stream_odml.pipeline.held_out_rows import HeldOut, choose, keys_of
+from stream_odml.pipeline.held_out_rows import choose, keys_of
 from stream_odml.pipeline.holdout import is_held_out
 from stream_odml.pipeline.messages import shard_ref
 from stream_odml.pipeline.sources import read_options
@@ -109,13 +109,13 @@ def _measured(
         size, max_pixels = config.model.image_size, config.ingest.max_pixels
         there, vectors = embed_images(store, keys, models, size, max_pixels, "cpu")
         kept = [key for key, is_there in zip(keys, there, strict=True) if is_there]
-        held = HeldOut.of_features(vectors[0], np.array(classes, np.str_)[there].tolist())
-        frozen, finetuned = mean_found(as_first(held, vectors[0], vectors[0])), None
+        of = [name for name, is_there in zip(classes, there, strict=True) if is_there]
+        frozen, finetuned = mean_found(as_first(of, vectors[0], vectors[0])), None
         if tuned is not None:
             for key, vector in zip(kept, vectors[1], strict=True):
                 gallery.setdefault(key, vector)  # it stays where the model that learnt its task put it
             stored = np.array([gallery[key] for key in kept]).reshape(vectors[1].shape)
-            finetuned = mean_found(by_cosine(held, vectors[1], stored))
+            finetuned = mean_found(by_cosine(of, vectors[1], stored))
         found[version_id] = Baseline(frozen, finetuned, len(kept))
     return found
 

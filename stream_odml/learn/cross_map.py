@@ -34,14 +34,14 @@ FOLDS = 3
 HIDDEN = 512
 RIDGES = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0)
 """Candidates, in units of φ's mean variance."""
-KEPT = (0.5, 0.25)
+KEPT_SHARES = (0.5, 0.25)
 """Candidates: share of the new feature's directions that are predicted, of the most variance."""
 CLASS_WEIGHT = 0.3
 """Prior deviation of o_c, in units of that of φ."""
-LEAST_PAIRS = 16
+MIN_PAIRS = 16
 SHRINKAGE = 0.8
 _PAYS = 0.99
-"""What is less plain is taken for an error that is smaller by this factor."""
+"""A richer map is chosen where its error is below this share of the plainer one's."""
 Float64s = NDArray[np.float64]
 
 
@@ -147,7 +147,7 @@ class CrossMap:
 
 def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], seed: int = 0) -> Choice:
     """Return the settings with the least error on held-out pairs; offsets of classes, then entries that are kept,
-    then a hidden layer, are tried and taken where they pay. Raises ValueError for fewer than `LEAST_PAIRS` pairs."""
+    then a hidden layer, are tried and taken where they pay. Raises ValueError for fewer than `MIN_PAIRS` pairs."""
     _check_pairs(old_nD, new_nF, len(classes))
     held_out = _HeldOut(old_nD, new_nF, classes, seed)
     all_kept = [(ridge, 1.0) for ridge in RIDGES]
@@ -156,7 +156,7 @@ def choose_cross_map(old_nD: Floats, new_nF: Floats, classes: Sequence[str], see
     for richer in ({"class_weight": CLASS_WEIGHT}, *same, {"width": HIDDEN}):
         tried = held_out.best(replace(best, **richer), all_kept)
         best = tried if tried.error < _PAYS * best.error else best
-    fewer = held_out.best(best, [(best.ridge, kept) for kept in KEPT])
+    fewer = held_out.best(best, [(best.ridge, kept) for kept in KEPT_SHARES])
     return fewer if fewer.error < _PAYS * best.error else best
 
 
@@ -198,9 +198,9 @@ def _gain(old_nF: Float64s, new_nF: Float64s) -> Float64s:
 
 
 def _check_pairs(old_nD: Floats, new_nF: Floats, n: int) -> None:
-    if n < LEAST_PAIRS or len(old_nD) != n or len(new_nF) != n:
+    if n < MIN_PAIRS or len(old_nD) != n or len(new_nF) != n:
         raise ValueError(
-            f"{n} classes of {len(old_nD)} and {len(new_nF)} features; a map needs {LEAST_PAIRS} pairs or more: give "
+            f"{n} classes of {len(old_nD)} and {len(new_nF)} features; a map needs {MIN_PAIRS} pairs or more: give "
             "more images"
         )
 

@@ -171,7 +171,7 @@ class DiscriminantHead:
         weights_Ed, shift_d = affine
         z_nd = phi_nE[:, : len(weights_Ed)] @ weights_Ed
         z_nd -= shift_d
-        return unit_rows(z_nd)
+        return normalise_in_place(z_nd)
 
     def equals(self, other: DiscriminantHead, tolerance: float = 1e-6) -> bool:
         """Return whether it is the same head but for rounding, relative to the largest entry of each map."""
@@ -295,7 +295,7 @@ class Solver:
         return self.sums.narrowed(width).scatter()
 
 
-def unit_rows(z_nd: Float32s) -> Float32s:
+def normalise_in_place(z_nd: Float32s) -> Float32s:
     """Give rows length 1, in place; rows of almost nothing become zero."""
     norm_n1 = np.linalg.norm(z_nd, axis=1, keepdims=True)
     norm_n1[norm_n1 <= 1e-12] = np.inf

@@ -76,8 +76,8 @@ class FeatureCodes:
 
 
 def encode(h_nD: Floats, form: FeatureFormat = "int8") -> FeatureCodes:
-    """Return code features [n, D], each row by its own largest value. Raise ValueError for a value that is
-    not finite, and for a shape other than [n, D].
+    """Return features [n, D] as codes, each row by its own largest value. Raises ValueError for a value that is not
+    finite, and for a shape other than [n, D].
 
     int8: |h - decoded| is at most max|h| / 254 of the row. Encoding what was decoded gives the same codes.
     """

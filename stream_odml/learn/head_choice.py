@@ -21,22 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import HeadSettings, Solver, unit_rows
+from stream_odml.learn.discriminant import HeadSettings, Solver, normalise_in_place
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import Float64s
 
 SHRINKAGES, NEW_SHRINKAGES = (0.8, 0.95), (0.8, 0.5)
 """Tried of the known and of the new part, the default first."""
-MARGIN, ERRORS = 0.005, 2.0
+MARGIN, STANDARD_ERRORS = 0.005, 2.0
 """Another than the default has to be better by so much recall, and by so many standard errors of the difference: of 200
 queries one or two more are found by chance, and a lift given up for them has cost 0.08 of recall."""
-FOLDS, FOLDS_OF_FEW, LARGE = 2, 4, 2048
+FOLDS, FOLDS_OF_FEW, LARGE_DIM = 2, 4, 2048
 """Folds after the first are for scale and bonus alone, and not for wide lifts, whose every solution takes seconds."""
 MAX_WHITENED = 100_000
 """Items up to which whitening may serve all: a searcher then holds D values an item, where the known part has 128."""
-HELD_OUT, FEW = 4, 24
-"""A fold leaves out every fourth class, and every fourth item of the others; of fewer than FEW classes two at a time,
-as the scores of the known part depend on how many classes are left."""
+LEAVE_OUT_EVERY, FEW_CLASSES = 4, 24
+"""A fold leaves out every fourth class, and every fourth item of the others; of fewer than FEW_CLASSES classes two at
+a time, as the scores of the known part depend on how many classes are left."""
 MIN_KNOWN = 6
 """Classes that a fold leaves in the sums at least: of fewer directions nothing is learnt of those of more."""
 NEW_SCALES = (1.0, 0.7, 0.5, 0.35)
@@ -152,7 +152,7 @@ class _Fold:
         lift = self.sums.narrowed(width).lift
         phi_nE = lift.apply(self.sample.decode())
         phi_nE -= self.sums.mean()[: lift.out_dim].astype(np.float32)
-        return unit_rows(phi_nE @ map_dE.T.astype(np.float32))
+        return normalise_in_place(phi_nE @ map_dE.T.astype(np.float32))
 
     def _scores(self, z_nd: NDArray[np.float32]) -> _Scores:
         queries = np.flatnonzero(self.query_n)
@@ -277,17 +277,17 @@ def _folds(sums: ClassSums, sample: FeatureCodes, classes: Sequence[str]) -> Ite
     whole = sorted((name for name, n in counts.items() if n > 1), key=_hash)
     row_of = {name: row for row, name in enumerate(sorted(counts))}
     label_n = np.array([row_of[name] for name in classes], np.int64)
-    # Of each class, and of the classes, every HELD_OUT-th by its place in the sample.
+    # Of each class, and of the classes, every LEAVE_OUT_EVERY-th by its place in the sample.
     place: Counter[str] = Counter()
     place_n = np.empty(len(classes), np.int64)
     for row, name in enumerate(classes):
         place_n[row] = place[name]
         place[name] += 1
     enough_n = np.array([counts[name] > 1 for name in classes], bool)
-    every_n = np.array([min(HELD_OUT, counts[name]) for name in classes], np.int64)
-    few = len(whole) < FEW
-    step = max(HELD_OUT, len(whole) // 2) if few else HELD_OUT
-    for fold in range(1 if sums.lift.out_dim > LARGE else FOLDS_OF_FEW if few else FOLDS):
+    every_n = np.array([min(LEAVE_OUT_EVERY, counts[name]) for name in classes], np.int64)
+    few = len(whole) < FEW_CLASSES
+    step = max(LEAVE_OUT_EVERY, len(whole) // 2) if few else LEAVE_OUT_EVERY
+    for fold in range(1 if sums.lift.out_dim > LARGE_DIM else FOLDS_OF_FEW if few else FOLDS):
         new = set(whole[fold::step])
         new_n = np.array([name in new for name in classes], bool)
         query_n = enough_n & (new_n | ((place_n + fold) % every_n == 0))
@@ -351,7 +351,7 @@ def _mean_of_both(
 
 def _is_more(gain_q: NDArray[np.float64], least: float = MARGIN) -> bool:
     """Return whether a mean gain of queries is above `least` and above what chance gives."""
-    chance: float = ERRORS * float(gain_q.std()) / max(len(gain_q), 1) ** 0.5
+    chance: float = STANDARD_ERRORS * float(gain_q.std()) / max(len(gain_q), 1) ** 0.5
     return _mean(gain_q) > max(least, chance)
 
 

@@ -116,7 +116,7 @@ class MapFit:
 
 @dataclass(frozen=True, eq=False)
 class KernelFit:
-    """Anchors as parent and child embed them, raw g, and the labels of their images."""
+    """Centres of kernel maps as parent and child embed them, raw g, and the labels of their images."""
 
     settings: StageSettings
     parents_md: Float32s
@@ -152,7 +152,7 @@ class KernelFit:
         self, base: AffineMap | None, *, backward: bool = False, kept: NDArray[np.bool_] | slice = slice(None)
     ) -> KernelMap:
         """Fit the residuals that `base` (default: the identity) leaves between parent and child, or back, of the
-        anchors that are `kept`."""
+        centres that are `kept`."""
         s = self.settings
         x_md, y_md = self.parents_md[kept], self.children_md[kept]
         if backward:
@@ -161,8 +161,8 @@ class KernelFit:
         return KernelMap(x_md, residuals_md, base, s.kernel, s.kernel_width, s.kernel_floor)
 
     def held_out_error(self, base: AffineMap | None) -> float:
-        """Return the mean of |map(g_parent) - g_child|^2 over centres of classes that the forward map has no anchor
-        of; of all centres where there are too few classes. The base has seen them all."""
+        """Return the mean of |map(g_parent) - g_child|^2 over centres of classes of which the forward map has no
+        other; over all centres where there are too few classes. The base has seen them all."""
         fold_m = self.labels_m % FOLDS
         groups = [fold_m == fold for fold in np.unique(fold_m)]
         total = 0.0

@@ -6,7 +6,7 @@ one of them, and never finds itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,30 +20,32 @@ from stream_odml.store.version_metrics import VersionMetrics, key
 
 BLOCK = 512
 """Queries that are compared by a head at a time, so that memory is bounded."""
-Finder = Callable[[HeldOut, Floats, Floats], Floats]
-"""(held, queries [n, d], gallery [n, d]) -> [n]: 1 where the nearest other is of the query's class, else 0; NaN where
-its class has no other."""
+Finder = Callable[[Sequence[str], Floats, Floats], Floats]
+"""(classes [n], queries [n, d], gallery [n, d]) -> [n]: 1 where the nearest other is of the query's class, else 0; NaN
+where its class has no other."""
 
 
-def by_cosine(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
+def by_cosine(classes: Sequence[str], queries: Floats, gallery: Floats) -> Floats:
     """Compare embeddings as they are."""
     # Here: a stage under a discriminant head needs no torch.
     from stream_odml.learn.evaluation import Retrieval, nearest_is_relevant
 
-    return nearest_is_relevant(Retrieval(queries, held.labels, gallery, held.labels, np.arange(len(queries))))
+    labels = np.unique(np.array(classes, np.str_), return_inverse=True)[1]
+    return nearest_is_relevant(Retrieval(queries, labels, gallery, labels, np.arange(len(queries))))
 
 
 def by_head(head: DiscriminantHead) -> Finder:
     """Return how features [n, D] of the head's trunk are compared: items of classes that it knows by the known part,
     others by the new part, scaled, plus `new_bonus`. Ties count against the query."""
 
-    def find(held: HeldOut, queries: Floats, gallery: Floats) -> Floats:
-        known_n = np.array([head.knows(name) for name in held.names], bool)[held.labels]
+    def find(classes: Sequence[str], queries: Floats, gallery: Floats) -> Floats:
+        names, labels = np.unique(np.array(classes, np.str_), return_inverse=True)
+        known_n = np.array([head.knows(name) for name in names.tolist()], bool)[labels]
         z_n = head.embed(queries)
         query = head.split(z_n)
         item = query if np.array_equal(gallery, queries) else head.split(head.embed(gallery))
         known_gd, new_gD = item[0][known_n].T, item[1][~known_n].T
-        others_n = np.bincount(held.labels)[held.labels] - 1
+        others_n = np.bincount(labels)[labels] - 1
         found_n = np.full(len(queries), np.nan, np.float32)
         for at in range(0, len(queries), BLOCK):
             rows = np.arange(at, min(at + BLOCK, len(queries)))
@@ -52,7 +54,7 @@ def by_head(head: DiscriminantHead) -> Finder:
             score_qg[:, ~known_n] = np.float32(head.new_scale) * (query[1][rows] @ new_gD) + np.float32(
                 head.new_bonus
             )
-            same_qg = held.labels[rows][:, None] == held.labels[None]
+            same_qg = labels[rows][:, None] == labels[None]
             score_qg[np.arange(len(rows)), rows] = -np.inf
             best_q1 = score_qg.max(axis=1, keepdims=True)
             found_n[rows] = ~((score_qg == best_q1) & ~same_qg).any(axis=1)
@@ -82,8 +84,8 @@ def evaluate_stage(
     found: dict[str, Floats] = {}
     for form, gallery in forms.items():  # under one trunk they are all the same
         same = next((other for other in found if np.array_equal(forms[other], gallery)), None)
-        found[form] = after(held, held.fresh, gallery) if same is None else found[same]
-    of_parent = before(held, held.parent, held.mapped)
+        found[form] = after(held.classes, held.fresh, gallery) if same is None else found[same]
+    of_parent = before(held.classes, held.parent, held.mapped)
     new = np.isin(held.tasks, sorted(own_tasks))
     splits = {"old": ~new, "new": new, "union": np.ones(len(new), bool)}
     figures: dict[str, Any] = {
@@ -92,16 +94,17 @@ def evaluate_stage(
         for form in forms
         if (value := mean_found(found[form][queries])) is not None
     }
+    names, labels = np.unique(np.array(held.classes, np.str_), return_inverse=True)
     for split in splits:
-        figures |= _compared(split, of_parent, found["served"], held.labels, splits[split])
+        figures |= _compared(split, of_parent, found["served"], labels, splits[split])
     for name in np.unique(held.tasks):
         value = mean_found(found["reextracted"][held.tasks == name])
         if value is not None:
             figures[key("recall_at_1_of_task", name)] = value
     figures[key("recall_by_class")] = {
-        held.names[label]: round(value, 4)
-        for label in np.unique(held.labels)
-        if (value := mean_found(found["served"][held.labels == label])) is not None
+        name: round(value, 4)
+        for label, name in enumerate(names.tolist())
+        if (value := mean_found(found["served"][labels == label])) is not None
     }
     return figures
 
@@ -122,8 +125,8 @@ def _compared(
 
 
 def change_error(change_n: Floats, labels_n: NDArray[np.int64]) -> float | None:
-    """Return standard error of the mean change of queries, paired; None for fewer than two classes. Images of one class
-    change together, so a class counts as one observation (cluster-robust: Liang and Zeger 1986)."""
+    """Return the standard error of the mean change of queries, paired; None for fewer than two classes. Images of one
+    class change together, so a class counts as one observation (cluster-robust: Liang and Zeger 1986)."""
     _, classes_n, counts = np.unique(labels_n, return_inverse=True, return_counts=True)
     n_classes = len(counts)
     if n_classes < 2:

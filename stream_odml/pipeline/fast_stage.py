@@ -208,7 +208,7 @@ def _both_found(
     """Estimated Recall@1 of a split by the head of before and by the new one, each with features in its trunk."""
     found: dict[str, float] = {}
     for name, (head, h_nD) in (("parent_recall_at_1", before), ("recall_at_1", after)):
-        recall = evaluating.mean_found(by_head(head)(HeldOut.of_features(h_nD, classes), h_nD, h_nD))
+        recall = evaluating.mean_found(by_head(head)(classes, h_nD, h_nD))
         found |= {} if recall is None else {key(name, split, "estimated"): recall}
     return found
 

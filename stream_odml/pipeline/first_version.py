@@ -53,7 +53,6 @@ def claim_root(
     """
     if there is not None:
         config = as_made(config, there)
-        dim = there.dim if config.solves_head else config.model.dim
     form: Form = "exact" if config.solves_head else "embedding"
     dim, codes = dim or stored_dim(config, there), config.store.codes
     if there is None:

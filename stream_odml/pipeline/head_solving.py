@@ -62,7 +62,7 @@ Training = Items | TrainingRows
 
 
 @dataclass(frozen=True)
-class Choice:
+class HeadChoice:
     """Settings of a head, and the sums that they were chosen for."""
 
     settings: HeadSettings
@@ -75,12 +75,12 @@ class Choice:
         return all(before < (1 + growth) * count and count < (1 + growth) * before for count, before in now)
 
 
-def earlier_choice(store: Store, version: str) -> Choice | None:
+def earlier_choice(store: Store, version: str) -> HeadChoice | None:
     """Return how a version's head was chosen, and when; None for a head that nothing was left to choose by."""
     metrics = store.tree.get(version).metrics
     if CHOSEN_CLASSES not in metrics or CHOSEN_ITEMS not in metrics:
         return None
-    return Choice(store.head_of(version).settings, metrics[CHOSEN_CLASSES], metrics[CHOSEN_ITEMS])
+    return HeadChoice(store.head_of(version).settings, metrics[CHOSEN_CLASSES], metrics[CHOSEN_ITEMS])
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def solve(
     learnt: Training | None,
     dim: int,
     *,
-    earlier: Choice | None = None,
+    earlier: HeadChoice | None = None,
     growth: float | None = None,
     of_task: ClassSums | None = None,
     chosen: HeadSettings | None = None,
@@ -124,7 +124,7 @@ def solve(
             chosen = choose_head(
                 sums, drawn.codes, list(drawn.classes), HeadSettings(dim=dim), keeps_discriminant=keeps
             )
-        earlier = Choice(chosen, float(len(sums)), float(sums.n_items))
+        earlier = HeadChoice(chosen, float(len(sums)), float(sums.n_items))
     head = solve_head(sums, earlier.settings)
     figures = {
         **{key("head", name): float(asdict(head.settings)[name]) for name in CHOSEN},

@@ -27,28 +27,18 @@ Floats = NDArray[np.float32]
 class HeldOut:
     """Held-out images of learnt tasks and of the one at hand, as both models embed them and as the gallery holds them.
 
-    `fresh` [n, d] by the new model, `parent` [n, d] by the one before it; `labels` [n] of the class; `tasks`
-    [n] the task that brought the class first; `anew` [n] whether the stage embeds the item anew; `mapped` [n, d]
-    stored vectors in the parent's space; `raw` [n, d] as they were stored; `names` the class of each label.
+    `fresh` [n, d] by the new model, `parent` [n, d] by the one before it; `classes` [n]; `tasks` [n] the task that
+    brought the class first; `anew` [n] whether the stage embeds the item anew; `mapped` [n, d] stored vectors in the
+    parent's space; `raw` [n, d] as they were stored.
     """
 
     fresh: Floats
     parent: Floats
-    labels: NDArray[np.int64]
+    classes: Sequence[str]
     tasks: NDArray[np.str_]
     anew: NDArray[np.bool_]
     mapped: Floats
     raw: Floats
-    names: Sequence[str]
-
-    @staticmethod
-    def of_features(h_nD: Floats, classes: Sequence[str]) -> HeldOut:
-        """Return items of one trunk that no stage is measured on: only labels and names mean anything."""
-        names, labels = np.unique(np.array(classes, np.str_), return_inverse=True)
-        none = np.zeros(len(labels), bool)
-        return HeldOut(
-            h_nD, h_nD, labels.astype(np.int64), none.astype(str), none, h_nD, h_nD, names.tolist()
-        )
 
 
 def choose(
@@ -121,24 +111,22 @@ def assemble(
     rows = rows.filter(pa.array(there))
     if len(rows) < 2:
         return None
-    names = rows["class_name"].to_pylist()
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    first = _first_tasks(store, number)
+    classes = rows["class_name"].to_pylist()
+    first = _first_tasks(store, set(classes))
     raw = decoded(rows, store.dim)
     mapped = mapped_to(store, raw, rows["version"], parent)
     return HeldOut(
         mapped if fresh is None else fresh,
         mapped if by_parent is None else by_parent,
-        np.array([number[name] for name in names], np.int64),
-        np.array([first[name] for name in names]),
+        classes,
+        np.array([first[name] for name in classes]),
         np.isin(rows["shard_id"].to_pylist(), shards),
         mapped,
         raw,
-        list(number),
     )
 
 
-def _first_tasks(store: Store, wanted: dict[str, int]) -> dict[str, str]:
+def _first_tasks(store: Store, wanted: Collection[str]) -> dict[str, str]:
     first: dict[str, str] = {}
     for task in store.ledger.tasks.values():
         for shard in task.shard_ids:

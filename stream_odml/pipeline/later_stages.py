@@ -34,7 +34,7 @@ from stream_odml.store.writer import Writer
 RENEWED_AT_ONCE = 4096
 """Items of a stage that embeds anew, at least; in all at most RENEWALS stages for each trunk, as each is a version."""
 RENEWALS = 8
-MOST_GONE = 0.1
+MAX_GONE_SHARE = 0.1
 """Share of the items without an image up to which the trunk is held as if all had one."""
 
 
@@ -103,14 +103,11 @@ class LaterStages:
     def _due_tasks(self) -> Sequence[str]:
         store = self._writer.store
         waiting = waiting_tasks(store.ledger, store.tree)
-        if not is_trainable(store.ledger.trainable(*waiting)):
-            return ()  # single images of a class were learnt by the head; a trunk moves with the next ones
-        if self._rules.trunk == "distilled":
-            return waiting
-        if not self._rules.may_move:
+        # Single images of a class were learnt by the head; a trunk moves with the next ones.
+        if not self._rules.may_move or not is_trainable(store.ledger.trainable(*waiting)):
             return ()
         head = VersionMetrics.read(store.tree.get(store.tree.head).metrics)
-        return waiting if waiting and is_worth_moving(head.trunk) else ()
+        return waiting if self._rules.trunk == "distilled" or is_worth_moving(head.trunk) else ()
 
     def _begin_renewal(self) -> Attempt | None:
         store, rate = self._writer.store, self._rules.renew_per_s
@@ -157,7 +154,9 @@ class LaterStages:
     def _will_renew(self) -> bool:
         """Whether nearly all that is stored can be embedded anew, going by what could be under the trunk of now."""
         follow = renewal(self._writer.store)
-        return bool(self._rules.renew_per_s) and follow.get("gone", 0) <= MOST_GONE * sum(follow.values())
+        return bool(self._rules.renew_per_s) and follow.get("gone", 0) <= MAX_GONE_SHARE * sum(
+            follow.values()
+        )
 
 
 def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> frozenset[str]:

@@ -20,7 +20,7 @@ from stream_odml.store.store import META, Store
 Mask = NDArray[np.bool_]
 AT_ONCE = 65_536
 """Rows that wait to be drawn from together."""
-WIDER = 4
+WIDEN_FACTOR = 4
 """How many times as many items of a class are drawn where too few of those before live."""
 
 
@@ -70,7 +70,7 @@ def rows_of_classes(
         if not looked:
             keep[np.flatnonzero(keep)] = _ranks(living, seed) < per_class
             break
-        wide *= WIDER
+        wide *= WIDEN_FACTOR
     parts = [store.gallery_schema.empty_table()]
     picked = split_rows(np.flatnonzero(keep), map(len, blocks.values()))
     for path, mine in zip(blocks, picked, strict=True):

@@ -34,8 +34,8 @@ from stream_odml.store.tables import GALLERY
 Batch = dict[str, NDArray[Any]]
 """member [b], row [b], pixels [b, size, size, 3], problem [b]: "" or JSON of reason and detail."""
 BLOCK_ROWS = 256
-HERE_S = 1.0
-READING_HERE = "reading-here"
+LOCAL_DECODE_S = 1.0
+LOCAL_DECODE_MARK = "reading-here"
 _UNREACHABLE = "unreachable"
 _META = pa.schema([GALLERY.field(name) for name in META])
 
@@ -148,7 +148,7 @@ def fill_cache(
         for batch in decoded:
             _keep_batch(cache, batch)
 
-    keep(_decoded_here(missing(), cache.size, cache.folder / READING_HERE))
+    keep(_decoded_here(missing(), cache.size, cache.folder / LOCAL_DECODE_MARK))
     if wanted := missing():
         keep(readers.spread(wanted, cache.size))
     # Of readers that ended; what failed in another way fails again, and says so.
@@ -175,13 +175,13 @@ def _keep_batch(cache: PixelCache, decoded: Batch) -> None:
 
 
 def _decoded_here(wanted: list[Wanted], size: int, mark: Path) -> Iterator[Batch]:
-    """What this process can decode in HERE_S: all of a small task, for which no other need be found or started. A
-    cluster ends idle reading processes after a second, and takes seconds to start the next.
+    """What this process can decode in LOCAL_DECODE_S: all of a small task, for which no other need be found or started.
+    A cluster ends idle reading processes after a second, and takes seconds to start the next.
 
     In a thread, which is left behind where it hangs. The file `mark` is there for as long as it reads: whoever finds
     it comes after a process that this reading ended, or hangs, and leaves it to others.
     """
-    until = time.monotonic() + HERE_S
+    until = time.monotonic() + LOCAL_DECODE_S
     found: SimpleQueue[Batch | Exception | None] = SimpleQueue()
 
     def read() -> None:
@@ -199,7 +199,7 @@ def _decoded_here(wanted: list[Wanted], size: int, mark: Path) -> Iterator[Batch
             mark.unlink(missing_ok=True)
             found.put(None)
 
-    if HERE_S <= 0 or mark.exists():
+    if LOCAL_DECODE_S <= 0 or mark.exists():
         return
     mark.touch()
     threading.Thread(target=read, name="decode", daemon=True).start()

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-CHUNKS_KEPT = 32
+MAX_CHUNKS = 32
 GROWTH_FACTOR = 1.25
 
 
 @dataclass
-class _Room:
+class _Buffer:
     array: NDArray[Any]
     taken: int
     """Rows that somebody sees."""
@@ -27,18 +27,18 @@ class _Room:
 class Growable:
     """The first rows of an array with room behind them: only who sees all that is taken of it grows in place."""
 
-    _room: _Room
+    _buffer: _Buffer
     _n: int
 
     @staticmethod
     def of(rows: NDArray[Any]) -> "Growable":
         """Return these rows, which nobody may change any more."""
-        return Growable(_Room(rows, len(rows)), len(rows))
+        return Growable(_Buffer(rows, len(rows)), len(rows))
 
     @staticmethod
     def empty(n: int, *width: int, dtype: Any) -> "Growable":
         """Return `n` rows to be filled, and room for some more; memory is taken when it is first written."""
-        return Growable(_Room(np.empty((int(n * GROWTH_FACTOR) + 1024, *width), dtype), n), n)
+        return Growable(_Buffer(np.empty((int(n * GROWTH_FACTOR) + 1024, *width), dtype), n), n)
 
     def __len__(self) -> int:
         return self._n
@@ -46,17 +46,17 @@ class Growable:
     @property
     def rows(self) -> NDArray[Any]:
         """Return what is seen."""
-        return self._room.array[: self._n]
+        return self._buffer.array[: self._n]
 
     def grown(self, values: NDArray[Any]) -> "Growable":
         """Return `values` put behind the rows."""
-        end, room = self._n + len(values), self._room
-        if room.taken != self._n or end > len(room.array):
-            room = Growable.empty(end, *self.rows.shape[1:], dtype=self.rows.dtype)._room
-            room.array[: self._n] = self.rows
-        room.array[self._n : end] = values
-        room.taken = end
-        return Growable(room, end)
+        end, buffer = self._n + len(values), self._buffer
+        if buffer.taken != self._n or end > len(buffer.array):
+            buffer = Growable.empty(end, *self.rows.shape[1:], dtype=self.rows.dtype)._buffer
+            buffer.array[: self._n] = self.rows
+        buffer.array[self._n : end] = values
+        buffer.taken = end
+        return Growable(buffer, end)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Strings:
 
     def grown(self, values: pa.Array) -> "Strings":
         chunks = [*self.column.chunks, values]
-        if len(chunks) > CHUNKS_KEPT:
+        if len(chunks) > MAX_CHUNKS:
             chunks = [pa.concat_arrays(chunks)]
         return Strings(pa.chunked_array(chunks, pa.string()))
 

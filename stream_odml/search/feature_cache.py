@@ -21,7 +21,7 @@ from stream_odml.store.store import Store
 
 log = logging.getLogger(__name__)
 
-MOST_UNNAMED = 256
+MAX_UNNAMED = 256
 """Copies without a name, each of which keeps a file open: a gallery has a few dozen data files, and more only where
 its maintenance is behind."""
 
@@ -45,7 +45,7 @@ class FeatureCache:
             with contextlib.suppress(OSError, ValueError):  # there is none, or one of another length
                 return _mapped(self._file(self._folder, store, path), store)
         features = store.features(path)
-        if len(self._unnamed) >= MOST_UNNAMED:
+        if len(self._unnamed) >= MAX_UNNAMED:
             return features
         try:
             return self._kept(store, path, features)

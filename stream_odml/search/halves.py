@@ -27,12 +27,12 @@ from stream_odml.store.tables import FloatArray
 TILE = 32
 BLOCK = 512 * TILE
 """Rows of one product: it and its sums stay in a core's cache."""
-QUERIES = 64
-WIDEST = 128
+QUERIES_AT_ONCE = 64
+MAX_K = 128
 """Maximum neighbours per query that are searched for in this way."""
 MAX_CANDIDATES_PER_TILE = 512
 """Rows of a block for each query that are compared one by one; where more are that close, the whole block is."""
-ROWS = BLOCK
+MIN_ROWS = BLOCK
 """From how many rows on halves are kept: fewer are searched in a millisecond."""
 BATCHES = (2, 4, 8, 16, 32)
 NEVER = 1 << 30
@@ -75,8 +75,8 @@ class Halves:
     def nearest(self, queries: FloatArray, rows: FloatArray, k: int) -> tuple[FloatArray, Indices]:
         """Search as `exact.inner_product` does, for the `rows` [n, d] that these are the halves of."""
         parts = [
-            self._nearest(queries[start : start + QUERIES], rows, k)
-            for start in range(0, len(queries), QUERIES)
+            self._nearest(queries[start : start + QUERIES_AT_ONCE], rows, k)
+            for start in range(0, len(queries), QUERIES_AT_ONCE)
         ]
         return np.concatenate([scores for scores, _ in parts]), np.concatenate([found for _, found in parts])
 
@@ -156,7 +156,7 @@ def worth_from(dim: int) -> int:
     """Return from how many queries on this is the faster way, measured once a process and dimension in about 0.2 s. A
     machine without instructions for halves takes longer; one whose sums were not those of the bound would answer
     otherwise. NEVER on both."""
-    rows = np.random.default_rng(0).standard_normal((ROWS, dim), dtype=np.float32)
+    rows = np.random.default_rng(0).standard_normal((MIN_ROWS, dim), dtype=np.float32)
     normalise_rows(rows)
     halves = Halves.empty(dim).grown(rows)
     for batch in BATCHES:

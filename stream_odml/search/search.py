@@ -12,7 +12,7 @@ import numpy as np
 
 from stream_odml.search.calibration import matrix_path_from, use_best_path
 from stream_odml.search.exact import Indices, Mask, inner_product, renumbered
-from stream_odml.search.halves import WIDEST, Halves, worth_from
+from stream_odml.search.halves import MAX_K, Halves, worth_from
 from stream_odml.search.index_kinds import (
     IVF,
     KINDS,
@@ -27,7 +27,7 @@ from stream_odml.store.tables import FloatArray
 
 # Its stubs do not know keyword arguments.
 faiss: Any = typed_faiss
-SAMPLE = 100
+SAMPLE_QUERIES = 100
 GATHER_BELOW = 0.25
 """Share of rows that pass a filter, below which copying them is cheaper than testing the filter at every row."""
 
@@ -64,7 +64,7 @@ def search_exactly(
     n, dim = vectors.shape
     use_best_path(dim)
     if mask is None:
-        if halves is not None and k <= WIDEST and len(queries) >= worth_from(dim):
+        if halves is not None and k <= MAX_K and len(queries) >= worth_from(dim):
             return halves.nearest(queries, vectors, k)
         return inner_product(queries, vectors, k)
     if np.count_nonzero(mask) < GATHER_BELOW * n or len(queries) >= matrix_path_from(dim):
@@ -168,7 +168,7 @@ def _tuned(kind: str, index: Any, vectors: FloatArray, settings: SearchSettings)
 
 def _sample_queries(vectors: FloatArray) -> FloatArray:
     """Draw queries like new images: near items, but no items, as an item itself is found more easily."""
-    near, off = np.random.default_rng(0).integers(len(vectors), size=(2, SAMPLE))
+    near, off = np.random.default_rng(0).integers(len(vectors), size=(2, SAMPLE_QUERIES))
     sample: FloatArray = vectors[near] + np.float32(0.25) * vectors[off]
     normalise_rows(sample)
     return sample

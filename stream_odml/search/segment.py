@@ -11,12 +11,12 @@ import numpy as np
 
 from stream_odml.search.columns import Growable
 from stream_odml.search.exact import Indices, Mask, merge_top
-from stream_odml.search.halves import NEVER, ROWS, Halves, worth_from
+from stream_odml.search.halves import MIN_ROWS, NEVER, Halves, worth_from
 from stream_odml.search.index_kinds import Clusters
 from stream_odml.search.search import IndexSearcher, SearchSettings, build_searcher, search_exactly
 from stream_odml.store.tables import FloatArray
 
-FRESH_KEPT = 1024
+MAX_FRESH_ROWS = 1024
 LISTS_SEARCHED = 1 / 16
 """Share of the vectors, about, that an approximate search compares."""
 
@@ -103,7 +103,7 @@ class Segment:
             main = build_searcher(fresh, self.settings, clusters)
             if main is None:
                 return replace(self, halves=_halves(self.halves, fresh))
-        elif len(fresh) <= max(FRESH_KEPT, self.settings.fresh_share * main.n):
+        elif len(fresh) <= max(MAX_FRESH_ROWS, self.settings.fresh_share * main.n):
             return self
         else:
             main = main.grown(fresh)
@@ -112,7 +112,7 @@ class Segment:
 
 def _halves(held: Halves | None, rows: FloatArray) -> Halves | None:
     dim = rows.shape[1]
-    if len(rows) < ROWS or worth_from(dim) == NEVER:
+    if len(rows) < MIN_ROWS or worth_from(dim) == NEVER:
         return None
     held = held or Halves.empty(dim)
     return held.grown(rows[len(held) :])

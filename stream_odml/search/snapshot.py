@@ -29,7 +29,7 @@ from stream_odml.store.store import Store
 from stream_odml.store.tables import FloatArray
 from stream_odml.store.versions import VersionTree
 
-DEAD_KEPT = 256
+MAX_DEAD_ROWS = 256
 """Rows that were replaced or forgotten since the last compaction, which a search looks past."""
 
 
@@ -276,7 +276,7 @@ def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
         dead=np.flatnonzero(dead),
         txns=txns,
     )
-    if len(changed.dead) <= DEAD_KEPT:
+    if len(changed.dead) <= MAX_DEAD_ROWS:
         return changed
     return None if any(part.segment.main for part in parts) else _without_dead(changed)
 

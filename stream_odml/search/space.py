@@ -31,7 +31,7 @@ from stream_odml.store.versions import VersionTree
 
 BLOCK = 4096
 """Features projected at a time."""
-MEASURED = 8
+MEASURED_PER_BLOCK = 8
 """Features of a block whose length is measured."""
 Files = Sequence[tuple[str, Indices]]
 """Data files, and which rows of each."""
@@ -180,7 +180,7 @@ class Space:
             for start in range(0, len(chosen), BLOCK):
                 block = stored[chosen[start : start + BLOCK]]
                 numbers = made_by[at : at + len(block)]
-                measured = np.linalg.norm(block[:MEASURED].decode(), axis=1).tolist()
+                measured = np.linalg.norm(block[:MEASURED_PER_BLOCK].decode(), axis=1).tolist()
                 for number, length in zip(numbers.tolist(), measured, strict=False):
                     lengths.setdefault(names[number].as_py(), []).append(length)
                 yield at, in_one_trunk(block, numbers, drifts)

@@ -24,7 +24,7 @@ from tests.pipeline.test_task_cache import cache_of, fill, twelve_shards
 @pytest.fixture
 def only_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the first second of a large task were over."""
-    monkeypatch.setattr(task_cache, "HERE_S", -1.0)
+    monkeypatch.setattr(task_cache, "LOCAL_DECODE_S", -1.0)
 
 
 def hanging_once(mark: Path) -> Callable[..., Iterator[Batch]]:

@@ -19,8 +19,7 @@ from stream_odml.learn.head_choice import choose_head
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline import head_solving
 from stream_odml.pipeline.evaluating import by_head
-from stream_odml.pipeline.head_solving import Choice, Items, solve
-from stream_odml.pipeline.held_out_rows import HeldOut
+from stream_odml.pipeline.head_solving import HeadChoice, Items, solve
 from stream_odml.pipeline.late_erasure import StaleSums
 from stream_odml.store.artifacts import HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
@@ -100,7 +99,7 @@ def test_recall_is_that_of_a_naive_search_of_both_parts() -> None:
     known = [row for row, name in enumerate(names) if name < "c4"]
     settings = HeadSettings(new_scale=0.5, new_bonus=0.6)
     head = solve_head(ClassSums.of(Lift(D), encode(h[known]), [names[r] for r in known]), settings)
-    found = by_head(head)(HeldOut.of_features(h, names), h, h)
+    found = by_head(head)(names, h, h)
     z = head.embed(h)
     for q in range(len(h)):
         scores = [
@@ -278,7 +277,7 @@ def test_under_another_trunk_settings_are_chosen_again_and_a_discriminant_is_kep
     monkeypatch.setattr(head_solving, "choose_head", counted)
     codes, names = stored(8, 6, 12)
     items = Items([f"{row}" for row in range(len(names))], names, codes)
-    earlier = Choice(HeadSettings(discriminant=discriminant), 8.0, 48.0)
+    earlier = HeadChoice(HeadSettings(discriminant=discriminant), 8.0, 48.0)
     for growth in (0.25, None):
         solve(ClassSums.empty(Lift(12)), items, None, 4, earlier=earlier, growth=growth)
     assert kept == [discriminant], "as many classes and items leave the settings, another trunk does not"

@@ -127,7 +127,7 @@ def unused_readers() -> Readers:
 def test_a_small_task_is_decoded_without_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_cache, "HERE_S", 60.0)  # however busy the machine is
+    monkeypatch.setattr(task_cache, "LOCAL_DECODE_S", 60.0)  # however busy the machine is
     refs, cache = twelve_shards(tmp_path)
     fill(cache, refs, unused_readers())
     assert cache.is_complete
@@ -140,7 +140,7 @@ def test_a_small_task_is_decoded_without_another_process(
 def test_what_hangs_here_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refs, cache = twelve_shards(tmp_path)
     asked: list[int] = []
-    monkeypatch.setattr(task_cache, "HERE_S", 0.2)
+    monkeypatch.setattr(task_cache, "LOCAL_DECODE_S", 0.2)
     monkeypatch.setattr(task_cache, "decode_rows", lambda *_: threading.Event().wait())
     others = SimpleNamespace(spread=lambda wanted, _: map(asked.append, [len(wanted)]))
     with pytest.raises(TypeError):  # what is asked of the others comes back as nothing
@@ -149,7 +149,7 @@ def test_what_hangs_here_is_left_behind(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_all_of_it_can_be_decoded_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_cache, "HERE_S", -1.0)
+    monkeypatch.setattr(task_cache, "LOCAL_DECODE_S", -1.0)
     refs, cache = twelve_shards(tmp_path)
     Path(refs[5].uri).write_bytes(b"")
     fill(cache, refs, Readers())

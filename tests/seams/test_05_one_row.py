@@ -189,7 +189,7 @@ def test_a_changed_shard_is_lost_whole_and_the_others_are_not(tmp_path: Path) ->
 
 def test_what_ended_a_process_here_is_read_elsewhere(tmp_path: Path) -> None:
     refs, cache = four_shards(tmp_path)
-    (cache.folder / task_cache.READING_HERE).touch()  # as a killed process leaves it
+    (cache.folder / task_cache.LOCAL_DECODE_MARK).touch()  # as a killed process leaves it
     asked: list[int] = []
     others = SimpleNamespace(
         spread=lambda wanted, _: filter(asked.append, [len(wanted)]), apart=lambda *_: iter([])
@@ -206,7 +206,7 @@ def test_a_row_that_ends_its_reader_is_left_out_and_its_neighbours_are_not(
 ) -> None:
     """As a decoder that crashes on one image does."""
     refs, cache = four_shards(tmp_path)
-    monkeypatch.setattr(task_cache, "HERE_S", -1.0)
+    monkeypatch.setattr(task_cache, "LOCAL_DECODE_S", -1.0)
     poison(monkeypatch, tmp_path, IMAGES[6 + 3], "os.kill(os.getpid(), 11)")
     with ray_session(None, cpus=2, gpus=0):
         fill(cache, refs, RayReaders(0.1))

@@ -222,7 +222,7 @@ def test_what_was_chosen_and_cannot_be_read_is_left_out(long_root: Writer) -> No
     two = np.ones((2, DIM), np.float32)
     held = assemble(long_root.store, long_root.tree.head, shards, rows, there, two, two)
     assert held is not None
-    assert [held.names[label] for label in held.labels] == [rows["class_name"][i].as_py() for i in (5, 9)]
+    assert held.classes == [rows["class_name"][i].as_py() for i in (5, 9)]
     long_root.release()
 
 
@@ -266,9 +266,8 @@ def test_a_stage_measures_the_same_on_any_number_of_ranks(
     held = found[0]
     assert held is not None
     rows = stream.writer.store.gallery_rows(vectors=False).filter(pc.field("held_out"))
-    assert len(held.labels) == len(set(rows["item_id"].to_pylist())) > 4
-    shown = {held.names[label] for label in held.labels}
-    assert shown <= {"cat", "dog", "fox", "elm", "oak"}
+    assert len(held.classes) == len(set(rows["item_id"].to_pylist())) > 4
+    assert set(held.classes) <= {"cat", "dog", "fox", "elm", "oak"}
     keys = keys_of(choose(stream.writer.store, stream.head, ["task-0002"], config.evaluation, 0))
     images = np.stack(
         [decode_image(stream.images[item], SPEC.image_size, DEFAULT_MAX_PIXELS) for _, item in keys]

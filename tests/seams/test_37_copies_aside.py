@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stream_odml.search.feature_cache import MOST_UNNAMED, FeatureCache
+from stream_odml.search.feature_cache import MAX_UNNAMED, FeatureCache
 from stream_odml.storage.files import open_files
 from stream_odml.store.store import Store
 from stream_odml.store.sums import forget_in_sums
@@ -81,8 +81,8 @@ def test_more_copies_than_there_may_be_are_read_from_the_table(
 ) -> None:
     store, cache = exact_gallery(str(tmp_path / "root")), FeatureCache()
     [path] = store.blocks
-    monkeypatch.setattr("stream_odml.search.feature_cache.MOST_UNNAMED", 0)
-    assert MOST_UNNAMED > 100
+    monkeypatch.setattr("stream_odml.search.feature_cache.MAX_UNNAMED", 0)
+    assert MAX_UNNAMED > 100
     np.testing.assert_array_equal(cache.features(store, path).codes_nD, store.features(path).codes_nD)
     assert open_files_of_this_process(aside) == 0
 

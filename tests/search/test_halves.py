@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stream_odml.search import halves as halves_module
 from stream_odml.search import segment as segment_module
 from stream_odml.search.exact import inner_product
-from stream_odml.search.halves import BLOCK, TILE, WIDEST, Halves, worth_from
+from stream_odml.search.halves import BLOCK, MAX_K, TILE, Halves, worth_from
 from stream_odml.search.search import search_exactly
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.store import Store
@@ -55,7 +55,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("k", [1, 10, WIDEST])
+@pytest.mark.parametrize("k", [1, 10, MAX_K])
 def test_the_nearest_are_those_of_float64(name: str, k: int) -> None:
     rows = ROWS[name]
     queries = unit(
@@ -110,7 +110,7 @@ def test_growing_leaves_what_was_there() -> None:
 
 
 def test_a_snapshot_keeps_halves_of_what_it_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_module, "ROWS", 4)
+    monkeypatch.setattr(segment_module, "MIN_ROWS", 4)
     monkeypatch.setattr("stream_odml.search.search.worth_from", lambda dim: 2)
     monkeypatch.setattr(segment_module, "worth_from", lambda dim: 2)
     writer = new_root(str(tmp_path), dim=D)

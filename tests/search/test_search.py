@@ -223,7 +223,7 @@ def test_many_replaced_items_are_compacted_away(tmp_path: Path, kind: str) -> No
 
 
 def test_fresh_rows_join_the_main_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream_odml.search.segment.FRESH_KEPT", 10)
+    monkeypatch.setattr("stream_odml.search.segment.MAX_FRESH_ROWS", 10)
     writer = new_root(str(tmp_path))
     ingest(writer, "s", [Item(f"i{i}", "c") for i in range(100)])
     store = Store.open(str(tmp_path))
