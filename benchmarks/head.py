@@ -33,7 +33,7 @@ from benchmarks.quality.data import load_images
 from benchmarks.quality.protocols import build_stream
 from benchmarks.running import measure_running
 from stream_odml.config.stream import parse_config
-from stream_odml.learn.class_sums import ClassSums, merge
+from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve_head
 from stream_odml.learn.embedder import build_embedder, embed
 from stream_odml.learn.evaluation import Retrieval, recall_at_k
@@ -196,8 +196,8 @@ def measure_exact(report: Report, seed: int) -> None:
     gone, left = order[: n // 10], order[n // 10 :]
     never = solve_head(sums_of(left))
     found = {
-        "difference_over_orders": _difference(head, solve_head(merge(lift, tasks))),
-        "difference_over_ranks": _difference(head, solve_head(merge(lift, ranks))),
+        "difference_over_orders": _difference(head, solve_head(ClassSums.empty(lift).plus(*tasks))),
+        "difference_over_ranks": _difference(head, solve_head(ClassSums.empty(lift).plus(*ranks))),
         "difference_after_erasure": _difference(never, solve_head(whole.minus(sums_of(gone)))),
     }
     report.row(part="exact", n=n, **found)
@@ -229,7 +229,7 @@ def measure_stored(report: Report, seed: int) -> None:
         ClassSums.of(Lift(D), codes, [images.class_names[c] for c in images.labels[rows]])
         for codes, rows in zip(by_task, learnt, strict=True)
     ]
-    first, last = solve_head(sums[0]), solve_head(merge(Lift(D), sums))
+    first, last = solve_head(sums[0]), solve_head(sums[0].plus(*sums[1:]))
     gallery, own = last.known_part(encode(h_nD)), np.arange(len(h_nD))
     plain = last.split(last.embed(h_nD))[0]
     kept = last.split(last.embed(first.direction(first.embed(h_nD))))[0]

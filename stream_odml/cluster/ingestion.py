@@ -259,8 +259,8 @@ class Ingestion:
             is_dead = getattr(error, "actor_init_failed", False)
             then = "start the stream again" if is_dead else "they are tried again by themselves"
             self.problem = (
-                f"landed shards wait, as indexers cannot work: {last_line(str(error))}; see their logs, in logs/ "
-                f"under the root, and put that right: {then}"
+                f"landed shards wait, as indexers cannot work: {last_line(str(error))}; see their logs (of a local "
+                f"run in logs/ under the root) and put that right: {then}"
             )
             for ref in work.shards:
                 self._put_off(ref.shard_id)

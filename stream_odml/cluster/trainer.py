@@ -40,7 +40,7 @@ from stream_odml.observe.profiling import profiled
 from stream_odml.observe.tracing import span
 from stream_odml.pipeline.messages import Instruction, StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.stage_folders import cache_root, emptied, keep_only
-from stream_odml.pipeline.stage_run import Place, StageDeferred, StageFailed, StageRun
+from stream_odml.pipeline.stage_run import StageDeferred, StageFailed, StageRun
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote, s3_filesystem, s3_path, scheme_of
 from stream_odml.store.store import Store
@@ -108,7 +108,7 @@ class _Worker:
             torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self.config = config
         self.world = World.current(device)
-        self.place = Place(context.get_node_rank(), context.get_local_rank() == 0)
+        self.node, self.leads_node = context.get_node_rank(), context.get_local_rank() == 0
         self.readers = RayReaders(config.cluster.cpus_per_read)
         self.profile_steps = config.observe.profile_steps if self.world.rank == 0 else 0
         # Kept from stage to stage: each then reads only what was committed since the one before.
@@ -123,7 +123,7 @@ class _Worker:
             asked = call_driver("next_instruction") if self.world.rank == 0 else None
             instruction: Instruction = self._from_rank_zero(asked)
             # All ranks are here, so none is at another stage.
-            if self.place.leads:
+            if self.leads_node:
                 keep_only(cache_root(self.config, self.store.stream_id), instruction.order)
             if instruction.stop:
                 return None
@@ -142,7 +142,16 @@ class _Worker:
         self.store.refresh()
         self.reporter = _Reporter(self.world)
         report = self.reporter.report
-        run = StageRun(self.config, order, self.store, self.world, self.place, report, self.readers)
+        run = StageRun(
+            self.config,
+            order,
+            self.store,
+            self.world,
+            report,
+            self.readers,
+            node=self.node,
+            leads=self.leads_node,
+        )
         try:
             with self._part("open", order):
                 run.open()

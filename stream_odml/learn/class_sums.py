@@ -84,7 +84,7 @@ class ClassSums:
         return int(self.counts_C.sum())
 
     def plus(self, *others: ClassSums) -> ClassSums:
-        """Return the sums of the items of all; a class that comes again is one class."""
+        """Return the sums of the items of all, in any order; a class that comes again is one class."""
         return self._combined(others, 1)
 
     def minus(self, other: ClassSums) -> ClassSums:
@@ -210,11 +210,6 @@ class ClassSums:
         products_EE[upper] = a["products"]
         products_EE.T[upper] = a["products"]
         return cls(lift, tuple(meta["names"]), a["counts"], a["sums"].astype(np.float64), products_EE)
-
-
-def merge(lift: Lift, parts: Iterable[ClassSums]) -> ClassSums:
-    """Return the sums of the items of all parts, of shards, tasks or ranks, in any order."""
-    return ClassSums.empty(lift).plus(*parts)
 
 
 def _add_rows(sums_CE: Float64s, row_n: NDArray[np.intp], phi_nE: Float64s) -> None:

@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -52,14 +52,6 @@ class StageDeferred(Exception):
     """The stage cannot begin now, for a reason outside; the same attempt comes again."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a rank runs: the node's number in the training run, and whether the rank fills its cache."""
-
-    node: int = 0
-    leads: bool = True
-
-
 class StageRun:
     """Use in order: `open`, `step` until `total_steps`, `finish`, `close`."""
 
@@ -69,13 +61,16 @@ class StageRun:
         order: StageOrder,
         store: Store,
         world: World,
-        place: Place,
         report: Callable[[StageProgress], None],
         readers: Readers | None = None,
+        *,
+        node: int = 0,
+        leads: bool = True,
     ) -> None:
-        """By default every image is decoded in this process."""
+        """By default every image is decoded in this process. `node`: number of the rank's node in the training run;
+        `leads`: whether the rank fills the node's cache."""
         self.config, self.order, self.world = config, order, world
-        self._leads_node, self._report = place.leads, report
+        self._leads_node, self._report = leads, report
         self._store, self._readers = store, readers or Readers()
         learning = config.learning
         if order.renewed:
@@ -87,7 +82,7 @@ class StageRun:
         self._began = time.perf_counter()
         self._first_step_s: float | None = None
         caches = cache_root(config, store.stream_id)
-        self._cache_folder = stage_folder(caches, order, "node", place.node)
+        self._cache_folder = stage_folder(caches, order, "node", node)
         self.rank_folder = stage_folder(caches, order, "rank", world.rank)
         """What this rank writes aside; emptied by whoever begins to use it."""
 

@@ -114,18 +114,14 @@ class GallerySnapshot:
             raise ValueError(f"k is {k} and group_size {group_size}; both must be at least 1")
         if group_by is None and group_size != 1:
             raise ValueError(f'group_size {group_size} without group_by groups nothing; add group_by="class"')
-        queries = self.queries(Vectors(vectors, version))
+        queries = self.space.queries(self.tree, Vectors(vectors, version))
         mask = filters.mask(self.columns) if filters else None
         if group_by is not None:
             return grouped(self, queries, k, group_size, mask)
         return hits_of(self.columns, *self.nearest(queries, k, mask))
 
-    def queries(self, vectors: Vectors) -> FloatArray:
-        """Return vectors of any version, mapped to `version` and normalised: float32 [n, d]."""
-        return self.space.queries(self.tree, vectors)
-
     def nearest(self, queries: FloatArray, k: int, mask: Mask | None = None) -> tuple[FloatArray, Indices]:
-        """Return cosines and row numbers [nq, k] for `queries`; -1 where there are fewer than k."""
+        """Return cosines and row numbers [nq, k] for `queries` of `space`; -1 where there are fewer than k."""
         if mask is not None:
             mask = mask.copy()
             mask[self.dead] = False

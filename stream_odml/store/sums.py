@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stream_odml.learn.class_sums import ClassSums, merge
+from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat, encode
@@ -90,13 +90,9 @@ class TrainingRows:
 
     def sums(self, lift: Lift) -> ClassSums:
         """Return class sums of all of them, file by file. Errors as above."""
-        parts = (
-            ClassSums.of(lift, part, [self.classes[row] for row in rows.tolist()])
-            for rows, part in self._parts(np.arange(len(self.rows)))
-        )
         sums = ClassSums.empty(lift)
-        for part in parts:
-            sums = merge(lift, [sums, part])
+        for rows, part in self._parts(np.arange(len(self.rows))):
+            sums = sums.plus(ClassSums.of(lift, part, [self.classes[row] for row in rows.tolist()]))
         return sums
 
     @property

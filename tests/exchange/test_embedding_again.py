@@ -20,7 +20,7 @@ from stream_odml.pipeline import later_stages
 from stream_odml.pipeline.later_stages import LaterRules, mapped_shards, renewal
 from stream_odml.pipeline.messages import StageProgress
 from stream_odml.pipeline.sources import open_sources
-from stream_odml.pipeline.stage_run import Place, StageRun
+from stream_odml.pipeline.stage_run import StageRun
 from stream_odml.pipeline.stages import Stages
 from stream_odml.store.labels import living_rows
 from stream_odml.store.store import Store
@@ -58,7 +58,7 @@ def embed_again(config: StreamConfig) -> list[str] | None:
             return None
         assert order.kind == "renew"
         store = Store.open(config.root)
-        run = StageRun(config, order, store, World(), Place(), lambda progress: None)
+        run = StageRun(config, order, store, World(), lambda progress: None)
         run.open()
         assert stages.commit(run.finish()) == order.version_id
         run.close()

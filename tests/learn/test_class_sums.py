@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stream_odml.learn.class_sums import ClassSums, merge
+from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.packing import BadArtifact
@@ -55,7 +55,7 @@ def test_order_shards_and_ranks_do_not_matter(seed: int) -> None:
         sums_of(features[rows], rows_of(names, rows), width=8)
         for rows in np.split(order, cuts)  # some of them empty
     ]
-    assert same(merge(whole.lift, parts), whole)
+    assert same(ClassSums.empty(whole.lift).plus(*parts), whole)
     assert same(parts[0].plus(*parts[1:]), parts[-1].plus(*parts[:-1]))
     nested = parts[0]
     for part in parts[1:]:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stream_odml.learn import discriminant
-from stream_odml.learn.class_sums import ClassSums, merge
+from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve_head
 from stream_odml.learn.evaluation import Retrieval, recall_at_k
 from stream_odml.learn.feature_codes import FeatureCodes, encode
@@ -131,7 +131,12 @@ def test_orders_ranks_and_erasure_leave_the_head_as_it_would_be(seed: int) -> No
     whole = sums_of(features, names, width=6)
     order = random.permutation(len(names))
     parts = [sums_of(features[r], [names[i] for i in r], width=6) for r in np.array_split(order, 5)]
-    assert heads_differ(solve_head(whole, settings), solve_head(merge(whole.lift, parts), settings)) <= 1e-9
+    assert (
+        heads_differ(
+            solve_head(whole, settings), solve_head(ClassSums.empty(whole.lift).plus(*parts), settings)
+        )
+        <= 1e-9
+    )
     gone = order[:20]
     never = sums_of(features[order[20:]], [names[i] for i in order[20:]], width=6)
     after = whole.minus(sums_of(features[gone], [names[i] for i in gone], width=6))
@@ -262,7 +267,7 @@ def test_a_class_that_comes_again_counts_once_and_with_all_its_images() -> None:
     features, names = stored(5, 8, 12)
     tasks = [sums_of(features[i : i + 20], names[i : i + 20]) for i in (0, 20)]
     again = [sums_of(features[i::2], names[i::2]) for i in (0, 1)]
-    heads = [solve_head(merge(Lift(12, 0, seed=5), parts)) for parts in (tasks, again)]
+    heads = [solve_head(ClassSums.empty(Lift(12, 0, seed=5)).plus(*parts)) for parts in (tasks, again)]
     assert heads_differ(*heads) == 0
 
 

@@ -15,7 +15,7 @@ from stream_odml.learn.world import World
 from stream_odml.pipeline.erasure_proof import verify_forgotten
 from stream_odml.pipeline.messages import Instruction, StageOrder
 from stream_odml.pipeline.stage_folders import cache_root, keep_only, stage_folder
-from stream_odml.pipeline.stage_run import Place, StageRun
+from stream_odml.pipeline.stage_run import StageRun
 from stream_odml.store.store import Store
 from tests.pipeline.trunk_stream import CATEGORIES, Trunk
 
@@ -82,7 +82,7 @@ class FakeWorker:
         monkeypatch.setattr(trainer, "call_driver", lambda method: self.said.pop(0))
         self.worker: Any = object.__new__(trainer._Worker)
         self.worker.config, self.worker.store = stream.config, Store.open(stream.config.root)
-        self.worker.world, self.worker.place = World(), Place(leads=leads)
+        self.worker.world, self.worker.node, self.worker.leads_node = World(), 0, leads
         self.worker._is_warm = True
 
     def is_given(self, *said: Instruction) -> StageOrder | None:
@@ -100,7 +100,7 @@ def stream_of_one_task(folder: Path) -> tuple[Trunk, StageOrder, Path]:
 
 def begun(stream: Trunk, order: StageOrder) -> StageRun:
     """A stage of which nobody hears again once its pixels are decoded."""
-    run = StageRun(stream.config, order, Store.open(stream.config.root), World(), Place(), lambda said: None)
+    run = StageRun(stream.config, order, Store.open(stream.config.root), World(), lambda said: None)
     run.open()
     return run
 

@@ -24,7 +24,7 @@ from stream_odml.pipeline import sources
 from stream_odml.pipeline.metrics import DriverMetrics, StreamFigures
 from stream_odml.pipeline.pushed import move_back, prune_copied, without_images
 from stream_odml.pipeline.sources import open_sources, read_options
-from stream_odml.pipeline.stage_run import Place, StageRun
+from stream_odml.pipeline.stage_run import StageRun
 from stream_odml.storage.atomic import STRAY_S
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import StorageOptions
@@ -152,7 +152,7 @@ def test_a_task_is_learnt_after_its_topic_has_deleted_it(
     config = stream.config.model_copy(update={"learning": learning})
     order = stream.stages.next_order()
     assert order is not None
-    run = StageRun(config, order, Store.open(config.root), World(), Place(), lambda progress: None)
+    run = StageRun(config, order, Store.open(config.root), World(), lambda progress: None)
     run.open()
     while run.learner.next_step < run.learner.total_steps:
         run.step()

@@ -11,7 +11,7 @@ import pytest
 from stream_odml.cli.versions_table import stage_rows
 from stream_odml.learn.embedder import embed, embedder_from_bytes
 from stream_odml.learn.world import World
-from stream_odml.pipeline.stage_run import Place, StageRun
+from stream_odml.pipeline.stage_run import StageRun
 from stream_odml.store.artifacts import BACKWARD, CANARIES, FORWARD, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from tests.pipeline.trunk_stream import CATEGORIES, Trunk
@@ -99,9 +99,7 @@ def test_what_is_forgotten_while_a_trunk_is_learnt_is_not_in_its_sums(
     cannot_be_read(monkeypatch, lost)
     order = stream.stages.next_order()
     assert order is not None
-    run = StageRun(
-        stream.config, order, Store.open(stream.config.root), World(), Place(), lambda progress: None
-    )
+    run = StageRun(stream.config, order, Store.open(stream.config.root), World(), lambda progress: None)
     run.open()
     while run.learner.next_step < run.learner.total_steps:
         run.step()

@@ -19,7 +19,7 @@ from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.pipeline.later_stages import LaterRules
 from stream_odml.pipeline.messages import StageOrder, StageProgress, StageResult
 from stream_odml.pipeline.sources import inbox_path, open_sources
-from stream_odml.pipeline.stage_run import Place, StageFailed, StageRun
+from stream_odml.pipeline.stage_run import StageFailed, StageRun
 from stream_odml.pipeline.stages import Stages
 from stream_odml.store.artifacts import STUDENT
 from stream_odml.store.store import Store
@@ -112,9 +112,7 @@ class Trunk:
 
     def fails(self, order: StageOrder) -> None:
         """Begin a stage that cannot be learnt, and hand over why, as the trainer does."""
-        run = StageRun(
-            self.config, order, Store.open(self.config.root), World(), Place(), lambda progress: None
-        )
+        run = StageRun(self.config, order, Store.open(self.config.root), World(), lambda progress: None)
         with pytest.raises(StageFailed) as failed:
             run.open()
         why = str(failed.value)
@@ -128,9 +126,7 @@ class Trunk:
 
     def run(self, order: StageOrder, steps: int | None = None) -> StageRun:
         """A stage after so many steps; by default after its last."""
-        run = StageRun(
-            self.config, order, Store.open(self.config.root), World(), Place(), lambda progress: None
-        )
+        run = StageRun(self.config, order, Store.open(self.config.root), World(), lambda progress: None)
         run.open()
         while run.learner.next_step < (run.learner.total_steps if steps is None else steps):
             run.step()

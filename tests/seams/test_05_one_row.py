@@ -29,7 +29,7 @@ from stream_odml.pipeline import task_cache
 from stream_odml.pipeline.indexing import IndexOptions, index_shard
 from stream_odml.pipeline.messages import StageOrder
 from stream_odml.pipeline.sources import inbox_path
-from stream_odml.pipeline.stage_run import Place, StageFailed, StageRun
+from stream_odml.pipeline.stage_run import StageFailed, StageRun
 from stream_odml.pipeline.stages import Stages
 from stream_odml.pipeline.task_cache import Readers, fill_cache
 from stream_odml.service.decoding import Decoding
@@ -95,7 +95,7 @@ class OneStage:
         order = self.stages.next_order()
         assert order is not None
         store = Store.open(self.config.root, keep_gallery=False)
-        run = StageRun(self.config, order, store, World(), Place(), lambda progress: None)
+        run = StageRun(self.config, order, store, World(), lambda progress: None)
         run.open()
         while run.learner.next_step < run.learner.total_steps:
             run.step()

@@ -17,7 +17,7 @@ import numpy as np
 from deltalake import DeltaTable
 
 from stream_odml.learn.bank import ClassBank
-from stream_odml.learn.class_sums import ClassSums, merge
+from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
 from stream_odml.search.snapshot import GallerySnapshot
@@ -186,7 +186,7 @@ def _check_sums(store: Store) -> None:
         names = [ITEMS[shard][i].class_name for i in kept]
         parts.append(ClassSums.of(crash_scenario.LIFT, encode(moved[kept]), names))
     for version, learnt in zip(store.tree.versions, (0, 1, 3), strict=True):
-        sums, wanted = store.sums_of(version), merge(crash_scenario.LIFT, parts[:learnt])
+        sums, wanted = store.sums_of(version), ClassSums.empty(crash_scenario.LIFT).plus(*parts[:learnt])
         assert sums is not None
         assert sums.equals(wanted), version
         assert store.head_of(version).equals(solve_head(wanted, HeadSettings(dim=2))), version
