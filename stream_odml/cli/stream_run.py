@@ -63,6 +63,6 @@ def _watch(session: Session, idle_s: float | None, console: Console) -> None:
 
 
 def is_busy(status: dict[str, Any]) -> bool:
-    """Return whether a shard waits for tier 1, a closed task for tier 2, or a stage is in progress."""
+    """Return whether a shard waits to be indexed, a closed task to be learnt, or a stage is in progress."""
     queues = status["queue_shards"]
     return bool(queues.get("index") or queues.get("learn") or status["stage"]["phase"] != "idle")

@@ -1,1 +1,1 @@
-"""Where it runs: driver, trainer, indexer, service, metrics. The only room that imports Ray."""
+"""Where it runs: driver, trainer, indexer, service, metrics. The only package that imports Ray."""

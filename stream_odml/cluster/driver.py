@@ -53,7 +53,7 @@ STATUS_WAIT_S = 0.5
 
 
 class StreamDriver:
-    """Ray actor with several threads: one loop for tier 1, the others answer trainer, service and people."""
+    """Ray actor with several threads: one loop takes shards in, the others answer trainer, service and people."""
 
     def __init__(self, config_json: str, takeover: bool = False) -> None:
         # Plain values: arguments that live in the object store would be lost with the process that put them there.
@@ -90,7 +90,7 @@ class StreamDriver:
         """Return the stream that this driver writes."""
         return self._writer.store.stream_id
 
-    # -- tier 1 -------------------------------------------------------------------------------------------------
+    # -- indexing -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -152,7 +152,7 @@ class StreamDriver:
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
         os._exit(3)
 
-    # -- tier 2 -------------------------------------------------------------------------------------------------
+    # -- learning -----------------------------------------------------------------------------------------------
 
     def next_instruction(self) -> Instruction:
         """Return what rank 0 does next; waits a few seconds for a task to close."""
@@ -274,7 +274,7 @@ class StreamDriver:
         return {**plain(status), **plain(figures.as_status())}
 
     def drain(self) -> None:
-        """Tell the trainer to record its progress and end, and stop tier 1."""
+        """Tell the trainer to record its progress and end, and stop indexing."""
         self._stop.set()
         self._discovery.stop()
         self._tidying.stop()

@@ -1,4 +1,4 @@
-"""The warm process of tier 1: keeps the current model loaded and answers with rows, never with a commit."""
+"""An indexer, a process that stays warm: keeps the current model loaded and answers with rows, never with a commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tier 1 as the driver runs it: what lands is ledgered, given to an indexer, and committed once.
+"""Indexing as the driver runs it: what lands is ledgered, given to an indexer, and committed once.
 
 Protects: a shard is committed in exactly one transaction, whoever dies meanwhile; a shard that ends its process, or
 hangs it, repeatedly is dead-lettered; bytes that are only unreachable are asked for again and never quarantined.

@@ -111,7 +111,7 @@ def choose_head(
     # Directions in which fewer classes differ than there are dimensions say little of others, whatever a trunk shows
     # that was trained on the classes left out.
     if len(first.sums) > sums.lift.dim:
-        s = replace(s, knows_all=_share(_telling(both), _Both.by_known) > share + MARGIN)
+        s = replace(s, knows_all=_share(both, lambda gallery: gallery.by_known_q) > share + MARGIN)
     if few and not sums.lift.width:
         s = replace(s, discriminant=keeps_discriminant or _pays(both, scale, bonus, share))
     return replace(s, new_scale=scale, new_bonus=bonus)
@@ -232,33 +232,19 @@ class _Both:
     def shares(self, scale: float) -> NDArray[np.float64]:
         """Return for each of BONUSES how much is found in one gallery, beside what one part for all finds (of known
         classes the better of both parts, of new ones the new part), of the kind that is worse off."""
-        ahead_bq = scale * self.new[0] + BONUSES[:, None] > self.known[0]
-        return self._worse(np.where(ahead_bq, self.new[1], self.known[1]))
+        return self.worse(self.found(scale, BONUSES[:, None]))
 
     @property
     def has_both_kinds(self) -> bool:
         """Whether queries of known and of new classes have something to find."""
         return bool((self.mate_q & self.is_known_q).any() and (self.mate_q & ~self.is_known_q).any())
 
-    def gain_q(self) -> NDArray[np.float32]:
-        """Return what the known part adds to hits of each query among known classes."""
-        return self.known[1] - self.whitened_q
+    def found(self, scale: float, bonus: float | NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return hits in one gallery, [q]; of bonuses [b, 1] for each of them, [b, q]."""
+        return np.where(scale * self.new[0] + bonus > self.known[0], self.new[1], self.known[1])
 
-    def served_gain_q(self, scale: float, bonus: float) -> NDArray[np.float32]:
-        """Return what both parts in one gallery add to hits of each query by the new part."""
-        return (
-            np.where(scale * self.new[0] + bonus > self.known[0], self.new[1], self.known[1]) - self.by_new_q
-        )
-
-    def by_new(self) -> float:
-        """Return the share of the kind that is worse off where all are compared by the new part."""
-        return float(self._worse(self.by_new_q[None])[0])
-
-    def by_known(self) -> float:
-        """Return the same where all are compared by the known part."""
-        return float(self._worse(self.by_known_q[None])[0])
-
-    def _worse(self, found_bq: NDArray[np.float32]) -> NDArray[np.float64]:
+    def worse(self, found_bq: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return, of each row of hits, the share of what one part for all finds, of the kind that is worse off."""
         known_q, new_q = self.mate_q & self.is_known_q, self.mate_q & ~self.is_known_q
         alone = (
             max(_mean(self.by_known_q[known_q]), _mean(self.by_new_q[known_q])),
@@ -326,14 +312,15 @@ def _pays(both: list[tuple[_Both, _Both]], scale: float, bonus: float, share: fl
         pairs = [(a.is_known_q, _mean_of_both(gain(a), gain(b), b.mate_q)) for a, b in both]
         return _is_more(np.concatenate([gain_q[known_q] for known_q, gain_q in pairs]))
 
-    gained = share - _share(_telling(both), _Both.by_new)
-    return more(_Both.gain_q) or (
-        gained > MARGIN and more(lambda gallery: gallery.served_gain_q(scale, bonus))
+    gained = share - _share(both, lambda gallery: gallery.by_new_q)
+    return more(lambda gallery: gallery.known[1] - gallery.whitened_q) or (
+        gained > MARGIN and more(lambda gallery: gallery.found(scale, bonus) - gallery.by_new_q)
     )
 
 
-def _share(galleries: list[_Both], of_one: Callable[[_Both], float]) -> float:
-    return float(np.mean([of_one(gallery) for gallery in galleries]))
+def _share(both: list[tuple[_Both, _Both]], hits: Callable[[_Both], NDArray[np.float32]]) -> float:
+    """The share of the kind that is worse off where one part alone compares all."""
+    return float(np.mean([gallery.worse(hits(gallery)[None])[0] for gallery in _telling(both)]))
 
 
 def _telling(both: list[tuple[_Both, _Both]]) -> list[_Both]:

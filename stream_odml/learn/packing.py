@@ -1,4 +1,4 @@
-"""Arrays and a little JSON as safetensors bytes: the one file format of this room, never a pickle."""
+"""Arrays and a little JSON as safetensors bytes: the one file format of this package, never a pickle."""
 
 from __future__ import annotations
 

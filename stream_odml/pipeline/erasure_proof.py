@@ -1,4 +1,4 @@
-"""Proof of forgetting: every file under a stream root is opened and searched for what was to be forgotten.
+"""Proof of an erasure: every file under a stream root is opened and searched for what was to be erased.
 
 Read-only. It does not ask the tables what they show but their folders what lies there, older versions included.
 """

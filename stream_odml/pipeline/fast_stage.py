@@ -20,8 +20,7 @@ from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings
 from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.trunk_gap import trained_share, trunk_need
-from stream_odml.pipeline import evaluating
-from stream_odml.pipeline.evaluating import by_head
+from stream_odml.pipeline.evaluating import beside_earlier, by_head, evaluate_stage, mean_found
 from stream_odml.pipeline.gate import FEW_QUERIES, decided
 from stream_odml.pipeline.head_solving import Items, Solved, Training, earlier_choice, rows_as_items, solve
 from stream_odml.pipeline.held_out_rows import Floats, HeldOut, assemble, choose
@@ -170,18 +169,20 @@ def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Sol
     """Recall of held-out items by the new head and by the parent's, from what the gallery holds of them; of old
     classes also of learnt items, where few are held out."""
     heads = store.head_of(order.parent), solved.head
-    evaluation = config.evaluation.model_copy(
-        update={"max_images": min(config.evaluation.max_images, MAX_IMAGES)}
-    )
-    held = store.again(lambda: _held_out(store, order, evaluation, config.seed))
+    held = store.again(lambda: _held_out(store, order, few_images(config.evaluation), config.seed))
     figures: dict[str, Any] = {}
     if held is not None:
         old, new = (by_head(head) for head in heads)
-        figures = evaluating.evaluate_stage(held, IdentityMap(), order.own, new, old)
-        figures |= evaluating.beside_earlier(store, order.parent, figures, config.held_out_set)
+        figures = evaluate_stage(held, IdentityMap(), order.own, new, old)
+        figures |= beside_earlier(store, order.parent, figures, config.held_out_set)
     if figures.get("queries/old", 0.0) < FEW_QUERIES:
         figures |= _estimated(*heads, solved.sample())
     return figures
+
+
+def few_images(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """Return the settings with MAX_IMAGES held-out images at most."""
+    return evaluation.model_copy(update={"max_images": min(evaluation.max_images, MAX_IMAGES)})
 
 
 def _held_out(store: Store, order: StageOrder, evaluation: EvaluationConfig, seed: int) -> HeldOut | None:
@@ -208,7 +209,7 @@ def _both_found(
     """Estimated Recall@1 of a split by the head of before and by the new one, each with features in its trunk."""
     found: dict[str, float] = {}
     for name, (head, h_nD) in (("parent_recall_at_1", before), ("recall_at_1", after)):
-        recall = evaluating.mean_found(by_head(head)(classes, h_nD, h_nD))
+        recall = mean_found(by_head(head)(classes, h_nD, h_nD))
         found |= {} if recall is None else {key(name, split, "estimated"): recall}
     return found
 

@@ -1,4 +1,4 @@
-"""Tier 1 of one shard: read, decode, embed with a given model, and say what could not be used. Vectors are taken as
+"""Indexing of one shard: read, decode, embed with a given model, and say what could not be used. Vectors are taken as
 they are, and labels are put on items that are stored.
 
 Pure but for two derived files a shard, thumbnails and held-out images, which are written under the shard's own

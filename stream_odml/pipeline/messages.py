@@ -1,4 +1,4 @@
-"""The words that driver, trainer and indexer exchange: plain values, no behaviour."""
+"""Messages between driver, trainer and indexers: plain values, no behaviour."""
 
 from __future__ import annotations
 

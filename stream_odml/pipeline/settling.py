@@ -17,10 +17,9 @@ from stream_odml.learn.embedder import embedder_to_bytes
 from stream_odml.learn.finish import StageOutcome
 from stream_odml.learn.world import World
 from stream_odml.models.canaries import canaries_of
-from stream_odml.pipeline import evaluating
 from stream_odml.pipeline.estimating import estimate_old
-from stream_odml.pipeline.evaluating import Finder, by_cosine, by_head
-from stream_odml.pipeline.fast_stage import MAX_IMAGES, estimate_both, head_files, solve_stage, trunk_files
+from stream_odml.pipeline.evaluating import Finder, beside_earlier, by_cosine, by_head, evaluate_stage
+from stream_odml.pipeline.fast_stage import estimate_both, few_images, head_files, solve_stage, trunk_files
 from stream_odml.pipeline.gate import FEW_QUERIES, decided
 from stream_odml.pipeline.held_out import shared_held_out
 from stream_odml.pipeline.held_out_rows import HeldOut
@@ -78,9 +77,7 @@ class Settling:
         if self._makes_exact(order):
             return None
         if order.kind == "renew":  # one of many small steps
-            few = min(config.evaluation.max_images, MAX_IMAGES)
-            evaluation = config.evaluation.model_copy(update={"max_images": few})
-            config = config.model_copy(update={"evaluation": evaluation})
+            config = config.model_copy(update={"evaluation": few_images(config.evaluation)})
         return shared_held_out(self.store, order, config, self.outcome.student, self.world, self.all_ranks)
 
     def _makes_exact(self, order: StageOrder) -> bool:
@@ -128,8 +125,8 @@ class Settling:
         drift = {} if order.kind == "renew" else self.outcome.drift
         figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in drift.items()}
         if held is not None:
-            figures |= evaluating.evaluate_stage(held, self.outcome.forward, order.own, after, before)
-            figures |= evaluating.beside_earlier(self.store, order.parent, figures, self.config.held_out_set)
+            figures |= evaluate_stage(held, self.outcome.forward, order.own, after, before)
+            figures |= beside_earlier(self.store, order.parent, figures, self.config.held_out_set)
         if figures.get("queries/old", 0.0) < FEW_QUERIES and not self.config.solves_head:
             figures |= estimate_old(self.store, order.parent, self.outcome, self.config.seed)
         return figures

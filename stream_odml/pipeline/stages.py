@@ -1,5 +1,5 @@
-"""Tier 2 as the driver runs it: tasks are closed, dispatched one attempt at a time, and their result committed; what is
-learnt is improved while none is due.
+"""Learning as the driver runs it: tasks are closed, dispatched one attempt at a time, and their results committed; what
+is learnt is improved while none is due.
 
 Protects: a task's members are committed before it is learnt; an attempt keeps its version id over every restart of
 trainer and driver, and loses it only when it is committed or refused.

@@ -62,7 +62,7 @@ class GallerySnapshot:
         return store.again(lambda: _load(store, settings or SearchSettings(), before, cache))
 
     def refreshed(self, store: Store) -> "GallerySnapshot":
-        """Return the picture after `store.refresh()`; this one if nothing came. Tier-1 appends add rows behind."""
+        """Return the picture after `store.refresh()`; this one if nothing came. What was indexed is added behind."""
         if self.cache is not None:
             self.cache.follow(store)
         if store.tree is self.tree and store.ledger is self.ledger:
@@ -238,7 +238,7 @@ def _part(made: Made, settings: SearchSettings, before: GallerySnapshot | None, 
 
 
 def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
-    """`old` with new tier-1 rows behind it, and what they replace or a new tombstone covers marked dead."""
+    """`old` with newly indexed rows behind it, and what they replace or a new tombstone covers marked dead."""
     txns = store.visible_txns()
     new = [(path, block.filter(mask), mask) for path, block, mask in store.rows_of(txns - old.txns)]
     columns, parts, dead = old.columns, old.parts, _forgotten_since(old, store.ledger)

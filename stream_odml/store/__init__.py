@@ -1,1 +1,1 @@
-"""What is kept: the store, vectors and their spaces, searchers."""
+"""What is kept: the tables of a stream root, their one writer, versions and the maps between them."""

@@ -1,4 +1,4 @@
-"""Forgetting in the class banks: each forgotten image's original vector is taken out of the means it went into.
+"""Erasure in the class banks: each erased image's original vector is taken out of the means it went into.
 
 Protects: a bank is changed together with the note of how far it is changed, in one commit, and before the vectors
 that this needs are deleted; so a crash at any moment neither leaves an image in nor takes one out twice.

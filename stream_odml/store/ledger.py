@@ -34,7 +34,7 @@ class LedgerState:
     """Closed tasks by id, in learning order."""
     tombstones: tuple[Tombstone, ...] = ()
     txns: Set[str] = frozenset()
-    """Tier-1 transactions that are visible."""
+    """Transactions of indexed shards, whose rows are visible."""
     learnt_rows: Set[str] = frozenset()
     """Version ids that a derived `learnt` row names (for other readers of the table; nothing here depends on it)."""
     tally: Tally = field(default_factory=Tally)

@@ -82,7 +82,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class IngestBatch:
-    """Tier 1 of one or more whole shards. Rows of a forgotten class or of a shard already indexed are left out."""
+    """One or more whole shards, indexed. Rows of a forgotten class or of a shard already indexed are left out."""
 
     shard_ids: Sequence[str]
     rows: pa.Table

@@ -1,6 +1,6 @@
 """The one writer of a stream root: every change of state is an operation here, safe to repeat after any crash.
 
-Protects: gallery rows come before the ledger row (tier 1) or the versions row (a stage) that makes them
+Protects: gallery rows come before the ledger row (of a shard) or the versions row (of a stage) that makes them
 visible, so a crash leaves either nothing visible or all of it.
 """
 
