@@ -231,7 +231,8 @@ def metrics() -> Call[str]:
 def _options(options: Options) -> dict[str, Any]:
     chosen = _given(attributes=dict(options.get("attributes", {})) or None, to=_iso(options.get("before")))
     if "classes" in options:
-        chosen["class"] = list(options["classes"])
+        given = options["classes"]
+        chosen["class"] = [given] if isinstance(given, str) else list(given)
     if "after" in options:
         chosen["from"] = _iso(options["after"])
     return _given(

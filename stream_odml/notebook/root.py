@@ -12,7 +12,7 @@ from stream_odml.config.masking import masked_text
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
 from stream_odml.exchange.exporting import export
 from stream_odml.ingest.decode import decode_image
-from stream_odml.ingest.fields import normalised
+from stream_odml.ingest.fields import attribute_value, normalised
 from stream_odml.ingest.landing import land_file
 from stream_odml.ingest.landing_folder import land_plan, plan_folder
 from stream_odml.learn.embedder import Embedder, embed
@@ -51,8 +51,8 @@ class RootStream(Stream):
             if asked.version is None and self._spec(version).takes_vectors:  # as it is pushed
                 vector = snapshot.space.embeddings(vector)
         filters = Filters(
-            None if asked.classes is None else frozenset(asked.classes),
-            dict(asked.attributes or {}),
+            None if asked.classes is None else frozenset(map(normalised, asked.classes)),
+            {normalised(name): attribute_value(text) for name, text in dict(asked.attributes or {}).items()},
             asked.after,
             asked.before,
         )

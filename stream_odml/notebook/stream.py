@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stream_odml.ingest import fields
 from stream_odml.ingest.fields import written_out
+from stream_odml.ingest.reasons import RowError
+from stream_odml.ingest.vectors import checked_vector
 from stream_odml.notebook.results import Items, Versions, table
 
 Subject = bytes | NDArray[np.float32]
@@ -22,8 +25,8 @@ Subject = bytes | NDArray[np.float32]
 
 def subject_of(query: Any) -> Subject:
     """Return the bytes of an image file, or a vector float32 [d]. Raises ValueError or FileNotFoundError."""
-    if isinstance(query, bytes):
-        return query
+    if isinstance(query, bytes | bytearray | memoryview):
+        return bytes(query)
     if isinstance(query, str | os.PathLike):
         if not (path := Path(query)).is_file():
             raise FileNotFoundError(f"there is no image {str(path)!r}; give the path of a file")
@@ -33,17 +36,30 @@ def subject_of(query: Any) -> Subject:
     array = np.asarray(query)
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
         return _png(Image.fromarray(array))
-    if array.ndim == 1 and len(array) and np.issubdtype(array.dtype, np.number):
-        return array.astype(np.float32)
+    if array.ndim == 1 and len(array) and array.dtype.kind in "iuf":
+        try:
+            return checked_vector(array)
+        except RowError as error:
+            raise ValueError(error.detail) from None
     raise ValueError(
         f"cannot search for {type(query).__name__} ({array.dtype} {list(array.shape)}); give the path or the bytes "
         "of an image, a Pillow image, pixels uint8 [height, width, 3], or a vector [d]"
     )
 
 
+def _moment(time: datetime | None, name: str) -> datetime | None:
+    try:
+        return fields.when(time)
+    except RowError as error:
+        raise ValueError(f"{name}: {error.detail}") from None
+
+
 def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    image.save(out, "PNG")
+    try:
+        image.save(out, "PNG")
+    except OSError:  # of a mode that a PNG has no form for; a TIFF has one for CMYK, floats and the like
+        image.save(out := io.BytesIO(), "TIFF")
     return out.getvalue()
 
 
@@ -74,8 +90,15 @@ class Stream(ABC):
         before: datetime | None = None,
     ) -> Items:
         """Return the `k` nearest items to an image (path, bytes, Pillow image, pixels) or to a vector, made by
-        `version`. Raises ValueError for what is neither."""
-        return self._search(subject_of(query), Asked(k, version, classes, attributes, after, before))
+        `version`, as a service would be asked. Raises ValueError for what is neither, and for what no filter can be."""
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"k is {k!r}; expected a whole number from 1")
+        named = [classes] if isinstance(classes, str) else classes
+        for text in (*(() if named is None else named), *dict(attributes or {}).values()):
+            if not isinstance(text, str):
+                raise ValueError(f"classes and attributes are text, and {text!r} is none; write '{text}'")
+        moments = [_moment(time, name) for time, name in ((after, "after"), (before, "before"))]
+        return self._search(subject_of(query), Asked(int(k), version, named, attributes, *moments))
 
     @abstractmethod
     def _search(self, subject: Subject, asked: Asked) -> Items: ...

@@ -116,6 +116,7 @@ class GallerySnapshot:
             raise ValueError(f'group_size {group_size} without group_by groups nothing; add group_by="class"')
         queries = self.space.queries(self.tree, Vectors(vectors, version))
         mask = filters.mask(self.columns) if filters else None
+        k = min(k, max(1, self.columns.n))  # an index makes room for as many as it is asked for
         if group_by is not None:
             return grouped(self, queries, k, group_size, mask)
         return hits_of(self.columns, *self.nearest(queries, k, mask))

@@ -20,7 +20,7 @@ from stream_odml.ingest.vectors import MAX_VALUE
 from stream_odml.search.filters import Filters
 from stream_odml.service.backend import Floats, Query
 from stream_odml.service.errors import ApiError, bad_request, unprocessable
-from stream_odml.service.multipart import Part, images_of, parse_multipart
+from stream_odml.service.multipart import Part, images_alone, parse_multipart
 from stream_odml.service.pool import ShortestFirst
 from stream_odml.zero import is_zero
 
@@ -130,7 +130,7 @@ async def read_images(request: Request) -> list[bytes]:
     """Return the images of a body that is a form, or the bytes of one. Raises ApiError 415 for another."""
     kind = media_type(request)
     if kind == "multipart/form-data":
-        return await read_form(request, images_of)
+        return await read_form(request, images_alone)
     if kind.startswith("image/") or kind == "application/octet-stream":
         return [await request.body()]
     raise unsupported(request, "application/json, multipart/form-data, or the bytes of an image as image/*")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import File, FormParser, parse_options_header
 
-from stream_odml.service.errors import bad_request
+from stream_odml.service.errors import bad_request, unprocessable
 from stream_odml.wording import first_line
 
 MAX_PARTS = 1024
@@ -44,6 +44,18 @@ class Part:
 def images_of(parts: Sequence[Part]) -> list[bytes]:
     """Return the content of the parts named `image`."""
     return [part.content for part in parts if part.name == "image"]
+
+
+def images_alone(parts: Sequence[Part]) -> list[bytes]:
+    """Return the content of all parts. Raises ApiError 422 for one that is no `image`: nothing would read it."""
+    for part in parts:
+        if part.name != "image":
+            raise unprocessable(
+                "unknown_field",
+                f"the form has a field {part.name[:80]!a} beside its images",
+                "leave it out; a search takes its parameters in the address: ?k=5&class=NAME",
+            )
+    return images_of(parts)
 
 
 def parse_multipart(content_type: str, body: bytes) -> list[Part]:

@@ -64,7 +64,7 @@ async def _one_question(request: Request) -> Question:
         raise bad_request(
             f"the form has {len(images)} parts named 'image'", "send one; /v1/search/batch takes more"
         )
-    return Question(images, query_from_url(request, options.max_k))
+    return _bounded(Question(images, query_from_url(request, options.max_k)))
 
 
 def _question(body: dict[str, Any], options: ServiceOptions, subjects: tuple[str, str]) -> Question:
