@@ -167,7 +167,7 @@ def sync(
     to: Annotated[str, typer.Option(help="As for `export`; a folder gets a Parquet file for each bucket.")],
     every: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Seconds between two runs, until Ctrl-C; by default one run."),
+        typer.Option(min=0.1, max=1e8, help="Seconds between two runs, until Ctrl-C; by default one run."),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every row back and compare; exit code 1 where one differs.")

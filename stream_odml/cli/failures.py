@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ from stream_odml.ingest.reasons import BadShard, RowError
 from stream_odml.observe.logs import TextFormatter
 
 _TRACE = "Traceback (most recent call last)"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FREE_SOME = "; free some, and run the same command again"
 _ASK = "run `stream-odml --debug ...` to see the trace"
 
 
@@ -30,9 +33,14 @@ def message_of(error: BaseException) -> str:
     text = (error.detail if isinstance(error, BadShard | RowError) else str(error)).strip()
     if _TRACE in text:
         text = text.splitlines()[-1].strip()
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if "\x1b[" in text:  # the Delta library draws a coloured tree of causes
+        lines = re.sub(r"\x1b\[[0-9;]*m|\u21b3", "", text).splitlines()
+        text = ": ".join(stripped for line in lines if (stripped := line.strip()))
+    if isinstance(error, OSError) and error.errno in _FULL:
         where = f" at {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}; free some, and run the same command again"
+        return f"{error.strerror}{where}{_FREE_SOME}"
+    if any(f"(os error {number})" in text for number in _FULL):  # as libraries written in Rust say it
+        return f"{text}{_FREE_SOME}"
     if text and isinstance(error, ValueError | OSError | RuntimeError | ClientError):
         return text
     return f"{type(error).__name__}{f': {text}' if text else ''}; {_ASK}"

@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from stream_odml.cli.own_images import OwnImages, first_image
-from stream_odml.config.stream import load_config
+from stream_odml.config.stream import parse_config
+from stream_odml.storage.atomic import write_named
 
 SMALL_SIDE = 48
 """Images up to this shorter side are taken for characters or icons, which a small net sees whole at 32 pixels."""
@@ -38,12 +39,8 @@ def write_config(path: Path, file: Path, seen: OwnImages, wishes: Wishes) -> str
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(os.path.abspath(path)).stem).strip("-_")[:50] or "stream"
     root = wishes.root or f"{name}-stream"
     text = config_text(path, name, root, seen, wishes)
-    file.write_text(text, encoding="utf-8")
-    try:
-        load_config(file)
-    except ValueError:
-        file.unlink()
-        raise
+    parse_config(yaml.safe_load(text), str(file))
+    write_named(file, lambda opened: opened.write(text.encode()))
     return root
 
 

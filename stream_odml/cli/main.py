@@ -44,6 +44,7 @@ def main() -> None:
     if not shows_traces:
         tell_of_threads(_tell)
     try:
+        _check_folder()
         app()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -54,6 +55,14 @@ def main() -> None:
             raise
         _tell(message_of(error))
         sys.exit(1)
+
+
+def _check_folder() -> None:
+    """Raise FileNotFoundError where the working folder was deleted: libraries end the process for want of one."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the working folder was deleted; change to another one with cd") from None
 
 
 def _tell(message: str) -> None:

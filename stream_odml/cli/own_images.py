@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -60,11 +61,11 @@ def look_at(path: Path) -> OwnImages:
     no image has a class."""
     _check_there(path)
     if not path.is_dir():
-        return _counted(raw_items(path), ())
+        return _counted(path, ())
     scan = scan_folder(path)
     tables = tuple(file for file in scan.files if format_of(file.path) in FILE_FORMATS.values())
     if tables:
-        return _counted(raw_items(path), scan.notes)
+        return _counted(path, scan.notes)
     files = [file for file in scan.files if has_class(file)]
     sample = [path / file.path for file in files[:: max(1, len(files) // SAMPLE)]][:SAMPLE]
     sides = tuple(side for one in sample if (side := _shorter_side(one)))
@@ -109,10 +110,15 @@ def _check_there(path: Path) -> None:
         )
 
 
-def _counted(items: Iterator[RawItem], notes: tuple[str, ...]) -> OwnImages:
+def _counted(path: Path, notes: tuple[str, ...]) -> OwnImages:
     by_class: Counter[str] = Counter()
     sides: list[int] = []
-    for item in items:
+    for item in raw_items(path):
+        if not item.image:
+            raise ValueError(
+                f"{path} holds no images, but vectors or labels; take vectors over with "
+                f"`stream-odml adopt {shlex.quote(str(path))} --root ROOT`"
+            )
         by_class[item.class_name] += 1
         if len(sides) < SAMPLE and (side := _shorter_side(item.image)):
             sides.append(side)

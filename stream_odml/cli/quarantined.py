@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.reading import raw_rows
 from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import ShardRef
+from stream_odml.storage.atomic import write_named
 from stream_odml.store.store import Store
 from stream_odml.store.tables import QUARANTINE
 
@@ -47,7 +49,7 @@ def export_rows(store: Store, path: Path) -> tuple[int, list[str]]:
         except (BadShard, TransientReadError) as error:
             unread.append(f"{ref.uri}: {error}")
     if rows:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+        write_named(path, partial(pq.write_table, pa.Table.from_pylist(rows, schema=SCHEMA)))
     return len(rows), unread
 
 

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape as escape_markup
+from pathlib import Path
 from typing import Any
 
 from stream_odml.cli.report_data import Example, ReportData, report_data
 from stream_odml.config.masking import masked_text
 from stream_odml.ingest.fields import written_out
+from stream_odml.storage.atomic import write_named
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 240, 54, 28, 12, 12
 
@@ -125,8 +127,7 @@ def write_report(
     """Write the report of `root` to `path`; `latency` in ms by name, where it is known."""
     data = report_data(root, queries, NEIGHBOURS, seed)
     text = page(data, latency or {})
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+    write_named(Path(path), lambda file: file.write(text.encode()))
     return data
 
 

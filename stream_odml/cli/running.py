@@ -82,7 +82,8 @@ def run(
         str | None, typer.Option(help="Ray cluster to join; overrides cluster.address.")
     ] = None,
     until_idle: Annotated[
-        float | None, typer.Option(help="End when nothing has waited or been learnt for so many seconds.")
+        float | None,
+        typer.Option(min=0, help="End when nothing has waited or been learnt for so many seconds."),
     ] = None,
     profile: Annotated[
         int,
@@ -107,7 +108,7 @@ def submit(
     address: Address = None,
     job_id: Annotated[str | None, typer.Option(help="Id of the job; by default a new one.")] = None,
     until_idle: Annotated[
-        float | None, typer.Option(help="End the job when nothing has waited for so many seconds.")
+        float | None, typer.Option(min=0, help="End the job when nothing has waited for so many seconds.")
     ] = None,
     follow: Annotated[bool, typer.Option(help="Show the log and end with the job's exit code.")] = True,
 ) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+from stream_odml.storage.regular import checked_path
 
 
 class Section(BaseModel):
@@ -11,3 +16,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _path_is_written_out(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, str) and Path in get_args(field.annotation):
+            if not value.strip():
+                raise ValueError("an empty path, which would be the working folder; leave the key out")
+            checked_path("path", value)
+        return value

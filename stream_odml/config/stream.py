@@ -131,7 +131,7 @@ class ClusterConfig(Section):
     """Start the search service with the stream; off where a RayService of its own serves the root."""
     checkpoint_s: float = Field(20.0, gt=0)
     """Seconds between two checkpoints within a stage."""
-    cache_dir: str | None = None
+    cache_dir: Path | None = None
     """Folder, on each node, of the decoded pixels of the task in progress."""
     worker_labels: dict[str, str] = Field(default_factory=dict)
     """Ray node labels that training workers must run on; `service.labels` are those of the replicas."""
@@ -242,7 +242,7 @@ class StreamConfig(Section):
             return data
         service = data.get("service", {})
         limit = data.get("ingest", {}).get("max_pixels", DEFAULT_MAX_PIXELS)
-        if service.get("max_pixels", limit) != limit:
+        if "max_pixels" in service and service["max_pixels"] != limit:
             raise ValueError(
                 f"service.max_pixels {service['max_pixels']} differs from ingest.max_pixels {limit}; "
                 "set ingest.max_pixels alone, it holds for the service too"
@@ -257,6 +257,8 @@ class StreamConfig(Section):
                 f"store.features: {features} with model.head: {self.model.head}; a discriminant head needs `exact`, "
                 "every other head `embedding`: leave store.features out"
             )
+        if self.model.weights is not None:
+            checked_path("file model.weights", self.model.weights)
         if self.learning.trunk == "distilled" and self.model.takes_vectors:
             raise ValueError(
                 "learning.trunk: distilled with model.backbone: none: vectors come without a trunk that could move; "

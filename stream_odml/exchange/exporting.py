@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from stream_odml.exchange.syncing import sync
 from stream_odml.learn.given_vectors import spec_of
 from stream_odml.storage.atomic import drop_strays, write_whole
 from stream_odml.storage.reading import scheme_of
+from stream_odml.storage.regular import checked_path
 from stream_odml.store.artifacts import HEAD, STUDENT
 from stream_odml.store.version_metrics import VersionMetrics
 
@@ -96,11 +98,14 @@ def _to_folder(
     has_onnx = all(find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
     left_out = ("onnx",) if formats is None and not has_onnx else ()
     wanted = [name for name in FORMATS if name not in left_out] if formats is None else formats
+    if not wanted:
+        raise ExchangeError(f"no format is named; name some of {', '.join(FORMATS)}")
     unknown = [name for name in wanted if name not in FORMATS]
     if unknown:
         raise ExchangeError(f"there is no format {unknown[0]!r}; name some of {', '.join(FORMATS)}")
-    if folder.exists() and not folder.is_dir():
-        raise ExchangeError(f"{folder} is a file; name a folder")
+    checked_path("folder", to)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ExchangeError(f"{folder} is no folder; name a folder, which is made where there is none")
     ours = _written(folder)
     known = [name for names in _FILES.values() for name in names]
     theirs = [name for name in known if name not in ours and (folder / name).exists()]

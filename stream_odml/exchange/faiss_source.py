@@ -122,21 +122,30 @@ def _opened(index: Any, path: Path) -> tuple[NDArray[np.int64] | None, Any, bool
     return own, index, True
 
 
+def _csv_as_text(path: Path) -> pa.Table:
+    """Read columns as they are written: a reader that guesses makes 7 of the id 007, and no class of `NA` or `null`."""
+    names = pyarrow.csv.open_csv(path).schema.names
+    as_text = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
+    )
+    return pyarrow.csv.read_csv(path, convert_options=as_text)
+
+
 def _ids_table(path: Path, count: int) -> pa.Table:
     """Return what a file says of vectors, in their order: a table, or a list of ids."""
     readers: dict[str, Callable[[], Any]] = {
         ".parquet": lambda: pq.read_table(path),
-        ".csv": lambda: pyarrow.csv.read_csv(path),
+        ".csv": lambda: _csv_as_text(path),
         ".npy": lambda: np.load(path, allow_pickle=False).tolist(),
-        ".json": lambda: json.loads(path.read_text(encoding="utf-8")),
-        ".txt": lambda: path.read_text(encoding="utf-8").splitlines(),
+        ".json": lambda: json.loads(path.read_text(encoding="utf-8-sig")),
+        ".txt": lambda: path.read_text(encoding="utf-8-sig").splitlines(),
     }
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise ExchangeError(f"{path}: expected a file of ids that ends in {', '.join(readers)}")
     try:
-        found = readers[path.suffix]()
+        found = readers[path.suffix.lower()]()
         table: pa.Table = found if isinstance(found, pa.Table) else pa.table({ID: found})
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, TypeError, RecursionError, pa.ArrowException) as error:
         raise ExchangeError(f"{path} cannot be read as ids: {first_line(error)}") from None
     if len(table) != count:
         raise ExchangeError(

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost
 from stream_odml.exchange.source import (
+    COLUMN_NAMES,
     VECTOR,
     Block,
     Chosen,
@@ -221,7 +222,7 @@ class NpzSource:
         self.name, self._path = str(path), path
         try:
             with zipfile.ZipFile(path) as archive:
-                arrays = {name: NpyRows(archive, name) for name in arrays_of(archive)}
+                arrays = _arrays(archive, names)
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise ExchangeError(f"{path} is no npz of plain arrays: {first_line(error)}") from None
         fields = [pa.field(name, _arrow_type(array)) for name, array in arrays.items()]
@@ -234,6 +235,10 @@ class NpzSource:
             )
         self.count = len(vectors)
         self.dim = int(vectors.shape[1])
+        if not vectors.shape[1]:
+            raise ExchangeError(
+                f"array {self._chosen.vector!r} of {path} has vectors of no values; save it again"
+            )
         if not len(vectors):
             raise ExchangeError(f"{path} has no rows; there is nothing to adopt")
         for name in self._chosen.columns:
@@ -260,6 +265,21 @@ class NpzSource:
             raise SourceLost(f"{self.name} cannot be read: {first_line(error)}") from error
 
 
+def _arrays(archive: zipfile.ZipFile, names: Names) -> dict[str, NpyRows]:
+    """Return the arrays that can be columns. Raises ValueError for another one that has the name of a column: beside
+    those an archive may hold anything."""
+    arrays: dict[str, NpyRows] = {}
+    for name in arrays_of(archive):
+        try:
+            array = NpyRows(archive, name)
+            _arrow_type(array)
+            arrays[name] = array
+        except (ValueError, pa.ArrowNotImplementedError) as error:
+            if name in COLUMN_NAMES or any(name == one for _, one in names.by_option):
+                raise ValueError(f"array {name}: {first_line(error)}; save it as float32 or text") from None
+    return arrays
+
+
 def _arrow_type(array: NpyRows) -> pa.DataType:
     kind = pa.string() if array.dtype.kind in "US" else pa.from_numpy_dtype(array.dtype)
     return kind if len(array.shape) == 1 else pa.list_(kind)
@@ -268,5 +288,9 @@ def _arrow_type(array: NpyRows) -> pa.DataType:
 def _as_column(array: NpyRows, count: int) -> pa.Array:
     values = array.take(count)
     if values.ndim == 1:
-        return pa.array(column(values))
+        found = column(values)
+        try:
+            return pa.array(found)
+        except UnicodeEncodeError:  # a check of each row refuses those that are no text
+            return pa.array([one.encode("utf-8", "surrogatepass") for one in found])
     return as_lists(values.astype(np.float32, copy=False))

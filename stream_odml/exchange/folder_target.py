@@ -6,6 +6,7 @@ Protects: every file is written aside and renamed; `current.json` is the one thi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.target import Digests, Mark, is_space, summed
 from stream_odml.storage.atomic import drop_strays, write_whole
+from stream_odml.storage.regular import checked_path
 
 CURRENT = "current.json"
 
@@ -28,6 +30,9 @@ class FolderTarget:
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = str(folder), folder
+        checked_path("folder", str(folder))
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise ExchangeError(f"{folder} is no folder; name a folder, which is made where there is none")
         strangers = [] if not folder.is_dir() else [path.name for path in folder.iterdir()]
         if strangers and CURRENT not in strangers and not any(_is_of_a_space(name) for name in strangers):
             raise ExchangeError(

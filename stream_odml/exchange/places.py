@@ -15,6 +15,7 @@ from stream_odml.exchange.qdrant import QdrantSource, QdrantTarget
 from stream_odml.exchange.source import GallerySource, Names
 from stream_odml.exchange.target import SyncTarget
 from stream_odml.storage.reading import scheme_of
+from stream_odml.storage.regular import kind_of
 
 SOURCES = (
     "a Parquet or Arrow file or a folder of them, an .npz, a .faiss index, qdrant://HOST/COLLECTION, "
@@ -55,6 +56,10 @@ def open_source(place: str, names: Names, ids: Path | None = None) -> GallerySou
     path = Path(place)
     if not path.exists():
         raise ExchangeError(f"{path} does not exist; name {SOURCES}")
+    if not path.is_file() and not path.is_dir():
+        raise ExchangeError(
+            f"{path} is {kind_of(path.stat().st_mode)}, which is read only once; name a file or a folder"
+        )
     suffix = path.suffix.lower()
     if suffix in INDEXES:
         return FaissSource(path, names, ids)

@@ -32,6 +32,8 @@ CLASS_NAMES = b"class_names"
 _VECTOR_NAMES = ("vector", "embedding", "embeddings", "vec")
 _ID_NAMES = ("id", "item_id", "key", "uuid")
 _CLASS_NAMES = ("class", "class_name", "label", "category")
+COLUMN_NAMES = frozenset({*_VECTOR_NAMES, *_ID_NAMES, *_CLASS_NAMES})
+"""Columns that are found by their names."""
 
 
 class Block(NamedTuple):

@@ -226,7 +226,8 @@ def when(value: object) -> datetime | None:
     """Return a time in UTC from a datetime, a date, ISO 8601 text or a number since 1970; None stays None.
 
     A number is in seconds below 10^11 (the year 5138), in milliseconds below 10^14, in microseconds below 10^17, else
-    in nanoseconds; text of ten or more digits is such a number. Raises RowError(bad_time).
+    in nanoseconds; text of ten or more digits is such a number. Raises RowError(bad_time), also for digits that are
+    those of a date: 20260131 would be a day of 1970, 20260131120000 one of 2612.
     """
     value = unboxed(value)
     if value is None or _is_empty(value) or _is_nan(value):
@@ -241,6 +242,10 @@ def when(value: object) -> datetime | None:
                 return when(float(value) if "." in value else int(value))
             return _in_utc(datetime.fromisoformat(value.strip()))
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+            if _reads_as_date(value):
+                raise ValueError(
+                    "digits of a date, not a number since 1970; write it as 2026-01-31T12:00:00Z"
+                )
             return _since_epoch(value)
     except OverflowError as error:
         raise RowError(Reason.BAD_TIME, f"{shown(value)} is outside the calendar") from error
@@ -253,6 +258,18 @@ def when(value: object) -> datetime | None:
 
 def _in_utc(value: datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _reads_as_date(value: float) -> bool:
+    """Whether the digits of a number are year, month and day of our times, with or without minutes or seconds."""
+    digits = str(int(value)) if value < 10**14 else ""
+    if digits[:2] not in ("19", "20") or len(digits) not in (8, 12, 14):
+        return False
+    try:
+        datetime.strptime(digits.ljust(14, "0"), "%Y%m%d%H%M%S")
+    except ValueError:
+        return False
+    return True
 
 
 def _since_epoch(value: float) -> datetime:

@@ -82,5 +82,7 @@ def npz_rows(file: Any, *_: object) -> Iterator[RawRow]:
 
 
 def column(values: NDArray[Any]) -> list[Any]:
-    """Return numbers and text as Python values; bytes as the text that they are."""
-    return list((np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).tolist())
+    """Return numbers and text as Python values; bytes as the text that they are. What is no text has lone surrogates,
+    which the check of its row refuses."""
+    is_bytes = values.dtype.kind == "S"
+    return list((np.char.decode(values, "utf-8", "surrogateescape") if is_bytes else values).tolist())

@@ -27,7 +27,7 @@ _SUFFIX = re.compile(r"\.(node|rank)-\d+$")
 def cache_root(config: StreamConfig, stream_id: str) -> Path:
     """Return the folder of this stream's pixel caches on this node, which no other stream shares."""
     if config.cluster.cache_dir is not None:
-        return Path(config.cluster.cache_dir) / f"{config.name}-{stream_id}"
+        return config.cluster.cache_dir / f"{config.name}-{stream_id}"
     return default_cache_root(config.root, stream_id)
 
 

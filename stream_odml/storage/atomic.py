@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from stream_odml.storage.regular import checked_path
+
 ASIDE = ".aside-"
 """How names of files and folders begin that are being written. Readers and sources skip them."""
 STRAY_S = 3600.0
@@ -41,6 +43,27 @@ def write_whole(
         aside.unlink(missing_ok=True)
     if durable:
         sync_folder(target.parent)
+
+
+def write_named(path: Path, fill: Fill) -> None:
+    """Let `fill` write a file that a person has named: what was there stays until all of the new one is. A pipe or a
+    device is written to as it is, and what a link leads to goes on to have its name and mode. Raises ValueError."""
+    checked_path("file", str(path))
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                fill(file)
+        else:
+            write_whole(path.resolve(), fill, show=_show_alike)
+    except OSError as error:
+        error.filename = str(path)  # not that of the one aside
+        raise
+
+
+def _show_alike(aside: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copymode(target, aside)
+    os.replace(aside, target)
 
 
 def drop_strays(folder: Path) -> int:

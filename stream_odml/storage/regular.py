@@ -101,12 +101,19 @@ def refuse_links(folder: Path) -> None:
 
 
 def checked_path(what: str, path: str) -> str:
-    """Return a local path as it is. Raises ValueError for a home or a variable of a shell, which nobody expands."""
+    """Return a local path as it is. Raises ValueError for a home or a variable of a shell, which nobody expands, and
+    for characters that no path has."""
     if path.startswith(("~", "$")) or "${" in path:
         raise ValueError(
             f"the {what} {path!r} has {path[0] if path[0] == '~' else '$'!r}, which only a shell expands; "
             "write the path out"
         )
+    try:
+        is_path = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
+        raise ValueError(f"the {what} {path!a} holds a character that no path has; correct it")
     return path
 
 

@@ -190,7 +190,7 @@ def test_the_configuration_is_valid_and_agrees_with_the_pods(variant: list[Manif
         assert ports["serve"] == config.service.port
     assert config.metrics.host == config.service.host == config.service.metrics_host == "0.0.0.0"
     mounts = {m.mountPath for t in templates(variant) for c in t.spec.containers for m in c.volumeMounts}
-    places = [config.root, config.source.path, config.cluster.cache_dir or ""]
+    places = [config.root, config.source.path, str(config.cluster.cache_dir or "")]
     for place in places:
         local = place.startswith("/")
         assert not local or any(place == m or place.startswith(f"{m}/") for m in mounts), place

@@ -1,0 +1,146 @@
+"""Seam 45: a file that a person names for output is whole, or what it was: a full disk costs no earlier one, a device
+or a pipe stays one. Places that no shell has written out, and what is no place, are refused before anything is made."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stream_odml.cli.failures import message_of
+from stream_odml.cli.own_images import look_at
+from stream_odml.config.stream import ConfigError, parse_config
+from stream_odml.exchange.errors import ExchangeError
+from stream_odml.exchange.exporting import export
+from stream_odml.exchange.places import open_target
+from stream_odml.storage.atomic import write_named
+
+
+def fails(file: Any) -> None:
+    file.write(b"half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_costs_no_earlier_file_and_leaves_none(tmp_path: Path) -> None:
+    kept, new = tmp_path / "report.html", tmp_path / "new.html"
+    kept.write_text("earlier")
+    kept.chmod(0o600)
+    for path in (kept, new):
+        with pytest.raises(OSError, match="No space") as caught:
+            write_named(path, fails)
+        assert (
+            message_of(caught.value)
+            == f"No space left on device at {path}; free some, and run the same command again"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert kept.read_text() == "earlier"
+    write_named(kept, lambda file: file.write(b"later"))
+    assert (kept.read_text(), stat.S_IMODE(kept.stat().st_mode)) == ("later", 0o600)
+
+
+def test_links_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old")
+    (tmp_path / "link").symlink_to("there")
+    write_named(tmp_path / "link", lambda file: file.write(b"new"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_text() == "new"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        write_named(pipe, lambda file: file.write(b"through"))
+        assert reader.communicate()[0] == b"through"
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    write_named(Path("/dev/null"), lambda file: file.write(b"away"))
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    with pytest.raises(FileNotFoundError, match=r"none/report\.html"):
+        write_named(tmp_path / "none" / "report.html", lambda file: None)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"cluster": {"cache_dir": "~/cache"}},
+        {"service": {"features_dir": "~/features"}},
+        {"service": {"token_file": "~/token"}},
+        {"service": {"metrics_dir": "$HOME/metrics"}},
+        {"metrics": {"tensorboard": "${RUNS}/board"}},
+        {"model": {"weights": "~/weights.safetensors"}},
+        {"source": {"path": "a\0b"}},
+        {"source": {"path": "\ud800"}},
+        {"service": {"push_dir": "\ud800"}},
+        {"cluster": {"cache_dir": ""}},
+        {"service": {"features_dir": " "}},
+    ],
+)
+def test_a_path_of_a_configuration_is_one(section: dict[str, Any]) -> None:
+    ((name, keys),) = section.items()
+    ((key, _),) = keys.items()
+    with pytest.raises(ConfigError, match=f"{name}|{key}") as caught:
+        parse_config(section)
+    assert "1 mistake" in str(caught.value)
+
+
+def test_a_limit_that_is_no_number_is_a_mistake_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"ingest\.max_pixels: Input should be a finite number"):
+        parse_config({"ingest": {"max_pixels": float("nan")}})
+
+
+@pytest.mark.parametrize("place", ["~/out", "$OUT"])
+def test_a_folder_to_write_to_is_written_out(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="only a shell expands"):
+        open_target(place)
+    with pytest.raises(ValueError, match="only a shell expands"):
+        export(str(tmp_path / "no-root"), place)
+    with pytest.raises(ValueError, match="only a shell expands"):
+        write_named(Path(place) / "report.html", lambda file: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("file", "loop"):
+        with pytest.raises(ExchangeError, match="is no folder; name a folder"):
+            open_target(str(tmp_path / name))
+        with pytest.raises(ExchangeError, match="is no folder; name a folder"):
+            export(str(tmp_path / "no-root"), str(tmp_path / name))
+    with pytest.raises(ExchangeError, match="no format is named"):
+        export(str(tmp_path / "no-root"), str(tmp_path / "out"), formats=[])
+
+
+@pytest.mark.parametrize("column", ["vector", None])
+def test_a_table_without_images_is_none_to_begin_with(tmp_path: Path, column: str | None) -> None:
+    columns: dict[str, Any] = {"class_name": ["a", "b"], "id": ["1", "2"]}
+    if column is not None:
+        columns[column] = pa.array([[1.0, 2.0], [2.0, 1.0]], pa.list_(pa.float32()))
+    pq.write_table(pa.table(columns), tmp_path / "v.parquet")
+    with pytest.raises(ValueError, match=r"holds no images.*stream-odml adopt"):
+        look_at(tmp_path / "v.parquet")
+
+
+def test_what_a_library_draws_is_one_line_with_the_remedy() -> None:
+    full = "No space left on device (os error 28)"
+    drawn = f"Generic error\n      \x1b[31m\u21b3\x1b[0m cannot copy\n   \x1b[31m\u21b3\x1b[0m {full}\n"
+    said = f"Generic error: cannot copy: {full}; free some, and run the same command again"
+    assert message_of(OSError(drawn)) == said
+
+
+def test_a_working_folder_that_is_gone_is_named() -> None:
+    script = "import os, tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d); " + (
+        "import sys; sys.argv = ['stream-odml', 'status', 'root']; "
+        "from stream_odml.cli.main import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == "error: the working folder was deleted; change to another one with cd"
