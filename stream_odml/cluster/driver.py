@@ -299,7 +299,7 @@ class StreamDriver:
 
 
 def _sequence(writer: Writer) -> int:
-    """What a replica has to reach to show all that was committed here: `min_seq` of a search."""
+    """Return what a replica has to reach to show all that was committed here: `min_seq` of a search."""
     return sequence_of(writer.ledger.seq, writer.tree.seq)
 
 

@@ -80,7 +80,7 @@ def front_bounds(header_timeout_s: int, connections_per_peer: int) -> list[str]:
 
 
 def _binary() -> str:
-    """HAProxy as Serve finds it: named by a person, in its package, or installed."""
+    """Return HAProxy as Serve finds it: named by a person, in its package, or installed."""
     if named := os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH"):
         return named
     try:

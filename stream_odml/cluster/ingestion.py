@@ -215,7 +215,7 @@ class Ingestion:
             self._work[self._indexers[target].index.remote(refs, version)] = _Work(refs, target, alone)
 
     def _free_indexer(self, alone: bool) -> int | None:
-        """The indexer with the least to do, or None. Nothing shares one with an isolated shard, nor its end."""
+        """Return the indexer with the least to do, or None. Nothing shares one with an isolated shard, nor its end."""
         load = [0.0] * len(self._indexers)
         for work in self._work.values():
             load[work.indexer] += math.inf if work.alone else 1
@@ -225,7 +225,7 @@ class Ingestion:
     def _batch(
         self, first: ShardState, waiting: Iterator[ShardState]
     ) -> tuple[list[ShardState], ShardState | None]:
-        """The next batch, and the shard that did not fit."""
+        """Return the next batch, and the shard that did not fit."""
         batch, size = [first], first.size_bytes
         for shard in waiting:
             size += shard.size_bytes
@@ -253,7 +253,7 @@ class Ingestion:
                 self._failed.append((work, error))
 
     def _classify(self, work: _Work, error: Exception) -> None:
-        """An indexer ended, or its code failed: each of its shards is read alone, and failing alone counts."""
+        """Note a failed batch. Where its indexer or its code failed each shard is read alone; failing alone counts."""
         log.warning("indexing of %d shard(s) failed: %s", len(work.shards), last_line(str(error)))
         if is_external_failure(error):
             is_dead = getattr(error, "actor_init_failed", False)

@@ -96,7 +96,7 @@ def _remedy(failure: Exception, seconds: float) -> str:
 
 @contextlib.contextmanager
 def _nothing_for_others() -> Iterator[None]:
-    """Processes inherit the umask: what they write is never writable by every user."""
+    """Set a umask, which processes inherit: what they write is never writable by every user."""
     before = os.umask(0o077)
     os.umask(before | 0o002)
     try:

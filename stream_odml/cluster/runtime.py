@@ -137,7 +137,7 @@ def ray_session(
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """`ray.init` takes SIGTERM over and exits at once: a job that is stopped would not say how it ended."""
+    """Keep signal handlers: `ray.init` takes SIGTERM over and exits at once, so a job would not say how it ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -214,7 +214,7 @@ class WallClock:
 
 
 def _local_environment(folder: Path, ports: PortBlock) -> dict[str, str]:
-    """Sessions on one machine share neither ports nor files nor a token; what a person has set otherwise stays."""
+    """Return variables by which sessions here share no port, file or token; those that a person has set stay."""
     fixed = {**ports.environment(), **haproxy_config.environment(folder), **own_token(folder)}
     chosen = {
         **patience(),

@@ -261,7 +261,7 @@ def _make_root(config: StreamConfig, takeover: bool) -> StreamConfig:
 
 
 def _check_alone() -> None:
-    """A Ray cluster runs one stream: its actors are found by their names. One that is ending is waited for."""
+    """Raise ConfigError where a stream runs: its actors are found by their names. One that is ending is waited for."""
     deadline = time.monotonic() + ENDING_S
     while True:
         try:

@@ -67,7 +67,7 @@ def remove_abandoned() -> None:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether it is a folder of this user that no process holds, in this container or in another."""
+    """Return whether it is a folder of this user that no process holds, in this container or in another."""
     try:
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -111,7 +111,7 @@ def _end(below: str, number: signal.Signals, spared: str = "\0") -> None:
 
 
 def _is_running(command: Path) -> bool:
-    """Whether a process still has a command line: a dead one that nobody waits for has none."""
+    """Return whether a process still has a command line: a dead one that nobody waits for has none."""
     try:
         return bool(command.read_bytes())
     except OSError:
@@ -122,7 +122,7 @@ _FALLBACKS = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 
 
 def _base() -> Path:
-    """The folder for temporary files, or a usual one where its path leaves no room for a socket's."""
+    """Return the folder for temporary files, or a usual one where its path leaves no room for a socket's."""
     wanted = Path(tempfile.gettempdir())
     for base in (wanted, *_FALLBACKS):
         if len(os.fsencode(base)) + _LONGEST_BELOW <= SOCKET_PATH_BYTES and _is_usable(base):
@@ -135,7 +135,7 @@ def _base() -> Path:
 
 
 def _is_usable(base: Path) -> bool:
-    """Whether files can be made in it, and executed: the wrapper of HAProxy is."""
+    """Return whether files can be made in it, and executed: the wrapper of HAProxy is."""
     try:
         with tempfile.NamedTemporaryFile(dir=base) as probe:
             os.fchmod(probe.fileno(), 0o700)

@@ -71,7 +71,8 @@ class PortBlock:
 
 
 def _claim(start: int) -> socket.socket | None:
-    """The socket that holds the block, or None if any of its ports is in use: what is left of a session counts."""
+    """Return the socket that holds the block, or None if any of its ports is in use: what is left of a
+    session counts."""
     holder = _bound(start)
     if holder is None:
         return None
@@ -85,7 +86,7 @@ def _claim(start: int) -> socket.socket | None:
 
 
 def _bound(port: int) -> socket.socket | None:
-    """A socket on the port of every interface; not shared, so that a port which is, is in use."""
+    """Return a socket on the port of every interface; not shared, so that a port which is, is in use."""
     probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         probe.bind(("0.0.0.0", port))

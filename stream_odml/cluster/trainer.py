@@ -208,7 +208,7 @@ class _Worker:
         return bool(self._from_rank_zero(again))
 
     def _steps(self, run: StageRun) -> bool:
-        """All remaining steps; False when the driver wants no more of them."""
+        """Make all remaining steps; return False when the driver wants no more of them."""
         recorded = time.monotonic()
         learner = run.learner
         with self._profiled(run) as stepped:
@@ -227,7 +227,7 @@ class _Worker:
         return True
 
     def _profiled(self, run: StageRun) -> AbstractContextManager[Callable[[], None]]:
-        """A profile of the first stage that this worker learns, where the configuration asks for one."""
+        """Return a profile of the first stage that this worker learns, where the configuration asks for one."""
         steps, self.profile_steps = self.profile_steps, 0
         files = open_files(self.config.root, self.config.storage_options)
         return profiled(steps, files.write, run.order.version_id) if steps else nullcontext(lambda: None)

@@ -191,7 +191,7 @@ def fit_cross_map(
 
 
 def _gain(old_nF: Float64s, new_nF: Float64s) -> Float64s:
-    """Factor of each entry by which the old one explains most of the new one."""
+    """Return factor of each entry by which the old one explains most of the new one."""
     apart_nF = old_nF - old_nF.mean(axis=0)
     squares_F = (apart_nF**2).sum(axis=0)
     return np.asarray((apart_nF * new_nF).sum(axis=0) / np.maximum(squares_F, 1e-12), np.float64)

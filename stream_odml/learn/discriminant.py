@@ -309,7 +309,7 @@ def _floor(sums: ClassSums) -> float:
 
 
 def _shrunk_root(scatter_EE: Float64s, share: float, floor: float) -> Float64s:
-    """Lower L with L Lᵀ = (1 - s) I + s E S / trace S; the identity where nothing differs within classes."""
+    """Return lower L with L Lᵀ = (1 - s) I + s E S / trace S; the identity where nothing differs within classes."""
     E, trace = len(scatter_EE), float(scatter_EE.trace())
     if trace <= floor:
         return np.eye(E)

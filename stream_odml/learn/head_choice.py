@@ -319,19 +319,19 @@ def _pays(both: list[tuple[_Both, _Both]], scale: float, bonus: float, share: fl
 
 
 def _share(both: list[tuple[_Both, _Both]], hits: Callable[[_Both], NDArray[np.float32]]) -> float:
-    """The share of the kind that is worse off where one part alone compares all."""
+    """Return the share of the kind that is worse off where one part alone compares all."""
     return float(np.mean([gallery.worse(hits(gallery)[None])[0] for gallery in _telling(both)]))
 
 
 def _telling(both: list[tuple[_Both, _Both]]) -> list[_Both]:
-    """Galleries that tell something of either kind; all that a few items of each class leave out may be single."""
+    """Return galleries that tell something of either kind: all that was left out of a few items may be single."""
     return [gallery for pair in both for gallery in pair if gallery.has_both_kinds]
 
 
 def _mean_of_both(
     first_q: NDArray[np.float32], second_q: NDArray[np.float32], mate_q: Bools
 ) -> NDArray[np.float64]:
-    """The mean of what two galleries say of each query; of one that has nothing to find in the second, the first."""
+    """Return the mean of what two galleries say of each query; of one with nothing to find in the second, the first."""
     mean_q: NDArray[np.float64] = np.where(mate_q, (first_q + second_q) / 2, first_q).astype(np.float64)
     return mean_q
 

@@ -67,7 +67,8 @@ def check_at_start(writer: Writer, spec: EmbedderSpec, seed: int) -> None:
 
 
 def _check_weights(store: Store, spec: EmbedderSpec, seed: int) -> None:
-    """Only what has no layer of random weights in it can tell, and only while the first version's files are kept."""
+    """Compare weights: only a model without a layer of random weights can tell, and only while the first version's
+    files are kept."""
     root = store.tree.root
     if root is None or not spec.starts_pretrained or spec.head == "linear":
         return

@@ -48,7 +48,7 @@ def _key(key: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """As text that UTF-8 can carry: file names may hold lone surrogates."""
+    """Return text that UTF-8 can carry: file names may hold lone surrogates."""
     try:
         text = str(value)
     except Exception:  # a broken __str__ must not cost the rest of the answer

@@ -59,7 +59,7 @@ def traces_folder(root: str) -> Path:
 
 
 def _trace_of(of: str) -> Any:
-    """A context whose remote parent is the shard or stage itself; within a span of the same trace, that span."""
+    """Return a context whose remote parent is the shard or stage itself; within a span of the same trace, that span."""
     from opentelemetry import trace
 
     current = trace.get_current_span().get_span_context()

@@ -145,7 +145,7 @@ def _search_files(store: Store, tombstone: Tombstone, covered: dict[str, ShardSt
 
 
 def _known(store: Store, tombstones: Sequence[Tombstone]) -> int | None:
-    """How many items requests for one name covered, where that can be known."""
+    """Return how many items requests for one name covered, where that can be known."""
     counts = [tombstone.items for tombstone in tombstones if tombstone.items is not None]
     if len(counts) == len(tombstones):
         return sum(counts)
@@ -157,7 +157,7 @@ def _known(store: Store, tombstones: Sequence[Tombstone]) -> int | None:
 
 
 def _in_file(store: Store, path: str, tombstone: Tombstone, covered: dict[str, ShardState]) -> Iterator[str]:
-    """What one file holds. Raises FileNotFoundError where it was deleted since it was listed."""
+    """Yield what one file holds. Raises FileNotFoundError where it was deleted since it was listed."""
     files = store.files
     if not path.endswith(".parquet"):
         return
@@ -192,8 +192,8 @@ def _in_file(store: Store, path: str, tombstone: Tombstone, covered: dict[str, S
 
 
 def _in_statistics(store: Store, tombstone: Tombstone) -> Iterator[str]:
-    """Banks and class sums that were not corrected since the request; sums that are not those of what is stored, and
-    heads that are not those of their sums."""
+    """Yield banks and class sums that were not corrected since the request; sums that are not those of what is stored,
+    and heads that are not those of their sums."""
     for version in store.tree.versions.values():
         name, files = version.version_id, {} if version.retired else version.artifacts
         before = version.time < tombstone.time
@@ -216,7 +216,7 @@ def _stored_sums(store: Store, version_id: str, lift: Lift) -> ClassSums:
 
 
 def _in_caches(store: Store, tombstone: Tombstone, covered: dict[str, ShardState]) -> list[str]:
-    """Pixel caches made before the request, of tasks with its shards, and of stages that the ledger does not know."""
+    """Return pixel caches made before the request, of tasks with its shards and of stages unknown to the ledger."""
     caches = default_cache_root(store.uri, store.stream_id)
     found = []
     for folder in stage_folders(caches):
@@ -228,7 +228,7 @@ def _in_caches(store: Store, tombstone: Tombstone, covered: dict[str, ShardState
 
 
 def _shards_of_stage(store: Store, name: str, unknown: Iterable[str]) -> Iterable[str]:
-    """Shards of a task, or of an attempt to improve what is learnt, by its name."""
+    """Return shards of a task, or of an attempt to improve what is learnt, by its name."""
     ledger = store.ledger
     if name in ledger.tasks:
         return ledger.tasks[name].shard_ids
@@ -237,7 +237,7 @@ def _shards_of_stage(store: Store, name: str, unknown: Iterable[str]) -> Iterabl
 
 
 def _oldest_file(folder: Path) -> float:
-    """When the first of its files was last written; infinity where there is none."""
+    """Return when the first of its files was last written; infinity where there is none."""
     times = [math.inf]
     for file in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # its stage ended meanwhile

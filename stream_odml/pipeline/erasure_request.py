@@ -98,7 +98,7 @@ def _like(wanted: str, names: Sequence[str]) -> Iterable[str]:
 
 
 def _covered(store: Store, kind: str, name: str) -> int:
-    """How many items have rows of `name` that no tombstone covers yet."""
+    """Return how many items have rows of `name` that no tombstone covers yet."""
     where = pc.field(COLUMN[kind]) == name
     parts = store.again(lambda: [rows for _, rows in store.scan(_ROWS, where)])
     return len(_living(store, parts)["item_id"].unique())
@@ -109,7 +109,7 @@ def _living(store: Store, parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def _names(store: Store, kind: str) -> Sequence[str]:
-    """Names of this kind that a request could still cover."""
+    """Return names of this kind that a request could still cover."""
     tombstones = store.ledger.latest_tombstones
     shards = [
         s for s in store.ledger.shards.values() if tombstones.get(("shard", s.shard_id), -1) < s.landed_seq
@@ -133,7 +133,7 @@ def _some_rows(store: Store) -> list[pa.Table]:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name can be in a table at all; what came from a command line may hold bytes that are no text."""
+    """Return whether a name can be in a table at all; what came from a command line may hold bytes that are no text."""
     try:
         return bool(name.encode())
     except UnicodeEncodeError:

@@ -37,7 +37,7 @@ def estimate_old(store: Store, parent: str, outcome: StageOutcome, seed: int) ->
 
 
 def _stored(store: Store, parent: str, seed: int) -> tuple[Floats, Labels]:
-    """Vectors of learnt items in the parent's space and their labels, from shards drawn by `seed`."""
+    """Return vectors of learnt items in the parent's space and their labels, from shards drawn by `seed`."""
     random = np.random.default_rng(seed)
     learnt = store.tree.learnt(parent)
     ledger = store.ledger

@@ -112,7 +112,7 @@ def evaluate_stage(
 def _compared(
     split: str, before: Floats, after: Floats, labels: NDArray[np.int64], queries: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """The parent's Recall@1 on a split, its queries that can find anything, and the standard error of the change."""
+    """Return the parent's Recall@1 on a split, how many queries can find anything, and the change's standard error."""
     known = queries & ~np.isnan(before)
     if not known.any():
         return {}
@@ -144,7 +144,7 @@ def beside_earlier(
 
 
 def _forgetting(store: Store, parent: str, figures: Mapping[str, Any], held_out_set: str) -> float | None:
-    """The mean over earlier tasks of the best Recall@1 so far minus the one now; None before the second task."""
+    """Return the mean over earlier tasks of the best Recall@1 so far minus the one now; None before the second task."""
     lineage = [VersionMetrics.read(store.tree.get(version).metrics) for version in store.tree.lineage(parent)]
     lineage = [of for of in lineage if of.held_out_set in (held_out_set, None)]  # earlier releases noted none
     losses = []

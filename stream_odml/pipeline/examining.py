@@ -102,7 +102,7 @@ def _artifacts(store: Store) -> Iterator[Finding]:
 
 
 def _canaries(store: Store) -> Iterator[Finding]:
-    """Of every model that is kept, once for all versions that share it."""
+    """Check every model that is kept, once for all versions that share it."""
     models: dict[str, str] = {}
     for version in store.tree.versions.values():
         if not version.retired and STUDENT in version.artifacts:

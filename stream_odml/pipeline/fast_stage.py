@@ -94,7 +94,7 @@ def solve_stage(
 
 
 def _lift_of(store: Store, parent: str, config: StreamConfig) -> Lift:
-    """The root's own: sums of other random features are sums of another head's input."""
+    """Return the root's own: sums of other random features are sums of another head's input."""
     sums = store.sums_of(parent)
     return Lift(store.dim, config.model.lift_of(store.dim), config.seed) if sums is None else sums.lift
 
@@ -166,7 +166,7 @@ def head_files(store: Store, version_id: str, solved: Solved) -> dict[str, Artif
 
 
 def _measured(store: Store, order: StageOrder, config: StreamConfig, solved: Solved) -> dict[str, Any]:
-    """Recall of held-out items by the new head and by the parent's, from what the gallery holds of them; of old
+    """Return recall of held-out items by the new head and by the parent's, from what the gallery holds of them; of old
     classes also of learnt items, where few are held out."""
     heads = store.head_of(order.parent), solved.head
     held = store.again(lambda: _held_out(store, order, few_images(config.evaluation), config.seed))
@@ -191,7 +191,7 @@ def _held_out(store: Store, order: StageOrder, evaluation: EvaluationConfig, see
 
 
 def _estimated(old: DiscriminantHead, new: DiscriminantHead, sample: Items) -> dict[str, float]:
-    """What the new head costs old classes, by items that both heads were solved with."""
+    """Return what the new head costs old classes, by items that both heads were solved with."""
     learnt = frozenset(old.names)
     known = [row for row, name in enumerate(sample.classes) if name in learnt]
     if len(known) < 2:
@@ -206,7 +206,7 @@ def _both_found(
     before: tuple[DiscriminantHead, Floats],
     after: tuple[DiscriminantHead, Floats],
 ) -> dict[str, float]:
-    """Estimated Recall@1 of a split by the head of before and by the new one, each with features in its trunk."""
+    """Return estimated Recall@1 of a split by the earlier and by the new head, each with features of its trunk."""
     found: dict[str, float] = {}
     for name, (head, h_nD) in (("parent_recall_at_1", before), ("recall_at_1", after)):
         recall = mean_found(by_head(head)(classes, h_nD, h_nD))

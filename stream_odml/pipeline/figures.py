@@ -77,7 +77,7 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
 
 
 def _slow_stage(tree: VersionTree) -> dict[str, float]:
-    """Recall of the last slow stage on the head's lineage, and of the version that it had to pass."""
+    """Return recall of the last slow stage on the head's lineage, and of the version that it had to pass."""
     for version_id in reversed(tree.lineage(tree.head)):
         metrics = VersionMetrics.read(tree.get(version_id).metrics)
         if metrics.kind == "slow":

@@ -138,7 +138,7 @@ def solve(
 
 
 def _sampled(parts: Sequence[Training]) -> Items:
-    """The sample of all items, in the order in which `sample_rows` draws it."""
+    """Return the sample of all items, in the order in which `sample_rows` draws it."""
     keys = [key for part in parts for key in part.keys]
     classes = [name for part in parts for name in part.classes]
     rows = sample_rows(keys, classes)

@@ -60,8 +60,8 @@ def choose(
 def _drawn_classes(
     store: Store, tasks: Collection[str], own: Collection[str], evaluation: EvaluationConfig, seed: int
 ) -> set[str] | None:
-    """The classes to measure, or None for all: half of the images for the stage's own, the rest for older ones. A class
-    that was forgotten takes up none of them."""
+    """Return the classes to measure, or None for all: half of the images for the stage's own, the rest for older ones.
+    A class that was forgotten takes up none of them."""
     counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for name in tasks:
         for shard_id in store.ledger.tasks[name].shard_ids:

@@ -50,8 +50,8 @@ def _is_stale(store: Store, result: StageResult) -> bool:
 
 
 def _again(store: Store, result: StageResult, lift: Lift) -> ClassSums:
-    """The sums of a first trunk, as its stage made them, of what is living now: of the rows that it embedded, and of
-    those whose image it could not read, which its map moves."""
+    """Return the sums of a first trunk, as its stage made them, of what is living now: of the rows that it embedded,
+    and of those whose image it could not read, which its map moves."""
     left = task_rows(store, result.parent, store.ledger.tasks[result.task].shard_ids)
     forward = drift_map_from_bytes(read_artifact(store.files, result.artifacts[FORWARD]))
     return rows_as_items(store, result.rows, left, forward).sums(lift)

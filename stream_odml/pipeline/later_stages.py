@@ -152,7 +152,7 @@ class LaterStages:
         )
 
     def _will_renew(self) -> bool:
-        """Whether nearly all that is stored can be embedded anew, going by what could be under the trunk of now."""
+        """Return whether nearly all that is stored can be embedded anew, judged by what could be under this trunk."""
         follow = renewal(self._writer.store)
         return bool(self._rules.renew_per_s) and follow.get("gone", 0) <= MAX_GONE_SHARE * sum(
             follow.values()
@@ -240,7 +240,7 @@ def rows_to_embed(store: Store, order: StageOrder, rows: pa.Table) -> pa.Table:
 
 
 def _errors(tree: VersionTree, lineage: Sequence[str]) -> dict[str, float]:
-    """By version of the lineage, the sum of what the maps from it to the head miss; above 0 where there are any."""
+    """Return by version of the lineage the summed errors of the maps from it to the head; above 0 if there are any."""
     errors, so_far = {lineage[-1]: 0.0}, 0.0
     for before, after in list(pairwise(lineage))[::-1]:
         if not tree.same_trunk(before, after):
@@ -250,7 +250,7 @@ def _errors(tree: VersionTree, lineage: Sequence[str]) -> dict[str, float]:
 
 
 def _rows_of(ledger: LedgerState, tree: VersionTree, version_id: str) -> Iterable[str]:
-    """Shards whose items a version embedded."""
+    """Return shards whose items a version embedded."""
     version = tree.get(version_id)
     attempt = ledger.later_attempts.get(version_id)
     if attempt is not None and attempt.shards:

@@ -201,8 +201,8 @@ def _filled(
     labels: str,
     values: Mapping[Any, Any] | float,
 ) -> Metric:
-    """A family with these labels, and of each label (or labels) its value; without labels one value. One figure that is
-    no number, or a name that is no text, must not cost a scrape all the others."""
+    """Return a family with these labels, and of each label (or labels) its value; without labels one value. One figure
+    that is no number, or a name that is no text, must not cost a scrape all the others."""
     family = kind(f"{PREFIX}_{name}", text, labels=labels.split())
     for key, value in values.items() if isinstance(values, Mapping) else [((), values)]:
         if hasattr(value, "__float__"):

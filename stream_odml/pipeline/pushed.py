@@ -83,7 +83,7 @@ def drop_half_written(place: str) -> int:
 
 
 def _consumed(store: Store, there: set[str], keep_s: float) -> list[str]:
-    """Those of the files `there` whose task the head's path learnt `keep_s` ago."""
+    """Return those of the files `there` whose task the head's path learnt `keep_s` ago."""
     if not there or not store.tree.moves:
         return []
     before = time.time() - keep_s

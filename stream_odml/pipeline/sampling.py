@@ -84,7 +84,7 @@ def _of(column: str, names: Collection[str] | None) -> pc.Expression:
 
 
 def _candidates(store: Store, where: pc.Expression, per_class: int, seed: int) -> pa.Table:
-    """Rows that may be in the sample, file by file, so that AT_ONCE rows and a file's are in memory beside them."""
+    """Return rows that may be in the sample; beside them AT_ONCE rows and those of one file are in memory."""
     kept = compact(store.gallery_schema.empty_table().select(META))
     waiting: list[pa.Table] = []
     for _, part in store.scan(META, where):
@@ -108,7 +108,7 @@ def _reduced(blocks: list[pa.Table], per_class: int, seed: int) -> pa.Table:
 
 
 def _classes_at(rows: pa.Table, rank: int, seed: int) -> set[str]:
-    """Classes that have an item of this rank."""
+    """Return classes that have an item of this rank."""
     return set(rows["class_name"].filter(pa.array(_ranks(rows, seed) == rank)).to_pylist())
 
 
@@ -119,7 +119,7 @@ def _is_in(column: pa.ChunkedArray, names: Collection[str]) -> Mask:
 
 
 def _ranks(meta: pa.Table, seed: int) -> NDArray[np.int64]:
-    """The place of each row's item among those of its class, by its draw; an item's rows stay together."""
+    """Return the place of each row's item among those of its class, by its draw; an item's rows stay together."""
     if not len(meta):
         return np.zeros(0, np.int64)
     classes, _ = encode(meta["class_name"])

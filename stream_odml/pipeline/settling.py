@@ -63,7 +63,7 @@ class Settling:
         return decided(self.config.gate, order, figures, self._artifacts(order), self.parts)
 
     def _under_head(self) -> StageOrder:
-        """The order, from the head of the moment where the stage improves what is learnt: rank 0's choice for all."""
+        """Return the order, from the head of the moment where it improves what is learnt: rank 0 chooses for all."""
         if not self.order.improves:
             return self.order
         may = self.store.open_attempt(self.order.version_id) is not None
@@ -72,7 +72,7 @@ class Settling:
         )
 
     def _held_out(self, order: StageOrder) -> HeldOut | None:
-        """Held-out images under both models; None on all ranks but the first, or if there are too few."""
+        """Return held-out images under both models; None on all ranks but the first, or if there are too few."""
         config = self.config
         if self._makes_exact(order):
             return None
@@ -81,15 +81,16 @@ class Settling:
         return shared_held_out(self.store, order, config, self.outcome.student, self.world, self.all_ranks)
 
     def _makes_exact(self, order: StageOrder) -> bool:
-        """Whether items that were taken over by a map from another model's features come to be as the model embeds
-        them. What they are replaced by cannot be compared with them: predicted items lie closer to their class."""
+        """Return whether items that were taken over by a map from another model's features come to be as the
+        model embeds them. What they are replaced by cannot be compared with them: predicted items lie closer to
+        their class."""
         shards = self.store.ledger.shards
         return order.kind == "renew" and any(shards[ref.shard_id].mapped_error > 0 for ref in order.shards)
 
     def _solved(
         self, order: StageOrder, held: HeldOut | None, counts: Callable[[], dict[str, Any]]
     ) -> StageResult:
-        """The same under a discriminant head, which is solved from the rows as they will be stored."""
+        """Return the same under a discriminant head, which is solved from the rows as they will be stored."""
         store = self.store
         solved = store.again(
             partial(solve_stage, store, order, self.config, self.outcome.forward, self.parts)
@@ -121,7 +122,7 @@ class Settling:
     def _measured(
         self, order: StageOrder, held: HeldOut | None, after: Finder = by_cosine, before: Finder = by_cosine
     ) -> dict[str, Any]:
-        """Figures of the new version: drift, and recall where images are held out."""
+        """Return figures of the new version: drift, and recall where images are held out."""
         drift = {} if order.kind == "renew" else self.outcome.drift
         figures: dict[str, Any] = {f"drift/{name}": float(value) for name, value in drift.items()}
         if held is not None:

@@ -82,7 +82,7 @@ def check_sources(config: StreamConfig) -> None:
 
 
 def _table(config: StreamConfig, options: dict[str, str] | None) -> Source:
-    """A table that is followed by version. Imported here: its library is not installed where nobody follows one."""
+    """Return a table that is followed by version. Imported here: its library is an extra, not installed everywhere."""
     with _needing_library(config.source.kind):
         made = pkgutil.resolve_name(TABLES[config.source.kind])
     table: Source = made(config.source.path, options, config.source.start_version)
@@ -116,7 +116,7 @@ def _needing_library(kind: str) -> Iterator[None]:
 
 
 def _made_by(factory: str, path: str, options: dict[str, str]) -> Source:
-    """What a function of the user's makes. `factory`: `module:function`."""
+    """Return what a function of the user's makes. `factory`: `module:function`."""
     try:
         made: Source = pkgutil.resolve_name(factory)(path, options)
     except (ImportError, AttributeError) as error:

@@ -119,7 +119,7 @@ class StageRun:
         self._say("training")
 
     def _agreed_rows(self) -> pa.Table:
-        """The task's living items as every rank sees them: one may read the store a commit earlier than another."""
+        """Return the task's living items on which all ranks agree: one may read the store a commit later."""
         while True:
             rows = task_rows(self._store, self.order.shards, self.order.parent)
             rows = rows_to_embed(self._store, self.order, rows)
@@ -129,7 +129,7 @@ class StageRun:
             self._store.refresh()
 
     def _opened(self) -> PixelCache:
-        """This node's cache, as far as it was filled."""
+        """Return this node's cache, as far as it was filled."""
         members = cache_members(self._rows, self.order.shards)
         return PixelCache(self._cache_folder, members, self.config.model.image_size)
 
@@ -220,12 +220,12 @@ class StageRun:
         return result if self.order.kind == "renew" else replace(result, lost=self._lost_rows)
 
     def _share(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
-        """This rank's part of the training images, each once."""
+        """Yield this rank's part of the training images, each once."""
         for chosen in self._batches(np.arange(len(self._train))):
             yield self._cache.batch(self._train[chosen]), self._labels[chosen], self._train[chosen]
 
     def _write_rows(self, outcome: StageOutcome) -> str:
-        """This rank's gallery rows of the task's items under the new model, held-out ones included."""
+        """Return this rank's gallery rows of the task's items under the new model, held-out ones included."""
         path = f"artifacts/{self.order.version_id}/rows-{self.world.rank}.parquet"
         held: Iterator[Part] = (
             (some, embed(outcome.student, self._cache.batch(some), self.world.device))

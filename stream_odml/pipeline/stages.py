@@ -96,7 +96,7 @@ class Stages:
         return closure
 
     def _asked(self, question: Callable[..., T]) -> T:
-        """What the policy answers. What waits is worked out when the ledger grew: this is asked ten times a second."""
+        """Return what the policy answers. What waits is worked out when the ledger grew: asked ten times a second."""
         ledger = self._writer.store.ledger
         if self._seen is not ledger:
             self._seen, self._looked = ledger, (waiting_shards(ledger), _settled(ledger))
@@ -131,8 +131,8 @@ class Stages:
         )
 
     def _takes_any_image(self) -> bool:
-        """Whether a task that closes now needs a head alone. A task before it that will train the trunk is enough: what
-        closes does not depend on how far the trainer has come."""
+        """Return whether a task that closes now needs a head alone. A task before it that will train the trunk is
+        enough: what closes does not depend on how far the trainer has come."""
         ledger = self._writer.store.ledger
         return self._has_trunk() or (
             self._writer.store.form == "exact"
@@ -143,15 +143,15 @@ class Stages:
         )
 
     def _has_trunk(self) -> bool:
-        """Whether only heads remain to be solved, which is done of any image."""
+        """Return whether only heads remain to be solved, which is done of any image."""
         store = self._writer.store
         if store.form == "embedding" or not store.tree.moves:
             return False
         return not self._learns_trunk or not store.tree.same_trunk(store.tree.root or "", store.tree.head)
 
     def _kind(self, task: TaskState, parent: str) -> StageKind:
-        """By what a task is learnt. Features that another trunk made tell little of its items: they are embedded anew,
-        unless that has failed."""
+        """Return by what a task is learnt. Features that another trunk made tell little of its items: they are embedded
+        anew, unless that has failed."""
         store = self._writer.store
         if not self._has_trunk():
             return "trunk"
@@ -177,7 +177,7 @@ class Stages:
         return True
 
     def _retry(self, task: TaskState) -> int:
-        """How much gentler than a first attempt: what is published at any price is learnt at the least one."""
+        """Return how much gentler than a first attempt: what is published at any price is learnt at the least one."""
         if not task.anyway:
             return task.refusals
         refused = sum(a.refused is not None and a.kind == "task" for a in task.attempts)
@@ -199,7 +199,7 @@ class Stages:
         return order
 
     def _for_trainer(self) -> StageOrder | None:
-        """The next order that needs images: what is due, else what improves what is learnt."""
+        """Return the next order that needs images: what is due, else what improves what is learnt."""
         order = self.next_order()
         if order is not None and order.kind != "head":
             return order
@@ -338,7 +338,7 @@ def waiting_shards(ledger: LedgerState) -> list[WaitingShard]:
 
 
 def _settled(ledger: LedgerState) -> Settled:
-    """Names of shards that will not wait again, and the task that has each."""
+    """Return names of shards that will not wait again, and the task that has each."""
     return {
         shard.name: shard.task or "failed"
         for shard in ledger.shards.values()

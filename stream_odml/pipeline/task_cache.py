@@ -92,7 +92,7 @@ def _task_rows(store: Store, ids: Sequence[str], head: str) -> pa.Table:
 
 
 def _replacing(store: Store, ids: Sequence[str], items: pa.Array) -> Iterator[pa.Table]:
-    """Rows of the same items in shards that were indexed later than the first of these."""
+    """Yield rows of the same items in shards that were indexed later than the first of these."""
     known = store.ledger.shards
     since = min((known[s].indexed_seq or 0 for s in ids if s in known), default=0)
     own = frozenset(ids)
@@ -175,8 +175,8 @@ def _keep_batch(cache: PixelCache, decoded: Batch) -> None:
 
 
 def _decoded_here(wanted: list[Wanted], size: int, mark: Path) -> Iterator[Batch]:
-    """What this process can decode in LOCAL_DECODE_S: all of a small task, for which no other need be found or started.
-    A cluster ends idle reading processes after a second, and takes seconds to start the next.
+    """Yield what this process can decode in LOCAL_DECODE_S: all of a small task, for which no other need be found or
+    started. A cluster ends idle reading processes after a second, and takes seconds to start the next.
 
     In a thread, which is left behind where it hangs. The file `mark` is there for as long as it reads: whoever finds
     it comes after a process that this reading ended, or hangs, and leaves it to others.

@@ -115,8 +115,8 @@ class Tidying:
         return rows >= store.maintain_every_rows or commits >= store.maintain_every_commits
 
     def _may_sweep(self) -> bool:
-        """Whether files may have come to be old enough to be deleted, with something erased in them. Of uncommitted
-        files only age says that nobody is writing them, and on an idle stream nothing else begins a round."""
+        """Return whether files may have come to be old enough to be deleted, with something erased in them. Of
+        uncommitted files only age says that nobody writes them; on an idle stream nothing else begins a round."""
         if not self._writer.ledger.tombstones:
             return False
         if self._sweep_due == math.inf and self._state != self._swept:

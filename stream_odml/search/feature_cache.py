@@ -95,7 +95,7 @@ class FeatureCache:
 
 
 def _mapped(file: Path | IO[bytes], store: Store) -> FeatureCodes:
-    """First all scales, then all codes."""
+    """Read first all scales, then all codes."""
     data = np.memmap(file, np.uint8, "r")
     kind = np.dtype(store.row_codes)
     width = store.dim * kind.itemsize

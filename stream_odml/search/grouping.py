@@ -85,7 +85,7 @@ def grouped(
 
 
 def _kept(found: _Found, members: _Members, groups: int, size: int) -> _Found:
-    """The best `size` of each of the first `groups` classes."""
+    """Return the best `size` of each of the first `groups` classes."""
     if not len(found.rows):
         return found
     _, first, code = np.unique(members.classes[found.rows], return_index=True, return_inverse=True)
@@ -107,7 +107,7 @@ def _with_missing(
     reach: int,
     size: int,
 ) -> _Found:
-    """With the nearest of the classes that are not there yet, up to `reach`; each round finds one at least."""
+    """Return what was found with the nearest of the missing classes, up to `reach`; each round finds at least one."""
     present = np.unique(members.classes[found.rows])
     while len(present) < reach:
         scores, rows = (part[0] for part in source.nearest(query, wide, members.others(present)))
@@ -138,7 +138,7 @@ def _complete(
 def _best_of(
     source: GallerySnapshot, queries: FloatArray, rows: Indices, size: int
 ) -> tuple[FloatArray, Indices]:
-    """The `size` best of these rows, [nq, w] of each."""
+    """Return the `size` best of these rows, [nq, w] of each."""
     scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]

@@ -110,8 +110,8 @@ class Halves:
 
 
 def _within(tiles: Any, floor: Any, error: Any, k: int) -> tuple[Indices, Indices] | None:
-    """Rows that can be among the `k` best, and the query of each; None if they are too many. `tiles` [t, TILE, nq]
-    are the sums of halves; `floor` [nq] is what k rows are known to reach."""
+    """Return rows that can be among the `k` best, and the query of each; None if they are too many. `tiles` [t, TILE,
+    nq] are the sums of halves; `floor` [nq] is what k rows are known to reach."""
     torch = _torch()
     peaks = tiles.amax(1)
     if bool(floor.isinf().any()) and len(peaks) >= k:  # nothing is known, but the k highest peaks are k rows
@@ -128,7 +128,7 @@ def _within(tiles: Any, floor: Any, error: Any, k: int) -> tuple[Indices, Indice
 
 
 def _spread(query: Indices, scores: FloatArray, rows: Indices, nq: int) -> tuple[FloatArray, Indices]:
-    """Pairs of query and row as [nq, m]; -inf and -1 where a query has fewer than m."""
+    """Return pairs of query and row as [nq, m]; -inf and -1 where a query has fewer than m."""
     order = np.argsort(query, kind="stable")
     counts = np.bincount(query, minlength=nq)
     places = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -139,7 +139,7 @@ def _spread(query: Indices, scores: FloatArray, rows: Indices, nq: int) -> tuple
 
 
 def _rounded(rows: FloatArray) -> tuple[Any, Any]:
-    """bfloat16 [n, d], and how far each row is from it [n]."""
+    """Return bfloat16 [n, d], and how far each row is from it [n]."""
     full = _torch().from_numpy(rows)
     halves = full.bfloat16()
     return halves, (full - halves.float()).norm(dim=1)

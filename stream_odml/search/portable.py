@@ -60,7 +60,7 @@ def portable_map(space: Space, tree: VersionTree, start: str, end: str) -> Porta
 
 
 def _feature_steps(head: DiscriminantHead) -> Iterator[Step]:
-    """From an embedding to the direction of the feature that it was made of, as `DiscriminantHead.direction`."""
+    """Yield the steps of `DiscriminantHead.direction`: from an embedding to the direction of its feature."""
     D = head.lift.dim
     A = np.zeros((D, head.dim))
     A[:, head.known_dim :] = np.linalg.inv(head.new_DD)
@@ -69,7 +69,7 @@ def _feature_steps(head: DiscriminantHead) -> Iterator[Step]:
 
 
 def _head_steps(head: DiscriminantHead) -> Iterator[Step]:
-    """From a feature to its embedding, as `DiscriminantHead.embed`."""
+    """Yield the steps from a feature to its embedding, as `DiscriminantHead.embed`."""
     D, known = head.lift.dim, head.known_dim
     yield _unit(0)
     if head.lift.width:
@@ -86,7 +86,7 @@ def _unit(known: int) -> Step:
 
 
 def _drift_steps(drift: DriftMap, length: float) -> Iterator[Step]:
-    """The links of a drift map; the first of them of vectors that are longer by a factor than those that come."""
+    """Yield the links of a drift map; the first of them of vectors that are longer by a factor than those that come."""
     for link in drift.links if isinstance(drift, ChainMap) else (drift,):
         if isinstance(link, AffineMap):
             yield "affine", {"A": link.A * length, "b": link.b}

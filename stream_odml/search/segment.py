@@ -96,7 +96,7 @@ class Segment:
         }
 
     def _merged(self, clusters: Clusters | None = None) -> Segment:
-        """With the fresh ones in the main part, if they have become many (or all too many for exact search)."""
+        """Return a segment with the fresh ones in the main part if they, or all for exact search, are too many."""
         main = self.main
         fresh = self.fresh.rows
         if main is None:

@@ -239,7 +239,7 @@ def _part(made: Made, settings: SearchSettings, before: GallerySnapshot | None, 
 
 
 def _appended(old: GallerySnapshot, store: Store) -> GallerySnapshot | None:
-    """`old` with newly indexed rows behind it, and what they replace or a new tombstone covers marked dead."""
+    """Return `old` with newly indexed rows behind it, and what they replace or a new tombstone covers marked dead."""
     txns = store.visible_txns()
     new = [(path, block.filter(mask), mask) for path, block, mask in store.rows_of(txns - old.txns)]
     columns, parts, dead = old.columns, old.parts, _forgotten_since(old, store.ledger)

@@ -168,7 +168,7 @@ class Space:
     def _blocks(
         self, store: Store, files: Files, rows: pa.Table, features: Features, lengths: dict[str, list[float]]
     ) -> Iterator[tuple[int, FeatureCodes]]:
-        """(number of the first row, features in this space's trunk) of a few rows after the other."""
+        """Yield (number of the first row, features in this space's trunk) of a few rows after the other."""
         if not len(rows):
             return
         made_by, names = encode(rows["version"])

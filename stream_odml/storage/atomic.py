@@ -81,7 +81,7 @@ def drop_strays(folder: Path) -> int:
 
 
 def _changes(path: Path) -> Iterator[float]:
-    """When a file, or a folder and all that is in it, was changed last; nothing of what is gone meanwhile."""
+    """Yield when a file, or a folder and all that is in it, was changed last; nothing of what is gone meanwhile."""
     for folder, _, names in os.walk(path):
         for one in (folder, *(os.path.join(folder, name) for name in names)):
             with contextlib.suppress(FileNotFoundError):

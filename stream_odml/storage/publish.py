@@ -165,7 +165,7 @@ def _store(bucket: str, options: StorageOptions | None) -> S3Store:
 
 
 def _shared_credentials() -> Sequence[str | None]:
-    """Those of AWS's shared file: this client reads the environment and the instance's role, but no file."""
+    """Return those of AWS's shared file: this client reads the environment and the instance's role, but no file."""
     place = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(place)

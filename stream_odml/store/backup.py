@@ -108,7 +108,7 @@ def back_up(
 
 
 def _pinned(store: Store) -> dict[str, int]:
-    """Versions of the tables that were all current at one instant: nothing moved while they were read."""
+    """Return versions of the tables that were all current at one instant: nothing moved while they were read."""
     deadline = time.monotonic() + PIN_S
     seen: dict[str, int] = {}
     while True:
@@ -170,8 +170,8 @@ def _checked(target: str, options: dict[str, str] | None) -> Store:
 
 
 def _pruned(source: Store, copied: Store, origins: Sequence[str]) -> str:
-    """A file that the copied ledger has still to learn from, that the copy lacks, and that the source needs no more:
-    it was learnt and deleted since the tables were pinned. Empty where there is none."""
+    """Return a file that the copied ledger has still to learn from, that the copy lacks, and that the source needs no
+    more: it was learnt and deleted since the tables were pinned. Empty where there is none."""
     missing = {
         shard.shard_id: path
         for shard in _needed(copied)
@@ -186,7 +186,7 @@ def _pruned(source: Store, copied: Store, origins: Sequence[str]) -> str:
 
 
 def _needed(store: Store) -> Iterator[ShardState]:
-    """Shards whose files have still to be read."""
+    """Return shards whose files have still to be read."""
     learnt = store.tree.learnt()
     shards = store.ledger.shards.values()
     return (s for s in shards if s.format != "task" and (s.task is None or s.task not in learnt))

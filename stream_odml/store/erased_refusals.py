@@ -97,7 +97,7 @@ def _of(kind: str, tombstones: Mapping[tuple[str, str], int]) -> dict[str, int]:
 
 
 def _forms(items: Mapping[str, int]) -> dict[str, int]:
-    """Whole, quoted, and cut off."""
+    """Return items by each form that a message may have them in: whole, quoted, and cut off."""
     found: dict[str, int] = {}
     for name, seq in items.items():
         for form in {name, name[:_SHOWN], f"{name!r:.200}"}:
@@ -106,7 +106,7 @@ def _forms(items: Mapping[str, int]) -> dict[str, int]:
 
 
 def _items_in(detail: str) -> Iterator[str]:
-    """Every id that a text shows, and its paths: an item may be called by its file or message."""
+    """Yield every id that a text shows, and its paths: an item may be called by its file or message."""
     text = normalize("NFC", detail)
     for form in _NAMED_AS:
         yield from (match[1].strip() for match in form.finditer(text))
@@ -116,7 +116,7 @@ def _items_in(detail: str) -> Iterator[str]:
 
 
 def _folders_in(detail: str) -> Iterator[str]:
-    """Every run of whole folders of the paths in a text, and what `class=...` in one says."""
+    """Yield every run of whole folders of the paths in a text, and what `class=...` in one says."""
     text = normalize("NFC", detail)
     plain = text.replace("\\\\", "\\").replace("\\'", "'")  # as it stands in a quoted path
     for shown in {text, plain}:

@@ -104,8 +104,8 @@ def followed(bank: ClassBank, masters: Mapping[Key, ClassBank | None]) -> ClassB
 
 
 def _original_vectors(store: Store) -> dict[Key, list[tuple[Floats, int]]]:
-    """(class, origin version) -> (raw vector under that model, `seq` of the first tombstone that covers it)
-    of each forgotten training image."""
+    """Return (class, origin version) -> (raw vector under that model, `seq` of the first tombstone that covers it) of
+    each forgotten training image."""
     origins = {v.txn: v.version_id for v in store.tree.versions.values() if v.parent is not None}
     found: dict[Key, list[tuple[Floats, int]]] = {}
     for path, block, mask in store.rows_of(frozenset(origins)):

@@ -62,7 +62,7 @@ def living_rows(store: Store, items: pa.Array, columns: Sequence[str] = COLUMNS)
 
 
 def _living(store: Store, items: pa.ChunkedArray, read_at: int) -> set[str]:
-    """Those whose row counts, and was there when the label was read: one that came back has another image."""
+    """Return those whose row counts, and was there when the label was read: one that came back has another image."""
 
     def read() -> set[str]:
         places = values(living_rows(store, items.combine_chunks()), "item_id", "shard_id")

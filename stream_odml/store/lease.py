@@ -137,7 +137,7 @@ def host_identity() -> str:
 
 
 def _pid_start(pid: int) -> str:
-    """When a process began, in clock ticks since boot: a recycled id differs. Empty when it is gone."""
+    """Return when a process began, in clock ticks since boot: a recycled id differs. Empty when it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

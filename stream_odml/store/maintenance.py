@@ -119,7 +119,7 @@ def _retire(fence: Fence, policy: MaintenancePolicy) -> int:
 
 
 def _drop_files(house: Housekeeper, policy: MaintenancePolicy) -> int:
-    """Artifacts that no version names (any more) and no attempt under way can name; half-written files."""
+    """Return artifacts that no version names (any more) and no attempt under way can name; half-written files."""
     store = house.store
     before = time.time() - policy.orphan_age.total_seconds()
     listed = [info for folder in ("artifacts", *REWRITTEN) for info in store.files.list(folder)]
@@ -159,7 +159,7 @@ def _unfinished(store: Store) -> set[str]:
 
 
 def _under_way(store: Store) -> set[str]:
-    """Attempts that can be published under the head of now."""
+    """Return attempts that can be published under the head of now."""
     waiting = [task.task_id for task in store.ledger.tasks.values() if task.attempts and task.skipped is None]
     attempts = [store.current_attempt(task_id, store.tree.head) for task_id in waiting]
     attempts += [store.open_attempt(version_id) for version_id in store.ledger.later_attempts]

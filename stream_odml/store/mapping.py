@@ -96,7 +96,7 @@ class Mapper:
 
 
 def _beyond(tree: VersionTree, centre: str, wanted: Iterable[str]) -> dict[str, list[str]]:
-    """For each version on the ways from `wanted` to `centre` those of its neighbours that lie farther out."""
+    """Return for each version on the ways from `wanted` to `centre` those of its neighbours that lie farther out."""
     down = dict(pairwise(tree.lineage(centre)))
     beyond: dict[str, list[str]] = defaultdict(list)
     seen = {centre}
@@ -112,7 +112,7 @@ def _beyond(tree: VersionTree, centre: str, wanted: Iterable[str]) -> dict[str, 
 
 
 def _spread(centre: str, beyond: dict[str, list[str]], joined: Joined) -> Iterator[tuple[str, DriftMap]]:
-    """Outward from `centre`: each version with its map, made from its neighbour's."""
+    """Yield outward from `centre`: each version with its map, made from its neighbour's."""
     stack: list[tuple[str, DriftMap]] = [(centre, IdentityMap())]
     while stack:
         at, drift = stack.pop()

@@ -72,7 +72,8 @@ def _txns_in(store: Store, name: str) -> set[str]:
 
 
 def _not_summed(store: Store, meta: pa.Table, rows: Ints) -> Ints:
-    """Those of `rows` that the class sums of no kept version count any more; others are needed to correct them."""
+    """Return those of `rows` that the class sums of no kept version count any more; others are needed to
+    correct them."""
     kept = [version.sums_seq for version in store.tree.kept_with(SUMS)]
     if not kept or not len(rows):
         return rows
@@ -94,7 +95,7 @@ def _delete_places(house: Housekeeper, name: str, rows: pa.Table) -> int:
 
 
 def _purge_quarantine(house: Housekeeper, rows: pa.Table, meta: pa.Table, selection: Selection) -> int:
-    """What the quarantine says of erased items, classes and shards, first bytes included."""
+    """Return what the quarantine says of erased items, classes and shards, first bytes included."""
     ledger = house.ledger
     if not (ledger.tombstones and len(rows)):
         return 0
@@ -111,12 +112,12 @@ def _purge_quarantine(house: Housekeeper, rows: pa.Table, meta: pa.Table, select
 
 
 def _refusals(store: Store) -> pa.Table:
-    """All rows of the quarantine: what no commit names goes as well."""
+    """Return all rows of the quarantine: what no commit names goes as well."""
     return store.table("quarantine").read_all(REFUSAL)
 
 
 def _gone(ledger: LedgerState, rows: pa.Table) -> dict[str, int]:
-    """The items of these erased rows, each with the `seq` of the tombstone that took it."""
+    """Return the items of these erased rows, each with the `seq` of the tombstone that took it."""
     found: dict[str, int] = {}
     for names in values(rows, "shard_id", "class_name", "item_id"):
         found[names[-1]] = max(found.get(names[-1], -1), ledger.tombstone_seq(*names))

@@ -51,7 +51,7 @@ class RefusalCounts:
 
 
 def _of_file(table: Table, path: str, ledger: LedgerState) -> tuple[Counter[str], bool]:
-    """The counts of a file, and whether they stay: a row that no commit names yet may be named by the next."""
+    """Return the counts of a file, and whether they stay: a row that no commit names yet may be named by the next."""
     rows = table.read(path, (*COLUMNS, "reason", "txn"))
     named = pc.is_in(rows["txn"].cast(pa.string()), value_set=pa.array(sorted(ledger.txns), pa.string()))
     mine = rows.filter(named)

@@ -180,7 +180,7 @@ def farness(versions: pa.ChunkedArray, tree: VersionTree, head: str) -> Ints:
 
 
 def _along(tree: VersionTree, path: list[str]) -> dict[str, tuple[int, int]]:
-    """For each version of a path (trunks that change, edges) from its first."""
+    """Return for each version of a path (trunks that change, edges) from its first."""
     maps, found = 0, {path[0]: (0, 0)}
     for edges, (a, b) in enumerate(pairwise(path), 1):
         maps += not tree.same_trunk(a, b)
@@ -189,7 +189,7 @@ def _along(tree: VersionTree, path: list[str]) -> dict[str, tuple[int, int]]:
 
 
 def _tombstone_seq(rows: pa.Table, items: Ints, item_names: pa.Array, ledger: LedgerState) -> Ints:
-    """For each row the `seq` of the latest tombstone that names its class, item or shard; -1 for none."""
+    """Return for each row the `seq` of the latest tombstone that names its class, item or shard; -1 for none."""
     if not ledger.tombstones:
         return np.full(len(rows), -1, dtype=np.int64)
     tombstones = ledger.latest_tombstones

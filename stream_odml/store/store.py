@@ -354,7 +354,7 @@ class Store:
 
 
 def _new_rows(table: Table, seq: int) -> list[dict[str, Any]]:
-    """Rows behind `seq` of the files that came; a merged file repeats the others, which were replayed before."""
+    """Return rows behind `seq` of the files that came; a merged file repeats the others, which were replayed before."""
     came, _ = table.refresh()
     behind = pc.field("seq") > seq if seq >= 0 else None
     try:

@@ -101,7 +101,7 @@ class TrainingRows:
         return self.store.row_codes
 
     def _parts(self, chosen: Ints) -> Iterator[tuple[Ints, FeatureCodes]]:
-        """(which of the rows, their features), one file after the other."""
+        """Yield (which of the rows, their features), one file after the other."""
         made_by, names = (
             coded_names(self.meta["version"]) if len(self.meta) else (chosen, pa.array([], pa.string()))
         )
