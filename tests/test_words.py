@@ -1,4 +1,4 @@
-"""How the code reads: a docstring of a public function begins with what it does, none wraps into one orphaned word, and
+"""How the code reads: the docstring of a function begins with what it does, none wraps into one orphaned word, and
 names are plain English."""
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ INSTEAD = {
 }
 """Parts of names that only this project used, and what everybody calls it."""
 VERBS = """
-Accept Account Add Answer Append Apply Ask Become Begin Bring Build Call Check Choose Claim Close Commit Compare
-Complete Compose Compute Convert Copy Count Create Decode Delete Describe Dispatch Divide Do Drain Draw Drop Embed
-Encode End Escape Evaluate Examine Export Feed Fill Find Fit Flush Forget Format Free Gather Give Hand Have Hold
-Import Index Join Keep Kill Land Lay Learn Leave Let List Load Look Make Map Mark Measure Merge Move Name Narrow
-Note Open Order Pack Parse Pass Pool Prepare Print Publish Push Put Quarantine Raise Read Receive Record Reduce
-Refresh Refuse Release Remove Renew Replace Report Reserve Reset Restore Resume Return Rewrite Roll Run Save Say
-Search See Select Send Serve Set Show Skip Solve Split Start Stop Store Submit Subtract Sum Swap Take Teach Tell
-Tighten Time Train Turn Update Use Validate Verify Wait Warn Watch Write Yield
+Accept Account Add Agree Answer Append Apply Ask Become Begin Bring Build Call Change Check Choose Claim Close
+Commit Compare Complete Compose Compute Convert Copy Count Create Decode Delete Describe Dispatch Divide Do
+Drain Draw Drop Embed Encode End Escape Evaluate Examine Export Feed Fill Find Fit Flush Forget Format Free
+Gather Give Go Hand Have Hold Import Index Join Keep Kill Land Lay Learn Leave Let Limit List Load Log Look
+Make Map Mark Measure Merge Mirror Move Name Narrow Note Open Order Pack Parse Pass Place Pool Prepare Print
+Publish Push Put Quarantine Raise Read Receive Record Reduce Refresh Refuse Register Release Remove Renew
+Replace Report Reserve Reset Restore Resume Return Rewrite Roll Rotate Run Save Say Search See Seed Select
+Send Serve Set Show Silence Skip Solve Split Start Stop Store Submit Subtract Sum Swap Take Teach Tell Tighten
+Time Trace Train Turn Update Use Validate Verify Wait Warn Watch Widen Write Yield
 """
 """Words that such a docstring begins with; a verb that is missing is added here."""
 
@@ -41,21 +42,20 @@ def is_property(function: Function) -> bool:
     return any("property" in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
-def public_functions(body: list[ast.stmt]) -> Iterator[Function]:
-    """Yield functions and methods without a leading underscore; of properties none, which are named as nouns."""
-    for node in body:
-        if isinstance(node, ast.ClassDef):
-            yield from public_functions(node.body)
-        elif isinstance(node, Function) and not (node.name.startswith("_") or is_property(node)):
+def functions(tree: ast.Module) -> Iterator[Function]:
+    """Yield functions and methods, without properties, which are named as nouns, and `__init__`, which has arguments
+    to tell of."""
+    for node in ast.walk(tree):
+        if isinstance(node, Function) and node.name != "__init__" and not is_property(node):
             yield node
 
 
-def test_public_docstrings_begin_with_a_verb() -> None:
+def test_docstrings_begin_with_a_verb() -> None:
     verbs = set(VERBS.split())
     wrong = [
         f"{path.relative_to(PACKAGE)}:{function.lineno} {function.name}: {text.splitlines()[0]}"
         for path, tree in modules(PACKAGE)
-        for function in public_functions(tree.body)
+        for function in functions(tree)
         if (text := ast.get_docstring(function)) and text.split()[0].strip(".,:;") not in verbs
     ]
     assert wrong == [], 'begin with a verb ("Return ...", "Raise ..."):\n' + "\n".join(wrong)

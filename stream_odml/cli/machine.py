@@ -105,7 +105,7 @@ def _service(url: str) -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    """Ray first: its version decides whether a running cluster can be joined."""
+    """Check the packages; ray first, as its version decides whether a running cluster can be joined."""
     wanted = [Requirement(line) for line in metadata.requires("stream-odml") or []]
     wrong = []
     for requirement in wanted:

@@ -76,7 +76,7 @@ def look_at(path: Path) -> OwnImages:
 
 
 def _class_name(file: ManifestFile) -> str | None:
-    """The class as it will be stored; None for one that is quarantined."""
+    """Return the class as it will be stored; None for one that is quarantined."""
     try:
         return fields.class_name(class_of(file))
     except RowError:

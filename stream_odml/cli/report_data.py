@@ -121,7 +121,7 @@ def _examples(
 
     @cache
     def pictures(shard_id: str) -> dict[str, bytes]:
-        """Kept thumbnails of a shard's items, else held-out images; each file is read once."""
+        """Return kept thumbnails of a shard's items, else held-out images; each file is read once."""
         held, kept = (
             read_images(store.files, f"{folder}/{shard_id}.parquet") for folder in ("holdout", "thumbnails")
         )

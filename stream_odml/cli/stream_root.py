@@ -67,7 +67,7 @@ def _noted_url(root: str) -> str | None:
 
 
 def _is_web_address(url: str) -> bool:
-    """Whether it is no more than scheme, host and port: a path, a name or a password in it is none of ours."""
+    """Return whether it is no more than scheme, host and port: a path, a name or a password in it is none of ours."""
     import httpx
 
     try:
@@ -123,7 +123,7 @@ def problem_of(root: str, token: str | None) -> str | None:
 
 
 def _looking(root: str, url: str | None, token: str | None) -> AbstractContextManager[Client | None]:
-    """As `asking`, once, and without the token where the root names another machine."""
+    """Ask as `asking` does, once, and without the token where the root names another machine."""
     address = url or _noted_url(root)
     own = token if url is not None or (address is not None and _is_this_machine(address)) else None
     return asking(root, address, own, retries=0)

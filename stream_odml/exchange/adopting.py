@@ -119,7 +119,7 @@ def fitted(config: StreamConfig, source: GallerySource, there: Store | None) -> 
 
 
 def _taken(store: Store, identity: str) -> list[ShardState]:
-    """Shards that came from this source, in their order."""
+    """Return shards that came from this source, in their order."""
     shards = store.ledger.shards.values()
     return [shard for shard in shards if shard.counts.get(ADOPTED, {}).get("source") == identity]
 

@@ -134,7 +134,7 @@ def _clean_ids(column: pa.ChunkedArray, problems: dict[int, tuple[Reason, str]])
 
 
 def _classes(table: pa.Table, problems: dict[int, tuple[Reason, str]]) -> list[str]:
-    """The class of each row; empty where nobody says it."""
+    """Return the class of each row; empty where nobody says it."""
     if CLASS not in table.column_names:
         return [UNLABELLED] * len(table)
     values, codes = _encoded(table[CLASS].combine_chunks())

@@ -128,7 +128,7 @@ def expected_recalls(
     ]
 
     def asking(folds_n: NDArray[np.int64], blind: bool) -> Floats64:
-        """Recall of staying, and of mapped items with each of `WITHIN`. `blind`: a fold is of whole classes."""
+        """Return recall of staying, and of mapped items with each of `WITHIN`. `blind`: a fold is of whole classes."""
         found, weights = list[list[float]](), list[int]()
         parts_n = random.permutation(len(pairs)) % BLIND_PARTS
         for fold in range(folds_n.max() + 1):
@@ -173,18 +173,18 @@ def _embedded_recall(pairs: Pairs, config: StreamConfig, staying: float) -> floa
 
 
 def _drawn(cross: CrossMap, items: OldItems, exact: Pairs) -> Iterator[CrossMap]:
-    """The map with each of `WITHIN`."""
+    """Return the map with each of `WITHIN`."""
     means = class_means([(items.mapped(cross, exact), items.classes.tolist())])
     return (cross.drawn_to(means, within) for within in WITHIN)
 
 
 def _best(recalls: Sequence[float]) -> tuple[float, float]:
-    """The highest of recalls that belong to `WITHIN`, and its candidate."""
+    """Return the highest of recalls that belong to `WITHIN`, and its candidate."""
     return max(zip(recalls, WITHIN, strict=True))
 
 
 def _settings(h_nF: Floats, items: OldItems, config: StreamConfig) -> HeadSettings:
-    """Those that the first stage will choose."""
+    """Return those that the first stage will choose."""
     lift = Lift(h_nF.shape[1], config.model.lift_of(h_nF.shape[1]), config.seed)
     learnt_n = items.learnt(config.evaluation.held_out)
     names, classes = items.ids[learnt_n].tolist(), items.classes[learnt_n].tolist()
@@ -195,7 +195,7 @@ def _settings(h_nF: Floats, items: OldItems, config: StreamConfig) -> HeadSettin
 def _recall(
     h_nF: Floats, items: OldItems, queries: Floats, asked: Pairs, settings: HeadSettings, config: StreamConfig
 ) -> float:
-    """Of queries whose class has another item, the share whose nearest item is of it.
+    """Return, of the queries whose class has another item, the share whose nearest item is of it.
 
     The gallery is whole, as it will be served, but that no query finds its own item; and the head is solved without the
     items of all that ask, as it will not have learnt from what asks.
@@ -227,7 +227,7 @@ def _recall(
 
 
 def _half(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """Every second image of each class, of a random order."""
+    """Return every second image of each class, of a random order."""
     rng, half = np.random.default_rng(seed), np.zeros(len(classes), bool)
     names = np.array(classes, np.str_)
     for name in np.unique(names):
@@ -236,7 +236,7 @@ def _half(classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
 
 
 def _among_pairs(h_nF: Floats, pairs: Pairs, config: StreamConfig) -> float:
-    """Recall of pairs by some features of theirs in the gallery of all others."""
+    """Return recall of pairs by some features of theirs in the gallery of all others."""
     named = replace(pairs, ids=tuple(map(str, range(len(pairs)))))
     items = OldItems(h_nF, np.array(pairs.classes, np.str_), np.array(named.ids, np.str_))
     settings = _settings(h_nF, items, config)
@@ -249,7 +249,7 @@ def _among_pairs(h_nF: Floats, pairs: Pairs, config: StreamConfig) -> float:
 
 
 def _of_pairs(pairs: Pairs, config: StreamConfig, choice: Choice) -> Recalls:
-    """What is to be expected where pairs are all there is, none of a class of the root: one half asks in the other."""
+    """Return what to expect where there are pairs alone, none of a class of the root: one half asks in the other."""
     half = _half(pairs.classes, config.seed)
     some, asked = pairs.at(half), pairs.at(~half)
     items = OldItems(some.old_nD, np.array(some.classes, np.str_), np.array([""] * len(some), np.str_))

@@ -135,7 +135,7 @@ def _to_folder(
 
 
 def _written(folder: Path) -> set[str]:
-    """Files that earlier exports wrote to a folder. Raises ExchangeError where that cannot be known."""
+    """Return files that earlier exports wrote to a folder. Raises ExchangeError where that cannot be known."""
     known = {name for names in _FILES.values() for name in names}
     try:
         said = json.loads((folder / MARK).read_bytes())
@@ -169,7 +169,7 @@ def _parquet(gallery: Gallery, folder: Path) -> list[str]:
 
 
 def _faiss(gallery: Gallery, folder: Path) -> list[str]:
-    """An exact index by inner product, and the ids of its rows in their order."""
+    """Return an exact index by inner product, and the ids of its rows in their order."""
     import faiss
 
     index = faiss.IndexFlatIP(gallery.dim)
@@ -201,7 +201,7 @@ def _matrix(rows: pa.Table) -> Any:
 
 
 def _model(gallery: Gallery, folder: Path) -> list[str]:
-    """Trunk (or embedder) and head as safetensors, with a card that says how they are used."""
+    """Return trunk (or embedder) and head as safetensors, with a card that says how they are used."""
     store, version = gallery.store, gallery.version
     written = []
     for name, file in ((STUDENT, "trunk.safetensors"), (HEAD, "head.safetensors")):
@@ -213,7 +213,7 @@ def _model(gallery: Gallery, folder: Path) -> list[str]:
 
 
 def _onnx(gallery: Gallery, folder: Path) -> list[str]:
-    """Trunk and head as one ONNX graph, from images (or vectors) to what is compared with the rows."""
+    """Return trunk and head as one ONNX graph, from images (or vectors) to what is compared with the rows."""
     from stream_odml.exchange.onnx_model import onnx_of
 
     data = onnx_of(gallery)

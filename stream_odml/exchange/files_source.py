@@ -141,7 +141,7 @@ class TableSource:
             yield Block(self._chosen.block(whole), before + len(whole))
 
     def _batches(self, file: Path, skip: int, size: int) -> Iterator[pa.RecordBatch]:
-        """Batches of a file without its first rows."""
+        """Yield batches of a file without its first rows."""
         try:
             for rows in _read(
                 file, [name for name in self._chosen.columns if name not in self._added], skip, size

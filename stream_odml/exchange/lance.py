@@ -214,7 +214,7 @@ class LanceTarget:
         return f"{self._place.name}__marks"
 
     def _of(self, space: str) -> Any:
-        """The table with the rows of a space: what readers see, or the one aside."""
+        """Return the table with the rows of a space: what readers see, or the one aside."""
         live = self._open(self._place.name)
         mark = _said_by(live)
         return live if mark and mark.space == space else self._open(table_name(self._place.name, space))

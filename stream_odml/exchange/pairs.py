@@ -150,7 +150,7 @@ class _Both:
 
 
 def _known(found: Pairs, stored: StoredItems, given: AbstractSet[str] = frozenset()) -> Pairs:
-    """Images of a folder, with the ids of those that are items; none that is one of `given`, nor one twice."""
+    """Return images of a folder, with the ids of those that are items; none that is one of `given`, nor one twice."""
     if not len(found):
         return found
     ids, seen = same_items(found.old_nD, stored), set(given)
@@ -180,7 +180,7 @@ def same_items(h_nD: Floats, stored: StoredItems) -> list[str]:
 
 
 def _of_folder(images: Path | None, seed: int) -> Iterator[Named]:
-    """Images of a folder in random order, as those of one class lie beside each other; each content once."""
+    """Yield images of a folder in random order, as those of one class lie beside each other; each content once."""
     if images is None:
         return
     files, seen = scan_folder(images).files, set[bytes]()
@@ -194,7 +194,7 @@ def _of_folder(images: Path | None, seed: int) -> Iterator[Named]:
 def _of_items(
     old: Store, living: AbstractSet[str], given: AbstractSet[str] = frozenset(), most: int = MAX_PAIRS
 ) -> Iterator[Named]:
-    """Images of living items that are not `given`: held-out ones of the root, then some of each landed shard."""
+    """Yield images of living items that are not `given`: held-out ones of the root, then some of each landed shard."""
     seen = set(given)
     for image, class_name, item_id in chain(_held_out(old), _landed(old, living, most)):
         if item_id in living and item_id not in seen:
@@ -210,7 +210,7 @@ def _held_out(old: Store) -> Iterator[Named]:
 
 
 def _landed(old: Store, living: AbstractSet[str], most: int) -> Iterator[Named]:
-    """Some of every shard: where there are many, few of each, so that the last ones and their classes have a part."""
+    """Yield some of every shard, few of each where there are many, so that the last ones take part."""
     shards = list(old.ledger.shards.values())
     each = min(PER_SHARD, max(LEAST_PER_SHARD, -(-most // max(1, len(shards)))))
     for shard in shards:

@@ -200,7 +200,7 @@ class PostgresSource:
 
 
 def _values(vector: Any) -> Any:
-    """A vector as pgvector gives it: an array, or its own class."""
+    """Return a vector as pgvector gives it: an array, or its own class."""
     return np.asarray(vector.to_numpy() if hasattr(vector, "to_numpy") else vector, np.float32)
 
 
@@ -209,7 +209,7 @@ def _plain(value: Any) -> Any:
 
 
 def _quoted(name: str) -> str:
-    """A name, with its schema before a dot, as SQL has it: letters as they are, large and small."""
+    """Return a name, with its schema before a dot, as SQL has it: letters as they are, large and small."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
 
 

@@ -122,7 +122,7 @@ class StoredItems:
         return list(self.store.mapper.into(self.store.tree, versions, self.version))
 
     def _features(self, path: str) -> FeatureCodes:
-        """Of one file; the last one is kept, as the next shard is often in the same."""
+        """Return the features of one file; the last one is kept, as the next shard is often in the same."""
         if self._last is None or self._last[0] != path:
             self._last = path, self.store.features(path)
         return self._last[1]

@@ -95,7 +95,7 @@ def worst_of_shards(
 
 
 def _standardized(values_m: Floats) -> NDArray[np.float64]:
-    """Of mean 0 and deviation 1; 0 where a value is not known."""
+    """Return values of mean 0 and deviation 1; 0 where a value is not known."""
     known = np.isfinite(values_m)
     found_m = np.zeros(len(values_m))
     if known.any():

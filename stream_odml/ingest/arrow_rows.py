@@ -149,7 +149,7 @@ class _Table:
             raise BadShard(Reason.EMPTY_FILE, "the file has no rows")
 
     def _columns(self, schema: Any) -> _Columns:
-        """Which column plays which part. Raises BadShard(wrong_schema)."""
+        """Return which column plays which part. Raises BadShard(wrong_schema)."""
         constants = self._constants
         found = {
             part: next((name for name in choices if name in schema.names or name in constants), "")
@@ -250,14 +250,14 @@ def rows_at_once(group: Any, column: str | None = None) -> int:
 
 
 def _check_stream_end(file: AskedFile) -> None:
-    """A stream may end anywhere between two batches, so without its end mark a cut one would pass for whole."""
+    """Raise BadShard for a stream without its end mark: one that is cut between two batches would pass for whole."""
     tail = _at(file, file.size_bytes - 8, 8)
     if _at(file, 0, 4) == b"\xff\xff\xff\xff" and tail != b"\xff\xff\xff\xff\0\0\0\0":
         raise BadShard(Reason.TRUNCATED_FILE, "no end-of-stream mark")
 
 
 def _unpack(batch: Any, columns: _Columns) -> Iterator[RawRow]:
-    """Rows of a batch, each value by itself: what is encoded stays encoded until its row comes."""
+    """Yield rows of a batch, each value by itself: what is encoded stays encoded until its row comes."""
     arrays = {part: batch.column(name) for part, name in columns.names.items() if part in columns.convert}
     content: Any = None if columns.content == "label" else arrays.pop(columns.content)
     images = _images(content) if columns.content == "image" else None

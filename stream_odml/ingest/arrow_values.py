@@ -120,7 +120,7 @@ def label_value(scalar: Any) -> Any:
 
 
 def _name(scalar: Any, reason: Reason) -> Any:
-    """A value that names something. Databases write whole numbers as decimals: they stay numbers, of whatever scale."""
+    """Return a value that names something. Databases write whole numbers as decimals: they stay numbers."""
     bare = inner(scalar)
     if bare is not None and pa.types.is_decimal(bare.type):
         number: Decimal = bare.as_py()
@@ -129,7 +129,7 @@ def _name(scalar: Any, reason: Reason) -> Any:
 
 
 def _plain(value: Any, scalar: Any, reason: Reason) -> Any:
-    """The value, unless it is a list or a struct, which name nothing."""
+    """Return the value, unless it is a list or a struct, which name nothing."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise RowError(reason, f"{str(scalar.type)[:80]}; expected text or a number")
@@ -261,7 +261,7 @@ class _Reading:
 
 
 def _simple(scalar: Any) -> Any:
-    """A scalar without parts, as `plain.as_text` and JSON take it."""
+    """Return a scalar without parts, as `plain.as_text` and JSON take it."""
     kind = scalar.type
     if pa.types.is_timestamp(kind):
         return _timestamp_text(scalar)

@@ -156,7 +156,7 @@ class BoundaryPolicy:
         return [*lines, *_announced(waiting, owned), *filter(None, missing)]
 
     def _owned(self, waiting: Sequence[WaitingShard]) -> frozenset[str]:
-        """Ids of the shards that belong to a task by name, and of manifests: no condition counts or closes them."""
+        """Return ids of shards that belong to a task by name, and of manifests: no condition counts them."""
         owned: set[str] = set()
         announced: set[str] = set()
         for shard in waiting if self.manifest else ():
@@ -167,7 +167,7 @@ class BoundaryPolicy:
         return frozenset(owned)
 
     def _counts(self, tally: Counter[str], known: frozenset[str]) -> Iterator[tuple[str, bool]]:
-        """The conditions that count, in words, and whether each is met."""
+        """Yield the conditions that count, in words, and whether each is met."""
         if self.new_classes is not None:
             fresh = len(tally.keys() - known)
             yield f"new classes: {fresh} of {self.new_classes}", fresh >= self.new_classes
@@ -186,7 +186,7 @@ class BoundaryPolicy:
 
 
 def _is_marker(shard: WaitingShard) -> bool:
-    """Whether it is a task manifest, which has no images of its own."""
+    """Return whether it is a task manifest, which has no images of its own."""
     return shard.name.endswith(TASK_SUFFIX)
 
 
@@ -199,7 +199,7 @@ def _oldest(waiting: Sequence[WaitingShard]) -> float | None:
 
 
 def _tally(shards: Iterable[WaitingShard]) -> Counter[str]:
-    """Trainable images by class, those of none left out."""
+    """Return trainable images by class, those of none left out."""
     tally = Counter[str]()
     for shard in shards:
         tally.update({name: count for name, count in shard.counts.items() if count})
@@ -217,7 +217,7 @@ def is_trainable(tally: Mapping[str, int], any_image: bool = False) -> bool:
 def _members(
     waiting: Sequence[WaitingShard], at: int, settled: Settled, owned: Collection[str]
 ) -> Sequence[WaitingShard] | None:
-    """What the complete task at `at` consists of; None while a shard that it names has not been indexed."""
+    """Return what the complete task at `at` consists of; None while a shard that it names has not been indexed."""
     marker = waiting[at]
     if marker.task_shards:
         wanted = {*marker.task_shards, marker.name}
@@ -235,13 +235,13 @@ def _manifest_reason(marker: WaitingShard, settled: Settled) -> str:
 
 
 def _where(marker: WaitingShard, settled: Settled) -> str:
-    """Where the shards of a manifest are that do not wait any more."""
+    """Return where the shards of a manifest are that do not wait any more."""
     gone = [f"{name} ({settled[name]})" for name in marker.task_shards if name in settled]
     return some(gone) if gone else "no image of it waits"
 
 
 def _announced(waiting: Sequence[WaitingShard], owned: Collection[str]) -> list[str]:
-    """Tasks whose shards wait until somebody says that they are complete."""
+    """Return tasks whose shards wait until somebody says that they are complete."""
     complete = {shard.task for shard in waiting if shard.task_complete}
     images = Counter[str]()
     for shard in waiting:

@@ -53,7 +53,7 @@ def bounded(rows: Iterator[RawRow], size_bytes: int) -> Iterator[RawRow]:
 
 
 def _attributes_size(row: RawRow) -> int:
-    """About what the attributes of a row cost: encodings let many rows repeat one long list of them."""
+    """Return about what the attributes of a row cost: encodings let many rows repeat one long list of them."""
     if row.problem is not None:
         return _REFUSED_BYTES if row.problem[0] == Reason.BAD_ATTRIBUTES else 0
     return _size(row.attributes)

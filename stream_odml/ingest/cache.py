@@ -162,7 +162,7 @@ class PixelCache:
         return out
 
     def _places(self, member: int, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Places of a member's rows in the cache. Raises ValueError for a foreign row."""
+        """Return places of a member's rows in the cache. Raises ValueError for a foreign row."""
         start, end = self._starts[member], self._starts[member + 1]
         own = self.row[start:end]
         at = np.searchsorted(own, rows)

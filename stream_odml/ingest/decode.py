@@ -131,7 +131,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _without_notes(data: bytes) -> bytes | None:
-    """The chunks of a PNG that make its pixels; None for anything else."""
+    """Return the chunks of a PNG that make its pixels; None for anything else."""
     if not data.startswith(_PNG_START):
         return None
     parts, at = [_PNG_START], len(_PNG_START)
@@ -153,7 +153,7 @@ def encode_image(pixels: Pixels, format: Literal["WEBP", "JPEG", "PNG"] = "WEBP"
 
 
 def _hush_pillow() -> None:
-    """Pillow warns about odd files; the answer to an odd file is an exception or pixels, not a warning.
+    """Silence Pillow's warnings: the answer to an odd file is an exception or pixels, not a warning.
     `catch_warnings` is not safe with threads, so one filter for Pillow's modules alone is kept in place."""
     ours = r"PIL\."
     known = (getattr(entry[3], "pattern", entry[3]) for entry in warnings.filters if entry[0] == "ignore")
@@ -167,7 +167,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_webp(data: bytes, max_pixels: int) -> None:
-    """Pillow's WebP reader allocates its canvas while opening: its declared size has to be read before."""
+    """Raise BadImage for a WebP that declares too many pixels: Pillow allocates them while it opens the file."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return
     kind = data[12:16]
@@ -224,7 +224,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """One of L, RGB or RGBA."""
+    """Return an image of mode L, RGB or RGBA."""
     if image.mode.startswith("I"):
         wide = np.asarray(image)
         levels = np.clip(wide, 0, min(65_535, np.iinfo(wide.dtype).max)) >> 8
@@ -239,7 +239,7 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _from_floats(values: NDArray[np.float32]) -> Image.Image:
-    """Grey levels of floats in 0..1, or in 0..255 where any is above 1."""
+    """Return grey levels of floats in 0..1, or in 0..255 where any is above 1."""
     finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     scale = 255.0 if finite.max(initial=0.0) <= 1 else 1.0
     return Image.fromarray(np.clip(finite * scale, 0, 255).astype(np.uint8))
@@ -271,7 +271,7 @@ def _is_heic(data: bytes) -> bool:
 
 
 def _is_cut(data: bytes) -> bool:
-    """Whether the file stops before the end that its own format declares."""
+    """Return whether the file stops before the end that its own format declares."""
     tail = data.rstrip(b"\0")[-16:]
     if data.startswith(b"\xff\xd8"):
         return b"\xff\xd9" not in tail

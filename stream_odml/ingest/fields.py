@@ -54,7 +54,7 @@ def written_out(text: str, keep: str = "") -> str:
 
 @lru_cache(maxsize=65_536)
 def _name(text: str, reason: Reason) -> str:
-    """A name that a person can see, type and put into an address; blank text stays blank."""
+    """Return a name that a person can see, type and put into an address; blank text stays blank."""
     text = text.strip()
     if len(text) <= MAX_NAME_CHARS * _NFC_SHRINKS:
         text = normalised(text)
@@ -80,12 +80,12 @@ def _is_empty(value: object) -> bool:
 
 
 def _is_nan(value: object) -> bool:
-    """Whether it is the number by which pandas and NumPy say that a value is missing."""
+    """Return whether it is the number by which pandas and NumPy say that a value is missing."""
     return isinstance(value, float) and math.isnan(value)
 
 
 def _text(value: object, reason: Reason) -> str:
-    """A string, bytes in UTF-8 or a whole number, as clean text."""
+    """Return a string, bytes in UTF-8 or a whole number, as clean text."""
     value = unboxed(value)
     if isinstance(value, bytes):
         try:
@@ -261,7 +261,7 @@ def _in_utc(value: datetime) -> datetime:
 
 
 def _reads_as_date(value: float) -> bool:
-    """Whether the digits of a number are year, month and day of our times, with or without minutes or seconds."""
+    """Return whether the digits of a number are a date of our times, with or without minutes or seconds."""
     digits = str(int(value)) if value < 10**14 else ""
     if digits[:2] not in ("19", "20") or len(digits) not in (8, 12, 14):
         return False

@@ -117,7 +117,7 @@ def _json_row(number: int, line: str) -> dict[str, Any]:
 
 
 def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
-    """Rows by the names of their columns; with semicolons or tabs where there is no comma in the header."""
+    """Yield rows by the names of their columns; with semicolons or tabs where there is no comma in the header."""
     header = text.partition("\n")[0]
     delimiter = next((one for one in ",;\t" if one in header), ",")
     # A caption may be a document: it is no attribute, and costs no image.
@@ -136,7 +136,7 @@ def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _columns(row: dict[str, Any], found: Metadata) -> Described:
-    """A column that is not what its name says becomes an attribute."""
+    """Return what columns say; one that is not what its name says becomes an attribute."""
     known: dict[str, str] = {}
     for target, names, check in (
         ("class_name", NAMES["label"], fields.class_name),
@@ -158,7 +158,7 @@ def _columns(row: dict[str, Any], found: Metadata) -> Described:
 
 
 def _attributes(row: dict[str, Any]) -> dict[str, str]:
-    """As many columns as make attributes."""
+    """Return the columns that fit into attributes."""
     nested = row.pop("attributes", None)
     if isinstance(nested, list):  # a map, as Arrow gives one
         with contextlib.suppress(RowError):

@@ -121,7 +121,7 @@ def _is_table(path: str) -> bool:
 
 
 def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[str]]:
-    """What the metadata files say of images, by path. One that says nothing of them may be a table of images."""
+    """Return what the metadata files say of images, by path. One that says nothing of them may be a table of images."""
     described: dict[str, Described] = {}
     notes = []
     there = {normalize("NFC", path) for path in found["files"]}
@@ -145,7 +145,7 @@ def _describe(folder: Path, found: _Found) -> tuple[dict[str, Described], list[s
 
 
 def _tables(folder: Path, paths: Iterable[str]) -> tuple[list[ManifestFile], list[str]]:
-    """Tables and tars with rows that can be used; the others, in words."""
+    """Return tables and tars with rows that can be used; the others, in words."""
     good, bad = [], []
     for path in sorted(paths):
         label = _hive_label(path)
@@ -175,7 +175,7 @@ def _image(folder: Path, path: str, by_folder: str, described: Described | None)
 
 
 def _hive_label(path: str) -> str | None:
-    """The class in a folder such as `class=cats`."""
+    """Return the class in a folder such as `class=cats`."""
     pairs = [part.partition("=") for part in PurePosixPath(path).parts[:-1]]
     named = {key.lower(): unquote(value) for key, sign, value in pairs if sign}
     return next((named[key] for key in _HIVE_LABELS if named.get(key, _NO_PARTITION) != _NO_PARTITION), None)

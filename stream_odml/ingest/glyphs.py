@@ -83,7 +83,7 @@ def _name(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _faces_of() -> dict[str, tuple[str, ...]]:
-    """Characters that have a name, and the font files that draw each."""
+    """Return characters that have a name, and the font files that draw each."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
 
@@ -108,7 +108,7 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=4096)
 def _drawn(text: str, path: str) -> Image.Image | None:
-    """White ink on black, cropped to the ink; None where the face draws nothing."""
+    """Return white ink on black, cropped to the ink; None where the face draws nothing."""
     font = _font(path, _DRAWN)
     left, top, right, bottom = font.getbbox(text)
     if right - left < 1 or bottom - top < 1 or right - left > 8 * _DRAWN:
@@ -120,7 +120,7 @@ def _drawn(text: str, path: str) -> Image.Image | None:
 
 
 def _look(character: str) -> NDArray[np.float32] | None:
-    """How a character looks, as a unit vector; its proportions stay."""
+    """Return how a character looks, as a unit vector; its proportions stay."""
     ink = _drawn(character, _faces_of()[character][0])
     if ink is None or max(ink.size) < _DRAWN // 4:
         return None
@@ -147,7 +147,7 @@ def _image(text: str, size: int, random: np.random.Generator) -> bytes:
 
 
 def _deform(ink: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
-    """Place the ink in a square by a small random affine map (output to input, as Pillow wants it), then its stroke."""
+    """Place the ink in a square by a small random affine map (output to input, as Pillow wants it); vary its stroke."""
     scale = max(ink.size) / (size * random.uniform(0.55, 0.85))
     turn, shear = random.normal(0.0, 0.12), random.normal(0.0, 0.12)
     stretch = np.exp(random.normal(0.0, 0.1, 2))
@@ -165,7 +165,7 @@ def _deform(ink: Image.Image, size: int, random: np.random.Generator) -> Image.I
 
 
 def _colours(random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Paper and ink [3], at least 70 grey levels apart; one in four is light on dark."""
+    """Return paper and ink [3], at least 70 grey levels apart; one in four is light on dark."""
     paper = random.uniform(150.0, 255.0, 3)
     ink = np.minimum(random.uniform(0.0, 130.0, 3), paper - 70.0)
     if random.random() < 0.25:

@@ -43,7 +43,7 @@ class IcebergSource(VersionedTable):
         return None if newest is None else join(self.uri.removeprefix("file://"), f"metadata/{newest[1]}")
 
     def _wanted(self, table: Any, known: Collection[str]) -> list[Any]:
-        """Snapshots of the main branch that are not known, the oldest first."""
+        """Return snapshots of the main branch that are not known, the oldest first."""
         if table.metadata.format_version < 2:
             raise ValueError(f"{self.uri} has Iceberg's format version 1; upgrade the table to version 2")
         line, snapshot = [], table.current_snapshot()
@@ -61,7 +61,7 @@ class IcebergSource(VersionedTable):
         return new
 
     def _added(self, table: Any, snapshot: Any) -> list[ManifestFile]:
-        """Data files that the snapshot brought; a compaction (`replace`) brings none."""
+        """Return data files that the snapshot brought; a compaction (`replace`) brings none."""
         if snapshot.summary is not None and snapshot.summary.operation.value == "replace":
             return []
         found = []
@@ -75,7 +75,7 @@ class IcebergSource(VersionedTable):
         return found
 
     def _inside(self, table: Any, path: str) -> str:
-        """The path of a data file below the table's folder."""
+        """Return the path of a data file below the table's folder."""
         inside = path.removeprefix(table.metadata.location.rstrip("/") + "/")
         if not is_safe_path(inside):
             raise self.outside(path)
@@ -83,7 +83,7 @@ class IcebergSource(VersionedTable):
 
 
 def _client(options: StorageOptions | None) -> dict[str, str]:
-    """The options as the library names them."""
+    """Return the options as the library names them."""
     known = s3_settings(options)
     named = {
         "s3.endpoint": known.endpoint,

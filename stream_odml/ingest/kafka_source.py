@@ -202,7 +202,7 @@ class KafkaSource:
         return False
 
     def _out_of_range(self, key: Key, part: Partition) -> None:
-        """The broker has not what is wanted: it was deleted by now, or was never there."""
+        """Note why the broker does not have what is wanted: it was deleted by now, or was never there."""
         mark = self._brokers.marks([key])[key]
         if isinstance(mark, str):
             self._failing[key] = mark
@@ -359,7 +359,7 @@ class KafkaSource:
         self._trouble = self._brokers.refused or failure
 
     def _trouble_of(self, key: Key, part: Partition) -> str:
-        """Why messages of a partition do not come, where the broker has some; empty where all is well."""
+        """Return why messages of a partition do not come, where the broker has some; empty where all is well."""
         if part.closes is not None:
             waits = ", ".join(sorted(self._halted))
             return f"task {part.closes} is closed once {waits} can be read" if waits else ""

@@ -35,7 +35,7 @@ class LanceTableSource(VersionedTable):
                 raise self.gap(f"version {number} was cleaned up, the next one there is {there}", there)
 
     def _opened(self, version: int | None) -> Any:
-        """The dataset at a version, the latest by default; None where it is not there."""
+        """Return the dataset at a version, the latest by default; None where it is not there."""
         try:
             return lance.dataset(self.uri, version=version, storage_options=dict(self.options or {}) or None)
         except (OSError, ValueError) as error:
@@ -62,7 +62,7 @@ class LanceTableSource(VersionedTable):
 
 
 def _added(transaction: Any) -> list[Any]:
-    """Fragments that a transaction brought. One that says nothing is of a writer before Lance 0.10."""
+    """Return fragments that a transaction brought. One that says nothing is of a writer before Lance 0.10."""
     operation = None if transaction is None else transaction.operation
     if isinstance(operation, lance.LanceOperation.Append | lance.LanceOperation.Overwrite):
         return list(operation.fragments)

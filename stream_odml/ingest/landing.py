@@ -147,27 +147,27 @@ def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> 
 
 
 def _shard_rows(metadata: Any, rows_per_shard: int) -> int:
-    """Rows of a shard: as asked, or as many as make about `SHARD_BYTES` where images are largest."""
+    """Return rows of a shard: as asked, or as many as make about `SHARD_BYTES` where images are largest."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     largest = max((_size_of(group) // max(1, group.num_rows) for group in groups), default=1)
     return max(1, min(rows_per_shard, SHARD_BYTES // max(1, largest)))
 
 
 def _size_of(group: Any) -> int:
-    """Bytes of a row group: what the file says, but no fewer than lie there compressed."""
+    """Return bytes of a row group: what the file says, but no fewer than lie there compressed."""
     there = sum(int(group.column(at).total_compressed_size) for at in range(group.num_columns))
     return max(int(group.total_byte_size), there)
 
 
 def _batches(table: Any) -> Iterator[Any]:
-    """The rows of a Parquet file, some megabytes at a time."""
+    """Yield the rows of a Parquet file, some megabytes at a time."""
     for group in range(table.num_row_groups):
         count = rows_at_once(table.metadata.row_group(group))
         yield from table.iter_batches(count, row_groups=[group], use_threads=False)
 
 
 def _numbered(batches: Iterator[Any], count: int) -> Iterator[tuple[int, Any]]:
-    """The same rows, cut after every `count` of them, with the number of the shard that they are of."""
+    """Yield the same rows, cut after every `count` of them, with the number of the shard that they are of."""
     at = 0
     for batch in batches:
         while batch.num_rows:
@@ -183,7 +183,8 @@ def _write(batches: Iterator[Any], schema: Any, file: IO[bytes]) -> None:
 
 
 def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:
-    """Tables of one row group each: at most `ROWS_PER_GROUP` rows and, but for a single row, about `GROUP_BYTES`."""
+    """Yield tables of one row group each: at most `ROWS_PER_GROUP` rows and, but for a single row,
+    about `GROUP_BYTES`."""
     held: list[Any] = []
     rows = size = 0
     for batch in batches:

@@ -110,7 +110,7 @@ def land_plan(
 
 
 def _named(folder: str | os.PathLike[str]) -> Path:
-    """The folder with a name, also for `.` and `..`. Raises ValueError for none, and for the root of all."""
+    """Return the folder with a name, also for `.` and `..`. Raises ValueError for none, and for the root of all."""
     source = Path(os.path.abspath(folder))
     if not source.is_dir():
         raise ValueError(f"{folder} is no folder; name a folder of class folders")
@@ -174,7 +174,7 @@ def _items_of(manifest: ShardManifest, shard_id: str) -> dict[str, tuple[str, st
 
 
 def _landed(inbox: str, base: str, options: StorageOptions | None) -> dict[str, tuple[ShardManifest, str]]:
-    """The shards that landed from the folder of this name, each with its id: the first, and its parts as they came."""
+    """Return the shards that landed from the folder of this name, with their ids: the first, then its parts."""
     ours = re.compile(rf"{re.escape(base)}(-[0-9a-f]{{{_PART_CHARS}}})?")
     landed: list[tuple[int, str, ShardManifest, str]] = []
     for name in filter(ours.fullmatch, _folders(inbox, options)):
@@ -223,7 +223,7 @@ def _copy(source: Path, inbox: Path, name: str, manifest: ShardManifest) -> None
 
 
 def _is_landed(final: Path, manifest: ShardManifest) -> bool:
-    """Whether this very shard is there. Raises ShardExists where anything else has its name."""
+    """Return whether this very shard is there. Raises ShardExists where anything else has its name."""
     if not os.path.lexists(final):
         return False
     try:

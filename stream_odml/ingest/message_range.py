@@ -107,7 +107,7 @@ def message_rows(file: ShardFile) -> Iterator[RawRow]:
 
 
 def _row(number: int, about: Range, message: Message, format: MessageFormat, decode: Decode) -> RawRow | None:
-    """What a message says; None for a tombstone that was obeyed."""
+    """Return what a message says; None for a tombstone that was obeyed."""
     place = f"{about.place}/{message.offset}"
     if erases(message, format):
         return None
@@ -153,7 +153,7 @@ def erased_by(messages: Sequence[Message], format: MessageFormat) -> tuple[str, 
 
 
 def _attributes(message: Message, format: MessageFormat) -> dict[str, Any]:
-    """All other headers, by name."""
+    """Return all other headers, by name."""
     taken = (format.class_header, format.id_header)
     try:
         return {name: (value or b"").decode() for name, value in message.headers if name not in taken}
@@ -162,7 +162,7 @@ def _attributes(message: Message, format: MessageFormat) -> dict[str, Any]:
 
 
 def _superseded(rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """The rows; of several with one id all but the last are problems, as a log means it: the last one counts."""
+    """Yield the rows; of several with one id all but the last are problems, as a log means it: the last one counts."""
     known = list(rows)
     last = {_text(row.item_id): row for row in known if row.problem is None}
     for row in known:

@@ -137,7 +137,7 @@ class Partition:
         return Range(self.topic, self.number, start, end, self.low, self.generation)
 
     def _task(self, message: Message) -> str | None:
-        """The task that a control message closes; a name that no task can have leaves it a message like others."""
+        """Return the task that a control message closes; one with a name that no task can have is a plain message."""
         try:
             task = (message.header(self.options.task_header) or b"").decode()
             return task if task and check_task(task) else None

@@ -154,7 +154,7 @@ class _Rows:
         return (replace(raw, path=None) for raw in self.of_files(uri, files))
 
     def _check_task(self, ref: ShardRef) -> None:
-        """A task manifest has no rows; a broken one is refused like any other file."""
+        """Raise BadShard for a broken task manifest, which is refused like any other file. A sound one has no rows."""
         with ShardFile(ref.uri, self._options) as file:
             manifest = ShardManifest.from_bytes(file.readall() or b"")
             if not (manifest.task or "").strip() or not manifest.task_complete:
@@ -188,7 +188,7 @@ class _Rows:
                 raise BadShard(Reason.CHANGED_WHILE_READ, detail, file.head(FIRST_BYTES))
 
     def _part(self, uri: str, declared: ManifestFile, kind: str) -> Iterator[RawRow]:
-        """Rows of a table or tar. One that holds no rows of ours from its start is one row, which says why."""
+        """Yield rows of a table or tar. One that holds no rows of ours from its start is one row, which says why."""
         if not _is_inside(uri, declared.path):
             yield RawRow(0, problem=_leads_out(declared))
             return
@@ -208,7 +208,7 @@ class _Rows:
                 yield RawRow(0, problem=(error.reason, f"{declared.path}: {error.detail}"))
 
     def _image(self, uri: str, declared: ManifestFile) -> RawRow:
-        """The row of an image. One that is not the file that the manifest declares spoils its own row only."""
+        """Return the row of an image. One that is not the file that the manifest declares spoils its own row only."""
         folder = PurePosixPath(declared.path).parent.as_posix()
         said = dict(declared.values)
         label = said.pop("class_name", None if folder == "." else folder)
@@ -237,7 +237,7 @@ def _is_another(declared: ManifestFile) -> tuple[Reason, str]:
 
 
 def _is_inside(uri: str, path: str) -> bool:
-    """Whether symbolic links keep the file within its shard."""
+    """Return whether symbolic links keep the file within its shard."""
     if is_remote(uri):
         return True
     root = local_path(uri).resolve()
@@ -293,7 +293,7 @@ def _check_image(image: bytes | None) -> None:
 
 
 def _class_name(raw: RawRow) -> str:
-    """The class; of a vector it may be missing."""
+    """Return the class; of a vector it may be missing."""
     try:
         return fields.class_name(raw.label, raw.names)
     except RowError as error:

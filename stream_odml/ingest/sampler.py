@@ -72,14 +72,14 @@ class PKSampler:
         return np.random.default_rng((self.seed, 0, cycle)).permutation(len(self._counts))
 
     def _classes(self, step: int) -> Indices:
-        """P distinct classes (all, if there are fewer): the next of this pass, its last step filled from its first."""
+        """Return p distinct classes, or all: the next of this pass, its last step filled up from its first."""
         cycle, at = divmod(step, -(-len(self._counts) // self.P))
         order = self._permutation(cycle)
         wanted = np.arange(at * self.P, at * self.P + min(self.P, len(order)))
         return order[wanted % len(order)]
 
     def _images(self, classes: Indices, count: int, random: np.random.Generator) -> Indices:
-        """`count` images of each class [C, count], distinct where it has them (Floyd's algorithm, all at once)."""
+        """Return `count` images of each class [C, count], distinct where it has them (Floyd's algorithm)."""
         n_C = self._counts[classes]
         draws_CK = random.random((len(classes), count))
         chosen_CK = np.empty((len(classes), count), dtype=np.int64)

@@ -174,7 +174,7 @@ def shard_name(text: str) -> str:
 
 
 def _apart(slug: str, text: str) -> str:
-    """A name made of a text, with six digits of the hash of that where it is another one."""
+    """Return a name made of a text, with six digits of the hash of that where it is another one."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     return slug if slug == text else f"{slug}-{digest[:6]}"
 

@@ -102,7 +102,7 @@ def _rows(
 
 
 def _read(file: ShardFile | HeldFile, wanted: Mapping[str, Any]) -> bytes | None:
-    """Bytes of the file; None where its medium fails, which the file then remembers."""
+    """Return bytes of the file; None where its medium fails, which the file then remembers."""
     left = min(int(wanted["count"]), READ_BYTES)
     parts = []
     try:
@@ -130,7 +130,7 @@ def _row(message: Message) -> RawRow:
 
 
 def _ended(decoder: Child, memory: int) -> Exception:
-    """Why a decoder broke off: the file ended it, or somebody else did."""
+    """Return why a decoder broke off: the file ended it, or somebody else did."""
     code = decoder.end()
     if code in ENDED_FROM_OUTSIDE:
         return TransientReadError(

@@ -84,7 +84,7 @@ def _opened(file: ShardFile) -> Iterator[tarfile.TarFile]:
 
 
 def _check_ends(file: ShardFile) -> None:
-    """A tar ends with blocks of zeros; without them it was cut off, perhaps cleanly between two members."""
+    """Raise BadShard for a tar without blocks of zeros at its end: it was cut off, perhaps cleanly between members."""
     size = file.size_bytes
     if size == 0:
         raise BadShard(Reason.EMPTY_FILE, "the file has no bytes")
@@ -212,7 +212,7 @@ class _Sample:
         return replace(self._row(row), path=self._path)
 
     def _row(self, row: int) -> RawRow:
-        """The row, without its path."""
+        """Return the row, without its path."""
         images = {f".{name}": data for name, data in self._parts.items() if f".{name}" in IMAGE_SUFFIXES}
         raw = RawRow(row, next(iter(images.values()), None), key=self.key)
         if self._problem or not images:
@@ -265,7 +265,7 @@ def _is_caption(text: str | bytes | None, note: Mapping[str, Any]) -> bool:
 
 
 def _decoded(data: bytes | None) -> str | bytes | None:
-    """The text of a member, without the mark that Windows puts before it; bytes where it is none."""
+    """Return the text of a member, without the mark that Windows puts before it; bytes where it is none."""
     if data is None:
         return None
     try:

@@ -39,7 +39,7 @@ class TaskClosings:
         return key
 
     def _has_targets(self, key: Key, parts: Mapping[Key, Partition], ends: Mapping[Key, int]) -> bool:
-        """Whether it is known where the other partitions ended after this control message was met."""
+        """Return whether it is known where the other partitions ended after this control message was met."""
         now = time.monotonic()
         if key in self._targets or now < self._due:
             return key in self._targets

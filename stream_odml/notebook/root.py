@@ -97,7 +97,7 @@ class RootStream(Stream):
         }
 
     def _now(self) -> GallerySnapshot:
-        """The gallery as it is now; a look takes microseconds where nothing came."""
+        """Return the gallery as it is now; a look takes microseconds where nothing came."""
         self._store.refresh()
         if self._snapshot is None:
             self._snapshot = GallerySnapshot.load(self._store)

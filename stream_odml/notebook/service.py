@@ -83,7 +83,7 @@ class ServiceStream(Stream):
 
 
 def _batches(folder: Path) -> Iterator[tuple[list[NewImage], str]]:
-    """Images of a folder, some at a time, each with a key of what they are: a repetition lands nothing twice."""
+    """Yield images of a folder, some at a time, each with a key of what they are: a repetition lands nothing twice."""
     images: list[NewImage] = []
     digest = hashlib.sha256()
     rows = (row for row in read_folder(folder, scan_folder(folder).files) if isinstance(row, RawItem))

@@ -156,7 +156,8 @@ class Answering:
         return np.concatenate(parts)
 
     async def _projected(self, bundle: Bundle, vectors: Floats) -> Floats:
-        """Vectors as a stream of vectors takes them, by the served head: [n, dim]. ApiError 422 for another length."""
+        """Return vectors as a stream of vectors takes them, by the served head: [n, dim]. ApiError 422 for
+        another length."""
         takes = bundle.embedder.out_dim
         if vectors.shape[1] != takes:
             raise unprocessable(
@@ -171,7 +172,7 @@ class Answering:
 
 
 def _named(bundle: Bundle, version: str) -> str:
-    """The version that a client names, by its id or a beginning of it. ApiError 422."""
+    """Return the version that a client names, by its id or a beginning of it. ApiError 422."""
     if (found := version_named(bundle.snapshot.tree, version)) is not None:
         return found
     raise unprocessable(
@@ -193,7 +194,7 @@ def _is_unfiltered(query: Query) -> bool:
 
 
 def _answer_together(asks: Sequence[_Ask]) -> Sequence[Sequence[Sequence[Hit]] | Exception]:
-    """Plain queries of one snapshot, version and k are one search; filtered and grouped ones go alone."""
+    """Answer plain queries of one snapshot, version and k by one search, filtered and grouped ones alone."""
     together: dict[object, list[int]] = defaultdict(list)
     for place, ask in enumerate(asks):
         plain = (id(ask.bundle), ask.version, ask.query.k)

@@ -92,7 +92,7 @@ class Puller:
         return True
 
     def _refuse(self, reason: str) -> None:
-        """Go on with what is loaded: by another model queries would be of another space than the gallery."""
+        """Note why the head is not served. What is loaded is: by another model queries would be of another space."""
         if reason != self.refusal:
             log.error("the head is not served: %s", reason)
         self.refusal, self.checked_at = reason, time.time()

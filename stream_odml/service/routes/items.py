@@ -100,7 +100,7 @@ def _from_json(item: Any) -> NewItem:
 
 
 def _from_form(parts: list[Part]) -> list[NewItem]:
-    """Fields hold for every `image` part; `id` only where there is one image."""
+    """Return the items of a form. Its fields hold for every `image` part; `id` only where there is one image."""
     named = [part.name for part in parts if part.name != "image"]
     fields: dict[str, Any] = {part.name: part.text() for part in parts if part.name != "image"}
     known_keys(fields, _FIELDS)
@@ -155,7 +155,7 @@ async def thumbnail(item_id: str, request: Request) -> Response:
 
 
 def _is_quoted(request: Request) -> bool:
-    """Whether the last slash was sent as %2F, and so belongs to the id of an item called "…/thumbnail"."""
+    """Return whether the last slash was sent as %2F, and so belongs to the id of an item called "…/thumbnail"."""
     raw: bytes | None = request.scope.get("raw_path")
     return raw is not None and not raw.partition(b"?")[0].endswith(b"/thumbnail")
 
