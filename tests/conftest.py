@@ -30,7 +30,13 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 WORKERS = 3
 """Processes of a whole run: two cores' worth, and one that mostly waits for what Ray starts."""
-SHARED = {"pytest.mark.ray": "ray", "tests.ingest.s3_server import": "s3", "tests.sources import": "sources"}
+SHARED = {
+    "pytest.mark.ray": "ray",
+    "tests.ingest.s3_server import": "s3",
+    "tests.killed import": "forks",
+    "tests.store.crash_walk import": "forks",
+    "tests.sources import": "sources",
+}
 """Words of a test file, and the group that it belongs to; xdist's own marker does nothing under pytest 9.2."""
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The tree of commands is made of signatures and their annotations, some hundred times as long as a command is parsed.
@@ -73,13 +79,14 @@ def _turn(item: pytest.Item) -> tuple[bool, ...]:
     return (
         not is_ray,
         not _shares_ray(item),
-        not _shares_s3(item),
+        not _is_of(item, "s3"),
+        not _is_of(item, "forks"),
         not item.nodeid.startswith("benchmarks/"),
     )
 
 
-def _shares_s3(item: pytest.Item) -> bool:
-    return _group_of(item.nodeid.partition("::")[0]) == "s3"
+def _is_of(item: pytest.Item, group: str) -> bool:
+    return _group_of(item.nodeid.partition("::")[0]) == group
 
 
 @pytest.hookimpl(wrapper=True)
@@ -100,7 +107,8 @@ def pytest_sessionfinish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what starts Ray first, what shares a Ray in turn, each with time for a start on a busy machine.
 
-    Then what shares the S3 server and what is long: a group or a test that begins late would be waited for.
+    Then what shares the S3 server or the process that is forked, and what is long: a group or a test that begins late
+    would be waited for.
     """
     items.sort(key=_turn)
     for item in items:
@@ -117,8 +125,8 @@ def pytest_collection_finish() -> None:
 
 @functools.cache
 def _group_of(path: str) -> str | None:
-    """Return what the tests of a file share: Ray, an S3 server or parsed sources with other files, fixtures of the
-    module, nothing."""
+    """Return what the tests of a file share: Ray, an S3 server, a process to fork or parsed sources with other files,
+    fixtures of the module, nothing."""
     whole = (REPOSITORY / path).read_text(encoding="utf-8")
     # What only `-m slow` runs does not count: that runs in one process.
     text = "\n\n".join(part for part in whole.split("\n\n") if "@pytest.mark.slow" not in part)

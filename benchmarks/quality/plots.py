@@ -1,17 +1,20 @@
-"""Plots as PNG bytes: recall over stages, served against re-extracted, forgetting, compatibility."""
+"""Plots as PNG bytes: recall over stages, served against re-extracted, forgetting, compatibility.
+
+Matplotlib is loaded by the first plot: a run that measures draws none.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from benchmarks.quality.figures import Curves
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PANELS = (
     ("union", "reextracted", "all classes, re-extracted"),
@@ -25,7 +28,7 @@ _PANELS = (
 
 def recall_plots(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
     """Six panels of Recall@1 over stages, and a scatter of the last stage's two recalls."""
-    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure = _figure(13, 8)
     axes = figure.subplots(2, 3, sharex=True)
     for panel, (split, form, title) in zip(axes.flat, _PANELS, strict=True):
         for i, method in enumerate(methods):
@@ -34,7 +37,7 @@ def recall_plots(table: Curves, methods: Sequence[str]) -> Iterator[bytes]:
                 panel.plot(stages, values, marker=".", label=method, **_look(i))
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("stage")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.locator_params(axis="x", integer=True)
     handles = {
         label: line
         for panel in axes.flat
@@ -73,7 +76,7 @@ def _heat_map(method: str, cells: Mapping[tuple[int, int], float]) -> Figure:
     grid = np.full((size, size), np.nan)
     for at, value in cells.items():
         grid[at] = value
-    figure = Figure(figsize=(5, 4), layout="constrained")
+    figure = _figure(5, 4)
     axes = figure.subplots()
     image = axes.imshow(grid, vmin=float(np.nanmin(grid)) - 0.01)
     axes.set(xlabel="queries by version", ylabel="gallery by version", title=f"{method}: R@1, base, mapped")
@@ -82,7 +85,7 @@ def _heat_map(method: str, cells: Mapping[tuple[int, int], float]) -> Figure:
 
 
 def _served(table: Curves, methods: Sequence[str]) -> Figure:
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = _figure(6, 5)
     axes = figure.subplots()
     measured = {
         method: [
@@ -115,7 +118,15 @@ def _mean(by_seed: Mapping[int, Mapping[int, float]]) -> tuple[list[int], list[f
     return stages, [float(np.mean([values[t] for values in furthest])) for t in stages]
 
 
+def _figure(*inches: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=inches, layout="constrained")
+
+
 def _png(figure: Figure) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     writer: Any = figure.savefig

@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from pyiceberg.catalog.sql import SqlCatalog
 
 from stream_odml.ingest.iceberg_source import IcebergSource
 from stream_odml.ingest.shard import ShardRef
@@ -18,6 +17,8 @@ from tests.ingest.pictures import picture
 
 @pytest.fixture
 def table(tmp_path: Path) -> Any:
+    from pyiceberg.catalog.sql import SqlCatalog  # with all of SQLAlchemy, which nothing else here needs
+
     catalog = SqlCatalog("c", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/house")
     catalog.create_namespace("n")
     return catalog.create_table("n.photos", rows(0).schema)

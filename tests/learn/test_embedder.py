@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -32,32 +31,46 @@ from stream_odml.learn.stage import StageLearner
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-CONFIGS: dict[str, Any] = {
-    "resnet": transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
-    ),
-    "vit": transformers.ViTConfig(**SMALL, image_size=32, patch_size=16),
-    "dinov2": transformers.Dinov2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
-    ),
-    "convnext": transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=4),
-    "swin": transformers.SwinConfig(
-        image_size=32, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2, hidden_size=16
-    ),
-    "siglip": transformers.SiglipVisionConfig(**SMALL, image_size=32, patch_size=16),
-    "registers": transformers.Dinov2WithRegistersConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
-    ),
+PATCHES = {**SMALL, "image_size": 32, "patch_size": 16}
+TOKENS = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
 }
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet": (
+        "ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    ),
+    "vit": ("ViTConfig", PATCHES),
+    "dinov2": ("Dinov2Config", TOKENS),
+    "convnext": ("ConvNextConfig", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4}),
+    "swin": (
+        "SwinConfig",
+        {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "hidden_size": 16},
+    ),
+    "siglip": ("SiglipVisionConfig", PATCHES),
+    "registers": ("Dinov2WithRegistersConfig", TOKENS),
+}  # fmt: skip
+"""Class and arguments of tiny models."""
 PREFIX = {"vit": 1, "dinov2": 1, "registers": 1 + 4}
 """Tokens before the patches; the others have none."""
+
+
+def save_tiny(name: str, folder: Path) -> None:
+    """Save a tiny model with random weights, as its library does."""
+    import transformers  # which takes longer to load than most tests here
+
+    kind, arguments = CONFIGS[name]
+    transformers.AutoModel.from_config(getattr(transformers, kind)(**arguments)).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_patches_alone_are_averaged_and_only_a_class_token_is_taken_for_one(
     name: str, tmp_path: Path
 ) -> None:
-    transformers.AutoModel.from_config(CONFIGS[name]).save_pretrained(tmp_path)
+    save_tiny(name, tmp_path)
     spec = EmbedderSpec(f"transformers:{tmp_path}", dim=16, head="none", pooling="mean")
     embedder, images = build_embedder(spec, 0).eval(), torch.rand(2, 3, 32, 32)
     features = embedder.backbone(images)
@@ -75,7 +88,7 @@ def test_patches_alone_are_averaged_and_only_a_class_token_is_taken_for_one(
 def named(request: pytest.FixtureRequest, tmp_path: Path) -> EmbedderSpec:
     """A tiny model of transformers, saved in a folder."""
     torch.manual_seed(3)
-    transformers.AutoModel.from_config(CONFIGS[request.param]).save_pretrained(tmp_path)
+    save_tiny(request.param, tmp_path)
     return EmbedderSpec(backbone=f"transformers:{tmp_path}", pretrained=True, dim=6)
 
 
@@ -105,7 +118,7 @@ def test_pretrained_weights_are_those_of_the_folder(named: EmbedderSpec) -> None
 
 
 def test_the_folder_s_pixel_statistics_are_used(tmp_path: Path) -> None:
-    transformers.AutoModel.from_config(CONFIGS["vit"]).save_pretrained(tmp_path)
+    save_tiny("vit", tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
         '{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 2]}'
     )

@@ -14,7 +14,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stream_odml.cli.preflight import examine
 from stream_odml.config.stream import ConfigError, parse_config
@@ -51,8 +50,14 @@ def tree(tmp_path: Path) -> Iterator[VersionTree]:
     writer.release()
 
 
+def events_of(run: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # a second to load
+
+    return EventAccumulator(str(run)).Reload()
+
+
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run)).Reload()
+    events = events_of(run)
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
@@ -79,7 +84,7 @@ def test_tensorboard_reads_figures_and_losses_and_a_restart_writes_nothing_twice
     assert scalars(tmp_path / "board/published") == {SERVED: [(1, 0.75)], "seconds": [(1, 3.5)]}
     assert scalars(tmp_path / "board/refused") == {SERVED: [(2, 0.25)], "seconds": [(2, 3.5)]}
     assert scalars(tmp_path / f"board/loss/{tree.head}") == {"loss/metric": [(1, 2.0), (2, 1.0), (4, 0.5)]}
-    text = EventAccumulator(str(tmp_path / "board/refused")).Reload()
+    text = events_of(tmp_path / "board/refused")
     assert b"Recall@1 fell" in text.Tensors("stage/text_summary")[0].tensor_proto.string_val[0]
 
 
