@@ -350,7 +350,7 @@ def quarantine_page() -> str:
     return (
         "# Rows that are refused\n\nA row that cannot be used goes to quarantine with a reason and the file that it "
         "came from; the good rows of its shard are used. `stream-odml quarantine ROOT` lists them, `--export` gives "
-        "them back to be mended.\n\n"
+        "them back to be fixed.\n\n"
         + "\n".join(["| reason | what is wrong, and what to do |", "|---|---|", *rows])
         + "\n"
     )

@@ -111,7 +111,7 @@ def quarantine(
 ) -> None:
     """List the rows that could not be used, each with its reason.
 
-    A retry: export them, mend the columns of the file, and land it as a new shard with `stream-odml ingest`.
+    A retry: export them, fix the columns of the file, and land it as a new shard with `stream-odml ingest`.
 
     Examples:  stream-odml quarantine stream-root --json  ·  stream-odml quarantine stream-root --export bad.parquet
     """
@@ -123,7 +123,7 @@ def quarantine(
 
         written, gone = export_rows(Store.open(root), export)
         if written:
-            say(out, f"{written} rows in {export}; mend them, then `stream-odml ingest {export} INBOX`")
+            say(out, f"{written} rows in {export}; fix them, then `stream-odml ingest {export} INBOX`")
         else:
             say(out, f"there is no row to export; {export} was not written")
         for line in gone:

@@ -183,7 +183,7 @@ def sync(
     """Keep another store in step with the gallery: what differs is written, by id, with the version that made it.
 
     After a stage the vectors are of another space: they are filled into a table of their own, and shown in one step
-    (alias, view, overwritten table), so that no reader sees two spaces. Whatever ends a run, the next one mends it.
+    (alias, view, overwritten table), so that no reader sees two spaces. Whatever ends a run, the next one fixes it.
 
     Examples:  stream-odml sync shop --to qdrant://localhost:6333/products --every 5  ·
     stream-odml sync shop --to copy --verify

@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 
 def export_rows(store: Store, path: Path) -> tuple[int, list[str]]:
     """Write every quarantined row to a Parquet file (for none, no file is made); return their number, and a line for
-    each shard that cannot be read. A file that was refused as a whole has no rows to export: mend the file itself and
+    each shard that cannot be read. A file that was refused as a whole has no rows to export: fix the file itself and
     land it again. A duplicate id is exported without its id, so that it lands as an item of its own."""
     bad: dict[str, dict[int, dict[str, Any]]] = {}
     for row in store.quarantine_rows().to_pylist():

@@ -37,7 +37,7 @@ def attention(report: Mapping[str, Any], root: str) -> Iterator[str]:
     for task in report["not_learnt"]:
         yield task["in_words"]
     for name, problem in list(report["set_aside"].items())[:SHOWN]:
-        yield f"shard {name} was dead-lettered: {problem or 'no reason noted'}; mend it and land it under another name"
+        yield f"shard {name} was dead-lettered: {problem or 'no reason noted'}; fix it and land it under another name"
     if refused := sum(report["quarantined"].values()):
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report["quarantined"].items()))
         yield f"{refused} rows could not be used ({reasons}); `stream-odml quarantine {root}` names each"

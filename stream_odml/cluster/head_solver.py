@@ -27,7 +27,7 @@ from stream_odml.wording import last_line
 log = logging.getLogger(__name__)
 SOLVER_NAME = "HeadSolver"
 RETRY_S = 2.0
-"""Pause after a failure that may mend itself."""
+"""Pause after a failure that may fix itself."""
 LOOK_AHEAD_S = 0.5
 FEW_ROWS = 1024
 """Waiting rows under which the solver is not asked to sum them ahead."""

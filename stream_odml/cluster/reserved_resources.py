@@ -31,7 +31,7 @@ class ReservedResources:
         self._released = threading.Event()
         self._is_taken = True
         self._ask()
-        threading.Thread(target=self._renew, name="holding", daemon=True).start()
+        threading.Thread(target=self._renew, name="reserved resources", daemon=True).start()
 
     def release(self) -> None:
         """Give it back."""

@@ -61,7 +61,7 @@ _ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "stream_odml.service.ingress:middlewares",
     # Else a Python process reads a log line of HAProxy's for every request; the replicas count their own.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    # Ray puts every worker at 15, replicas and proxy too. Here only what can wait steps back (see `lower_priority`).
+    # Ray puts every worker at 15, replicas and proxy too. Here only what can wait (see `lower_priority`).
     "RAY_worker_niceness": "0",
     **LEAN_MEMORY,
     # Three looks that fail, and the proxy is started anew: at Ray's default of ten seconds, half a minute without one.

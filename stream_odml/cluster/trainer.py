@@ -138,7 +138,7 @@ class _Worker:
         self._is_warm = True
 
     def learn(self, order: StageOrder) -> None:
-        """Learn one stage, from cache to commit. A failure that repeating would not mend becomes a refusal."""
+        """Learn one stage, from cache to commit. A failure that repeating would not fix becomes a refusal."""
         self.store.refresh()
         self.reporter = _Reporter(self.world)
         report = self.reporter.report
@@ -289,9 +289,8 @@ class _Reporter:
             return
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             self.is_wanted = True
-            with contextlib.suppress(
-                ray.exceptions.RayError
-            ):  # it is restarting: progress is only for the eye
+            # It is restarting: progress is only for the eye.
+            with contextlib.suppress(ray.exceptions.RayError):
                 self.is_wanted = bool(ray.get(self._answer))
         full = replace(
             progress,

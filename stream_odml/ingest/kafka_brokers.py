@@ -165,7 +165,7 @@ class Brokers:
         return self._kept
 
     def _on_error(self, error: KafkaError) -> None:
-        """Note what the client cannot mend; a connection that breaks is made again without us."""
+        """Note what the client cannot fix; a connection that breaks is made again without us."""
         if error.code() in _REFUSALS:
             self.refused = f"{error.str()}; check source.kafka.options (sasl.*, ssl.*)"
         if error.fatal() or error.code() not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):

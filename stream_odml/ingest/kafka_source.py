@@ -52,9 +52,8 @@ class KafkaSource:
     def __init__(self, topics: Sequence[str], options: KafkaOptions, spool: Spool) -> None:
         try:
             decoder_of(options.format)
-        except (
-            Exception
-        ) as error:  # the user's code; told now, before ranges are copied that nothing can decode
+        except Exception as error:
+            # The user's code; raised now, before ranges are copied that nothing can decode.
             raise ValueError(f"kafka: value or schemas cannot be used: {error}") from error
         self.topics, self.options = tuple(topics), options
         self._spool = spool
@@ -348,7 +347,7 @@ class KafkaSource:
     # -- people ---------------------------------------------------------------------------------------------------
 
     def _on_error(self, text: str) -> None:
-        """Note what the client cannot mend."""
+        """Note what the client cannot fix."""
         self._trouble = text
         self._refresh_due = min(self._refresh_due, time.monotonic() + RETRY_S)
 

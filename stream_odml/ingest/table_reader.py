@@ -55,9 +55,8 @@ def _serve(pipe: Pipe, job: Mapping[str, Any]) -> dict[str, Any]:
     except MemoryError:  # Arrow's own is one of these
         detail = f"reading it takes more than {job['memory']} bytes of memory for {size} bytes of file"
         return {"reason": str(Reason.OVERSIZED), "detail": detail}
-    except (
-        Exception
-    ) as error:  # of Arrow and Lance by a file that may be anything; the parent refuses it with this
+    except Exception as error:
+        # Of Arrow or Lance, for a file that may hold anything; the parent refuses it with this.
         detail = f"{type(error).__name__}: {str(error)[:300]}"
         if file.is_unreachable:
             return {"unreachable": detail}

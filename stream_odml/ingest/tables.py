@@ -80,9 +80,8 @@ def _rows(
                 raise BadMessage(f"a message of kind {message.kind!r}")
     except (BadMessage, BrokenPipeError) as error:
         raise _ended(decoder, memory) from error
-    except (
-        BaseException
-    ):  # of who stops reading too: the decoder is in the midst of a file, and serves no other
+    except BaseException:
+        # Of whoever stops reading, too: the decoder is in the midst of a file, and serves no other.
         decoder.end()
         raise
     if format == LANCE:

@@ -17,7 +17,7 @@ Vector = NDArray[np.float32]
 MAX_VALUE = 1e15
 """Largest magnitude of a value: squares and sums of such values still fit float32."""
 MAX_DIM = 65_536
-NOT_FINITE = "a value is NaN, infinite or beyond 1e15: mend the model that made it, or leave the row out"
+NOT_FINITE = "a value is NaN, infinite or beyond 1e15: fix the model that made it, or leave the row out"
 NO_DIRECTION = "all values are 0, or next to it: it has no direction to compare; leave the row out"
 
 

@@ -185,8 +185,8 @@ class Stages:
 
     def dispatch(self, done: StageProgress) -> StageOrder | None:
         """Return the next order for a trainer that asks, if one needs it. `done` is how far it had come with the one
-        before. An attempt that comes back again and again without a further step is refused, so that others get on; one
-        that is killed as often, but gets on in between, is not."""
+        before. An attempt that comes back again and again without a further step is refused, so that others are
+        learnt; one that is killed as often, but makes progress in between, is not."""
         order = self._for_trainer()
         if order is None:
             return None

@@ -191,9 +191,8 @@ def _decoded_here(wanted: list[Wanted], size: int, mark: Path) -> Iterator[Batch
                     found.put(batch)
                     if time.monotonic() > until:
                         return
-        except (
-            Exception
-        ) as error:  # raised below; one that comes too late is met again by whoever reads the rest
+        except Exception as error:
+            # Raised below; one that comes too late is met again by whoever reads the rest.
             found.put(error)
         finally:
             mark.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ _HEADER = b"x-request-disconnect-disabled"
 
 class Unwatched:
     """Tells Serve not to watch each connection for a client that leaves: two tasks and a queue for every request, to
-    cancel work that takes milliseconds. The door bounds what waits longer (see guard.py)."""
+    cancel work that takes milliseconds. The admission middleware (`guard.py`) bounds what waits longer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -79,7 +79,7 @@ class PushInbox:
             items = list(checked(named))
             land_items(self._inbox, name, items, self._options)
         except RowError as bad:
-            raise unprocessable(str(bad.reason), bad.detail, "mend or leave out that image") from None
+            raise unprocessable(str(bad.reason), bad.detail, "fix or leave out that image") from None
         except ShardExists:
             raise ApiError(
                 409,

@@ -1,4 +1,4 @@
-"""What can go wrong with a stream root, as small named errors that say what was seen and how to mend it."""
+"""What can go wrong with a stream root, as small named errors that say what was seen and how to fix it."""
 
 from deltalake.exceptions import DeltaError
 

@@ -145,7 +145,7 @@ class Store:
                     self.forget_seen()
             return self._refresh()
         except Exception:
-            # Out of reach, or gone for good: what was named but not read is named again, and what is held stays held.
+            # Unreachable, or gone for good: what was named but not read is named again, and what is held stays held.
             self._paths, self._blocks, self._txns = held
             for table, seen in marks:
                 table.seen = seen

@@ -122,4 +122,4 @@ def _remedy(task: TaskState, by_the_gate: bool, root: str) -> str:
             "its images stay searchable by the model before it. Look at its labels first; "
             f"`{command}` tries again, and with --anyway the result is published at that price"
         )
-    return f"mend the cause, then `{command}` tries again"
+    return f"fix the cause, then `{command}` tries again"

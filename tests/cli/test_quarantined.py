@@ -1,4 +1,4 @@
-"""A refused row goes out whole, is mended, lands again, and is an item."""
+"""A refused row goes out whole, is fixed, lands again, and is an item."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_fixed_rows_land_as_a_new_shard(tmp_path: Path) -> None:
     writer = claim(tmp_path / "root")
     _index_all(writer, inbox)
     assert len(writer.store.gallery_rows()) == 1
-    fixed = tmp_path / "mended.parquet"
+    fixed = tmp_path / "fixed.parquet"
     written, unread = export_rows(Store.open(str(tmp_path / "root")), fixed)
     assert (written, unread) == (3, [])
     rows = pq.read_table(fixed).to_pylist()
@@ -52,7 +52,7 @@ def test_fixed_rows_land_as_a_new_shard(tmp_path: Path) -> None:
     land_file(inbox, fixed)
     _index_all(writer, inbox)
     found = {(r["class_name"], r["item_id"].split("-")[0]) for r in writer.store.gallery_rows().to_pylist()}
-    assert found == {("oak", "a"), ("oak", "b"), ("fir", "c"), ("elm", "mended.parquet")}
+    assert found == {("oak", "a"), ("oak", "b"), ("fir", "c"), ("elm", "fixed.parquet")}
     writer.release()
 
 

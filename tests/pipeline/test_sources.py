@@ -143,7 +143,7 @@ def test_an_s3_prefix(server: int, inbox: str, tmp_path: Path) -> None:
 def test_a_store_that_throttles_loses_and_doubles_nothing(
     server: int, inbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "RETRY_ATTEMPTS", 2)  # so that not all of it is mended below our sight
+    monkeypatch.setattr(storage, "RETRY_ATTEMPTS", 2)  # so that not all of it is fixed below our sight
     monkeypatch.setattr(ingestion, "RETRY_S", 0.2)
     names = [f"s{n}" for n in range(4)]
     for name in names:
