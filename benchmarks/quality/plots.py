@@ -118,10 +118,10 @@ def _mean(by_seed: Mapping[int, Mapping[int, float]]) -> tuple[list[int], list[f
     return stages, [float(np.mean([values[t] for values in furthest])) for t in stages]
 
 
-def _figure(*inches: float) -> Figure:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=inches, layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _png(figure: Figure) -> bytes:
