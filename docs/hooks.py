@@ -51,7 +51,8 @@ def commands_page() -> str:
     ]
     for name, command in command_line().items():
         parts += [f"## stream-odml {name}", *_help(command.help or "")]
-        parts.append("\n".join(["| option | meaning |", "|---|---|", *map(_option, command.params)]))
+        if command.params:
+            parts.append("\n".join(["| option | meaning |", "|---|---|", *map(_option, command.params)]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -152,7 +152,7 @@ def _of(split: str) -> str:
     return "all" if split == "union" else split
 
 
-def recall_curve(recalls: Sequence[float], ascii_only: bool = False) -> str:
+def recall_curve(recalls: Sequence[float], ascii_only: bool) -> str:
     """Return a bar from 0 to 1 for each of the last versions, and the last figures; empty before the second one."""
     if len(recalls) < 2:
         return ""
@@ -163,7 +163,7 @@ def recall_curve(recalls: Sequence[float], ascii_only: bool = False) -> str:
 
 
 def _panel(
-    title: str, elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None, curve: str = ""
+    title: str, elapsed: float, status: Mapping[str, Any], asked: Mapping[str, Any] | None, curve: str
 ) -> RenderableType:
     stage, recall = status["stage"], status["recall_at_1"]
     grid = Table.grid(padding=(0, 2))

@@ -228,7 +228,7 @@ def forget_name(
     name: str,
     url: str | None,
     token: str | None,
-    inbox_at: str | None = None,
+    inbox_at: str | None,
 ) -> str:
     """Forget through the running service, or by this process when no stream runs on the root. Then `inbox_at` names
     the folder of pushed images, where that lies elsewhere. Raises ValueError for such a folder that is not named;

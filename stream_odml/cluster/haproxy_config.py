@@ -91,7 +91,7 @@ def _binary() -> str:
         return shutil.which("haproxy") or "haproxy"
 
 
-def serve_host(host: str, bounds: Sequence[str] = ()) -> str:
+def serve_host(host: str, bounds: Sequence[str]) -> str:
     """Return the host for Serve: in a local session the loopback, where replicas listen, while HAProxy's
     front listens on `host` within `bounds`; on a cluster `host` itself."""
     folder = os.environ.get(SESSION_VARIABLE)

@@ -115,7 +115,7 @@ def expected_recalls(
     config: StreamConfig,
     choice: Choice,
     cross: CrossMap,
-    chosen: HeadSettings | None = None,
+    chosen: HeadSettings | None,
 ) -> Recalls:
     """Return what is to be expected of staying, of mapped items and of embedded ones. `chosen`: settings of the head
     for mapped items, where the first stage will not choose them. Classes without a pair are mapped less well: their

@@ -118,7 +118,7 @@ class BoundaryPolicy:
                 return _closure(open_task, reason, any_image)
         return self._by_age(open_task, tally, now, any_image)
 
-    def closes_nothing(self, waiting: Sequence[WaitingShard], settled: Settled = _NONE) -> dict[str, str]:
+    def closes_nothing(self, waiting: Sequence[WaitingShard], settled: Settled) -> dict[str, str]:
         """Return task manifests that close no task, by id, and why: no image of theirs waits. Ask after `decide`."""
         owned = self._owned(waiting)
         found = {}

@@ -135,7 +135,7 @@ def land_parquet(
                 yield publish(inbox, final, partial(_write, batches, table.schema_arrow))
 
 
-def parquet_names(path: Inbox, rows_per_shard: int, name: str | None = None) -> list[str]:
+def parquet_names(path: Inbox, rows_per_shard: int, name: str | None) -> list[str]:
     """Return the names of the shards that `land_parquet` cuts a file into, without reading a row of it."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard {rows_per_shard}: expected at least 1")

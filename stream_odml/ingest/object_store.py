@@ -28,12 +28,11 @@ class S3Source:
     """`s3://bucket/prefix`. Listing costs one request a 1,000 names. A folder's stamp is its name, since a listing says
     nothing else of it: land a fixed folder under a new name."""
 
-    def __init__(self, uri: str, options: StorageOptions | None = None, max_new: int = MAX_NEW) -> None:
+    def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
         if not uri.startswith("s3://"):
             raise ValueError(f"{uri!r}: expected s3://bucket/prefix")
         self.uri = uri.rstrip("/")
         self.options = options
-        self.max_new = max_new
         self._filesystem = s3_filesystem(options)
 
     def poll(self, known: Container[str]) -> list[ShardRef]:
@@ -50,7 +49,7 @@ class S3Source:
         del listed
         new.sort(key=lambda info: (info.mtime_ns or 0, info.base_name))
         found = (ref for info in new if (ref := self._describe(info)) is not None)
-        return sorted(islice(found, self.max_new), key=landing_order)
+        return sorted(islice(found, MAX_NEW), key=landing_order)
 
     def _describe(self, info: Any) -> ShardRef | None:
         name, uri, seen = info.base_name, join(self.uri, info.base_name), info

@@ -102,7 +102,7 @@ def raw_rows(
 def _rows_in(
     file: ShardFile,
     format: str,
-    constants: Mapping[str, str] | None = None,
+    constants: Mapping[str, str] | None,
     contents: Sequence[Content] = ANY_CONTENT,
 ) -> Iterator[RawRow]:
     if format == MESSAGES:

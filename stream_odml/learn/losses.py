@@ -30,6 +30,7 @@ from stream_odml.learn.virtual import VirtualFeatures
 
 OLD_MODEL_TERMS = ("weight_old", "weight_distill", "weight_composites", "weight_hold", "weight_repel")
 """Weights of terms that compare with the old model, which embeds the batch only where one of them is above 0."""
+REPEL_TEMPERATURE = 0.1
 
 
 def stage_losses(
@@ -128,10 +129,8 @@ def feature_distillation(student_Bd: Tensor, old_Bd: Tensor) -> Tensor:
     return (student_Bd - old_Bd.detach()).square().sum(dim=1).mean() / scale
 
 
-def repel_loss(
-    z_Bd: Tensor, old_z_Bd: Tensor, labels_B: Tensor, u_Cd: Tensor, temperature: float = 0.1
-) -> Tensor:
-    """Return the mean over positive pairs of softplus(logsumexp_c(z_i . u_c / T) - z_i . z_p / T).
+def repel_loss(z_Bd: Tensor, old_z_Bd: Tensor, labels_B: Tensor, u_Cd: Tensor) -> Tensor:
+    """Return the mean over positive pairs of softplus(logsumexp_c(z_i . u_c / T) - z_i . z_p / T), T = 0.1.
 
     Supervised contrast in which the bank's directions u_c are the only negatives: new images keep away from old
     classes without their images. Unit rows; gradients to z alone. A class that is learnt again would be pushed off
@@ -139,9 +138,9 @@ def repel_loss(
     own spread is no negative of that class.
     """
     positive, _ = pair_masks(labels_B)
-    logits_BC = z_Bd @ u_Cd.T / temperature
+    logits_BC = z_Bd @ u_Cd.T / REPEL_TEMPERATURE
     logits_BC = logits_BC.masked_fill(_same_class(old_z_Bd, labels_B, u_Cd), -1e9)
-    pairs_BB = F.softplus(logits_BC.logsumexp(1, keepdim=True) - z_Bd @ z_Bd.T / temperature)
+    pairs_BB = F.softplus(logits_BC.logsumexp(1, keepdim=True) - z_Bd @ z_Bd.T / REPEL_TEMPERATURE)
     return (pairs_BB * positive).sum() / positive.sum().clamp_min(1)
 
 

@@ -160,9 +160,7 @@ class _Trier:
             return np.asarray(model(as_images(pixels)).numpy(), np.float32)
 
 
-def _resized(
-    image: bytes, size: int, filter: Image.Resampling, cropped: bool, antialiased: bool = True
-) -> Pixels:
+def _resized(image: bytes, size: int, filter: Image.Resampling, cropped: bool, antialiased: bool) -> Pixels:
     with Image.open(io.BytesIO(image)) as opened:
         rgb = opened.convert("RGB")
     width, height = rgb.size

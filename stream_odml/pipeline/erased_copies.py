@@ -25,7 +25,7 @@ def landed_copies(
     store: Store,
     tombstone: Tombstone,
     covered: Mapping[str, ShardState],
-    options: StorageOptions | None = None,
+    options: StorageOptions | None,
 ) -> dict[str, set[str]]:
     """Return the shards of `covered` whose landed files hold what the tombstone erased, each with the shards that
     are to be learnt before it may be deleted: itself, and of labels those with the images that they were put on."""

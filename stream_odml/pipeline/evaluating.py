@@ -68,8 +68,8 @@ def evaluate_stage(
     held: HeldOut,
     forward: DriftMap,
     own_tasks: Collection[str],
-    after: Finder = by_cosine,
-    before: Finder = by_cosine,
+    after: Finder,
+    before: Finder,
 ) -> dict[str, Any]:
     """Return Recall@1 of the new version and, as served, of the one that it would replace, on the same images.
 

@@ -60,7 +60,7 @@ async def read_on_thread(request: Request, body: bytes, work: Callable[[], T]) -
     return await pool.run(len(body), work)
 
 
-def json_object(body: bytes, max_values: int = MAX_VALUES) -> dict[str, Any]:
+def json_object(body: bytes, max_values: int) -> dict[str, Any]:
     """Parse the body as a JSON object. Raises ApiError 400 for another body, 413 for more than `max_values` values: a
     number costs the interpreter a hundred times what a byte of an image does."""
     if body.count(b",") > max_values:

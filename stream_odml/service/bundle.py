@@ -68,7 +68,7 @@ class Bundle:
         return VersionHistory(seen.tree, seen.sequence, tasks)
 
 
-def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None = None) -> Bundle:
+def load_bundle(store: Store, settings: SearchSettings, cache: FeatureCache | None) -> Bundle:
     """Return the first bundle, from `store` as it was last refreshed. Raises NoVersionYet on a root without a model,
     CanaryMismatch where the model does not give what it gave when it was stored. `cache`: of a root in exact form,
     whose gallery is then projected anew without reading its files again."""

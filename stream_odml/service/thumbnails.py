@@ -14,10 +14,10 @@ KEPT_BYTES = 64 << 20
 class Thumbnails:
     """Pictures under `thumbnails/` of a stream root. Safe for several threads; blocks on the disk."""
 
-    def __init__(self, files: Files, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, files: Files) -> None:
         self._files = files
         self._shards: Recent[str, Mapping[str, bytes]] = Recent(
-            kept_bytes, size=lambda pictures: sum(map(len, pictures.values()))
+            KEPT_BYTES, size=lambda pictures: sum(map(len, pictures.values()))
         )
 
     def has(self, shard_id: str) -> bool:

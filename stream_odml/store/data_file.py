@@ -23,9 +23,9 @@ def read_data_file(
     filesystem: pafs.FileSystem,
     path: str,
     schema: pa.Schema,
-    columns: Sequence[str] | None = None,
-    where: pc.Expression | None = None,
-    partition: Partition | None = None,
+    columns: Sequence[str] | None,
+    where: pc.Expression | None,
+    partition: Partition | None,
 ) -> pa.Table:
     """Return the rows of `path` that pass, columns in the types of `schema`; a column that it lacks is null. Row groups
     whose statistics rule them out are not read. Raises FileNotFoundError."""

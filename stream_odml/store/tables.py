@@ -135,9 +135,7 @@ def gallery_rows(
     return restamped(items, vectors, version, codes)
 
 
-def restamped(
-    rows: pa.Table, vectors: FloatArray, version: str, codes: FeatureFormat | None = None
-) -> pa.Table:
+def restamped(rows: pa.Table, vectors: FloatArray, version: str, codes: FeatureFormat | None) -> pa.Table:
     """Return gallery rows of the same items (`rows`: columns but the vector's, version, txn) under another model.
     `vectors` and `codes` as for `gallery_rows`, and the same errors."""
     if vectors.ndim != 2 or len(vectors) != len(rows):
