@@ -37,8 +37,10 @@ err = Console(stderr=True)
 
 def main() -> None:
     """Run the command line: a failure of any kind becomes one message and exit code 1, an interrupt 130."""
-    # Also where a shell started us with SIGINT ignored, as it does in the background of a script.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Also where a shell started us with SIGINT ignored, as it does in the background of a script. A terminal that goes
+    # ends a command as Ctrl-C does, and all that it has started; not under `nohup`.
+    hangs_up = signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])):
         signal.signal(number, signal.default_int_handler)
     shows_traces = "--debug" in sys.argv
     if not shows_traces:

@@ -55,6 +55,7 @@ from stream_odml.pipeline.sources import check_sources, push_path
 from stream_odml.pipeline.stage_journal import open_writers
 from stream_odml.storage.files import open_files
 from stream_odml.storage.reading import is_remote, scheme_of
+from stream_odml.store.lease import check_not_held
 from stream_odml.store.store import Store
 from stream_odml.wording import first_line
 
@@ -218,6 +219,8 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
 def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     """Check all that can be checked without Ray, make the stream root, and settle port 0 and relative paths."""
     remove_abandoned()
+    if not takeover and not is_remote(config.root):  # before the ports, which the run that holds it has
+        check_not_held(open_files(config.root))
     check_port(config.service.host, config.service.port, "service.port")
     check_port(config.metrics.host, config.metrics.port, "metrics.port")
     check_batch(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -16,6 +16,9 @@ DEFAULT_MAX_PIXELS = 64_000_000
 """The default of `ingest.max_pixels`, the one limit of a stream; it is handed to everything that decodes."""
 LARGEST_MAX_PIXELS = 178_000_000
 """What `ingest.max_pixels` may be at most."""
+
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
 class ServiceOptions(Section):
@@ -87,7 +90,7 @@ class ServiceOptions(Section):
     found again by one that starts again. By default in files without a name, which end with the replica."""
     metrics_host: str = "127.0.0.1"
     """Address the metrics exporter of each replica listens on."""
-    metrics_ports: tuple[int, int] = (9410, 9473)
+    metrics_ports: tuple[Port, Port] = (9410, 9473)
     """First and last port tried for a replica's exporter; then any free one."""
     metrics_dir: Path | None = None
     """Folder of Prometheus file_sd files, one a replica; by default metrics/ under the root."""
@@ -101,6 +104,13 @@ class ServiceOptions(Section):
     """Points of the embedding map on the page."""
     namespace: str = Field("stream_odml", min_length=1)
     """Ray namespace of the StreamDriver actor."""
+
+    @field_validator("metrics_ports")
+    @classmethod
+    def _ports_in_order(cls, ports: tuple[int, int]) -> tuple[int, int]:
+        if ports[0] > ports[1]:
+            raise ValueError("the first port is above the last one; write them in order")
+        return ports
 
     @field_validator("push_dir")
     @classmethod

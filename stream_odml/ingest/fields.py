@@ -21,6 +21,8 @@ from stream_odml.ingest.reasons import Reason, RowError
 MAX_NAME_CHARS = 256
 MAX_ATTRIBUTES_CHARS = 16_384
 """Of all keys and values of a row together."""
+MAX_WHOLE_FLOAT = 2**53
+"""From here on a float, which is what some libraries make of whole numbers beside missing ones, is not each of them."""
 PATH = "path"
 """The attribute that names a row's file within what was landed."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -93,6 +95,10 @@ def _text(value: object, reason: Reason) -> str:
         except UnicodeDecodeError as error:
             raise RowError(reason, f"not UTF-8: {value[:32]!r}") from error
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        if abs(value) >= MAX_WHOLE_FLOAT:
+            raise RowError(
+                reason, f"{shown(value)} (float) may have lost digits; write whole numbers or text"
+            )
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < 10**MAX_NAME_CHARS:
@@ -111,7 +117,7 @@ def class_name(value: object, names: Sequence[str] | None = None) -> str:
     Raises RowError(missing_label | bad_label).
     """
     value = unboxed(value)
-    if isinstance(value, float) and value.is_integer():
+    if names is not None and isinstance(value, float) and value.is_integer():
         value = int(value)
     if names is not None and isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < len(names):

@@ -6,6 +6,7 @@ raises above this file is the data's own fault.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -38,11 +39,13 @@ class ShardFile(io.RawIOBase):
             else:
                 self._inner = open_regular(local_path(uri), follow=False)
             self.looks = self._look()
-        except UnsafePath as error:
+        except (UnsafePath, IsADirectoryError) as error:
             raise BadShard(Reason.UNSAFE_PATH, str(error)) from error
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BadShard(Reason.MISSING_FILE, f"{uri} is gone: {error}") from error
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # of a manifest: no file will ever have it
+                raise BadShard(Reason.MISSING_FILE, f"no file has so long a name: {uri[:200]}…") from error
             raise TransientReadError(f"{uri} cannot be opened now: {error}") from error
 
     def _look(self) -> tuple[int, str]:

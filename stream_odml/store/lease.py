@@ -75,12 +75,8 @@ class Lease:
             raise ValueError(
                 f"lease_s is {lease_s}; it must be above 0 and at most {MAX_LEASE_S:.0f} seconds"
             )
-        current = read_lease(files)
-        if current is not None and current.alive() and not takeover:
-            raise RootBusy(
-                f"{files.uri} is in use by {current.holder!r} (process {current.pid}); stop it first, "
-                f"or wait {current.lease_s:.0f} s if its machine is gone, or claim with takeover"
-            )
+        if not takeover:
+            check_not_held(files)
         now, here, pid = (time.time(), _boot_clock()), host_identity(), os.getpid()
         record = LeaseRecord(uuid.uuid4().hex, holder, here, pid, _pid_start(pid), *now, lease_s)
         lease = Lease(files, record)
@@ -113,6 +109,16 @@ class Lease:
                 self.write()
             except OSError:
                 continue  # a full or slow disk must not end the lease for good: the next beat tries again
+
+
+def check_not_held(files: Files) -> None:
+    """Raise RootBusy while somebody holds the root's lease."""
+    current = read_lease(files)
+    if current is not None and current.alive():
+        raise RootBusy(
+            f"{files.uri} is in use by {current.holder!r} (process {current.pid}); stop it first, "
+            f"or wait {current.lease_s:.0f} s if its machine is gone, or claim with takeover"
+        )
 
 
 def read_lease(files: Files) -> LeaseRecord | None:

@@ -170,3 +170,21 @@ def test_a_pipe_cannot_be_landed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.parquet")
     with pytest.raises(ValueError, match="is a pipe, a socket or a device"):
         ingest(tmp_path / "pipe.parquet", tmp_path / "inbox")
+
+
+def test_what_will_never_be_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """A medium that fails is asked again, for as long as it takes; these would be asked for ever."""
+    shard = write(tmp_path / "inbox/zoo", "cats/a.png", "cats/b.png")
+    (shard / "cats/folder.png").mkdir()
+    long = "cats/" + "x" * 300 + ".png"
+    size = (shard / "cats/a.png").stat().st_size
+    files = tuple(ManifestFile(name, size) for name in ("cats/a.png", "cats/folder.png", long))
+    (shard / MANIFEST_NAME).write_bytes(ShardManifest(files=files).to_bytes())
+    assert classes(tmp_path / "inbox") == ["cats", "unsafe_path", "missing_file"]
+    land_items(tmp_path / "inbox2", "table", some_items(2))
+    ref = only(tmp_path / "inbox2")
+    os.unlink(ref.uri)
+    os.mkdir(ref.uri)
+    with pytest.raises(BadShard, match="is a folder, expected a file") as refusal:
+        list(read_shard(ref))
+    assert refusal.value.reason is Reason.UNSAFE_PATH

@@ -88,6 +88,13 @@ def test_a_path_of_a_configuration_is_one(section: dict[str, Any]) -> None:
     assert "1 mistake" in str(caught.value)
 
 
+@pytest.mark.parametrize("ports", [[9473, 9410], [9410, 70_000], [-1, 5], [9410]])
+def test_ports_of_a_configuration_are_some(ports: list[int]) -> None:
+    """Of ports in the other order none was tried, and one that is none ended the replica."""
+    with pytest.raises(ConfigError, match=r"service\.metrics_ports"):
+        parse_config({"service": {"metrics_ports": ports}})
+
+
 def test_a_limit_that_is_no_number_is_a_mistake_of_its_own() -> None:
     with pytest.raises(ConfigError, match=r"ingest\.max_pixels: Input should be a finite number"):
         parse_config({"ingest": {"max_pixels": float("nan")}})
