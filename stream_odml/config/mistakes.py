@@ -142,8 +142,10 @@ def _explain(model: Model, item: ErrorDetails) -> str:
         if near:
             return f"{place}: unknown key; did you mean {' or '.join(f'`{key}`' for key in near)}?"
         return f"{place}: unknown key; `stream-odml config --example` lists all keys"
-    value = masked(item.get("input"), *item["loc"])
-    seen = f" (got {value!r})" if isinstance(value, str | int | float | bool | type(None)) else ""
+    value = item.get("input")
+    # Of a list or a section nothing is shown, nor walked through: aliases make a few lines of YAML endless.
+    is_plain = isinstance(value, str | int | float | bool | type(None))
+    seen = f" (got {masked(value, *item['loc'])!r})" if is_plain else ""
     return f"{place or 'config'}: {item['msg'].removeprefix('Value error, ')}{seen}"
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from stream_odml.cli.failures import message_of
 from stream_odml.cli.own_images import look_at
-from stream_odml.config.stream import ConfigError, parse_config
+from stream_odml.config.stream import ConfigError, load_config, parse_config
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.exporting import export
 from stream_odml.exchange.places import open_target
@@ -93,6 +93,19 @@ def test_ports_of_a_configuration_are_some(ports: list[int]) -> None:
     """Of ports in the other order none was tried, and one that is none ended the replica."""
     with pytest.raises(ConfigError, match=r"service\.metrics_ports"):
         parse_config({"service": {"metrics_ports": ports}})
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text", ["service: &s {port: *s, labels: *s, nothing: *s}", "x: &x [*x]\nroot: *x", None]
+)
+def test_aliases_make_no_configuration_endless(tmp_path: Path, text: str | None) -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(12)
+    )
+    (tmp_path / "stream.yaml").write_text(text or f"{bomb}root: *a12\n")
+    with pytest.raises(ConfigError, match=r"Input should be a valid (string|integer)"):
+        load_config(tmp_path / "stream.yaml")
 
 
 def test_a_limit_that_is_no_number_is_a_mistake_of_its_own() -> None:

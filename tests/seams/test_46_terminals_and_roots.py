@@ -1,5 +1,5 @@
 """Seam 46: a command whose terminal goes ends as by Ctrl-C, with all that it started, and not under `nohup`. A second
-run on a root is told that the first one has the root, not that somebody has its port."""
+run on a root learns that the first one has the root, not that somebody has its port."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_terminal_that_goes_ends_the_command(tmp_path: Path, ignored: bool) ->
         assert process.wait(60) == 130
 
 
-def test_a_root_in_use_is_told_of_before_its_port(tmp_path: Path) -> None:
+def test_a_root_in_use_is_reported_before_its_port(tmp_path: Path) -> None:
     stream = TinyStream(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
