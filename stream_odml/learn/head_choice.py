@@ -229,11 +229,6 @@ class _Both:
     by_known_q: NDArray[np.float32]
     by_new_q: NDArray[np.float32]
 
-    def shares(self, scale: float) -> NDArray[np.float64]:
-        """Return for each of BONUSES how much is found in one gallery, beside what one part for all finds (of known
-        classes the better of both parts, of new ones the new part), of the kind that is worse off."""
-        return self.worse(self.found(scale, BONUSES[:, None]))
-
     @property
     def has_both_kinds(self) -> bool:
         """Whether queries of known and of new classes have something to find."""
@@ -244,7 +239,8 @@ class _Both:
         return np.where(scale * self.new[0] + bonus > self.known[0], self.new[1], self.known[1])
 
     def worse(self, found_bq: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return, of each row of hits, the share of what one part for all finds, of the kind that is worse off."""
+        """Return for each row of hits how much it is beside what one part for all finds (of known classes the better
+        of both parts, of new ones the new part), of the kind that is worse off."""
         known_q, new_q = self.mate_q & self.is_known_q, self.mate_q & ~self.is_known_q
         alone = (
             max(_mean(self.by_known_q[known_q]), _mean(self.by_new_q[known_q])),
@@ -294,7 +290,7 @@ def _best_scores(galleries: list[_Both]) -> tuple[float, float, float]:
 def _best_bonus(galleries: list[_Both], scale: float) -> tuple[float, float]:
     """Return the middle of the bonuses that are as good as the best, where the kind that is worse off counts; and
     how good that is."""
-    worse_b = np.mean([both.shares(scale) for both in galleries], axis=0)
+    worse_b = np.mean([both.worse(both.found(scale, BONUSES[:, None])) for both in galleries], axis=0)
     good_b = worse_b >= worse_b.max() - MARGIN
     first = last = int(worse_b.argmax())
     while first > 0 and good_b[first - 1]:
