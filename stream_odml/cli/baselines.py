@@ -109,13 +109,13 @@ def _measured(
         size, max_pixels = config.model.image_size, config.ingest.max_pixels
         there, vectors = embed_images(store, keys, models, size, max_pixels, "cpu")
         kept = [key for key, is_there in zip(keys, there, strict=True) if is_there]
-        of = [name for name, is_there in zip(classes, there, strict=True) if is_there]
-        frozen, finetuned = mean_found(as_first(of, vectors[0], vectors[0])), None
+        kept_classes = [name for name, is_there in zip(classes, there, strict=True) if is_there]
+        frozen, finetuned = mean_found(as_first(kept_classes, vectors[0], vectors[0])), None
         if tuned is not None:
             for key, vector in zip(kept, vectors[1], strict=True):
                 gallery.setdefault(key, vector)  # it stays where the model that learnt its task put it
             stored = np.array([gallery[key] for key in kept]).reshape(vectors[1].shape)
-            finetuned = mean_found(by_cosine(of, vectors[1], stored))
+            finetuned = mean_found(by_cosine(kept_classes, vectors[1], stored))
         found[version_id] = Baseline(frozen, finetuned, len(kept))
     return found
 
