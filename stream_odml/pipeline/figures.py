@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import islice
+from typing import Any
 
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.later_stages import renewal
@@ -29,7 +30,7 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
         "learn": (ledger.shards[task.shard_ids[0]] for task in due),
     }
     oldest = {queue: [shard.landed_at.timestamp() for shard in shards] for queue, shards in waiting.items()}
-    figures = StreamFigures(
+    return StreamFigures(
         shards={
             "landed": len(ledger.shards),
             "indexed": ledger.tally.indexed,
@@ -56,24 +57,27 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
         # That a slow stage serves no more is no fault of the stream: the fast version serves.
         gate_refusals=sum(refusal.version_id not in ledger.later_attempts for refusal in tree.refusals),
         epoch=epoch,
+        **(_of_head(store) if tree.moves else {}),
     )
-    if tree.moves:
-        figures.not_learnt = [
-            task.as_json() for task in unlearnt_tasks(ledger, tree, root=masked_text(store.uri))
-        ]
-        head = tree.get(tree.head)
-        figures.head = head.version_id
-        figures.head_committed_at = head.time.timestamp()
-        metrics = VersionMetrics.read(head.metrics)
-        figures.recall_at_1 = {
-            (s, f): value for s in SPLITS for f in FORMS if (value := metrics.recall(s, f)) is not None
-        }
-        figures.forgetting = metrics.forgetting
-        figures.held_out_set = metrics.held_out_set
-        figures.drift = dict(metrics.drift)
-        figures.slow_stage = _slow_stage(tree)
-        figures.renewal = renewal(store)
-    return figures
+
+
+def _of_head(store: Store) -> dict[str, Any]:
+    """Return the figures of the version that is served, and the tasks that it has not learnt."""
+    tree = store.tree
+    head, root = tree.get(tree.head), masked_text(store.uri)
+    metrics = VersionMetrics.read(head.metrics)
+    recalls = {(split, form): metrics.recall(split, form) for split in SPLITS for form in FORMS}
+    return {
+        "not_learnt": [task.as_json() for task in unlearnt_tasks(store.ledger, tree, root=root)],
+        "head": head.version_id,
+        "head_committed_at": head.time.timestamp(),
+        "recall_at_1": {place: value for place, value in recalls.items() if value is not None},
+        "forgetting": metrics.forgetting,
+        "held_out_set": metrics.held_out_set,
+        "drift": dict(metrics.drift),
+        "slow_stage": _slow_stage(tree),
+        "renewal": renewal(store),
+    }
 
 
 def _slow_stage(tree: VersionTree) -> dict[str, float]:
