@@ -34,7 +34,7 @@ def query(
     if not image.is_file():
         seen = "is no file" if image.exists() else "is not there"
         raise ValueError(f"{image} {seen}; name an image file")
-    if root is None and url is None:
+    if not root and not url:
         raise ValueError("name the service: --url http://host:port, or --root with the stream root")
     with asking(root, url, token) as client:
         if client is None:

@@ -123,6 +123,10 @@ def forget(
     if len(given) != 1:
         raise ValueError("say what to forget: one of --class NAME, --item ID, --shard ID")
     kind, name = given[0]
+    if inbox and not verify:
+        raise ValueError(
+            "--inbox goes with --verify, once what is to be forgotten was; nothing is forgotten yet"
+        )
     if not verify:
         asks = dry_run or (is_terminal() and not yes)
         if not asks or may_go_on([covered_by(root, kind, name)], yes, dry_run, scripts_say_yes=False):

@@ -7,6 +7,7 @@ come first of all: a task never takes somebody else's shards of the same names.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from stream_odml.ingest.reading import check_rows
 from stream_odml.ingest.shard import format_of, shard_name
 from stream_odml.storage.publish import exists
 from stream_odml.storage.reading import is_remote, local_path
+from stream_odml.storage.regular import checked_path
 from stream_odml.store.store import Store
 from stream_odml.wording import some
 
@@ -44,8 +46,15 @@ def land_path(
     ValueError for a path without images and for names that cannot be."""
     if task is not None:
         check_task(task)
-    if not is_remote(inbox) and local_path(inbox).exists() and not local_path(inbox).is_dir():
-        raise ValueError(f"the inbox {inbox} is a file; name a folder or s3://bucket/prefix")
+    if not is_remote(inbox):
+        checked_path("inbox", inbox)
+        if local_path(inbox).exists() and not local_path(inbox).is_dir():
+            raise ValueError(f"the inbox {inbox} is a file; name a folder or s3://bucket/prefix")
+    if _is_root(inbox):
+        raise ValueError(
+            f"{inbox} is a stream root, where nobody looks for shards; name its inbox, {inbox.rstrip('/')}/inbox "
+            "unless its configuration says another one"
+        )
     plan = _plan(path, inbox, rows_per_shard, name)
     yield from plan.folder.notes if plan.folder else ()
     there = {one for one in plan.names if plan.folder is None and exists(inbox, one)}
@@ -56,6 +65,14 @@ def land_path(
     yield from _land(path, inbox, rows_per_shard, plan, {*plan.names} - there)
     if plan.folder is not None and plan.folder.name is None:
         yield f"nothing new in {path}: all of it landed before, as {', '.join(plan.folder.before)}"
+
+
+def _is_root(place: str) -> bool:
+    if not is_remote(place):
+        return (local_path(place) / "ledger" / "_delta_log").is_dir()
+    with contextlib.suppress(Exception):  # of a store that is away landing itself will tell
+        return bool(Store.id_of(place))
+    return False
 
 
 def _plan(path: Path, inbox: str, rows_per_shard: int, name: str | None) -> _Plan:
@@ -93,10 +110,10 @@ def _land(path: Path, inbox: str, rows_per_shard: int, plan: _Plan, only: Collec
 
 def _taken(inbox: str, task: str, names: tuple[str, ...]) -> Iterator[str]:
     """Say which shards an earlier task has, where the inbox lies in a stream root of this machine."""
-    root = None if is_remote(inbox) else local_path(inbox).parent
-    if root is None or not (root / "ledger" / "_delta_log").is_dir():
+    root = "" if is_remote(inbox) else str(local_path(inbox).parent)
+    if not root or not _is_root(root):
         return
-    shards = Store.open(str(root), keep_gallery=False).ledger.shards.values()
+    shards = Store.open(root, keep_gallery=False).ledger.shards.values()
     taken = {shard.name: shard.task for shard in shards if shard.task is not None and shard.name in names}
     if taken:
         shown = some([f"{name} is in {of}" for name, of in taken.items()])

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from stream_odml.client import answers
 
 T = TypeVar("T")
-Image = bytes | str | Path
+Image = bytes | bytearray | memoryview | str | Path
 Vector = Sequence[float] | npt.NDArray[Any]
 
 
@@ -254,7 +254,7 @@ def _packed(rows: npt.NDArray[Any], dim: int) -> dict[str, Any]:
 
 
 def _base64(image: Image) -> str:
-    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    data = image if isinstance(image, bytes | bytearray | memoryview) else Path(image).read_bytes()
     return base64.b64encode(data).decode("ascii")
 
 

@@ -75,6 +75,8 @@ class _Methods(ABC, Generic[Http, Transport]):
         retries: int = 4,
         transport: Transport | None = None,
     ) -> None:
+        if retries < 0:
+            raise ValueError(f"retries is {retries}; expected 0, for one attempt, or more")
         self._retries = retries
         self._pin = StreamPin(stream)
         self._http: Http = self._open(

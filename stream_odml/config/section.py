@@ -22,7 +22,5 @@ class Section(BaseModel):
     def _path_is_written_out(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, str) and Path in get_args(field.annotation):
-            if not value.strip():
-                raise ValueError("an empty path, which would be the working folder; leave the key out")
             checked_path("path", value)
         return value

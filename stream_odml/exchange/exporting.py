@@ -106,6 +106,8 @@ def _to_folder(
     checked_path("folder", to)
     if os.path.lexists(folder) and not folder.is_dir():
         raise ExchangeError(f"{folder} is no folder; name a folder, which is made where there is none")
+    if (folder / "ledger" / "_delta_log").is_dir():
+        raise ExchangeError(f"{folder} is a stream root; name a folder of its own")
     ours = _written(folder)
     known = [name for names in _FILES.values() for name in names]
     theirs = [name for name in known if name not in ours and (folder / name).exists()]

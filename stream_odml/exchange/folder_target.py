@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.target import Digests, Mark, is_space, summed
 from stream_odml.storage.atomic import drop_strays, write_whole
-from stream_odml.storage.regular import checked_path
 
 CURRENT = "current.json"
 
@@ -30,7 +29,6 @@ class FolderTarget:
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = str(folder), folder
-        checked_path("folder", str(folder))
         if os.path.lexists(folder) and not folder.is_dir():
             raise ExchangeError(f"{folder} is no folder; name a folder, which is made where there is none")
         strangers = [] if not folder.is_dir() else [path.name for path in folder.iterdir()]

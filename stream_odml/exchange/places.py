@@ -15,7 +15,7 @@ from stream_odml.exchange.qdrant import QdrantSource, QdrantTarget
 from stream_odml.exchange.source import GallerySource, Names
 from stream_odml.exchange.target import SyncTarget
 from stream_odml.storage.reading import scheme_of
-from stream_odml.storage.regular import kind_of
+from stream_odml.storage.regular import checked_path, kind_of
 
 SOURCES = (
     "a Parquet or Arrow file or a folder of them, an .npz, a .faiss index, qdrant://HOST/COLLECTION, "
@@ -44,7 +44,9 @@ def _store(place: str, done: str, known: str) -> tuple[Any, Any] | None:
 def open_target(place: str) -> SyncTarget:
     """Return the target at a place. Raises ExchangeError for one that cannot be used as it is named."""
     store = _store(place, "written to", TARGETS)
-    target: SyncTarget = FolderTarget(Path(place)) if store is None else store[1](place)
+    target: SyncTarget = (
+        FolderTarget(Path(checked_path("folder", place))) if store is None else store[1](place)
+    )
     return target
 
 

@@ -194,6 +194,8 @@ def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files
     """Return files under `uri`: a local path when it has no scheme, else what the scheme names. Raises ValueError for
     a local path that cannot hold Delta tables."""
     if scheme_of(uri):
+        if not uri.partition("://")[2].strip("/"):
+            raise ValueError(f"{uri} names no bucket; write s3://BUCKET/PREFIX")
         return ObjectFiles(uri.rstrip("/"), storage_options)
     return LocalFiles(check_root(uri))
 

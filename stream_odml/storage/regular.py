@@ -101,8 +101,12 @@ def refuse_links(folder: Path) -> None:
 
 
 def checked_path(what: str, path: str) -> str:
-    """Return a local path as it is. Raises ValueError for a home or a variable of a shell, which nobody expands, and
-    for characters that no path has."""
+    """Return a local path as it is. Raises ValueError for none, which would be the working folder, for a home or a
+    variable of a shell, which nobody expands, and for characters that no path has."""
+    if not path.strip():
+        raise ValueError(
+            f"the {what} has no name, which would be the working folder; name one, or write a dot"
+        )
     if path.startswith(("~", "$")) or "${" in path:
         raise ValueError(
             f"the {what} {path!r} has {path[0] if path[0] == '~' else '$'!r}, which only a shell expands; "

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from stream_odml.cli.ingest import land_path
 from stream_odml.ingest.landing import ShardExists, complete_task, land_items
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.reading import RawItem, read_shard
 from stream_odml.storage import publish
 from stream_odml.storage.publish import CLAIMS, claim
 from stream_odml.storage.reading import s3_filesystem, s3_path
+from stream_odml.store.store import Store
 from tests.ingest.helpers import land_folder, some_items
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
 from tests.ingest.webdataset import land_tar
@@ -176,3 +178,15 @@ def test_credentials_of_the_shared_file_reach_the_claim(
         monkeypatch.delenv(name, raising=False)
     options = {name: value for name, value in s3.items() if "KEY" not in name}
     assert land_items(inbox, "shard", some_items(2), options) == f"{inbox}/shard.parquet"
+
+
+def test_images_do_not_land_in_a_root_in_place_of_its_inbox(
+    s3: dict[str, str], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    Store.create(f"{bucket}/root", 4, s3)
+    photos = write(tmp_path / "photos", "cats/a.png", "dogs/b.png")
+    with pytest.raises(ValueError, match="is a stream root, where nobody looks for shards"):
+        list(land_path(photos, f"{bucket}/root", 10, None))
+    assert list(land_path(photos, f"{bucket}/root/inbox", 10, None)) == [f"landed {bucket}/root/inbox/photos"]

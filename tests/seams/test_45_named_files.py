@@ -77,13 +77,14 @@ def test_links_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
         {"source": {"path": "\ud800"}},
         {"service": {"push_dir": "\ud800"}},
         {"cluster": {"cache_dir": ""}},
+        {"source": {"path": " "}},
+        {"root": ""},
         {"service": {"features_dir": " "}},
     ],
 )
 def test_a_path_of_a_configuration_is_one(section: dict[str, Any]) -> None:
-    ((name, keys),) = section.items()
-    ((key, _),) = keys.items()
-    with pytest.raises(ConfigError, match=f"{name}|{key}") as caught:
+    (name,) = section
+    with pytest.raises(ConfigError, match=name) as caught:
         parse_config(section)
     assert "1 mistake" in str(caught.value)
 
