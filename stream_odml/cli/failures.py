@@ -33,7 +33,7 @@ def message_of(error: BaseException) -> str:
     text = (error.detail if isinstance(error, BadShard | RowError) else str(error)).strip()
     if _TRACE in text:
         text = text.splitlines()[-1].strip()
-    if "\x1b[" in text:  # the Delta library draws a coloured tree of causes
+    if "\u21b3" in text:  # the Delta library draws a coloured tree of causes
         lines = re.sub(r"\x1b\[[0-9;]*m|\u21b3", "", text).splitlines()
         text = ": ".join(stripped for line in lines if (stripped := line.strip()))
     if isinstance(error, OSError) and error.errno in _FULL:
