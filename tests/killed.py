@@ -17,6 +17,7 @@ SERVER.set_forkserver_preload(
         "tests.store.crash_scenario",
         "tests.pipeline.trunk_stream",
         "stream_odml.exchange.syncing",
+        "pytorch_metric_learning.losses",
         # What the package loads when it is first called: each fork would load it for itself.
         "pyarrow.dataset",
         "scipy.linalg",

@@ -59,20 +59,6 @@ EXACT = (
 )
 """Of a root in exact form: where sums and heads are made, committed and replaced."""
 HALVES = (
-    "claim.after_ledger",
-    "artifact.after",
-    "ingest.after_gallery",
-    "ingest.after_quarantine",
-    "refuse.after_ledger",
-    "stage.after_gallery:2",
-    "stage.after_versions",
-    "head.after_skipped",
-    "replace.after_versions",
-    "maintain.after_purge",
-    "file.before_rename:4",
-)
-"""Points that leave a commit of several tables half done; a chain of single kills passes all others."""
-EXACT_HALVES = (
     "artifact.after:9",
     "stage.after_gallery:2",
     "stage.after_versions:2",
@@ -80,6 +66,7 @@ EXACT_HALVES = (
     "replace.after_versions",
     "maintain.after_purge",
 )
+"""Points of it that leave a commit of several tables half done; a chain of single kills passes all others."""
 
 
 def walk(

@@ -9,7 +9,6 @@ from stream_odml.storage.crashpoints import CRASH_POINTS, ORDER, crash_point
 from stream_odml.store.tables import Form
 from tests.store.crash_walk import (
     EXACT,
-    EXACT_HALVES,
     HALVES,
     POINTS,
     check_finished,
@@ -23,8 +22,7 @@ from tests.store.crash_walk import (
 @pytest.mark.parametrize(
     ("points", "form"),
     [
-        pytest.param(HALVES, "embedding", id="between tables"),
-        pytest.param(EXACT_HALVES, "exact", id="between tables of an exact root"),
+        pytest.param(HALVES, "exact", id="between tables"),
         pytest.param(POINTS, "embedding", id="everywhere", marks=pytest.mark.slow),
         pytest.param(EXACT, "exact", id="everywhere of an exact root", marks=pytest.mark.slow),
     ],
