@@ -88,9 +88,20 @@ def raw_items(path: Path) -> Iterator[RawItem]:
     _check_there(path)
     found = read_folder(path, scan_folder(path).files) if path.is_dir() else read_shard(_reference(path))
     try:
-        yield from (item for item in found if isinstance(item, RawItem))
+        for item in found:
+            if isinstance(item, RawItem):
+                _check_image(item, path)
+                yield item
     except BadShard as error:
         raise ValueError(f"{path} cannot be read; none of it can be used: {error.detail}") from error
+
+
+def _check_image(item: RawItem, path: Path) -> None:
+    if not item.image:
+        raise ValueError(
+            f"{path} holds no images, but vectors or labels; take vectors over with "
+            f"`stream-odml adopt {shlex.quote(str(path))} --root ROOT`"
+        )
 
 
 def first_image(path: Path) -> Path | None:
@@ -114,11 +125,6 @@ def _counted(path: Path, notes: tuple[str, ...]) -> OwnImages:
     by_class: Counter[str] = Counter()
     sides: list[int] = []
     for item in raw_items(path):
-        if not item.image:
-            raise ValueError(
-                f"{path} holds no images, but vectors or labels; take vectors over with "
-                f"`stream-odml adopt {shlex.quote(str(path))} --root ROOT`"
-            )
         by_class[item.class_name] += 1
         if len(sides) < SAMPLE and (side := _shorter_side(item.image)):
             sides.append(side)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_odml.cli.failures import message_of
-from stream_odml.cli.own_images import look_at
+from stream_odml.cli.own_images import look_at, raw_items
 from stream_odml.config.stream import ConfigError, load_config, parse_config
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.exporting import export
@@ -148,6 +148,8 @@ def test_a_table_without_images_is_none_to_begin_with(tmp_path: Path, column: st
     pq.write_table(pa.table(columns), tmp_path / "v.parquet")
     with pytest.raises(ValueError, match=r"holds no images.*stream-odml adopt"):
         look_at(tmp_path / "v.parquet")
+    with pytest.raises(ValueError, match=r"holds no images.*stream-odml adopt"):
+        list(raw_items(tmp_path / "v.parquet"))  # what the demo reads
 
 
 def test_what_a_library_draws_is_one_line_with_the_remedy() -> None:
