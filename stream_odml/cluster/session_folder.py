@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from stream_odml.cluster.haproxy_config import SESSION_VARIABLE
 from stream_odml.storage.process import is_alive
 
 PREFIX = "odml-"
@@ -57,13 +58,24 @@ def tighten(session: Path) -> None:
 
 
 def remove_abandoned() -> None:
-    """Remove what sessions that were killed left behind: their folders, and a proxy that still holds its port."""
+    """Remove what sessions that were killed left behind: their folders, a proxy that still holds its port, and a worker
+    of Ray that was just starting, which waits for its session for ever."""
     for base in {Path(tempfile.gettempdir()), *_FALLBACKS}:
         for folder in base.glob(f"{PREFIX}*-*"):
             owner = folder.name.removeprefix(PREFIX).split("-", 1)[0]
             if owner.isdigit() and not is_alive(int(owner)) and _is_abandoned(folder):
                 end_proxies(folder)
+                _kill_members(folder)
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_members(folder: Path) -> None:
+    """Kill what was started in the session of `folder`, not who only looks at a file in it."""
+    mark = f"{SESSION_VARIABLE}={folder}".encode()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_odml.cluster.haproxy_config import SESSION_VARIABLE
 from stream_odml.cluster.session_folder import SessionFolder, keep_logs, remove_abandoned, tighten
 
 
@@ -126,3 +128,34 @@ def test_an_abandoned_folder_is_removed_and_neither_a_link_nor_one_that_is_held(
         holder.communicate(b"")
     remove_abandoned()
     assert not held.exists()
+
+
+def test_what_an_abandoned_session_had_started_ends_and_who_reads_its_files_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of Ray that was starting when its session was killed waits for it for ever."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder = tmp_path / f"odml-{gone.pid}-left"
+    folder.mkdir()
+    waits = [
+        sys.executable,
+        "-c",
+        "import sys; print(flush=True); sys.stdin.read()",
+        f"{folder}/logs/raylet.out",
+    ]
+    of_session = {**os.environ, SESSION_VARIABLE: str(folder)}
+    mine = subprocess.Popen(waits, env=of_session, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    reader = subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        for process in (mine, reader):
+            assert process.stdout is not None
+            process.stdout.readline()
+        remove_abandoned()
+        assert mine.wait(30) == -signal.SIGKILL
+        assert reader.poll() is None
+    finally:
+        mine.communicate()
+        reader.communicate(b"")
+    assert reader.returncode == 0
