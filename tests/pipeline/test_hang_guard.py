@@ -63,6 +63,7 @@ class Stuck(Indexer):
             return super().index(refs, version)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cpus")
 def test_a_shard_that_hangs_its_reader_is_set_aside(tmp_path: Path) -> None:
