@@ -112,7 +112,9 @@ def test_mapped_items_become_exact_worst_first_and_what_was_erased_stays_so(
     assert off(upgraded, stream.images).max() < 0.02
 
 
-@pytest.mark.parametrize("point", ["attempt.after", "stage.after_gallery"])
+@pytest.mark.parametrize(
+    "point", [pytest.param("attempt.after", marks=pytest.mark.slow), "stage.after_gallery"]
+)
 def test_killed_in_between_they_are_embedded_again_once(
     upgraded: StreamConfig,
     stream: ExactStream,  # noqa: F811

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from stream_odml.cli.main import app
 from stream_odml.config.stream import ConfigError, StreamConfig, load_config
-from stream_odml.exchange import pairs, upgrading
+from stream_odml.exchange import expectation, pairs, upgrading
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.stored_items import StoredItems
 from stream_odml.exchange.upgrading import prepare
@@ -48,8 +48,9 @@ def stream(tmp_path: Path) -> Iterator[ExactStream]:
 
 
 @pytest.fixture
-def new(tmp_path: Path) -> Path:
+def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a stream with another backbone, of another length."""
+    monkeypatch.setattr(expectation, "FOLDS", 3)  # what is expected of so few items is not the question here
     weights = tmp_path / "weights.safetensors"
     tensors = build_embedder(SPEC, 5).backbone.state_dict()
     save_file({k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}, weights)
