@@ -49,10 +49,12 @@ def asked(
         "headers": [(k.encode(), v.encode("latin-1")) for k, v in given.items() if v != "-"],
     }  # fmt: skip
     seen: list[Any] = []
-    messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+    messages = [{"type": "http.request", "body": body} if kind == "http" else {"type": "websocket.connect"}]
 
     async def receive() -> Any:
-        return messages.pop(0) if kind == "http" else {"type": "websocket.connect"}
+        if not messages:  # a client that stays: work for one that leaves is given up after a while
+            await asyncio.Event().wait()
+        return messages.pop()
 
     async def send(message: Any) -> None:
         seen.append(message)
