@@ -19,6 +19,7 @@ from stream_odml.cluster.runtime import (
     free_port,
 )
 from stream_odml.cluster.session_folder import remove_abandoned
+from tests.seams.sessions import ended_pid
 
 
 def test_a_cluster_that_would_deadlock_is_refused() -> None:
@@ -62,10 +63,8 @@ def test_a_proxy_that_outlived_its_session_is_ended_with_what_the_session_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    owner = subprocess.Popen([sys.executable, "-c", ""])
-    owner.wait()
     proxies = []
-    for pid in (owner.pid, 1):  # of a session that is gone, and of one that runs
+    for pid in (ended_pid(), 1):  # of a session that is gone, and of one that runs
         folder = tmp_path / f"odml-{pid}-x"
         (folder / "h").mkdir(parents=True)
         sleeper = [sys.executable, "-c", "import time; time.sleep(60)", f"{folder}/h/haproxy.cfg"]

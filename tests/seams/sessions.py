@@ -106,3 +106,10 @@ def served(root: str, port: int, umask: int = 0o022) -> Iterator[Served]:
             process.stdin.close()
             process.stdout.close()
             process.wait(timeout=START_S)
+
+
+def ended_pid() -> int:
+    """The id of a process that is no more."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid

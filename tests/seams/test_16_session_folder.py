@@ -15,6 +15,7 @@ import pytest
 
 from stream_odml.cluster.haproxy_config import SESSION_VARIABLE
 from stream_odml.cluster.session_folder import SessionFolder, keep_logs, remove_abandoned, tighten
+from tests.seams.sessions import ended_pid
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077])
@@ -101,16 +102,15 @@ def test_an_abandoned_folder_is_removed_and_neither_a_link_nor_one_that_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
+    gone = ended_pid()
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_text("theirs")
-    (tmp_path / f"odml-{gone.pid}-link").symlink_to(kept)
-    left = tmp_path / f"odml-{gone.pid}-left"
+    (tmp_path / f"odml-{gone}-link").symlink_to(kept)
+    left = tmp_path / f"odml-{gone}-left"
     left.mkdir()
     (left / "in").symlink_to(kept)
-    held = tmp_path / f"odml-{gone.pid}-held"  # its owner has this pid in another container
+    held = tmp_path / f"odml-{gone}-held"  # its owner has this pid in another container
     held.mkdir()
     holder = subprocess.Popen(
         [sys.executable, "-c", "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); "
@@ -135,9 +135,8 @@ def test_what_an_abandoned_session_had_started_ends_and_who_reads_its_files_does
 ) -> None:
     """A worker of Ray that was starting when its session was killed waits for it for ever."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    folder = tmp_path / f"odml-{gone.pid}-left"
+    gone = ended_pid()
+    folder = tmp_path / f"odml-{gone}-left"
     folder.mkdir()
     waits = [
         sys.executable,
