@@ -14,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from benchmarks.quality.data import Ints
 from benchmarks.quality.measure import (
@@ -33,9 +34,10 @@ from stream_odml.learn.discriminant import DiscriminantHead, whitening
 from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.embedder import Embedder, build_embedder, embedder_to_bytes, trunk_of
 from stream_odml.learn.feature_codes import encode
-from stream_odml.learn.lift import Lift
+from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.learn.map_fit import MapFit
 from stream_odml.learn.settings import EmbedderSpec
+from stream_odml.learn.trained_layer import moved_layer
 from stream_odml.pipeline.evaluating import by_head
 from stream_odml.pipeline.head_solving import CHOSEN_CLASSES, CHOSEN_ITEMS, HeadChoice, Items, Solved, solve
 
@@ -88,7 +90,7 @@ class ExactRun(Run):
         student, bank = self._start()
         nothing = np.zeros((len(self.stream.measured), self._trunk(student).out_dim), np.float32)
         state = RunState(0, student, bank, nothing, nothing.copy(), taken=[TRAINED])
-        self._solve(state, IdentityMap())
+        self._solve(state, IdentityMap(), IdentityMap())
         self._measure(state, IdentityMap())
         return state
 
@@ -125,7 +127,7 @@ class ExactRun(Run):
                 forward = self._pseudo_map(state, parent)
         state.forward.append(forward)
         state.backward.append(backward)
-        self._solve(state, forward)
+        self._solve(state, forward, backward)
         self._measure(state, forward)
 
     def _pseudo_map(self, state: RunState, parent: Embedder) -> DriftMap:
@@ -144,7 +146,18 @@ class ExactRun(Run):
     def _trunk(self, student: Embedder) -> Embedder:
         return trunk_of(copy.deepcopy(student), self._spec).eval() if self._sees_all else student
 
-    def _solve(self, state: RunState, forward: DriftMap) -> None:
+    def _layer(self, state: RunState, backward: DriftMap) -> Float64s | None:
+        """Return the layer behind which the trunk was trained, followed since as the product does."""
+        if self.method.preset == "exact_pretrained":
+            return None
+        if state.solved is not None and not self._sees_all:
+            return moved_layer(state.solved.head.layer_lD, backward)
+        layer = (state.student if self._sees_all else self.plain_base().student).head
+        assert isinstance(layer, nn.Linear)
+        W_dD: Float64s = layer.weight.detach().double().cpu().numpy()
+        return W_dD
+
+    def _solve(self, state: RunState, forward: DriftMap, backward: DriftMap) -> None:
         """Add the task's features to those that are stored, moved as a gallery's are, and solve the head of all."""
         began, trunk, before = self._clock(), self._trunk(state.student), state.solved
         images = self._seen(state.stage)
@@ -156,7 +169,8 @@ class ExactRun(Run):
                 old = before.features_ND if isinstance(forward, IdentityMap) else moved(before, forward)
                 images = np.concatenate([before.images_N, images])
                 features = np.concatenate([old, features])
-        self._solve_with(state, images, features, earlier, self.method.settings.choice_growth)
+        growth, layer_lD = self.method.settings.choice_growth, self._layer(state, backward)
+        self._solve_with(state, images, features, earlier, growth, layer_lD)
         self._pass_s += self._clock() - began
 
     def _solve_with(
@@ -166,6 +180,7 @@ class ExactRun(Run):
         features: Floats,
         earlier: HeadChoice | None,
         growth: float | None,
+        layer_lD: Float64s | None,
     ) -> None:
         """Solve the head of all images learnt so far, from their features as stored."""
         items = Items([str(i) for i in images.tolist()], self._names(images), encode(features))
@@ -177,6 +192,7 @@ class ExactRun(Run):
             self.study.spec.dim,
             earlier=earlier,
             growth=growth,
+            layer_lD=layer_lD,
         )
         self._sums = solved.sums
         chosen = solved.figures[CHOSEN_CLASSES], solved.figures[CHOSEN_ITEMS]

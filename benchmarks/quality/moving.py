@@ -28,6 +28,7 @@ from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.finish import StageOutcome
+from stream_odml.learn.lift import Float64s
 from stream_odml.learn.trunk_gap import is_worth_moving, of_tasks, trunk_need
 from stream_odml.pipeline.evaluating import by_head
 from stream_odml.pipeline.head_solving import HeadChoice, Solved
@@ -63,7 +64,7 @@ class MovingRun(ExactRun):
 
     def _learn(self, state: RunState, stage: int) -> None:
         state.stage = stage
-        self._solve(state, IdentityMap())
+        self._solve(state, IdentityMap(), IdentityMap())
         solved = self._solved
         assert solved is not None
         state.taken.append(WAITING)
@@ -79,7 +80,8 @@ class MovingRun(ExactRun):
             state.student = move.outcome.student
             forward, backward = move.outcome.forward, move.outcome.backward
             earlier = HeadChoice(state.solved.head.settings, *state.solved.chosen)
-            self._solve_with(state, move.images_N, move.features_ND, earlier, None)
+            layer_lD = self._layer(state, backward)
+            self._solve_with(state, move.images_N, move.features_ND, earlier, None, layer_lD)
             anew = list(range(stage + 1)) if self._embeds_anew else list(move.tasks)
         state.forward.append(forward)
         state.backward.append(backward)
@@ -120,8 +122,9 @@ class MovingRun(ExactRun):
         own = np.isin(before.images_N, images)
         features = moved(before, outcome.forward)
         features[own] = stored(self._embed(outcome.student, before.images_N[own]))
-        serves = self._served(before, state.student, before.features_ND, held)
-        would = self._served(before, outcome.student, features, held)
+        serves = self._served(before, state.student, before.features_ND, before.head.layer_lD, held)
+        layer_lD = self._layer(state, outcome.backward)
+        would = self._served(before, outcome.student, features, layer_lD, held)
         published = would > serves
         self._noted = {**self._noted, "floor": serves, "over_floor": would, "trunk_tasks": float(len(tasks))}
         for t in tasks:
@@ -132,7 +135,14 @@ class MovingRun(ExactRun):
             features[~own] = stored(self._embed(outcome.student, before.images_N[~own]))
         return _Move(outcome, before.images_N, features, tasks)
 
-    def _served(self, before: SolvedState, trunk: Embedder, features_ND: Floats, held: Ints) -> float:
+    def _served(
+        self,
+        before: SolvedState,
+        trunk: Embedder,
+        features_ND: Floats,
+        layer_lD: Float64s | None,
+        held: Ints,
+    ) -> float:
         """Recall@1 of held-out images as the trunk embeds them, among what is stored of them, under a head that was
         solved without them."""
         out = np.isin(before.images_N, held)
@@ -141,7 +151,7 @@ class MovingRun(ExactRun):
         sums = ClassSums.of(
             lift, encode(features_ND[~out]), [n for n, o in zip(names, out, strict=True) if not o]
         )
-        head = solve_head(sums, before.head.settings)
+        head = solve_head(sums, before.head.settings, layer_lD)
         queries = self._embed(trunk, before.images_N[out])
         classes = [n for n, o in zip(names, out, strict=True) if o]
         return float(np.nanmean(by_head(head)(classes, queries, features_ND[out])))

@@ -20,7 +20,7 @@ from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.feature_codes import encode
-from stream_odml.learn.lift import Lift
+from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.pipeline.head_solving import HeadChoice
 
 
@@ -55,9 +55,10 @@ class RivalRun(ExactRun):
         features: Floats,
         earlier: HeadChoice | None,
         growth: float | None,
+        layer_lD: Float64s | None,
     ) -> None:
         """Fit the rival; the sums are for the whitening that unseen classes are measured beside."""
-        del earlier
+        del earlier, layer_lD
         assert self.method.rival is not None
         lift = Lift(features.shape[1])
         self._sums = ClassSums.of(lift, encode(features), self._names(images))

@@ -107,7 +107,7 @@ def check_states(states: Mapping[tuple[str, int], RunState], parquet: Path, cach
         assert moved == (name == "exact_always"), "older ones follow by maps where the trunk moved alone"
         names = [images.class_names[c] for c in images.labels[state.solved.images_N]]
         sums = ClassSums.of(state.solved.head.lift, encode(state.solved.features_ND), names)
-        assert state.solved.head.equals(solve_head(sums, state.solved.head.settings))
+        assert state.solved.head.equals(state.solved.head.again(sums))
 
 
 def check_versions(rows: list[Row]) -> None:
@@ -224,6 +224,6 @@ def test_the_floor_looks_at_images_that_neither_head_was_solved_with(
     z_nd = without.known_part(encode(features[out]))
     near = z_nd @ z_nd.T - 9 * np.eye(len(z_nd))
     expected = (labels[images[out]][near.argmax(1)] == labels[images[out]]).mean()
-    assert moving._served(before, trunk, features, held) == pytest.approx(expected, abs=0.09)
+    assert moving._served(before, trunk, features, None, held) == pytest.approx(expected, abs=0.09)
     noise = random.normal(size=features.shape).astype(np.float32)
-    assert moving._served(before, trunk, np.where(out[:, None], noise, features), held) < expected
+    assert moving._served(before, trunk, np.where(out[:, None], noise, features), None, held) < expected

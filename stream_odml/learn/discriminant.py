@@ -4,7 +4,8 @@ A gallery holds items whose class the head was solved with and items that have l
 known classes differ say little of others, so an embedding has two parts, each compared by cosine with the items of its
 kind: the discriminant, for items of known classes, and whitening within classes in all D dimensions, for the rest.
 `new_scale` and `new_bonus` make both scores comparable. Directions in which very many classes differ say enough of
-others: then the discriminant may compare all items (`knows_all`).
+others: then the discriminant may compare all items (`knows_all`), and the layer that the trunk was trained behind may
+be a part of it (`layer`).
 """
 
 # n items   C classes   D trunk feature   E = D + M entries of φ   k discriminant directions   d known part
@@ -21,17 +22,17 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.eigen import leading, signed
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import GRID, Float64s, Lift
 from stream_odml.learn.packing import Floats, pack, unpack
 from stream_odml.learn.ranges import Count, Positive, Range, Share, check_fields
+from stream_odml.learn.trained_layer import no_layer, with_layer
 
 Float32s = NDArray[np.float32]
 _NOTHING = 1e-9
 """Share of φ's mean square under which a scatter is what rounding leaves."""
 _BLAS = ThreadpoolController()
-_SMALL, _SPARE, _ROUNDS = 512, 32, 8
-"""Matrices up to which all eigenvalues are computed; of the iteration, spare directions and rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class HeadSettings:
     """s of the whitening for items of classes that the head does not know."""
     knows_all: bool = False
     """Whether the known part, where there is one, compares items of every class, known or not."""
+    layer: Annotated[float, Range(at_least=0)] = 0.0
+    """Variance of the trunk's trained layer beside that of the discriminant, in the known part; 0 leaves it out."""
     weight: Positive = 2.0
     """w of the discriminant directions beside the rest, in the known part."""
     new_scale: Positive = 1.0
@@ -77,15 +80,20 @@ class DiscriminantHead:
     """z = known (φ - m); no row where nothing is known."""
     new_DD: Float64s
     """The same for items of other classes, on the first D entries of φ."""
+    layer_lD: Float64s
+    """The linear layer that the trunk was trained behind; no row where none is known."""
 
     def __post_init__(self) -> None:
         D, E = self.lift.dim, self.lift.out_dim
+        if self.layer_lD.shape[1:] != (D,):
+            raise ValueError(f"head of dimension {D} with a trained layer {self.layer_lD.shape}")
         if self.mean_E.shape != (E,) or self.known_dE.shape[1:] != (E,) or self.new_DD.shape[1:] != (D,):
             raise ValueError(
                 f"head with mean {self.mean_E.shape}, maps {self.known_dE.shape} and {self.new_DD.shape}; "
                 f"expected [{E}], [d, {E}] and [.., {D}]"
             )
-        if not all(np.isfinite(part).all() for part in (self.mean_E, self.known_dE, self.new_DD)):
+        parts = (self.mean_E, self.known_dE, self.new_DD, self.layer_lD)
+        if not all(np.isfinite(part).all() for part in parts):
             raise ValueError("head with an entry that is not finite; solve it again from the sums")
 
     @property
@@ -177,7 +185,12 @@ class DiscriminantHead:
         """Return whether it is the same head but for rounding, relative to the largest entry of each map."""
         if (self.settings, self.lift, self.names) != (other.settings, other.lift, other.names):
             return False
-        parts = ((self.mean_E, other.mean_E), (self.known_dE, other.known_dE), (self.new_DD, other.new_DD))
+        parts = (
+            (self.mean_E, other.mean_E),
+            (self.known_dE, other.known_dE),
+            (self.new_DD, other.new_DD),
+            (self.layer_lD, other.layer_lD),
+        )
         return all(
             a.shape == b.shape and bool((np.abs(a - b) <= tolerance * np.abs(b).max(initial=1.0)).all())
             for a, b in parts
@@ -187,7 +200,7 @@ class DiscriminantHead:
         """Return bytes for `from_bytes`, in float64, so that the head that is read equals the one that was written."""
         return pack(
             "discriminant-head",
-            {"mean": self.mean_E, "known": self.known_dE, "new": self.new_DD},
+            {"mean": self.mean_E, "known": self.known_dE, "new": self.new_DD, "layer": self.layer_lD},
             settings=asdict(self.settings),
             lift=asdict(self.lift),
             names=self.names,
@@ -198,7 +211,12 @@ class DiscriminantHead:
         """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
         _, a, meta = unpack(data, ("discriminant-head",))
         settings, lift = HeadSettings(**meta["settings"]), Lift(**meta["lift"])
-        return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"])
+        layer_lD = a.get("layer", no_layer(lift.dim))  # heads of releases before 0.3 have none
+        return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"], layer_lD)
+
+    def again(self, sums: ClassSums) -> DiscriminantHead:
+        """Return the head of other sums of the same trunk, solved as this one."""
+        return solve_head(sums, self.settings, self.layer_lD)
 
 
 def _one_thread() -> AbstractContextManager[Any]:
@@ -208,13 +226,16 @@ def _one_thread() -> AbstractContextManager[Any]:
     return limit
 
 
-def solve_head(sums: ClassSums, settings: HeadSettings | None = None) -> DiscriminantHead:
-    """Solve a head from sums. Every set of items has one, the empty set too:
+def solve_head(
+    sums: ClassSums, settings: HeadSettings | None = None, layer_lD: Float64s | None = None
+) -> DiscriminantHead:
+    """Solve a head from sums. `layer_lD`: the linear layer that the trunk was trained behind, where there is one. Every
+    set of items has a head, the empty set too:
 
     No class: φ itself, compared by cosine. One class: whitening alone. One image a class, or classes of identical
     images: nothing is known of what should not count, and directions between classes are taken as they are.
     """
-    return Solver(sums).head(settings or HeadSettings())
+    return Solver(sums, layer_lD).head(settings or HeadSettings())
 
 
 def whitening(sums: ClassSums, shrinkage: float) -> Float64s:
@@ -225,8 +246,9 @@ def whitening(sums: ClassSums, shrinkage: float) -> Float64s:
 class Solver:
     """Solves heads of the same sums with one settings after another; scatters and roots that they share once."""
 
-    def __init__(self, sums: ClassSums) -> None:
+    def __init__(self, sums: ClassSums, layer_lD: Float64s | None = None) -> None:
         self.sums = sums
+        self._layer_lD = no_layer(sums.lift.dim) if layer_lD is None else layer_lD
         self._scatter, self._root = cache(self._solve_scatter), cache(self._solve_root)
         self._whitening, self._of_means = cache(self._solve_whitening), cache(self._solve_of_means)
 
@@ -236,11 +258,14 @@ class Solver:
         D, E = sums.lift.dim, sums.lift.out_dim
         nothing = np.zeros((0, E))
         if not len(sums):
-            return DiscriminantHead(s, sums.lift, (), np.zeros(E), nothing, np.eye(D))
+            return DiscriminantHead(s, sums.lift, (), np.zeros(E), nothing, np.eye(D), self._layer_lD)
         with _one_thread():
             known_dE = self._known_map(s, s.dim) if s.discriminant else nothing
+            if s.layer and len(known_dE) and len(self._layer_lD):
+                within_EE, between_EE = self._scatter(s.width)
+                known_dE = with_layer(known_dE, self._layer_lD, s.layer, within_EE + between_EE, s.dim)
             new_DD = self._whitening(s.new_shrinkage)
-        return DiscriminantHead(s, sums.lift, sums.names, sums.mean(), known_dE, new_DD)
+        return DiscriminantHead(s, sums.lift, sums.names, sums.mean(), known_dE, new_DD, self._layer_lD)
 
     def discriminant(self, s: HeadSettings) -> Float64s:
         """Return the discriminant directions alone, [k, E]: the known part without what fills it up to `dim`."""
@@ -274,7 +299,7 @@ class Solver:
             beside_EE = _whitened(within_EE + between_EE, L_EE)
             beside_EE -= V_Ek @ (V_Ek.T @ beside_EE)
             beside_EE -= (beside_EE @ V_Ek) @ V_Ek.T
-            variance_r, Q_Er = _leading(beside_EE, rest)
+            variance_r, Q_Er = leading(beside_EE, rest)
             directions_dE = np.concatenate([directions_dE, Q_Er[:, variance_r > _NOTHING * variance_r[0]].T])
         # directions @ L⁻¹, by one solve with the transposed root.
         return np.ascontiguousarray(_solved(L_EE, directions_dE.T, transposed=True).T)
@@ -285,7 +310,7 @@ class Solver:
         if 2 * len(sums) < sums.lift.out_dim:
             variance_k, V_Ek = _leading_of_means(sums, L_EE, k)
         else:
-            variance_k, V_Ek = _leading(_whitened(self._scatter(width)[1], L_EE), k)
+            variance_k, V_Ek = leading(_whitened(self._scatter(width)[1], L_EE), k)
         return V_Ek[:, variance_k > _NOTHING * variance_k[0]]
 
     def _solve_root(self, width: int, shrinkage: float) -> Float64s:
@@ -333,36 +358,11 @@ def _whitened(scatter_EE: Float64s, L_EE: Float64s) -> Float64s:
     return _solved(L_EE, _solved(L_EE, scatter_EE).T)
 
 
-def _leading(scatter_EE: Float64s, k: int) -> tuple[Float64s, Float64s]:
-    """Return the k largest eigenvalues, largest first, and their directions [E, k].
-
-    Of large matrices by block power iteration from a fixed start, which takes a fraction of the time. Directions about
-    the k-th, of nearly equal variance, are then mixed with those that just miss being among the k.
-    """
-    E, wide = len(scatter_EE), k + _SPARE
-    scatter_EE = (scatter_EE + scatter_EE.T) / 2
-    if max(_SMALL, 4 * wide) >= E:
-        variance_E, direction_EE = np.linalg.eigh(scatter_EE)
-        return variance_E[::-1][:k], _signed(direction_EE[:, ::-1][:, :k])
-    block_Ew: Float64s = np.random.default_rng(0).standard_normal((E, wide))
-    for _ in range(_ROUNDS):
-        block_Ew = np.linalg.qr(scatter_EE @ block_Ew)[0]
-    variance_w, mix_ww = np.linalg.eigh(block_Ew.T @ scatter_EE @ block_Ew)
-    return variance_w[::-1][:k], _signed(block_Ew @ mix_ww[:, ::-1][:, :k])
-
-
 def _leading_of_means(sums: ClassSums, L_EE: Float64s, k: int) -> tuple[Float64s, Float64s]:
-    """Return `_leading` of the scatter between few classes, from their means: no matrix of E x E is decomposed."""
+    """Return `leading` of the scatter between few classes, from their means: no matrix of E x E is decomposed."""
     differ_CE = np.sqrt(sums.counts_C)[:, None] * (sums.class_means() - sums.mean())
     U_EC, deviation_C, _ = np.linalg.svd(_solved(L_EE, differ_CE.T), full_matrices=False)
-    return deviation_C[:k] ** 2, _signed(U_EC[:, :k])
-
-
-def _signed(direction_Ek: Float64s) -> Float64s:
-    """Return the directions with the largest entry positive: solvers leave the sign open."""
-    largest_1k = np.abs(direction_Ek).argmax(axis=0)[None]
-    signed_Ek: Float64s = direction_Ek * np.sign(np.take_along_axis(direction_Ek, largest_1k, axis=0))
-    return signed_Ek
+    return deviation_C[:k] ** 2, signed(U_EC[:, :k])
 
 
 def _affine(map_dE: Float64s, mean_E: Float64s) -> tuple[Float32s, Float32s]:

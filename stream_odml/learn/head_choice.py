@@ -24,9 +24,12 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, Solver, normalise_in_place
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import Float64s
+from stream_odml.learn.trained_layer import no_layer
 
 SHRINKAGES, NEW_SHRINKAGES = (0.8, 0.95), (0.8, 0.5)
 """Tried of the known and of the new part, the default first."""
+LAYERS = (0.0, 0.5)
+"""Tried of the layer that the trunk was trained behind, where the known part compares all."""
 MARGIN, STANDARD_ERRORS = 0.005, 2.0
 """Another than the default has to be better by so much recall, and by so many standard errors of the difference: of 200
 queries one or two more are found by chance, and a lift given up for them has cost 0.08 of recall."""
@@ -76,7 +79,8 @@ def choose_head(
     classes: Sequence[str],
     settings: HeadSettings | None = None,
     *,
-    keeps_discriminant: bool = False,
+    earlier: HeadSettings | None = None,
+    layer_lD: Float64s | None = None,
 ) -> HeadSettings:
     """Return `settings` with the shrinkages, the lift and the bonus of new items that serve what is left out best.
 
@@ -84,12 +88,13 @@ def choose_head(
     one of which is in the sums. Lift and shrinkage by recall of items left out, among known classes;
     `new_shrinkage` by recall of classes left out, among all; `new_scale` and `new_bonus` by both in one gallery, as
     large a share as can be of what one part for all would reach, for the kind that is worse off. Of more classes than
-    dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds.
+    dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
+    the layer that the trunk was trained behind (`layer_lD`) where that finds more; once it does, until it finds less.
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
     they differ then tell new items from known ones no more. Not where there is a lift, which whitening does without.
-    Where the head before had a discriminant (`keeps_discriminant`) it stays: of items that a trunk has been trained on
+    Where the head before had a discriminant (`earlier`) it stays: of items that a trunk has been trained on
     either part finds nearly all, which tells nothing of items to come.
 
     Where too few classes or items can be left out, the settings stay, and up to MAX_WHITENED items are left to
@@ -97,7 +102,7 @@ def choose_head(
     the kinds.
     """
     s = settings or HeadSettings()
-    folds = list(_folds(sums, sample, classes))
+    folds = list(_folds(sums, sample, classes, no_layer(sums.lift.dim) if layer_lD is None else layer_lD))
     few = sums.n_items <= MAX_WHITENED
     if not folds:
         return replace(s, discriminant=s.discriminant and not few)
@@ -112,8 +117,12 @@ def choose_head(
     # that was trained on the classes left out.
     if len(first.sums) > sums.lift.dim:
         s = replace(s, knows_all=_share(both, lambda gallery: gallery.by_known_q) > share + MARGIN)
+    if s.knows_all and len(first.layer_lD):
+        layers = sorted(LAYERS, reverse=earlier is not None and earlier.layer > 0)
+        s = best_of([replace(s, layer=layer) for layer in layers], first.all_hits)
     if few and not sums.lift.width:
-        s = replace(s, discriminant=keeps_discriminant or _pays(both, scale, bonus, share))
+        keeps = earlier is not None and earlier.discriminant
+        s = replace(s, discriminant=keeps or _pays(both, scale, bonus, share))
     return replace(s, new_scale=scale, new_bonus=bonus)
 
 
@@ -128,19 +137,22 @@ class _Fold:
     """Items of classes that the sums know."""
     query_n: Bools
     """Items that are left out."""
+    layer_lD: Float64s
 
     @cached_property
     def _solver(self) -> Solver:
-        return Solver(self.sums)
+        return Solver(self.sums, self.layer_lD)
 
     def known_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items left out find their class among items of known classes, [q]: the mean of a gallery with
         those that the head was solved with, and of one without them, which tells better what a lift is worth."""
         scores = self._scores(self._project(self._solver.discriminant(s), s.width))
-        known_q = self.known_n[self.query_n]
-        among_all, among_out = self.known_n, self.known_n & self.query_n
-        hit_q, other_q = (scores.nearest(gallery_n)[1] for gallery_n in (among_all, among_out))
-        return _mean_of_both(hit_q, other_q, scores.mates(among_out))[known_q]
+        return _hits_of_both(scores, self.known_n, self.query_n)[self.known_n[self.query_n]]
+
+    def all_hits(self, s: HeadSettings) -> NDArray[np.float64]:
+        """Return the same of all items left out, of classes known or not, by the known part among all items."""
+        scores = self._scores(self._solver.head(s).known_part(self.sample))
+        return _hits_of_both(scores, np.ones(len(self.label_n), bool), self.query_n)
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
@@ -254,7 +266,9 @@ class _Both:
         return worse_b
 
 
-def _folds(sums: ClassSums, sample: FeatureCodes, classes: Sequence[str]) -> Iterator[_Fold]:
+def _folds(
+    sums: ClassSums, sample: FeatureCodes, classes: Sequence[str], layer_lD: Float64s
+) -> Iterator[_Fold]:
     counts = Counter(classes)
     whole = sorted((name for name, n in counts.items() if n > 1), key=_hash)
     row_of = {name: row for row, name in enumerate(sorted(counts))}
@@ -277,7 +291,7 @@ def _folds(sums: ClassSums, sample: FeatureCodes, classes: Sequence[str]) -> Ite
             continue
         out = np.flatnonzero(query_n)
         held = ClassSums.of(sums.lift, sample[out], [classes[row] for row in out.tolist()])
-        yield _Fold(sums.minus(held).without_means(new), sample, label_n, ~new_n, query_n)
+        yield _Fold(sums.minus(held).without_means(new), sample, label_n, ~new_n, query_n, layer_lD)
 
 
 def _best_scores(galleries: list[_Both]) -> tuple[float, float, float]:
@@ -322,6 +336,13 @@ def _share(both: list[tuple[_Both, _Both]], hits: Callable[[_Both], NDArray[np.f
 def _telling(both: list[tuple[_Both, _Both]]) -> list[_Both]:
     """Return galleries that tell something of either kind: all that was left out of a few items may be single."""
     return [gallery for pair in both for gallery in pair if gallery.has_both_kinds]
+
+
+def _hits_of_both(scores: _Scores, gallery_n: Bools, query_n: Bools) -> NDArray[np.float64]:
+    """Return what queries find, the mean of a gallery and of what is left out of it alone."""
+    out_n = gallery_n & query_n
+    hit_q, other_q = (scores.nearest(some_n)[1] for some_n in (gallery_n, out_n))
+    return _mean_of_both(hit_q, other_q, scores.mates(out_n))
 
 
 def _mean_of_both(

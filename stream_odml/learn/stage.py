@@ -272,10 +272,19 @@ class StageLearner:
         student.cpu()
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # in which it is stored
         outcome = finish.outcome(student, self.version_id, class_names)
+        outcome = replace(outcome, layer_lD=self._trained_layer())
         self.total_steps = self.next_step
         self.networks.peer = None
         del self.old, self._parallel, self._optimiser
         return outcome
+
+    def _trained_layer(self) -> NDArray[np.float64] | None:
+        """Return W [d, D] of a first stage's layer. That of a later one, which begins anew, has seen little."""
+        head = self.networks.student.head
+        if not self.is_base or self.old.spec.head != "discriminant" or not isinstance(head, nn.Linear):
+            return None
+        W_dD: NDArray[np.float64] = head.weight.detach().double().cpu().numpy()
+        return W_dD
 
     def _averaged_student(self) -> Embedder:
         """Return the student with `old_share` of the old weights averaged in (never in the base stage), and without

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.erased_copies import is_needed, is_skipped, landed_copies, touches
 from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown
@@ -207,7 +206,7 @@ def _in_statistics(store: Store, tombstone: Tombstone) -> Iterator[str]:
             yield f"{files[SUMS].path}: statistics of version {name}"
         elif not sums_now(store, name).equals(stored):
             yield f"{files[SUMS].path}: sums of version {name} that are not those of what is stored"
-        elif not solve_head(sums, head.settings).equals(head):
+        elif not head.again(sums).equals(head):
             yield f"{files[HEAD].path}: a head of version {name} that is not that of its sums"
 
 

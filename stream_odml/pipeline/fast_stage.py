@@ -18,7 +18,7 @@ from stream_odml.config.stream import EvaluationConfig, StreamConfig
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings
 from stream_odml.learn.drift import DriftMap, IdentityMap
-from stream_odml.learn.lift import Lift
+from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.learn.trunk_gap import trained_share, trunk_need
 from stream_odml.pipeline.evaluating import beside_earlier, by_head, evaluate_stage, mean_found
 from stream_odml.pipeline.gate import FEW_QUERIES, decided
@@ -69,23 +69,30 @@ def _solved(
 
 
 def solve_stage(
-    store: Store, order: StageOrder, config: StreamConfig, forward: DriftMap, parts: Sequence[str]
+    store: Store,
+    order: StageOrder,
+    config: StreamConfig,
+    forward: DriftMap,
+    parts: Sequence[str],
+    layer_lD: Float64s | None,
 ) -> Solved:
     """Return sums and head after a stage that wrote rows (`parts`): under a new trunk, whose map from the parent's is
-    `forward`, or, for an order to `embed` or to `renew`, under the parent's."""
+    `forward`, or, for an order to `embed` or to `renew`, under the parent's. `layer_lD`: the layer that goes with the
+    trunk."""
     shards, parent = _shards(order), order.parent
     left = task_rows(store, parent, shards)
     task = rows_as_items(store, parts, left, forward)
     lift = _lift_of(store, parent, config)
     if order.kind == "trunk":
         # Of what weights from nothing embedded nothing can be summed under this trunk.
-        return _noted(store, order, config, task, solve(ClassSums.empty(lift), task, None, config.model.dim))
+        solved = solve(ClassSums.empty(lift), task, None, config.model.dim, layer_lD=layer_lD)
+        return _noted(store, order, config, task, solved)
     if order.kind == "slow":
         # Summed again, as mapped and coded: S <- A S Aᵀ is this but for what the codes round and unit lengths change,
         # and only what is stored can be subtracted to the last bit.
         learnt = learnt_rows(store, parent).without(shards).under(forward)
         earlier = earlier_choice(store, parent)
-        solved = solve(learnt.sums(lift), task, learnt, config.model.dim, earlier=earlier)
+        solved = solve(learnt.sums(lift), task, learnt, config.model.dim, earlier=earlier, layer_lD=layer_lD)
         return _noted(store, order, config, task, solved)
     before = sums_now(store, parent)
     if order.kind == "renew":
@@ -119,6 +126,7 @@ def _beside_learnt(
         growth=config.learning.choice_growth,
         of_task=of_task,
         chosen=chosen,
+        layer_lD=store.head_of(order.parent).layer_lD,
     )
     return _noted(store, order, config, task, solved)
 

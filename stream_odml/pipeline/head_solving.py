@@ -20,14 +20,23 @@ from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve
 from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.head_choice import choose_head, sample_rows
-from stream_odml.learn.lift import Lift
+from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.store.select import split_rows
 from stream_odml.store.store import Store
 from stream_odml.store.sums import TrainingRows
 from stream_odml.store.tables import features_of, values
 from stream_odml.store.version_metrics import key
 
-CHOSEN = ("discriminant", "width", "shrinkage", "new_shrinkage", "knows_all", "new_scale", "new_bonus")
+CHOSEN = (
+    "discriminant",
+    "width",
+    "shrinkage",
+    "new_shrinkage",
+    "knows_all",
+    "layer",
+    "new_scale",
+    "new_bonus",
+)
 CHOSEN_CLASSES, CHOSEN_ITEMS = key("head", "chosen_classes"), key("head", "chosen_items")
 
 Ints = NDArray[np.int64]
@@ -104,13 +113,15 @@ def solve(
     growth: float | None = None,
     of_task: ClassSums | None = None,
     chosen: HeadSettings | None = None,
+    layer_lD: Float64s | None = None,
 ) -> Solved:
     """Return the head of what `before` sums and of the task's items.
 
     `learnt`: what is stored of the items in `before`. The settings are those of `earlier` while it holds (`growth`;
     under another trunk, None, it does not); else they are chosen by a bounded sample of `learnt` and of the task; the
     features of no others are read. `chosen`: settings to take in place of those.
-    `dim`: the greatest length of the known part. `of_task`: the task's sums, where they are known.
+    `dim`: the greatest length of the known part. `of_task`: the task's sums, where they are known. `layer_lD`: the
+    linear layer that the trunk was trained behind, if any.
     """
     sums = before.plus(task.sums(before.lift) if of_task is None else of_task)
 
@@ -120,12 +131,17 @@ def solve(
 
     if earlier is None or growth is None or not earlier.holds(sums, growth):
         if chosen is None:
-            drawn, keeps = sample(), earlier is not None and earlier.settings.discriminant
+            drawn, before_it = sample(), None if earlier is None else earlier.settings
             chosen = choose_head(
-                sums, drawn.codes, list(drawn.classes), HeadSettings(dim=dim), keeps_discriminant=keeps
+                sums,
+                drawn.codes,
+                list(drawn.classes),
+                HeadSettings(dim=dim),
+                earlier=before_it,
+                layer_lD=layer_lD,
             )
         earlier = HeadChoice(chosen, float(len(sums)), float(sums.n_items))
-    head = solve_head(sums, earlier.settings)
+    head = solve_head(sums, earlier.settings, layer_lD)
     figures = {
         **{key("head", name): float(asdict(head.settings)[name]) for name in CHOSEN},
         key("head", "dim"): float(head.known_dim),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import DiscriminantHead, solve_head
+from stream_odml.learn.discriminant import DiscriminantHead
 from stream_odml.learn.drift import drift_map_from_bytes
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.head_solving import rows_as_items
@@ -38,7 +38,7 @@ def up_to_date(writer: Writer, result: StageResult) -> StageResult:
     before = ClassSums.from_bytes(read_artifact(store.files, result.artifacts[SUMS]))
     sums = store.again(lambda: _again(store, result, before.lift))
     head = DiscriminantHead.from_bytes(read_artifact(store.files, result.artifacts[HEAD]))
-    data = {SUMS: sums.to_bytes(), HEAD: solve_head(sums, head.settings).to_bytes()}
+    data = {SUMS: sums.to_bytes(), HEAD: head.again(sums).to_bytes()}
     refs = {name: writer.put_artifact(result.version_id, name, part) for name, part in data.items()}
     metrics = {**result.metrics, SUMS_SEQ: store.ledger.seq}
     return replace(result, artifacts={**result.artifacts, **refs}, metrics=metrics)

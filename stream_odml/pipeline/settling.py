@@ -15,6 +15,7 @@ from typing import Any
 from stream_odml.config.stream import StreamConfig
 from stream_odml.learn.embedder import embedder_to_bytes
 from stream_odml.learn.finish import StageOutcome
+from stream_odml.learn.trained_layer import moved_layer
 from stream_odml.learn.world import World
 from stream_odml.models.canaries import canaries_of
 from stream_odml.pipeline.estimating import estimate_old
@@ -92,16 +93,18 @@ class Settling:
     ) -> StageResult:
         """Return the same under a discriminant head, which is solved from the rows as they will be stored."""
         store = self.store
+        old, outcome = store.head_of(order.parent), self.outcome
+        keeps_trunk, layer_lD = order.kind in ("embed", "renew"), outcome.layer_lD
+        if order.kind != "trunk":
+            layer_lD = old.layer_lD if keeps_trunk else moved_layer(old.layer_lD, outcome.backward)
         solved = store.again(
-            partial(solve_stage, store, order, self.config, self.outcome.forward, self.parts)
+            partial(solve_stage, store, order, self.config, outcome.forward, self.parts, layer_lD)
         )
-        old = store.head_of(order.parent)
         figures = self._measured(order, held, by_head(solved.head), by_head(old))
         few = figures.get("queries/union", 0.0) < FEW_QUERIES
         if order.improves and few and not self._makes_exact(order):
             figures |= store.again(lambda: estimate_both(store, order.parent, old, solved))
         figures |= {**counts(), **solved.figures}
-        keeps_trunk = order.kind in ("embed", "renew")
         artifacts = trunk_files(store, order.parent) if keeps_trunk else self._artifacts(order)
         artifacts |= head_files(store, order.version_id, solved)
         return decided(self.config.gate, order, figures, artifacts, self.parts)

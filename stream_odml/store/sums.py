@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
 from stream_odml.learn.feature_codes import FeatureCodes, FeatureFormat, encode
 from stream_odml.learn.lift import Lift
@@ -169,7 +168,7 @@ def _corrected(dead: _Dead, version: Version) -> dict[str, bytes | ArtifactRef]:
     after = _without_dead(dead, version, before)
     if after is before:
         return {SUMS: version.artifacts[SUMS]}
-    head = solve_head(after, dead.store.head_of(version.version_id).settings)
+    head = dead.store.head_of(version.version_id).again(after)
     return {SUMS: after.to_bytes(), HEAD: head.to_bytes()}
 
 

@@ -25,7 +25,7 @@ def chosen(
     names: list[str],
     order: Ints,
     settings: HeadSettings | None = None,
-    keeps_discriminant: bool = False,
+    earlier: HeadSettings | None = None,
 ) -> HeadSettings:
     """The choice of all items, in an order."""
     features, names = features[order], [names[row] for row in order.tolist()]
@@ -36,7 +36,7 @@ def chosen(
         features[rows],
         [names[row] for row in rows.tolist()],
         settings,
-        keeps_discriminant=keeps_discriminant,
+        earlier=earlier,
     )
 
 
@@ -235,7 +235,7 @@ def test_a_discriminant_that_is_there_stays_where_left_out_items_speak_for_white
     features, names = stored(24, 16, 48, noise=1.0)
     one = HeadSettings(dim=1)  # 24 classes along one direction
     kept, anew = (
-        chosen(features, names, np.arange(len(names)), one, keeps_discriminant=keeps)
+        chosen(features, names, np.arange(len(names)), one, earlier=replace(one, discriminant=keeps))
         for keeps in (True, False)
     )
     assert kept.discriminant

@@ -1,4 +1,4 @@
-"""A trunk is trained through a linear layer that is thrown away; what is kept gives pooled features."""
+"""A trunk is trained through a linear layer, which goes with the head; what is kept gives pooled features."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def test_a_base_stage_trains_the_backbone_as_with_a_linear_head_and_keeps_it_alo
     head = whole.student.head
     assert isinstance(head, torch.nn.Linear)
     linear = h @ head.weight.detach().numpy().T + head.bias.detach().numpy()
-    assert np.allclose(linear, z, atol=1e-4), "the layer that is thrown away is all that lies between them"
+    assert np.allclose(linear, z, atol=1e-4), "the layer is all that lies between them"
+    assert kept.layer_lD is not None
+    assert np.array_equal(kept.layer_lD, head.weight.detach().double().numpy())
+    assert whole.layer_lD is None, "it has its layer"
 
 
 def test_a_trunk_is_stored_and_read() -> None:

@@ -270,9 +270,9 @@ def test_under_another_trunk_settings_are_chosen_again_and_a_discriminant_is_kep
 ) -> None:
     kept: list[bool] = []
 
-    def counted(sums: ClassSums, *rest: Any, keeps_discriminant: bool) -> HeadSettings:
-        kept.append(keeps_discriminant)
-        return choose_head(sums, *rest, keeps_discriminant=keeps_discriminant)
+    def counted(sums: ClassSums, *rest: Any, earlier: HeadSettings, **more: Any) -> HeadSettings:
+        kept.append(earlier.discriminant)
+        return choose_head(sums, *rest, earlier=earlier, **more)
 
     monkeypatch.setattr(head_solving, "choose_head", counted)
     codes, names = stored(8, 6, 12)

@@ -12,6 +12,7 @@ import pytest
 
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
+from stream_odml.learn.drift import AffineMap, drift_map_from_bytes
 from stream_odml.learn.head_choice import choose_head
 from stream_odml.pipeline import head_solving
 from stream_odml.pipeline.late_erasure import StaleSums
@@ -72,9 +73,9 @@ def test_a_moved_trunk_keeps_the_discriminant_that_was_chosen_on_the_one_before(
     """Its own images tell nothing of it any more."""
     kept: list[bool] = []
 
-    def known(sums: ClassSums, *rest: Any, keeps_discriminant: bool) -> HeadSettings:
-        kept.append(keeps_discriminant)
-        chosen = choose_head(sums, *rest, keeps_discriminant=keeps_discriminant)
+    def known(sums: ClassSums, *rest: Any, earlier: HeadSettings | None, **more: Any) -> HeadSettings:
+        kept.append(earlier is not None and earlier.discriminant)
+        chosen = choose_head(sums, *rest, earlier=earlier, **more)
         return replace(chosen, discriminant=discriminant)
 
     monkeypatch.setattr(head_solving, "choose_head", known)
@@ -82,6 +83,43 @@ def test_a_moved_trunk_keeps_the_discriminant_that_was_chosen_on_the_one_before(
     kept.clear()
     assert stream.improve() is not None
     assert kept == [discriminant]
+
+
+def test_the_layer_of_the_first_trunk_goes_with_every_head_and_follows_a_moved_trunk(tmp_path: Path) -> None:
+    stream = distilled(tmp_path)
+    store = stream.writer.store
+    first, base, fast = store.tree.versions
+    layer_lD = store.head_of(base).layer_lD
+    assert len(store.head_of(first).layer_lD) == 0
+    assert layer_lD.shape == (8, store.dim)
+    assert np.array_equal(store.head_of(fast).layer_lD, layer_lD)
+    order = stream.improve()
+    assert order is not None
+    backward = drift_map_from_bytes(store.artifact(order.version_id, BACKWARD))
+    assert isinstance(backward, AffineMap)
+    moved_lD = store.head_of(order.version_id).layer_lD
+    assert np.array_equal(moved_lD, layer_lD @ backward.A)
+    stream.land("three", CATEGORIES[6:9])
+    stream.learn()
+    assert np.array_equal(store.head_of(store.tree.head).layer_lD, moved_lD)
+
+
+def test_a_head_with_a_layer_stays_that_of_its_sums_when_something_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_layer(*rest: Any, **more: Any) -> HeadSettings:
+        return replace(choose_head(*rest, **more), discriminant=True, layer=0.5)
+
+    monkeypatch.setattr(head_solving, "choose_head", with_layer)
+    stream = distilled(tmp_path)
+    stream.writer.forget("class", CATEGORIES[1].class_name, 10)
+    forget_in_sums(stream.writer)
+    store = stream.writer.store
+    head, sums = store.head_of(store.tree.head), store.sums_of(store.tree.head)
+    assert sums is not None
+    assert (head.settings.layer, len(head.names), head.known_dim) == (0.5, 5, 8)
+    assert head.equals(solve_head(sums, head.settings, head.layer_lD), 0.0)
+    assert not head.equals(solve_head(sums, replace(head.settings, layer=0.0), head.layer_lD))
 
 
 def test_what_is_learnt_meanwhile_is_in_the_result(tmp_path: Path) -> None:
