@@ -211,7 +211,7 @@ class DiscriminantHead:
         """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
         _, a, meta = unpack(data, ("discriminant-head",))
         settings, lift = HeadSettings(**meta["settings"]), Lift(**meta["lift"])
-        layer_lD = a.get("layer", no_layer(lift.dim))  # heads of releases before 0.3 have none
+        layer_lD = a.get("layer", no_layer(lift.dim))  # earlier releases wrote none
         return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"], layer_lD)
 
     def again(self, sums: ClassSums) -> DiscriminantHead:

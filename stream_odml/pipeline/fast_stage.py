@@ -77,8 +77,8 @@ def solve_stage(
     layer_lD: Float64s | None,
 ) -> Solved:
     """Return sums and head after a stage that wrote rows (`parts`): under a new trunk, whose map from the parent's is
-    `forward`, or, for an order to `embed` or to `renew`, under the parent's. `layer_lD`: the layer that goes with the
-    trunk."""
+    `forward`, or, for an order to `embed` or to `renew`, under the parent's. `layer_lD`: the layer that goes
+    with the trunk."""
     shards, parent = _shards(order), order.parent
     left = task_rows(store, parent, shards)
     task = rows_as_items(store, parts, left, forward)
