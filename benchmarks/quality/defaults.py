@@ -76,6 +76,10 @@ UNCHOSEN: Mapping[str, tuple[Any, str]] = {
         HeadSettings().new_bonus,
         "each stream chooses its own; this one stands where nothing can be left out",
     ),
+    "HeadSettings.layer": (
+        HeadSettings().layer,
+        "each stream chooses 0 or 0.5; 0.5 by trials whose rows were not kept, see [drawings](#drawings)",
+    ),
     "choice_growth": (StageSettings().choice_growth, "a matter of time, not of recall"),
 }
 """Defaults that no rows have chosen: the value, and what it rests on."""

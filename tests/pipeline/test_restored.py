@@ -78,7 +78,7 @@ def test_pushes_are_there_and_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SERVER, reason=NOT_CHECKED)
-@pytest.mark.parametrize("way", ["to a bucket", "from a bucket"])
+@pytest.mark.parametrize("way", ["to a bucket", pytest.param("from a bucket", marks=pytest.mark.slow)])
 def test_another_store_gives_other_hashes_and_each_push_is_there_once(
     way: str, server: int, inbox: str, tmp_path: Path
 ) -> None:

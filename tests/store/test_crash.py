@@ -18,13 +18,14 @@ from tests.store.crash_walk import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("points", "form"),
     [
         pytest.param(HALVES, "exact", id="between tables"),
-        pytest.param(POINTS, "embedding", id="everywhere", marks=pytest.mark.slow),
-        pytest.param(EXACT, "exact", id="everywhere of an exact root", marks=pytest.mark.slow),
+        pytest.param(POINTS, "embedding", id="everywhere"),
+        pytest.param(EXACT, "exact", id="everywhere of an exact root"),
     ],
 )
 def test_killed_twice(points: Sequence[str], form: Form) -> None:
