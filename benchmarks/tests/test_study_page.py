@@ -25,6 +25,21 @@ def test_the_front_table_has_the_measured_recalls(column: int, name: str) -> Non
         assert value == f"{figures[f'{method}/last_r1_{form}']:.3f}", (method, name)
 
 
+@pytest.mark.parametrize(("column", "name"), [(0, "400"), (2, "alphabets"), (4, "thousand")])
+def test_the_tables_of_drawings_have_the_measured_recalls(column: int, name: str) -> None:
+    page = PAGE[PAGE.index("## Drawings") : PAGE.index("## The frame")]
+    figures = json.loads((BENCHMARKS / "results" / f"quality-omniglot-{name}.json").read_text())["figures"]
+    served, coming = page.split("**Classes to come**")
+    said = {}
+    for text, mapped in ((served, "last_r1_mapped"), (coming, "unseen_r1_mapped")):
+        for row in re.findall(r"^\|([^|]*)`(\w+)`([^|]*)\| (.+) \|$", text, re.MULTILINE):
+            value = row[3].split(" | ")[column].split()
+            figure = "last_r1_reextracted" if "re-extracted" in row[2] else mapped
+            said |= {f"{row[1]}/{figure}": value[0]} if value else {}
+    assert {"ours/last_r1_mapped", "distilled/last_r1_mapped", "ours/unseen_r1_mapped"} <= set(said)
+    assert said == {key: f"{figures[key]:.3f}" for key in said}
+
+
 def test_every_result_that_the_page_names_is_there() -> None:
     for link in re.findall(r"\]\(((?:results|\.\.)/[^)#]+)", PAGE):
         assert (BENCHMARKS / link).exists(), link
