@@ -30,7 +30,7 @@ def test_the_tables_of_drawings_have_the_measured_recalls(column: int, name: str
     page = PAGE[PAGE.index("## Drawings") : PAGE.index("## The frame")]
     figures = json.loads((BENCHMARKS / "results" / f"quality-omniglot-{name}.json").read_text())["figures"]
     served, coming = page.split("**Classes to come**")
-    said = {}
+    said: dict[str, str] = {}
     for text, mapped in ((served, "last_r1_mapped"), (coming, "unseen_r1_mapped")):
         for row in re.findall(r"^\|([^|]*)`(\w+)`([^|]*)\| (.+) \|$", text, re.MULTILINE):
             value = row[3].split(" | ")[column].split()
