@@ -14,7 +14,6 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from benchmarks.quality.data import Ints
 from benchmarks.quality.measure import (
@@ -32,7 +31,7 @@ from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, whitening
 from stream_odml.learn.drift import DriftMap, IdentityMap
-from stream_odml.learn.embedder import Embedder, build_embedder, embedder_to_bytes, trunk_of
+from stream_odml.learn.embedder import Embedder, build_embedder, embedder_to_bytes, training_layer, trunk_of
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.learn.map_fit import MapFit
@@ -152,10 +151,7 @@ class ExactRun(Run):
             return None
         if state.solved is not None and not self._sees_all:
             return moved_layer(state.solved.head.layer_lD, backward)
-        layer = (state.student if self._sees_all else self.plain_base().student).head
-        assert isinstance(layer, nn.Linear)
-        W_dD: Float64s = layer.weight.detach().double().cpu().numpy()
-        return W_dD
+        return training_layer(state.student if self._sees_all else self.plain_base().student)
 
     def _solve(self, state: RunState, forward: DriftMap, backward: DriftMap) -> None:
         """Add the task's features to those that are stored, moved as a gallery's are, and solve the head of all."""

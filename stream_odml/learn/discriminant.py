@@ -248,7 +248,7 @@ class Solver:
 
     def __init__(self, sums: ClassSums, layer_lD: Float64s | None = None) -> None:
         self.sums = sums
-        self._layer_lD = no_layer(sums.lift.dim) if layer_lD is None else layer_lD
+        self.layer_lD = no_layer(sums.lift.dim) if layer_lD is None else layer_lD
         self._scatter, self._root = cache(self._solve_scatter), cache(self._solve_root)
         self._whitening, self._of_means = cache(self._solve_whitening), cache(self._solve_of_means)
 
@@ -258,14 +258,14 @@ class Solver:
         D, E = sums.lift.dim, sums.lift.out_dim
         nothing = np.zeros((0, E))
         if not len(sums):
-            return DiscriminantHead(s, sums.lift, (), np.zeros(E), nothing, np.eye(D), self._layer_lD)
+            return DiscriminantHead(s, sums.lift, (), np.zeros(E), nothing, np.eye(D), self.layer_lD)
         with _one_thread():
             known_dE = self._known_map(s, s.dim) if s.discriminant else nothing
-            if s.layer and len(known_dE) and len(self._layer_lD):
+            if s.layer and len(known_dE) and len(self.layer_lD):
                 within_EE, between_EE = self._scatter(s.width)
-                known_dE = with_layer(known_dE, self._layer_lD, s.layer, within_EE + between_EE, s.dim)
+                known_dE = with_layer(known_dE, self.layer_lD, s.layer, within_EE + between_EE, s.dim)
             new_DD = self._whitening(s.new_shrinkage)
-        return DiscriminantHead(s, sums.lift, sums.names, sums.mean(), known_dE, new_DD, self._layer_lD)
+        return DiscriminantHead(s, sums.lift, sums.names, sums.mean(), known_dE, new_DD, self.layer_lD)
 
     def discriminant(self, s: HeadSettings) -> Float64s:
         """Return the discriminant directions alone, [k, E]: the known part without what fills it up to `dim`."""

@@ -121,6 +121,14 @@ def trunk_of(trained: Embedder, spec: EmbedderSpec) -> Embedder:
     return Embedder(spec, trained.backbone.cpu())
 
 
+def training_layer(trained: Embedder) -> NDArray[np.float64] | None:
+    """Return the weights W [d, D] of the linear layer in front of the loss; None for a model without one."""
+    if not isinstance(trained.head, nn.Linear):
+        return None
+    W_dD: NDArray[np.float64] = trained.head.weight.detach().double().cpu().numpy()
+    return W_dD
+
+
 def embedder_to_bytes(embedder: Embedder) -> bytes:
     """Return weights as safetensors, with the spec and the architecture in its header."""
     arrays = {k: t.detach().cpu().contiguous().numpy() for k, t in embedder.state_dict().items()}

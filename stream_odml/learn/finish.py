@@ -41,12 +41,12 @@ class StageOutcome:
     """Of this rank's images, as given."""
     embeddings: NDArray[np.float32]
     """Their raw g under the new model, [n_local, d]."""
-    layer_lD: NDArray[np.float64] | None = None
-    """Weights of the linear layer that a first trunk was trained behind, where its head is solved."""
     drift: dict[str, float] = field(default_factory=dict)
     """images; parent_variance (mean |g_O - mean|^2); drift_relative (|g_S - g_O| over |g_O|), forward_unexplained and
     bank_shift before the model is whitened; forward_error (mean square by which the forward map misses classes that it
     was not fitted to) after it."""
+    layer_lD: NDArray[np.float64] | None = None
+    """Weights of the linear layer that a first trunk was trained behind, where its head is solved."""
 
 
 class FinishPass:
@@ -144,7 +144,7 @@ class FinishPass:
         # Without an older vector the map has nothing to miss.
         drift["forward_error"] = 0.0 if self._is_base else error
         indices = np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
-        return StageOutcome(student, bank, forward, backward, indices, children, drift=drift)
+        return StageOutcome(student, bank, forward, backward, indices, children, drift)
 
     def _whitening(self, pairs: MapFit, missed_dd: Tensor | None, student: Embedder) -> Tensor | None:
         """Return W: of a first stage by the scatter within classes, of a later one by the error of its map. None

@@ -24,7 +24,6 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, Solver, normalise_in_place
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import Float64s
-from stream_odml.learn.trained_layer import no_layer
 
 SHRINKAGES, NEW_SHRINKAGES = (0.8, 0.95), (0.8, 0.5)
 """Tried of the known and of the new part, the default first."""
@@ -102,7 +101,7 @@ def choose_head(
     the kinds.
     """
     s = settings or HeadSettings()
-    folds = list(_folds(sums, sample, classes, no_layer(sums.lift.dim) if layer_lD is None else layer_lD))
+    folds = list(_folds(sums, sample, classes, layer_lD))
     few = sums.n_items <= MAX_WHITENED
     if not folds:
         return replace(s, discriminant=s.discriminant and not few)
@@ -117,7 +116,7 @@ def choose_head(
     # that was trained on the classes left out.
     if len(first.sums) > sums.lift.dim:
         s = replace(s, knows_all=_share(both, lambda gallery: gallery.by_known_q) > share + MARGIN)
-    if s.knows_all and len(first.layer_lD):
+    if s.knows_all and len(first.solver.layer_lD):
         layers = sorted(LAYERS, reverse=earlier is not None and earlier.layer > 0)
         s = best_of([replace(s, layer=layer) for layer in layers], first.all_hits)
     if few and not sums.lift.width:
@@ -137,26 +136,26 @@ class _Fold:
     """Items of classes that the sums know."""
     query_n: Bools
     """Items that are left out."""
-    layer_lD: Float64s
+    layer_lD: Float64s | None
 
     @cached_property
-    def _solver(self) -> Solver:
+    def solver(self) -> Solver:
         return Solver(self.sums, self.layer_lD)
 
     def known_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items left out find their class among items of known classes, [q]: the mean of a gallery with
         those that the head was solved with, and of one without them, which tells better what a lift is worth."""
-        scores = self._scores(self._project(self._solver.discriminant(s), s.width))
+        scores = self._scores(self._project(self.solver.discriminant(s), s.width))
         return _hits_of_both(scores, self.known_n, self.query_n)[self.known_n[self.query_n]]
 
     def all_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return the same of all items left out, of classes known or not, by the known part among all items."""
-        scores = self._scores(self._solver.head(s).known_part(self.sample))
+        scores = self._scores(self.solver.head(s).known_part(self.sample))
         return _hits_of_both(scores, np.ones(len(self.label_n), bool), self.query_n)
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
-        scores = self._scores(self._project(self._solver.whitening(s.new_shrinkage), 0))
+        scores = self._scores(self._project(self.solver.whitening(s.new_shrinkage), 0))
         hit_q = scores.nearest(np.ones(len(self.label_n), bool))[1]
         return hit_q[~self.known_n[self.query_n]].astype(np.float64)
 
@@ -182,7 +181,7 @@ class _Fold:
         new, as whitening treats all alike. A query of a known class competes with the new items of all others, and one
         of a new class is found if whitening finds it among all.
         """
-        head, out_n = self._solver.head(s), self.query_n
+        head, out_n = self.solver.head(s), self.query_n
         known, new = self._scores(head.known_part(self.sample)), self._scores(head.new_part(self.sample))
         is_known_q = self.known_n[out_n]
 
@@ -267,7 +266,7 @@ class _Both:
 
 
 def _folds(
-    sums: ClassSums, sample: FeatureCodes, classes: Sequence[str], layer_lD: Float64s
+    sums: ClassSums, sample: FeatureCodes, classes: Sequence[str], layer_lD: Float64s | None
 ) -> Iterator[_Fold]:
     counts = Counter(classes)
     whole = sorted((name for name, n in counts.items() if n > 1), key=_hash)

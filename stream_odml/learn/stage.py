@@ -20,7 +20,7 @@ from stream_odml.learn.augment import augment, step_seed
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.composites import composites_of_batch, counts_of_composites, last_pass_composites
 from stream_odml.learn.drift import DriftMap
-from stream_odml.learn.embedder import Embedder, as_images, trunk_of, with_training_head
+from stream_odml.learn.embedder import Embedder, as_images, training_layer, trunk_of, with_training_head
 from stream_odml.learn.finish import FinishPass, StageDiverged, StageOutcome
 from stream_odml.learn.losses import OLD_MODEL_TERMS, stage_losses
 from stream_odml.learn.metric_losses import build_metric_loss
@@ -280,11 +280,8 @@ class StageLearner:
 
     def _trained_layer(self) -> NDArray[np.float64] | None:
         """Return W [d, D] of a first stage's layer. That of a later one, which begins anew, has seen little."""
-        head = self.networks.student.head
-        if not self.is_base or self.old.spec.head != "discriminant" or not isinstance(head, nn.Linear):
-            return None
-        W_dD: NDArray[np.float64] = head.weight.detach().double().cpu().numpy()
-        return W_dD
+        is_first_trunk = self.is_base and self.old.spec.head == "discriminant"
+        return training_layer(self.networks.student) if is_first_trunk else None
 
     def _averaged_student(self) -> Embedder:
         """Return the student with `old_share` of the old weights averaged in (never in the base stage), and without

@@ -24,7 +24,7 @@ def outcome(forward: DriftMap, error: float = 0.0, variance: float = 1.0) -> Sta
     nothing = np.empty(0)
     return StageOutcome(
         cast(Any, None), cast(Any, None), forward, forward, nothing.astype(np.int64),
-        nothing.astype(np.float32), drift={"forward_error": error, "parent_variance": variance},
+        nothing.astype(np.float32), {"forward_error": error, "parent_variance": variance},
     )  # fmt: skip
 
 
