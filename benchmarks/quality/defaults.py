@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.quality.figures import curves, seed_figures
 from stream_odml.learn.discriminant import HeadSettings
-from stream_odml.learn.settings import PRETRAINED, EmbedderSpec, StageSettings
+from stream_odml.learn.settings import EmbedderSpec, StageSettings
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MARGIN = 0.005
@@ -59,7 +59,7 @@ CHOICES = (
         ("validation-flowers102-hold",),
     ),
     Choice(
-        "weight_hold_renewed", PRETRAINED["weight_hold_renewed"], {"10.0": "renewed10", "3.0": "renewed3"}, _SERVED,
+        "weight_hold_renewed", StageSettings().weight_hold_renewed, {"10.0": "renewed10", "3.0": "renewed3"}, _SERVED,
         ("validation-flowers102-renewed", "validation-grocery81-renewed"),
     ),
     Choice(

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from benchmarks.quality.map_rivals import MAPS, MapRival
 from benchmarks.quality.pseudo_replay import PSEUDO, PseudoReplay
 from benchmarks.quality.rivals import RIVALS, Rival
-from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, method_settings
+from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, method_settings, renewed
 
 FROZEN = ("frozen_f0", "frozen_pretrained")
 EXACT: Mapping[str, str] = {
@@ -104,7 +104,7 @@ def parse_method(text: str, common: StageSettings) -> Method:
     if preset in RIVALS:
         return Method(name, preset, settings, apply_changes(RIVALS[preset], changes))
     if preset == "ours_backfill":
-        settings = replace(settings, weight_hold=settings.weight_hold_renewed)
+        settings = renewed(settings)
     return Method(name, preset, apply_changes(replace(settings, **_TRUNK.get(preset, {})), changes))
 
 

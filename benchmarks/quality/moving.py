@@ -22,6 +22,7 @@ from benchmarks.quality.methods import EXACT, MOVING, Method
 from benchmarks.quality.rival_run import RivalRun
 from benchmarks.quality.state import REFUSED, TRAINED, WAITING, Floats, RunState, SolvedState
 from benchmarks.quality.study import Run, Study, Tick, version_name
+from stream_odml.config.stream import GateConfig
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose
@@ -30,12 +31,18 @@ from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.finish import StageOutcome
 from stream_odml.learn.lift import Float64s
 from stream_odml.learn.trunk_gap import is_worth_moving, of_tasks, trunk_need
-from stream_odml.pipeline.evaluating import by_head
+from stream_odml.pipeline.evaluating import by_head, change_error
+from stream_odml.pipeline.gate import floor
 from stream_odml.pipeline.head_solving import HeadChoice, Solved
 from stream_odml.pipeline.stage_learner import MAX_OLDER
+from stream_odml.store.version_metrics import key
 
 HELD_OUT, FEW_IMAGES = 0.2, 8
 """Share of a class's images that the floor looks at, two at least; none of a class of fewer images."""
+
+FLOOR, SERVED = key("parent_recall_at_1", "union"), key("recall_at_1", "union", "served")
+RENEWED, ERROR = key("recall_at_1", "union", "reextracted"), key("change_error", "union")
+"""Names by which the product's floor knows the figures."""
 
 
 def run_of(study: Study, method: Method, seed: int, tick: Tick) -> Run:
@@ -120,31 +127,37 @@ class MovingRun(ExactRun):
         state.train_s += seconds
         state.steps += steps
         own = np.isin(before.images_N, images)
+        anew = own | self._embeds_anew
         features = moved(before, outcome.forward)
-        features[own] = stored(self._embed(outcome.student, before.images_N[own]))
-        serves = self._served(before, state.student, before.features_ND, before.head.layer_lD, held)
-        layer_lD = self._layer(state, outcome.backward)
-        would = self._served(before, outcome.student, features, layer_lD, held)
-        published = would > serves
-        self._noted = {**self._noted, "floor": serves, "over_floor": would, "trunk_tasks": float(len(tasks))}
+        renewed = features.copy()
+        renewed[anew] = stored(self._embed(outcome.student, before.images_N[anew]))
+        features[own] = renewed[own]
+        layers = before.head.layer_lD, self._layer(state, outcome.backward)
+        serves_n = self._found(before, state.student, before.features_ND, layers[0], held)
+        would_n = self._found(before, outcome.student, features, layers[1], held)
+        asked = before.images_N[np.isin(before.images_N, held)]
+        figures = floor_figures(serves_n, would_n, self.study.images.labels[asked])
+        self._noted = {**self._noted, "trunk_tasks": float(len(tasks))}
+        if self._embeds_anew:
+            renewed_n = self._found(before, outcome.student, renewed, layers[1], held)
+            figures[RENEWED] = float(np.nanmean(renewed_n))
+            self._noted["over_floor_renewed"] = figures[RENEWED]
+        self._noted |= {"floor": figures[FLOOR], "over_floor": figures[SERVED]}
+        published = floor(GateConfig(), figures, renewed=self._embeds_anew) is None
         for t in tasks:
             state.taken[t] = TRAINED if published else REFUSED
-        if not published:
-            return None
-        if self._embeds_anew:
-            features[~own] = stored(self._embed(outcome.student, before.images_N[~own]))
-        return _Move(outcome, before.images_N, features, tasks)
+        return _Move(outcome, before.images_N, renewed, tasks) if published else None
 
-    def _served(
+    def _found(
         self,
         before: SolvedState,
         trunk: Embedder,
         features_ND: Floats,
         layer_lD: Float64s | None,
         held: Ints,
-    ) -> float:
-        """Recall@1 of held-out images as the trunk embeds them, among what is stored of them, under a head that was
-        solved without them."""
+    ) -> Floats:
+        """Return which held-out images find their class [n], as the trunk embeds them, among what is stored of them,
+        under a head that was solved without them."""
         out = np.isin(before.images_N, held)
         names = self._names(before.images_N)
         lift = before.head.lift
@@ -154,7 +167,7 @@ class MovingRun(ExactRun):
         head = solve_head(sums, before.head.settings, layer_lD)
         queries = self._embed(trunk, before.images_N[out])
         classes = [n for n, o in zip(names, out, strict=True) if o]
-        return float(np.nanmean(by_head(head)(classes, queries, features_ND[out])))
+        return by_head(head)(classes, queries, features_ND[out])
 
     def _images_of(self, tasks: Sequence[int]) -> Ints:
         return np.concatenate([self.stream.tasks[t].images for t in tasks])
@@ -175,3 +188,13 @@ class MovingRun(ExactRun):
         last = state.stage - 1
         ends = [k for k in range(last) if not isinstance(state.backward[k], IdentityMap)]
         return {version_name(k): compose(state.backward[k:last][::-1]) for k in ends[-MAX_OLDER:]}
+
+
+def floor_figures(serves_n: Floats, would_n: Floats, labels_n: Ints) -> dict[str, float]:
+    """Return what the floor compares, of the same queries before and after, 1 where their class was found and NaN where
+    there is no other of it."""
+    known_n = ~np.isnan(serves_n)
+    change_n = would_n[known_n] - serves_n[known_n]
+    error = change_error(change_n, labels_n[known_n])
+    figures = {FLOOR: float(np.nanmean(serves_n)), SERVED: float(np.nanmean(would_n))}
+    return figures if error is None else {**figures, ERROR: error}

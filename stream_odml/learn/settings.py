@@ -146,10 +146,9 @@ class StageSettings:
     """Weight of feature distillation under a `discriminant` head, in place of the two before: of pooled features, on
     the batch and on its composites alike. As every stored feature has to follow the trunk by a map, 0 loses the
     gallery; at 50 a trunk hardly learns (`benchmarks/STUDY.md`)."""
-    weight_hold_renewed: NonNegative = 10.0
+    weight_hold_renewed: NonNegative = 3.0
     """The same in place of `weight_hold` where all that is stored is embedded anew once the trunk has moved, as its
-    images are at hand (`store.renew_per_s`): the map has to serve for that long alone. Pretrained weights are held
-    less, by 3: they learn more of it (`benchmarks/STUDY.md`)."""
+    images are at hand (`store.renew_per_s`): the map has to serve for that long alone."""
     weight_repel: NonNegative = 0.0
     """Weight of the bank's class directions as negatives of the new images; 0.3 may help a task of many new classes,
     and costs a task of few (`benchmarks/EARLIER.md`)."""
@@ -197,6 +196,9 @@ class StageSettings:
     """Adam's learning rate in the first stage; 3e-4 where a configuration names pretrained weights and no rate."""
     learning_rate: NonNegative = 2e-4
     """Adam's learning rate in later stages; 1e-4 where a configuration names pretrained weights and no rate."""
+    renewed_learning_rate_factor: NonNegative = 3.0
+    """Ratio of the learning rate to `learning_rate` where all that is stored is embedded anew once the trunk has moved,
+    as for `weight_hold_renewed`. A trunk that learns so much no map could follow for long."""
     head_learning_rate_factor: NonNegative = 1.0
     """Ratio of the head's learning rate to the backbone's."""
     peer_learning_rate_factor: NonNegative = 1.0
@@ -293,10 +295,15 @@ RENAMED_METHODS: Mapping[str, str] = {"no_wide": "no_composites"}
 PRETRAINED: Mapping[str, Any] = {
     "base_learning_rate": 3e-4,
     "learning_rate": 1e-4,
-    "weight_hold_renewed": 3.0,
 }
 """Defaults for a model that starts from pretrained weights: at the rates for a new model a short first stage destroys
 what they know (`benchmarks/EARLIER.md`)."""
+
+
+def renewed(settings: StageSettings) -> StageSettings:
+    """Return the settings of a stage after which all that is stored is embedded anew."""
+    rate = settings.learning_rate * settings.renewed_learning_rate_factor
+    return replace(settings, weight_hold=settings.weight_hold_renewed, learning_rate=rate)
 
 
 def method_settings(method: str, settings: StageSettings | None = None) -> StageSettings:

@@ -27,7 +27,7 @@ def decided(
     rows: Sequence[str] = (),
 ) -> StageResult:
     """Return what the driver commits of a finished stage: its files and figures, and the refusal where there is one."""
-    refusal = floor(gate, figures) if order.improves else verdict(gate, figures)
+    refusal = floor(gate, figures, order.renewed) if order.improves else verdict(gate, figures)
     of = order.version_id, order.parent, order.task
     if refusal is not None and order.anyway:
         return StageResult(*of, artifacts, tuple(rows), {**figures, OVERRULED: refusal})
@@ -61,12 +61,13 @@ def verdict(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:
     return None
 
 
-def floor(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:
+def floor(gate: GateConfig, figures: Mapping[str, Any], renewed: bool = False) -> str | None:
     """Return why a stage that improves what is learnt must not be published, or None.
 
     The version without it serves already, and cost seconds: it is the floor. A trunk that moved has to serve more, on
     all classes together; items that were embedded anew, no less than chance explains. Without held-out images the
-    estimate from stored features decides.
+    estimate from stored features decides. `renewed`: all that is stored is embedded anew by the moved trunk, so that it
+    has to serve more once that is done, and until then, by its map, to lose no more than `max_old_loss`.
     """
     if not gate.enabled:
         return None
@@ -76,8 +77,11 @@ def floor(gate: GateConfig, figures: Mapping[str, Any]) -> str | None:
         if before is None or after is None:
             continue
         error = metrics.change_error.get("union", 0.0) if form == "served" else 0.0
-        if metrics.kind == "renew" and before - after <= gate.max_old_loss + gate.certainty * error:
-            return None
+        if before - after <= gate.max_old_loss + gate.certainty * error:
+            if metrics.kind == "renew":
+                return None
+            anew = metrics.recall("union", "reextracted") if renewed and form == "served" else None
+            form, after = (form, after) if anew is None else ("re-extracted", anew)
         if after > before:
             return None
         return (

@@ -48,6 +48,8 @@ class LaterRules:
 
     trunk: TrunkRule = "frozen"
     renew_per_s: float = 0.0
+    shown: bool = False
+    """Whether held-out images show what a trunk is worth."""
 
     @staticmethod
     def of(config: StreamConfig) -> LaterRules:
@@ -55,9 +57,9 @@ class LaterRules:
         that come in place of images have no trunk."""
         if not config.solves_head or config.model.takes_vectors:
             return LaterRules()
-        # What a trunk is worth is read from held-out images.
-        shown = config.learning.trunk != "auto" or config.evaluation.held_out > 0
-        return LaterRules(config.learning.trunk if shown else "frozen", config.store.renew_per_s)
+        shown, trunk = config.evaluation.held_out > 0, config.learning.trunk
+        moves = shown or trunk != "auto"
+        return LaterRules(trunk if moves else "frozen", config.store.renew_per_s, shown)
 
     @property
     def may_move(self) -> bool:
@@ -75,7 +77,7 @@ class LaterStages:
     def next_order(self) -> StageOrder | None:
         """Return the stage to go on with or to begin; its attempt is ledgered before this returns."""
         store = self._writer.store
-        if self._rules == LaterRules() or not store.tree.moves:
+        if not (self._rules.may_move or self._rules.renew_per_s) or not store.tree.moves:
             return None
         attempt = self._under_way()
         if attempt is None:
@@ -152,11 +154,12 @@ class LaterStages:
         )
 
     def _will_renew(self) -> bool:
-        """Return whether nearly all that is stored can be embedded anew, judged by what could be under this trunk."""
+        """Return whether nearly all that is stored can be embedded anew, judged by what could be under this trunk, and
+        whether images are held out, which alone can show what that is worth."""
+        if not (self._rules.renew_per_s and self._rules.shown):
+            return False
         follow = renewal(self._writer.store)
-        return bool(self._rules.renew_per_s) and follow.get("gone", 0) <= MAX_GONE_SHARE * sum(
-            follow.values()
-        )
+        return follow.get("gone", 0) <= MAX_GONE_SHARE * sum(follow.values())
 
 
 def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> frozenset[str]:

@@ -25,6 +25,7 @@ from stream_odml.ingest.cache import PixelCache
 from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.sampler import PKSampler
 from stream_odml.learn.embedder import embed
+from stream_odml.learn.settings import renewed
 from stream_odml.learn.stage import StageDiverged, StageOutcome
 from stream_odml.learn.world import World
 from stream_odml.pipeline.later_stages import rows_to_embed
@@ -72,9 +73,7 @@ class StageRun:
         self.config, self.order, self.world = config, order, world
         self._leads_node, self._report = leads, report
         self._store, self._readers = store, readers or Readers()
-        learning = config.learning
-        if order.renewed:
-            learning = replace(learning, weight_hold=learning.weight_hold_renewed)
+        learning = renewed(config.learning) if order.renewed else config.learning
         self._settings = retried(learning, order.retry)
         self._is_trained = order.kind not in ("embed", "renew")
         if not self._is_trained:

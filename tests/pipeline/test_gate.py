@@ -99,3 +99,39 @@ def test_the_floor_of_what_improves_is_the_version_without_it(
 def test_a_trunk_of_which_nothing_is_measured_is_not_published() -> None:
     assert "no image is held out" in (floor(GateConfig(), {"kind": "slow"}) or "")
     assert floor(GateConfig(), {"kind": "renew"}) is None, "items are as exact as they can be"
+
+
+@pytest.mark.parametrize(
+    ("served", "anew", "says"),
+    [
+        (0.68, 0.72, None),
+        (0.72, 0.72, None),
+        (0.68, 0.70, "re-extracted Recall@1 over all classes would be 0.700, which is not above the 0.700"),
+        (0.72, 0.69, "re-extracted Recall@1 over all classes would be 0.690"),
+        (0.60, 0.75, "served Recall@1 over all classes would be 0.600, which is not above the 0.700"),
+    ],
+)
+def test_where_all_is_embedded_anew_the_floor_asks_what_is_served_then_and_meanwhile(
+    served: float, anew: float, says: str | None
+) -> None:
+    figures = {
+        "kind": "slow",
+        "parent_recall_at_1/union": 0.70,
+        "recall_at_1/union/served": served,
+        "recall_at_1/union/reextracted": anew,
+    }
+    refusal = floor(GATE.model_copy(update={"max_old_loss": 0.05}), figures, renewed=True)
+    assert (refusal is None) == (says is None)
+    assert says is None or says in (refusal or "")
+    mapped = floor(GATE, figures)
+    assert (mapped is None) == (served > 0.70), "where images are gone the map has to serve more"
+
+
+def test_an_estimate_knows_only_the_map_also_where_all_is_embedded_anew() -> None:
+    figures = {
+        "kind": "slow",
+        "parent_recall_at_1/union/estimated": 0.70,
+        "recall_at_1/union/reextracted": 0.9,
+    }
+    assert floor(GATE, {**figures, "recall_at_1/union/estimated": 0.69}, renewed=True) is not None
+    assert floor(GATE, {**figures, "recall_at_1/union/estimated": 0.71}, renewed=True) is None

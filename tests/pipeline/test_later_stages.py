@@ -67,19 +67,27 @@ def test_mapped_items_are_embedded_anew_once_and_search_has_both_until_then(tmp_
     assert np.abs(decoded(rows, store.dim) - h).max() <= np.abs(h).max() / 250
 
 
-@pytest.mark.parametrize(("rate", "held_by"), [(0.0, 7.0), (50.0, 2.0)])
-def test_a_trunk_is_held_less_where_all_is_embedded_anew_behind_it(
-    tmp_path: Path, rate: float, held_by: float
+@pytest.mark.parametrize(
+    ("rate", "shown", "renewed"), [(0.0, 0.2, False), (50.0, 0.0, False), (50.0, 0.2, True)]
+)
+def test_a_trunk_learns_more_where_all_is_embedded_anew_behind_it_and_images_show_what_that_is_worth(
+    tmp_path: Path, rate: float, shown: float, renewed: bool
 ) -> None:
-    learning = {"trunk": "distilled", "weight_hold": 7.0, "weight_hold_renewed": 2.0}
-    stream = Trunk(tmp_path, learning, store={"renew_per_s": rate})
+    learning = {
+        "trunk": "distilled", "weight_hold": 7.0, "weight_hold_renewed": 2.0,
+        "learning_rate": 1e-4, "renewed_learning_rate_factor": 5.0,
+    }  # fmt: skip
+    stream = Trunk(tmp_path, learning, store={"renew_per_s": rate}, evaluation={"held_out": shown})
     for number, name in enumerate(("one", "two")):
         stream.land(name, CATEGORIES[3 * number : 3 * number + 3])
         stream.learn()
     order = stream.later()
     assert order is not None
+    assert order.renewed == renewed
     run = stream.run(order, steps=0)
-    assert run.learner.settings.weight_hold == held_by
+    settings = run.learner.settings
+    assert settings.weight_hold == (2.0 if renewed else 7.0)
+    assert settings.learning_rate == pytest.approx(5e-4 if renewed else 1e-4)
     run.close()
 
 
