@@ -96,7 +96,8 @@ class GateConfig(Section):
     max_new_loss: float = Field(0.05, ge=0, le=1)
     """Refuse when Recall@1 on the stage's own held-out images falls by more than this."""
     max_old_loss: float = Field(0.05, ge=0, le=1)
-    """Refuse when Recall@1 on older classes' held-out images falls by more than this."""
+    """Refuse when Recall@1 on older classes' held-out images falls by more than this; where a moved trunk embeds
+    everything anew, on all of them, until that is done."""
     max_old_loss_estimated: float = Field(0.15, ge=0, le=1)
     """The same bound without held-out images, on an estimate from stored vectors. These are of images that were learnt,
     lie closer together than others and suffer more from a map's error: it stops disasters, not small losses."""

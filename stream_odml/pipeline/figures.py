@@ -81,13 +81,15 @@ def _of_head(store: Store) -> dict[str, Any]:
 
 
 def _slow_stage(tree: VersionTree) -> dict[str, float]:
-    """Return recall of the last slow stage on the head's lineage, and of the version that it had to pass."""
+    """Return recall of the last slow stage on the head's lineage, as served and once all is embedded anew, and of the
+    version that it had to pass."""
     for version_id in reversed(tree.lineage(tree.head)):
         metrics = VersionMetrics.read(tree.get(version_id).metrics)
         if metrics.kind == "slow":
             figures = {
                 "fast": metrics.parent_recall_at_1.get("union"),
                 "slow": metrics.recall("union", "served"),
+                "renewed": metrics.recall("union", "reextracted"),
             }
             return {name: value for name, value in figures.items() if value is not None}
     return {}

@@ -56,8 +56,8 @@ class StreamFigures:
     """Which held-out images recall and forgetting are of."""
     drift: Mapping[str, float] = field(default_factory=dict)
     slow_stage: Mapping[str, float] = field(default_factory=dict)
-    """Of the last slow stage that was published: Recall@1 over all classes that it serves (`slow`), and of the
-    version without it (`fast`)."""
+    """Of the last slow stage that was published: Recall@1 over all classes that it serves (`slow`), that it serves once
+    all items are embedded anew (`renewed`), and of the version without it (`fast`)."""
     renewal: Mapping[str, int] = field(default_factory=dict)
     """Items by how they follow the trunk: `exact`, `mapped` or `gone`, see `later_stages.renewal`."""
     not_learnt: Sequence[Mapping[str, Any]] = ()

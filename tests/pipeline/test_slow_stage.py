@@ -15,6 +15,7 @@ from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.drift import AffineMap, drift_map_from_bytes
 from stream_odml.learn.head_choice import choose_head
 from stream_odml.pipeline import head_solving
+from stream_odml.pipeline.figures import stream_figures
 from stream_odml.pipeline.late_erasure import StaleSums
 from stream_odml.pipeline.later_stages import LaterStages, mapped_shards
 from stream_odml.search.snapshot import GallerySnapshot
@@ -51,6 +52,11 @@ def test_a_trunk_moves_and_what_is_stored_follows(tmp_path: Path) -> None:
     assert {"recall_at_1/union/served", "parent_recall_at_1/union", "recall_at_1/new/served"} <= set(
         slow.metrics
     )
+    assert stream_figures(store, 1).slow_stage == {
+        "fast": slow.metrics["parent_recall_at_1/union"],
+        "slow": slow.metrics["recall_at_1/union/served"],
+        "renewed": slow.metrics["recall_at_1/union/reextracted"],
+    }
     for version in list(store.tree.versions)[1:]:
         assert stream.sums_are_of_what_is_stored(version), "of every version, whatever was learnt from it"
     rows = store.gallery_rows(vectors=False)
