@@ -97,7 +97,7 @@ PARTS = (
          ("--base-steps", "1500", "--steps", "100")),
     Part("quality-omniglot-alphabets", "omniglot", "alphabets:10*20", _DRAWINGS,
          ("--base-steps", "1500", "--steps", "40")),
-    Part("quality-omniglot-alphabets-small", "omniglot", "alphabets:3*20", "ours,ours_backfill,exact_frozen,distilled",
+    Part("quality-omniglot-small", "omniglot", "alphabets:3*20", "ours,ours_backfill,exact_frozen,distilled",
          ("--base-steps", "1500", "--steps", "40")),
     Part("quality-omniglot-long", "omniglot", "alphabets:1*49", "ours,exact_frozen,distilled",
          ("--base-steps", "600", "--steps", "40")),
