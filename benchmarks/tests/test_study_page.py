@@ -25,10 +25,12 @@ def test_the_front_table_has_the_measured_recalls(column: int, name: str) -> Non
         assert value == f"{figures[f'{method}/last_r1_{form}']:.3f}", (method, name)
 
 
-@pytest.mark.parametrize(("column", "name"), [(0, "400"), (2, "alphabets"), (4, "thousand")])
+@pytest.mark.parametrize(
+    ("column", "name"), [(0, "omniglot-400"), (2, "alphabets"), (4, "omniglot-thousand")]
+)
 def test_the_tables_of_drawings_have_the_measured_recalls(column: int, name: str) -> None:
     page = PAGE[PAGE.index("## Drawings") : PAGE.index("## The frame")]
-    figures = json.loads((BENCHMARKS / "results" / f"quality-omniglot-{name}.json").read_text())["figures"]
+    figures = json.loads((BENCHMARKS / "results" / f"quality-{name}.json").read_text())["figures"]
     served, coming = page.split("**Classes to come**")
     said: dict[str, str] = {}
     for text, mapped in ((served, "last_r1_mapped"), (coming, "unseen_r1_mapped")):
