@@ -30,7 +30,7 @@ from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.finish import StageOutcome
 from stream_odml.learn.lift import Float64s
-from stream_odml.learn.trunk_gap import is_worth_moving, of_tasks, trunk_need
+from stream_odml.learn.trunk_gap import is_tried_again, is_worth_moving, of_tasks, trunk_need
 from stream_odml.pipeline.evaluating import by_head, change_error
 from stream_odml.pipeline.gate import floor
 from stream_odml.pipeline.head_solving import HeadChoice, Solved
@@ -82,7 +82,8 @@ class MovingRun(ExactRun):
         held, need = self._held_out(state.solved.images_N), self._need(state, solved)
         self._noted = {f"trunk_{name}": value for name, value in need.items()}
         tries = self.method.settings.trunk == "distilled" or is_worth_moving(need)
-        move = self._move(state, held) if len(held) and tries else None
+        tasks = self._due_tasks(state) if len(held) and tries else ()
+        move = self._move(state, tasks, held) if tasks else None
         if move is not None:
             state.student = move.outcome.student
             forward, backward = move.outcome.forward, move.outcome.backward
@@ -109,11 +110,20 @@ class MovingRun(ExactRun):
             pretrained=pretrained,
         )
 
-    def _move(self, state: RunState, held: Ints) -> _Move | None:
-        """Train the trunk on the tasks that wait; None where it serves no more than the one before."""
+    def _due_tasks(self, state: RunState) -> Sequence[int]:
+        """Return tasks that wait for a stage of the trunk, with those of refused ones where all is embedded anew."""
+        waiting = [t for t, taken in enumerate(state.taken) if taken == WAITING]
+        refused = [t for t, taken in enumerate(state.taken) if taken == REFUSED]
+        if not refused or not self._embeds_anew:
+            return waiting
+        both, classes = sorted(waiting + refused), self.study.images.labels
+        n_both, n_refused = (len(np.unique(classes[self._images_of(of)])) for of in (both, refused))
+        return both if is_tried_again(n_both, n_refused) else ()
+
+    def _move(self, state: RunState, tasks: Sequence[int], held: Ints) -> _Move | None:
+        """Train the trunk on tasks; None where it serves no more than the one before."""
         assert state.solved is not None
         stage, before = state.stage, state.solved
-        tasks = [t for t, taken in enumerate(state.taken) if taken == WAITING]
         images = self._images_of(tasks)
         outcome, seconds, steps = self._stage(
             of_tasks(self.method.settings, len(tasks)),

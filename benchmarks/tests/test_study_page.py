@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+
+from benchmarks.quality.figures import curves, seed_figures
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 PAGE = (BENCHMARKS / "STUDY.md").read_text("utf-8")
@@ -40,6 +43,19 @@ def test_the_tables_of_drawings_have_the_measured_recalls(column: int, name: str
             said |= {f"{row[1]}/{figure}": value[0]} if value else {}
     assert {"ours/last_r1_mapped", "distilled/last_r1_mapped", "ours/unseen_r1_mapped"} <= set(said)
     assert said == {key: f"{figures[key]:.3f}" for key in said}
+
+
+def test_the_table_of_small_bases_has_the_measured_differences() -> None:
+    page = PAGE[PAGE.index("## Small bases") : PAGE.index("## Drawings")]
+    table = page[page.index("| `ours_backfill` minus") :].split("\n\n")[0]
+    rows = re.findall(r"^\| \[[^]]*\]\(results/([\w-]+)\.md\) \| ([^|]+) \|", table, re.MULTILINE)
+    assert len(rows) == 3
+    for name, said in rows:
+        measured = curves(pq.read_table(BENCHMARKS / "results" / f"{name}.parquet").to_pylist())
+        ours, frozen = (
+            seed_figures(measured, method)["last_r1_mapped"] for method in ("ours_backfill", "exact_frozen")
+        )
+        assert said.split() == [f"{ours[seed] - frozen[seed]:+.3f}" for seed in sorted(ours)], name
 
 
 def test_every_result_that_the_page_names_is_there() -> None:

@@ -27,6 +27,10 @@ the luck of a dozen classes: up to 0.07; after a base stage on photographs: 0.12
 is not asked: every class that it meets teaches it what serves all, also where it tells new ones apart as well as others
 (1,000 characters, 400 of them trained on: a gap of 0.03, and 0.02 of recall to be won)."""
 
+AGAIN = 1.5
+"""Times as many classes that have to wait until those of a refused stage are tried again: together more of them teach
+more, and the number of tries grows like the logarithm of theirs."""
+
 
 def trained_share(names: Collection[str], trained: Collection[str]) -> float:
     """Return the share of the known classes that the trunk was trained on; 1 of none."""
@@ -85,6 +89,12 @@ def is_worth_moving(need: Mapping[str, float]) -> bool:
     if need.get("trained", 1.0) > MAX_TRAINED:
         return False
     return need.get("from_nothing", 0.0) > 0 or need.get("gap", 0.0) >= MIN_GAP
+
+
+def is_tried_again(waiting: int, refused: int) -> bool:
+    """Return whether so many classes that a trunk was not trained on are more than the `refused` of them by which its
+    last stages did not pass the floor."""
+    return waiting >= AGAIN * refused
 
 
 def of_tasks(settings: StageSettings, tasks: int) -> StageSettings:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.boundary import is_trainable
 from stream_odml.learn.settings import TrunkRule
-from stream_odml.learn.trunk_gap import is_worth_moving
+from stream_odml.learn.trunk_gap import is_tried_again, is_worth_moving
 from stream_odml.pipeline.messages import StageOrder, shard_ref
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import Attempt, AttemptKind, ShardState
@@ -104,7 +104,12 @@ class LaterStages:
 
     def _due_tasks(self) -> Sequence[str]:
         store = self._writer.store
-        waiting = waiting_tasks(store.ledger, store.tree)
+        waiting, refused = waiting_tasks(store.ledger, store.tree)
+        if refused and self._will_renew():
+            known = store.ledger.trainable
+            if not is_tried_again(len(known(*waiting, *refused)), len(known(*refused))):
+                return ()
+            waiting = [*refused, *waiting]
         # Single images of a class were learnt by the head; a trunk moves with the next ones.
         if not self._rules.may_move or not is_trainable(store.ledger.trainable(*waiting)):
             return ()
@@ -171,17 +176,18 @@ def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> fr
     return frozenset(found)
 
 
-def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> list[str]:
-    """Return learnt tasks that no stage of the trunk has taken up yet, in the order in which they were
-    learnt. Those of a stage that was refused are done with."""
-    head = tree.head
-    done = set(trained_tasks(ledger, tree, head))
-    lineage = tree.lineage(head)
+def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> tuple[list[str], list[str]]:
+    """Return learnt tasks that no stage of the trunk has taken up yet, and those of stages that were all refused, each
+    in the order in which they were learnt. The latter are done with, unless all that is stored can be embedded anew:
+    then they wait for later ones, see `is_tried_again`."""
+    lineage = tree.lineage(tree.head)
+    learnt = dict.fromkeys(task for v in lineage if (task := tree.get(v).task))
+    trained, refused = trained_tasks(ledger, tree, tree.head), set[str]()
     for attempt in ledger.later_attempts.values():
         if attempt.kind == "slow" and attempt.refused is not None and attempt.parent in lineage:
-            done.update(attempt.tasks)
-    learnt = (tree.get(v).task for v in lineage)
-    return [task for task in dict.fromkeys(learnt) if task and task not in done]
+            refused.update(attempt.tasks)
+    untrained = [task for task in learnt if task not in trained]
+    return [t for t in untrained if t not in refused], [t for t in untrained if t in refused]
 
 
 def mapped_shards(store: Store) -> list[str]:

@@ -13,7 +13,8 @@ from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.embedder import embed, embedder_from_bytes
 from stream_odml.learn.trunk_gap import trunk_need
 from stream_odml.pipeline import later_stages
-from stream_odml.pipeline.later_stages import mapped_shards, renewal
+from stream_odml.pipeline.later_stages import mapped_shards, renewal, trained_tasks
+from stream_odml.pipeline.messages import StageResult
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
@@ -89,6 +90,45 @@ def test_a_trunk_learns_more_where_all_is_embedded_anew_behind_it_and_images_sho
     assert settings.weight_hold == (2.0 if renewed else 7.0)
     assert settings.learning_rate == pytest.approx(5e-4 if renewed else 1e-4)
     run.close()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e5])
+def test_tasks_of_a_refused_stage_wait_for_later_ones_where_all_is_embedded_anew(
+    tmp_path: Path, rate: float
+) -> None:
+    stream = Trunk(tmp_path, {"trunk": "distilled"}, store={"renew_per_s": rate})
+
+    def learns(name: str, first: int, after: int) -> None:
+        stream.land(name, CATEGORIES[first:after])
+        stream.learn()
+
+    def refuses() -> tuple[str, ...] | None:
+        order = stream.later()
+        if order is None:
+            return None
+        stream.stages.commit(
+            StageResult(order.version_id, order.parent, order.task, refusal="serves no more")
+        )
+        return order.tasks
+
+    learns("one", 0, 3)
+    learns("two", 3, 6)
+    assert refuses() == ("task-0002",)
+    assert refuses() is None
+    learns("three", 6, 7)
+    assert refuses() is None, "four classes wait in place of three"
+    learns("four", 7, 9)
+    stream.stages = stream.new_stages()
+    again = ("task-0002",) if rate else ()
+    assert refuses() == (*again, "task-0003", "task-0004")
+    learns("five", 9, 11)
+    assert refuses() == (None if rate else ("task-0005",)), "eight in place of six"
+    learns("six", 11, 12)
+    order = stream.improve()
+    every = tuple(f"task-{number:04}" for number in range(2, 7))
+    assert (None if order is None else order.tasks) == (every if rate else None), "one class teaches nothing"
+    if rate:
+        assert trained_tasks(stream.writer.ledger, stream.writer.tree, stream.writer.tree.head) >= {*every}
 
 
 def test_worst_first_and_no_more_at_once_than_allowed(
