@@ -63,6 +63,10 @@ CHOICES = (
         ("validation-flowers102-renewed", "validation-grocery81-renewed"),
     ),
     Choice(
+        "renewed_learning_rate_factor", StageSettings().renewed_learning_rate_factor, {"1.0": "rate1", "3.0": "rate3"},
+        _SERVED, ("validation-alphabets-small-rate", "validation-grocery81-rate"),
+    ),
+    Choice(
         "learning.trunk", StageSettings().trunk, {"auto": "ours", "frozen": "exact_frozen"}, _SERVED,
         ("validation-flowers102-tenth", "validation-grocery81-tenth"),
     ),
