@@ -1,15 +1,16 @@
 """One run of `ours`: the head is solved within seconds of every task, and the trunk moves where that serves more.
 
 Whether it is tried is decided by the product's rule (`learn/trunk_gap.py`), or, with `trunk=distilled`, it is with
-every task: on all that no stage of the trunk has taken up yet. Whether it is published, by its floor: Recall@1, as
-served, of images that neither the stage nor the two heads that are compared have seen. The head that is published is
-then solved with all.
+every task: on all that no stage of the trunk has taken up yet, or, where all is embedded anew, that has not trained it
+yet. Whether it is published, by its floor: Recall@1 of images that neither the stage nor the two heads that are compared
+have seen, as served. The head that is published is then solved with all.
 """
 
 # M measured images   N learnt images   D trunk feature
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,9 +117,12 @@ class MovingRun(ExactRun):
         refused = [t for t, taken in enumerate(state.taken) if taken == REFUSED]
         if not refused or not self._embeds_anew:
             return waiting
-        both, classes = sorted(waiting + refused), self.study.images.labels
-        n_both, n_refused = (len(np.unique(classes[self._images_of(of)])) for of in (both, refused))
-        return both if is_tried_again(n_both, n_refused) else ()
+        both, trained = (
+            sorted(waiting + refused),
+            [t for t, taken in enumerate(state.taken) if taken == TRAINED],
+        )
+        by_class = (Counter(self._names(self._images_of(tasks))) for tasks in (refused, both, trained))
+        return both if is_tried_again(*by_class) else ()
 
     def _move(self, state: RunState, tasks: Sequence[int], held: Ints) -> _Move | None:
         """Train the trunk on tasks; None where it serves no more than the one before."""

@@ -149,7 +149,8 @@ class StageSettings:
     gallery; at 50 a trunk hardly learns (`benchmarks/STUDY.md`)."""
     weight_hold_renewed: NonNegative = 3.0
     """The same in place of `weight_hold` where all that is stored is embedded anew once the trunk has moved, as its
-    images are at hand (`store.renew_per_s`): the map has to serve for that long alone."""
+    images are at hand (`store.renew_per_s`) and some are held out (`evaluation.held_out`): the map has to serve for
+    that long alone."""
     weight_repel: NonNegative = 0.0
     """Weight of the bank's class directions as negatives of the new images; 0.3 may help a task of many new classes,
     and costs a task of few (`benchmarks/EARLIER.md`)."""

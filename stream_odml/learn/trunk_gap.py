@@ -28,8 +28,8 @@ is not asked: every class that it meets teaches it what serves all, also where i
 (1,000 characters, 400 of them trained on: a gap of 0.03, and 0.02 of recall to be won)."""
 
 AGAIN = 1.5
-"""Times as many classes that have to wait until those of a refused stage are tried again: together more of them teach
-more, and the number of tries grows like the logarithm of theirs."""
+"""Times as many classes as a refused stage had that have to wait until they are tried again together: more of them
+teach more, and the number of tries grows like the logarithm of theirs."""
 
 
 def trained_share(names: Collection[str], trained: Collection[str]) -> float:
@@ -91,10 +91,12 @@ def is_worth_moving(need: Mapping[str, float]) -> bool:
     return need.get("from_nothing", 0.0) > 0 or need.get("gap", 0.0) >= MIN_GAP
 
 
-def is_tried_again(waiting: int, refused: int) -> bool:
-    """Return whether so many classes that a trunk was not trained on are more than the `refused` of them by which its
-    last stages did not pass the floor."""
-    return waiting >= AGAIN * refused
+def is_tried_again(refused: Mapping[str, int], both: Mapping[str, int], known: Collection[str]) -> bool:
+    """Return whether the images by class that a trunk did not pass the floor by are tried again, as there are enough
+    more with those that wait: classes that are not `known` to the trunk, or images where it knows all."""
+    if new := refused.keys() - set(known):
+        return len(both.keys() - set(known)) >= AGAIN * len(new)
+    return sum(both.values()) >= AGAIN * sum(refused.values())
 
 
 def of_tasks(settings: StageSettings, tasks: int) -> StageSettings:

@@ -77,16 +77,23 @@ def floor(gate: GateConfig, figures: Mapping[str, Any], renewed: bool = False) -
         if before is None or after is None:
             continue
         error = metrics.change_error.get("union", 0.0) if form == "served" else 0.0
-        if before - after <= gate.max_old_loss + gate.certainty * error:
-            if metrics.kind == "renew":
-                return None
-            anew = metrics.recall("union", "reextracted") if renewed and form == "served" else None
-            form, after = (form, after) if anew is None else ("re-extracted", anew)
+        noise = _noise(error, metrics.queries.get("union"))
+        is_borne = before - after <= gate.max_old_loss + gate.certainty * error
+        if metrics.kind == "renew" and is_borne:
+            return None
+        anew = metrics.recall("union", "reextracted") if renewed and form == "served" else None
+        if anew is not None:
+            if not is_borne:
+                return (
+                    f"Recall@1 over all classes would fall from {before:.3f} to {after:.3f} until all items are "
+                    f"embedded anew, by more than {gate.max_old_loss:g}{noise}"
+                )
+            form, after, noise = "re-extracted", anew, ""
         if after > before:
             return None
         return (
             f"{form} Recall@1 over all classes would be {after:.3f}, which is not above the {before:.3f} of the "
-            f"version without it{_noise(error, metrics.queries.get('union'))}"
+            f"version without it{noise}"
         )
     if metrics.kind == "renew":
         return None

@@ -1,7 +1,7 @@
 """Stages that improve what is learnt already: the slow one, which moves the trunk, and items embedded anew by it.
 
 A fast stage has published every task within seconds. What comes later costs images and hours, goes on beside further
-fast stages, and is published only if it serves more.
+fast stages, and is published only if it serves more, or will once all is embedded anew.
 
 Protects: what is due is a function of ledger and tree, so a driver that begins again goes on with the same attempt;
 each task moves a trunk, and each item is embedded anew by it, at most once.
@@ -9,8 +9,9 @@ each task moves a trunk, and each item is embedded anew by it, at most once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from time import monotonic as _now
 from weakref import WeakKeyDictionary
@@ -21,11 +22,13 @@ import pyarrow.compute as pc
 
 from stream_odml.config.stream import StreamConfig
 from stream_odml.ingest.boundary import is_trainable
+from stream_odml.ingest.shard import ShardRef
 from stream_odml.learn.settings import TrunkRule
 from stream_odml.learn.trunk_gap import is_tried_again, is_worth_moving
 from stream_odml.pipeline.messages import StageOrder, shard_ref
+from stream_odml.pipeline.sources import is_gone
 from stream_odml.store.ledger import LedgerState
-from stream_odml.store.ledger_states import Attempt, AttemptKind, ShardState
+from stream_odml.store.ledger_states import Attempt, ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.version_metrics import VersionMetrics
 from stream_odml.store.versions import Version, VersionTree
@@ -34,6 +37,8 @@ from stream_odml.store.writer import Writer
 RENEWED_AT_ONCE = 4096
 """Items of a stage that embeds anew, at least; in all at most RENEWALS stages for each trunk, as each is a version."""
 RENEWALS = 8
+PROBED = 16
+"""Learnt shards of which is looked whether they are still there, before a trunk is moved as if all were."""
 MAX_GONE_SHARE = 0.1
 """Share of the items without an image up to which the trunk is held as if all had one."""
 
@@ -50,6 +55,8 @@ class LaterRules:
     renew_per_s: float = 0.0
     shown: bool = False
     """Whether held-out images show what a trunk is worth."""
+    is_gone: Callable[[ShardRef], bool] = lambda ref: False
+    """Whether the images of a landed shard are seen to be no longer there."""
 
     @staticmethod
     def of(config: StreamConfig) -> LaterRules:
@@ -59,7 +66,8 @@ class LaterRules:
             return LaterRules()
         shown, trunk = config.evaluation.held_out > 0, config.learning.trunk
         moves = shown or trunk != "auto"
-        return LaterRules(trunk if moves else "frozen", config.store.renew_per_s, shown)
+        rule: TrunkRule = trunk if moves else "frozen"
+        return LaterRules(rule, config.store.renew_per_s, shown, partial(is_gone, config))
 
     @property
     def may_move(self) -> bool:
@@ -81,7 +89,7 @@ class LaterStages:
             return None
         attempt = self._under_way()
         if attempt is None:
-            attempt = self._begin("slow", self._due_tasks()) or self._begin_renewal()
+            attempt = self._begin_slow() or self._begin_renewal()
         return None if attempt is None else self._order(attempt)
 
     @property
@@ -94,27 +102,37 @@ class LaterStages:
         store = self._writer.store
         return next(filter(None, map(store.open_attempt, store.ledger.later_attempts)), None)
 
-    def _begin(
-        self, kind: AttemptKind, tasks: Sequence[str], shards: Sequence[str] = (), worst: bool = False
-    ) -> Attempt | None:
-        if not tasks:
-            return None
-        version_id = self._writer.begin_later_attempt(kind, tasks, shards, worst)
+    def _begun(self, version_id: str) -> Attempt | None:
         return self._writer.store.open_attempt(version_id)
 
-    def _due_tasks(self) -> Sequence[str]:
+    def _begin_slow(self) -> Attempt | None:
+        """Begin a stage of the trunk where one is due."""
         store = self._writer.store
-        waiting, refused = waiting_tasks(store.ledger, store.tree)
-        if refused and self._will_renew():
-            known = store.ledger.trainable
-            if not is_tried_again(len(known(*waiting, *refused)), len(known(*refused))):
-                return ()
-            waiting = [*refused, *waiting]
+        waiting, refused = waiting_tasks(store.ledger, store.tree) if self._rules.may_move else ((), ())
         # Single images of a class were learnt by the head; a trunk moves with the next ones.
-        if not self._rules.may_move or not is_trainable(store.ledger.trainable(*waiting)):
-            return ()
+        if not waiting or not is_trainable(store.ledger.trainable(*waiting)):
+            return None
         head = VersionMetrics.read(store.tree.get(store.tree.head).metrics)
-        return waiting if self._rules.trunk == "distilled" or is_worth_moving(head.trunk) else ()
+        if self._rules.trunk != "distilled" and not is_worth_moving(head.trunk):
+            return None
+        follow = renewal(store)
+        renewed = bool(self._rules.renew_per_s) and self._rules.shown
+        renewed &= follow.get("gone", 0) <= MAX_GONE_SHARE * sum(follow.values())
+        # The floor compares what is served once all is embedded anew: before a move it has to be, too.
+        if renewed and (follow.get("mapped") or not self._are_enough(waiting, refused)):
+            return None
+        renewed = renewed and self._images_are_there()
+        if renewed:
+            waiting = [task for task in _learnt(store.tree) if task in {*waiting, *refused}]
+        return self._begun(self._writer.begin_later_attempt("slow", waiting, renewed=renewed))
+
+    def _are_enough(self, waiting: Sequence[str], refused: Sequence[str]) -> bool:
+        """Return whether tasks of refused stages are tried again together with those that wait."""
+        ledger, tree = self._writer.store.ledger, self._writer.store.tree
+        if not refused:
+            return True
+        known = ledger.trainable(*trained_tasks(ledger, tree, tree.head))
+        return is_tried_again(ledger.trainable(*refused), ledger.trainable(*refused, *waiting), known)
 
     def _begin_renewal(self) -> Attempt | None:
         store, rate = self._writer.store, self._rules.renew_per_s
@@ -140,7 +158,8 @@ class LaterStages:
             items += count
         self._renew_not_before = _now() + items / rate
         # Its version names a task that is learnt; of the shards any has one.
-        return self._begin("renew", [shards[chosen[0]].task or ""], chosen, worst)
+        task = shards[chosen[0]].task or ""
+        return self._begun(self._writer.begin_later_attempt("renew", [task], chosen, worst=worst))
 
     def _order(self, attempt: Attempt) -> StageOrder:
         store = self._writer.store
@@ -155,16 +174,19 @@ class LaterStages:
             kind="slow" if attempt.kind == "slow" else "renew",
             tasks=attempt.tasks,
             worst=attempt.worst,
-            renewed=attempt.kind == "slow" and self._will_renew(),
+            renewed=attempt.renewed,
         )
 
-    def _will_renew(self) -> bool:
-        """Return whether nearly all that is stored can be embedded anew, judged by what could be under this trunk, and
-        whether images are held out, which alone can show what that is worth."""
-        if not (self._rules.renew_per_s and self._rules.shown):
-            return False
-        follow = renewal(self._writer.store)
-        return follow.get("gone", 0) <= MAX_GONE_SHARE * sum(follow.values())
+    def _images_are_there(self) -> bool:
+        """Return whether nearly all learnt shards of a sample are still where they landed."""
+        ledger, tree = self._writer.store.ledger, self._writer.store.tree
+        learnt = [shard for s in ledger.shards_of(tree.learnt()) if (shard := ledger.shards[s]).rows]
+        seen = learnt[:: -(-len(learnt) // PROBED) or 1]
+        return sum(self._rules.is_gone(shard_ref(shard)) for shard in seen) <= MAX_GONE_SHARE * len(seen)
+
+
+def _learnt(tree: VersionTree) -> list[str]:
+    return list(dict.fromkeys(task for v in tree.lineage(tree.head) if (task := tree.get(v).task)))
 
 
 def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> frozenset[str]:
@@ -177,17 +199,19 @@ def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> fr
 
 
 def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> tuple[list[str], list[str]]:
-    """Return learnt tasks that no stage of the trunk has taken up yet, and those of stages that were all refused, each
-    in the order in which they were learnt. The latter are done with, unless all that is stored can be embedded anew:
-    then they wait for later ones, see `is_tried_again`."""
-    lineage = tree.lineage(tree.head)
-    learnt = dict.fromkeys(task for v in lineage if (task := tree.get(v).task))
-    trained, refused = trained_tasks(ledger, tree, tree.head), set[str]()
+    """Return learnt tasks that no stage of the trunk has taken up yet, and those of stages whose result the floor
+    refused, each in the order in which they were learnt. The latter are done with, unless all that is stored can be
+    embedded anew: then they wait for later ones. Those of a stage that failed are done with in any case."""
+    lineage, measured = tree.lineage(tree.head), {r.version_id for r in tree.refusals if r.metrics}
+    trained, refused, failed = trained_tasks(ledger, tree, tree.head), set[str](), set[str]()
     for attempt in ledger.later_attempts.values():
         if attempt.kind == "slow" and attempt.refused is not None and attempt.parent in lineage:
-            refused.update(attempt.tasks)
-    untrained = [task for task in learnt if task not in trained]
-    return [t for t in untrained if t not in refused], [t for t in untrained if t in refused]
+            (refused if attempt.version_id in measured else failed).update(attempt.tasks)
+    untrained = [task for task in _learnt(tree) if task not in trained]
+    return (
+        [task for task in untrained if task not in refused | failed],
+        [task for task in untrained if task in refused - failed],
+    )
 
 
 def mapped_shards(store: Store) -> list[str]:

@@ -10,6 +10,9 @@ from pathlib import Path
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.ingest.kafka_process import KafkaProcess
 from stream_odml.ingest.object_store import S3Source
+from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
+from stream_odml.ingest.shard import ShardRef
+from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.sources import DirectorySource, LogSource, Source
 from stream_odml.storage.reading import local_path, scheme_of
 from stream_odml.store.layout import PUSH, SPOOL
@@ -49,6 +52,20 @@ def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
     if _whole(uri).startswith(ours):
         return config.storage_options
     return dict(config.source.storage_options) or None
+
+
+def is_gone(config: StreamConfig, ref: ShardRef) -> bool:
+    """Return whether a landed shard is seen to be no longer there. One that the medium does not give now is not gone;
+    one that was taken over with a gallery never had images."""
+    if ref.format == "adopted":
+        return True
+    try:
+        ShardFile(ref.uri, read_options(config, ref.uri)).close()
+    except BadShard as error:
+        return error.reason is Reason.MISSING_FILE
+    except TransientReadError:
+        return False
+    return False
 
 
 def _whole(place: str) -> str:

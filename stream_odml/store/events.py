@@ -164,10 +164,12 @@ def attempt(
     tasks: Sequence[str] = (),
     shards: Sequence[str] = (),
     worst: bool = False,
+    renewed: bool = False,
 ) -> Entry:
     detail: dict[str, Any] = {"parent": parent}
     if kind != "task":
         detail |= {"kind": kind, "tasks": list(tasks), "shards": list(shards), "worst": worst}
+        detail |= {"renewed": True} if renewed else {}
     return {"kind": "attempt", "subject": version_id, "task": task, "detail": as_json(detail)}
 
 
@@ -182,6 +184,7 @@ def _read_attempt(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
         tasks=texts(detail.get("tasks", []), "tasks"),
         shards=texts(detail.get("shards", []), "shards"),
         worst=bool(detail.get("worst", False)),
+        renewed=bool(detail.get("renewed", False)),
     )
     task = state.tasks[row["task"]]
     state.tasks[task.task_id] = replace(task, attempts=(*task.attempts, attempt))

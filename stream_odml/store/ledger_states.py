@@ -62,9 +62,9 @@ class Attempt:
     """One try at learning a task from one parent; its version id is unique to it.
 
     `kind`: `task` learns a task that is due. What is learnt may be improved afterwards: `slow` moves the trunk on
-    the images of `tasks`, `renew` embeds items of `shards` anew by a trunk that moved since (`worst`: only
-    those that their map knows least). These two are
-    committed under the head of the moment, if it descends from `parent` and has its trunk.
+    the images of `tasks` (`renewed`: as one behind which all that is stored is embedded anew), `renew` embeds items of
+    `shards` anew by a trunk that moved since (`worst`: only those that their map knows least). These two are committed
+    under the head of the moment, if it descends from `parent` and has its trunk.
     """
 
     version_id: str
@@ -77,6 +77,7 @@ class Attempt:
     tasks: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
     worst: bool = False
+    renewed: bool = False
 
 
 @dataclass(frozen=True)

@@ -167,11 +167,17 @@ class Writer:
             return current.version_id if current else self._begin(events.attempt, task_id, parent)
 
     def begin_later_attempt(
-        self, kind: AttemptKind, tasks: Sequence[str], shards: Sequence[str] = (), worst: bool = False
+        self,
+        kind: AttemptKind,
+        tasks: Sequence[str],
+        shards: Sequence[str] = (),
+        *,
+        worst: bool = False,
+        renewed: bool = False,
     ) -> str:
         """Begin, from the head, to improve what is learnt; return the id, which names the last of `tasks`."""
         with self._fence.exclusive() as store:
-            new = partial(events.attempt, kind=kind, tasks=tasks, shards=shards, worst=worst)
+            new = partial(events.attempt, kind=kind, tasks=tasks, shards=shards, worst=worst, renewed=renewed)
             return self._begin(new, tasks[-1], store.tree.head)
 
     def _begin(self, attempt: Callable[[str, str, str], events.Entry], task_id: str, parent: str) -> str:

@@ -3,6 +3,7 @@ moved, worst first, once, as fast as they may be."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,43 +93,101 @@ def test_a_trunk_learns_more_where_all_is_embedded_anew_behind_it_and_images_sho
     run.close()
 
 
+FLOOR = {"parent_recall_at_1/union": 0.7, "recall_at_1/union/served": 0.7}
+
+
+def learns(stream: Trunk, name: str, first: int, after: int) -> None:
+    stream.land(name, CATEGORIES[first:after])
+    stream.learn()
+
+
+def refuses(stream: Trunk, figures: Mapping[str, Any] = FLOOR) -> tuple[str, ...] | None:
+    """The tasks of a stage whose result is not wanted; without figures it has failed."""
+    order = stream.later()
+    if order is None:
+        return None
+    of = order.version_id, order.parent, order.task
+    stream.stages.commit(StageResult(*of, metrics=dict(figures), refusal="serves no more"))
+    return order.tasks
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e5])
 def test_tasks_of_a_refused_stage_wait_for_later_ones_where_all_is_embedded_anew(
     tmp_path: Path, rate: float
 ) -> None:
     stream = Trunk(tmp_path, {"trunk": "distilled"}, store={"renew_per_s": rate})
-
-    def learns(name: str, first: int, after: int) -> None:
-        stream.land(name, CATEGORIES[first:after])
-        stream.learn()
-
-    def refuses() -> tuple[str, ...] | None:
-        order = stream.later()
-        if order is None:
-            return None
-        stream.stages.commit(
-            StageResult(order.version_id, order.parent, order.task, refusal="serves no more")
-        )
-        return order.tasks
-
-    learns("one", 0, 3)
-    learns("two", 3, 6)
-    assert refuses() == ("task-0002",)
-    assert refuses() is None
-    learns("three", 6, 7)
-    assert refuses() is None, "four classes wait in place of three"
-    learns("four", 7, 9)
+    learns(stream, "one", 0, 3)
+    learns(stream, "two", 3, 6)
+    assert refuses(stream) == ("task-0002",)
+    assert refuses(stream) is None
+    learns(stream, "three", 6, 7)
+    assert refuses(stream) is None, "four classes wait in place of three"
+    learns(stream, "four", 7, 9)
     stream.stages = stream.new_stages()
     again = ("task-0002",) if rate else ()
-    assert refuses() == (*again, "task-0003", "task-0004")
-    learns("five", 9, 11)
-    assert refuses() == (None if rate else ("task-0005",)), "eight in place of six"
-    learns("six", 11, 12)
+    assert refuses(stream) == (*again, "task-0003", "task-0004")
+    learns(stream, "five", 9, 11)
+    assert refuses(stream) == (None if rate else ("task-0005",)), "eight in place of six"
+    learns(stream, "six", 11, 12)
     order = stream.improve()
     every = tuple(f"task-{number:04}" for number in range(2, 7))
     assert (None if order is None else order.tasks) == (every if rate else None), "one class teaches nothing"
     if rate:
         assert trained_tasks(stream.writer.ledger, stream.writer.tree, stream.writer.tree.head) >= {*every}
+
+
+def test_tasks_of_a_stage_that_failed_do_not_hold_up_those_behind_them(tmp_path: Path) -> None:
+    stream = Trunk(tmp_path, {"trunk": "distilled"}, **RENEWS)
+    learns(stream, "one", 0, 3)
+    learns(stream, "two", 3, 6)
+    assert refuses(stream, {}) == ("task-0002",)
+    learns(stream, "three", 6, 8)
+    assert refuses(stream) == ("task-0003",)
+
+
+def test_classes_that_a_trunk_knows_are_not_counted_and_new_images_of_them_are(tmp_path: Path) -> None:
+    stream = Trunk(tmp_path, {"trunk": "distilled"}, **RENEWS)
+    learns(stream, "one", 0, 3)
+    learns(stream, "two", 0, 6)
+    assert refuses(stream) == ("task-0002",)
+    learns(stream, "three", 6, 8)
+    assert refuses(stream) == ("task-0002", "task-0003"), (
+        "five new ones in place of three, three that it knows"
+    )
+    known = Trunk(tmp_path / "known", {"trunk": "distilled"}, **RENEWS)
+    learns(known, "one", 0, 4)
+    learns(known, "two", 0, 4)
+    assert refuses(known) == ("task-0002",)
+    learns(known, "three", 0, 4)
+    assert refuses(known) == ("task-0002", "task-0003"), "twice as many images"
+    learns(known, "four", 0, 2)
+    assert refuses(known) is None, "a quarter more"
+
+
+def test_a_trunk_is_held_as_where_images_are_gone_when_they_are_seen_to_be(tmp_path: Path) -> None:
+    stream = Trunk(tmp_path, {"trunk": "distilled"}, **RENEWS)
+    learns(stream, "one", 0, 3)
+    learns(stream, "two", 3, 6)
+    (Path(stream.inbox) / "one.parquet").unlink()
+    order = stream.later()
+    assert order is not None
+    assert not order.renewed
+    stream.stages = stream.new_stages()
+    again = stream.later()
+    assert again is not None
+    assert (again.version_id, again.renewed) == (order.version_id, False)
+
+
+def test_a_trunk_moves_again_once_all_is_embedded_anew(tmp_path: Path) -> None:
+    stream = moved_twice(tmp_path)
+    assert renewal(stream.writer.store)["mapped"] == 30
+    learns(stream, "three", 6, 9)
+    order = stream.improve()
+    assert order is not None
+    assert order.kind == "renew"
+    order = stream.later()
+    assert order is not None
+    assert (order.kind, order.renewed) == ("slow", True)
 
 
 def test_worst_first_and_no_more_at_once_than_allowed(
