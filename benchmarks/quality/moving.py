@@ -2,8 +2,8 @@
 
 Whether it is tried is decided by the product's rule (`learn/trunk_gap.py`), or, with `trunk=distilled`, it is with
 every task: on all that no stage of the trunk has taken up yet, or, where all is embedded anew, that has not trained it.
-Whether it is published, by its floor: Recall@1 of images that neither the stage nor the two heads that are compared
-have seen, as served. The head that is published is then solved with all.
+Whether it is published, by the product's floor (`pipeline/gate.py`): Recall@1 of images that neither the stage nor the
+two heads that are compared have seen. The head that is published is then solved with all.
 """
 
 # M measured images   N learnt images   D trunk feature
@@ -101,8 +101,7 @@ class MovingRun(ExactRun):
         return self.method.preset == "ours_backfill"
 
     def _need(self, state: RunState, solved: Solved) -> dict[str, float]:
-        trained = [t for t, taken in enumerate(state.taken) if taken == TRAINED]
-        names = set(self._names(self._images_of(trained)))
+        names = set(self._names(self._images_of(_tasks(state, TRAINED))))
         pretrained = self.study.spec.starts_pretrained
         return trunk_need(
             solved.sums.names,
@@ -113,14 +112,10 @@ class MovingRun(ExactRun):
 
     def _due_tasks(self, state: RunState) -> Sequence[int]:
         """Return tasks that wait for a stage of the trunk, with those of refused ones where all is embedded anew."""
-        waiting = [t for t, taken in enumerate(state.taken) if taken == WAITING]
-        refused = [t for t, taken in enumerate(state.taken) if taken == REFUSED]
+        waiting, refused = _tasks(state, WAITING), _tasks(state, REFUSED)
         if not refused or not self._embeds_anew:
             return waiting
-        both, trained = (
-            sorted(waiting + refused),
-            [t for t, taken in enumerate(state.taken) if taken == TRAINED],
-        )
+        both, trained = sorted(waiting + refused), _tasks(state, TRAINED)
         by_class = (Counter(self._names(self._images_of(tasks))) for tasks in (refused, both, trained))
         return both if is_tried_again(*by_class) else ()
 
@@ -202,6 +197,11 @@ class MovingRun(ExactRun):
         last = state.stage - 1
         ends = [k for k in range(last) if not isinstance(state.backward[k], IdentityMap)]
         return {version_name(k): compose(state.backward[k:last][::-1]) for k in ends[-MAX_OLDER:]}
+
+
+def _tasks(state: RunState, taken: int) -> list[int]:
+    """Return the tasks of which that became."""
+    return [task for task, became in enumerate(state.taken) if became == taken]
 
 
 def floor_figures(serves_n: Floats, would_n: Floats, labels_n: Ints) -> dict[str, float]:

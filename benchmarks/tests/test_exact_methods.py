@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,21 @@ def test_classes_to_come_are_measured_in_the_gallery_of_all_and_among_themselves
     assert list(measure_unseen(known, np.zeros(9, bool), find, "mapped")) == []
 
 
+def finds(more: bool) -> Callable[..., NDArray[np.float32]]:
+    """What a moving run finds of what is held out: half before, half or `more` after. Of one that embeds anew it finds
+    half as mapped, and more, if it does, once embedded anew, which is asked last."""
+    asked: dict[str, int] = defaultdict(int)
+
+    def found(moving: MovingRun, before: SolvedState, *_: object) -> NDArray[np.float32]:
+        last = 2 if moving.method.preset == "ours_backfill" else 1
+        at = asked[moving.method.name] % (last + 1)
+        asked[moving.method.name] += 1
+        held = np.isin(before.images_N, moving._held_out(before.images_N)).sum()
+        return (np.arange(held) % 4 < (3 if more and at == last else 2)).astype(np.float32)
+
+    return found
+
+
 @pytest.mark.parametrize("serves_more", [True, False])
 def test_the_trunk_of_ours_moves_by_the_tasks_that_wait_where_it_serves_more(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serves_more: bool
@@ -154,17 +169,7 @@ def test_the_trunk_of_ours_moves_by_the_tasks_that_wait_where_it_serves_more(
     monkeypatch.setattr("stream_odml.learn.trunk_gap.MIN_GAP", -1.0)
     monkeypatch.setattr("stream_odml.learn.trunk_gap.MAX_TRAINED", 0.5)
     monkeypatch.setattr("benchmarks.quality.moving.FEW_IMAGES", 4)
-    asked: dict[str, int] = defaultdict(int)
-
-    def found(moving: MovingRun, before: SolvedState, *_: object) -> NDArray[np.float32]:
-        """Before, as mapped, and, of a method that embeds anew, embedded anew: it decides there."""
-        at = asked[moving.method.name] % (3 if moving.method.preset == "ours_backfill" else 2)
-        asked[moving.method.name] += 1
-        better = serves_more and at == (2 if moving.method.preset == "ours_backfill" else 1)
-        held = np.isin(before.images_N, moving._held_out(before.images_N)).sum()
-        return (np.arange(held) % 4 < (3 if better else 2)).astype(np.float32)
-
-    monkeypatch.setattr(MovingRun, "_found", found)
+    monkeypatch.setattr(MovingRun, "_found", finds(serves_more))
     states: dict[tuple[str, int], RunState] = {}
     keep = Run._keep
 

@@ -59,12 +59,11 @@ def is_gone(config: StreamConfig, ref: ShardRef) -> bool:
     one that was taken over with a gallery never had images."""
     if ref.format == "adopted":
         return True
-    try:
-        ShardFile(ref.uri, read_options(config, ref.uri)).close()
-    except BadShard as error:
-        return error.reason is Reason.MISSING_FILE
-    except TransientReadError:
-        return False
+    with contextlib.suppress(TransientReadError):
+        try:
+            ShardFile(ref.uri, read_options(config, ref.uri)).close()
+        except BadShard as error:
+            return error.reason is Reason.MISSING_FILE
     return False
 
 
