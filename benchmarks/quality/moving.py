@@ -111,9 +111,9 @@ class MovingRun(ExactRun):
         )
 
     def _due_tasks(self, state: RunState) -> Sequence[int]:
-        """Return tasks that wait for a stage of the trunk, with those of refused ones where all is embedded anew."""
+        """Return tasks that wait for a stage of the trunk, with those of refused ones once they are enough."""
         waiting, refused = _tasks(state, WAITING), _tasks(state, REFUSED)
-        if not refused or not self._embeds_anew:
+        if not refused:
             return waiting
         both, trained = sorted(waiting + refused), _tasks(state, TRAINED)
         by_class = (Counter(self._names(self._images_of(tasks))) for tasks in (refused, both, trained))

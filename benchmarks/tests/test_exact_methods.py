@@ -217,22 +217,15 @@ def test_the_trunk_of_ours_moves_by_the_tasks_that_wait_where_it_serves_more(
         assert figures["ours/last_r1_mapped"] == figures["exact_frozen/last_r1_mapped"]
 
 
-def test_tasks_of_a_refused_stage_wait_for_later_ones_where_all_is_embedded_anew(
-    parquet: Path, tmp_path: Path
-) -> None:
-    words = arguments(parquet, tmp_path, "--methods", "ours,ours_backfill")[1:]
-    study, (ours, anew), _ = plan(parser().parse_args(words))
+def test_tasks_of_a_refused_stage_wait_for_later_ones(parquet: Path, tmp_path: Path) -> None:
+    study, methods, _ = plan(parser().parse_args(arguments(parquet, tmp_path, "--methods", "ours")[1:]))
+    moving = MovingRun(study, methods[0], 0, lambda *_: None)
+    empty = np.empty((0, 0), np.float32)
     due = {}
-    for method in (ours, anew):
-        moving = MovingRun(study, method, 0, lambda *_: None)
-        for taken in ([1, 2], [1, 2, 0], [1, 0, 0], [1, 2, 2]):
-            empty = np.empty((0, 0), np.float32)
-            state = RunState(0, *moving._start(), empty, empty, taken=taken)
-            due[method.name, tuple(taken)] = list(moving._due_tasks(state))
-    assert [due["ours", t] for t in ((1, 2), (1, 2, 0), (1, 0, 0), (1, 2, 2))] == [[], [2], [1, 2], []]
-    assert [due["ours_backfill", t] for t in ((1, 2), (1, 2, 0), (1, 0, 0), (1, 2, 2))] == [
-        [], [1, 2], [1, 2], []
-    ]  # fmt: skip
+    for taken in ([1, 2], [1, 2, 0], [1, 0, 0], [1, 2, 2]):
+        state = RunState(0, *moving._start(), empty, empty, taken=taken)
+        due[tuple(taken)] = list(moving._due_tasks(state))
+    assert due == {(1, 2): [], (1, 2, 0): [1, 2], (1, 0, 0): [1, 2], (1, 2, 2): []}
 
 
 def test_the_floor_looks_at_images_that_neither_head_was_solved_with(

@@ -81,6 +81,7 @@ class LaterStages:
     def __init__(self, writer: Writer, rules: LaterRules) -> None:
         self._writer, self._rules = writer, rules
         self._renew_not_before = 0.0
+        self._looked, self._pruned = 0, set[str]()
 
     def next_order(self) -> StageOrder | None:
         """Return the stage to go on with or to begin; its attempt is ledgered before this returns."""
@@ -119,12 +120,14 @@ class LaterStages:
         renewed = bool(self._rules.renew_per_s) and self._rules.shown
         renewed &= follow.get("gone", 0) <= MAX_GONE_SHARE * sum(follow.values())
         # The floor compares what is served once all is embedded anew: before a move it has to be, too.
-        if renewed and (follow.get("mapped") or not self._are_enough(waiting, refused)):
+        if renewed and follow.get("mapped"):
             return None
-        renewed = renewed and self._images_are_there()
-        if renewed:
-            waiting = [task for task in _learnt(store.tree) if task in {*waiting, *refused}]
-        return self._begun(self._writer.begin_later_attempt("slow", waiting, renewed=renewed))
+        refused = self._with_images(refused)
+        if not self._are_enough(waiting, refused):
+            return None
+        renewed = renewed and not self._gone(_learnt(store.tree), MAX_GONE_SHARE)
+        due = [task for task in _learnt(store.tree) if task in {*waiting, *refused}]
+        return self._begun(self._writer.begin_later_attempt("slow", due, renewed=renewed))
 
     def _are_enough(self, waiting: Sequence[str], refused: Sequence[str]) -> bool:
         """Return whether tasks of refused stages are tried again together with those that wait."""
@@ -133,6 +136,22 @@ class LaterStages:
             return True
         known = ledger.trainable(*trained_tasks(ledger, tree, tree.head))
         return is_tried_again(ledger.trainable(*refused), ledger.trainable(*refused, *waiting), known)
+
+    def _with_images(self, refused: Sequence[str]) -> list[str]:
+        """Return those tasks of refused stages whose images are still there. Looked at once for each task that comes:
+        this is asked every second."""
+        learnt = len(_learnt(self._writer.store.tree))
+        if self._looked != learnt:
+            self._looked = learnt
+            self._pruned.update(task for task in refused if self._gone([task], 0.0))
+        return [task for task in refused if task not in self._pruned]
+
+    def _gone(self, tasks: Sequence[str], share: float) -> bool:
+        """Return whether of the shards of tasks, or of a sample of many, more than a share is no longer there."""
+        ledger = self._writer.store.ledger
+        shards = [shard for s in ledger.shards_of(tasks) if (shard := ledger.shards[s]).rows]
+        seen = shards[:: -(-len(shards) // PROBED) or 1]
+        return sum(self._rules.is_gone(shard_ref(shard)) for shard in seen) > share * len(seen)
 
     def _begin_renewal(self) -> Attempt | None:
         store, rate = self._writer.store, self._rules.renew_per_s
@@ -177,13 +196,6 @@ class LaterStages:
             renewed=attempt.renewed,
         )
 
-    def _images_are_there(self) -> bool:
-        """Return whether nearly all learnt shards of a sample are still where they landed."""
-        ledger, tree = self._writer.store.ledger, self._writer.store.tree
-        learnt = [shard for s in ledger.shards_of(tree.learnt()) if (shard := ledger.shards[s]).rows]
-        seen = learnt[:: -(-len(learnt) // PROBED) or 1]
-        return sum(self._rules.is_gone(shard_ref(shard)) for shard in seen) <= MAX_GONE_SHARE * len(seen)
-
 
 def _learnt(tree: VersionTree) -> list[str]:
     return list(dict.fromkeys(task for v in tree.lineage(tree.head) if (task := tree.get(v).task)))
@@ -200,8 +212,8 @@ def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> fr
 
 def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> tuple[list[str], list[str]]:
     """Return learnt tasks that no stage of the trunk has taken up yet, and those of stages whose result the floor
-    refused, each in the order in which they were learnt. The latter are done with, unless all that is stored can be
-    embedded anew: then they wait for later ones. Those of a stage that failed are done with in any case."""
+    refused, which wait for more, each in the order in which they were learnt. Those of a stage that failed are done
+    with."""
     lineage, measured = tree.lineage(tree.head), {r.version_id for r in tree.refusals if r.metrics}
     trained, refused, failed = trained_tasks(ledger, tree, tree.head), set[str](), set[str]()
     for attempt in ledger.later_attempts.values():
