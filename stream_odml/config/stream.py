@@ -175,8 +175,8 @@ class StoreConfig(Section):
     maintain_every_commits: int = Field(256, ge=10)
     """Commits to all tables between two rounds, where rows are few: each commit makes files, however small."""
     keep_pushed_h: float = Field(168.0, ge=0, le=876_000)
-    """Hours that images pushed over HTTP, or copied from a topic, stay after they are learnt: a rollback may need to
-    learn them again."""
+    """Hours that images pushed over HTTP, or copied from a topic, stay after they are learnt: a rollback, or a later
+    stage of the trunk, may need them again."""
 
 
 class StreamConfig(Section):
