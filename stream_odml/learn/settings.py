@@ -111,8 +111,7 @@ class StageSettings:
     only once a tenth of the known classes are new to the trunk and, if it began with pretrained weights, it tells them
     apart by far less than the others (the measure is in `learn/trunk_gap.py`), and where images are held out
     (`evaluation.held_out`) to show what is won: with none it never moves. Images by which it did not serve more are
-    tried again together with later ones, while they are there. Other heads are learnt with their trunk in every
-    stage."""
+    tried again together with later ones, while they are there. Other heads are learnt with their trunk every time."""
 
     choice_growth: NonNegative = 0.25
     """Share by which classes or items have to grow (or shrink) until the settings of a `discriminant` head are chosen

@@ -212,8 +212,7 @@ def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> fr
 
 def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> tuple[list[str], list[str]]:
     """Return learnt tasks that no stage of the trunk has taken up yet, and those of stages whose result the floor
-    refused, which wait for more, each in the order in which they were learnt. Those of a stage that failed are done
-    with."""
+    refused, which wait for more, each in the order in which they were learnt. Of a stage that failed there are none."""
     lineage, measured = tree.lineage(tree.head), {r.version_id for r in tree.refusals if r.metrics}
     trained, refused, failed = trained_tasks(ledger, tree, tree.head), set[str](), set[str]()
     for attempt in ledger.later_attempts.values():
