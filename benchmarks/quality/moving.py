@@ -1,7 +1,7 @@
 """One run of `ours`: the head is solved within seconds of every task, and the trunk moves where that serves more.
 
 Whether it is tried is decided by the product's rule (`learn/trunk_gap.py`), or, with `trunk=distilled`, it is with
-every task: on all that no stage of the trunk has taken up yet, or, where all is embedded anew, that has not trained it.
+every task: on all that has not trained it, of which those of a refused stage wait for more.
 Whether it is published, by the product's floor (`pipeline/gate.py`): Recall@1 of images that neither the stage nor the
 two heads that are compared have seen. The head that is published is then solved with all.
 """

@@ -152,7 +152,7 @@ def _trunk(config: StreamConfig) -> str | None:
         )
     return {
         "auto": f"{start}; moved once a tenth of the known classes are new to it, where held-out images show a gain",
-        "distilled": f"{start}; moved by every task, where that serves more",
+        "distilled": f"{start}; moved by later tasks, where that serves more",
         "frozen": f"{start} and is never moved",
     }[config.learning.trunk]
 

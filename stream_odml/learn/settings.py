@@ -107,7 +107,7 @@ class StageSettings:
     trunk: TrunkRule = "auto"
     """What is in front of a `discriminant` head. `frozen`: the trunk stays as it starts, where that is from pretrained
     weights; from nothing it is learnt in the first stage. `distilled`: learnt in the first stage and, after the head
-    has been solved within seconds, moved by the images of every task, where that serves more. `auto`: the same, but
+    has been solved within seconds, moved by the images of later tasks, where that serves more. `auto`: the same, but
     only once a tenth of the known classes are new to the trunk and, if it began with pretrained weights, it tells them
     apart by far less than the others (the measure is in `learn/trunk_gap.py`), and where images are held out
     (`evaluation.held_out`) to show what is won: with none it never moves. Images by which it did not serve more are

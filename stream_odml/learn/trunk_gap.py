@@ -28,8 +28,8 @@ is not asked: every class that it meets teaches it what serves all, also where i
 (1,000 characters, 400 of them trained on: a gap of 0.03, and 0.02 of recall to be won)."""
 
 AGAIN = 1.5
-"""Times as many classes as a refused stage had that have to wait until they are tried again together: more of them
-teach more, and the number of tries grows like the logarithm of theirs."""
+"""Times as many classes, or as many images, as a refused stage had that have to wait until they are tried again
+together: more of them teach more, and the number of tries grows like the logarithm of theirs."""
 
 
 def trained_share(names: Collection[str], trained: Collection[str]) -> float:
@@ -93,9 +93,10 @@ def is_worth_moving(need: Mapping[str, float]) -> bool:
 
 def is_tried_again(refused: Mapping[str, int], both: Mapping[str, int], known: Collection[str]) -> bool:
     """Return whether the images by class that a trunk did not pass the floor by are tried again, as there are enough
-    more with those that wait: classes that are not `known` to the trunk, or images where it knows all."""
-    if new := refused.keys() - set(known):
-        return len(both.keys() - set(known)) >= AGAIN * len(new)
+    more with those that wait: of classes that are not `known` to the trunk, or images of any."""
+    new = len(refused.keys() - set(known))
+    if new and len(both.keys() - set(known)) >= AGAIN * new:
+        return True
     return sum(both.values()) >= AGAIN * sum(refused.values())
 
 

@@ -3,8 +3,8 @@
 A fast stage has published every task within seconds. What comes later costs images and hours, goes on beside further
 fast stages, and is published only if it serves more, or will once all is embedded anew.
 
-Protects: what is due is a function of ledger and tree, so a driver that begins again goes on with the same attempt;
-each task moves a trunk, and each item is embedded anew by it, at most once.
+Protects: what is begun is in the ledger, so a driver that begins again goes on with the same attempt; each task moves a
+trunk, and each item is embedded anew by it, at most once.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ RENEWED_AT_ONCE = 4096
 """Items of a stage that embeds anew, at least; in all at most RENEWALS stages for each trunk, as each is a version."""
 RENEWALS = 8
 PROBED = 16
-"""Learnt shards of which is looked whether they are still there, before a trunk is moved as if all were."""
+"""Shards of which is looked whether they are still there before a stage begins: of all that are learnt, and of those
+that it is to learn from, though one of each task."""
 MAX_GONE_SHARE = 0.1
-"""Share of the items without an image up to which the trunk is held as if all had one."""
+"""Share of the items without an image up to which the trunk is held as if all had one; of a task's shards, up to which
+it is learnt from."""
 
 
 _MAPPED: WeakKeyDictionary[Store, tuple[int, list[str]]] = WeakKeyDictionary()
@@ -81,7 +83,9 @@ class LaterStages:
     def __init__(self, writer: Writer, rules: LaterRules) -> None:
         self._writer, self._rules = writer, rules
         self._renew_not_before = 0.0
-        self._looked, self._pruned = 0, set[str]()
+        self._none_due_at = -1, -1
+        self._gone = set[str]()
+        """Tasks whose images were seen to be gone; looked at again by the driver that begins next."""
 
     def next_order(self) -> StageOrder | None:
         """Return the stage to go on with or to begin; its attempt is ledgered before this returns."""
@@ -109,49 +113,65 @@ class LaterStages:
     def _begin_slow(self) -> Attempt | None:
         """Begin a stage of the trunk where one is due."""
         store = self._writer.store
-        waiting, refused = waiting_tasks(store.ledger, store.tree) if self._rules.may_move else ((), ())
-        # Single images of a class were learnt by the head; a trunk moves with the next ones.
-        if not waiting or not is_trainable(store.ledger.trainable(*waiting)):
+        # What is due changes with these alone, and this is asked every second.
+        state = store.ledger.seq, store.tree.seq
+        if not self._rules.may_move or self._none_due_at == state:
             return None
+        due = self._due_tasks()
+        if not due:
+            self._none_due_at = state
+            return None
+        return self._begun(self._writer.begin_later_attempt("slow", due, renewed=self._is_renewed()))
+
+    def _due_tasks(self) -> list[str]:
+        """Return the tasks that a stage of the trunk is to take up now, in the order in which they were learnt."""
+        store = self._writer.store
         head = VersionMetrics.read(store.tree.get(store.tree.head).metrics)
         if self._rules.trunk != "distilled" and not is_worth_moving(head.trunk):
-            return None
-        follow = renewal(store)
-        renewed = bool(self._rules.renew_per_s) and self._rules.shown
-        renewed &= follow.get("gone", 0) <= MAX_GONE_SHARE * sum(follow.values())
+            return []
         # The floor compares what is served once all is embedded anew: before a move it has to be, too.
-        if renewed and follow.get("mapped"):
-            return None
-        refused = self._with_images(refused)
-        if not self._are_enough(waiting, refused):
-            return None
-        renewed = renewed and not self._gone(_learnt(store.tree), MAX_GONE_SHARE)
-        due = [task for task in _learnt(store.tree) if task in {*waiting, *refused}]
-        return self._begun(self._writer.begin_later_attempt("slow", due, renewed=renewed))
+        if self._may_renew() and renewal(store).get("mapped"):
+            return []
+        while True:
+            waiting, refused = waiting_tasks(store.ledger, store.tree)
+            waiting, refused = (self._left(tasks) for tasks in (waiting, refused))
+            due = [task for task in _learnt(store.tree) if task in {*waiting, *refused}]
+            if not self._are_enough(waiting, refused):
+                return []
+            if not (gone := {task for task in due if self._is_gone([task], PROBED // len(due))}):
+                return due
+            self._gone |= gone
+
+    def _left(self, tasks: Sequence[str]) -> list[str]:
+        """Return those of tasks of which there is something to learn from, as far as is known."""
+        return [task for task in tasks if task not in self._gone and self._writer.store.ledger.trainable(task)]
 
     def _are_enough(self, waiting: Sequence[str], refused: Sequence[str]) -> bool:
-        """Return whether tasks of refused stages are tried again together with those that wait."""
+        """Return whether tasks that wait are worth a stage, together with those of refused ones where there are any."""
         ledger, tree = self._writer.store.ledger, self._writer.store.tree
+        # Single images of a class were learnt by the head; a trunk moves with the next ones.
+        if not is_trainable(ledger.trainable(*waiting)):
+            return False
         if not refused:
             return True
         known = ledger.trainable(*trained_tasks(ledger, tree, tree.head))
         return is_tried_again(ledger.trainable(*refused), ledger.trainable(*refused, *waiting), known)
 
-    def _with_images(self, refused: Sequence[str]) -> list[str]:
-        """Return those tasks of refused stages whose images are still there. Looked at once for each task that comes:
-        this is asked every second."""
-        learnt = len(_learnt(self._writer.store.tree))
-        if self._looked != learnt:
-            self._looked = learnt
-            self._pruned.update(task for task in refused if self._gone([task], 0.0))
-        return [task for task in refused if task not in self._pruned]
+    def _may_renew(self) -> bool:
+        """Return whether all that is stored may be embedded anew, as far as is known."""
+        follow = renewal(self._writer.store)
+        few = follow.get("gone", 0) <= MAX_GONE_SHARE * sum(follow.values())
+        return bool(self._rules.renew_per_s) and self._rules.shown and few
 
-    def _gone(self, tasks: Sequence[str], share: float) -> bool:
-        """Return whether of the shards of tasks, or of a sample of many, more than a share is no longer there."""
+    def _is_renewed(self) -> bool:
+        return self._may_renew() and not self._is_gone(_learnt(self._writer.store.tree), PROBED)
+
+    def _is_gone(self, tasks: Sequence[str], probed: int) -> bool:
+        """Return whether of so many shards of tasks more than a few are no longer there."""
         ledger = self._writer.store.ledger
         shards = [shard for s in ledger.shards_of(tasks) if (shard := ledger.shards[s]).rows]
-        seen = shards[:: -(-len(shards) // PROBED) or 1]
-        return sum(self._rules.is_gone(shard_ref(shard)) for shard in seen) > share * len(seen)
+        seen = shards[:: -(-len(shards) // max(probed, 1)) or 1]
+        return sum(self._rules.is_gone(shard_ref(shard)) for shard in seen) > MAX_GONE_SHARE * len(seen)
 
     def _begin_renewal(self) -> Attempt | None:
         store, rate = self._writer.store, self._rules.renew_per_s
@@ -213,11 +233,11 @@ def trained_tasks(ledger: LedgerState, tree: VersionTree, version_id: str) -> fr
 def waiting_tasks(ledger: LedgerState, tree: VersionTree) -> tuple[list[str], list[str]]:
     """Return learnt tasks that no stage of the trunk has taken up yet, and those of stages whose result the floor
     refused, which wait for more, each in the order in which they were learnt. Of a stage that failed there are none."""
-    lineage, measured = tree.lineage(tree.head), {r.version_id for r in tree.refusals if r.metrics}
+    lineage = tree.lineage(tree.head)
     trained, refused, failed = trained_tasks(ledger, tree, tree.head), set[str](), set[str]()
     for attempt in ledger.later_attempts.values():
         if attempt.kind == "slow" and attempt.refused is not None and attempt.parent in lineage:
-            (refused if attempt.version_id in measured else failed).update(attempt.tasks)
+            (refused if attempt.measured else failed).update(attempt.tasks)
     untrained = [task for task in _learnt(tree) if task not in trained]
     return (
         [task for task in untrained if task not in refused | failed],

@@ -190,16 +190,19 @@ def _read_attempt(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     state.tasks[task.task_id] = replace(task, attempts=(*task.attempts, attempt))
 
 
-def refused(version_id: str, task: str, reason: str) -> Entry:
-    return {"kind": "refused", "subject": version_id, "task": task, "detail": as_json({"reason": reason})}
+def refused(version_id: str, task: str, reason: str, measured: bool = False) -> Entry:
+    detail = {"reason": reason, **({"measured": True} if measured else {})}
+    return {"kind": "refused", "subject": version_id, "task": task, "detail": as_json(detail)}
 
 
 @_reads("refused")
 def _read_refused(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     task = state.tasks[row["task"]]
-    reason, at = optional_text(detail.get("reason"), "reason") or "", row["time"]
+    reason, measured = optional_text(detail.get("reason"), "reason") or "", bool(detail.get("measured", False))
     attempts = tuple(
-        replace(a, refused=reason, refused_at=at) if a.version_id == row["subject"] else a
+        replace(a, refused=reason, refused_at=row["time"], measured=measured)
+        if a.version_id == row["subject"]
+        else a
         for a in task.attempts
     )
     state.tasks[task.task_id] = replace(task, attempts=attempts)

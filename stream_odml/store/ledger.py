@@ -93,11 +93,11 @@ class LedgerState:
         return sorted(due, key=lambda task: task.queued_seq)
 
     def trainable(self, *task_ids: str) -> dict[str, int]:
-        """Return the images of tasks that may be learnt from, by class."""
+        """Return the images of tasks that may be learnt from, by class, without classes that were forgotten since."""
         tally = Counter[str]()
         for shard in self.shards_of(task_ids):
-            trainable = self.shards[shard].counts.get("trainable", {})
-            tally.update({name: count for name, count in trainable.items() if count})
+            trainable, living = self.shards[shard].counts.get("trainable", {}), self.living_classes(shard)
+            tally.update({name: count for name, count in trainable.items() if count and name in living})
         return tally
 
     def current_attempt(self, task_id: str, parent: str, committed: Set[str]) -> Attempt | None:

@@ -72,6 +72,8 @@ class Attempt:
     seq: int
     refused: str | None = None
     refused_at: datetime | None = None
+    measured: bool = False
+    """Refused by what it would have served; else it has failed."""
     kind: AttemptKind = "task"
     task: str = ""
     tasks: tuple[str, ...] = ()

@@ -3,7 +3,6 @@ moved, worst first, once, as fast as they may be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,14 @@ from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.embedder import embed, embedder_from_bytes
 from stream_odml.learn.trunk_gap import trunk_need
 from stream_odml.pipeline import later_stages
-from stream_odml.pipeline.later_stages import mapped_shards, renewal, trained_tasks
-from stream_odml.pipeline.messages import StageResult
+from stream_odml.pipeline.later_stages import mapped_shards, renewal
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.store import Store
 from stream_odml.store.tables import decoded
 from stream_odml.store.version_metrics import VersionMetrics
 from tests.killed import die_at, is_killed
-from tests.pipeline.trunk_stream import CATEGORIES, Trunk
+from tests.pipeline.trunk_stream import CATEGORIES, Trunk, learns
 
 RENEWS = {"store": {"renew_per_s": 1e5}}
 
@@ -91,85 +89,6 @@ def test_a_trunk_learns_more_where_all_is_embedded_anew_behind_it_and_images_sho
     assert settings.weight_hold == (2.0 if renewed else 7.0)
     assert settings.learning_rate == pytest.approx(5e-4 if renewed else 1e-4)
     run.close()
-
-
-FLOOR = {"parent_recall_at_1/union": 0.7, "recall_at_1/union/served": 0.7}
-
-
-def learns(stream: Trunk, name: str, first: int, after: int) -> None:
-    stream.land(name, CATEGORIES[first:after])
-    stream.learn()
-
-
-def refuses(stream: Trunk, figures: Mapping[str, Any] = FLOOR) -> tuple[str, ...] | None:
-    """The tasks of a stage whose result is not wanted; without figures it has failed."""
-    order = stream.later()
-    if order is None:
-        return None
-    of = order.version_id, order.parent, order.task
-    stream.stages.commit(StageResult(*of, metrics=dict(figures), refusal="serves no more"))
-    return order.tasks
-
-
-@pytest.mark.parametrize("rate", [0.0, 1e5])
-def test_tasks_of_a_refused_stage_wait_for_later_ones(tmp_path: Path, rate: float) -> None:
-    stream = Trunk(tmp_path, {"trunk": "distilled"}, store={"renew_per_s": rate})
-    learns(stream, "one", 0, 3)
-    learns(stream, "two", 3, 6)
-    assert refuses(stream) == ("task-0002",)
-    assert refuses(stream) is None
-    learns(stream, "three", 6, 7)
-    assert refuses(stream) is None, "four classes wait in place of three"
-    learns(stream, "four", 7, 9)
-    stream.stages = stream.new_stages()
-    assert refuses(stream) == ("task-0002", "task-0003", "task-0004")
-    learns(stream, "five", 9, 11)
-    assert refuses(stream) is None, "eight in place of six"
-    learns(stream, "six", 11, 12)
-    order = stream.improve()
-    assert order is not None
-    assert order.tasks == tuple(f"task-{number:04}" for number in range(2, 7))
-    assert trained_tasks(stream.writer.ledger, stream.writer.tree, stream.writer.tree.head) >= {*order.tasks}
-
-
-def test_tasks_of_a_refused_stage_whose_images_are_gone_hold_up_no_others(tmp_path: Path) -> None:
-    stream = Trunk(tmp_path, {"trunk": "distilled"})
-    for number, name in enumerate(("one", "two")):
-        learns(stream, name, 3 * number, 3 * number + 3)
-    assert refuses(stream) == ("task-0002",)
-    learns(stream, "three", 6, 7)
-    assert refuses(stream) is None, "four classes wait in place of three"
-    learns(stream, "four", 7, 8)
-    (Path(stream.inbox) / "two.parquet").unlink()
-    assert refuses(stream) == ("task-0003", "task-0004")
-
-
-def test_tasks_of_a_stage_that_failed_do_not_hold_up_those_behind_them(tmp_path: Path) -> None:
-    stream = Trunk(tmp_path, {"trunk": "distilled"}, **RENEWS)
-    learns(stream, "one", 0, 3)
-    learns(stream, "two", 3, 6)
-    assert refuses(stream, {}) == ("task-0002",)
-    learns(stream, "three", 6, 8)
-    assert refuses(stream) == ("task-0003",)
-
-
-def test_classes_that_a_trunk_knows_are_not_counted_and_new_images_of_them_are(tmp_path: Path) -> None:
-    stream = Trunk(tmp_path, {"trunk": "distilled"}, **RENEWS)
-    learns(stream, "one", 0, 3)
-    learns(stream, "two", 0, 6)
-    assert refuses(stream) == ("task-0002",)
-    learns(stream, "three", 6, 8)
-    assert refuses(stream) == ("task-0002", "task-0003"), (
-        "five new ones in place of three, three that it knows"
-    )
-    known = Trunk(tmp_path / "known", {"trunk": "distilled"}, **RENEWS)
-    learns(known, "one", 0, 4)
-    learns(known, "two", 0, 4)
-    assert refuses(known) == ("task-0002",)
-    learns(known, "three", 0, 4)
-    assert refuses(known) == ("task-0002", "task-0003"), "twice as many images"
-    learns(known, "four", 0, 2)
-    assert refuses(known) is None, "a quarter more"
 
 
 def test_a_trunk_is_held_as_where_images_are_gone_when_they_are_seen_to_be(tmp_path: Path) -> None:

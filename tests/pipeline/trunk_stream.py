@@ -141,3 +141,9 @@ class Trunk:
         again = learnt_rows(store, version).sums(sums.lift)
         assert sums.names == again.names
         return bool((sums.products_EE == again.products_EE).all() and (sums.sums_CE == again.sums_CE).all())
+
+
+def learns(stream: Trunk, name: str, first: int, after: int) -> None:
+    """Land a task of these classes, and learn it."""
+    stream.land(name, CATEGORIES[first:after])
+    stream.learn()
