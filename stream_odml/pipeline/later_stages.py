@@ -144,7 +144,9 @@ class LaterStages:
 
     def _left(self, tasks: Sequence[str]) -> list[str]:
         """Return those of tasks of which there is something to learn from, as far as is known."""
-        return [task for task in tasks if task not in self._gone and self._writer.store.ledger.trainable(task)]
+        return [
+            task for task in tasks if task not in self._gone and self._writer.store.ledger.trainable(task)
+        ]
 
     def _are_enough(self, waiting: Sequence[str], refused: Sequence[str]) -> bool:
         """Return whether tasks that wait are worth a stage, together with those of refused ones where there are any."""

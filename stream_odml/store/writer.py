@@ -257,7 +257,9 @@ class Writer:
                 )
             crash_point("refuse.before")
             if tries[version_id].refused is None:
-                self._fence.append_entries("ledger", [events.refused(version_id, task, reason, bool(metrics))])
+                self._fence.append_entries(
+                    "ledger", [events.refused(version_id, task, reason, bool(metrics))]
+                )
             crash_point("refuse.after_ledger")
             self._record_refusal(version_id, task, tries[version_id].parent, reason, metrics or {})
             crash_point("refuse.after_versions")
