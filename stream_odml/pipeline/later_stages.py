@@ -132,9 +132,9 @@ class LaterStages:
         # The floor compares what is served once all is embedded anew: before a move it has to be, too.
         if self._may_renew() and renewal(store).get("mapped"):
             return []
+        tasks = waiting_tasks(store.ledger, store.tree)
         while True:
-            waiting, refused = waiting_tasks(store.ledger, store.tree)
-            waiting, refused = (self._left(tasks) for tasks in (waiting, refused))
+            waiting, refused = map(self._left, tasks)
             due = [task for task in _learnt(store.tree) if task in {*waiting, *refused}]
             if not self._are_enough(waiting, refused):
                 return []

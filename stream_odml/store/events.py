@@ -198,10 +198,7 @@ def refused(version_id: str, task: str, reason: str, measured: bool = False) -> 
 @_reads("refused")
 def _read_refused(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     task = state.tasks[row["task"]]
-    reason, measured = (
-        optional_text(detail.get("reason"), "reason") or "",
-        bool(detail.get("measured", False)),
-    )
+    reason, measured = optional_text(detail.get("reason"), "reason") or "", bool(detail.get("measured"))
     attempts = tuple(
         replace(a, refused=reason, refused_at=row["time"], measured=measured)
         if a.version_id == row["subject"]

@@ -29,6 +29,15 @@ def refuses(stream: Trunk, figures: Mapping[str, Any] = FLOOR) -> tuple[str, ...
     return order.tasks
 
 
+def with_a_refused_task(folder: Path) -> Trunk:
+    """A stream whose trunk knows three classes, and has not passed the floor by three others."""
+    stream = Trunk(folder, {"trunk": "distilled"})
+    learns(stream, "one", 0, 3)
+    learns(stream, "two", 3, 6)
+    assert refuses(stream) == ("task-0002",)
+    return stream
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e5])
 def test_tasks_of_a_refused_stage_wait_for_later_ones(tmp_path: Path, rate: float) -> None:
     stream = Trunk(tmp_path, {"trunk": "distilled"}, store={"renew_per_s": rate})
@@ -51,10 +60,7 @@ def test_tasks_of_a_refused_stage_wait_for_later_ones(tmp_path: Path, rate: floa
 
 
 def test_tasks_of_a_refused_stage_whose_images_are_gone_hold_up_no_others(tmp_path: Path) -> None:
-    stream = Trunk(tmp_path, {"trunk": "distilled"})
-    for number, name in enumerate(("one", "two")):
-        learns(stream, name, 3 * number, 3 * number + 3)
-    assert refuses(stream) == ("task-0002",)
+    stream = with_a_refused_task(tmp_path)
     learns(stream, "three", 6, 7)
     assert refuses(stream) is None, "four classes wait in place of three"
     learns(stream, "four", 7, 8)
@@ -91,10 +97,7 @@ def test_classes_that_a_trunk_knows_are_not_counted_and_new_images_of_them_are(t
 
 
 def test_more_images_of_classes_that_wait_are_enough(tmp_path: Path) -> None:
-    stream = Trunk(tmp_path, {"trunk": "distilled"})
-    learns(stream, "one", 0, 3)
-    learns(stream, "two", 3, 6)
-    assert refuses(stream) == ("task-0002",)
+    stream = with_a_refused_task(tmp_path)
     learns(stream, "three", 3, 4)
     assert refuses(stream) is None, "a third more"
     learns(stream, "four", 3, 6)
@@ -102,10 +105,7 @@ def test_more_images_of_classes_that_wait_are_enough(tmp_path: Path) -> None:
 
 
 def test_a_task_whose_images_are_gone_is_taken_up_by_no_stage(tmp_path: Path) -> None:
-    stream = Trunk(tmp_path, {"trunk": "distilled"})
-    learns(stream, "one", 0, 3)
-    learns(stream, "two", 3, 6)
-    assert refuses(stream) == ("task-0002",)
+    stream = with_a_refused_task(tmp_path)
     learns(stream, "three", 6, 9)
     (Path(stream.inbox) / "three.parquet").unlink()
     assert refuses(stream) is None, "nothing came with which the other is tried again"
