@@ -84,7 +84,8 @@ class Gallery:
         known = self.head.known_dim
         if self.layout == "known":
             return np.ascontiguousarray(found[:, :known])
-        is_new = ~(found[:, :known] != 0).any(axis=1)
+        is_new = np.zeros(len(found), bool)
+        is_new[self.snapshot.parts[-1].places(self.numbers[at])[0]] = True
         scaled = np.where(is_new[:, None], np.float32(self.head.new_scale) * found, found)
         bonus = np.where(is_new, self.head.new_bonus, 0.0).astype(np.float32)
         return np.concatenate([scaled, bonus[:, None]], axis=1)

@@ -4,8 +4,8 @@ A gallery holds items whose class the head was solved with and items that have l
 known classes differ say little of others, so an embedding has two parts, each compared by cosine with the items of its
 kind: the discriminant, for items of known classes, and whitening within classes in all D dimensions, for the rest.
 `new_scale` and `new_bonus` make both scores comparable. Directions in which very many classes differ say enough of
-others: then the discriminant may compare all items (`knows_all`), and the layer that the trunk was trained behind may
-be a part of it (`layer`).
+others: then the discriminant may compare all items (`knows_all`), new ones with a bonus still, and the layer that the
+trunk was trained behind may be a part of it (`layer`).
 """
 
 # n items   C classes   D trunk feature   E = D + M entries of φ   k discriminant directions   d known part
@@ -50,7 +50,8 @@ class HeadSettings:
     new_shrinkage: Share = 0.8
     """s of the whitening for items of classes that the head does not know."""
     knows_all: bool = False
-    """Whether the known part, where there is one, compares items of every class, known or not."""
+    """Whether the known part, where there is one, compares items of every class, known or not. A head fits the classes
+    that it was solved with, so items of the others keep `new_bonus`."""
     layer: Annotated[float, Range(at_least=0)] = 0.0
     """Variance of the trunk's trained layer beside that of the discriminant, in the known part; 0 leaves it out."""
     weight: Positive = 2.0
@@ -59,7 +60,7 @@ class HeadSettings:
     """Factor of the cosine of an item of an unknown class: under 1 where known classes lie so close together that
     cosines with them are all near 1."""
     new_bonus: Annotated[float, Range()] = 0.38
-    """Added to the cosine of an item of an unknown class, scaled."""
+    """Added to the cosine of an item of an unknown class, scaled: calibrated stacking (Chao et al., ECCV 2016)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -121,8 +122,14 @@ class DiscriminantHead:
         return frozenset(self.names)
 
     def knows(self, name: str) -> bool:
-        """Return whether items of a class are compared by the known part."""
-        return bool(self.known_dim) and (self.settings.knows_all or name in self._known)
+        """Return whether items of a class are compared as known ones: by the known part, without `new_bonus`."""
+        return bool(self.known_dim) and name in self._known
+
+    @property
+    def new_slice(self) -> slice:
+        """Return which entries of an embedding items of all other classes are compared by."""
+        by_known = self.known_dim and self.settings.knows_all
+        return slice(0, self.known_dim) if by_known else slice(self.known_dim, self.dim)
 
     def embed(self, h_nD: Floats) -> Float32s:
         """Return z [n, dim]: the known part and the new part, each of length 1. What a query is, whatever its class."""
@@ -136,7 +143,9 @@ class DiscriminantHead:
         return self._part(self.lift.apply(features.decode()), self._known_map)
 
     def new_part(self, features: FeatureCodes) -> Float32s:
-        """Return the vectors, unit length, [n, D], by which items of other classes are found."""
+        """Return the vectors, unit length, by which items of other classes are found: of `new_slice`."""
+        if not self.new_slice.start and self.known_dim:
+            return self.known_part(features)
         plain = Lift(self.lift.dim)
         return self._part(plain.apply(features.decode()), self._new_map)
 

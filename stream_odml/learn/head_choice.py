@@ -47,6 +47,10 @@ scores a trunk overstates for classes that it was trained on, and all that can b
 MAX_CLASSES, MAX_ITEMS_PER_CLASS, MAX_OTHERS = 192, 16, 2048
 """Of the sample: so many classes with so many items, and one item of so many other classes, which only distract."""
 BONUSES = np.linspace(-0.25, 1.0, 126)
+BONUSES_OF_ALL, COST = np.linspace(0.0, 0.25, 51), 0.01
+"""Where the known part compares all items the bonus of new ones is the largest that takes no more recall than COST from
+known classes. What it gives to new ones cannot be told by classes left out: a trunk that was trained on them finds them
+whatever it is."""
 
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.int64]
@@ -89,6 +93,7 @@ def choose_head(
     large a share as can be of what one part for all would reach, for the kind that is worse off. Of more classes than
     dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
     the layer that the trunk was trained behind (`layer_lD`) where that finds more; once it does, until it finds less.
+    New items then have the largest bonus that known ones can spare.
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
@@ -122,6 +127,8 @@ def choose_head(
     if few and not sums.lift.width:
         keeps = earlier is not None and earlier.discriminant
         s = replace(s, discriminant=keeps or _pays(both, scale, bonus, share))
+    if s.knows_all and s.discriminant:
+        scale, bonus = 1.0, _spared(folds, s)
     return replace(s, new_scale=scale, new_bonus=bonus)
 
 
@@ -152,6 +159,21 @@ class _Fold:
         """Return the same of all items left out, of classes known or not, by the known part among all items."""
         scores = self._scores(self.solver.head(s).known_part(self.sample))
         return _hits_of_both(scores, np.ones(len(self.label_n), bool), self.query_n)
+
+    def known_recall(self, s: HeadSettings, bonus_b: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share of items left out of known classes that find theirs by the known part among all items, [b],
+        where items of classes left out have a bonus: the mean of a gallery with those that the head was solved with,
+        and of one without them."""
+        scores, recalls = self._scores(self.solver.head(s).known_part(self.sample)), []
+        for gallery_n in (np.ones(len(self.label_n), bool), self.query_n):
+            of_known, of_new = (
+                scores.nearest(gallery_n & some_n) for some_n in (self.known_n, ~self.known_n)
+            )
+            hit_bq = np.where(of_new[0] + bonus_b[:, None] > of_known[0], of_new[1], of_known[1])
+            asks_q = self.known_n[self.query_n] & scores.mates(gallery_n)
+            recalls.append(hit_bq[:, asks_q].sum(axis=1, dtype=np.float64) / max(int(asks_q.sum()), 1))
+        mean_b: NDArray[np.float64] = np.mean(recalls, axis=0)
+        return mean_b
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
@@ -311,6 +333,14 @@ def _best_bonus(galleries: list[_Both], scale: float) -> tuple[float, float]:
     while last + 1 < len(good_b) and good_b[last + 1]:
         last += 1
     return round(float(BONUSES[first : last + 1].mean()), 3), float(worse_b.max())
+
+
+def _spared(folds: list[_Fold], s: HeadSettings) -> float:
+    """Return the largest bonus of new items up to which known ones lose COST at most."""
+    recall_b = np.mean([fold.known_recall(s, BONUSES_OF_ALL) for fold in folds], axis=0)
+    costs_more_b = recall_b < recall_b[0] - COST
+    last = int(costs_more_b.argmax()) - 1 if costs_more_b.any() else len(recall_b) - 1
+    return round(float(BONUSES_OF_ALL[last]), 3)
 
 
 def _pays(both: list[tuple[_Both, _Both]], scale: float, bonus: float, share: float) -> bool:

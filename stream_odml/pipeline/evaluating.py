@@ -36,24 +36,23 @@ def by_cosine(classes: Sequence[str], queries: Floats, gallery: Floats) -> Float
 
 def by_head(head: DiscriminantHead) -> Finder:
     """Return how features [n, D] of the head's trunk are compared: items of classes that it knows by the known part,
-    others by the new part, scaled, plus `new_bonus`. Ties count against the query."""
+    others by `new_slice`, scaled, plus `new_bonus`. Ties count against the query."""
 
     def find(classes: Sequence[str], queries: Floats, gallery: Floats) -> Floats:
         names, labels = np.unique(np.array(classes, np.str_), return_inverse=True)
         known_n = np.array([head.knows(name) for name in names.tolist()], bool)[labels]
-        z_n = head.embed(queries)
-        query = head.split(z_n)
-        item = query if np.array_equal(gallery, queries) else head.split(head.embed(gallery))
-        known_gd, new_gD = item[0][known_n].T, item[1][~known_n].T
+        query_n = head.embed(queries)
+        item_n = query_n if np.array_equal(gallery, queries) else head.embed(gallery)
+        by_known, by_new = slice(0, head.known_dim), head.new_slice
+        known_dg, new_eg = item_n[known_n, by_known].T, item_n[~known_n, by_new].T
         others_n = np.bincount(labels)[labels] - 1
         found_n = np.full(len(queries), np.nan, np.float32)
         for at in range(0, len(queries), BLOCK):
             rows = np.arange(at, min(at + BLOCK, len(queries)))
             score_qg = np.empty((len(rows), len(queries)), np.float32)
-            score_qg[:, known_n] = query[0][rows] @ known_gd
-            score_qg[:, ~known_n] = np.float32(head.new_scale) * (query[1][rows] @ new_gD) + np.float32(
-                head.new_bonus
-            )
+            score_qg[:, known_n] = query_n[rows, by_known] @ known_dg
+            cosine_qg = query_n[rows, by_new] @ new_eg
+            score_qg[:, ~known_n] = np.float32(head.new_scale) * cosine_qg + np.float32(head.new_bonus)
             same_qg = labels[rows][:, None] == labels[None]
             score_qg[np.arange(len(rows)), rows] = -np.inf
             best_q1 = score_qg.max(axis=1, keepdims=True)

@@ -217,7 +217,7 @@ def _load(
         tree=store.tree,
         ledger=store.ledger,
         columns=columns,
-        parts=tuple(_part(part, settings, before, columns) for part in made),
+        parts=tuple(_part(number, part, settings, before, columns) for number, part in enumerate(made)),
         dead=np.empty(0, dtype=np.int64),
         settings=settings,
         txns=store.visible_txns(),
@@ -229,9 +229,11 @@ def _features(cache: FeatureCache | None) -> Features:
     return Store.features if cache is None else cache.features
 
 
-def _part(made: Made, settings: SearchSettings, before: GallerySnapshot | None, columns: Columns) -> Part:
+def _part(
+    number: int, made: Made, settings: SearchSettings, before: GallerySnapshot | None, columns: Columns
+) -> Part:
     # The new part is the last of any head's, and the known one the first.
-    last = before.parts[0 if made.first == 0 else -1] if before else None
+    last = before.parts[min(number, len(before.parts) - 1)] if before else None
     same = last is not None and (last.rows is None) == (made.numbers is None)
     clusters = last.clusters(before.columns, columns, made.numbers) if before and last and same else None
     rows = None if made.numbers is None else Growable.of(made.numbers)

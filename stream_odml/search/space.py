@@ -1,7 +1,8 @@
 """A version's space: how what is stored, and what a client sends, become vectors of it.
 
 In embedding form stored vectors are mapped to it. In exact form stored features are projected by the version's head,
-block by block: items of classes that it knows by the known part of an embedding, all others by the new part.
+block by block: items of classes that it knows by the known part of an embedding, all others by what it compares new
+ones by.
 Protects: beside the vectors themselves nothing is held that grows with the gallery.
 """
 
@@ -146,7 +147,8 @@ class Space:
         self, head: DiscriminantHead, store: Store, files: Files, rows: pa.Table, features: Features
     ) -> tuple[list[Made], Space]:
         known = self._known(head, rows)
-        new = Growable.empty(int((~known).sum()), len(head.new_DD), dtype=np.float32)
+        by_new = head.new_slice
+        new = Growable.empty(int((~known).sum()), by_new.stop - by_new.start, dtype=np.float32)
         some = Growable.empty(int(known.sum()), head.known_dim, dtype=np.float32)
         at_known = at_new = 0
         lengths: dict[str, list[float]] = {}
@@ -158,7 +160,7 @@ class Space:
             if count < len(codes):
                 new.rows[at_new : at_new + len(codes) - count] = head.new_part(codes[~mine])
             at_known, at_new = at_known + count, at_new + len(codes) - count
-        made = [Made(new, np.flatnonzero(~known), head.known_dim, head.new_scale, head.new_bonus)]
+        made = [Made(new, np.flatnonzero(~known), by_new.start, head.new_scale, head.new_bonus)]
         if head.known_dim:
             made.insert(0, Made(some, np.flatnonzero(known)))
         means = {name: float(np.mean(seen)) for name, seen in lengths.items()}

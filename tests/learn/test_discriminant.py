@@ -172,7 +172,10 @@ def test_known_classes_are_found_by_the_discriminant_and_others_by_whitening() -
     assert np.allclose(np.linalg.norm(a, axis=1), 1, atol=1e-5)
     assert head.knows("class 000003")
     assert not head.knows("class 000033")
-    assert solve_head(sums, HeadSettings(dim=29, knows_all=True)).knows("class 000033")
+    all_by_one = solve_head(sums, HeadSettings(dim=29, knows_all=True))
+    assert not all_by_one.knows("class 000033")
+    assert np.array_equal(all_by_one.new_part(encode(unseen)), all_by_one.known_part(encode(unseen)))
+    assert all_by_one.embed(unseen)[:, all_by_one.new_slice].shape == (len(unseen), all_by_one.known_dim)
 
 
 def test_where_there_is_no_known_part_it_compares_nothing() -> None:

@@ -93,19 +93,21 @@ def test_what_is_measured_is_recall_by_both_heads_and_served_is_re_extracted(str
     assert m["recall_at_1/new/served"] >= m["parent_recall_at_1/new"]
 
 
-def test_recall_is_that_of_a_naive_search_of_both_parts() -> None:
+@pytest.mark.parametrize("by_one", [False, True], ids=["two parts", "one part for all"])
+def test_recall_is_that_of_a_naive_search_of_both_parts(by_one: bool) -> None:
     names = [f"c{i}" for i in range(6) for _ in range(7)]
     h = features(names)
     known = [row for row, name in enumerate(names) if name < "c4"]
-    settings = HeadSettings(new_scale=0.5, new_bonus=0.6)
+    settings = HeadSettings(new_scale=0.5, new_bonus=0.6, knows_all=by_one)
     head = solve_head(ClassSums.of(Lift(D), encode(h[known]), [names[r] for r in known]), settings)
     found = by_head(head)(names, h, h)
     z = head.embed(h)
+    new = z[:, : head.known_dim] if by_one else z[:, head.known_dim :]
     for q in range(len(h)):
         scores = [
             -np.inf if g == q
             else float(z[q, : head.known_dim] @ z[g, : head.known_dim]) if head.knows(names[g])
-            else 0.5 * float(z[q, head.known_dim :] @ z[g, head.known_dim :]) + 0.6
+            else 0.5 * float(new[q] @ new[g]) + 0.6
             for g in range(len(h))
         ]  # fmt: skip
         assert found[q] == (names[int(np.argmax(scores))] == names[q])
