@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -16,33 +17,44 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.exporting import export
 from stream_odml.exchange.rows import Gallery
 from stream_odml.learn import head_choice
-from stream_odml.learn.discriminant import DiscriminantHead
+from stream_odml.learn.class_sums import ClassSums
+from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings
+from stream_odml.pipeline import head_solving
 from stream_odml.storage.atomic import ASIDE
 from tests.service.tiny_stream import TinyStream
 from tests.service.vector_stream import VectorStream, vectors_of
 
+
+def by_one_part(sums: ClassSums, *_: Any, **__: Any) -> HeadSettings:
+    """A choice by which the known part compares items of every class."""
+    return HeadSettings(dim=12, width=sums.lift.width, knows_all=True, new_scale=0.9, new_bonus=0.05)
+
+
 NAMES = [f"tree {i}" for i in range(5) for _ in range(8)]
 
 
-@pytest.fixture(scope="module", params=["whole", "known", "full"])
+@pytest.fixture(scope="module", params=["whole", "known", "full", "full of one part"])
 def taken_out(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Gallery, Path]:
     """Of a stream of vectors of few items, all of which are compared by whitening; of one whose head knows all classes,
-    as of many items; and of one with items of a class that it does not know."""
+    as of many items; and of two with items of a class that the head does not know, compared by another part or by the
+    same."""
     folder = tmp_path_factory.mktemp(request.param)
     stream = VectorStream(folder / "root")
     stream.land("trees", NAMES)
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "whole":
             patch.setattr(head_choice, "MAX_WHITENED", 0)
+        if request.param == "full of one part":
+            patch.setattr(head_solving, "choose_head", by_one_part)
         stream.learn()
-    if request.param == "full":
+    if request.param.startswith("full"):
         stream.land("birds", ["bird"] * 4)
     stream.close()
     report = export(stream.config.root, str(folder / "out"), formats=["parquet", "faiss", "npz", "model"])
     gallery = Gallery.load(stream.config.root)
-    assert (report.items, report.dim, gallery.layout) == (len(gallery), gallery.dim, request.param)
+    assert (report.items, report.dim, gallery.layout) == (len(gallery), gallery.dim, request.param.split()[0])
     assert {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*.*")} == set(
         report.files
     )

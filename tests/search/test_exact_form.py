@@ -33,12 +33,12 @@ CLASSES = [f"class '{i}'" for i in range(5)]
 
 
 def head_of(classes: list[str], width: int, seed: int) -> DiscriminantHead:
-    """A head that knows these classes."""
+    """A head that knows these classes; of every other seed one whose known part compares all items."""
     rng = np.random.default_rng(seed)
     means = rng.normal(size=(len(classes), DIM))
     h = (np.repeat(means, 6, axis=0) + 0.5 * rng.normal(size=(6 * len(classes), DIM))).astype(np.float32)
     sums = ClassSums.of(Lift(DIM, width), encode(h), np.repeat(classes, 6).tolist())
-    return solve_head(sums, HeadSettings(dim=3, width=width))
+    return solve_head(sums, HeadSettings(dim=3, width=width, knows_all=seed % 2 == 1))
 
 
 class ExactTwin(Twin):
@@ -101,13 +101,25 @@ class ExactPlayer(Player):
         self.twin.parents[version], self.heads[version] = parent, head
 
 
+def by_one_part(head: DiscriminantHead | None) -> bool:
+    """Whether items of every class are compared by the known part."""
+    return head is not None and head.settings.knows_all and len(head.known_dE) > 0
+
+
+def whitened(head: DiscriminantHead, u: Floats) -> Floats:
+    """The other part of a query."""
+    z: Floats = head.new_DD @ (u - head.mean_E[:DIM])
+    return z / np.linalg.norm(z)
+
+
 def naive(head: DiscriminantHead | None, class_name: str, u: Floats) -> tuple[bool, Floats]:
-    """(whether it is compared by the known part, its unit vector) of a direction, by the formulas as they stand."""
+    """(whether it is compared as a known one, its unit vector) of a direction, by the formulas as they stand."""
     if head is None:
         return False, u / np.linalg.norm(u)
     known = class_name in head.names and len(head.known_dE) > 0
+    by_known = known or by_one_part(head)
     phi = np.concatenate([u, np.maximum(u @ head.lift.matrix / 32, 0)]) if head.lift.width else u
-    z = head.known_dE @ (phi - head.mean_E) if known else head.new_DD @ (u - head.mean_E[:DIM])
+    z = head.known_dE @ (phi - head.mean_E) if by_known else head.new_DD @ (u - head.mean_E[:DIM])
     return known, z / np.linalg.norm(z)
 
 
@@ -124,7 +136,7 @@ def agree(snapshot: GallerySnapshot, player: ExactPlayer, step: str) -> None:
         class_name, shard, u = expected[name]
         own[name] = known, z = naive(head, class_name, u)
         whole = np.zeros(snapshot.dim)
-        whole[slice(0, d) if known else slice(d, None)] = z
+        whole[slice(0, d) if known or by_one_part(head) else slice(d, None)] = z
         found = snapshot.vectors(np.array([row]))[0]
         np.testing.assert_allclose(found, whole, atol=2e-4, err_msg=step)
         hit = snapshot.item(row)
@@ -134,7 +146,7 @@ def agree(snapshot: GallerySnapshot, player: ExactPlayer, step: str) -> None:
     made_by, u = str(rng.choice(near)), rng.normal(size=DIM)
     u /= np.linalg.norm(u)
     theirs = player.heads.get(made_by)
-    parts = [naive(theirs, "", u)[1]]
+    parts = [u if theirs is None else whitened(theirs, u)]
     if theirs is not None and len(theirs.known_dE):
         parts.insert(0, naive(theirs, theirs.names[0], u)[1])
     query = np.concatenate(parts)[None].astype(np.float32)
