@@ -13,7 +13,7 @@ from stream_odml.learn import head_choice
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import FeatureCodes, encode
-from stream_odml.learn.head_choice import best_of, choose_head, sample_rows
+from stream_odml.learn.head_choice import COST, best_of, choose_head, sample_rows
 from stream_odml.learn.lift import Lift
 from tests.learn.streams import made, stored, sums_of
 
@@ -125,6 +125,10 @@ def test_of_more_classes_than_dimensions_the_known_part_finds_new_ones_too(
             for bonus in np.linspace(-0.2, 0.6, 17)
         ]
         assert all(known > of_known or new > of_new + 0.05 for of_known, of_new in both)
+        # Beside no bonus at all new ones gain more than known ones, which were asked, can have lost.
+        without, new_without = union_recall(h, names, classes, replace(picked, new_bonus=0.0))
+        assert 0 <= without - known <= COST
+        assert new - new_without > without - known
 
 
 def test_a_lift_is_taken_where_it_helps_alone() -> None:
