@@ -240,6 +240,8 @@ _WRITERS = dict(zip(FORMATS, (_parquet, _faiss, _npz, _model, _onnx), strict=Tru
 _LAYOUTS = {
     "whole": "The vector of an item is its embedding, of length 1.",
     "known": "The head knows the class of every item: the vector of an item is the known part of its embedding.",
+    "shared": "The vector of an item is the known part of its embedding, and behind it the constant that the head adds "
+    "for items of unknown classes. A query has 1 behind it.",
     "full": "The vector of an item is its embedding, of which one part is zero (the known part of an item whose class "
     "the head does not know, the other part, scaled, of all others), and behind it the constant that the head adds for "
     "items of unknown classes. A query has both parts, and 1 behind them.",

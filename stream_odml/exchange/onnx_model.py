@@ -55,10 +55,13 @@ class _Head(nn.Module):
         known_Bd = _unit(phi_BE @ self.known.T - self.known_shift)
         if self.layout == "known":
             return known_Bd
+        one_B1 = torch.ones_like(known_Bd[:, :1])
+        if self.layout == "shared":
+            return torch.cat([known_Bd, one_B1], dim=1)
         new_BD = _unit(unit_BD @ self.new.T - self.new_shift)
         if self.layout == "whole":
             return new_BD
-        return torch.cat([known_Bd, new_BD, torch.ones_like(new_BD[:, :1])], dim=1)
+        return torch.cat([known_Bd, new_BD, one_B1], dim=1)
 
 
 class _Exported(nn.Module):

@@ -4,7 +4,7 @@ by inner product.
 Protects: the inner product of a query and a row is the score that a search of the stream gives. A discriminant head
 compares an item by one of two parts of an embedding, with a factor and a constant for items of classes that it does
 not know: a row is zero where it is not compared, and a last entry carries the constant. While it knows the class of
-every item, rows are the known part alone.
+every item, rows are the known part alone; where that compares all items, with the constant behind it whatever it knows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stream_odml.store.store import Store
 from stream_odml.zero import unit_rows
 
 Floats = NDArray[np.float32]
-Layout = Literal["whole", "known", "full"]
+Layout = Literal["whole", "known", "shared", "full"]
 BLOCK = 8192
 
 
@@ -74,16 +74,22 @@ class Gallery:
         """Length of a vector."""
         if self.head is None or self.layout == "whole":
             return self.snapshot.dim
-        return self.head.known_dim if self.layout == "known" else self.head.dim + 1
+        return self._compared + (self.layout != "known")
+
+    @property
+    def _compared(self) -> int:
+        """Entries of an embedding that are compared, the first ones."""
+        assert self.head is not None
+        return self.head.dim if self.layout in ("whole", "full") else self.head.known_dim
 
     def vectors(self, at: NDArray[np.int64]) -> Floats:
         """Return vectors of some items, numbers into `ids`."""
         found: Floats = self.snapshot.vectors(self.numbers[at])
         if self.head is None or self.layout == "whole":
             return found
-        known = self.head.known_dim
+        found = np.ascontiguousarray(found[:, : self._compared])
         if self.layout == "known":
-            return np.ascontiguousarray(found[:, :known])
+            return found
         is_new = np.zeros(len(found), bool)
         is_new[self.snapshot.parts[-1].places(self.numbers[at])[0]] = True
         scaled = np.where(is_new[:, None], np.float32(self.head.new_scale) * found, found)
@@ -94,10 +100,10 @@ class Gallery:
         """Return what is compared with the rows, of trunk features (of vectors, in a stream of vectors) [n, D]."""
         if self.head is None:
             return unit_rows(features)
-        z = self.head.embed(features)
-        if self.layout == "known":
-            return np.ascontiguousarray(z[:, : self.head.known_dim])
-        return z if self.layout == "whole" else np.concatenate([z, np.ones((len(z), 1), np.float32)], axis=1)
+        z = np.ascontiguousarray(self.head.embed(features)[:, : self._compared])
+        if self.layout in ("whole", "known"):
+            return z
+        return np.concatenate([z, np.ones((len(z), 1), np.float32)], axis=1)
 
     def table(self, at: NDArray[np.int64]) -> pa.Table:
         """Return items as rows: id, class_name, attributes (JSON), version, vector."""
@@ -122,6 +128,8 @@ def _layout(snapshot: GallerySnapshot) -> Layout:
     head = snapshot.space.head
     if head is None or not head.known_dim:
         return "whole"
+    if head.compares_all:  # rows stay as long whatever lands
+        return "shared" if head.new_bonus else "known"
     alive = snapshot.columns.array("class_name")[snapshot.rows()]
     names = snapshot.columns.names["class_name"].names
     return "known" if all(head.knows(names[code]) for code in np.unique(alive)) else "full"

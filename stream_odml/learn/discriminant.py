@@ -50,8 +50,7 @@ class HeadSettings:
     new_shrinkage: Share = 0.8
     """s of the whitening for items of classes that the head does not know."""
     knows_all: bool = False
-    """Whether the known part, where there is one, compares items of every class, known or not. A head fits the classes
-    that it was solved with, so items of the others keep `new_bonus`."""
+    """Whether the known part, where there is one, compares items of every class, known or not."""
     layer: Annotated[float, Range(at_least=0)] = 0.0
     """Variance of the trunk's trained layer beside that of the discriminant, in the known part; 0 leaves it out."""
     weight: Positive = 2.0
@@ -60,7 +59,10 @@ class HeadSettings:
     """Factor of the cosine of an item of an unknown class: under 1 where known classes lie so close together that
     cosines with them are all near 1."""
     new_bonus: Annotated[float, Range()] = 0.38
-    """Added to the cosine of an item of an unknown class, scaled: calibrated stacking (Chao et al., ECCV 2016)."""
+    """Added to the cosine of an item of an unknown class, scaled."""
+    bonus_among_all: Annotated[float, Range()] = 0.0
+    """Added in place of both where the known part compares all: a head fits the classes that it was solved with, and
+    finds others less often among them (calibrated stacking, Chao et al., ECCV 2016)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -110,11 +112,13 @@ class DiscriminantHead:
     @property
     def new_scale(self) -> float:
         """Return the factor of the cosine of an item of an unknown class; 1 where every class is unknown."""
-        return self.settings.new_scale if self.known_dim else 1.0
+        return self.settings.new_scale if self.known_dim and not self.compares_all else 1.0
 
     @property
     def new_bonus(self) -> float:
         """Return what is added to it then; 0 where every class is unknown."""
+        if self.compares_all:
+            return self.settings.bonus_among_all
         return self.settings.new_bonus if self.known_dim else 0.0
 
     @cached_property
@@ -122,14 +126,18 @@ class DiscriminantHead:
         return frozenset(self.names)
 
     def knows(self, name: str) -> bool:
-        """Return whether items of a class are compared as known ones: by the known part, without `new_bonus`."""
+        """Return whether items of a class are compared by the known part, without scale or bonus."""
         return bool(self.known_dim) and name in self._known
 
     @property
-    def new_slice(self) -> slice:
+    def compares_all(self) -> bool:
+        """Return whether the known part compares items of all other classes too."""
+        return bool(self.known_dim) and self.settings.knows_all
+
+    @property
+    def slice_of_new(self) -> slice:
         """Return which entries of an embedding items of all other classes are compared by."""
-        by_known = self.known_dim and self.settings.knows_all
-        return slice(0, self.known_dim) if by_known else slice(self.known_dim, self.dim)
+        return slice(0, self.known_dim) if self.compares_all else slice(self.known_dim, self.dim)
 
     def embed(self, h_nD: Floats) -> Float32s:
         """Return z [n, dim]: the known part and the new part, each of length 1. What a query is, whatever its class."""
@@ -143,11 +151,13 @@ class DiscriminantHead:
         return self._part(self.lift.apply(features.decode()), self._known_map)
 
     def new_part(self, features: FeatureCodes) -> Float32s:
-        """Return the vectors, unit length, by which items of other classes are found: of `new_slice`."""
-        if not self.new_slice.start and self.known_dim:
-            return self.known_part(features)
+        """Return the vectors, unit length, [n, D], of the other part."""
         plain = Lift(self.lift.dim)
         return self._part(plain.apply(features.decode()), self._new_map)
+
+    def vectors_of_new(self, features: FeatureCodes) -> Float32s:
+        """Return the vectors by which items of other classes are found: those of `slice_of_new`."""
+        return self.known_part(features) if self.compares_all else self.new_part(features)
 
     def split(self, z_n: Floats) -> tuple[Floats, Floats]:
         """Return the known and the new part of embeddings."""

@@ -36,14 +36,14 @@ def by_cosine(classes: Sequence[str], queries: Floats, gallery: Floats) -> Float
 
 def by_head(head: DiscriminantHead) -> Finder:
     """Return how features [n, D] of the head's trunk are compared: items of classes that it knows by the known part,
-    others by `new_slice`, scaled, plus `new_bonus`. Ties count against the query."""
+    others by `slice_of_new`, scaled, plus `new_bonus`. Ties count against the query."""
 
     def find(classes: Sequence[str], queries: Floats, gallery: Floats) -> Floats:
         names, labels = np.unique(np.array(classes, np.str_), return_inverse=True)
         known_n = np.array([head.knows(name) for name in names.tolist()], bool)[labels]
         query_n = head.embed(queries)
         item_n = query_n if np.array_equal(gallery, queries) else head.embed(gallery)
-        by_known, by_new = slice(0, head.known_dim), head.new_slice
+        by_known, by_new = slice(0, head.known_dim), head.slice_of_new
         known_dg, new_eg = item_n[known_n, by_known].T, item_n[~known_n, by_new].T
         others_n = np.bincount(labels)[labels] - 1
         found_n = np.full(len(queries), np.nan, np.float32)

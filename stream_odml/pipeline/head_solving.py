@@ -36,6 +36,7 @@ CHOSEN = (
     "layer",
     "new_scale",
     "new_bonus",
+    "bonus_among_all",
 )
 CHOSEN_CLASSES, CHOSEN_ITEMS = key("head", "chosen_classes"), key("head", "chosen_items")
 

@@ -1,5 +1,5 @@
-"""Items that one part of an embedding is compared with: of a discriminant head some by its known part, others by its
-new one; of an embedder that has no such head all by the whole."""
+"""Items that are compared alike: of a discriminant head those of known classes by its known part, others by its new
+part or by the same with a bonus; of an embedder that has no such head all by the whole of an embedding."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class Space:
         self, head: DiscriminantHead, store: Store, files: Files, rows: pa.Table, features: Features
     ) -> tuple[list[Made], Space]:
         known = self._known(head, rows)
-        by_new = head.new_slice
+        by_new = head.slice_of_new
         new = Growable.empty(int((~known).sum()), by_new.stop - by_new.start, dtype=np.float32)
         some = Growable.empty(int(known.sum()), head.known_dim, dtype=np.float32)
         at_known = at_new = 0
@@ -158,7 +158,7 @@ class Space:
             if count:
                 some.rows[at_known : at_known + count] = head.known_part(codes[mine])
             if count < len(codes):
-                new.rows[at_new : at_new + len(codes) - count] = head.new_part(codes[~mine])
+                new.rows[at_new : at_new + len(codes) - count] = head.vectors_of_new(codes[~mine])
             at_known, at_new = at_known + count, at_new + len(codes) - count
         made = [Made(new, np.flatnonzero(~known), by_new.start, head.new_scale, head.new_bonus)]
         if head.known_dim:

@@ -27,13 +27,13 @@ from tests.service.vector_stream import VectorStream, vectors_of
 
 def by_one_part(sums: ClassSums, *_: Any, **__: Any) -> HeadSettings:
     """A choice by which the known part compares items of every class."""
-    return HeadSettings(dim=12, width=sums.lift.width, knows_all=True, new_scale=0.9, new_bonus=0.05)
+    return HeadSettings(dim=12, width=sums.lift.width, knows_all=True, bonus_among_all=0.05)
 
 
 NAMES = [f"tree {i}" for i in range(5) for _ in range(8)]
 
 
-@pytest.fixture(scope="module", params=["whole", "known", "full", "full of one part"])
+@pytest.fixture(scope="module", params=["whole", "known", "full", "shared"])
 def taken_out(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Gallery, Path]:
@@ -46,15 +46,15 @@ def taken_out(
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "whole":
             patch.setattr(head_choice, "MAX_WHITENED", 0)
-        if request.param == "full of one part":
+        if request.param == "shared":
             patch.setattr(head_solving, "choose_head", by_one_part)
         stream.learn()
-    if request.param.startswith("full"):
+    if request.param in ("full", "shared"):
         stream.land("birds", ["bird"] * 4)
     stream.close()
     report = export(stream.config.root, str(folder / "out"), formats=["parquet", "faiss", "npz", "model"])
     gallery = Gallery.load(stream.config.root)
-    assert (report.items, report.dim, gallery.layout) == (len(gallery), gallery.dim, request.param.split()[0])
+    assert (report.items, report.dim, gallery.layout) == (len(gallery), gallery.dim, request.param)
     assert {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*.*")} == set(
         report.files
     )

@@ -174,8 +174,14 @@ def test_known_classes_are_found_by_the_discriminant_and_others_by_whitening() -
     assert not head.knows("class 000033")
     all_by_one = solve_head(sums, HeadSettings(dim=29, knows_all=True))
     assert not all_by_one.knows("class 000033")
-    assert np.array_equal(all_by_one.new_part(encode(unseen)), all_by_one.known_part(encode(unseen)))
-    assert all_by_one.embed(unseen)[:, all_by_one.new_slice].shape == (len(unseen), all_by_one.known_dim)
+    for one, part, bonus in ((head, head.new_part, 0.38), (all_by_one, all_by_one.known_part, 0.0)):
+        of_new = one.vectors_of_new(encode(unseen))
+        assert np.array_equal(of_new, part(encode(unseen)))
+        assert np.allclose(of_new, one.embed(encode(unseen).decode())[:, one.slice_of_new], atol=1e-6)
+        assert one.new_bonus == bonus
+    scaled = HeadSettings(knows_all=True, new_scale=0.5, new_bonus=0.3, bonus_among_all=0.02)
+    one = solve_head(sums, scaled)
+    assert (one.new_scale, one.new_bonus) == (1.0, 0.02)
 
 
 def test_where_there_is_no_known_part_it_compares_nothing() -> None:

@@ -124,9 +124,11 @@ def test_one_rank_and_two_ranks_learn_the_same(folder: Path, case: str) -> None:
     assert first.keys() == second.keys() == alone.keys()
     for key, value in first.items():
         assert torch.equal(value, second[key]), f"ranks differ in {key}"
-    assert alone["losses"].numpy() == pytest.approx(first["losses"].numpy(), rel=1e-5)
+    assert alone["losses"].numpy() == pytest.approx(first["losses"].numpy(), rel=1e-4)
     for key, value in alone.items():
-        near = 1e-3 if key in ("fwd", "back") else 2e-5  # a map magnifies what its small directions lack
+        # Ten steps magnify what rounding leaves, by as much as a processor's instructions round otherwise; a map
+        # magnifies what its small directions lack. What is wrong by 2 % fails still.
+        near = 2e-3 if key in ("fwd", "back") else 5e-4
         assert value.numpy() == pytest.approx(first[key].numpy(), rel=1e-4, abs=near), key
 
 

@@ -38,7 +38,7 @@ def head_of(classes: list[str], width: int, seed: int) -> DiscriminantHead:
     means = rng.normal(size=(len(classes), DIM))
     h = (np.repeat(means, 6, axis=0) + 0.5 * rng.normal(size=(6 * len(classes), DIM))).astype(np.float32)
     sums = ClassSums.of(Lift(DIM, width), encode(h), np.repeat(classes, 6).tolist())
-    return solve_head(sums, HeadSettings(dim=3, width=width, knows_all=seed % 2 == 1))
+    return solve_head(sums, HeadSettings(dim=3, width=width, knows_all=seed % 2 == 1, bonus_among_all=0.07))
 
 
 class ExactTwin(Twin):
@@ -150,9 +150,10 @@ def agree(snapshot: GallerySnapshot, player: ExactPlayer, step: str) -> None:
     if theirs is not None and len(theirs.known_dE):
         parts.insert(0, naive(theirs, theirs.names[0], u)[1])
     query = np.concatenate(parts)[None].astype(np.float32)
-    scale, bonus = (
-        (head.settings.new_scale, head.settings.new_bonus) if head is not None and d else (1.0, 0.0)
-    )
+    scale, bonus = 1.0, 0.0
+    if head is not None and d:
+        s = head.settings
+        scale, bonus = (1.0, s.bonus_among_all) if s.knows_all else (s.new_scale, s.new_bonus)
     asked = {
         True: naive(head, head.names[0], u)[1] if head is not None and d else u,
         False: naive(head, "", u)[1],
