@@ -127,7 +127,7 @@ def test_one_rank_and_two_ranks_learn_the_same(folder: Path, case: str) -> None:
     assert alone["losses"].numpy() == pytest.approx(first["losses"].numpy(), rel=1e-4)
     for key, value in alone.items():
         # Ten steps magnify what rounding leaves, by as much as a processor's instructions round otherwise; a map
-        # magnifies what its small directions lack. What is wrong by 2 % fails still.
+        # magnifies what its small directions lack. A gradient that is wrong by a tenth fails still.
         near = 2e-3 if key in ("fwd", "back") else 5e-4
         assert value.numpy() == pytest.approx(first[key].numpy(), rel=1e-4, abs=near), key
 
