@@ -80,6 +80,10 @@ UNCHOSEN: Mapping[str, tuple[Any, str]] = {
         HeadSettings().new_bonus,
         "each stream chooses its own; this one stands where nothing can be left out",
     ),
+    "HeadSettings.bonus_among_all": (
+        HeadSettings().bonus_among_all,
+        "each stream chooses its own, the largest that costs known classes 0.01; none where that cannot be seen",
+    ),
     "HeadSettings.layer": (
         HeadSettings().layer,
         "each stream chooses 0 or 0.5; 0.5 by trials whose rows were not kept, see [drawings](#drawings)",

@@ -191,7 +191,7 @@ def nearest(vectors_Nd: NDArray[np.float32], k: int) -> Ints:
 
 def neighbour_differs(nearest_N: Ints, class_names: Sequence[str]) -> NDArray[np.bool_]:
     """Return for each of these items whether the most similar other one of them is of another class: where a search
-    errs. An item without a neighbour differs where there are others."""
+    errs, but for what a head's bonus turns. An item without a neighbour differs where there are others."""
     _, labels = np.unique(np.asarray(class_names), return_inverse=True)
     if len(labels) < 2:
         return np.zeros(len(labels), dtype=bool)
