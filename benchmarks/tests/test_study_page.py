@@ -32,7 +32,7 @@ def test_the_front_table_has_the_measured_recalls(column: int, name: str) -> Non
     ("column", "name"), [(0, "omniglot-400"), (2, "alphabets"), (4, "omniglot-thousand")]
 )
 def test_the_tables_of_drawings_have_the_measured_recalls(column: int, name: str) -> None:
-    page = PAGE[PAGE.index("## Drawings") : PAGE.index("## The frame")]
+    page = PAGE[PAGE.index("## Drawings") : PAGE.index("### A bonus for classes to come")]
     figures = json.loads((BENCHMARKS / "results" / f"quality-{name}.json").read_text())["figures"]
     served, coming = page.split("**Classes to come**")
     said: dict[str, str] = {}
@@ -43,6 +43,26 @@ def test_the_tables_of_drawings_have_the_measured_recalls(column: int, name: str
             said |= {f"{row[1]}/{figure}": value[0]} if value else {}
     assert {"ours/last_r1_mapped", "distilled/last_r1_mapped", "ours/unseen_r1_mapped"} <= set(said)
     assert said == {key: f"{figures[key]:.3f}" for key in said}
+
+
+@pytest.mark.parametrize(
+    ("column", "name"), [(0, "omniglot-400-bonus"), (2, "alphabets-bonus"), (4, "alphabets-small-bonus")]
+)
+def test_the_table_of_the_bonus_has_the_measured_recalls(column: int, name: str) -> None:
+    page = PAGE[PAGE.index("### A bonus for classes to come") : PAGE.index("## The frame")]
+    measured = curves(pq.read_table(BENCHMARKS / "results" / f"quality-{name}.parquet").to_pylist())
+    rows = re.findall(r"^\| `(\w+)`, ([^|]+) \| (.+) \|$", page, re.MULTILINE)
+    figures = {
+        "classes to come": "unseen_r1_mapped",
+        "known classes": "seen_r1_mapped",
+        "last served": "last_r1_mapped",
+    }
+    assert len(rows) == 9
+    for method, what, cells in rows:
+        mean, minus = cells.split(" | ")[column : column + 2]
+        ours, found = (seed_figures(measured, one)[figures[what]] for one in ("ours", method))
+        assert mean == f"{sum(found.values()) / len(found):.3f}", (method, what)
+        assert method == "ours" or minus.split() == [f"{ours[s] - found[s]:+.3f}" for s in sorted(found)]
 
 
 def test_the_table_of_small_bases_has_the_measured_differences() -> None:

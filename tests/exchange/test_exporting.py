@@ -195,3 +195,19 @@ def test_an_export_that_is_ended_names_no_file_and_the_next_one_clears_them(
     assert (out / "items.parquet").exists()
     export(stream.config.root, str(out), formats=["faiss"])
     assert {path.name for path in out.iterdir()} == {"export.json", "items.faiss", "items.ids.parquet"}
+
+
+def test_where_one_part_compares_all_a_class_that_lands_leaves_rows_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_choice, "MAX_WHITENED", 0)
+    monkeypatch.setattr(head_solving, "choose_head", by_one_part)
+    stream = VectorStream(tmp_path / "root")
+    stream.land("trees", NAMES)
+    stream.learn()
+    before = Gallery.load(stream.config.root)
+    stream.land("birds", ["bird"] * 4)
+    stream.close()
+    after = Gallery.load(stream.config.root)
+    assert len(after) == len(before) + 4
+    assert (after.layout, after.dim, after.space) == (before.layout, before.dim, before.space)
