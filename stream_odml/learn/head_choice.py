@@ -89,7 +89,7 @@ def choose_head(
     large a share as can be of what one part for all would reach, for the kind that is worse off. Of more classes than
     dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
     the layer that the trunk was trained behind (`layer_lD`) where that finds more; once it does, until it finds less.
-    New items then have the largest bonus that known ones can spare.
+    New items then have the largest `bonus_among_all` that known ones can spare.
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
@@ -124,12 +124,8 @@ def choose_head(
         keeps = earlier is not None and earlier.discriminant
         s = replace(s, discriminant=keeps or _pays(both, scale, bonus, share))
     if s.knows_all and s.discriminant:
-        s = replace(
-            s,
-            bonus_among_all=_spared(
-                [part for fold in folds for part in fold.known_recall(s, BONUSES_AMONG_ALL)]
-            ),
-        )
+        recalls = [one for fold in folds for one in fold.known_recall(s, BONUSES_AMONG_ALL)]
+        s = replace(s, bonus_among_all=_spared(recalls))
     return replace(s, new_scale=scale, new_bonus=bonus)
 
 
