@@ -111,8 +111,8 @@ class DiscriminantHead:
 
     @property
     def new_scale(self) -> float:
-        """Return the factor of the cosine of an item of an unknown class; 1 where every class is unknown."""
-        return self.settings.new_scale if self.known_dim and not self.compares_all else 1.0
+        """Return the factor of the cosine of an item of an unknown class; 1 where one part compares all items."""
+        return 1.0 if self.compares_all or not self.known_dim else self.settings.new_scale
 
     @property
     def new_bonus(self) -> float:

@@ -232,7 +232,7 @@ def _features(cache: FeatureCache | None) -> Features:
 def _part(
     number: int, made: Made, settings: SearchSettings, before: GallerySnapshot | None, columns: Columns
 ) -> Part:
-    # Of two parts the first is of known items. Of one that was two, or becomes two, items are found in its index anew.
+    # The part that was in its place: known items come first, and a head without a known part has one part alone.
     last = before.parts[min(number, len(before.parts) - 1)] if before else None
     same = last is not None and (last.rows is None) == (made.numbers is None)
     clusters = last.clusters(before.columns, columns, made.numbers) if before and last and same else None

@@ -48,7 +48,9 @@ def _meet(folder: str, found: Any) -> None:
     os._exit(0)  # see `tests/learn/test_world.py`
 
 
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux lists the sockets")
+@pytest.mark.skipif(
+    not Path("/proc/net/tcp").exists(), reason="NOT CHECKED: needs Linux, which lists the sockets"
+)
 def test_a_rank_listens_on_the_loopback_alone(tmp_path: Path) -> None:
     found = SERVER.SimpleQueue()
     process = SERVER.Process(target=_meet, args=(str(tmp_path), found))

@@ -79,6 +79,18 @@ def test_the_choice_does_not_depend_on_order() -> None:
     assert first != HeadSettings()
 
 
+def along_a_quarter(
+    classes: int, images: int, seed: int, noise: float
+) -> tuple[NDArray[np.float32], Ints, list[str]]:
+    """Features [n, 32] whose classes differ along a quarter of the dimensions and their images along all; class
+    numbers [n] and names."""
+    random, dim = np.random.default_rng(seed), 32
+    means = random.normal(size=(classes, dim)) * np.where(np.arange(dim) < 8, 1.5, 0.1)
+    label = np.repeat(np.arange(classes), images)
+    h = (5 + means[label] + noise * random.normal(size=(len(label), dim))).astype(np.float32)
+    return h, label, [f"class {c:06d}" for c in label]
+
+
 def union_recall(
     h: NDArray[np.float32], names: list[str], known: int, settings: HeadSettings
 ) -> tuple[float, float]:
@@ -116,12 +128,7 @@ def test_both_kinds_of_classes_are_found_in_one_gallery() -> None:
 def test_of_more_classes_than_dimensions_the_known_part_finds_new_ones_too(
     classes: int, all_known: bool
 ) -> None:
-    # Classes differ along a quarter of the dimensions, and images of each by as much along all.
-    random, dim = np.random.default_rng(4), 32
-    means = random.normal(size=(classes + 20, dim)) * np.where(np.arange(dim) < 8, 1.5, 0.1)
-    label = np.repeat(np.arange(classes + 20), 12)
-    h = (5 + means[label] + random.normal(size=(len(label), dim))).astype(np.float32)
-    names = [f"class {c:06d}" for c in label]
+    h, label, names = along_a_quarter(classes + 20, 12, seed=4, noise=1.0)
     learnt = np.flatnonzero((label < classes) & (np.arange(len(label)) % 2 == 0))
     of = [names[row] for row in learnt]
     picked = chosen(encode(h[learnt]), of, np.arange(len(learnt)), HeadSettings(dim=8))
@@ -141,11 +148,8 @@ def test_among_all_new_ones_have_what_known_ones_can_spare(
 ) -> None:
     # Half of the images are learnt; of four images two, and of some classes one alone.
     monkeypatch.setattr(head_choice, "MAX_WHITENED", 0)
-    random, classes, dim = np.random.default_rng(1), 120, 32
-    means = random.normal(size=(classes + 20, dim)) * np.where(np.arange(dim) < 8, 1.5, 0.1)
-    label = np.repeat(np.arange(classes + 20), images)
-    h = (5 + means[label] + 0.5 * random.normal(size=(len(label), dim))).astype(np.float32)
-    names = [f"class {c:06d}" for c in label]
+    classes = 120
+    h, label, names = along_a_quarter(classes + 20, images, seed=1, noise=0.5)
     place = np.arange(len(label)) % images
     learnt = np.flatnonzero((label < classes) & (place % 2 == 0) & ((place == 0) | (label < twice)))
     of = [names[row] for row in learnt]

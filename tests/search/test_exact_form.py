@@ -117,9 +117,10 @@ def naive(head: DiscriminantHead | None, class_name: str, u: Floats) -> tuple[bo
     if head is None:
         return False, u / np.linalg.norm(u)
     known = class_name in head.names and len(head.known_dE) > 0
-    by_known = known or by_one_part(head)
+    if not known and not by_one_part(head):
+        return known, whitened(head, u)
     phi = np.concatenate([u, np.maximum(u @ head.lift.matrix / 32, 0)]) if head.lift.width else u
-    z = head.known_dE @ (phi - head.mean_E) if by_known else head.new_DD @ (u - head.mean_E[:DIM])
+    z = head.known_dE @ (phi - head.mean_E)
     return known, z / np.linalg.norm(z)
 
 
