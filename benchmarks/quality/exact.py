@@ -189,10 +189,20 @@ class ExactRun(Run):
             earlier=earlier,
             growth=growth,
             layer_lD=layer_lD,
+            trained=self._trained(state),
         )
         self._sums = solved.sums
         chosen = solved.figures[CHOSEN_CLASSES], solved.figures[CHOSEN_ITEMS]
         state.solved = SolvedState(images, features, solved.head, chosen)
+
+    def _trained(self, state: RunState) -> set[str]:
+        """Return the classes that the trunk of a state was trained on."""
+        tasks = [task for task, became in enumerate(state.taken) if became == TRAINED]
+        if self._sees_all or self.method.preset in ALWAYS:
+            tasks = list(range(state.stage + 1))
+        if self.method.preset == "exact_pretrained":
+            tasks = []
+        return {name for task in tasks for name in self._names(self.stream.tasks[task].images)}
 
     def _names(self, images: Ints) -> list[str]:
         names = self.study.images.class_names

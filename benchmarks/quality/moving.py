@@ -101,11 +101,10 @@ class MovingRun(ExactRun):
         return self.method.preset == "ours_backfill"
 
     def _need(self, state: RunState, solved: Solved) -> dict[str, float]:
-        names = set(self._names(self._images_of(_tasks(state, TRAINED))))
         pretrained = self.study.spec.starts_pretrained
         return trunk_need(
             solved.sums.names,
-            names,
+            self._trained(state),
             lambda: (solved.sample().codes, solved.sample().classes),
             pretrained=pretrained,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from stream_odml.learn.drift import IdentityMap
 from stream_odml.learn.embedder import build_embedder, embed, trunk_of
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
+from stream_odml.pipeline.head_solving import Solved, solve
 
 EXACT = "ours,exact_frozen,exact_always,joint_exact"
 
@@ -54,9 +55,19 @@ def test_methods_whose_head_is_solved_resume_and_are_measured_by_it(
         states[self.method.name, state.stage] = copy.deepcopy(state)
         keep(self, state, rows)
 
+    trained_on: list[int] = []
+
+    def told(*rest: Any, trained: Collection[str], **more: Any) -> Solved:
+        trained_on.append(len(trained))
+        return solve(*rest, trained=trained, **more)
+
     with monkeypatch.context() as watched:
         watched.setattr(Run, "_keep", seen)
+        watched.setattr("benchmarks.quality.exact.solve", told)
         run(watched, arguments(parquet, whole, *words))
+    frozen, moved, joint = trained_on[-9:-6], trained_on[-6:-3], trained_on[-3:]
+    assert frozen == [6, 6, 6], "classes that a trunk was trained on"
+    assert moved == joint == [6, 9, 12]
     figures = json.loads((whole / "quality-squares.json").read_text())["figures"]
     assert figures["exact_frozen/steps"] == 0
     assert figures["exact_always/steps"] == figures["joint_exact/steps"] == 4

@@ -11,7 +11,7 @@ been erased since.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +22,10 @@ from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.head_folds import (
     Both,
+    Fold,
     Indices,
-    KnownRecall,
+    Recalls,
+    fold_of_untrained,
     folds_of,
     mean,
     mean_of_both,
@@ -47,9 +49,10 @@ MAX_CLASSES, MAX_ITEMS_PER_CLASS, MAX_OTHERS = 192, 16, 2048
 """Of the sample: so many classes with so many items, and one item of so many other classes, which only distract."""
 BONUSES = np.linspace(-0.25, 1.0, 126)
 BONUSES_AMONG_ALL, COST, MIN_ASKED, MIN_NEW = np.linspace(0.0, 0.25, 51), 0.01, 200, 6
-"""Where the known part compares all items the bonus of new ones is the largest that takes no more recall than COST from
-known classes, seen by so many queries at least and beside so many new classes, of which there are a quarter then. What
-it gives to new ones cannot be told by classes left out: a trunk that was trained on them finds them whatever it is."""
+"""Where the known part compares all items, new ones have the bonus that is best for both kinds, seen by so many queries
+of each at least, in all galleries, and beside so many new classes. Left out for it are classes that the trunk was not
+trained on: what it gives to others cannot be seen, as they are found whatever it is. While all trained the trunk, it is
+the largest that takes no more recall than COST from known classes, where a quarter of the classes is new."""
 
 
 def sample_rows(keys: Sequence[str], classes: Sequence[str]) -> Indices:
@@ -80,6 +83,7 @@ def choose_head(
     *,
     earlier: HeadSettings | None = None,
     layer_lD: Float64s | None = None,
+    trained: Collection[str] = (),
 ) -> HeadSettings:
     """Return `settings` with the shrinkages, the lift and the bonus of new items that serve what is left out best.
 
@@ -89,7 +93,9 @@ def choose_head(
     large a share as can be of what one part for all would reach, for the kind that is worse off. Of more classes than
     dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
     the layer that the trunk was trained behind (`layer_lD`) where that finds more; once it does, until it finds less.
-    New items then have the largest `bonus_among_all` that known ones can spare.
+    New items then have the `bonus_among_all` by which both kinds are found best, judged by classes that the trunk was
+    not `trained` on. After a stage that trained it on all, that of the head before holds (`earlier`); before any, it is
+    the largest that known ones can spare.
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
@@ -124,8 +130,8 @@ def choose_head(
         keeps = earlier is not None and earlier.discriminant
         s = replace(s, discriminant=keeps or _pays(both, scale, bonus, share))
     if s.knows_all and s.discriminant:
-        recalls = [one for fold in folds for one in fold.known_recall(s, BONUSES_AMONG_ALL)]
-        s = replace(s, bonus_among_all=_spared(recalls))
+        untrained = fold_of_untrained(sums, sample, classes, layer_lD, trained)
+        s = replace(s, bonus_among_all=_bonus_among_all(s, folds, untrained, earlier))
     return replace(s, new_scale=scale, new_bonus=bonus)
 
 
@@ -149,12 +155,36 @@ def _best_bonus(galleries: list[Both], scale: float) -> tuple[float, float]:
     return round(float(BONUSES[first : last + 1].mean()), 3), float(worse_b.max())
 
 
-def _spared(recalls: list[KnownRecall]) -> float:
-    """Return the largest bonus of new items for which known ones lose COST at most; none where that cannot be seen."""
-    if sum(one.asked for one in recalls) < MIN_ASKED or min(one.n_new for one in recalls) < MIN_NEW:
-        return 0.0
-    recall_b = np.mean([one.recall_b for one in recalls], axis=0)
-    return round(float(BONUSES_AMONG_ALL[recall_b >= recall_b[0] - COST].max()), 3)
+def _bonus_among_all(
+    s: HeadSettings, folds: list[Fold], untrained: Fold | None, earlier: HeadSettings | None
+) -> float:
+    """Return the bonus of new items where one part compares all; none where nothing can be seen of it."""
+    recalls = [] if untrained is None else list(untrained.recalls(s, BONUSES_AMONG_ALL))
+    if _tell_enough(recalls):
+        return _best_of_both(recalls)
+    if earlier is not None and earlier.knows_all and earlier.bonus_among_all:
+        return earlier.bonus_among_all
+    recalls = [one for fold in folds for one in fold.recalls(s, BONUSES_AMONG_ALL)]
+    return _spared(recalls) if _tell_enough(recalls) else 0.0
+
+
+def _tell_enough(recalls: list[Recalls]) -> bool:
+    return sum(one.asked for one in recalls) >= MIN_ASKED and min(one.n_new for one in recalls) >= MIN_NEW
+
+
+def _best_of_both(recalls: list[Recalls]) -> float:
+    """Return the least bonus of the largest harmonic mean of what known and what new classes find, by which methods
+    that know some classes and meet others are compared (Xian et al., CVPR 2017)."""
+    known_b = np.mean([one.known_b for one in recalls], axis=0)
+    new_b = np.mean([one.new_b for one in recalls], axis=0)
+    best = (known_b * new_b / np.maximum(known_b + new_b, 1e-9)).argmax()
+    return round(float(BONUSES_AMONG_ALL[best]), 3)
+
+
+def _spared(recalls: list[Recalls]) -> float:
+    """Return the largest bonus that takes no more than COST from known classes."""
+    known_b = np.mean([one.known_b for one in recalls], axis=0)
+    return round(float(BONUSES_AMONG_ALL[known_b >= known_b[0] - COST].max()), 3)
 
 
 def _pays(both: list[tuple[Both, Both]], scale: float, bonus: float, share: float) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,20 +59,22 @@ class Fold:
         scores = self._scores(self.solver.head(s).known_part(self.sample))
         return _hits_of_both(scores, np.ones(len(self.label_n), bool), self.query_n)
 
-    def known_recall(self, s: HeadSettings, bonus_b: Float64s) -> Iterator[KnownRecall]:
-        """Yield what items left out of known classes find by the known part among all, where items of classes left out
-        have one of these bonuses: in a gallery with items that the head was solved with, and in one without them."""
+    def recalls(self, s: HeadSettings, bonus_b: Float64s) -> Iterator[Recalls]:
+        """Yield what items left out find by the known part among all, where items of classes left out have one of these
+        bonuses: in a gallery with items that the head was solved with, and in one without them. Nothing of a gallery
+        where either kind has nothing to find."""
         scores = self._scores(self.solver.head(s).known_part(self.sample))
         is_known_q = self.known_n[self.query_n]
-        n_new = len(set(self.label_n.tolist())) - len(set(self.label_n[self.known_n].tolist()))
+        n_new = len(set(self.label_n[~self.known_n].tolist()))
         for gallery_n in (np.ones(len(self.label_n), bool), self.query_n):
-            asks_q = is_known_q & scores.mates(gallery_n)
-            known_q, hit_q = scores.nearest(gallery_n & self.known_n)
-            new_q, _ = scores.nearest(gallery_n & ~self.known_n)
-            if asks_q.any():
-                # A new item is of no known class, so that a query finds its own while no new one is nearer.
-                hit_bq = (new_q + bonus_b[:, None] <= known_q) * hit_q
-                yield KnownRecall(int(asks_q.sum()), n_new, hit_bq[:, asks_q].mean(axis=1, dtype=np.float64))
+            mate_q = scores.mates(gallery_n)
+            known_q, known_hit_q = scores.nearest(gallery_n & self.known_n)
+            new_q, new_hit_q = scores.nearest(gallery_n & ~self.known_n)
+            hit_bq = np.where(new_q + bonus_b[:, None] > known_q, new_hit_q, known_hit_q)
+            asks_q, new_asks_q = mate_q & is_known_q, mate_q & ~is_known_q
+            if asks_q.any() and new_asks_q.any():
+                found = (hit_bq[:, some_q].mean(axis=1, dtype=np.float64) for some_q in (asks_q, new_asks_q))
+                yield Recalls(min(int(asks_q.sum()), int(new_asks_q.sum())), n_new, *found)
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
@@ -121,13 +123,15 @@ class Fold:
 
 
 @dataclass(frozen=True, eq=False)
-class KnownRecall:
-    """What items of known classes find in one gallery, for each bonus."""
+class Recalls:
+    """What items of known and of new classes find in one gallery, for each bonus."""
 
     asked: int
+    """Queries of the kind that has fewer."""
     n_new: int
     """Classes in it that the head was not solved with."""
-    recall_b: NDArray[np.float64]
+    known_b: NDArray[np.float64]
+    new_b: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,29 +203,62 @@ class Both:
 def folds_of(
     sums: ClassSums, sample: FeatureCodes, classes: Sequence[str], layer_lD: Float64s | None
 ) -> Iterator[Fold]:
-    counts = Counter(classes)
-    whole = sorted((name for name, n in counts.items() if n > 1), key=name_hash)
-    row_of = {name: row for row, name in enumerate(sorted(counts))}
-    label_n = np.array([row_of[name] for name in classes], np.int64)
-    # Of each class, and of the classes, every LEAVE_OUT_EVERY-th by its place in the sample.
-    place: Counter[str] = Counter()
-    place_n = np.empty(len(classes), np.int64)
-    for row, name in enumerate(classes):
-        place_n[row] = place[name]
-        place[name] += 1
-    enough_n = np.array([counts[name] > 1 for name in classes], bool)
-    every_n = np.array([min(LEAVE_OUT_EVERY, counts[name]) for name in classes], np.int64)
+    """Yield folds that leave out every class in turn, whatever the trunk was trained on."""
+    whole = _with_two_items(classes)
     few = len(whole) < FEW_CLASSES
     step = max(LEAVE_OUT_EVERY, len(whole) // 2) if few else LEAVE_OUT_EVERY
-    for fold in range(1 if sums.lift.out_dim > LARGE_DIM else FOLDS_OF_FEW if few else FOLDS):
-        new = set(whole[fold::step])
-        new_n = np.array([name in new for name in classes], bool)
-        query_n = enough_n & (new_n | ((place_n + fold) % every_n == 0))
-        if len(sums) - len(new) < MIN_KNOWN or not new or not (query_n & ~new_n).any():
-            continue
-        out = np.flatnonzero(query_n)
-        held = ClassSums.of(sums.lift, sample[out], [classes[row] for row in out.tolist()])
-        yield Fold(sums.minus(held).without_means(new), sample, label_n, ~new_n, query_n, layer_lD)
+    for place in range(1 if sums.lift.out_dim > LARGE_DIM else FOLDS_OF_FEW if few else FOLDS):
+        fold = _fold(sums, sample, classes, layer_lD, set(whole[place::step]), place)
+        if fold is not None:
+            yield fold
+
+
+def fold_of_untrained(
+    sums: ClassSums,
+    sample: FeatureCodes,
+    classes: Sequence[str],
+    layer_lD: Float64s | None,
+    trained: Collection[str],
+) -> Fold | None:
+    """Return a fold that leaves out classes which the trunk was not `trained` on, as others are that will come; at most
+    one of LEAVE_OUT_EVERY of all, and None without any."""
+    whole = _with_two_items(classes)
+    new = [name for name in whole if name not in trained][: len(whole) // LEAVE_OUT_EVERY]
+    return _fold(sums, sample, classes, layer_lD, set(new), 0)
+
+
+def _with_two_items(classes: Sequence[str]) -> list[str]:
+    """Return the classes of which something can be left out and found, by their hashes."""
+    return sorted((name for name, n in Counter(classes).items() if n > 1), key=name_hash)
+
+
+def _fold(
+    sums: ClassSums,
+    sample: FeatureCodes,
+    classes: Sequence[str],
+    layer_lD: Float64s | None,
+    new: set[str],
+    place: int,
+) -> Fold | None:
+    """Leave out all items of `new` classes, and of others every LEAVE_OUT_EVERY-th from `place` on. None where too few
+    are left, or nothing was left out."""
+    counts = Counter(classes)
+    row_of = {name: row for row, name in enumerate(sorted(counts))}
+    label_n = np.array([row_of[name] for name in classes], np.int64)
+    seen: Counter[str] = Counter()
+    place_n = np.empty(len(classes), np.int64)
+    for row, name in enumerate(classes):
+        place_n[row] = seen[name]
+        seen[name] += 1
+    enough_n = np.array([counts[name] > 1 for name in classes], bool)
+    every_n = np.array([min(LEAVE_OUT_EVERY, counts[name]) for name in classes], np.int64)
+    new_n = np.array([name in new for name in classes], bool)
+    query_n = enough_n & (new_n | ((place_n + place) % every_n == 0))
+    if len(sums) - len(new) < MIN_KNOWN or not new or not (query_n & ~new_n).any():
+        return None
+    out = np.flatnonzero(query_n)
+    held = ClassSums.of(sums.lift, sample[out], [classes[row] for row in out.tolist()])
+    return Fold(sums.minus(held).without_means(new), sample, label_n, ~new_n, query_n, layer_lD)
 
 
 def _hits_of_both(scores: Scores, gallery_n: Bools, query_n: Bools) -> NDArray[np.float64]:

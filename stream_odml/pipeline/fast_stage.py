@@ -85,14 +85,29 @@ def solve_stage(
     lift = _lift_of(store, parent, config)
     if order.kind == "trunk":
         # Of what weights from nothing embedded nothing can be summed under this trunk.
-        solved = solve(ClassSums.empty(lift), task, None, config.model.dim, layer_lD=layer_lD)
+        solved = solve(
+            ClassSums.empty(lift),
+            task,
+            None,
+            config.model.dim,
+            layer_lD=layer_lD,
+            trained=_trained_classes(store, order),
+        )
         return _noted(store, order, config, task, solved)
     if order.kind == "slow":
         # Summed again, as mapped and coded: S <- A S Aᵀ is this but for what the codes round and unit lengths change,
         # and only what is stored can be subtracted to the last bit.
         learnt = learnt_rows(store, parent).without(shards).under(forward)
         earlier = earlier_choice(store, parent)
-        solved = solve(learnt.sums(lift), task, learnt, config.model.dim, earlier=earlier, layer_lD=layer_lD)
+        solved = solve(
+            learnt.sums(lift),
+            task,
+            learnt,
+            config.model.dim,
+            earlier=earlier,
+            layer_lD=layer_lD,
+            trained=_trained_classes(store, order),
+        )
         return _noted(store, order, config, task, solved)
     before = sums_now(store, parent)
     if order.kind == "renew":
@@ -127,16 +142,13 @@ def _beside_learnt(
         of_task=of_task,
         chosen=chosen,
         layer_lD=store.head_of(order.parent).layer_lD,
+        trained=_trained_classes(store, order),
     )
     return _noted(store, order, config, task, solved)
 
 
 def _noted(store: Store, order: StageOrder, config: StreamConfig, task: Training, solved: Solved) -> Solved:
-    trained = trained_tasks(store.ledger, store.tree, order.parent)
-    trained |= set(order.own) if order.kind in ("trunk", "slow") else set()
-    shards = store.ledger.shards_of(trained)
-    classes = {name for shard in shards for name in store.ledger.shards[shard].classes}
-    known = solved.sums.names
+    classes, known = _trained_classes(store, order), solved.sums.names
     asks = config.learning.trunk == "auto"
     need = (
         trunk_need(
@@ -155,6 +167,14 @@ def _noted(store: Store, order: StageOrder, config: StreamConfig, task: Training
         "classes": float(len(set(task.classes))),
     }
     return replace(solved, figures={**solved.figures, **more})
+
+
+def _trained_classes(store: Store, order: StageOrder) -> set[str]:
+    """Return the classes that the trunk of the order's version was trained on."""
+    tasks = trained_tasks(store.ledger, store.tree, order.parent)
+    tasks |= set(order.own) if order.kind in ("trunk", "slow") else set()
+    shards = store.ledger.shards_of(tasks)
+    return {name for shard in shards for name in store.ledger.shards[shard].classes}
 
 
 def _shards(order: StageOrder) -> list[str]:

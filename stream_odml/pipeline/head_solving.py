@@ -5,7 +5,7 @@ Protects: what is summed is what is stored, so that it can be summed again and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -115,6 +115,7 @@ def solve(
     of_task: ClassSums | None = None,
     chosen: HeadSettings | None = None,
     layer_lD: Float64s | None = None,
+    trained: Collection[str] = (),
 ) -> Solved:
     """Return the head of what `before` sums and of the task's items.
 
@@ -122,7 +123,7 @@ def solve(
     under another trunk, None, it does not); else they are chosen by a bounded sample of `learnt` and of the task; the
     features of no others are read. `chosen`: settings to take in place of those.
     `dim`: the greatest length of the known part. `of_task`: the task's sums, where they are known. `layer_lD`: the
-    linear layer that the trunk was trained behind, if any.
+    linear layer that the trunk was trained behind, if any. `trained`: classes that it was trained on.
     """
     sums = before.plus(task.sums(before.lift) if of_task is None else of_task)
 
@@ -140,6 +141,7 @@ def solve(
                 HeadSettings(dim=dim),
                 earlier=before_it,
                 layer_lD=layer_lD,
+                trained=trained,
             )
         earlier = HeadChoice(chosen, float(len(sums)), float(sums.n_items))
     head = solve_head(sums, earlier.settings, layer_lD)

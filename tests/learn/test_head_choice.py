@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +14,11 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import FeatureCodes, encode
 from stream_odml.learn.head_choice import (
-    BONUSES_AMONG_ALL,
     COST,
-    _spared,
     best_of,
     choose_head,
     sample_rows,
 )
-from stream_odml.learn.head_folds import KnownRecall
 from stream_odml.learn.lift import Lift
 from tests.learn.streams import made, stored, sums_of
 
@@ -35,6 +31,7 @@ def chosen(
     order: Ints,
     settings: HeadSettings | None = None,
     earlier: HeadSettings | None = None,
+    trained: Collection[str] = (),
 ) -> HeadSettings:
     """The choice of all items, in an order."""
     features, names = features[order], [names[row] for row in order.tolist()]
@@ -46,6 +43,7 @@ def chosen(
         [names[row] for row in rows.tolist()],
         settings,
         earlier=earlier,
+        trained=trained,
     )
 
 
@@ -138,51 +136,6 @@ def test_of_more_classes_than_dimensions_the_known_part_finds_new_ones_too(
         known_by_both, new_by_both = union_recall(h, names, classes, replace(picked, knows_all=False))
         assert known >= known_by_both - COST
         assert new >= new_by_both + 0.05
-
-
-@pytest.mark.parametrize(
-    ("images", "twice", "seen"), [(12, 120, True), (24, 120, True), (4, 120, False), (4, 60, False)]
-)
-def test_among_all_new_ones_have_what_known_ones_can_spare(
-    images: int, twice: int, seen: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Half of the images are learnt; of four images two, and of some classes one alone.
-    monkeypatch.setattr(head_choice, "MAX_WHITENED", 0)
-    classes = 120
-    h, label, names = along_a_quarter(classes + 20, images, seed=1, noise=0.5)
-    place = np.arange(len(label)) % images
-    learnt = np.flatnonzero((label < classes) & (place % 2 == 0) & ((place == 0) | (label < twice)))
-    of = [names[row] for row in learnt]
-    picked = chosen(encode(h[learnt]), of, np.arange(len(learnt)), HeadSettings(dim=8))
-    assert picked.knows_all
-    assert (picked.bonus_among_all > 0) == seen
-    known, new = union_recall(h, names, classes, picked)
-    without, new_without = union_recall(h, names, classes, replace(picked, bonus_among_all=0.0))
-    assert 0 <= without - known <= COST
-    assert new - new_without >= without - known
-
-
-def test_what_known_ones_can_spare_is_seen_by_enough_queries_and_beside_enough_new_classes() -> None:
-    falls = 0.9 - 0.02 * BONUSES_AMONG_ALL / BONUSES_AMONG_ALL.max()
-    steps = 0.9 - 0.02 * (BONUSES_AMONG_ALL > 0.1)
-
-    def spared(*recalls: NDArray[np.floating[Any]], asked: int = 200, n_new: int = 6) -> float:
-        return _spared([KnownRecall(asked, n_new, recall_b.astype(np.float64)) for recall_b in recalls])
-
-    assert spared(steps) == 0.1
-    assert spared(falls) == 0.125
-    assert spared(falls, steps) == 0.1  # up to there 0.004 in the mean, beyond it 0.014
-    assert spared(np.full_like(falls, 0.9)) == 0.25
-    assert spared(steps, asked=199) == spared(steps, n_new=5) == 0
-    assert spared(steps, steps, asked=100) == 0.1
-
-
-def test_a_head_that_was_stored_before_there_was_such_a_bonus_has_none() -> None:
-    codes, names = stored(12, 6, 8)
-    head = solve_head(
-        sums_of(codes, names), HeadSettings(dim=4, knows_all=True, new_scale=0.7, new_bonus=0.3)
-    )
-    assert (head.new_scale, head.new_bonus) == (1.0, 0.0)
 
 
 def test_a_lift_is_taken_where_it_helps_alone() -> None:

@@ -3,6 +3,7 @@ head are of what is stored, and whatever was learnt meanwhile is in them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,25 @@ def test_a_moved_trunk_keeps_the_discriminant_that_was_chosen_on_the_one_before(
     kept.clear()
     assert stream.improve() is not None
     assert kept == [discriminant]
+
+
+def test_a_head_is_chosen_with_the_classes_that_its_trunk_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others tell what serves classes to come."""
+    given: list[set[str]] = []
+
+    def told(*rest: Any, trained: Collection[str], **more: Any) -> HeadSettings:
+        given.append(set(trained))
+        return choose_head(*rest, **more, trained=trained)
+
+    monkeypatch.setattr(head_solving, "choose_head", told)
+    stream = distilled(tmp_path)
+    base, second = ({one.class_name for one in CATEGORIES[i : i + 3]} for i in (0, 3))
+    assert stream.improve() is not None
+    stream.land("three", CATEGORIES[6:9])
+    stream.learn()
+    assert given == [base, base, base | second, base | second]
 
 
 def test_the_layer_of_the_first_trunk_goes_with_every_head_and_follows_a_moved_trunk(tmp_path: Path) -> None:
