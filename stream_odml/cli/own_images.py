@@ -84,24 +84,33 @@ def _class_name(file: ManifestFile) -> str | None:
 
 
 def raw_items(path: Path) -> Iterator[RawItem]:
-    """Yield every usable row of a folder, Parquet or Arrow file, or tar, its image still encoded."""
+    """Yield every usable row of a folder, Parquet or Arrow file, or tar, its image still encoded. What holds vectors or
+    labels in a folder is passed over, unless nothing there has an image."""
     _check_there(path)
     found = read_folder(path, scan_folder(path).files) if path.is_dir() else read_shard(_reference(path))
+    images = others = 0
     try:
         for item in found:
-            if isinstance(item, RawItem):
-                _check_image(item, path)
+            if not isinstance(item, RawItem):
+                continue
+            if item.image:
+                images += 1
                 yield item
+            elif path.is_dir():
+                others += 1
+            else:
+                raise _no_images(path)
     except BadShard as error:
         raise ValueError(f"{path} cannot be read; none of it can be used: {error.detail}") from error
+    if others and not images:
+        raise _no_images(path)
 
 
-def _check_image(item: RawItem, path: Path) -> None:
-    if not item.image:
-        raise ValueError(
-            f"{path} holds no images, but vectors or labels; take vectors over with "
-            f"`stream-odml adopt {shlex.quote(str(path))} --root ROOT`"
-        )
+def _no_images(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} holds no images, but vectors or labels; take vectors over with "
+        f"`stream-odml adopt {shlex.quote(str(path))} --root ROOT`"
+    )
 
 
 def first_image(path: Path) -> Path | None:

@@ -121,7 +121,7 @@ class _Rows:
         if ref.format == "task":
             self._check_task(ref)
         elif ref.format == "adopted":
-            detail = f"{ref.uri} was adopted: its rows are in the stream root alone"
+            detail = f"{ref.uri} was adopted, and its rows are in the stream root alone; correct and adopt it again"
             raise BadShard(Reason.UNKNOWN_FORMAT, detail)
         elif ref.format == "folder":
             manifest, sha256 = read_manifest(ref.uri, self._options)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_odml.cli.quarantined import export_rows
+from stream_odml.cli.quarantined import _table, export_rows
 from stream_odml.ingest.landing import land_file
+from stream_odml.ingest.rawrow import RawRow
 from stream_odml.ingest.sources import DirectorySource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.settings import EmbedderSpec
@@ -54,6 +57,37 @@ def test_fixed_rows_land_as_a_new_shard(tmp_path: Path) -> None:
     found = {(r["class_name"], r["item_id"].split("-")[0]) for r in writer.store.gallery_rows().to_pylist()}
     assert found == {("oak", "a"), ("oak", "b"), ("fir", "c"), ("elm", "fixed.parquet")}
     writer.release()
+
+
+def refused(folder: Path, *rows: RawRow, bad: str = "bad_label") -> pa.Table:
+    """What is exported where these rows of a shard were refused."""
+    rows = tuple(replace(row, row=at) for at, row in enumerate(rows))
+    about = {"reason": bad, "detail": "", "shard_id": "s"}
+    table = _table([(row, {**about, "row": row.row}) for row in rows])
+    path = folder / "bad.parquet"
+    pq.write_table(table, path)
+    return pq.read_table(path)
+
+
+def test_names_that_are_no_text_are_exported_escaped(tmp_path: Path) -> None:
+    """One such name must not keep all other rows from going out."""
+    odd = RawRow(0, b"image", "na\udcefve", path="c1/na\udcefve.png", attributes='{"a": "\udcef"}')
+    label = RawRow(0, b"image", b"na\xefve", path="plain.png")
+    exported = refused(tmp_path, odd, label).to_pylist()
+    assert exported[0]["path"] == "c1/na\\udcefve.png"
+    assert exported[0]["class_name"] == "na\\udcefve"
+    assert exported[1]["class_name"] == "na\\xefve"
+
+
+def test_what_no_row_has_is_no_column_of_the_file(tmp_path: Path) -> None:
+    """Landing takes the first of image and vector that is there, and a table with neither for labels."""
+    vector = RawRow(0, vector=np.array([1, 2], np.float32).tobytes(), label="oak")
+    lost, label = RawRow(0, label="oak"), RawRow(0, label="oak", item_id="a", is_label=True)
+    exported = refused(tmp_path, vector, lost)
+    assert exported["vector"].to_pylist() == [[1, 2], None]
+    assert "image" not in exported.column_names
+    assert {"image", "vector"} & set(refused(tmp_path, label).column_names) == set()
+    assert {"image", "vector"} & set(refused(tmp_path, lost).column_names) == {"image"}
 
 
 def _index_all(writer: Writer, inbox: Path) -> None:

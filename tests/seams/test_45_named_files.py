@@ -22,6 +22,7 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.exporting import export
 from stream_odml.exchange.places import open_target
 from stream_odml.storage.atomic import write_named
+from tests.ingest.pictures import picture
 
 
 def fails(file: Any) -> None:
@@ -150,6 +151,11 @@ def test_a_table_without_images_is_none_to_begin_with(tmp_path: Path, column: st
         look_at(tmp_path / "v.parquet")
     with pytest.raises(ValueError, match=r"holds no images.*stream-odml adopt"):
         list(raw_items(tmp_path / "v.parquet"))  # what the demo reads
+    with pytest.raises(ValueError, match=r"holds no images.*stream-odml adopt"):
+        look_at(tmp_path)
+    (tmp_path / "oak").mkdir()
+    (tmp_path / "oak" / "leaf.png").write_bytes(picture(1, "PNG"))
+    assert look_at(tmp_path).by_class == {"oak": 1}, "beside images it is passed over"
 
 
 def test_what_a_library_draws_is_one_line_with_the_remedy() -> None:
