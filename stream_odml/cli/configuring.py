@@ -72,7 +72,10 @@ def init(
         gpus=torch.cuda.device_count(),
     )
     if weights is not None and not weights.is_file():
-        line = f"{weights} is not here: put the weights there before you run the stream, or correct the path"
+        what = (
+            "is a folder: name the file in it" if weights.is_dir() else "is not here: put the weights there"
+        )
+        line = f"{weights} {what} before you run the stream, or correct the path"
         say(out, line, "yellow")
     root = write_config(path, out_file, seen, wishes)
     say(out, f"wrote {out_file}. Next:")

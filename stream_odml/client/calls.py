@@ -9,7 +9,7 @@ import base64
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
@@ -73,8 +73,13 @@ def search_image(image: Image, **options: Unpack[Options]) -> Call[answers.Searc
 def search_vector(
     vector: Vector, version: str | None = None, **options: Unpack[Options]
 ) -> Call[answers.SearchResult]:
-    """Return neighbours of a vector [d] made by `version`; an older one is mapped, an unknown one refused."""
-    body = {"vector": np.asarray(vector, np.float32).tolist(), **_options(options), **_given(version=version)}
+    """Return neighbours of a vector [d] made by `version`; an older one is mapped, an unknown one refused. ValueError
+    for values that are not finite."""
+    with np.errstate(over="ignore"):
+        array = np.asarray(vector, np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError("the vector holds NaN, infinity, or more than float32 can; embed the image again")
+    body = {"vector": array.tolist(), **_options(options), **_given(version=version)}
     return Call("POST", "/v1/search", answers.search_result, body)
 
 
@@ -259,6 +264,8 @@ def _base64(image: Image) -> str:
 
 
 def _quoted(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no text; ids, classes, shards, tasks and versions are named by text")
     # "." and ".." would be taken for folders of the address, unless they are quoted themselves.
     try:
         return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")
@@ -269,4 +276,6 @@ def _quoted(name: str) -> str:
 
 
 def _iso(time: datetime | None) -> str | None:
+    if time is not None and not isinstance(time, date):
+        raise TypeError(f"{time!r} is no time; give a datetime")
     return None if time is None else time.isoformat()

@@ -3,12 +3,14 @@ of the one stream that a client talks to."""
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 
 from stream_odml.client.calls import Call
 
@@ -65,16 +67,29 @@ def in_header(value: str, name: str) -> str:
 def request(
     client: httpx.Client | httpx.AsyncClient, call: Call[T], more_headers: Mapping[str, str]
 ) -> httpx.Request:
-    """Return the request that makes `call`."""
+    """Return the request that makes `call`. Raises ValueError or TypeError for values that JSON has no form for."""
     sent = {name: in_header(value, name) for name, value in {**call.headers, **more_headers}.items()}
     try:
+        body = None
+        if call.json is not None:
+            body = json.dumps(call.json, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+            sent["Content-Type"] = "application/json"
         return client.build_request(
-            call.method, call.path, json=call.json, params=dict(call.params) or None, headers=sent
+            call.method, call.path, content=body, params=dict(call.params) or None, headers=sent
         )
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{error.object[:80]!a} holds a lone surrogate, which is no text; correct it"
         ) from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(
+        f"{type(value).__name__} {value!r:.80} cannot be sent; give text, numbers, lists and dicts"
+    )
 
 
 def wait_s(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from stream_odml.config.masking import masked
 from stream_odml.config.mistakes import OnceLoader, mistakes, yaml_problem
@@ -20,7 +21,7 @@ from stream_odml.config.service import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, S
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.learn.settings import METHODS, PRETRAINED, SOLVING_METHODS, EmbedderSpec, StageSettings
-from stream_odml.storage.reading import scheme_of
+from stream_odml.storage.reading import check_bucket, scheme_of
 from stream_odml.storage.regular import check_root, checked_path
 
 
@@ -208,7 +209,9 @@ class StreamConfig(Section):
     @field_validator("root")
     @classmethod
     def _root_can_hold_tables(cls, root: str) -> str:
-        if not scheme_of(root):
+        if scheme_of(root):
+            check_bucket(root)
+        else:
             check_root(root)
         return root
 
@@ -314,7 +317,15 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Strea
         data = {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds a {type(data).__name__}; expected keys such as `root: my-stream`")
-    return parse_config(_merge(data, overrides or {}), str(path))
+    # A section of which every line is commented out is one with its defaults.
+    filled = {name: part for name, part in data.items() if part is not None or not _is_section(name)}
+    return parse_config(_merge(filled, overrides or {}), str(path))
+
+
+def _is_section(name: str) -> bool:
+    field = StreamConfig.model_fields.get(name)
+    kind = None if field is None else field.annotation
+    return isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, BaseModel))
 
 
 def parse_config(data: Mapping[str, Any], where: str = "config") -> StreamConfig:

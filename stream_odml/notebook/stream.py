@@ -98,7 +98,10 @@ class Stream(ABC):
             if not isinstance(text, str):
                 raise ValueError(f"classes and attributes are text, and {text!r} is none; write '{text}'")
         moments = [_moment(time, name) for time, name in ((after, "after"), (before, "before"))]
-        return self._search(subject_of(query), Asked(int(k), version, named, attributes, *moments))
+        subject = subject_of(query)
+        if version is not None and isinstance(subject, bytes):
+            raise ValueError("version says which model made a vector; an image is embedded by the served one")
+        return self._search(subject, Asked(int(k), version, named, attributes, *moments))
 
     @abstractmethod
     def _search(self, subject: Subject, asked: Asked) -> Items: ...

@@ -118,7 +118,9 @@ class Answering:
         except UnknownVersion as error:
             raise unprocessable("retired_version", str(error), "embed the images again") from None
         except ValueError as error:
-            raise ApiError(409, "no_portable_map", str(error)) from None
+            raise ApiError(
+                409, "no_portable_map", str(error), "ask the service to map: send the vector with its version"
+            ) from None
 
     async def _dim_of(self, bundle: Bundle, version: str) -> int:
         snapshot = bundle.snapshot

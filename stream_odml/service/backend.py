@@ -249,7 +249,9 @@ class Driver:
 def refusal(cause: BaseException) -> ApiError:
     """Return the error that a client gets for one of the driver."""
     if isinstance(cause, UnknownVersion | UnknownSubject):
-        return not_found("unknown_subject", str(cause)[:500])
+        return not_found(
+            "unknown_subject", str(cause)[:500], "look what there is under /v1/status and /v1/versions"
+        )
     if isinstance(cause, ValueError):
         return ApiError(409, "refused", "the driver refused the request", "look at its log for the reason")
     return unavailable("driver_failed", "the driver failed on the request", 5)

@@ -179,7 +179,9 @@ def vector_from(value: object) -> Floats:
     """Return one vector [d] out of a JSON list of numbers. ApiError 422 for anything else, also NaN and infinity."""
     row = _list(value, "vector")
     if not row or not all(type(x) is float or type(x) is int for x in row):
-        raise unprocessable("bad_vector", "the vector is empty or holds something that is no number")
+        raise unprocessable(
+            "bad_vector", "the vector is empty or holds something that is no number", "send a list of numbers"
+        )
     try:
         with np.errstate(over="ignore"):
             return _finite(np.array(row, dtype=np.float64).astype(np.float32))
@@ -205,7 +207,11 @@ def _packed(value: Mapping[str, Any]) -> Floats:
     dim = integer(value.get("dim"), "dim", 1, 65_536)
     data = from_base64(value.get("base64"), "vectors.base64")
     if not data or len(data) % (4 * dim):
-        raise unprocessable("bad_vector", f"{len(data)} bytes are no rows of {dim} float32 values")
+        raise unprocessable(
+            "bad_vector",
+            f"{len(data)} bytes are no rows of {dim} float32 values",
+            "send 4 bytes for each value",
+        )
     return np.frombuffer(data, dtype="<f4").reshape(-1, dim).astype(np.float32)
 
 
@@ -234,7 +240,11 @@ def query_from_json(body: Mapping[str, Any], max_k: int) -> Query:
     chosen = body.get("filter")
     chosen = {} if chosen is None else chosen
     if not isinstance(chosen, dict):
-        raise unprocessable("bad_filter", "filter is not an object")
+        raise unprocessable(
+            "bad_filter",
+            "filter is not an object",
+            'send {"class": [...], "attributes": {...}, "from": ..., "to": ...}',
+        )
     known_keys(chosen, _FILTER_KEYS)
     group_by = body.get("group_by")
     if group_by not in (None, "class"):
@@ -275,7 +285,9 @@ def _wanted_attributes(value: object) -> dict[str, str]:
         return {}
     if not isinstance(value, dict) or len(value) > MAX_FILTER_ATTRIBUTES:
         raise unprocessable(
-            "bad_attributes", f"attributes is not an object of at most {MAX_FILTER_ATTRIBUTES} strings"
+            "bad_attributes",
+            f"attributes is not an object of at most {MAX_FILTER_ATTRIBUTES} strings",
+            "send names with the text that each shall have",
         )
     return {name_from(key, "attribute"): _wanted_value(key, text) for key, text in value.items()}
 
@@ -365,7 +377,7 @@ def from_base64(value: object, field: str) -> bytes:
 
 def _list(value: object, field: str) -> Sequence[Any]:
     if not isinstance(value, list):
-        raise unprocessable("bad_request_field", f"{field} is not a list")
+        raise unprocessable("bad_request_field", f"{field} is not a list", "send a list")
     return value
 
 

@@ -22,7 +22,7 @@ class ApiError(Exception):
     """A refusal with its HTTP status, a stable `error` code, what was seen, and what to do about it."""
 
     def __init__(
-        self, status: int, error: str, detail: str, remedy: str = "", headers: Mapping[str, str] | None = None
+        self, status: int, error: str, detail: str, remedy: str, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(detail)
         self.status, self.error, self.detail, self.remedy = status, error, detail, remedy
@@ -34,17 +34,17 @@ class ApiError(Exception):
         return JSONResponse(body, self.status, self.headers)
 
 
-def bad_request(detail: str, remedy: str = "") -> ApiError:
+def bad_request(detail: str, remedy: str) -> ApiError:
     """Return error 400: the request cannot be read."""
     return ApiError(400, "bad_request", detail, remedy)
 
 
-def unprocessable(error: str, detail: str, remedy: str = "") -> ApiError:
+def unprocessable(error: str, detail: str, remedy: str) -> ApiError:
     """Return error 422: the request is readable, but invalid."""
     return ApiError(422, error, detail, remedy)
 
 
-def not_found(error: str, detail: str, remedy: str = "") -> ApiError:
+def not_found(error: str, detail: str, remedy: str) -> ApiError:
     """Return error 404: the item, class or version does not exist (any more)."""
     return ApiError(404, error, detail, remedy)
 
@@ -55,7 +55,7 @@ def version_named(tree: VersionTree, name: str) -> str | None:
     try:
         return tree.named(name)
     except AmbiguousVersion as error:
-        raise unprocessable("ambiguous_version", str(error)) from None
+        raise unprocessable("ambiguous_version", str(error), "write more of its name") from None
     except UnknownVersion:
         return None
 

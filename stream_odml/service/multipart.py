@@ -38,7 +38,10 @@ class Part:
         try:
             return self.content.decode("utf-8")
         except UnicodeDecodeError:
-            raise bad_request(f"the form field {self.name[:80]!a} is not UTF-8 text") from None
+            raise bad_request(
+                f"the form field {self.name[:80]!a} is not UTF-8 text",
+                "send text as UTF-8; the part of an image is named `image`",
+            ) from None
 
 
 def images_of(parts: Sequence[Part]) -> list[bytes]:
@@ -70,7 +73,7 @@ def parse_multipart(content_type: str, body: bytes) -> list[Part]:
 
     def add(name: bytes | None, content: bytes | None) -> None:
         if len(parts) == MAX_PARTS:
-            raise bad_request(f"the multipart form has more than {MAX_PARTS} parts")
+            raise bad_request(f"the multipart form has more than {MAX_PARTS} parts", "send several requests")
         parts.append(Part((name or b"").decode("utf-8", "replace"), content or b""))
 
     def add_file(file: File) -> None:
@@ -97,5 +100,5 @@ def parse_multipart(content_type: str, body: bytes) -> list[Part]:
             "let an HTTP library write it",
         ) from None
     if not whole:
-        raise bad_request("the multipart form is cut off")
+        raise bad_request("the multipart form is cut off", "send all of it, with its last boundary")
     return parts

@@ -22,7 +22,7 @@ from deltalake.fs import DeltaStorageHandler
 from stream_odml.storage.atomic import write_whole
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.storage.delta_compat import open_output
-from stream_odml.storage.reading import scheme_of
+from stream_odml.storage.reading import check_bucket, scheme_of
 from stream_odml.storage.regular import (
     UnsafePath,
     check_root,
@@ -194,8 +194,7 @@ def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files
     """Return files under `uri`: a local path when it has no scheme, else what the scheme names. Raises ValueError for
     a local path that cannot hold Delta tables."""
     if scheme_of(uri):
-        if not uri.partition("://")[2].strip("/"):
-            raise ValueError(f"{uri} names no bucket; write s3://BUCKET/PREFIX")
+        check_bucket(uri)
         return ObjectFiles(uri.rstrip("/"), storage_options)
     return LocalFiles(check_root(uri))
 

@@ -17,6 +17,12 @@ StorageOptions = Mapping[str, str]
 RETRY_ATTEMPTS = 6
 
 
+def check_bucket(uri: str) -> None:
+    """Raise ValueError for a place in an object store that names no bucket."""
+    if not uri.partition("://")[2].strip("/"):
+        raise ValueError(f"{uri} names no bucket; write s3://BUCKET/PREFIX")
+
+
 def scheme_of(place: str) -> str:
     """Return what a place says before `://`; nothing for a local path."""
     scheme, found, _ = place.partition("://")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from stream_odml.client import AsyncClient, Client, NewImage, ServiceError, ServiceUnreachable, WrongStream
@@ -94,6 +96,43 @@ def test_a_lone_surrogate_is_named(ask: Callable[[Client], Any]) -> None:
     transport = httpx.MockTransport(lambda request: pytest.fail("it was sent"))
     with Client("http://x", transport=transport) as client, pytest.raises(ValueError, match="lone surrogate"):
         ask(client)
+
+
+UNSENT: list[tuple[Callable[[Client], Any], str]] = [
+    (lambda client: client.search_vector(np.array([1, np.nan])), "holds NaN"),
+    (lambda client: client.search_vector([1e300, 1.0]), "holds NaN"),
+    (lambda client: client.search_vector([1.0], k=object()), "object .* cannot be sent"),  # type: ignore[arg-type]
+    (lambda client: client.search_vector([1.0], k=float("nan")), "JSON"),  # type: ignore[arg-type]
+    (lambda client: client.get(5), "5 is no text"),  # type: ignore[arg-type]
+    (lambda client: client.rollback(b"v1"), "b'v1' is no text"),  # type: ignore[arg-type]
+    (lambda client: client.classes(since="yesterday"), "'yesterday' is no time"),  # type: ignore[arg-type]
+    (lambda client: client.search_vector([1.0], after=3), "3 is no time"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("ask", "said"), UNSENT, ids=range(len(UNSENT)))
+def test_what_cannot_be_sent_is_told_by_its_name(ask: Callable[[Client], Any], said: str) -> None:
+    transport = httpx.MockTransport(lambda request: pytest.fail("it was sent"))
+    with (
+        Client("http://x", transport=transport) as client,
+        pytest.raises((ValueError, TypeError), match=said),
+    ):
+        ask(client)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    sent: list[Any] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        sent.append((request.headers["content-type"], json.loads(request.content)))
+        return httpx.Response(200, json={"version": "v", "sequence": 1, "hits": []})
+
+    with Client("http://x", transport=httpx.MockTransport(note)) as client:
+        k: Any = np.int64(3)
+        client.search_vector(np.array([0.5, 1]), k=k, attributes={"lot": np.str_("é")})
+    assert sent == [
+        ("application/json", {"vector": [0.5, 1.0], "k": 3, "filter": {"attributes": {"lot": "é"}}})
+    ]
 
 
 @pytest.mark.parametrize("value", ["geheim\nx", "gehe\x00im", "пароль-geheim", "geheim\x7f"])

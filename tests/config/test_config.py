@@ -127,6 +127,24 @@ def test_what_yaml_takes_for_something_else_is_named(tmp_path: Path, text: str, 
         load_config(tmp_path / "c.yaml")
 
 
+@pytest.mark.parametrize(
+    "section",
+    [name for name, f in StreamConfig.model_fields.items() if f.annotation is not str and name != "seed"],
+)
+def test_a_section_of_which_all_is_commented_out_has_its_defaults(tmp_path: Path, section: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"root: r\n{section}:\n  # nothing\n")
+    assert load_config(tmp_path / "c.yaml") == StreamConfig(root="r")
+    (tmp_path / "c.yaml").write_text("root:\n")
+    with pytest.raises(ConfigError, match="root"):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("root", ["s3://", "s3:///"])
+def test_an_object_store_without_a_bucket_is_no_root(root: str) -> None:
+    with pytest.raises(ConfigError, match="names no bucket; write s3://BUCKET/PREFIX"):
+        parse_config({"root": root})
+
+
 @pytest.mark.parametrize("port", ["0", "8000", "0x1F90", "8_000", "'8000'", "+8000"])
 def test_numbers_as_people_write_them(tmp_path: Path, port: str) -> None:
     (tmp_path / "c.yaml").write_text(f"service: {{port: {port}}}\ngate: {{certainty: 1.5e+0}}\ncluster: {{}}")

@@ -99,6 +99,8 @@ def test_a_root_and_its_service_say_the_same(
         root.search(np.zeros((4, 4)))
     with pytest.raises(FileNotFoundError, match="no image"):
         root.search("nothing.png")
+    with pytest.raises(ValueError, match="version says which model made a vector"):
+        root.search(picture(70), version="v0001")
 
 
 def test_a_rare_class_is_found_among_more_items_than_are_sampled(

@@ -108,9 +108,11 @@ class FakeBackend:
         await asyncio.sleep(self.delay_s)
         vectors, version, query = self._vectors_of(question.subject), question.version, question.query
         if version is not None and version not in {row.version_id for row in self.versions_list}:
-            raise unprocessable("unknown_version", f"no version {version!a}")
+            raise unprocessable("unknown_version", f"no version {version!a}", "ask for another")
         if vectors.shape[1] != self.dim:
-            raise unprocessable("bad_vector", f"the vector has {vectors.shape[1]} values, not {self.dim}")
+            raise unprocessable(
+                "bad_vector", f"the vector has {vectors.shape[1]} values, not {self.dim}", "embed it again"
+            )
         scores = unit(vectors) @ self.vectors.T
         return Answer(self.head, self.sequence, [self._hits(row, query) for row in scores])
 
@@ -135,7 +137,7 @@ class FakeBackend:
         if isinstance(subject, np.ndarray):
             return subject
         if any(not image.startswith(b"\x89PNG") for image in subject):
-            raise unprocessable("not_an_image", "the bytes are no image of a known format")
+            raise unprocessable("not_an_image", "the bytes are no image of a known format", "send one")
         return self.vectors[: len(subject)]
 
     def stream_id(self) -> str | None:

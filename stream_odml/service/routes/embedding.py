@@ -47,7 +47,7 @@ def _from_json(body: dict[str, Any]) -> tuple[list[bytes], bool]:
     known_keys(body, _KEYS)
     packed = body.get("packed", False)
     if not isinstance(packed, bool):
-        raise unprocessable("bad_packed", "packed is neither true nor false")
+        raise unprocessable("bad_packed", "packed is neither true nor false", "send true or leave it out")
     if ("image" in body) == ("images" in body):
         raise unprocessable("bad_batch", "the request has neither or both of image and images", "send one")
     images = body["images"] if "images" in body else [body["image"]]

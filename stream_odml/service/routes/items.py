@@ -84,7 +84,7 @@ def _from_body(body: dict[str, Any]) -> list[NewItem]:
 
 def _from_json(item: Any) -> NewItem:
     if not isinstance(item, dict):
-        raise unprocessable("bad_items", "an item is not an object")
+        raise unprocessable("bad_items", "an item is not an object", 'send {"image": base64, "class": name}')
     known_keys(item, _ITEM_KEYS)
     if "vector" not in item:
         return _image(from_base64(item.get("image"), "image"), item)
@@ -125,7 +125,7 @@ def _from_form(parts: list[Part]) -> list[NewItem]:
 
 def _image(data: bytes, fields: dict[str, Any]) -> NewItem:
     if not data:
-        raise unprocessable("bad_image", "an image has no bytes")
+        raise unprocessable("bad_image", "an image has no bytes", "send the content of an image file")
     return NewItem(image=data, class_name=class_from(fields.get("class")), **_about(fields))
 
 
@@ -150,7 +150,11 @@ async def thumbnail(item_id: str, request: Request) -> Response:
     if data is None:
         if await backend.item(normalised(whole)) is not None:  # a client that leaves slashes as they are
             return await item(whole, request)
-        raise not_found("no_thumbnail", f"item {item_id[:80]!a} has no thumbnail")
+        raise not_found(
+            "no_thumbnail",
+            f"item {item_id[:80]!a} has no thumbnail",
+            "the service keeps none; show another picture",
+        )
     return Response(data, media_type=image_type(data), headers={"Cache-Control": "private, max-age=3600"})
 
 

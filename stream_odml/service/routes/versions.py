@@ -81,7 +81,12 @@ async def relearn(
     backend = backend_of(request, "relearn")
     history = await backend.versions()
     if task in history.tree.learnt():
-        raise ApiError(409, "learnt", f"the served version {history.tree.head} has learnt {task}")
+        raise ApiError(
+            409,
+            "learnt",
+            f"the served version {history.tree.head} has learnt {task}",
+            "nothing is to be done",
+        )
     for row in history.not_learnt:
         if row["task"] == task and row["reason"].endswith(NOTHING):
             raise ApiError(409, "nothing_to_learn", f"{task} holds {row['reason']}", row["remedy"])
