@@ -49,10 +49,10 @@ MAX_CLASSES, MAX_ITEMS_PER_CLASS, MAX_OTHERS = 192, 16, 2048
 """Of the sample: so many classes with so many items, and one item of so many other classes, which only distract."""
 BONUSES = np.linspace(-0.25, 1.0, 126)
 BONUSES_AMONG_ALL, COST, MIN_ASKED, MIN_NEW = np.linspace(0.0, 0.25, 51), 0.01, 200, 6
-"""Where the known part compares all items, new ones have the bonus that is best for both kinds, seen by so many queries
-of each at least, in all galleries, and beside so many new classes. Left out for it are classes that the trunk was not
-trained on: what it gives to others cannot be seen, as they are found whatever it is. While all trained the trunk, it is
-the largest that takes no more recall than COST from known classes, where a quarter of the classes is new."""
+"""Where the known part compares all items, new ones have the largest bonus that takes no more recall than COST from
+known classes, where a quarter of the classes is new, or the one that is best for both kinds, if that is more: by classes
+left out that the trunk was not trained on, as it finds others whatever the bonus is. Either is seen by so many queries
+of each kind at least, in all galleries, and beside so many new classes."""
 
 
 def sample_rows(keys: Sequence[str], classes: Sequence[str]) -> Indices:
@@ -93,9 +93,9 @@ def choose_head(
     large a share as can be of what one part for all would reach, for the kind that is worse off. Of more classes than
     dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
     the layer that the trunk was trained behind (`layer_lD`) where that finds more; once it does, until it finds less.
-    New items then have the `bonus_among_all` by which both kinds are found best, judged by classes that the trunk was
-    not `trained` on. After a stage that trained it on all, that of the head before holds (`earlier`); before any, it is
-    the largest that known ones can spare.
+    New items then have the largest `bonus_among_all` that known ones can spare, or the one by which both kinds are
+    found best, if that is more, judged by classes that the trunk was not `trained` on. After a stage that trained it on
+    all, that of the head before holds (`earlier`).
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
@@ -160,12 +160,11 @@ def _bonus_among_all(
 ) -> float:
     """Return the bonus of new items where one part compares all; none where nothing can be seen of it."""
     recalls = [] if untrained is None else list(untrained.recalls(s, BONUSES_AMONG_ALL))
-    if _tell_enough(recalls):
-        return _best_of_both(recalls)
-    if earlier is not None and earlier.knows_all and earlier.bonus_among_all:
+    if not _tell_enough(recalls) and earlier is not None and earlier.knows_all and earlier.bonus_among_all:
         return earlier.bonus_among_all
+    best = _best_of_both(recalls) if _tell_enough(recalls) else 0.0
     recalls = [one for fold in folds for one in fold.recalls(s, BONUSES_AMONG_ALL)]
-    return _spared(recalls) if _tell_enough(recalls) else 0.0
+    return max(best, _spared(recalls)) if _tell_enough(recalls) else best
 
 
 def _tell_enough(recalls: list[Recalls]) -> bool:

@@ -109,23 +109,29 @@ def test_what_known_ones_can_spare_is_seen_by_enough_queries_and_beside_enough_n
 
 
 def test_of_untrained_classes_the_bonus_is_the_least_by_which_both_kinds_are_found_best() -> None:
-    spares = [Seen(STEPS, RISES)]
+    spares = [Seen(0.9 - 0.2 * SHARE, RISES)]
+    assert bonus(spares) == 0.01
     assert bonus(spares, Seen(0.9 - 0.4 * SHARE, RISES)) == 0.05
-    assert bonus(spares, Seen(0.9 - 0.4 * SHARE, np.full_like(RISES, 0.8))) == 0.0
     assert bonus(spares, Seen(np.full_like(FALLS, 0.9), 0.5 + 0.3 * SHARE)) == 0.25
-    assert bonus(spares, Seen(np.zeros_like(FALLS), np.zeros_like(FALLS))) == 0.0
-    # Too few of them tell nothing: what known ones can spare holds.
-    assert bonus(spares, Seen(0.9 - 0.4 * SHARE, RISES, n_new=5)) == 0.1
-    assert bonus(spares, Seen(0.9 - 0.4 * SHARE, RISES, asked=199)) == 0.1
+    # No less than what known ones can spare, which holds alone where too few tell more.
+    nothing = np.zeros_like(RISES)
+    for untrained in (
+        Seen(0.9 - 0.4 * SHARE, np.full_like(RISES, 0.8)),
+        Seen(nothing, nothing),
+        Seen(0.9 - 0.4 * SHARE, RISES, n_new=5),
+        Seen(0.9 - 0.4 * SHARE, RISES, asked=199),
+    ):
+        assert bonus(spares, untrained) == 0.01
+    assert bonus([], Seen(0.9 - 0.4 * SHARE, RISES)) == 0.05
 
 
 def test_after_a_stage_that_trained_the_trunk_on_all_the_bonus_of_before_holds() -> None:
-    spares, untrained = [Seen(STEPS, RISES)], Seen(0.9 - 0.4 * SHARE, RISES)
+    spares, untrained = [Seen(0.9 - 0.2 * SHARE, RISES)], Seen(0.9 - 0.4 * SHARE, RISES)
     before = HeadSettings(knows_all=True, bonus_among_all=0.07)
     assert bonus(spares, None, before) == 0.07
     assert bonus(spares, untrained, before) == 0.05
-    assert bonus(spares, None, replace(before, knows_all=False)) == 0.1
-    assert bonus(spares, None, replace(before, bonus_among_all=0.0)) == 0.1, "of an earlier release"
+    assert bonus(spares, None, replace(before, knows_all=False)) == 0.01
+    assert bonus(spares, None, replace(before, bonus_among_all=0.0)) == 0.01, "of an earlier release"
 
 
 def test_a_head_that_was_stored_before_there_was_such_a_bonus_has_none() -> None:
