@@ -50,9 +50,9 @@ MAX_CLASSES, MAX_ITEMS_PER_CLASS, MAX_OTHERS = 192, 16, 2048
 BONUSES = np.linspace(-0.25, 1.0, 126)
 BONUSES_AMONG_ALL, COST, MIN_ASKED, MIN_NEW = np.linspace(0.0, 0.25, 51), 0.01, 200, 6
 """Where the known part compares all items, new ones have the largest bonus that takes no more recall than COST from
-known classes, where a quarter of the classes is new, or the one that is best for both kinds, if that is more: by classes
-left out that the trunk was not trained on, as it finds others whatever the bonus is. Either is seen by so many queries
-of each kind at least, in all galleries, and beside so many new classes."""
+known classes, where a quarter of the classes is new. Or the one that is best for both kinds, if that is more: told by
+left out classes that the trunk was not trained on, as it finds others whatever the bonus is. Either is seen by so many
+queries of each kind at least, in all galleries, and beside so many new classes."""
 
 
 def sample_rows(keys: Sequence[str], classes: Sequence[str]) -> Indices:
