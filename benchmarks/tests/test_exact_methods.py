@@ -57,13 +57,13 @@ def test_methods_whose_head_is_solved_resume_and_are_measured_by_it(
 
     trained_on: list[int] = []
 
-    def told(*rest: Any, trained: Collection[str], **more: Any) -> Solved:
+    def noted(*rest: Any, trained: Collection[str], **more: Any) -> Solved:
         trained_on.append(len(trained))
         return solve(*rest, trained=trained, **more)
 
     with monkeypatch.context() as watched:
         watched.setattr(Run, "_keep", seen)
-        watched.setattr("benchmarks.quality.exact.solve", told)
+        watched.setattr("benchmarks.quality.exact.solve", noted)
         run(watched, arguments(parquet, whole, *words))
     frozen, moved, joint = trained_on[-9:-6], trained_on[-6:-3], trained_on[-3:]
     assert frozen == [6, 6, 6], "classes that a trunk was trained on"

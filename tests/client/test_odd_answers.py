@@ -111,7 +111,7 @@ UNSENT: list[tuple[Callable[[Client], Any], str]] = [
 
 
 @pytest.mark.parametrize(("ask", "said"), UNSENT, ids=range(len(UNSENT)))
-def test_what_cannot_be_sent_is_told_by_its_name(ask: Callable[[Client], Any], said: str) -> None:
+def test_what_cannot_be_sent_is_named(ask: Callable[[Client], Any], said: str) -> None:
     transport = httpx.MockTransport(lambda request: pytest.fail("it was sent"))
     with (
         Client("http://x", transport=transport) as client,

@@ -98,11 +98,11 @@ def test_a_head_is_chosen_with_the_classes_that_its_trunk_was_trained_on(
     """Others tell what serves classes to come."""
     given: list[set[str]] = []
 
-    def told(*rest: Any, trained: Collection[str], **more: Any) -> HeadSettings:
+    def noted(*rest: Any, trained: Collection[str], **more: Any) -> HeadSettings:
         given.append(set(trained))
         return choose_head(*rest, **more, trained=trained)
 
-    monkeypatch.setattr(head_solving, "choose_head", told)
+    monkeypatch.setattr(head_solving, "choose_head", noted)
     stream = distilled(tmp_path)
     base, second = ({one.class_name for one in CATEGORIES[i : i + 3]} for i in (0, 3))
     assert stream.improve() is not None
