@@ -1,7 +1,8 @@
 """Taking over a gallery of another store: block by block, each of which is a shard that landed and was indexed at once.
 
 Protects: a block is committed whole and once; the same command, after whatever ended it, goes on behind the last one.
-Nothing is made before the source, the root and the model were found to fit.
+Nothing is made before the source, the root and the model were found to fit. Vectors that a stream gave out begin a new
+stream, and are never mixed with features.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def adopt(
     """
     began = time.perf_counter()
     there = root_there(config)
+    _check_origin(source, there)
     config = fitted(config, source, there)
     _, writer = claim_root(config, there, f"adopt {source.name}", dim=source.dim)
     try:
@@ -116,6 +118,23 @@ def fitted(config: StreamConfig, source: GallerySource, there: Store | None) -> 
             "name the model that made the vectors with --model, or another root"
         )
     return config
+
+
+def _check_origin(source: GallerySource, there: Store | None) -> None:
+    """Raise ExchangeError for vectors of a served version, unless they are all that was adopted into the root: features
+    of its items are of another space."""
+    if source.origin is None or there is None:
+        return
+    if source.origin.stream != there.stream_id:
+        taken = [shard.counts.get(ADOPTED, {}) for shard in there.ledger.shards.values()]
+        ours = source.identity, list(source.origin)
+        # What an earlier release began to take over says nothing of its space.
+        if not taken or any(said.get("source") == ours[0] or said.get("origin") == ours[1] for said in taken):
+            return
+    raise ExchangeError(
+        f"{source.name} has {source.origin.words}, and {masked_text(there.uri)} holds vectors of another space; "
+        "name a new root, or adopt what those vectors were made of"
+    )
 
 
 def _taken(store: Store, identity: str) -> list[ShardState]:
@@ -160,6 +179,7 @@ def _take(
                 read += len(block.table)
                 about = {"source": source.identity, "place": masked_text(source.name), "next": block.cursor}
                 about |= {"read": read, "error": block.error, "worst": block.worst}
+                about |= {"origin": source.origin and list(source.origin)}
                 batch = replace(batch, counts={shard_id: {**batch.counts[shard_id], ADOPTED: about}})
                 writer.adopt(block.shard or _ref(shard_id, source, batch.rows.nbytes), batch)
                 cursor, number, pauses = block.cursor, number + 1, list(PAUSES_S)

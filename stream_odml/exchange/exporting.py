@@ -24,6 +24,7 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.places import open_target
 from stream_odml.exchange.rows import Gallery
 from stream_odml.exchange.syncing import sync
+from stream_odml.ingest.served_vectors import KEY
 from stream_odml.learn.given_vectors import spec_of
 from stream_odml.storage.atomic import drop_strays, write_whole
 from stream_odml.storage.reading import scheme_of
@@ -162,7 +163,7 @@ def _write(folder: Path, name: str, fill: Callable[[IO[bytes]], object]) -> str:
 
 def _parquet(gallery: Gallery, folder: Path) -> list[str]:
     def fill(file: IO[bytes]) -> None:
-        schema = gallery.table(np.arange(0)).schema.with_metadata({"stream_odml": json.dumps(about(gallery))})
+        schema = gallery.table(np.arange(0)).schema.with_metadata({KEY: json.dumps(about(gallery))})
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for rows in gallery.blocks():
                 writer.write_table(rows.replace_schema_metadata(schema.metadata))
@@ -180,6 +181,7 @@ def _faiss(gallery: Gallery, folder: Path) -> list[str]:
         index.add(_matrix(rows))
         ids.append(rows.drop_columns(["vector"]))
     table = pa.concat_tables(ids) if ids else gallery.table(np.arange(0)).drop_columns(["vector"])
+    table = table.replace_schema_metadata({KEY: json.dumps(about(gallery))})
     data = faiss.serialize_index(index).tobytes()
     return [
         _write(folder, "items.faiss", lambda file: file.write(data)),
@@ -193,6 +195,7 @@ def _npz(gallery: Gallery, folder: Path) -> list[str]:
     arrays: dict[str, Any] = {
         name: np.array(rows[name].to_pylist(), str) for name in rows.column_names if name != "vector"
     }
+    arrays[KEY] = np.array([json.dumps(about(gallery))])
     vectors = np.concatenate([_matrix(block) for block in blocks])
     return [_write(folder, "items.npz", lambda file: np.savez(file, vector=vectors, **arrays))]
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from stream_odml.exchange.errors import ExchangeError, SourceLost
 from stream_odml.exchange.files_source import identity_of
 from stream_odml.exchange.source import ID, VECTOR, Block, Names, as_lists, choose, rows_at_once
+from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
 INDEXES = (".faiss", ".index", ".ivf")
@@ -49,8 +50,9 @@ class FaissSource:
                 f"{path} has ids of its own, and keeps its vectors in no order that {ids} could follow; leave --ids out"
             )
         self._table = None if ids is None else _ids_table(ids, self.count)
-        self._chosen = None
+        self._chosen = self.origin = None
         if self._table is not None:
+            self.origin = origin_of(self._table.schema.names, self._table.schema.metadata)
             schema = self._table.schema.append(pa.field(VECTOR, pa.list_(pa.float32())))
             self._chosen = choose(schema, replace(names, vector=VECTOR), str(ids))
         self.identity = identity_of([path, *([ids] if ids else [])], names)

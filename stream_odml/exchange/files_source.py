@@ -31,8 +31,9 @@ from stream_odml.exchange.source import (
     rows_at_once,
 )
 from stream_odml.ingest.arrow_rows import class_names_of
-from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column
+from stream_odml.ingest.npz_rows import NpyRows, arrays_of, column, origin_of_arrays
 from stream_odml.ingest.passed_over import in_words, is_foreign, table_kind
+from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.storage.regular import UnsafePath, hash_regular
 from stream_odml.wording import first_line
 
@@ -107,6 +108,8 @@ class TableSource:
         for name in added:
             schema = schema.append(pa.field(name, pa.string()))
         self._chosen = choose(schema, names, self.name)
+        origins = (origin_of(one.names, one.metadata) for one in map(_schema, self._files))
+        self.origin = next((one for one in origins if one is not None), None)
         self._added = [name for name in self._chosen.columns if name in added]
         _check_alike(self._files, self._chosen, self._added)
         self.count = sum(_count(file) for file in self._files)
@@ -223,6 +226,7 @@ class NpzSource:
         try:
             with zipfile.ZipFile(path) as archive:
                 arrays = _arrays(archive, names)
+                self.origin = origin_of_arrays(archive)
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise ExchangeError(f"{path} is no npz of plain arrays: {first_line(error)}") from None
         fields = [pa.field(name, _arrow_type(array)) for name, array in arrays.items()]

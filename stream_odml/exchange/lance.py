@@ -27,6 +27,7 @@ from stream_odml.exchange.source import (
 )
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
+from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
 EXAMPLE = "lancedb:///FOLDER/TABLE"
@@ -85,6 +86,7 @@ class LanceSource:
                 f"{self.name}: there is no table {place.name!r} ({first_line(error)[:80]}); {there}"
             ) from None
         self._chosen = choose(self._table.schema, names, self.name)
+        self.origin = origin_of(self._table.schema.names, self._table.schema.metadata)
         self.count = int(self._table.count_rows())
         first = self._table.search().select([self._chosen.vector]).limit(_READ // 2).to_arrow()
         if not len(first):

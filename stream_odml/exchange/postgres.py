@@ -28,6 +28,7 @@ from stream_odml.exchange.source import (
 )
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, table_name
 from stream_odml.exchange.urls import PASSWORD_REMEDY, Place, connection_of, place_of
+from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
 EXAMPLE = "postgresql://USER:PASSWORD@HOST/DATABASE?table=NAME"
@@ -83,6 +84,7 @@ class PostgresSource:
         self.name = self._place.shown
         sql = library("psycopg.sql", EXTRA)
         self._columns = self._look()
+        self.origin = origin_of(self._columns)
         self._vector = self._named(names.vector, "--vector") or self._only()
         self._id = self._named(names.id, "--id") or self._primary()
         self._class = self._named(names.class_name, "--class")

@@ -30,6 +30,7 @@ from stream_odml.exchange.source import (
 )
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, place_of
+from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
 EXAMPLE = "qdrant://HOST:6333/COLLECTION, or qdrant:///FOLDER/COLLECTION for a local one"
@@ -106,6 +107,7 @@ class QdrantSource:
             raise ExchangeError(f"{self.name} has no points; there is nothing to adopt")
         first = self._client.scroll(collection, limit=100, with_payload=True)[0]
         fields = {key for point in first for key in (point.payload or {})}
+        self.origin = origin_of(fields)
         for option, name in names.by_option:
             if option != "--vector" and first and name not in fields:
                 raise ExchangeError(

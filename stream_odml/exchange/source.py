@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.ingest.arrow_rows import class_names_of
 from stream_odml.ingest.arrow_values import holds_vectors, unwrapped
+from stream_odml.ingest.served_vectors import Origin
 from stream_odml.ingest.shard import ShardRef
 
 BLOCK_ROWS = 32_768
@@ -81,6 +82,8 @@ class GallerySource(Protocol):
     """Rows in all."""
     note: str
     """What people should know of its vectors; empty for those that are whole."""
+    origin: Origin | None
+    """Of whose space its vectors are, where a stream gave them out; None for vectors of anything else."""
 
     def blocks(self, cursor: Any) -> Iterator[Block]:
         """Return rows from a cursor on, from their start for None. Raises SourceLost."""

@@ -39,6 +39,7 @@ from stream_odml.exchange.source import ATTRIBUTES, CLASS, ID, ROW, VECTOR, Bloc
 from stream_odml.exchange.stored_items import StoredItems, indexed_at
 from stream_odml.exchange.worst_first import Examiner, Worst, worst_of_shards
 from stream_odml.ingest.reading import UNLABELLED
+from stream_odml.ingest.served_vectors import Origin
 from stream_odml.learn.cross_map import CrossMap, choose_cross_map, fit_cross_map
 from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.pipeline.first_version import root_there
@@ -265,6 +266,7 @@ class MappedRoot:
     """A `GallerySource`: items of a root by features of another model, its own for pairs, predicted for the rest."""
 
     note = ""
+    origin: Origin | None = None
 
     def __init__(self, stored: StoredItems, cross: CrossMap, pairs: Pairs) -> None:
         self._stored, self._cross, self._pairs = stored, cross, pairs

@@ -24,6 +24,7 @@ from stream_odml.ingest.lance_file import LANCE, LanceFile
 from stream_odml.ingest.plain import as_json
 from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, NAMES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
+from stream_odml.ingest.served_vectors import origin_of, refuse_served
 
 BATCH_ROWS = 128
 BATCH_BYTES = 32 << 20
@@ -149,7 +150,7 @@ class _Table:
             raise BadShard(Reason.EMPTY_FILE, "the file has no rows")
 
     def _columns(self, schema: Any) -> _Columns:
-        """Return which column plays which part. Raises BadShard(wrong_schema)."""
+        """Return which column plays which part. Raises BadShard(wrong_schema, served_vectors)."""
         constants = self._constants
         found = {
             part: next((name for name in choices if name in schema.names or name in constants), "")
@@ -158,6 +159,8 @@ class _Table:
         content = self._content(found, schema)
         if not found["label"] and content != "vector":
             raise BadShard(Reason.WRONG_SCHEMA, _lacks("label", schema))
+        if content == "vector":
+            refuse_served(origin_of(schema.names, schema.metadata))
         others = {"image", "vector"} - {content}
         names = {part: name for part, name in found.items() if name and part not in others}
         for name in names.values():

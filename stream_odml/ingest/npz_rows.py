@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stream_odml.ingest.rawrow import NAMES, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason
+from stream_odml.ingest.served_vectors import KEY, Origin, origin_in, refuse_served
 
 ROWS = 4096
 PARTS = ("vector", "label", "item_id", "time")
@@ -54,11 +55,20 @@ def arrays_of(archive: zipfile.ZipFile) -> list[str]:
     return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
+def origin_of_arrays(archive: zipfile.ZipFile) -> Origin | None:
+    """Return of whose space the vectors are, where an export wrote the archive. Raises as `NpyRows` does."""
+    if KEY not in arrays_of(archive):
+        return None
+    said = NpyRows(archive, KEY)
+    return origin_in("".join(map(str, column(said.take(1))))) if said.shape == (1,) else Origin()
+
+
 def npz_rows(file: Any, *_: object) -> Iterator[RawRow]:
-    """Yield rows in order. Raises BadShard (no vectors, arrays of different lengths), and what a damaged archive makes
-    its readers raise."""
+    """Yield rows in order. Raises BadShard (no vectors, arrays of different lengths, vectors that a stream gave out),
+    and what a damaged archive makes its readers raise."""
     with zipfile.ZipFile(file) as archive:
         names = arrays_of(archive)
+        refuse_served(origin_of_arrays(archive))
         found = {part: next((n for n in NAMES[part] if n in names), None) for part in PARTS}
         parts = {part: NpyRows(archive, name) for part, name in found.items() if name is not None}
         if (vectors := parts.pop("vector", None)) is None:

@@ -30,7 +30,7 @@ from stream_odml.ingest.tars import check_members, tar_rows
 from stream_odml.ingest.vectors import Vector, checked_vector
 from stream_odml.storage.reading import StorageOptions, is_remote, join, local_path
 
-_FOREIGN_TABLE = frozenset({Reason.WRONG_SCHEMA, Reason.EMPTY_FILE})
+_FOREIGN_TABLE = frozenset({Reason.WRONG_SCHEMA, Reason.SERVED_VECTORS, Reason.EMPTY_FILE})
 UNLABELLED = ""
 """The class of an item whose class nobody has said yet."""
 CHECKED_ROWS = 1000

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     UNKNOWN_FORMAT = "unknown_format"
     EMPTY_FILE = "empty_file"
     WRONG_SCHEMA = "wrong_schema"
+    SERVED_VECTORS = "served_vectors"
     TRUNCATED_FILE = "truncated_file"
     CORRUPT_FILE = "corrupt_file"
     BAD_MANIFEST = "bad_manifest"
@@ -81,6 +82,8 @@ REMEDIES: Mapping[Reason, str] = {
     Reason.UNKNOWN_FORMAT: "the file is no Parquet, Arrow, tar or folder with a manifest: land it with `ingest`",
     Reason.EMPTY_FILE: "the file has no rows: there is nothing to land",
     Reason.WRONG_SCHEMA: "the table lacks the columns `image` and `class_name` (or `label`): rename its columns",
+    Reason.SERVED_VECTORS: "an export's or a sync's vectors are of a version's space: land what they were made of, or "
+    "`adopt` them into a new root",
     Reason.TRUNCATED_FILE: "the file ends early: land it again with `ingest`, which reads it through first, under "
     "another name",
     Reason.CORRUPT_FILE: "the file cannot be read: write it again, and land it with `ingest`, which reads it through "

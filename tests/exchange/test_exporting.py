@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
 from stream_odml.exchange import exporting
+from stream_odml.exchange.adopting import adopt
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.exporting import export
+from stream_odml.exchange.places import open_source, open_target
 from stream_odml.exchange.rows import Gallery
+from stream_odml.exchange.source import Names
+from stream_odml.exchange.syncing import sync
+from stream_odml.ingest.landing import land_file
 from stream_odml.learn import head_choice
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings
 from stream_odml.pipeline import head_solving
 from stream_odml.storage.atomic import ASIDE
 from tests.service.tiny_stream import TinyStream
-from tests.service.vector_stream import VectorStream, vectors_of
+from tests.service.vector_stream import D, VectorStream, vector_config, vectors_of
 
 
 def by_one_part(sums: ClassSums, *_: Any, **__: Any) -> HeadSettings:
@@ -211,3 +221,51 @@ def test_where_one_part_compares_all_a_class_that_lands_leaves_rows_as_long(
     after = Gallery.load(stream.config.root)
     assert len(after) == len(before) + 4
     assert (after.layout, after.dim, after.space) == (before.layout, before.dim, before.space)
+
+
+def _served(folder: Path) -> tuple[VectorStream, Path]:
+    """A stream whose vectors are as long as its features, so that no length tells them apart, and its export."""
+    model = {"backbone": "none", "input_dim": D, "head": "discriminant", "dim": D, "lift": 16}
+    stream = VectorStream(folder / "root", model=model)
+    stream.land("trees", NAMES)
+    stream.learn()
+    export(stream.config.root, str(folder / "out"), formats=["parquet", "faiss", "npz"])
+    with contextlib.closing(open_target(str(folder / "copy"))) as target:
+        sync(stream.config.root, target)
+    return stream, folder / "out"
+
+
+def test_a_stream_takes_no_vectors_that_a_stream_gave_out(tmp_path: Path) -> None:
+    """By no file that `export` or `sync` writes, whether it is landed or copied into the inbox."""
+    stream, out = _served(tmp_path)
+    before = pq.read_table(out / "items.parquet")
+    bucket = next((tmp_path / "copy").glob("space-*/bucket-*.parquet"))
+    pa.feather.write_feather(before, out / "items.arrow", compression="uncompressed")
+    for number, file in enumerate((out / "items.parquet", out / "items.npz", out / "items.arrow", bucket)):
+        with pytest.raises(
+            ValueError, match=r"these are vectors of .*land the features .*\(served_vectors\)"
+        ):
+            land_file(stream.inboxes[0], file)
+        shutil.copy(file, stream.inboxes[0] / f"again-{number}{file.suffix}")
+        assert stream.ingest() == ["served_vectors"], file
+    stream.close()
+    export(stream.config.root, str(out), formats=["parquet"])
+    assert pq.read_table(out / "items.parquet").equals(before)
+
+
+def test_what_a_stream_gave_out_begins_a_new_stream_and_is_added_to_none(tmp_path: Path) -> None:
+    stream, out = _served(tmp_path)
+    stream.close()
+    new = vector_config(tmp_path / "new", model=asdict(stream.config.model))
+    places = {out / "items.parquet": None, out / "items.npz": None, tmp_path / "copy": None}
+    for place, ids in {**places, out / "items.faiss": out / "items.ids.parquet"}.items():
+        source = open_source(str(place), Names(), ids)
+        with pytest.raises(
+            ExchangeError, match=r"vectors of .* holds vectors of another space; name a new root"
+        ):
+            adopt(source, stream.config)
+        if place.parent == out:
+            assert source.origin == (stream.writer.store.stream_id, Gallery.load(stream.config.root).version)
+            # The first begins it, the same goes on, and others of one space may follow.
+            adopt(source, new)
+    assert len(Gallery.load(new.root)) == len(NAMES)
