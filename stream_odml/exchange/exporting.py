@@ -24,9 +24,11 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.places import open_target
 from stream_odml.exchange.rows import Gallery
 from stream_odml.exchange.syncing import sync
+from stream_odml.exchange.urls import check_outside
 from stream_odml.ingest.served_vectors import KEY
 from stream_odml.learn.given_vectors import spec_of
 from stream_odml.storage.atomic import drop_strays, write_whole
+from stream_odml.storage.outside import is_root
 from stream_odml.storage.reading import scheme_of
 from stream_odml.storage.regular import checked_path
 from stream_odml.store.artifacts import HEAD, STUDENT
@@ -107,8 +109,12 @@ def _to_folder(
     checked_path("folder", to)
     if os.path.lexists(folder) and not folder.is_dir():
         raise ExchangeError(f"{folder} is no folder; name a folder, which is made where there is none")
-    if (folder / "ledger" / "_delta_log").is_dir():
+    if is_root(to):
         raise ExchangeError(f"{folder} is a stream root; name a folder of its own")
+    for place in (to, str((folder / _CARD).parent)):
+        check_outside(place)
+    if not scheme_of(root) and Path(os.path.realpath(root)).is_relative_to(os.path.realpath(to)):
+        raise ExchangeError(f"{folder} holds the stream root {root}; name a folder of its own")
     ours = _written(folder)
     known = [name for names in _FILES.values() for name in names]
     theirs = [name for name in known if name not in ours and (folder / name).exists()]

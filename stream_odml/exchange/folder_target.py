@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.target import Digests, Mark, is_space, summed
+from stream_odml.exchange.urls import check_outside
 from stream_odml.storage.atomic import drop_strays, write_whole
 
 CURRENT = "current.json"
@@ -29,6 +30,7 @@ class FolderTarget:
 
     def __init__(self, folder: Path) -> None:
         self.name, self._folder = str(folder), folder
+        check_outside(self.name)
         if os.path.lexists(folder) and not folder.is_dir():
             raise ExchangeError(f"{folder} is no folder; name a folder, which is made where there is none")
         strangers = [] if not folder.is_dir() else [path.name for path in folder.iterdir()]

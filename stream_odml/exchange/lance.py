@@ -26,7 +26,7 @@ from stream_odml.exchange.source import (
     rows_at_once,
 )
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
-from stream_odml.exchange.urls import Place, check_folder, place_of
+from stream_odml.exchange.urls import Place, check_folder, check_outside, place_of
 from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
@@ -111,6 +111,7 @@ class LanceTarget:
     """A `SyncTarget`: a table that is filled aside for each new space, and the one of the name that readers ask."""
 
     def __init__(self, url: str) -> None:
+        check_outside(place_of(url, EXAMPLE).folder)
         self._connection, self._place = connect(url)
         self.name = self._place.shown
         library("lance", EXTRA)  # before a row is written: `drop_others` needs it

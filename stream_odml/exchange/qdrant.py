@@ -29,7 +29,7 @@ from stream_odml.exchange.source import (
     text_of,
 )
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
-from stream_odml.exchange.urls import Place, check_folder, place_of
+from stream_odml.exchange.urls import Place, check_folder, check_outside, place_of
 from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
@@ -178,6 +178,9 @@ class QdrantTarget:
     """A `SyncTarget`: a collection for each space, compared by `Dot`, and an alias of the name that readers ask."""
 
     def __init__(self, url: str) -> None:
+        place = place_of(url, EXAMPLE)
+        if not place.host:
+            check_outside(place.folder)
         self._client, self._place = connect(url)
         self.name, self._alias = self._place.shown, self._place.name
         self._models = library("qdrant_client.models", EXTRA)

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from stream_odml.exchange.errors import ExchangeError
+from stream_odml.storage.outside import root_around
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ def check_folder(place: Place) -> None:
     """Raise ExchangeError where a local folder that is to be read does not exist: clients would make it."""
     if not place.host and not Path(place.folder).is_dir():
         raise ExchangeError(f"{place.shown}: the folder {place.folder} does not exist; name an existing one")
+
+
+def check_outside(folder: str) -> None:
+    """Raise ExchangeError for a local folder to be written that lies in a stream root: in its inbox what is written
+    would be taken for shards, elsewhere for files of the stream."""
+    if (around := root_around(folder)) is not None:
+        raise ExchangeError(f"{folder} lies in the stream root {around}; name a folder outside of it")
 
 
 def connection_of(url: str) -> str:

@@ -9,7 +9,6 @@ are pinned, and again afterwards. One that is deleted in between was learnt by t
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from deltalake import DeltaTable
 
 from stream_odml.storage.atomic import ASIDE
 from stream_odml.storage.files import Files, open_files
+from stream_odml.storage.outside import root_around
 from stream_odml.store.artifacts import read_artifact
 from stream_odml.store.errors import ArtifactCorrupt
 from stream_odml.store.layout import ARTIFACTS, LANDED, MARK, REWRITTEN, UPGRADE, strangers
@@ -73,8 +73,10 @@ def back_up(
         )
     if left := [name for name in strangers(to) if name != "lost+found"]:
         raise BackupFailed(f"{target} is not empty: {some(left)} are in it; name an empty folder or prefix")
-    if os.path.realpath(to.uri).startswith(os.path.realpath(store.uri) + "/"):
-        raise BackupFailed(f"{target} lies in the stream root itself; name a folder or prefix outside of it")
+    if (around := root_around(to.uri, store.uri)) is not None:
+        raise BackupFailed(
+            f"{target} lies in the stream root {around}; name a folder or prefix outside of it"
+        )
     for folder in (*SCHEMAS, ARTIFACTS, *REWRITTEN):
         store.files.only_regular(folder)
     copy = _Copy(store.files, to)
