@@ -170,7 +170,11 @@ def sync(
         typer.Option(min=0.1, max=1e8, help="Seconds between two runs, until Ctrl-C; by default one run."),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every row back and compare; exit code 1 where one differs.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read every row back and write again what differs; exit code 1 where that does not help.",
+        ),
     ] = False,
     take_over: Annotated[
         bool,
@@ -200,6 +204,8 @@ def sync(
             if as_json or report.written or report.switched or every is None:
                 shown = "; readers see it from now on" if report.switched else ""
                 same = "digests are equal" if report.equal else "ROWS DIFFER from what was written"
+                if not report.compared:
+                    same = "none compared, as nothing has changed and as many are there (--verify compares)"
                 line = (
                     f"{report.items} items of version {report.version}, {report.written} written, {same}{shown} "
                     f"({report.seconds:.1f} s)"

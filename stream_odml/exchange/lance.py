@@ -143,6 +143,10 @@ class LanceTarget:
         rows = table.search().select(["bucket", "digest"]).limit(table.count_rows()).to_arrow()
         return summed(rows["bucket"].to_numpy().astype(np.int64), rows["digest"].to_numpy())
 
+    def count(self, space: str) -> int:
+        table = self._of(space)
+        return 0 if table is None else int(table.count_rows())
+
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
         # A merge goes through the whole table: what can be appended is.
         table, mine = self._of(space), f"bucket IN ({', '.join(map(str, buckets))})"

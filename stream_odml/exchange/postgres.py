@@ -256,6 +256,13 @@ class PostgresTarget:
         rows = self._connection.execute(query.format(self._table(space))).fetchall()
         return {int(bucket): (int(count), int(total) % 2**64) for bucket, count, total in rows}
 
+    def count(self, space: str) -> int:
+        named = [_quoted(table_name(self._place.name, space))]
+        if self._connection.execute("SELECT to_regclass(%s)", named).fetchone() in (None, (None,)):
+            return 0
+        query = self._sql.SQL("SELECT count(*) FROM {}").format(self._table(space))
+        return int(self._connection.execute(query).fetchone()[0])
+
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
         table = self._table(space)
         held = self._sql.SQL("SELECT id, digest FROM {} WHERE bucket = ANY(%s)").format(table)

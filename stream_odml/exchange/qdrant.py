@@ -218,6 +218,10 @@ class QdrantTarget:
         buckets = np.array([point.payload["bucket"] for point in points], np.int64)
         return summed(buckets, np.array([point.payload["digest"] for point in points], np.int64))
 
+    def count(self, space: str) -> int:
+        table = self._table(space)
+        return int(self._client.count(table).count) if self._client.collection_exists(table) else 0
+
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
         m = self._models
         held = () if fresh else self._points(space, buckets, ["id", "digest"])

@@ -2,7 +2,8 @@
 aside and shown in one step.
 
 Protects: nothing depends on what an earlier run did or where it ended: each run compares digests and writes what
-differs, so that the same command after any end leaves the target equal; and readers never see two spaces.
+differs, so that the same command after any end leaves the target equal; and readers never see two spaces. Where neither
+the root nor the number of rows at the target has changed since a run that ended well, digests are not compared.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ class SyncReport:
     switched: bool
     """Whether readers see another space now."""
     equal: bool
-    """Whether the digests of all buckets are equal on both sides."""
+    """Whether all that was compared is equal on both sides: digests of all buckets, or the number of rows alone."""
     seconds: float
+    compared: bool = True
+    """Whether digests were compared: where nothing changed since the last run, only `verify` does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +100,18 @@ def sync(
             f"{target.name} holds the gallery of another stream; name another place, "
             "or put this one in its place with `stream-odml sync --take-over`"
         )
-    written, equal = 0, True
-    if live == mark and not verify:
+    written, wrong = 0, list[int]()
+    compared = verify or live != mark or target.count(mark.space) != len(gallery)
+    if not compared:
         target.drop_others(mark.space)  # which a run that was killed after its switch has left
     else:
         source = _Source.of(gallery)
         mine = summed(source.buckets, source.digests)
         written = _write(source, mine, target, mark, progress)
-        equal = not verify or not _differing(mine, read_back(target, mark.space))
+        if verify and (wrong := _differing(mine, read_back(target, mark.space))):
+            # Rows that are damaged behind the digests that were written with them.
+            written += _write(source, mine, target, mark, progress, wrong)
+            wrong = _differing(mine, read_back(target, mark.space))
     return SyncReport(
         target=target.name,
         space=mark.space,
@@ -113,19 +120,26 @@ def sync(
         items=len(gallery),
         written=written,
         switched=live is None or live.space != mark.space,
-        equal=equal,
+        equal=not wrong,
         seconds=round(time.perf_counter() - began, 3),
+        compared=compared,
     )
 
 
 def _write(
-    source: _Source, mine: Digests, target: SyncTarget, mark: Mark, progress: Callable[[int, int], None]
+    source: _Source,
+    mine: Digests,
+    target: SyncTarget,
+    mark: Mark,
+    progress: Callable[[int, int], None],
+    wrong: Sequence[int] = (),
 ) -> int:
-    """Write the buckets that differ, and show them to readers; how many rows these were."""
+    """Write the buckets that differ, and those known to be `wrong`, and show them to readers; how many rows these
+    were."""
     target.prepare(mark.space, mark.dim)
     theirs = target.digests(mark.space)
     written = 0
-    for buckets in _together(_differing(mine, theirs), mine, progress):
+    for buckets in _together(sorted({*_differing(mine, theirs), *wrong}), mine, progress):
         crash_point("sync.before_rows")
         rows = source.rows(buckets)
         target.replace(mark.space, buckets, rows, fresh=theirs.keys().isdisjoint(buckets))

@@ -54,6 +54,9 @@ class SyncTarget(Protocol):
     def digests(self, space: str) -> Digests:
         """Return the digests of the rows in a space's table, as they were written."""
 
+    def count(self, space: str) -> int:
+        """Return how many rows a reader of a space's table gets, without reading them; 0 where it is not there."""
+
     def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
         """Make buckets hold these rows and no others; may be ended anywhere, and is then repeated. `fresh`: the table
         held no row of them when it was looked at."""
@@ -65,7 +68,7 @@ class SyncTarget(Protocol):
         """Delete the tables of other spaces, and what the rows of this one replaced, for good."""
 
     def read(self, space: str) -> Iterator[pa.Table]:
-        """Return all rows of a space's table, as a reader gets them."""
+        """Return all rows of a space's table, as a reader gets them; none of what cannot be read."""
 
     def close(self) -> None:
         """Let go of the store."""

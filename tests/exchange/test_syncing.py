@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from stream_odml.cli.main import app
 from stream_odml.exchange import syncing
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.places import open_target
 from stream_odml.exchange.rows import Gallery
+from stream_odml.exchange.source import as_lists
 from stream_odml.exchange.syncing import SyncReport, sync
 from stream_odml.learn import head_choice
 from stream_odml.storage.crashpoints import EXCHANGE_POINTS
@@ -157,6 +163,93 @@ def test_what_somebody_changed_at_the_target_is_found_and_fixed(stream: VectorSt
     report = run(stream, place, verify=True)
     assert report.written > 0
     assert report.equal
+
+
+def test_a_run_with_nothing_new_sees_that_rows_are_gone_and_says_that_it_compared_no_more(
+    stream: VectorStream, target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At every kind of target the number of rows is looked at."""
+    assert run(stream, target.place).compared
+    report = run(stream, target.place)
+    assert (report.compared, report.equal, report.written) == (False, True, 0)
+    assert CliRunner().invoke(app, ["sync", stream.config.root, "--to", target.place]).exit_code == 0
+    line = " ".join(capsys.readouterr().out.split())
+    assert (
+        "0 written, none compared, as nothing has changed and as many are there (--verify compares)" in line
+    )
+
+    with closing(open_target(target.place)) as opened:
+        mark = opened.mark()
+        assert mark is not None
+        bucket = max(opened.digests(mark.space))
+        empty = next(opened.read(mark.space)).slice(0, 0)
+        opened.replace(mark.space, [bucket], empty)
+    again = run(stream, target.place)
+    assert again.compared
+    assert 0 < again.written < 60
+    assert run(stream, target.place, verify=True).written == 0
+
+
+def _is_cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _has_broken_pages(file: Path) -> None:
+    """Its end, and so its schema and number of rows, is whole."""
+    data = bytearray(file.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    file.write_bytes(data)
+
+
+def _is_of_another_schema(file: Path) -> None:
+    pq.write_table(pq.read_table(file).drop_columns(["vector"]), file)
+
+
+def _has_another_vector(file: Path) -> None:
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(6, "vector", as_lists(np.ones((len(table), 12), np.float32))), file)
+
+
+def _is_of_another_bucket(file: Path) -> None:
+    shutil.copy(max(file.parent.iterdir()), file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "is_seen"),
+    [
+        (Path.unlink, True),
+        (lambda file: file.write_bytes(b""), True),
+        (lambda file: file.write_text("junk\n"), True),
+        (_is_cut, True),
+        (_is_of_another_schema, True),
+        (_has_broken_pages, False),
+        (_has_another_vector, False),
+        (_is_of_another_bucket, False),
+    ],
+)
+def test_a_damaged_bucket_is_written_again(
+    stream: VectorStream, tmp_path: Path, damage: Callable[[Path], object], is_seen: bool
+) -> None:
+    """What is lost is seen by every run, what is there and wrong by one that verifies; and then it is as it was."""
+    place = tmp_path / "target"
+    run(stream, str(place))
+    file = min(place.glob("space-*/bucket-*.parquet"))
+    before = pq.read_table(file)
+    for verify in (False, True) if is_seen else (True,):
+        damage(file)
+        report = run(stream, str(place), verify=verify)
+        assert (report.written, report.equal, report.compared) == (len(before), True, True)
+        assert pq.read_table(file).equals(before)
+        check_equal(stream, targets.folder_reader(place))
+
+
+def test_a_file_that_readers_would_take_for_rows_is_named(stream: VectorStream, tmp_path: Path) -> None:
+    place = tmp_path / "target"
+    run(stream, str(place))
+    file = min(place.glob("space-*/bucket-*.parquet"))
+    shutil.copy(file, file.with_name("bucket-old.parquet"))
+    with pytest.raises(ExchangeError, match=r"bucket-old.parquet is none that sync wrote.*; remove it"):
+        run(stream, str(place), verify=True)
 
 
 @pytest.mark.parametrize(
