@@ -111,8 +111,8 @@ def _to_folder(
         raise ExchangeError(f"{folder} is no folder; name a folder, which is made where there is none")
     if is_root(to):
         raise ExchangeError(f"{folder} is a stream root; name a folder of its own")
-    for place in (to, str((folder / _CARD).parent)):
-        check_outside(place)
+    check_outside(to)
+    check_outside(str((folder / _CARD).parent))
     if not scheme_of(root) and Path(os.path.realpath(root)).is_relative_to(os.path.realpath(to)):
         raise ExchangeError(f"{folder} holds the stream root {root}; name a folder of its own")
     ours = _written(folder)

@@ -166,14 +166,15 @@ def test_what_somebody_changed_at_the_target_is_found_and_fixed(stream: VectorSt
 
 
 def test_a_run_with_nothing_new_sees_that_rows_are_gone_and_says_that_it_compared_no_more(
-    stream: VectorStream, target: Target, capsys: pytest.CaptureFixture[str]
+    stream: VectorStream, target: Target
 ) -> None:
     """At every kind of target the number of rows is looked at."""
     assert run(stream, target.place).compared
     report = run(stream, target.place)
     assert (report.compared, report.equal, report.written) == (False, True, 0)
-    assert CliRunner().invoke(app, ["sync", stream.config.root, "--to", target.place]).exit_code == 0
-    line = " ".join(capsys.readouterr().out.split())
+    result = CliRunner().invoke(app, ["sync", stream.config.root, "--to", target.place])
+    assert result.exit_code == 0
+    line = " ".join(result.output.split())
     assert (
         "0 written, none compared, as nothing has changed and as many are there (--verify compares)" in line
     )
