@@ -109,6 +109,12 @@ def land_plan(
     return join(place, plan.name)
 
 
+def whole_shard_id(folder: Path, files: tuple[ManifestFile, ...], name: str | None = None) -> str:
+    """Return the id of the shard that these files, all of a folder, are once they land in an inbox that has none."""
+    base = shard_name(_named(folder).name) if name is None else name
+    return make_shard_id(base, hashlib.sha256(ShardManifest(files=files).to_bytes()).hexdigest())
+
+
 def _named(folder: str | os.PathLike[str]) -> Path:
     """Return the folder with a name, also for `.` and `..`. Raises ValueError for none, and for the root of all."""
     source = Path(os.path.abspath(folder))

@@ -64,9 +64,12 @@ def read_shard(
     return _checked(raw_rows(ref, storage_options, contents), ref.shard_id)
 
 
-def read_folder(path: Path, files: tuple[ManifestFile, ...]) -> Iterator[RawItem | RowProblem]:
-    """Return all rows of these files of a folder on this machine, which is no shard. Errors as `read_shard`."""
-    return _checked(_Rows(None).of_files(str(path.absolute()), files), path.name)
+def read_folder(
+    path: Path, files: tuple[ManifestFile, ...], shard_id: str | None = None
+) -> Iterator[RawItem | RowProblem]:
+    """Return all rows of these files of a folder on this machine, which is no shard; `shard_id` is of the one that it
+    would be. Errors as `read_shard`."""
+    return _checked(_Rows(None).of_files(str(path.absolute()), files), shard_id or path.name)
 
 
 def check_rows(path: Path, format: str, constants: Mapping[str, str] | None = None) -> None:

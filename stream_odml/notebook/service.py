@@ -11,6 +11,7 @@ from typing import cast
 from stream_odml.client import Client, NewImage, ServiceError
 from stream_odml.client.calls import Options
 from stream_odml.ingest.folder_scan import scan_folder
+from stream_odml.ingest.landing_folder import whole_shard_id
 from stream_odml.ingest.reading import RawItem, read_folder
 from stream_odml.notebook.results import Item, Items, Version, Versions
 from stream_odml.notebook.stream import Asked, Stream, Subject
@@ -59,14 +60,38 @@ class ServiceStream(Stream):
         )
 
     def add(self, path: str | Path, name: str | None = None) -> list[str]:
+        """Push a folder of class folders. What `ingest` landed of the same folder is passed over once it is indexed,
+        unless files came or went since: then all of the folder, which no service can compare, lands beside it."""
         path = Path(path)
         if not path.is_dir():
             raise ValueError(
                 f"{path} is no folder of class folders, which is what a service takes; land a file in the stream's "
                 "inbox, or open the stream root"
             )
-        batches = _batches(path)
+        batches = _batches(self._new_items(path, name))
         return [self._client.push(images, key).shard for images, key in batches]
+
+    def _new_items(self, folder: Path, name: str | None) -> Iterator[NewImage]:
+        """Yield images of a folder, but for those that `ingest`, or the stream root opened, has landed of it as it is
+        now: a service tells those by their ids, once they are indexed."""
+        files = scan_folder(folder).files
+        shard_id = whole_shard_id(folder, files, name)
+        for row in read_folder(folder, files, shard_id):
+            if not isinstance(row, RawItem):
+                continue
+            # An id that the folder gives says nothing of the image: what has it is replaced.
+            item_id = None if row.item_id == f"{shard_id}/{row.row}" else row.item_id
+            if item_id is not None or not self._has(row.item_id):
+                yield NewImage(row.image, row.class_name, item_id, row.attributes, row.time)
+
+    def _has(self, item_id: str) -> bool:
+        try:
+            self._client.get(item_id)
+        except ServiceError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
 
     def export(self, to: str | Path, formats: Sequence[str] | None = None) -> list[str]:
         raise ValueError("a service gives no whole gallery; open the stream root to export it")
@@ -82,14 +107,14 @@ class ServiceStream(Stream):
         return None
 
 
-def _batches(folder: Path) -> Iterator[tuple[list[NewImage], str]]:
-    """Yield images of a folder, some at a time, each with a key of what they are: a repetition lands nothing twice."""
+def _batches(items: Iterator[NewImage]) -> Iterator[tuple[list[NewImage], str]]:
+    """Yield images, some at a time, each with a key of what they are: a repetition lands nothing twice."""
     images: list[NewImage] = []
     digest = hashlib.sha256()
-    rows = (row for row in read_folder(folder, scan_folder(folder).files) if isinstance(row, RawItem))
-    for row in rows:
-        images.append(NewImage(row.image, row.class_name, None, row.attributes, row.time))
-        digest.update(repr((row.class_name, sorted(row.attributes.items()))).encode() + row.image)
+    for item in items:
+        images.append(item)
+        said = (item.class_name, sorted(item.attributes.items()), *([item.item_id] if item.item_id else []))
+        digest.update(repr(said).encode() + cast(bytes, item.image))
         if len(images) == BATCH:
             yield images, digest.hexdigest()
             images, digest = [], hashlib.sha256()

@@ -18,6 +18,7 @@ from PIL import Image
 import stream_odml as so
 from stream_odml.client import Client
 from stream_odml.config.service import ServiceOptions
+from stream_odml.ingest.landing_folder import land_plan, plan_folder
 from stream_odml.notebook import service
 from stream_odml.notebook.stream import Stream
 from stream_odml.service.api import create_app
@@ -158,6 +159,26 @@ def test_what_is_added_is_found_once(
     assert len(over.items("heron")) == 4
     with pytest.raises(ValueError, match="class folders"):
         over.add(photos / "heron" / "70.png")
+
+
+def test_what_landed_otherwise_is_not_added_again_through_the_service(
+    tiny: TinyStream, served: tuple[Stream, Replica], tmp_path: Path
+) -> None:
+    """Under the name of the folder, whether `ingest` landed it or the root did; ids of its own are kept."""
+    over, replica = served
+    photos, more = folder(tmp_path / "my photos"), folder(tmp_path / "more")
+    (more / "metadata.csv").write_text("file_name,item_id\nheron/70.png,h70\nheron/71.png,h71\n")
+    assert land_plan(str(tiny.inbox), plan_folder(tiny.inbox, photos))
+    tiny.ingest()
+    replica.puller.poll()
+    assert over.add(photos) == []
+    assert len(over.add(photos, "others")) == 1
+    pushed = over.add(more)
+    tiny.ingest()
+    replica.puller.poll()
+    assert {"h70", "h71"} <= {item.item_id for item in over.items("heron")}
+    assert over.add(more) == pushed
+    assert len(over.items("heron")) == 6
 
 
 def test_the_page_runs_as_written(tiny: TinyStream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
