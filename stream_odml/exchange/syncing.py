@@ -134,8 +134,7 @@ def _write(
     progress: Callable[[int, int], None],
     wrong: Sequence[int] = (),
 ) -> int:
-    """Write the buckets that differ, and those known to be `wrong`, and show them to readers; how many rows these
-    were."""
+    """Write the buckets that differ or are known to be `wrong`, and show them to readers; how many rows these were."""
     target.prepare(mark.space, mark.dim)
     theirs = target.digests(mark.space)
     written = 0
