@@ -94,8 +94,8 @@ def choose_head(
     dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
     the layer that the trunk was trained behind (`layer_lD`) where that finds more; once it does, until it finds less.
     New items then have the largest `bonus_among_all` that known ones can spare, or the one by which both kinds are
-    found best, if that is more, judged by classes that the trunk was not `trained` on. After a stage that trained it on
-    all, that of the head before holds (`earlier`).
+    found best, if that is more, judged by classes that the trunk was not `trained` on. A stage that trained it on all
+    leaves no less than the head before had (`earlier`).
 
     Of up to MAX_WHITENED items all are left to whitening, as new ones are, unless the discriminant is seen to find
     more: a trunk that was trained on a few classes alone puts every item near one of them, and directions in which
@@ -160,9 +160,11 @@ def _bonus_among_all(
 ) -> float:
     """Return the bonus of new items where one part compares all; none where nothing can be seen of it."""
     recalls = [] if untrained is None else list(untrained.recalls(s, BONUSES_AMONG_ALL))
-    if not _tell_enough(recalls) and earlier is not None and earlier.knows_all and earlier.bonus_among_all:
-        return earlier.bonus_among_all
-    best = _best_of_both(recalls) if _tell_enough(recalls) else 0.0
+    best = 0.0
+    if _tell_enough(recalls):
+        best = _best_of_both(recalls)
+    elif earlier is not None and earlier.knows_all:
+        best = earlier.bonus_among_all
     recalls = [one for fold in folds for one in fold.recalls(s, BONUSES_AMONG_ALL)]
     return max(best, _spared(recalls)) if _tell_enough(recalls) else best
 

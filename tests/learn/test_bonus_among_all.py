@@ -125,10 +125,11 @@ def test_of_untrained_classes_the_bonus_is_the_least_by_which_both_kinds_are_fou
     assert bonus([], Seen(0.9 - 0.4 * SHARE, RISES)) == 0.05
 
 
-def test_after_a_stage_that_trained_the_trunk_on_all_the_bonus_of_before_holds() -> None:
+def test_a_stage_that_trained_the_trunk_on_all_leaves_no_less_than_before() -> None:
     spares, untrained = [Seen(0.9 - 0.2 * SHARE, RISES)], Seen(0.9 - 0.4 * SHARE, RISES)
     before = HeadSettings(knows_all=True, bonus_among_all=0.07)
-    assert bonus(spares, None, before) == 0.07
+    assert bonus(spares, None, before) == bonus([], None, before) == 0.07
+    assert bonus([Seen(STEPS, RISES)], None, before) == 0.1
     assert bonus(spares, untrained, before) == 0.05
     assert bonus(spares, None, replace(before, knows_all=False)) == 0.01
     assert bonus(spares, None, replace(before, bonus_among_all=0.0)) == 0.01, "of an earlier release"
