@@ -26,14 +26,12 @@ SHOWN = (
 def stage_rows(store: Store) -> list[dict[str, Any]]:
     """Return a row per learnt version from the root to the head, oldest first; figures not measured are None."""
     rows = []
-    classes = 0
-    known: set[str | None] = set()
+    learnt: set[str] = set()
     tree = store.tree
     for version_id in tree.lineage(tree.head)[1:]:
         version = tree.get(version_id)
         metrics = VersionMetrics.read(version.metrics)
-        classes += int(metrics.classes or 0) if version.task not in known else 0
-        known.add(version.task)
+        learnt |= _learnt_classes(store, version.task)
         row: dict[str, Any] = {
             "version": version_id,
             "parent": version.parent,
@@ -45,7 +43,8 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             "union_parent": metrics.parent_recall_at_1.get("union"),
             "held_out_set": metrics.held_out_set,
             "committed_at": version.time.isoformat(),
-            "classes": classes,
+            # The sums of a solved head know exactly how many classes it tells apart; `metrics.classes` is of one task.
+            "classes": int(metrics.head.get("classes", len(learnt))),
         }
         for split in SPLITS:
             for form in FORMS:
@@ -54,6 +53,13 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
             row[name] = getattr(metrics, name)
         rows.append(row)
     return rows
+
+
+def _learnt_classes(store: Store, task: str | None) -> set[str]:
+    """Return the classes of a task that has images to learn from, whatever was erased since."""
+    shards = store.ledger.shards_of([task] if task in store.ledger.tasks else [])
+    counts = (store.ledger.shards[shard].counts.get("trainable", {}) for shard in shards)
+    return {name for count in counts for name, images in count.items() if images}
 
 
 def held_out_lines(store: Store) -> list[str]:

@@ -56,7 +56,7 @@ class VersionMetrics:
     lost_images: float | None = None
     """Images of the task that could not be read."""
     classes: float | None = None
-    """Classes that were learnt."""
+    """Classes of the images that were learnt, those that were known before included."""
     steps: float | None = None
     """Optimiser steps."""
     seconds: float | None = None
