@@ -53,11 +53,11 @@ def facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "shards",
         f"{shards['landed']} landed, {shards['indexed']} searchable, {shards['learnt']} learnt{only}",
     )
+    if gallery := report.get("gallery"):
+        yield "gallery", f"{gallery['items']} items of {gallery['classes']} classes can be found"
+    # Counters do not fall when an item is erased, or comes again.
     held_out = f", {images['held_out']} held out" if images["held_out"] else ""
-    yield (
-        "images",
-        f"{images['ingested']} of {report['classes']} classes, {images['learnt']} learnt{held_out}",
-    )
+    yield "ever taken in", f"{images['ingested']} rows, {images['learnt']} learnt{held_out}"
     if waiting := report["waits_to_be_indexed"]:
         yield "to be indexed", some(waiting, SHOWN)
     task = report["open_task"]

@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from stream_odml.client import Client, ClientError, ServiceError, ServiceUnreach
 from stream_odml.cluster.exposure import is_loopback
 from stream_odml.config.masking import masked_text
 from stream_odml.pipeline.erasure_request import find_subject
-from stream_odml.pipeline.figures import stream_figures
+from stream_odml.pipeline.figures import gallery_counts, stream_figures
 from stream_odml.pipeline.pushed import drop_half_written, move_back, pushed_elsewhere
 from stream_odml.pipeline.stage_folders import default_cache_root, keep_only
 from stream_odml.pipeline.stages import relearn
@@ -114,12 +114,11 @@ def latency_of(root: str, url: str | None, token: str | None) -> dict[str, float
     return {}
 
 
-def problem_of(root: str, token: str | None) -> str | None:
-    """Return why the running stream does not go on, as its driver says; None where it does, or no service answers."""
+def _said_by_service(root: str, token: str | None) -> dict[str, Any]:
+    """Return the status as the running service tells it; empty where none answers."""
     with contextlib.suppress(ClientError), _looking(root, None, token) as client:
-        said = (client.status().get("driver") or {}).get("problem") if client is not None else None
-        return masked_text(said) if said else None
-    return None
+        return client.status() if client is not None else {}
+    return {}
 
 
 def _looking(root: str, url: str | None, token: str | None) -> AbstractContextManager[Client | None]:
@@ -131,21 +130,24 @@ def _looking(root: str, url: str | None, token: str | None) -> AbstractContextMa
 
 def root_status(root: str, token: str | None = None) -> dict[str, Any]:
     """Return how the stream stands, from its tables: head, counts by state, queues, what each open thing waits for; and
-    what a running one says is wrong. The gallery's files are not read for it, so that it tells of one that is gone."""
+    what a running one says is wrong. It tells of the gallery's files that are gone, and reads none then."""
     store = Store.open(root, keep_gallery=False)
     figures = stream_figures(store, store.epoch)
     open_task = store.ledger.open_task
     due = store.ledger.due_tasks(store.tree.learnt())
+    missing, said = store.missing_files(), _said_by_service(root, token)
+    problem = (said.get("driver") or {}).get("problem")
     return {
         "root": masked_text(store.uri),
         "head": figures.head or None,
-        **({"missing_files": missing, "remedy": MISSING} if (missing := store.missing_files()) else {}),
+        **({"missing_files": missing, "remedy": MISSING} if missing else {}),
         "service": _noted_url(root),
-        "problem": problem_of(root, token),
+        "problem": masked_text(problem) if problem else None,
         "shards": dict(figures.shards),
         "manifests": sum(shard.format == "task" for shard in store.ledger.shards.values()),
         "images": figures.as_status()["images"],
         "classes": figures.classes,
+        "gallery": _gallery(store, said, missing),
         "quarantined": dict(figures.in_quarantine),
         "waits_to_be_indexed": [shard.name for shard in store.ledger.landed.values()][:20],
         "open_task": {
@@ -167,6 +169,13 @@ def root_status(root: str, token: str | None = None) -> dict[str, Any]:
         "recall_at_1": {"/".join(key): value for key, value in figures.recall_at_1.items()},
         "forgetting": figures.forgetting,
     }
+
+
+def _gallery(store: Store, said: Mapping[str, Any], missing: Sequence[str]) -> dict[str, int] | None:
+    """Return items and classes that can be found now, as a running service says or as the gallery holds them."""
+    if {"items", "classes"} <= said.keys():
+        return {name: int(said[name]) for name in ("items", "classes")}
+    return None if missing or not store.tree.moves else gallery_counts(store)
 
 
 def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token: str | None) -> str:

@@ -57,7 +57,7 @@ def stage_rows(store: Store) -> list[dict[str, Any]]:
 
 def _learnt_classes(store: Store, task: str | None) -> set[str]:
     """Return the classes of a task that has images to learn from, whatever was erased since."""
-    shards = store.ledger.shards_of([task] if task in store.ledger.tasks else [])
+    shards = store.ledger.shards_of([task]) if task and task in store.ledger.tasks else []
     counts = (store.ledger.shards[shard].counts.get("trainable", {}) for shard in shards)
     return {name for count in counts for name, images in count.items() if images}
 

@@ -6,13 +6,21 @@ import time
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from stream_odml.config.masking import masked_text
+from stream_odml.ingest.reading import UNLABELLED
 from stream_odml.pipeline.later_stages import renewal
 from stream_odml.pipeline.metrics import StreamFigures
+from stream_odml.store.select import COLUMNS, encode, select_rows
 from stream_odml.store.store import Store
 from stream_odml.store.unlearnt import unlearnt_tasks
 from stream_odml.store.version_metrics import FORMS, SPLITS, VersionMetrics
 from stream_odml.store.versions import VersionTree
+
+MAX_COUNTED = 500_000
+"""Rows taken in up to which `gallery_counts` reads the gallery."""
 
 
 def stream_figures(store: Store, epoch: int) -> StreamFigures:
@@ -52,13 +60,32 @@ def stream_figures(store: Store, epoch: int) -> StreamFigures:
             "learn": sum(len(task.shard_ids) for task in due),
         },
         queue_age_s={queue: max(0.0, now - min(times, default=now)) for queue, times in oldest.items()},
-        classes=len(ledger.tally.classes),
+        classes=len(ledger.tally.classes) - (UNLABELLED in ledger.tally.classes),
         stages_committed=sum(version.parent is not None for version in tree.versions.values()),
         # That a slow stage serves no more is no fault of the stream: the fast version serves.
         gate_refusals=sum(refusal.version_id not in ledger.later_attempts for refusal in tree.refusals),
         epoch=epoch,
         **(_of_head(store) if tree.moves else {}),
     )
+
+
+def gallery_counts(store: Store) -> dict[str, int] | None:
+    """Return how many items can be found in a store as it was last refreshed, and of how many classes. None of a root
+    that took in more than MAX_COUNTED rows, whose gallery would take long to read."""
+    if store.ledger.tally.rows > MAX_COUNTED:
+        return None
+
+    def read() -> dict[str, int]:
+        parts = [rows for _, rows in store.scan(COLUMNS)]
+        if not parts:  # Arrow loads pandas to make an empty table
+            return {"items": 0, "classes": 0}
+        rows = pa.concat_tables(parts)
+        living = select_rows(rows, store.ledger, store.tree, store.tree.head).picked
+        codes, names = encode(rows["class_name"])
+        living_names = {names[int(code)].as_py() for code in np.unique(codes[living])}
+        return {"items": len(living), "classes": len(living_names - {UNLABELLED})}
+
+    return store.again(read)
 
 
 def _of_head(store: Store) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class StreamFigures:
     queue_shards: Mapping[str, int] = field(default_factory=dict)
     queue_age_s: Mapping[str, float] = field(default_factory=dict)
     classes: int = 0
+    """Of what was indexed, without those erased as a whole. One whose items were all erased or replaced one by one
+    counts: to know would take reading the gallery."""
     stages_committed: int = 0
     gate_refusals: int = 0
     epoch: int = 0
@@ -132,7 +134,7 @@ def _stream(now: StreamFigures) -> Iterable[Metric]:
     yield _counter("retries", "Retries of what was unreachable, by operation.", "of", now.retries)
     yield _gauge("queue_shards", "Shards that wait, by queue.", "queue", now.queue_shards)
     yield _gauge("queue_age_seconds", "Age of the oldest waiting shard.", "queue", now.queue_age_s)
-    yield _gauge("classes", "Classes known to the gallery.", "", now.classes)
+    yield _gauge("classes", "Classes that were indexed, without those erased as a whole.", "", now.classes)
     yield _gauge("writer_epoch", "Epoch of the committing writer; grows at each takeover.", "", now.epoch)
     yield _counter("stages_committed", "Stages that became a version.", "", now.stages_committed)
     yield _counter("gate_refusals", "Stages that the quality gate refused.", "", now.gate_refusals)

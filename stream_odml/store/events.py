@@ -50,6 +50,7 @@ class Replay:
         self.learnt, self.tally = set(start.learnt_rows), start.tally.copy()
         self.landed, self.indexed = _copied(start.landed), _copied(start.indexed)
         self.members: dict[str, list[str]] = {}
+        self.has_erased = False
 
     def put(self, shard: ShardState) -> None:
         """Take in the new state of a shard."""
@@ -119,6 +120,8 @@ def _read_indexed(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
     detail |= {name: whole(detail.get(name, 0), name) for name in ("rows", "held_out", "quarantined")}
     state.txns.add(row["txn"])
     state.tally.count_indexed(detail)
+    # It may have landed before the request.
+    state.has_erased |= bool(state.tombstones) and shard.landed_seq < state.tombstones[-1].seq
     made = {"indexed_seq": row["seq"], "indexed_at": row["time"], "txn": row["txn"]}
     found = {name: detail[name] for name in ("rows", "held_out", "quarantined", "classes")}
     state.put(replace(shard, state="indexed", counts=detail, **made, **found))
@@ -255,6 +258,7 @@ def _read_forget(state: "Replay", row: Row, detail: dict[str, Any]) -> None:
         raise ValueError(f"of is {kind!r:.80}, expected class, item or shard")
     name, covered = text(row["subject"], "the name"), None if items is None else whole(items, "items")
     state.tombstones.append(Tombstone(kind, name, row["seq"], row["time"], covered))
+    state.has_erased = True
 
 
 @_reads("epoch")

@@ -56,7 +56,7 @@ class LedgerState:
             replay.apply(row)
         for task_id, members in replay.members.items():
             replay.tasks[task_id] = replace(replay.tasks[task_id], shard_ids=tuple(members))
-        return LedgerState(
+        state = LedgerState(
             seq=replay.seq,
             epoch=replay.epoch,
             shards=MappingProxyType(replay.shards),
@@ -68,6 +68,11 @@ class LedgerState:
             landed=MappingProxyType(replay.landed),
             indexed=MappingProxyType(replay.indexed),
         )
+        if replay.has_erased:  # seldom: else whoever reads the sum would pay for every shard
+            state.tally.classes = frozenset(
+                name for shard in state.shards for name in state.living_classes(shard)
+            )
+        return state
 
     def in_state(self, state: ShardStage) -> list[ShardState]:
         """Return shards of one state in landing order."""

@@ -151,7 +151,7 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     """Quarantined rows by reason."""
     classes: Set[str] = frozenset()
-    """Every class that was ever indexed."""
+    """Every class of which something was indexed and, as far as a shard's counts tell, not erased since."""
     closed_classes: Set[str] = frozenset()
     """Those of shards that a closed task has."""
 
@@ -166,7 +166,7 @@ class Tally:
         self.held_out += int(counts.get("held_out", 0))
         self.quarantined += int(counts.get("quarantined", 0))
         self.reasons.update(counts.get("reasons", {}))
-        self.classes = _with(self.classes, counts.get("classes", {}))
+        self.classes = _with(self.classes, {name: n for name, n in counts.get("classes", {}).items() if n})
 
     def count_assigned(self, classes: Mapping[str, int]) -> None:
         """Count a shard of these classes that became part of a task."""

@@ -240,7 +240,9 @@ class Store:
                 found.append((path, block, named.combine_chunks()))
         return found
 
-    def scan(self, columns: Sequence[str] | None, where: pc.Expression) -> Iterator[tuple[str, pa.Table]]:
+    def scan(
+        self, columns: Sequence[str] | None, where: pc.Expression | None = None
+    ) -> Iterator[tuple[str, pa.Table]]:
         """Yield (file, its rows that pass) in the order of `blocks`, visible and invisible rows alike.
 
         Row groups whose statistics rule them out are not read. Raises FileNotFoundError for a file that was
