@@ -39,6 +39,7 @@ MISSING = (
     "put these files back under the root, or restore it from a backup; a running stream goes on by itself within "
     "seconds. Until then their rows are not found, and tasks that need them wait"
 )
+NOTHING_LEFT = "what had this name was erased or replaced before, under other names or by an earlier request"
 YOUNG_S = 120.0
 """Age of a request to erase up to which a running stream may not have come to delete everything yet."""
 RELEARN_WITHOUT = " (its task was skipped: `relearn` would do without what is in it)"
@@ -228,7 +229,8 @@ def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str
 def covered_by(root: str, kind: str, name: str) -> str:
     """Return what a request to forget covers, in words. Raises UnknownSubject with the nearest names."""
     subject = find_subject(Store.open(root, keep_gallery=False), kind, name)
-    return f"{kind} {subject.name}: {_items(subject.items)} would be hidden at once and deleted"
+    left = f"; {NOTHING_LEFT}" if not subject.items else ""
+    return f"{kind} {subject.name}: {_items(subject.items)} would be hidden at once and deleted{left}"
 
 
 def forget_name(
@@ -246,7 +248,7 @@ def forget_name(
         if client is not None:
             forget = {"class": client.delete_class, "item": client.delete, "shard": client.delete_shard}
             answer = forget[kind](name)
-            what = f"{kind} {answer['forgotten']}, {_items(answer['items'])}"
+            what = _named(kind, answer["forgotten"], answer["items"])
             return f"forgot {what}: hidden now, deleted within a minute; --verify shows what is left"
     with _writer(root) as writer:
         pushed = _pushed_elsewhere(writer.store, root, inbox_at)
@@ -259,7 +261,7 @@ def forget_name(
         keep_only(default_cache_root(root, writer.store.stream_id), None)
     for place in (*(f"{root.rstrip('/')}/{folder}" for folder in LANDED), *pushed):
         drop_half_written(place)
-    what = f"{kind} {subject.name}, {_items(subject.items)}"
+    what = _named(kind, subject.name, subject.items)
     return f"forgot {what}: rows, statistics and pixels are deleted"
 
 
@@ -280,6 +282,10 @@ def _real(place: str) -> str:
     return place.rstrip("/") if is_remote(place) else os.path.realpath(local_path(place))
 
 
+def _named(kind: str, name: str, items: int) -> str:
+    return f"{kind} {name}, {_items(items)}{'' if items else f' ({NOTHING_LEFT})'}"
+
+
 def _items(count: int) -> str:
     return f"{count} items" if count != 1 else "1 item"
 
@@ -296,6 +302,7 @@ def verify_forgotten(
     covered = "the request covered " + (
         "it is not known what" if proof.covered is None else _items(proof.covered)
     )
+    covered += f" ({NOTHING_LEFT})" if proof.covered == 0 else ""
     lines = [f"{proof.files} files searched under {root}; {covered}"]
     lines += [f"found in {line}" for line in proof.findings]
     left = len(proof.findings)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.lift import Lift
 from stream_odml.pipeline.erased_copies import is_needed, is_skipped, landed_copies, touches
-from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown
+from stream_odml.pipeline.erasure_request import COLUMN, find_subject, stored_name, unknown, was_there
 from stream_odml.pipeline.pushed import half_written, pushed_elsewhere
 from stream_odml.pipeline.stage_folders import default_cache_root, stage_folders, stage_name_of
 from stream_odml.storage.atomic import ASIDE
@@ -91,11 +91,15 @@ def _search(store: Store, kind: str, name: str, source: StorageOptions | None) -
     name = stored_name(store.ledger, kind, name)
     tombstones = [s for s in store.ledger.tombstones if (s.kind, s.name) == (kind, name)]
     if not tombstones:
-        find_subject(store, kind, name)
-        raise UnknownSubject(f"{kind} {name!r} was never forgotten here; ask without --verify first")
+        subject = find_subject(store, kind, name)
+        if subject.items or not store.ledger.tombstones:
+            raise UnknownSubject(f"{kind} {name!r} was never forgotten here; ask without --verify first")
+        # Requests for other names covered the last of it: what they had to delete is searched for under this one.
+        asked_at = store.ledger.tombstones[-1].time
+        tombstones = [Tombstone(subject.kind, subject.name, store.ledger.seq + 1, asked_at, 0)]
     tombstone = tombstones[-1]
     known = _known(store, tombstones)
-    if known == 0 and kind != "shard":
+    if known == 0 and not was_there(store, kind, name):
         raise unknown(store, kind, name)
     covered = {s.shard_id: s for s in store.ledger.shards.values() if s.landed_seq < tombstone.seq}
     if kind == "shard":

@@ -1,7 +1,7 @@
 """What a request for erasure names: the items that it covers, or the nearest names where it covers none.
 
-Protects: a tombstone is put over something that is there. A name that nothing bears is an error for whoever asked,
-never a promise kept of itself.
+Protects: a tombstone is put over something that is there, or was. A name that nothing ever bore is an error for
+whoever asked, never a promise kept of itself.
 """
 
 from __future__ import annotations
@@ -42,17 +42,30 @@ class Subject:
 
 
 def find_subject(store: Store, kind: str, name: str) -> Subject:
-    """Return what `name` stands for in `store` as it was last refreshed. A name that was forgotten before covers
-    nothing new, and is no error: a request may be repeated. A shard goes by its id, or by its name where one shard has
-    it. Raises UnknownSubject with the nearest names, ValueError for another kind."""
+    """Return what `name` stands for in `store` as it was last refreshed. A name that was forgotten before, or of
+    which nothing is left, covers nothing new, and is no error: a request may be repeated. A shard goes by its id, or
+    by its name where one shard has it. Raises UnknownSubject with the nearest names, ValueError for another kind."""
     if kind not in get_args(Kind):
         raise ValueError(f"cannot forget a {kind!r}; name a class, an item or a shard")
     wanted = stored_name(store.ledger, kind, name)
     items = _covered(store, kind, wanted) if _is_text(wanted) else 0
     known = (kind, wanted) in store.ledger.latest_tombstones
-    if not (items or known or (kind == "shard" and wanted in store.ledger.shards)):
+    if not (items or known or was_there(store, kind, wanted)):
         raise unknown(store, kind, wanted)
     return Subject(cast(Kind, kind), wanted, items)
+
+
+def was_there(store: Store, kind: str, name: str) -> bool:
+    """Return whether something that was indexed bore this name, though nothing that can be found does any more: it was
+    erased under another name, or replaced. A request for it covers what files still hold, and can be verified."""
+    if not _is_text(name):
+        return False
+    if kind == "shard":
+        return name in store.ledger.shards
+    if kind == "class":
+        return any(shard.classes.get(name) for shard in store.ledger.shards.values())
+    where = pc.field(COLUMN[kind]) == name
+    return bool(store.again(lambda: list(store.scan(_ROWS, where))))
 
 
 def stored_name(ledger: LedgerState, kind: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -190,3 +191,31 @@ def test_a_rollback_finds_a_push_folder_outside_the_root(tmp_path: Path) -> None
     for version in (learnt, first):
         assert CliRunner().invoke(app, ["rollback", root, version]).exit_code == 0
     assert "keep_pushed_h" in str(Store.open(root).ledger.tasks["task-0001"].skipped)
+
+
+def test_a_class_that_went_item_by_item_and_shard_by_shard_is_proven_gone_by_name(tmp_path: Path) -> None:
+    root, inbox = str(tmp_path / "root"), tmp_path / "inbox"
+    writer = claim(root)
+    refs = land_and_index(writer, str(inbox), DirectorySource(str(inbox)))
+    writer.release()
+    shell = CliRunner()
+
+    def forget(*words: str) -> str:
+        said = shell.invoke(app, ["forget", root, *words], env={"COLUMNS": "400"})
+        return said.output + str(said.exception or "")
+
+    for item in ("a/0", "a/2"):  # all of class a0
+        forget("--item", item)
+    assert "what had this name was erased or replaced before" in forget("--class", "a0", "--dry-run")
+    shutil.rmtree(inbox)
+    said = forget("--class", "a0", "--verify")
+    assert "found in" not in said
+    assert "What stays:" in said
+    assert "forgot class a0, 0 items (what had this name was erased" in forget("--class", "a0")
+    assert "What stays:" in forget("--class", "a0", "--verify")
+    forget("--shard", next(ref.shard_id for ref in refs if ref.name == "b.parquet"))
+    for class_name in ("b0", "b1"):
+        assert "What stays:" in forget("--class", class_name, "--verify")
+    assert "was never forgotten here" in forget("--class", "a1", "--verify")
+    for words in (("--class", "b2"), ("--class", "b2", "--verify"), ("--class", ""), ("--item", "a/9")):
+        assert "in this stream, so nothing is forgotten" in forget(*words)
