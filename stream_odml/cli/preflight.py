@@ -24,7 +24,7 @@ from stream_odml.ingest.sources import Inspectable, LogSource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.pipeline.examining import Finding
-from stream_odml.pipeline.first_version import as_made, check_model
+from stream_odml.pipeline.first_version import as_made, check_model, check_place, nearest_there
 from stream_odml.pipeline.later_stages import LaterRules
 from stream_odml.pipeline.sources import inbox_path, open_sources
 from stream_odml.pipeline.stage_journal import open_writers
@@ -85,21 +85,14 @@ def _root(config: StreamConfig) -> str:
 
 
 def _may_make(place: str) -> str:
-    """Raise PermissionError where this user may not make a folder at `place`."""
+    """Raise ConfigError or PermissionError where this user may not make a folder at `place`."""
     if is_remote(place):
         return "; whether it may be written is known then"
-    above = _above(local_path(place))
-    if not above.is_dir():
-        raise NotADirectoryError(f"{place} cannot be made: {above} is a file; choose another folder")
+    check_place(place)
+    above = nearest_there(local_path(place))
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(f"{place} cannot be made: {above} is not writable; make it writable")
     return ""
-
-
-def _above(path: Path) -> Path:
-    """Return the nearest folder (or file) on the way to `path` that is there."""
-    path = path.absolute()
-    return next(one for one in (path, *path.parents) if os.path.lexists(one))
 
 
 def _source(config: StreamConfig) -> str:
@@ -225,7 +218,7 @@ def _available_bytes() -> int | None:
 def _disk(config: StreamConfig) -> str | None:
     if is_remote(config.root):
         return None
-    place = _above(local_path(config.root))
+    place = nearest_there(local_path(config.root))
     free = shutil.disk_usage(place).free
     if free < MIN_FREE_BYTES:
         raise OSError(

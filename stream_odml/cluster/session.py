@@ -50,7 +50,7 @@ from stream_odml.cluster.session_folder import remove_abandoned
 from stream_odml.config.masking import masked_text
 from stream_odml.config.stream import ConfigError, StreamConfig
 from stream_odml.observe.observing import TERMINAL, observe
-from stream_odml.pipeline.first_version import open_root
+from stream_odml.pipeline.first_version import check_place, open_root
 from stream_odml.pipeline.sources import check_sources, push_path
 from stream_odml.pipeline.stage_journal import open_writers
 from stream_odml.storage.files import open_files
@@ -219,6 +219,7 @@ def run_stream(config: StreamConfig, takeover: bool = False) -> Iterator[Session
 def prepare(config: StreamConfig, takeover: bool = False) -> StreamConfig:
     """Check all that can be checked without Ray, make the stream root, and settle port 0 and relative paths."""
     remove_abandoned()
+    check_place(config.root)
     if not takeover and not is_remote(config.root):  # before the ports, which the run that holds it has
         check_not_held(open_files(config.root))
     check_port(config.service.host, config.service.port, "service.port")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from stream_odml.config.masking import masked_text
@@ -17,6 +19,7 @@ from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.given_vectors import identity_trunk, spec_of
 from stream_odml.learn.lift import Lift
 from stream_odml.learn.settings import EmbedderSpec, HeadKind
+from stream_odml.storage.reading import is_remote, local_path
 from stream_odml.store.artifacts import CANARIES, HEAD, STUDENT, SUMS
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
@@ -38,10 +41,25 @@ def open_root(config: StreamConfig, takeover: bool = False) -> StreamConfig:
 
 
 def root_there(config: StreamConfig) -> Store | None:
-    """Open the stream root of a configuration; None where there is none."""
+    """Open the stream root of a configuration; None where there is none. Raises ConfigError where none can be
+    made, as a file is there."""
+    check_place(config.root)
     with contextlib.suppress(NotAStreamRoot):
         return Store.open(config.root, config.storage_options, keep_gallery=False)
     return None
+
+
+def check_place(root: str) -> None:
+    """Raise ConfigError where a stream root, or a folder on its way, is a file. Of an object store nothing is
+    asked."""
+    if not is_remote(root) and not (above := nearest_there(local_path(root))).is_dir():
+        raise ConfigError(f"{root} cannot be made: {above} is a file; choose another folder")
+
+
+def nearest_there(path: Path) -> Path:
+    """Return the nearest folder (or file) on the way to `path` that is there."""
+    path = path.absolute()
+    return next(one for one in (path, *path.parents) if os.path.lexists(one))
 
 
 def claim_root(

@@ -27,6 +27,7 @@ from stream_odml.exchange.source import Names, as_lists
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import encode
 from stream_odml.pipeline.erasure_proof import verify_forgotten
+from stream_odml.pipeline.first_version import open_root
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
@@ -330,3 +331,14 @@ def test_files_of_one_folder_that_differ_are_refused_before_anything_is_made(tmp
         pq.write_table(table, tmp_path / f"{name}.parquet")
     with pytest.raises(ExchangeError, match=r"column 'id' of .*b.parquet is int64, of .*a.parquet int32"):
         open_source(str(tmp_path), Names())
+
+
+@pytest.mark.parametrize("root", ["file", "file/below"])
+def test_a_root_that_is_a_file_is_refused_in_plain_words(root: str, tmp_path: Path) -> None:
+    pq.write_table(table(), tmp_path / "v.parquet")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"cannot be made: .*/file is a file; choose another folder"):
+        take(tmp_path / "v.parquet", tmp_path / root)
+    with pytest.raises(ConfigError, match="choose another folder"):
+        open_root(vector_config(tmp_path / root))
+    assert (tmp_path / "file").read_text() == "x"
