@@ -11,7 +11,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from pathlib import Path
 from typing import TypeVar
 
 from stream_odml.cli.failures import message_of
@@ -24,10 +23,11 @@ from stream_odml.ingest.sources import Inspectable, LogSource
 from stream_odml.learn.embedder import build_embedder
 from stream_odml.learn.metric_losses import build_metric_loss
 from stream_odml.pipeline.examining import Finding
-from stream_odml.pipeline.first_version import as_made, check_model, check_place, nearest_there
+from stream_odml.pipeline.first_version import as_made, check_length, check_model, check_place, nearest_there
 from stream_odml.pipeline.later_stages import LaterRules
 from stream_odml.pipeline.sources import inbox_path, open_sources
 from stream_odml.pipeline.stage_journal import open_writers
+from stream_odml.storage.process import available_bytes
 from stream_odml.storage.reading import is_remote, local_path
 from stream_odml.store.errors import NotAStreamRoot
 from stream_odml.store.store import Store
@@ -77,6 +77,8 @@ def _root(config: StreamConfig) -> str:
     try:
         store = _answered(lambda: Store.open(config.root, config.storage_options, keep_gallery=False))
     except NotAStreamRoot:
+        if config.model.input_dim:
+            check_length(config, config.model.input_dim)
         return f"{config.root} is made at the first start{_may_make(config.root)}"
     if store.tree.root is None:
         return f"{config.root} is there, without a version yet"
@@ -199,20 +201,13 @@ def _memory(config: StreamConfig) -> str | None:
     if joins_cluster(config):
         return None
     count = 2 + sum(role.count for role in roles(config) if role.name != "reading")
-    wanted, there = count * PROCESS_BYTES, _available_bytes()
+    wanted, there = count * PROCESS_BYTES, available_bytes()
     if there is None:
         return None
     said = f"{there / 2**30:.1f} GiB available, about {wanted / 2**30:.1f} wanted by {count} processes"
     if wanted > there:
         raise Doubt(f"{said} with a small model; lower cluster.workers, or end what else runs")
     return said
-
-
-def _available_bytes() -> int | None:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return None
 
 
 def _disk(config: StreamConfig) -> str | None:

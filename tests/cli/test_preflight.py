@@ -29,7 +29,7 @@ PORTS = {"service": {"port": 0}, "metrics": {"port": 0}}
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preflight, "_available_bytes", lambda: 32 << 30)
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 32 << 30)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
 
 
@@ -116,7 +116,7 @@ def test_a_port_in_use_is_a_problem_and_not_taken() -> None:
 
 
 def test_little_memory_is_a_doubt_and_no_disk_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_available_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 1 << 30)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, 1 << 20))
     lacks, said = levels()
     assert lacks == {"memory": "warning", "disk": "failure"}

@@ -27,7 +27,7 @@ from stream_odml.exchange.source import Names, as_lists
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.feature_codes import encode
 from stream_odml.pipeline.erasure_proof import verify_forgotten
-from stream_odml.pipeline.first_version import open_root
+from stream_odml.pipeline.first_version import MATRICES_AT_ONCE, open_root
 from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.store import Store
@@ -38,6 +38,7 @@ from tests.service.vector_stream import D, VectorStream, vector_config, vectors_
 LABELS = [f"sku {i % 9}" for i in range(700)]
 VECTORS = vectors_of(LABELS, 4)
 IDS = [f"p-{i}" for i in range(700)]
+WITHOUT_LENGTH = {"backbone": "none", "head": "discriminant"}
 HERE = Names(class_name="sku", attributes=("colour",))
 
 
@@ -342,3 +343,28 @@ def test_a_root_that_is_a_file_is_refused_in_plain_words(root: str, tmp_path: Pa
     with pytest.raises(ConfigError, match="choose another folder"):
         open_root(vector_config(tmp_path / root))
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_vectors_that_memory_would_not_take_are_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(100_000, np.float32)), 100_000)
+    pq.write_table(pa.table({"vector": long, "id": ["x"], "sku": ["y"]}), tmp_path / "long.parquet")
+    names, root = Names(class_name="sku"), tmp_path / "root"
+    with pytest.raises(
+        ConfigError, match=r"vectors of 100,000 values cannot be taken, at most 65,536; .*PCA"
+    ):
+        adopt(open_source(str(tmp_path / "long.parquet"), names), vector_config(root, model=WITHOUT_LENGTH))
+    pq.write_table(table(), tmp_path / "v.parquet")
+    wanted = MATRICES_AT_ONCE * 8 * (D + 16) ** 2
+    monkeypatch.setattr("stream_odml.pipeline.first_version.available_bytes", lambda: wanted - 1)
+    with pytest.raises(
+        ConfigError, match=r"vectors of 24 values and a lift of 16 needs about .*lower model.lift"
+    ):
+        take(tmp_path / "v.parquet", root)
+    assert not root.exists()
+    monkeypatch.setattr("stream_odml.pipeline.first_version.available_bytes", lambda: wanted)
+    assert take(tmp_path / "v.parquet", root).items == 700
+    # A root that is there has its sums already.
+    monkeypatch.setattr("stream_odml.pipeline.first_version.available_bytes", lambda: 0)
+    assert take(tmp_path / "v.parquet", root).before == 700
