@@ -46,8 +46,8 @@ def open_root(config: StreamConfig, takeover: bool = False) -> StreamConfig:
 
 
 def root_there(config: StreamConfig) -> Store | None:
-    """Open the stream root of a configuration; None where there is none. Raises ConfigError where none can be
-    made, as a file is there."""
+    """Open the stream root of a configuration; None where there is none. Raises ConfigError where a file is in its
+    place, or on the way to it."""
     check_place(config.root)
     with contextlib.suppress(NotAStreamRoot):
         return Store.open(config.root, config.storage_options, keep_gallery=False)
@@ -55,8 +55,7 @@ def root_there(config: StreamConfig) -> Store | None:
 
 
 def check_place(root: str) -> None:
-    """Raise ConfigError where a stream root, or a folder on its way, is a file. Of an object store nothing is
-    asked."""
+    """Raise ConfigError where a stream root, or a folder on its way, is a file; an object store is not asked."""
     if not is_remote(root) and not (above := nearest_there(local_path(root))).is_dir():
         raise ConfigError(f"{root} cannot be made: {above} is a file; choose another folder")
 
