@@ -82,7 +82,7 @@ UNCHOSEN: Mapping[str, tuple[Any, str]] = {
     ),
     "HeadSettings.bonus_among_all": (
         HeadSettings().bonus_among_all,
-        "each stream chooses its own: what known classes can spare, or serves both; none where nothing tells",
+        "each stream chooses its own: what known classes can spare, or what serves both; none where nothing tells",
     ),
     "HeadSettings.layer": (
         HeadSettings().layer,

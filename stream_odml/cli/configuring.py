@@ -71,16 +71,18 @@ def init(
         new_classes=new_classes,
         gpus=torch.cuda.device_count(),
     )
-    if weights is not None and not weights.is_file():
-        what = (
-            "is a folder: name the file in it" if weights.is_dir() else "is not here: put the weights there"
-        )
-        line = f"{weights} {what} before you run the stream, or correct the path"
-        say(out, line, "yellow")
+    _say_what_weights_lack(weights)
     root = write_config(path, out_file, seen, wishes)
     say(out, f"wrote {out_file}. Next:")
     for line in next_commands(path, out_file, root):
         say(out, line)
+
+
+def _say_what_weights_lack(weights: Path | None) -> None:
+    if weights is not None and not weights.is_file():
+        is_folder = weights.is_dir()
+        what = "is a folder: name the file in it" if is_folder else "is not here: put the weights there"
+        say(out, f"{weights} {what} before you run the stream, or correct the path", "yellow")
 
 
 def _looked_at(path: Path) -> OwnImages:

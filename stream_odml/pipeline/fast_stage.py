@@ -83,32 +83,17 @@ def solve_stage(
     left = task_rows(store, parent, shards)
     task = rows_as_items(store, parts, left, forward)
     lift = _lift_of(store, parent, config)
+    trained = _trained_classes(store, order)
+    solved_as = partial(solve, dim=config.model.dim, layer_lD=layer_lD, trained=trained)
     if order.kind == "trunk":
         # Of what weights from nothing embedded nothing can be summed under this trunk.
-        solved = solve(
-            ClassSums.empty(lift),
-            task,
-            None,
-            config.model.dim,
-            layer_lD=layer_lD,
-            trained=_trained_classes(store, order),
-        )
-        return _noted(store, order, config, task, solved)
+        return _noted(store, order, config, task, trained, solved_as(ClassSums.empty(lift), task, None))
     if order.kind == "slow":
         # Summed again, as mapped and coded: S <- A S Aᵀ is this but for what the codes round and unit lengths change,
         # and only what is stored can be subtracted to the last bit.
         learnt = learnt_rows(store, parent).without(shards).under(forward)
-        earlier = earlier_choice(store, parent)
-        solved = solve(
-            learnt.sums(lift),
-            task,
-            learnt,
-            config.model.dim,
-            earlier=earlier,
-            layer_lD=layer_lD,
-            trained=_trained_classes(store, order),
-        )
-        return _noted(store, order, config, task, solved)
+        solved = solved_as(learnt.sums(lift), task, learnt, earlier=earlier_choice(store, parent))
+        return _noted(store, order, config, task, trained, solved)
     before = sums_now(store, parent)
     if order.kind == "renew":
         before = before.minus(left.sums(before.lift))
@@ -131,7 +116,7 @@ def _beside_learnt(
     chosen: HeadSettings | None = None,
 ) -> Solved:
     """Solve a stage's items under its parent's trunk, with the settings of the parent's head where they still hold."""
-    learnt = learnt_rows(store, order.parent)
+    learnt, trained = learnt_rows(store, order.parent), _trained_classes(store, order)
     solved = solve(
         before,
         task,
@@ -142,23 +127,25 @@ def _beside_learnt(
         of_task=of_task,
         chosen=chosen,
         layer_lD=store.head_of(order.parent).layer_lD,
-        trained=_trained_classes(store, order),
+        trained=trained,
     )
-    return _noted(store, order, config, task, solved)
+    return _noted(store, order, config, task, trained, solved)
 
 
-def _noted(store: Store, order: StageOrder, config: StreamConfig, task: Training, solved: Solved) -> Solved:
-    classes, known = _trained_classes(store, order), solved.sums.names
+def _noted(
+    store: Store, order: StageOrder, config: StreamConfig, task: Training, trained: set[str], solved: Solved
+) -> Solved:
+    known = solved.sums.names
     asks = config.learning.trunk == "auto"
     need = (
         trunk_need(
             known,
-            classes,
+            trained,
             lambda: (solved.sample().codes, solved.sample().classes),
             pretrained=config.model.starts_pretrained or config.model.takes_vectors,
         )
         if asks
-        else {"trained": trained_share(known, classes)}
+        else {"trained": trained_share(known, trained)}
     )
     more = {
         **{key("trunk", name): value for name, value in need.items()},

@@ -74,6 +74,8 @@ def test_the_image_to_ask_for_is_one_that_lands_and_opens(
 
 def test_weights_that_are_not_there_are_said(monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
     assert "/w/m.safetensors is not here" in written(monkeypatch, photos, "--weights", "/w/m.safetensors")[1]
+    folder = str(photos.parent)
+    assert f"{folder} is a folder: name the file" in written(monkeypatch, photos, "--weights", folder)[1]
     (photos.parent / "m.safetensors").write_bytes(b"")
     assert "is not here" not in written(monkeypatch, photos, "--weights", "m.safetensors")[1]
 
