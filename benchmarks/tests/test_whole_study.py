@@ -96,6 +96,20 @@ def test_the_study_lists_what_is_left_and_runs_it_once(
     assert "hidden" in capsys.readouterr().out
 
 
+def test_what_another_part_measures_is_counted_with_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squares(tmp_path)
+    monkeypatch.setattr(
+        whole, "PARTS", (*PARTS[1:], Part("third", "squares", "6+2*3", "finetune,l2", WORDS, "1,2"))
+    )
+    study(monkeypatch, tmp_path, "--dry-run")
+    rows = [line.split("│")[1:4] for line in capsys.readouterr().out.splitlines() if "third" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["third", "finetune", "2"], ["third", "l2", "1,2"], ["third", "(base stage)", "2"]
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
