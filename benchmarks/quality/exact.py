@@ -29,7 +29,7 @@ from benchmarks.quality.state import TRAINED, Floats, RunState, SolvedState
 from benchmarks.quality.study import Run
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import DiscriminantHead, whitening
+from stream_odml.learn.discriminant import DiscriminantHead, solve_head, whitening
 from stream_odml.learn.drift import DriftMap, IdentityMap
 from stream_odml.learn.embedder import Embedder, build_embedder, embedder_to_bytes, training_layer, trunk_of
 from stream_odml.learn.feature_codes import encode
@@ -56,7 +56,8 @@ class ExactRun(Run):
 
     @property
     def _spec(self) -> EmbedderSpec:
-        return replace(self.study.spec, head="discriminant", lift=self.study.lift)
+        lift = dict(self.method.head).get("lift", self.study.lift)
+        return replace(self.study.spec, head="discriminant", lift=lift)
 
     def _compatibility(self, state: RunState) -> Iterator[Measured]:
         """Nothing more: it is measured stage by stage, as the head of each stage is at hand."""
@@ -181,7 +182,7 @@ class ExactRun(Run):
         """Solve the head of all images learnt so far, from their features as stored."""
         items = Items([str(i) for i in images.tolist()], self._names(images), encode(features))
         dim = features.shape[1]
-        self._solved = solved = solve(
+        solved = solve(
             ClassSums.empty(Lift(dim, self._spec.lift_of(dim), self.seed)),
             items,
             None,
@@ -191,7 +192,10 @@ class ExactRun(Run):
             layer_lD=layer_lD,
             trained=self._trained(state),
         )
-        self._sums = solved.sums
+        if stands := {name: value for name, value in self.method.head if name != "lift"}:
+            head = solve_head(solved.sums, replace(solved.head.settings, **stands), layer_lD)
+            solved = replace(solved, head=head)
+        self._solved, self._sums = solved, solved.sums
         chosen = solved.figures[CHOSEN_CLASSES], solved.figures[CHOSEN_ITEMS]
         state.solved = SolvedState(images, features, solved.head, chosen)
 

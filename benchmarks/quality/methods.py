@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from benchmarks.quality.map_rivals import MAPS, MapRival
 from benchmarks.quality.pseudo_replay import PSEUDO, PseudoReplay
 from benchmarks.quality.rivals import RIVALS, Rival
+from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, method_settings, renewed
 
 FROZEN = ("frozen_f0", "frozen_pretrained")
@@ -65,6 +66,8 @@ class Method:
     """Its options, of one of RIVALS."""
     map_rival: MapRival | PseudoReplay | None = None
     """The same of one of MAP_RIVALS."""
+    head: tuple[tuple[str, Any], ...] = ()
+    """Names and values of HeadSettings that stand whatever a stream chooses, or `lift`."""
 
 
 def parse_methods(text: str, common: StageSettings) -> list[Method]:
@@ -87,11 +90,12 @@ def parse_methods(text: str, common: StageSettings) -> list[Method]:
 
 
 def parse_method(text: str, common: StageSettings) -> Method:
-    """`ours`, or `NAME=PRESET:field=value:field=value`, over the settings that all methods share."""
+    """`ours`, or `NAME=PRESET:field=value:field=value`, over the settings that all methods share; `head.field` is one
+    of HeadSettings, or `lift`."""
     name, _, rest = text.partition("=")
     if not re.fullmatch(_NAME, name):
         raise ValueError(f"method name {name!r}; expected letters, digits and _ . + -")
-    preset, *changes = re.split(r":(?=\w+=)", rest) if rest else [name]
+    preset, *changes = re.split(r":(?=[\w.]+=)", rest) if rest else [name]
     for change in changes:
         if change.startswith("base_"):
             raise ValueError(
@@ -105,7 +109,19 @@ def parse_method(text: str, common: StageSettings) -> Method:
         return Method(name, preset, settings, apply_changes(RIVALS[preset], changes))
     if preset == "ours_backfill":
         settings = renewed(settings)
-    return Method(name, preset, apply_changes(replace(settings, **_TRUNK.get(preset, {})), changes))
+    of_head = [change for change in changes if change.startswith("head.")]
+    if of_head and preset not in EXACT:
+        raise ValueError(f"{of_head[0]!r}: the head of {preset!r} is not solved")
+    settings = replace(settings, **_TRUNK.get(preset, {}))
+    settings = apply_changes(settings, [change for change in changes if change not in of_head])
+    return Method(name, preset, settings, head=tuple(_head_value(change) for change in of_head))
+
+
+def _head_value(change: str) -> tuple[str, Any]:
+    change = change.removeprefix("head.")
+    field = change.partition("=")[0]
+    defaults: Any = EmbedderSpec(head="discriminant") if field == "lift" else HeadSettings()
+    return field, getattr(apply_changes(defaults, [change]), field)
 
 
 def apply_changes(settings: Settings, changes: list[str]) -> Settings:

@@ -86,6 +86,7 @@ class Study:
             parts |= {"map": asdict(method.map_rival)} if method.map_rival is not None else {}
             parts |= {"oracle": True} if self.oracle else {}
             parts |= {"lift": self.lift} if self.lift is not None and method.preset in EXACT else {}
+            parts |= {"head": dict(method.head)} if method.head else {}
         return _digest(parts)
 
 

@@ -19,6 +19,7 @@ from benchmarks.quality.arguments import parser, plan
 from benchmarks.quality.data import load_images
 from benchmarks.quality.exact import ExactRun, stored
 from benchmarks.quality.measure import Measured, measure_unseen
+from benchmarks.quality.methods import parse_methods
 from benchmarks.quality.moving import MovingRun, floor_figures
 from benchmarks.quality.protocols import build_stream
 from benchmarks.quality.rows import Row
@@ -26,11 +27,12 @@ from benchmarks.quality.state import RunState, SolvedState
 from benchmarks.quality.study import Run
 from benchmarks.tests.squares import arguments, run, squares, without_seconds
 from stream_odml.learn.class_sums import ClassSums
-from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.discriminant import DiscriminantHead, solve_head
 from stream_odml.learn.drift import IdentityMap
 from stream_odml.learn.embedder import build_embedder, embed, trunk_of
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
+from stream_odml.learn.settings import StageSettings
 from stream_odml.pipeline.head_solving import Solved, solve
 
 EXACT = "ours,exact_frozen,exact_always,joint_exact"
@@ -273,3 +275,41 @@ def test_the_floor_looks_at_images_that_neither_head_was_solved_with(
     by_class = [(lost - found)[labels[images[out]] == c] - (lost - found).mean() for c in range(12)]
     error = (12 / 11 * sum(part.sum() ** 2 for part in by_class)) ** 0.5 / len(found)
     assert figures["change_error/union"] == pytest.approx(error)
+
+
+def test_a_value_of_the_head_stands_whatever_the_stream_chooses(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
+    monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
+    heads: dict[str, list[DiscriminantHead]] = {}
+    keep = Run._keep
+
+    def seen(self: Run, state: RunState, rows: list[Measured]) -> None:
+        assert state.solved is not None
+        heads.setdefault(self.method.name, []).append(state.solved.head)
+        keep(self, state, rows)
+
+    monkeypatch.setattr(Run, "_keep", seen)
+    other = "exact_frozen:head.dim=2:head.new_shrinkage=0.3"
+    methods = f"standing=exact_frozen,other={other},lifted=exact_frozen:head.lift=32"
+    run(monkeypatch, arguments(parquet, tmp_path, "--commit", "c0ffee", "--lift", "0", "--methods", methods))
+    assert [len(of) for of in heads.values()] == [3, 3, 3]
+    for standing, changed in zip(heads["standing"], heads["other"], strict=True):
+        assert changed.settings == replace(standing.settings, dim=2, new_shrinkage=0.3)
+        assert not np.allclose(changed.new_DD, standing.new_DD)
+    assert [heads[name][-1].lift.width for name in ("standing", "lifted")] == [0, 32]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("distilled=distilled:head.dim=8", "the head of 'distilled' is not solved"),
+        ("one=exact_frozen:head.shrinking=1", "unknown setting 'shrinking'"),
+        ("one=exact_frozen:head.shrinkage=1.5", "shrinkage"),
+        ("one=ranpac:head.dim=8", "unknown setting 'head.dim'"),
+    ],
+)
+def test_a_value_that_no_head_has_is_refused(method: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_methods(method, StageSettings())

@@ -18,9 +18,10 @@ from benchmarks.quality import whole
 from benchmarks.quality.arguments import parser, plan
 from benchmarks.quality.left import guess, shared_student, speed_of
 from benchmarks.quality.methods import parse_methods
+from benchmarks.quality.parts import PARTS as REAL
+from benchmarks.quality.parts import Part
 from benchmarks.quality.protocols import build_stream
 from benchmarks.quality.study import Run
-from benchmarks.quality.whole import Part
 from benchmarks.tests.squares import squares
 from stream_odml.learn.settings import StageSettings
 
@@ -33,7 +34,6 @@ PARTS = (
     Part("first", "squares", "6+2*3", "finetune,frozen_f0", WORDS, "0,1"),
     Part("second", "squares", "repeat:6+2*3", "frozen_f0", WORDS, "0"),
 )
-REAL = whole.PARTS
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +154,7 @@ def test_every_part_of_the_study_asks_for_what_there_is(part: Part) -> None:
         re.split(r",(?=\w)", words.methods)
     )
     assert part.sealed == (part.data == "caltech101")
+    assert words.select == ("validation" if part.name.startswith("heads") else "test")
 
 
 @pytest.mark.parametrize("part", REAL, ids=lambda part: part.name)
