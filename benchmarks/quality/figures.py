@@ -32,6 +32,7 @@ COLUMNS: Mapping[str, str] = {
     "unseen_r1_whitened": "unseen, whitened",
     "unseen_alone_r1_mapped": "unseen alone",
     "base_forgetting": "forgetting, base",
+    "base_forgetting_mapped": "the same, mapped",
     "backward_transfer_mapped": "backward transfer, mapped",
     "forward_transfer_mapped": "forward transfer",
     "compatibility_ac_mapped": "AC",
@@ -86,8 +87,12 @@ def seed_figures(table: Curves, method: str) -> dict[str, dict[int, float]]:
             result[f"{split}_r1_{form}"] = {
                 s: float(np.mean(list(v.values()))) for s, v in by_seed.items() if s in seconds
             }
-    for name, split in (("base_forgetting", "base_alone"), ("base_forgetting_union", "stage 0")):
-        base = table.get((method, split, "reextracted", "recall_at_1"), {})
+    for name, split, form in (
+        ("base_forgetting", "base_alone", "reextracted"),
+        ("base_forgetting_mapped", "base_alone", "mapped"),
+        ("base_forgetting_union", "stage 0", "reextracted"),
+    ):
+        base = table.get((method, split, form, "recall_at_1"), {})
         result[name] = {
             s: max(v[t] for t in sorted(v)[:-1]) - v[max(v)]
             for s, v in base.items()
