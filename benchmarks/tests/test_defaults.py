@@ -17,7 +17,8 @@ PAGE = Path(__file__).resolve().parents[1] / "STUDY.md"
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.setting)
 def test_a_default_is_what_the_rows_choose(choice: Choice) -> None:
-    assert chosen(choice) == str(choice.default), table()
+    """Or a reason says why it stands, for as long as they choose another."""
+    assert (chosen(choice) == str(choice.default)) == (not choice.stands), table()
 
 
 def test_the_page_has_the_table_of_defaults() -> None:
