@@ -35,20 +35,25 @@ class Job:
     words: tuple[str, ...]
     seed: int
     methods: tuple[str, ...]
+    base: str
+    """Key of the base stage."""
     seconds: float
     """A guess of what it takes: of jobs that are wanted alike, long ones begin first."""
 
 
-def jobs_of(part: str, words: Sequence[str], number: int) -> Iterator[Job]:
+def jobs_of(part: str, words: Sequence[str], number: int, listed: set[str]) -> Iterator[Job]:
     """Yield what is left of a part for one of its seeds: the base stage first, where it is not there yet. `words`: its
-    command line; `number`: which of its seeds."""
+    command line; `number`: which of its seeds; `listed`: keys of runs and base stages that another part does, to which
+    those of this part are added."""
     study, methods, seeds = plan(parser().parse_args(list(words)))
     if number >= len(seeds):
         return
     seed, finished = seeds[number], study.rows.finished()
+    base = study.key(None, seed)
     groups: dict[str, list[Method]] = {}
     for method in methods:
-        if study.key(method, seed) not in finished:
+        if (key := study.key(method, seed)) not in finished | listed:
+            listed.add(key)
             groups.setdefault(shared_student(method) or _own(method), []).append(method)
     if not groups:
         return
@@ -56,9 +61,10 @@ def jobs_of(part: str, words: Sequence[str], number: int) -> Iterator[Job]:
     for group in groups.values():
         seconds = sum(guess(study, method, stages, bool(at)) for at, method in enumerate(group))
         names = tuple(method.name for method in group)
-        rest.append(Job(f"{part} {names[0]} {seed}", tuple(words), seed, names, seconds))
-    if load_state(study.work / f"base-{study.key(None, seed)}") is None:
-        yield Job(f"{part} base {seed}", tuple(words), seed, (), 0.0)
+        rest.append(Job(f"{part} {names[0]} {seed}", tuple(words), seed, names, base, seconds))
+    if base not in listed and load_state(study.work / f"base-{base}") is None:
+        yield Job(f"{part} base {seed}", tuple(words), seed, (), base, 0.0)
+    listed.add(base)
     yield from sorted(rest, key=lambda job: -job.seconds)
 
 
@@ -72,7 +78,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, until: float, threads: int, co
     line for each job that failed or that the time (`until`, of time.monotonic) left undone. Raises ValueError where a
     process was ended from outside."""
     waiting, left = list(jobs), []
-    bases = {(job.words, job.seed) for job in jobs if not job.methods}
+    bases = {job.base for job in jobs if not job.methods}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Forks of a process that only imports: torch and what stands on it are loaded once, not by each process.
     pool = ProcessPoolExecutor(
@@ -82,7 +88,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, until: float, threads: int, co
     with Progress(*columns, console=console) as bar:
         shown = bar.add_task("", total=len(jobs))
         while (waiting or running) and time.monotonic() < until:
-            ready = [job for job in waiting if not job.methods or (job.words, job.seed) not in bases]
+            ready = [job for job in waiting if not job.methods or job.base not in bases]
             if not running and not ready:
                 break  # what waits would begin on a base stage that failed
             for job in ready[: processes - len(running)]:
@@ -100,7 +106,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, until: float, threads: int, co
                 if problem is not None:
                     left.append(f"{job.name}: {type(problem).__name__}: {str(problem).partition(chr(10))[0]}")
                 elif not job.methods:
-                    bases.discard((job.words, job.seed))
+                    bases.discard(job.base)
                 console.print(f"{job.name}: {'failed' if problem else f'{future.result():.1f} s'}")
                 bar.update(shown, advance=1, description=job.name)
     left += [f"{job.name}: not done" for job in (*running.values(), *waiting)]

@@ -123,11 +123,12 @@ def _run_side_by_side(chosen: list[Part], args: argparse.Namespace, console: Con
     left some, with the rows of the others on disk."""
     until = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     most = max(len((args.seeds or part.seeds).split(",")) for part in chosen)
+    listed: set[str] = set()
     jobs = [
         job
         for number in range(most)
         for part in chosen
-        for job in jobs_of(part.name, part.argv(args), number)
+        for job in jobs_of(part.name, part.argv(args), number, listed)
     ]
     problems = run_jobs(jobs, args.jobs, until, args.threads, console)
     if problems:

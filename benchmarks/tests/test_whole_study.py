@@ -16,6 +16,7 @@ from benchmarks.common import read_rows
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import whole
 from benchmarks.quality.arguments import parser, plan
+from benchmarks.quality.jobs import jobs_of
 from benchmarks.quality.left import guess, shared_student, speed_of
 from benchmarks.quality.methods import parse_methods
 from benchmarks.quality.parts import PARTS as REAL
@@ -243,6 +244,28 @@ def test_processes_side_by_side_measure_what_one_does(
         assert side_by_side == alone
         assert side_by_side
     assert (tmp_path / "out/second.md").exists()
+
+
+def test_what_two_parts_share_is_one_job(tmp_path: Path) -> None:
+    argv = [
+        "--data",
+        str(squares(tmp_path)),
+        "--protocol",
+        "6+2*3",
+        "--work",
+        str(tmp_path),
+        "--commit",
+        "c0ffee",
+        *WORDS,
+    ]
+    listed: set[str] = set()
+    first, second = (
+        list(jobs_of(name, [*argv, "--methods", methods, "--seeds", "0"], 0, listed))
+        for name, methods in (("first", "finetune,frozen_f0"), ("second", "finetune,l2"))
+    )
+    assert [job.methods for job in first] == [(), ("finetune",), ("frozen_f0",)]
+    assert [job.methods for job in second] == [("l2",)]
+    assert {job.base for job in (*first, *second)} == {first[0].base}
 
 
 def measured(result: Path) -> list[str]:
