@@ -35,9 +35,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pretrained", action="store_true", help="weights by the backbone's name")
     p.add_argument("--dim", type=int, default=128)
     p.add_argument("--image-size", type=int, default=28)
-    p.add_argument(
-        "--lift", type=_count, help="random features of a solved head; default: as `model.lift` has it"
-    )
     p.add_argument("--base-steps", type=int, default=600)
     p.add_argument("--steps", type=int, default=200, help="of each later stage, for every method")
     p.add_argument(
@@ -95,7 +92,7 @@ def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
         load_images(args.data, args.image_size, work), args.protocol, args.select, spec, common, work,
         RowFile(work / "rows.jsonl"), args.commit or learning_commit(), args.quick,
         args.device if args.report_only else _device(args.device),
-        args.oracle, weights, args.lift,
+        args.oracle, weights,
     )  # fmt: skip
     return study, methods, args.seeds
 

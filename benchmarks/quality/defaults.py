@@ -64,7 +64,7 @@ CHOICES = (
         {"0.25": "layer0.25", "0.5": "layer0.5", "1.0": "layer1.0"}, _SERVED, _DRAWINGS,
     ),
     Choice(
-        "model.lift, beside fewer than 512 features", _SOLVED.lift_of(256), {"0": "lift0", "2048": "lift2048"},
+        "model.lift, beside fewer than 512 features", _SOLVED.lift_of(256), {"0": "lift0", "2048": "standing"},
         _SERVED, _DRAWINGS,
     ),
     Choice(

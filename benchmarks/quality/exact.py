@@ -56,8 +56,7 @@ class ExactRun(Run):
 
     @property
     def _spec(self) -> EmbedderSpec:
-        lift = dict(self.method.head).get("lift", self.study.lift)
-        return replace(self.study.spec, head="discriminant", lift=lift)
+        return replace(self.study.spec, head="discriminant", lift=self.method.lift)
 
     def _compatibility(self, state: RunState) -> Iterator[Measured]:
         """Nothing more: it is measured stage by stage, as the head of each stage is at hand."""
@@ -192,8 +191,8 @@ class ExactRun(Run):
             layer_lD=layer_lD,
             trained=self._trained(state),
         )
-        if stands := {name: value for name, value in self.method.head if name != "lift"}:
-            head = solve_head(solved.sums, replace(solved.head.settings, **stands), layer_lD)
+        if self.method.head:
+            head = solve_head(solved.sums, replace(solved.head.settings, **dict(self.method.head)), layer_lD)
             solved = replace(solved, head=head)
         self._solved, self._sums = solved, solved.sums
         chosen = solved.figures[CHOSEN_CLASSES], solved.figures[CHOSEN_ITEMS]

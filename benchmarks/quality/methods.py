@@ -67,7 +67,9 @@ class Method:
     map_rival: MapRival | PseudoReplay | None = None
     """The same of one of MAP_RIVALS."""
     head: tuple[tuple[str, Any], ...] = ()
-    """Names and values of HeadSettings that stand whatever a stream chooses, or `lift`."""
+    """Names and values of HeadSettings that stand whatever a stream chooses."""
+    lift: int | None = None
+    """Random features beside the trunk's, where it is not for `model.lift` to say."""
 
 
 def parse_methods(text: str, common: StageSettings) -> list[Method]:
@@ -114,11 +116,11 @@ def parse_method(text: str, common: StageSettings) -> Method:
         raise ValueError(f"{of_head[0]!r}: the head of {preset!r} is not solved")
     settings = replace(settings, **_TRUNK.get(preset, {}))
     settings = apply_changes(settings, [change for change in changes if change not in of_head])
-    return Method(name, preset, settings, head=tuple(_head_value(change) for change in of_head))
+    head = dict(_head_value(change.removeprefix("head.")) for change in of_head)
+    return Method(name, preset, settings, lift=head.pop("lift", None), head=tuple(head.items()))
 
 
 def _head_value(change: str) -> tuple[str, Any]:
-    change = change.removeprefix("head.")
     field = change.partition("=")[0]
     defaults: Any = EmbedderSpec(head="discriminant") if field == "lift" else HeadSettings()
     return field, getattr(apply_changes(defaults, [change]), field)

@@ -66,8 +66,6 @@ class Study:
     """Measure a gallery too that is moved by `oracle_map`."""
     weights: str | None = None
     """Digest of the file with the pretrained weights, where there is one."""
-    lift: int | None = None
-    """Random features of a solved head, where a number is asked for."""
 
     def stream(self, seed: int) -> Stream:
         return build_stream(self.protocol, self.images.labels, self.images.class_names, seed, self.select)
@@ -85,7 +83,7 @@ class Study:
             parts |= {"rival": asdict(method.rival)} if method.rival is not None else {}  # type: ignore[call-overload]
             parts |= {"map": asdict(method.map_rival)} if method.map_rival is not None else {}
             parts |= {"oracle": True} if self.oracle else {}
-            parts |= {"lift": self.lift} if self.lift is not None and method.preset in EXACT else {}
+            parts |= {"lift": method.lift} if method.lift is not None else {}
             parts |= {"head": dict(method.head)} if method.head else {}
         return _digest(parts)
 

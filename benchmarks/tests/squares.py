@@ -43,6 +43,11 @@ def arguments(parquet: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def with_lift(width: int, methods: str) -> str:
+    """Return the methods, each with so many random features."""
+    return ",".join(f"{name}={name}:head.lift={width}" for name in methods.split(","))
+
+
 def run(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
     """Run it."""
     monkeypatch.setattr("sys.argv", argv)

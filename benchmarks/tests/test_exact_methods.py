@@ -25,7 +25,7 @@ from benchmarks.quality.protocols import build_stream
 from benchmarks.quality.rows import Row
 from benchmarks.quality.state import RunState, SolvedState
 from benchmarks.quality.study import Run
-from benchmarks.tests.squares import arguments, run, squares, without_seconds
+from benchmarks.tests.squares import arguments, run, squares, with_lift, without_seconds
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, solve_head
 from stream_odml.learn.drift import IdentityMap
@@ -47,7 +47,7 @@ def test_methods_whose_head_is_solved_resume_and_are_measured_by_it(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    words = ("--commit", "c0ffee", "--lift", "16", "--methods", EXACT)
+    words = ("--commit", "c0ffee", "--methods", with_lift(16, EXACT))
     monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
     monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
     states: dict[tuple[str, int], RunState] = {}
@@ -194,10 +194,8 @@ def test_the_trunk_of_ours_moves_by_the_tasks_that_wait_where_it_serves_more(
     words = (
         "--commit",
         "c0ffee",
-        "--lift",
-        "0",
         "--methods",
-        "ours,ours_backfill,exact_frozen,each=ours:trunk=distilled",
+        with_lift(0, "ours,ours_backfill,exact_frozen") + ",each=ours:trunk=distilled:head.lift=0",
     )
     run(monkeypatch, arguments(parquet, tmp_path, *words))
     figures = json.loads((tmp_path / "quality-squares.json").read_text())["figures"]
@@ -291,9 +289,11 @@ def test_a_value_of_the_head_stands_whatever_the_stream_chooses(
         keep(self, state, rows)
 
     monkeypatch.setattr(Run, "_keep", seen)
-    other = "exact_frozen:head.dim=2:head.new_shrinkage=0.3"
-    methods = f"standing=exact_frozen,other={other},lifted=exact_frozen:head.lift=32"
-    run(monkeypatch, arguments(parquet, tmp_path, "--commit", "c0ffee", "--lift", "0", "--methods", methods))
+    plain = "exact_frozen:head.lift=0"
+    methods = (
+        f"standing={plain},other={plain}:head.dim=2:head.new_shrinkage=0.3,lifted=exact_frozen:head.lift=32"
+    )
+    run(monkeypatch, arguments(parquet, tmp_path, "--commit", "c0ffee", "--methods", methods))
     assert [len(of) for of in heads.values()] == [3, 3, 3]
     for standing, changed in zip(heads["standing"], heads["other"], strict=True):
         assert changed.settings == replace(standing.settings, dim=2, new_shrinkage=0.3)

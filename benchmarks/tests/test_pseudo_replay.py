@@ -18,7 +18,7 @@ from benchmarks.quality.methods import parse_method
 from benchmarks.quality.pseudo_replay import PSEUDO, ClassMaps, PseudoReplay, push
 from benchmarks.quality.state import RunState
 from benchmarks.quality.study import Run
-from benchmarks.tests.squares import arguments, run, squares
+from benchmarks.tests.squares import arguments, run, squares, with_lift
 from stream_odml.learn.drift import AffineMap
 from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.map_fit import RIDGES
@@ -236,7 +236,7 @@ def test_a_solved_head_is_carried_by_a_map_fitted_to_images_and_pseudo_samples(
 
     monkeypatch.setattr(PseudoReplay, "pairs", watched)
     monkeypatch.setattr(ExactRun, "_pseudo_map", fitted)
-    words = ("--commit", "c0ffee", "--lift", "0", "--methods", "apr_exact,exact_always")
+    words = ("--commit", "c0ffee", "--methods", with_lift(0, "apr_exact,exact_always"))
     run(monkeypatch, arguments(squares(tmp_path), tmp_path, *words))
     figures = json.loads((tmp_path / "quality-squares.json").read_text())["figures"]
     assert figures["apr_exact/steps"] == figures["exact_always/steps"] == 4

@@ -195,6 +195,12 @@ def test_figures_are_means_over_seeds_and_what_is_not_measured_is_absent() -> No
     assert figures["ours/avg_inc_r1_std"] == pytest.approx(0.0707, abs=1e-4)
     assert figures["ours/last_r1_reextracted"] == pytest.approx(0.65)
     assert figures["ours/base_forgetting"] == pytest.approx(0.25)
+    served = [
+        {**row, "gallery": "mapped", "value": row["value"] - 0.1 * (row["stage"] == 2)}
+        for row in rows
+        if row["split"] == "base_alone"
+    ]
+    assert flat_figures([*rows, *served], ["ours"])["ours/base_forgetting_mapped"] == pytest.approx(0.35)
     assert "ours/backward_transfer_reextracted" not in figures  # no class was looked at by its task
     by_task = [(0, 0, 0.9), (1, 0, 0.95), (2, 0, 0.8), (1, 1, 0.7), (2, 1, 0.75), (2, 2, 0.6)]
     shared = {"method": "ours", "metric": "recall_at_1", "gallery": "reextracted", "run": "ours0", "seed": 0}

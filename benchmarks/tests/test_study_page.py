@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.quality.figures import curves, seed_figures
+from benchmarks.quality.figures import bootstrap_interval, curves, seed_figures
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 PAGE = (BENCHMARKS / "STUDY.md").read_text("utf-8")
@@ -56,6 +56,23 @@ def test_the_table_of_drawings_has_the_measured_recalls(column: int, name: str) 
                 what,
             )
         assert mean == (f"{sum(found.values()) / len(found):.3f}" if found else ""), (method, what)
+
+
+@pytest.mark.parametrize(("column", "name"), list(enumerate(STREAMS)))
+def test_the_differences_by_the_seed_have_their_intervals(column: int, name: str) -> None:
+    measured = curves(pq.read_table(BENCHMARKS / "results" / f"{name}.parquet").to_pylist())
+    pairs = {
+        "last served, minus `distilled`": ("ours", "distilled"),
+        "last served, minus `exact_frozen`": ("ours", "exact_frozen"),
+        "`ranpac_logits`, last served, minus that of `ours`": ("ranpac_logits", "ours"),
+    }
+    for label, methods in pairs.items():
+        (cells,) = re.findall(rf"^\| {re.escape(label)} \| (.+) \|$", PAGE, re.MULTILINE)
+        one, other = (seed_figures(measured, method)["last_r1_mapped"] for method in methods)
+        minus = [one[seed] - other[seed] for seed in sorted(one)]
+        low, high = bootstrap_interval(minus)
+        said = " ".join(f"{value:+.3f}" for value in minus) + f" [{low:+.3f}, {high:+.3f}]"
+        assert cells.split(" | ")[column] == said, label
 
 
 def test_the_table_of_small_bases_has_the_measured_differences() -> None:

@@ -247,17 +247,7 @@ def test_processes_side_by_side_measure_what_one_does(
 
 
 def test_what_two_parts_share_is_one_job(tmp_path: Path) -> None:
-    argv = [
-        "--data",
-        str(squares(tmp_path)),
-        "--protocol",
-        "6+2*3",
-        "--work",
-        str(tmp_path),
-        "--commit",
-        "c0ffee",
-        *WORDS,
-    ]
+    argv = ["--data", str(squares(tmp_path)), "--protocol", "6+2*3", "--work", str(tmp_path), *WORDS]
     listed: set[str] = set()
     first, second = (
         list(jobs_of(name, [*argv, "--methods", methods, "--seeds", "0"], 0, listed))
