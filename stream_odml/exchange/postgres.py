@@ -6,6 +6,7 @@ Protects: each bucket is one transaction; the view that readers ask is replaced 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ _NO_IDS = ("bytea", "bool", "json", "jsonb", "xml", *_VECTOR_TYPES, *_LISTS)
 _TYPES = ("text", "text", "text", "text", "int4", "int8", "vector")
 """Of the columns of a space's table."""
 _BATCH = 1000
+PATIENCE_S = 30
+"""For a connection, where neither URL nor environment say; a server on a busy machine took more than ten."""
 
 
 def connect(url: str, *, prepare: bool = False) -> tuple[Any, Place]:
@@ -54,8 +57,15 @@ def connect(url: str, *, prepare: bool = False) -> tuple[Any, Place]:
         psycopg.conninfo.conninfo_to_dict(connection_of(url))
     except psycopg.Error:  # whose words quote what cannot be read: the password
         raise ExchangeError(f"{place.shown} cannot be read; {PASSWORD_REMEDY}") from None
+    is_said = "connect_timeout" in place.options or "PGCONNECT_TIMEOUT" in os.environ
+    patience = {} if is_said else {"connect_timeout": PATIENCE_S}
     try:
-        connection = psycopg.connect(connection_of(url), autocommit=True, connect_timeout=10)
+        connection = psycopg.connect(connection_of(url), autocommit=True, **patience)
+    except psycopg.errors.ConnectionTimeout:
+        raise ExchangeError(
+            f"{place.shown} does not answer; check host and port, or give a busy server longer with "
+            "connect_timeout=SECONDS in the URL"
+        ) from None
     except psycopg.Error as error:
         raise ExchangeError(
             f"{place.shown} cannot be opened: {first_line(error)}; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from stream_odml.cli.main import app
 from stream_odml.exchange import syncing
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.places import open_target
+from stream_odml.exchange.postgres import PATIENCE_S
 from stream_odml.exchange.rows import Gallery
 from stream_odml.exchange.source import as_lists
 from stream_odml.exchange.syncing import SyncReport, sync
@@ -268,6 +271,23 @@ def test_a_target_that_cannot_be_opened_is_one_line_without_secrets(place: str, 
         open_target(place)
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["URL", "environment"])
+def test_a_server_that_does_not_answer_is_given_the_time_that_the_user_says(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("psycopg")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"postgresql://user:secret@127.0.0.1:{silent.getsockname()[1]}/db?table=x"
+        if where == "URL":
+            place += "&connect_timeout=2"
+        else:
+            monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+        began = time.monotonic()
+        with pytest.raises(ExchangeError, match=r"/db\?table=x does not answer; .*connect_timeout=SECONDS"):
+            open_target(place)
+        assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_what_sync_did_not_make_is_not_overwritten(stream: VectorStream, tmp_path: Path) -> None:
