@@ -93,6 +93,38 @@ def test_the_table_of_small_bases_has_the_measured_differences() -> None:
             )
 
 
+def test_the_table_of_parts_has_the_measured_differences() -> None:
+    page = PAGE[PAGE.index("## What mutual distillation adds") : PAGE.index("## Drawings")]
+    names = ("alphabets-parts", "flowers102-small-gpu")
+    drawings, photographs = (
+        curves(pq.read_table(BENCHMARKS / "results" / f"quality-{name}.parquet").to_pylist())
+        for name in names
+    )
+    rows = re.findall(r"^\| [^|]*\(`(\w+)`\) \| ([^|]*)\| ([^|]*)\| ([^|]*)\| ([^|]*)\|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    whole = seed_figures(drawings, "exact_always")
+    for method, *cells in rows:
+        is_whole = method == "exact_always"
+        measured = seed_figures(drawings, method)
+        for said, figure in zip(
+            cells, ("last_r1_mapped", "unseen_r1_mapped", "seen_r1_mapped"), strict=False
+        ):
+            found = measured.get(figure, {})
+            values = [
+                f"{value:.3f}" if is_whole else f"{value - whole[figure][seed]:+.3f}"
+                for seed, value in sorted(found.items())
+            ]
+            assert said.split() == values, (method, figure)
+        served, all_parts = (
+            photographs.get((name, "union", "mapped", "recall_at_1"), {}).get(0, {}).get(8)
+            for name in (method, "exact_always")
+        )
+        if all_parts is not None and served is not None:
+            assert cells[3].strip() == (f"{served:.3f}" if is_whole else f"{served - all_parts:+.3f}"), method
+        else:
+            assert not cells[3].strip(), method
+
+
 def test_every_result_that_the_page_names_is_there() -> None:
     for link in re.findall(r"\]\(((?:results|\.\.)/[^)#]+)", PAGE):
         assert (BENCHMARKS / link).exists(), link
