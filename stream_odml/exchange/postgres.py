@@ -57,7 +57,7 @@ def connect(url: str, *, prepare: bool = False) -> tuple[Any, Place]:
         psycopg.conninfo.conninfo_to_dict(connection_of(url))
     except psycopg.Error:  # whose words quote what cannot be read: the password
         raise ExchangeError(f"{place.shown} cannot be read; {PASSWORD_REMEDY}") from None
-    is_said = "connect_timeout" in place.options or "PGCONNECT_TIMEOUT" in os.environ
+    is_said = "connect_timeout" in place.options or os.environ.get("PGCONNECT_TIMEOUT")
     patience = {} if is_said else {"connect_timeout": PATIENCE_S}
     try:
         connection = psycopg.connect(connection_of(url), autocommit=True, **patience)
