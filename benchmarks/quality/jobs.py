@@ -54,7 +54,7 @@ def jobs_of(part: str, words: Sequence[str], number: int, listed: set[str]) -> I
     for method in methods:
         if (key := study.key(method, seed)) not in finished | listed:
             listed.add(key)
-            groups.setdefault(shared_student(method) or _own(method), []).append(method)
+            groups.setdefault(shared_student(method) or f"alone {method.name}", []).append(method)
     if not groups:
         return
     stages, rest = len(study.stream(seed).tasks) - 1, []
@@ -66,11 +66,6 @@ def jobs_of(part: str, words: Sequence[str], number: int, listed: set[str]) -> I
         yield Job(f"{part} base {seed}", tuple(words), seed, (), base, 0.0)
     listed.add(base)
     yield from sorted(rest, key=lambda job: -job.seconds)
-
-
-def _own(method: Method) -> str:
-    """Name the group of a method that shares no model: the three forms of RanPAC share their fits."""
-    return "ranpac" if method.preset.startswith("ranpac") else f"alone {method.name}"
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, until: float, threads: int, console: Console) -> list[str]:

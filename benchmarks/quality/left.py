@@ -61,7 +61,10 @@ def left_of(
 
 
 def shared_student(method: Method) -> str:
-    """Return what names the models that a method trains, where another may learn the same (`Run._twin`); else ""."""
+    """Return what names the models that a method trains, where another may learn the same (`Run._twin`), or the trunk
+    that others keep too (`ExactRun`); else ""."""
+    if method.keeps_base_trunk:
+        return "trunk of the base stage"
     s, sees_all = method.settings, EXACT.get(method.preset, method.preset) == "joint"
     moves = method.preset in EXACT and not sees_all
     if moves or method.preset in FROZEN or s.weight_repel or s.weight_virtual or s.error_whitening:
@@ -73,12 +76,7 @@ def guess(study: Study, method: Method, stages: int, is_there: bool = False) -> 
     """Return seconds of one core for a run without its base stage, from the steps that it takes; none where its models
     are there."""
     speed, moves = speed_of(study), method.preset in (*MOVING, *ALWAYS)
-    if (
-        is_there
-        or method.preset in FROZEN
-        or method.rival is not None
-        or method.preset in ("exact_frozen", "exact_pretrained")
-    ):
+    if is_there or method.keeps_base_trunk or method.preset in (*FROZEN, "exact_pretrained"):
         steps = 0.0
     else:
         steps = float(method.settings.stage_steps * stages)
@@ -89,7 +87,8 @@ def guess(study: Study, method: Method, stages: int, is_there: bool = False) -> 
     moved_s, solved_s = _LAST_PASS_S["photographs" if study.spec.starts_pretrained else "drawings"]
     last_pass = moved_s if moves else solved_s if method.preset in EXACT else 0.0
     pushing = pushed * _PUSHED * speed.image_s
-    return steps * networks * speed.step_s + pushing + last_pass * stages + _measuring(study, stages)
+    measuring = 0.0 if is_there and method.keeps_base_trunk else _measuring(study, stages)
+    return steps * networks * speed.step_s + pushing + last_pass * stages + measuring
 
 
 _LAST_PASS_S: Mapping[str, tuple[float, float]] = {"photographs": (15.0, 3.0), "drawings": (4.0, 1.5)}

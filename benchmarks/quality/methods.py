@@ -71,6 +71,11 @@ class Method:
     lift: int | None = None
     """Random features beside the trunk's, where it is not for `model.lift` to say."""
 
+    @property
+    def keeps_base_trunk(self) -> bool:
+        """Whether all that it compares are features under the trunk of the base stage."""
+        return self.preset == "exact_frozen" or self.rival is not None
+
 
 def parse_methods(text: str, common: StageSettings) -> list[Method]:
     """Methods as `parse_method` reads them, between commas. ValueError for a name given twice, and for one method under

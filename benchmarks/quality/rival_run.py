@@ -4,11 +4,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from functools import cached_property
-
-import numpy as np
 
 from benchmarks.quality.data import Ints
 from benchmarks.quality.exact import ExactRun
@@ -18,7 +14,6 @@ from benchmarks.quality.state import Floats, RunState, SolvedState
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.drift import DriftMap
-from stream_odml.learn.embedder import Embedder
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.pipeline.head_solving import HeadChoice
@@ -28,25 +23,6 @@ class RivalRun(ExactRun):
     """Stages of one rival and seed; resumes after the last finished one."""
 
     _fitted: Fitted
-
-    @cached_property
-    def _features(self) -> Floats:
-        """Of all images of the stream, embedded once for all rivals: their trunk is one, and never moves."""
-        path = self.study.work / f"features-{self.study.key(None, self.seed)}.npy"
-        if not path.exists():
-            images = np.concatenate([*(task.images for task in self.stream.tasks), self.stream.measured])
-            h_nD = super()._embed(self._start()[0], images)
-            all_ND = np.zeros((len(self.study.images.labels), h_nD.shape[1]), np.float32)
-            all_ND[images] = h_nD
-            aside = path.with_suffix(f".{os.getpid()}.part")
-            with aside.open("wb") as file:
-                np.save(file, all_ND)
-            os.replace(aside, path)
-        features: Floats = np.load(path, mmap_mode="r")
-        return features
-
-    def _embed(self, model: Embedder, images: Ints) -> Floats:
-        return np.array(self._features[images])
 
     def _solve_with(
         self,

@@ -104,6 +104,39 @@ def test_methods_whose_head_is_solved_resume_and_are_measured_by_it(
     assert without_seconds(killed) == without_seconds(whole)
 
 
+def test_a_trunk_that_stays_embeds_each_image_once_for_all_its_methods(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each of them is charged for the images that it learns."""
+    embedded: list[int] = []
+
+    def counted(self: Run, model: Any, images: NDArray[np.int64]) -> Any:
+        embedded.append(len(images))
+        return embed_of_run(self, model, images)
+
+    embed_of_run = Run._embed
+    monkeypatch.setattr(Run, "_embed", counted)
+    monkeypatch.setattr("benchmarks.quality.report.recall_plots", lambda *_: [])
+    monkeypatch.setattr("benchmarks.quality.report.heat_maps", lambda *_: [])
+    run(monkeypatch, arguments(parquet, tmp_path, "--commit", "c0ffee", "--methods", "exact_frozen"))
+    images = load_images(parquet, 16, tmp_path / ".quality")
+    stream = build_stream("6+2*3", images.labels, images.class_names, 0, "test")
+    learnt = sum(len(task.images) for task in stream.tasks)
+    assert embedded == [learnt + len(stream.measured)]
+
+    (shared,) = (tmp_path / ".quality").glob("features-*.npz")
+    with np.load(shared) as arrays:
+        assert 0 < arrays["image_s"] < 1
+        np.savez(shared, features=arrays["features"], image_s=1.0)
+    words = ("--methods", "exact_frozen,wide=exact_frozen:head.lift=16,fecam")
+    run(monkeypatch, arguments(parquet, tmp_path, "--commit", "c0ffee", *words))
+    assert len(embedded) == 1
+    rows = read_rows(tmp_path / "quality-squares.json")
+    for method in ("wide", "fecam"):
+        seconds = sum(row["value"] for row in rows if row["method"] == method and row["metric"] == "pass_s")
+        assert learnt <= seconds < learnt + 60, method
+
+
 def check_states(states: Mapping[tuple[str, int], RunState], parquet: Path, cache: Path) -> None:
     """At the end a head is that of the features of all images learnt, each by the newest trunk or moved by its map."""
     images = load_images(parquet, 16, cache)

@@ -169,12 +169,13 @@ def test_every_part_has_as_many_classes_as_it_asks_for(part: Part) -> None:
 
 
 def test_models_that_several_methods_learn_alike_are_counted_once() -> None:
-    names = "l2,sdc_l2,ldc_l2,l2_exact,distilled,joint,joint_exact,finetune,frozen_f0,fecam"
+    names = "l2,sdc_l2,ldc_l2,l2_exact,distilled,joint,joint_exact,finetune,frozen_f0,fecam,exact_frozen"
     students = [shared_student(method) for method in parse_methods(names, StageSettings())]
-    l2, sdc, ldc, l2_exact, distilled, joint, joint_exact, finetune, frozen, fecam = students
+    l2, sdc, ldc, l2_exact, distilled, joint, joint_exact, finetune, frozen, fecam, exact_frozen = students
     assert l2 == sdc == ldc != finetune
     assert joint == joint_exact != finetune
-    assert {l2_exact, distilled, frozen, fecam} == {""}
+    assert fecam == exact_frozen != joint
+    assert {l2_exact, distilled, frozen} == {""}
 
 
 def test_what_pseudo_replay_pushes_is_in_the_guess(tmp_path: Path) -> None:
