@@ -70,7 +70,7 @@ CHOICES = (
     Choice(
         "model.lift, beside 512 and more", _SOLVED.lift_of(1280), {"0": "standing", "2048": "lift2048"},
         _SERVED, (*_PHOTOGRAPHS, "heads-flowers102-small", "heads-grocery81-small"),
-        "2048 serves less after a small base of Flowers, rules whitening out, and takes three times as long",
+        "2048 serves less after a small base of Flowers, rules whitening out, and takes two to three times as long",
     ),
     Choice(
         "weight_hold", StageSettings().weight_hold, {"50.0": "hold50", "10.0": "hold10"}, _SERVED,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -129,3 +131,46 @@ def test_the_table_of_parts_has_the_measured_differences() -> None:
 def test_every_result_that_the_page_names_is_there() -> None:
     for link in re.findall(r"\]\(((?:results|\.\.)/[^)#]+)", PAGE):
         assert (BENCHMARKS / link).exists(), link
+
+
+def test_the_table_of_tasks_without_borders_has_the_measured_recalls() -> None:
+    page = PAGE[PAGE.index("## Tasks without clean borders") : PAGE.index("## Every method in one frame")]
+    rows = re.findall(r"^\| [^|]*`(\w+)` \| (.+) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    for at, name in ((0, "blurry"), (3, "repeat")):
+        measured = curves(
+            pq.read_table(BENCHMARKS / "results" / f"quality-flowers102-{name}.parquet").to_pylist()
+        )
+        ours = seed_figures(measured, "ours")["last_r1_mapped"]
+        for method, row in rows:
+            served, minus, coming = (cell.strip() for cell in row.split("|")[at : at + 3])
+            figures = seed_figures(measured, method)
+            found = figures["last_r1_mapped"]
+            assert served == mean_and_deviation(found.values()), (method, name)
+            assert method == "ours" or minus.split() == by_seed(ours, found), (method, name)
+            unseen = figures.get("unseen_r1_mapped", {}).values()
+            assert coming == (f"{statistics.fmean(unseen):.3f}" if unseen else ""), (method, name)
+
+
+def test_the_table_of_the_sealed_stream_has_the_measured_recalls() -> None:
+    page = PAGE[PAGE.index("## The sealed stream") : PAGE.index("## Tasks without clean borders")]
+    rows = re.findall(r"^\| [^|]*`(\w+)`([^|]*)\| ([^|]+) \| ([^|]*)\|$", page, re.MULTILINE)
+    assert len(rows) == 12
+    measured = curves(pq.read_table(BENCHMARKS / "results" / "quality-caltech101.parquet").to_pylist())
+    ours = seed_figures(measured, "ours")["last_r1_mapped"]
+    for method, what, served, minus in rows:
+        again = "re-extracted" in what
+        found = seed_figures(measured, method)["last_r1_reextracted" if again else "last_r1_mapped"]
+        assert served == mean_and_deviation(found.values()), method
+        over = [f"{ours[seed] / found[seed]:.3f}" for seed in sorted(found)]
+        assert method == "ours" or minus.split() == (
+            [*over, "of", "it"] if again else by_seed(ours, found)
+        ), method
+
+
+def mean_and_deviation(values: Collection[float]) -> str:
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def by_seed(one: Mapping[int, float], other: Mapping[int, float]) -> list[str]:
+    return [f"{one[seed] - other[seed]:+.3f}" for seed in sorted(other)]
