@@ -70,7 +70,15 @@ class FolderTarget:
         tables = (_rows(path, []) for path in self._files(space).values())
         return sum(len(rows) for rows in tables if rows is not None)
 
-    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
+    def replace(
+        self,
+        space: str,
+        buckets: Sequence[int],
+        rows: pa.Table,
+        *,
+        fresh: bool = False,
+        damaged: bool = False,
+    ) -> None:
         for bucket in buckets:
             path = self._of(space) / _name(bucket)
             mine = rows.filter(pc.equal(rows["bucket"], bucket))

@@ -147,7 +147,15 @@ class LanceTarget:
         table = self._of(space)
         return 0 if table is None else int(table.count_rows())
 
-    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
+    def replace(
+        self,
+        space: str,
+        buckets: Sequence[int],
+        rows: pa.Table,
+        *,
+        fresh: bool = False,
+        damaged: bool = False,
+    ) -> None:
         # A merge goes through the whole table: what can be appended is.
         table, mine = self._of(space), f"bucket IN ({', '.join(map(str, buckets))})"
         if not len(rows):
@@ -163,7 +171,7 @@ class LanceTarget:
             table.delete(mine)
             table.add(rows)
             return
-        new, gone = difference(rows, there)
+        new, gone = difference(rows, there, damaged)
         if not gone and there.keys().isdisjoint(new["id"].to_pylist()):
             table.add(new)
             return

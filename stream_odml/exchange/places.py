@@ -10,7 +10,8 @@ from stream_odml.exchange.faiss_source import INDEXES, FaissSource
 from stream_odml.exchange.files_source import TABLES, NpzSource, TableSource
 from stream_odml.exchange.folder_target import FolderTarget
 from stream_odml.exchange.lance import LanceSource, LanceTarget
-from stream_odml.exchange.postgres import PostgresSource, PostgresTarget
+from stream_odml.exchange.postgres import PostgresSource
+from stream_odml.exchange.postgres_target import PostgresTarget
 from stream_odml.exchange.qdrant import QdrantSource, QdrantTarget
 from stream_odml.exchange.source import GallerySource, Names
 from stream_odml.exchange.target import SyncTarget

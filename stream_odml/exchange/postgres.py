@@ -1,13 +1,10 @@
-"""PostgreSQL with pgvector: galleries out of its tables, and ours in them, behind a view.
-
-Protects: each bucket is one transaction; the view that readers ask is replaced in the transaction that notes its space.
-"""
+"""PostgreSQL with pgvector: a connection to it, and galleries out of its tables."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,23 +22,17 @@ from stream_odml.exchange.source import (
     identity_of_place,
     rows_at_once,
     text_of,
-    vectors_of,
 )
-from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, table_name
 from stream_odml.exchange.urls import PASSWORD_REMEDY, Place, connection_of, place_of
 from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
 EXAMPLE = "postgresql://USER:PASSWORD@HOST/DATABASE?table=NAME"
 EXTRA = "postgres"
-MARKS = "stream_odml_sync"
 _VECTOR_TYPES = ("vector", "halfvec")
 _LISTS = ("sparsevec", "_float4", "_float8")
 """Types that are vectors where somebody says so; of an array PostgreSQL puts `_` before the name."""
 _NO_IDS = ("bytea", "bool", "json", "jsonb", "xml", *_VECTOR_TYPES, *_LISTS)
-_TYPES = ("text", "text", "text", "text", "int4", "int8", "vector")
-"""Of the columns of a space's table."""
-_BATCH = 1000
 PATIENCE_S = 30
 """For a connection, where neither URL nor environment say; a server on a busy machine took more than ten."""
 
@@ -73,7 +64,8 @@ def connect(url: str, *, prepare: bool = False) -> tuple[Any, Place]:
         ) from None
     register = library("pgvector.psycopg", EXTRA).register_vector
     try:
-        if prepare:
+        is_there = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'").fetchone()
+        if prepare and not is_there:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         register(connection)
     except psycopg.Error as error:
@@ -111,7 +103,7 @@ class PostgresSource:
         first = self._one(query.format(v=sql.Identifier(self._vector), t=self._table))
         if first is None:
             raise ExchangeError(f"{self.name} has no row with a vector; there is nothing to adopt")
-        self.dim = len(_values(first[0]))
+        self.dim = len(values_of(first[0]))
         query = sql.SQL("SELECT count(*), count(*) - count({}) FROM {}")
         count, nameless = self._one(query.format(sql.Identifier(self._id), self._table))
         if nameless:
@@ -142,7 +134,7 @@ class PostgresSource:
             yield Block(self._as_table(rows), cursor)
 
     def _as_table(self, rows: list[tuple[Any, ...]]) -> pa.Table:
-        vectors = [None if row[1] is None else _values(row[1]) for row in rows]
+        vectors = [None if row[1] is None else values_of(row[1]) for row in rows]
         columns: dict[str, Any] = {ID: [_plain(row[0]) for row in rows]}
         whole = [vector for vector in vectors if vector is not None and len(vector) == self.dim]
         fits = len(whole) == len(vectors)
@@ -161,7 +153,7 @@ class PostgresSource:
         rows = self._connection.execute(
             "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
             "WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-            [_quoted(self._place.name)],
+            [quoted(self._place.name)],
         ).fetchall()
         if not rows:
             raise ExchangeError(f"{self.name}: there is no table {self._place.name!r}; name one with ?table=")
@@ -211,7 +203,7 @@ class PostgresSource:
         return self._connection.execute(query).fetchone()
 
 
-def _values(vector: Any) -> Any:
+def values_of(vector: Any) -> Any:
     """Return a vector as pgvector gives it: an array, or its own class."""
     return np.asarray(vector.to_numpy() if hasattr(vector, "to_numpy") else vector, np.float32)
 
@@ -220,115 +212,6 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool) else text_of(value)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """Return a name, with its schema before a dot, as SQL has it: letters as they are, large and small."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
-
-
-class PostgresTarget:
-    """A `SyncTarget`: a table for each space, and a view of the name that readers ask."""
-
-    def __init__(self, url: str) -> None:
-        self._connection, self._place = connect(url, prepare=True)
-        self.name = self._place.shown
-        self._sql = library("psycopg.sql", EXTRA)
-        kind = self._connection.execute(
-            "SELECT relkind::text FROM pg_class WHERE oid = to_regclass(%s)",
-            ['"' + self._place.name.replace('"', '""') + '"'],
-        ).fetchone()
-        if kind and kind[0] != "v":
-            raise ExchangeError(
-                f"{self.name}: {self._place.name!r} is a table that sync did not make; name another"
-            )
-        self._connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {MARKS} "
-            "(name text PRIMARY KEY, space text, version text, sequence bigint, dim int)"
-        )
-        self._connection.execute(
-            f"ALTER TABLE {MARKS} ADD COLUMN IF NOT EXISTS stream text NOT NULL DEFAULT ''"
-        )
-
-    def mark(self) -> Mark | None:
-        row = self._connection.execute(
-            f"SELECT space, version, sequence, dim, stream FROM {MARKS} WHERE name = %s", [self._place.name]
-        ).fetchone()
-        return None if row is None else Mark(*row)
-
-    def prepare(self, space: str, dim: int) -> None:
-        query = (
-            "CREATE TABLE IF NOT EXISTS {} (id text PRIMARY KEY, class_name text, attributes text, version text, "
-            "bucket int, digest bigint, vector vector({}))"
-        )
-        self._connection.execute(self._sql.SQL(query).format(self._table(space), self._sql.Literal(dim)))
-
-    def digests(self, space: str) -> Digests:
-        query = self._sql.SQL("SELECT bucket, count(*), sum(digest::numeric) FROM {} GROUP BY bucket")
-        rows = self._connection.execute(query.format(self._table(space))).fetchall()
-        return {int(bucket): (int(count), int(total) % 2**64) for bucket, count, total in rows}
-
-    def count(self, space: str) -> int:
-        named = [_quoted(table_name(self._place.name, space))]
-        if self._connection.execute("SELECT to_regclass(%s)", named).fetchone() in (None, (None,)):
-            return 0
-        query = self._sql.SQL("SELECT count(*) FROM {}").format(self._table(space))
-        return int(self._connection.execute(query).fetchone()[0])
-
-    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
-        table = self._table(space)
-        held = self._sql.SQL("SELECT id, digest FROM {} WHERE bucket = ANY(%s)").format(table)
-        delete = self._sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table)
-        copy = self._sql.SQL(
-            "COPY {} (id, class_name, attributes, version, bucket, digest, vector) FROM STDIN (FORMAT BINARY)"
-        ).format(table)
-        with self._connection.transaction(), self._connection.cursor() as cursor:
-            there = dict(cursor.execute(held, [list(buckets)]).fetchall())
-            new, gone = difference(rows, there)
-            if replaced := [*gone, *(one for one in new["id"].to_pylist() if one in there)]:
-                cursor.execute(delete, [replaced])
-            with cursor.copy(copy) as sink:
-                sink.set_types(_TYPES)
-                columns = [new[name].to_pylist() for name in ROWS.names]
-                vectors, _ = vectors_of(new["vector"], new.schema.field("vector").type.list_size)
-                for row in zip(*columns, vectors, strict=True):
-                    sink.write_row(row)
-
-    def switch(self, mark: Mark) -> None:
-        view = self._sql.Identifier(self._place.name)
-        before = self.mark()
-        with self._connection.transaction():
-            if before is None or before.space != mark.space:
-                self._connection.execute(self._sql.SQL("DROP VIEW IF EXISTS {}").format(view))
-                query = "CREATE VIEW {} AS SELECT id, class_name, attributes, version, vector FROM {}"
-                self._connection.execute(self._sql.SQL(query).format(view, self._table(mark.space)))
-            self._connection.execute(
-                f"INSERT INTO {MARKS} (name, space, version, sequence, dim, stream) VALUES (%s, %s, %s, %s, %s, %s) "
-                "ON CONFLICT (name) DO UPDATE SET space = EXCLUDED.space, version = EXCLUDED.version, "
-                "sequence = EXCLUDED.sequence, dim = EXCLUDED.dim, stream = EXCLUDED.stream",
-                [self._place.name, mark.space, mark.version, mark.sequence, mark.dim, mark.stream],
-            )
-
-    def drop_others(self, space: str) -> None:
-        keep = table_name(self._place.name, space)
-        rows = self._connection.execute(
-            "SELECT relname FROM pg_class WHERE relkind = 'r' AND starts_with(relname, %s) "
-            "AND pg_table_is_visible(oid)", [table_name(self._place.name, "")]
-        ).fetchall()  # fmt: skip
-        for (name,) in rows:
-            if is_table_of(self._place.name, name) and name != keep:
-                self._connection.execute(self._sql.SQL("DROP TABLE {}").format(self._sql.Identifier(name)))
-
-    def read(self, space: str) -> Iterator[pa.Table]:
-        query = self._sql.SQL("SELECT id, class_name, attributes, version, bucket, digest, vector FROM {}")
-        with self._connection.transaction(), self._connection.cursor("read", binary=True) as cursor:
-            cursor.execute(query.format(self._table(space)))
-            while rows := cursor.fetchmany(_BATCH):
-                *columns, vectors = zip(*rows, strict=True)
-                parts = [pa.array(column, field.type) for column, field in zip(columns, ROWS, strict=True)]
-                table = pa.table(parts, schema=ROWS)
-                yield table.append_column("vector", as_lists(np.stack([_values(v) for v in vectors])))
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def _table(self, space: str) -> Any:
-        return self._sql.Identifier(table_name(self._place.name, space))

@@ -190,6 +190,10 @@ class QdrantTarget:
                 f"{self.name}: {self._alias!r} is a collection that sync did not make; "
                 "name another, it becomes an alias"
             )
+        if (live := self._live) is not None and not is_table_of(self._alias, live):
+            raise ExchangeError(
+                f"{self.name}: {self._alias!r} is an alias of {live!r}, which sync did not make; name another"
+            )
 
     @property
     def _live(self) -> str | None:
@@ -222,10 +226,19 @@ class QdrantTarget:
         table = self._table(space)
         return int(self._client.count(table).count) if self._client.collection_exists(table) else 0
 
-    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
+    def replace(
+        self,
+        space: str,
+        buckets: Sequence[int],
+        rows: pa.Table,
+        *,
+        fresh: bool = False,
+        damaged: bool = False,
+    ) -> None:
         m = self._models
         held = () if fresh else self._points(space, buckets, ["id", "digest"])
-        new, gone = difference(rows, {point.payload["id"]: point.payload["digest"] for point in held})
+        there = {point.payload["id"]: point.payload["digest"] for point in held}
+        new, gone = difference(rows, there, damaged)
         for start in range(0, len(new), _POINTS):
             points = [
                 m.PointStruct(id=self._point(row["id"]), vector=row.pop("vector"), payload=row)

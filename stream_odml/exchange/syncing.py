@@ -141,7 +141,8 @@ def _write(
     for buckets in _together(sorted({*_differing(mine, theirs), *wrong}), mine, progress):
         crash_point("sync.before_rows")
         rows = source.rows(buckets)
-        target.replace(mark.space, buckets, rows, fresh=theirs.keys().isdisjoint(buckets))
+        damaged = not set(wrong).isdisjoint(buckets)
+        target.replace(mark.space, buckets, rows, fresh=theirs.keys().isdisjoint(buckets), damaged=damaged)
         crash_point("sync.after_rows")
         written += len(rows)
     if _differing(mine, target.digests(mark.space)):

@@ -57,9 +57,17 @@ class SyncTarget(Protocol):
     def count(self, space: str) -> int:
         """Return how many rows a reader of a space's table gets, without reading them; 0 where it is not there."""
 
-    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, fresh: bool = False) -> None:
+    def replace(
+        self,
+        space: str,
+        buckets: Sequence[int],
+        rows: pa.Table,
+        *,
+        fresh: bool = False,
+        damaged: bool = False,
+    ) -> None:
         """Make buckets hold these rows and no others; may be ended anywhere, and is then repeated. `fresh`: the table
-        held no row of them when it was looked at."""
+        held no row of them when it was looked at; `damaged`: its rows are not what their digests say."""
 
     def switch(self, mark: Mark) -> None:
         """Let readers see the table of a space from now on, in one step; or note how far the one they see is."""
@@ -115,11 +123,12 @@ def is_table_of(name: str, table: str) -> bool:
     return table.startswith(table_name(name, "")) and is_space(table.removeprefix(table_name(name, "")))
 
 
-def difference(rows: pa.Table, there: Mapping[str, int]) -> tuple[pa.Table, list[str]]:
-    """Return those of the rows that a table, with these digests by id, lacks or has otherwise; and the ids that it has
-    and that are in none of the rows."""
+def difference(rows: pa.Table, there: Mapping[str, int], damaged: bool = False) -> tuple[pa.Table, list[str]]:
+    """Return those of the rows that a table, with these digests by id, lacks or has otherwise, or all where digests say
+    nothing (`damaged`); and the ids that it has and that are in none of the rows."""
     ids, digests = rows["id"].to_pylist(), rows["digest"].to_pylist()
-    new = [at for at, (one, digest) in enumerate(zip(ids, digests, strict=True)) if there.get(one) != digest]
+    pairs = enumerate(zip(ids, digests, strict=True))
+    new = [at for at, (one, digest) in pairs if damaged or there.get(one) != digest]
     return rows.take(pa.array(new, pa.int64())), list(there.keys() - set(ids))
 
 

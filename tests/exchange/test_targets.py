@@ -154,6 +154,40 @@ def test_buckets_that_are_written_together_hold_their_rows_and_no_others(
     target.close()
 
 
+def test_rows_that_are_not_what_their_digests_say_are_written_again(
+    place: tuple[str, targets.Reader],
+) -> None:
+    """As where somebody has changed one at the target."""
+    target = open_target(place[0])
+    rows = rows_of(["a", "b", "c"], "v1", 4)
+    buckets = sorted(set(rows["bucket"].to_pylist()))
+    at = rows.schema.get_field_index("class_name")
+    changed = rows.set_column(at, "class_name", pa.array(["another", *rows["class_name"].to_pylist()[1:]]))
+    target.prepare(ONE, 4)
+    target.replace(ONE, buckets, changed)
+    target.switch(Mark(ONE, "v1", 7, 4))
+    mine = summed(rows["bucket"].to_numpy().astype(np.int64), rows["digest"].to_numpy())
+    assert dict(target.digests(ONE)) == mine
+    assert dict(read_back(target, ONE)) != mine
+    target.replace(ONE, buckets, rows, damaged=True)
+    check(target, ONE, rows)
+    target.close()
+
+
+def test_an_alias_that_sync_did_not_make_is_left(tmp_path: Path) -> None:
+    qdrant = pytest.importorskip("qdrant_client")
+    client = qdrant.QdrantClient(path=str(tmp_path))
+    size = qdrant.models.VectorParams(size=4, distance=qdrant.models.Distance.DOT)
+    client.create_collection("photos", vectors_config=size)
+    alias = qdrant.models.CreateAlias(collection_name="photos", alias_name="items")
+    client.update_collection_aliases([qdrant.models.CreateAliasOperation(create_alias=alias)])
+    client.close()
+    with pytest.raises(
+        ExchangeError, match=r"'items' is an alias of 'photos', which sync did not make; name an"
+    ):
+        open_target(f"qdrant://{tmp_path}/items")
+
+
 def test_no_file_of_a_lance_table_holds_a_row_that_was_replaced(tmp_path: Path) -> None:
     """Neither in an old version nor, one of many, hidden by a list of deletions in the file of its neighbours."""
     pytest.importorskip("lancedb")
