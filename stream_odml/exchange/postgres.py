@@ -24,6 +24,7 @@ from stream_odml.exchange.source import (
     text_of,
 )
 from stream_odml.exchange.urls import PASSWORD_REMEDY, Place, connection_of, place_of
+from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
@@ -32,6 +33,7 @@ EXTRA = "postgres"
 _VECTOR_TYPES = ("vector", "halfvec")
 _LISTS = ("sparsevec", "_float4", "_float8")
 """Types that are vectors where somebody says so; of an array PostgreSQL puts `_` before the name."""
+_NO_CLASSES = ("bytea", "json", "jsonb", "xml", *_VECTOR_TYPES, *_LISTS)
 _NO_IDS = ("bytea", "bool", "json", "jsonb", "xml", *_VECTOR_TYPES, *_LISTS)
 PATIENCE_S = 30
 """For a connection, where neither URL nor environment say; a server on a busy machine took more than ten."""
@@ -89,7 +91,7 @@ class PostgresSource:
         self.origin = origin_of(self._columns)
         self._vector = self._named(names.vector, "--vector") or self._only()
         self._id = self._named(names.id, "--id") or self._primary()
-        self._class = self._named(names.class_name, "--class")
+        self._class = self._named(names.class_name, "--class") or self._class_column()
         self._attributes = [str(self._named(name, "--attributes")) for name in names.attributes]
         self._check_types()
         self._table = sql.Identifier(*self._place.name.split("."))
@@ -198,6 +200,10 @@ class PostgresSource:
             if name in self._columns:
                 return name
         raise ExchangeError(f"{self.name} has no column id; name the one with unique ids with --id")
+
+    def _class_column(self) -> str | None:
+        columns = self._columns
+        return next((name for name in NAMES["label"] if columns.get(name, "json") not in _NO_CLASSES), None)
 
     def _one(self, query: Any) -> Any:
         return self._connection.execute(query).fetchone()

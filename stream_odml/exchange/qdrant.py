@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -30,6 +31,7 @@ from stream_odml.exchange.source import (
 )
 from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, check_outside, place_of
+from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
 
@@ -114,6 +116,10 @@ class QdrantSource:
                     f"{self.name} has no payload {name!r}; it has {', '.join(sorted(fields)[:20])}: "
                     f"name one of them with {option}"
                 )
+        class_name = names.class_name or next((name for name in NAMES["label"] if name in fields), None)
+        # Points of a sync have ids of their own beside the one that it was given.
+        item_id = names.id or ("id" if self.origin is not None and "id" in fields else None)
+        self._names = names = replace(names, class_name=class_name, id=item_id)
         place = self._place
         self.identity = identity_of_place(place.host, place.port, place.folder, collection, names)
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.ingest.arrow_rows import class_names_of
 from stream_odml.ingest.arrow_values import holds_vectors, unwrapped
+from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.served_vectors import Origin
 from stream_odml.ingest.shard import ShardRef
 
@@ -30,11 +31,10 @@ VECTOR, ID, CLASS, ATTRIBUTES, ROW = "vector", "id", "class", "attributes", "row
 """Columns of a block's table. `attributes`: a struct, or a map."""
 CLASS_NAMES = b"class_names"
 """Of the column `class`, where its numbers have names: their list, as JSON, in the field's metadata."""
-_VECTOR_NAMES = ("vector", "embedding", "embeddings", "vec")
 _ID_NAMES = ("id", "item_id", "key", "uuid")
-_CLASS_NAMES = ("class", "class_name", "label", "category")
-COLUMN_NAMES = frozenset({*_VECTOR_NAMES, *_ID_NAMES, *_CLASS_NAMES})
-"""Columns that are found by their names."""
+COLUMN_NAMES = frozenset({*NAMES["vector"], *_ID_NAMES, *NAMES["label"]})
+"""Columns that are found by their names: vectors and classes by those that a landed table has, as the same table may be
+landed later."""
 
 
 class Block(NamedTuple):
@@ -137,7 +137,9 @@ def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
             raise ExchangeError(
                 f"{where} has no column {one!r}; it has {', '.join(schema.names[:20])}: name one of them with {option}"
             )
-    class_name = names.class_name or next((name for name in _CLASS_NAMES if name in schema.names), None)
+    there = [name for name in NAMES["label"] if name in schema.names]
+    plain = [name for name in there if not pa.types.is_nested(unwrapped(schema.field(name).type))]
+    class_name = names.class_name or next(iter([*plain, *there]), None)
     item_id = names.id or next((name for name in _ID_NAMES if name in schema.names), None)
     vector = names.vector or _vector_column(schema, where)
     for name in (vector, item_id, class_name, *names.attributes):
@@ -166,7 +168,7 @@ def choose(schema: pa.Schema, names: Names, where: str) -> Chosen:
 
 def _vector_column(schema: pa.Schema, where: str) -> str:
     lists = [field.name for field in schema if holds_vectors(field.type)]
-    named = [name for name in _VECTOR_NAMES if name in lists]
+    named = [name for name in NAMES["vector"] if name in lists]
     if named or len(lists) == 1:
         return named[0] if named else lists[0]
     if not lists:

@@ -22,7 +22,7 @@ from stream_odml.ingest.bounds import check_rows, decoded_allowed
 from stream_odml.ingest.child import AskedFile
 from stream_odml.ingest.lance_file import LANCE, LanceFile
 from stream_odml.ingest.plain import as_json
-from stream_odml.ingest.rawrow import MAX_IMAGE_BYTES, NAMES, Content, RawRow
+from stream_odml.ingest.rawrow import LABEL_FIELDS, MAX_IMAGE_BYTES, NAMES, Content, RawRow
 from stream_odml.ingest.reasons import BadShard, Reason, RowError
 from stream_odml.ingest.served_vectors import origin_of, refuse_served
 
@@ -156,6 +156,9 @@ class _Table:
             part: next((name for name in choices if name in schema.names or name in constants), "")
             for part, choices in NAMES.items()
         }
+        if found["label"] not in constants:
+            usable = (n for n in NAMES["label"] if n in schema.names and _holds_label(schema.field(n).type))
+            found["label"] = next(usable, found["label"])
         content = self._content(found, schema)
         if not found["label"] and content != "vector":
             raise BadShard(Reason.WRONG_SCHEMA, _lacks("label", schema))
@@ -315,7 +318,7 @@ def metadata_rows(file: Any, *_: object) -> Iterator[RawRow]:
         schema = table.schema_arrow
         if "file_name" not in schema.names:
             raise BadShard(Reason.WRONG_SCHEMA, f"no column file_name; found {schema.names[:20]}")
-        named = {name: names for name in NAMES["label"] if (names := class_names_of(schema, name))}
+        named = {name: names for name in LABEL_FIELDS if (names := class_names_of(schema, name))}
         count = 0
         for batch in table.iter_batches(1024, use_threads=False):
             for row in batch.to_pylist():

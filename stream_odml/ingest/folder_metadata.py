@@ -20,7 +20,7 @@ from unicodedata import normalize
 from stream_odml.ingest import fields
 from stream_odml.ingest.arrow_rows import METADATA
 from stream_odml.ingest.plain import NameTwice, decoded, json_once, shown
-from stream_odml.ingest.rawrow import NAMES
+from stream_odml.ingest.rawrow import LABEL_FIELDS, NAMES
 from stream_odml.ingest.reasons import RowError
 from stream_odml.ingest.shard_file import HeldFile
 from stream_odml.ingest.tables import table_rows
@@ -139,7 +139,7 @@ def _columns(row: dict[str, Any], found: Metadata) -> Described:
     """Return what columns say; one that is not what its name says becomes an attribute."""
     known: dict[str, str] = {}
     for target, names, check in (
-        ("class_name", NAMES["label"], fields.class_name),
+        ("class_name", LABEL_FIELDS, fields.class_name),
         ("item_id", ("item_id",), fields.item_id),
         ("time", NAMES["time"], fields.when),
     ):

@@ -16,7 +16,7 @@ from typing import Any
 
 from stream_odml.ingest.kafka_options import MessageFormat
 from stream_odml.ingest.plain import json_once
-from stream_odml.ingest.rawrow import NAMES
+from stream_odml.ingest.rawrow import LABEL_FIELDS, NAMES
 from stream_odml.ingest.reasons import Reason, RowError, TransientReadError
 
 Headers = Mapping[str, bytes | None]
@@ -102,7 +102,8 @@ def _from_record(record: Mapping[str, Any]) -> Fields:
     attributes = record.get("attributes") or {}
     if not isinstance(attributes, Mapping):
         raise RowError(Reason.BAD_ATTRIBUTES, "attributes: expected an object of names and values")
-    label, item_id, time = (_first(record, part) for part in ("label", "item_id", "time"))
+    label = next((record[name] for name in LABEL_FIELDS if record.get(name) is not None), None)
+    item_id, time = (_first(record, part) for part in ("item_id", "time"))
     return Fields(image, label, item_id, attributes, time)
 
 

@@ -20,13 +20,15 @@ MAX_IMAGE_BYTES = 64 << 20
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "bytes"),
-    "vector": ("vector", "embedding"),
-    "label": ("class_name", "label", "labels"),
+    "vector": ("vector", "embedding", "embeddings", "vec"),
+    "label": ("class_name", "label", "labels", "class", "category"),
     "item_id": ("item_id", "id"),
     "attributes": ("attributes",),
     "time": ("time", "timestamp"),
 }
 """Columns, arrays or fields of a record that hold each part of a row; the first that is there counts."""
+LABEL_FIELDS = NAMES["label"][:3]
+"""Of a record, and of a file beside images: `class` and `category` may be anything there."""
 
 
 @dataclass(frozen=True)
