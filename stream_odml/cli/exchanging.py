@@ -149,9 +149,8 @@ def export(
     """
     from stream_odml.exchange.exporting import export as take_out
 
-    wanted = None if formats is None else [name.strip() for name in formats.split(",") if name.strip()]
     with progress_bar("exported") as progress:
-        report = take_out(root, to, formats=wanted, progress=progress)
+        report = take_out(root, to, formats=formats, progress=progress)
     first = f"{report.items} items of version {report.version}, {report.dim} values each, in {report.to}"
     _tell(report, as_json, [first, *(f"  {file}" for file in report.files)])
     for name in () if as_json else report.left_out:

@@ -66,7 +66,8 @@ def _table(rows: list[tuple[RawRow, dict[str, Any]]]) -> pa.Table:
 
 
 def _row(raw: RawRow, bad: dict[str, Any]) -> dict[str, Any]:
-    duplicate = bad["reason"] == "duplicate_id"
+    # A label needs its id; an image or a vector gets another one where it lands again.
+    duplicate = bad["reason"] == "duplicate_id" and not raw.is_label
     return {
         "image": raw.image,
         "vector": None if raw.vector is None else np.frombuffer(raw.vector, "<f4"),

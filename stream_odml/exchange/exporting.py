@@ -67,16 +67,18 @@ def export(
     root: str,
     to: str,
     *,
-    formats: Sequence[str] | None = None,
+    formats: str | Sequence[str] | None = None,
     storage_options: dict[str, str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExportReport:
     """Write the gallery in its served version's space to a folder, or into a store (as one run of `sync`).
 
-    `formats` of a folder: some of `FORMATS`; by default all, without `onnx` where the extra of that name is not
-    installed. Raises ExchangeError.
+    `formats` of a folder: some of `FORMATS`, as a list or between commas; by default all, without `onnx` where the
+    extra of that name is not installed. Raises ExchangeError.
     """
     began = time.perf_counter()
+    if isinstance(formats, str):
+        formats = [name.strip() for name in formats.split(",") if name.strip()]
     if not (scheme := scheme_of(to)):
         done = _to_folder(root, to, formats, storage_options, progress)
         return replace(done, seconds=round(time.perf_counter() - began, 3))

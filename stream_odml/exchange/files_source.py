@@ -38,6 +38,8 @@ from stream_odml.storage.regular import UnsafePath, hash_regular
 from stream_odml.wording import first_line
 
 TABLES = (".parquet", ".arrow", ".arrows", ".feather", ".ipc")
+IDS = ".ids.parquet"
+"""How the name of the file ends that says whose the vectors of a FAISS index beside it are, as an export writes it."""
 _READ_AHEAD = 8 << 20
 _LOOKED_AT = 1024
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -87,8 +89,16 @@ def _tables_below(folder: Path) -> list[Path]:
     for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         if (kind := table_kind(inner)) is not None:
             raise ExchangeError(f"{inner} cannot be adopted as plain files: it is {in_words(kind)}")
-    tables = (path for path in folder.rglob("*") if path.suffix.lower() in TABLES and path.is_file())
+    tables = (
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in TABLES and path.is_file() and not _is_of_an_index(path)
+    )
     return sorted(path for path in tables if not is_foreign(path.relative_to(folder).as_posix()))
+
+
+def _is_of_an_index(path: Path) -> bool:
+    return path.name.endswith(IDS) and path.with_name(f"{path.name.removesuffix(IDS)}.faiss").exists()
 
 
 class TableSource:

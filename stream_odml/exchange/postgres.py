@@ -101,11 +101,7 @@ class PostgresSource:
         )
         self._order = sql.SQL(" ORDER BY {} LIMIT %s").format(sql.Identifier(self._id))
         self._after = sql.SQL(" WHERE {} > %s").format(sql.Identifier(self._id))
-        query = sql.SQL("SELECT {v} FROM {t} WHERE {v} IS NOT NULL LIMIT 1")
-        first = self._one(query.format(v=sql.Identifier(self._vector), t=self._table))
-        if first is None:
-            raise ExchangeError(f"{self.name} has no row with a vector; there is nothing to adopt")
-        self.dim = len(values_of(first[0]))
+        self.dim = self._length()
         query = sql.SQL("SELECT count(*), count(*) - count({}) FROM {}")
         count, nameless = self._one(query.format(sql.Identifier(self._id), self._table))
         if nameless:
@@ -150,6 +146,19 @@ class PostgresSource:
                 {name: self._said(name, value) for name, value in pairs} for pairs in named
             ]
         return pa.table(columns)
+
+    def _length(self) -> int:
+        """Return the length of most vectors: a column may have none of its own."""
+        sql, is_list = library("psycopg.sql", EXTRA), self._columns[self._vector].startswith("_")
+        length = {"sparsevec": "vector_dims({v}::vector)"}.get(
+            self._columns[self._vector], "vector_dims({v})"
+        )
+        length = "array_length({v}, 1)" if is_list else length
+        query = f"SELECT {length} AS n FROM {{t}} WHERE {{v}} IS NOT NULL GROUP BY n ORDER BY count(*) DESC, n LIMIT 1"
+        found = self._one(sql.SQL(query).format(v=sql.Identifier(self._vector), t=self._table))
+        if found is None or not found[0]:
+            raise ExchangeError(f"{self.name} has no row with a vector; there is nothing to adopt")
+        return int(found[0])
 
     def _look(self) -> dict[str, str]:
         rows = self._connection.execute(

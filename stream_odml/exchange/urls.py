@@ -37,9 +37,11 @@ PASSWORD_REMEDY = "write / ? # % @ of a password as %2F %3F %23 %25 %40, or leav
 def place_of(url: str, example: str) -> Place:
     """Take a URL apart whose last part is the name. Raises ExchangeError."""
     parts = urlsplit(url)
-    folder, _, name = unquote(parts.path).rstrip("/").rpartition("/")
+    folder, _, name = (unquote(part) for part in parts.path.rstrip("/").rpartition("/"))
     options = dict(parse_qsl(parts.query))
     name = options.get("table", name)
+    if "/" in name:
+        raise ExchangeError(f"{parts.scheme}://…: the name {name!r} has a /; expected {example}")
     try:
         port = parts.port
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from stream_odml.ingest.reasons import BadShard, Reason, TransientReadError
 from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.sources import DirectorySource, LogSource, Source
+from stream_odml.storage.outside import is_root
 from stream_odml.storage.reading import local_path, scheme_of
-from stream_odml.store.layout import PUSH, SPOOL
+from stream_odml.store.layout import COPIED, NOT_COPIED, PUSH, SPOOL
 
 TABLES = {
     "delta": "stream_odml.ingest.delta_source:DeltaTableSource",
@@ -26,13 +28,31 @@ TABLES = {
 
 
 def inbox_path(config: StreamConfig) -> str:
-    """Return the source's place: a relative folder lies under the stream root."""
+    """Return the source's place: a relative folder lies under the stream root. Raises ConfigError for a folder that
+    holds files of the stream's own."""
     path = config.source.path
     if config.source.kind == "s3" and not scheme_of(path):
         return f"s3://{path}"
-    if config.source.kind == "directory" and not Path(path).is_absolute():
-        return str(Path(config.root) / path)
+    if config.source.kind == "directory":
+        place = str(path if Path(path).is_absolute() else Path(config.root) / path)
+        _check_apart(place, config)
+        return place
     return path
+
+
+def _check_apart(place: str, config: StreamConfig) -> None:
+    inbox, root = (Path(os.path.realpath(one)) for one in (place, config.root))
+    own = {*COPIED, *NOT_COPIED} - {"inbox"}
+    what = "a stream root" if is_root(place) else ""
+    if root.is_relative_to(inbox):
+        what = f"the stream root {config.root}, or a folder around it"
+    elif inbox.is_relative_to(root) and inbox.relative_to(root).parts[0] in own:
+        what = f"a folder of the stream's own in {config.root}"
+    if what:
+        raise ConfigError(
+            f"source.path {config.source.path!r} is {what}, whose files would be taken for shards; "
+            "leave it out, which is the folder inbox in the root, or name a folder of its own"
+        )
 
 
 def push_path(config: StreamConfig) -> str:

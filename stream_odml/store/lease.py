@@ -117,7 +117,7 @@ def check_not_held(files: Files) -> None:
     if current is not None and current.alive():
         raise RootBusy(
             f"{files.uri} is in use by {current.holder!r} (process {current.pid}); stop it first, "
-            f"or wait {current.lease_s:.0f} s if its machine is gone, or claim with takeover"
+            f"or wait {current.lease_s:.0f} s if its machine is gone"
         )
 
 

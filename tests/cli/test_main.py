@@ -141,12 +141,36 @@ def test_the_example_configuration_is_valid(run: Run, tmp_path: Path) -> None:
         (["query", __file__], "--root with the stream root"),
         (["forget", "root"], "one of --class NAME, --item ID, --shard ID"),
         (["ingest", "nowhere", "inbox"], "does not exist"),
+        (["adopt", "", "--root", "unused"], "would be the working folder; name one, or write a dot"),
     ],
 )
 def test_mistakes_end_with_a_remedy(run: Run, arguments: list[str], words: str, tmp_path: Path) -> None:
     message = run(*arguments, code=1)
     assert words in " ".join(message.split())
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ingest", "", "inbox"],
+        ["init", ""],
+        ["run", ""],
+        ["query", ""],
+        ["config", "--check", ""],
+        ["demo", "--source", ""],
+        ["upgrade", "root", "--model", ""],
+        ["quarantine", "root", "--export", ""],
+        ["ingest", "~/photos", "inbox"],
+    ],
+)
+def test_a_path_of_a_variable_that_is_not_set_is_no_folder(run: Run, arguments: list[str]) -> None:
+    """An empty path would be the working folder."""
+    message = " ".join(run(*arguments, code=2).replace("│", " ").split())
+    assert (
+        "would be the working folder; name one, or write a dot" in message
+        or "only a shell expands" in message
+    )
 
 
 def test_every_command_of_the_readme_exists(run: Run) -> None:

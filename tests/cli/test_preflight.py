@@ -49,6 +49,18 @@ def test_where_all_is_well_nothing_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "path", [".", "..", "../..", "gallery", "push", "ledger/x", "versions", "../stream-root/logs"]
+)
+def test_an_inbox_lies_apart_from_what_is_the_streams_own(tmp_path: Path, path: str) -> None:
+    lacks, said = levels(source={"path": path})
+    assert lacks == {"source": "failure"}
+    assert f"source.path {path!r} is " in said
+    assert "name a folder of its own" in said
+    for good in ("inbox", "inbox/new", "shots", "../photos", str(tmp_path / "elsewhere")):
+        assert levels(source={"path": good})[0] == {}, good
+
+
+@pytest.mark.parametrize(
     ("sections", "what", "words"),
     [
         ({"model": {"backbone": "mobilenetv2", "weights": "none.safetensors"}}, "model", "none.safetensors"),

@@ -90,6 +90,13 @@ def test_what_no_row_has_is_no_column_of_the_file(tmp_path: Path) -> None:
     assert {"image", "vector"} & set(refused(tmp_path, lost).column_names) == {"image"}
 
 
+def test_a_label_keeps_the_id_that_it_is_of(tmp_path: Path) -> None:
+    """Also where two labels name one item; an image or a vector gets another id where it lands again."""
+    label, image = RawRow(0, label="oak", item_id="a", is_label=True), RawRow(0, b"image", "oak", item_id="a")
+    for row, item_id in ((label, "a"), (image, None)):
+        assert refused(tmp_path, row, bad="duplicate_id")["item_id"].to_pylist() == [item_id]
+
+
 def _index_all(writer: Writer, inbox: Path) -> None:
     new = [ref for ref in DirectorySource(inbox).poll(set()) if ref.shard_id not in writer.ledger.shards]
     writer.record_landed(new)

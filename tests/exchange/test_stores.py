@@ -178,12 +178,14 @@ TABLES = {
     "numbers": "(id int PRIMARY KEY, v real[], said jsonb)",
     '"Large Letters"': "(id uuid PRIMARY KEY, v halfvec(3), said jsonb)",
     "sparse": "(id bigint PRIMARY KEY, v sparsevec(3), said jsonb)",
+    "mixed": "(id int PRIMARY KEY, v vector, said jsonb)",
 }
 ROWS = {
     "nameless": "(NULL, '[1,2,3]')",
     "numbers": "(1, '{1,2,3}', '{\"a\": 1}')",
     '"Large Letters"': "('6f0e5d4e-93a6-4f1b-9a3a-5b2f1f7f5c11', '[1,2,3]', '[1]')",
     "sparse": "(1, '{1:1,2:2,3:3}/3', '\"said\"')",
+    "mixed": "(1, '[1,2]', NULL), (2, '[1,2,3]', NULL), (3, '[1,2,3]', NULL)",
 }
 
 
@@ -208,6 +210,7 @@ def test_types_of_postgresql(postgres: str) -> None:
         (block,) = source.blocks(None)
         assert block.table["vector"].to_pylist() == [[1.0, 2.0, 3.0]]
         assert block.table["attributes"].to_pylist() == [{"said": said}]
+    assert open_source(f"{base}table=mixed", Names()).dim == 3, "the length of most"
 
 
 def test_vectors_are_those_of_the_store(lance: str) -> None:
