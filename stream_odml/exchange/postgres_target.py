@@ -64,7 +64,9 @@ def _in_words(
             remedy = _REMEDIES.get(
                 type(error).__name__, "readers see what they saw; run it again once that is mended"
             )
-            raise ExchangeError(f"{self.name}: {first_line(error)}; {remedy}") from error
+            raise ExchangeError(
+                f"{self.name} refuses what sync does: {first_line(error)}; {remedy}"
+            ) from error
 
     return spoken
 

@@ -77,12 +77,16 @@ class RootStream(Stream):
     def add(self, path: str | Path, name: str | None = None) -> list[str]:
         path = Path(path)
         inbox = f"{self._store.uri.rstrip('/')}/{PUSH}"  # which a stream watches whatever its source is
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist; name a folder of class folders, a table or a tar"
+            )
         if not path.is_dir():
             return [land_file(inbox, path, name, self._options)]
         landed = land_plan(inbox, plan_folder(inbox, path, name, self._options), self._options)
         return [] if landed is None else [landed]
 
-    def export(self, to: str | Path, formats: Sequence[str] | None = None) -> list[str]:
+    def export(self, to: str | Path, formats: str | Sequence[str] | None = None) -> list[str]:
         return list(export(self._store.uri, str(to), formats=formats, storage_options=self._options).files)
 
     def _facts(self) -> dict[str, str]:

@@ -93,7 +93,7 @@ class ServiceStream(Stream):
             return False
         return True
 
-    def export(self, to: str | Path, formats: Sequence[str] | None = None) -> list[str]:
+    def export(self, to: str | Path, formats: str | Sequence[str] | None = None) -> list[str]:
         raise ValueError("a service gives no whole gallery; open the stream root to export it")
 
     def _facts(self) -> dict[str, str]:

@@ -56,6 +56,10 @@ def _moment(time: datetime | None, name: str) -> datetime | None:
 
 def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
+    if not all(image.size):
+        raise ValueError(
+            f"an image of {image.width} x {image.height} pixels shows nothing; give one with pixels"
+        )
     try:
         image.save(out, "PNG")
     except OSError:  # of a mode that a PNG has no form for; a TIFF has one for CMYK, floats and the like
@@ -122,7 +126,7 @@ class Stream(ABC):
         within seconds where the stream runs, else once it does. Repeating lands nothing twice."""
 
     @abstractmethod
-    def export(self, to: str | Path, formats: Sequence[str] | None = None) -> list[str]:
+    def export(self, to: str | Path, formats: str | Sequence[str] | None = None) -> list[str]:
         """Write the gallery and its model to a folder, or the gallery into another store (`qdrant://` ...), as the
         command `export` does; return the files. `formats`: some of parquet, faiss, npz, model and onnx."""
 
@@ -139,7 +143,12 @@ class Stream(ABC):
 def open_stream(
     place: str | Path, token: str | None = None, storage_options: dict[str, str] | None = None
 ) -> Stream:
-    """Open a stream root (folder or object-store prefix), or a running service by its address (`http://`)."""
+    """Open a stream root (folder or object-store prefix), or a running service by its address (`http://`). Raises
+    TypeError for what is neither."""
+    if not isinstance(place, str | os.PathLike):
+        raise TypeError(
+            f"{place!r} is no place; give a stream root (folder or prefix) or an address, http://HOST:PORT"
+        )
     where = str(place)
     if where.startswith(("http://", "https://")):
         from stream_odml.notebook.service import ServiceStream

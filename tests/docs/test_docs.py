@@ -252,7 +252,7 @@ def test_every_error_is_listed_and_those_that_are_explained_exist() -> None:
 PASSED_ON = {
     "BadShard", "BadImage", "RowError", "type(error)", "KafkaException", "SourceLost", "TransientReadError",
     "_ERRORS[answer['error']]", "StageDeferred", "StageFailed", "CanaryMismatch", "ServiceError",
-    "ApiError", "unprocessable", "ConfigError", "ValueError", "LookupError", "FileNotFoundError",
+    "ApiError", "BadParameter", "unprocessable", "ConfigError", "ValueError", "LookupError", "FileNotFoundError",
 }  # fmt: skip
 """Errors that are raised again in another's words; those are listed where they come from, or are a library's."""
 

@@ -235,6 +235,14 @@ def _served(folder: Path) -> tuple[VectorStream, Path]:
     return stream, folder / "out"
 
 
+def test_formats_may_stand_between_commas(tmp_path: Path) -> None:
+    stream, _ = _served(tmp_path)
+    stream.close()
+    found = export(stream.config.root, str(tmp_path / "some"), formats="parquet, npz")
+    assert {Path(file).name for file in found.files} >= {"items.parquet", "items.npz"}
+    assert not (tmp_path / "some" / "items.faiss").exists()
+
+
 def test_a_stream_takes_no_vectors_that_a_stream_gave_out(tmp_path: Path) -> None:
     """By no file that `export` or `sync` writes, whether it is landed or copied into the inbox."""
     stream, out = _served(tmp_path)

@@ -104,7 +104,8 @@ def test_what_reads_the_view_goes_on_reading(server: str, said: Callable[..., An
     show(url, 1)
     assert said("SELECT version FROM reading") == [("v1",)]
     with pytest.raises(
-        ExchangeError, match=r"\?table=read: cannot drop view read .*; something reads what is re"
+        ExchangeError,
+        match=r"\?table=read refuses what sync does: cannot drop view read .*; something reads what is re",
     ):
         show(url, 2, 6)
     assert said("SELECT version FROM reading") == [("v1",)]
