@@ -50,6 +50,8 @@ class SourceConfig(Section):
     def _folder_is_written_out(self) -> SourceConfig:
         if self.kind == "directory":
             checked_path("inbox", self.path)
+        elif self.kind != "none" and not self.path.strip():
+            raise ValueError(f"path is empty; say what of {self.kind} is read, or name `kind: none`")
         return self
 
 

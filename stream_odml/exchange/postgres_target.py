@@ -102,8 +102,8 @@ class PostgresTarget:
         )
 
     def _reads(self) -> list[str] | None:
-        """Return the tables that the view of readers reads; None where there is no view. Raises ExchangeError for a
-        table."""
+        """Return the tables that the view of readers reads; None where there is none. Raises ExchangeError where
+        something else has its name."""
         found = self._connection.execute(
             "SELECT oid, relkind::text FROM pg_class WHERE oid = to_regclass(%s)", [quoted(self._place.name)]
         ).fetchone()

@@ -36,8 +36,8 @@ class EmbedderSpec:
     dim: Annotated[int, Range(at_least=1)] = 128
     """Length of the embedding; with `head: none` it must equal the backbone's pooled features. With
     `head: discriminant`: the greatest length of the part by which known classes are compared."""
-    image_size: Annotated[int, Range(at_least=8)] = 32
-    """Side of the square input, in pixels."""
+    image_size: Annotated[int, Range(at_least=8, under=4097)] = 32
+    """Side of the square input, in pixels, at most 4096."""
     weights: str | None = None
     """A safetensors file with the backbone's pretrained weights, or nothing."""
     pretrained: bool = False

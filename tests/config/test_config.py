@@ -55,6 +55,11 @@ def test_every_field_of_the_example_is_described() -> None:
         ({"method": "distilled", "learning": {"trunk": "frozen"}}, "method: frozen_f0"),
         ({"method": "distilled", "model": {"lift": 64}}, "only `head: discriminant` takes them"),
         ({"method": "best"}, "'ours'"),
+        ({"model": {"image_size": 100_000}}, "expected at least 8 and under 4097"),
+        (
+            {"source": {"kind": "s3", "path": ""}},
+            "path is empty; say what of s3 is read, or name `kind: none`",
+        ),
         ({"name": "no spaces"}, "name"),
         ({"learning": 7}, "learning"),
     ],
