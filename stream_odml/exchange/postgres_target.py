@@ -37,6 +37,10 @@ _REMEDIES = {
 }
 """By the name of the error."""
 
+_VIEW = """
+SELECT pg_get_userbyid(c.relowner), c.reloptions, a.atttypmod
+FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'vector' WHERE c.oid = to_regclass(%s)"""
+"""Owner, options and length of the vectors of a view."""
 _GRANTS = """
 SELECT g.attname, CASE WHEN g.grantee <> 0 THEN pg_get_userbyid(g.grantee) END, g.privilege_type, g.is_grantable
 FROM (
@@ -230,18 +234,15 @@ class PostgresTarget:
     def _show(self, mark: Mark, before: Mark | None) -> None:
         """Make the view read the table of a space. It stays the view that it was where vectors have their length of
         before, or is made anew with the owner, options and grants that it had; the table gets those of the last one."""
-        sql, view, named = (
-            self._sql,
-            self._sql.Identifier(*self._schema, self._stem),
-            quoted(self._place.name),
-        )
-        said = "SELECT pg_get_userbyid(relowner), reloptions FROM pg_class WHERE oid = to_regclass(%s)"
-        was, granted = self._connection.execute(said, [named]).fetchone(), self._grants(named)
-        if was is not None and before is not None and before.dim != mark.dim:
+        sql, named = self._sql, quoted(self._place.name)
+        view = sql.Identifier(*self._schema, self._stem)
+        was = self._connection.execute(_VIEW, [named]).fetchone()
+        granted = self._grants(named)
+        if was is not None and was[2] != mark.dim:
             self._connection.execute(sql.SQL("DROP VIEW {}").format(view))
         query = "CREATE OR REPLACE VIEW {} AS SELECT id, class_name, attributes, version, vector FROM {}"
         self._connection.execute(sql.SQL(query).format(view, self._table(mark.space)))
-        if was is None or before is None:
+        if was is None:
             return
         for option in was[1] or ():
             name, _, value = option.partition("=")
@@ -249,7 +250,8 @@ class PostgresTarget:
             self._connection.execute(sql.SQL(query).format(view, sql.Identifier(name), sql.Literal(value)))
         self._grant(granted, view)
         self._connection.execute(sql.SQL("ALTER VIEW {} OWNER TO {}").format(view, sql.Identifier(was[0])))
-        self._grant(self._grants(self._named(before.space)), self._table(mark.space))
+        if before is not None:
+            self._grant(self._grants(self._named(before.space)), self._table(mark.space))
 
     def _grants(self, named: str) -> list[Any]:
         return list(self._connection.execute(_GRANTS, [named, named]).fetchall())

@@ -75,6 +75,14 @@ def test_what_sync_did_not_make_is_left(server: str, said: Callable[..., Any], m
     assert said(f"SELECT oid FROM pg_class WHERE relname = '{name}'") == before
 
 
+def test_a_view_whose_mark_is_lost_is_shown_again(server: str, said: Callable[..., Any]) -> None:
+    url = place(server, "unmarked")
+    show(url, 0)
+    said("DELETE FROM stream_odml_sync WHERE name = 'unmarked'")
+    show(url, 1, 6)
+    assert said("SELECT version FROM unmarked") == [("v1",)]
+
+
 @pytest.mark.parametrize("dim", [4, 6])
 def test_a_switch_keeps_grants_owner_and_options(server: str, said: Callable[..., Any], dim: int) -> None:
     name, url = f"granted{dim}", place(server, f"granted{dim}")
