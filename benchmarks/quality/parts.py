@@ -40,7 +40,7 @@ _PARTS = (
 )
 """What is taken away, one at a time, where a trunk moves: on the fewest base classes, where it may matter."""
 _LONGER = "ours,ours_backfill"
-_LONG = f"{_LONGER},exact_frozen,faithful=faithful:learning_rate=1e-5"
+_LONG = "exact_frozen,faithful=faithful:learning_rate=1e-5"
 _DRAWINGS = "ours,exact_frozen,ranpac,ranpac_logits,fecam,stored_head,distilled,finetune,frozen_f0"
 """RanPAC with its defaults: nothing was tuned on drawings."""
 _CHARACTERS = ("--base-steps", "1500", "--steps", "100")
@@ -128,6 +128,10 @@ PARTS = (
     Part("quality-alphabets-small", "omniglot", "alphabets:3*20", "ours,ours_backfill,exact_frozen,distilled",
          _ALPHABETS),
     Part("quality-alphabets-parts", "omniglot", "alphabets:3*20", f"exact_frozen,{_ALWAYS}", _ALPHABETS, "0,1,2"),
+    Part("quality-alphabets-200", "omniglot", "alphabets:3*3", f"exact_frozen,{_ALWAYS}",
+         (*_ALPHABETS[:-1], "200"), "0"),
+    Part("quality-alphabets-1000", "omniglot", "alphabets:3*3", f"exact_frozen,{_ALWAYS}",
+         (*_ALPHABETS[:-1], "1000"), "0"),
     Part("quality-alphabets-long", "omniglot", "alphabets:1*49", "ours,exact_frozen,distilled",
          ("--base-steps", "600", "--steps", "40"), "0"),
     Part("quality-omniglot-thousand", "omniglot", "400+10*100", "ours,exact_frozen,distilled",
