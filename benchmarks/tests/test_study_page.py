@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.quality.figures import bootstrap_interval, curves, seed_figures
+from benchmarks.quality.figures import Curves, bootstrap_interval, curves, seed_figures
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 PAGE = (BENCHMARKS / "STUDY.md").read_text("utf-8")
@@ -172,3 +172,21 @@ def mean_and_deviation(values: Collection[float]) -> str:
 
 def by_seed(one: Mapping[int, float], other: Mapping[int, float]) -> list[str]:
     return [f"{one[seed] - other[seed]:+.3f}" for seed in sorted(other)]
+
+
+def test_the_table_of_longer_stages_has_the_measured_differences() -> None:
+    page = PAGE[PAGE.index("minus what all parts serve after three stages") : PAGE.index("## Drawings")]
+    rows = re.findall(r"^\| [^|]*\(`(\w+)`\) \| ([^|]*)\| ([^|]*)\| ([^|]*)\|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    files = (("alphabets-small-bonus", "alphabets-parts"), ("alphabets-200",), ("alphabets-1000",))
+    for column, names in enumerate(files):
+        tables = (pq.read_table(BENCHMARKS / "results" / f"quality-{name}.parquet") for name in names)
+        measured = {key: found for table in tables for key, found in curves(table.to_pylist()).items()}
+
+        def served(method: str, measured: Curves = measured) -> float:
+            return measured[method, "union", "mapped", "recall_at_1"][0][3]
+
+        for method, *cells in rows:
+            whole, found = served("exact_always"), served(method)
+            says = f"{found:.3f}" if method == "exact_always" else f"{found - whole:+.3f}"
+            assert cells[column].strip() == says, (method, column)
