@@ -107,6 +107,7 @@ def _examples(paragraph: str) -> str:
 
 def path(text: str | Path) -> Path:
     """Return a path that is written out: an empty one, of a variable that is not set, would be the working folder."""
+    # Help shows the name of this function as the kind of the option.
     try:
         return Path(checked_path("path", str(text)))
     except ValueError as error:

@@ -180,7 +180,10 @@ def _gallery(store: Store, said: Mapping[str, Any], missing: Sequence[str]) -> d
 
 
 def roll_back(root: str, version_id: str, relearn: bool, url: str | None, token: str | None) -> str:
-    """Move the head through the running service, or by this process when no stream runs on the root."""
+    """Move the head through the running service, or by this process when no stream runs on the root. Raises ValueError
+    for no name, UnknownVersion."""
+    if not version_id:
+        raise ValueError("no version is named; `stream-odml versions` lists them")
     store = Store.open(root, keep_gallery=False)
     with asking(root, url, token) as client:
         if client is not None:
@@ -216,6 +219,8 @@ def left_behind(root: str, version_id: str, relearn: bool) -> list[str]:
 
 def relearn_task(root: str, task: str, anyway: bool, url: str | None, token: str | None) -> str:
     """Take a refused or skipped task back, through the running service, or by this process when no stream runs."""
+    if not task:
+        raise ValueError("no task is named; `stream-odml status` lists those that were refused or skipped")
     price = ", and is published whatever the gate finds" if anyway else ""
     with asking(root, url, token) as client:
         if client is not None:

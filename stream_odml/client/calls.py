@@ -266,8 +266,6 @@ def _base64(image: Image) -> str:
 def _quoted(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{name!r} is no text; ids, classes, shards, tasks and versions are named by text")
-    if not name:
-        raise ValueError("a name is empty; say which item, class, shard, task or version")
     # "." and ".." would be taken for folders of the address, unless they are quoted themselves.
     try:
         return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")

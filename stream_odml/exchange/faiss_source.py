@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_odml.exchange.errors import ExchangeError, SourceLost
-from stream_odml.exchange.files_source import identity_of
+from stream_odml.exchange.files_source import IDS, identity_of
 from stream_odml.exchange.source import ID, VECTOR, Block, Names, as_lists, choose, rows_at_once
 from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
@@ -49,6 +49,9 @@ class FaissSource:
             raise ExchangeError(
                 f"{path} has ids of its own, and keeps its vectors in no order that {ids} could follow; leave --ids out"
             )
+        has_ids, beside = self._by_number or self._numbers is not None, path.with_suffix(IDS)
+        if ids is None and not has_ids and beside.is_file():
+            ids = beside
         self._table = None if ids is None else _ids_table(ids, self.count)
         self._chosen = self.origin = None
         if self._table is not None:

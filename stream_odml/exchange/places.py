@@ -7,7 +7,7 @@ from typing import Any
 
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.faiss_source import INDEXES, FaissSource
-from stream_odml.exchange.files_source import IDS, TABLES, NpzSource, TableSource
+from stream_odml.exchange.files_source import TABLES, NpzSource, TableSource
 from stream_odml.exchange.folder_target import FolderTarget
 from stream_odml.exchange.lance import LanceSource, LanceTarget
 from stream_odml.exchange.postgres import PostgresSource
@@ -65,9 +65,6 @@ def open_source(place: str, names: Names, ids: Path | None = None) -> GallerySou
         )
     suffix = path.suffix.lower()
     if suffix in INDEXES:
-        beside = path.with_suffix(IDS)
-        if ids is None and beside.is_file():
-            ids = beside
         return FaissSource(path, names, ids)
     if ids is not None:
         raise ExchangeError(f"--ids goes with a FAISS index; {path} has a column of ids: --id COL")

@@ -33,6 +33,12 @@ EXTRA = "postgres"
 _VECTOR_TYPES = ("vector", "halfvec")
 _LISTS = ("sparsevec", "_float4", "_float8")
 """Types that are vectors where somebody says so; of an array PostgreSQL puts `_` before the name."""
+_LENGTHS = {
+    "sparsevec": "vector_dims({v}::vector)",
+    "_float4": "array_length({v}, 1)",
+    "_float8": "array_length({v}, 1)",
+}
+"""What gives the length of a vector, by the type of its column."""
 _NO_CLASSES = ("bytea", "json", "jsonb", "xml", *_VECTOR_TYPES, *_LISTS)
 _NO_IDS = ("bytea", "bool", "json", "jsonb", "xml", *_VECTOR_TYPES, *_LISTS)
 PATIENCE_S = 30
@@ -149,12 +155,11 @@ class PostgresSource:
 
     def _length(self) -> int:
         """Return the length of most vectors: a column may have none of its own."""
-        sql, is_list = library("psycopg.sql", EXTRA), self._columns[self._vector].startswith("_")
-        length = {"sparsevec": "vector_dims({v}::vector)"}.get(
-            self._columns[self._vector], "vector_dims({v})"
-        )
-        length = "array_length({v}, 1)" if is_list else length
-        query = f"SELECT {length} AS n FROM {{t}} WHERE {{v}} IS NOT NULL GROUP BY n ORDER BY count(*) DESC, n LIMIT 1"
+        sql, kind = library("psycopg.sql", EXTRA), self._columns[self._vector]
+        length = _LENGTHS.get(kind, "vector_dims({v})")
+        some = "LIMIT 1" if self._vector in self._of_one_length else ""
+        rows = f"SELECT {length} AS n FROM {{t}} WHERE {{v}} IS NOT NULL {some}"
+        query = f"SELECT n FROM ({rows}) AS lengths GROUP BY n ORDER BY count(*) DESC, n LIMIT 1"
         found = self._one(sql.SQL(query).format(v=sql.Identifier(self._vector), t=self._table))
         if found is None or not found[0]:
             raise ExchangeError(f"{self.name} has no row with a vector; there is nothing to adopt")
@@ -162,13 +167,14 @@ class PostgresSource:
 
     def _look(self) -> dict[str, str]:
         rows = self._connection.execute(
-            "SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
+            "SELECT a.attname, t.typname, a.atttypmod FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
             "WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
             [quoted(self._place.name)],
         ).fetchall()
         if not rows:
             raise ExchangeError(f"{self.name}: there is no table {self._place.name!r}; name one with ?table=")
-        return dict(rows)
+        self._of_one_length = {name for name, _, length in rows if length > 0}
+        return {name: kind for name, kind, _ in rows}
 
     def _named(self, name: str | None, option: str) -> str | None:
         if name is not None and name not in self._columns:

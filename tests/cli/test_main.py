@@ -141,6 +141,8 @@ def test_the_example_configuration_is_valid(run: Run, tmp_path: Path) -> None:
         (["query", __file__], "--root with the stream root"),
         (["forget", "root"], "one of --class NAME, --item ID, --shard ID"),
         (["ingest", "nowhere", "inbox"], "does not exist"),
+        (["rollback", "root", ""], "no version is named"),
+        (["relearn", "root", ""], "no task is named"),
         (["adopt", "", "--root", "unused"], "would be the working folder; name one, or write a dot"),
     ],
 )

@@ -7,6 +7,8 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stream_odml.exchange import faiss_source
@@ -64,6 +66,15 @@ def test_a_file_of_ids_has_no_order_to_follow_in_lists_with_ids_of_their_own(tmp
     (tmp_path / "ids.txt").write_text("\n".join(map(str, range(COUNT))))
     with pytest.raises(ExchangeError, match=r"has ids of its own, .*; leave --ids out"):
         opened(written(tmp_path / "a.faiss", "IVF4,Flat", OWN), tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize("kind", ["IVF4,Flat", "IDMap,Flat", "Flat"])
+def test_a_file_of_ids_beside_an_index_counts_where_it_has_none(tmp_path: Path, kind: str) -> None:
+    names = [f"item {at}" for at in range(COUNT)]
+    pq.write_table(pa.table({"id": names}), tmp_path / "a.ids.parquet")
+    has_own = kind != "Flat"
+    ids, _ = taken(opened(written(tmp_path / "a.faiss", kind, OWN if has_own else None)))
+    assert sorted(map(str, ids)) == sorted(map(str, OWN.tolist()) if has_own else names)
 
 
 @pytest.mark.parametrize("kind", ["PCA4,Flat", "SQ8", "IVF4,SQ4", "LSH"])

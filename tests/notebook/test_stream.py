@@ -17,7 +17,6 @@ from PIL import Image
 
 import stream_odml as so
 from stream_odml.client import Client
-from stream_odml.client.calls import rollback
 from stream_odml.config.service import ServiceOptions
 from stream_odml.ingest.landing_folder import land_plan, plan_folder
 from stream_odml.notebook import service
@@ -105,8 +104,6 @@ def test_a_root_and_its_service_say_the_same(
         root.search(np.zeros((0, 20, 3), np.uint8))
     with pytest.raises(FileNotFoundError, match="nothing does not exist; name a folder of class folders"):
         root.add("nothing")
-    with pytest.raises(ValueError, match="a name is empty; say which item, class, shard, task or version"):
-        rollback("")
     with pytest.raises(TypeError, match="None is no place; give a stream root"):
         so.open(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="version says which model made a vector"):

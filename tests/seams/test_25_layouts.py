@@ -220,7 +220,10 @@ def test_whole_decimals_of_a_database_are_numbers(tmp_path: Path) -> None:
             {"photo": [picture()], "label": [1]},
             r"no column image or img or bytes; found \['photo', 'label'\]",
         ),
-        ({"image": [picture()], "kind": ["x"]}, r"no column class_name or label or labels; found"),
+        (
+            {"image": [picture()], "kind": ["x"]},
+            r"no column class_name or label or labels or class or category; found",
+        ),
         ({"image": pa.array([None], pa.binary()), "label": [1]}, r"the image is null"),
         ({"image": [picture()], "label": [" "]}, r"blank"),
     ],

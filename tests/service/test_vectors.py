@@ -158,7 +158,7 @@ def test_what_cannot_be_used_is_quarantined_with_its_reason(stream: VectorStream
     ]
     assert stream.ingest() == sorted(reasons)
     details = " ".join(stream.writer.store.quarantine_rows()["detail"].to_pylist())
-    assert "no column vector or embedding; found ['image', 'label']" in details
+    assert "no column vector or embedding or embeddings or vec; found ['image', 'label']" in details
     assert f"5 values; this stream takes vectors of {D}" in details
     assert stream.writer.store.gallery_rows().num_rows == 1
 
