@@ -67,8 +67,12 @@ def test_a_proxy_that_outlived_its_session_is_ended_with_what_the_session_left(
     for pid in (ended_pid(), 1):  # of a session that is gone, and of one that runs
         folder = tmp_path / f"odml-{pid}-x"
         (folder / "h").mkdir(parents=True)
-        sleeper = [sys.executable, "-c", "import time; time.sleep(60)", f"{folder}/h/haproxy.cfg"]
-        proxies.append(subprocess.Popen(sleeper))
+        sleeps = "import time; print(flush=True); time.sleep(60)"
+        sleeper = [sys.executable, "-c", sleeps, f"{folder}/h/haproxy.cfg"]
+        proxies.append(subprocess.Popen(sleeper, stdout=subprocess.PIPE))
+        out = proxies[-1].stdout
+        assert out is not None
+        out.readline()  # it is not known by its command line before it runs
     try:
         remove_abandoned()
         assert proxies[0].wait(timeout=60) != 0
@@ -77,4 +81,4 @@ def test_a_proxy_that_outlived_its_session_is_ended_with_what_the_session_left(
     finally:
         for proxy in proxies:
             proxy.kill()
-            proxy.wait()
+            proxy.communicate()
