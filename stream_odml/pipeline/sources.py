@@ -44,9 +44,10 @@ def _check_apart(place: str, config: StreamConfig) -> None:
     inbox, root = (Path(os.path.realpath(one)) for one in (place, config.root))
     own = {*COPIED, *NOT_COPIED} - {"inbox"}
     what = "a stream root" if is_root(place) else ""
-    if root.is_relative_to(inbox):
+    is_local = not scheme_of(config.root)  # no folder of this machine lies in an object store
+    if is_local and root.is_relative_to(inbox):
         what = f"the stream root {config.root}, or a folder around it"
-    elif inbox.is_relative_to(root) and inbox.relative_to(root).parts[0] in own:
+    elif is_local and inbox.is_relative_to(root) and inbox.relative_to(root).parts[0] in own:
         what = f"a folder of the stream's own in {config.root}"
     if what:
         raise ConfigError(

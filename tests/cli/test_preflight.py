@@ -18,6 +18,7 @@ from stream_odml.cli.main import app
 from stream_odml.cli.preflight import examine
 from stream_odml.config.stream import parse_config
 from stream_odml.pipeline.later_stages import LaterRules
+from stream_odml.pipeline.sources import inbox_path
 from stream_odml.store.store import Store
 from tests.ingest.followed import send
 from tests.ingest.kafka_broker import mock_broker
@@ -58,6 +59,10 @@ def test_an_inbox_lies_apart_from_what_is_the_streams_own(tmp_path: Path, path: 
     assert "name a folder of its own" in said
     for good in ("inbox", "inbox/new", "shots", "../photos", str(tmp_path / "elsewhere")):
         assert levels(source={"path": good})[0] == {}, good
+    far = parse_config({**PORTS, "root": "s3://bucket/stream", "source": {"path": str(tmp_path.parent)}})
+    assert inbox_path(far) == str(tmp_path.parent), (
+        "around the working folder, and no root of an object store"
+    )
 
 
 @pytest.mark.parametrize(
