@@ -9,22 +9,19 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
-from typer.models import ParameterInfo
 
 from stream_odml import __version__
 from stream_odml.cli import asking, changing, configuring, exchanging, running
 from stream_odml.cli.console import say, shown
 from stream_odml.cli.failures import ShortFormatter, message_of, tell_of_threads
-from stream_odml.cli.options import out
+from stream_odml.cli.options import check_paths, out
 from stream_odml.config.masking import masked_text
 from stream_odml.observe.logs import TextFormatter
-from stream_odml.storage.regular import checked_path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,26 +102,6 @@ def _examples(paragraph: str) -> str:
     return "\n".join(["Examples:", *(command.strip() for command in commands if command.strip())])
 
 
-def path(text: str | Path) -> Path:
-    """Return a path that is written out: an empty one, of a variable that is not set, would be the working folder."""
-    # Help shows the name of this function as the kind of the option.
-    try:
-        return Path(checked_path("path", str(text)))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _check_paths(command: Callable[..., Any]) -> None:
-    """Let every path that the command takes be checked by `path`."""
-    hints = get_type_hints(command, include_extras=True)
-    for hint in hints.values():
-        kind, *infos = get_args(hint) or (None,)
-        for info in infos:
-            if isinstance(info, ParameterInfo) and Path in (kind, *get_args(kind)):
-                info.parser = path
-    command.__annotations__.update(hints)
-
-
 _PANELS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
     ("Begin", (configuring.init, configuring.config, version)),
     ("Run", (running.demo, running.run, running.submit, running.stop)),
@@ -135,7 +112,7 @@ _PANELS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
 )
 for _panel, _commands in _PANELS:
     for _command in _commands:
-        _check_paths(_command)
+        check_paths(_command)
         _text = help_text(inspect.getdoc(_command) or "")
         _short = re.split(r"(?<=\.)\s", _text, maxsplit=1)[0].strip()
         app.command(help=_text, short_help=_short, rich_help_panel=_panel)(_command)

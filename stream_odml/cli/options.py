@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.console import Console
+from typer.models import ParameterInfo
 
 from stream_odml.cli.console import say
+from stream_odml.storage.regular import checked_path
 
 out = Console()
 SHOWN = 10
@@ -51,3 +53,23 @@ def may_go_on(touched: Sequence[str], yes: bool, dry_run: bool, scripts_say_yes:
             "there is no terminal to ask at; look at it with --dry-run, then repeat the command with --yes"
         )
     return True
+
+
+def path(text: str | Path) -> Path:
+    """Return a path that is written out: an empty one, of a variable that is not set, would be the working folder."""
+    # Help shows the name of this function as the kind of the option.
+    try:
+        return Path(checked_path("path", str(text)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def check_paths(command: Callable[..., Any]) -> None:
+    """Let every path that the command takes be checked by `path`."""
+    hints = get_type_hints(command, include_extras=True)
+    for hint in hints.values():
+        kind, *infos = get_args(hint) or (None,)
+        for info in infos:
+            if isinstance(info, ParameterInfo) and Path in (kind, *get_args(kind)):
+                info.parser = path
+    command.__annotations__.update(hints)

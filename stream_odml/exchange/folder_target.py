@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stream_odml.exchange.errors import ExchangeError
-from stream_odml.exchange.target import BUCKETS, ROWS, Digests, Mark, is_space, summed
+from stream_odml.exchange.target import BUCKETS, ROWS, Digests, Mark, Now, is_space, summed
 from stream_odml.exchange.urls import check_outside
 from stream_odml.storage.atomic import drop_strays, write_whole
 
@@ -70,15 +70,7 @@ class FolderTarget:
         tables = (_rows(path, []) for path in self._files(space).values())
         return sum(len(rows) for rows in tables if rows is not None)
 
-    def replace(
-        self,
-        space: str,
-        buckets: Sequence[int],
-        rows: pa.Table,
-        *,
-        fresh: bool = False,
-        damaged: bool = False,
-    ) -> None:
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, now: Now = "noted") -> None:
         for bucket in buckets:
             path = self._of(space) / _name(bucket)
             mine = rows.filter(pc.equal(rows["bucket"], bucket))

@@ -25,7 +25,7 @@ from stream_odml.exchange.source import (
     length_of,
     rows_at_once,
 )
-from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
+from stream_odml.exchange.target import ROWS, Digests, Mark, Now, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, check_outside, place_of
 from stream_odml.ingest.served_vectors import origin_of
 from stream_odml.wording import first_line
@@ -147,21 +147,13 @@ class LanceTarget:
         table = self._of(space)
         return 0 if table is None else int(table.count_rows())
 
-    def replace(
-        self,
-        space: str,
-        buckets: Sequence[int],
-        rows: pa.Table,
-        *,
-        fresh: bool = False,
-        damaged: bool = False,
-    ) -> None:
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, now: Now = "noted") -> None:
         # A merge goes through the whole table: what can be appended is.
         table, mine = self._of(space), f"bucket IN ({', '.join(map(str, buckets))})"
         if not len(rows):
             table.delete(mine)
             return
-        if fresh:
+        if now == "nothing":
             table.add(rows)
             return
         most = max(1, table.count_rows())
@@ -171,7 +163,7 @@ class LanceTarget:
             table.delete(mine)
             table.add(rows)
             return
-        new, gone = difference(rows, there, damaged)
+        new, gone = difference(rows, there, damaged=now == "damaged")
         if not gone and there.keys().isdisjoint(new["id"].to_pylist()):
             table.add(new)
             return

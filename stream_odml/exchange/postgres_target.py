@@ -17,7 +17,7 @@ import pyarrow as pa
 from stream_odml.exchange.errors import ExchangeError, library
 from stream_odml.exchange.postgres import EXAMPLE, EXTRA, connect, quoted, values_of
 from stream_odml.exchange.source import as_lists, vectors_of
-from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, table_name
+from stream_odml.exchange.target import ROWS, Digests, Mark, Now, difference, is_table_of, table_name
 from stream_odml.exchange.urls import place_of
 from stream_odml.wording import first_line
 
@@ -66,7 +66,7 @@ def _in_words(
             return method(self, *args, **more)
         except library("psycopg", EXTRA).Error as error:
             remedy = _REMEDIES.get(
-                type(error).__name__, "readers see what they saw; run it again once that is mended"
+                type(error).__name__, "nothing that readers see has changed; correct that and run it again"
             )
             raise ExchangeError(
                 f"{self.name} refuses what sync does: {first_line(error)}; {remedy}"
@@ -159,15 +159,7 @@ class PostgresTarget:
         return int(self._connection.execute(query).fetchone()[0])
 
     @_in_words
-    def replace(
-        self,
-        space: str,
-        buckets: Sequence[int],
-        rows: pa.Table,
-        *,
-        fresh: bool = False,
-        damaged: bool = False,
-    ) -> None:
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, now: Now = "noted") -> None:
         table = self._table(space)
         held = self._sql.SQL("SELECT id, digest FROM {} WHERE bucket = ANY(%s)").format(table)
         delete = self._sql.SQL("DELETE FROM {} WHERE id = ANY(%s)").format(table)
@@ -176,7 +168,7 @@ class PostgresTarget:
         ).format(table)
         with self._connection.transaction(), self._connection.cursor() as cursor:
             there = dict(cursor.execute(held, [list(buckets)]).fetchall())
-            new, gone = difference(rows, there, damaged)
+            new, gone = difference(rows, there, damaged=now == "damaged")
             if replaced := [*gone, *(one for one in new["id"].to_pylist() if one in there)]:
                 cursor.execute(delete, [replaced])
             with cursor.copy(copy) as sink:

@@ -29,7 +29,7 @@ from stream_odml.exchange.source import (
     rows_at_once,
     text_of,
 )
-from stream_odml.exchange.target import ROWS, Digests, Mark, difference, is_table_of, summed, table_name
+from stream_odml.exchange.target import ROWS, Digests, Mark, Now, difference, is_table_of, summed, table_name
 from stream_odml.exchange.urls import Place, check_folder, check_outside, place_of
 from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.served_vectors import origin_of
@@ -232,19 +232,11 @@ class QdrantTarget:
         table = self._table(space)
         return int(self._client.count(table).count) if self._client.collection_exists(table) else 0
 
-    def replace(
-        self,
-        space: str,
-        buckets: Sequence[int],
-        rows: pa.Table,
-        *,
-        fresh: bool = False,
-        damaged: bool = False,
-    ) -> None:
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, now: Now = "noted") -> None:
         m = self._models
-        held = () if fresh else self._points(space, buckets, ["id", "digest"])
+        held = () if now == "nothing" else self._points(space, buckets, ["id", "digest"])
         there = {point.payload["id"]: point.payload["digest"] for point in held}
-        new, gone = difference(rows, there, damaged)
+        new, gone = difference(rows, there, damaged=now == "damaged")
         for start in range(0, len(new), _POINTS):
             points = [
                 m.PointStruct(id=self._point(row["id"]), vector=row.pop("vector"), payload=row)

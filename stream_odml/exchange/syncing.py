@@ -23,6 +23,7 @@ from stream_odml.exchange.target import (
     ROWS,
     Digests,
     Mark,
+    Now,
     SyncTarget,
     bucket_of,
     read_digests,
@@ -141,8 +142,9 @@ def _write(
     for buckets in _together(sorted({*_differing(mine, theirs), *wrong}), mine, progress):
         crash_point("sync.before_rows")
         rows = source.rows(buckets)
-        damaged = not set(wrong).isdisjoint(buckets)
-        target.replace(mark.space, buckets, rows, fresh=theirs.keys().isdisjoint(buckets), damaged=damaged)
+        now: Now = "nothing" if theirs.keys().isdisjoint(buckets) else "noted"
+        now = now if set(wrong).isdisjoint(buckets) else "damaged"
+        target.replace(mark.space, buckets, rows, now=now)
         crash_point("sync.after_rows")
         written += len(rows)
     if _differing(mine, target.digests(mark.space)):

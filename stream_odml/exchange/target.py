@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ BUCKETS = 64
 _SAID = ("id", "class_name", "attributes", "version")
 ROWS = pa.schema([*((name, pa.string()) for name in _SAID), ("bucket", pa.int32()), ("digest", pa.int64())])
 """Columns of rows at a target beside `vector`."""
+Now = Literal["noted", "nothing", "damaged"]
+"""What buckets of a target hold: rows as their digests say, no row, or rows that are not what their digests say."""
 Digests = Mapping[int, tuple[int, int]]
 """By bucket: rows, and the sum of their digests modulo 2^64."""
 
@@ -57,17 +59,9 @@ class SyncTarget(Protocol):
     def count(self, space: str) -> int:
         """Return how many rows a reader of a space's table gets, without reading them; 0 where it is not there."""
 
-    def replace(
-        self,
-        space: str,
-        buckets: Sequence[int],
-        rows: pa.Table,
-        *,
-        fresh: bool = False,
-        damaged: bool = False,
-    ) -> None:
-        """Make buckets hold these rows and no others; may be ended anywhere, and is then repeated. `fresh`: the table
-        held no row of them when it was looked at; `damaged`: its rows are not what their digests say."""
+    def replace(self, space: str, buckets: Sequence[int], rows: pa.Table, *, now: Now = "noted") -> None:
+        """Make buckets hold these rows and no others; may be ended anywhere, and is then repeated. `now`: what
+        they held when they were looked at."""
 
     def switch(self, mark: Mark) -> None:
         """Let readers see the table of a space from now on, in one step; or note how far the one they see is."""

@@ -136,7 +136,7 @@ def test_buckets_that_are_written_together_hold_their_rows_and_no_others(
     buckets, rows = sorted({bucket_of(one) for one in ids}), rows_of(ids, "v1", 4)
     half = [bucket for bucket in buckets if bucket % 2]
     written = rows.filter(pc.is_in(rows["bucket"], pa.array(half, pa.int32())))
-    target.replace(ONE, half, written, fresh=True)
+    target.replace(ONE, half, written, now="nothing")
     check(target, ONE, written)
     target.replace(ONE, buckets, rows)
     check(target, ONE, rows)
@@ -144,7 +144,7 @@ def test_buckets_that_are_written_together_hold_their_rows_and_no_others(
     target.replace(ONE, buckets, relabelled)
     check(target, ONE, relabelled)
     if place[0].startswith("lancedb"):  # as two syncs at once may leave it: the others have a key
-        target.replace(ONE, buckets, relabelled, fresh=True)
+        target.replace(ONE, buckets, relabelled, now="nothing")
         with pytest.raises(AssertionError):
             check(target, ONE, relabelled)
     target.replace(ONE, buckets, relabelled.slice(1))
@@ -169,7 +169,7 @@ def test_rows_that_are_not_what_their_digests_say_are_written_again(
     mine = summed(rows["bucket"].to_numpy().astype(np.int64), rows["digest"].to_numpy())
     assert dict(target.digests(ONE)) == mine
     assert dict(read_back(target, ONE)) != mine
-    target.replace(ONE, buckets, rows, damaged=True)
+    target.replace(ONE, buckets, rows, now="damaged")
     check(target, ONE, rows)
     target.close()
 
