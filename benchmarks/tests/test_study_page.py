@@ -126,6 +126,35 @@ def test_the_table_of_parts_has_the_measured_differences() -> None:
         assert cells[3].strip() == ("" if math.isnan(served) else says), method
 
 
+def test_the_page_says_how_many_steps_ours_took_and_on_how_many_tasks() -> None:
+    said = re.search(
+        r"Flowers ([\d ]+) and Grocery ([\d ]+), where `distilled` took (\d+); the sealed stream ([\d ]+), "
+        r"where it took (\d+)\.",
+        re.sub(r"\s+", " ", PAGE),
+    )
+    assert said
+    numbers = {"three": 3, "five": 5, "eight": 8, "ten": 10}
+    of_page = re.search(r"(\w+) of (\w+)\s+on Flowers, (\w+) of (\w+) on Grocery and (\w+) of (\w+) on", PAGE)
+    assert of_page
+    kept = [numbers[word] for word in of_page.groups()]
+    parts = (*STREAMS, "quality-caltech101")
+    for at, (name, steps, theirs) in enumerate(
+        zip(parts, said.group(1, 2, 4), said.group(3, 3, 5), strict=True)
+    ):
+        table = curves(pq.read_table(BENCHMARKS / "results" / f"{name}.parquet").to_pylist())
+        ours, distilled = (seed_figures(table, method)["steps"] for method in ("ours", "distilled"))
+        assert steps.split() == [f"{ours[seed]:.0f}" for seed in sorted(ours)], name
+        assert set(distilled.values()) == {float(theirs)}, name
+        noted = [table["ours", "all", "none", what] for what in ("trunk_tasks", "floor", "over_floor")]
+        tasks = [
+            noted[0][seed][stage]
+            for seed, by_stage in noted[2].items()
+            for stage, served in by_stage.items()
+            if served > noted[1][seed][stage]
+        ]
+        assert kept[2 * at : 2 * at + 2] == [sum(n > 1 for n in tasks), len(tasks)], name
+
+
 def test_every_result_that_the_page_names_is_there() -> None:
     for link in re.findall(r"\]\(((?:results|\.\.)/[^)#]+)", PAGE):
         assert (BENCHMARKS / link).exists(), link
