@@ -24,6 +24,20 @@ from benchmarks.quality.study import Study
 from benchmarks.quality.whole import run_study, study_parser
 from stream_odml.learn.memory import keep_freed_memory
 
+_OF_A_RESULT = (
+    "data",
+    "protocol",
+    "select",
+    "method",
+    "seed",
+    "stage",
+    "split",
+    "gallery",
+    "metric",
+    "value",
+)
+"""Columns that the rows of a result have."""
+
 
 def main() -> None:
     """Runs what is missing, then writes the report of all that there is. What cannot be done is told in one line."""
@@ -48,7 +62,15 @@ def _run(args: argparse.Namespace) -> None:
     if Path(name).name != name:
         raise ValueError(f"--name {name!r}; expected a file name, and the folder in --out")
     args.out.mkdir(parents=True, exist_ok=True)
-    streams = [study.stream(seed) for seed in seeds]  # what cannot be is told before hours are spent
+    # What cannot be is told before hours are spent.
+    streams = [study.stream(seed) for seed in seeds]
+    shown, found = [method.name for method in methods], list[Row]()
+    for text in args.beside:
+        earlier, more = beside(text, study, seeds)
+        if twice := set(shown) & set(earlier):
+            raise ValueError(f"--beside {text}: {', '.join(sorted(twice))} would be there twice")
+        shown += earlier
+        found += more
     todo = [(seed, method) for seed in seeds for method in methods]
     if not args.report_only:
         run_all(study, todo, name)
@@ -60,31 +82,46 @@ def _run(args: argparse.Namespace) -> None:
             "run without --report-only, or name the commit that was measured with --commit"
         )
     title = f"{study.images.name}, {study.protocol}"
-    shown = [method.name for method in methods]
-    for text in args.beside:
-        earlier, found = beside(text, study, seeds)
-        if twice := set(shown) & set(earlier):
-            raise ValueError(f"--beside {text}: {', '.join(sorted(twice))} would be there twice")
-        shown += earlier
-        rows += found
     remark = _unmeasured(study.images, streams[0])
-    print(write_report(args.out, name, title, rows, shown, seeds, study.quick, remark))
+    print(write_report(args.out, name, title, [*rows, *found], shown, seeds, study.quick, remark))
 
 
 def beside(text: str, study: Study, seeds: list[int]) -> tuple[list[str], list[Row]]:
-    """Return names and rows of methods of an earlier result: of this stream, these images and these seeds alone."""
+    """Return names and rows of methods of an earlier result: of this stream, these images and these seeds alone.
+    ValueError for words that are not FILE:NAME, for a file that is no result, and for methods that it has not."""
     path, _, wanted = text.rpartition(":")
+    if not path or not wanted:
+        raise ValueError(
+            f"--beside {text!r}: expected FILE:NAME, or FILE:NAME=EARLIER, several between commas"
+        )
     pairs = [part.split("=", 1) for part in wanted.split(",")]
     names = {pair[-1]: pair[0] for pair in pairs}
     stream = {"data": study.images.name, "protocol": study.protocol, "select": study.select}
     rows = [
         {**row, "method": names[row["method"]]}
-        for row in pq.read_table(path).to_pylist()
+        for row in _result_rows(path)
         if row["method"] in names and row["seed"] in seeds and stream.items() <= row.items()
     ]
     if missing := set(names.values()) - {row["method"] for row in rows}:
         raise ValueError(f"{path} has nothing of {', '.join(sorted(missing))} on {stream}")
     return list(names.values()), rows
+
+
+def _result_rows(path: str) -> list[Row]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--beside {path}: cannot be read as Parquet ({reason}); expected the .parquet file of an earlier result"
+        ) from error
+    if missing := set(_OF_A_RESULT) - set(table.column_names):
+        raise ValueError(
+            f"--beside {path}: has no column {' and no column '.join(sorted(missing))}; expected the .parquet file of "
+            "an earlier result of this command"
+        )
+    rows: list[Row] = table.to_pylist()
+    return rows
 
 
 def _unmeasured(images: ImageSet, stream: Stream) -> str:

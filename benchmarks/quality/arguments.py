@@ -21,15 +21,26 @@ python -m benchmarks.quality study --data FOLDER --weights FILE --dry-run     # 
 Killed and started again with the same words it goes on after the last stage that was measured.
 """
 
+MAX_SEED = 2**31 - 1
+"""Every generator that a seed reaches takes it, also one with a few bits more."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=DESCRIPTION)
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--data", type=Path, required=True, help="Parquet with columns image and class_name")
     p.add_argument("--protocol", default="400+6*100", help="base+k*n, alphabets[:b[*s]], repeat:…, blurry:…")
-    p.add_argument("--methods", default=",".join(all_names()), help="names, or NAME=PRESET:field=value:…")
-    p.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated; --seed is the same")
-    p.add_argument("--seed", dest="seeds", type=_seeds, help=argparse.SUPPRESS)
+    p.add_argument(
+        "--methods",
+        help="names, or NAME=PRESET:field=value:…; default: every one that needs no pretrained weights, and with "
+        "--weights or --pretrained every one",
+    )
+    p.add_argument("--seeds", type=seed_list, default=[0], help="comma-separated; --seed is the same")
+    p.add_argument("--seed", dest="seeds", type=seed_list, help=argparse.SUPPRESS)
     p.add_argument("--backbone", default="conv4")
     p.add_argument("--weights", help="safetensors with the backbone's pretrained weights")
     p.add_argument("--pretrained", action="store_true", help="weights by the backbone's name")
@@ -55,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of all networks; bf16 is autocast"
     )
-    p.add_argument("--threads", type=_count, default=0, help="0: as torch likes")
+    p.add_argument("--threads", type=count, default=0, help="0: as torch likes")
     p.add_argument(
         "--oracle", action="store_true", help="a gallery too, moved by maps fitted with images of old classes"
     )
@@ -79,13 +90,15 @@ def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
     if args.precision != "fp32":
         common = replace(common, precision=args.precision, old_precision=args.precision)
     common = apply_changes(common, args.set)
-    methods = parse_methods(args.methods, common)
+    possible = [name for name in all_names() if spec.starts_pretrained or name not in NEEDS_WEIGHTS]
+    methods = parse_methods(",".join(possible) if args.methods is None else args.methods, common)
     if not spec.starts_pretrained:
-        methods = [method for method in methods if method.preset not in NEEDS_WEIGHTS]
-    if not methods:
-        raise ValueError(
-            f"{' and '.join(NEEDS_WEIGHTS)} need pretrained weights: name them with --weights or --pretrained"
-        )
+        asked = [method.name for method in methods if method.preset in NEEDS_WEIGHTS]
+        if asked:
+            raise ValueError(
+                f"{' and '.join(asked)} need pretrained weights: name them with --weights or --pretrained, "
+                "or leave these methods out of --methods"
+            )
     work = args.work or args.out / ".quality"
     weights = hashlib.sha256(Path(args.weights).read_bytes()).hexdigest()[:16] if args.weights else None
     study = Study(
@@ -97,11 +110,24 @@ def plan(args: argparse.Namespace) -> tuple[Study, list[Method], list[int]]:
     return study, methods, args.seeds
 
 
-def _seeds(text: str) -> list[int]:
-    seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
-    if min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of 0 or more between commas")
+def seed_list(text: str) -> list[int]:
+    """Return the seeds between commas, each once. ArgumentTypeError for anything but numbers from 0 to MAX_SEED."""
+    try:
+        seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        seeds = [-1]
+    if not 0 <= min(seeds) <= max(seeds) <= MAX_SEED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected whole numbers from 0 to {MAX_SEED} between commas, such as 0,1,2"
+        )
     return seeds
+
+
+def count(text: str) -> int:
+    """Return a whole number of 0 or more; ArgumentTypeError for another text."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 0 or more")
+    return int(text)
 
 
 def _device(name: str) -> str:
@@ -111,9 +137,3 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return name
-
-
-def _count(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
-    return int(text)

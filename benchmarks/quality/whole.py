@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality.arguments import parser, plan
+from benchmarks.quality.arguments import count, parser, plan, seed_list
 from benchmarks.quality.jobs import jobs_of, run_jobs
 from benchmarks.quality.left import left_of, speed_of
 from benchmarks.quality.parts import PARTS, Part
@@ -35,14 +35,14 @@ def study_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--dry-run", action="store_true", help="list what would run, and about how long; run nothing"
     )
-    p.add_argument("--seeds", help="other seeds than those of each part, such as 0,1")
+    p.add_argument("--seeds", type=_seeds, help="other seeds than those of each part, such as 0,1")
     p.add_argument("--select", choices=("validation", "test"), default="test")
     p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     p.add_argument("--work", type=Path, help="caches and unfinished runs; default: OUT/.quality")
-    p.add_argument("--threads", type=int, default=1, help="of each process")
-    p.add_argument("--jobs", type=int, default=1, help="processes side by side; of one core each")
+    p.add_argument("--threads", type=count, default=1, help="of each process")
+    p.add_argument("--jobs", type=_at_least_one, default=1, help="processes side by side; of one core each")
     p.add_argument(
-        "--minutes", type=float, default=0.0, help="stop after so many, and write no report; default: none"
+        "--minutes", type=_minutes, default=0.0, help="stop after so many, and write no report; default: none"
     )
     p.add_argument("--device", default="cpu")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -50,6 +50,26 @@ def study_parser() -> argparse.ArgumentParser:
         "--commit", help="count rows as made at this commit; default: the last that changed learning"
     )
     return p  # fmt: skip
+
+
+def _seeds(text: str) -> str:
+    return ",".join(map(str, seed_list(text)))
+
+
+def _at_least_one(text: str) -> int:
+    if not (processes := count(text)):
+        raise argparse.ArgumentTypeError("0: expected 1 or more")
+    return processes
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not 0 <= minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected minutes, 0 or more; 0: no limit")
+    return minutes
 
 
 def chosen_parts(args: argparse.Namespace) -> list[Part]:

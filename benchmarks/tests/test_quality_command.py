@@ -11,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.quality.arguments import parser, plan
 from benchmarks.quality.data import load_images
+from benchmarks.quality.methods import NEEDS_WEIGHTS, all_names
 from benchmarks.quality.study import Run
+from benchmarks.quality.whole import study_parser
 from benchmarks.tests.squares import arguments, run, squares, without_seconds
 
 
@@ -75,6 +78,9 @@ def test_the_command_measures_resumes_and_reports(
     [
         (["--report-only", "--commit", "other"], "has nothing of these methods"),
         (["--methods", "frozen_pretrained,exact_pretrained"], "need pretrained weights"),
+        (["--methods", "ours,frozen_pretrained"], "frozen_pretrained need pretrained weights"),
+        (["--beside", "l2"], "expected FILE:NAME"),
+        (["--beside", "nowhere.parquet:l2"], "cannot be read as Parquet"),
         (["--protocol", "6+9*3"], "on 12 classes"),
         (["--device", "nowhere"], "--device nowhere"),
         (["--name", "a/b"], "expected a file name"),
@@ -89,6 +95,36 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_learnt(
         run(monkeypatch, arguments(parquet, tmp_path, "--work", str(tmp_path / "work"), *words))
     assert said in str(ended.value)
     assert "\n" not in str(ended.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "a"], "expected whole numbers from 0 to"),
+        (["--seeds", "0,"], "expected whole numbers from 0 to"),
+        (["--seed", str(2**63)], "expected whole numbers from 0 to"),
+        (["--threads", "x"], "expected a whole number of 0 or more"),
+    ],
+)
+def test_a_word_that_is_no_number_is_told_in_the_words_of_its_reader(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    for reader, needed in ((parser(), ["--data", "x.parquet"]), (study_parser(), ["--data", "."])):
+        if words[0] in reader.format_help():
+            with pytest.raises(SystemExit):
+                reader.parse_args([*needed, *words])
+            assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_help_keeps_its_commands_on_lines_of_their_own() -> None:
+    assert "--seeds 0,1,2\npython -m benchmarks.quality study" in parser().format_help()
+
+
+def test_all_methods_are_those_that_the_weights_allow(parquet: Path, tmp_path: Path) -> None:
+    words = ["--data", str(parquet), "--protocol", "6+2*3", "--image-size", "16", "--work", str(tmp_path)]
+    _, methods, _ = plan(parser().parse_args(words))
+    names = [method.name for method in methods]
+    assert names == [name for name in all_names() if name not in NEEDS_WEIGHTS]
 
 
 def test_rows_that_cannot_be_used_are_named(parquet: Path, tmp_path: Path) -> None:
@@ -169,7 +205,9 @@ def test_methods_of_an_earlier_result_stand_beside_under_another_name(
     assert found["tuned/last_r1_mapped"] == was["finetune/last_r1_mapped"]
     assert "finetune/last_r1_mapped" not in found
     assert "commits beef, c0ffee" in (now / "quality-squares.md").read_text()
+    monkeypatch.setattr(Run, "go", lambda self: pytest.fail("learnt before the words were looked at"))
     for wrong, said in (
+        (f"{parquet}:l2", "no column data and no column"),
         (f"{file}:l2", "nothing of l2"),
         (f"{file}:frozen_f0", "frozen_f0 would be there twice"),
     ):

@@ -125,6 +125,22 @@ def test_what_the_study_has_not_is_said_in_one_line(
         study(monkeypatch, tmp_path, *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--jobs", "0"], "expected 1 or more"),
+        (["--minutes", "-1"], "expected minutes, 0 or more"),
+        (["--minutes", "soon"], "expected minutes, 0 or more"),
+    ],
+)
+def test_a_number_that_no_study_can_use_is_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit):
+        whole.study_parser().parse_args(["--data", ".", *words])
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_sealed_stream_comes_last() -> None:
     args = whole.study_parser().parse_args(["--data", ".", "--sealed"])
     assert [part.name for part in whole.chosen_parts(args)] == ["first", "second", "hidden"]
