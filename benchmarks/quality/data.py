@@ -22,6 +22,8 @@ from stream_odml.ingest.decode import decode_image
 from stream_odml.ingest.reasons import BadImage
 
 Ints = NDArray[np.int64]
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_null)
+"""Types of encoded images; a column of nothing but missing ones is told by its first row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +44,19 @@ def load_images(path: Path, size: int, work: Path) -> ImageSet:
     cannot be used, OSError for a file that cannot be read.
     """
     fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    missing = {"image", "class_name"} - set(pq.read_schema(path).names)
-    if missing:
-        raise ValueError(f"{path} has no column {' and no column '.join(sorted(missing))}")
+    try:
+        columns = pq.read_schema(path).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    if missing := {"image", "class_name"} - set(columns):
+        raise ValueError(
+            f"{path} has no column {' and no column '.join(sorted(missing))}; it has {', '.join(columns)}: "
+            "rename those that hold encoded images and the names of their classes"
+        )
     names = pq.read_table(path, columns=["class_name"])["class_name"]
-    if not len(names) or names.null_count:
+    if not len(names):
+        raise ValueError(f"{path} has no rows")
+    if names.null_count:
         raise ValueError(
             f"{path}: {names.null_count} of {len(names)} rows have no class_name; each needs one"
         )
@@ -54,8 +64,13 @@ def load_images(path: Path, size: int, work: Path) -> ImageSet:
     cached = work / f"pixels-{fingerprint}-{size}.npy"
     if not cached.exists():
         images = pq.read_table(path, columns=["image"])["image"]
-        if pa.types.is_struct(images.type):
+        if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
             images = pc.struct_field(images, "bytes")
+        if not any(holds(images.type) for holds in _BYTES):
+            raise ValueError(
+                f"{path}: column image is of type {images.type}; expected the bytes of image files (binary), or a "
+                "struct with a field bytes of these"
+            )
         _decode_into(cached, images.to_pylist(), size, path)
     pixels = np.load(cached, mmap_mode="r")
     return ImageSet(

@@ -108,6 +108,8 @@ def parse_method(text: str, common: StageSettings) -> Method:
             raise ValueError(
                 f"{change!r} is of the stage that all methods start from; use --set or --base-steps"
             )
+    if preset not in all_names():
+        raise ValueError(f"unknown method {preset!r}; expected one of {', '.join(all_names())}")
     if preset in MAP_RIVALS:
         rival = apply_changes(MAP_RIVALS[preset], changes)
         return Method(name, preset, method_settings("l2", common), map_rival=rival)
@@ -148,8 +150,8 @@ def apply_changes(settings: Settings, changes: list[str]) -> Settings:
         return checked
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg']}" if where else str(first["msg"])) from None
+        where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: {said}" if where else said) from None
 
 
 @functools.cache

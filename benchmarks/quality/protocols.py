@@ -112,8 +112,15 @@ def _class_groups(
     if match:
         kind, share = match[1] or "disjoint", match[2]
         base, stages, size = int(match[3]), int(match[4]), int(match[5])
-        if base < 2 or size < 2 or base + stages * size > len(class_names):
-            raise ValueError(f"protocol {protocol!r} on {len(class_names)} classes: ask for 2 to that many")
+        if base < 2 or size < 2:
+            raise ValueError(
+                f"protocol {protocol!r}: tasks of {base} and of {size} classes; each needs 2 or more"
+            )
+        if base + stages * size > len(class_names):
+            raise ValueError(
+                f"protocol {protocol!r} needs {base + stages * size} classes, there are {len(class_names)}; "
+                "ask for fewer or smaller tasks"
+            )
         classes = random.permutation(len(class_names)).astype(np.int64)
         bounds = [0, base, *(base + size * (i + 1) for i in range(stages))]
         groups = [classes[a:b] for a, b in itertools.pairwise(bounds)]
@@ -135,7 +142,10 @@ def _by_prefix(
     n_base = int(base) if base else max(1, round(0.4 * len(order)))
     n_stages = int(stages) if stages else len(order) - n_base
     if n_base < 1 or n_stages < 1 or n_base + n_stages > len(order):
-        raise ValueError(f"{n_base} + {n_stages} alphabets, of {len(order)}")
+        raise ValueError(
+            f"{n_base} + {n_stages} alphabets, of {len(order)} that stand before the '/' of a class_name; "
+            "ask for 1 + 1 at least, and for no more than there are"
+        )
     first = np.flatnonzero(np.isin(prefixes, order[:n_base])).astype(np.int64)
     rest = order[n_base : n_base + n_stages]
     return [first, *(np.flatnonzero(prefixes == prefix).astype(np.int64) for prefix in rest)]

@@ -81,7 +81,10 @@ def test_the_command_measures_resumes_and_reports(
         (["--methods", "ours,frozen_pretrained"], "frozen_pretrained need pretrained weights"),
         (["--beside", "l2"], "expected FILE:NAME"),
         (["--beside", "nowhere.parquet:l2"], "cannot be read as Parquet"),
-        (["--protocol", "6+9*3"], "on 12 classes"),
+        (["--protocol", "6+9*3"], "needs 33 classes, there are 12"),
+        (["--protocol", "6+2*1"], "tasks of 6 and of 1 classes; each needs 2 or more"),
+        (["--methods", "nonsense"], "exact_frozen"),
+        (["--methods", "a=ranpac:width=0"], "quality: width: 0, expected"),
         (["--device", "nowhere"], "--device nowhere"),
         (["--name", "a/b"], "expected a file name"),
         (["--out", "/proc/nowhere"], "nowhere"),
@@ -140,9 +143,16 @@ def test_rows_that_cannot_be_used_are_named(parquet: Path, tmp_path: Path) -> No
     refused("row 3: ", image=[*images[:3], b"no image", *images[4:]], class_name=names)
     refused("row 5: ", image=[*images[:5], None, *images[6:]], class_name=names)
     refused("1 of 120 rows have no class_name", image=images, class_name=[None, *names[1:]])
-    refused("no column class_name", image=images, label=names)
-    refused("0 of 0 rows", image=pa.array([], pa.binary()), class_name=pa.array([], pa.string()))
+    refused("no column class_name; it has image, label", image=images, label=names)
+    for column in ([data.hex() for data in images], [list(data) for data in images], [{"path": ""}] * 120):
+        refused("expected the bytes of image files", image=column, class_name=names)
+    refused("row 0: ", image=pa.nulls(120), class_name=names)
+    refused("has no rows", image=pa.array([], pa.binary()), class_name=pa.array([], pa.string()))
     assert not list(tmp_path.glob("*.part"))
+    for content in (b"", b"no Parquet"):
+        (tmp_path / "other.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=r"other\.parquet cannot be read as Parquet"):
+            load_images(tmp_path / "other.parquet", 16, tmp_path)
     nested = pa.table({"image": [{"bytes": data, "path": None} for data in images], "class_name": names})
     pq.write_table(nested, tmp_path / "hub.parquet")
     assert np.array_equal(
