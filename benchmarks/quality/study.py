@@ -1,6 +1,7 @@
 """One run: a method over a stream with a seed. Every method takes the same base stage and the same batches.
 
-Training sees the images of its own task and nothing older, save `joint`, whose point it is to see all.
+Training sees the images of its own task and nothing older, save `joint`, whose point it is to see all, and a trunk that
+moves where that pays, which learns from all tasks that it has not learnt from yet (`moving.py`).
 """
 
 # M measured images   d embedding
