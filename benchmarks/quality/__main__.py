@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.quality.arguments import parser, plan
 from benchmarks.quality.data import ImageSet
-from benchmarks.quality.methods import Method
+from benchmarks.quality.methods import NEEDS_WEIGHTS, Method
 from benchmarks.quality.moving import run_of
 from benchmarks.quality.protocols import Stream
 from benchmarks.quality.report import write_report
@@ -64,6 +65,8 @@ def _run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     # What cannot be is told before hours are spent.
     streams = [study.stream(seed) for seed in seeds]
+    for stream in streams:
+        _check_tasks(stream, study.images, methods)
     shown, found = [method.name for method in methods], list[Row]()
     for text in args.beside:
         earlier, more = beside(text, study, seeds)
@@ -84,6 +87,20 @@ def _run(args: argparse.Namespace) -> None:
     title = f"{study.images.name}, {study.protocol}"
     remark = _unmeasured(study.images, streams[0])
     print(write_report(args.out, name, title, [*rows, *found], shown, seeds, study.quick, remark))
+
+
+def _check_tasks(stream: Stream, images: ImageSet, methods: Sequence[Method]) -> None:
+    """Raise ValueError for a task of one class that a method would train on alone."""
+    if all(method.preset in NEEDS_WEIGHTS for method in methods):
+        return  # not one takes a step
+    later = [method.name for method in methods if method.trains_on_each_task]
+    for t, task in enumerate(stream.tasks if later else stream.tasks[:1]):
+        if len(classes := np.unique(images.labels[task.images])) < 2:
+            who = f" (here {', '.join(later)})" if t else ""
+            raise ValueError(
+                f"all images of task {t} are of one class, {images.class_names[int(classes[0])]!r}, and a method that "
+                f"trains on it{who} needs two; ask for larger tasks{', or leave these methods out' if t else ''}"
+            )
 
 
 def beside(text: str, study: Study, seeds: list[int]) -> tuple[list[str], list[Row]]:

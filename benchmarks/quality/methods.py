@@ -76,6 +76,12 @@ class Method:
         """Whether all that it compares are features under the trunk of the base stage."""
         return self.preset == "exact_frozen" or self.rival is not None
 
+    @property
+    def trains_on_each_task(self) -> bool:
+        """Whether every later stage takes steps on the images of its own task, and of no other."""
+        kind = EXACT.get(self.preset, self.preset)
+        return kind not in ("joint", *FROZEN) and (self.preset not in EXACT or self.preset in ALWAYS)
+
 
 def parse_methods(text: str, common: StageSettings) -> list[Method]:
     """Methods as `parse_method` reads them, between commas. ValueError for a name given twice, and for one method under

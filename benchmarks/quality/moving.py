@@ -110,8 +110,11 @@ class MovingRun(ExactRun):
         )
 
     def _due_tasks(self, state: RunState) -> Sequence[int]:
-        """Return tasks that wait for a stage of the trunk, with those of refused ones once they are enough."""
+        """Return tasks that wait for a stage of the trunk, with those of refused ones once they are enough; none as
+        long as all their images are of one class, which teaches no metric."""
         waiting, refused = _tasks(state, WAITING), _tasks(state, REFUSED)
+        if len(np.unique(self.study.images.labels[self._images_of(waiting + refused)])) < 2:
+            return ()
         if not refused:
             return waiting
         both, trained = sorted(waiting + refused), _tasks(state, TRAINED)

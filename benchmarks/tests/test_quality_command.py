@@ -130,6 +130,27 @@ def test_all_methods_are_those_that_the_weights_allow(parquet: Path, tmp_path: P
     assert names == [name for name in all_names() if name not in NEEDS_WEIGHTS]
 
 
+def test_a_task_of_one_class_is_refused_at_first_by_methods_that_train_on_it_alone(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(parquet)
+    names = [name.removeprefix("class/") + "/only" for name in table["class_name"].to_pylist()]
+    alone = tmp_path / "squares.parquet"
+    pq.write_table(table.set_column(1, "class_name", pa.array(names)), alone)
+    draw_nothing(monkeypatch)
+    monkeypatch.setattr("benchmarks.quality.moving.FEW_IMAGES", 4)
+    words = ("--protocol", "alphabets:6*2", "--commit", "c0ffee", "--methods")
+    with monkeypatch.context() as refused:
+        refused.setattr(Run, "go", lambda self: pytest.fail("learnt"))
+        for trained in ("distilled", "sdc_l2", "exact_always", "ldc_l2"):
+            with pytest.raises(SystemExit, match="all images of task 1 are of one class"):
+                run(refused, arguments(alone, tmp_path, *words, f"frozen_f0,joint,{trained}"))
+    # A trunk waits until two such tasks are there.
+    run(monkeypatch, arguments(alone, tmp_path, *words, "always=ours:trunk=distilled,frozen_f0"))
+    rows = without_seconds(tmp_path)
+    assert [row["value"] for row in rows if row["metric"] == "trunk_tasks"] == [2]
+
+
 def test_rows_that_cannot_be_used_are_named(parquet: Path, tmp_path: Path) -> None:
     good = pq.read_table(parquet)
     images = good["image"].to_pylist()
