@@ -46,6 +46,19 @@ class Retrieval:
         return cls(vectors, labels, vectors, labels, np.arange(len(vectors)))
 
     def __post_init__(self) -> None:
+        for name, labels in (("queries", self.query_labels), ("gallery", self.gallery_labels)):
+            if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+                kind = getattr(labels, "dtype", type(labels).__name__)
+                raise ValueError(
+                    f"labels of the {name} of type {kind}; expected a NumPy array of whole numbers: "
+                    "np.unique(names, return_inverse=True)[1] makes one"
+                )
+        for name, vectors in (("queries", self.queries), ("gallery", self.gallery)):
+            if not isinstance(vectors, np.ndarray):
+                raise ValueError(
+                    f"{name} of type {type(vectors).__name__}; expected a NumPy array: np.asarray of a list, "
+                    "tensor.detach().cpu().numpy() of a tensor"
+                )
         if len(self.queries) != len(self.query_labels) or len(self.gallery) != len(self.gallery_labels):
             raise ValueError("as many labels as vectors are expected, of queries and of the gallery")
         if self.queries.ndim != 2 or self.queries.shape[1:] != self.gallery.shape[1:]:
@@ -56,11 +69,22 @@ class Retrieval:
         for name, vectors in (("queries", self.queries), ("gallery", self.gallery)):
             if not np.isfinite(vectors.sum(dtype=np.float64)):
                 raise ValueError(f"{name} with a value that is not finite")
+        own = self.self_index
+        if own is not None and (
+            own.shape != self.query_labels.shape
+            or (len(own) and not -1 <= own.min() <= own.max() < len(self.gallery))
+        ):
+            raise ValueError(
+                f"self_index of shape {own.shape} for {len(self.queries)} queries of a gallery of {len(self.gallery)}; "
+                "expected each query's own row, or -1"
+            )
 
 
 def recall_at_k(retrieval: Retrieval, ks: Sequence[int] = KS) -> dict[int, float]:
     """Return the share of queries with an image of their class among the k nearest others, for each k. Queries whose
-    class has no other image are left out; ValueError when none remains."""
+    class has no other image are left out; ValueError when none remains, and for a k under 1."""
+    if min(ks, default=0) < 1:
+        raise ValueError(f"ks {tuple(ks)}; expected one depth of at least 1, or more of them")
     found = dict.fromkeys(ks, 0)
     n = 0
     for hits, relevant in rankings(retrieval, max(ks)):

@@ -58,6 +58,8 @@ queries of each kind at least, in all galleries, and beside so many new classes.
 def sample_rows(keys: Sequence[str], classes: Sequence[str]) -> Indices:
     """Return the rows of a bounded sample of items, by their keys (any names that are unique) and classes. Sorted by
     hash, so that the sample of a set of items is the same whatever their order."""
+    if len(keys) != len(classes):
+        raise ValueError(f"{len(keys)} keys with {len(classes)} classes; expected one of each for an item")
     counts = Counter(classes)
     in_order = sorted(counts, key=name_hash)
     whole = [name for name in in_order if counts[name] > 1][:MAX_CLASSES]
@@ -107,6 +109,8 @@ def choose_head(
     whitening, with a lift too: two parts would be compared by a bonus that nothing has measured, which loses one of
     the kinds.
     """
+    if len(sample) != len(classes):
+        raise ValueError(f"{len(classes)} classes of {len(sample)} sampled items; expected one of each")
     s = settings or HeadSettings()
     folds = list(folds_of(sums, sample, classes, layer_lD))
     few = sums.n_items <= MAX_WHITENED

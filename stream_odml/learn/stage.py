@@ -121,10 +121,18 @@ class StageLearner:
 
     def step(self, pixels_bHW3: Tensor, labels_b: Tensor) -> StepReport:
         """Take one optimiser step on this rank's slice of the global batch (uint8 pixels, int64 labels). Raises
-        StageDiverged where the loss is not finite: on every rank alike, before any weight is changed."""
+        StageDiverged where the loss is not finite: on every rank alike, before any weight is changed; ValueError for
+        what are not as many images as labels."""
         step, world = self.next_step, self.world
         if step >= self.total_steps:
             raise ValueError(f"step {step} of a stage of {self.total_steps}; call finish")
+        if not (torch.is_tensor(pixels_bHW3) and torch.is_tensor(labels_b)) or len(pixels_bHW3) != len(
+            labels_b
+        ):
+            raise ValueError(
+                f"{type(pixels_bHW3).__name__} of {len(pixels_bHW3)} images with {type(labels_b).__name__} of "
+                f"{len(labels_b)} labels; expected tensors of as many (torch.from_numpy makes one of an array)"
+            )
         counts = world.counts(len(labels_b))
         start, total = sum(counts[: world.rank]), sum(counts)
         labels_B = world.gather(labels_b.to(world.device), counts)

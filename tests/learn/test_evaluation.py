@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,35 @@ CASES = {
         VECTORS[:20], LABELS[:20], VECTORS[10:], LABELS[10:], np.maximum(np.arange(20) - 10, -1)
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [(np.arange(3), "self_index of shape"), (np.arange(60) + 1, "own row"), (np.arange(60) - 2, "or -1")],
+)
+def test_rows_of_queries_that_are_not_in_the_gallery_are_refused(own: np.ndarray, said: str) -> None:
+    """They were taken for others, or a query for its own neighbour."""
+    with pytest.raises(ValueError, match=said):
+        Retrieval(VECTORS, LABELS, VECTORS, LABELS, own)
+
+
+def test_what_is_no_array_is_named_with_what_makes_one() -> None:
+    names: Any = np.array([f"class {label}" for label in LABELS])
+    tensor: Any = torch.from_numpy(VECTORS)
+    listed: Any = VECTORS.tolist()
+    for vectors, labels, said in (
+        (VECTORS, names, "np.unique"),
+        (tensor, LABELS, "detach"),
+        (listed, LABELS, "np.asarray"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Retrieval.leave_one_out(vectors, labels)
+
+
+@pytest.mark.parametrize("ks", [(), (0,), (1, -1)])
+def test_a_depth_under_one_is_refused(ks: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="depth of at least 1"):
+        recall_at_k(Retrieval.leave_one_out(VECTORS, LABELS), ks)
 
 
 @pytest.mark.parametrize("part", ["queries", "gallery"])

@@ -291,3 +291,12 @@ def test_another_setting_is_chosen_for_more_than_chance(more: int, less: int, wi
     other[:more], other[40 : 40 + less] = 1.0, 0.0
     hits = {64: first, 0: other}
     assert best_of([HeadSettings(width=64), HeadSettings(width=0)], lambda s: hits[s.width]).width == width
+
+
+def test_as_many_classes_as_items_are_asked_for() -> None:
+    features, names = encode(np.eye(4, dtype=np.float32)), ["a", "a", "b", "b"]
+    sums = ClassSums.of(Lift(4), features, names)
+    with pytest.raises(ValueError, match="3 keys with 4 classes"):
+        sample_rows(["1", "2", "3"], names)
+    with pytest.raises(ValueError, match="3 classes of 4 sampled items"):
+        choose_head(sums, features, names[:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,14 @@ def test_the_base_stage_takes_its_own_steps_and_rate() -> None:
     settings = replace(SETTINGS, base_steps=9, stage_steps=4)
     assert learner(0, *after(0), settings).total_steps == 9
     assert learner(1, *after(1), settings).total_steps == 4
+
+
+def test_as_many_labels_as_images_are_asked_for() -> None:
+    pixels, labels = batch(0, 0)
+    array: Any = pixels.numpy()
+    for images, said in ((pixels[1:], "expected tensors of as many"), (array, "torch.from_numpy")):
+        with pytest.raises(ValueError, match=said):
+            learner(0, *after(0)).step(images, labels)
 
 
 def test_learning_lowers_the_loss() -> None:
