@@ -40,10 +40,14 @@ class Task:
 
 
 def tasks_of(classes: Sequence[tuple[str, Sequence[bytes]]], per_task: int, side: int = SIDE) -> list[Task]:
-    """Return tasks of `per_task` classes each, in order."""
+    """Return tasks of `per_task` classes each, in order; a class that would be left alone, which teaches no metric,
+    comes with those before it. Raises ValueError for fewer than two, and BadImage for bytes that are no image."""
+    if per_task < 2 or len(classes) < 2:
+        raise ValueError(f"tasks of {per_task} of {len(classes)} classes; each needs two or more")
     found = []
-    for start in range(0, len(classes), per_task):
-        some = classes[start : start + per_task]
+    starts = range(0, len(classes) - 1, per_task)
+    for start, end in zip(starts, [*starts[1:], len(classes)], strict=True):
+        some = classes[start:end]
         pixels = [decode_image(image, side, MAX_PIXELS) for _, images in some for image in images]
         labels = np.repeat(np.arange(len(some)), [len(images) for _, images in some])
         found.append(Task(np.stack(pixels), labels, [name for name, _ in some]))
@@ -75,9 +79,17 @@ def learn_stream(tasks: Sequence[Task], method: str = "distilled", **changes: ob
 
 
 def images_under(folder: Path) -> list[tuple[str, list[bytes]]]:
-    """Return class and images of every folder in `folder`."""
+    """Return class and images of every folder in `folder` that has some; hidden files are passed over."""
     classes = sorted(one for one in folder.iterdir() if one.is_dir())
-    return [(one.name, [file.read_bytes() for file in sorted(one.iterdir())]) for one in classes]
+    images = [
+        (one.name, [file.read_bytes() for file in sorted(one.iterdir()) if is_shown(file)]) for one in classes
+    ]
+    return [(name, found) for name, found in images if found]
+
+
+def is_shown(path: Path) -> bool:
+    """Return whether a path is a file that is not hidden."""
+    return path.is_file() and not path.name.startswith(".")
 
 
 def main(
@@ -88,10 +100,10 @@ def main(
     stage_steps: int = 100,
     side: int = SIDE,
 ) -> None:
-    """Learn three tasks, and print what is found after each."""
+    """Learn three tasks, or fewer of few classes, and print what is found after each."""
     drawn = [(c.class_name, c.images) for c in islice(glyph_categories(seed=0, images=12), classes)]
     found = drawn if folder is None else images_under(Path(folder))
-    tasks = tasks_of(found, -(-len(found) // 3), side)
+    tasks = tasks_of(found, max(2, -(-len(found) // 3)), side)
     recalls = learn_stream(tasks, base_steps=base_steps, stage_steps=stage_steps, classes_per_batch=8)
     for number, recall in enumerate(recalls, start=1):
         known = sum(len(task.names) for task in tasks[:number])

@@ -61,6 +61,25 @@ def test_plain_torch_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.count("classes, Recall@1") == 3
 
 
+def test_plain_torch_leaves_no_class_alone_and_passes_over_what_is_no_image_of_a_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = run("plain_torch.py")["main"]
+    for number, name in enumerate(["ash", "elm", "fir", "oak", "yew"]):
+        (tmp_path / name / "more").mkdir(parents=True)
+        (tmp_path / name / ".hidden").write_bytes(b"no image")
+        for image in range(3):
+            (tmp_path / name / f"{image}.png").write_bytes(picture(number))
+    (tmp_path / "zelkova").mkdir()
+    main(str(tmp_path), base_steps=2, stage_steps=2, side=16)
+    found = re.findall(r"(\d+) classes", capsys.readouterr().out)
+    assert found == ["2", "5"]
+    for name in ("elm", "fir", "oak", "yew"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(ValueError, match="1 classes; each needs two"):
+        main(str(tmp_path), base_steps=2, stage_steps=2, side=16)
+
+
 def test_a_loss_of_ones_own_falls_and_a_stream_takes_it() -> None:
     early, late = run("own_loss.py")["main"](steps=20)
     assert late < early
