@@ -34,6 +34,18 @@ def test_a_split_has_every_image_once(sizes: list[int]) -> None:
     assert set(np.unique(labels[split.train])) == {c for c in range(len(sizes)) if sizes[c] > 0}
 
 
+@pytest.mark.parametrize(
+    ("images", "validation", "test"), [(1, 0, 0), (3, 0, 1), (4, 0, 2), (5, 0, 2), (6, 2, 2)]
+)
+def test_a_class_is_measured_from_four_images_on_and_on_validation_from_six(
+    images: int, validation: int, test: int
+) -> None:
+    """As the study's page says to those who bring their own: a figure needs two of a class."""
+    split = split_images(np.zeros(images, np.int64), 0)
+    assert (len(split.validation), len(split.test)) == (validation, test)
+    assert len(split.train) >= 1
+
+
 def test_a_split_has_the_shares_of_each_class_and_follows_the_seed() -> None:
     split = split_images(LABELS, 0)
     assert np.bincount(LABELS[split.test]).tolist() == [8] * 40
