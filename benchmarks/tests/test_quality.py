@@ -13,8 +13,20 @@ from benchmarks.quality.measure import measure_stage
 from benchmarks.quality.methods import parse_method, parse_methods
 from benchmarks.quality.plots import recall_plots
 from benchmarks.quality.protocols import Stream, build_stream, split_images
+from benchmarks.quality.rows import _WATCHED as WATCHED
 from benchmarks.quality.rows import Row, RowFile
 from stream_odml.learn.settings import StageSettings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KEEPS_ALONE = (
+    "benchmarks.quality.rows",
+    "benchmarks.quality.state",
+    "stream_odml.config.service",
+    "stream_odml.config.stream",
+    "stream_odml.ingest.reasons",
+    "stream_odml.store.version_metrics",
+)
+"""What keeps, names or refuses, and makes no figure another; of the stream's configuration see `_WATCHED`."""
 
 LABELS = np.repeat(np.arange(40), 20)
 NAMES = [f"{'abcdefgh'[c % 8]}/{c:02}" for c in range(40)]
@@ -276,3 +288,16 @@ def test_a_seed_that_is_under_way_changes_no_plot() -> None:
     done = list(recall_plots(curves(recalls(0, 3)), ["l2"]))
     assert list(recall_plots(curves(recalls(0, 3) + recalls(1, 1)), ["l2"])) == done
     assert list(recall_plots(curves(recalls(0, 3) + recalls(1, 3)), ["l2"])) != done
+
+
+def test_the_commit_of_rows_watches_all_that_the_measuring_code_takes_from_elsewhere() -> None:
+    """A rule of the floor or a formula of recall that changes must not leave rows that count as made by it."""
+    watched = [REPOSITORY / name for name in WATCHED]
+    known = {file for path in watched for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    assert all(path.exists() for path in watched)
+    for file in sorted(path for path in known if path.parent.name == "quality"):
+        for module in re.findall(
+            r"^from ((?:benchmarks|stream_odml)[\w.]+) import", file.read_text(), re.MULTILINE
+        ):
+            if module not in KEEPS_ALONE:
+                assert REPOSITORY / f"{module.replace('.', '/')}.py" in known, (file.name, module)
