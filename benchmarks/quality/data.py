@@ -72,7 +72,10 @@ def load_images(path: Path, size: int, work: Path) -> ImageSet:
                 "struct with a field bytes of these"
             )
         _decode_into(cached, images.to_pylist(), size, path)
-    pixels = np.load(cached, mmap_mode="r")
+    try:
+        pixels = np.load(cached, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{cached} is damaged ({error}); delete {cached}, and it is made again") from error
     return ImageSet(
         path.stem, fingerprint, pixels, labels.astype(np.int64), tuple(str(name) for name in class_names)
     )

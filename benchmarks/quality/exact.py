@@ -27,7 +27,7 @@ from benchmarks.quality.measure import (
 )
 from benchmarks.quality.methods import ALWAYS
 from benchmarks.quality.pseudo_replay import PSEUDO
-from benchmarks.quality.state import TRAINED, Floats, RunState, SolvedState
+from benchmarks.quality.state import TRAINED, Floats, RunState, SolvedState, whole
 from benchmarks.quality.study import Run
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.class_sums import ClassSums
@@ -121,7 +121,7 @@ class ExactRun(Run):
             with aside.open("wb") as file:
                 np.savez(file, features=all_ND, image_s=image_s)
             os.replace(aside, path)
-        with np.load(path) as arrays:
+        with whole(path, path), np.load(path) as arrays:
             return arrays["features"], float(arrays["image_s"])
 
     def _embed(self, model: Embedder, images: Ints) -> Floats:

@@ -58,7 +58,7 @@ class RowFile:
             os.close(file)
 
     def read(self) -> list[Row]:
-        """Whole rows, in the order of their first appearance."""
+        """Whole rows, in the order of their first appearance; a line that is none is passed over."""
         rows: dict[tuple[Any, ...], Row] = {}
         for row in self._lines():
             rows[tuple(row.get(name) for name in _KEY)] = row
@@ -86,7 +86,7 @@ class RowFile:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(row, dict):
+            if isinstance(row, dict) and row.keys() >= {*_KEY, "value"}:
                 yield row
 
 

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,10 +99,18 @@ def load_state(folder: Path) -> RunState | None:
     if not stages:
         return None
     at = folder / str(max(stages))
-    try:
+    with whole(at, folder):
         return _load(at)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{at} is damaged ({error}); delete {folder}, and it is measured again") from error
+
+
+@contextlib.contextmanager
+def whole(at: Path, kept: Path) -> Iterator[None]:
+    """Read what a run left at `at`: a file that is damaged, or lacks a part, ends in a ValueError that says to delete
+    `kept`, as it is made again."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{at} is damaged ({error}); delete {kept}, and it is made again") from error
 
 
 def _load(at: Path) -> RunState:
@@ -147,9 +157,12 @@ def save_student(folder: Path, student: Embedder, seconds: float) -> None:
 
 
 def load_student(folder: Path, student: Embedder) -> float | None:
-    """Gives `student` the saved weights and returns their seconds; None where none are saved."""
+    """Gives `student` the saved weights and returns their seconds; None where none are saved. ValueError for damaged
+    ones."""
     if not folder.exists():
         return None
-    saved = embedder_from_bytes((folder / "student.safetensors").read_bytes())
+    with whole(folder, folder):
+        saved = embedder_from_bytes((folder / "student.safetensors").read_bytes())
+        seconds = float((folder / "seconds").read_text())
     student.load_state_dict(saved.state_dict())
-    return float((folder / "seconds").read_text())
+    return seconds

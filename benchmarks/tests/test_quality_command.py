@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,27 @@ def test_all_methods_are_those_that_the_weights_allow(parquet: Path, tmp_path: P
     _, methods, _ = plan(parser().parse_args(words))
     names = [method.name for method in methods]
     assert names == [name for name in all_names() if name not in NEEDS_WEIGHTS]
+
+
+@pytest.mark.parametrize("kept", ["pixels-*.npy", "base-*", "twin-*", "features-*.npz"])
+def test_a_cache_that_is_damaged_is_named_with_what_to_delete(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    draw_nothing(monkeypatch)
+    words = arguments(parquet, tmp_path, "--commit", "c0ffee", "--methods", "l2,exact_frozen")
+    run(monkeypatch, words)
+    work = tmp_path / ".quality"
+    with (work / "rows.jsonl").open("a") as rows:
+        rows.write('{"run": "of another program"}\n')
+    run(monkeypatch, words)  # a foreign line is passed over
+    (work / "rows.jsonl").unlink()
+    for left in [*work.glob("run-*"), *(work.glob("twin-*") if kept == "base-*" else ())]:
+        shutil.rmtree(left)
+    at = min(work.glob(kept))
+    for file in [at] if at.is_file() else [file for file in at.rglob("*") if file.is_file()]:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(SystemExit, match=f"is damaged .*; delete {re.escape(str(at))}, and it is made again"):
+        run(monkeypatch, words)
 
 
 def test_a_task_of_one_class_is_refused_at_first_by_methods_that_train_on_it_alone(
