@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+TREE = "\u21b3"
+"""What the Delta library draws before each cause of an error."""
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line that is not blank; the kind of an error without words."""
-    return next(iter(_lines(str(error))), type(error).__name__)
+    text = str(error)
+    return next(iter(_lines(flat(text) if TREE in text else text)), type(error).__name__)
+
+
+def flat(text: str) -> str:
+    """Return a text of several lines as one, of the coloured tree of causes that the Delta library draws too."""
+    between = ": " if TREE in text else " "
+    return between.join(_lines(re.sub(rf"\x1b\[[0-9;]*m|{TREE}", "", text)))
 
 
 def last_line(trace: str, otherwise: str = "") -> str:

@@ -13,6 +13,8 @@ from typing import Any
 from stream_odml.ingest.reasons import BadShard, RowError
 from stream_odml.observe.logs import TextFormatter
 from stream_odml.storage.atomic import ASIDE
+from stream_odml.storage.refusals import is_of_store, store_words
+from stream_odml.wording import TREE, flat
 
 _TRACE = "Traceback (most recent call last)"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -66,9 +68,10 @@ def message_of(error: BaseException) -> str:
     text = (error.detail if isinstance(error, BadShard | RowError) else str(error)).strip()
     if _TRACE in text:
         text = text.splitlines()[-1].strip()
-    if "\u21b3" in text:  # the Delta library draws a coloured tree of causes
-        lines = re.sub(r"\x1b\[[0-9;]*m|\u21b3", "", text).splitlines()
-        text = ": ".join(stripped for line in lines if (stripped := line.strip()))
+    if is_of_store(text):
+        return store_words(text)
+    if TREE in text:
+        text = flat(text)
     if isinstance(error, OSError) and text.startswith("[Errno ") and error.strerror:
         return _of_system(error)
     text = _OF_DELTA.sub(r": \2 (os error \1)", text)

@@ -19,7 +19,8 @@ from stream_odml.ingest.reasons import BadShard, TransientReadError
 from stream_odml.ingest.shard import MANIFEST_NAME, ShardRef, format_of, is_hidden, make_shard_id
 from stream_odml.ingest.shard_file import ShardFile, hash_of_etag
 from stream_odml.ingest.sources import MAX_NEW, landing_order, read_note
-from stream_odml.storage.reading import StorageOptions, join, s3_filesystem, s3_path
+from stream_odml.storage.reading import StorageOptions, check_bucket, join, s3_filesystem, s3_path
+from stream_odml.storage.refusals import NO_BUCKET, store_words
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class S3Source:
     def __init__(self, uri: str, options: StorageOptions | None = None) -> None:
         if not uri.startswith("s3://"):
             raise ValueError(f"{uri!r}: expected s3://bucket/prefix")
+        check_bucket(uri)
         self.uri = uri.rstrip("/")
         self.options = options
         self._filesystem = s3_filesystem(options)
@@ -42,7 +44,9 @@ class S3Source:
         try:
             listed = self._filesystem.get_file_info(everything)
         except OSError as error:
-            raise TransientReadError(f"{self.uri} cannot be listed now: {error}") from error
+            raise TransientReadError(f"{self.uri} cannot be listed now: {store_words(error)}") from error
+        if not listed:
+            self._check_there()
         unknown = (info for info in listed if stamp_of(info) not in known and not is_hidden(info.base_name))
         folder = pafs.FileType.Directory
         new = [info for info in unknown if not is_foreign_shard(info.base_name, info.type == folder)]
@@ -50,6 +54,16 @@ class S3Source:
         new.sort(key=lambda info: (info.mtime_ns or 0, info.base_name))
         found = (ref for info in new if (ref := self._describe(info)) is not None)
         return sorted(islice(found, MAX_NEW), key=landing_order)
+
+    def _check_there(self) -> None:
+        """Raise TransientReadError where there is no such bucket: a listing finds nothing in it, as in an empty one."""
+        bucket = s3_path(self.uri).partition("/")[0]
+        try:
+            is_lost = self._filesystem.get_file_info(bucket).type == pafs.FileType.NotFound
+        except OSError:  # who may list a prefix alone is not told whether the bucket is there
+            return
+        if is_lost:
+            raise TransientReadError(f"{self.uri} cannot be listed now: {NO_BUCKET}")
 
     def _describe(self, info: Any) -> ShardRef | None:
         name, uri, seen = info.base_name, join(self.uri, info.base_name), info

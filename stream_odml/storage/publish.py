@@ -32,6 +32,7 @@ from stream_odml.storage.atomic import write_whole
 from stream_odml.storage.reading import (
     RETRY_ATTEMPTS,
     StorageOptions,
+    check_bucket,
     is_remote,
     join,
     local_path,
@@ -39,7 +40,7 @@ from stream_odml.storage.reading import (
     s3_path,
     s3_settings,
 )
-from stream_odml.wording import first_line
+from stream_odml.storage.refusals import store_words
 
 CLAIMS = ".claims"
 MAX_NAME_CHARS = 150
@@ -72,6 +73,7 @@ def publish(
     inbox = os.fspath(inbox)
     check_name(name)
     if is_remote(inbox):
+        check_bucket(inbox)
         return _publish_remote(inbox, name, write, options)
     folder = local_path(inbox)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,7 @@ def exists(inbox: str | os.PathLike[str], name: str) -> bool:
     inbox = os.fspath(inbox)
     if not is_remote(inbox):
         return os.path.lexists(local_path(inbox) / name)
+    check_bucket(inbox)
     found = s3_filesystem(None).get_file_info(join(s3_path(inbox), name))
     return bool(found.type != pafs.FileType.NotFound)
 
@@ -138,7 +141,7 @@ def claim(inbox: str, name: str, sha256: str, options: StorageOptions | None) ->
             if bytes(obstore.get(store, key).bytes()) != sha256.encode():
                 raise taken(join(inbox, name)) from None
     except (BaseError, OSError) as error:
-        raise OSError(f"{inbox} cannot be written now: {first_line(error)[:300]}") from error
+        raise OSError(f"{inbox} cannot be written now: {store_words(error)}") from error
 
 
 def file_sha256(path: Path) -> str:
