@@ -14,7 +14,7 @@ from stream_odml.ingest.reasons import TransientReadError
 from stream_odml.ingest.shard import ManifestFile, ShardRef
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.versioned_table import VersionedTable
-from stream_odml.storage.reading import join
+from stream_odml.storage.reading import join, table_options
 
 
 class LanceTableSource(VersionedTable):
@@ -37,7 +37,8 @@ class LanceTableSource(VersionedTable):
     def _opened(self, version: int | None) -> Any:
         """Return the dataset at a version, the latest by default; None where it is not there."""
         try:
-            return lance.dataset(self.uri, version=version, storage_options=dict(self.options or {}) or None)
+            options = table_options(self.uri, self.options)
+            return lance.dataset(self.uri, version=version, storage_options=options)
         except (OSError, ValueError) as error:
             if "not found" in str(error):
                 return None

@@ -22,7 +22,7 @@ from deltalake.fs import DeltaStorageHandler
 from stream_odml.storage.atomic import write_whole
 from stream_odml.storage.crashpoints import crash_point
 from stream_odml.storage.delta_compat import open_output
-from stream_odml.storage.reading import check_bucket, scheme_of
+from stream_odml.storage.reading import check_prefix, scheme_of, table_options
 from stream_odml.storage.regular import (
     UnsafePath,
     check_root,
@@ -123,7 +123,7 @@ class ObjectFiles:
 
     def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
         self.uri = uri
-        self._options = storage_options
+        self._options = table_options(uri, storage_options)
 
     @cached_property
     def _handler(self) -> Any:
@@ -192,9 +192,9 @@ Files = LocalFiles | ObjectFiles
 
 def open_files(uri: str, storage_options: dict[str, str] | None = None) -> Files:
     """Return files under `uri`: a local path when it has no scheme, else what the scheme names. Raises ValueError for
-    a local path that cannot hold Delta tables."""
+    a path or a prefix that cannot hold Delta tables."""
     if scheme_of(uri):
-        check_bucket(uri)
+        check_prefix(uri)
         return ObjectFiles(uri.rstrip("/"), storage_options)
     return LocalFiles(check_root(uri))
 

@@ -17,10 +17,32 @@ StorageOptions = Mapping[str, str]
 RETRY_ATTEMPTS = 6
 
 
+NOT_IN_A_PREFIX = "?#%"
+"""Characters that end a URL's path or stand for others: by them the Delta library reads and writes another prefix."""
+
+
 def check_bucket(uri: str) -> None:
-    """Raise ValueError for a place in an object store that names no bucket."""
-    if not uri.partition("://")[2].strip("/"):
+    """Raise ValueError for a place in an object store that names no bucket, or has a part that is no name: its clients
+    disagree about what `a/../b`, `a/./b` and `a//b` are."""
+    # A folder that is reached by the client of object stores has its name behind three slashes.
+    bucket, *parts = uri.removeprefix("file:///").rpartition("://")[2].rstrip("/").split("/")
+    if not bucket:
         raise ValueError(f"{uri} names no bucket; write s3://BUCKET/PREFIX")
+    if wrong := [part for part in parts if part in ("", ".", "..")]:
+        raise ValueError(
+            f"{uri!r} has the part {wrong[0]!r} between two slashes; write s3://BUCKET/PREFIX without it"
+        )
+
+
+def check_prefix(uri: str) -> None:
+    """Raise ValueError for a place in an object store that cannot hold a stream root. Errors as of `check_bucket`."""
+    check_bucket(uri)
+    wrong = sorted({c for c in uri if c in NOT_IN_A_PREFIX or not c.isprintable()})
+    if wrong or uri.rstrip("/") != uri.rstrip("/ "):
+        seen = " ".join(map(ascii, wrong)) or "' ' at the end"
+        raise ValueError(
+            f"the stream root {uri!r} has {seen} in its name, which Delta tables cannot take; rename it"
+        )
 
 
 def scheme_of(place: str) -> str:
@@ -69,6 +91,18 @@ def s3_settings(options: StorageOptions | None) -> S3Settings:
         region=known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or "us-east-1",
         endpoint=endpoint if endpoint is None or "://" in endpoint else f"https://{endpoint}",
     )
+
+
+def table_options(uri: str, options: StorageOptions | None) -> dict[str, str] | None:
+    """Return the options of a place for the clients of Delta and Lance: they end the process for an endpoint without a
+    scheme, and refuse one of `http://`, as of MinIO, unless they are told that it is meant."""
+    given = dict(options or {})
+    endpoint = s3_settings(options).endpoint if is_remote(uri) else None
+    if endpoint is not None:
+        given["AWS_ENDPOINT_URL"] = endpoint
+        if endpoint.startswith("http://"):
+            given.setdefault("AWS_ALLOW_HTTP", "true")
+    return given or None
 
 
 def s3_filesystem(options: StorageOptions | None) -> Any:

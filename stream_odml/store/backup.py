@@ -21,6 +21,7 @@ from deltalake import DeltaTable
 from stream_odml.storage.atomic import ASIDE
 from stream_odml.storage.files import Files, open_files
 from stream_odml.storage.outside import root_around
+from stream_odml.storage.reading import table_options
 from stream_odml.store.artifacts import read_artifact
 from stream_odml.store.errors import ArtifactCorrupt
 from stream_odml.store.layout import ARTIFACTS, LANDED, MARK, REWRITTEN, UPGRADE, strangers
@@ -133,7 +134,8 @@ class _Copy:
 
     def table(self, name: str, version: int, options: dict[str, str] | None) -> None:
         """Copy the data of a table as of `version`, then its log up to there: a cut copy names nothing it lacks."""
-        handle = DeltaTable(f"{self._source.uri}/{name}", version=version, storage_options=options)
+        uri = f"{self._source.uri}/{name}"
+        handle = DeltaTable(uri, version=version, storage_options=table_options(uri, options))
         for path in pa.table(handle.get_add_actions(flatten=True))["path"].to_pylist():
             self._file(f"{name}/{unquote(path)}")
         for info in self._source.list(f"{name}/_delta_log"):

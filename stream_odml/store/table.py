@@ -20,7 +20,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from stream_odml.learn.feature_codes import FORMATS, FeatureFormat
 from stream_odml.storage.delta_log import parse_commit
 from stream_odml.storage.files import Files
-from stream_odml.storage.reading import scheme_of
+from stream_odml.storage.reading import scheme_of, table_options
 from stream_odml.storage.regular import UnsafePath, is_safe_path, open_regular
 from stream_odml.store.data_file import Partition, read_data_file
 from stream_odml.store.errors import DataFileMissing, LogCorrupt, NotAStreamRoot, SchemaTooNew, TableCorrupt
@@ -109,11 +109,11 @@ class Table:
         self.name = name
         self.files = files
         self._uri = uri = f"{files.uri}/{name}"
-        self._options = storage_options
+        self._options = table_options(uri, storage_options)
         files.only_regular(f"{name}/_delta_log")  # the Delta library would wait for ever on a FIFO
         try:
             with _reading_log(uri):
-                self._handle = DeltaTable(uri, storage_options=storage_options)
+                self._handle = DeltaTable(uri, storage_options=self._options)
         except TableNotFoundError:
             raise NotAStreamRoot(
                 f"no stream has run on {files.uri}: it has no table {name!r}; correct the path, or start a stream "
@@ -135,14 +135,15 @@ class Table:
         files: Files, name: str, form: RootForm, storage_options: dict[str, str] | None = None
     ) -> None:
         """Create the table, or leave one that is there as it is."""
+        uri = f"{files.uri}/{name}"
         DeltaTable.create(
-            f"{files.uri}/{name}",
+            uri,
             schema=form.schema(name),
             mode="ignore",
             name=name,
             description=form.to_json(),
             configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY)},
-            storage_options=storage_options,
+            storage_options=table_options(uri, storage_options),
         )
 
     @property
