@@ -101,7 +101,7 @@ def _source(config: StreamConfig) -> str:
     place = inbox_path(config)
     if config.source.kind == "none":
         return "images come over HTTP alone"
-    if config.source.kind == "directory":
+    if config.source.kind == "directory" and not is_remote(place):
         folder = local_path(place)
         if not folder.exists():
             return f"{place} is made at the first start{_may_make(place)}"

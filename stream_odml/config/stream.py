@@ -21,7 +21,7 @@ from stream_odml.config.service import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, S
 from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.learn.settings import METHODS, PRETRAINED, SOLVING_METHODS, EmbedderSpec, StageSettings
-from stream_odml.storage.reading import check_bucket, scheme_of
+from stream_odml.storage.reading import check_prefix, scheme_of
 from stream_odml.storage.regular import check_root, checked_path
 
 
@@ -49,7 +49,8 @@ class SourceConfig(Section):
     @model_validator(mode="after")
     def _folder_is_written_out(self) -> SourceConfig:
         if self.kind == "directory":
-            checked_path("inbox", self.path)
+            if scheme_of(checked_path("inbox", self.path)) == "s3":
+                raise ValueError(f"path {self.path!r} lies in an object store; write `kind: s3` beside it")
         elif self.kind != "none" and not self.path.strip():
             raise ValueError(f"path is empty; say what of {self.kind} is read, or name `kind: none`")
         return self
@@ -212,7 +213,7 @@ class StreamConfig(Section):
     @classmethod
     def _root_can_hold_tables(cls, root: str) -> str:
         if scheme_of(root):
-            check_bucket(root)
+            check_prefix(root)
         else:
             check_root(root)
         return root

@@ -16,7 +16,7 @@ from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.shard_file import ShardFile
 from stream_odml.ingest.sources import DirectorySource, LogSource, Source
 from stream_odml.storage.outside import is_root
-from stream_odml.storage.reading import local_path, scheme_of
+from stream_odml.storage.reading import join, local_path, scheme_of
 from stream_odml.store.layout import COPIED, NOT_COPIED, PUSH, SPOOL
 
 TABLES = {
@@ -28,26 +28,31 @@ TABLES = {
 
 
 def inbox_path(config: StreamConfig) -> str:
-    """Return the source's place: a relative folder lies under the stream root. Raises ConfigError for a folder that
-    holds files of the stream's own."""
+    """Return the source's place: a relative folder lies under the stream root, in an object store as on a disk. Raises
+    ConfigError for a folder that holds files of the stream's own."""
     path = config.source.path
     if config.source.kind == "s3" and not scheme_of(path):
         return f"s3://{path}"
     if config.source.kind == "directory":
-        place = str(path if Path(path).is_absolute() else Path(config.root) / path)
+        is_apart = Path(path).is_absolute()
+        if scheme_of(config.root) and not is_apart:
+            place = join(config.root, path)
+        else:
+            place = str(path if is_apart else Path(config.root) / path)
         _check_apart(place, config)
         return place
     return path
 
 
 def _check_apart(place: str, config: StreamConfig) -> None:
-    inbox, root = (Path(os.path.realpath(one)) for one in (place, config.root))
+    # No folder of this machine lies in an object store: a prefix there is compared as it is written.
+    inbox, root = (Path(one if scheme_of(one) else os.path.realpath(one)) for one in (place, config.root))
     own = {*COPIED, *NOT_COPIED} - {"inbox"}
     what = "a stream root" if is_root(place) else ""
-    is_local = not scheme_of(config.root)  # no folder of this machine lies in an object store
-    if is_local and root.is_relative_to(inbox):
+    is_apart = bool(scheme_of(place)) != bool(scheme_of(config.root))
+    if not is_apart and root.is_relative_to(inbox):
         what = f"the stream root {config.root}, or a folder around it"
-    elif is_local and inbox.is_relative_to(root) and inbox.relative_to(root).parts[0] in own:
+    elif not is_apart and inbox.is_relative_to(root) and inbox.relative_to(root).parts[0] in own:
         what = f"a folder of the stream's own in {config.root}"
     if what:
         raise ConfigError(
@@ -72,7 +77,13 @@ def read_options(config: StreamConfig, uri: str) -> dict[str, str] | None:
     ours = tuple(f"{_whole(place).rstrip('/')}/" for place in (push_path(config), spool_path(config)))
     if _whole(uri).startswith(ours):
         return config.storage_options
-    return dict(config.source.storage_options) or None
+    return _source_options(config)
+
+
+def _source_options(config: StreamConfig) -> dict[str, str] | None:
+    """Return the options of the source; where it says none, an inbox under the stream root has those of the root."""
+    given = dict(config.source.storage_options) or None
+    return given or (config.storage_options if config.source.kind == "directory" else None)
 
 
 def is_gone(config: StreamConfig, ref: ShardRef) -> bool:
@@ -94,20 +105,17 @@ def _whole(place: str) -> str:
 
 def open_sources(config: StreamConfig) -> list[Source]:
     """Return all places that the driver watches. Raises ConfigError for one that cannot be."""
-    options = dict(config.source.storage_options) or None
+    options = _source_options(config)
     sources: list[Source] = []
-    if config.source.kind == "directory":
-        sources.append(_directory(inbox_path(config)))
-    elif config.source.kind == "s3":
-        sources.append(S3Source(inbox_path(config), options))
+    if config.source.kind in ("directory", "s3"):
+        sources.append(_inbox(inbox_path(config), options))
     elif config.source.kind in TABLES:
         sources.append(_table(config, options))
     elif config.source.kind == "kafka":
         sources.append(_kafka(config))
     elif config.source.kind != "none":
         sources.append(_made_by(config.source.kind, config.source.path, options or {}))
-    push = push_path(config)
-    sources.append(S3Source(push, config.storage_options) if scheme_of(push) else _directory(push))
+    sources.append(_inbox(push_path(config), config.storage_options))
     return sources
 
 
@@ -163,7 +171,9 @@ def _made_by(factory: str, path: str, options: dict[str, str]) -> Source:
     return made
 
 
-def _directory(path: str) -> DirectorySource:
+def _inbox(path: str, options: dict[str, str] | None) -> Source:
+    if scheme_of(path):
+        return S3Source(path, options)
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -44,4 +44,6 @@ def strangers(files: Files) -> list[str]:
     """Return names at the top of a root that are none of a stream's, and of which a copy holds nothing."""
     known = {*COPIED, *NOT_COPIED}
     top = files.arrow("").get_file_info(pafs.FileSelector("", allow_not_found=True))
-    return sorted(info.base_name for info in top if info.base_name not in known and ASIDE not in info.path)
+    # Clients of an object store note a folder by an empty object of its own name, which has no name inside it.
+    names = (info.base_name for info in top if ASIDE not in info.path)
+    return sorted(name for name in names if name and name not in known)

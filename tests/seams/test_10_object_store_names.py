@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 
 from stream_odml.cli.ingest import land_path
+from stream_odml.config.stream import parse_config
 from stream_odml.ingest.landing import ShardExists, complete_task, land_items
 from stream_odml.ingest.object_store import S3Source
 from stream_odml.ingest.reading import RawItem, read_shard
+from stream_odml.ingest.reasons import TransientReadError
+from stream_odml.pipeline.sources import open_sources, read_options
 from stream_odml.storage import publish
 from stream_odml.storage.publish import CLAIMS, claim
 from stream_odml.storage.reading import s3_filesystem, s3_path
+from stream_odml.store.layout import strangers
 from stream_odml.store.store import Store
 from tests.ingest.helpers import land_folder, some_items
 from tests.ingest.s3_server import NOT_CHECKED, SERVER, s3_options
@@ -178,6 +182,44 @@ def test_credentials_of_the_shared_file_reach_the_claim(
         monkeypatch.delenv(name, raising=False)
     options = {name: value for name, value in s3.items() if "KEY" not in name}
     assert land_items(inbox, "shard", some_items(2), options) == f"{inbox}/shard.parquet"
+
+
+def test_a_stream_whose_root_is_there_has_its_inbox_there(
+    s3: dict[str, str], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `init --root s3://...` writes it, and with the names that the page of object stores asks for alone."""
+    named = {name: value for name, value in s3.items() if name != "AWS_ALLOW_HTTP"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    root = f"{bucket}/my photos"
+    Store.create(root, 4)
+    photos = write(tmp_path / "photos", "cats/a.png", "dogs/b.png")
+    list(land_path(photos, f"{root}/inbox", 10, None))
+    assert [ref.name for ref in open_sources(parse_config({"root": root}))[0].poll(set())] == ["photos"]
+    for name in named:
+        monkeypatch.delenv(name)
+    config = parse_config({"root": root, "store": {"options": named}})
+    (ref,) = open_sources(config)[0].poll(set())
+    assert read_options(config, ref.uri) == named
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"], "no folder of that name is made here"
+    for wrong in ("push", "gallery/x", "."):
+        with pytest.raises(ValueError, match=r"source\.path"):
+            open_sources(parse_config({"root": root, "source": {"path": wrong}}))
+    with pytest.raises(ValueError, match="write `kind: s3`"):
+        parse_config({"root": root, "source": {"path": f"{root}/inbox"}})
+
+
+def test_a_bucket_that_is_not_there_is_no_empty_inbox(s3: dict[str, str], bucket: str) -> None:
+    assert S3Source(f"{bucket}/nothing-yet", s3).poll(set()) == []
+    with pytest.raises(TransientReadError, match="there is no such bucket"):
+        S3Source("s3://no-such-bucket/inbox", s3).poll(set())
+
+
+def test_the_note_of_a_folder_is_no_stranger_in_a_root(s3: dict[str, str], bucket: str) -> None:
+    store = Store.create(f"{bucket}/root", 4, s3)
+    s3_filesystem(s3).create_dir(f"{s3_path(bucket)}/root")
+    assert strangers(store.files) == []
 
 
 def test_images_do_not_land_in_a_root_in_place_of_its_inbox(
