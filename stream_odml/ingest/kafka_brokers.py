@@ -42,6 +42,17 @@ ASKED_AT_ONCE = 32
 """Partitions that are asked about at the same time."""
 REPEAT_S, MAX_SAID = 60.0, 100
 _REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED)
+_NOT_ANSWERED = "start the brokers, or correct source.kafka.servers; they are asked again"
+_REMEDIES = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "make the topic, or correct source.path",
+    KafkaError.TOPIC_EXCEPTION: "correct source.path",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "give this user the right to read and to describe it",
+    KafkaError._TRANSPORT: _NOT_ANSWERED,
+    KafkaError._RESOLVE: _NOT_ANSWERED,
+    KafkaError._TIMED_OUT: _NOT_ANSWERED,
+    KafkaError._ALL_BROKERS_DOWN: _NOT_ANSWERED,
+}
+"""What to do about an error of a broker, which says itself no more than what was not possible."""
 
 
 class _SaidOnce(logging.Filter):
@@ -92,7 +103,7 @@ class Brokers:
         """Return the partitions of a topic. Raises KafkaException, LookupError for a topic that cannot be read."""
         about = self.consumer.list_topics(topic, timeout=timeout_s).topics[topic]
         if about.error is not None:
-            raise LookupError(f"topic {topic}: {about.error.str()}")
+            raise LookupError(words_of(about.error))
         return [(topic, number) for number in sorted(about.partitions)]
 
     def marks(self, keys: Collection[Key]) -> dict[Key, tuple[int, int] | str]:
@@ -109,7 +120,10 @@ class Brokers:
 
     def described(self, topic: str) -> str:
         """Return how much a topic holds. Raises KafkaException, LookupError where a part of it cannot be read."""
-        marks, count = self.marks(self.partitions(topic)), 0
+        try:
+            marks, count = self.marks(self.partitions(topic)), 0
+        except LookupError as error:
+            raise LookupError(f"topic {topic}: {error}") from None
         for (_, number), mark in marks.items():
             if isinstance(mark, str):
                 raise LookupError(f"{topic}/{number}: {mark}")
@@ -170,6 +184,12 @@ class Brokers:
             self.refused = f"{error.str()}; check source.kafka.options (sasl.*, ssl.*)"
         if error.fatal() or error.code() not in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
             self._tell(error.str())
+
+
+def words_of(error: KafkaError) -> str:
+    """Return what a broker or the client says, with what to do where that is known."""
+    remedy = _REMEDIES.get(error.code())
+    return f"{error.str()}; {remedy}" if remedy else str(error.str())
 
 
 def _text(error: BaseException) -> str:

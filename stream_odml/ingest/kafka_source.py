@@ -16,7 +16,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from stream_odml.ingest.kafka_brokers import ASK_S, Brokers, PublishedOffsets
+from stream_odml.ingest.kafka_brokers import ASK_S, Brokers, PublishedOffsets, words_of
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.ingest.message_range import Message
 from stream_odml.ingest.message_values import decoder_of
@@ -95,7 +95,7 @@ class KafkaSource:
         try:
             self._read(known)
         except KafkaException as error:
-            self._note(error.args[0].str())
+            self._note(words_of(error.args[0]))
         except OSError as error:  # the spool's disk or store: what is complete is kept, and written next time
             trouble = TransientReadError(f"{self._spool.place} cannot be written now: {error}")
         trouble = trouble or next(iter(self._replaced.values()), None)
@@ -141,7 +141,7 @@ class KafkaSource:
         try:
             return "; ".join(self._brokers.described(topic) for topic in self.topics)
         except KafkaException as error:
-            self._note(error.args[0].str())
+            self._note(words_of(error.args[0]))
             raise TransientReadError(f"kafka {self.options.servers}: {self._trouble}") from error
         except LookupError as error:
             raise TransientReadError(str(error)) from error

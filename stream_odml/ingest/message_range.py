@@ -114,7 +114,7 @@ def _row(number: int, about: Range, message: Message, format: MessageFormat, dec
     row = RawRow(number, path=place, item_id=place)
     try:
         if message.value is None:
-            raise RowError(Reason.MISSING_IMAGE, "a message without a value (kafka.tombstones: refuse)")
+            raise RowError(Reason.MISSING_IMAGE, f"a message without a value ({_why_kept(format)})")
         found = decode(message.value, dict(message.headers))
         given = message.header(format.id_header) or (message.key if format.key_is_id else found.item_id)
         return replace(
@@ -127,6 +127,13 @@ def _row(number: int, about: Range, message: Message, format: MessageFormat, dec
         )
     except RowError as error:
         return replace(row, image=message.value, problem=(error.reason, error.detail))
+
+
+def _why_kept(format: MessageFormat) -> str:
+    if format.tombstones == "refuse":
+        return "kafka.tombstones: refuse"
+    key = " or key" if format.key_is_id else "; its key is none, as kafka.key_is_id is off"
+    return f"it erases nothing and closes no task, as no item can have the id in its header {format.id_header}{key}"
 
 
 def erased_id(message: Message, format: MessageFormat) -> str | None:

@@ -46,7 +46,7 @@ def is_of_store(text: str) -> bool:
 def store_words(error: BaseException | str) -> str:
     """Return what an object store's client says, short and with a remedy; of another error its first line."""
     if isinstance(error, BaseException) and not is_of_store(str(error)):
-        return first_line(error)[:300]
+        return first_line(error)
     text = flat(str(error).partition("\n\nDebug source:")[0])
     if any(text.endswith(remedy) for _, remedy in _REMEDIES):  # part of a message that was made here
         return text

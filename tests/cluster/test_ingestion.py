@@ -218,7 +218,8 @@ class _Source:
 
 
 def test_one_source_s_trouble_stops_no_other_and_is_reported(writer: Writer) -> None:
-    broken = _Source(*[TransientReadError("no route")] * 50, ValueError("a gap in the log"))
+    tree = "Generic S3 error\n \x1b[31m\u21b3\x1b[0m Error performing GET http://s3/b in 9ms - 403 Forbidden"
+    broken = _Source(*[OSError(tree)] * 50, ValueError("a gap in the log"))
     well = _Source([shard("a")], [shard("b")])
     discovery = Discovery([broken, well], writer.store, 0.01)
     discovery.start()
@@ -228,7 +229,8 @@ def test_one_source_s_trouble_stops_no_other_and_is_reported(writer: Writer) -> 
         found += [ref.name for ref in discovery.take() or []]
     assert found == ["a", "b"]
     assert discovery.error is not None
-    assert "no route" in discovery.error
+    said = "OSError: Error performing GET http://s3/b - 403 Forbidden; give these credentials the right to"
+    assert discovery.error.startswith(said), "one line with a remedy, as of a command"
     assert broken.asked.wait(60)
     while discovery.error is not None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -45,6 +45,22 @@ def producer_of(broker: Broker) -> Producer:
     return Producer({"bootstrap.servers": broker.servers, "log_level": 0})
 
 
+def test_a_topic_that_is_not_there_is_said_with_what_to_do(broker: Broker, tmp_path: Path) -> None:
+    followed = Followed(broker.servers, tmp_path, f"{TOPIC},missing")
+    remedy = "Broker: Unknown topic or partition; make the topic, or correct source.path"
+    with pytest.raises(TransientReadError) as refusal:
+        followed.source.inspect()
+    assert str(refusal.value) == f"topic missing: {remedy}"
+    followed.poll()
+    followed.source.settle([], lambda _: True)
+    assert [(one.place, one.trouble) for one in followed.source.figures() if one.trouble] == [
+        ("missing", remedy)
+    ]
+    broker.kill()
+    with pytest.raises(TransientReadError, match=r"start the brokers, or correct source\.kafka\.servers"):
+        followed.source.inspect()
+
+
 @pytest.mark.skipif(SERVER is None, reason=NO_S3)
 def test_a_broker_that_is_killed_delays_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -182,6 +182,23 @@ def test_tombstones_erase_what_came_before_and_nothing_after(broker: Any, follow
     assert next(ref.erases for ref in followed.refs if ref.erases) == expected
 
 
+@pytest.mark.parametrize(
+    ("tombstones", "words"),
+    [("erase", "it erases nothing and closes no task, as no item can have the id in its header id or key"),
+     ("refuse", "kafka.tombstones: refuse")],
+)  # fmt: skip
+def test_a_message_without_a_value_that_erases_nothing_says_why(
+    broker: Any, follow: Any, tombstones: str, words: str
+) -> None:
+    followed = follow(key_is_id=True, tombstones=tombstones)
+    for key in (None, "", "k" * 300):
+        send(broker, followed.topic, range(1), partition=0, key=key, value=None, headers={"class": "c"})
+    while len(followed.problems()) < 3:
+        followed.poll()
+    found = [(problem.reason, problem.detail.partition(": ")[2]) for problem in followed.problems()]
+    assert found == [("missing_image", f"a message without a value ({words})")] * 3
+
+
 def test_a_control_message_closes_its_task_over_all_that_was_sent_before_it(broker: Any, follow: Any) -> None:
     followed = follow(range_messages=50)
     send(broker, followed.topic, range(400))
