@@ -33,13 +33,34 @@ from stream_odml.exchange.target import ROWS, Digests, Mark, Now, difference, is
 from stream_odml.exchange.urls import Place, check_folder, check_outside, place_of
 from stream_odml.ingest.rawrow import NAMES
 from stream_odml.ingest.served_vectors import origin_of
-from stream_odml.wording import first_line
+from stream_odml.wording import first_line, flat
 
 EXAMPLE = "qdrant://HOST:6333/COLLECTION, or qdrant:///FOLDER/COLLECTION for a local one"
 EXTRA = "qdrant"
 KEY = "QDRANT_API_KEY"
 _POINTS = 512
 _SPACE = uuid.UUID("6f0e5d4e-93a6-4f1b-9a3a-5b2f1f7f5c11")
+
+
+class _InWords:
+    """A client of which each failure is an ExchangeError: its own are of httpx, grpc, SQLite and its own."""
+
+    def __init__(self, client: Any, shown: str) -> None:
+        self._client, self._shown = client, shown
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def spoken(*args: Any, **more: Any) -> Any:
+            try:
+                return method(*args, **more)
+            except Exception as error:
+                raise ExchangeError(
+                    f"{self._shown} does not do what is asked ({name}: {flat(str(error))[:300]}); "
+                    "correct that, and run the same command again: it goes on"
+                ) from error
+
+        return spoken
 
 
 def connect(url: str) -> tuple[Any, Place]:
@@ -65,7 +86,7 @@ def connect(url: str) -> tuple[Any, Place]:
             f"{place.shown} cannot be opened: {first_line(error)}; check host, port and {KEY}, and that no other "
             "process has a local folder open"
         ) from None
-    return client, place
+    return _InWords(client, place.shown), place
 
 
 class QdrantSource:
@@ -147,8 +168,8 @@ class QdrantSource:
                     with_payload=True,
                     with_vectors=True if self._vector is None else [self._vector],
                 )
-            except Exception as error:  # of httpx, grpc and its own
-                raise SourceLost(f"{self.name}: {first_line(error)}") from error
+            except ExchangeError as error:
+                raise SourceLost(str(error)) from error
             fresh = [point for point in points if point.id != last]
             if fresh:
                 last = fresh[-1].id

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -293,3 +296,43 @@ def test_a_password_that_cannot_be_read_is_not_shown(url: str) -> None:
 def test_a_server_in_the_place_of_a_folder_is_refused() -> None:
     with pytest.raises(ExchangeError, match="three slashes"):
         open_target("lancedb://data/lance/products")
+
+
+class _FullServer(BaseHTTPRequestHandler):
+    """Answers as a Qdrant server that holds nothing yet, and whose disk is full."""
+
+    def do_GET(self) -> None:
+        result = {"collections": [], "aliases": [], "exists": False}
+        self._answer(200, {"result": result, "status": "ok", "time": 0.0})
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(500, {"status": {"error": "No space left on device"}, "time": 0.0})
+
+    def _answer(self, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_a_qdrant_server_refuses_or_drops_is_said_in_one_line() -> None:
+    pytest.importorskip("qdrant_client")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _FullServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"qdrant://127.0.0.1:{server.server_port}/items"
+        target = open_target(place)
+        with pytest.raises(ExchangeError, match="No space left on device") as full:
+            target.prepare("space", 4)
+        server.shutdown()
+    with pytest.raises(ExchangeError, match="run the same command again: it goes on") as gone:
+        target.count("space")
+    target.close()
+    for refusal in (full, gone):
+        assert str(refusal.value).startswith(f"{place} does not do what is asked (")
+        assert "\n" not in str(refusal.value)
