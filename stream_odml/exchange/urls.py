@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 from stream_odml.exchange.errors import ExchangeError
 from stream_odml.storage.outside import root_around
+from stream_odml.storage.regular import checked_path
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,26 @@ def place_of(url: str, example: str) -> Place:
     # A server may also be named by a socket, in the options.
     if not name or not (parts.hostname or folder or "host" in options):
         raise ExchangeError(f"{parts.scheme}://… names no table or collection; expected {example}")
+    if not parts.scheme.startswith("postgres"):
+        _check_plain(parts, folder)
     return Place(url, parts.hostname or "", port, folder, name, options)
+
+
+def _check_plain(parts: SplitResult, folder: str) -> None:
+    """Raise ExchangeError for what nothing reads, so that one name is never taken for another: what follows ? or #,
+    and a home that only a shell knows."""
+    given = [part for part in parts.query.split("&") if part and not part.startswith("table=")]
+    if given or parts.fragment:
+        mark = "?" if given else "#"
+        raise ExchangeError(
+            f"{parts.scheme}://… has a {mark} behind its path, and nothing reads what follows; leave it out (a key is "
+            "in the environment), or write ? and # of a name as %3F and %23"
+        )
+    if not parts.hostname:
+        try:
+            checked_path("folder", folder.lstrip("/") or "/")
+        except ValueError as error:
+            raise ExchangeError(f"{parts.scheme}://… names a folder that is none: {error}") from None
 
 
 def check_folder(place: Place) -> None:

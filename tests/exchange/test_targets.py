@@ -30,6 +30,7 @@ from stream_odml.exchange.target import (
     summed,
     table_name,
 )
+from stream_odml.exchange.urls import place_of
 from stream_odml.storage.atomic import ASIDE, STRAY_S
 from tests.exchange import targets
 
@@ -296,6 +297,31 @@ def test_a_password_that_cannot_be_read_is_not_shown(url: str) -> None:
 def test_a_server_in_the_place_of_a_folder_is_refused() -> None:
     with pytest.raises(ExchangeError, match="three slashes"):
         open_target("lancedb://data/lance/products")
+
+
+@pytest.mark.parametrize("scheme", ["qdrant", "lancedb"])
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        ("/data/a?v=2", r"has a \? behind its path"),
+        ("/data/a?v", r"has a \? behind its path"),
+        ("/data/a#2", "has a # behind its path"),
+        ("host:1/a?api_key=SECRET", "a key is in the environment"),
+        ("/~/data/a", "which only a shell expands"),
+        ("/${HOME}/a", "which only a shell expands"),
+    ],
+)
+def test_no_part_of_a_place_is_passed_over(scheme: str, rest: str, says: str) -> None:
+    """`a?v=2` and `a#2` were both `a`, so that what was written by one name took the place of the other's."""
+    with pytest.raises(ExchangeError, match=says) as refusal:
+        place_of(f"{scheme}://{rest}", "an example")
+    assert "SECRET" not in str(refusal.value)
+
+
+def test_characters_of_a_url_are_written_out_in_a_name() -> None:
+    place = place_of("qdrant:///data/a%3Fb%23c", "an example")
+    assert (place.folder, place.name) == ("/data", "a?b#c")
+    assert place_of("postgresql://host/shop?table=a&sslmode=require", "an example").name == "a"
 
 
 class _FullServer(BaseHTTPRequestHandler):
