@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.quality.figures import Curves, bootstrap_interval, curves, seed_figures
+from benchmarks.quality.parts import PARTS
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 PAGE = (BENCHMARKS / "STUDY.md").read_text("utf-8")
@@ -219,3 +220,24 @@ def test_the_table_of_longer_stages_has_the_measured_differences() -> None:
             whole, found = served("exact_always"), served(method)
             says = f"{found:.3f}" if method == "exact_always" else f"{found - whole:+.3f}"
             assert cells[column].strip() == says, (method, column)
+
+
+def test_the_table_of_trained_maps_has_what_validation_images_say() -> None:
+    rows = pq.read_table(BENCHMARKS / "results" / "validation-flowers102-maps.parquet").to_pylist()
+    measured = curves(rows)
+    assert {row["select"] for row in rows} == {"validation"}
+
+    def last(method: str) -> str:
+        return f"{seed_figures(measured, method)['last_r1_mapped'][0]:.3f}"
+
+    for name, kind in (("LDC", "ldc"), ("low rank", "low_rank"), ("residual network", "residual")):
+        cells = re.findall(rf"^\| {name} \| (.+) \|$", PAGE, re.MULTILINE)[0].split(" | ")
+        methods = (f"{kind}_l2", f"{kind}100", f"{kind}400", f"{kind}1600")
+        assert cells == [last(method) for method in methods], name
+        chosen = max(zip(cells, ("20", "100", "400", "1600"), strict=True))[1]
+        taken = re.findall(
+            rf"\b{kind}_l2:epochs=(\d+)", next(p.methods for p in PARTS if "ldc_l2" in p.methods)
+        )
+        assert set(taken) == {chosen}, name
+    assert f"the mean drift serves {last('mean_l2')} and a rotation {last('orthogonal_l2')}" in PAGE
+    assert f"| residual network, of queries | {last('ares20')} |  | {last('ares400')} |  |" in PAGE
