@@ -36,7 +36,7 @@ from stream_odml.pipeline.sources import open_sources
 from stream_odml.pipeline.stage_journal import open_journal
 from stream_odml.pipeline.stages import Stages, relearn
 from stream_odml.pipeline.tidying import Tidying
-from stream_odml.storage.refusals import store_words
+from stream_odml.storage.refusals import trouble_words
 from stream_odml.store.errors import RootBusy, StaleParent, WriterFenced
 from stream_odml.store.sequence import sequence_of
 from stream_odml.store.version_metrics import VersionMetrics
@@ -103,7 +103,7 @@ class StreamDriver:
             except Exception as error:
                 # A full or unreachable disk, say: nothing is lost, so tell and go on trying.
                 self._commit_failures += 1
-                self._problem = f"{type(error).__name__}: {store_words(error)}"
+                self._problem = trouble_words(error)
                 log.exception("cannot commit: %s", self._problem)
                 self._stop.wait(1.0)
 

@@ -26,7 +26,7 @@ from stream_odml.ingest.shard import ShardRef
 from stream_odml.ingest.sources import NOT_READ, LogFigures, LogSource, Source
 from stream_odml.models.mismatch import CanaryMismatch
 from stream_odml.pipeline.messages import shard_ref
-from stream_odml.storage.refusals import store_words
+from stream_odml.storage.refusals import trouble_words
 from stream_odml.store.ledger_states import ShardState
 from stream_odml.store.store import Store
 from stream_odml.store.writer import IngestBatch, Writer
@@ -107,7 +107,7 @@ class Discovery:
             self._errors.pop(number, None)
         except Exception as error:  # unreachable, or a gap in a table's log: say so, and go on asking
             self.failures += 1
-            self._errors[number] = f"{type(error).__name__}: {store_words(error)}"
+            self._errors[number] = trouble_words(error)
             log.warning("a source cannot be listed, asking again: %s", self._errors[number])
             refs = []
         self._settle(number)  # what waits in a log grows, whether it is read or not

@@ -46,7 +46,9 @@ def place_of(url: str, example: str) -> Place:
     try:
         port = parts.port
     except ValueError:
-        raise ExchangeError(f"{parts.scheme}://… has no valid port; {PASSWORD_REMEDY}") from None
+        postgres = parts.scheme.startswith("postgres")  # there, a mark of a password may have ended the host
+        remedy = PASSWORD_REMEDY if postgres else f"expected {example}"
+        raise ExchangeError(f"{parts.scheme}://… has no valid port; {remedy}") from None
     # A server may also be named by a socket, in the options.
     if not name or not (parts.hostname or folder or "host" in options):
         raise ExchangeError(f"{parts.scheme}://… names no table or collection; expected {example}")

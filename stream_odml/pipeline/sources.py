@@ -31,8 +31,10 @@ def inbox_path(config: StreamConfig) -> str:
     """Return the source's place: a relative folder lies under the stream root, in an object store as on a disk. Raises
     ConfigError for a folder that holds files of the stream's own."""
     path = config.source.path
-    if config.source.kind == "s3" and not scheme_of(path):
-        return f"s3://{path}"
+    if config.source.kind == "s3":
+        place = path if scheme_of(path) else f"s3://{path}"
+        _check_apart(place, config)
+        return place
     if config.source.kind == "directory":
         is_apart = Path(path).is_absolute()
         if scheme_of(config.root) and not is_apart:
@@ -57,7 +59,7 @@ def _check_apart(place: str, config: StreamConfig) -> None:
     if what:
         raise ConfigError(
             f"source.path {config.source.path!r} is {what}, whose files would be taken for shards; "
-            "leave it out, which is the folder inbox in the root, or name a folder of its own"
+            "name a place of its own, or leave `source` out: then it is inbox in the root"
         )
 
 

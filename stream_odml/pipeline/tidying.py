@@ -19,7 +19,7 @@ from stream_odml.config.stream import StreamConfig
 from stream_odml.pipeline.pushed import prune_copied, prune_pushed
 from stream_odml.pipeline.sources import push_path
 from stream_odml.storage.files import Files, open_files
-from stream_odml.storage.refusals import store_words
+from stream_odml.storage.refusals import trouble_words
 from stream_odml.store.erasure import forget_in_banks
 from stream_odml.store.errors import WriterFenced
 from stream_odml.store.maintenance import MaintenancePolicy
@@ -100,7 +100,7 @@ class Tidying:
             except Exception as error:
                 # A full or unreachable disk, a file that is gone: reported, and tried again.
                 self._erase_due = 0.0 if erase else self._erase_due
-                self.problem = f"maintenance: {type(error).__name__}: {store_words(error)}"
+                self.problem = f"maintenance: {trouble_words(error)}"
                 log.exception("maintenance failed: %s", self.problem)
                 self._stop.wait(RETRY_S)
 

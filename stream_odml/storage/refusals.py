@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from errno import EDQUOT, ENOSPC
+from os import strerror
 
 from stream_odml.wording import first_line, flat
 
@@ -37,6 +39,8 @@ _NOISE = re.compile(
 )
 _CODE = re.compile(r"<Error>.*?<Code>(\w+)</Code>(?:.*?<Message>([^<]*)</Message>)?.*?(?:</Error>|$)")
 
+_FULL = re.compile(f"{strerror(ENOSPC)}|{strerror(EDQUOT)}")
+
 
 def is_of_store(text: str) -> bool:
     """Return whether an object store's client said it."""
@@ -53,3 +57,11 @@ def store_words(error: BaseException | str) -> str:
     remedy = next((remedy for found, remedy in _REMEDIES if re.search(found, text, re.IGNORECASE)), None)
     said = re.sub(r"(: +)+", ": ", _CODE.sub(r": \1: \2", _NOISE.sub("", text)))[:300].strip(" :.")
     return f"{said}; {remedy}" if remedy else said
+
+
+def trouble_words(error: BaseException) -> str:
+    """Return what is said of an error by who goes on trying: of another's error its kind too, and of a full disk what
+    to do."""
+    own = type(error).__module__.partition(".")[0] == "stream_odml"
+    said = store_words(error) if own else f"{type(error).__name__}: {store_words(error)}"
+    return f"{said}; free some space, and the stream goes on by itself" if _FULL.search(said) else said

@@ -307,6 +307,7 @@ def test_a_server_in_the_place_of_a_folder_is_refused() -> None:
         ("/data/a?v", r"has a \? behind its path"),
         ("/data/a#2", "has a # behind its path"),
         ("host:1/a?api_key=SECRET", "a key is in the environment"),
+        ("host:x/a", "has no valid port; expected an example"),
         ("/~/data/a", "which only a shell expands"),
         ("/${HOME}/a", "which only a shell expands"),
     ],

@@ -206,6 +206,9 @@ def test_a_stream_whose_root_is_there_has_its_inbox_there(
     for wrong in ("push", "gallery/x", "."):
         with pytest.raises(ValueError, match=r"source\.path"):
             open_sources(parse_config({"root": root, "source": {"path": wrong}}))
+    for place in (f"{root}/gallery", f"{root}/push/x".removeprefix("s3://"), root, bucket):
+        with pytest.raises(ValueError, match=r"source\.path .* name a place of its own"):
+            open_sources(parse_config({"root": root, "source": {"kind": "s3", "path": place}}))
     with pytest.raises(ValueError, match="write `kind: s3`"):
         parse_config({"root": root, "source": {"path": f"{root}/inbox"}})
 

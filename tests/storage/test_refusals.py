@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from stream_odml.cli.failures import message_of
 from stream_odml.ingest.reasons import TransientReadError
-from stream_odml.storage.refusals import store_words
+from stream_odml.storage.refusals import store_words, trouble_words
 
 XML = (
     '<?xml version="1.0" encoding="utf-8"?>\n<Error><Code>{}</Code><Message>So it is</Message>'
@@ -57,3 +60,16 @@ def test_of_another_error_its_first_line_is_left() -> None:
     assert store_words(OSError("no space\nleft")) == "no space"
     assert store_words(OSError()) == "OSError"
     assert message_of(ValueError("dim is 0; at least 1")) == "dim is 0; at least 1"
+
+
+def test_who_goes_on_trying_says_a_sentence_of_ours_as_it_is_and_what_frees_a_full_disk() -> None:
+    assert (
+        trouble_words(TransientReadError("b/x cannot be listed now; look"))
+        == "b/x cannot be listed now; look"
+    )
+    assert trouble_words(KeyError("x")) == "KeyError: 'x'"
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        of_system = OSError(number, os.strerror(number), "/mnt/root")
+        of_table = OSError(f"Generic LocalFileSystem error: {os.strerror(number)} (os error {number})")
+        for error in (of_system, of_table):
+            assert trouble_words(error).endswith("; free some space, and the stream goes on by itself")
