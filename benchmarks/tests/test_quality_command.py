@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_learnt(
         (["--threads", "x"], "expected a whole number of 0 or more"),
     ],
 )
-def test_a_word_that_is_no_number_is_told_in_the_words_of_its_reader(
+def test_a_word_that_is_no_number_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     for reader, needed in ((parser(), ["--data", "x.parquet"]), (study_parser(), ["--data", "."])):
