@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -50,13 +51,18 @@ Count = Annotated[int, Range(at_least=0)]
 
 
 def check_fields(settings: Any) -> None:
-    """Raise ValueError for the first field of a dataclass outside its Range or its Literal; None is always allowed."""
+    """Raise ValueError for the first field of a dataclass outside its Range or its Literal, or with a Range and no
+    number of its kind; None is always allowed."""
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
         value = getattr(settings, name)
         if value is None:
             continue
-        for part in _parts(hint):
+        parts = list(_parts(hint))
+        number, kind = (Real, "a number") if float in parts else (Integral, "a whole number")
+        for part in parts:
             if isinstance(part, Range):
+                if not isinstance(value, number):
+                    raise ValueError(f"{name}: {value!r}, expected {kind}")
                 part.check(name, value)
             elif get_origin(part) is Literal and value not in get_args(part):
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(str, get_args(part)))}")

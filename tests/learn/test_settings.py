@@ -14,7 +14,7 @@ from stream_odml.learn.settings import METHODS, EmbedderSpec, StageSettings, met
 @pytest.mark.parametrize("changes", [
     {"weight_old": -1.0}, {"temperature": 0.0}, {"ridge": float("nan")}, {"peer_every": 0}, {"kernel": "linear"},
     {"old_share": 1.0}, {"gallery_map": "spline"}, {"learning_rate": float("inf")}, {"precision": "fp16"},
-    {"miner": "MultiSimilarityMiner"}, {"stage_steps": -1},
+    {"miner": "MultiSimilarityMiner"}, {"stage_steps": -1}, {"stage_steps": 1.5}, {"peer_every": "5"}, {"ridge": "1"},
 ])  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
