@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Annotated, Literal, Protocol
 
@@ -136,7 +136,7 @@ def _ridge_of(rows: _Rows, width: int, ridge: float, seed: int) -> _Ridge:
 
 
 class _Ridge:
-    """Ridge regression on F = ReLU(H R) [N, M], by the products of its rows, as items are fewer than random features:
+    """Ridge regression on F = ReLU(H R) [N, M], by the products of its rows where items are fewer than random features:
     (FᵀF + ridge I)^-1 Fᵀ = Fᵀ (F Fᵀ + ridge I)^-1."""
 
     def __init__(self, h_ND: Floats, width: int, ridge: float, seed: int) -> None:
@@ -145,8 +145,10 @@ class _Ridge:
         # U Uᵀ of U = Fᵀ / sqrt(ridge) is FᵀF / ridge.
         self._scale = ridge**-0.5
         self._U_NM = self._scale * self.lifted(h_ND)
-        wide_NM = self._U_NM.astype(np.float64)  # a small ridge is lost in the rounding of float32
-        self._L_NN = np.linalg.cholesky(wide_NM @ wide_NM.T + np.eye(len(h_ND)))
+        self._by_rows = len(h_ND) < width
+        wide = self._U_NM.astype(np.float64)  # a small ridge is lost in the rounding of float32
+        products = wide @ wide.T if self._by_rows else wide.T @ wide
+        self._L = np.linalg.cholesky(products + np.eye(len(products)))
 
     def lifted(self, h_nD: Floats) -> Floats:
         f_nM: Floats = np.maximum(h_nD @ self._random_DM, 0)
@@ -154,21 +156,27 @@ class _Ridge:
 
     def weights(self, target_NC: Floats) -> Floats:
         """Return (FᵀF + ridge I)^-1 Fᵀ Y."""
-        solved_NC = scipy.linalg.cho_solve((self._L_NN, True), target_NC, check_finite=False)
-        weights_MC: Floats = (self._scale * (self._U_NM.T @ solved_NC)).astype(np.float32)
-        return weights_MC
+        if self._by_rows:
+            weights_MC = self._U_NM.T @ scipy.linalg.cho_solve((self._L, True), target_NC, check_finite=False)
+        else:
+            sums_MC = self._U_NM.T @ target_NC
+            weights_MC = scipy.linalg.cho_solve((self._L, True), sums_MC, check_finite=False)
+        scaled_MC: Floats = (self._scale * weights_MC).astype(np.float32)
+        return scaled_MC
 
     def features(self, h_nD: Floats) -> Floats:
         """Return z with z zᵀ = ridge f (FᵀF + ridge I)^-1 fᵀ.
 
-        A root of (I + U Uᵀ)^-1 is I - U L^-T (L + I)^-1 Uᵀ, L Lᵀ = I + Uᵀ U (Andrews, AIAA Journal 1968).
+        By rows a root of (I + U Uᵀ)^-1 is I - U L^-T (L + I)^-1 Uᵀ, L Lᵀ = I + Uᵀ U (Andrews, AIAA Journal 1968).
         """
-        f_nM = self.lifted(h_nD)
-        first_Nn = scipy.linalg.solve_triangular(
-            self._L_NN, self._U_NM @ f_nM.T, lower=True, check_finite=False
+        f_nM, solve = (
+            self.lifted(h_nD),
+            partial(scipy.linalg.solve_triangular, lower=True, check_finite=False),
         )
-        L_NN = self._L_NN + np.eye(len(self._L_NN))
-        second_Nn = scipy.linalg.solve_triangular(L_NN, first_Nn, lower=True, trans=1, check_finite=False)
+        if not self._by_rows:
+            z_Mn: Floats = solve(self._L, f_nM.T).astype(np.float32)
+            return z_Mn.T
+        second_Nn = solve(self._L + np.eye(len(self._L)), solve(self._L, self._U_NM @ f_nM.T), trans=1)
         z_nM: Floats = f_nM - second_Nn.T.astype(np.float32) @ self._U_NM
         return z_nM
 
