@@ -16,7 +16,8 @@ _PHOTOGRAPHS = (
 _JOINT = "joint=joint:stage_steps={steps},joint_exact=joint_exact:stage_steps={steps}"
 """Three times the steps of all others, as validation chose."""
 _HEADS = (
-    "exact_frozen,exact_pretrained,ranpac=ranpac:width=2000:ridge=1e5,ranpac_logits=ranpac_logits:width=2000:ridge=1e5,"
+    "exact_frozen,exact_pretrained,ranpac=ranpac:width=10000:ridge=1e5,"
+    "ranpac_logits=ranpac_logits:width=10000:ridge=1e5,"
     "ranpac_features=ranpac_features:width=2000:ridge=1e6,fecam,stored_head"
 )
 """As validation chose them (STUDY.md)."""
@@ -47,8 +48,11 @@ _PARTS = (
 """What is taken away, one at a time, where a trunk moves: on the fewest base classes, where it may matter."""
 _LONGER = "ours,ours_backfill"
 _LONG = "exact_frozen,faithful=faithful:learning_rate=1e-5"
-_DRAWINGS = "ours,exact_frozen,ranpac,ranpac_logits,fecam,stored_head,distilled,finetune,frozen_f0"
-"""RanPAC with its defaults: nothing was tuned on drawings."""
+_DRAWINGS = (
+    "ours,exact_frozen,ranpac,ranpac_logits=ranpac_logits:ridge=1e4,fecam,stored_head,distilled,finetune,"
+    "frozen_f0"
+)
+"""RanPAC's ridge as validation chose it on 400 + 6 x 100, of 5,000 random features."""
 _CHARACTERS = ("--base-steps", "1500", "--steps", "100")
 _ALPHABETS = ("--base-steps", "1500", "--steps", "40")
 _TRIED: Values = {"dim": (64, 256), "weight": (1.0, 4.0), "shrinkage": (0.5, 0.8, 0.95)}

@@ -68,7 +68,10 @@ def test_the_differences_by_the_seed_have_their_intervals(column: int, name: str
     pairs = {
         "last served, minus `distilled`": ("ours", "distilled"),
         "last served, minus `exact_frozen`": ("ours", "exact_frozen"),
-        "`ranpac_logits`, last served, minus that of `ours`": ("ranpac_logits", "ours"),
+        "`ranpac_logits`, 2,000 random features, last served, minus that of `ours`": (
+            "ranpac_logits",
+            "ours",
+        ),
     }
     for label, methods in pairs.items():
         (cells,) = re.findall(rf"^\| {re.escape(label)} \| (.+) \|$", PAGE, re.MULTILINE)
@@ -241,3 +244,35 @@ def test_the_table_of_trained_maps_has_what_validation_images_say() -> None:
         assert set(taken) == {chosen}, name
     assert f"the mean drift serves {last('mean_l2')} and a rotation {last('orthogonal_l2')}" in PAGE
     assert f"| residual network, of queries | {last('ares20')} |  | {last('ares400')} |  |" in PAGE
+
+
+def test_the_table_of_ranpac_has_the_measured_differences() -> None:
+    part = PAGE[PAGE.index("## RanPAC") : PAGE.index("## The sealed stream")]
+    methods = {
+        "scores as vectors, 10,000 random features": "ranpac_logits",
+        "scores as vectors, 2,000": "ranpac_logits_2000",
+        "told classes, 10,000": "ranpac",
+        "told classes, 2,000": "ranpac_2000",
+    }
+    front = re.findall(
+        r"^\| RanPAC, 10,000 random features, [^|]+\| ([^|]+) \| ([^|]+) \|$", PAGE, re.MULTILINE
+    )[0]
+    for column, name in enumerate(STREAMS):
+        measured = curves(pq.read_table(BENCHMARKS / "results" / f"{name}-ranpac.parquet").to_pylist())
+        of_frozen = seed_figures(measured, "exact_frozen")
+        for label, method in methods.items():
+            cell = re.findall(rf"^\| {label} \| (.+) \| (.+) \|$", part, re.MULTILINE)[0][column]
+            served = seed_figures(measured, method)["last_r1_mapped"]
+            minus = [served[seed] - of_frozen["last_r1_mapped"][seed] for seed in sorted(served)]
+            low, high = bootstrap_interval(minus)
+            said = " ".join(f"{one:+.3f}" for one in minus)
+            assert cell == f"{said} [{low:+.3f}, {high:+.3f}]", (label, name)
+        wide = seed_figures(measured, "ranpac_logits")
+        served = [*wide["last_r1_mapped"].values()]
+        assert front[column] == f"{statistics.mean(served):.3f} ± {statistics.stdev(served):.3f}"
+        for figures in (wide, of_frozen):
+            for what in ("unseen_r1_mapped", "seen_r1_mapped"):
+                assert f"{statistics.mean(figures[what].values()):.3f}" in part, (name, what)
+        answer = PAGE[PAGE.index("**The answer.**") : PAGE.index("## Findings")]
+        over = [one - of_frozen["last_r1_mapped"][seed] for seed, one in wide["last_r1_mapped"].items()]
+        assert f"{statistics.mean(over):.3f}" in answer
