@@ -268,8 +268,8 @@ def test_the_table_of_ranpac_has_the_measured_differences() -> None:
             said = " ".join(f"{one:+.3f}" for one in minus)
             assert cell == f"{said} [{low:+.3f}, {high:+.3f}]", (label, name)
         wide = seed_figures(measured, "ranpac_logits")
-        served = [*wide["last_r1_mapped"].values()]
-        assert front[column] == f"{statistics.mean(served):.3f} ± {statistics.stdev(served):.3f}"
+        recalls = [*wide["last_r1_mapped"].values()]
+        assert front[column] == f"{statistics.mean(recalls):.3f} ± {statistics.stdev(recalls):.3f}"
         for figures in (wide, of_frozen):
             for what in ("unseen_r1_mapped", "seen_r1_mapped"):
                 assert f"{statistics.mean(figures[what].values()):.3f}" in part, (name, what)

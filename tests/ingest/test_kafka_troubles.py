@@ -250,7 +250,9 @@ def test_messages_that_are_deleted_soon_are_a_warning_before_they_are_a_hole(
     with pytest.raises(TransientReadError, match="max_spool_bytes"):  # the driver is behind
         followed.until_it_fails()
     looks = itertools.count(1)
-    assert at_risk(lambda _: next(looks) == 10) == (0, "", 0)
+    # Where the partition begins has to be known before it deletes: a slow machine hears of it late.
+    begins = followed.source._brokers.retention._first_lows
+    assert at_risk(lambda _: next(looks) >= 10 and (followed.topic, 0) in begins) == (0, "", 0)
     send(broker, followed.topic, range(3000, 6000), partition=0, value=b"x" * 1000)
     risk, warning, lost = at_risk(lambda found: bool(found.warning))
     assert 0 < risk < 3000
