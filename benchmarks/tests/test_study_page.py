@@ -276,3 +276,20 @@ def test_the_table_of_ranpac_has_the_measured_differences() -> None:
         answer = PAGE[PAGE.index("**The answer.**") : PAGE.index("## Findings")]
         over = [one - of_frozen["last_r1_mapped"][seed] for seed, one in wide["last_r1_mapped"].items()]
         assert f"{statistics.mean(over):.3f}" in answer
+
+
+def test_the_sealed_stream_has_the_measured_differences_of_ranpac() -> None:
+    rows = pq.read_table(BENCHMARKS / "results" / "quality-caltech101-ranpac.parquet").to_pylist()
+    measured = curves(rows)
+    frozen = seed_figures(measured, "exact_frozen")["last_r1_mapped"]
+
+    def minus(method: str) -> str:
+        served = seed_figures(measured, method)["last_r1_mapped"]
+        return " ".join(f"{served[seed] - frozen[seed]:+.3f}" for seed in sorted(served))
+
+    said = re.sub(r"\s+", " ", PAGE)
+    assert (
+        f"as vectors find {minus('ranpac_logits')} more than `exact_frozen` there "
+        f"({minus('ranpac_logits_2000')} with 2,000), told classes {minus('ranpac')} ({minus('ranpac_2000')})"
+    ) in said
+    assert f"on the sealed stream {minus('ranpac_logits').replace('+', '')} in three seeds" in said
