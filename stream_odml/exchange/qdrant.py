@@ -51,7 +51,7 @@ class _InWords:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
 
-        def spoken(*args: Any, **more: Any) -> Any:
+        def asked(*args: Any, **more: Any) -> Any:
             try:
                 return method(*args, **more)
             except Exception as error:
@@ -60,7 +60,7 @@ class _InWords:
                     "correct that, and run the same command again: it goes on"
                 ) from error
 
-        return spoken
+        return asked
 
 
 def connect(url: str) -> tuple[Any, Place]:

@@ -30,20 +30,19 @@ TABLES = {
 def inbox_path(config: StreamConfig) -> str:
     """Return the source's place: a relative folder lies under the stream root, in an object store as on a disk. Raises
     ConfigError for a folder that holds files of the stream's own."""
-    path = config.source.path
-    if config.source.kind == "s3":
+    path, kind = config.source.path, config.source.kind
+    if kind not in ("directory", "s3"):
+        return path
+    if kind == "s3":
         place = path if scheme_of(path) else f"s3://{path}"
-        _check_apart(place, config)
-        return place
-    if config.source.kind == "directory":
-        is_apart = Path(path).is_absolute()
-        if scheme_of(config.root) and not is_apart:
-            place = join(config.root, path)
-        else:
-            place = str(path if is_apart else Path(config.root) / path)
-        _check_apart(place, config)
-        return place
-    return path
+    elif Path(path).is_absolute():
+        place = path
+    elif scheme_of(config.root):
+        place = join(config.root, path)
+    else:
+        place = str(Path(config.root) / path)
+    _check_apart(place, config)
+    return place
 
 
 def _check_apart(place: str, config: StreamConfig) -> None:
@@ -51,10 +50,10 @@ def _check_apart(place: str, config: StreamConfig) -> None:
     inbox, root = (Path(one if scheme_of(one) else os.path.realpath(one)) for one in (place, config.root))
     own = {*COPIED, *NOT_COPIED} - {"inbox"}
     what = "a stream root" if is_root(place) else ""
-    is_apart = bool(scheme_of(place)) != bool(scheme_of(config.root))
-    if not is_apart and root.is_relative_to(inbox):
+    are_comparable = bool(scheme_of(place)) == bool(scheme_of(config.root))
+    if are_comparable and root.is_relative_to(inbox):
         what = f"the stream root {config.root}, or a folder around it"
-    elif not is_apart and inbox.is_relative_to(root) and inbox.relative_to(root).parts[0] in own:
+    elif are_comparable and inbox.is_relative_to(root) and inbox.relative_to(root).parts[0] in own:
         what = f"a folder of the stream's own in {config.root}"
     if what:
         raise ConfigError(
