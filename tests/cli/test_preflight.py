@@ -56,7 +56,7 @@ def test_an_inbox_lies_apart_from_what_is_the_streams_own(tmp_path: Path, path: 
     lacks, said = levels(source={"path": path})
     assert lacks == {"source": "failure"}
     assert f"source.path {path!r} is " in said
-    assert "name a folder of its own" in said
+    assert "name a place of its own" in said
     for good in ("inbox", "inbox/new", "shots", "../photos", str(tmp_path / "elsewhere")):
         assert levels(source={"path": good})[0] == {}, good
     far = parse_config({**PORTS, "root": "s3://bucket/stream", "source": {"path": str(tmp_path.parent)}})
