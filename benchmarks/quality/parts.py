@@ -49,10 +49,10 @@ _PARTS = (
 _LONGER = "ours,ours_backfill"
 _LONG = "exact_frozen,faithful=faithful:learning_rate=1e-5"
 _DRAWINGS = (
-    "ours,exact_frozen,ranpac,ranpac_logits=ranpac_logits:ridge=1e4,fecam,stored_head,distilled,finetune,"
+    "ours,exact_frozen,ranpac,ranpac_logits=ranpac_logits:width=10000:ridge=1e4,fecam,stored_head,distilled,finetune,"
     "frozen_f0"
 )
-"""RanPAC's ridge as validation chose it on 400 + 6 x 100, of 5,000 random features."""
+"""RanPAC as validation chose it on 400 + 6 x 100."""
 _CHARACTERS = ("--base-steps", "1500", "--steps", "100")
 _ALPHABETS = ("--base-steps", "1500", "--steps", "40")
 _TRIED: Values = {"dim": (64, 256), "weight": (1.0, 4.0), "shrinkage": (0.5, 0.8, 0.95)}
