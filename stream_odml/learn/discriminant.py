@@ -28,6 +28,7 @@ from stream_odml.learn.lift import GRID, Float64s, Lift
 from stream_odml.learn.packing import Floats, pack, unpack
 from stream_odml.learn.ranges import Count, Positive, Range, Share, check_fields
 from stream_odml.learn.trained_layer import no_layer, with_layer
+from stream_odml.learn.weighing import Weighing, direction_weights
 
 Float32s = NDArray[np.float32]
 _NOTHING = 1e-9
@@ -54,7 +55,9 @@ class HeadSettings:
     layer: Annotated[float, Range(at_least=0)] = 0.0
     """Variance of the trunk's trained layer beside that of the discriminant, in the known part; 0 leaves it out."""
     weight: Positive = 2.0
-    """w of the discriminant directions beside the rest, in the known part."""
+    """w of the discriminant direction that counts most beside the rest, in the known part."""
+    weighing: Weighing = "ridge"
+    """How much the others count beside it; `equal` in heads of releases that had no other."""
     new_scale: Positive = 1.0
     """Factor of the cosine of an item of an unknown class: under 1 where known classes lie so close together that
     cosines with them are all near 1."""
@@ -229,8 +232,9 @@ class DiscriminantHead:
     def from_bytes(cls, data: bytes) -> DiscriminantHead:
         """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
         _, a, meta = unpack(data, ("discriminant-head",))
-        settings, lift = HeadSettings(**meta["settings"]), Lift(**meta["lift"])
-        layer_lD = a.get("layer", no_layer(lift.dim))  # earlier releases wrote none
+        settings = HeadSettings(**{"weighing": "equal", **meta["settings"]})  # earlier releases wrote none
+        lift = Lift(**meta["lift"])
+        layer_lD = a.get("layer", no_layer(lift.dim))  # nor this
         return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"], layer_lD)
 
     def again(self, sums: ClassSums) -> DiscriminantHead:
@@ -301,9 +305,9 @@ class Solver:
         return _solved(L_DD, np.eye(len(L_DD)))
 
     def _known_map(self, s: HeadSettings, dim: int) -> Float64s:
-        """Return the known part [d, E]: `weight` times the directions in which class means differ most once
-        whitened, and up to `dim` the directions in which whitened images differ most beside them. No row where no
-        two classes differ."""
+        """Return the known part [d, E]: the directions in which class means differ most once whitened, of a length of
+        `weight` or less, and up to `dim` the directions in which whitened images differ most beside them. No row where
+        no two classes differ."""
         sums = self.sums.narrowed(s.width)
         E, floor = sums.lift.out_dim, _floor(sums)
         within_EE, between_EE = self._scatter(s.width)
@@ -311,10 +315,15 @@ class Solver:
             return np.zeros((0, E))
         L_EE = self._root(s.width, s.shrinkage)
         dim = min(dim, E)
-        V_Ek = self._of_means(s.width, s.shrinkage, min(len(sums) - 1, dim))
-        directions_dE: Float64s = s.weight * V_Ek.T
+        variance_k, V_Ek = self._of_means(s.width, s.shrinkage, min(len(sums) - 1, dim))
+        within = float(within_EE.trace())
+        # Where nothing differs within classes, nothing is known that a direction could be weighed by.
+        weight_k = direction_weights(
+            s.weighing if within > floor else "equal", variance_k, s.shrinkage * E / max(within, floor)
+        )
+        directions_dE: Float64s = s.weight * (V_Ek * weight_k).T
         rest = dim - len(directions_dE)
-        if rest and float(within_EE.trace()) > floor:
+        if rest and within > floor:
             beside_EE = _whitened(within_EE + between_EE, L_EE)
             beside_EE -= V_Ek @ (V_Ek.T @ beside_EE)
             beside_EE -= (beside_EE @ V_Ek) @ V_Ek.T
@@ -323,14 +332,15 @@ class Solver:
         # directions @ L⁻¹, by one solve with the transposed root.
         return np.ascontiguousarray(_solved(L_EE, directions_dE.T, transposed=True).T)
 
-    def _solve_of_means(self, width: int, shrinkage: float, k: int) -> Float64s:
-        """Return the k directions [E, k] in which whitened class means differ most, or fewer."""
+    def _solve_of_means(self, width: int, shrinkage: float, k: int) -> tuple[Float64s, Float64s]:
+        """Return the k directions [E, k] in which whitened class means differ most, or fewer, and by how much [k]."""
         sums, L_EE = self.sums.narrowed(width), self._root(width, shrinkage)
         if 2 * len(sums) < sums.lift.out_dim:
             variance_k, V_Ek = _leading_of_means(sums, L_EE, k)
         else:
             variance_k, V_Ek = leading(_whitened(self._scatter(width)[1], L_EE), k)
-        return V_Ek[:, variance_k > _NOTHING * variance_k[0]]
+        differ_k = variance_k > _NOTHING * variance_k[0]
+        return variance_k[differ_k], V_Ek[:, differ_k]
 
     def _solve_root(self, width: int, shrinkage: float) -> Float64s:
         return _shrunk_root(self._scatter(width)[0], shrinkage, _floor(self.sums.narrowed(width)))

@@ -32,9 +32,12 @@ from stream_odml.learn.head_folds import (
     name_hash,
 )
 from stream_odml.learn.lift import Float64s
+from stream_odml.learn.weighing import Weighing
 
 SHRINKAGES, NEW_SHRINKAGES = (0.8, 0.95), (0.8, 0.5)
 """Tried of the known and of the new part, the default first."""
+OF_MANY: tuple[Weighing, ...] = ("equal", "posterior")
+"""Tried of more classes than dimensions."""
 LAYERS = (0.0, 0.5)
 """Tried of the layer that the trunk was trained behind, where the known part compares all."""
 MARGIN, STANDARD_ERRORS = 0.005, 2.0
@@ -87,10 +90,10 @@ def choose_head(
     layer_lD: Float64s | None = None,
     trained: Collection[str] = (),
 ) -> HeadSettings:
-    """Return `settings` with the shrinkages, the lift and the bonus of new items that serve what is left out best.
+    """Return `settings` with the shrinkages, lift, weighing and bonus of new items that serve what is left out best.
 
     `sums`: of all learnt items, with the widest lift that may be used. `sample`: rows of `sample_rows`, every
-    one of which is in the sums. Lift and shrinkage by recall of items left out, among known classes;
+    one of which is in the sums. Lift, shrinkage and weighing by recall of known items left out, among known ones;
     `new_shrinkage` by recall of classes left out, among all; `new_scale` and `new_bonus` by both in one gallery, as
     large a share as can be of what one part for all would reach, for the kind that is worse off. Of more classes than
     dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
@@ -116,16 +119,20 @@ def choose_head(
     few = sums.n_items <= MAX_WHITENED
     if not folds:
         return replace(s, discriminant=s.discriminant and not few)
-    first, s = folds[0], replace(s, knows_all=False, bonus_among_all=0.0)
+    first = folds[0]
+    # Directions in which fewer classes differ than there are dimensions say little of others, whatever a trunk shows
+    # that was trained on the classes left out.
+    many = len(first.sums) > sums.lift.dim
+    s = replace(s, knows_all=False, bonus_among_all=0.0, weighing="equal" if many else s.weighing)
     if sums.lift.width:
         s = best_of([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_hits)
     s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_hits)
+    if many:
+        s = best_of([replace(s, weighing=weighing) for weighing in OF_MANY], first.known_hits)
     s = best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_hits)
     both = [fold.both(s) for fold in folds]
     scale, bonus, share = _best_scores(_telling(both))
-    # Directions in which fewer classes differ than there are dimensions say little of others, whatever a trunk shows
-    # that was trained on the classes left out.
-    if len(first.sums) > sums.lift.dim:
+    if many:
         s = replace(s, knows_all=_share(both, lambda gallery: gallery.by_known_q) > share + MARGIN)
     if s.knows_all and len(first.solver.layer_lD):
         layers = sorted(LAYERS, reverse=earlier is not None and earlier.layer > 0)

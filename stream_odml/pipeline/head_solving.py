@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from stream_odml.learn.drift import DriftMap
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.head_choice import choose_head, sample_rows
 from stream_odml.learn.lift import Float64s, Lift
+from stream_odml.learn.weighing import Weighing
 from stream_odml.store.select import split_rows
 from stream_odml.store.store import Store
 from stream_odml.store.sums import TrainingRows
@@ -147,6 +149,7 @@ def solve(
     head = solve_head(sums, earlier.settings, layer_lD)
     figures = {
         **{key("head", name): float(asdict(head.settings)[name]) for name in CHOSEN},
+        **{key("head", kind): float(head.settings.weighing == kind) for kind in get_args(Weighing)},
         key("head", "dim"): float(head.known_dim),
         key("head", "classes"): float(len(sums)),
         key("head", "items"): float(sums.n_items),

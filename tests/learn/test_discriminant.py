@@ -51,7 +51,7 @@ def test_it_ranks_as_linear_discriminant_analysis_of_scikit_learn(
         .LinearDiscriminantAnalysis(solver="eigen", shrinkage=1e-9, store_covariance=True)
         .fit(phi, names)
     )
-    head = solve_head(sums, HeadSettings(dim=C - 1, shrinkage=1 - 1e-9, weight=1.0))
+    head = solve_head(sums, HeadSettings(dim=C - 1, shrinkage=1 - 1e-9, weight=1.0, weighing="equal"))
     theirs = oracle.transform(phi)[:, : C - 1]
     theirs = theirs - theirs.mean(0)
     ours = (phi - head.mean_E) @ head.known_dE.T
@@ -71,7 +71,9 @@ def test_shrinkage_is_that_of_scikit_learn(s: float, width: int) -> None:
         .LinearDiscriminantAnalysis(solver="eigen", shrinkage=1 - s, store_covariance=True)
         .fit(phi, names)
     )
-    head = solve_head(sums, HeadSettings(dim=5, width=width, shrinkage=s, new_shrinkage=s, weight=1.0))
+    head = solve_head(
+        sums, HeadSettings(dim=5, width=width, shrinkage=s, new_shrinkage=s, weight=1.0, weighing="equal")
+    )
     # Both parts are roots of the inverse covariance: one everywhere, one where class means differ.
     scale = np.trace(oracle.covariance_) / E
     if not width:
@@ -96,12 +98,12 @@ def test_it_is_the_formula_by_plain_numpy() -> None:
     variance, U = np.linalg.eigh((1 - s) * np.eye(10) + s * 10 * S / np.trace(S))
     W = U @ np.diag(variance**-0.5) @ U.T
     _, _, Vt = np.linalg.svd(np.sqrt(5) * (means - phi.mean(0)) @ W)
-    head = solve_head(sums, HeadSettings(dim=5, shrinkage=s, weight=w))
+    head = solve_head(sums, HeadSettings(dim=5, shrinkage=s, weight=w, weighing="equal"))
     z = (phi - phi.mean(0)) @ W @ Vt[:5].T * w
     ours = (phi - head.mean_E) @ head.known_dE.T
     assert np.allclose(ours @ ours.T, z @ z.T)
     # With room beyond C - 1: the rest is orthogonal to it once whitened, strongest first, of weight 1.
-    full = solve_head(sums, HeadSettings(dim=10, shrinkage=s, weight=w))
+    full = solve_head(sums, HeadSettings(dim=10, shrinkage=s, weight=w, weighing="equal"))
     assert np.allclose(full.known_dE[:5], head.known_dE)
     unweighted = full.known_dE / np.array([w] * 5 + [1] * 5)[:, None]
     mixed = (1 - s) * np.eye(10) + s * 10 * S / np.trace(S)
