@@ -83,7 +83,7 @@ def test_a_head_is_served_as_soon_as_it_is_solved(stream: ExactStream) -> None:
             image = stream.images[item]
             found = ask(api, image, min_version=learnt, min_seq=stream.sequence, k=1)
             assert (found["version"], found["hits"][0]["id"]) == (learnt, item)
-            assert found["hits"][0]["score"] == pytest.approx(score, abs=2e-3)
+            assert found["hits"][0]["score"] == pytest.approx(score, abs=5e-3)
 
         newest = stream.stage()
         ask(api, stream.images[late[0]], min_version=newest)
@@ -93,7 +93,7 @@ def test_a_head_is_served_as_soon_as_it_is_solved(stream: ExactStream) -> None:
         for vector, version in ((head.embed(old[4:5])[0], learnt), (old[4], root)):
             body = {"vector": vector.tolist(), "version": version, "k": 1}
             hit = api.post("/v1/search", json=body).json()["hits"][0]
-            assert (hit["id"], hit["score"]) == (first[4], pytest.approx(1.0, abs=2e-3))
+            assert (hit["id"], hit["score"]) == (first[4], pytest.approx(1.0, abs=5e-3))
         wrong = api.post("/v1/search", json={"vector": old[4].tolist(), "k": 1})
         assert wrong.json()["error"] == "bad_dimension"
         dim = now.snapshot.dim
