@@ -298,6 +298,29 @@ def test_the_sealed_stream_has_the_measured_differences_of_ranpac() -> None:
     assert f"on the sealed stream {minus('ranpac_logits').replace('+', '')} in three seeds" in said
 
 
+def test_drawings_have_the_measured_figures_of_ranpac() -> None:
+    part = re.sub(r"\s+", " ", PAGE[PAGE.index("**RanPAC finds more of known characters**") :])
+    measured = curves(
+        pq.read_table(BENCHMARKS / "results" / "quality-omniglot-400-ranpac.parquet").to_pylist()
+    )
+    wide, ours = (seed_figures(measured, method) for method in ("ranpac_logits", "ours"))
+    last, mine = wide["last_r1_mapped"], ours["last_r1_mapped"]
+    assert f"find {' '.join(f'{last[seed] - mine[seed]:+.3f}' for seed in sorted(last))} more" in part
+
+    def mean(method: str, what: str = "last_r1_mapped") -> str:
+        return f"{statistics.mean(seed_figures(measured, method)[what].values()):.3f}"
+
+    assert f"than `ours`, {mean('ranpac_logits')} in the mean" in part
+    assert f"of all items {mean('ranpac')}, `fecam` {mean('fecam')}." in part
+    unseen, seen = ("unseen_r1_mapped", "seen_r1_mapped")
+    assert (
+        f"finds {mean('ranpac_logits', unseen)} of classes to come, where `ours` finds {mean('ours', unseen)}"
+        in part
+    )
+    assert f"and {mean('ranpac_logits', seen)} of known ones, `ours` {mean('ours', seen)}." in part
+    assert f"`stored_head`, finds {mean('stored_head')}." in part
+
+
 def test_ranpac_is_tuned_as_validation_images_say() -> None:
     part = re.sub(r"\s+", " ", PAGE[PAGE.index("## RanPAC") : PAGE.index("## Tasks without clean borders")])
 
