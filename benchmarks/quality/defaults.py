@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ from benchmarks.quality.figures import curves, seed_figures
 from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.learn.head_choice import LAYERS
 from stream_odml.learn.settings import EmbedderSpec, StageSettings
+from stream_odml.learn.weighing import Weighing
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 MARGIN = 0.005
@@ -39,6 +40,7 @@ class Choice:
 
 
 _PHOTOGRAPHS = ("heads-flowers102", "heads-grocery81")
+_ALL_PHOTOGRAPHS = (*_PHOTOGRAPHS, "heads-flowers102-small", "heads-grocery81-small")
 _DRAWINGS = ("heads-omniglot-400",)
 _HEADS = (*_PHOTOGRAPHS, *_DRAWINGS)
 _SERVED, _UNSEEN = "avg_inc_r1_mapped", "unseen_alone_r1_mapped"
@@ -56,6 +58,10 @@ CHOICES = (
         {"0.5": "shrinkage0.5", "0.8": "shrinkage0.8", "0.95": "shrinkage0.95"}, _SERVED, _HEADS,
     ),
     Choice(
+        "HeadSettings.weighing", HeadSettings().weighing,
+        {name: f"weighing{name}" for name in get_args(Weighing)}, _SERVED, _ALL_PHOTOGRAPHS,
+    ),
+    Choice(
         "HeadSettings.new_shrinkage", HeadSettings().new_shrinkage,
         {"0.5": "new_shrinkage0.5", "0.8": "new_shrinkage0.8"}, _UNSEEN, _PHOTOGRAPHS,
     ),
@@ -69,8 +75,7 @@ CHOICES = (
     ),
     Choice(
         "model.lift, beside 512 and more", _SOLVED.lift_of(1280), {"0": "standing", "2048": "lift2048"},
-        _SERVED, (*_PHOTOGRAPHS, "heads-flowers102-small", "heads-grocery81-small"),
-        "2048 serves less after a small base of Flowers, rules whitening out, and takes two to three times as long",
+        _SERVED, _ALL_PHOTOGRAPHS,
     ),
     Choice(
         "weight_hold", StageSettings().weight_hold, {"50.0": "hold50", "10.0": "hold10"}, _SERVED,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.quality.map_rivals import MAPS
 
-Values = Mapping[str, Sequence[float]]
+Values = Mapping[str, Sequence[float | str]]
 _PHOTOGRAPHS = (
     "--backbone", "mobilenetv2", "--image-size", "96", "--set", "augment_flip=true", "--set",
     "classes_per_batch=10", "--set", "images_per_class=4", "--base-steps", "150", "--steps", "40",
@@ -57,9 +57,10 @@ _CHARACTERS = ("--base-steps", "1500", "--steps", "100")
 _ALPHABETS = ("--base-steps", "1500", "--steps", "40")
 _TRIED: Values = {"dim": (64, 256), "weight": (1.0, 4.0), "shrinkage": (0.5, 0.8, 0.95)}
 """Of the solved head, each in place of what stands or is chosen by the stream, all else as it is."""
-_PHOTOGRAPH_VALUES: Values = {"new_shrinkage": (0.5, 0.8), "lift": (2048,)}
+_WEIGHINGS: Values = {"weighing": ("ridge", "equal", "posterior")}
+_PHOTOGRAPH_VALUES: Values = {**_WEIGHINGS, "new_shrinkage": (0.5, 0.8), "lift": (2048,)}
 """Of the part that compares new items, as it does until there are more classes than features."""
-_DRAWING_VALUES: Values = {"layer": (0.25, 0.5, 1.0), "lift": (0,)}
+_DRAWING_VALUES: Values = {**_WEIGHINGS, "layer": (0.25, 0.5, 1.0), "lift": (0,)}
 """Of the part that compares all items from then on."""
 
 
@@ -112,9 +113,9 @@ PARTS = (
          select="validation"),
     Part("heads-omniglot-400", "omniglot", "400+6*100", _heads(_TRIED, _DRAWING_VALUES), _CHARACTERS, "0",
          select="validation"),
-    Part("heads-flowers102-small", "flowers102", "12+9*10", _heads({"lift": (2048,)}), _PHOTOGRAPHS, "0",
+    Part("heads-flowers102-small", "flowers102", "12+9*10", _heads({**_WEIGHINGS, "lift": (2048,)}), _PHOTOGRAPHS, "0",
          select="validation"),
-    Part("heads-grocery81-small", "grocery81", "11+7*10", _heads({"lift": (2048,)}), _PHOTOGRAPHS, "0",
+    Part("heads-grocery81-small", "grocery81", "11+7*10", _heads({**_WEIGHINGS, "lift": (2048,)}), _PHOTOGRAPHS, "0",
          select="validation"),
     Part("lift-flowers102", "flowers102", "62+4*10", _heads({"lift": (2048,)}), _PHOTOGRAPHS),
     Part("lift-grocery81", "grocery81", "41+4*10", _heads({"lift": (2048,)}), _PHOTOGRAPHS),

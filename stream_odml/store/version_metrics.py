@@ -68,8 +68,7 @@ class VersionMetrics:
     head: Scores = field(default_factory=dict, metadata=_BY_PART)
     """A discriminant head as it was chosen: whether it has a part for known classes, width of the lift, shrinkages,
     scale and bonus of new items; 1 for how its directions are weighed (`ridge`, `posterior` or `equal`); dimensions,
-    classes and items of its sums; `chosen_classes` and `chosen_items`: of the sums for which these settings were
-    chosen."""
+    classes and items of its sums; `chosen_classes` and `chosen_items`: of the sums that these settings are for."""
     trunk: Scores = field(default_factory=dict, metadata=_BY_PART)
     """Whether a discriminant head's trunk is worth moving, see `trunk_gap`: `trained`, the share of the known classes
     that it was trained on; `from_nothing`, 1 where it began with no pretrained weights; `gap`, by how much less the
