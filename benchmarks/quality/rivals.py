@@ -26,6 +26,7 @@ from stream_odml.learn.geometry import unit
 from stream_odml.learn.lift import Float64s, Lift
 from stream_odml.learn.metric_losses import SupervisedContrastiveLoss
 from stream_odml.learn.ranges import Count, NonNegative, Positive, Range, Share, check_fields
+from stream_odml.learn.weighing import Weighing
 from stream_odml.zero import unit_rows
 
 _STAGES_AT_HAND = 6
@@ -293,6 +294,7 @@ class SolvedPart:
     width: Count = 0
     shrinkage: Share = HeadSettings.shrinkage
     weight: Positive = HeadSettings.weight
+    weighing: Weighing = HeadSettings.weighing
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -308,6 +310,7 @@ class SolvedPart:
                 shrinkage=self.shrinkage,
                 new_shrinkage=self.shrinkage,
                 weight=self.weight,
+                weighing=self.weighing,
             ),
         )
 

@@ -25,7 +25,7 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.eigen import leading, signed
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.lift import GRID, Float64s, Lift
-from stream_odml.learn.packing import Floats, pack, unpack
+from stream_odml.learn.packing import BadArtifact, Floats, pack, unpack
 from stream_odml.learn.ranges import Count, Positive, Range, Share, check_fields
 from stream_odml.learn.trained_layer import no_layer, with_layer
 from stream_odml.learn.weighing import Weighing, direction_weights
@@ -57,7 +57,7 @@ class HeadSettings:
     weight: Positive = 2.0
     """w of the discriminant direction that counts most beside the rest, in the known part."""
     weighing: Weighing = "ridge"
-    """How much the others count beside it; `equal` in heads of releases that had no other."""
+    """How much the others count beside it; `equal` of two images a class or fewer."""
     new_scale: Positive = 1.0
     """Factor of the cosine of an item of an unknown class: under 1 where known classes lie so close together that
     cosines with them are all near 1."""
@@ -98,8 +98,9 @@ class DiscriminantHead:
                 f"head with mean {self.mean_E.shape}, maps {self.known_dE.shape} and {self.new_DD.shape}; "
                 f"expected [{E}], [d, {E}] and [.., {D}]"
             )
-        parts = (self.mean_E, self.known_dE, self.new_DD, self.layer_lD)
-        if not all(np.isfinite(part).all() for part in parts):
+        if not all(
+            np.isfinite(part).all() for part in (self.mean_E, self.known_dE, self.new_DD, self.layer_lD)
+        ):
             raise ValueError("head with an entry that is not finite; solve it again from the sums")
 
     @property
@@ -174,8 +175,7 @@ class DiscriminantHead:
             raise ValueError(
                 f"embeddings of shape {z_n.shape} for a head of {self.dim}; the head that made them is needed"
             )
-        m_D = self.mean_E[: self.lift.dim]
-        ray_nD = np.asarray(self.split(z_n)[1], np.float64) @ self._unwhitened.T
+        m_D, ray_nD = self.mean_E[: self.lift.dim], self.split(z_n)[1].astype(np.float64) @ self._unwhitened.T
         # |m + t ray| = 1, of which one root is positive: the mean of unit vectors is no longer than 1.
         a_n, b_n = np.einsum("nd,nd->n", ray_nD, ray_nD), ray_nD @ m_D
         a_n[a_n == 0] = 1
@@ -185,8 +185,7 @@ class DiscriminantHead:
 
     @cached_property
     def _unwhitened(self) -> Float64s:
-        inverse_DD: Float64s = np.asarray(np.linalg.inv(self.new_DD), np.float64)
-        return inverse_DD
+        return np.asarray(np.linalg.inv(self.new_DD), np.float64)
 
     @cached_property
     def _known_map(self) -> tuple[Float32s, Float32s]:
@@ -232,9 +231,12 @@ class DiscriminantHead:
     def from_bytes(cls, data: bytes) -> DiscriminantHead:
         """Read the bytes of `to_bytes`. Raises BadArtifact where they are damaged."""
         _, a, meta = unpack(data, ("discriminant-head",))
-        settings = HeadSettings(**{"weighing": "equal", **meta["settings"]})  # earlier releases wrote none
+        try:  # earlier releases wrote neither a weighing nor a layer
+            settings = HeadSettings(**{"weighing": "equal", **meta["settings"]})
+        except TypeError as error:
+            raise BadArtifact(f"discriminant head of a newer release, or damaged: {error}") from error
         lift = Lift(**meta["lift"])
-        layer_lD = a.get("layer", no_layer(lift.dim))  # nor this
+        layer_lD = a.get("layer", no_layer(lift.dim))
         return cls(settings, lift, tuple(meta["names"]), a["mean"], a["known"], a["new"], layer_lD)
 
     def again(self, sums: ClassSums) -> DiscriminantHead:
@@ -243,8 +245,7 @@ class DiscriminantHead:
 
 
 def _one_thread() -> AbstractContextManager[Any]:
-    """Limit BLAS to one thread: on cores shared with training and search, the threads of a decomposition wait for each
-    other many times as long as one takes for all of it."""
+    """Limit BLAS to one thread: on cores that training and search share its threads wait for each other most of all."""
     limit: AbstractContextManager[Any] = _BLAS.limit(limits=1, user_api="blas")
     return limit
 
@@ -262,7 +263,7 @@ def solve_head(
 
 
 def whitening(sums: ClassSums, shrinkage: float) -> Float64s:
-    """Return the map of the new part alone, [D, D]: W with Wᵀ W the inverse of the shrunk scatter within classes."""
+    """Return the map of the new part alone, W [D, D]: Wᵀ W is the inverse of the shrunk scatter within classes."""
     return Solver(sums.narrowed(0)).whitening(shrinkage)
 
 
@@ -317,10 +318,10 @@ class Solver:
         dim = min(dim, E)
         variance_k, V_Ek = self._of_means(s.width, s.shrinkage, min(len(sums) - 1, dim))
         within = float(within_EE.trace())
-        # Where nothing differs within classes, nothing is known that a direction could be weighed by.
-        weight_k = direction_weights(
-            s.weighing if within > floor else "equal", variance_k, s.shrinkage * E / max(within, floor)
-        )
+        # Of two images a class or fewer too little is known of how they differ to weigh directions by it.
+        unit = s.shrinkage * E / max(within, floor)
+        enough = within > floor and sums.n_items > 2 * len(sums)
+        weight_k = direction_weights(s.weighing if enough else "equal", variance_k, unit)
         directions_dE: Float64s = s.weight * (V_Ek * weight_k).T
         rest = dim - len(directions_dE)
         if rest and within > floor:

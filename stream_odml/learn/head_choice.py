@@ -36,8 +36,9 @@ from stream_odml.learn.weighing import Weighing
 
 SHRINKAGES, NEW_SHRINKAGES = (0.8, 0.95), (0.8, 0.5)
 """Tried of the known and of the new part, the default first."""
+OF_FEW: tuple[Weighing, ...] = ("ridge", "equal")
 OF_MANY: tuple[Weighing, ...] = ("equal", "posterior")
-"""Tried of more classes than dimensions."""
+"""Tried of fewer classes than dimensions, and of more."""
 LAYERS = (0.0, 0.5)
 """Tried of the layer that the trunk was trained behind, where the known part compares all."""
 MARGIN, STANDARD_ERRORS = 0.005, 2.0
@@ -123,12 +124,12 @@ def choose_head(
     # Directions in which fewer classes differ than there are dimensions say little of others, whatever a trunk shows
     # that was trained on the classes left out.
     many = len(first.sums) > sums.lift.dim
-    s = replace(s, knows_all=False, bonus_among_all=0.0, weighing="equal" if many else s.weighing)
+    weighings = OF_MANY if many else OF_FEW
+    s = replace(s, knows_all=False, bonus_among_all=0.0, weighing=weighings[0])
     if sums.lift.width:
         s = best_of([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_hits)
     s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_hits)
-    if many:
-        s = best_of([replace(s, weighing=weighing) for weighing in OF_MANY], first.known_hits)
+    s = best_of([replace(s, weighing=weighing) for weighing in weighings], first.known_hits)
     s = best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_hits)
     both = [fold.both(s) for fold in folds]
     scale, bonus, share = _best_scores(_telling(both))

@@ -11,7 +11,7 @@ from stream_odml.learn.discriminant import DiscriminantHead, HeadSettings, solve
 from stream_odml.learn.feature_codes import FeatureCodes, encode
 from stream_odml.learn.head_choice import choose_head
 from stream_odml.learn.lift import GRID, Lift
-from stream_odml.learn.packing import pack, unpack
+from stream_odml.learn.packing import BadArtifact, pack, unpack
 from stream_odml.learn.weighing import Weighing, direction_weights
 from tests.learn.streams import stored, sums_of
 
@@ -101,6 +101,8 @@ def test_a_head_of_an_earlier_release_is_solved_again_as_it_was() -> None:
     kind, arrays, meta = unpack(equal.to_bytes(), ("discriminant-head",))
     del meta["settings"]["weighing"]
     earlier = DiscriminantHead.from_bytes(pack(kind, arrays, **meta))
+    with pytest.raises(BadArtifact, match="of a newer release"):
+        DiscriminantHead.from_bytes(pack(kind, arrays, **{**meta, "settings": {"unheard_of": 1}}))
     assert earlier.again(sums).equals(earlier, 0.0)
     now = solve_head(sums, HeadSettings(dim=8))
     assert not now.equals(earlier)
@@ -122,6 +124,19 @@ def noisy(count: int, seed: int) -> tuple[FeatureCodes, list[str]]:
 
 def chosen(codes: FeatureCodes, names: list[str]) -> Weighing:
     return choose_head(ClassSums.of(Lift(codes.dim), codes, names), codes, names).weighing
+
+
+@pytest.mark.parametrize("twice", [1, 4, 12])
+def test_of_about_one_image_a_class_directions_count_alike(twice: int) -> None:
+    """What a few pairs say of how images of a class differ would else outweigh all that tells classes apart."""
+    codes, names = noisy(12, 0)
+    rows = np.array([8 * c + i for c in range(12) for i in range(2 if c < twice else 1)])
+    sums = ClassSums.of(Lift(codes.dim), codes[rows], [names[row] for row in rows])
+    by_ridge, alike = (solve_head(sums, HeadSettings(weighing=kind)) for kind in ("ridge", "equal"))
+    assert np.array_equal(by_ridge.known_dE, alike.known_dE)
+    more = ClassSums.of(Lift(codes.dim), codes, names)
+    by_ridge, alike = (solve_head(more, HeadSettings(weighing=kind)) for kind in ("ridge", "equal"))
+    assert not np.allclose(by_ridge.known_dE, alike.known_dE)
 
 
 @pytest.mark.parametrize("seed", range(4))
