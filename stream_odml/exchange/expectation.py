@@ -253,10 +253,12 @@ def _of_pairs(pairs: Pairs, config: StreamConfig, choice: Choice) -> Recalls:
     half = _half(pairs.classes, config.seed)
     some, asked = pairs.at(half), pairs.at(~half)
     items = OldItems(some.old_nD, np.array(some.classes, np.str_), np.array([""] * len(some), np.str_))
+    # Of a few pairs nothing can be left out to choose by, so no direction is trusted more than another.
+    settings = HeadSettings(dim=config.model.dim, weighing="equal")
     nameless = replace(asked, ids=("-",) * len(asked))
 
     def recall(gallery: Floats, queries: Floats) -> float:
-        return _recall(gallery, items, queries, nameless, HeadSettings(dim=config.model.dim), config)
+        return _recall(gallery, items, queries, nameless, settings, config)
 
     cross = fit_cross_map(asked.old_nD, asked.new_nF, asked.classes, config.seed, choice)
     cross = replace(cross, names=(), offsets_CF=cross.offsets_CF[:0])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stream_odml.exchange.pairs import Pairs
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.cross_map import CrossMap
-from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 
@@ -43,7 +43,9 @@ class Examiner:
 
     def __init__(self, cross: CrossMap, pairs: Pairs) -> None:
         self._cross = replace(cross, within=1.0)
-        self._head = solve_head(ClassSums.of(Lift(len(cross.b_F)), encode(pairs.new_nF), pairs.classes))
+        sums = ClassSums.of(Lift(len(cross.b_F)), encode(pairs.new_nF), pairs.classes)
+        # Nothing is left out of pairs to choose by, so no direction is trusted more than another.
+        self._head = solve_head(sums, HeadSettings(weighing="equal"))
         self._place = {name: place for place, name in enumerate(cross.names)}
         self._centres_Cd = self._embedded(cross.centres_CF)
 

@@ -12,7 +12,7 @@ from stream_odml.exchange.pairs import Pairs
 from stream_odml.exchange.worst_first import Examiner, worst_of_shards
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.cross_map import fit_cross_map
-from stream_odml.learn.discriminant import solve_head
+from stream_odml.learn.discriminant import HeadSettings, solve_head
 from stream_odml.learn.feature_codes import encode
 from stream_odml.learn.lift import Lift
 from stream_odml.store.ledger_states import ShardState
@@ -36,7 +36,8 @@ def test_what_is_said_of_items_is_so_of_their_undrawn_predictions() -> None:
     known = pairs()
     cross = fit_cross_map(known.old_nD, known.new_nF, known.classes)
     centres = class_means([(cross.apply(known.old_nD, known.classes), known.classes)])
-    head = solve_head(ClassSums.of(Lift(5), encode(known.new_nF), known.classes))
+    sums = ClassSums.of(Lift(5), encode(known.new_nF), known.classes)
+    head = solve_head(sums, HeadSettings(weighing="equal"))
     part = slice(0, head.known_dim)
     asked, names = known.old_nD[:9], [*known.classes[:8], "unknown"]
     missed, rivalry = Examiner(cross.drawn_to(centres, 0.3), known)(asked, names)
