@@ -98,9 +98,8 @@ class DiscriminantHead:
                 f"head with mean {self.mean_E.shape}, maps {self.known_dE.shape} and {self.new_DD.shape}; "
                 f"expected [{E}], [d, {E}] and [.., {D}]"
             )
-        if not all(
-            np.isfinite(part).all() for part in (self.mean_E, self.known_dE, self.new_DD, self.layer_lD)
-        ):
+        parts = (self.mean_E, self.known_dE, self.new_DD, self.layer_lD)
+        if not all(np.isfinite(part).all() for part in parts):
             raise ValueError("head with an entry that is not finite; solve it again from the sums")
 
     @property
@@ -245,7 +244,7 @@ class DiscriminantHead:
 
 
 def _one_thread() -> AbstractContextManager[Any]:
-    """Limit BLAS to one thread: on cores that training and search share its threads wait for each other most of all."""
+    """Limit BLAS to one thread: on cores that training and search share, its threads mostly wait for each other."""
     limit: AbstractContextManager[Any] = _BLAS.limit(limits=1, user_api="blas")
     return limit
 
