@@ -90,6 +90,11 @@ def test_the_sealed_stream_has_the_measured_differences_of_ranpac() -> None:
     assert f"{minus('ours', 'ranpac_logits')} more than RanPAC's scores as vectors, and " in said
     assert f"{minus('ours', 'exact_frozen')} more than the frozen trunk under that head" in said
     assert f"rival that ranks items ({minus('ours', 'ranpac_logits')} over RanPAC" in said
+    by_query = [
+        round(1872 * (one - figures["ranpac_logits"]["last_r1_mapped"][seed]))
+        for seed, one in sorted(figures["ours"]["last_r1_mapped"].items())
+    ]
+    assert "features: {}, {} and {} of 1,872 queries)".format(*by_query) in said
     assert (
         f"RanPAC's vectors find {minus('ranpac_logits')} ({minus('ranpac_logits_2000')} with 2,000), "
         f"told classes {minus('ranpac')} ({minus('ranpac_2000')}), the head of now {minus('exact_frozen')}, "
