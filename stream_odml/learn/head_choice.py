@@ -124,13 +124,7 @@ def choose_head(
     # Directions in which fewer classes differ than there are dimensions say little of others, whatever a trunk shows
     # that was trained on the classes left out.
     many = len(first.sums) > sums.lift.dim
-    weighings = OF_MANY if many else OF_FEW
-    s = replace(s, knows_all=False, bonus_among_all=0.0, weighing=weighings[0])
-    if sums.lift.width:
-        s = best_of([replace(s, width=width) for width in (sums.lift.width, 0)], first.known_hits)
-    s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], first.known_hits)
-    s = best_of([replace(s, weighing=weighing) for weighing in weighings], first.known_hits)
-    s = best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], first.new_hits)
+    s = _each_part(replace(s, knows_all=False, bonus_among_all=0.0), first, OF_MANY if many else OF_FEW)
     both = [fold.both(s) for fold in folds]
     scale, bonus, share = _best_scores(_telling(both))
     if many:
@@ -145,6 +139,16 @@ def choose_head(
         untrained = fold_of_untrained(sums, sample, classes, layer_lD, trained)
         s = replace(s, bonus_among_all=_bonus_among_all(s, folds, untrained, earlier))
     return replace(s, new_scale=scale, new_bonus=bonus)
+
+
+def _each_part(s: HeadSettings, fold: Fold, weighings: Sequence[Weighing]) -> HeadSettings:
+    """Return settings with what either part finds most by, each judged alone. `weighings`: the default first."""
+    s = replace(s, weighing=weighings[0])
+    if (width := fold.sums.lift.width) > 0:
+        s = best_of([replace(s, width=tried) for tried in (width, 0)], fold.known_hits)
+    s = best_of([replace(s, shrinkage=shrinkage) for shrinkage in SHRINKAGES], fold.known_hits)
+    s = best_of([replace(s, weighing=weighing) for weighing in weighings], fold.known_hits)
+    return best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], fold.new_hits)
 
 
 def _best_scores(galleries: list[Both]) -> tuple[float, float, float]:
