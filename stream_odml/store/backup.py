@@ -1,9 +1,10 @@
 """A consistent copy of a stream root, taken while its stream runs; the same copy in the other direction restores it.
 
 Protects: the copy is the root as it stood at one instant. Its tables are pinned at versions that were all current at
-the same time, and what the pinned tables name is in the copy, or the copy is not made. What was pushed, or copied from
-a topic, before the copy began is in it, whether or not the ledger knows it yet: such files are copied before the tables
-are pinned, and again afterwards. One that is deleted in between was learnt by then, and the pinned ledger says so.
+the same time, and what the pinned tables name is in the copy, or the copy is not made: until all is there its mark
+says so, and nothing opens it. What was pushed, or copied from a topic, before the copy began is in it, whether or not
+the ledger knows it yet: such files are copied before the tables are pinned, and again afterwards. One that is deleted
+in between was learnt by then, and the pinned ledger says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from urllib.parse import unquote
 
@@ -26,7 +28,7 @@ from stream_odml.store.artifacts import read_artifact
 from stream_odml.store.errors import ArtifactCorrupt
 from stream_odml.store.layout import ARTIFACTS, LANDED, MARK, REWRITTEN, UPGRADE, strangers
 from stream_odml.store.ledger_states import ShardState
-from stream_odml.store.origins import ORIGINS, below, origins_of
+from stream_odml.store.origins import ORIGINS, UNFINISHED, below, origins_of, refuse_unfinished
 from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMAS
 from stream_odml.wording import some
@@ -63,11 +65,12 @@ def back_up(
     """Copy the stream root `source` to `target`, an empty folder or prefix. Neither stops a running stream.
 
     Raises NotAStreamRoot for a source that is none, UnsafePath for one with links or names that lead out
-    of it, BackupFailed.
+    of it, UnfinishedBackup for a source or target where a copy broke off, BackupFailed.
     """
     began = time.monotonic()
     store = Store.open(source, source_options)
     to = open_files(target, target_options)
+    refuse_unfinished(to)
     if any(to.exists(f"{name}/_delta_log/{0:020d}.json") for name in SCHEMAS) or to.exists(MARK):
         raise BackupFailed(
             f"{target} holds a stream root or a backup already; name an empty folder or prefix"
@@ -81,6 +84,7 @@ def back_up(
     for folder in (*SCHEMAS, ARTIFACTS, *REWRITTEN):
         store.files.only_regular(folder)
     copy = _Copy(store.files, to)
+    copy.mark({"source": store.uri, UNFINISHED: True})  # first, so that nothing reads half a copy as a stream
     for attempt in range(1, COPY_ATTEMPTS + 1):
         try:
             copy.folders(*LANDED)
@@ -102,8 +106,7 @@ def back_up(
         head = copied.tree.head if copied.tree.moves else None
         left_out = tuple(strangers(store.files))
         done = Backup(store.uri, head, pins, copy.files, copy.bytes, time.monotonic() - began, left_out)
-        mark = {**asdict(done), ORIGINS: origins, "time": time.time()}
-        to.write(MARK, json.dumps(mark, indent=1).encode())
+        copy.mark({**asdict(done), ORIGINS: origins, "time": time.time()})
         return done
     raise BackupFailed(
         f"{source} was compacted {COPY_ATTEMPTS} times during the copy; raise store.retention_h above its time"
@@ -144,6 +147,20 @@ class _Copy:
                 # Not `_last_checkpoint`, which may name a later one: without it the folder is listed.
                 self._file(info.path)
 
+    def mark(self, says: Mapping[str, object]) -> None:
+        """Write what the copy says of itself."""
+        with self._writing():
+            self._target.write(MARK, json.dumps(says, indent=1).encode())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell a target that cannot be written from a file that the source lacks, which is asked for again."""
+        try:
+            yield
+        except OSError as error:
+            message = f"{self._target.uri} cannot be written: {error}; name another folder"
+            raise BackupFailed(message) from error
+
     def folders(self, *names: str) -> None:
         """Copy the files of folders, oldest first: a restored stream lands in the order of time of change."""
         found = [info for name in names for info in self._source.list(name) if ASIDE not in info.path]
@@ -154,18 +171,15 @@ class _Copy:
         if self._target.exists(path):
             return
         with self._source.local(path) as file:
-            try:
+            with self._writing():
                 self._target.upload(path, file)
-            except OSError as error:  # a file that the source lacks is asked for again, and has another error
-                message = f"{self._target.uri} cannot be written: {error}; name another folder"
-                raise BackupFailed(message) from error
             self.files += 1
             self.bytes += file.stat().st_size
 
 
 def _checked(target: str, options: dict[str, str] | None) -> Store:
     """Open the copy as a reader would, and read every model that can be rolled back to."""
-    store = Store.open(target, options)
+    store = Store(target, options)  # its mark says that it has not ended
     for version in store.tree.versions.values():
         for ref in version.artifacts.values():
             if not version.retired:

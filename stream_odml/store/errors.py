@@ -11,6 +11,10 @@ class NotAStreamRoot(ValueError):
     """The folder or prefix holds no stream root (or only half of one)."""
 
 
+class UnfinishedBackup(ValueError):
+    """The folder or prefix holds a copy of a stream root that broke off."""
+
+
 class TableCorrupt(ValueError):
     """A table's log, data file or row is not as a stream writes it."""
 

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stream_odml.storage.files import SMALL_FILE, Files
+from stream_odml.store.errors import UnfinishedBackup
 from stream_odml.store.layout import LANDED, MARK
 from stream_odml.store.ledger_states import ShardState
 
 ORIGINS = "origins"
+UNFINISHED = "unfinished"
+"""What the mark of a copy says until all of it is there."""
 
 
 class Origins:
@@ -61,10 +64,24 @@ def origins_of(
     return list(found)
 
 
+def refuse_unfinished(files: Files) -> None:
+    """Raise UnfinishedBackup where a copy broke off: what is there may lack files, or tables."""
+    if _mark(files).get(UNFINISHED):
+        raise UnfinishedBackup(
+            f"{files.uri} is a backup that broke off before all was copied; delete it, and make another one"
+        )
+
+
 def _noted(files: Files) -> frozenset[str]:
-    try:
-        noted = json.loads(files.read(MARK, SMALL_FILE))[ORIGINS]
-    except (FileNotFoundError, IsADirectoryError, KeyError, ValueError, TypeError, RecursionError):
-        noted = None  # no copy, or one that an earlier release made, without such files
+    noted = _mark(files).get(ORIGINS)  # earlier releases wrote none
     places = noted if isinstance(noted, list) else ()
     return frozenset(place for place in places if isinstance(place, str))
+
+
+def _mark(files: Files) -> dict[str, Any]:
+    """Return what a copy says of itself; empty where that cannot be read, and of a root that is no copy."""
+    try:
+        mark = json.loads(files.read(MARK, SMALL_FILE))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return {}
+    return mark if isinstance(mark, dict) else {}

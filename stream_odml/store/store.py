@@ -26,7 +26,7 @@ from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import Attempt, TaskState
 from stream_odml.store.local_cache import LocalCache
 from stream_odml.store.mapping import Mapper
-from stream_odml.store.origins import Origins
+from stream_odml.store.origins import Origins, refuse_unfinished
 from stream_odml.store.recent import Recent
 from stream_odml.store.refusal_counts import RefusalCounts
 from stream_odml.store.select import visible_txns
@@ -98,6 +98,7 @@ class Store:
         """
         wanted = RootForm(dim, form, codes)
         files = open_files(uri, storage_options)
+        refuse_unfinished(files)
         # The quarantine first, which `open` passes over: a root that can be opened is whole.
         for name in reversed(SCHEMAS):
             Table.create(files, name, wanted, storage_options)
@@ -115,11 +116,12 @@ class Store:
 
     @staticmethod
     def open(uri: str, storage_options: dict[str, str] | None = None, keep_gallery: bool = True) -> "Store":
-        """Open a stream root. Raises NotAStreamRoot, or SchemaTooNew when a newer release wrote it.
+        """Open a stream root. Raises NotAStreamRoot, UnfinishedBackup, or SchemaTooNew when a newer release wrote it.
 
         Without `keep_gallery` its memory does not grow with the gallery, whose rows are read when asked for:
         for processes that learn and index, and search nothing.
         """
+        refuse_unfinished(open_files(uri, storage_options))
         return Store(uri, storage_options, keep_gallery)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from stream_odml.search.snapshot import GallerySnapshot
+from stream_odml.storage.files import LocalFiles
 from stream_odml.store import backup as module
 from stream_odml.store.backup import Backup, BackupFailed, back_up
+from stream_odml.store.errors import UnfinishedBackup
 from stream_odml.store.layout import MARK
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.select import select_rows
@@ -128,6 +131,37 @@ def test_a_copy_never_goes_over_another(tmp_path: Path) -> None:
     back_up(str(tmp_path / "root"), str(tmp_path / "copy"))
     with pytest.raises(BackupFailed, match="empty folder"):
         back_up(str(tmp_path / "root"), str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("written", [0, 1, 9])
+def test_a_copy_that_broke_off_is_no_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """A disk that is full after so many files: no table yet, some of them, all but the last."""
+    root, copy = str(tmp_path / "root"), str(tmp_path / "copy")
+    writer = new_root(root)
+    ingest(writer, "a", items("a"))
+    writer.release()
+    upload, left = LocalFiles.upload, [written]
+
+    def fill(self: LocalFiles, path: str, source: Path) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        upload(self, path, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "upload", fill)
+        with pytest.raises(BackupFailed, match="No space left"):
+            back_up(root, copy)
+    for use in (Store.open, lambda uri: Writer.claim(uri, "w"), lambda uri: Store.create(uri, 4)):
+        with pytest.raises(UnfinishedBackup, match=r"copy is a backup that broke off .*delete it"):
+            use(copy)
+    for source, target in ((root, copy), (copy, str(tmp_path / "restored"))):
+        with pytest.raises(UnfinishedBackup, match="make another one"):
+            back_up(source, target)
+    shutil.rmtree(copy)
+    assert back_up(root, copy).head == Store.open(copy).tree.head
 
 
 def test_a_copy_goes_into_an_empty_folder_that_can_be_written(tmp_path: Path) -> None:
