@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.models import ParameterInfo
 
 from stream_odml.cli.console import say
-from stream_odml.storage.regular import checked_path
+from stream_odml.storage.regular import machine_path
 
 out = Console()
 SHOWN = 10
@@ -56,10 +56,11 @@ def may_go_on(touched: Sequence[str], yes: bool, dry_run: bool, scripts_say_yes:
 
 
 def path(text: str | Path) -> Path:
-    """Return a path that is written out: an empty one, of a variable that is not set, would be the working folder."""
+    """Return a path of this machine that is written out: an empty one, of a variable that is not set, would be the
+    working folder, and an address a folder in it."""
     # Help shows the name of this function as the kind of the option.
     try:
-        return Path(checked_path("path", str(text)))
+        return Path(machine_path("path", str(text)))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from stream_odml.storage.regular import checked_path
+from stream_odml.storage.regular import machine_path
 
 
 class Section(BaseModel):
@@ -22,5 +22,5 @@ class Section(BaseModel):
     def _path_is_written_out(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, str) and Path in get_args(field.annotation):
-            checked_path("path", value)
+            return machine_path("path", value)
         return value

@@ -22,7 +22,7 @@ from stream_odml.ingest.boundary import BoundaryPolicy
 from stream_odml.ingest.kafka_options import KafkaOptions
 from stream_odml.learn.settings import METHODS, PRETRAINED, SOLVING_METHODS, EmbedderSpec, StageSettings
 from stream_odml.storage.reading import check_prefix, scheme_of
-from stream_odml.storage.regular import check_root, checked_path
+from stream_odml.storage.regular import check_root, checked_path, machine_path
 
 
 class ConfigError(ValueError):
@@ -51,6 +51,7 @@ class SourceConfig(Section):
         if self.kind == "directory":
             if scheme_of(checked_path("inbox", self.path)) == "s3":
                 raise ValueError(f"path {self.path!r} lies in an object store; write `kind: s3` beside it")
+            machine_path("inbox", self.path)
         elif self.kind != "none" and not self.path.strip():
             raise ValueError(f"path is empty; say what of {self.kind} is read, or name `kind: none`")
         return self
@@ -265,7 +266,7 @@ class StreamConfig(Section):
                 "every other head `embedding`: leave store.features out"
             )
         if self.model.weights is not None:
-            checked_path("file model.weights", self.model.weights)
+            machine_path("file model.weights", self.model.weights)
         if self.learning.trunk == "distilled" and self.model.takes_vectors:
             raise ValueError(
                 "learning.trunk: distilled with model.backbone: none: vectors come without a trunk that could move; "

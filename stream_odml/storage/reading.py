@@ -22,9 +22,11 @@ NOT_IN_A_PREFIX = "?#%"
 
 
 def check_bucket(uri: str) -> None:
-    """Raise ValueError for a place in an object store that names no bucket, or has a part that is no name: its clients
-    disagree about what `a/../b`, `a/./b` and `a//b` are."""
+    """Raise ValueError for a place in a store of another kind, one that names no bucket, or has a part that is no name:
+    its clients disagree about what `a/../b`, `a/./b` and `a//b` are."""
     # A folder that is reached by the client of object stores has its name behind three slashes.
+    if scheme_of(uri) not in ("s3", "file"):
+        raise ValueError(f"no storage for {uri!r}: expected a local path, file:// or s3://")
     bucket, *parts = uri.removeprefix("file:///").rpartition("://")[2].rstrip("/").split("/")
     if not bucket:
         raise ValueError(f"{uri} names no bucket; write s3://BUCKET/PREFIX")

@@ -121,6 +121,17 @@ def checked_path(what: str, path: str) -> str:
     return path
 
 
+def machine_path(what: str, path: str) -> str:
+    """Return the path of a file or folder of this machine, without `file://`. Raises ValueError as `checked_path` does,
+    and for an address, which would be a folder of that name in the working folder."""
+    text = checked_path(what, path.removeprefix("file://"))
+    if "://" in text:
+        raise ValueError(
+            f"the {what} {path!r} is an address, and this takes a place on this machine: name one, or a copy here"
+        )
+    return text
+
+
 def check_root(uri: str | os.PathLike[str]) -> str:
     """Return a local stream root's absolute path. Raises ValueError, in one line, for a path that cannot hold one."""
     text = os.fspath(uri).removeprefix("file://")

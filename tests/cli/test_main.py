@@ -175,6 +175,23 @@ def test_a_path_of_a_variable_that_is_not_set_is_no_folder(run: Run, arguments: 
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ingest", "https://x/photos.zip", "inbox"],
+        ["init", "s3://bucket/photos"],
+        ["run", "s3://bucket/stream.yaml"],
+        ["init", ".", "--weights", "gs://bucket/w.safetensors"],
+        ["quarantine", "root", "--export", "s3://bucket/q.parquet"],
+    ],
+)
+def test_an_address_is_no_path_of_this_machine(run: Run, arguments: list[str]) -> None:
+    """`s3://bucket` became the folder `s3:/bucket`."""
+    message = "".join(run(*arguments, code=2).replace("│", "").split())
+    address = next(word for word in arguments if "://" in word)
+    assert f"{address}'isanaddress,andthistakesaplaceonthismachine" in message
+
+
 def test_every_command_of_the_readme_exists(run: Run) -> None:
     listed = run("--help")
     commands = set(re.findall(r"stream-odml (\w+)", README))

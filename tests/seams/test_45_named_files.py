@@ -22,6 +22,7 @@ from stream_odml.exchange.errors import ExchangeError
 from stream_odml.exchange.exporting import export
 from stream_odml.exchange.places import open_target
 from stream_odml.storage.atomic import write_named
+from stream_odml.storage.files import open_files
 from tests.ingest.pictures import picture
 
 
@@ -127,6 +128,36 @@ def test_a_folder_to_write_to_is_written_out(
     with pytest.raises(ValueError, match="only a shell expands"):
         write_named(Path(place) / "report.html", lambda file: None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"service": {"push_dir": "https://host/pushed"}},
+        {"service": {"token_file": "s3://bucket/token"}},
+        {"metrics": {"tensorboard": "s3://bucket/logs"}},
+        {"source": {"kind": "directory", "path": "gs://bucket/inbox"}},
+        {"model": {"backbone": "mobilenetv2", "weights": "https://host/w.safetensors"}},
+    ],
+)
+def test_an_address_is_no_folder_of_this_machine(sections: dict[str, Any]) -> None:
+    """It became a folder called `https:` in the working folder."""
+    with pytest.raises(ConfigError, match="is an address, and this takes a place on this machine"):
+        parse_config(sections)
+
+
+def test_a_place_of_this_machine_may_be_called_a_file(tmp_path: Path) -> None:
+    config = parse_config({"metrics": {"tensorboard": f"file://{tmp_path}/logs"}})
+    assert config.metrics.tensorboard == tmp_path / "logs"
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/root", "az://bucket/root", "http://host/root"])
+def test_a_root_in_a_store_of_another_kind_is_refused(root: str) -> None:
+    """The table's library tried it, and its answer named keys of S3."""
+    with pytest.raises(ConfigError, match=r"no storage for .*expected a local path, file:// or s3://"):
+        parse_config({"root": root})
+    with pytest.raises(ValueError, match="no storage for"):
+        open_files(root)
 
 
 def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
