@@ -1,16 +1,21 @@
 """The newest rows of the quarantine, for people: read when they are asked for, newest file first, and no more of them.
 
-Protects: what is not committed, or names what was erased, is not shown.
+Protects: what is not committed, or names what was erased, is not shown. Whoever asks how many there are has an answer
+while the store hangs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
+
+from deltalake.exceptions import DeltaError
 
 from stream_odml.ingest.reasons import REMEDIES
 from stream_odml.service.backend import RefusedRow
@@ -21,8 +26,12 @@ from stream_odml.store.select import visible_txns
 from stream_odml.store.table import Table
 from stream_odml.store.versions import VersionTree
 
+log = logging.getLogger(__name__)
+
 COLUMNS = ("shard_id", "row", "reason", "detail", "time", "txn")
 READ_ATTEMPTS = 3
+COUNT_WAIT_S = 1.0
+"""Seconds that whoever asks for counts waits for the store; then those of before are told."""
 
 
 class RefusedRows:
@@ -32,6 +41,8 @@ class RefusedRows:
         self._table = cache(open_table)
         self._counts = RefusalCounts()
         self._lock = threading.Lock()
+        self._counting: asyncio.Task[dict[str, int]] | None = None
+        self._counted: dict[str, int] | None = None
 
     def newest(self, ledger: LedgerState, tree: VersionTree, limit: int) -> Sequence[RefusedRow]:
         """Return at most `limit` rows, the newest first."""
@@ -41,10 +52,25 @@ class RefusedRows:
                     return self._newest(ledger, tree, limit)
             return self._newest(ledger, tree, limit)
 
-    def counts(self, ledger: LedgerState) -> dict[str, int]:
-        """Return how many rows are there, by reason."""
+    async def counts(self, ledger: LedgerState) -> dict[str, int]:
+        """Return how many rows are there, by reason. While the store hangs or fails: those of the last time, or, where
+        there is none, with those that were erased."""
         if not ledger.tombstones:
             return dict(ledger.tally.reasons)
+        if (
+            self._counting is None
+        ):  # one at a time: a store that hangs is not given a thread by everyone who asks
+            self._counting = asyncio.create_task(asyncio.to_thread(self._count, ledger))
+        await asyncio.wait({self._counting}, timeout=COUNT_WAIT_S)
+        if self._counting is not None and self._counting.done():
+            done, self._counting = self._counting, None
+            try:
+                self._counted = done.result()
+            except (OSError, DeltaError) as error:
+                log.warning("the quarantine cannot be counted now: %s", error)
+        return dict(ledger.tally.reasons if self._counted is None else self._counted)
+
+    def _count(self, ledger: LedgerState) -> dict[str, int]:
         with self._lock:
             return self._counts.count(self._table, ledger)
 

@@ -194,7 +194,7 @@ class Replica:
     async def status(self) -> Mapping[str, Any]:
         bundle = self.puller.serving()
         ledger, learnt = bundle.snapshot.ledger, bundle.snapshot.tree.learnt(bundle.version)
-        quarantined = await asyncio.to_thread(self._refused.counts, ledger)
+        quarantined = await self._refused.counts(ledger)
         return {"lag": _lag(ledger, learnt), "quarantined": quarantined, "driver": await self._driver_news()}
 
     async def _driver_news(self) -> Mapping[str, Any] | None:

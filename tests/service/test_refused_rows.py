@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from stream_odml.ingest.reasons import REMEDIES, Reason
+from stream_odml.service import refused_rows as module
 from stream_odml.service.refused_rows import RefusedRows
 from stream_odml.storage.files import open_files
 from stream_odml.store.maintenance import MaintenancePolicy
@@ -22,7 +27,8 @@ def refuse(writer: Writer, shard_id: str, *rows: int) -> None:
     writer.record_landed([Shard(shard_id)])
     good = make_rows(shard_id, [Item(shard_id, "cat")], np.ones((1, writer.store.dim)), writer.tree.head)
     bad = quarantine_rows((shard_id, row, "empty_image", "a.jpg: no bytes", b"") for row in rows)
-    writer.commit_ingest(IngestBatch([shard_id], good, bad))
+    counts = {shard_id: {"rows": 1, "reasons": {"empty_image": len(rows)}}}
+    writer.commit_ingest(IngestBatch([shard_id], good, bad, counts=counts))
 
 
 def test_the_newest_come_first_and_no_more_than_asked_for(tmp_path: Path) -> None:
@@ -54,4 +60,62 @@ def test_the_newest_come_first_and_no_more_than_asked_for(tmp_path: Path) -> Non
     assert newest() == [("c", 4), ("b", 3), ("a", 1), ("a", 2)]
     writer.forget("shard", "b", 1)
     assert newest() == [("c", 4), ("a", 1), ("a", 2)]
+    writer.release()
+
+
+def test_who_counts_them_waits_no_longer_for_a_store_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`status` was not answered: counts are read once something was erased."""
+    monkeypatch.setattr(module, "COUNT_WAIT_S", 0.2)
+    writer = new_root(str(tmp_path))
+    answers, opened = threading.Event(), []
+    answers.set()
+
+    def open_table() -> Table:
+        opened.append(answers.wait(60))
+        return Table(open_files(str(tmp_path)), "quarantine")
+
+    async def ask() -> None:
+        table = open_table()
+        refused = RefusedRows(lambda: table)
+        refresh = table.refresh
+
+        def hang() -> object:
+            opened.append(answers.wait(60))
+            return refresh()
+
+        monkeypatch.setattr(table, "refresh", hang)
+        assert await refused.counts(writer.ledger) == {"empty_image": 2}
+        refuse(writer, "c", 3)
+        answers.clear()
+        began = time.monotonic()
+        together = await asyncio.gather(*(refused.counts(writer.ledger) for _ in range(20)))
+        assert together == [{"empty_image": 2}] * 20  # as it was
+        assert time.monotonic() - began < 10
+        assert len(opened) == 2  # and one thread waits
+        answers.set()
+        while await refused.counts(writer.ledger) != {"empty_image": 3}:
+            assert time.monotonic() - began < 60
+
+    refuse(writer, "a", 1, 2)
+    refuse(writer, "b", 1)
+    writer.forget("shard", "b", 1)
+    asyncio.run(ask())
+    writer.release()
+
+
+def test_a_store_that_fails_is_no_failure_of_whoever_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable() -> Table:
+        raise OSError("no route to host")
+
+    writer = new_root(str(tmp_path))
+    refuse(writer, "a", 1, 2)
+    refuse(writer, "b", 1)
+    writer.forget("shard", "b", 1)
+    counts = asyncio.run(RefusedRows(unreachable).counts(writer.ledger))
+    assert counts == {"empty_image": 3}  # with those that were erased, until it answers
+    assert "the quarantine cannot be counted now: no route to host" in caplog.text
     writer.release()
