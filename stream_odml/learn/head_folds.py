@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,11 @@ class Fold:
     """Items that are left out."""
     layer_lD: Float64s | None
 
+    @property
+    def n_new(self) -> int:
+        """Return the number of classes left out."""
+        return len(set(self.label_n[~self.known_n].tolist()))
+
     @cached_property
     def solver(self) -> Solver:
         return Solver(self.sums, self.layer_lD)
@@ -65,7 +70,6 @@ class Fold:
         where either kind has nothing to find."""
         scores = self._scores(self.solver.head(s).known_part(self.sample))
         is_known_q = self.known_n[self.query_n]
-        n_new = len(set(self.label_n[~self.known_n].tolist()))
         for gallery_n in (np.ones(len(self.label_n), bool), self.query_n):
             mate_q = scores.mates(gallery_n)
             known_q, known_hit_q = scores.nearest(gallery_n & self.known_n)
@@ -74,7 +78,7 @@ class Fold:
             asks_q, new_asks_q = mate_q & is_known_q, mate_q & ~is_known_q
             if asks_q.any() and new_asks_q.any():
                 found = (hit_bq[:, some_q].mean(axis=1, dtype=np.float64) for some_q in (asks_q, new_asks_q))
-                yield Recalls(min(int(asks_q.sum()), int(new_asks_q.sum())), n_new, *found)
+                yield Recalls(min(int(asks_q.sum()), int(new_asks_q.sum())), self.n_new, *found)
 
     def new_hits(self, s: HeadSettings) -> NDArray[np.float64]:
         """Return which items of classes left out find their class among all items, [q]."""
@@ -100,13 +104,14 @@ class Fold:
         """Return what each query finds by either part, in a gallery of items that the head was solved with, as most of
         a gallery's are, and in one without them.
 
-        Few classes can be left out, and a task brings many: every class but the query's own stands for one that is
-        new, as whitening treats all alike. A query of a known class competes with the new items of all others, and one
-        of a new class is found if whitening finds it among all.
+        Of new items twice: `new` as if every class but the query's own were new, as whitening treats all alike, so that
+        a query of a known class competes with the new items of all others, and one of a new class is found if
+        whitening finds it among all; and `left_out`, where only classes left out are new. Of few classes that is the
+        same, as hardly any can be left out, and a task brings many.
         """
         head, out_n = self.solver.head(s), self.query_n
         known, new = self._scores(head.known_part(self.sample)), self._scores(head.new_part(self.sample))
-        is_known_q = self.known_n[out_n]
+        is_known_q, few = self.known_n[out_n], len(np.unique(self.label_n)) < FEW_CLASSES
 
         def within(gallery_n: Bools) -> Both:
             by_new_q = new.nearest(gallery_n)[1]
@@ -114,10 +119,11 @@ class Fold:
                 is_known_q, new.largest(gallery_n, same=False), new.largest(gallery_n, same=True)
             )
             of_new = rival_q, np.where(is_known_q, np.float32(0), by_new_q)
+            of_left_out = of_new if few else new.nearest(gallery_n & ~self.known_n)
             of_known = known.nearest(gallery_n & self.known_n)
             whitened_q = new.nearest(gallery_n & self.known_n)[1]
             mate_q, by_known_q = known.mates(gallery_n), known.nearest(gallery_n)[1]
-            return Both(is_known_q, mate_q, of_known, of_new, whitened_q, by_known_q, by_new_q)
+            return Both(is_known_q, mate_q, of_known, of_new, of_left_out, whitened_q, by_known_q, by_new_q)
 
         return within(np.ones(len(out_n), bool)), within(out_n)
 
@@ -163,13 +169,14 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Both:
-    """Of each query: its kind, (score, hit) of the nearest known and the nearest new item, and hits of either part."""
+    """Of each query: its kind, (score, hit) of the nearest known, new and left out item, and hits of either part."""
 
     is_known_q: Bools
     mate_q: Bools
     """Queries that have something to find; the others say nothing of a gallery."""
     known: tuple[NDArray[np.float32], NDArray[np.float32]]
     new: tuple[NDArray[np.float32], NDArray[np.float32]]
+    left_out: tuple[NDArray[np.float32], NDArray[np.float32]]
     whitened_q: NDArray[np.float32]
     """Hits among items of known classes by the new part."""
     by_known_q: NDArray[np.float32]
@@ -183,6 +190,10 @@ class Both:
     def found(self, scale: float, bonus: float | NDArray[np.float64]) -> NDArray[np.float32]:
         """Return hits in one gallery, [q]; of bonuses [b, 1] for each of them, [b, q]."""
         return np.where(scale * self.new[0] + bonus > self.known[0], self.new[1], self.known[1])
+
+    def of_left_out(self) -> Both:
+        """Return the same where only classes left out are new."""
+        return replace(self, new=self.left_out)
 
     def worse(self, found_bq: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return for each row of hits how much it is beside what one part for all finds (of known classes the better

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from deltalake.exceptions import TableNotFoundError
+
 from stream_odml.storage.files import SMALL_FILE, Files
 from stream_odml.store.errors import UnfinishedBackup
 from stream_odml.store.layout import LANDED, MARK
@@ -82,6 +84,6 @@ def _mark(files: Files) -> dict[str, Any]:
     """Return what a copy says of itself; empty where that cannot be read, and of a root that is no copy."""
     try:
         mark = json.loads(files.read(MARK, SMALL_FILE))
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
-        return {}
+    except (FileNotFoundError, IsADirectoryError, TableNotFoundError, ValueError, RecursionError):
+        return {}  # the Delta library's client of a folder tells so that there is none
     return mark if isinstance(mark, dict) else {}

@@ -19,6 +19,7 @@ from stream_odml.learn.head_choice import (
     choose_head,
     sample_rows,
 )
+from stream_odml.learn.head_folds import FEW_CLASSES, folds_of
 from stream_odml.learn.lift import Lift
 from tests.learn.streams import made, stored, sums_of
 
@@ -203,6 +204,50 @@ def test_cosines_of_new_items_are_scaled_where_known_ones_are_all_near_one() -> 
     whitened = union_recall(h, names, 24, replace(picked, discriminant=False))
     assert known >= 0.97 * whitened[0]
     assert new >= 0.95 * whitened[1]
+
+
+def test_classes_that_the_trunk_never_saw_tell_what_new_items_need() -> None:
+    """Images of a class are near each other under the trunk that was trained on it, and of no other: told by such
+    classes, new items need next to nothing."""
+    trained, later, coming = 32, 12, 12
+    known = trained + later
+    worse: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(5):
+        random, dim = np.random.default_rng(seed), 96
+        means = np.zeros((known + coming, dim))
+        means[:trained, :trained] = 4 * np.eye(trained)
+        means[trained:] = means[random.integers(trained, size=later + coming)] / 2
+        means[trained:, trained:] = 0.4 * random.normal(size=(later + coming, dim - trained))
+        label = np.repeat(np.arange(known + coming), 24)
+        spread = np.where(label < trained, 0.3, 0.7)[:, None]
+        h = (4 + means[label] + spread * random.normal(size=(len(label), dim))).astype(np.float32)
+        names = [f"class {c:06d}" for c in label]
+        learnt = np.flatnonzero((label < known) & (np.arange(len(label)) % 2 == 0))
+        of = [names[row] for row in learnt.tolist()]
+        for is_known_which in worse:
+            seen = {name for name in of if int(name[-6:]) < trained or not is_known_which}
+            picked = chosen(encode(h[learnt]), of, np.arange(len(of)), earlier=HeadSettings(), trained=seen)
+            assert picked.discriminant
+            worse[is_known_which].append(min(union_recall(h, names, known, picked)))
+    assert np.mean(worse[True]) >= np.mean(worse[False]) + 0.05
+
+
+@pytest.mark.parametrize("classes", [20, 32])
+def test_new_items_compete_as_where_a_quarter_of_the_classes_is_new(classes: int) -> None:
+    """Of few classes two are left out at a time, and all others stand for new ones."""
+    features, names = stored(classes, 8, 40, noise=1.5)
+    fold = next(folds_of(sums_of(features, names), features, names, None))
+    gallery, _ = fold.both(HeadSettings())
+    quarter = gallery.of_left_out()
+    new_q = ~gallery.is_known_q
+    if classes < FEW_CLASSES:
+        assert quarter.new is gallery.new
+        return
+    assert fold.n_new == classes // 4
+    assert (quarter.new[0][~new_q] <= gallery.new[0][~new_q]).all()  # fewer compete
+    assert (quarter.new[0][~new_q] < gallery.new[0][~new_q]).mean() > 0.3
+    assert quarter.new[1][new_q].mean() >= gallery.new[1][new_q].mean()
+    assert quarter.new[1][~new_q].max() == 0  # none of them is of a known class
 
 
 @pytest.mark.parametrize(("classes", "each"), [(0, 1), (1, 9), (2, 9), (3, 1), (9, 1), (4, 2), (5, 2)])

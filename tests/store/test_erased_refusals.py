@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from datetime import timedelta
@@ -144,7 +145,11 @@ def test_what_is_erased_is_counted_no_more(tmp_path: Path) -> None:
         assert 'stream_odml_quarantined_rows_total{reason="empty_image"} 2.0' in text
         (there,) = re.findall(r'stream_odml_quarantine_rows{reason="empty_image"} ([0-9.]+)', text)
         by_command = root_status(str(tmp_path))
-        ways = [shown, by_command, {"images": shown["images"], "quarantined": replica.counts(writer.ledger)}]
+        ways = [
+            shown,
+            by_command,
+            {"images": shown["images"], "quarantined": asyncio.run(replica.counts(writer.ledger))},
+        ]
         assert all(way["images"]["quarantined"] == float(there) for way in ways)
         return [sum(way["quarantined"].values()) for way in ways]
 
