@@ -23,7 +23,7 @@ from benchmarks.quality.methods import EXACT, MOVING, Method
 from benchmarks.quality.rival_run import RivalRun
 from benchmarks.quality.state import REFUSED, TRAINED, WAITING, Floats, RunState, SolvedState
 from benchmarks.quality.study import Run, Study, Tick, version_name
-from stream_odml.config.stream import GateConfig
+from stream_odml.config.gate import GateConfig
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import solve_head
 from stream_odml.learn.drift import DriftMap, IdentityMap, compose

@@ -15,6 +15,7 @@ _KEY = ("run", "stage", "split", "gallery", "metric")
 _WATCHED = (
     "stream_odml/learn",
     "stream_odml/zero.py",
+    "stream_odml/config/gate.py",
     *(f"stream_odml/ingest/{name}.py" for name in ("decode", "sampler")),
     *(f"stream_odml/pipeline/{name}.py" for name in ("evaluating", "gate", "head_solving", "stage_learner")),
     *(
@@ -35,8 +36,7 @@ _WATCHED = (
         )
     ),
 )
-"""What a figure depends on, as far as it is ours; but for the limits of `GateConfig`, whose file changes for other
-reasons every day: where these change, all runs of a trunk that moves are to be measured anew."""
+"""What a figure depends on, as far as it is ours."""
 
 
 class RowFile:

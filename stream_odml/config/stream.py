@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from stream_odml.config.gate import GateConfig
 from stream_odml.config.masking import masked
 from stream_odml.config.mistakes import OnceLoader, mistakes, yaml_problem
 from stream_odml.config.observing import MetricsConfig, ObserveConfig
@@ -27,6 +28,11 @@ from stream_odml.storage.regular import check_root, checked_path, machine_path
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message has one line for each mistake."""
+
+
+def _without_scheme(what: str, path: str) -> None:
+    if machine_path(what, path) != path:
+        raise ValueError(f"the {what} {path!r} is a path; write it without file://")
 
 
 class SourceConfig(Section):
@@ -51,7 +57,9 @@ class SourceConfig(Section):
         if self.kind == "directory":
             if scheme_of(checked_path("inbox", self.path)) == "s3":
                 raise ValueError(f"path {self.path!r} lies in an object store; write `kind: s3` beside it")
-            machine_path("inbox", self.path)
+            _without_scheme("inbox", self.path)
+        elif self.kind == "s3" and scheme_of(self.path) not in ("", "s3"):
+            raise ValueError(f"path {self.path!r} is in no store that is known; write s3://BUCKET/PREFIX")
         elif self.kind != "none" and not self.path.strip():
             raise ValueError(f"path is empty; say what of {self.kind} is read, or name `kind: none`")
         return self
@@ -87,27 +95,6 @@ class EvaluationConfig(Section):
     """Maximum held-out images per class that an evaluation reads."""
     max_images: int = Field(20_000, ge=100)
     """Maximum held-out images in all. Beyond it, classes are drawn by `seed`: half of the images for the task's own."""
-
-
-class GateConfig(Section):
-    """Which stages are published. A refused stage is learnt again with stronger distillation, then skipped."""
-
-    enabled: bool = True
-    """Compare every stage with the version it would replace, on held-out images; with few or none, old classes by an
-    estimate from their stored vectors and the drift map."""
-    certainty: float = Field(1.64, ge=0, le=10)
-    """Standard errors by which a loss must exceed its bound to be refused: few images measure a loss inexactly. 1.64
-    refuses one in twenty by chance; 0 takes every figure as exact."""
-    max_new_loss: float = Field(0.05, ge=0, le=1)
-    """Refuse when Recall@1 on the stage's own held-out images falls by more than this."""
-    max_old_loss: float = Field(0.05, ge=0, le=1)
-    """Refuse when Recall@1 on older classes' held-out images falls by more than this; where a moved trunk embeds
-    everything anew, on all of them, until that is done."""
-    max_old_loss_estimated: float = Field(0.15, ge=0, le=1)
-    """The same bound without held-out images, on an estimate from stored vectors. These are of images that were learnt,
-    lie closer together than others and suffer more from a map's error: it stops disasters, not small losses."""
-    retries: int = Field(1, ge=0, le=10)
-    """Further attempts at a refused stage before its task is skipped."""
 
 
 class ClusterConfig(Section):
@@ -266,7 +253,7 @@ class StreamConfig(Section):
                 "every other head `embedding`: leave store.features out"
             )
         if self.model.weights is not None:
-            machine_path("file model.weights", self.model.weights)
+            _without_scheme("file model.weights", self.model.weights)
         if self.learning.trunk == "distilled" and self.model.takes_vectors:
             raise ValueError(
                 "learning.trunk: distilled with model.backbone: none: vectors come without a trunk that could move; "

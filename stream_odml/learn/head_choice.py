@@ -21,6 +21,7 @@ from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import HeadSettings
 from stream_odml.learn.feature_codes import FeatureCodes
 from stream_odml.learn.head_folds import (
+    LARGE_DIM,
     Both,
     Fold,
     Indices,
@@ -52,12 +53,12 @@ scores a trunk overstates for classes that it was trained on, and all that can b
 MAX_CLASSES, MAX_ITEMS_PER_CLASS, MAX_OTHERS = 192, 16, 2048
 """Of the sample: so many classes with so many items, and one item of so many other classes, which only distract."""
 BONUSES = np.linspace(-0.25, 1.0, 126)
-BONUSES_AMONG_ALL, COST, MIN_ASKED, MIN_NEW, MIN_OF_NEW = np.linspace(0.0, 0.25, 51), 0.01, 200, 6, 100
+BONUSES_AMONG_ALL, COST, MIN_ASKED, MIN_NEW, MIN_NEW_QUERIES = np.linspace(0.0, 0.25, 51), 0.01, 200, 6, 100
 """Where the known part compares all items, new ones have the largest bonus that takes no more recall than COST from
 known classes, where a quarter of the classes is new. Or the one that is best for both kinds, if that is more: told by
 left out classes that the trunk was not trained on, as it finds others whatever the bonus is. Either is seen by so many
-queries of each kind at least, in all galleries, and beside so many new classes. Where two parts compare, so many
-queries of such classes tell what they need."""
+queries of each kind at least, in all galleries, and beside so many new classes. Where two parts compare,
+MIN_NEW_QUERIES of items left out of such classes are enough."""
 
 
 def sample_rows(keys: Sequence[str], classes: Sequence[str]) -> Indices:
@@ -97,9 +98,9 @@ def choose_head(
     `sums`: of all learnt items, with the widest lift that may be used. `sample`: rows of `sample_rows`, every
     one of which is in the sums. Lift, shrinkage and weighing by recall of known items left out, among known ones;
     `new_shrinkage` by recall of classes left out, among all; `new_scale` and `new_bonus` by both in one gallery, as
-    large a share as can be of what one part for all would reach, for the kind that is worse off, where a quarter of the
-    classes is new: ones that the trunk was not `trained` on, once there are enough. Of more classes than
-    dimensions the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
+    large a share as can be of what one part for all would reach, for the kind that is worse off, where only classes
+    left out are new: ones that the trunk was not `trained` on, once there are enough. Of more classes than dimensions
+    the known part compares all items (`knows_all`) where it reaches a larger share of both kinds, and has
     the layer that the trunk was trained behind (`layer_lD`) where that finds more; once it does, until it finds less.
     New items then have the largest `bonus_among_all` that known ones can spare, or the one by which both kinds are
     found best, if that is more, judged by classes that the trunk was not `trained` on. A stage that trained it on all
@@ -137,11 +138,13 @@ def choose_head(
     if few and not sums.lift.width:
         keeps = earlier is not None and earlier.discriminant
         s = replace(s, discriminant=keeps or _pays(both, scale, bonus, share))
-    untrained = fold_of_untrained(sums, sample, classes, layer_lD, trained)
-    if s.knows_all and s.discriminant:
-        s = replace(s, bonus_among_all=_bonus_among_all(s, folds, untrained, earlier))
-    else:
-        scale, bonus = _scores_of_new(s, both, untrained)
+    if s.discriminant:
+        asks = s.knows_all or sums.lift.out_dim <= LARGE_DIM
+        untrained = fold_of_untrained(sums, sample, classes, layer_lD, trained) if asks else None
+        if s.knows_all:
+            s = replace(s, bonus_among_all=_bonus_among_all(s, folds, untrained, earlier))
+        else:
+            scale, bonus = _scores_of_new(s, both, untrained)
     return replace(s, new_scale=scale, new_bonus=bonus)
 
 
@@ -158,11 +161,12 @@ def _each_part(s: HeadSettings, fold: Fold, weighings: Sequence[Weighing]) -> He
 def _scores_of_new(
     s: HeadSettings, both: list[tuple[Both, Both]], untrained: Fold | None
 ) -> tuple[float, float]:
-    """Return scale and bonus of new items where two parts compare, for a gallery of which a quarter of the classes is
-    new: by left out classes that the trunk was not trained on, once there are enough of them."""
+    """Return scale and bonus of new items where two parts compare, for a gallery of which only classes left out are
+    new: those that the trunk was not trained on, once there are enough of them. Which parts there are was decided
+    before, as if all were new."""
     if untrained is not None and untrained.n_new >= MIN_NEW:
         shown = [untrained.both(s)]
-        if _telling(shown) and int((~shown[0][0].is_known_q).sum()) >= MIN_OF_NEW:
+        if _telling(shown) and int((~shown[0][0].is_known_q).sum()) >= MIN_NEW_QUERIES:
             both = shown
     scale, bonus, _ = _best_scores([gallery.of_left_out() for gallery in _telling(both)])
     return scale, bonus

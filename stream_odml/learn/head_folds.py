@@ -43,6 +43,8 @@ class Fold:
     query_n: Bools
     """Items that are left out."""
     layer_lD: Float64s | None
+    few: bool
+    """Whether there are too few classes to leave a quarter of them out."""
 
     @property
     def n_new(self) -> int:
@@ -111,7 +113,7 @@ class Fold:
         """
         head, out_n = self.solver.head(s), self.query_n
         known, new = self._scores(head.known_part(self.sample)), self._scores(head.new_part(self.sample))
-        is_known_q, few = self.known_n[out_n], len(np.unique(self.label_n)) < FEW_CLASSES
+        is_known_q = self.known_n[out_n]
 
         def within(gallery_n: Bools) -> Both:
             by_new_q = new.nearest(gallery_n)[1]
@@ -119,7 +121,7 @@ class Fold:
                 is_known_q, new.largest(gallery_n, same=False), new.largest(gallery_n, same=True)
             )
             of_new = rival_q, np.where(is_known_q, np.float32(0), by_new_q)
-            of_left_out = of_new if few else new.nearest(gallery_n & ~self.known_n)
+            of_left_out = of_new if self.few else new.nearest(gallery_n & ~self.known_n)
             of_known = known.nearest(gallery_n & self.known_n)
             whitened_q = new.nearest(gallery_n & self.known_n)[1]
             mate_q, by_known_q = known.mates(gallery_n), known.nearest(gallery_n)[1]
@@ -219,7 +221,7 @@ def folds_of(
     few = len(whole) < FEW_CLASSES
     step = max(LEAVE_OUT_EVERY, len(whole) // 2) if few else LEAVE_OUT_EVERY
     for place in range(1 if sums.lift.out_dim > LARGE_DIM else FOLDS_OF_FEW if few else FOLDS):
-        fold = _fold(sums, sample, classes, layer_lD, set(whole[place::step]), place)
+        fold = _fold(sums, sample, classes, layer_lD, set(whole[place::step]), place, few)
         if fold is not None:
             yield fold
 
@@ -235,7 +237,7 @@ def fold_of_untrained(
     one of LEAVE_OUT_EVERY of all, and None without any."""
     whole = _with_two_items(classes)
     new = [name for name in whole if name not in trained][: len(whole) // LEAVE_OUT_EVERY]
-    return _fold(sums, sample, classes, layer_lD, set(new), 0)
+    return _fold(sums, sample, classes, layer_lD, set(new), 0, len(whole) < FEW_CLASSES)
 
 
 def _with_two_items(classes: Sequence[str]) -> list[str]:
@@ -250,6 +252,7 @@ def _fold(
     layer_lD: Float64s | None,
     new: set[str],
     place: int,
+    few: bool,
 ) -> Fold | None:
     """Leave out all items of `new` classes, and of others every LEAVE_OUT_EVERY-th from `place` on. None where too few
     are left, or nothing was left out."""
@@ -269,7 +272,7 @@ def _fold(
         return None
     out = np.flatnonzero(query_n)
     held = ClassSums.of(sums.lift, sample[out], [classes[row] for row in out.tolist()])
-    return Fold(sums.minus(held).without_means(new), sample, label_n, ~new_n, query_n, layer_lD)
+    return Fold(sums.minus(held).without_means(new), sample, label_n, ~new_n, query_n, layer_lD, few)
 
 
 def _hits_of_both(scores: Scores, gallery_n: Bools, query_n: Bools) -> NDArray[np.float64]:

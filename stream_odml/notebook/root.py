@@ -34,7 +34,7 @@ class RootStream(Stream):
     """Reads a root. Not for use by several threads at once."""
 
     def __init__(self, root: str, storage_options: dict[str, str] | None) -> None:
-        """Raise NotAStreamRoot, SchemaTooNew."""
+        """Raise NotAStreamRoot, UnfinishedBackup, SchemaTooNew."""
         self._options = storage_options
         self._store = Store.open(root, storage_options)
         self._thumbnails = Thumbnails(self._store.files)

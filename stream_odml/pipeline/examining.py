@@ -15,7 +15,7 @@ from stream_odml.learn.packing import BadArtifact
 from stream_odml.models.loading import load_model
 from stream_odml.models.mismatch import CanaryMismatch
 from stream_odml.store.artifacts import CANARIES, STUDENT, read_artifact
-from stream_odml.store.errors import ArtifactCorrupt, NoVersionYet
+from stream_odml.store.errors import ArtifactCorrupt, NoVersionYet, UnfinishedBackup
 from stream_odml.store.lease import read_lease
 from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMA_VERSION
@@ -41,6 +41,9 @@ def examine_root(root: str, storage_options: dict[str, str] | None = None) -> It
     """Yield the findings of every check of a root. What one of them raises is its finding; the others go on."""
     try:
         store = Store.open(root, storage_options, keep_gallery=False)
+    except UnfinishedBackup as error:
+        yield Finding("tables", "failure", str(error), "a copy of the root is made by `stream-odml backup`")
+        return
     except (OSError, ValueError, RuntimeError) as error:
         yield Finding("tables", "failure", str(error), "correct the path, or restore the root from a backup")
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stream_odml.config.stream import GateConfig
+from stream_odml.config.gate import GateConfig
 from stream_odml.pipeline.messages import StageOrder, StageResult
 from stream_odml.store.artifacts import ArtifactRef
 from stream_odml.store.version_metrics import VersionMetrics

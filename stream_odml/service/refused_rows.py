@@ -35,7 +35,7 @@ COUNT_WAIT_S = 1.0
 
 
 class RefusedRows:
-    """Reads the quarantine of a root by a handle of its own, which `open_table` gives. For any thread."""
+    """Reads the quarantine of a root by a handle of its own, which `open_table` gives. `newest` is for any thread."""
 
     def __init__(self, open_table: Callable[[], Table]) -> None:
         self._table = cache(open_table)
@@ -43,6 +43,7 @@ class RefusedRows:
         self._lock = threading.Lock()
         self._counting: asyncio.Task[dict[str, int]] | None = None
         self._counted: dict[str, int] | None = None
+        self._fails = False
 
     def newest(self, ledger: LedgerState, tree: VersionTree, limit: int) -> Sequence[RefusedRow]:
         """Return at most `limit` rows, the newest first."""
@@ -53,22 +54,29 @@ class RefusedRows:
             return self._newest(ledger, tree, limit)
 
     async def counts(self, ledger: LedgerState) -> dict[str, int]:
-        """Return how many rows are there, by reason. While the store hangs or fails: those of the last time, or, where
-        there is none, with those that were erased."""
+        """Return how many rows are there, by reason. While the store hangs or fails: what was counted last, or, where
+        nothing was, all that were ever refused. Called from one event loop."""
         if not ledger.tombstones:
             return dict(ledger.tally.reasons)
-        if (
-            self._counting is None
-        ):  # one at a time: a store that hangs is not given a thread by everyone who asks
+        self._take_count()
+        # One at a time: a store that hangs is not given a thread by everyone who asks.
+        if self._counting is None:
             self._counting = asyncio.create_task(asyncio.to_thread(self._count, ledger))
         await asyncio.wait({self._counting}, timeout=COUNT_WAIT_S)
-        if self._counting is not None and self._counting.done():
-            done, self._counting = self._counting, None
-            try:
-                self._counted = done.result()
-            except (OSError, DeltaError) as error:
-                log.warning("the quarantine cannot be counted now: %s", error)
+        self._take_count()
         return dict(ledger.tally.reasons if self._counted is None else self._counted)
+
+    def _take_count(self) -> None:
+        """Take in a count that has ended, so that the next is of what is there then."""
+        if self._counting is None or not self._counting.done():
+            return
+        done, self._counting = self._counting, None
+        try:
+            self._counted, self._fails = done.result(), False
+        except (OSError, DeltaError) as error:
+            if not self._fails:
+                log.warning("the quarantine cannot be counted now: %s", error)
+            self._fails = True
 
     def _count(self, ledger: LedgerState) -> dict[str, int]:
         with self._lock:

@@ -123,11 +123,12 @@ def checked_path(what: str, path: str) -> str:
 
 def machine_path(what: str, path: str) -> str:
     """Return the path of a file or folder of this machine, without `file://`. Raises ValueError as `checked_path` does,
-    and for an address, which would be a folder of that name in the working folder."""
-    text = checked_path(what, path.removeprefix("file://"))
+    and for an address, which would be a folder of that name in the working folder. A folder cannot have such a name."""
+    text = checked_path(what, path.removeprefix("file://") if path.startswith("file:///") else path)
     if "://" in text:
         raise ValueError(
-            f"the {what} {path!r} is an address, and this takes a place on this machine: name one, or a copy here"
+            f"the {what} {path!r} has '://' in it, as an address has; this takes a place on this machine: name one, "
+            "or a copy here"
         )
     return text
 

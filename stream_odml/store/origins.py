@@ -66,7 +66,7 @@ def origins_of(
     return list(found)
 
 
-def refuse_unfinished(files: Files) -> None:
+def check_finished(files: Files) -> None:
     """Raise UnfinishedBackup where a copy broke off: what is there may lack files, or tables."""
     if _mark(files).get(UNFINISHED):
         raise UnfinishedBackup(

@@ -3,12 +3,14 @@
 Protects the visibility rule: rows count when, and only when, the ledger or the version tree names their transaction.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake.exceptions import DeltaError
 
 from stream_odml.learn.class_sums import ClassSums
 from stream_odml.learn.discriminant import DiscriminantHead, solve_head
@@ -21,12 +23,18 @@ from stream_odml.store.artifacts import HEAD, SUMS, read_artifact
 from stream_odml.store.blocks import Blocks, compact
 from stream_odml.store.data_file import as_dicts
 from stream_odml.store.erased_refusals import erased_refusals
-from stream_odml.store.errors import ArtifactCorrupt, TableCorrupt, UnknownVersion
+from stream_odml.store.errors import (
+    ArtifactCorrupt,
+    DataFileMissing,
+    NotAStreamRoot,
+    TableCorrupt,
+    UnknownVersion,
+)
 from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import Attempt, TaskState
 from stream_odml.store.local_cache import LocalCache
 from stream_odml.store.mapping import Mapper
-from stream_odml.store.origins import Origins, refuse_unfinished
+from stream_odml.store.origins import Origins, check_finished
 from stream_odml.store.recent import Recent
 from stream_odml.store.refusal_counts import RefusalCounts
 from stream_odml.store.select import visible_txns
@@ -98,11 +106,10 @@ class Store:
         """
         wanted = RootForm(dim, form, codes)
         files = open_files(uri, storage_options)
-        refuse_unfinished(files)
         # The quarantine first, which `open` passes over: a root that can be opened is whole.
         for name in reversed(SCHEMAS):
             Table.create(files, name, wanted, storage_options)
-        store = Store(uri, storage_options, keep_gallery)
+        store = Store.open(uri, storage_options, keep_gallery)
         store.check_form(wanted)
         return store
 
@@ -121,8 +128,15 @@ class Store:
         Without `keep_gallery` its memory does not grow with the gallery, whose rows are read when asked for:
         for processes that learn and index, and search nothing.
         """
-        refuse_unfinished(open_files(uri, storage_options))
-        return Store(uri, storage_options, keep_gallery)
+        try:
+            store = Store(uri, storage_options, keep_gallery)
+        except (NotAStreamRoot, TableCorrupt, DataFileMissing):
+            with contextlib.suppress(OSError, DeltaError):
+                check_finished(open_files(uri, storage_options))
+            raise
+        # After the tables, whose client lets other threads go on while a store hangs.
+        check_finished(store.files)
+        return store
 
     @staticmethod
     def id_of(uri: str, storage_options: dict[str, str] | None = None) -> str:

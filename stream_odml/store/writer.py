@@ -62,7 +62,7 @@ class Writer:
         storage_options: dict[str, str] | None = None,
     ) -> "Writer":
         """Become the writer and tidy up after a predecessor that died. An open store is the writer's from now on.
-        Raises RootBusy while another one lives (unless `takeover`), NotAStreamRoot, SchemaTooNew."""
+        Raises RootBusy while another one lives (unless `takeover`), NotAStreamRoot, UnfinishedBackup, SchemaTooNew."""
         store = root if isinstance(root, Store) else Store.open(root, storage_options, keep_gallery=False)
         store.table("quarantine")  # a root of which it may not write a part is none of its own
         lease = Lease.acquire(store.files, holder, lease_s, takeover)

@@ -189,7 +189,7 @@ def test_an_address_is_no_path_of_this_machine(run: Run, arguments: list[str]) -
     """`s3://bucket` became the folder `s3:/bucket`."""
     message = "".join(run(*arguments, code=2).replace("│", "").split())
     address = next(word for word in arguments if "://" in word)
-    assert f"{address}'isanaddress,andthistakesaplaceonthismachine" in message
+    assert f"{address}'has'://'init,asanaddresshas;thistakesaplaceonthismachine" in message
 
 
 def test_every_command_of_the_readme_exists(run: Run) -> None:

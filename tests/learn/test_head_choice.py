@@ -232,10 +232,13 @@ def test_classes_that_the_trunk_never_saw_tell_what_new_items_need() -> None:
     assert np.mean(worse[True]) >= np.mean(worse[False]) + 0.05
 
 
-@pytest.mark.parametrize("classes", [20, 32])
-def test_new_items_compete_as_where_a_quarter_of_the_classes_is_new(classes: int) -> None:
-    """Of few classes two are left out at a time, and all others stand for new ones."""
+@pytest.mark.parametrize(("classes", "single"), [(20, 0), (20, 30), (32, 0)])
+def test_new_items_compete_as_where_a_quarter_of_the_classes_is_new(classes: int, single: int) -> None:
+    """Of few classes two are left out at a time, and all others stand for new ones; of one item none can be."""
     features, names = stored(classes, 8, 40, noise=1.5)
+    if single:
+        alone, of = stored(single, 1, 40, noise=1.5, first=classes)
+        features, names = FeatureCodes.joined([features, alone]), names + of
     fold = next(folds_of(sums_of(features, names), features, names, None))
     gallery, _ = fold.both(HeadSettings())
     quarter = gallery.of_left_out()
@@ -298,7 +301,8 @@ def test_a_discriminant_that_is_there_stays_where_left_out_items_speak_for_white
         for keeps in (True, False)
     )
     assert kept.discriminant
-    assert kept == replace(anew, discriminant=True)
+    # Scale and bonus are chosen anew where two parts compare.
+    assert kept == replace(anew, discriminant=True, new_scale=kept.new_scale, new_bonus=kept.new_bonus)
 
 
 @pytest.mark.parametrize("each", [2, 3, 4])

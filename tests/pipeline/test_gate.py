@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream_odml.config.stream import GateConfig
+from stream_odml.config.gate import GateConfig
 from stream_odml.pipeline.gate import floor, verdict
 
 GATE = GateConfig(max_new_loss=0.05, max_old_loss=0.02)

@@ -24,8 +24,9 @@ from stream_odml.cli.demo import Measured, _verdict, demo_config, source_categor
 from stream_odml.cli.demo_table import demo_table, doubts, reading, summary
 from stream_odml.cli.main import app
 from stream_odml.cli.producer import Category, Producer
+from stream_odml.config.gate import GateConfig
 from stream_odml.config.service import DEFAULT_MAX_PIXELS
-from stream_odml.config.stream import GateConfig, StreamConfig, parse_config
+from stream_odml.config.stream import StreamConfig, parse_config
 from stream_odml.ingest.decode import decode_image
 from stream_odml.learn.bank import ClassBank
 from stream_odml.learn.embedder import Embedder, embed, embedder_from_bytes, embedder_to_bytes

@@ -138,11 +138,29 @@ def test_a_folder_to_write_to_is_written_out(
         {"metrics": {"tensorboard": "s3://bucket/logs"}},
         {"source": {"kind": "directory", "path": "gs://bucket/inbox"}},
         {"model": {"backbone": "mobilenetv2", "weights": "https://host/w.safetensors"}},
+        {"metrics": {"tensorboard": "file://host/logs"}},
     ],
 )
 def test_an_address_is_no_folder_of_this_machine(sections: dict[str, Any]) -> None:
     """It became a folder called `https:` in the working folder."""
-    with pytest.raises(ConfigError, match="is an address, and this takes a place on this machine"):
+    with pytest.raises(ConfigError, match="as an address has; this takes a place on this machine"):
+        parse_config(sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "remedy"),
+    [
+        ({"source": {"kind": "directory", "path": "file:///inbox"}}, "write it without file://"),
+        (
+            {"model": {"backbone": "mobilenetv2", "weights": "file:///w.safetensors"}},
+            "write it without file://",
+        ),
+        ({"source": {"kind": "s3", "path": "gs://bucket/inbox"}}, "write s3://BUCKET/PREFIX"),
+    ],
+)
+def test_what_a_place_cannot_begin_with_is_refused(sections: dict[str, Any], remedy: str) -> None:
+    """An inbox called `file:` was made below the root."""
+    with pytest.raises(ConfigError, match=remedy):
         parse_config(sections)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,12 @@ from stream_odml.search.snapshot import GallerySnapshot
 from stream_odml.storage.files import LocalFiles
 from stream_odml.store import backup as module
 from stream_odml.store.backup import Backup, BackupFailed, back_up
-from stream_odml.store.errors import UnfinishedBackup
+from stream_odml.store.errors import NotAStreamRoot, UnfinishedBackup
 from stream_odml.store.layout import MARK
 from stream_odml.store.maintenance import MaintenancePolicy
 from stream_odml.store.select import select_rows
 from stream_odml.store.store import Store
+from stream_odml.store.table import Table
 from stream_odml.store.writer import Writer
 from tests.store.world import Item, commit_stage, ingest, make_rows, new_root
 
@@ -162,6 +164,36 @@ def test_a_copy_that_broke_off_is_no_stream(
             back_up(source, target)
     shutil.rmtree(copy)
     assert back_up(root, copy).head == Store.open(copy).tree.head
+
+
+def test_a_root_is_asked_for_its_tables_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their client lets other threads go on while a store hangs, and tells why a key is refused."""
+    root = str(tmp_path / "root")
+    new_root(root).release()
+    asked: list[str] = []
+    read, opened = LocalFiles.read, Table.__init__
+
+    def reading(self: LocalFiles, path: str, limit: int | None = None) -> bytes:
+        asked.append(path)
+        return read(self, path, limit)
+
+    def opening(self: Table, *arguments: Any) -> None:
+        asked.append("a table")
+        opened(self, *arguments)
+
+    monkeypatch.setattr(LocalFiles, "read", reading)
+    monkeypatch.setattr(Table, "__init__", opening)
+    Store.open(root)
+    assert asked[0] == "a table"
+    assert MARK in asked
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "loop", "nothing"])
+def test_what_is_no_root_is_refused_as_such(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(NotAStreamRoot):
+        Store.open(str(tmp_path / name))
 
 
 def test_a_copy_goes_into_an_empty_folder_that_can_be_written(tmp_path: Path) -> None:
