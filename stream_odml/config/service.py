@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from stream_odml.config.section import Section
-from stream_odml.storage.regular import machine_path
+from stream_odml.storage.reading import is_remote
+from stream_odml.storage.regular import checked_path, machine_path
 
 DEFAULT_MAX_PIXELS = 64_000_000
 """The default of `ingest.max_pixels`, the one limit of a stream; it is handed to everything that decodes."""
@@ -115,7 +116,10 @@ class ServiceOptions(Section):
     @field_validator("push_dir")
     @classmethod
     def _folder_is_written_out(cls, push_dir: str | None) -> str | None:
-        return push_dir and machine_path("folder of pushed images", push_dir)
+        if not push_dir:
+            return push_dir
+        check = checked_path if is_remote(push_dir) else machine_path
+        return check("folder of pushed images", push_dir)
 
     def token(self) -> str | None:
         """Return the token that clients must send, or None. Raises ValueError where its file is unreadable or empty."""

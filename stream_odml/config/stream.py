@@ -32,7 +32,7 @@ class ConfigError(ValueError):
 
 def _without_scheme(what: str, path: str) -> None:
     if machine_path(what, path) != path:
-        raise ValueError(f"the {what} {path!r} is a path; write it without file://")
+        raise ValueError(f"the {what} is a path; write it without file://")
 
 
 class SourceConfig(Section):
@@ -59,7 +59,7 @@ class SourceConfig(Section):
                 raise ValueError(f"path {self.path!r} lies in an object store; write `kind: s3` beside it")
             _without_scheme("inbox", self.path)
         elif self.kind == "s3" and scheme_of(self.path) not in ("", "s3"):
-            raise ValueError(f"path {self.path!r} is in no store that is known; write s3://BUCKET/PREFIX")
+            raise ValueError("path is in no store that is known; write s3://BUCKET/PREFIX")
         elif self.kind != "none" and not self.path.strip():
             raise ValueError(f"path is empty; say what of {self.kind} is read, or name `kind: none`")
         return self

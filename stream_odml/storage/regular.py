@@ -127,8 +127,8 @@ def machine_path(what: str, path: str) -> str:
     text = checked_path(what, path.removeprefix("file://") if path.startswith("file:///") else path)
     if "://" in text:
         raise ValueError(
-            f"the {what} {path!r} has '://' in it, as an address has; this takes a place on this machine: name one, "
-            "or a copy here"
+            f"the {what} has '://' in it, as an address has; this takes a place on this machine: name one, or a copy "
+            "here"
         )
     return text
 

@@ -188,8 +188,7 @@ def test_a_path_of_a_variable_that_is_not_set_is_no_folder(run: Run, arguments: 
 def test_an_address_is_no_path_of_this_machine(run: Run, arguments: list[str]) -> None:
     """`s3://bucket` became the folder `s3:/bucket`."""
     message = "".join(run(*arguments, code=2).replace("│", "").split())
-    address = next(word for word in arguments if "://" in word)
-    assert f"{address}'has'://'init,asanaddresshas;thistakesaplaceonthismachine" in message
+    assert "has'://'init,asanaddresshas;thistakesaplaceonthismachine" in message
 
 
 def test_every_command_of_the_readme_exists(run: Run) -> None:

@@ -164,6 +164,10 @@ def test_what_a_place_cannot_begin_with_is_refused(sections: dict[str, Any], rem
         parse_config(sections)
 
 
+def test_pushed_images_may_lie_in_a_bucket() -> None:
+    assert parse_config({"service": {"push_dir": "s3://bucket/in"}}).service.push_dir == "s3://bucket/in"
+
+
 def test_a_place_of_this_machine_may_be_called_a_file(tmp_path: Path) -> None:
     config = parse_config({"metrics": {"tensorboard": f"file://{tmp_path}/logs"}})
     assert config.metrics.tensorboard == tmp_path / "logs"
