@@ -58,7 +58,7 @@ BONUSES_AMONG_ALL, COST, MIN_ASKED, MIN_NEW, MIN_NEW_QUERIES = np.linspace(0.0, 
 known classes, where a quarter of the classes is new. Or the one that is best for both kinds, if that is more: told by
 left out classes that the trunk was not trained on, as it finds others whatever the bonus is. Either is seen by so many
 queries of each kind at least, in all galleries, and beside so many new classes. Where two parts compare,
-MIN_NEW_QUERIES of items left out of such classes are enough."""
+MIN_NEW_QUERIES items left out of such classes are enough."""
 
 
 def sample_rows(keys: Sequence[str], classes: Sequence[str]) -> Indices:

@@ -28,7 +28,7 @@ from stream_odml.store.artifacts import read_artifact
 from stream_odml.store.errors import ArtifactCorrupt
 from stream_odml.store.layout import ARTIFACTS, LANDED, MARK, REWRITTEN, UPGRADE, strangers
 from stream_odml.store.ledger_states import ShardState
-from stream_odml.store.origins import ORIGINS, UNFINISHED, below, check_finished, origins_of
+from stream_odml.store.origins import ORIGINS, UNFINISHED, Origins, below, origins_of
 from stream_odml.store.store import Store
 from stream_odml.store.tables import SCHEMAS
 from stream_odml.wording import some
@@ -70,7 +70,7 @@ def back_up(
     began = time.monotonic()
     store = Store.open(source, source_options)
     to = open_files(target, target_options)
-    check_finished(to)
+    Origins(to).check_finished()
     if any(to.exists(f"{name}/_delta_log/{0:020d}.json") for name in SCHEMAS) or to.exists(MARK):
         raise BackupFailed(
             f"{target} holds a stream root or a backup already; name an empty folder or prefix"

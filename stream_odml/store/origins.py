@@ -23,11 +23,22 @@ UNFINISHED = "unfinished"
 
 
 class Origins:
-    """Places of roots that this one is a copy of."""
+    """Places of roots that this one is a copy of, and whether that copy is whole."""
 
     def __init__(self, files: Files) -> None:
         self._root = files.uri.rstrip("/")
-        self.places = _noted(files)
+        mark = _mark(files)
+        noted = mark.get(ORIGINS)  # earlier releases wrote none
+        places = noted if isinstance(noted, list) else ()
+        self.places = frozenset(place for place in places if isinstance(place, str))
+        self._unfinished = bool(mark.get(UNFINISHED))
+
+    def check_finished(self) -> None:
+        """Raise UnfinishedBackup where a copy broke off: what is there may lack files, or tables."""
+        if self._unfinished:
+            raise UnfinishedBackup(
+                f"{self._root} is a backup that broke off before all was copied; delete it, and make another one"
+            )
 
     def relocated(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return a row of the ledger: of a shard that landed below a root of before, with its place in this one."""
@@ -64,20 +75,6 @@ def origins_of(
         if split is not None and sizes.get(split[1]) == shard.size_bytes:
             found[split[0]] = None
     return list(found)
-
-
-def check_finished(files: Files) -> None:
-    """Raise UnfinishedBackup where a copy broke off: what is there may lack files, or tables."""
-    if _mark(files).get(UNFINISHED):
-        raise UnfinishedBackup(
-            f"{files.uri} is a backup that broke off before all was copied; delete it, and make another one"
-        )
-
-
-def _noted(files: Files) -> frozenset[str]:
-    noted = _mark(files).get(ORIGINS)  # earlier releases wrote none
-    places = noted if isinstance(noted, list) else ()
-    return frozenset(place for place in places if isinstance(place, str))
 
 
 def _mark(files: Files) -> dict[str, Any]:

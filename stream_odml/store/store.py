@@ -34,7 +34,7 @@ from stream_odml.store.ledger import LedgerState
 from stream_odml.store.ledger_states import Attempt, TaskState
 from stream_odml.store.local_cache import LocalCache
 from stream_odml.store.mapping import Mapper
-from stream_odml.store.origins import Origins, check_finished
+from stream_odml.store.origins import Origins
 from stream_odml.store.recent import Recent
 from stream_odml.store.refusal_counts import RefusalCounts
 from stream_odml.store.select import visible_txns
@@ -132,10 +132,10 @@ class Store:
             store = Store(uri, storage_options, keep_gallery)
         except (NotAStreamRoot, TableCorrupt, DataFileMissing):
             with contextlib.suppress(OSError, DeltaError):
-                check_finished(open_files(uri, storage_options))
+                Origins(open_files(uri, storage_options)).check_finished()
             raise
         # After the tables, whose client lets other threads go on while a store hangs.
-        check_finished(store.files)
+        store.origins.check_finished()
         return store
 
     @staticmethod
