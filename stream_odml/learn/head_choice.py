@@ -124,28 +124,34 @@ def choose_head(
     if not folds:
         return replace(s, discriminant=s.discriminant and not few)
     first = folds[0]
-    # Directions in which fewer classes differ than there are dimensions say little of others, whatever a trunk shows
-    # that was trained on the classes left out.
+    # Fewer directions than dimensions say little of others, whatever a trunk shows that was trained on those left out.
     many = len(first.sums) > sums.lift.dim
     s = _each_part(replace(s, knows_all=False, bonus_among_all=0.0), first, OF_MANY if many else OF_FEW)
     both = [fold.both(s) for fold in folds]
     scale, bonus, share = _best_scores(_telling(both))
     if many:
-        s = replace(s, knows_all=_share(both, lambda gallery: gallery.by_known_q) > share + MARGIN)
-    if s.knows_all and len(first.solver.layer_lD):
-        layers = sorted(LAYERS, reverse=earlier is not None and earlier.layer > 0)
-        s = best_of([replace(s, layer=layer) for layer in layers], first.all_hits)
+        knows_all = _share(both, lambda gallery: gallery.by_known_q) > share + MARGIN
+        s = _with_layer(replace(s, knows_all=knows_all), first, earlier)
     if few and not sums.lift.width:
         keeps = earlier is not None and earlier.discriminant
         s = replace(s, discriminant=keeps or _pays(both, scale, bonus, share))
-    if s.discriminant:
-        asks = s.knows_all or sums.lift.out_dim <= LARGE_DIM
-        untrained = fold_of_untrained(sums, sample, classes, layer_lD, trained) if asks else None
-        if s.knows_all:
-            s = replace(s, bonus_among_all=_bonus_among_all(s, folds, untrained, earlier))
-        else:
-            scale, bonus = _scores_of_new(s, both, untrained)
-    return replace(s, new_scale=scale, new_bonus=bonus)
+    s = replace(s, new_scale=scale, new_bonus=bonus)
+    if not s.discriminant:
+        return s
+    asks = s.knows_all or sums.lift.out_dim <= LARGE_DIM
+    untrained = fold_of_untrained(sums, sample, classes, layer_lD, trained) if asks else None
+    if s.knows_all:
+        return replace(s, bonus_among_all=_bonus_among_all(s, folds, untrained, earlier))
+    return _with_scores_of_new(s, both, untrained)
+
+
+def _with_layer(s: HeadSettings, fold: Fold, earlier: HeadSettings | None) -> HeadSettings:
+    """Return settings with the layer where one part compares all and more is found by it; the one before stays until
+    less is."""
+    if not (s.knows_all and len(fold.solver.layer_lD)):
+        return s
+    layers = sorted(LAYERS, reverse=earlier is not None and earlier.layer > 0)
+    return best_of([replace(s, layer=layer) for layer in layers], fold.all_hits)
 
 
 def _each_part(s: HeadSettings, fold: Fold, weighings: Sequence[Weighing]) -> HeadSettings:
@@ -158,18 +164,18 @@ def _each_part(s: HeadSettings, fold: Fold, weighings: Sequence[Weighing]) -> He
     return best_of([replace(s, new_shrinkage=shrinkage) for shrinkage in NEW_SHRINKAGES], fold.new_hits)
 
 
-def _scores_of_new(
+def _with_scores_of_new(
     s: HeadSettings, both: list[tuple[Both, Both]], untrained: Fold | None
-) -> tuple[float, float]:
-    """Return scale and bonus of new items where two parts compare, for a gallery of which only classes left out are
-    new: those that the trunk was not trained on, once there are enough of them. Which parts there are was decided
-    before, as if all were new."""
+) -> HeadSettings:
+    """Return settings with scale and bonus of new items where two parts compare, for a gallery of which only classes
+    left out are new: those that the trunk was not trained on, once there are enough of them. Which parts there are was
+    decided before, as if all were new."""
     if untrained is not None and untrained.n_new >= MIN_NEW:
         shown = [untrained.both(s)]
         if _telling(shown) and int((~shown[0][0].is_known_q).sum()) >= MIN_NEW_QUERIES:
             both = shown
     scale, bonus, _ = _best_scores([gallery.of_left_out() for gallery in _telling(both)])
-    return scale, bonus
+    return replace(s, new_scale=scale, new_bonus=bonus)
 
 
 def _best_scores(galleries: list[Both]) -> tuple[float, float, float]:
